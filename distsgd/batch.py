@@ -1,0 +1,44 @@
+"""One lane's part of a minibatch, and everything that a computation on it may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distsgd.device import CPU, Array, Device
+from distsgd.random import random_words
+
+_NO_ARRAYS: Mapping[str, Array] = {}
+
+
+@dataclass(slots=True)
+class Batch:
+    """The examples of one lane. Arrays inside a model are batch-last: `x` is (features…, n).
+
+    x           inputs (…, n), the transposed view of C-ordered rows, in the parameters' dtype
+    y           targets: labels (n,) int64, or values (outputs, n)
+    weights     sample weights (n,), or None
+    indices     which examples these are, (n,)
+    state       running statistics of the model (read only)
+    statistics  float64 views where this lane's batch statistics go, by name, for training alone
+    """
+
+    x: Array
+    y: Array
+    indices: Array
+    weights: Array | None = None
+    epoch: int = 0
+    step: int = 0
+    lane: int = 0
+    seed: int = 0
+    training: bool = False
+    state: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
+    statistics: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
+    device: Device = CPU
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def random_words(self, count: int, purpose: str) -> Array:
+        """`count` random uint64 words, a function of (seed, purpose, epoch, step, lane) alone."""
+        return random_words(count, self.seed, purpose, self.epoch, self.step, self.lane)

@@ -1,0 +1,287 @@
+"""From a configuration to the objects that train: model, objective, metrics, trainer."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from distsgd.callbacks import Callback
+from distsgd.command_line import import_function, is_code
+from distsgd.communication import Communicator
+from distsgd.communication.exchange import Partition, make_exchange
+from distsgd.config import TrainConfig, parse_duration, parse_every, parse_target
+from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
+from distsgd.errors import ConfigurationError, DistsgdError, LaneError
+from distsgd.examples import Examples, Feeder, Signature
+from distsgd.layers import Layer
+from distsgd.layout import Layout
+from distsgd.losses import LOSSES, Loss, SoftmaxCrossEntropy
+from distsgd.metrics import ConfusionMatrix, Metric, UserMetric, default_metrics
+from distsgd.models import MODELS, ModelOptions, accepted_shape
+from distsgd.objective import Custom, Objective, Supervised
+from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.placement import Data
+from distsgd.regularization import Regularization
+from distsgd.runtime import affinity, cores_per_rank
+from distsgd.sampling import Sampler, lane_bounds
+from distsgd.schedules import Schedule, build_schedule
+from distsgd.step import TrainingStep
+from distsgd.trainer import Limits, Rhythm, Trainer
+from distsgd.validation import Evaluator
+from distsgd.workers import Workers, worker_count
+
+_CONFUSION_CLASSES = 100
+"""Above this many classes a confusion matrix is no longer something to read in a summary."""
+
+
+def user_code(communicator: Communicator, name: str, option: str) -> Any:
+    """The object that `file.py:function` names, on every rank; its own errors come with their traceback, once."""
+
+    def load() -> Any:
+        try:
+            return import_function(name, option)
+        except DistsgdError:
+            raise
+        except Exception:
+            raise LaneError(f"{option}: importing {name} failed:\n{traceback.format_exc().rstrip()}") from None
+
+    return communicator.everywhere(load)
+
+
+def build_loss(config: TrainConfig, data: Signature) -> Loss:
+    """The loss of the configuration: by the targets where it is auto."""
+    name = config.loss
+    if name == "auto":
+        name = "softmax-cross-entropy" if data.num_classes is not None else "squared-error"
+    if name == "softmax-cross-entropy":
+        return SoftmaxCrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights or None)
+    if config.label_smoothing or config.class_weights:
+        raise ConfigurationError(f"label_smoothing and class_weights need softmax-cross-entropy, the loss is {name}")
+    return LOSSES[name]()
+
+
+def build_objective(communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
+    """The named model with its loss, or what the user's own function returns. Collective."""
+    if is_code(config.model):
+        builder = user_code(communicator, config.model, "model")
+        loss = build_loss(config, data)
+
+        def call() -> Any:
+            try:
+                return builder(data.example_shape, loss.output_size(data.target_shape, data.num_classes))
+            except DistsgdError:
+                raise
+            except Exception:
+                raise LaneError(f"{config.model} failed:\n{traceback.format_exc().rstrip()}") from None
+
+        return as_objective(communicator.everywhere(call), loss, data)
+    if config.model not in MODELS:
+        raise ConfigurationError(
+            f"model: expected one of {', '.join(MODELS)}, or file.py:function, got {config.model!r}"
+        )
+    loss = build_loss(config, data)
+    options = ModelOptions(
+        hidden=config.hidden,
+        activation=config.activation,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+        weight_initializer=config.weight_initializer,
+        bias_initializer=config.bias_initializer,
+        bias=config.bias,
+        output_activation=config.output_activation,
+    )
+    if config.output_activation != "linear" and "cross-entropy" in config.loss:
+        raise ConfigurationError(f"output_activation {config.output_activation}: {config.loss} takes linear outputs")
+    outputs = loss.output_size(data.target_shape, data.num_classes)
+    return as_objective(MODELS[config.model](data.example_shape, outputs, options), loss, data)
+
+
+def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
+    """A layer with the loss, or an objective as it is. Raises ConfigurationError for anything else."""
+    if isinstance(model, Objective):
+        return model
+    if not isinstance(model, Layer):
+        raise ConfigurationError(
+            f"a model must be a distsgd.Layer or a distsgd.Custom, got {type(model).__name__}; see docs/extending.md"
+        )
+    shape = accepted_shape(model, data.example_shape)
+    outputs, needed = model.output_shape(shape), loss.output_size(data.target_shape, data.num_classes)
+    if outputs != (needed,):
+        raise ConfigurationError(f"the model puts out shape {outputs}, this loss needs ({needed},) for these targets")
+    return Supervised(model, loss, shape)
+
+
+def build_metrics(
+    communicator: Communicator, config: TrainConfig, data: Signature, objective: Objective
+) -> list[Metric]:
+    """What is measured besides the loss. Collective, for it may load the user's functions."""
+    users = [UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric")) for name in config.metric]
+    if isinstance(objective, Custom) and objective.outputs is None:
+        if users:
+            raise ConfigurationError("metric: this model gives no outputs to measure; give distsgd.Custom outputs=")
+        return []
+    loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
+    outputs = loss.output_size(data.target_shape, data.num_classes)
+    return [*_standard_metrics(config, data, loss, outputs), *users]
+
+
+def _standard_metrics(config: TrainConfig, data: Signature, loss: Loss, outputs: int) -> Sequence[Metric]:
+    kind = next(name for name, loss_class in LOSSES.items() if isinstance(loss, loss_class))
+    if kind == "softmax-cross-entropy":
+        return default_metrics("classification", outputs, config.top_k)
+    binary = outputs == 1 and (kind == "binary-cross-entropy" or data.num_classes == 2)
+    if binary:
+        return default_metrics("classification", 1, config.top_k, threshold=0.0 if kind.startswith("binary") else 0.5)
+    if kind == "binary-cross-entropy":
+        return []  # several yes-or-no targets at once: the loss says what there is to say
+    return default_metrics("regression", outputs, config.top_k)
+
+
+def confusion_matrix(data: Signature, metrics: Sequence[Metric]) -> ConfusionMatrix | None:
+    """The confusion matrix for the summary, where there are classes, and not too many."""
+    accuracy = next((metric for metric in metrics if metric.name == "accuracy"), None)
+    if accuracy is None or data.num_classes is None or data.num_classes > _CONFUSION_CLASSES:
+        return None
+    return ConfusionMatrix(max(data.num_classes, 2), accuracy.threshold)  # type: ignore[attr-defined]
+
+
+def build_from_config(config: TrainConfig) -> tuple[Optimizer, Schedule]:
+    """Optimizer and schedule by name."""
+    by_name: dict[str, dict[str, float | None]] = {
+        "momentum": {"momentum": config.momentum, "dampening": config.dampening},
+        "nesterov": {"momentum": config.momentum},
+        "adagrad": {"epsilon": config.epsilon},
+        "rmsprop": {"alpha": config.rho, "epsilon": config.epsilon},
+        "adam": {"beta1": config.beta1, "beta2": config.beta2, "epsilon": config.epsilon},
+    }
+    by_name["adamw"] = by_name["adam"]
+    optimizer = build_optimizer(
+        config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        **by_name.get(config.optimizer, {}),
+    )
+    schedule = build_schedule(
+        config.schedule,
+        warmup_steps=config.warmup_steps,
+        decay_rate=config.decay_rate,
+        decay_epochs=config.decay_epochs,
+        factor=config.decay_factor,
+        staircase=config.staircase,
+        epochs=config.schedule_epochs or max(config.epochs, 1),
+    )
+    return optimizer, schedule
+
+
+def build_rule(config: TrainConfig, metrics: Sequence[Metric]) -> StoppingRule:
+    """The early-stopping rule, which also says which parameters are best."""
+    name = config.monitor.partition("_")[2]
+    mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(config.monitor)
+    if config.early_stopping == "epochs":
+        return EpochsRule(config.patience, config.min_delta, mode)
+    if mode == "max":
+        raise ConfigurationError(
+            f"early_stopping patience watches what gets smaller, such as validation_error; monitor is {config.monitor}"
+        )
+    return PatienceRule(config.patience, config.patience_increase, config.improvement_threshold)
+
+
+def build_trainer(
+    communicator: Communicator,
+    config: TrainConfig,
+    data: Data,
+    objective: Objective,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    metrics: Sequence[Metric],
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
+    """The trainer, with freshly initialized parameters on every rank. Collective."""
+    lanes = config.logical_ranks
+    if communicator.size > lanes:
+        raise ConfigurationError(
+            f"{communicator.size} ranks share {lanes} logical ranks: start at most {lanes} ranks, or set "
+            f"--logical-ranks {communicator.size} (which gives other bits than {lanes})"
+        )
+    dtype = np.dtype(config.dtype)
+    batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
+    sampler = Sampler(
+        len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
+    )
+    layout = Layout.of(objective.parameter_shapes())
+    if layout.size == 0:
+        raise ConfigurationError("the model has no parameters to train")
+    workers = Workers(_threads(communicator, config, layout.size, min(batch_size, len(data.train))))
+    partition = Partition(lanes, communicator.size, layout.size)
+    record = 2 + Layout.of(objective.statistics_shapes()).size
+    exchange = make_exchange(communicator, partition, workers.count, dtype, len(optimizer.slots), record)
+    running_layout = Layout.of(objective.state_shapes())
+    running = running_layout.views(np.zeros(running_layout.size, dtype))
+    feeder = Feeder(data.train, objective, dtype, config.seed)
+    feeder.check()
+    regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
+    step = TrainingStep(
+        objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm
+    )
+
+    def initialize() -> None:
+        objective.initialize(step.params, running, config.seed)
+
+    communicator.on_root(initialize)
+    exchange.load_params(None)
+    communicator.broadcast(running.flat)
+
+    def evaluator(examples: Examples | None) -> Evaluator | None:
+        if examples is None:
+            return None
+        feed = replace(feeder, examples=examples)
+        return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
+
+    rule = build_rule(config, metrics) if data.validation is not None else None
+    return Trainer(
+        communicator=communicator,
+        step=step,
+        sampler=sampler,
+        schedule=schedule,
+        limits=_limits(config, rule),
+        rhythm=_rhythm(config, sampler, rule),
+        rule=rule,
+        monitor=config.monitor,
+        validation=evaluator(data.validation),
+        test=evaluator(data.test),
+        train=evaluator(data.train) if config.train_metrics == "full" else None,
+        test_at_best=config.test_at_best,
+        callbacks=callbacks,
+    )
+
+
+def _threads(communicator: Communicator, config: TrainConfig, parameters: int, batch_length: int) -> int:
+    node = communicator.node()
+    masks = node.allgather_object(affinity())
+    cores = cores_per_rank(masks, node.rank)
+    lanes = Partition(config.logical_ranks, communicator.size, parameters).lanes_of(communicator.rank)
+    mine = lanes[1] - lanes[0]
+    if config.threads is not None:
+        return max(1, min(config.threads, mine))
+    longest = max(lane_bounds(batch_length, config.logical_ranks)[1], 1)
+    return worker_count(cores, mine, parameters, longest)
+
+
+def _limits(config: TrainConfig, rule: StoppingRule | None) -> Limits:
+    target = None if config.target is None else parse_target(config.target)
+    if target is not None and rule is None:
+        raise ConfigurationError("target: there is nothing to measure it on; give validation data")
+    seconds = None if config.max_time is None else parse_duration(config.max_time, "max_time")
+    return Limits(config.epochs, config.max_steps, seconds, target)
+
+
+def _rhythm(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Rhythm:
+    every = parse_every(config.validate_every, "validate_every", seconds=False)
+    steps = int(every.amount) * (sampler.steps_per_epoch if every.unit == "epochs" else 1)
+    if isinstance(rule, PatienceRule):
+        steps = rule.validation_frequency(sampler.steps_per_epoch)
+    return Rhythm(steps, parse_every(config.checkpoint_every, "checkpoint_every"), config.log_every)

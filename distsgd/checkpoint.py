@@ -1,0 +1,226 @@
+"""Checkpoints: one safetensors file each, written atomically, hashed as a whole, and never unpickled.
+
+What isn't an array is JSON under the one metadata key `distsgd`, with floats as hexadecimal, so that nothing is
+rounded. The JSON holds the sha256 of the whole file, computed with the digest's own digits as zeros: safetensors has
+no checksum of its own. The digest is checked before anything in the file is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.device import Array
+from distsgd.errors import CheckpointError
+
+FORMAT = 1
+_ZEROS = "0" * 64
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+
+
+@dataclass
+class Checkpoint:
+    """Named arrays and a JSON document."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+
+    def group(self, prefix: str) -> dict[str, Array]:
+        """The arrays whose names begin with `prefix` and a slash, without both."""
+        head = prefix + "/"
+        return {name[len(head) :]: array for name, array in self.arrays.items() if name.startswith(head)}
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the file whole or not at all. Raises CheckpointError where it can't be written."""
+    data = encode(checkpoint)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises CheckpointError where the file can't be read, is damaged, or is of another format."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
+    try:
+        return decode(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def encode(checkpoint: Checkpoint) -> bytearray:
+    """The bytes of a checkpoint file."""
+    from safetensors.numpy import save
+
+    document = {**checkpoint.document, "format": FORMAT, "sha256": _ZEROS}
+    text = json.dumps(_to_hex(document), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    data = bytearray(save(arrays, metadata={"distsgd": text}))
+    place = _find_digest(data)
+    data[place] = hashlib.sha256(data).hexdigest().encode()
+    return data
+
+
+def decode(data: bytes | bytearray) -> Checkpoint:
+    """The checkpoint in these bytes. Raises CheckpointError where they aren't a whole, undamaged one."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    zeroed = bytearray(data)
+    place = _find_digest(zeroed)
+    said = bytes(zeroed[place]).decode()
+    zeroed[place] = _ZEROS.encode()
+    if hashlib.sha256(zeroed).hexdigest() != said:
+        raise CheckpointError("damaged: its contents do not have the sha256 that it names")
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        document = _from_hex(json.loads(header["__metadata__"]["distsgd"]))
+        arrays = load(bytes(data))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"not a checkpoint of distsgd ({error})") from None
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"has format {document.get('format')!r}, this version reads format {FORMAT}; "
+            "use the version of distsgd that wrote it"
+        )
+    return Checkpoint(arrays, document)
+
+
+def _find_digest(data: bytearray) -> slice:
+    """Where the file's own digest stands, without parsing the header."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_HEADER_LIMIT, len(data) - 8):
+        raise CheckpointError("damaged: it is shorter than its header says")
+    found = list(_DIGEST.finditer(data, 8, 8 + length))
+    if len(found) != 1:
+        raise CheckpointError("not a checkpoint of distsgd: it names no sha256 of itself")
+    return slice(*found[0].span(1))
+
+
+def _to_hex(value: Any) -> Any:
+    if isinstance(value, float):
+        return {"hex": value.hex()}
+    if isinstance(value, Mapping):
+        return {str(key): _to_hex(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_hex(item) for item in value]
+    return value
+
+
+def _from_hex(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"hex"}:
+            return float.fromhex(value["hex"])
+        return {key: _from_hex(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_hex(item) for item in value]
+    return value
+
+
+def write_atomically(path: Path, data: bytes | bytearray) -> None:
+    """Writes a temporary file beside `path`, syncs it, renames it, and syncs the folder. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in `folder` last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """`last`, `best` and the newest `keep` numbered checkpoints of a run."""
+
+    folder: Path
+    keep: int = 3
+
+    def save(self, checkpoint: Checkpoint, step: int) -> None:
+        """Writes step-N.safetensors, points last.safetensors to it, and removes old ones."""
+        numbered = self.folder / f"step-{step}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"could not make the folder {self.folder}: {error.strerror or error}") from None
+        write_checkpoint(numbered, checkpoint)
+        self._link(numbered, self.folder / "last.safetensors")
+        for old in self._numbered()[self.keep :]:
+            old.unlink(missing_ok=True)
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Writes best.safetensors."""
+        write_checkpoint(self.folder / "best.safetensors", checkpoint)
+
+    def _link(self, source: Path, name: Path) -> None:
+        """A second name for the same bytes; a copy where the file system has no hard links."""
+        temporary = name.with_name(f".{name.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            write_atomically(name, source.read_bytes())
+            return
+        os.replace(temporary, name)
+        sync_folder(self.folder)
+
+    def _numbered(self) -> list[Path]:
+        """The numbered checkpoints, newest first."""
+        found = []
+        for path in self.folder.glob("step-*.safetensors"):
+            digits = path.stem.removeprefix("step-")
+            if digits.isdigit():
+                found.append((int(digits), path))
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def _candidates(self) -> Iterator[Path]:
+        last = self.folder / "last.safetensors"
+        numbered = self._numbered()
+        if last.exists() and not (numbered and os.path.samefile(last, numbered[0])):
+            yield last
+        yield from numbered
+
+    def exists(self) -> bool:
+        """Whether there is any checkpoint, valid or not."""
+        return any(True for _ in self._candidates())
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The valid checkpoint with most steps, None where there is none, and what was wrong with newer ones."""
+        problems: list[str] = []
+        best: Checkpoint | None = None
+        for path in self._candidates():
+            try:
+                found = read_checkpoint(path)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            if best is None or found.document.get("step", 0) > best.document.get("step", 0):
+                best = found
+            if path.name != "last.safetensors":
+                break
+        return best, problems

@@ -1,0 +1,207 @@
+"""From arguments and a TOML file to a configuration: defaults < TOML < command line. Rank 0 alone does this."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tomllib
+import types
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from distsgd.config import TrainConfig, field_names, option_types
+from distsgd.errors import ConfigurationError, DistsgdError
+
+T = TypeVar("T")
+_CONFIG_SIZE_LIMIT = 1_000_000  # bytes
+_SHORT = re.compile(r"^--lr(=.*)?$")
+
+
+class Finished(DistsgdError):
+    """The command line asked for a text alone, such as --help; it has been printed."""
+
+    exit_status = 0
+
+
+def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
+    """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished."""
+    import tyro
+
+    arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            if default is None:
+                return tyro.cli(kind, args=arguments, prog=prog)
+            return tyro.cli(kind, args=arguments, prog=prog, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise Finished from None
+        raise ConfigurationError(f"{_sentence(said.getvalue())} (see {prog} --help)") from None
+
+
+def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
+    """As parse_arguments, for options whose annotations say `tyro.conf.Positional`.
+
+    Their modules don't import tyro, which only rank 0 needs; it gets its name there here.
+    """
+    import tyro
+
+    vars(sys.modules[kind.__module__])["tyro"] = tyro
+    return parse_arguments(kind, arguments, prog=prog)
+
+
+def _sentence(box: str) -> str:
+    """The message inside the box that tyro draws around it."""
+    lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
+    told: list[str] = []
+    for line in lines[1:]:
+        if not line and told and not told[-1].startswith("Unrecognized"):
+            break
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        if line.startswith("Perhaps you meant"):
+            told.append("perhaps you meant")
+        elif line and not line.startswith("- "):
+            told.append(line)
+    text = " ".join(told).replace("perhaps you meant", "; perhaps you meant", 1).replace(" ;", ";")
+    return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
+
+
+def load_config(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration of `python -m distsgd.train ARGUMENTS`."""
+    arguments = list(arguments)
+    path = _take_config(arguments)
+    if "--version" in arguments:
+        from distsgd import __version__
+
+        print(f"distsgd {__version__}")
+        raise Finished
+    default = TrainConfig() if path is None else read_toml(Path(path))
+    config = parse_arguments(TrainConfig, arguments, prog="python -m distsgd.train", default=default)
+    if path is not None:
+        _check_code_is_named_twice(config, default, path, arguments)
+    return config
+
+
+def _take_config(arguments: list[str]) -> str | None:
+    """Removes `--config PATH` or `--config=PATH` and returns the path."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 >= len(arguments):
+                raise ConfigurationError("--config: expected the path of a TOML file behind it")
+            path = arguments[index + 1]
+            del arguments[index : index + 2]
+            return path
+        if argument.startswith("--config="):
+            del arguments[index]
+            return argument.removeprefix("--config=")
+    return None
+
+
+def _check_code_is_named_twice(config: TrainConfig, default: TrainConfig, path: str, arguments: Sequence[str]) -> None:
+    """A configuration file is data: the code that it names runs only where the command line names it too."""
+    for option in ("model", "metric", "callback"):
+        values = getattr(default, option)
+        for value in (values,) if isinstance(values, str) else values:
+            if is_code(value) and value not in " ".join(arguments) and getattr(config, option) == values:
+                raise ConfigurationError(
+                    f"{path} names code, {option} = {value!r}; to run it, add --{option} {value} to the command line"
+                )
+
+
+def is_code(name: str) -> bool:
+    """Whether this is file.py:function."""
+    file, _, function = name.rpartition(":")
+    return file.endswith(".py") and function.isidentifier()
+
+
+def read_toml(path: Path) -> TrainConfig:
+    """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
+    try:
+        if path.stat().st_size > _CONFIG_SIZE_LIMIT:
+            raise ConfigurationError(f"{path}: a configuration has at most {_CONFIG_SIZE_LIMIT} bytes")
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
+    return from_mapping(document, str(path))
+
+
+def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration with these values, dashes and underscores alike; `source` names them in errors."""
+    kinds, names, values = option_types(), field_names(), {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        name = "learning_rate" if name == "lr" else name
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; see python -m distsgd.train --help"
+            raise ConfigurationError(f"{source}: unknown option {key!r}{hint}")
+        values[name] = _coerce(value, kinds[name], f"{source}: {name}")
+    try:
+        return TrainConfig(**values)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the type `kind`: lists become tuples, whole numbers floats; anything else is refused."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _coerce(value, get_args(kind)[0], where)
+    if origin in (Union, types.UnionType):
+        for option in get_args(kind):
+            try:
+                return _coerce(value, option, where)
+            except ConfigurationError:
+                continue
+    elif origin is Literal:
+        if value in get_args(kind):
+            return value
+    elif origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_coerce(item, get_args(kind)[0], where) for item in items)
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif kind is type(None):
+        if value is None:
+            return None
+    elif isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
+        return value
+    raise ConfigurationError(f"{where}: expected {_kind_name(kind)}, got {value!r}")
+
+
+def _kind_name(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_kind_name(option) for option in get_args(kind) if option is not type(None))
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if origin is tuple:
+        return f"a list of {_kind_name(get_args(kind)[0])}"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(kind, str(kind))
+
+
+def import_function(name: str, option: str) -> Any:
+    """The object that `file.py:function` names; runs the file. Raises ConfigurationError where there is none."""
+    import importlib.util
+
+    file, _, function = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigurationError(f"{option}: there is no file {file}")
+    specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules.setdefault(path.stem, module)
+    specification.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ConfigurationError(f"{option}: {file} has no {function}")
+    return getattr(module, function)

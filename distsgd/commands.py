@@ -1,0 +1,57 @@
+"""How a command begins and ends: before NumPy loads, on all ranks, with one message and one exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from distsgd import runtime
+from distsgd.errors import DistsgdError
+
+if TYPE_CHECKING:
+    from distsgd.communication import Communicator
+
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
+    """Runs `command(communicator, arguments)` on all ranks and returns the exit status, the same on each.
+
+    An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
+    traceback and ends all ranks.
+    """
+    runtime.prepare()
+    try:
+        from distsgd.communication import start
+
+        communicator = start()
+    except DistsgdError as error:
+        if launcher_rank() == 0:
+            report(error)
+        return error.exit_status
+    try:
+        status = command(communicator, sys.argv[1:])
+    except DistsgdError as error:
+        if communicator.is_root:
+            report(error)
+        status = error.exit_status
+    sys.stdout.flush()
+    communicator.barrier()
+    return status
+
+
+def report(error: DistsgdError) -> None:
+    """Prints the error's sentence."""
+    if str(error):
+        sys.stdout.flush()
+        print(f"distsgd: error: {error}", file=sys.stderr, flush=True)
+
+
+def launcher_rank() -> int:
+    """This process's rank as the launcher says, 0 without one."""
+    for variable in _RANK_VARIABLES:
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable])
+    return 0

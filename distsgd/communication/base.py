@@ -1,0 +1,91 @@
+"""What ranks need from each other: a few collectives, and agreement on errors. One implementation a file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from distsgd.device import Array
+from distsgd.errors import DistsgdError
+
+T = TypeVar("T")
+
+
+class Communicator(ABC):
+    """A group of ranks. Collectives are called by all of them, in the same order.
+
+    Names that end in `_object` pickle what they send: for small things, between processes of one run.
+    """
+
+    rank: int
+    size: int
+    hosts: tuple[str, ...]
+    """The host name of each rank."""
+
+    @abstractmethod
+    def broadcast_object(self, value: T, root: int = 0) -> T:
+        """Root's value, on every rank."""
+
+    @abstractmethod
+    def allgather_object(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank."""
+
+    @abstractmethod
+    def gather_object(self, value: T) -> list[T] | None:
+        """Every rank's value, in rank order, on rank 0; None elsewhere."""
+
+    @abstractmethod
+    def broadcast(self, array: Array) -> None:
+        """Overwrites `array` with rank 0's."""
+
+    @abstractmethod
+    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+        """Sends rank r the r-th part of the bytes `send`, and fills `receive` with what each rank sends here."""
+
+    @abstractmethod
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        """`flat` is cut in rank order into `counts` elements; fills in place what the other ranks own."""
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+
+    @abstractmethod
+    def node(self) -> Communicator:
+        """The ranks on this rank's host, in rank order. Collective."""
+
+    @abstractmethod
+    def abort(self, status: int) -> None:
+        """Ends all ranks at once."""
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this is rank 0, which decides, writes and prints."""
+        return self.rank == 0
+
+    def on_root(self, function: Callable[[], T]) -> T:
+        """function()'s result from rank 0, on every rank; a DistsgdError that it raises is raised on every rank."""
+        outcome: tuple[Any, DistsgdError | None] = (None, None)
+        if self.is_root:
+            try:
+                outcome = (function(), None)
+            except DistsgdError as error:
+                outcome = (None, error)
+        value, problem = self.broadcast_object(outcome)
+        if problem is not None:
+            raise problem
+        return value  # type: ignore[no-any-return]
+
+    def everywhere(self, function: Callable[[], T]) -> T:
+        """function()'s result on each rank; a DistsgdError of any rank is raised on all of them, the lowest rank's."""
+        value: Any = None
+        error: DistsgdError | None = None
+        try:
+            value = function()
+        except DistsgdError as raised:
+            error = raised
+        for other in self.allgather_object(error):
+            if other is not None:
+                raise other
+        return value  # type: ignore[no-any-return]

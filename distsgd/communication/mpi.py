@@ -1,0 +1,104 @@
+"""Ranks as MPI processes, through mpi4py; imported only where a launcher has started them."""
+
+from __future__ import annotations
+
+import faulthandler
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from distsgd.communication.base import Communicator
+from distsgd.device import Array
+from distsgd.errors import LauncherError
+
+T = TypeVar("T")
+
+
+def _load_mpi() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError where mpi4py finds no MPI library
+        reason = str(error).splitlines()[0]
+        raise LauncherError(
+            f"an MPI launcher started this process, but mpi4py could not load an MPI library ({reason}); "
+            "load the cluster's MPI module, or install one with: pip install 'distsgd[mpich]'"
+        ) from None
+    return MPI
+
+
+class MPICommunicator(Communicator):
+    """A group of MPI processes."""
+
+    def __init__(self, comm: Any, hosts: Sequence[str]) -> None:
+        self._comm = comm
+        self.rank, self.size, self.hosts = comm.rank, comm.size, tuple(hosts)
+        self._node: Communicator | None = None
+        self._mpi = _load_mpi()
+
+    @classmethod
+    def world(cls, expected_size: int | None) -> MPICommunicator:
+        """All processes of this run, ranked by (node, place on the node) whatever order the launcher gave them.
+
+        Raises LauncherError where the launcher started `expected_size` processes and MPI sees another number.
+        """
+        comm = _load_mpi().COMM_WORLD
+        if expected_size is not None and comm.size != expected_size:
+            raise LauncherError(
+                f"the launcher started {expected_size} processes, but MPI sees {comm.size}: mpirun and the MPI library "
+                "belong to different MPIs; start with the mpirun of the library that mpi4py loads "
+                "(python -m mpi4py --mpi-lib-version names it)"
+            )
+        names = comm.allgather(platform.node())
+        first_of_host = {host: names.index(host) for host in names}
+        order = sorted(range(comm.size), key=lambda rank: (first_of_host[names[rank]], rank))
+        group = comm.Split(0, order.index(comm.rank))
+        return cls(group, [names[rank] for rank in order])
+
+    def broadcast_object(self, value: T, root: int = 0) -> T:
+        return self._comm.bcast(value, root=root)  # type: ignore[no-any-return]
+
+    def allgather_object(self, value: T) -> list[T]:
+        return self._comm.allgather(value)  # type: ignore[no-any-return]
+
+    def gather_object(self, value: T) -> list[T] | None:
+        return self._comm.gather(value, root=0)  # type: ignore[no-any-return]
+
+    def broadcast(self, array: Array) -> None:
+        self._comm.Bcast(array, root=0)
+
+    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+        byte = self._mpi.BYTE
+        self._comm.Alltoallv([send, send_counts, byte], [receive, receive_counts, byte])
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        width = flat.itemsize
+        sizes = [count * width for count in counts]
+        self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def node(self) -> Communicator:
+        if self._node is None:
+            group = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
+            self._node = MPICommunicator(group, [self.hosts[self.rank]] * group.size)
+        return self._node
+
+    def abort(self, status: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._mpi.COMM_WORLD.Abort(status)
+
+    def abort_on_unhandled_errors(self) -> None:
+        """From now on an exception that nobody handles ends all ranks, which would otherwise wait for this one."""
+        faulthandler.enable()
+
+        def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            text = "".join(traceback.format_exception(kind, error, trace))
+            print(f"rank {self.rank} on {self.hosts[self.rank]}:\n{text}", file=sys.stderr, flush=True)
+            self.abort(1)
+
+        sys.excepthook = hook

@@ -1,0 +1,50 @@
+"""One process alone: the same operations, none of which has to move anything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from distsgd.communication.base import Communicator
+from distsgd.device import Array
+
+T = TypeVar("T")
+
+
+class SerialCommunicator(Communicator):
+    """The group of one rank."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.hosts = 0, 1, (platform.node(),)
+
+    def broadcast_object(self, value: T, root: int = 0) -> T:
+        return value
+
+    def allgather_object(self, value: T) -> list[T]:
+        return [value]
+
+    def gather_object(self, value: T) -> list[T]:
+        return [value]
+
+    def broadcast(self, array: Array) -> None:
+        pass
+
+    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+        receive[:] = send
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        pass
+
+    def barrier(self) -> None:
+        pass
+
+    def node(self) -> Communicator:
+        return self
+
+    def abort(self, status: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

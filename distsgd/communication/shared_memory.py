@@ -1,0 +1,73 @@
+"""One copy of an array per node, in memory that survives a peer's death and leaves nothing behind.
+
+The memory is a file without a name: made with memfd_create and opened by the neighbours through /proc, or, where
+that is not to be had (macOS), a temporary file that is unlinked as soon as all have opened it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from distsgd.communication.base import Communicator
+from distsgd.device import Array, Shape
+
+
+def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Array, bool]:
+    """(zeros of this shape, whether all ranks of `node` see the same memory). Collective over the node.
+
+    Where memory can't be shared, each rank gets an array of its own.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if node.size == 1 or size == 0:
+        return np.zeros(shape, dtype), node.size == 1
+    memory = _share(node, size)
+    if memory is None:
+        return np.zeros(shape, dtype), False
+    return np.ndarray(shape, dtype, buffer=memory), True
+
+
+def _share(node: Communicator, size: int) -> mmap.mmap | None:
+    descriptor, path, named = -1, None, None
+    if node.is_root:
+        try:
+            descriptor, path, named = _create(size)
+        except OSError:
+            path = None
+    path = node.broadcast_object(path)
+    memory = None
+    try:
+        if path is not None:
+            if not node.is_root:
+                descriptor = os.open(path, os.O_RDWR)
+            memory = mmap.mmap(descriptor, size)
+    except (OSError, ValueError):
+        memory = None
+    everyone = all(node.allgather_object(memory is not None))
+    if named is not None:
+        named.unlink(missing_ok=True)
+    if descriptor >= 0:
+        os.close(descriptor)
+    return memory if everyone else None
+
+
+def _create(size: int) -> tuple[int, str, Path | None]:
+    """(descriptor, the path by which neighbours open it, the file to unlink afterwards)."""
+    if hasattr(os, "memfd_create"):
+        descriptor, named = os.memfd_create("distsgd", os.MFD_CLOEXEC), None
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="distsgd-")
+        named = Path(path)
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        if named is not None:
+            named.unlink(missing_ok=True)
+        raise
+    return descriptor, path, named

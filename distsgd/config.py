@@ -1,0 +1,349 @@
+"""The configuration of a run: one frozen dataclass, whose fields are the options of `python -m distsgd.train`.
+
+Values are checked here, with a sentence for each; what depends on the data is checked where the data are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_type_hints
+
+from distsgd.errors import ConfigurationError
+
+STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
+OPERATIONAL = (
+    "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
+    "threads", "data_dir", "validation_on", "test_at_best", "callback", "init_from",
+)  # fmt: skip
+"""Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
+NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet")
+
+BatchSize = int | Literal["full"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
+
+    # data
+    dataset: str = "digits"
+    """digits, mnist, fashion-mnist, xor, moons, or a path: .npz with x and y, or a folder of .npy files."""
+    data_dir: str | None = None
+    """Where data-set files are, or are downloaded to. Default: the user's cache folder."""
+    scale: float | None = None
+    """Inputs are divided by this. Default: what the data set says (255 for bytes)."""
+    validation_fraction: float = 0.1
+    """Part of the training examples that is split off for validation, a fixed function of the seed."""
+    validation: str | None = None
+    """Path of validation data, instead of splitting some off."""
+    validation_last: int | None = None
+    """Validate on this many last training examples, instead of a random part."""
+    test: str | None = None
+    """Path of test data, instead of the data set's own."""
+
+    # model
+    model: str = "mlp"
+    """softmax, mlp, or file.py:function for your own."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Units of each hidden layer of mlp."""
+    activation: str = "relu"
+    """relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
+    dropout: float = 0.0
+    """Dropout rate behind each hidden activation of mlp."""
+    batch_norm: bool = False
+    """Batch normalization in each hidden layer of mlp."""
+    weight_initializer: str | None = None
+    """he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation."""
+    bias_initializer: str = "zeros"
+    """As weight_initializer."""
+    bias: bool = True
+    """Biases in dense layers."""
+    output_activation: str = "linear"
+    """linear, or sigmoid under a squared error."""
+
+    # loss
+    loss: str = "auto"
+    """softmax-cross-entropy, binary-cross-entropy or squared-error. auto: the first for labels, the last for values."""
+    label_smoothing: float = 0.0
+    """Part of the target that is spread evenly over the classes (softmax-cross-entropy)."""
+    class_weights: tuple[float, ...] = ()
+    """One weight a class for its examples' losses (softmax-cross-entropy)."""
+
+    # optimizer
+    optimizer: str = "momentum"
+    """sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw."""
+    learning_rate: float | None = None
+    """Or --lr. Default by optimizer: 0.1 sgd; 0.05 momentum, nesterov; 0.001 adam, adamw, rmsprop; 0.01 adagrad."""
+    momentum: float = 0.9
+    """Of momentum and nesterov."""
+    dampening: float = 0.0
+    """Of momentum; equal to it, the velocity is an exponential average: 0.9 with momentum 0.9."""
+    beta1: float = 0.9
+    """Of adam and adamw."""
+    beta2: float = 0.999
+    """Of adam and adamw."""
+    rho: float = 0.99
+    """Of rmsprop: how much of the average of squares is kept a step."""
+    epsilon: float | None = None
+    """Of adagrad, rmsprop, adam and adamw. Default by optimizer: 1e-10 adagrad, 1e-8 the others."""
+    weight_decay: float | None = None
+    """Coupled in all optimizers but adamw. Default: 0; 0.01 in adamw."""
+    l1: float = 0.0
+    """Adds l1 times the sum of absolute weights to the loss."""
+    l2: float = 0.0
+    """Adds l2 times the sum of squared weights to the loss."""
+    penalize: tuple[str, ...] = ("weights",)
+    """What l1, l2 and weight_decay hold for: weights (no biases), or name patterns such as 'dense1.*' or '*'."""
+    freeze: tuple[str, ...] = ()
+    """Name patterns of parameters that are not trained."""
+    clip_norm: float | None = None
+    """Scales the gradient down to this global norm where it is longer."""
+    schedule: str = "constant"
+    """constant, inverse-time, inverse-sqrt, step, exponential or cosine."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up before the schedule."""
+    schedule_epochs: float | None = None
+    """The horizon of the cosine schedule; never a stop condition. Default: epochs of the first start."""
+    decay_rate: float | None = None
+    """Of inverse-time and exponential."""
+    decay_epochs: float | None = None
+    """Epochs that make up one unit of the schedule's time."""
+    decay_factor: float | None = None
+    """Of the step schedule: what the learning rate is multiplied with at each step down."""
+    staircase: bool = False
+    """The schedule moves at whole units of time alone."""
+
+    # sampling
+    batch_size: BatchSize = 256
+    """Examples of one global minibatch, over all ranks together; full for the whole training set."""
+    sampling: str = "epochs"
+    """epochs: each example once an epoch; replacement: every minibatch drawn independently."""
+    shuffle: bool = True
+    """A new order every epoch."""
+    drop_last: bool = False
+    """Leave out an epoch's last minibatch where it is short."""
+    logical_ranks: int = 4
+    """Lanes that a minibatch is cut into: results depend on this number, and on the number of ranks never."""
+    seed: int = 0
+    """Of everything random."""
+    dtype: str = "float32"
+    """float32 or float64."""
+
+    # when to stop
+    epochs: int = 20
+    """Stop after this many epochs."""
+    max_steps: int | None = None
+    """Stop after this many steps, counted from the run's first."""
+    max_time: str | None = None
+    """Stop after this much time, such as 90s, 10m or 3h50m, with a checkpoint and status 75."""
+    target: str | None = None
+    """Stop when a metric is reached, such as validation_accuracy=0.98."""
+
+    # validation and early stopping
+    validate_every: str = "1epoch"
+    """Steps, or epochs as in 1epoch."""
+    validation_on: str = "all"
+    """all: ranks share the validation; rank0: rank 0 computes it alone."""
+    train_metrics: str = "running"
+    """running: the loss during the epoch; full: the whole training set is scored at each validation."""
+    top_k: int | None = None
+    """Adds top-k accuracy."""
+    metric: tuple[str, ...] = ()
+    """Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example."""
+    early_stopping: str = "epochs"
+    """epochs: stop after `patience` validations without improvement; patience: the rule in iterations."""
+    patience: int = 10
+    """Of either rule; 0 never stops."""
+    min_delta: float = 0.0
+    """What counts as an improvement under the epochs rule."""
+    monitor: str = "validation_loss"
+    """The metric that early stopping and the best parameters go by."""
+    patience_increase: float = 2.0
+    """Of the patience rule."""
+    improvement_threshold: float = 0.995
+    """Of the patience rule."""
+    test_at_best: bool = True
+    """Record the test score whenever validation has a new best."""
+
+    # the run
+    out: str | None = None
+    """The run's folder. Default: runs/NAME, with a name made from the configuration."""
+    resume: str = "auto"
+    """auto: go on where the folder's run stopped; never: start anew, moving it aside; or the path of a checkpoint."""
+    init_from: str | None = None
+    """A run folder or checkpoint whose parameters training starts from."""
+    checkpoint_every: str = "1epoch"
+    """Steps, seconds as in 30s, or epochs as in 1epoch (at most once in 10 seconds)."""
+    keep: int = 3
+    """How many numbered checkpoints stay."""
+    log_every: int | None = None
+    """Also record the training loss every so many steps."""
+    device: str = "auto"
+    """auto or cpu."""
+    threads: int | None = None
+    """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
+    callback: tuple[str, ...] = ()
+    """Your own callbacks, file.py:name of a distsgd.Callback."""
+    quiet: bool = False
+    """Print the last line alone."""
+    dry_run: bool = False
+    """Show what would run, and stop."""
+    check_gradient: bool = False
+    """Compare the model's gradient with central differences in float64, and stop."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_ranges(self)
+        parse_every(self.validate_every, "validate_every", seconds=False)
+        parse_every(self.checkpoint_every, "checkpoint_every")
+        if self.max_time is not None:
+            parse_duration(self.max_time, "max_time")
+        if self.target is not None:
+            parse_target(self.target)
+        given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigurationError("validation and validation_last exclude each other; give one of them")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the bits of a run, JSON-able: all but stop conditions and what is merely operational."""
+        left = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key not in STOP_CONDITIONS and key not in OPERATIONAL
+        }
+        if self.schedule != "cosine" or self.schedule_epochs == self.epochs:
+            left["schedule_epochs"] = None  # the default says the same
+        return left
+
+    def name(self) -> str:
+        """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
+
+
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The configuration with the optimizer's defaults written out."""
+    from distsgd.optimizers import OPTIMIZERS
+
+    if config.optimizer not in OPTIMIZERS:
+        raise ConfigurationError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}")
+    default = OPTIMIZERS[config.optimizer]()
+    values = {
+        name: getattr(default, name)
+        for name in ("learning_rate", "weight_decay", "epsilon")
+        if getattr(config, name) is None and hasattr(default, name)
+    }
+    return replace(config, **values)
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The configuration as a TOML document, without what isn't set; reading it back gives the same run."""
+    import tomli_w
+
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(config).items()
+        if value is not None and key not in NOT_WRITTEN
+    }
+    return tomli_w.dumps(values)
+
+
+def option_types() -> dict[str, Any]:
+    """Each field's type."""
+    return get_type_hints(TrainConfig)
+
+
+def field_names() -> list[str]:
+    """The options' names."""
+    return [field.name for field in fields(TrainConfig)]
+
+
+_CHOICES = {
+    "sampling": ("epochs", "replacement"),
+    "dtype": ("float32", "float64"),
+    "validation_on": ("all", "rank0"),
+    "train_metrics": ("running", "full"),
+    "early_stopping": ("epochs", "patience"),
+    "loss": ("auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"),
+}
+
+
+def _check_choices(config: TrainConfig) -> None:
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ConfigurationError(f"{name}: expected one of {', '.join(choices)}, got {getattr(config, name)!r}")
+
+
+_AT_LEAST = {
+    "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
+    "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
+    "weight_decay": 0, "l1": 0, "l2": 0,
+}  # fmt: skip
+_ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    for name, least in _AT_LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value >= least):
+            raise ConfigurationError(f"{name}: expected a finite number of at least {least}, got {value}")
+    for name in _ABOVE_ZERO:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name}: expected a finite number above 0, got {value}")
+    if config.batch_size != "full" and config.batch_size < 1:
+        raise ConfigurationError(f"batch_size: expected at least 1, or full, got {config.batch_size}")
+    if not 0 <= config.validation_fraction < 1:
+        raise ConfigurationError(
+            f"validation_fraction: expected at least 0 and below 1, got {config.validation_fraction}"
+        )
+    if config.seed >= 2**63:
+        raise ConfigurationError(f"seed: expected a number below 2**63, got {config.seed}")
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often something happens: `amount` steps, epochs or seconds."""
+
+    amount: float
+    unit: Literal["steps", "epochs", "seconds"]
+
+
+def parse_every(text: str, option: str, *, seconds: bool = True) -> Every:
+    """`500` steps, `2epoch` or `30s`."""
+    found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
+    if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
+        forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
+        raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
+    unit = found[2] or "steps"
+    return Every(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of `90`, `90s`, `10m`, `3h50m` or `1d`."""
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not text.strip() or found is None:
+        raise ConfigurationError(f"{option}: expected a time such as 90s, 10m or 3h50m, got {text!r}")
+    days, hours, minutes, rest = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """(metric, value) of `validation_accuracy=0.98`."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise ConfigurationError(f"target: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
+    return name, number
+
+
+def _slug(text: str) -> str:
+    stem = re.split(r"[\\/]", text.rstrip("/\\"))[-1].removesuffix(".npz").removesuffix(".npy")
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", stem).strip("-.")[:40] or "data"

@@ -1,0 +1,109 @@
+"""What training needs of loaded arrays, checked once, a block at a time: whole-size temporaries would double memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from distsgd.datasets.streams import BLOCK
+from distsgd.device import Array
+from distsgd.errors import DataError
+
+
+def check_arrays(
+    name: str, x: Array, y: Array, weights: Array | None = None, *, num_classes: int | None = None
+) -> int | None:
+    """Checks that examples can be trained on; returns the number of classes, None for float targets.
+
+    x        (n, features…), finite
+    y        integer labels (n,) or (n, 1), from 0 to `num_classes` - 1 (where it is None, the greatest label + 1 is
+             returned), or finite floats (n,) or (n, outputs)
+    weights  (n,), finite, not negative, not all 0
+
+    Raises DataError, which calls the data `name` and numbers examples from 0.
+    """
+    _check_dtype(f"{name}: inputs", x)
+    _check_dtype(f"{name}: targets", y)
+    if x.size == 0:
+        raise DataError(f"{name}: expected at least one example and one feature, got inputs of shape {x.shape}")
+    for what, other in (("targets", y), ("weights", weights)):
+        if other is not None and other.shape[:1] != x.shape[:1]:
+            got = len(other) if other.ndim else "a single number"
+            raise DataError(f"{name}: expected {len(x)} {what}, one an example, got {got}; make both equally long")
+    _check_finite(f"{name}: inputs", x)
+    if weights is not None:
+        _check_weights(f"{name}: weights", weights)
+    if y.dtype.kind == "f":
+        if y.ndim > 2 or y.size == 0:
+            raise DataError(
+                f"{name}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape them"
+            )
+        _check_finite(f"{name}: targets", y)
+        return None
+    return _check_labels(name, y, num_classes)
+
+
+def _check_dtype(where: str, array: Array) -> None:
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise DataError(
+            f"{where}: expected integers or floats of at most 64 bits, got dtype {array.dtype}; convert them"
+        )
+
+
+def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    rows = max(1, BLOCK // max(1, array.nbytes // len(array)))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+
+
+def _first(bad: Array) -> int:
+    """The first row with a true element."""
+    return int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
+
+
+def _check_finite(where: str, array: Array) -> None:
+    if array.dtype.kind != "f":
+        return
+    for start, block in _blocks(array):
+        finite = np.isfinite(block)
+        if not finite.all():
+            row = _first(~finite)
+            value = block[row][~finite[row]].flat[0]
+            raise DataError(
+                f"{where}: expected finite numbers, example {start + row} holds {value}; remove or repair it"
+            )
+
+
+def _check_weights(where: str, weights: Array) -> None:
+    _check_dtype(where, weights)
+    if weights.size != len(weights):
+        raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape them")
+    _check_finite(where, weights)
+    some = False
+    for start, block in _blocks(weights):
+        if (block < 0).any():
+            row = _first(block < 0)
+            raise DataError(f"{where}: expected none below 0, example {start + row} has {block[row]}; correct it")
+        some = some or bool((block > 0).any())
+    if not some:
+        raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or leave them out")
+
+
+def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
+    if y.ndim != 1 and y.shape[1:] != (1,):
+        raise DataError(f"{name}: expected integer labels of shape (n,), got {y.shape}; give one label an example")
+    # A million classes of three examples is a column of identifiers, not of labels.
+    limit = max(1000, len(y)) if num_classes is None else num_classes
+    greatest = 0
+    for start, block in _blocks(y):
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high >= limit:
+            row = _first((block < 0) | (block >= limit))
+            remedy = "number the classes from 0" if num_classes is None else "correct it, or set the number of classes"
+            raise DataError(
+                f"{name}: expected labels from 0 to {limit - 1}, "
+                f"example {start + row} has {int(block[row].flat[0])}; {remedy}"
+            )
+        greatest = max(greatest, high)
+    return greatest + 1 if num_classes is None else num_classes

@@ -1,0 +1,89 @@
+"""mnist.pkl.gz of the deeplearning.net tutorials: a pickled ((x, y), (x, y), (x, y)) to train, validate and test.
+
+A pickle has no headers to read ahead, so opening unpacks it once; each array is let go when it has been read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from distsgd.datasets.assemble import assemble
+from distsgd.datasets.base import SPLITS, ArraySource, DataSource
+from distsgd.datasets.streams import absolute, check_out, expect_end, open_binary, reading
+from distsgd.datasets.unpickle import unpickle_arrays
+from distsgd.device import Array
+from distsgd.errors import DataError
+
+SIZE_LIMIT = 4 << 30
+
+
+class _Contents:
+    """The file's arrays until each is taken; read again where one is taken twice, or in another process."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._arrays: dict[str, Array] = {}
+
+    def __getstate__(self) -> str:
+        return self.path
+
+    def __setstate__(self, path: str) -> None:
+        self.path, self._arrays = path, {}
+
+    def load(self) -> dict[str, Array]:
+        """All arrays, by name."""
+        with reading(self.path):
+            stream, limit = open_binary(self.path)
+            with stream:
+                pairs = unpickle_arrays(stream, min(limit, SIZE_LIMIT), self.path)
+                expect_end(stream, self.path)
+        self._arrays = _named(self.path, pairs)
+        return self._arrays
+
+    def take(self, key: str) -> Array:
+        """One array, and forgets it."""
+        if key not in self._arrays:
+            self.load()
+        return self._arrays.pop(key)
+
+
+def _named(path: str, pairs: object) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    if isinstance(pairs, tuple) and len(pairs) == len(SPLITS):
+        for split, pair in zip(SPLITS, pairs, strict=True):
+            if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(a, np.ndarray) for a in pair):
+                arrays[f"x_{split}"], arrays[f"y_{split}"] = pair
+    if len(arrays) != 2 * len(SPLITS):
+        raise DataError(
+            f"{path}: expected ((x, y), (x, y), (x, y)) to train, validate and test, got another structure; use .npz"
+        )
+    return arrays
+
+
+@dataclass(frozen=True)
+class PickledSource(ArraySource):
+    """One array of the file."""
+
+    key: str
+    contents: _Contents = field(compare=False)
+
+    def read_into(self, out: Array) -> None:
+        """Overwrites `out`, and lets the unpickled array go."""
+        check_out(self, out)
+        found = self.contents.take(self.key)
+        if found.shape != self.shape or found.dtype != self.dtype:
+            raise DataError(
+                f"{self.contents.path}: expected the arrays that were opened, the file changed; start again"
+            )
+        out[...] = found
+
+
+def open_pickle(path: str | os.PathLike[str]) -> DataSource:
+    """The data set in a pickle, gzipped or not, of three pairs of arrays; DataError for anything else in it."""
+    where = absolute(path)
+    contents = _Contents(where)
+    sources = {key: PickledSource(a.shape, a.dtype, key, contents) for key, a in contents.load().items()}
+    return assemble(where, sources)

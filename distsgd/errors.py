@@ -1,0 +1,47 @@
+"""What a user can be told: each error is one sentence with what was expected, what came and what to do.
+
+Rank 0 prints the sentence, every rank leaves with the error's `exit_status`. Anything that is not one of these is
+a defect, of distsgd or of the user's own code, and shows its traceback.
+"""
+
+
+class DistsgdError(Exception):
+    """A problem that one sentence explains; the commands print it without a traceback."""
+
+    exit_status = 1
+
+
+class ConfigurationError(DistsgdError):
+    """An option, a configuration file or a model doesn't make sense."""
+
+    exit_status = 2
+
+
+class DataError(DistsgdError):
+    """A data set can't be read, or holds what can't be trained on."""
+
+    exit_status = 2
+
+
+class CheckpointError(DistsgdError):
+    """A checkpoint is damaged, of another format, or belongs to another run."""
+
+
+class RunFolderError(DistsgdError):
+    """The run folder can't be written, or holds a run with another configuration."""
+
+    exit_status = 2
+
+
+class LauncherError(DistsgdError):
+    """The MPI launcher and the MPI library don't fit together."""
+
+    exit_status = 2
+
+
+class NonFiniteError(DistsgdError):
+    """The loss became NaN or infinite."""
+
+
+class LaneError(DistsgdError):
+    """The user's own function raised; the message holds its traceback, with rank, step and lane."""

@@ -1,0 +1,92 @@
+"""python -m distsgd.evaluate RUN --dataset …: score a trained model, on one rank or many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distsgd.commands import run_command
+
+if TYPE_CHECKING:
+    import tyro
+
+    from distsgd.communication import Communicator
+    from distsgd.datasets import DataSource
+
+
+@dataclass(frozen=True)
+class Options:
+    """Score a trained model on a data set; prints one line of JSON."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, or a checkpoint."""
+    dataset: str
+    """The name of a data set, or a path."""
+    split: str | None = None
+    """test, validation or train. Default: test, or train where the data set has no test part."""
+    data_dir: str | None = None
+    """Where data-set files are."""
+    top_k: int | None = None
+    """Adds top-k accuracy."""
+    model: str | None = None
+    """file.py:function, where the run's model is your own code."""
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    return run_command(evaluate)
+
+
+def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
+    """Scores, and prints on rank 0. Collective."""
+    import json
+    from dataclasses import replace
+
+    import numpy as np
+
+    from distsgd.build import build_metrics, confusion_matrix
+    from distsgd.command_line import parse_positional
+    from distsgd.datasets import check_arrays, open_dataset
+    from distsgd.examples import Examples, Feeder
+    from distsgd.layout import Layout
+    from distsgd.placement import place
+    from distsgd.records import finite
+    from distsgd.stored_model import load_model
+    from distsgd.validation import Evaluator
+    from distsgd.workers import Workers
+
+    options = communicator.on_root(lambda: parse_positional(Options, arguments, "python -m distsgd.evaluate"))
+    stored = load_model(communicator, options.run, options.model)
+    config, signature = replace(stored.config, top_k=options.top_k), stored.signature
+    source = communicator.on_root(lambda: open_dataset(options.dataset, data_dir=options.data_dir))
+    split = communicator.on_root(lambda: choose_split(source, options.split))
+    x, y = (place(communicator, source.arrays[f"{kind}_{split}"]) for kind in ("x", "y"))
+    communicator.on_root(lambda: check_arrays(source.name, x, y, num_classes=signature.num_classes))
+    feeder = Feeder(Examples(x, y, scale=signature.scale), stored.objective, np.dtype(config.dtype), config.seed)
+    feeder.check()
+    metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
+    confusion = confusion_matrix(signature, metrics)
+    evaluator = Evaluator(communicator, feeder, [*metrics, *([confusion] if confusion else [])], Workers(1))
+    layout = Layout.of(stored.objective.parameter_shapes())
+    scratch = layout.views(np.zeros(layout.size, feeder.dtype))
+    scores = evaluator.run(stored.params, stored.state, [scratch])
+    if communicator.is_root:
+        print(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(x), **scores})))
+    return 0
+
+
+def choose_split(source: DataSource, wanted: str | None) -> str:
+    """The part of the data set to score. Raises ConfigurationError where it hasn't any of that name."""
+    from distsgd.errors import ConfigurationError
+
+    there = [name.removeprefix("x_") for name in source.arrays if name.startswith("x_")]
+    split = wanted or ("test" if "test" in there else "train")
+    if split not in there:
+        raise ConfigurationError(f"split: {source.name} has {', '.join(there)}, got {split!r}")
+    return split
+
+
+if __name__ == "__main__":
+    sys.exit(main())

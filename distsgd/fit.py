@@ -1,0 +1,188 @@
+"""distsgd.fit: training from Python, the same under mpirun and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.build import (
+    as_objective,
+    build_from_config,
+    build_loss,
+    build_metrics,
+    build_trainer,
+    confusion_matrix,
+)
+from distsgd.callbacks import Callback, FolderWriter, History
+from distsgd.command_line import from_mapping
+from distsgd.communication import Communicator, start
+from distsgd.config import TrainConfig, resolved
+from distsgd.device import Array
+from distsgd.errors import ConfigurationError
+from distsgd.examples import Examples, Feeder, Signature
+from distsgd.layout import Views
+from distsgd.metrics import Metric
+from distsgd.models import MODELS, ModelOptions
+from distsgd.objective import Custom, LossAndGrad, Objective
+from distsgd.optimizers import OPTIMIZERS, Optimizer
+from distsgd.outcome import finish
+from distsgd.placement import split_data
+from distsgd.records import RunFolder
+from distsgd.resume import Start, find_start
+from distsgd.runtime import single_threaded_blas
+from distsgd.schedules import Schedule
+from distsgd.train import facts, prepare_folder
+from distsgd.validation import predict_all
+
+_communicators: list[Communicator] = []
+
+
+@dataclass
+class Result:
+    """What fit returns, on every rank.
+
+    params    the best parameters by name (the last where nothing was validated)
+    state     running statistics by name
+    history   the records of metrics.jsonl, on rank 0
+    summary   what summary.json says
+    """
+
+    params: dict[str, Array]
+    state: dict[str, Array]
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    _objective: Objective = field(repr=False)
+    _scale: float = field(repr=False)
+
+    def predict(self, x: Array) -> Array:
+        """Probabilities or values for examples x (n, …): (n, outputs)."""
+        x = np.asarray(x)
+        dtype = next(iter(self.params.values())).dtype
+        feeder = Feeder(Examples(x, x, scale=self._scale), self._objective, dtype, 0, with_targets=False)
+        params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
+        with single_threaded_blas():
+            return predict_all(feeder, params, state)
+
+
+def communicator_of_this_run() -> Communicator:
+    """The communicator that all calls of fit in this process share."""
+    if not _communicators:
+        _communicators.append(start())
+    return _communicators[0]
+
+
+def fit(
+    model: Any,
+    train: tuple[Any, ...],
+    validation: tuple[Any, ...] | None = None,
+    *,
+    test: tuple[Any, ...] | None = None,
+    params: Mapping[str, Array] | None = None,
+    optimizer: Optimizer | str | None = None,
+    schedule: Schedule | str | None = None,
+    metrics: Sequence[Metric] = (),
+    callbacks: Sequence[Callback] = (),
+    communicator: Communicator | None = None,
+    **options: Any,
+) -> Result:
+    """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arrays.
+
+    model       a Layer; the name of a model; a Custom; or a function (params, grads, batch) -> (loss_sum, count) with
+                its first parameters in `params`
+    validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
+    optimizer   such as distsgd.Adam(1e-3), or a name
+    callbacks   called on rank 0
+    options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
+                out="folder" the run leaves its folder there and resumes from it
+
+    Raises ConfigurationError or DataError with one sentence.
+    """
+    communicator = communicator or communicator_of_this_run()
+    config = _config(options, optimizer, schedule)
+    sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}
+    sets["test"] = _examples(test, "test")
+    with single_threaded_blas():
+        data = split_data(communicator, config, "the arrays", sets)
+        objective = _objective(model, params, config, data.signature)
+        built, planned = _optimizer_and_schedule(config, optimizer, schedule)
+        measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
+        folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
+        begin = Start(config)
+        if folder is not None:
+            begin = communicator.on_root(lambda: find_start(config, folder))
+        history = History()
+        watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *callbacks]
+        trainer = build_trainer(communicator, begin.config, data, objective, built, planned, measured, watchers)
+        if begin.has_checkpoint:
+            trainer.restore(begin.checkpoint)
+        trainer.progress.facts = facts(begin.config, data.signature)
+        if folder is not None:
+            communicator.on_root(lambda: prepare_folder(begin.config, folder, trainer.progress.step))
+        status = trainer.fit()
+        summary = finish(trainer, status, confusion_matrix(data.signature, measured))
+        trainer.end(summary)
+        trainer.step.workers.close()
+    step = trainer.step
+    return Result(
+        {name: array.copy() for name, array in step.params.items()},
+        {name: array.copy() for name, array in step.running.items()},
+        summary,
+        history.records,
+        objective,
+        data.train.scale,
+    )
+
+
+def _config(options: dict[str, Any], optimizer: Any, schedule: Any) -> TrainConfig:
+    known = {item.name for item in fields(TrainConfig)}
+    for name in options:
+        if name not in known or name in ("dataset", "model", "validation", "test"):
+            raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
+    config = from_mapping({**options, "dataset": "arrays", "model": "own"}, "fit")
+    if isinstance(optimizer, str):
+        config = replace(config, optimizer=optimizer)
+    elif optimizer is not None:
+        kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+        told = {item.name: getattr(optimizer, item.name) for item in fields(optimizer)}
+        told = {"rho" if key == "alpha" else key: value for key, value in told.items()}
+        config = replace(config, **{key: value for key, value in told.items() if key in known})
+        return replace(config, optimizer=kinds[0] if kinds else repr(optimizer))
+    if isinstance(schedule, str):
+        config = replace(config, schedule=schedule)
+    return resolved(config)
+
+
+def _optimizer_and_schedule(config: TrainConfig, optimizer: Any, schedule: Any) -> tuple[Optimizer, Schedule]:
+    own = isinstance(optimizer, Optimizer)
+    built, planned = build_from_config(replace(config, optimizer="sgd", weight_decay=0.0) if own else config)
+    return (optimizer if own else built), (schedule if isinstance(schedule, Schedule) else planned)
+
+
+def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
+    if arrays is None:
+        return None
+    if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
+        raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
+    x, y, *rest = (np.asarray(array) for array in arrays)
+    if y.dtype.kind in "biu":
+        y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
+    return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
+
+
+def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConfig, data: Signature) -> Objective:
+    if isinstance(model, Objective):
+        return model
+    if isinstance(model, str):
+        if model not in MODELS:
+            raise ConfigurationError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
+        named = {item.name: getattr(config, item.name) for item in fields(ModelOptions)}
+        outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
+        model = MODELS[model](data.example_shape, outputs, ModelOptions(**named))
+    elif params is not None:
+        function: LossAndGrad = model
+        return Custom(function, params)
+    return as_objective(model, build_loss(config, data), data)

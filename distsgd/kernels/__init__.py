@@ -1,0 +1,1 @@
+"""Array kernels, one module per kind of device with the same names in each."""

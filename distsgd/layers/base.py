@@ -1,0 +1,62 @@
+"""What a layer is: it declares parameters, initializes them, and computes forward with a closure for backward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeAlias
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.layout import Views
+
+Backward: TypeAlias = Callable[[Array, Views], "Array | None"]
+"""(dy, grads) -> dx. Overwrites the layer's own views in `grads` and changes neither dy nor anything that forward
+saw; None where no one needs dx (a dense layer on the model's own input)."""
+
+
+def join(path: str, name: str) -> str:
+    """`name` inside `path`, with a dot between them; the whole model's path is empty."""
+    return f"{path}.{name}" if path else name
+
+
+class Layer(ABC):
+    """A step of a network. Layers are frozen dataclasses and own no arrays: parameters are passed in.
+
+    Arrays are batch-last, (features, n) or (channels, height, width, n). What backward needs lives in the closure
+    that forward returns, and dies with it. `kind` names the layers of a Sequential: dense1, dense2, …
+    """
+
+    kind: ClassVar[str] = ""
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of the parameters, in order; none by default."""
+        return {}
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of running statistics that are not trained; none by default."""
+        return {}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of what each lane reports for the running statistics; none by default."""
+        return {}
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:  # noqa: B027 (nothing to do without parameters)
+        """Fills the layer's parameters; `path` is the layer's place in the model and names its random numbers."""
+
+    def initialize_state(self, state: Views) -> None:  # noqa: B027
+        """Fills the layer's running statistics."""
+
+    def combine_statistics(self, first: Views, second: Views) -> None:  # noqa: B027
+        """In place: puts into `first` what one lane with the examples of both would have reported. float64 views."""
+
+    def update_state(self, state: Views, statistics: Views) -> None:  # noqa: B027
+        """In place: moves the running statistics by the statistics of a whole minibatch, all lanes combined."""
+
+    @abstractmethod
+    def output_shape(self, shape: Shape) -> Shape:
+        """The shape of one example behind this layer, for examples of `shape`; ConfigurationError where it can't."""
+
+    @abstractmethod
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        """y, and the closure that computes dx from dy."""

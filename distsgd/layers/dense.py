@@ -1,0 +1,75 @@
+"""The dense layer: every output is a weighted sum of every input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.initializers import He, Initializer, Zeros
+from distsgd.layers.base import Backward, Layer, join
+from distsgd.layout import Views
+
+_HE, _ZEROS = He(), Zeros()
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """y := W x + b, with x (fan_in, n), y and dy (fan_out, n), weight W (fan_out, fan_in), bias b (fan_out,).
+
+    dW := dy xᵀ, db := Σₙ dy, dx := Wᵀ dy. Where x is the model's own input (`batch.x`), no one needs dx and it is
+    not computed.
+    """
+
+    fan_in: int
+    fan_out: int
+    bias: bool = True
+    weight_initializer: Initializer = _HE
+    bias_initializer: Initializer = _ZEROS
+
+    kind: ClassVar[str] = "dense"
+
+    def __post_init__(self) -> None:
+        if self.fan_in < 1 or self.fan_out < 1:
+            raise ConfigurationError(
+                f"dense: expected at least one input and one output, got {self.fan_in} and {self.fan_out}"
+            )
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        shapes: dict[str, Shape] = {"weight": (self.fan_out, self.fan_in)}
+        if self.bias:
+            shapes["bias"] = (self.fan_out,)
+        return shapes
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        initializers = {"weight": self.weight_initializer, "bias": self.bias_initializer}
+        for name, shape in self.parameter_shapes().items():
+            params[name][...] = initializers[name](shape, seed, f"initialize {join(path, name)}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if shape != (self.fan_in,):
+            raise ConfigurationError(
+                f"dense: expected examples of shape ({self.fan_in},), got {shape}; "
+                "set fan_in to that length, or flatten the examples if they have several dimensions"
+            )
+        return (self.fan_out,)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        weight = params["weight"]
+        y: Array = np.matmul(weight, x)
+        if self.bias:
+            y += params["bias"][:, None]
+        needs_dx = x is not batch.x
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            np.matmul(dy, x.T, out=grads["weight"])
+            if self.bias:
+                np.add.reduce(dy, axis=1, out=grads["bias"])
+            return np.matmul(weight.T, dy) if needs_dx else None
+
+        return y, backward

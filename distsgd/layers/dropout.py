@@ -1,0 +1,47 @@
+"""Dropout: noise in training that depends on (seed, epoch, step, lane, path) and never on the number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.layers.base import Backward, Layer
+from distsgd.layout import Views
+from distsgd.random import keep_mask
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """In training y := x m / (1 - rate) with m 1 or 0, 0 with probability `rate`; otherwise y := x.
+
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+    overfitting", JMLR 15, 2014; "inverted": scaled in training, so that evaluation has nothing to do.
+    """
+
+    rate: float = 0.5
+
+    kind: ClassVar[str] = "dropout"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rate < 1.0:
+            raise ConfigurationError(f"dropout rate: expected at least 0 and less than 1, got {self.rate!r}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        if not batch.training or self.rate == 0.0:
+            return x, lambda dy, grads: dy
+        keep = 1.0 - self.rate
+        mask = keep_mask(x.shape, keep, batch.random_words((x.size + 1) // 2, "dropout " + path))
+        scale = 1.0 / keep
+
+        def apply(values: Array) -> Array:
+            kept: Array = values * mask
+            kept *= scale
+            return kept
+
+        return apply(x), lambda dy, grads: apply(dy)

@@ -1,0 +1,131 @@
+"""Layers one behind the other, each under its own name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.layers.base import Backward, Layer, join
+from distsgd.layout import Views
+
+
+@dataclass(frozen=True, init=False)
+class Sequential(Layer):
+    """y := layerₖ(… layer₂(layer₁(x))).
+
+    Without `names` the layers are called by kind and counted from 1: dense1, activation1, dense2, … A layer's
+    parameters, state and statistics are called `name.theirs`, such as dense1.weight.
+    """
+
+    layers: tuple[Layer, ...]
+    names: tuple[str, ...]
+
+    kind: ClassVar[str] = "sequential"
+
+    def __init__(self, layers: Iterable[Layer], names: Iterable[str] | None = None) -> None:
+        layers = tuple(layers)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "names", _count_kinds(layers) if names is None else tuple(names))
+        self._check()
+
+    def _check(self) -> None:
+        if not self.layers:
+            raise ConfigurationError("sequential: expected at least one layer, got none")
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise ConfigurationError(f"sequential: expected layers, got {layer!r}; wrap it in a Layer")
+        if len(self.names) != len(self.layers):
+            raise ConfigurationError(
+                f"sequential: expected a name for each of the {len(self.layers)} layers, got {len(self.names)} names"
+            )
+        for name, times in Counter(self.names).items():
+            if times > 1 or not name or "." in name:
+                raise ConfigurationError(
+                    f"sequential: expected names that are different, not empty and without dots, got {name!r}"
+                    + (f" {times} times" if times > 1 else "")
+                )
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.parameter_shapes().items()}
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.state_shapes().items()}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.statistics_shapes().items()}
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        for name, layer in self._named:
+            layer.initialize(params.scope(name), seed, join(path, name))
+
+    def initialize_state(self, state: Views) -> None:
+        for name, layer in self._stateful:
+            layer.initialize_state(state.scope(name))
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        for name, layer in self._stateful:
+            layer.combine_statistics(first.scope(name), second.scope(name))
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        for name, layer in self._stateful:
+            layer.update_state(state.scope(name), statistics.scope(name))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for name, layer in self._named:
+            try:
+                shape = layer.output_shape(shape)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{name}: {error}") from None
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        backwards = []
+        for name, layer, inside in self._steps(path):
+            x, backward_of_layer = layer.forward(params.scope(name), x, batch, inside)
+            backwards.append((name, backward_of_layer))
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            d: Array | None = dy
+            for name, backward_of_layer in reversed(backwards):
+                if d is None:  # only layers that pass the model's input on as it is are left
+                    return None
+                d = backward_of_layer(d, grads.scope(name))
+            return d
+
+        return x, backward
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple(zip(self.names, self.layers, strict=True))
+
+    @cached_property
+    def _stateful(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple((name, layer) for name, layer in self._named if layer.state_shapes() or layer.statistics_shapes())
+
+    def _steps(self, path: str) -> tuple[tuple[str, Layer, str], ...]:
+        """Names, layers and paths; kept for each path, because joining names costs more than a small GEMM."""
+        steps = self._steps_by_path.get(path)
+        if steps is None:
+            steps = tuple((name, layer, join(path, name)) for name, layer in self._named)
+            self._steps_by_path[path] = steps
+        return steps
+
+    @cached_property
+    def _steps_by_path(self) -> dict[str, tuple[tuple[str, Layer, str], ...]]:
+        return {}
+
+
+def _count_kinds(layers: Iterable[Layer]) -> tuple[str, ...]:
+    counter: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        kind = getattr(layer, "kind", "") or type(layer).__name__.lower()
+        counter[kind] += 1
+        names.append(f"{kind}{counter[kind]}")
+    return tuple(names)

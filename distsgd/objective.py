@@ -1,0 +1,157 @@
+"""What is minimized: a model with a loss, or the user's own function. The trainer knows no more than this seam."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.layers import Layer
+from distsgd.layout import Views
+from distsgd.losses import Loss
+
+
+class LossAndGrad(Protocol):
+    """The one thing a model has to be: the sum of the losses of a batch and its gradient."""
+
+    def __call__(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        """(loss_sum, example_count). Overwrites every view of `grads` with d(loss_sum)/d(params)."""
+
+
+class Objective(ABC):
+    """A LossAndGrad with what training needs besides: shapes, first values, outputs to score."""
+
+    input_shape: Shape | None = None
+    """The shape of one example, or None for a flat vector of its features."""
+
+    @abstractmethod
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of the parameters."""
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of running statistics."""
+        return {}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of what a lane reports for the running statistics."""
+        return {}
+
+    @abstractmethod
+    def initialize(self, params: Views, state: Views, seed: int) -> None:
+        """Fills parameters and running statistics with their first values."""
+
+    @abstractmethod
+    def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        """See LossAndGrad."""
+
+    @abstractmethod
+    def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
+        """(loss_sum, example_count, outputs or None) in evaluation; may use `scratch`, shaped as the gradients."""
+
+    def predict(self, params: Views, batch: Batch) -> Array:
+        """What the model says of the inputs, batch-last: probabilities, or values."""
+        raise ConfigurationError("this model has no outputs to predict with; give it a predict function")
+
+    def targets(self, y: Array, dtype: np.dtype) -> Array:
+        """Stored targets of n examples, (n,) or (n, outputs), as the function takes them: (n,) or (outputs, n)."""
+        return y.T
+
+    def combine_statistics(self, left: Views, right: Views) -> None:  # noqa: B027 (not every model has any)
+        """Joins two lanes' statistics into `left`."""
+
+    def update_state(self, state: Views, statistics: Views) -> None:  # noqa: B027
+        """Moves the running statistics on by one step's joined statistics."""
+
+
+@dataclass(frozen=True)
+class Supervised(Objective):
+    """A model and a loss on its outputs."""
+
+    model: Layer
+    loss: Loss
+    input_shape: Shape
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.model.parameter_shapes()
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return self.model.state_shapes()
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return self.model.statistics_shapes()
+
+    def initialize(self, params: Views, state: Views, seed: int) -> None:
+        self.model.initialize(params, seed, "")
+        self.model.initialize_state(state)
+
+    def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        outputs, backward = self.model.forward(params, batch.x, batch, "")
+        loss_sum, d_outputs = self.loss.loss_and_grad(outputs, batch.y, batch.weights)
+        backward(d_outputs, grads)
+        return loss_sum, len(batch)
+
+    def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
+        outputs, _ = self.model.forward(params, batch.x, batch, "")
+        losses = self.loss.per_example(outputs, batch.y)
+        if batch.weights is not None:
+            losses = losses * batch.weights
+        return float(np.sum(losses, dtype=np.float64)), len(batch), outputs
+
+    def predict(self, params: Views, batch: Batch) -> Array:
+        outputs, _ = self.model.forward(params, batch.x, batch, "")
+        return self.loss.predict(outputs)
+
+    def targets(self, y: Array, dtype: np.dtype) -> Array:
+        return self.loss.targets(y, dtype)
+
+    def combine_statistics(self, left: Views, right: Views) -> None:
+        self.model.combine_statistics(left, right)
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        self.model.update_state(state, statistics)
+
+
+@dataclass(frozen=True)
+class Custom(Objective):
+    """The user's own function, and the arrays it starts from.
+
+    `function(params, grads, batch)` is a LossAndGrad. `params` gives names, shapes and first values. With
+    `predict(params, batch)`, the outputs (outputs, n) of the model, metrics and predictions are to be had too.
+    """
+
+    function: LossAndGrad
+    params: Mapping[str, Array]
+    outputs: Callable[[Views, Batch], Array] | None = None
+    input_shape: Shape | None = None
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return {name: tuple(np.shape(array)) for name, array in self.params.items()}
+
+    def initialize(self, params: Views, state: Views, seed: int) -> None:
+        for name, array in self.params.items():
+            params[name][...] = array
+
+    def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        result = self.function(params, grads, batch)
+        try:
+            loss_sum, count = result
+            return float(loss_sum), int(count)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"a loss function must return (loss_sum, example_count), got {type(result).__name__}"
+            ) from None
+
+    def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
+        loss_sum, count = self.loss_and_grad(params, scratch, batch)
+        return loss_sum, count, None if self.outputs is None else self.outputs(params, batch)
+
+    def predict(self, params: Views, batch: Batch) -> Array:
+        if self.outputs is None:
+            return super().predict(params, batch)
+        return self.outputs(params, batch)

@@ -1,0 +1,90 @@
+"""What a person sees: plain lines, or a progress bar on a terminal. Rank 0 alone prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from distsgd.callbacks import Callback
+
+if TYPE_CHECKING:
+    from distsgd.trainer import Trainer
+
+_REFRESH_SECONDS = 0.1
+_SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_accuracy")
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """One line of the most telling numbers of a record."""
+    parts = [f"epoch {record['epoch']:>3}", f"step {record['step']:>6}"]
+    parts += [f"{name.replace('_', ' ')} {record[name]:.4f}" for name in _SHOWN if isinstance(record.get(name), float)]
+    speed = record.get("run", {}).get("examples_per_second")
+    if speed:
+        parts.append(f"{speed:,.0f} examples/s")
+    return "  ".join(parts) + ("  *" if record.get("best") else "")
+
+
+class Lines(Callback):
+    """One line a record."""
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        print(format_record(record), flush=True)
+
+
+class Bar(Callback):
+    """A progress bar with loss, accuracy, examples/s and remaining time; one line stays for each epoch's record."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[told]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            transient=True,
+        )
+        self._shown, self._examples, self._began, self._accuracy = 0.0, 0, 0.0, ""
+
+    def on_start(self, trainer: Trainer) -> None:
+        total = trainer.limits.steps(trainer.sampler.steps_per_epoch)
+        self._task = self._bar.add_task("train", total=total, completed=trainer.progress.step, told="")
+        self._bar.start()
+        self._began = time.monotonic()
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        self._examples += examples
+        now = time.monotonic()
+        if now - self._shown < _REFRESH_SECONDS:
+            return
+        speed = self._examples / max(now - self._began, 1e-9)
+        told = f"loss {loss:.4f}{self._accuracy}  {speed:,.0f} examples/s"
+        self._bar.update(self._task, completed=step, told=told)
+        self._shown = now
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        if isinstance(record.get("validation_accuracy"), float):
+            self._accuracy = f"  accuracy {record['validation_accuracy']:.4f}"
+        self._bar.console.print(format_record(record), highlight=False)
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes the bar away; the terminal is as it was."""
+        self._bar.stop()
+
+
+def make_progress(quiet: bool) -> Callback | None:
+    """A bar on a terminal where rich is installed (the extra `progress`), lines elsewhere, nothing when quiet."""
+    if quiet:
+        return None
+    if sys.stdout.isatty():
+        try:
+            return Bar()
+        except ImportError:
+            pass
+    return Lines()

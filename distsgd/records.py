@@ -1,0 +1,103 @@
+"""What a run leaves behind: config.toml, metrics.jsonl and summary.json in its folder, written by rank 0 alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distsgd.checkpoint import CheckpointFolder, write_atomically
+from distsgd.errors import RunFolderError
+
+
+def finite(value: Any) -> Any:
+    """The value for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path, keep: int = 3) -> None:
+        self.path = path
+        self.checkpoints = CheckpointFolder(path / "checkpoints", keep)
+        self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
+
+    def create(self, config_toml: str) -> None:
+        """Makes the folder and writes config.toml; removes a summary, for the run isn't done any more."""
+        try:
+            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            self.summary.unlink(missing_ok=True)
+            write_atomically(self.path / "config.toml", config_toml.encode())
+        except OSError as error:
+            raise RunFolderError(
+                f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
+            ) from None
+
+    def move_aside(self) -> Path | None:
+        """Renames an existing folder to NAME.1, NAME.2, …; where to, or None where there was nothing to move."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
+        return aside
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the records behind `step`, and a last line that was cut short."""
+        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
+        write_atomically(self.metrics, "".join(kept).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The whole records of metrics.jsonl."""
+        records: list[dict[str, Any]] = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    records.append(record)
+        return records
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one record, in one write."""
+        line = json.dumps(finite(record), allow_nan=False) + "\n"
+        try:
+            descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(descriptor, line.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json: the proof that a leg came to its end."""
+        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        try:
+            write_atomically(self.summary, text.encode())
+        except OSError as error:
+            raise RunFolderError(f"could not write {self.summary}: {error.strerror or error}") from None
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary, or None where there is no whole one."""
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return summary if isinstance(summary, dict) else None

@@ -1,0 +1,90 @@
+"""Where a leg of a run starts: at the beginning, at a checkpoint, or nowhere because the run is finished."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distsgd.checkpoint import Checkpoint, read_checkpoint
+from distsgd.config import TrainConfig
+from distsgd.errors import CheckpointError, RunFolderError
+from distsgd.outcome import last_line
+from distsgd.records import RunFolder
+
+
+class Start:
+    """Where a leg starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.finished: str | None = None
+        self.has_checkpoint = False
+        self.checkpoint: Checkpoint | None = None
+        self.notes: list[str] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checkpoint": None}  # its arrays travel through the exchange
+
+
+def run_folder(config: TrainConfig) -> RunFolder:
+    """The run's folder, whether or not it exists."""
+    path = Path(config.out) if config.out is not None else Path("runs") / config.name()
+    return RunFolder(path, config.keep)
+
+
+def find_start(config: TrainConfig, folder: RunFolder) -> Start:
+    """Looks into the run folder, on rank 0, and decides where this leg starts."""
+    start = Start(config)
+    if config.dry_run or config.check_gradient:
+        return start
+    if config.resume == "never":
+        aside = folder.move_aside()
+        if aside is not None:
+            start.notes.append(f"the run that was there is now {aside}")
+        return start
+    if config.resume != "auto":
+        start.checkpoint = read_checkpoint(Path(config.resume))
+    else:
+        start.checkpoint, problems = folder.checkpoints.newest()
+        if problems and start.checkpoint is None:
+            raise CheckpointError(
+                f"no checkpoint in {folder.checkpoints.folder} is whole ({problems[0]}); start anew with --resume never"
+            )
+        start.notes += [f"warning: {problem}; going on from an older one" for problem in problems]
+    if start.checkpoint is None:
+        if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.toml").exists():
+            raise RunFolderError(f"{folder.path} is not empty and holds no run; choose another folder with --out")
+        return start
+    start.config = compare(config, start.checkpoint, str(folder.path))
+    start.has_checkpoint = True
+    summary = folder.read_summary()
+    if config.resume == "auto" and summary is not None and is_finished(config, summary):
+        start.finished = last_line(summary, str(folder.path))
+    return start
+
+
+def is_finished(config: TrainConfig, summary: dict[str, Any]) -> bool:
+    """Whether the run that left this summary has nothing left to do under this configuration."""
+    if summary.get("status") == "early_stopped":
+        return True
+    if summary.get("status") != "completed":
+        return False
+    enough = summary["epochs"] >= config.epochs
+    enough = enough or (config.max_steps is not None and summary["steps"] >= config.max_steps)
+    return enough or (config.target is not None and bool(summary.get("target_reached")))
+
+
+def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
+    """The configuration to go on with. Raises RunFolderError where the checkpoint's says another run."""
+    theirs, mine = checkpoint.document.get("config", {}), config.identity()
+    differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]
+    if differ:
+        said = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
+        raise RunFolderError(
+            f"{where} holds a run with another configuration: {said}; choose another folder with --out, or move that "
+            "run aside with --resume never"
+        )
+    if config.schedule_epochs is None:
+        config = replace(config, schedule_epochs=checkpoint.document.get("schedule_epochs"))
+    return config

@@ -1,0 +1,120 @@
+"""What must be settled before NumPy loads, and what the machine under this process is.
+
+BLAS gives other bits with other thread counts, so it always runs with one thread, and cores are used by lanes side by
+side. This module imports nothing heavy, so that `prepare()` can run first of all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+BLAS_THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_AVX512_OF_SKYLAKEX = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def prepare() -> None:
+    """Sets one BLAS thread and OpenBLAS's kernels, for NumPy to find when it loads; called first by every command."""
+    for variable in BLAS_THREAD_VARIABLES:
+        os.environ[variable] = "1"
+    if "OPENBLAS_CORETYPE" not in os.environ:
+        kernels = openblas_kernels(_cpuinfo())
+        if kernels:
+            os.environ["OPENBLAS_CORETYPE"] = kernels
+
+
+def openblas_kernels(cpuinfo: str) -> str | None:
+    """The kernels that OpenBLAS should be told to take on this CPU, None where it chooses well by itself.
+
+    It takes its AVX2 kernels on AMD's Zen 4 and 5, where its AVX-512 kernels are about twice as fast.
+    """
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    amd = fields.get("vendor_id") == "AuthenticAMD"
+    return "SKYLAKEX" if amd and set(fields.get("flags", "").split()) >= _AVX512_OF_SKYLAKEX else None
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return ""
+
+
+def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
+    """How many processes the MPI launcher says it started; None without a launcher."""
+    for variable in _SIZE_VARIABLES:
+        if environment.get(variable, "").isdigit():
+            return int(environment[variable])
+    # sbatch and salloc set SLURM_NTASKS as well; only inside srun is there a step and a process number.
+    if environment.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in environment:
+        size = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", ""))
+        return int(size) if size.isdigit() else None
+    return None
+
+
+def affinity() -> tuple[int, ...]:
+    """The processors this process may run on (all of them where the system doesn't say)."""
+    if sys.platform == "linux":
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def cores_per_rank(masks: Sequence[tuple[int, ...]], local_rank: int) -> int:
+    """Cores for this rank, from the affinity masks of all ranks of its node.
+
+    Ranks that share one mask share its cores; a launcher that has bound the ranks has divided them already.
+    """
+    mine = masks[local_rank]
+    return max(1, len(mine) // sum(mask == mine for mask in masks))
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before behind it."""
+    if all(os.environ.get(variable) == "1" for variable in BLAS_THREAD_VARIABLES[:3]) and "numpy" not in sys.modules:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
+def blas_description() -> str:
+    """Which BLAS NumPy uses, with its kernels, such as `openblas 0.3.31 SkylakeX`; `unknown BLAS` where unseen."""
+    import numpy  # noqa: F401  (its BLAS has to be loaded to be seen)
+    from threadpoolctl import threadpool_info
+
+    names = [
+        " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
+        for pool in threadpool_info()
+        if pool.get("user_api") == "blas"
+    ]
+    return names[0] if names else "unknown BLAS"
+
+
+def cpu_probe() -> str:
+    """16 hex digits that depend on the bits of this CPU's GEMM and elementary functions: equal where runs agree."""
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for dtype in (np.float32, np.float64):
+        x = np.divide(np.arange(1, 64 * 48 + 1) % 97, 41, dtype=dtype).reshape(64, 48)
+        for array in (x @ x.T, x.T @ x, np.exp(x), np.log(x + 1), np.tanh(x), np.power(x + 1, 0.3), np.log1p(x)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

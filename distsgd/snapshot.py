@@ -1,0 +1,158 @@
+"""All that a run needs to go on with the same bits, to and from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.checkpoint import Checkpoint, read_checkpoint
+from distsgd.communication import Communicator
+from distsgd.device import Array
+from distsgd.early_stopping import StoppingRule
+from distsgd.errors import CheckpointError
+from distsgd.layout import Layout
+from distsgd.step import TrainingStep
+
+_TOLD = ("step", "loss_sum", "count", "train_loss", "best")
+
+
+@dataclass
+class Progress:
+    """Where a run stands between two steps.
+
+    loss_sum, count   of the current epoch so far
+    train_loss        of the last record
+    best              the record of the best validation; best_params and best_running are on rank 0 alone
+    facts             what the checkpoint says besides: the configuration, this CPU's probe
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    count: int = 0
+    train_loss: float | None = None
+    best: dict[str, Any] | None = None
+    best_params: Array | None = None
+    best_running: Array | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def take(
+    step: TrainingStep, progress: Progress, rule: StoppingRule | None, slots: list[Array]
+) -> tuple[Checkpoint, Checkpoint]:
+    """(the whole run, the model that it would hand over now); both are copies. On rank 0."""
+    running = Layout(tuple(step.running), tuple(array.shape for array in step.running.values()))
+    params = step.exchange.params.copy()
+    state = step.running.flat.copy()
+    arrays = {
+        **_named("parameters", step.layout, params),
+        **_named("statistics", running, state),
+    }
+    for name, slot in zip(step.optimizer.slots, slots, strict=True):
+        arrays |= _named(f"optimizer/{name}", step.layout, slot)
+    document = {
+        **progress.facts,
+        "step": progress.step,
+        "loss_sum": progress.loss_sum,
+        "count": progress.count,
+        "train_loss": progress.train_loss,
+        "best": progress.best,
+        "rule": None if rule is None else rule.state(),
+    }
+    if progress.best_params is None or progress.best_running is None:
+        best = dict(arrays)
+    else:
+        arrays |= _named("best/parameters", step.layout, progress.best_params)
+        arrays |= _named("best/statistics", running, progress.best_running)
+        best = {
+            **_named("parameters", step.layout, progress.best_params),
+            **_named("statistics", running, progress.best_running),
+        }
+    model = {name: array for name, array in best.items() if not name.startswith("optimizer/")}
+    handed = progress.best["step"] if progress.best else progress.step
+    return Checkpoint(arrays, document), Checkpoint(model, {**progress.facts, "step": handed, "best": progress.best})
+
+
+def restore(
+    communicator: Communicator, step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint | None
+) -> Progress:
+    """Puts rank 0's checkpoint (None elsewhere) in place on all ranks. Collective."""
+
+    slots: list[Array] | None = None
+    progress = Progress()
+
+    def read() -> dict[str, Any]:
+        nonlocal slots, progress
+        assert checkpoint is not None
+        slots, progress = _read(step, rule, checkpoint)
+        return {key: getattr(progress, key) for key in (*_TOLD, "facts")}
+
+    told = communicator.on_root(read)
+    if not communicator.is_root:
+        progress = Progress(**told)
+    step.exchange.load_params(None)
+    step.exchange.load_slots(slots)
+    if len(step.running):
+        communicator.broadcast(step.running.flat)
+    return progress
+
+
+def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint) -> tuple[list[Array], Progress]:
+    """Fills rank 0's parameters and statistics; returns the optimizer's slots and the progress."""
+    document = checkpoint.document
+    fill_model(step.params.flat, step.layout, checkpoint.group("parameters"), "parameters")
+    running = Layout(tuple(step.running), tuple(array.shape for array in step.running.values()))
+    fill_model(step.running.flat, running, checkpoint.group("statistics"), "statistics")
+    slots = []
+    for name in step.optimizer.slots:
+        flat = np.empty_like(step.exchange.params)
+        fill_model(flat, step.layout, checkpoint.group(f"optimizer/{name}"), f"optimizer state {name}")
+        slots.append(flat)
+    try:
+        progress = Progress(**{key: document[key] for key in _TOLD})
+    except KeyError as error:
+        raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
+    progress.facts = {key: value for key, value in document.items() if key not in (*_TOLD, "rule", "format", "sha256")}
+    best = checkpoint.group("best/parameters")
+    if progress.best is not None:
+        progress.best_params = np.empty_like(step.exchange.params)
+        progress.best_running = np.empty_like(step.running.flat)
+        fill_model(progress.best_params, step.layout, best, "best parameters")
+        fill_model(progress.best_running, running, checkpoint.group("best/statistics"), "best statistics")
+    if rule is not None and document.get("rule") is not None:
+        rule.restore(document["rule"])
+    return slots, progress
+
+
+def fill_model(flat: Array, layout: Layout, arrays: Mapping[str, Array], what: str) -> None:
+    """Copies named arrays into a flat buffer. Raises CheckpointError where names, shapes or dtypes differ."""
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        found = arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != flat.dtype:
+            got = "is missing" if found is None else f"has shape {found.shape} and dtype {found.dtype}"
+            raise CheckpointError(
+                f"{what}: {name} {got} in the checkpoint, the model needs {shape} {flat.dtype}; "
+                "it was written for another model"
+            )
+        flat[layout.spans[name]] = found.ravel()
+    extra = sorted(set(arrays) - set(layout.names))
+    if extra:
+        raise CheckpointError(f"{what}: the checkpoint has {extra[0]}, the model doesn't; it is of another model")
+
+
+def _named(prefix: str, layout: Layout, flat: Array) -> dict[str, Array]:
+    return {f"{prefix}/{name}": array for name, array in layout.views(flat).items()}
+
+
+def find_model(path: Path) -> Checkpoint:
+    """The checkpoint at this path, or the best one of the run folder at it. Raises CheckpointError."""
+    if path.is_file():
+        return read_checkpoint(path)
+    for name in ("best", "last"):
+        inside = path / "checkpoints" / f"{name}.safetensors"
+        if inside.is_file():
+            return read_checkpoint(inside)
+    raise CheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints; name one of the two")

@@ -1,0 +1,269 @@
+"""One training step: lane gradients, one reduction, one update; the same bits on any number of ranks and threads."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntFlag
+
+import numpy as np
+
+from distsgd.communication.exchange import BLOCK, Exchange
+from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
+from distsgd.device import Array
+from distsgd.errors import DistsgdError, LaneError, NonFiniteError
+from distsgd.examples import Feeder
+from distsgd.layout import Layout, Views
+from distsgd.objective import Objective
+from distsgd.optimizers import Optimizer
+from distsgd.regularization import Regularization, Segment
+from distsgd.sampling import lane_bounds
+from distsgd.workers import Workers
+
+
+class Flag(IntFlag):
+    """What a rank says with a step; one rank saying it is enough."""
+
+    FAILED = 1
+    STOP = 2
+    CHECKPOINT = 4
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What every rank knows after a step."""
+
+    loss_sum: float
+    count: int
+    flags: Flag
+    gradient_norm: float | None
+
+
+@dataclass
+class _LaneBuffers:
+    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level."""
+
+    node: Span
+    flats: list[Array]
+    views: list[Views]
+
+
+@dataclass
+class TrainingStep:
+    """Computes, reduces and updates. Owns scratch memory; the exchange owns parameters, state and rows."""
+
+    objective: Objective
+    optimizer: Optimizer
+    regularization: Regularization
+    exchange: Exchange
+    workers: Workers
+    feeder: Feeder
+    layout: Layout
+    running: Views
+    clip_norm: float | None = None
+    _error: Exception | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        exchange = self.exchange
+        self.params = self.layout.views(exchange.params)
+        statistics = Layout.of(self.objective.statistics_shapes())
+        self._statistics = [statistics.views(record[2:]) for record in exchange.records]
+        self._segments = self._segments_of_blocks(self.regularization.segments(self.layout))
+        self._buffers = [self._lane_buffers(worker) for worker in range(self.workers.count)]
+        self._norms = np.zeros(exchange.partition.blocks)
+        self._measure_norm = False
+        self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
+        self._scratch = [np.empty((2, BLOCK), exchange.params.dtype) for _ in range(self.workers.count)]
+
+    def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
+        span = self.exchange.worker_spans[worker]
+        nodes = [node for node in self.exchange.rows if span[0] <= node[0] and node[1] <= span[1]]
+        deepest = max((buffers_needed(*node) for node in nodes), default=1)
+        scratch = [np.zeros_like(self.exchange.params) for _ in range(deepest - 1)]
+        buffers = []
+        for node in nodes:
+            flats = [self.exchange.rows[node], *scratch]
+            buffers.append(_LaneBuffers(node, flats, [self.layout.views(flat) for flat in flats]))
+        return buffers
+
+    def _segments_of_blocks(self, segments: Sequence[Segment]) -> dict[int, list[Segment]]:
+        partition, cut = self.exchange.partition, {}
+        for index in partition.blocks_of(self.exchange.communicator.rank):
+            block = partition.block(index)
+            cut[index] = [
+                Segment(max(s.start, block.start), min(s.stop, block.stop), s.penalized, s.frozen)
+                for s in segments
+                if s.start < block.stop and block.start < s.stop
+            ]
+        return cut
+
+    def run(
+        self, step: int, epoch: int, indices: Array, learning_rate: float, flags: Flag, want_norm: bool = False
+    ) -> StepResult:
+        """Makes update number `step` (from 0) on the minibatch `indices`; raises on all ranks what any rank raises."""
+        exchange, rank = self.exchange, self.exchange.communicator.rank
+        bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
+        exchange.records[exchange.first_lane : exchange.last_lane] = 0.0
+        self._error = None
+        self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
+        own = exchange.flags[rank]
+        own[0] = flags | Flag.FAILED if self._error is not None else flags
+        if rank == 0:
+            scalars = self.optimizer.scalars(learning_rate, step + 1)
+            own[1 : 1 + len(scalars)] = scalars
+        exchange.gather(bounds)
+        said = Flag(0)
+        for value in exchange.flags[:, 0]:
+            said |= Flag(int(value))
+        if said & Flag.FAILED:
+            self._raise_first_error(step)
+        loss_sum, count = self._totals(step, indices, bounds)
+        norm = self._update(bounds, count, want_norm)
+        exchange.publish()
+        self._update_running(bounds)
+        return StepResult(loss_sum, count, said, norm)
+
+    def _compute(self, worker: int, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]) -> None:
+        with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
+            for buffers in self._buffers[worker]:
+                for lane_step in schedule(*buffers.node, bounds):
+                    self._compute_lane(buffers, lane_step, step, epoch, indices, bounds)
+
+    def _compute_lane(
+        self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]
+    ) -> None:
+        lane = plan.lane
+        try:
+            batch = self.feeder.batch(
+                indices[bounds[lane] : bounds[lane + 1]],
+                self.running,
+                step=step,
+                epoch=epoch,
+                lane=lane,
+                statistics=self._statistics[lane],
+            )
+            loss_sum, count = self.objective.loss_and_grad(self.params, to.views[plan.target], batch)
+        except DistsgdError as error:
+            self._error = self._error or error
+            return
+        except Exception:
+            communicator = self.exchange.communicator
+            self._error = self._error or LaneError(
+                f"the model failed on rank {communicator.rank} ({communicator.hosts[communicator.rank]}), "
+                f"step {step + 1}, lane {lane}:\n{traceback.format_exc().rstrip()}"
+            )
+            return
+        self.exchange.records[lane, :2] = loss_sum, count
+        for into, other in plan.additions:
+            np.add(to.flats[into], to.flats[other], out=to.flats[into])
+
+    def _raise_first_error(self, step: int) -> None:
+        for error in self.exchange.communicator.allgather_object(self._error):
+            if error is not None:
+                raise error
+
+    def _totals(self, step: int, indices: Array, bounds: tuple[int, ...]) -> tuple[float, int]:
+        loss_sum, count = 0.0, 0
+        for lane, record in enumerate(self.exchange.records):
+            if not math.isfinite(record[0]):
+                inside = self.feeder.examples.indices
+                chosen = indices[bounds[lane] : bounds[lane + 1]]
+                named = ", ".join(str(i) for i in (chosen if inside is None else inside[chosen])[:8])
+                raise NonFiniteError(
+                    f"the loss is {record[0]} at step {step + 1}, lane {lane} (examples {named} …); a smaller "
+                    "learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"
+                )
+            loss_sum += float(record[0])
+            count += int(record[1])
+        if count < 1:
+            raise DistsgdError(f"the loss function counted {count} examples at step {step + 1}; it must count them all")
+        return loss_sum, count
+
+    def _update(self, bounds: tuple[int, ...], count: int, want_norm: bool) -> float | None:
+        """Sums, divides, penalizes, clips and applies; returns the gradient's norm where it was asked for."""
+        self._measure_norm = want_norm or self.clip_norm is not None
+        if self.clip_norm is None:
+            self._over_blocks(lambda index, worker: self._apply(index, worker, self._total(index, bounds, count), 1.0))
+            return self._norm() if want_norm else None
+        totals: dict[int, Array] = {}
+
+        def keep(index: int, worker: int) -> None:
+            totals[index] = self._total(index, bounds, count)
+
+        self._over_blocks(keep)
+        norm = self._norm()
+        factor = min(1.0, self.clip_norm / (norm + 1e-6))
+        self._over_blocks(lambda index, worker: self._apply(index, worker, totals[index], factor))
+        return norm
+
+    def _over_blocks(self, function: Callable[[int, int], object]) -> None:
+        blocks = self.exchange.partition.blocks_of(self.exchange.communicator.rank)
+        share = self.workers.count
+
+        def run(worker: int) -> None:
+            with np.errstate(all="ignore"):
+                for index in blocks[len(blocks) * worker // share : len(blocks) * (worker + 1) // share]:
+                    function(index, worker)
+
+        self.workers.run(run)
+
+    def _total(self, index: int, bounds: tuple[int, ...], count: int) -> Array:
+        block = self.exchange.partition.block(index)
+        total = self.exchange.total(bounds, block)
+        np.divide(total, float(count), out=total)
+        for segment in self._segments[index]:
+            inside = slice(segment.start - block.start, segment.stop - block.start)
+            if segment.frozen:
+                total[inside] = 0.0
+            elif segment.penalized:
+                self.regularization.add_gradient(self.exchange.params[segment.start : segment.stop], total[inside])
+        if self._measure_norm:
+            self._norms[index] = np.sum(np.square(total, dtype=np.float64))
+        return total
+
+    def _apply(self, index: int, worker: int, total: Array, factor: float) -> None:
+        exchange, block = self.exchange, self.exchange.partition.block(index)
+        if factor != 1.0:
+            np.multiply(total, factor, out=total)
+        scalars = tuple(exchange.flags[0, 1 : 1 + self._scalar_count].tolist())
+        for segment in self._segments[index]:
+            if segment.frozen:
+                continue
+            own = slice(segment.start - exchange.owned.start, segment.stop - exchange.owned.start)
+            self.optimizer.update(
+                exchange.params[segment.start : segment.stop],
+                total[segment.start - block.start : segment.stop - block.start],
+                tuple(slot[own] for slot in exchange.slots),
+                scalars,
+                self.optimizer.weight_decay if segment.penalized else 0.0,
+                self._scratch[worker],
+            )
+
+    def _norm(self) -> float:
+        """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""
+        partition = self.exchange.partition
+        counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
+        self.exchange.communicator.allgather_slices(self._norms, counts)
+        return math.sqrt(math.fsum(self._norms))
+
+    def _update_running(self, bounds: tuple[int, ...]) -> None:
+        if not len(self.running):
+            return
+
+        def join(first: int, last: int) -> Views | None:
+            if bounds[first] == bounds[last]:
+                return None
+            if last - first == 1:
+                return self._statistics[first]
+            middle = (first + last) // 2
+            left, right = join(first, middle), join(middle, last)
+            if left is None or right is None:
+                return right if left is None else left
+            self.objective.combine_statistics(left, right)
+            return left
+
+        joined = join(0, self.exchange.partition.lanes)
+        assert joined is not None, "a minibatch has at least one example"
+        self.objective.update_state(self.running, joined)

@@ -1,0 +1,75 @@
+"""A trained model, from its checkpoint alone: what evaluate and predict start with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.build import build_objective
+from distsgd.command_line import from_mapping, is_code
+from distsgd.communication import Communicator
+from distsgd.config import TrainConfig
+from distsgd.errors import CheckpointError, ConfigurationError
+from distsgd.examples import Signature
+from distsgd.layout import Layout, Views
+from distsgd.objective import Objective
+from distsgd.snapshot import fill_model, find_model
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """An objective with its trained parameters and running statistics, on every rank."""
+
+    config: TrainConfig
+    signature: Signature
+    objective: Objective
+    params: Views
+    state: Views
+
+
+def load_model(communicator: Communicator, path: str, code: str | None) -> StoredModel:
+    """The model of the run folder or checkpoint at `path`. Collective.
+
+    code   file.py:function, where the run's model is the user's own: a checkpoint names code, but never runs it
+    """
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        found = find_model(Path(path))
+        arrays.update(found.arrays)
+        try:
+            return found.document["config"], found.document["signature"]
+        except KeyError as error:
+            raise CheckpointError(f"{path}: the checkpoint lacks {error}") from None
+
+    arrays: dict[str, Any] = {}
+    said, shapes = communicator.on_root(read)
+    config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
+    if is_code(config.model):
+        if code is None:
+            raise ConfigurationError(
+                f"{path} was trained with {config.model}; to run that code, add --model {config.model}"
+            )
+        config = replace(config, model=code)
+    signature = Signature(
+        tuple(shapes["example_shape"]), tuple(shapes["target_shape"]), shapes["num_classes"], shapes["scale"]
+    )
+    objective = build_objective(communicator, config, signature)
+    dtype = np.dtype(config.dtype)
+    layouts = {
+        "parameters": Layout.of(objective.parameter_shapes()),
+        "statistics": Layout.of(objective.state_shapes()),
+    }
+    views = {name: layout.views(np.zeros(layout.size, dtype)) for name, layout in layouts.items()}
+
+    def fill() -> None:
+        for name, layout in layouts.items():
+            inside = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
+            fill_model(views[name].flat, layout, inside, path)
+
+    communicator.on_root(fill)
+    for view in views.values():
+        communicator.broadcast(view.flat)
+    return StoredModel(config, signature, objective, views["parameters"], views["statistics"])

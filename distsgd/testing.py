@@ -1,0 +1,157 @@
+"""For tests, distsgd's and yours: is a gradient the derivative of its loss?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import isfinite
+
+import numpy as np
+
+from distsgd import random
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.layers.base import Layer
+from distsgd.layout import Layout, Views
+
+LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """What check_gradient found. `worst` names the array (and element) with the largest relative error."""
+
+    max_relative_error: float
+    worst: str
+    numeric: float
+    analytic: float
+    checked: int
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Is every error within the tolerance?"""
+        return self.max_relative_error <= self.tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"gradient {'right' if self.ok else 'WRONG'}: largest relative error {self.max_relative_error:.2g} of "
+            f"{self.checked} derivatives (tolerance {self.tolerance:.2g}), at {self.worst}: {self.analytic:.9g} where "
+            f"differences give {self.numeric:.9g}"
+        )
+
+    def raise_if_wrong(self) -> None:
+        """Raises AssertionError with the finding where the gradient is wrong."""
+        if not self.ok:
+            raise AssertionError(str(self))
+
+
+def check_gradient(
+    function: LossFunction,
+    params: Mapping[str, Array],
+    batch: Batch,
+    *,
+    directions: int = 10,
+    per_parameter: bool = False,
+    epsilon: float = 1e-5,
+    seed: int = 0,
+    tolerance: float = 1e-6,
+) -> GradientCheck:
+    """Compares the gradient of `function(params, grads, batch) -> (loss_sum, count)` with differences of loss_sum.
+
+    In float64 (floating arrays of params and batch are converted), along `directions` random unit directions d in
+    each parameter array, or along every single element: grads·d against (f(p + h d) - f(p - h d)) / 2h, with
+    h := epsilon · max(1, largest |p| in the array). The error is relative to the larger of the two, but for
+    derivatives so small that rounding of f hides them. The gradients are NaN before the call: an element that the
+    function doesn't write, or adds to, is found. `params` isn't changed; nothing is raised for a wrong gradient.
+
+    Functions with kinks, such as ReLU, have no derivative there: a step across one shows as a single error that goes
+    away with another seed or a smaller epsilon.
+    """
+    layout = Layout.of({name: np.shape(array) for name, array in params.items()})
+    flat, gradient = np.empty(layout.size), np.full(layout.size, np.nan)
+    views, grads = layout.views(flat), layout.views(gradient)
+    for name, array in params.items():
+        views[name][...] = array
+    weights = None if batch.weights is None else _wide(batch.weights)
+    batch = replace(batch, x=_wide(batch.x), y=_wide(batch.y), weights=weights)
+    loss = function(views, grads, batch)[0]
+    scratch = layout.views(np.full(layout.size, np.nan))
+
+    def loss_at(view: Array, values: Array) -> float:
+        view[...] = values
+        return function(views, scratch, batch)[0]
+
+    worst = GradientCheck(0.0, "nothing", 0.0, 0.0, 0, tolerance)
+    checked = 0
+    for name, view in views.items():
+        original = view.copy()
+        step = epsilon * max(1.0, float(np.abs(original).max()))
+        noise = 8 * np.finfo(np.float64).eps * max(1.0, abs(loss)) / step
+        for label, d in _directions(name, original.shape, None if per_parameter else directions, seed):
+            numeric = (loss_at(view, original + step * d) - loss_at(view, original - step * d)) / (2 * step)
+            view[...] = original
+            inside = d != 0  # 0 · NaN would let one hole spoil every element's check
+            analytic = float(np.sum(grads[name][inside] * d[inside]))
+            error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), noise / tolerance)
+            error = error if isfinite(error) else float("inf")
+            checked += 1
+            if error > worst.max_relative_error or checked == 1:
+                worst = GradientCheck(error, label, numeric, analytic, 0, tolerance)
+    return replace(worst, checked=checked)
+
+
+def check_layer_gradient(
+    layer: Layer,
+    input_shape: Shape,
+    n: int = 5,
+    seed: int = 0,
+    *,
+    training: bool = True,
+    per_parameter: bool = True,
+    tolerance: float = 1e-6,
+) -> GradientCheck:
+    """Checks a layer's gradients, of its parameters and of x, through a random linear function of its output.
+
+    x (*input_shape, n) is normal; the parameters are the layer's own initial values and a tenth of normal numbers,
+    so that zeros and ones aren't special. Parameters are called `layer.name` in the finding, the input `x`.
+    """
+    layout = Layout.of(layer.parameter_shapes())
+    views = layout.views(np.zeros(layout.size))
+    layer.initialize(views, seed, "")
+    params: dict[str, Array] = {"x": random.normal((*input_shape, n), seed, "check x")}
+    for name, array in views.items():
+        params[f"layer.{name}"] = array + 0.1 * random.normal(array.shape, seed, f"check {name}")
+    states = Layout.of(layer.state_shapes())
+    state = states.views(np.zeros(states.size))
+    layer.initialize_state(state)
+    coefficients = random.normal((*layer.output_shape(input_shape), n), seed, "check dy")
+
+    def function(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        y, backward = layer.forward(params.scope("layer"), params["x"], batch, "")
+        dx = backward(coefficients, grads.scope("layer"))
+        if dx is not None:
+            grads["x"][...] = dx
+        return float(np.sum(coefficients * y)), n
+
+    # The batch's own x is another array than the one the layer gets, or a dense layer would leave dx out.
+    nothing = np.zeros((0, n))
+    batch = Batch(x=nothing, y=nothing, indices=np.arange(n), seed=seed, training=training, state=state)
+    return check_gradient(function, params, batch, per_parameter=per_parameter, seed=seed, tolerance=tolerance)
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def _directions(name: str, shape: Shape, count: int | None, seed: int) -> Iterator[tuple[str, Array]]:
+    """Labels and unit directions: `count` random ones, or with None one along each element."""
+    if count is None:
+        for index in np.ndindex(*shape):
+            direction = np.zeros(shape)
+            direction[index] = 1.0
+            yield f"{name}[{', '.join(map(str, index))}]" if index else name, direction
+        return
+    for number in range(count):
+        direction = random.normal(shape, seed, f"check direction {name}", number)
+        yield name, direction / np.sqrt(np.sum(np.square(direction)))

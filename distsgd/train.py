@@ -1,0 +1,205 @@
+"""python -m distsgd.train: train a model on all ranks of an MPI job, or in this process alone."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distsgd.commands import run_command
+
+if TYPE_CHECKING:
+    from distsgd.callbacks import Callback
+    from distsgd.communication import Communicator
+    from distsgd.config import TrainConfig
+    from distsgd.examples import Signature
+    from distsgd.objective import Objective
+    from distsgd.placement import Data
+    from distsgd.records import RunFolder
+    from distsgd.resume import Start
+    from distsgd.trainer import Trainer
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    return run_command(train)
+
+
+def train(communicator: Communicator, arguments: Sequence[str]) -> int:
+    """Parses, builds, trains and writes the run folder; returns the exit status. Collective."""
+    from distsgd.command_line import load_config
+    from distsgd.config import resolved
+    from distsgd.device import choose_device
+    from distsgd.resume import find_start, run_folder
+
+    config = communicator.on_root(lambda: resolved(load_config(arguments)))
+    choose_device(config.device)
+    folder = run_folder(config)
+    start = communicator.on_root(lambda: find_start(config, folder))
+    if start.finished is not None:
+        if communicator.is_root:
+            print(start.finished)
+        return 0
+    config = start.config
+    return run(communicator, config, folder, start)
+
+
+def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start) -> int:
+    """Trains this leg. Collective."""
+    from distsgd.build import (
+        build_from_config,
+        build_metrics,
+        build_objective,
+        build_trainer,
+        confusion_matrix,
+        user_code,
+    )
+    from distsgd.outcome import EXIT_STATUS, finish, last_line
+    from distsgd.placement import load_data
+
+    data = load_data(communicator, config)
+    objective = build_objective(communicator, config, data.signature)
+    if config.check_gradient:
+        return check_gradient(communicator, config, data, objective)
+    optimizer, schedule = build_from_config(config)
+    metrics = build_metrics(communicator, config, data.signature, objective)
+    users = [user_code(communicator, name, "callback") for name in config.callback]
+    callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
+    trainer = build_trainer(communicator, config, data, objective, optimizer, schedule, metrics, callbacks)
+    if start.has_checkpoint:
+        trainer.restore(start.checkpoint)
+    elif config.init_from is not None:
+        initialize_from(communicator, trainer, config.init_from)
+    trainer.progress.facts = facts(config, data.signature)
+    announce(communicator, config, data, trainer, folder, start.notes)
+    if config.dry_run:
+        return 0
+    communicator.on_root(lambda: prepare_folder(config, folder, trainer.progress.step))
+    handle_signals(trainer)
+    status = trainer.fit()
+    summary = finish(trainer, status, confusion_matrix(data.signature, metrics))
+    trainer.end(summary)
+    trainer.step.workers.close()
+    if communicator.is_root:
+        print(last_line(summary, str(folder.path)), flush=True)
+    return EXIT_STATUS[status]
+
+
+def facts(config: TrainConfig, signature: Signature) -> dict[str, Any]:
+    """What a checkpoint says besides the numbers."""
+    from distsgd.runtime import cpu_probe
+
+    return {
+        "config": config.identity(),
+        "schedule_epochs": config.schedule_epochs or float(max(config.epochs, 1)),
+        "probe": cpu_probe(),
+        "signature": {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(signature).items()},
+    }
+
+
+def initialize_from(communicator: Communicator, trainer: Trainer, path: str) -> None:
+    """Starts from another run's parameters. Collective."""
+    from distsgd.snapshot import fill_model, find_model
+
+    def fill() -> None:
+        found = find_model(Path(path))
+        fill_model(trainer.step.params.flat, trainer.step.layout, found.group("parameters"), path)
+
+    communicator.on_root(fill)
+    trainer.step.exchange.load_params(None)
+
+
+def prepare_folder(config: TrainConfig, folder: RunFolder, step: int) -> None:
+    """Makes the run folder ready for this leg, on rank 0."""
+    from distsgd.config import to_toml
+
+    folder.create(to_toml(config))
+    folder.cut_metrics(step)
+
+
+def make_callbacks(is_root: bool, config: TrainConfig, folder: RunFolder, users: Sequence[Any]) -> list[Callback]:
+    """What watches the run; rank 0's list alone is used."""
+    from distsgd.callbacks import Callback, FolderWriter
+    from distsgd.errors import ConfigurationError
+    from distsgd.progress import make_progress
+
+    own = [user() if isinstance(user, type) else user for user in users]
+    for name, callback in zip(config.callback, own, strict=True):
+        if not isinstance(callback, Callback):
+            raise ConfigurationError(f"callback: {name} must be a distsgd.Callback, got {type(callback).__name__}")
+    if not is_root:
+        return []
+    progress = make_progress(config.quiet)
+    return [FolderWriter(folder), *([] if progress is None else [progress]), *own]
+
+
+def handle_signals(trainer: Trainer) -> None:
+    """SIGTERM, SIGINT and SIGUSR1 to any rank: a checkpoint after the next step, exit status 75."""
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.stop()
+
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+
+
+def announce(
+    communicator: Communicator, config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder, notes: list[str]
+) -> None:
+    """Prints the header, and a warning where hosts compute other bits. Collective."""
+    from distsgd.runtime import blas_description
+
+    probes = communicator.gather_object(trainer.progress.facts["probe"])
+    if probes is None:
+        return
+    for note in notes:
+        print(note, file=sys.stderr, flush=True)
+    odd = sorted({host for host, probe in zip(communicator.hosts, probes, strict=True) if probe != probes[0]})
+    if odd:
+        print(
+            f"warning: {', '.join(odd)} compute other bits than {communicator.hosts[0]}; replicas agree, but another "
+            "number of ranks may give other results; set the same on all: OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES",
+            file=sys.stderr,
+        )
+    if config.quiet:
+        return
+    hosts = sorted(set(communicator.hosts))
+    validation = 0 if data.validation is None else len(data.validation)
+    test = 0 if data.test is None else len(data.test)
+    print(f"ranks      {communicator.size} on {', '.join(hosts)}, {trainer.step.workers.count} thread(s) each, "
+          f"{config.logical_ranks} logical ranks")  # fmt: skip
+    print(f"compute    {blas_description()}, {config.dtype}")
+    print(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
+    print(f"model      {config.model} {describe(trainer)}: {trainer.step.layout.size:,} parameters")
+    print(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
+    begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
+    print(f"run        {folder.path}{begin}", flush=True)
+
+
+def describe(trainer: Trainer) -> str:
+    """The model in a few words."""
+    from distsgd.models import describe as describe_layer
+    from distsgd.objective import Supervised
+
+    objective = trainer.step.objective
+    return describe_layer(objective.model) if isinstance(objective, Supervised) else "(own function)"
+
+
+def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, objective: Objective) -> int:
+    """Compares the gradient with central differences in float64 on rank 0; 0 where it is right. Collective."""
+    from distsgd.gradient_check import check_objective
+
+    def check() -> bool:
+        result = check_objective(objective, data.train, config.seed)
+        print(result)
+        return result.ok
+
+    return 0 if communicator.on_root(check) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,335 @@
+"""The loop: steps, validations, records, checkpoints and the decision to stop.
+
+Rank 0 decides and tells; what depends on time or signals rides in the header of a step, so that all ranks act on it
+after the same step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from distsgd.callbacks import Callback
+from distsgd.communication import Communicator
+from distsgd.communication.exchange import BLOCK
+from distsgd.config import Every
+from distsgd.device import Array
+from distsgd.early_stopping import StoppingRule
+from distsgd.errors import ConfigurationError
+from distsgd.metrics import Value
+from distsgd.sampling import Sampler
+from distsgd.schedules import Schedule
+from distsgd.snapshot import Progress, restore, take
+from distsgd.step import Flag, StepResult, TrainingStep
+from distsgd.validation import Evaluator
+
+Status = Literal["completed", "early_stopped", "stopped"]
+_EPOCH_CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop: whichever comes first. `seconds` count from the start of this leg."""
+
+    epochs: int
+    max_steps: int | None = None
+    seconds: float | None = None
+    target: tuple[str, float] | None = None
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The last step that the limits allow."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """What happens how often; records come at each epoch's end and each validation, and every log_every steps."""
+
+    validate_steps: int
+    checkpoint: Every | None = None
+    log_every: int | None = None
+
+
+@dataclass
+class Trainer:
+    """Trains until a limit, and leaves the best parameters in place.
+
+    `rule` decides about the best parameters and early stopping by the metric `monitor`; it is None where nothing is
+    validated. `callbacks` are called on rank 0.
+    """
+
+    communicator: Communicator
+    step: TrainingStep
+    sampler: Sampler
+    schedule: Schedule
+    limits: Limits
+    rhythm: Rhythm
+    rule: StoppingRule | None = None
+    monitor: str = "validation_loss"
+    validation: Evaluator | None = None
+    test: Evaluator | None = None
+    train: Evaluator | None = None
+    test_at_best: bool = True
+    callbacks: Sequence[Callback] = ()
+    progress: Progress = field(default_factory=Progress)
+    last_scores: dict[str, Value] = field(default_factory=dict, init=False)
+    reached_target: bool = field(default=False, init=False)
+    _stop_asked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self._last_checkpoint = self.began
+        self._training_seconds, self._training_examples = 0.0, 0
+        self._leg_seconds, self._leg_examples = 0.0, 0
+        self._scratch = [self.step.layout.views(row) for row in self._scratch_rows()]
+        self._segments = self.step.regularization.segments(self.step.layout)
+
+    def _scratch_rows(self) -> list[Array]:
+        """One gradient-sized buffer a worker: rows that are idle between steps."""
+        rows = list(self.step.exchange.rows.values())
+        missing = self.step.workers.count - len(rows)
+        return rows + [np.zeros_like(self.step.exchange.params) for _ in range(missing)]
+
+    def stop(self) -> None:
+        """Asks for an orderly end after the step that runs now, with a checkpoint; any rank, any thread, any signal."""
+        self._stop_asked = True
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.progress.step // self.sampler.steps_per_epoch
+
+    def fit(self) -> Status:
+        """Runs this leg. Collective."""
+        self._on_root(lambda callback: callback.on_start(self))
+        status = self._train()
+        if status != "stopped" and self.validation is not None and self.progress.best is None:
+            # Without any regular validation this one says something of what is handed over. It stays out of the
+            # records, the best and patience: a run that goes on later must not differ from one that never stopped.
+            self.last_scores = self._score("validation", self.validation)
+        self.checkpoint(final=True)
+        return status
+
+    def _train(self) -> Status:
+        last = self.limits.steps(self.sampler.steps_per_epoch)
+        decision = self._decide(None)
+        while True:
+            if self.reached_target:
+                return "completed"
+            if decision is not None and self.progress.step >= decision:
+                return "early_stopped"
+            if self.progress.step >= last:
+                return "completed"
+            result = self._one_step()
+            if self._record_due() is not None:
+                decision = self._record(result)
+            if result.flags & Flag.CHECKPOINT:
+                self.checkpoint()
+            if result.flags & Flag.STOP and self.progress.step < last and not self.reached_target:
+                early = decision is not None and self.progress.step >= decision
+                return "early_stopped" if early else "stopped"
+
+    def _one_step(self) -> StepResult:
+        progress, began = self.progress, time.monotonic()
+        self.learning_rate = self.schedule.learning_rate(
+            self.step.optimizer.learning_rate, progress.step, self.sampler.steps_per_epoch
+        )
+        indices = self.sampler.minibatch(progress.step)
+        if progress.step % self.sampler.steps_per_epoch == 0:
+            progress.loss_sum, progress.count = 0.0, 0
+        result = self.step.run(
+            progress.step,
+            self.epoch,
+            indices,
+            self.learning_rate,
+            self._flags(progress.step + 1),
+            want_norm=self._record_due(progress.step + 1) is not None,
+        )
+        progress.step += 1
+        progress.loss_sum += result.loss_sum
+        progress.count += result.count
+        self._training_seconds += time.monotonic() - began
+        self._training_examples += result.count
+        if self.communicator.is_root:
+            for callback in self.callbacks:
+                callback.on_step(progress.step, result.loss_sum / result.count, result.count)
+        return result
+
+    def _flags(self, step: int) -> Flag:
+        """What this rank says with step number `step`, counted from 1."""
+        flags = Flag.STOP if self._stop_asked else Flag(0)
+        if self.communicator.is_root:
+            now = time.monotonic()
+            if self.limits.seconds is not None and now - self.began >= self.limits.seconds:
+                flags |= Flag.STOP
+            if self._checkpoint_due(step, now - self._last_checkpoint):
+                flags |= Flag.CHECKPOINT
+        return flags
+
+    def _checkpoint_due(self, step: int, seconds: float) -> bool:
+        every = self.rhythm.checkpoint
+        if every is None:
+            return False
+        if every.unit == "seconds":
+            return seconds >= every.amount
+        if every.unit == "steps":
+            return step % int(every.amount) == 0
+        ends_epochs = step % (int(every.amount) * self.sampler.steps_per_epoch) == 0
+        return ends_epochs and seconds >= _EPOCH_CHECKPOINT_SECONDS
+
+    def _record_due(self, step: int | None = None) -> str | None:
+        """Why there is a record at this step (by default the current one): validation, epoch, log, or None."""
+        step = self.progress.step if step is None else step
+        if self.validation is not None and step % self.rhythm.validate_steps == 0:
+            return "validation"
+        if step % self.sampler.steps_per_epoch == 0:
+            return "epoch"
+        return "log" if self.rhythm.log_every is not None and step % self.rhythm.log_every == 0 else None
+
+    def _record(self, result: StepResult) -> int | None:
+        """Scores what is due, decides, records; the step from which the run is over, None as things stand."""
+        progress = self.progress
+        penalty = self.penalty()
+        progress.train_loss = progress.loss_sum / progress.count + penalty
+        record: dict[str, Any] = {
+            "step": progress.step,
+            "epoch": self.epoch,
+            "train_loss": progress.train_loss,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": result.gradient_norm,
+        }
+        if penalty:
+            record["penalty"] = penalty
+        due = self._record_due()
+        if self.train is not None and due != "log":
+            record.update(self._score("train", self.train, prefix="train_full"))
+        decision = None
+        if due == "validation" and self.validation is not None:
+            self.last_scores = self._score("validation", self.validation)
+            record.update(self.last_scores)
+            decision = self._decide(record)
+        else:
+            decision = self._decide(None)
+        record["run"] = self._speed()
+        self._on_root(lambda callback: callback.on_record(record))
+        return decision
+
+    def _score(self, name: str, evaluator: Evaluator, prefix: str = "") -> dict[str, Value]:
+        scores = evaluator.run(self.step.params, self.step.running, self._scratch)
+        return {f"{prefix or name}_{key}": value for key, value in scores.items()}
+
+    def _decide(self, record: dict[str, Any] | None) -> int | None:
+        """Rank 0 looks at a validation (None: at where the run stands already) and tells all what follows."""
+        if self.rule is None:
+            return None
+        improved, reached, stop_step = self.communicator.on_root(lambda: self._judge(record))
+        self.reached_target = self.reached_target or reached
+        if improved and record is not None:
+            if self.test is not None and self.test_at_best:
+                record.update(self._score("test", self.test))
+            self._keep_best(record)
+        return stop_step
+
+    def _judge(self, record: Mapping[str, Any] | None) -> tuple[bool, bool, int | None]:
+        """(whether the parameters are the best so far, whether the target is reached, the step to stop at)."""
+        assert self.rule is not None
+        if record is None:
+            return False, False, self.rule.stop_step()
+        improved = self.rule.validated(self.progress.step, self._metric(record, self.monitor, "monitor"))
+        reached = False
+        if self.limits.target is not None:
+            name, wanted = self.limits.target
+            value = self._metric(record, name, "target")
+            reached = value >= wanted if self._more_is_better(name) else value <= wanted
+        return improved, reached, self.rule.stop_step()
+
+    @staticmethod
+    def _metric(record: Mapping[str, Any], name: str, option: str) -> float:
+        value = record.get(name)
+        if not isinstance(value, float):
+            known = [key for key, item in record.items() if isinstance(item, float) and "_" in key]
+            raise ConfigurationError(f"{option}: expected one of {', '.join(known)}, got {name!r}")
+        return value
+
+    @staticmethod
+    def _more_is_better(name: str) -> bool:
+        from distsgd.early_stopping import monitor_mode
+
+        return monitor_mode(name) == "max"
+
+    def _keep_best(self, record: dict[str, Any]) -> None:
+        progress = self.progress
+        progress.best = {
+            key: value
+            for key, value in record.items()
+            if key in ("step", "epoch", "train_loss") or key.startswith(("validation_", "test_"))
+        }
+        record["best"] = True
+        if self.communicator.is_root:
+            progress.best_params = self.step.exchange.params.copy()
+            progress.best_running = self.step.running.flat.copy()
+
+    def _speed(self) -> dict[str, float]:
+        """What may differ between equal runs: speed since the last record, validation not counted, and time."""
+        seconds = max(self._training_seconds, 1e-9)
+        speed = {"examples_per_second": self._training_examples / seconds, "seconds": time.monotonic() - self.began}
+        self._leg_seconds += self._training_seconds
+        self._leg_examples += self._training_examples
+        self._training_seconds, self._training_examples = 0.0, 0
+        return speed
+
+    def overall_speed(self) -> float:
+        """Examples per second of this leg's training steps."""
+        return (self._leg_examples + self._training_examples) / max(self._leg_seconds + self._training_seconds, 1e-9)
+
+    def penalty(self) -> float:
+        """The L1 and L2 terms of the parameters in place."""
+        return self.step.regularization.loss(self.step.exchange.params, self._segments, BLOCK)
+
+    def checkpoint(self, final: bool = False) -> None:
+        """Saves the run as it is. Collective."""
+        self._last_checkpoint = time.monotonic()
+        slots = self.step.exchange.gather_slots()
+
+        def save() -> None:
+            if slots is not None and self.callbacks:
+                whole, best = take(self.step, self.progress, self.rule, slots)
+                for callback in self.callbacks:
+                    callback.on_checkpoint(whole, best, self.progress.step, final)
+
+        self.communicator.on_root(save)
+
+    def restore(self, checkpoint: Any) -> None:
+        """Goes on from rank 0's checkpoint (None elsewhere). Collective."""
+        self.progress = restore(self.communicator, self.step, self.rule, checkpoint)
+
+    def hand_over(self) -> dict[str, Value]:
+        """Puts the best parameters in place (the last where nothing was validated) and scores the test set."""
+        best, running = self.progress.best_params, self.step.running
+        if self.communicator.broadcast_object(best is not None):
+            self.step.exchange.load_params(best)
+            if len(running):
+                if self.progress.best_running is not None:
+                    running.flat[:] = self.progress.best_running
+                self.communicator.broadcast(running.flat)
+        return {} if self.test is None else self._score("test", self.test)
+
+    def final_scores(self, evaluator: Evaluator) -> dict[str, Value]:
+        """Scores with the parameters in place. Collective."""
+        return evaluator.run(self.step.params, self.step.running, self._scratch)
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Tells the callbacks that the leg is over."""
+        self._on_root(lambda callback: callback.on_end(summary))
+
+    def _on_root(self, hook: Any) -> None:
+        def call() -> None:
+            for callback in self.callbacks:
+                hook(callback)
+
+        self.communicator.on_root(call)

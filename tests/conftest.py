@@ -1,0 +1,37 @@
+"""What all tests share: one BLAS thread as in every command, a clean environment, and Hypothesis's settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from distsgd import runtime
+
+# Scripts that made the stored references import what only they need.
+collect_ignore_glob = ["reference/*.py"]
+
+# pytest itself may run inside a job or under a launcher; no test is to take itself for a rank of it.
+_LAUNCHERS = ("PMI_", "PMIX_", "HYDRA_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "SLURM_")
+for _name in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
+    del os.environ[_name]
+
+# NumPy loads with the commands' own settings; the processes that tests start have to find them by themselves.
+_before = dict(os.environ)
+runtime.prepare()
+import numpy  # noqa: E402, F401
+
+for _name in set(os.environ) - set(_before):
+    del os.environ[_name]
+os.environ.update(_before)
+
+settings.register_profile("distsgd", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("distsgd")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if (Path(__file__).parent / "parallel") in item.path.parents:
+            item.add_marker("parallel")

@@ -1,0 +1,184 @@
+"""Downloads from a server on this machine: whole and checked, or not there at all."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import hashlib
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd.datasets import OpenOptions, open_dataset, read_array
+from distsgd.datasets.download import checksums_of, default_data_dir, download
+from distsgd.datasets.mnist import FASHION_MNIST, MNIST, IdxDataset
+from distsgd.errors import DataError
+
+FILES = tuple(MNIST.checksums)
+LABELS = FILES[1]
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder, quietly; half of a file where the address says so."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/half/"):
+            super().do_GET()
+            return
+        content = Path(self.directory, self.path.rsplit("/", 1)[1]).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("site")
+    for name in FILES:
+        shape = (8, 3, 3) if "images" in name else (8,)
+        header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+        content = header + bytes(i % 10 for i in range(int(np.prod(shape))))
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", folder
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture(autouse=True)
+def no_connection_left_open() -> Iterator[None]:
+    """Where warnings are errors, a socket that is collected unclosed fails this test, not a later one."""
+    yield
+    gc.collect()
+
+
+def local_dataset(url: str, folder: Path, of_content: bool = False) -> IdxDataset:
+    sums = {}
+    for name in FILES:
+        content = (folder / f"{name}.gz").read_bytes()
+        sums[name] = [hashlib.md5(gzip.decompress(content) if of_content else content).hexdigest()]
+    return IdxDataset("mnist", url, sums)
+
+
+@pytest.mark.parametrize("of_content", [False, True])
+def test_missing_files_are_downloaded_once(site: tuple[str, Path], tmp_path: Path, of_content: bool) -> None:
+    pytest.importorskip("pooch")
+    url, folder = site
+    options = OpenOptions(data_dir=str(tmp_path))
+    source = local_dataset(url, folder, of_content).open(options)
+    assert read_array(source.arrays["y_test"]).tolist() == list(range(8))
+    assert sorted(p.name for p in (tmp_path / "mnist").iterdir()) == sorted(f"{name}.gz" for name in FILES)
+    again = local_dataset("http://127.0.0.1:9/", folder).open(options)  # nothing listens there
+    assert again.arrays.keys() == source.arrays.keys()
+
+
+def test_only_what_is_missing_is_downloaded(site: tuple[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pooch")
+    url, folder = site
+    (tmp_path / "mnist").mkdir()
+    unpacked = gzip.decompress((folder / f"{LABELS}.gz").read_bytes())
+    (tmp_path / "mnist" / LABELS).write_bytes(unpacked)
+    local_dataset(url, folder).open(OpenOptions(data_dir=str(tmp_path)))
+    found = {p.name for p in (tmp_path / "mnist").iterdir()}
+    assert found == {LABELS, *(f"{name}.gz" for name in FILES if name != LABELS)}
+
+
+def test_the_environment_names_a_mirror_and_another_file_is_refused(
+    site: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pooch")
+    monkeypatch.setenv("DISTSGD_FASHION_MNIST_URL", site[0])
+    with pytest.raises(DataError, match="expected a file with MD5 8d4fb7e6c68d591d4c3dfef9ec88bf0d, got") as caught:
+        open_dataset("fashion-mnist", data_dir=str(tmp_path))
+    assert site[0] in str(caught.value)
+    assert list((tmp_path / "fashion-mnist").iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["/none", "/half"])
+def test_a_failed_download_leaves_nothing_and_names_folder_and_files(
+    site: tuple[str, Path], tmp_path: Path, address: str
+) -> None:
+    pytest.importorskip("pooch")
+    url, folder = site
+    with pytest.raises(DataError) as caught:
+        local_dataset(url + address, folder).open(OpenOptions(data_dir=str(tmp_path)))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path / "mnist") in message
+    assert all(name in message for name in FILES)
+    assert list((tmp_path / "mnist").iterdir()) == []
+
+
+def test_offline(site: tuple[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pooch")
+    with pytest.raises(DataError, match=r"that failed .*; put the file into"):
+        MNIST.open(OpenOptions(data_dir=str(tmp_path)), url="http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"that failed .*; put the file into"):
+        MNIST.open(OpenOptions(data_dir=str(tmp_path)), url="nonsense")
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    pytest.importorskip("pooch")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="that failed"):
+        MNIST.open(OpenOptions(data_dir=str(tmp_path / "file")), url="http://127.0.0.1:9")
+
+
+def test_without_pooch_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(DataError, match=r'pip install "distsgd\[download\]"'):
+        download("http://127.0.0.1:9/a", tmp_path / "a", ["0"])
+
+
+def test_progress_only_when_asked(site: tuple[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pooch")
+    url, folder = site
+    for progress in (False, True):
+        target = tmp_path / f"{progress}.gz"
+        download(f"{url}/{LABELS}.gz", target, checksums_of(folder / f"{LABELS}.gz"), progress=progress)
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert progress or captured.err == ""
+
+
+def test_published_addresses_and_checksums() -> None:
+    for dataset in (MNIST, FASHION_MNIST):
+        assert list(dataset.checksums) == list(FILES)
+        assert all(len(md5) == 32 for sums in dataset.checksums.values() for md5 in sums)
+    real = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
+    if not real.is_dir():
+        pytest.skip("the real MNIST files are not beside this checkout")
+    for name, sums in MNIST.checksums.items():
+        assert not checksums_of(real / f"{name}.gz").isdisjoint(sums)
+
+
+def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert default_data_dir() == Path("/somewhere/distsgd")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert default_data_dir() == Path("/home/someone/.cache/distsgd")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert default_data_dir() == Path("/home/someone/Library/Caches/distsgd")
