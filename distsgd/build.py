@@ -12,7 +12,8 @@ import numpy as np
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
-from distsgd.communication.exchange import Partition, make_exchange
+from distsgd.communication.exchange import Partition, Plan
+from distsgd.communication.replica import make_exchange
 from distsgd.config import TrainConfig, parse_duration, parse_every, parse_target
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DistsgdError, LaneError
@@ -218,7 +219,8 @@ def build_trainer(
     workers = Workers(_threads(communicator, config, layout.size, min(batch_size, len(data.train))))
     partition = Partition(lanes, communicator.size, layout.size)
     record = 2 + Layout.of(objective.statistics_shapes()).size
-    exchange = make_exchange(communicator, partition, workers.count, dtype, len(optimizer.slots), record)
+    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
+    exchange, note = make_exchange(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
     feeder = Feeder(data.train, objective, dtype, config.seed)
@@ -256,6 +258,7 @@ def build_trainer(
         train=evaluator(data.train) if config.train_metrics == "full" else None,
         test_at_best=config.test_at_best,
         callbacks=callbacks,
+        notes=[] if note is None else [note],
     )
 
 

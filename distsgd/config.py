@@ -17,7 +17,7 @@ from distsgd.errors import ConfigurationError
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
-    "threads", "data_dir", "validation_on", "test_at_best", "callback", "init_from",
+    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "init_from",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet")
@@ -184,6 +184,8 @@ class TrainConfig:
     """Also record the training loss every so many steps."""
     device: str = "auto"
     """auto or cpu."""
+    communication: str = "auto"
+    """shared: one replica for all ranks of the host; mpi: messages; auto: shared where it can be."""
     threads: int | None = None
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
     callback: tuple[str, ...] = ()
@@ -268,6 +270,7 @@ _CHOICES = {
     "validation_on": ("all", "rank0"),
     "train_metrics": ("running", "full"),
     "early_stopping": ("epochs", "patience"),
+    "communication": ("auto", "shared", "mpi"),
     "loss": ("auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"),
 }
 

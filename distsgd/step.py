@@ -11,7 +11,7 @@ from enum import IntFlag
 import numpy as np
 
 from distsgd.communication.exchange import BLOCK, Exchange
-from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
+from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule, scratch_levels
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, LaneError, NonFiniteError
 from distsgd.examples import Feeder
@@ -41,13 +41,38 @@ class StepResult:
     gradient_norm: float | None
 
 
-@dataclass
 class _LaneBuffers:
-    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level."""
+    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level.
 
-    node: Span
-    flats: list[Array]
-    views: list[Views]
+    A lane's gradient is added layer by layer, as backward completes them, while it is still in the cache.
+    """
+
+    def __init__(self, node: Span, flats: list[Array], layout: Layout) -> None:
+        self.node, self.flats = node, flats
+        self.views = [layout.views(flat) for flat in flats]
+        for views in self.views:
+            views.on_complete = self._add
+        self._additions: tuple[Span, ...] = ()
+        self._added: list[slice] = []
+
+    def start(self, additions: tuple[Span, ...]) -> None:
+        """A lane begins, behind which these (into, from) pairs of buffers are to be added."""
+        self._additions, self._added = additions, []
+
+    def _add(self, span: slice) -> None:
+        for into, other in self._additions:
+            np.add(self.flats[into][span], self.flats[other][span], out=self.flats[into][span])
+        self._added.append(span)
+
+    def finish(self) -> None:
+        """Adds what no layer has announced: all of it where the model isn't made of layers."""
+        if not self._additions:
+            return
+        position, size = 0, self.flats[0].size
+        for span in [*sorted(self._added, key=lambda span: span.start), slice(size, size)]:
+            for start in range(position, span.start, BLOCK):
+                self._add(slice(start, min(start + BLOCK, span.start)))
+            position = span.stop
 
 
 @dataclass
@@ -69,13 +94,18 @@ class TrainingStep:
         exchange = self.exchange
         self.params = self.layout.views(exchange.params)
         statistics = Layout.of(self.objective.statistics_shapes())
+        self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
         self._segments = self._segments_of_blocks(self.regularization.segments(self.layout))
         self._buffers = [self._lane_buffers(worker) for worker in range(self.workers.count)]
         self._norms = np.zeros(exchange.partition.blocks)
         self._measure_norm = False
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
-        self._scratch = [np.empty((2, BLOCK), exchange.params.dtype) for _ in range(self.workers.count)]
+        levels = scratch_levels(exchange.partition.lanes)
+        shape = (3 + levels, BLOCK)  # the update's two, the gradient, and the tree's
+        self._scratch = [np.empty(shape, exchange.params.dtype) for _ in range(self.workers.count)]
+        owned = exchange.owned.stop - exchange.owned.start
+        self._clipped = np.empty(owned if self.clip_norm is not None else 0, exchange.params.dtype)
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
         span = self.exchange.worker_spans[worker]
@@ -84,8 +114,7 @@ class TrainingStep:
         scratch = [np.zeros_like(self.exchange.params) for _ in range(deepest - 1)]
         buffers = []
         for node in nodes:
-            flats = [self.exchange.rows[node], *scratch]
-            buffers.append(_LaneBuffers(node, flats, [self.layout.views(flat) for flat in flats]))
+            buffers.append(_LaneBuffers(node, [self.exchange.rows[node], *scratch], self.layout))
         return buffers
 
     def _segments_of_blocks(self, segments: Sequence[Segment]) -> dict[int, list[Segment]]:
@@ -105,24 +134,25 @@ class TrainingStep:
         """Makes update number `step` (from 0) on the minibatch `indices`; raises on all ranks what any rank raises."""
         exchange, rank = self.exchange, self.exchange.communicator.rank
         bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
-        exchange.records[exchange.first_lane : exchange.last_lane] = 0.0
+        exchange.records[:] = 0.0
         self._error = None
         self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
-        own = exchange.flags[rank]
+        own = exchange.flags
         own[0] = flags | Flag.FAILED if self._error is not None else flags
         if rank == 0:
             scalars = self.optimizer.scalars(learning_rate, step + 1)
             own[1 : 1 + len(scalars)] = scalars
-        exchange.gather(bounds)
+        all_flags, records = exchange.gather(bounds)
         said = Flag(0)
-        for value in exchange.flags[:, 0]:
+        for value in all_flags[:, 0]:
             said |= Flag(int(value))
         if said & Flag.FAILED:
             self._raise_first_error(step)
-        loss_sum, count = self._totals(step, indices, bounds)
+        loss_sum, count = self._totals(records, step, indices, bounds)
+        self._scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
         norm = self._update(bounds, count, want_norm)
         exchange.publish()
-        self._update_running(bounds)
+        self._update_running(records, bounds)
         return StepResult(loss_sum, count, said, norm)
 
     def _compute(self, worker: int, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]) -> None:
@@ -135,6 +165,7 @@ class TrainingStep:
         self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]
     ) -> None:
         lane = plan.lane
+        to.start(plan.additions)
         try:
             batch = self.feeder.batch(
                 indices[bounds[lane] : bounds[lane + 1]],
@@ -142,7 +173,7 @@ class TrainingStep:
                 step=step,
                 epoch=epoch,
                 lane=lane,
-                statistics=self._statistics[lane],
+                statistics=self._statistics[lane - self.exchange.first_lane],
             )
             loss_sum, count = self.objective.loss_and_grad(self.params, to.views[plan.target], batch)
         except DistsgdError as error:
@@ -155,18 +186,17 @@ class TrainingStep:
                 f"step {step + 1}, lane {lane}:\n{traceback.format_exc().rstrip()}"
             )
             return
-        self.exchange.records[lane, :2] = loss_sum, count
-        for into, other in plan.additions:
-            np.add(to.flats[into], to.flats[other], out=to.flats[into])
+        self.exchange.records[lane - self.exchange.first_lane, :2] = loss_sum, count
+        to.finish()
 
     def _raise_first_error(self, step: int) -> None:
         for error in self.exchange.communicator.allgather_object(self._error):
             if error is not None:
                 raise error
 
-    def _totals(self, step: int, indices: Array, bounds: tuple[int, ...]) -> tuple[float, int]:
+    def _totals(self, records: Array, step: int, indices: Array, bounds: tuple[int, ...]) -> tuple[float, int]:
         loss_sum, count = 0.0, 0
-        for lane, record in enumerate(self.exchange.records):
+        for lane, record in enumerate(records):
             if not math.isfinite(record[0]):
                 inside = self.feeder.examples.indices
                 chosen = indices[bounds[lane] : bounds[lane + 1]]
@@ -185,17 +215,22 @@ class TrainingStep:
         """Sums, divides, penalizes, clips and applies; returns the gradient's norm where it was asked for."""
         self._measure_norm = want_norm or self.clip_norm is not None
         if self.clip_norm is None:
-            self._over_blocks(lambda index, worker: self._apply(index, worker, self._total(index, bounds, count), 1.0))
+            self._over_blocks(
+                lambda index, worker: self._apply(index, worker, self._total(index, worker, bounds, count), 1.0)
+            )
             return self._norm() if want_norm else None
-        totals: dict[int, Array] = {}
+
+        def kept(index: int) -> Array:
+            block, start = self.exchange.partition.block(index), self.exchange.owned.start
+            return self._clipped[block.start - start : block.stop - start]
 
         def keep(index: int, worker: int) -> None:
-            totals[index] = self._total(index, bounds, count)
+            kept(index)[:] = self._total(index, worker, bounds, count)
 
         self._over_blocks(keep)
         norm = self._norm()
         factor = min(1.0, self.clip_norm / (norm + 1e-6))
-        self._over_blocks(lambda index, worker: self._apply(index, worker, totals[index], factor))
+        self._over_blocks(lambda index, worker: self._apply(index, worker, kept(index), factor))
         return norm
 
     def _over_blocks(self, function: Callable[[int, int], object]) -> None:
@@ -209,10 +244,12 @@ class TrainingStep:
 
         self.workers.run(run)
 
-    def _total(self, index: int, bounds: tuple[int, ...], count: int) -> Array:
+    def _total(self, index: int, worker: int, bounds: tuple[int, ...], count: int) -> Array:
+        """The gradient of the mean loss and the penalties on one block, in this worker's scratch memory."""
         block = self.exchange.partition.block(index)
-        total = self.exchange.total(bounds, block)
-        np.divide(total, float(count), out=total)
+        scratch = self._scratch[worker]
+        total = scratch[2, : block.stop - block.start]
+        np.divide(self.exchange.total(bounds, block, scratch[3:]), float(count), out=total)
         for segment in self._segments[index]:
             inside = slice(segment.start - block.start, segment.stop - block.start)
             if segment.frozen:
@@ -227,18 +264,16 @@ class TrainingStep:
         exchange, block = self.exchange, self.exchange.partition.block(index)
         if factor != 1.0:
             np.multiply(total, factor, out=total)
-        scalars = tuple(exchange.flags[0, 1 : 1 + self._scalar_count].tolist())
         for segment in self._segments[index]:
             if segment.frozen:
                 continue
-            own = slice(segment.start - exchange.owned.start, segment.stop - exchange.owned.start)
             self.optimizer.update(
                 exchange.params[segment.start : segment.stop],
                 total[segment.start - block.start : segment.stop - block.start],
-                tuple(slot[own] for slot in exchange.slots),
-                scalars,
+                exchange.slots(segment.start, segment.stop),
+                self._scalars,
                 self.optimizer.weight_decay if segment.penalized else 0.0,
-                self._scratch[worker],
+                self._scratch[worker][:2],
             )
 
     def _norm(self) -> float:
@@ -248,15 +283,16 @@ class TrainingStep:
         self.exchange.communicator.allgather_slices(self._norms, counts)
         return math.sqrt(math.fsum(self._norms))
 
-    def _update_running(self, bounds: tuple[int, ...]) -> None:
+    def _update_running(self, records: Array, bounds: tuple[int, ...]) -> None:
         if not len(self.running):
             return
+        statistics = [self._statistics_layout.views(record[2:]) for record in records]
 
         def join(first: int, last: int) -> Views | None:
             if bounds[first] == bounds[last]:
                 return None
             if last - first == 1:
-                return self._statistics[first]
+                return statistics[first]
             middle = (first + last) // 2
             left, right = join(first, middle), join(middle, last)
             if left is None or right is None:

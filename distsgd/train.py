@@ -74,7 +74,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     elif config.init_from is not None:
         initialize_from(communicator, trainer, config.init_from)
     trainer.progress.facts = facts(config, data.signature)
-    announce(communicator, config, data, trainer, folder, start.notes)
+    announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
     if config.dry_run:
         return 0
     communicator.on_root(lambda: prepare_folder(config, folder, trainer.progress.step))
@@ -162,7 +162,7 @@ def announce(
     if odd:
         print(
             f"warning: {', '.join(odd)} compute other bits than {communicator.hosts[0]}; replicas agree, but another "
-            "number of ranks may give other results; set the same on all: OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES",
+            "number of ranks may give other results; one OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES on all would not",
             file=sys.stderr,
         )
     if config.quiet:

@@ -76,6 +76,7 @@ class Trainer:
     train: Evaluator | None = None
     test_at_best: bool = True
     callbacks: Sequence[Callback] = ()
+    notes: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
     reached_target: bool = field(default=False, init=False)

@@ -8,13 +8,12 @@ the elements that a rank owns, and everybody's records with them. Each rank sums
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from distsgd.communication.base import Communicator
-from distsgd.communication.tree import Span, maximal_subtrees, part, tree_sum
+from distsgd.communication.tree import Span, maximal_subtrees, part, scratch_levels, tree_sum
 from distsgd.device import Array
 
 BLOCK = 16_384
@@ -61,166 +60,199 @@ class Partition:
         return [span.stop - span.start for span in spans]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Everything about an exchange that is known beforehand, the same on all ranks but for `workers`.
+
+    workers  threads of this rank
+    slots    buffers of optimizer state
+    record   float64 numbers that each lane reports: loss sum, count, statistics
+    """
+
+    partition: Partition
+    workers: int
+    dtype: np.dtype
+    slots: int
+    record: int
+
+
 class Exchange(ABC):
     """The memory of this rank's replica, and the reduction.
 
     params   flat parameters, (elements,)
-    slots    optimizer state of the elements that this rank owns, (number of slots, owned elements)
     rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
-    flags    (ranks, 1 + SCALARS) float64: what every rank says with the step, then what rank 0 tells
-    records  (lanes, record width) float64: loss sum, count and statistics of every lane
+    flags    (1 + SCALARS,) float64: what this rank says with the step, then what rank 0 tells
+    records  (lanes of this rank, record width) float64: loss sum, count and statistics of each
     """
 
-    def __init__(
-        self, communicator: Communicator, partition: Partition, workers: int, dtype: np.dtype, slots: int, record: int
-    ) -> None:
-        self.communicator, self.partition = communicator, partition
-        self.owned = partition.elements_of(communicator.rank)
-        self.first_lane, self.last_lane = partition.lanes_of(communicator.rank)
+    params: Array
+    rows: dict[Span, Array]
+    flags: Array
+    records: Array
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        self.communicator, self.plan, self.partition = communicator, plan, plan.partition
+        self.owned = self.partition.elements_of(communicator.rank)
+        self.first_lane, self.last_lane = self.partition.lanes_of(communicator.rank)
         count = self.last_lane - self.first_lane
         self.worker_spans = [
-            (self.first_lane + a, self.first_lane + b) for a, b in (part(count, workers, w) for w in range(workers))
+            (self.first_lane + a, self.first_lane + b)
+            for a, b in (part(count, plan.workers, worker) for worker in range(plan.workers))
         ]
-        self.params = np.zeros(partition.elements, dtype)
-        self.slots = np.zeros((slots, self.owned.stop - self.owned.start), dtype)
-        self.flags = np.zeros((partition.ranks, 1 + SCALARS))
-        self.records = np.zeros((partition.lanes, record))
-        self.rows = {node: np.zeros(partition.elements, dtype) for node in self._nodes()}
 
-    def _nodes(self) -> Iterator[Span]:
-        for first, last in self.worker_spans:
-            yield from maximal_subtrees(first, last, self.partition.lanes)
+    def nodes(self) -> list[Span]:
+        """The nodes of the tree that this rank's workers compute."""
+        return [node for span in self.worker_spans for node in maximal_subtrees(*span, self.partition.lanes)]
 
     @abstractmethod
-    def gather(self, bounds: tuple[int, ...]) -> None:
-        """Makes all flags and records, and the rows' owned elements, visible here. `bounds` are the lanes' bounds."""
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        """Makes the rows' owned elements of all ranks visible here; `bounds` are the lanes' bounds.
+
+        Returns what all said: flags (ranks, 1 + SCALARS) and records (lanes, record width), this rank's to overwrite.
+        """
 
     @abstractmethod
-    def total(self, bounds: tuple[int, ...], block: slice) -> Array:
-        """The sum over all lanes on a block that this rank owns; the caller may overwrite it."""
+    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
+        """The sum over all lanes on a block that this rank owns, in `scratch` (levels, BLOCK) or in a row."""
 
     @abstractmethod
     def publish(self) -> None:
         """Makes every rank's updated parameters visible to all."""
 
+    @abstractmethod
+    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
+        """The optimizer state of elements that this rank owns, one array a slot."""
+
+    @abstractmethod
     def gather_slots(self) -> list[Array] | None:
         """The whole optimizer state, one flat array a slot, on rank 0; None elsewhere. Collective."""
-        parts = self.communicator.gather_object(self.slots)
+
+    @abstractmethod
+    def load_params(self, params: Array | None) -> None:
+        """Takes rank 0's parameters (None elsewhere, and where they are in place already). Collective."""
+
+    @abstractmethod
+    def load_slots(self, slots: list[Array] | None) -> None:
+        """Takes rank 0's optimizer state (None elsewhere), each rank what it owns. Collective."""
+
+
+class OwnMemory(Exchange):
+    """An exchange whose ranks have a replica each, and the optimizer state of what they own."""
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        elements = self.partition.elements
+        self.params = np.zeros(elements, plan.dtype)
+        self.rows = {node: np.zeros(elements, plan.dtype) for node in self.nodes()}
+        self.flags = np.zeros(1 + SCALARS)
+        self.records = np.zeros((self.last_lane - self.first_lane, plan.record))
+        self._slots = np.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
+
+    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
+        return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
+
+    def gather_slots(self) -> list[Array] | None:
+        parts = self.communicator.gather_object(self._slots)
         return None if parts is None else list(np.concatenate(parts, axis=1))
 
     def load_params(self, params: Array | None) -> None:
-        """Takes rank 0's parameters (None elsewhere). Collective."""
         if params is not None:
             self.params[:] = params
         self.communicator.broadcast(self.params)
 
     def load_slots(self, slots: list[Array] | None) -> None:
-        """Takes rank 0's optimizer state (None elsewhere), each rank what it owns. Collective."""
         whole = np.empty_like(self.params)
-        for index in range(len(self.slots)):
+        for index in range(self.plan.slots):
             if slots is not None:
                 whole[:] = slots[index]
             self.communicator.broadcast(whole)
-            self.slots[index] = whole[self.owned]
+            self._slots[index] = whole[self.owned]
 
 
-class LocalExchange(Exchange):
+class LocalExchange(OwnMemory):
     """One rank alone: everything is here already."""
 
-    def gather(self, bounds: tuple[int, ...]) -> None:
-        pass
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        return self.flags[np.newaxis], self.records
 
-    def total(self, bounds: tuple[int, ...], block: slice) -> Array:
-        total = tree_sum(self.rows, (0, self.partition.lanes), bounds, block)
-        assert total is not None, "a minibatch has at least one example"
-        return total
+    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
+        return total_of(self.rows, self.partition.lanes, bounds, block, scratch)
 
     def publish(self) -> None:
         pass
 
 
-class MessageExchange(Exchange):
+class MessageExchange(OwnMemory):
     """Slices travel in messages: all-to-all, the tree, the update, all-gather."""
 
-    def __init__(
-        self, communicator: Communicator, partition: Partition, workers: int, dtype: np.dtype, slots: int, record: int
-    ) -> None:
-        super().__init__(communicator, partition, workers, dtype, slots, record)
-        ranks = range(partition.ranks)
-        self._spans = [partition.elements_of(rank) for rank in ranks]
-        self._nodes_of = [maximal_subtrees(*partition.lanes_of(rank), partition.lanes) for rank in ranks]
-        self._heads = [
-            self.flags.shape[1] + (last - first) * record for first, last in (partition.lanes_of(r) for r in ranks)
-        ]
-        width = self.params.itemsize
-        own_rows = len(self._nodes_of[communicator.rank])
-        own_length = self.owned.stop - self.owned.start
-        self._send_counts = [
-            8 * self._heads[communicator.rank] + own_rows * (span.stop - span.start) * width for span in self._spans
-        ]
-        self._receive_counts = [8 * self._heads[r] + len(self._nodes_of[r]) * own_length * width for r in ranks]
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        ranks, width = range(self.partition.ranks), plan.dtype.itemsize
+        self._spans = [self.partition.elements_of(rank) for rank in ranks]
+        self._lanes = [self.partition.lanes_of(rank) for rank in ranks]
+        self._nodes_of = [maximal_subtrees(*lanes, self.partition.lanes) for lanes in self._lanes]
+        self._heads = [8 * (1 + SCALARS + (last - first) * plan.record) for first, last in self._lanes]  # bytes
+        rank, own = communicator.rank, self.owned.stop - self.owned.start
+        own_rows = len(self._nodes_of[rank])
+        self._send_counts = [self._heads[rank] + own_rows * (s.stop - s.start) * width for s in self._spans]
+        self._receive_counts = [self._heads[r] + len(self._nodes_of[r]) * own * width for r in ranks]
         self._send = np.empty(sum(self._send_counts), np.uint8)
         self._receive = np.empty(sum(self._receive_counts), np.uint8)
         self._received = self._views_of_received()
+        longest = max(span.stop - span.start for span in self._spans)
+        # A rank that runs several threads has to join their sums to the few rows that travel.
+        levels = scratch_levels(self.last_lane - self.first_lane) if plan.workers > 1 else 0
+        self._scratch = np.empty((levels, longest), plan.dtype)
 
     def _views_of_received(self) -> dict[Span, Array]:
         """Where each rank's rows arrive: node -> that row's elements that this rank owns."""
-        length = (self.owned.stop - self.owned.start) * self.params.itemsize
+        count = self.owned.stop - self.owned.start
         views, start = {}, 0
-        for rank, nodes in enumerate(self._nodes_of):
-            start += 8 * self._heads[rank]
+        for head, nodes in zip(self._heads, self._nodes_of, strict=True):
+            start += head
             for node in nodes:
-                views[node] = _view(self._receive[start : start + length], self.params.dtype)
-                start += length
+                views[node] = np.ndarray((count,), self.plan.dtype, buffer=self._receive.data, offset=start)
+                start += count * self.plan.dtype.itemsize
         return views
 
-    def gather(self, bounds: tuple[int, ...]) -> None:
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         rank = self.communicator.rank
-        head = np.concatenate([self.flags[rank], self.records[self.first_lane : self.last_lane].ravel()]).view(np.uint8)
+        head = np.concatenate([self.flags, self.records.ravel()]).view(np.uint8)
         start = 0
         for span in self._spans:
-            pieces = [head]
+            self._send[start : start + head.size] = head
+            start += head.size
             for node in self._nodes_of[rank]:
-                total = tree_sum(self.rows, node, bounds, span)
-                row = self.rows[self._leftmost(node)][span] if total is None else total
-                pieces.append(row.view(np.uint8))
-            for piece in pieces:
-                self._send[start : start + piece.size] = piece
-                start += piece.size
+                total = tree_sum(self.rows, node, bounds, span, self._scratch)
+                length = (span.stop - span.start) * self.plan.dtype.itemsize
+                if total is not None:  # else all its lanes are empty: a gap that nobody reads
+                    self._send[start : start + length] = total.view(np.uint8)
+                start += length
         self.communicator.alltoall(self._send, self._send_counts, self._receive, self._receive_counts)
-        self._read_heads()
+        return self._read_heads()
 
-    def _leftmost(self, node: Span) -> Span:
-        """Any row inside `node`: what an empty node sends is never read, but has to have a size."""
-        return next(span for span in self.rows if span[0] == node[0])
-
-    def _read_heads(self) -> None:
-        start, width = 0, self.flags.shape[1]
+    def _read_heads(self) -> tuple[Array, Array]:
+        flags = np.empty((self.partition.ranks, 1 + SCALARS))
+        records = np.empty((self.partition.lanes, self.plan.record))
+        start = 0
         for rank, (head, size) in enumerate(zip(self._heads, self._receive_counts, strict=True)):
-            values = np.frombuffer(self._receive[start : start + 8 * head].tobytes(), np.float64)
-            first, last = self.partition.lanes_of(rank)
-            self.flags[rank] = values[:width]
-            self.records[first:last] = values[width:].reshape(last - first, -1)
+            values = np.frombuffer(self._receive[start : start + head].tobytes(), np.float64)
+            first, last = self._lanes[rank]
+            flags[rank] = values[: 1 + SCALARS]
+            records[first:last] = values[1 + SCALARS :].reshape(last - first, -1)
             start += size
+        return flags, records
 
-    def total(self, bounds: tuple[int, ...], block: slice) -> Array:
+    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
         inside = slice(block.start - self.owned.start, block.stop - self.owned.start)
-        total = tree_sum(self._received, (0, self.partition.lanes), bounds, inside)
-        assert total is not None, "a minibatch has at least one example"
-        return total
+        return total_of(self._received, self.partition.lanes, bounds, inside, scratch)
 
     def publish(self) -> None:
         self.communicator.allgather_slices(self.params, self.partition.counts())
 
 
-def _view(buffer: Array, dtype: np.dtype) -> Array:
-    """The bytes as elements of dtype, in place (NumPy views are allowed to be misaligned)."""
-    return np.ndarray((buffer.size // dtype.itemsize,), dtype, buffer=buffer.data)
-
-
-def make_exchange(
-    communicator: Communicator, partition: Partition, workers: int, dtype: np.dtype, slots: int, record: int
-) -> Exchange:
-    """The exchange that fits these ranks."""
-    kind = LocalExchange if communicator.size == 1 else MessageExchange
-    return kind(communicator, partition, workers, dtype, slots, record)
+def total_of(rows: dict[Span, Array], lanes: int, bounds: tuple[int, ...], span: slice, scratch: Array) -> Array:
+    """The sum over all lanes; a minibatch has at least one example, so there is one."""
+    total = tree_sum(rows, (0, lanes), bounds, span, scratch)
+    assert total is not None, "a minibatch has at least one example"
+    return total

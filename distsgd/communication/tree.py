@@ -85,10 +85,13 @@ def buffers_needed(first: int, last: int) -> int:
     return 1 + (last - first - 1).bit_length()
 
 
-def tree_sum(rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice) -> Array | None:
+def tree_sum(
+    rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice, scratch: Array
+) -> Array | None:
     """The sum of lanes `node` on the elements `span`, in the tree's order; None where all of its lanes are empty.
 
-    `rows` holds the sums that exist already, by node. Overwrites `span` of the leftmost row of each sum.
+    `rows` holds the sums that exist already, by node; they are only read. `scratch` is (levels, n), with a level for
+    each of `scratch_levels(lanes)` and at least the span's length; what is returned is a part of it, or of a row.
     """
     first, last = node
     if bounds[first] == bounds[last]:
@@ -97,8 +100,14 @@ def tree_sum(rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span
     if row is not None:
         return row[span]
     middle = (first + last) // 2
-    left = tree_sum(rows, (first, middle), bounds, span)
-    right = tree_sum(rows, (middle, last), bounds, span)
+    # The left sum may stay in scratch[0] while the right one is made in the levels behind it.
+    left = tree_sum(rows, (first, middle), bounds, span, scratch)
+    right = tree_sum(rows, (middle, last), bounds, span, scratch[1:])
     if left is None or right is None:
         return right if left is None else left
-    return np.add(left, right, out=left)
+    return np.add(left, right, out=scratch[0, : left.size])
+
+
+def scratch_levels(lanes: int) -> int:
+    """Levels of scratch that `tree_sum` needs for a tree over this many lanes."""
+    return 1 + (lanes - 1).bit_length()

@@ -1,0 +1,101 @@
+"""One replica per node: ranks of a node share parameters, optimizer state and each other's gradient rows.
+
+A step is then two barriers: compute into my rows, barrier, sum and update my elements over all rows, barrier.
+Nothing is copied and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distsgd.communication.base import Communicator
+from distsgd.communication.exchange import (
+    SCALARS,
+    Exchange,
+    LocalExchange,
+    MessageExchange,
+    Plan,
+    total_of,
+)
+from distsgd.communication.shared_memory import shared_array
+from distsgd.device import Array
+from distsgd.errors import ConfigurationError
+
+
+class NotShared(Exception):
+    """Memory can't be shared here."""
+
+
+class SharedExchange(Exchange):
+    """All ranks are on one node. Raises NotShared, on all of them, where memory can't be shared."""
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        elements = self.partition.elements
+        nodes = communicator.allgather_object(self.nodes())
+        order = [node for of_rank in nodes for node in of_rank]
+        self.params = self._shared((elements,), plan.dtype)
+        self._slots = self._shared((plan.slots, elements), plan.dtype)
+        rows = self._shared((len(order), elements), plan.dtype)
+        self._all_flags = self._shared((self.partition.ranks, 1 + SCALARS), np.dtype(np.float64))
+        self._all_records = self._shared((self.partition.lanes, plan.record), np.dtype(np.float64))
+        self._all_rows = dict(zip(order, rows, strict=True))
+        self.rows = {node: self._all_rows[node] for node in self.nodes()}
+        self.flags = self._all_flags[communicator.rank]
+        self.records = self._all_records[self.first_lane : self.last_lane]
+
+    def _shared(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        array, is_shared = shared_array(self.communicator, shape, dtype)
+        if not is_shared and array.size:
+            raise NotShared
+        return array
+
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        self.communicator.barrier()
+        # Copies: another rank may be through with this step, and at the next one, while this one still reads.
+        return self._all_flags.copy(), self._all_records.copy()
+
+    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
+        return total_of(self._all_rows, self.partition.lanes, bounds, block, scratch)
+
+    def publish(self) -> None:
+        self.communicator.barrier()
+
+    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
+        return tuple(self._slots[:, start:stop])
+
+    def gather_slots(self) -> list[Array] | None:
+        self.communicator.barrier()
+        return list(self._slots) if self.communicator.is_root else None
+
+    def load_params(self, params: Array | None) -> None:
+        self.communicator.barrier()  # nobody is still reading
+        if params is not None:
+            self.params[:] = params
+        self.communicator.barrier()
+
+    def load_slots(self, slots: list[Array] | None) -> None:
+        if slots is not None:
+            for own, new in zip(self._slots, slots, strict=True):
+                own[:] = new
+        self.communicator.barrier()
+
+
+def make_exchange(communicator: Communicator, plan: Plan, communication: str) -> tuple[Exchange, str | None]:
+    """(the exchange that fits these ranks, a line to print where it isn't the one hoped for). Collective.
+
+    communication   shared: one replica for the node; mpi: messages; auto: shared where all ranks are on one node
+    """
+    if communicator.size == 1:
+        return LocalExchange(communicator, plan), None
+    one_node = len(set(communicator.hosts)) == 1
+    if communication == "shared" and not one_node:
+        raise ConfigurationError("communication: shared needs all ranks on one host; use auto or mpi")
+    if communication != "mpi" and one_node:
+        try:
+            return SharedExchange(communicator, plan), None
+        except NotShared:
+            if communication == "shared":
+                raise ConfigurationError("communication: the ranks can't share memory here; use auto or mpi") from None
+            return MessageExchange(communicator, plan), "no shared memory here: gradients travel in messages"
+    return MessageExchange(communicator, plan), None
