@@ -163,15 +163,18 @@ class CheckpointFolder:
 
     def save(self, checkpoint: Checkpoint, step: int) -> None:
         """Writes step-N.safetensors, points last.safetensors to it, and removes old ones."""
-        numbered = self.folder / f"step-{step}.safetensors"
+        numbered = self._path(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"could not make the folder {self.folder}: {error.strerror or error}") from None
         write_checkpoint(numbered, checkpoint)
         self._link(numbered, self.folder / "last.safetensors")
-        for old in self._numbered()[self.keep :]:
-            old.unlink(missing_ok=True)
+        numbers = self._numbered()
+        # Those behind this step are of a course that the run has left, by going back to an older checkpoint.
+        left = [number for number in numbers if number > step]
+        for number in left + [number for number in numbers if number <= step][self.keep :]:
+            self._path(number).unlink(missing_ok=True)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Writes best.safetensors."""
@@ -189,18 +192,17 @@ class CheckpointFolder:
         os.replace(temporary, name)
         sync_folder(self.folder)
 
-    def _numbered(self) -> list[Path]:
-        """The numbered checkpoints, newest first."""
-        found = []
-        for path in self.folder.glob("step-*.safetensors"):
-            digits = path.stem.removeprefix("step-")
-            if digits.isdigit():
-                found.append((int(digits), path))
-        return [path for _, path in sorted(found, reverse=True)]
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step}.safetensors"
+
+    def _numbered(self) -> list[int]:
+        """The steps of the numbered checkpoints, newest first."""
+        steps = [path.stem.removeprefix("step-") for path in self.folder.glob("step-*.safetensors")]
+        return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
 
     def _candidates(self) -> Iterator[Path]:
         last = self.folder / "last.safetensors"
-        numbered = self._numbered()
+        numbered = [self._path(step) for step in self._numbered()]
         if last.exists() and not (numbered and os.path.samefile(last, numbered[0])):
             yield last
         yield from numbered

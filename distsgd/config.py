@@ -17,7 +17,7 @@ from distsgd.errors import ConfigurationError
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
-    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "init_from",
+    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet")

@@ -14,8 +14,6 @@ from distsgd.build import (
     build_from_config,
     build_loss,
     build_metrics,
-    build_trainer,
-    confusion_matrix,
 )
 from distsgd.callbacks import Callback, FolderWriter, History
 from distsgd.command_line import from_mapping
@@ -25,17 +23,16 @@ from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layout import Views
+from distsgd.leg import Leg
 from distsgd.metrics import Metric
 from distsgd.models import MODELS, ModelOptions
 from distsgd.objective import Custom, LossAndGrad, Objective
 from distsgd.optimizers import OPTIMIZERS, Optimizer
-from distsgd.outcome import finish
 from distsgd.placement import split_data
 from distsgd.records import RunFolder
 from distsgd.resume import Start, find_start
 from distsgd.runtime import single_threaded_blas
 from distsgd.schedules import Schedule
-from distsgd.train import facts, prepare_folder
 from distsgd.validation import predict_all
 
 _communicators: list[Communicator] = []
@@ -111,21 +108,12 @@ def fit(
         built, planned = _optimizer_and_schedule(config, optimizer, schedule)
         measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
         folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
-        begin = Start(config)
-        if folder is not None:
-            begin = communicator.on_root(lambda: find_start(config, folder))
+        begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
         history = History()
         watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *callbacks]
-        trainer = build_trainer(communicator, begin.config, data, objective, built, planned, measured, watchers)
-        if begin.has_checkpoint:
-            trainer.restore(begin.checkpoint)
-        trainer.progress.facts = facts(begin.config, data.signature)
-        if folder is not None:
-            communicator.on_root(lambda: prepare_folder(begin.config, folder, trainer.progress.step))
-        status = trainer.fit()
-        summary = finish(trainer, status, confusion_matrix(data.signature, measured))
-        trainer.end(summary)
-        trainer.step.workers.close()
+        leg = Leg(begin.config, data, objective, built, planned, measured, watchers, folder, begin)
+        trainer = leg.begin(communicator)
+        summary = leg.run(communicator, trainer)
     step = trainer.step
     return Result(
         {name: array.copy() for name, array in step.params.items()},

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,22 @@ class RunFolder:
                 f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
             ) from None
 
-    def move_aside(self) -> Path | None:
-        """Renames an existing folder to NAME.1, NAME.2, …; where to, or None where there was nothing to move."""
-        if not self.path.exists():
-            return None
+    def aside(self) -> Path:
+        """NAME.1, NAME.2, …: the first that is free."""
         number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        while (path := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
+        return path
+
+    def move_aside(self) -> None:
+        """Renames the folder, where there is one, to NAME.1, NAME.2, …"""
+        if not self.path.exists():
+            return
+        aside = self.aside()
         try:
             self.path.rename(aside)
         except OSError as error:
             raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
-        return aside
 
     def cut_metrics(self, step: int) -> None:
         """Drops the records behind `step`, and a last line that was cut short."""
@@ -93,6 +98,11 @@ class RunFolder:
             write_atomically(self.summary, text.encode())
         except OSError as error:
             raise RunFolderError(f"could not write {self.summary}: {error.strerror or error}") from None
+
+    def write_failure(self, message: str, step: int) -> None:
+        """Writes a summary of a leg that failed, as far as the folder can be written at all."""
+        with suppress(RunFolderError):
+            self.write_summary({"status": "failed", "steps": step, "error": message})
 
     def read_summary(self) -> dict[str, Any] | None:
         """The summary, or None where there is no whole one."""

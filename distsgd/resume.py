@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distsgd.checkpoint import Checkpoint, read_checkpoint
+from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from distsgd.config import TrainConfig
 from distsgd.errors import CheckpointError, RunFolderError
 from distsgd.outcome import last_line
@@ -39,12 +39,11 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if config.dry_run or config.check_gradient:
         return start
     if config.resume == "never":
-        aside = folder.move_aside()
-        if aside is not None:
-            start.notes.append(f"the run that was there is now {aside}")
+        if folder.path.exists():
+            start.notes.append(f"the run in {folder.path} is moved aside to {folder.aside()}")
         return start
     if config.resume != "auto":
-        start.checkpoint = read_checkpoint(Path(config.resume))
+        start.checkpoint = find_run(Path(config.resume))
     else:
         start.checkpoint, problems = folder.checkpoints.newest()
         if problems and start.checkpoint is None:
@@ -64,6 +63,16 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
     return start
 
 
+def find_run(path: Path) -> Checkpoint:
+    """The checkpoint at this path, or the newest valid one of the run folder at it. Raises CheckpointError."""
+    if not path.is_dir():
+        return read_checkpoint(path)
+    found, problems = CheckpointFolder(path / "checkpoints").newest()
+    if found is None:
+        raise CheckpointError(problems[0] if problems else f"{path} holds no checkpoint to resume from")
+    return found
+
+
 def is_finished(config: TrainConfig, summary: dict[str, Any]) -> bool:
     """Whether the run that left this summary has nothing left to do under this configuration."""
     if summary.get("status") == "early_stopped":
@@ -77,7 +86,12 @@ def is_finished(config: TrainConfig, summary: dict[str, Any]) -> bool:
 
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
     """The configuration to go on with. Raises RunFolderError where the checkpoint's says another run."""
+    horizon = checkpoint.document.get("schedule_epochs")
+    if config.schedule_epochs is None:
+        config = replace(config, schedule_epochs=horizon)
     theirs, mine = checkpoint.document.get("config", {}), config.identity()
+    if config.schedule == "cosine":  # the horizon is the first start's, whatever epochs says now
+        theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]
     if differ:
         said = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
@@ -85,6 +99,4 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
             f"{where} holds a run with another configuration: {said}; choose another folder with --out, or move that "
             "run aside with --resume never"
         )
-    if config.schedule_epochs is None:
-        config = replace(config, schedule_epochs=checkpoint.document.get("schedule_epochs"))
     return config

@@ -84,9 +84,6 @@ def cores_per_rank(masks: Sequence[tuple[int, ...]], local_rank: int) -> int:
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before behind it."""
-    if all(os.environ.get(variable) == "1" for variable in BLAS_THREAD_VARIABLES[:3]) and "numpy" not in sys.modules:
-        yield
-        return
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):

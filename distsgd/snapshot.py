@@ -44,7 +44,7 @@ def take(
     step: TrainingStep, progress: Progress, rule: StoppingRule | None, slots: list[Array]
 ) -> tuple[Checkpoint, Checkpoint]:
     """(the whole run, the model that it would hand over now); both are copies. On rank 0."""
-    running = Layout(tuple(step.running), tuple(array.shape for array in step.running.values()))
+    running = running_layout(step)
     params = step.exchange.params.copy()
     state = step.running.flat.copy()
     arrays = {
@@ -104,7 +104,7 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
     """Fills rank 0's parameters and statistics; returns the optimizer's slots and the progress."""
     document = checkpoint.document
     fill_model(step.params.flat, step.layout, checkpoint.group("parameters"), "parameters")
-    running = Layout(tuple(step.running), tuple(array.shape for array in step.running.values()))
+    running = running_layout(step)
     fill_model(step.running.flat, running, checkpoint.group("statistics"), "statistics")
     slots = []
     for name in step.optimizer.slots:
@@ -125,6 +125,11 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
     if rule is not None and document.get("rule") is not None:
         rule.restore(document["rule"])
     return slots, progress
+
+
+def running_layout(step: TrainingStep) -> Layout:
+    """The layout of the running statistics."""
+    return Layout(tuple(step.running), tuple(array.shape for array in step.running.values()))
 
 
 def fill_model(flat: Array, layout: Layout, arrays: Mapping[str, Array], what: str) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.commands import run_command
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
     from distsgd.callbacks import Callback
     from distsgd.communication import Communicator
     from distsgd.config import TrainConfig
-    from distsgd.examples import Signature
     from distsgd.objective import Objective
     from distsgd.placement import Data
     from distsgd.records import RunFolder
@@ -49,15 +46,9 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start) -> int:
     """Trains this leg. Collective."""
-    from distsgd.build import (
-        build_from_config,
-        build_metrics,
-        build_objective,
-        build_trainer,
-        confusion_matrix,
-        user_code,
-    )
-    from distsgd.outcome import EXIT_STATUS, finish, last_line
+    from distsgd.build import build_from_config, build_metrics, build_objective, user_code
+    from distsgd.leg import Leg
+    from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
 
     data = load_data(communicator, config)
@@ -68,56 +59,16 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
     callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
-    trainer = build_trainer(communicator, config, data, objective, optimizer, schedule, metrics, callbacks)
-    if start.has_checkpoint:
-        trainer.restore(start.checkpoint)
-    elif config.init_from is not None:
-        initialize_from(communicator, trainer, config.init_from)
-    trainer.progress.facts = facts(config, data.signature)
+    leg = Leg(config, data, objective, optimizer, schedule, metrics, callbacks, folder, start)
+    trainer = leg.begin(communicator)
     announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
     if config.dry_run:
         return 0
-    communicator.on_root(lambda: prepare_folder(config, folder, trainer.progress.step))
     handle_signals(trainer)
-    status = trainer.fit()
-    summary = finish(trainer, status, confusion_matrix(data.signature, metrics))
-    trainer.end(summary)
-    trainer.step.workers.close()
+    summary = leg.run(communicator, trainer)
     if communicator.is_root:
         print(last_line(summary, str(folder.path)), flush=True)
-    return EXIT_STATUS[status]
-
-
-def facts(config: TrainConfig, signature: Signature) -> dict[str, Any]:
-    """What a checkpoint says besides the numbers."""
-    from distsgd.runtime import cpu_probe
-
-    return {
-        "config": config.identity(),
-        "schedule_epochs": config.schedule_epochs or float(max(config.epochs, 1)),
-        "probe": cpu_probe(),
-        "signature": {key: list(item) if isinstance(item, tuple) else item for key, item in asdict(signature).items()},
-    }
-
-
-def initialize_from(communicator: Communicator, trainer: Trainer, path: str) -> None:
-    """Starts from another run's parameters. Collective."""
-    from distsgd.snapshot import fill_model, find_model
-
-    def fill() -> None:
-        found = find_model(Path(path))
-        fill_model(trainer.step.params.flat, trainer.step.layout, found.group("parameters"), path)
-
-    communicator.on_root(fill)
-    trainer.step.exchange.load_params(None)
-
-
-def prepare_folder(config: TrainConfig, folder: RunFolder, step: int) -> None:
-    """Makes the run folder ready for this leg, on rank 0."""
-    from distsgd.config import to_toml
-
-    folder.create(to_toml(config))
-    folder.cut_metrics(step)
+    return EXIT_STATUS[summary["status"]]
 
 
 def make_callbacks(is_root: bool, config: TrainConfig, folder: RunFolder, users: Sequence[Any]) -> list[Callback]:
@@ -162,7 +113,7 @@ def announce(
     if odd:
         print(
             f"warning: {', '.join(odd)} compute other bits than {communicator.hosts[0]}; replicas agree, but another "
-            "number of ranks may give other results; one OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES on all would not",
+            "number of ranks may give other results; one OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES would not",
             file=sys.stderr,
         )
     if config.quiet:

@@ -58,7 +58,8 @@ class MPICommunicator(Communicator):
         return cls(group, [names[rank] for rank in order])
 
     def broadcast_object(self, value: T, root: int = 0) -> T:
-        return self._comm.bcast(value, root=root)  # type: ignore[no-any-return]
+        received = self._comm.bcast(value, root=root)
+        return value if self.rank == root else received  # root's own object, which need not pickle whole
 
     def allgather_object(self, value: T) -> list[T]:
         return self._comm.allgather(value)  # type: ignore[no-any-return]

@@ -1,0 +1,121 @@
+"""One leg of a run: from its start, wherever that is, to a limit, a decision or a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distsgd.build import build_trainer, confusion_matrix
+from distsgd.callbacks import Callback
+from distsgd.communication import Communicator
+from distsgd.config import TrainConfig, to_toml
+from distsgd.errors import DistsgdError, RunFolderError
+from distsgd.metrics import Metric
+from distsgd.objective import Objective
+from distsgd.optimizers import Optimizer
+from distsgd.outcome import finish
+from distsgd.placement import Data
+from distsgd.records import RunFolder
+from distsgd.resume import Start
+from distsgd.runtime import cpu_probe
+from distsgd.schedules import Schedule
+from distsgd.snapshot import fill_model, find_model, running_layout
+from distsgd.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Everything that a leg is made from; `folder` is None for a run that leaves nothing behind."""
+
+    config: TrainConfig
+    data: Data
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule
+    metrics: Sequence[Metric]
+    callbacks: Sequence[Callback]
+    folder: RunFolder | None
+    start: Start
+
+    def begin(self, communicator: Communicator) -> Trainer:
+        """The trainer, where the leg starts. Collective."""
+        trainer = build_trainer(
+            communicator,
+            self.config,
+            self.data,
+            self.objective,
+            self.optimizer,
+            self.schedule,
+            self.metrics,
+            self.callbacks,
+        )
+        if self.start.has_checkpoint:
+            trainer.restore(self.start.checkpoint)
+            self._compare_facts(trainer)
+        elif self.config.init_from is not None:
+            self._initialize_from(communicator, trainer, Path(self.config.init_from))
+        trainer.progress.facts = self._facts()
+        return trainer
+
+    def run(self, communicator: Communicator, trainer: Trainer) -> dict[str, Any]:
+        """Trains, hands over, and returns the summary on every rank. Collective.
+
+        An error leaves a summary that says so behind, and the last checkpoint as it was.
+        """
+        communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
+        try:
+            status = trainer.fit()
+            summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
+            trainer.end(summary)
+        except DistsgdError as error:
+            if communicator.is_root and self.folder is not None:
+                self.folder.write_failure(str(error), trainer.progress.step)
+            raise
+        finally:
+            trainer.step.workers.close()
+        return summary
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says besides numbers and the state of training."""
+        validation, test, said = self.data.validation, self.data.test, asdict(self.data.signature)
+        return {
+            "config": self.config.identity(),
+            "schedule_epochs": self.config.schedule_epochs or float(max(self.config.epochs, 1)),
+            "signature": {key: list(v) if isinstance(v, tuple) else v for key, v in said.items()},
+            "examples": [len(self.data.train), len(validation or ()), len(test or ())],
+            "probe": cpu_probe(),
+        }
+
+    def _compare_facts(self, trainer: Trainer) -> None:
+        """Refuses other data under the same name, and says where the CPU is another."""
+        theirs, mine = trainer.progress.facts, self._facts()
+        for key in ("signature", "examples"):
+            if key in theirs and theirs[key] != mine[key]:
+                raise RunFolderError(
+                    f"{self.data.name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
+                    "give it the same data, or another folder with --out"
+                )
+        if theirs.get("probe") not in (None, mine["probe"]):
+            trainer.notes = [*trainer.notes, "warning: this CPU computes other bits than the one that the run began on"]
+
+    def _initialize_from(self, communicator: Communicator, trainer: Trainer, path: Path) -> None:
+        step = trainer.step
+
+        def fill() -> None:
+            found = find_model(path)
+            fill_model(step.params.flat, step.layout, found.group("parameters"), str(path))
+            fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
+
+        communicator.on_root(fill)
+        step.exchange.load_params(None)
+        communicator.broadcast(step.running.flat)
+
+    def _prepare_folder(self, step: int) -> None:
+        if self.folder is None:
+            return
+        if self.config.resume == "never":
+            self.folder.move_aside()
+        self.folder.create(to_toml(self.config))
+        self.folder.cut_metrics(step)
