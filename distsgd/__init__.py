@@ -32,16 +32,36 @@ if TYPE_CHECKING:
     from distsgd.datasets import open_dataset as open_dataset
     from distsgd.fit import Result as Result
     from distsgd.fit import fit as fit
+    from distsgd.initializers import Constant as Constant
+    from distsgd.initializers import Glorot as Glorot
+    from distsgd.initializers import He as He
     from distsgd.initializers import LeCun as LeCun
+    from distsgd.initializers import Normal as Normal
+    from distsgd.initializers import Uniform as Uniform
+    from distsgd.initializers import Zeros as Zeros
+    from distsgd.layers import Activation as Activation
+    from distsgd.layers import BatchNormalization as BatchNormalization
     from distsgd.layers import Dense as Dense
+    from distsgd.layers import Dropout as Dropout
     from distsgd.layers import Layer as Layer
     from distsgd.layers import Sequential as Sequential
     from distsgd.layout import Layout as Layout
     from distsgd.layout import Views as Views
+    from distsgd.losses import BinaryCrossEntropy as BinaryCrossEntropy
+    from distsgd.losses import Loss as Loss
+    from distsgd.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from distsgd.losses import SquaredError as SquaredError
     from distsgd.objective import Custom as Custom
     from distsgd.objective import LossAndGrad as LossAndGrad
+    from distsgd.optimizers import SGD as SGD
+    from distsgd.optimizers import Adagrad as Adagrad
     from distsgd.optimizers import Adam as Adam
+    from distsgd.optimizers import AdamW as AdamW
     from distsgd.optimizers import Momentum as Momentum
+    from distsgd.optimizers import Nesterov as Nesterov
+    from distsgd.optimizers import RMSprop as RMSprop
+    from distsgd.optimizers import linear_scaling as linear_scaling
+    from distsgd.schedules import build_schedule as build_schedule
 
 __all__ = ["__version__", *_WHERE]
 

@@ -35,6 +35,9 @@ class Callback:
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """After the last step of this leg, with what summary.json says."""
 
+    def close(self) -> None:
+        """Always called last, also when the leg failed."""
+
 
 class FolderWriter(Callback):
     """Writes the run folder: records as they come, checkpoints, and the summary last."""

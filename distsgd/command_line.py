@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from distsgd.config import TrainConfig, field_names, option_types
 from distsgd.errors import ConfigurationError, DistsgdError
@@ -41,7 +41,8 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
     except SystemExit as stop:
         if not stop.code:
             raise Finished from None
-        raise ConfigurationError(f"{_sentence(said.getvalue())} (see {prog} --help)") from None
+        problem = _unknown_option(kind, said.getvalue()) or _sentence(said.getvalue())
+        raise ConfigurationError(f"{problem} (see {prog} --help)") from None
 
 
 def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
@@ -55,20 +56,28 @@ def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
     return parse_arguments(kind, arguments, prog=prog)
 
 
+def _unknown_option(kind: type[Any], box: str) -> str | None:
+    """The sentence about the first option that `kind` hasn't, None where the problem is another."""
+    found = re.search(r"Unrecognized options: (--[\w-]+)", box)
+    if found is None:
+        return None
+    names = [f"--{name.replace('_', '-')}" for name in get_type_hints(kind)]
+    close = get_close_matches(found[1].replace("_", "-"), names, n=1)
+    return f"unknown option {found[1]}" + (f"; did you mean {close[0]}?" if close else "")
+
+
 def _sentence(box: str) -> str:
     """The message inside the box that tyro draws around it."""
     lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
     told: list[str] = []
     for line in lines[1:]:
-        if not line and told and not told[-1].startswith("Unrecognized"):
+        if not line and told:
             break
         if line.startswith(("Argument helptext", "For full helptext")):
             break
-        if line.startswith("Perhaps you meant"):
-            told.append("perhaps you meant")
-        elif line and not line.startswith("- "):
+        if line and not line.startswith("- "):
             told.append(line)
-    text = " ".join(told).replace("perhaps you meant", "; perhaps you meant", 1).replace(" ;", ";")
+    text = " ".join(told)
     return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
 
 

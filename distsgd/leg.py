@@ -75,6 +75,9 @@ class Leg:
             raise
         finally:
             trainer.step.workers.close()
+            if communicator.is_root:
+                for callback in self.callbacks:
+                    callback.close()
         return summary
 
     def _facts(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distsgd.callbacks import Callback
+from distsgd.runtime import launcher_size
 
 if TYPE_CHECKING:
     from distsgd.trainer import Trainer
@@ -68,21 +69,23 @@ class Bar(Callback):
     def on_record(self, record: Mapping[str, Any]) -> None:
         if isinstance(record.get("validation_accuracy"), float):
             self._accuracy = f"  accuracy {record['validation_accuracy']:.4f}"
-        self._bar.console.print(format_record(record), highlight=False)
+        self._bar.console.print(format_record(record), highlight=False, soft_wrap=True)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        self.close()
+        self._bar.stop()
 
     def close(self) -> None:
-        """Takes the bar away; the terminal is as it was."""
-        self._bar.stop()
+        self._bar.stop()  # the terminal is as it was, also after an error
 
 
 def make_progress(quiet: bool) -> Callback | None:
-    """A bar on a terminal where rich is installed (the extra `progress`), lines elsewhere, nothing when quiet."""
+    """A bar on a terminal where rich is installed (the extra `progress`), lines elsewhere, nothing when quiet.
+
+    Under a launcher there are lines: Open MPI gives ranks a terminal even where its own output goes to a file.
+    """
     if quiet:
         return None
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and launcher_size() is None:
         try:
             return Bar()
         except ImportError:

@@ -7,7 +7,8 @@ after the same step.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from distsgd.communication.exchange import BLOCK
 from distsgd.config import Every
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule
-from distsgd.errors import ConfigurationError
+from distsgd.errors import ConfigurationError, DistsgdError, LaneError
 from distsgd.metrics import Value
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
@@ -81,6 +82,7 @@ class Trainer:
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
     reached_target: bool = field(default=False, init=False)
     _stop_asked: bool = field(default=False, init=False)
+    _hook_error: DistsgdError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -109,6 +111,7 @@ class Trainer:
         """Runs this leg. Collective."""
         self._on_root(lambda callback: callback.on_start(self))
         status = self._train()
+        self._raise_hook_error()
         if status != "stopped" and self.validation is not None and self.progress.best is None:
             # Without any regular validation this one says something of what is handed over. It stays out of the
             # records, the best and patience: a run that goes on later must not differ from one that never stopped.
@@ -127,6 +130,8 @@ class Trainer:
             if self.progress.step >= last:
                 return "completed"
             result = self._one_step()
+            if result.flags & Flag.FAILED:
+                self._raise_hook_error()
             if self._record_due() is not None:
                 decision = self._record(result)
             if result.flags & Flag.CHECKPOINT:
@@ -157,13 +162,17 @@ class Trainer:
         self._training_seconds += time.monotonic() - began
         self._training_examples += result.count
         if self.communicator.is_root:
-            for callback in self.callbacks:
-                callback.on_step(progress.step, result.loss_sum / result.count, result.count)
+            try:
+                self._call(lambda hooks: hooks.on_step(progress.step, result.loss_sum / result.count, result.count))
+            except DistsgdError as error:
+                self._hook_error = error  # the other ranks don't wait here: they are told with the next step
         return result
 
     def _flags(self, step: int) -> Flag:
         """What this rank says with step number `step`, counted from 1."""
         flags = Flag.STOP if self._stop_asked else Flag(0)
+        if self._hook_error is not None:
+            flags |= Flag.FAILED
         if self.communicator.is_root:
             now = time.monotonic()
             if self.limits.seconds is not None and now - self.began >= self.limits.seconds:
@@ -300,8 +309,7 @@ class Trainer:
         def save() -> None:
             if slots is not None and self.callbacks:
                 whole, best = take(self.step, self.progress, self.rule, slots)
-                for callback in self.callbacks:
-                    callback.on_checkpoint(whole, best, self.progress.step, final)
+                self._call(lambda hooks: hooks.on_checkpoint(whole, best, self.progress.step, final))
 
         self.communicator.on_root(save)
 
@@ -328,9 +336,24 @@ class Trainer:
         """Tells the callbacks that the leg is over."""
         self._on_root(lambda callback: callback.on_end(summary))
 
-    def _on_root(self, hook: Any) -> None:
-        def call() -> None:
+    def _on_root(self, hook: Callable[[Callback], object]) -> None:
+        self.communicator.on_root(lambda: self._call(hook))
+
+    def _call(self, hook: Callable[[Callback], object]) -> None:
+        """Calls a hook of each callback; what goes wrong in one becomes an error that all ranks can be told."""
+        try:
             for callback in self.callbacks:
                 hook(callback)
+        except DistsgdError:
+            raise
+        except Exception:
+            raise LaneError(
+                f"a callback failed at step {self.progress.step}:\n{traceback.format_exc().rstrip()}"
+            ) from None
 
-        self.communicator.on_root(call)
+    def _raise_hook_error(self) -> None:
+        def tell() -> None:
+            if self._hook_error is not None:
+                raise self._hook_error
+
+        self.communicator.on_root(tell)

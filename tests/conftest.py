@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ collect_ignore_glob = ["reference/*.py"]
 _LAUNCHERS = ("PMI_", "PMIX_", "HYDRA_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "SLURM_")
 for _name in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
     del os.environ[_name]
+
+# Where the environment has an MPI library, its mpirun is the one that fits, activated or not.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 # NumPy loads with the commands' own settings; the processes that tests start have to find them by themselves.
 _before = dict(os.environ)

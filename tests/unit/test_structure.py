@@ -54,10 +54,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("command_line",),
     ("placement",),
     ("build",),
-    ("stored_model", "progress"),
+    ("stored_model", "leg", "progress"),
     ("commands",),
-    ("train", "evaluate", "predict"),
     ("fit",),
+    ("train", "evaluate", "predict"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads
