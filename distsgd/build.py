@@ -14,14 +14,14 @@ from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.config import TrainConfig, parse_duration, parse_every, parse_target
+from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DistsgdError, LaneError
 from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layers import Layer
 from distsgd.layout import Layout
 from distsgd.losses import LOSSES, Loss, SoftmaxCrossEntropy
-from distsgd.metrics import ConfusionMatrix, Metric, UserMetric, default_metrics
+from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
 from distsgd.models import MODELS, ModelOptions, accepted_shape
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
@@ -34,6 +34,9 @@ from distsgd.step import TrainingStep
 from distsgd.trainer import Limits, Rhythm, Trainer
 from distsgd.validation import Evaluator
 from distsgd.workers import Workers, worker_count
+
+OWN_MODEL = "own"
+"""The name, in a configuration, of a model that was handed to fit as an object."""
 
 _CONFUSION_CLASSES = 100
 """Above this many classes a confusion matrix is no longer something to read in a summary."""
@@ -120,14 +123,23 @@ def build_metrics(
     communicator: Communicator, config: TrainConfig, data: Signature, objective: Objective
 ) -> list[Metric]:
     """What is measured besides the loss. Collective, for it may load the user's functions."""
-    users = [UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric")) for name in config.metric]
     if isinstance(objective, Custom) and objective.outputs is None:
-        if users:
+        if config.metric:
             raise ConfigurationError("metric: this model gives no outputs to measure; give distsgd.Custom outputs=")
         return []
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    return [*_standard_metrics(config, data, loss, outputs), *users]
+    standard = _standard_metrics(config, data, loss, outputs)
+    asked = [_metric(communicator, name, outputs) for name in config.metric]
+    return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard])]
+
+
+def _metric(communicator: Communicator, name: str, outputs: int) -> Metric:
+    if is_code(name):
+        return UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric"))
+    if name not in METRICS:
+        raise ConfigurationError(f"metric: expected one of {', '.join(METRICS)}, or file.py:function, got {name!r}")
+    return METRICS[name](outputs)
 
 
 def _standard_metrics(config: TrainConfig, data: Signature, loss: Loss, outputs: int) -> Sequence[Metric]:
@@ -150,23 +162,14 @@ def confusion_matrix(data: Signature, metrics: Sequence[Metric]) -> ConfusionMat
     return ConfusionMatrix(max(data.num_classes, 2), accuracy.threshold)  # type: ignore[attr-defined]
 
 
-def build_from_config(config: TrainConfig) -> tuple[Optimizer, Schedule]:
-    """Optimizer and schedule by name."""
-    by_name: dict[str, dict[str, float | None]] = {
-        "momentum": {"momentum": config.momentum, "dampening": config.dampening},
-        "nesterov": {"momentum": config.momentum},
-        "adagrad": {"epsilon": config.epsilon},
-        "rmsprop": {"alpha": config.rho, "epsilon": config.epsilon},
-        "adam": {"beta1": config.beta1, "beta2": config.beta2, "epsilon": config.epsilon},
-    }
-    by_name["adamw"] = by_name["adam"]
-    optimizer = build_optimizer(
-        config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        **by_name.get(config.optimizer, {}),
-    )
-    schedule = build_schedule(
+def build_own_optimizer(config: TrainConfig) -> Optimizer:
+    """The optimizer of the configuration."""
+    return build_optimizer(config.optimizer, **hyper_parameters(config))
+
+
+def build_own_schedule(config: TrainConfig) -> Schedule:
+    """The schedule of the configuration."""
+    return build_schedule(
         config.schedule,
         warmup_steps=config.warmup_steps,
         decay_rate=config.decay_rate,
@@ -175,7 +178,6 @@ def build_from_config(config: TrainConfig) -> tuple[Optimizer, Schedule]:
         staircase=config.staircase,
         epochs=config.schedule_epochs or max(config.epochs, 1),
     )
-    return optimizer, schedule
 
 
 def build_rule(config: TrainConfig, metrics: Sequence[Metric]) -> StoppingRule:
@@ -183,12 +185,12 @@ def build_rule(config: TrainConfig, metrics: Sequence[Metric]) -> StoppingRule:
     name = config.monitor.partition("_")[2]
     mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(config.monitor)
     if config.early_stopping == "epochs":
-        return EpochsRule(config.patience, config.min_delta, mode)
+        return EpochsRule(config.patience or 0, config.min_delta, mode)
     if mode == "max":
         raise ConfigurationError(
             f"early_stopping patience watches what gets smaller, such as validation_error; monitor is {config.monitor}"
         )
-    return PatienceRule(config.patience, config.patience_increase, config.improvement_threshold)
+    return PatienceRule(config.patience or 0, config.patience_increase, config.improvement_threshold)
 
 
 def build_trainer(

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from distsgd.errors import ConfigurationError
+from distsgd.losses import LOSSES
+from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.schedules import has_horizon
 
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
@@ -20,6 +23,9 @@ OPERATIONAL = (
     "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
+HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
+"""Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
+_PATIENCE = {"epochs": 10, "patience": 5000}
 NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet")
 
 BatchSize = int | Literal["full"]
@@ -27,7 +33,10 @@ BatchSize = int | Literal["full"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
+    """Train a model on the ranks of this MPI job, with the same bits on any number of them.
+
+    --config FILE.toml reads options from a file, which the command line overrides; --version prints the version.
+    """
 
     # data
     dataset: str = "digits"
@@ -78,16 +87,16 @@ class TrainConfig:
     """sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw."""
     learning_rate: float | None = None
     """Or --lr. Default by optimizer: 0.1 sgd; 0.05 momentum, nesterov; 0.001 adam, adamw, rmsprop; 0.01 adagrad."""
-    momentum: float = 0.9
-    """Of momentum and nesterov."""
-    dampening: float = 0.0
-    """Of momentum; equal to it, the velocity is an exponential average: 0.9 with momentum 0.9."""
-    beta1: float = 0.9
-    """Of adam and adamw."""
-    beta2: float = 0.999
-    """Of adam and adamw."""
-    rho: float = 0.99
-    """Of rmsprop: how much of the average of squares is kept a step."""
+    momentum: float | None = None
+    """Of momentum and nesterov. Default: 0.9."""
+    dampening: float | None = None
+    """Of momentum. Default: 0. 0.9 with momentum 0.9 makes the velocity an exponential average."""
+    beta1: float | None = None
+    """Of adam and adamw. Default: 0.9."""
+    beta2: float | None = None
+    """Of adam and adamw. Default: 0.999."""
+    alpha: float | None = None
+    """Of rmsprop: how much of the average of squares is kept a step. Default: 0.99."""
     epsilon: float | None = None
     """Of adagrad, rmsprop, adam and adamw. Default by optimizer: 1e-10 adagrad, 1e-8 the others."""
     weight_decay: float | None = None
@@ -109,11 +118,11 @@ class TrainConfig:
     schedule_epochs: float | None = None
     """The horizon of the cosine schedule; never a stop condition. Default: epochs of the first start."""
     decay_rate: float | None = None
-    """Of inverse-time and exponential."""
+    """Of inverse-time and inverse-sqrt."""
     decay_epochs: float | None = None
     """Epochs that make up one unit of the schedule's time."""
     decay_factor: float | None = None
-    """Of the step schedule: what the learning rate is multiplied with at each step down."""
+    """Of step and exponential: what the learning rate is multiplied with in each unit of the schedule's time."""
     staircase: bool = False
     """The schedule moves at whole units of time alone."""
 
@@ -149,15 +158,15 @@ class TrainConfig:
     validation_on: str = "all"
     """all: ranks share the validation; rank0: rank 0 computes it alone."""
     train_metrics: str = "running"
-    """running: the loss during the epoch; full: the whole training set is scored at each validation."""
+    """running: the loss during the epoch; full: the whole training set is scored, too."""
     top_k: int | None = None
     """Adds top-k accuracy."""
     metric: tuple[str, ...] = ()
     """Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example."""
     early_stopping: str = "epochs"
     """epochs: stop after `patience` validations without improvement; patience: the rule in iterations."""
-    patience: int = 10
-    """Of either rule; 0 never stops."""
+    patience: int | None = None
+    """Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000."""
     min_delta: float = 0.0
     """What counts as an improvement under the epochs rule."""
     monitor: str = "validation_loss"
@@ -217,7 +226,7 @@ class TrainConfig:
             for key, value in asdict(self).items()
             if key not in STOP_CONDITIONS and key not in OPERATIONAL
         }
-        if self.schedule != "cosine" or self.schedule_epochs == self.epochs:
+        if not has_horizon(self.schedule) or self.schedule_epochs == self.epochs:
             left["schedule_epochs"] = None  # the default says the same
         return left
 
@@ -227,19 +236,21 @@ class TrainConfig:
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
 
 
-def resolved(config: TrainConfig) -> TrainConfig:
-    """The configuration with the optimizer's defaults written out."""
-    from distsgd.optimizers import OPTIMIZERS
+def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:
+    """The configuration with the optimizer's and the stopping rule's defaults written out.
 
-    if config.optimizer not in OPTIMIZERS:
-        raise ConfigurationError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {config.optimizer!r}")
-    default = OPTIMIZERS[config.optimizer]()
-    values = {
-        name: getattr(default, name)
-        for name in ("learning_rate", "weight_decay", "epsilon")
-        if getattr(config, name) is None and hasattr(default, name)
-    }
-    return replace(config, **values)
+    The optimizer is built from the configuration where none is given. Raises ConfigurationError for hyper-parameters
+    that it doesn't have.
+    """
+    optimizer = optimizer or build_optimizer(config.optimizer, **hyper_parameters(config))
+    values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
+    patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
+    return replace(config, patience=patience, **values)
+
+
+def hyper_parameters(config: TrainConfig) -> dict[str, float | None]:
+    """What the configuration says of the optimizer, None where it doesn't."""
+    return {name: getattr(config, name) for name in HYPER_PARAMETERS}
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -271,7 +282,7 @@ _CHOICES = {
     "train_metrics": ("running", "full"),
     "early_stopping": ("epochs", "patience"),
     "communication": ("auto", "shared", "mpi"),
-    "loss": ("auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"),
+    "loss": ("auto", *LOSSES),
 }
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from distsgd.build import (
+    OWN_MODEL,
     as_objective,
-    build_from_config,
     build_loss,
     build_metrics,
+    build_own_optimizer,
+    build_own_schedule,
 )
 from distsgd.callbacks import Callback, FolderWriter, History
 from distsgd.command_line import from_mapping
@@ -99,13 +101,14 @@ def fit(
     Raises ConfigurationError or DataError with one sentence.
     """
     communicator = communicator or communicator_of_this_run()
-    config = _config(options, optimizer, schedule)
+    config = _config(options, model, optimizer, schedule)
     sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}
     sets["test"] = _examples(test, "test")
     with single_threaded_blas():
         data = split_data(communicator, config, "the arrays", sets)
         objective = _objective(model, params, config, data.signature)
-        built, planned = _optimizer_and_schedule(config, optimizer, schedule)
+        built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
+        planned = schedule if isinstance(schedule, Schedule) else build_own_schedule(config)
         measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
         folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
         begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
@@ -125,29 +128,18 @@ def fit(
     )
 
 
-def _config(options: dict[str, Any], optimizer: Any, schedule: Any) -> TrainConfig:
+def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) -> TrainConfig:
     known = {item.name for item in fields(TrainConfig)}
     for name in options:
         if name not in known or name in ("dataset", "model", "validation", "test"):
             raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
-    config = from_mapping({**options, "dataset": "arrays", "model": "own"}, "fit")
-    if isinstance(optimizer, str):
-        config = replace(config, optimizer=optimizer)
-    elif optimizer is not None:
-        kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
-        told = {item.name: getattr(optimizer, item.name) for item in fields(optimizer)}
-        told = {"rho" if key == "alpha" else key: value for key, value in told.items()}
-        config = replace(config, **{key: value for key, value in told.items() if key in known})
-        return replace(config, optimizer=kinds[0] if kinds else repr(optimizer))
-    if isinstance(schedule, str):
-        config = replace(config, schedule=schedule)
-    return resolved(config)
-
-
-def _optimizer_and_schedule(config: TrainConfig, optimizer: Any, schedule: Any) -> tuple[Optimizer, Schedule]:
-    own = isinstance(optimizer, Optimizer)
-    built, planned = build_from_config(replace(config, optimizer="sgd", weight_decay=0.0) if own else config)
-    return (optimizer if own else built), (schedule if isinstance(schedule, Schedule) else planned)
+    names = {"optimizer": optimizer, "schedule": schedule, "model": model}
+    named = {key: name for key, name in names.items() if isinstance(name, str)}
+    config = from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit")
+    if not isinstance(optimizer, Optimizer):
+        return resolved(config)
+    kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+    return replace(resolved(config, optimizer), optimizer=kinds[0] if kinds else repr(optimizer))
 
 
 def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:

@@ -225,15 +225,15 @@ class UserMetric(Metric):
         return np.array([np.ascontiguousarray(values).sum(), values.size], np.float64)
 
 
-METRICS: dict[str, type[Metric]] = {
-    "accuracy": Accuracy,
-    "error": Error,
-    "top_k_accuracy": TopK,
-    "confusion_matrix": ConfusionMatrix,
-    "mean_absolute_error": MeanAbsoluteError,
-    "mean_squared_error": MeanSquaredError,
-    "r2": R2,
+METRICS: dict[str, Callable[[int], Metric]] = {
+    "accuracy": lambda outputs: Accuracy(),
+    "error": lambda outputs: Error(),
+    "top_5_accuracy": lambda outputs: TopK(5),
+    "mean_absolute_error": lambda outputs: MeanAbsoluteError(),
+    "mean_squared_error": lambda outputs: MeanSquaredError(),
+    "r2": lambda outputs: R2(outputs),
 }
+"""What `--metric NAME` measures, made for a number of outputs."""
 
 
 def default_metrics(

@@ -56,7 +56,7 @@ class Objective(ABC):
 
     def predict(self, params: Views, batch: Batch) -> Array:
         """What the model says of the inputs, batch-last: probabilities, or values."""
-        raise ConfigurationError("this model has no outputs to predict with; give it a predict function")
+        raise ConfigurationError("this model has no outputs to predict with; give distsgd.Custom outputs=")
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         """Stored targets of n examples, (n,) or (n, outputs), as the function takes them: (n,) or (outputs, n)."""
@@ -122,7 +122,7 @@ class Custom(Objective):
     """The user's own function, and the arrays it starts from.
 
     `function(params, grads, batch)` is a LossAndGrad. `params` gives names, shapes and first values. With
-    `predict(params, batch)`, the outputs (outputs, n) of the model, metrics and predictions are to be had too.
+    `outputs(params, batch)`, which returns what the model says, (outputs, n), there are metrics and predictions too.
     """
 
     function: LossAndGrad

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distsgd.callbacks import Callback
+from distsgd.metrics import METRICS
 from distsgd.runtime import launcher_size
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ _SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2
 def format_record(record: Mapping[str, Any]) -> str:
     """One line of the most telling numbers of a record."""
     parts = [f"epoch {record['epoch']:>3}", f"step {record['step']:>6}"]
-    parts += [f"{name.replace('_', ' ')} {record[name]:.4f}" for name in _SHOWN if isinstance(record.get(name), float)]
+    own = [name for name in record if name.startswith("validation_") and name.partition("_")[2] not in METRICS]
+    for name in dict.fromkeys((*_SHOWN, *own)):
+        if isinstance(record.get(name), float):
+            parts.append(f"{name.replace('_', ' ')} {record[name]:.4f}")
     speed = record.get("run", {}).get("examples_per_second")
     if speed:
         parts.append(f"{speed:,.0f} examples/s")

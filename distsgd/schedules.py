@@ -195,6 +195,11 @@ def build_schedule(
     return schedule if warmup_steps == 0 else Warmup(schedule, warmup_steps)
 
 
+def has_horizon(name: str) -> bool:
+    """Whether the schedule called `name` depends on how many epochs there will be."""
+    return name in SCHEDULES and "epochs" in [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
+
+
 def _time(step: int, steps_per_epoch: int, decay_epochs: float, staircase: bool) -> float:
     """t = step / (steps_per_epoch decay_epochs): one division, so that whole numbers come out whole."""
     t = step / (steps_per_epoch * decay_epochs)

@@ -22,6 +22,9 @@ from distsgd.regularization import Regularization, Segment
 from distsgd.sampling import lane_bounds
 from distsgd.workers import Workers
 
+_ADDED_TOGETHER = 1 << 18
+"""Elements of a large layer's gradient that go through all the additions before the next ones do."""
+
 
 class Flag(IntFlag):
     """What a rank says with a step; one rank saying it is enough."""
@@ -60,19 +63,29 @@ class _LaneBuffers:
         self._additions, self._added = additions, []
 
     def _add(self, span: slice) -> None:
-        for into, other in self._additions:
-            np.add(self.flats[into][span], self.flats[other][span], out=self.flats[into][span])
+        """Adds what of `span` isn't added yet: a layer made of layers announces what they announced before it."""
+        if not self._additions:
+            return
+        for gap in _gaps(span, self._added):
+            for start in range(gap.start, gap.stop, _ADDED_TOGETHER):
+                part = slice(start, min(start + _ADDED_TOGETHER, gap.stop))
+                for into, other in self._additions:
+                    np.add(self.flats[into][part], self.flats[other][part], out=self.flats[into][part])
         self._added.append(span)
 
     def finish(self) -> None:
         """Adds what no layer has announced: all of it where the model isn't made of layers."""
-        if not self._additions:
-            return
-        position, size = 0, self.flats[0].size
-        for span in [*sorted(self._added, key=lambda span: span.start), slice(size, size)]:
-            for start in range(position, span.start, BLOCK):
-                self._add(slice(start, min(start + BLOCK, span.start)))
-            position = span.stop
+        self._add(slice(0, self.flats[0].size))
+
+
+def _gaps(span: slice, taken: Sequence[slice]) -> list[slice]:
+    """What of `span` none of `taken` covers."""
+    gaps, position = [], span.start
+    for other in sorted(taken, key=lambda other: (other.start, other.stop)):
+        if position < min(other.start, span.stop):
+            gaps.append(slice(position, min(other.start, span.stop)))
+        position = max(position, other.stop)
+    return [*gaps, slice(position, span.stop)] if position < span.stop else gaps
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.build import build_objective
+from distsgd.build import OWN_MODEL, build_objective
 from distsgd.command_line import from_mapping, is_code
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig
@@ -47,7 +47,9 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     arrays: dict[str, Any] = {}
     said, shapes = communicator.on_root(read)
     config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
-    if is_code(config.model):
+    if is_code(config.model) or config.model == OWN_MODEL:
+        if code is None and config.model == OWN_MODEL:
+            raise ConfigurationError(f"{path} was trained with a model of your own; add --model file.py:function")
         if code is None:
             raise ConfigurationError(
                 f"{path} was trained with {config.model}; to run that code, add --model {config.model}"

@@ -46,7 +46,7 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start) -> int:
     """Trains this leg. Collective."""
-    from distsgd.build import build_from_config, build_metrics, build_objective, user_code
+    from distsgd.build import build_metrics, build_objective, build_own_optimizer, build_own_schedule, user_code
     from distsgd.leg import Leg
     from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
@@ -55,7 +55,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     objective = build_objective(communicator, config, data.signature)
     if config.check_gradient:
         return check_gradient(communicator, config, data, objective)
-    optimizer, schedule = build_from_config(config)
+    optimizer, schedule = build_own_optimizer(config), build_own_schedule(config)
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
     callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))

@@ -80,7 +80,6 @@ class Trainer:
     notes: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
-    reached_target: bool = field(default=False, init=False)
     _stop_asked: bool = field(default=False, init=False)
     _hook_error: DistsgdError | None = field(default=None, init=False)
 
@@ -101,6 +100,11 @@ class Trainer:
     def stop(self) -> None:
         """Asks for an orderly end after the step that runs now, with a checkpoint; any rank, any thread, any signal."""
         self._stop_asked = True
+
+    @property
+    def reached_target(self) -> bool:
+        """Whether the last validation reached the target."""
+        return self.limits.target is not None and self.progress.target == list(self.limits.target)
 
     @property
     def epoch(self) -> int:
@@ -238,7 +242,8 @@ class Trainer:
         if self.rule is None:
             return None
         improved, reached, stop_step = self.communicator.on_root(lambda: self._judge(record))
-        self.reached_target = self.reached_target or reached
+        if record is not None:
+            self.progress.target = list(self.limits.target) if reached and self.limits.target is not None else None
         if improved and record is not None:
             if self.test is not None and self.test_at_best:
                 record.update(self._score("test", self.test))

@@ -24,7 +24,7 @@ def _load_mpi() -> Any:
         reason = str(error).splitlines()[0]
         raise LauncherError(
             f"an MPI launcher started this process, but mpi4py could not load an MPI library ({reason}); "
-            "load the cluster's MPI module, or install one with: pip install 'distsgd[mpich]'"
+            "load the cluster's MPI module, or install one with: pip install '.[mpich]' in distsgd's folder"
         ) from None
     return MPI
 

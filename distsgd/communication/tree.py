@@ -102,7 +102,7 @@ def tree_sum(
     middle = (first + last) // 2
     # The left sum may stay in scratch[0] while the right one is made in the levels behind it.
     left = tree_sum(rows, (first, middle), bounds, span, scratch)
-    right = tree_sum(rows, (middle, last), bounds, span, scratch[1:])
+    right = tree_sum(rows, (middle, last), bounds, span, scratch if left is None else scratch[1:])
     if left is None or right is None:
         return right if left is None else left
     return np.add(left, right, out=scratch[0, : left.size])

@@ -29,9 +29,6 @@ class Layer(ABC):
 
     kind: ClassVar[str] = ""
 
-    announces: ClassVar[bool] = False
-    """Whether its backward says itself which parts of its gradient are complete, as a container of layers does."""
-
     def parameter_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of the parameters, in order; none by default."""
         return {}

@@ -28,8 +28,6 @@ class Sequential(Layer):
 
     kind: ClassVar[str] = "sequential"
 
-    announces: ClassVar[bool] = True
-
     def __init__(self, layers: Iterable[Layer], names: Iterable[str] | None = None) -> None:
         layers = tuple(layers)
         object.__setattr__(self, "layers", layers)
@@ -90,17 +88,16 @@ class Sequential(Layer):
         backwards = []
         for name, layer, inside in self._steps(path):
             x, backward_of_layer = layer.forward(params.scope(name), x, batch, inside)
-            backwards.append((name, layer.announces, backward_of_layer))
+            backwards.append((name, backward_of_layer))
 
         def backward(dy: Array, grads: Views) -> Array | None:
             d: Array | None = dy
-            for name, announces, backward_of_layer in reversed(backwards):
+            for name, backward_of_layer in reversed(backwards):
                 if d is None:  # only layers that pass the model's input on as it is are left
                     return None
                 own = grads.scope(name)
                 d = backward_of_layer(d, own)
-                if not announces:
-                    own.complete()
+                own.complete()
             return d
 
         return x, backward

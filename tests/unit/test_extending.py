@@ -174,8 +174,8 @@ def test_data_set(added: Added) -> None:
 
 
 def test_metric(added: Added) -> None:
-    module = added.both("distsgd/metrics.py", "METRICS")
-    summary = trained(VALUES, metrics=[module.RootMeanSquaredError()])
+    added.both("distsgd/metrics.py", "METRICS")
+    summary = trained(VALUES, metric=("root_mean_squared_error",))
     squared = summary["validation_mean_squared_error"]
     assert summary["validation_root_mean_squared_error"] == pytest.approx(squared**0.5)
 

@@ -192,9 +192,9 @@ def test_default_metrics() -> None:
 
 
 def test_registry_names_are_the_metrics_names() -> None:
-    for name, kind in METRICS.items():
-        metric = kind(num_classes=3) if kind is ConfusionMatrix else kind()  # type: ignore[call-arg]
-        assert metric.name.replace("5", "k") == name
+    for name, make in METRICS.items():
+        metric = make(10)
+        assert metric.name == name
         with pytest.raises(dataclasses.FrozenInstanceError):
             metric.name = "other"
 
