@@ -67,7 +67,7 @@ def encode(checkpoint: Checkpoint) -> bytearray:
 
     document = {**checkpoint.document, "format": FORMAT, "sha256": _ZEROS}
     text = json.dumps(_to_hex(document), separators=(",", ":"), sort_keys=True, allow_nan=False)
-    arrays = {name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     data = bytearray(save(arrays, metadata={"distsgd": text}))
     place = _find_digest(data)
     data[place] = hashlib.sha256(data).hexdigest().encode()

@@ -303,11 +303,11 @@ _ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 def _check_ranges(config: TrainConfig) -> None:
     for name, least in _AT_LEAST.items():
         value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value >= least):
+        if value is not None and not least <= value < math.inf:
             raise ConfigurationError(f"{name}: expected a finite number of at least {least}, got {value}")
     for name in _ABOVE_ZERO:
         value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
+        if value is not None and not 0 < value < math.inf:
             raise ConfigurationError(f"{name}: expected a finite number above 0, got {value}")
     if config.batch_size != "full" and config.batch_size < 1:
         raise ConfigurationError(f"batch_size: expected at least 1, or full, got {config.batch_size}")

@@ -173,6 +173,13 @@ def monitor_mode(name: str) -> Mode:
     )
 
 
+def reaches(target: tuple[str, float], scores: Mapping[str, float]) -> bool:
+    """Whether the score called target[0] is as good as target[1] or better; see monitor_mode."""
+    name, wanted = target
+    value = scores.get(name, math.nan)
+    return value >= wanted if monitor_mode(name) == "max" else value <= wanted
+
+
 def _number(name: str, given: float, low: float, high: float) -> float:
     """`given` as a Python float, finite and from `low` to `high`."""
     try:

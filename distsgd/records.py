@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -64,13 +65,16 @@ class RunFolder:
     def cut_metrics(self, step: int) -> None:
         """Drops the records behind `step`, and a last line that was cut short."""
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
-        write_atomically(self.metrics, "".join(kept).encode())
+        try:
+            write_atomically(self.metrics, "".join(kept).encode())
+        except OSError as error:
+            raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole records of metrics.jsonl."""
         records: list[dict[str, Any]] = []
         if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
                 except ValueError:
@@ -85,7 +89,8 @@ class RunFolder:
         try:
             descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                os.write(descriptor, line.encode())
+                if os.write(descriptor, line.encode()) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)
         except OSError as error:

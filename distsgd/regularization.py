@@ -48,7 +48,7 @@ class Regularization:
                 raise ConfigurationError(f"{name} must be a finite number of at least 0, got {value}")
 
     def segments(self, layout: Layout) -> list[Segment]:
-        """The whole buffer in order, cut where treatment changes. Raises ConfigurationError for idle patterns."""
+        """Each parameter's elements, in order. Raises ConfigurationError for a pattern that matches no name."""
         _check_patterns("penalize", [p for p in self.penalize if p != "weights"], layout.names)
         _check_patterns("freeze", self.freeze, layout.names)
         found: list[Segment] = []
@@ -57,11 +57,7 @@ class Regularization:
             by_kind = "weights" in self.penalize and len(shape) >= 2
             penalized = by_kind or any(fnmatchcase(name, pattern) for pattern in self.penalize)
             frozen = any(fnmatchcase(name, pattern) for pattern in self.freeze)
-            last = found[-1] if found else None
-            if last is not None and (last.penalized, last.frozen) == (penalized, frozen):
-                found[-1] = Segment(last.start, span.stop, penalized, frozen)
-            else:
-                found.append(Segment(span.start, span.stop, penalized, frozen))
+            found.append(Segment(span.start, span.stop, penalized, frozen))
         return found
 
     def add_gradient(self, params: Array, grads: Array) -> None:

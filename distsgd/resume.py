@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
-from distsgd.config import TrainConfig
+from distsgd.config import TrainConfig, parse_target
+from distsgd.early_stopping import reaches
 from distsgd.errors import CheckpointError, RunFolderError
 from distsgd.outcome import last_line
 from distsgd.records import RunFolder
+from distsgd.schedules import has_horizon
 
 
 class Start:
@@ -58,7 +60,7 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
     start.config = compare(config, start.checkpoint, str(folder.path))
     start.has_checkpoint = True
     summary = folder.read_summary()
-    if config.resume == "auto" and summary is not None and is_finished(config, summary):
+    if config.resume == "auto" and summary is not None and is_finished(config, summary, start.checkpoint):
         start.finished = last_line(summary, str(folder.path))
     return start
 
@@ -73,7 +75,7 @@ def find_run(path: Path) -> Checkpoint:
     return found
 
 
-def is_finished(config: TrainConfig, summary: dict[str, Any]) -> bool:
+def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether the run that left this summary has nothing left to do under this configuration."""
     if summary.get("status") == "early_stopped":
         return True
@@ -81,7 +83,8 @@ def is_finished(config: TrainConfig, summary: dict[str, Any]) -> bool:
         return False
     enough = summary["epochs"] >= config.epochs
     enough = enough or (config.max_steps is not None and summary["steps"] >= config.max_steps)
-    return enough or (config.target is not None and bool(summary.get("target_reached")))
+    scores = checkpoint.document.get("scores") or {}
+    return enough or (config.target is not None and reaches(parse_target(config.target), scores))
 
 
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
@@ -90,7 +93,7 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     if config.schedule_epochs is None:
         config = replace(config, schedule_epochs=horizon)
     theirs, mine = checkpoint.document.get("config", {}), config.identity()
-    if config.schedule == "cosine":  # the horizon is the first start's, whatever epochs says now
+    if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]
     if differ:

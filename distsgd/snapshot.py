@@ -17,7 +17,7 @@ from distsgd.errors import CheckpointError
 from distsgd.layout import Layout
 from distsgd.step import TrainingStep
 
-_TOLD = ("step", "loss_sum", "count", "train_loss", "best", "target")
+_TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Progress:
     loss_sum, count   of the current epoch so far
     train_loss        of the last record
     best              the record of the best validation; best_params and best_running are on rank 0 alone
-    target            [metric, value] of the target that the last validation reached
+    scores            the numbers of the last validation's record, which a target is compared with
     facts             what the checkpoint says besides: the configuration, this CPU's probe
     """
 
@@ -38,7 +38,7 @@ class Progress:
     best: dict[str, Any] | None = None
     best_params: Array | None = None
     best_running: Array | None = None
-    target: list[Any] | None = None
+    scores: dict[str, float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,7 +62,7 @@ def take(
         "count": progress.count,
         "train_loss": progress.train_loss,
         "best": progress.best,
-        "target": progress.target,
+        "scores": progress.scores,
         "rule": None if rule is None else rule.state(),
     }
     if progress.best_params is None or progress.best_running is None:

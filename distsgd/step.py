@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 
 import numpy as np
 
-from distsgd.communication.exchange import BLOCK, Exchange
-from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule, scratch_levels
+from distsgd.communication.exchange import Exchange
+from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, LaneError, NonFiniteError
 from distsgd.examples import Feeder
 from distsgd.layout import Layout, Views
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
-from distsgd.regularization import Regularization, Segment
+from distsgd.regularization import Regularization
 from distsgd.sampling import lane_bounds
+from distsgd.update import SliceUpdate
 from distsgd.workers import Workers
 
 _ADDED_TOGETHER = 1 << 18
@@ -109,16 +110,11 @@ class TrainingStep:
         statistics = Layout.of(self.objective.statistics_shapes())
         self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
-        self._segments = self._segments_of_blocks(self.regularization.segments(self.layout))
         self._buffers = [self._lane_buffers(worker) for worker in range(self.workers.count)]
-        self._norms = np.zeros(exchange.partition.blocks)
-        self._measure_norm = False
+        self._update = SliceUpdate(
+            self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm
+        )
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
-        levels = scratch_levels(exchange.partition.lanes)
-        shape = (3 + levels, BLOCK)  # the update's two, the gradient, and the tree's
-        self._scratch = [np.empty(shape, exchange.params.dtype) for _ in range(self.workers.count)]
-        owned = exchange.owned.stop - exchange.owned.start
-        self._clipped = np.empty(owned if self.clip_norm is not None else 0, exchange.params.dtype)
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
         span = self.exchange.worker_spans[worker]
@@ -129,17 +125,6 @@ class TrainingStep:
         for node in nodes:
             buffers.append(_LaneBuffers(node, [self.exchange.rows[node], *scratch], self.layout))
         return buffers
-
-    def _segments_of_blocks(self, segments: Sequence[Segment]) -> dict[int, list[Segment]]:
-        partition, cut = self.exchange.partition, {}
-        for index in partition.blocks_of(self.exchange.communicator.rank):
-            block = partition.block(index)
-            cut[index] = [
-                Segment(max(s.start, block.start), min(s.stop, block.stop), s.penalized, s.frozen)
-                for s in segments
-                if s.start < block.stop and block.start < s.stop
-            ]
-        return cut
 
     def run(
         self, step: int, epoch: int, indices: Array, learning_rate: float, flags: Flag, want_norm: bool = False
@@ -162,8 +147,8 @@ class TrainingStep:
         if said & Flag.FAILED:
             self._raise_first_error(step)
         loss_sum, count = self._totals(records, step, indices, bounds)
-        self._scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
-        norm = self._update(bounds, count, want_norm)
+        scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
+        norm = self._update.run(bounds, count, scalars, want_norm)
         exchange.publish()
         self._update_running(records, bounds)
         return StepResult(loss_sum, count, said, norm)
@@ -223,78 +208,6 @@ class TrainingStep:
         if count < 1:
             raise DistsgdError(f"the loss function counted {count} examples at step {step + 1}; it must count them all")
         return loss_sum, count
-
-    def _update(self, bounds: tuple[int, ...], count: int, want_norm: bool) -> float | None:
-        """Sums, divides, penalizes, clips and applies; returns the gradient's norm where it was asked for."""
-        self._measure_norm = want_norm or self.clip_norm is not None
-        if self.clip_norm is None:
-            self._over_blocks(
-                lambda index, worker: self._apply(index, worker, self._total(index, worker, bounds, count), 1.0)
-            )
-            return self._norm() if want_norm else None
-
-        def kept(index: int) -> Array:
-            block, start = self.exchange.partition.block(index), self.exchange.owned.start
-            return self._clipped[block.start - start : block.stop - start]
-
-        def keep(index: int, worker: int) -> None:
-            kept(index)[:] = self._total(index, worker, bounds, count)
-
-        self._over_blocks(keep)
-        norm = self._norm()
-        factor = min(1.0, self.clip_norm / (norm + 1e-6))
-        self._over_blocks(lambda index, worker: self._apply(index, worker, kept(index), factor))
-        return norm
-
-    def _over_blocks(self, function: Callable[[int, int], object]) -> None:
-        blocks = self.exchange.partition.blocks_of(self.exchange.communicator.rank)
-        share = self.workers.count
-
-        def run(worker: int) -> None:
-            with np.errstate(all="ignore"):
-                for index in blocks[len(blocks) * worker // share : len(blocks) * (worker + 1) // share]:
-                    function(index, worker)
-
-        self.workers.run(run)
-
-    def _total(self, index: int, worker: int, bounds: tuple[int, ...], count: int) -> Array:
-        """The gradient of the mean loss and the penalties on one block, in this worker's scratch memory."""
-        block = self.exchange.partition.block(index)
-        scratch = self._scratch[worker]
-        total = scratch[2, : block.stop - block.start]
-        np.divide(self.exchange.total(bounds, block, scratch[3:]), float(count), out=total)
-        for segment in self._segments[index]:
-            inside = slice(segment.start - block.start, segment.stop - block.start)
-            if segment.frozen:
-                total[inside] = 0.0
-            elif segment.penalized:
-                self.regularization.add_gradient(self.exchange.params[segment.start : segment.stop], total[inside])
-        if self._measure_norm:
-            self._norms[index] = np.sum(np.square(total, dtype=np.float64))
-        return total
-
-    def _apply(self, index: int, worker: int, total: Array, factor: float) -> None:
-        exchange, block = self.exchange, self.exchange.partition.block(index)
-        if factor != 1.0:
-            np.multiply(total, factor, out=total)
-        for segment in self._segments[index]:
-            if segment.frozen:
-                continue
-            self.optimizer.update(
-                exchange.params[segment.start : segment.stop],
-                total[segment.start - block.start : segment.stop - block.start],
-                exchange.slots(segment.start, segment.stop),
-                self._scalars,
-                self.optimizer.weight_decay if segment.penalized else 0.0,
-                self._scratch[worker][:2],
-            )
-
-    def _norm(self) -> float:
-        """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""
-        partition = self.exchange.partition
-        counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
-        self.exchange.communicator.allgather_slices(self._norms, counts)
-        return math.sqrt(math.fsum(self._norms))
 
     def _update_running(self, records: Array, bounds: tuple[int, ...]) -> None:
         if not len(self.running):

@@ -19,7 +19,7 @@ from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
 from distsgd.config import Every
 from distsgd.device import Array
-from distsgd.early_stopping import StoppingRule
+from distsgd.early_stopping import StoppingRule, reaches
 from distsgd.errors import ConfigurationError, DistsgdError, LaneError
 from distsgd.metrics import Value
 from distsgd.sampling import Sampler
@@ -104,7 +104,10 @@ class Trainer:
     @property
     def reached_target(self) -> bool:
         """Whether the last validation reached the target."""
-        return self.limits.target is not None and self.progress.target == list(self.limits.target)
+        if self.limits.target is None or self.progress.scores is None:
+            return False
+        self._metric(self.progress.scores, self.limits.target[0], "target")
+        return reaches(self.limits.target, self.progress.scores)
 
     @property
     def epoch(self) -> int:
@@ -241,27 +244,22 @@ class Trainer:
         """Rank 0 looks at a validation (None: at where the run stands already) and tells all what follows."""
         if self.rule is None:
             return None
-        improved, reached, stop_step = self.communicator.on_root(lambda: self._judge(record))
+        improved, stop_step = self.communicator.on_root(lambda: self._judge(record))
         if record is not None:
-            self.progress.target = list(self.limits.target) if reached and self.limits.target is not None else None
+            self.progress.scores = {name: value for name, value in record.items() if isinstance(value, float)}
         if improved and record is not None:
             if self.test is not None and self.test_at_best:
                 record.update(self._score("test", self.test))
             self._keep_best(record)
         return stop_step
 
-    def _judge(self, record: Mapping[str, Any] | None) -> tuple[bool, bool, int | None]:
-        """(whether the parameters are the best so far, whether the target is reached, the step to stop at)."""
+    def _judge(self, record: Mapping[str, Any] | None) -> tuple[bool, int | None]:
+        """(whether the parameters are the best so far, the step to stop at)."""
         assert self.rule is not None
         if record is None:
-            return False, False, self.rule.stop_step()
+            return False, self.rule.stop_step()
         improved = self.rule.validated(self.progress.step, self._metric(record, self.monitor, "monitor"))
-        reached = False
-        if self.limits.target is not None:
-            name, wanted = self.limits.target
-            value = self._metric(record, name, "target")
-            reached = value >= wanted if self._more_is_better(name) else value <= wanted
-        return improved, reached, self.rule.stop_step()
+        return improved, self.rule.stop_step()
 
     @staticmethod
     def _metric(record: Mapping[str, Any], name: str, option: str) -> float:
@@ -270,12 +268,6 @@ class Trainer:
             known = [key for key, item in record.items() if isinstance(item, float) and "_" in key]
             raise ConfigurationError(f"{option}: expected one of {', '.join(known)}, got {name!r}")
         return value
-
-    @staticmethod
-    def _more_is_better(name: str) -> bool:
-        from distsgd.early_stopping import monitor_mode
-
-        return monitor_mode(name) == "max"
 
     def _keep_best(self, record: dict[str, Any]) -> None:
         progress = self.progress

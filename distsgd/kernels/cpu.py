@@ -2,7 +2,7 @@
 
 Every function is elementwise and uses correctly rounded operations alone (+, -, *, /, square root), so its bits depend
 neither on where a block begins and ends nor on the CPU. All arrays are one-dimensional, contiguous, of one length and
-one dtype; at most 16,384 elements keep a block and its temporaries in cache. Scalars are Python floats. `grads` is
+one dtype, short enough that a block and its temporaries stay in cache. Scalars are Python floats. `grads` is
 overwritten, for the caller needs it no more. Short names here: w params, g grads, η learning_rate.
 """
 

@@ -38,6 +38,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("objective",),
     ("examples",),
     ("regularization", "workers"),
+    ("update",),
     ("step",),
     ("metrics", "early_stopping"),
     ("validation",),
