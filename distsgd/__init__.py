@@ -22,7 +22,7 @@ _WHERE = {
     "Custom": "objective", "LossAndGrad": "objective",
     "Callback": "callbacks", "build_schedule": "schedules",
     "load_mnist": "datasets", "open_dataset": "datasets",
-    "fit": "fit", "Result": "fit",
+    "fit": "fitting", "Result": "fitting",
 }  # fmt: skip
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from distsgd.callbacks import Callback as Callback
     from distsgd.datasets import load_mnist as load_mnist
     from distsgd.datasets import open_dataset as open_dataset
-    from distsgd.fit import Result as Result
-    from distsgd.fit import fit as fit
+    from distsgd.fitting import Result as Result
+    from distsgd.fitting import fit as fit
     from distsgd.initializers import Constant as Constant
     from distsgd.initializers import Glorot as Glorot
     from distsgd.initializers import He as He

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -47,17 +47,23 @@ class Regularization:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{name} must be a finite number of at least 0, got {value}")
 
-    def segments(self, layout: Layout) -> list[Segment]:
-        """Each parameter's elements, in order. Raises ConfigurationError for a pattern that matches no name."""
+    def segments(self, layout: Layout, penalizing: bool = True) -> list[Segment]:
+        """The whole buffer in order, cut where treatment changes; nothing is penalized unless `penalizing`.
+
+        Raises ConfigurationError for a pattern that matches no name.
+        """
         _check_patterns("penalize", [p for p in self.penalize if p != "weights"], layout.names)
         _check_patterns("freeze", self.freeze, layout.names)
         found: list[Segment] = []
         for name, shape in zip(layout.names, layout.shapes, strict=True):
             span = layout.spans[name]
             by_kind = "weights" in self.penalize and len(shape) >= 2
-            penalized = by_kind or any(fnmatchcase(name, pattern) for pattern in self.penalize)
+            penalized = penalizing and (by_kind or any(fnmatchcase(name, pattern) for pattern in self.penalize))
             frozen = any(fnmatchcase(name, pattern) for pattern in self.freeze)
-            found.append(Segment(span.start, span.stop, penalized, frozen))
+            if found and (found[-1].penalized, found[-1].frozen) == (penalized, frozen):
+                found[-1] = replace(found[-1], stop=span.stop)
+            else:
+                found.append(Segment(span.start, span.stop, penalized, frozen))
         return found
 
     def add_gradient(self, params: Array, grads: Array) -> None:

@@ -46,11 +46,8 @@ class SliceUpdate:
     ) -> None:
         self.optimizer, self.regularization, self.exchange, self.workers = optimizer, regularization, exchange, workers
         self.clip_norm = clip_norm
-        penalizes = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
-        segments = regularization.segments(layout)
-        if not penalizes:
-            segments = [replace(segment, penalized=False) for segment in segments]
-        self._stretches = _cut(exchange.owned, _merged(segments))
+        penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
+        self._stretches = _cut(exchange.owned, regularization.segments(layout, penalizing))
         self._norms = np.zeros(exchange.partition.blocks)
         self._measure_norm = False
         dtype, levels = exchange.params.dtype, scratch_levels(exchange.partition.lanes)
@@ -138,18 +135,6 @@ class SliceUpdate:
         counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
         self.exchange.communicator.allgather_slices(self._norms, counts)
         return math.sqrt(math.fsum(self._norms))
-
-
-def _merged(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments, with neighbours that are treated alike made one."""
-    merged: list[Segment] = []
-    for segment in segments:
-        last = merged[-1] if merged else None
-        if last is not None and (last.penalized, last.frozen) == (segment.penalized, segment.frozen):
-            merged[-1] = replace(last, stop=segment.stop)
-        else:
-            merged.append(segment)
-    return merged
 
 
 def _cut(owned: slice, segments: Sequence[Segment]) -> list[_Stretch]:

@@ -57,7 +57,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("build",),
     ("stored_model", "leg", "progress"),
     ("commands",),
-    ("fit",),
+    ("fitting",),
     ("train", "evaluate", "predict"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
