@@ -117,10 +117,24 @@ def _check_code_is_named_twice(config: TrainConfig, default: TrainConfig, path: 
     for option in ("model", "metric", "callback"):
         values = getattr(default, option)
         for value in (values,) if isinstance(values, str) else values:
-            if is_code(value) and value not in " ".join(arguments) and getattr(config, option) == values:
+            if is_code(value) and value not in _said(arguments, option) and getattr(config, option) == values:
                 raise ConfigurationError(
                     f"{path} names code, {option} = {value!r}; to run it, add --{option} {value} to the command line"
                 )
+
+
+def _said(arguments: Sequence[str], option: str) -> list[str]:
+    """The values that the command line itself gives to an option."""
+    values: list[str] = []
+    inside = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, _, value = argument.partition("=")
+            inside = name == f"--{option}"
+            values += [value] if inside and value else []
+        elif inside:
+            values.append(argument)
+    return values
 
 
 def is_code(name: str) -> bool:

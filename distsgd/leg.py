@@ -52,8 +52,8 @@ class Leg:
             self.callbacks,
         )
         if self.start.has_checkpoint:
+            trainer.notes = [*trainer.notes, *communicator.on_root(self._compare_facts)]
             trainer.restore(self.start.checkpoint)
-            self._compare_facts(trainer)
         elif self.config.init_from is not None:
             self._initialize_from(communicator, trainer, Path(self.config.init_from))
         trainer.progress.facts = self._facts()
@@ -91,17 +91,19 @@ class Leg:
             "probe": cpu_probe(),
         }
 
-    def _compare_facts(self, trainer: Trainer) -> None:
-        """Refuses other data under the same name, and says where the CPU is another."""
-        theirs, mine = trainer.progress.facts, self._facts()
+    def _compare_facts(self) -> list[str]:
+        """Refuses other data under the same name, and returns a line where the CPU is another. On rank 0."""
+        assert self.start.checkpoint is not None
+        theirs, mine = self.start.checkpoint.document, self._facts()
         for key in ("signature", "examples"):
             if key in theirs and theirs[key] != mine[key]:
                 raise RunFolderError(
                     f"{self.data.name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
                     "give it the same data, or another folder with --out"
                 )
-        if theirs.get("probe") not in (None, mine["probe"]):
-            trainer.notes = [*trainer.notes, "warning: this CPU computes other bits than the one that the run began on"]
+        if theirs.get("probe") in (None, mine["probe"]):
+            return []
+        return ["warning: this CPU computes other bits than the one that the run began on"]
 
     def _initialize_from(self, communicator: Communicator, trainer: Trainer, path: Path) -> None:
         step = trainer.step

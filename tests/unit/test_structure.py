@@ -58,7 +58,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("stored_model", "leg", "progress"),
     ("commands",),
     ("fitting",),
-    ("train", "evaluate", "predict"),
+    ("train", "evaluate", "predict", "doctor"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads
