@@ -1,0 +1,98 @@
+"""Real data under mpirun: MNIST where its files are, and one copy of a data set for all ranks of a node."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.parallel.launch import ROOT, environment, find_mpirun, result, summary, train
+
+MNIST = ROOT.parent / "shared" / "data"
+MB = 1 << 20
+
+
+@pytest.mark.skipif(not (MNIST / "mnist").is_dir(), reason=f"MNIST's files are not in {MNIST}")
+def test_mnist(tmp_path: Path) -> None:
+    options = ("--dataset", "mnist", "--data-dir", MNIST, "--hidden", 32, "--epochs", 1, "--batch-size", 250)
+    options = (*options, "--optimizer", "adam", "--lr", 0.003)
+    for ranks in (2, 3):
+        train(ranks, tmp_path / f"run-{ranks}", *options)
+    assert result(tmp_path / "run-2") == result(tmp_path / "run-3")
+    told = summary(tmp_path / "run-2")
+    assert told["steps"] == 216
+    assert told["test_accuracy"] > 0.9
+    assert told["validation_accuracy"] > 0.9
+    assert np.sum(told["confusion_matrix"]["test"]) == 10_000
+
+
+def _pss(processes: list[int]) -> int:
+    """Bytes of memory of these processes together, where shared pages count once."""
+    total = 0
+    for process in processes:
+        try:
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:  # it has ended, or is about to
+            continue
+        total += sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def _ranks_below(process: int) -> list[int]:
+    """The processes below this one that train."""
+    try:
+        tasks = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    here = [process] if b"distsgd.train" in command and b"sh" not in command[:1] else []
+    return here + [rank for task in tasks for rank in _ranks_below(int(task))]
+
+
+def _peak(tmp_path: Path, data: Path, ranks: int) -> int:
+    """The largest sum of PSS seen while `ranks` ranks load this data and make a few steps."""
+    mpirun, reason = find_mpirun()
+    if mpirun is None:
+        pytest.skip(reason)
+    options = ["--dataset", str(data), "--hidden", "8", "--max-steps", "3", "--validation-fraction", "0", "--quiet"]
+    process = subprocess.Popen(
+        [mpirun, "-n", str(ranks), sys.executable, "-m", "distsgd.train", *options, "--out", f"run-{data.stem}"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    peak, end = 0, time.monotonic() + 40
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < end, "training did not end"
+            peak = max(peak, _pss(_ranks_below(process.pid)))
+            time.sleep(0.002)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        out = process.communicate(timeout=10)[0]
+    assert process.returncode == 0, out
+    return peak
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="/proc/PID/smaps_rollup is Linux's")
+def test_one_copy_of_the_data_per_node(tmp_path: Path) -> None:
+    """What four ranks take more with 96 MB of data than with next to none is one copy, at the peak of loading too."""
+    size = 96 * MB
+    small, large = tmp_path / "small.npz", tmp_path / "large.npz"
+    for path, count in ((small, 64), (large, size // 4096)):
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 256, (count, 4096), dtype=np.uint8)
+        np.savez(path, x=x, y=np.arange(count) % 7)
+    without, with_data = _peak(tmp_path, small, 4), _peak(tmp_path, large, 4)
+    more = with_data - without
+    assert 0.8 * size < more, f"only {more / MB:.0f} MB more: the measurement missed it"
+    assert more < 1.4 * size, f"{more / MB:.0f} MB more for {size / MB:.0f} MB of data"

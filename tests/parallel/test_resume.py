@@ -1,0 +1,226 @@
+"""Stopped at any step and gone on with on another number of ranks, a run ends with the bits of one never stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.launch import Done, ends_with, records, result, summary, train
+
+OPTIONS = (
+    *("--epochs", 3, "--batch-size", 150, "--hidden", 40, 30, "--dropout", 0.1, "--batch-norm", "--optimizer", "adam"),
+    *("--schedule", "inverse-time", "--decay-rate", 0.5, "--warmup-steps", 4, "--l2", 1e-4, "--log-every", 4),
+)
+STEPS_PER_EPOCH = 11
+
+# Imported on every rank, used on rank 0; TEST_SIGNAL is "step rank signal".
+CALLBACK = """
+import os
+import signal
+from pathlib import Path
+
+from distsgd import Callback
+
+RANK = os.environ.get("PMI_RANK") or os.environ.get("PMIX_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
+Path(f"pid-{RANK}").write_text(str(os.getpid()))
+STEP, TARGET, NAME = os.environ["TEST_SIGNAL"].split()
+
+
+class Kill(Callback):
+    def on_step(self, step, loss, examples):
+        if step == int(STEP):
+            os.kill(int(Path(f"pid-{TARGET}").read_text()), getattr(signal, NAME))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(None, out, *OPTIONS)
+    return out
+
+
+def go_on(out: Path, ranks: int | None, *more: object, **keywords: Any) -> Done:
+    return train(ranks, out, *OPTIONS, *more, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("stops", "ranks"),
+    [((7,), (3, 2)), ((11,), (1, 4)), ((1, 12, 32), (4, 1, 3, 2)), ((22, 23), (2, None, 4))],
+    ids=lambda value: "-".join(map(str, value)),
+)
+def test_any_step_any_ranks(tmp_path: Path, undisturbed: Path, stops: tuple[int, ...], ranks: tuple[Any, ...]) -> None:
+    out = tmp_path / "run"
+    for stop, number in zip(stops, ranks, strict=False):
+        go_on(out, number, "--max-steps", stop)
+        assert summary(out)["steps"] == stop
+    done = go_on(out, ranks[len(stops)])
+    assert f"from step {stops[-1]}" in done.out
+    assert result(out) == result(undisturbed)
+
+
+@pytest.mark.parametrize(("name", "target"), [("SIGUSR1", 0), ("SIGTERM", 2), ("SIGINT", 1)])
+def test_signal_to_any_rank(tmp_path: Path, undisturbed: Path, name: str, target: int) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "kill.py").write_text(CALLBACK)
+    more = ("--callback", "kill.py:Kill")
+    go_on(out, 3, *more, status=75, extra={"TEST_SIGNAL": f"9 {target} {name}"})
+    told = summary(out)
+    assert told["status"] == "stopped"
+    assert 9 <= told["steps"] < 33
+    go_on(out, 2)
+    assert result(out) == result(undisturbed)
+
+
+def test_killed_rank(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "kill.py").write_text(CALLBACK)
+    train_killed(out, tmp_path)
+    assert not (out / "summary.json").exists()
+    assert [path.name for path in (out / "checkpoints").glob("*.tmp")] == []
+    go_on(out, 2)
+    assert result(out) == result(undisturbed)
+
+
+def train_killed(out: Path, folder: Path) -> None:
+    from tests.parallel.launch import module
+
+    more = ("--checkpoint-every", 5, "--callback", "kill.py:Kill")
+    done = module(3, "train", folder, "--out", out, *OPTIONS, *more, extra={"TEST_SIGNAL": "18 1 SIGKILL"})
+    assert done.status != 0
+
+
+def test_time_limit(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    done = go_on(out, 2, "--max-time", "0.0001s", status=75)
+    assert done.out.splitlines()[-1].startswith("stopped: ")
+    assert summary(out)["status"] == "stopped"
+    assert 1 <= summary(out)["steps"] < 33
+    go_on(out, 3)
+    assert result(out) == result(undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_damaged_newest_checkpoint(tmp_path: Path, undisturbed: Path, damage: str) -> None:
+    out = tmp_path / "run"
+    go_on(out, 2, "--checkpoint-every", 5, "--max-steps", 18)
+    newest = out / "checkpoints" / "step-18.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes({"flipped": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
+    done = go_on(out, 3)
+    assert "step-18.safetensors: " in done.err
+    assert "going on from an older one" in done.err
+    assert "from step 15" in done.out
+    assert result(out) == result(undisturbed)
+
+
+def test_no_whole_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    go_on(out, None, "--max-steps", 3)
+    for path in (out / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    ends_with(go_on(out, 2, status=1), "--resume never")
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (("--hidden", 41), "hidden"),
+        (("--optimizer", "sgd"), "optimizer"),
+        (("--dataset", "moons"), "dataset"),
+        (("--logical-ranks", 8), "logical_ranks"),
+        (("--seed", 1), "seed"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path: Path, undisturbed: Path, options: tuple[Any], field: str) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    ranks = 3 if field == "seed" else None
+    ends_with(go_on(out, ranks, *options, status=2), f"{field} is ")
+    assert result(out) == result(undisturbed)
+
+
+def test_finished_run_says_its_last_line_again(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    first = go_on(out, 2)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = go_on(out, 3)
+    assert again.out == first.out.splitlines()[-1] + "\n"
+    assert again.err == ""
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert result(out) == result(undisturbed)
+
+
+def test_never_moves_the_run_aside(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    go_on(out, None, "--max-steps", 3)
+    go_on(out, 2, "--max-steps", 2, "--resume", "never")
+    done = go_on(out, 3, "--resume", "never")
+    assert "run.2" in done.err
+    assert summary(tmp_path / "run.1")["steps"] == 3
+    assert summary(tmp_path / "run.2")["steps"] == 2
+    assert result(out) == result(undisturbed)
+
+
+def test_more_epochs_go_on(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    go_on(out, 2, "--epochs", 2)
+    assert summary(out)["epochs"] == 2
+    go_on(out, 3)
+    assert result(out) == result(undisturbed)
+
+
+def test_horizon_of_a_schedule_stays_that_of_the_first_start(tmp_path: Path) -> None:
+    cosine = ("--schedule", "cosine", "--hidden", 20, "--batch-size", 400)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    train(None, whole, *cosine, "--epochs", 6, "--schedule-epochs", 4)
+    train(2, out, *cosine, "--epochs", 4, "--max-steps", 7)
+    for stop in (12, 21):
+        train(3, out, *cosine, "--epochs", 6, "--max-steps", stop)
+    train(2, out, *cosine, "--epochs", 6)
+    assert result(out) == result(whole)
+
+
+def test_from_a_named_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
+    first, out = tmp_path / "first", tmp_path / "run"
+    go_on(first, 2, "--checkpoint-every", 5, "--max-steps", 16)
+    go_on(out, 3, "--resume", first / "checkpoints" / "step-10.safetensors")
+    assert summary(out)["parameters_sha256"] == summary(undisturbed)["parameters_sha256"]
+    assert records(out) == [record for record in records(undisturbed) if record["step"] > 10]
+
+
+def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> None:
+    """What was behind the checkpoint that one goes back to doesn't come back when the run stops again."""
+    out = tmp_path / "run"
+    go_on(out, None, "--checkpoint-every", 5, "--max-steps", 20, "--keep", 5)
+    go_on(out, None, "--resume", out / "checkpoints" / "step-5.safetensors", "--max-steps", 7)
+    assert [record["step"] for record in records(out)] == [4]
+    done = go_on(out, 2)
+    assert "from step 7" in done.out
+    assert result(out) == result(undisturbed)
+
+
+def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
+    """The best validation comes first, and later legs only make it worse: it is still what the run hands over."""
+    worse = ("--lr", 3, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    train(None, whole, *worse)
+    assert summary(whole)["best_epoch"] < 4
+    for stop in (5, 9, 14):
+        train(2, out, *worse, "--max-steps", stop)
+    train(3, out, *worse)
+    assert result(out) == result(whole)
+
+
+def test_torn_last_record(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "run"
+    go_on(out, None, "--max-steps", 13)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 16, "train_loss": 1.0}) + '\n{"step": 20, "trai')
+    go_on(out, 2)
+    assert result(out) == result(undisturbed)

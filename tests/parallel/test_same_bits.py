@@ -1,0 +1,116 @@
+"""The same bits from real processes: a chosen few settings; tests/unit/test_same_bits.py has the wide table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.parallel.launch import records, result, summary, train
+
+QUICK = ("--epochs", 2, "--batch-size", 100, "--hidden", 64, 32)
+EVERYTHING = (
+    *("--batch-norm", "--dropout", 0.2, "--l1", 1e-5, "--l2", 1e-4, "--clip-norm", 1, "--optimizer", "adamw"),
+    *("--schedule", "cosine", "--warmup-steps", 5, "--top-k", 3, "--train-metrics", "full"),
+)
+
+
+def compare(tmp_path: Path, ranks: tuple[int | None, ...], *options: object) -> tuple[dict[str, Any], Any]:
+    """Trains once on each number of ranks (None: without mpirun), and returns what is the same of all."""
+    found = {}
+    for number in ranks:
+        train(number, tmp_path / f"ranks-{number}", "--quiet", *options)
+        found[number] = result(tmp_path / f"ranks-{number}")
+    first = found[ranks[0]]
+    for number in ranks[1:]:
+        assert found[number] == first, f"{number} ranks differ from {ranks[0]}"
+    return first
+
+
+@pytest.fixture(scope="module")
+def values_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A regression with several targets, and parts of odd lengths."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((763, 9)).astype(np.float32)
+    y = np.stack([x @ rng.standard_normal(9), np.sin(x[:, 0])], 1).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "values.npz"
+    np.savez(path, x_train=x[:501], y_train=y[:501], x_validation=x[501:600], y_validation=y[501:600],
+             x_test=x[600:], y_test=y[600:])  # fmt: skip
+    return path
+
+
+def test_four_lanes(tmp_path: Path) -> None:
+    told, metrics = compare(tmp_path, (None, 1, 2, 3, 4), *QUICK)
+    assert told["status"] == "completed"
+    assert [record["step"] for record in metrics] == [17, 34]
+    assert told["steps"] == 34
+
+
+def test_messages_and_shared_memory(tmp_path: Path) -> None:
+    told = [compare(tmp_path / kind, (2, 3), *QUICK, "--communication", kind) for kind in ("mpi", "shared")]
+    assert told[0] == told[1]
+
+
+def test_eight_lanes(tmp_path: Path) -> None:
+    compare(tmp_path, (1, 2, 3, 5, 8), *QUICK, "--logical-ranks", 8)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_everything_at_once(tmp_path: Path, threads: int) -> None:
+    compare(tmp_path, (None, 3), *QUICK, *EVERYTHING, "--threads", threads, "--logical-ranks", 8)
+
+
+def test_threads_and_ranks(tmp_path: Path) -> None:
+    for ranks, threads in ((1, 4), (2, 2), (4, 1)):
+        train(ranks, tmp_path / f"{ranks}-{threads}", *QUICK, *EVERYTHING, "--threads", threads, "--quiet")
+    assert result(tmp_path / "1-4") == result(tmp_path / "2-2") == result(tmp_path / "4-1")
+
+
+def test_float64_and_replacement(tmp_path: Path) -> None:
+    compare(tmp_path, (1, 4), *QUICK, "--dtype", "float64", "--sampling", "replacement", "--optimizer", "rmsprop")
+
+
+def test_last_minibatch_of_one_example(tmp_path: Path) -> None:
+    """1,617 training examples: 101 minibatches of 16, and one example left over."""
+    told, _ = compare(tmp_path, (2, 3), "--epochs", 1, "--batch-size", 16, "--batch-norm", "--optimizer", "nesterov")
+    assert told["steps"] == 102
+
+
+def test_batches_of_one(tmp_path: Path) -> None:
+    compare(tmp_path, (1, 4), "--max-steps", 60, "--batch-size", 1, "--lr", 0.01, "--no-shuffle")
+
+
+def test_full_batch(tmp_path: Path) -> None:
+    told, _ = compare(tmp_path, (1, 3), "--epochs", 5, "--batch-size", "full", "--optimizer", "adagrad")
+    assert told["steps"] == 5
+
+
+def test_drop_last(tmp_path: Path) -> None:
+    told, _ = compare(tmp_path, (2, 4), "--epochs", 1, "--batch-size", 100, "--drop-last")
+    assert told["steps"] == 16
+
+
+def test_regression_with_its_own_test_set(tmp_path: Path, values_npz: Path) -> None:
+    told, metrics = compare(
+        tmp_path, (1, 2, 3), "--dataset", values_npz, "--epochs", 3, "--batch-size", 50, "--optimizer", "adam"
+    )
+    assert told["test_r2"] == metrics[told["best_epoch"] - 1]["test_r2"]
+    assert 0 < told["test_loss"] < metrics[0]["test_loss"]
+
+
+def test_generated_data_without_validation(tmp_path: Path) -> None:
+    options = ("--dataset", "xor", "--validation-fraction", 0, "--epochs", 50, "--output-activation", "sigmoid")
+    told, metrics = compare(tmp_path, (1, 4), *options, "--activation", "sigmoid", "--hidden", 4, "--lr", 1)
+    assert told["validation_loss"] is None
+    assert told["best_epoch"] is None
+    assert len(metrics) == 50
+
+
+def test_what_may_differ_is_in_run_alone(tmp_path: Path) -> None:
+    train(2, tmp_path / "run", *QUICK)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "examples_per_second" in lines
+    assert not any("seconds" in key or "ranks" in key for record in records(tmp_path / "run") for key in record)
+    assert not {"wall_seconds", "examples_per_second", "ranks", "hosts", "versions"} & set(summary(tmp_path / "run"))

@@ -1,0 +1,296 @@
+"""The one reduction of a step, on thread ranks: sums in tree order, who owns what, and how much is communicated."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distsgd.communication import Communicator
+from distsgd.communication.exchange import BLOCK, SCALARS, LocalExchange, MessageExchange, Partition, Plan
+from distsgd.communication.replica import SharedExchange, make_exchange
+from distsgd.communication.serial import SerialCommunicator
+from distsgd.communication.shared_memory import shared_array
+from distsgd.communication.threads import run_on_threads
+from distsgd.communication.tree import scratch_levels, tree_sum
+from distsgd.device import Array
+from distsgd.errors import ConfigurationError
+from distsgd.fitting import fit
+from distsgd.random import normal
+from distsgd.sampling import lane_bounds
+
+LANES, ELEMENTS = 8, 3 * BLOCK + 17
+F32 = np.dtype(np.float32)
+
+
+def lane_gradient(lane: int) -> Array:
+    return (normal((ELEMENTS,), lane, "gradient") * 10.0 ** (lane % 5)).astype(np.float32)
+
+
+GRADIENTS = [lane_gradient(lane) for lane in range(LANES)]
+
+
+def expected(bounds: tuple[int, ...]) -> Array:
+    """The tree's sum over all lanes that aren't empty."""
+    rows = {(lane, lane + 1): GRADIENTS[lane] for lane in range(LANES)}
+    total = tree_sum(rows, (0, LANES), bounds, slice(0, ELEMENTS), np.empty((scratch_levels(LANES), ELEMENTS), F32))
+    assert total is not None
+    return total.copy()
+
+
+def fill_rows(exchange: Any, bounds: tuple[int, ...]) -> None:
+    for (first, last), row in exchange.rows.items():
+        own = {(lane, lane + 1): GRADIENTS[lane] for lane in range(first, last)}
+        scratch = np.empty((scratch_levels(LANES), ELEMENTS), F32)
+        total = tree_sum(own, (first, last), bounds, slice(0, ELEMENTS), scratch)
+        row[:] = np.nan if total is None else total
+
+
+def one_step(communicator: Communicator, kind: str, workers: int, length: int) -> tuple[Array, Array, Array]:
+    """Sets params to the sum of all lanes' gradients; returns params, flags and records as this rank sees them."""
+    partition = Partition(LANES, communicator.size, ELEMENTS)
+    own = partition.lanes_of(communicator.rank)
+    plan = Plan(partition, min(workers, own[1] - own[0]), F32, 2, 3)
+    exchange, note = make_exchange(communicator, plan, kind)
+    assert note is None
+    bounds = tuple(lane_bounds(length, LANES))
+    fill_rows(exchange, bounds)
+    exchange.flags[:] = communicator.rank + 1
+    exchange.records[:] = np.arange(exchange.first_lane, exchange.last_lane)[:, np.newaxis] * [1.0, 10.0, 0.1]
+    flags, records = exchange.gather(bounds)
+    scratch = np.empty((scratch_levels(LANES), BLOCK), F32)
+    for index in partition.blocks_of(communicator.rank):
+        block = partition.block(index)
+        exchange.params[block] = exchange.total(bounds, block, scratch)
+    exchange.publish()
+    return exchange.params.copy(), flags.copy(), records.copy()
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("kind", ["shared", "mpi"])
+@pytest.mark.parametrize("length", [3, 100])
+def test_same_bits_everywhere(size: int, kind: str, length: int) -> None:
+    total = expected(tuple(lane_bounds(length, LANES)))
+    for workers in (1, 3):
+        for params, flags, records in run_on_threads(size, lambda c, w=workers: one_step(c, kind, w, length)):
+            assert params.tobytes() == total.tobytes()
+            assert flags.tolist() == [[rank + 1] * (1 + SCALARS) for rank in range(size)]
+            assert records.tobytes() == (np.arange(LANES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
+
+
+def test_kinds() -> None:
+    def kind(communicator: Communicator, asked: str = "auto") -> type:
+        plan = Plan(Partition(4, communicator.size, 10), 1, F32, 0, 2)
+        return type(make_exchange(communicator, plan, asked)[0])
+
+    assert kind(SerialCommunicator()) is LocalExchange
+    assert run_on_threads(2, kind) == [SharedExchange] * 2
+    assert run_on_threads(2, lambda c: kind(c, "mpi")) == [MessageExchange] * 2
+    assert run_on_threads(2, kind, hosts=("a", "b")) == [MessageExchange] * 2
+    with pytest.raises(ConfigurationError, match="one host"):
+        run_on_threads(2, lambda c: kind(c, "shared"), hosts=("a", "b"))
+
+
+def test_messages_where_memory_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int) -> Any:
+        raise OSError("no memory files here")
+
+    monkeypatch.setattr("distsgd.communication.shared_memory._create", refuse)
+
+    def kind(communicator: Communicator, asked: str) -> Any:
+        plan = Plan(Partition(4, communicator.size, 10), 1, F32, 1, 2)
+        exchange, note = make_exchange(communicator, plan, asked)
+        return type(exchange), note
+
+    for found, note in run_on_threads(3, lambda c: kind(c, "auto")):
+        assert found is MessageExchange
+        assert note is not None
+        assert "messages" in note
+    with pytest.raises(ConfigurationError, match="use auto or mpi"):
+        run_on_threads(2, lambda c: kind(c, "shared"))
+
+
+@given(lanes=st.integers(1, 40), data=st.data(), elements=st.integers(1, 40 * BLOCK))
+@settings(max_examples=60)
+def test_partition_tiles(lanes: int, data: st.DataObject, elements: int) -> None:
+    ranks = data.draw(st.integers(1, lanes))
+    partition = Partition(lanes, ranks, elements)
+    own_lanes = [lane for rank in range(ranks) for lane in range(*partition.lanes_of(rank))]
+    assert own_lanes == list(range(lanes))
+    assert all(len(range(*partition.lanes_of(rank))) >= 1 for rank in range(ranks))
+    assert [index for rank in range(ranks) for index in partition.blocks_of(rank)] == list(range(partition.blocks))
+    position = 0
+    for rank, count in enumerate(partition.counts()):
+        span = partition.elements_of(rank)
+        assert span == slice(position, position + count)
+        position += count
+        assert count == sum(partition.block(i).stop - partition.block(i).start for i in partition.blocks_of(rank))
+    assert position == elements
+
+
+@pytest.mark.parametrize("kind", ["shared", "mpi"])
+@pytest.mark.parametrize("sizes", [(3, 2), (1, 4), (5, 1)])
+def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int]) -> None:
+    whole = [normal((ELEMENTS,), slot, "slot").astype(np.float32) for slot in range(2)]
+
+    def exchange_of(communicator: Communicator) -> Any:
+        return make_exchange(communicator, Plan(Partition(LANES, communicator.size, ELEMENTS), 1, F32, 2, 2), kind)[0]
+
+    def write(communicator: Communicator) -> Any:
+        exchange, owned = exchange_of(communicator), None
+        owned = exchange.owned
+        for own, slot in zip(exchange.slots(owned.start, owned.stop), whole, strict=True):
+            own[:] = slot[owned]
+        exchange.load_params(whole[0] if communicator.is_root else None)
+        return exchange.gather_slots(), exchange.params.copy()
+
+    (gathered, params), *others = run_on_threads(sizes[0], write)
+    assert [slot.tobytes() for slot in gathered] == [slot.tobytes() for slot in whole]
+    assert all(slots is None and array.tobytes() == whole[0].tobytes() for slots, array in [*others, (None, params)])
+
+    def read(communicator: Communicator) -> list[bool]:
+        exchange = exchange_of(communicator)
+        exchange.load_slots(gathered if communicator.is_root else None)
+        owned = exchange.owned
+        found = exchange.slots(owned.start, owned.stop)
+        return [own.tobytes() == slot[owned].tobytes() for own, slot in zip(found, whole, strict=True)]
+
+    assert run_on_threads(sizes[1], read) == [[True, True]] * sizes[1]
+
+
+class Counting(Communicator):
+    """Passes everything on, and counts it."""
+
+    def __init__(self, inside: Communicator) -> None:
+        self.inside, self.calls = inside, Counter[str]()
+        self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+
+    def _pass(self, name: str, *arguments: Any) -> Any:
+        self.calls[name] += 1
+        return getattr(self.inside, name)(*arguments)
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        return self._pass("broadcast_object", value, root)
+
+    def allgather_object(self, value: Any) -> Any:
+        return self._pass("allgather_object", value)
+
+    def gather_object(self, value: Any) -> Any:
+        return self._pass("gather_object", value)
+
+    def broadcast(self, array: Array) -> None:
+        self._pass("broadcast", array)
+
+    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+        self._pass("alltoall", send, send_counts, receive, receive_counts)
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        self._pass("allgather_slices", flat, counts)
+
+    def barrier(self) -> None:
+        self._pass("barrier")
+
+    def node(self) -> Communicator:
+        return self.inside.node()
+
+    def abort(self, status: int) -> None:
+        self.inside.abort(status)
+
+
+def collectives(steps: int, **options: Any) -> Counter[str]:
+    """What rank 1 of 3 calls in a fit of this many steps."""
+    x = normal((64, 6), 1, "x").astype(np.float32)
+
+    def run(communicator: Communicator) -> Counter[str]:
+        counting = Counting(communicator)
+        settings = {"max_steps": steps, "epochs": 100, "batch_size": 1, "hidden": (5,), "validation_fraction": 0}
+        fit("mlp", (x, np.arange(64) % 3), communicator=counting, **settings, **options)
+        return counting.calls
+
+    return run_on_threads(3, run)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"communication": "mpi"}, {"alltoall": 1, "allgather_slices": 1}),
+        ({"communication": "mpi", "batch_norm": True}, {"alltoall": 1, "allgather_slices": 1}),
+        ({"communication": "mpi", "clip_norm": 1.0}, {"alltoall": 1, "allgather_slices": 2}),
+        ({"communication": "shared"}, {"barrier": 2}),
+        ({"communication": "shared", "clip_norm": 1.0}, {"barrier": 2, "allgather_slices": 1}),
+    ],
+)
+def test_collectives_of_a_step(options: dict[str, Any], expected: dict[str, int]) -> None:
+    """Loss sums, flags, scalars and statistics ride with the gradients: a step has no other message."""
+    more = collectives(40, **options) - collectives(30, **options)
+    assert more == {name: 10 * count for name, count in expected.items()}
+
+
+def test_shared_array() -> None:
+    def use(communicator: Communicator) -> Any:
+        array, is_shared = shared_array(communicator.node(), (4, 3), np.dtype(np.int64))
+        assert is_shared
+        assert not array.any()
+        communicator.barrier()
+        array[communicator.rank] = communicator.rank + 1
+        communicator.barrier()
+        return array.sum()
+
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert run_on_threads(4, use) == [30] * 4
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 4  # mmap keeps a descriptor while the array lives
+
+
+def test_shared_array_per_host() -> None:
+    def use(communicator: Communicator) -> list[float]:
+        array, _ = shared_array(communicator.node(), (2,), np.dtype(np.float64))
+        if communicator.node().is_root:
+            array[:] = communicator.rank
+        communicator.barrier()
+        return array.tolist()
+
+    found = run_on_threads(3, use, hosts=("a", "a", "b"))
+    assert found == [[0, 0], [0, 0], [2, 2]]
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0)])
+def test_shared_array_of_nothing(shape: tuple[int, ...]) -> None:
+    assert [a.shape for a, _ in run_on_threads(2, lambda c: shared_array(c, shape, F32))] == [shape] * 2
+
+
+def test_first_error_ends_all_threads() -> None:
+    def work(communicator: Communicator) -> None:
+        if communicator.rank == 1:
+            raise KeyError("the cause")
+        communicator.barrier()
+
+    with pytest.raises(KeyError, match="the cause"):
+        run_on_threads(3, work)
+    assert threading.active_count() < 50
+
+
+def test_agreement_on_errors() -> None:
+    def fail(communicator: Communicator, rank: int) -> None:
+        def function() -> int:
+            if communicator.rank == rank:
+                raise ConfigurationError(f"from rank {rank}")
+            return communicator.rank
+
+        told = []
+        for call in (communicator.everywhere, communicator.on_root):
+            try:
+                told.append(str(call(function)))
+            except ConfigurationError as error:
+                told.append(str(error))
+        return told
+
+    assert run_on_threads(3, lambda c: fail(c, 2)) == [["from rank 2", "0"]] * 3
+    assert run_on_threads(3, lambda c: fail(c, 0)) == [["from rank 0"] * 2] * 3

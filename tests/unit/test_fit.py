@@ -1,0 +1,280 @@
+"""distsgd.fit: from any kind of model to parameters, history and predictions, on one rank or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import distsgd
+from distsgd.batch import Batch
+from distsgd.communication import Communicator
+from distsgd.communication.threads import run_on_threads
+from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError
+from distsgd.fitting import Result, fit
+from distsgd.layout import Views
+from distsgd.metrics import UserMetric
+from distsgd.random import normal
+from distsgd.schedules import Constant, InverseTime
+
+X = normal((210, 8), 1, "x").astype(np.float32)
+LABELS = (X[:, 0] + X[:, 1] > 0).astype(np.int64)
+VALUES = X @ normal((8,), 2, "w").astype(np.float32)
+QUICK: dict[str, Any] = {"epochs": 4, "batch_size": 20}
+
+
+def test_named_model() -> None:
+    result = fit("mlp", (X, LABELS), hidden=(16,), optimizer=distsgd.Adam(1e-2), **QUICK)
+    assert result.params.keys() == {"dense1.weight", "dense1.bias", "dense2.weight", "dense2.bias"}
+    assert result.params["dense1.weight"].shape == (16, 8)
+    assert result.params["dense1.weight"].dtype == np.float32
+    assert len(result.history) == 4
+    assert result.history[-1]["validation_loss"] < result.history[0]["validation_loss"]
+    assert result.summary["status"] == "completed"
+    predictions = result.predict(X)
+    assert predictions.shape == (210, 2)
+    np.testing.assert_allclose(predictions.sum(axis=1), 1, rtol=1e-5)
+    assert np.mean(predictions.argmax(axis=1) == LABELS) > 0.85
+
+
+def test_layers() -> None:
+    model = distsgd.Sequential([
+        distsgd.Dense(8, 12), distsgd.BatchNormalization(12), distsgd.Activation("tanh"), distsgd.Dense(12, 1)
+    ])  # fmt: skip
+    result = fit(model, (X, VALUES), optimizer="adam", learning_rate=0.03, epochs=8, batch_size=20)
+    assert result.summary["validation_r2"] > 0.8
+    assert set(result.state) == {"batchnorm1.running_mean", "batchnorm1.running_variance"}
+    assert result.predict(X[:5]).shape == (5, 1)
+
+
+def test_function_without_layers() -> None:
+    def line(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        error = params["w"] @ batch.x - batch.y
+        grads["w"][...] = batch.x @ error
+        return 0.5 * float(error @ error), len(batch)
+
+    start = {"w": np.zeros(8)}
+    result = fit(line, (X, VALUES), params=start, optimizer="sgd", learning_rate=0.1, epochs=30, batch_size=20)
+    solution = np.linalg.lstsq(X, VALUES, rcond=None)[0]
+    np.testing.assert_allclose(result.params["w"], solution, atol=1e-4)
+    assert not start["w"].any(), "the caller's arrays stay"
+    assert result.summary["validation_loss"] < 1e-6
+
+
+def test_custom_with_outputs_has_metrics_and_predictions() -> None:
+    def line(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        error = params["w"] @ batch.x - batch.y
+        grads["w"][...] = error @ batch.x.T
+        return 0.5 * float(np.sum(np.square(error))), len(batch)
+
+    model = distsgd.Custom(line, {"w": np.zeros((1, 8))}, outputs=lambda params, batch: params["w"] @ batch.x)
+    result = fit(model, (X, VALUES[:, np.newaxis]), optimizer="sgd", epochs=20, batch_size=20)
+    assert result.summary["validation_r2"] > 0.99
+    np.testing.assert_allclose(result.predict(X)[:, 0], VALUES, atol=0.1)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_rank_gets_the_same(size: int) -> None:
+    def run(communicator: Communicator) -> Result:
+        return fit("mlp", (X, LABELS), communicator=communicator, hidden=(5,), batch_norm=True, **QUICK)
+
+    first, *others = run_on_threads(size, run)
+    for other in others:
+        assert all(other.params[name].tobytes() == array.tobytes() for name, array in first.params.items())
+        assert all(other.state[name].tobytes() == array.tobytes() for name, array in first.state.items())
+        assert other.summary == first.summary
+        assert other.history == []
+        assert other.predict(X).tobytes() == first.predict(X).tobytes()
+    assert len(first.history) == 4
+
+
+class Watch(distsgd.Callback):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def on_start(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.calls.append("start")
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        self.calls.append(f"step {step} of {examples}")
+        if step == 3:
+            self.trainer.stop()
+
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        self.calls.append(f"record {record['step']}")
+
+    def on_checkpoint(self, checkpoint: Any, best: Any, step: int, final: bool) -> None:
+        self.calls.append(f"checkpoint {step} {final}")
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        self.calls.append(f"end {summary['status']}")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def test_callbacks_watch_on_rank_0() -> None:
+    watches = [Watch() for _ in range(3)]
+
+    def run(communicator: Communicator) -> Result:
+        data, watch = (X[:50], LABELS[:50]), watches[communicator.rank]
+        return fit("softmax", data, callbacks=[watch], communicator=communicator, validation_fraction=0, **QUICK)
+
+    assert run_on_threads(3, run)[1].summary["status"] == "stopped"
+    # The stop is asked for behind the third step and told with the fourth.
+    assert watches[0].calls == [
+        "start", "step 1 of 20", "step 2 of 20", "step 3 of 10", "record 3", "step 4 of 20",
+        "checkpoint 4 True", "end stopped", "close",
+    ]  # fmt: skip
+    assert watches[1].calls == watches[2].calls == []
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_step", "on_record", "on_checkpoint", "on_end"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_callback_that_fails_ends_all_ranks(hook: str, size: int, tmp_path: Path) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        raise IndexError("in the hook")
+
+    broken = type("Broken", (distsgd.Callback,), {hook: fail})
+
+    def run(communicator: Communicator) -> str:
+        options = {**QUICK, "callbacks": [broken()], "communicator": communicator, "out": str(tmp_path / "run")}
+        with pytest.raises(LaneError) as caught:
+            fit("softmax", (X, LABELS), **options)
+        return str(caught.value)
+
+    texts = set(run_on_threads(size, run))
+    assert len(texts) == 1
+    assert "IndexError: in the hook" in texts.pop()
+    assert '"status": "failed"' in (tmp_path / "run" / "summary.json").read_text()
+
+
+def test_own_metric() -> None:
+    metric = UserMetric("low", lambda outputs, y: outputs[0] < 0)
+    result = fit("softmax", (X, LABELS), metrics=[metric], **QUICK)
+    assert all(0 <= record["validation_low"] <= 1 for record in result.history)
+
+
+def test_validation_and_test_sets() -> None:
+    given = {"validation": (X[:40], LABELS[:40]), "test": (X[40:60], LABELS[40:60])}
+    result = fit("softmax", (X[60:], LABELS[60:]), **given, **QUICK)
+    for name, (x, y) in given.items():
+        predicted = result.predict(x).argmax(axis=1)
+        assert result.summary[f"{name}_accuracy"] == np.mean(predicted == y)
+        assert np.sum(result.summary["confusion_matrix"][name]) == len(x)
+
+
+def test_bytes_are_scaled_and_labels_may_be_a_column() -> None:
+    images = (np.abs(X) * 60).clip(0, 255).astype(np.uint8)
+    result = fit("softmax", (images, LABELS[:, np.newaxis].astype(np.uint8)), **QUICK)
+    scaled = fit("softmax", (images.astype(np.float32), LABELS), scale=255, **QUICK)
+    assert result.summary["parameters_sha256"] == scaled.summary["parameters_sha256"]
+    assert result.predict(images).tobytes() == scaled.predict(images.astype(np.float32)).tobytes()
+
+
+def test_lists_are_arrays() -> None:
+    result = fit("softmax", (X.tolist(), LABELS.tolist()), **QUICK)
+    assert result.summary["parameters_sha256"] == fit("softmax", (X, LABELS), **QUICK).summary["parameters_sha256"]
+
+
+def test_weights_of_0_leave_examples_out() -> None:
+    weights = np.r_[np.ones(100), np.zeros(110)].astype(np.float32)
+    labels = np.where(np.arange(210) < 100, LABELS, 1 - LABELS)
+    result = fit("softmax", (X, labels, weights), learning_rate=0.5, validation_fraction=0, **QUICK)
+    assert np.mean(result.predict(X).argmax(axis=1) == LABELS) > 0.9
+
+
+def test_schedules_and_optimizers_by_name_or_as_objects() -> None:
+    def sha(**options: Any) -> str:
+        return fit("softmax", (X, LABELS), **QUICK, **options).summary["parameters_sha256"]
+
+    by_name = sha(optimizer="rmsprop", learning_rate=0.01, schedule="inverse-time", decay_rate=0.5)
+    as_objects = sha(optimizer=distsgd.RMSprop(0.01), schedule=InverseTime(decay_rate=0.5))
+    assert by_name == as_objects != sha(optimizer=distsgd.RMSprop(0.01), schedule=Constant())
+
+
+def test_other_threads_of_blas_are_given_back() -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def counts() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = counts()
+        several = fit("softmax", (X, LABELS), **QUICK)
+        assert counts() == before
+    assert several.summary["parameters_sha256"] == fit("softmax", (X, LABELS), **QUICK).summary["parameters_sha256"]
+
+
+def test_arrays_of_the_caller_stay_as_they_are() -> None:
+    x, y = X.copy(), LABELS.copy()
+    fit("mlp", (x, y), batch_norm=True, **QUICK)
+    assert x.tobytes() == X.tobytes()
+    assert y.tobytes() == LABELS.tobytes()
+    assert x.flags.writeable
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"model": 42}, "must be a distsgd.Layer"),
+    ({"model": "mpl"}, "model: expected one of"),
+    ({"model": distsgd.Dense(8, 5)}, r"puts out shape \(5,\), this loss needs \(2,\)"),
+    ({"model": distsgd.Dense(7, 2)}, "7"),
+    ({"batchsize": 3}, "unknown option 'batchsize'"),
+    ({"dataset": "digits"}, "unknown option 'dataset'"),
+    ({"batch_size": 0}, "batch_size"),
+    ({"batch_size": "big"}, "batch_size"),
+    ({"epochs": 1.5}, "epochs: expected a whole number"),
+    ({"train": (X,)}, r"train must be \(x, y\)"),
+    ({"train": X}, r"train must be \(x, y\)"),
+    ({"validation": (X[:, :5], LABELS)}, "validation examples have shape"),
+    ({"target": "validation_loss=1", "validation_fraction": 0}, "nothing to measure"),
+    ({"monitor": "validation_loss_of_hair"}, "monitor"),
+    ({"drop_last": True, "batch_size": 500}, "smaller batch_size"),
+    ({"validation_fraction": 0.999}, "leaves none"),
+    ({"validation_last": 210}, "fewer than the 210"),
+    ({"class_weights": (1.0, 1.0, 1.0)}, "class weights"),
+    ({"freeze": ("dense7.*",)}, "matches no parameter"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), REFUSED, ids=[str(told) for _, told in REFUSED])
+@pytest.mark.parametrize("size", [1, 2])
+def test_refused(options: dict[str, Any], told: str, size: int) -> None:
+    options = {"model": "softmax", "train": (X, LABELS), "epochs": 1, **options}
+    with pytest.raises(DistsgdError, match=told) as caught:
+        run_on_threads(size, lambda c: fit(communicator=c, **options))
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (np.full((5, 2), np.nan), np.zeros(5, int), "example 0 holds nan"),
+        (np.zeros((5, 2)), np.zeros(4, int), "expected 5 targets"),
+        (np.zeros((5, 2)), np.full(5, -1), "-1"),
+        (np.zeros((0, 2)), np.zeros(0, int), "at least one example"),
+        (np.array([["a"]]), np.zeros(1, int), "dtype"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(x: Any, y: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        fit("softmax", (x, y))
+
+
+def test_more_ranks_than_lanes() -> None:
+    with pytest.raises(ConfigurationError, match=r"5 ranks share 4 logical ranks.*--logical-ranks 5"):
+        run_on_threads(5, lambda c: fit("softmax", (X, LABELS), communicator=c))
+
+
+def test_leaves_a_run_folder_only_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit("softmax", (X, LABELS), **QUICK)
+    assert list(tmp_path.iterdir()) == []
+    fit("softmax", (X, LABELS), out="here", **QUICK)
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {
+        "config.toml", "metrics.jsonl", "summary.json", "checkpoints"}  # fmt: skip

@@ -1,0 +1,86 @@
+"""Layouts cover a flat buffer without gaps, and views write into it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distsgd.errors import ConfigurationError
+from distsgd.layout import Layout
+
+names = st.lists(st.sampled_from(["w", "b", "a.w", "a.b", "a.c.w", "ab.w", "z"]), unique=True, max_size=7)
+shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+
+
+@given(st.data())
+def test_spans_tile_the_buffer(data: st.DataObject) -> None:
+    wanted = {name: data.draw(shapes) for name in data.draw(names)}
+    layout = Layout.of(wanted)
+    position = 0
+    for name, shape in wanted.items():
+        assert layout.spans[name] == slice(position, position + prod(shape))
+        position += prod(shape)
+    assert layout.size == position
+    flat = np.arange(layout.size, dtype=np.float64)
+    views = layout.views(flat)
+    assert list(views) == list(wanted)
+    for name, shape in wanted.items():
+        assert views[name].shape == shape
+        assert np.shares_memory(views[name], flat)
+        views[name][...] += 1000
+    assert (flat == np.arange(layout.size) + 1000).all()
+
+
+def test_scopes() -> None:
+    layout = Layout.of({"a.w": (2, 2), "a.c.w": (3,), "ab.w": (1,), "b": (2,)})
+    flat = np.zeros(layout.size)
+    inside = layout.views(flat).scope("a")
+    assert list(inside) == ["w", "c.w"]
+    assert inside.span == slice(0, 7)
+    inside.scope("c")["w"][...] = 5
+    assert flat.tolist() == [0, 0, 0, 0, 5, 5, 5, 0, 0, 0]
+    assert inside.scope("c").span == slice(4, 7)
+    assert inside.flat is flat
+    assert len(layout.views(flat).scope("nothing")) == 0
+    assert layout.views(flat).scope("ab").span == slice(7, 8)
+
+
+def test_scopes_are_kept() -> None:
+    views = Layout.of({"a.w": (2,)}).views(np.zeros(2))
+    assert views.scope("a") is views.scope("a")
+
+
+def test_completion_is_told_with_its_span() -> None:
+    layout, told = Layout.of({"a.w": (2,), "b.w": (3,)}), []
+    views = layout.views(np.zeros(5))
+    views.on_complete = told.append
+    views.scope("b").complete()
+    views.scope("nothing").complete()
+    views.scope("a").complete()
+    assert told == [slice(2, 5), slice(0, 2)]
+
+
+@pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])
+def test_buffer_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"needs \(6,\)"):
+        Layout.of({"w": (2, 3)}).views(np.zeros(shape))
+
+
+def test_empty_parameters_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"'w'.*at least 1"):
+        Layout.of({"w": (2, 0)})
+
+
+def test_no_parameters() -> None:
+    assert Layout.of({}).size == 0
+    assert len(Layout.of({}).views(np.zeros(0))) == 0
+
+
+def test_one_number() -> None:
+    views = Layout.of({"scale": ()}).views(np.array([3.0]))
+    assert views["scale"].shape == ()
+    assert views["scale"] == 3.0

@@ -1,0 +1,205 @@
+"""A run that stops at any step goes on with the same bits, on any number of ranks; what doesn't fit is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distsgd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from distsgd.communication import Communicator
+from distsgd.communication.threads import run_on_threads
+from distsgd.config import TrainConfig
+from distsgd.errors import CheckpointError, DistsgdError, RunFolderError
+from distsgd.fitting import Result, fit
+from distsgd.optimizers import OPTIMIZERS
+from distsgd.random import normal
+from distsgd.records import RunFolder
+from distsgd.resume import find_start
+from distsgd.snapshot import find_model
+
+X = normal((130, 6), 1, "x").astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
+BASE: dict[str, Any] = {
+    "epochs": 3, "batch_size": 25, "hidden": (7,), "validation_fraction": 0.2, "batch_norm": True, "dropout": 0.2,
+}  # fmt: skip
+STEPS = 15  # 104 training examples make 5 minibatches an epoch
+
+
+def train(out: Path | None, size: int = 1, **options: Any) -> Result:
+    options = {**BASE, **({} if out is None else {"out": str(out)}), **options}
+    return run_on_threads(size, lambda c: fit("mlp", (X, Y), communicator=c, **options))[0]
+
+
+def bits(result: Result, out: Path) -> tuple[Any, ...]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    records = [{key: value for key, value in line.items() if key != "run"} for line in lines]
+    summary = {key: value for key, value in result.summary.items() if key != "run"}
+    return summary, records, {name: array.tobytes() for name, array in [*result.params.items(), *result.state.items()]}
+
+
+SETTINGS: list[dict[str, Any]] = [
+    *[{"optimizer": name} for name in OPTIMIZERS],
+    {"sampling": "replacement"},
+    {"shuffle": False, "validate_every": "4", "log_every": 3},
+    {"schedule": "cosine", "warmup_steps": 4, "dtype": "float64"},
+    {"drop_last": True, "clip_norm": 0.3, "l1": 1e-3},
+    {"early_stopping": "patience", "patience": 9, "monitor": "validation_error"},
+    {"patience": 1, "min_delta": 0.02},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=lambda options: "-".join(map(str, options.values())))
+def test_every_setting(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole = bits(train(tmp_path / "whole", **options), tmp_path / "whole")
+    out = tmp_path / "run"
+    for size, stop in ((2, 3), (1, 4), (4, 8), (3, 13)):
+        train(out, size, max_steps=stop, **options)
+    assert bits(train(out, 2, **options), out) == whole
+
+
+@given(st.lists(st.tuples(st.integers(0, STEPS), st.integers(1, 4)), max_size=4))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_stops(tmp_path_factory: pytest.TempPathFactory, stops: list[tuple[int, int]]) -> None:
+    folder = tmp_path_factory.mktemp("stops")
+    for stop, size in sorted(stops):
+        train(folder / "run", size, max_steps=stop)
+    assert bits(train(folder / "run", 2), folder / "run") == whole_run(tmp_path_factory)
+
+
+_whole: list[Any] = []
+
+
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if not _whole:
+        out = tmp_path_factory.mktemp("whole") / "run"
+        _whole.append(bits(train(out), out))
+    return _whole[0]
+
+
+def test_stopping_at_every_single_step(tmp_path: Path) -> None:
+    whole = bits(train(tmp_path / "whole"), tmp_path / "whole")
+    for stop in range(1, STEPS + 1):
+        train(tmp_path / "run", 1 + stop % 3, max_steps=stop)
+    assert bits(train(tmp_path / "run"), tmp_path / "run") == whole
+
+
+def test_a_single_number_is_a_parameter_too(tmp_path: Path) -> None:
+    def line(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
+        error = params["slope"] * batch.x[0] + params["shift"][0] - batch.y
+        grads["slope"][...], grads["shift"][...] = (error * batch.x[0]).sum(), error.sum()
+        return float(np.square(error).sum()) / 2, len(batch)
+
+    def run(out: str, **more: Any) -> bytes:
+        start = {"slope": np.array(0.5), "shift": np.zeros(1)}
+        result = fit(line, (X, X[:, 1]), params=start, out=str(tmp_path / out), optimizer="adam", epochs=3, **more)
+        return result.params["slope"].tobytes() + result.params["shift"].tobytes()
+
+    run("run", max_steps=1)
+    assert run("run") == run("whole")
+
+
+def test_finished_runs_hand_over_what_they_had(tmp_path: Path) -> None:
+    first = train(tmp_path / "run")
+    again = train(tmp_path / "run", 3)
+    assert again.summary["parameters_sha256"] == first.summary["parameters_sha256"]
+    assert again.summary["steps"] == STEPS
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    train(tmp_path / "run", max_steps=7)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"hidden": (8,)}, r"hidden is \[7\] there, \[8\] here"),
+        ({"seed": 1, "batch_size": 26}, r"batch_size is 25 there, 26 here; seed is 0 there, 1 here"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"optimizer": "adam"}, "optimizer is 'momentum' there, 'adam' here"),
+        ({"learning_rate": 0.1}, r"learning_rate is 0\.05 there, 0\.1 here"),
+    ],
+)
+def test_conflicts_are_named(stopped: Path, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(RunFolderError, match=told):
+        train(stopped, 2, **options)
+
+
+def test_other_data_are_refused(stopped: Path) -> None:
+    for x, y, told in ((X[:-1], Y[:-1], "examples"), (X[:, :5], Y, "signature"), (X, Y + 1, "signature")):
+        with pytest.raises(DistsgdError, match=told):
+            fit("mlp", (x, y), out=str(stopped), **BASE)
+
+
+def test_another_model_under_the_same_options(stopped: Path) -> None:
+    """The user's own file may have changed; then names and shapes say so."""
+    path = stopped / "checkpoints" / "step-7.safetensors"
+    found = read_checkpoint(path)
+    (stopped / "checkpoints" / "last.safetensors").unlink()
+    for change, told in (
+        (lambda arrays: arrays.pop("parameters/dense1.weight"), r"dense1\.weight is missing"),
+        (lambda arrays: arrays.update({"parameters/dense9.weight": np.zeros(3)}), r"has dense9\.weight"),
+        (lambda arrays: arrays.update({"parameters/dense1.weight": np.zeros((7, 6))}), "dtype float64"),
+        (lambda arrays: arrays.update({"statistics/batchnorm1.running_mean": np.zeros(9)}), "statistics: "),
+        (lambda arrays: arrays.pop("optimizer/velocity/dense1.weight"), "optimizer state velocity"),
+    ):
+        arrays = dict(found.arrays)
+        change(arrays)
+        write_checkpoint(path, Checkpoint(arrays, found.document))
+        with pytest.raises(CheckpointError, match=told):
+            train(stopped, 2)
+
+
+def test_best_checkpoint_alone_is_no_run_to_go_on_with(stopped: Path) -> None:
+    best = stopped / "checkpoints" / "best.safetensors"
+    with pytest.raises(CheckpointError):
+        train(stopped.with_name("other"), resume=str(best))
+
+
+def test_another_cpu_is_told(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distsgd import leg
+
+    trainers: list[Any] = []
+    begin = leg.Leg.begin
+
+    def watch(self: Any, communicator: Communicator) -> Any:
+        trainers.append(begin(self, communicator))
+        return trainers[-1]
+
+    monkeypatch.setattr(leg.Leg, "begin", watch)
+    monkeypatch.setattr(leg, "cpu_probe", lambda: "another")
+    train(stopped)
+    assert any("this CPU computes other bits" in note for note in trainers[0].notes)
+
+
+def test_find_model(stopped: Path) -> None:
+    assert find_model(stopped).document["step"] == 5, "the best validation's"
+    assert find_model(stopped / "checkpoints" / "step-7.safetensors").document["step"] == 7
+    (stopped / "checkpoints" / "best.safetensors").unlink()
+    assert find_model(stopped).document["step"] == 7
+    for path in (stopped / "nothing", stopped / "checkpoints"):
+        with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder"):
+            find_model(path)
+
+
+def test_where_a_leg_starts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for resume in ("auto", "never"):
+        start = find_start(TrainConfig(resume=resume), folder)
+        assert (start.has_checkpoint, start.finished, start.notes) == (False, None, [])
+    (tmp_path / "run").mkdir()
+    assert not find_start(TrainConfig(), folder).has_checkpoint
+    (tmp_path / "run" / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match="not empty and holds no run"):
+        find_start(TrainConfig(), folder)
+    for resume in ("missing.safetensors", str(tmp_path / "run")):
+        with pytest.raises(CheckpointError):
+            find_start(TrainConfig(resume=resume), folder)
+    assert not find_start(TrainConfig(dry_run=True), folder).has_checkpoint

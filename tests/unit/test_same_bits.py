@@ -1,0 +1,189 @@
+"""The promise in many settings: parameters, losses and metrics have the same bits on any number of (thread) ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd.communication import Communicator
+from distsgd.communication.exchange import BLOCK
+from distsgd.communication.threads import run_on_threads
+from distsgd.fitting import Result, fit
+from distsgd.optimizers import OPTIMIZERS
+from distsgd.random import normal, uniform
+
+EXAMPLES, FEATURES, CLASSES = 301, 24, 5
+HIDDEN = (300, 70)  # 29,000 parameters: two blocks, so that two ranks own something and others nothing
+SIZES = {4: (1, 2, 3, 4), 8: (1, 2, 3, 5, 8)}
+
+X = normal((EXAMPLES, FEATURES), 1, "x").astype(np.float32)
+LABELS = np.argmax(X[:, :CLASSES], axis=1).astype(np.int64)
+VALUES = (X[:, :3] * 0.5 + np.square(X[:, 3:6])).astype(np.float32)
+
+
+def same(results: Sequence[Result]) -> None:
+    """All results have the same bits, and training has done something."""
+    first = results[0]
+    for other in results[1:]:
+        for name in first.params:
+            assert other.params[name].tobytes() == first.params[name].tobytes(), name
+        for name in first.state:
+            assert other.state[name].tobytes() == first.state[name].tobytes(), name
+        assert without_run(other.summary) == without_run(first.summary)
+    assert np.isfinite(first.summary["train_loss"])
+
+
+def without_run(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "run"}
+
+
+def train(size: int, train: Any = (X, LABELS), model: Any = "mlp", hosts: Any = None, **options: Any) -> list[Result]:
+    """fit on `size` thread ranks."""
+    options = {"epochs": 2, "batch_size": 100, "hidden": HIDDEN, "validation_fraction": 0.0, **options}
+
+    def rank(communicator: Communicator) -> Result:
+        return fit(model, train, communicator=communicator, **options)
+
+    return run_on_threads(size, rank, hosts)
+
+
+def check(lanes: int = 4, **options: Any) -> Result:
+    """Trains on every number of ranks of this number of lanes, once with messages, and compares each rank of each."""
+    found = [train(size, logical_ranks=lanes, **options) for size in SIZES[lanes]]
+    found.append(train(3, logical_ranks=lanes, communication="mpi", **options))
+    histories = [[without_run(record) for record in results[0].history] for results in found]
+    assert all(history == histories[0] for history in histories)
+    same([result for results in found for result in results])
+    return found[0][0]
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_every_optimizer(optimizer: str, lanes: int) -> None:
+    result = check(lanes, optimizer=optimizer, weight_decay=0.01)
+    assert sum(array.size for array in result.params.values()) > BLOCK
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float64": {"dtype": "float64"},
+    "validation": {"validation_fraction": 0.3, "train_metrics": "full", "top_k": 2},
+    "validation in mid-epoch": {"validation_fraction": 0.3, "validate_every": "2", "log_every": 1},
+    "validation on rank 0": {"validation_fraction": 0.3, "validation_on": "rank0"},
+    "penalties": {"l1": 1e-4, "l2": 1e-3, "weight_decay": 0.01, "penalize": ("*",)},
+    "clipping": {"clip_norm": 0.05, "l2": 1e-3, "log_every": 1},
+    "frozen": {"freeze": ("dense1.*",), "clip_norm": 0.1},
+    "batch normalization": {"batch_norm": True, "activation": "gelu"},
+    "batch normalization, float64": {"batch_norm": True, "dtype": "float64", "activation": "tanh"},
+    "dropout": {"dropout": 0.4, "activation": "softplus"},
+    "everything": {
+        "batch_norm": True, "dropout": 0.2, "l1": 1e-4, "l2": 1e-4, "clip_norm": 0.5, "optimizer": "adamw",
+        "schedule": "cosine", "warmup_steps": 3, "validation_fraction": 0.2, "label_smoothing": 0.1,
+    },
+    "full batch": {"batch_size": "full", "epochs": 4},
+    "more than there are": {"batch_size": 1000, "epochs": 3},
+    "replacement": {"sampling": "replacement", "batch_size": 37},
+    "no shuffle": {"shuffle": False, "batch_size": 64},
+    "drop last": {"drop_last": True, "batch_size": 64},
+    "sigmoid": {"activation": "sigmoid", "weight_initializer": "glorot(4)", "bias": False},
+    "leaky": {"activation": "leaky-relu", "class_weights": (1.0, 2.0, 0.5, 1.0, 0.0)},
+    "early stopping": {"validation_fraction": 0.3, "epochs": 6, "patience": 1, "min_delta": 0.5},
+    "patience rule": {
+        "validation_fraction": 0.3, "early_stopping": "patience", "patience": 6, "monitor": "validation_error",
+        "epochs": 20,
+    },
+    "target": {"validation_fraction": 0.3, "target": "validation_accuracy=0.3", "epochs": 10},
+    "softmax": {"model": "softmax", "learning_rate": 0.5},
+    "every second": {"max_steps": 7, "checkpoint_every": "2"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", list(SETTINGS))
+def test_settings(setting: str) -> None:
+    check(4, **SETTINGS[setting])
+
+
+@pytest.mark.parametrize("setting", ["everything", "batch normalization", "clipping", "validation"])
+def test_settings_on_eight_lanes(setting: str) -> None:
+    check(8, **SETTINGS[setting])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 150, 300])
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_batch_sizes_that_nothing_divides(batch_size: int, lanes: int) -> None:
+    result = check(lanes, batch_size=batch_size, epochs=1, max_steps=30, batch_norm=batch_size > 1)
+    assert result.summary["steps"] == min(30, -(-EXAMPLES // batch_size))
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+def test_last_minibatch_of_one_example(lanes: int) -> None:
+    assert EXAMPLES % 100 == 1
+    result = check(lanes, batch_size=100, epochs=2, batch_norm=True, dropout=0.2)
+    assert result.summary["steps"] == 8
+
+
+@pytest.mark.parametrize("output", ["linear", "sigmoid"])
+def test_regression(output: str) -> None:
+    values = VALUES if output == "linear" else (VALUES > 0).astype(np.float32)
+    result = check(4, train=(X, values), output_activation=output, validation_fraction=0.3, learning_rate=0.001)
+    assert "validation_r2" in result.summary
+
+
+def test_several_yes_or_no_targets() -> None:
+    check(4, train=(X, (VALUES > 0).astype(np.float32)), loss="binary-cross-entropy")
+
+
+def test_sample_weights() -> None:
+    weights = uniform((EXAMPLES,), 3, "weights").astype(np.float32)
+    weighted = check(4, train=(X, LABELS, weights), validation_fraction=0.3)
+    assert weighted.summary["train_loss"] != check(4, validation_fraction=0.3).summary["train_loss"]
+
+
+def test_images_of_bytes() -> None:
+    images = (uniform((EXAMPLES, 6, 4), 4, "images") * 256).astype(np.uint8)
+    result = check(4, train=(images, LABELS), validation_fraction=0.2)
+    assert np.abs(result.predict(images)).max() <= 1.0
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("setting", ["everything", "clipping", "batch normalization", "replacement"])
+def test_threads_of_a_rank(setting: str, threads: int) -> None:
+    options = SETTINGS[setting]
+    runs = [(1, 1, "auto"), (1, threads, "auto"), (3, threads, "shared"), (3, threads, "mpi")]
+    results = [
+        train(size, logical_ranks=8, threads=count, communication=kind, **options)[0] for size, count, kind in runs
+    ]
+    same(results)
+    assert [result.summary["run"]["threads"] for result in results] == [1, threads, *[min(threads, 2)] * 2]
+
+
+@pytest.mark.parametrize("communication", ["shared", "mpi"])
+@pytest.mark.parametrize("lanes", [3, 5, 6, 7, 11])
+def test_more_lanes_than_examples(lanes: int, communication: str) -> None:
+    """Empty lanes, in trees that aren't full, cut anywhere between ranks and threads."""
+    options: dict[str, Any] = {"logical_ranks": lanes, "epochs": 1, "hidden": (6,)}
+    data = (X[:13], LABELS[:13])
+    for batch_size in (1, 2, 4, 5, 9):
+        runs = [(1, 1), (1, 3), *((size, threads) for size in (2, 3, lanes) for threads in (1, 2))]
+        results = [
+            train(size, data, batch_size=batch_size, threads=threads, communication=communication, **options)
+            for size, threads in runs
+        ]
+        same([result for ranks in results for result in ranks])
+
+
+def test_ranks_on_several_hosts() -> None:
+    hosts = ("a", "a", "b")
+    same([*train(1, batch_norm=True, logical_ranks=8), *train(3, batch_norm=True, logical_ranks=8, hosts=hosts)])
+
+
+def test_lanes_are_what_results_depend_on() -> None:
+    hashes = {lanes: train(1, logical_ranks=lanes)[0].summary["parameters_sha256"] for lanes in (1, 4, 8)}
+    assert len(set(hashes.values())) == 3
+
+
+def test_seeds_are_what_results_depend_on() -> None:
+    hashes = {seed: train(1, seed=seed)[0].summary["parameters_sha256"] for seed in (0, 1)}
+    assert len(set(hashes.values())) == 2
