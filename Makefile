@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-parallel check format clean
+.PHONY: help venv run test test-parallel check format bench clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -56,9 +56,14 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
 	$(IN_VENV) -m ruff format .
 
+bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
+	@for name in peers scaling reduction startup limits memory time_to_accuracy; do \
+	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
+	done
+
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find distsgd tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find distsgd tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp-venv:
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -63,8 +63,10 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     source = communicator.on_root(lambda: open_dataset(options.dataset, data_dir=options.data_dir))
     split = communicator.on_root(lambda: choose_split(source, options.split))
     x, y = (place(communicator, source.arrays[f"{kind}_{split}"]) for kind in ("x", "y"))
-    communicator.on_root(lambda: check_arrays(source.name, x, y, num_classes=signature.num_classes))
-    feeder = Feeder(Examples(x, y, scale=signature.scale), stored.objective, np.dtype(config.dtype), config.seed)
+    weighted = f"weights_{split}" in source.arrays
+    weights = place(communicator, source.arrays[f"weights_{split}"]) if weighted else None
+    communicator.on_root(lambda: check_arrays(source.name, x, y, weights, num_classes=signature.num_classes))
+    feeder = Feeder(Examples(x, y, weights, signature.scale), stored.objective, np.dtype(config.dtype), config.seed)
     feeder.check()
     metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
     confusion = confusion_matrix(signature, metrics)

@@ -115,6 +115,18 @@ def test_evaluate_with_other_metrics(trained: Path, tmp_path: Path) -> None:
     assert scores["accuracy"] < scores["top_3_accuracy"] <= 1
 
 
+def test_evaluate_with_sample_weights(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32)
+    parts = {"train": slice(0, 200), "validation": slice(200, None)}
+    arrays = {f"x_{name}": x[part] for name, part in parts.items()}
+    arrays |= {f"y_{name}": (x[part, 0] > 0).astype(int) for name, part in parts.items()}
+    arrays |= {f"weights_{name}": np.abs(x[part, 1]) for name, part in parts.items()}
+    np.savez(tmp_path / "data.npz", **arrays)
+    train(None, tmp_path / "run", *QUICK, "--dataset", "data.npz")
+    text = output(2, "evaluate", tmp_path, "run", "--dataset", "data.npz", "--split", "validation")
+    assert json.loads(text)["loss"] == summary(tmp_path / "run")["validation_loss"]
+
+
 def test_evaluate_refuses_other_data(trained: Path, tmp_path: Path) -> None:
     done = module(3, "evaluate", tmp_path, trained, "--dataset", "moons")
     assert set(done.statuses.values()) == {2}
@@ -148,11 +160,11 @@ def test_predict_few_examples_on_many_ranks(trained: Path, tmp_path: Path) -> No
 
 def test_fine_tuning(trained: Path, tmp_path: Path) -> None:
     options = ("--init-from", trained, *QUICK, "--batch-norm", "--lr", 0.001, "--validation-fraction", 0)
-    for ranks in (1, 3):
+    for ranks in (None, 3):
         train(ranks, tmp_path / f"run-{ranks}", *options)
-    assert result(tmp_path / "run-1") == result(tmp_path / "run-3")
+    assert result(tmp_path / "run-None") == result(tmp_path / "run-3")
     fresh = records(trained)
-    assert records(tmp_path / "run-1")[0]["train_loss"] < fresh[0]["train_loss"] / 2
+    assert records(tmp_path / "run-3")[0]["train_loss"] < fresh[0]["train_loss"] / 2
 
 
 def test_fine_tuning_without_a_step_is_the_model_itself(trained: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from tests.parallel.launch import Done, ends_with, module, summary, train
 
-SOON = 5.0  # seconds; the waits of a hang are longer
+# Seconds, more where others use this machine too; the waits of a hang are longer.
+SOON = 5.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 QUICK = ("--epochs", 1, "--hidden", 8)
 
 # Line numbers matter: `boom` is told with its own line.
@@ -90,27 +92,28 @@ def soon(done: Done) -> Done:
     return done
 
 
+# The first nine, each found at another point of a run's beginning, are tried on several ranks.
 USAGE: dict[str, tuple[tuple[object, ...], str]] = {
     "more ranks than lanes": (("--logical-ranks", 2), "--logical-ranks 3"),
     "unknown option": (("--epoch", 3), "--epochs"),
+    "missing data": (("--dataset", "missing.npz"), "missing.npz"),
+    "not a model": (("--model", "models.py:not_a_model"), "int"),
+    "not a callback": (("--callback", "models.py:NOT_A_CALLBACK"), "int"),
+    "idle pattern": (("--freeze", "conv1.*"), "dense1.weight"),
+    "unknown monitor": (("--monitor", "validation_los"), "validation_los"),
+    "unknown target": (("--target", "validation_acc=1"), "validation_acc"),
+    "unknown device": (("--device", "gpu"), "gpu"),
     "not a number": (("--epochs", "many"), "epochs"),
     "unknown optimizer": (("--optimizer", "sdg"), "sgd"),
     "unknown model": (("--model", "mpl"), "mlp"),
     "unknown data set": (("--dataset", "digit"), "did you mean digits?"),
-    "missing data": (("--dataset", "missing.npz"), "missing.npz"),
     "missing data folder": (("--dataset", "mnist", "--data-dir", "nowhere"), "nowhere"),
     "missing configuration": (("--config", "missing.toml"), "missing.toml"),
     "missing code": (("--model", "missing.py:f"), "missing.py"),
     "missing function": (("--model", "models.py:missing"), "missing"),
-    "not a model": (("--model", "models.py:not_a_model"), "int"),
     "a model of another width": (("--model", "models.py:wrong_width"), "(11,)"),
-    "not a callback": (("--callback", "models.py:NOT_A_CALLBACK"), "int"),
-    "unknown monitor": (("--monitor", "validation_los"), "validation_los"),
     "unknown metric": (("--monitor", "validation_f1_error"), "validation_loss"),
-    "unknown target": (("--target", "validation_acc=1"), "validation_acc"),
     "bad time": (("--max-time", "soon"), "max_time"),
-    "idle pattern": (("--freeze", "conv1.*"), "dense1.weight"),
-    "unknown device": (("--device", "gpu"), "gpu"),
     "bad initializer": (("--weight-initializer", "ones(3"), "ones(3"),
     "patience rule on accuracy": (
         ("--early-stopping", "patience", "--monitor", "validation_accuracy"), "validation_accuracy"),
@@ -126,12 +129,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("case", list(USAGE))
 def test_usage(folder: Path, case: str) -> None:
     options, told = USAGE[case]
-    done = soon(train(3, folder / "run", *QUICK, *options, status=2))
-    ends_with(done, told)
-
-
-def test_usage_without_mpirun(folder: Path) -> None:
-    ends_with(soon(train(None, folder / "run", "--epoch", 3, status=2)), "--epochs")
+    ranks = 3 if list(USAGE).index(case) < 9 else None
+    ends_with(soon(train(ranks, folder / "run", *QUICK, *options, status=2)), told)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +147,11 @@ def test_usage_without_mpirun(folder: Path) -> None:
 )
 def test_configuration_files(folder: Path, text: str, told: str) -> None:
     (folder / "run.toml").write_text(text)
-    ends_with(soon(train(2, folder / "run", "--config", "run.toml", status=2)), told)
+    ranks = 2 if text == "epoch = 3" else None
+    ends_with(soon(train(ranks, folder / "run", "--config", "run.toml", status=2)), told)
 
 
-@pytest.mark.parametrize("ranks", [None, 1, 2, 4])
+@pytest.mark.parametrize("ranks", [None, 1, 4])
 def test_users_exception(folder: Path, ranks: int | None) -> None:
     done = soon(train(ranks, folder / "run", "--model", "models.py:raising", status=1))
     assert done.err.count("Traceback (most recent call last)") == 1
@@ -225,7 +225,8 @@ def test_callback_with_a_mistake_at_the_last_step(folder: Path) -> None:
 )
 def test_data(folder: Path, arrays: dict[str, np.ndarray], told: str) -> None:
     np.savez(folder / "data.npz", **arrays)
-    ends_with(soon(train(3, folder / "run", "--dataset", "data.npz", status=2)), told)
+    ranks = 3 if "nan" in told else None
+    ends_with(soon(train(ranks, folder / "run", "--dataset", "data.npz", status=2)), told)
 
 
 def test_run_folder_that_cannot_be_made(folder: Path) -> None:

@@ -1,0 +1,74 @@
+"""Times steps of distsgd inside an ordinary distsgd.fit, by a callback that watches the clock."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
+from benchmarks.workloads import synthetic, workload
+from distsgd import runtime
+
+wanted = settings()
+runtime.prepare()  # as every command does, before NumPy loads
+
+import distsgd  # noqa: E402
+from distsgd.trainer import Trainer  # noqa: E402
+
+
+class Clock(distsgd.Callback):
+    """Starts behind the warm-up, and asks for the end when its time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.warm_steps = self.steps = self.examples = 0
+        self.result: dict[str, float] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.began = time.perf_counter()
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        now = time.perf_counter()
+        if self.result:
+            return  # the step in which all ranks hear of the end
+        if self.warm_steps < LEAST or (self.steps == 0 and now - self.began < self.seconds * WARM_UP):
+            self.warm_steps += 1
+            self.clock = now
+            return
+        self.steps += 1
+        self.examples += examples
+        took = now - self.clock
+        if self.steps >= LEAST and took >= self.seconds:
+            self.result = {"examples_per_second": self.examples / took, "steps": self.steps, "seconds": took}
+            self.trainer.stop()
+
+
+def main() -> None:
+    work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
+    clock = Clock(wanted["seconds"])
+    distsgd.fit(
+        "mlp",
+        synthetic(work),
+        hidden=work.sizes[1:-1],
+        activation=work.activation,
+        optimizer=work.optimizer,
+        learning_rate=work.learning_rate,
+        batch_size=work.batch,
+        logical_ranks=wanted["lanes"],
+        threads=wanted.get("threads"),
+        communication=wanted.get("communication", "auto"),
+        validation_fraction=0.0,
+        epochs=1_000_000,
+        callbacks=[clock],
+    )
+    if clock.result:  # rank 0
+        step = clock.trainer.step
+        facts = {
+            "blas": runtime.blas_description(),
+            "threads": step.workers.count,
+            "exchange": type(step.exchange).__name__,
+        }
+        tell({**clock.result, "facts": facts})
+
+
+main()

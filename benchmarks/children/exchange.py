@@ -1,0 +1,112 @@
+"""Times one reduction: distsgd's exchanges, and MPI_Allreduce of the library they run on, in turn.
+
+Afterwards every rank can see the whole sum. Before each, every rank writes its gradients anew, as backward does, so
+that no reduction finds them where the one before has left them; that isn't timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.children.protocol import settings, tell
+from distsgd import runtime
+
+wanted = settings()
+runtime.prepare()
+
+import numpy as np  # noqa: E402
+
+from distsgd.communication import start  # noqa: E402
+from distsgd.communication.exchange import BLOCK, Exchange, Partition, Plan  # noqa: E402
+from distsgd.communication.replica import make_exchange  # noqa: E402
+from distsgd.communication.tree import scratch_levels  # noqa: E402
+
+LANES = 4
+"""Of which each rank has a run that is one node of the tree, on 1, 2 or 4 ranks."""
+
+
+class Reduction:
+    """gather, the tree, and publish, with a plain store where a step has its update."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.bounds = tuple(range(LANES + 1))
+        self.scratch = np.empty((scratch_levels(LANES), BLOCK), np.float32)
+        partition = exchange.partition
+        self.blocks = [partition.block(index) for index in partition.blocks_of(exchange.communicator.rank)]
+        self.result = exchange.params
+
+    def fill(self, value: float) -> None:
+        for row in self.exchange.rows.values():
+            row.fill(value)
+
+    def run(self) -> None:
+        exchange = self.exchange
+        exchange.gather(self.bounds)
+        for block in self.blocks:
+            exchange.params[block] = exchange.total(self.bounds, block, self.scratch)
+        exchange.publish()
+
+
+class Allreduce:
+    """MPI's own sum, from one private buffer to another."""
+
+    def __init__(self, elements: int) -> None:
+        from mpi4py import MPI
+
+        self.reduce, self.operation = MPI.COMM_WORLD.Allreduce, MPI.SUM
+        self.row, self.result = np.zeros(elements, np.float32), np.empty(elements, np.float32)
+
+    def fill(self, value: float) -> None:
+        self.row.fill(value)
+
+    def run(self) -> None:
+        self.reduce(self.row, self.result, self.operation)
+
+
+def main() -> None:
+    communicator = start()
+    elements = wanted["elements"]
+
+    def exchange(kind: str) -> Reduction:
+        plan = Plan(Partition(LANES, communicator.size, elements), 1, np.dtype(np.float32), 0, 2)
+        return Reduction(make_exchange(communicator, plan, kind)[0])
+
+    reductions: dict[str, Any] = {
+        "shared": exchange("shared"),
+        "mpi": exchange("mpi"),
+        "allreduce": Allreduce(elements),
+    }
+
+    def once(reduction: Any) -> float:
+        reduction.fill(1.0 + communicator.rank)
+        communicator.barrier()
+        began = time.perf_counter()
+        reduction.run()
+        return time.perf_counter() - began
+
+    for reduction in reductions.values():
+        once(reduction)
+        assert np.all(reduction.result == sum(range(1, communicator.size + 1))), "the sum is wrong"
+        communicator.barrier()  # nobody writes while another still looks
+    times = measure(reductions, once, communicator.broadcast_object)
+    slowest = np.max(communicator.allgather_object(times), axis=0)  # ready when all are
+    medians = np.median(slowest, axis=1)
+    if communicator.is_root:
+        tell({f"{name}_seconds": float(value) for name, value in zip(reductions, medians, strict=True)})
+
+
+def measure(reductions: dict[str, Any], once: Callable[[Any], float], agree: Callable[[int], int]) -> Any:
+    """(reductions, repetitions) seconds on this rank, one of each in turn."""
+    each = sum(min(once(reduction) for _ in range(3)) for reduction in reductions.values())
+    count = agree(max(5, min(10_000, int(wanted["seconds"] / each))))
+    times = np.empty((len(reductions), count))
+    for repetition in range(count):
+        for index, reduction in enumerate(reductions.values()):
+            times[index, repetition] = once(reduction)
+    return times
+
+
+main()

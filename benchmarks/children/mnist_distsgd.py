@@ -1,0 +1,40 @@
+"""Trains on MNIST with distsgd.fit until the test images are known well enough."""
+
+from __future__ import annotations
+
+from benchmarks.children.mnist import load
+from benchmarks.children.protocol import settings, tell
+from benchmarks.workloads import workload
+from distsgd import runtime
+
+wanted = settings()
+runtime.prepare()
+
+import distsgd  # noqa: E402
+
+
+def main() -> None:
+    work = workload(wanted["workload"])
+    data = load(wanted["folder"])
+    result = distsgd.fit(
+        "mlp",
+        (data["x_train"], data["y_train"]),
+        (data["x_test"], data["y_test"]),  # validated after each epoch
+        hidden=work.sizes[1:-1],
+        activation=work.activation,
+        optimizer=work.optimizer,
+        learning_rate=work.learning_rate,
+        batch_size=work.batch,
+        logical_ranks=wanted["lanes"],
+        threads=1,
+        seed=wanted["seed"],
+        target=f"validation_accuracy={wanted['target']}",
+        patience=0,
+        epochs=wanted["epochs"],
+    )
+    if result.history:  # rank 0
+        last = result.history[-1]
+        tell({"epochs": last["epoch"], "accuracy": last["validation_accuracy"]})
+
+
+main()

@@ -1,0 +1,54 @@
+"""Times steps of PyTorch, eager in one process, or DistributedDataParallel over gloo under torchrun."""
+
+from __future__ import annotations
+
+from benchmarks.children.protocol import settings, tell, timed_steps
+from benchmarks.workloads import Workload, synthetic, workload
+
+wanted = settings()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+from benchmarks.children.torch_parts import RANK, SIZE, finish, network, optimizer_of, start, train_step  # noqa: E402
+
+
+class Steps:
+    """Whole training steps, one a call; each rank takes its part of one global, shuffled minibatch."""
+
+    def __init__(self, work: Workload) -> None:
+        self.batch = work.batch
+        self.x, self.y = (torch.from_numpy(array) for array in synthetic(work))
+        torch.manual_seed(0)
+        self.model = network(work)
+        self.optimizer = optimizer_of(work, self.model)
+        self.position = len(self.x)
+
+    def __call__(self) -> int:
+        if self.position == len(self.x):
+            self.order, self.position = torch.randperm(len(self.x)), 0
+        minibatch = self.order[self.position : self.position + self.batch]
+        self.position += self.batch
+        train_step(self.model, self.optimizer, self.x, self.y, minibatch)
+        return self.batch
+
+
+def agree(number: int) -> int:
+    """Rank 0's number, on every rank."""
+    if SIZE == 1:
+        return number
+    told = torch.tensor(number)
+    dist.broadcast(told, 0)
+    return int(told)
+
+
+def main() -> None:
+    start(wanted["threads"])
+    steps = Steps(workload(wanted["workload"], wanted["examples"]))
+    result = timed_steps(steps, wanted["seconds"], agree=agree)
+    if RANK == 0:
+        tell({**result, "facts": {"torch": torch.__version__, "threads": torch.get_num_threads()}})
+    finish()
+
+
+main()

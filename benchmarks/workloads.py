@@ -1,0 +1,74 @@
+"""The networks that are timed, and the examples they are fed with; shared by all peers, so that they do equal work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+EXAMPLES = 60_000
+"""As many as MNIST has: 188 MB in float32, more than caches hold."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A fully connected classifier (softmax cross-entropy) and how it is trained, in float32."""
+
+    name: str
+    sizes: tuple[int, ...]
+    activation: str
+    batch: int
+    optimizer: str
+    learning_rate: float
+    examples: int = EXAMPLES
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return sum(a * b + b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
+
+    def gemms(self, batch: int) -> list[tuple[str, int, int, int]]:
+        """(name, m, k, n) of each matrix product of a step on `batch` examples: 2mkn floating-point operations."""
+        found = []
+        for index, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
+            layer = f"{fan_in}→{fan_out}"
+            found.append((f"{layer} forward", fan_out, fan_in, batch))
+            found.append((f"{layer} dW", fan_out, batch, fan_in))
+            if index:
+                found.append((f"{layer} dx", fan_in, fan_out, batch))
+        return found
+
+    def flop(self, batch: int) -> int:
+        """Floating-point operations of the matrix products of a step."""
+        return sum(2 * m * k * n for _, m, k, n in self.gemms(batch))
+
+
+_ALL = (
+    Workload("mlp512", (784, 512, 512, 10), "relu", 256, "momentum", 0.01),
+    Workload("mlp512-adam", (784, 512, 512, 10), "relu", 256, "adam", 1e-3),
+    Workload("two-layer", (784, 50, 10), "sigmoid", 100, "momentum", 0.01),
+    Workload("wide-adam", (784, 2048, 2048, 10), "relu", 256, "adam", 1e-3),
+)
+WORKLOADS = {workload.name: workload for workload in _ALL}
+
+
+def workload(name: str, examples: int = EXAMPLES, batch: int | None = None) -> Workload:
+    """The workload of this name, with as many examples as make whole minibatches, so that no step is a short one."""
+    found = WORKLOADS[name]
+    batch = found.batch if batch is None else batch
+    return replace(found, batch=batch, examples=max(1, examples // batch) * batch)
+
+
+def describe(workload: Workload) -> str:
+    """The workload in one line."""
+    widths = "-".join(map(str, workload.sizes))
+    return f"{workload.name}: {widths}, {workload.activation}, batch {workload.batch}, {workload.optimizer}, float32"
+
+
+def synthetic(workload: Workload) -> tuple[Any, Any]:
+    """x (n, features) float32 between -0.5 and 0.5, and labels (n,) int64; the same in every process."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    x = rng.random((workload.examples, workload.sizes[0]), np.float32)
+    x -= np.float32(0.5)
+    return x, rng.integers(0, workload.sizes[-1], workload.examples)
