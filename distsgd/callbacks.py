@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.checkpoint import Checkpoint
 from distsgd.errors import CheckpointError
+from distsgd.output import say
 from distsgd.records import RunFolder
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class FolderWriter(Callback):
         except CheckpointError as error:
             if final:
                 raise
-            print(f"warning: {error}; training goes on, the last good checkpoint stays", file=sys.stderr, flush=True)
+            say(f"warning: {error}; training goes on, the last good checkpoint stays", sys.stderr)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_summary(summary)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distsgd import runtime
 from distsgd.errors import DistsgdError
+from distsgd.output import say
 
 if TYPE_CHECKING:
     from distsgd.communication import Communicator
@@ -37,7 +38,6 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
         if communicator.is_root:
             report(error)
         status = error.exit_status
-    sys.stdout.flush()
     communicator.barrier()
     return status
 
@@ -45,8 +45,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
 def report(error: DistsgdError) -> None:
     """Prints the error's sentence."""
     if str(error):
-        sys.stdout.flush()
-        print(f"distsgd: error: {error}", file=sys.stderr, flush=True)
+        say(f"distsgd: error: {error}", sys.stderr)
 
 
 def launcher_rank() -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.commands import run_command
+from distsgd.output import say
 
 if TYPE_CHECKING:
     import tyro
@@ -75,7 +76,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     scratch = layout.views(np.zeros(layout.size, feeder.dtype))
     scores = evaluator.run(stored.params, stored.state, [scratch])
     if communicator.is_root:
-        print(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(x), **scores})))
+        say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(x), **scores})))
     return 0
 
 

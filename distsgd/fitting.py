@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from distsgd.metrics import Metric
 from distsgd.models import MODELS, ModelOptions
 from distsgd.objective import Custom, LossAndGrad, Objective
 from distsgd.optimizers import OPTIMIZERS, Optimizer
+from distsgd.output import say
 from distsgd.placement import split_data
 from distsgd.records import RunFolder
 from distsgd.resume import Start, find_start
@@ -116,6 +118,9 @@ def fit(
         watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *callbacks]
         leg = Leg(begin.config, data, objective, built, planned, measured, watchers, folder, begin)
         trainer = leg.begin(communicator)
+        if communicator.is_root:
+            for note in (*begin.notes, *trainer.notes):
+                say(note, sys.stderr)
         summary = leg.run(communicator, trainer)
     step = trainer.step
     return Result(

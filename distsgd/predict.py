@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.commands import run_command
+from distsgd.output import say
 
 if TYPE_CHECKING:
     import tyro
@@ -90,7 +91,7 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
         raise RunFolderError(
             f"could not write {path}: {error.strerror or error}; choose another place with -o"
         ) from None
-    print(f"{len(predictions):,} predictions in {path}")
+    say(f"{len(predictions):,} predictions in {path}")
 
 
 if __name__ == "__main__":

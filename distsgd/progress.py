@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.callbacks import Callback
 from distsgd.metrics import METRICS
+from distsgd.output import say, silence
 from distsgd.runtime import launcher_size
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Lines(Callback):
     """One line a record."""
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        print(format_record(record), flush=True)
+        say(format_record(record))
 
 
 class Bar(Callback):
@@ -73,7 +74,10 @@ class Bar(Callback):
     def on_record(self, record: Mapping[str, Any]) -> None:
         if isinstance(record.get("validation_accuracy"), float):
             self._accuracy = f"  accuracy {record['validation_accuracy']:.4f}"
-        self._bar.console.print(format_record(record), highlight=False, soft_wrap=True)
+        try:
+            self._bar.console.print(format_record(record), highlight=False, soft_wrap=True)
+        except OSError:  # the terminal is gone
+            silence(sys.stdout)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self._bar.stop()

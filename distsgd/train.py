@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distsgd.commands import run_command
+from distsgd.output import say
 
 if TYPE_CHECKING:
     from distsgd.callbacks import Callback
@@ -38,7 +39,7 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
     start = communicator.on_root(lambda: find_start(config, folder))
     if start.finished is not None:
         if communicator.is_root:
-            print(start.finished)
+            say(start.finished)
         return 0
     config = start.config
     return run(communicator, config, folder, start)
@@ -67,7 +68,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     handle_signals(trainer)
     summary = leg.run(communicator, trainer)
     if communicator.is_root:
-        print(last_line(summary, str(folder.path)), flush=True)
+        say(last_line(summary, str(folder.path)))
     return EXIT_STATUS[summary["status"]]
 
 
@@ -108,27 +109,29 @@ def announce(
     if probes is None:
         return
     for note in notes:
-        print(note, file=sys.stderr, flush=True)
+        say(note, sys.stderr)
     odd = sorted({host for host, probe in zip(communicator.hosts, probes, strict=True) if probe != probes[0]})
     if odd:
-        print(
+        say(
             f"warning: {', '.join(odd)} compute other bits than {communicator.hosts[0]}; replicas agree, but another "
             "number of ranks may give other results; one OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES would not",
-            file=sys.stderr,
+            sys.stderr,
         )
     if config.quiet:
         return
     hosts = sorted(set(communicator.hosts))
     validation = 0 if data.validation is None else len(data.validation)
     test = 0 if data.test is None else len(data.test)
-    print(f"ranks      {communicator.size} on {', '.join(hosts)}, {trainer.step.workers.count} thread(s) each, "
-          f"{config.logical_ranks} logical ranks")  # fmt: skip
-    print(f"compute    {blas_description()}, {config.dtype}")
-    print(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
-    print(f"model      {config.model} {describe(trainer)}: {trainer.step.layout.size:,} parameters")
-    print(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
+    say(
+        f"ranks      {communicator.size} on {', '.join(hosts)}, {trainer.step.workers.count} thread(s) each, "
+        f"{config.logical_ranks} logical ranks"
+    )
+    say(f"compute    {blas_description()}, {config.dtype}")
+    say(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
+    say(f"model      {config.model} {describe(trainer)}: {trainer.step.layout.size:,} parameters")
+    say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
     begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
-    print(f"run        {folder.path}{begin}", flush=True)
+    say(f"run        {folder.path}{begin}")
 
 
 def describe(trainer: Trainer) -> str:
@@ -146,7 +149,7 @@ def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, 
 
     def check() -> bool:
         result = check_objective(objective, data.train, config.seed)
-        print(result)
+        say(str(result))
         return result.ok
 
     return 0 if communicator.on_root(check) else 1
