@@ -50,6 +50,21 @@ class Examples:
         return Examples(self.x, self.y, self.weights, self.scale, inside)
 
 
+@dataclass(slots=True)
+class Rows:
+    """Gathered examples: inputs (n, features) in the model's dtype, stored targets, weights, and which they are."""
+
+    x: Array
+    y: Array
+    weights: Array | None
+    indices: Array
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Some of them in a row, without a copy."""
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Rows(self.x[start:stop], self.y[start:stop], weights, self.indices[start:stop])
+
+
 @dataclass(frozen=True)
 class Feeder:
     """Gathers lanes of examples as an objective takes them; without `with_targets`, inputs alone."""
@@ -69,9 +84,26 @@ class Feeder:
                 f"{self.examples.x.shape[1:]}, {features} numbers each"
             )
 
+    def gather(self, indices: Array) -> Rows:
+        """These examples, copied out of the data set in the model's dtype.
+
+        Inputs are C-ordered rows on every path, and handed over transposed, for the memory order of an operand is part
+        of what GEMM computes.
+        """
+        examples = self.examples
+        inside = indices if examples.indices is None else examples.indices[indices]
+        x = examples.x.take(inside, axis=0)
+        if examples.scale != 1.0:
+            x = np.divide(x, examples.scale, dtype=self.dtype)
+        elif x.dtype != self.dtype:
+            x = x.astype(self.dtype)
+        y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
+        weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
+        return Rows(x.reshape(len(inside), -1), y, weights, inside)
+
     def batch(
         self,
-        indices: Array,
+        chosen: Array | Rows,
         state: Views,
         *,
         step: int = 0,
@@ -79,39 +111,24 @@ class Feeder:
         lane: int = 0,
         statistics: Views | None = None,
     ) -> Batch:
-        """The batch of these examples; a training batch where `statistics` says where its statistics go.
+        """The batch of these examples, by indices or gathered already.
 
-        Inputs are gathered as C-ordered rows and handed over transposed on every path, for the memory order of an
-        operand is part of what GEMM computes.
+        It is a training batch where `statistics` says where its statistics go.
         """
-        examples = self.examples
-        inside = indices if examples.indices is None else examples.indices[indices]
-        rows = np.take(examples.x, inside, axis=0)
-        if examples.scale != 1.0:
-            rows = np.divide(rows, examples.scale, dtype=self.dtype)
-        elif rows.dtype != self.dtype:
-            rows = rows.astype(self.dtype)
-        x = rows.reshape(len(inside), -1).T
-        if self.objective.input_shape is not None:
-            x = x.reshape(*self.objective.input_shape, len(inside))
-        weights = examples.weights
-        batch = Batch(
+        rows = chosen if isinstance(chosen, Rows) else self.gather(chosen)
+        x, shape = rows.x.T, self.objective.input_shape
+        if shape is not None and len(shape) > 1:
+            x = x.reshape(*shape, len(rows.indices))
+        return Batch(
             x=x,
-            y=self._targets(inside),
-            indices=inside,
-            weights=None if weights is None else np.take(weights, inside).astype(self.dtype),
+            y=self.objective.targets(rows.y, self.dtype) if self.with_targets else rows.y,
+            indices=rows.indices,
+            weights=rows.weights,
             epoch=epoch,
             step=step,
             lane=lane,
             seed=self.seed,
             training=statistics is not None,
             state=state,
+            statistics={} if statistics is None else statistics,
         )
-        if statistics is not None:
-            batch.statistics = statistics
-        return batch
-
-    def _targets(self, inside: Array) -> Array:
-        if not self.with_targets:
-            return np.empty(0, self.dtype)
-        return self.objective.targets(np.take(self.examples.y, inside, axis=0), self.dtype)

@@ -76,7 +76,7 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     mapped = communicator.everywhere(source.mapped)
     if all(communicator.allgather_object(mapped is not None)):
         assert mapped is not None
-        return mapped
+        return np.asarray(mapped)
     array, is_shared = shared_array(node, source.shape, source.dtype)
 
     def read() -> None:

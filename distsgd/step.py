@@ -14,7 +14,7 @@ from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, LaneError, NonFiniteError
-from distsgd.examples import Feeder
+from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
@@ -22,6 +22,12 @@ from distsgd.regularization import Regularization
 from distsgd.sampling import lane_bounds
 from distsgd.update import SliceUpdate
 from distsgd.workers import Workers
+
+_GATHERED_TOGETHER = 8 << 20
+"""Bytes of inputs up to which a worker gathers all of its lanes at once; above it, each lane as it comes."""
+
+_ANNOUNCED = 1 << 17
+"""Elements of a model from which its gradient is added layer by layer; a smaller one is in the cache as a whole."""
 
 _ADDED_TOGETHER = 1 << 18
 """Elements of a large layer's gradient that go through all the additions before the next ones do."""
@@ -54,8 +60,9 @@ class _LaneBuffers:
     def __init__(self, node: Span, flats: list[Array], layout: Layout) -> None:
         self.node, self.flats = node, flats
         self.views = [layout.views(flat) for flat in flats]
-        for views in self.views:
-            views.on_complete = self._add
+        if layout.size >= _ANNOUNCED:
+            for views in self.views:
+                views.on_complete = self._add
         self._additions: tuple[Span, ...] = ()
         self._added: list[slice] = []
 
@@ -114,6 +121,8 @@ class TrainingStep:
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm
         )
+        row_bytes = self.feeder.examples.x[:1].size * exchange.params.itemsize
+        self._gathered_together = _GATHERED_TOGETHER // max(row_bytes, 1)
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
@@ -154,19 +163,22 @@ class TrainingStep:
         return StepResult(loss_sum, count, said, norm)
 
     def _compute(self, worker: int, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]) -> None:
+        first, last = self.exchange.worker_spans[worker]
+        start, stop = bounds[first], bounds[last]
+        gathered = self.feeder.gather(indices[start:stop]) if stop - start <= self._gathered_together else None
         with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
             for buffers in self._buffers[worker]:
-                for lane_step in schedule(*buffers.node, bounds):
-                    self._compute_lane(buffers, lane_step, step, epoch, indices, bounds)
+                for plan in schedule(*buffers.node, bounds):
+                    begin, end = bounds[plan.lane], bounds[plan.lane + 1]
+                    rows = indices[begin:end] if gathered is None else gathered.part(begin - start, end - start)
+                    self._compute_lane(buffers, plan, step, epoch, rows)
 
-    def _compute_lane(
-        self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]
-    ) -> None:
+    def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
         lane = plan.lane
         to.start(plan.additions)
         try:
             batch = self.feeder.batch(
-                indices[bounds[lane] : bounds[lane + 1]],
+                rows,
                 self.running,
                 step=step,
                 epoch=epoch,
