@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,11 +15,11 @@ from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
 from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
-from distsgd.errors import ConfigurationError, DistsgdError, LaneError
+from distsgd.errors import RAISED_BY_USERS, ConfigurationError, DataError, DistsgdError, LaneError
 from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layers import Layer
 from distsgd.layout import Layout
-from distsgd.losses import LOSSES, Loss, SoftmaxCrossEntropy
+from distsgd.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
 from distsgd.models import MODELS, ModelOptions, accepted_shape
 from distsgd.objective import Custom, Objective, Supervised
@@ -50,8 +49,8 @@ def user_code(communicator: Communicator, name: str, option: str) -> Any:
             return import_function(name, option)
         except DistsgdError:
             raise
-        except Exception:
-            raise LaneError(f"{option}: importing {name} failed:\n{traceback.format_exc().rstrip()}") from None
+        except RAISED_BY_USERS:
+            raise LaneError.here(f"{option}: importing {name} failed") from None
 
     return communicator.everywhere(load)
 
@@ -79,8 +78,8 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
                 return builder(data.example_shape, loss.output_size(data.target_shape, data.num_classes))
             except DistsgdError:
                 raise
-            except Exception:
-                raise LaneError(f"{config.model} failed:\n{traceback.format_exc().rstrip()}") from None
+            except RAISED_BY_USERS:
+                raise LaneError.here(f"{config.model} failed") from None
 
         return as_objective(communicator.everywhere(call), loss, data)
     if config.model not in MODELS:
@@ -98,8 +97,11 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
         bias=config.bias,
         output_activation=config.output_activation,
     )
-    if config.output_activation != "linear" and "cross-entropy" in config.loss:
-        raise ConfigurationError(f"output_activation {config.output_activation}: {config.loss} takes linear outputs")
+    if config.output_activation != "linear" and not isinstance(loss, SquaredError):
+        raise ConfigurationError(
+            f"output_activation {config.output_activation}: goes with --loss squared-error alone, the cross-entropies "
+            "take linear outputs"
+        )
     outputs = loss.output_size(data.target_shape, data.num_classes)
     return as_objective(MODELS[config.model](data.example_shape, outputs, options), loss, data)
 
@@ -180,17 +182,60 @@ def build_own_schedule(config: TrainConfig) -> Schedule:
     )
 
 
+def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
+    """What the best parameters go by. Raises ConfigurationError where nothing of that name is measured.
+
+    By default that is the error where there are classes: cross-entropy begins to rise, as the model grows too sure of
+    itself, while it still learns to tell more examples apart.
+    """
+    names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
+    for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
+        if name is not None and name not in names:
+            raise ConfigurationError(f"{option}: expected one of {', '.join(names)}, got {name!r}")
+    return config.monitor or ("validation_error" if "validation_error" in names else "validation_loss")
+
+
 def build_rule(config: TrainConfig, metrics: Sequence[Metric]) -> StoppingRule:
     """The early-stopping rule, which also says which parameters are best."""
-    name = config.monitor.partition("_")[2]
-    mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(config.monitor)
+    monitor = monitored(config, metrics)
+    name = monitor.partition("_")[2]
+    mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(monitor)
     if config.early_stopping == "epochs":
         return EpochsRule(config.patience or 0, config.min_delta, mode)
     if mode == "max":
         raise ConfigurationError(
-            f"early_stopping patience watches what gets smaller, such as validation_error; monitor is {config.monitor}"
+            f"early_stopping patience watches what gets smaller, such as validation_error; monitor is {monitor}"
         )
     return PatienceRule(config.patience or 0, config.patience_increase, config.improvement_threshold)
+
+
+def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
+    """Raises ConfigurationError where there are more ranks than lanes for them."""
+    lanes = config.logical_ranks
+    if communicator.size > lanes:
+        raise ConfigurationError(
+            f"{communicator.size} ranks share {lanes} logical ranks: start at most {lanes} ranks, or set "
+            f"--logical-ranks {communicator.size} (which gives other bits than {lanes})"
+        )
+
+
+def check_targets(communicator: Communicator, objective: Objective, data: Data) -> None:
+    """Raises DataError where float targets aren't the probabilities that a cross-entropy takes. Collective."""
+
+    def check() -> None:
+        loss = objective.loss if isinstance(objective, Supervised) else None
+        if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy):
+            return
+        sets = {"training": data.train, "validation": data.validation, "test": data.test}
+        for name, part in sets.items():
+            if part is None or part.y.dtype.kind != "f":
+                continue
+            if np.any(part.y < 0) or np.any(part.y > 1):
+                raise DataError(f"{data.name}: {name} targets must be probabilities from 0 to 1 for a cross-entropy")
+            if isinstance(loss, SoftmaxCrossEntropy) and not np.allclose(part.y.sum(axis=-1), 1, atol=1e-3):
+                raise DataError(f"{data.name}: the {name} targets of each example must add up to 1 for a softmax")
+
+    communicator.on_root(check)
 
 
 def build_trainer(
@@ -204,12 +249,8 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """The trainer, with freshly initialized parameters on every rank. Collective."""
+    check_ranks(communicator, config)
     lanes = config.logical_ranks
-    if communicator.size > lanes:
-        raise ConfigurationError(
-            f"{communicator.size} ranks share {lanes} logical ranks: start at most {lanes} ranks, or set "
-            f"--logical-ranks {communicator.size} (which gives other bits than {lanes})"
-        )
     dtype = np.dtype(config.dtype)
     batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
     sampler = Sampler(
@@ -254,7 +295,7 @@ def build_trainer(
         limits=_limits(config, rule),
         rhythm=_rhythm(config, sampler, rule),
         rule=rule,
-        monitor=config.monitor,
+        monitor="" if rule is None else monitored(config, metrics),
         validation=evaluator(data.validation),
         test=evaluator(data.test),
         train=evaluator(data.train) if config.train_metrics == "full" else None,

@@ -50,6 +50,7 @@ class FolderWriter(Callback):
         self.folder.add_metrics(record)
 
     def on_checkpoint(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
+        self.folder.sync_metrics()
         try:
             self.folder.checkpoints.save(checkpoint, step)
             self.folder.checkpoints.save_best(best)
@@ -60,6 +61,9 @@ class FolderWriter(Callback):
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self.folder.write_summary(summary)
+
+    def close(self) -> None:
+        self.folder.unlock()
 
 
 class History(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from distsgd.config import TrainConfig, field_names, option_types
 from distsgd.errors import ConfigurationError, DistsgdError
 
 T = TypeVar("T")
+_imported: dict[Path, types.ModuleType] = {}
 _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")
 
@@ -32,6 +34,7 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
     import tyro
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
+    _check_said_once(arguments)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -43,6 +46,14 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
             raise Finished from None
         problem = _unknown_option(kind, said.getvalue()) or _sentence(said.getvalue())
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
+
+
+def _check_said_once(arguments: Sequence[str]) -> None:
+    """Of an option that is said twice the last would count, without a word."""
+    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"{name} is given {names.count(name)} times; give it once, with all its values")
 
 
 def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
@@ -217,14 +228,22 @@ def import_function(name: str, option: str) -> Any:
     import importlib.util
 
     file, _, function = name.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigurationError(f"{option}: there is no file {file}")
-    specification = importlib.util.spec_from_file_location(path.stem, path.resolve())
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules.setdefault(path.stem, module)
-    specification.loader.exec_module(module)
+    try:
+        path = Path(file).resolve()
+        readable = path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        readable = False
+    if not readable:
+        raise ConfigurationError(f"{option}: there is no readable file {file}")
+    module = _imported.get(path)
+    if module is None:
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules.setdefault(path.stem, module)
+        sys.path.insert(0, str(path.parent))  # as for a script, so that it can import its neighbours
+        specification.loader.exec_module(module)
+        _imported[path] = module
     if not hasattr(module, function):
         raise ConfigurationError(f"{option}: {file} has no {function}")
     return getattr(module, function)

@@ -38,6 +38,12 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
         if communicator.is_root:
             report(error)
         status = error.exit_status
+    except (SystemExit, KeyboardInterrupt) as stop:
+        if communicator.size == 1:
+            raise
+        say(f"distsgd: error: rank {communicator.rank} was ended by {type(stop).__name__}", sys.stderr)
+        communicator.abort(1)  # the others would wait for this one
+        return 1
     communicator.barrier()
     return status
 

@@ -169,8 +169,8 @@ class TrainConfig:
     """Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000."""
     min_delta: float = 0.0
     """What counts as an improvement under the epochs rule."""
-    monitor: str = "validation_loss"
-    """The metric that early stopping and the best parameters go by."""
+    monitor: str | None = None
+    """What early stopping and the best parameters go by. Default: validation_error of classes, else validation_loss."""
     patience_increase: float = 2.0
     """Of the patience rule."""
     improvement_threshold: float = 0.995

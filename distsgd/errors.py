@@ -4,6 +4,10 @@ Rank 0 prints the sentence, every rank leaves with the error's `exit_status`. An
 a defect, of distsgd or of the user's own code, and shows its traceback.
 """
 
+from __future__ import annotations
+
+import traceback
+
 
 class DistsgdError(Exception):
     """A problem that one sentence explains; the commands print it without a traceback."""
@@ -44,4 +48,13 @@ class NonFiniteError(DistsgdError):
 
 
 class LaneError(DistsgdError):
-    """The user's own function raised; the message holds its traceback, with rank, step and lane."""
+    """The user's own code raised; the message holds its traceback, and says where: for a model rank, step and lane."""
+
+    @classmethod
+    def here(cls, where: str) -> LaneError:
+        """The exception that is being handled, as this error."""
+        return cls(f"{where}:\n{traceback.format_exc().rstrip()}")
+
+
+RAISED_BY_USERS = (Exception, SystemExit)
+"""What the user's own code may raise; sys.exit() on one rank would leave the others waiting."""

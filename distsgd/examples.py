@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,7 @@ class Feeder:
             x = x.astype(self.dtype)
         y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
         weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
-        return Rows(x.reshape(len(inside), -1), y, weights, inside)
+        return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
 
     def batch(
         self,

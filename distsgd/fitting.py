@@ -17,13 +17,14 @@ from distsgd.build import (
     build_metrics,
     build_own_optimizer,
     build_own_schedule,
+    check_targets,
 )
 from distsgd.callbacks import Callback, FolderWriter, History
 from distsgd.command_line import from_mapping
 from distsgd.communication import Communicator, start
-from distsgd.config import TrainConfig, resolved
+from distsgd.config import HYPER_PARAMETERS, TrainConfig, resolved
 from distsgd.device import Array
-from distsgd.errors import ConfigurationError
+from distsgd.errors import ConfigurationError, DataError
 from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layout import Views
 from distsgd.leg import Leg
@@ -32,7 +33,7 @@ from distsgd.models import MODELS, ModelOptions
 from distsgd.objective import Custom, LossAndGrad, Objective
 from distsgd.optimizers import OPTIMIZERS, Optimizer
 from distsgd.output import say
-from distsgd.placement import split_data
+from distsgd.placement import fingerprint, split_data
 from distsgd.records import RunFolder
 from distsgd.resume import Start, find_start
 from distsgd.runtime import single_threaded_blas
@@ -103,14 +104,18 @@ def fit(
     Raises ConfigurationError or DataError with one sentence.
     """
     communicator = communicator or communicator_of_this_run()
+    _check_kinds(optimizer, schedule, metrics, callbacks, options)
     config = _config(options, model, optimizer, schedule)
     sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}
     sets["test"] = _examples(test, "test")
+    _check_same_everywhere(communicator, sets)
+    names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
     with single_threaded_blas():
-        data = split_data(communicator, config, "the arrays", sets)
+        data = split_data(communicator, config, names, sets)
         objective = _objective(model, params, config, data.signature)
         built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
         planned = schedule if isinstance(schedule, Schedule) else build_own_schedule(config)
+        check_targets(communicator, objective, data)
         measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
         folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
         begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
@@ -133,11 +138,39 @@ def fit(
     )
 
 
-def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) -> TrainConfig:
+_NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet")
+
+
+def _check_kinds(
+    optimizer: Any, schedule: Any, metrics: Sequence[Any], callbacks: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
+    expected: list[tuple[str, Any, type]] = [("metrics", item, Metric) for item in metrics]
+    expected += [("callbacks", item, Callback) for item in callbacks]
+    expected += [("optimizer", optimizer, Optimizer)] if not isinstance(optimizer, str | None) else []
+    expected += [("schedule", schedule, Schedule)] if not isinstance(schedule, str | None) else []
+    for name, value, kind in expected:
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
     known = {item.name for item in fields(TrainConfig)}
     for name in options:
-        if name not in known or name in ("dataset", "model", "validation", "test"):
+        if name not in known or name in _NOT_FOR_FIT:
             raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
+        if isinstance(optimizer, Optimizer) and name in HYPER_PARAMETERS:
+            raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {type(optimizer).__name__}(…)")
+
+
+def _check_same_everywhere(communicator: Communicator, sets: Mapping[str, Examples | None]) -> None:
+    """Raises DataError on all ranks where they were given other arrays than rank 0."""
+    mine = communicator.everywhere(lambda: [fingerprint(part) for part in sets.values() if part is not None])
+    everyone = communicator.allgather_object(mine)
+    for rank, theirs in enumerate(everyone):
+        if theirs != everyone[0]:
+            raise DataError(f"fit: rank {rank} was given other arrays than rank 0; every rank must pass the same")
+
+
+def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) -> TrainConfig:
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     names = {"optimizer": optimizer, "schedule": schedule, "model": model}
     named = {key: name for key, name in names.items() if isinstance(name, str)}
     config = from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit")
@@ -153,6 +186,8 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
     x, y, *rest = (np.asarray(array) for array in arrays)
+    if x.ndim == 0 or y.ndim == 0:
+        raise ConfigurationError(f"fit: {name} must be arrays of examples, got a single number")
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from distsgd.build import build_trainer, confusion_matrix
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig, to_toml
-from distsgd.errors import DistsgdError, RunFolderError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError, RunFolderError
 from distsgd.metrics import Metric
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.outcome import finish
+from distsgd.output import say
 from distsgd.placement import Data
 from distsgd.records import RunFolder
 from distsgd.resume import Start
@@ -76,9 +78,15 @@ class Leg:
         finally:
             trainer.step.workers.close()
             if communicator.is_root:
-                for callback in self.callbacks:
-                    callback.close()
+                self._close()
         return summary
+
+    def _close(self) -> None:
+        for callback in self.callbacks:
+            try:
+                callback.close()
+            except RAISED_BY_USERS:
+                say(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""
@@ -87,6 +95,7 @@ class Leg:
             "config": self.config.identity(),
             "schedule_epochs": self.config.schedule_epochs or float(max(self.config.epochs, 1)),
             "signature": {key: list(v) if isinstance(v, tuple) else v for key, v in said.items()},
+            "contents": self.data.fingerprint,
             "examples": [len(self.data.train), len(validation or ()), len(test or ())],
             "probe": cpu_probe(),
         }
@@ -95,7 +104,7 @@ class Leg:
         """Refuses other data under the same name, and returns a line where the CPU is another. On rank 0."""
         assert self.start.checkpoint is not None
         theirs, mine = self.start.checkpoint.document, self._facts()
-        for key in ("signature", "examples"):
+        for key in ("signature", "examples", "contents"):
             if key in theirs and theirs[key] != mine[key]:
                 raise RunFolderError(
                     f"{self.data.name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "

@@ -212,7 +212,7 @@ class UserMetric(Metric):
 
     name: str
     function: Callable[[Array, Array], Array]
-    mode: Mode = "min"
+    mode: Mode | None = None
 
     def sums(self, outputs: Array, y: Array) -> Array:
         """(Σ of the function's values, examples)."""

@@ -58,7 +58,9 @@ def finish(trainer: Trainer, status: str, confusion: ConfusionMatrix | None) -> 
         "target_reached": trainer.reached_target,
         "logical_ranks": trainer.step.exchange.partition.lanes,
         "parameters": trainer.step.layout.size,
-        "parameters_sha256": parameters_sha256(trainer.step.exchange.params, trainer.step.running.flat),
+        "parameters_sha256": communicator.on_root(
+            lambda: parameters_sha256(trainer.step.exchange.params, trainer.step.running.flat)
+        ),
         "confusion_matrix": matrices or None,
         "run": {
             "ranks": communicator.size,

@@ -6,6 +6,9 @@ import os
 import sys
 from typing import TextIO
 
+_GENERATIONS = 5
+"""How far up an mpirun is looked for: it is a parent's parent, or one more with a wrapper script."""
+
 
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line at once, to stdout by default. Where that is no longer to be had, nothing is printed any more."""
@@ -14,6 +17,26 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=stream, flush=True)
     except (OSError, ValueError):  # ValueError where the stream is closed
         silence(stream)
+
+
+def terminal_behind_launcher() -> str | None:
+    """The terminal that this process's mpirun prints to, such as /dev/pts/3; None where it has none, or it can't be seen.
+
+    A launcher hands its ranks a pipe and passes on what comes out of it, so a rank on the launcher's own host finds the
+    terminal among the launcher's open files.
+    """
+    process = os.getppid()
+    try:
+        for _ in range(_GENERATIONS):
+            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+                name, rest = file.read().split("(", 1)[1].rsplit(")", 1)
+            if name.startswith(("mpirun", "mpiexec", "srun", "prterun")):
+                out = os.readlink(f"/proc/{process}/fd/1")
+                return out if out.startswith(("/dev/pts/", "/dev/tty")) else None
+            process = int(rest.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
 
 
 def silence(stream: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from distsgd.errors import ConfigurationError, DataError
 from distsgd.examples import Examples, Signature
 from distsgd.sampling import split_off
 
+_HASHED_INPUTS = 4096
+
 
 @dataclass(frozen=True)
 class Data:
@@ -25,6 +28,7 @@ class Data:
     validation: Examples | None
     test: Examples | None
     signature: Signature
+    fingerprint: str = ""
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -32,41 +36,52 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     source = _open(communicator, config.dataset, config)
     arrays = {name: place(communicator, array) for name, array in source.arrays.items()}
     sets: dict[str, Examples | None] = {"train": _examples(arrays, "train", source), "validation": None, "test": None}
+    names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
     for split in ("validation", "test"):
         path = getattr(config, split)
         if path is not None:
             other = _open(communicator, path, config)
             placed = {name: place(communicator, array) for name, array in other.arrays.items()}
-            sets[split] = _examples(placed, "train", other)
+            sets[split] = _examples(placed, split if f"x_{split}" in placed else "train", other)
+            names[split] = other.name
         elif f"x_{split}" in arrays:
             sets[split] = _examples(arrays, split, source)
     if config.validation_last is not None:
         sets["validation"] = None
-    return split_data(communicator, config, source.name, sets, source.num_classes)
+    return split_data(communicator, config, names, sets, source.num_classes)
 
 
 def split_data(
     communicator: Communicator,
     config: TrainConfig,
-    name: str,
+    names: dict[str, str],
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
 ) -> Data:
-    """Checks examples and splits validation off where none is given. Collective; rank 0 checks."""
+    """Checks examples and splits validation off where none is given. Collective; rank 0 checks.
+
+    names   what to call each set in errors, and under "" the whole
+    """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
     train = sets["train"]
     assert train is not None, "there is always a training set"
-    classes = communicator.on_root(lambda: _check(name, sets, num_classes))
+    classes, fingerprint = communicator.on_root(lambda: (_check(names, sets, num_classes), _fingerprint(sets)))
     validation = sets["validation"]
     if validation is None:
         train, validation = _split(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    return Data(name, train, validation, sets["test"], signature)
+    return Data(names[""], train, validation, sets["test"], signature, fingerprint)
 
 
 def _open(communicator: Communicator, name: str, config: TrainConfig) -> DataSource:
-    return communicator.on_root(lambda: open_dataset(name, data_dir=config.data_dir, seed=config.seed))
+    def read() -> DataSource:
+        try:
+            return open_dataset(name, data_dir=config.data_dir, seed=config.seed)
+        except OSError as error:
+            raise DataError(f"could not read {name}: {error}") from None
+
+    return communicator.on_root(read)
 
 
 def place(communicator: Communicator, source: ArraySource) -> Array:
@@ -92,23 +107,44 @@ def _examples(arrays: dict[str, Array], split: str, source: DataSource) -> Examp
     return Examples(arrays[f"x_{split}"], arrays[f"y_{split}"], arrays.get(f"weights_{split}"), source.scale)
 
 
-def _check(name: str, sets: dict[str, Examples | None], num_classes: int | None) -> int | None:
+def _check(names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None) -> int | None:
     """The number of classes. Raises DataError where arrays can't be trained on or sets don't fit each other."""
     train = sets["train"]
     assert train is not None
-    classes = check_arrays(f"{name} (train)", train.x, train.y, train.weights, num_classes=num_classes)
+    classes = check_arrays(names["train"], train.x, train.y, train.weights, num_classes=num_classes)
     for key, part in sets.items():
         if part is None or part is train:
             continue
         if part.x.shape[1:] != train.x.shape[1:] or part.y.shape[1:] != train.y.shape[1:]:
             raise DataError(
-                f"{name}: {key} examples have shape {part.x.shape[1:]} and targets {part.y.shape[1:]}, training "
+                f"{names[key]}: {key} examples have shape {part.x.shape[1:]} and targets {part.y.shape[1:]}, training "
                 f"examples {train.x.shape[1:]} and {train.y.shape[1:]}; they must be alike"
             )
-        found = check_arrays(f"{name} ({key})", part.x, part.y, part.weights, num_classes=classes)
+        if part.scale != train.scale:
+            raise DataError(
+                f"{names[key]}: these inputs are divided by {part.scale:g}, the training inputs by {train.scale:g}; "
+                "give both as the same kind of numbers, or set --scale"
+            )
+        found = check_arrays(names[key], part.x, part.y, part.weights, num_classes=classes)
         if (found is None) != (classes is None):
-            raise DataError(f"{name}: {key} and training targets must both be integer labels or both be floats")
+            raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
     return classes
+
+
+def _fingerprint(sets: dict[str, Examples | None]) -> str:
+    """16 hexadecimal digits of the contents of all sets."""
+    prints = " ".join(fingerprint(part) for part in sets.values() if part is not None)
+    return hashlib.sha256(prints.encode()).hexdigest()[:16]
+
+
+def fingerprint(examples: Examples) -> str:
+    """16 hexadecimal digits of shapes, dtypes, targets, weights, and up to 4,096 evenly spread inputs."""
+    digest = hashlib.sha256(f"{examples.x.shape} {examples.x.dtype} {examples.y.shape} {examples.y.dtype}".encode())
+    chosen = np.linspace(0, len(examples.x) - 1, min(len(examples.x), _HASHED_INPUTS)).astype(np.int64)
+    for array in (examples.x[chosen], examples.y, examples.weights):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _split(train: Examples, config: TrainConfig) -> tuple[Examples, Examples | None]:

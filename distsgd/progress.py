@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.callbacks import Callback
 from distsgd.metrics import METRICS
-from distsgd.output import say, silence
+from distsgd.output import say, silence, terminal_behind_launcher
 from distsgd.runtime import launcher_size
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Lines(Callback):
 class Bar(Callback):
     """A progress bar with loss, accuracy, examples/s and remaining time; one line stays for each epoch's record."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: str | None) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
@@ -52,6 +54,7 @@ class Bar(Callback):
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
+            console=Console() if terminal is None else Console(force_terminal=True, width=_width(terminal)),
         )
         self._shown, self._examples, self._began, self._accuracy = 0.0, 0, 0.0, ""
 
@@ -89,13 +92,27 @@ class Bar(Callback):
 def make_progress(quiet: bool) -> Callback | None:
     """A bar on a terminal where rich is installed (the extra `progress`), lines elsewhere, nothing when quiet.
 
-    Under a launcher there are lines: Open MPI gives ranks a terminal even where its own output goes to a file.
+    Under a launcher it is the launcher's terminal that counts: ranks have a pipe, or, under Open MPI, a terminal even
+    where its own output goes to a file.
     """
     if quiet:
         return None
-    if sys.stdout.isatty() and launcher_size() is None:
+    terminal = None if launcher_size() is None else terminal_behind_launcher()
+    if terminal is not None or (launcher_size() is None and sys.stdout.isatty()):
         try:
-            return Bar()
+            return Bar(terminal)
         except ImportError:
             pass
     return Lines()
+
+
+def _width(terminal: str) -> int:
+    """Columns of a terminal."""
+    try:
+        descriptor = os.open(terminal, os.O_RDONLY | os.O_NOCTTY)
+        try:
+            return os.get_terminal_size(descriptor).columns or 80
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return 80

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,18 +33,60 @@ class RunFolder:
     def __init__(self, path: Path, keep: int = 3) -> None:
         self.path = path
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep)
+        self._locked: int | None = None
         self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
 
     def create(self, config_toml: str) -> None:
         """Makes the folder and writes config.toml; removes a summary, for the run isn't done any more."""
         try:
             self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for left in (*self.path.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):
+                left.unlink(missing_ok=True)  # of a process that was killed while it wrote
             self.summary.unlink(missing_ok=True)
             write_atomically(self.path / "config.toml", config_toml.encode())
         except OSError as error:
             raise RunFolderError(
                 f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
             ) from None
+
+    def _lock(self) -> None:
+        """Keeps other processes out until `unlock`, or until this one ends; where the file system can lock at all."""
+        if sys.platform == "win32" or self._locked is not None:
+            return
+        import fcntl
+
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunFolderError(
+                f"another process is training in {self.path}; wait for it, or choose another folder with --out"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            return
+        self._locked = descriptor
+
+    def unlock(self) -> None:
+        """Lets other processes in."""
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is this folder, or inside it."""
+        return path.resolve().is_relative_to(self.path.resolve())
+
+    def sync_metrics(self) -> None:
+        """Makes the records so far last through a power cut, as a checkpoint behind them does."""
+        with suppress(OSError):
+            descriptor = os.open(self.metrics, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def aside(self) -> Path:
         """NAME.1, NAME.2, …: the first that is free."""

@@ -9,7 +9,7 @@ from typing import Any
 from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from distsgd.config import TrainConfig, parse_target
 from distsgd.early_stopping import reaches
-from distsgd.errors import CheckpointError, RunFolderError
+from distsgd.errors import CheckpointError, ConfigurationError, RunFolderError
 from distsgd.outcome import last_line
 from distsgd.records import RunFolder
 from distsgd.schedules import has_horizon
@@ -37,6 +37,15 @@ def run_folder(config: TrainConfig) -> RunFolder:
 
 def find_start(config: TrainConfig, folder: RunFolder) -> Start:
     """Looks into the run folder, on rank 0, and decides where this leg starts."""
+    try:
+        return _find_start(config, folder)
+    except OSError as error:
+        raise RunFolderError(
+            f"could not read the run folder {folder.path}: {error.strerror or error}; choose another with --out"
+        ) from None
+
+
+def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     start = Start(config)
     if config.dry_run or config.check_gradient:
         return start
@@ -46,6 +55,10 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
         return start
     if config.resume != "auto":
         start.checkpoint = find_run(Path(config.resume))
+        if folder.checkpoints.exists() and not folder.holds(Path(config.resume)):
+            raise RunFolderError(
+                f"{folder.path} holds a run of its own, which {config.resume} isn't part of; choose another --out"
+            )
     else:
         start.checkpoint, problems = folder.checkpoints.newest()
         if problems and start.checkpoint is None:
@@ -67,6 +80,8 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
 
 def find_run(path: Path) -> Checkpoint:
     """The checkpoint at this path, or the newest valid one of the run folder at it. Raises CheckpointError."""
+    if not path.exists():
+        raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}")
     if not path.is_dir():
         return read_checkpoint(path)
     found, problems = CheckpointFolder(path / "checkpoints").newest()

@@ -6,6 +6,7 @@ Every rank computes the same order, so nothing about it is ever sent, and traini
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +16,11 @@ from distsgd.random import permutation, uniform
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
-    """The order in which an epoch visits its examples: a permutation of range(num_examples), int64."""
-    return permutation(num_examples, seed, "epoch order", epoch)
+    """The order in which an epoch visits its examples: a permutation of range(num_examples).
+
+    As int32 where that is enough, for every rank keeps it.
+    """
+    return permutation(num_examples, seed, "epoch order", epoch).astype(_index_dtype(num_examples))
 
 
 def lane_bounds(batch_length: int, lanes: int) -> list[int]:
@@ -31,7 +35,12 @@ def lane_bounds(batch_length: int, lanes: int) -> list[int]:
 def split_off(num_examples: int, count: int, seed: int) -> tuple[Array, Array]:
     """(rest, `count` random examples), both as sorted indices: a fixed function of the seed."""
     order = permutation(num_examples, seed, "validation split")
+    order = order.astype(_index_dtype(num_examples))
     return np.sort(order[count:]), np.sort(order[:count])
+
+
+def _index_dtype(count: int) -> type[np.signedinteger[Any]]:
+    return np.int32 if count < 2**31 else np.int64
 
 
 @dataclass

@@ -13,7 +13,7 @@ from distsgd.checkpoint import Checkpoint, read_checkpoint
 from distsgd.communication import Communicator
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule
-from distsgd.errors import CheckpointError
+from distsgd.errors import CheckpointError, NonFiniteError
 from distsgd.layout import Layout
 from distsgd.step import TrainingStep
 
@@ -48,6 +48,11 @@ def take(
     """(the whole run, the model that it would hand over now); both are copies. On rank 0."""
     running = running_layout(step)
     params = step.exchange.params.copy()
+    if not np.isfinite(params).all():
+        raise NonFiniteError(
+            f"the parameters are no longer finite after step {progress.step}; a smaller learning rate or clip_norm may "
+            "help; the last checkpoint stays as it was"
+        )
     state = step.running.flat.copy()
     arrays = {
         **_named("parameters", step.layout, params),
@@ -157,10 +162,13 @@ def _named(prefix: str, layout: Layout, flat: Array) -> dict[str, Array]:
 
 def find_model(path: Path) -> Checkpoint:
     """The checkpoint at this path, or the best one of the run folder at it. Raises CheckpointError."""
-    if path.is_file():
-        return read_checkpoint(path)
-    for name in ("best", "last"):
-        inside = path / "checkpoints" / f"{name}.safetensors"
-        if inside.is_file():
-            return read_checkpoint(inside)
+    try:
+        if path.is_file():
+            return read_checkpoint(path)
+        for name in ("best", "last"):
+            inside = path / "checkpoints" / f"{name}.safetensors"
+            if inside.is_file():
+                return read_checkpoint(inside)
+    except OSError as error:
+        raise CheckpointError(f"could not read {path}: {error.strerror or error}") from None
     raise CheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints; name one of the two")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
@@ -13,7 +12,7 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array
-from distsgd.errors import DistsgdError, LaneError, NonFiniteError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError, NonFiniteError
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
 from distsgd.objective import Objective
@@ -39,6 +38,15 @@ class Flag(IntFlag):
     FAILED = 1
     STOP = 2
     CHECKPOINT = 4
+    NON_FINITE = 8
+
+
+def non_finite(step: int) -> NonFiniteError:
+    """The error for a gradient that wasn't finite in update number `step`, from 1, though the loss was."""
+    return NonFiniteError(
+        f"the gradient is not finite at step {step}, though the loss is; a smaller learning rate may help, "
+        "or check the gradient with --check-gradient"
+    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,10 @@ class TrainingStep:
     def __post_init__(self) -> None:
         exchange = self.exchange
         self.params = self.layout.views(exchange.params)
+        # Ranks may share the parameters, so a model may read them only.
+        read_only = exchange.params.view()
+        read_only.flags.writeable = False
+        self._model_params = self.layout.views(read_only)
         statistics = Layout.of(self.objective.statistics_shapes())
         self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
@@ -145,7 +157,8 @@ class TrainingStep:
         self._error = None
         self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
         own = exchange.flags
-        own[0] = flags | Flag.FAILED if self._error is not None else flags
+        flags |= Flag.FAILED if self._error is not None else Flag(0)
+        own[0] = flags | (Flag(0) if self._update.finite else Flag.NON_FINITE)
         if rank == 0:
             scalars = self.optimizer.scalars(learning_rate, step + 1)
             own[1 : 1 + len(scalars)] = scalars
@@ -155,6 +168,8 @@ class TrainingStep:
             said |= Flag(int(value))
         if said & Flag.FAILED:
             self._raise_first_error(step)
+        if said & Flag.NON_FINITE:
+            raise non_finite(step)
         loss_sum, count = self._totals(records, step, indices, bounds)
         scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
         norm = self._update.run(bounds, count, scalars, want_norm)
@@ -185,19 +200,24 @@ class TrainingStep:
                 lane=lane,
                 statistics=self._statistics[lane - self.exchange.first_lane],
             )
-            loss_sum, count = self.objective.loss_and_grad(self.params, to.views[plan.target], batch)
+            loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
         except DistsgdError as error:
             self._error = self._error or error
             return
-        except Exception:
+        except RAISED_BY_USERS:
             communicator = self.exchange.communicator
-            self._error = self._error or LaneError(
-                f"the model failed on rank {communicator.rank} ({communicator.hosts[communicator.rank]}), "
-                f"step {step + 1}, lane {lane}:\n{traceback.format_exc().rstrip()}"
+            host = communicator.hosts[communicator.rank]
+            self._error = self._error or LaneError.here(
+                f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
             )
             return
         self.exchange.records[lane - self.exchange.first_lane, :2] = loss_sum, count
         to.finish()
+
+    @property
+    def finite(self) -> bool:
+        """Whether the gradient of this rank's elements was finite in every update so far."""
+        return self._update.finite
 
     def _raise_first_error(self, step: int) -> None:
         for error in self.exchange.communicator.allgather_object(self._error):

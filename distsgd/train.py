@@ -28,12 +28,15 @@ def main() -> int:
 
 def train(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Parses, builds, trains and writes the run folder; returns the exit status. Collective."""
+    from distsgd.build import check_ranks
     from distsgd.command_line import load_config
     from distsgd.config import resolved
     from distsgd.device import choose_device
     from distsgd.resume import find_start, run_folder
 
+    signals = Signals()
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
+    check_ranks(communicator, config)
     choose_device(config.device)
     folder = run_folder(config)
     start = communicator.on_root(lambda: find_start(config, folder))
@@ -42,12 +45,19 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
             say(start.finished)
         return 0
     config = start.config
-    return run(communicator, config, folder, start)
+    return run(communicator, config, folder, start, signals)
 
 
-def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start) -> int:
+def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start, signals: Signals) -> int:
     """Trains this leg. Collective."""
-    from distsgd.build import build_metrics, build_objective, build_own_optimizer, build_own_schedule, user_code
+    from distsgd.build import (
+        build_metrics,
+        build_objective,
+        build_own_optimizer,
+        build_own_schedule,
+        check_targets,
+        user_code,
+    )
     from distsgd.leg import Leg
     from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
@@ -57,6 +67,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     if config.check_gradient:
         return check_gradient(communicator, config, data, objective)
     optimizer, schedule = build_own_optimizer(config), build_own_schedule(config)
+    check_targets(communicator, objective, data)
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
     callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
@@ -65,7 +76,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
     if config.dry_run:
         return 0
-    handle_signals(trainer)
+    signals.watch(trainer)
     summary = leg.run(communicator, trainer)
     if communicator.is_root:
         say(last_line(summary, str(folder.path)))
@@ -88,15 +99,26 @@ def make_callbacks(is_root: bool, config: TrainConfig, folder: RunFolder, users:
     return [FolderWriter(folder), *([] if progress is None else [progress]), *own]
 
 
-def handle_signals(trainer: Trainer) -> None:
+class Signals:
     """SIGTERM, SIGINT and SIGUSR1 to any rank: a checkpoint after the next step, exit status 75."""
 
-    def stop(number: int, frame: Any) -> None:
-        trainer.stop()
+    def __init__(self) -> None:
+        self._asked = False
+        self._trainer: Trainer | None = None
+        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._handle)
 
-    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), stop)
+    def _handle(self, number: int, frame: Any) -> None:
+        self._asked = True
+        if self._trainer is not None:
+            self._trainer.stop()
+
+    def watch(self, trainer: Trainer) -> None:
+        """From now on signals stop this trainer; one that came before stops it after its first step."""
+        self._trainer = trainer
+        if self._asked:
+            trainer.stop()
 
 
 def announce(

@@ -7,7 +7,6 @@ after the same step.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,12 +19,12 @@ from distsgd.communication.exchange import BLOCK
 from distsgd.config import Every
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule, reaches
-from distsgd.errors import ConfigurationError, DistsgdError, LaneError
+from distsgd.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, LaneError
 from distsgd.metrics import Value
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take
-from distsgd.step import Flag, StepResult, TrainingStep
+from distsgd.step import Flag, StepResult, TrainingStep, non_finite
 from distsgd.validation import Evaluator
 
 Status = Literal["completed", "early_stopped", "stopped"]
@@ -71,7 +70,7 @@ class Trainer:
     limits: Limits
     rhythm: Rhythm
     rule: StoppingRule | None = None
-    monitor: str = "validation_loss"
+    monitor: str = ""
     validation: Evaluator | None = None
     test: Evaluator | None = None
     train: Evaluator | None = None
@@ -301,6 +300,8 @@ class Trainer:
     def checkpoint(self, final: bool = False) -> None:
         """Saves the run as it is. Collective."""
         self._last_checkpoint = time.monotonic()
+        if not all(self.communicator.allgather_object(self.step.finite)):
+            raise non_finite(self.progress.step)
         slots = self.step.exchange.gather_slots()
 
         def save() -> None:
@@ -343,10 +344,8 @@ class Trainer:
                 hook(callback)
         except DistsgdError:
             raise
-        except Exception:
-            raise LaneError(
-                f"a callback failed at step {self.progress.step}:\n{traceback.format_exc().rstrip()}"
-            ) from None
+        except RAISED_BY_USERS:
+            raise LaneError.here(f"a callback failed at step {self.progress.step}") from None
 
     def _raise_hook_error(self) -> None:
         def tell() -> None:

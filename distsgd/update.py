@@ -50,9 +50,11 @@ class SliceUpdate:
         self._stretches = _cut(exchange.owned, regularization.segments(layout, penalizing))
         self._norms = np.zeros(exchange.partition.blocks)
         self._measure_norm = False
+        self.finite = True
         dtype, levels = exchange.params.dtype, scratch_levels(exchange.partition.lanes)
         # The update's two rows, the gradient, and the tree's.
         self._scratch = [np.empty((3 + levels, _TOGETHER), dtype) for _ in range(workers.count)]
+        self._zeros = np.zeros(_TOGETHER, dtype)
         self._kept = np.empty(exchange.owned.stop - exchange.owned.start if clip_norm is not None else 0, dtype)
 
     def run(self, bounds: tuple[int, ...], count: int, scalars: tuple[float, ...], want_norm: bool) -> float | None:
@@ -109,6 +111,9 @@ class SliceUpdate:
                 total[inside] = 0.0
             elif segment.penalized:
                 self.regularization.add_gradient(self.exchange.params[segment.start : segment.stop], total[inside])
+        # 0 times NaN or infinity is NaN: a product with zeros finds both at a tenth of what a look at each would cost.
+        if np.dot(total, self._zeros[: total.size]) != 0.0:
+            self.finite = False
         if self._measure_norm:
             for start in range(span.start, span.stop, BLOCK):
                 block = total[start - span.start : start - span.start + BLOCK]
@@ -116,6 +121,8 @@ class SliceUpdate:
         return total
 
     def _apply(self, stretch: _Stretch, worker: int, total: Array, scalars: tuple[float, ...]) -> None:
+        if not self.finite:
+            return  # the parameters stay as they are; all ranks are told with the next exchange
         params, begin = self.exchange.params, stretch.span.start
         for segment in stretch.segments:
             if segment.frozen:

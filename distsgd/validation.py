@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from distsgd.communication import Communicator
 from distsgd.communication.tree import part
 from distsgd.device import Array
-from distsgd.errors import DistsgdError, LaneError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
 from distsgd.examples import Feeder
 from distsgd.layout import Views
 from distsgd.metrics import Metric, Value
@@ -57,8 +56,8 @@ class Evaluator:
             self.workers.run(run)
         except DistsgdError:
             raise
-        except Exception:
-            raise LaneError(f"scoring failed on rank {rank}:\n{traceback.format_exc().rstrip()}") from None
+        except RAISED_BY_USERS:
+            raise LaneError.here(f"scoring failed on rank {rank}") from None
         return sums
 
     def _score_chunk(self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views) -> None:

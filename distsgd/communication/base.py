@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from distsgd.device import Array
-from distsgd.errors import DistsgdError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
 
 T = TypeVar("T")
 
@@ -65,26 +65,33 @@ class Communicator(ABC):
         return self.rank == 0
 
     def on_root(self, function: Callable[[], T]) -> T:
-        """function()'s result from rank 0, on every rank; a DistsgdError that it raises is raised on every rank."""
+        """function()'s result from rank 0, on every rank; what it raises is raised on every rank.
+
+        A DistsgdError comes as it is, anything else as a LaneError with its traceback.
+        """
         outcome: tuple[Any, DistsgdError | None] = (None, None)
         if self.is_root:
             try:
                 outcome = (function(), None)
             except DistsgdError as error:
                 outcome = (None, error)
+            except RAISED_BY_USERS:
+                outcome = (None, LaneError.here("rank 0 failed"))
         value, problem = self.broadcast_object(outcome)
         if problem is not None:
             raise problem
         return value  # type: ignore[no-any-return]
 
     def everywhere(self, function: Callable[[], T]) -> T:
-        """function()'s result on each rank; a DistsgdError of any rank is raised on all of them, the lowest rank's."""
+        """function()'s result on each rank; what any rank raises is raised on all, the lowest rank's; see on_root."""
         value: Any = None
         error: DistsgdError | None = None
         try:
             value = function()
         except DistsgdError as raised:
             error = raised
+        except RAISED_BY_USERS:
+            error = LaneError.here(f"rank {self.rank} on {self.hosts[self.rank]} failed")
         for other in self.allgather_object(error):
             if other is not None:
                 raise other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import platform
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,9 +13,11 @@ from typing import Any, TypeVar
 
 from distsgd.communication.base import Communicator
 from distsgd.device import Array
-from distsgd.errors import LauncherError
+from distsgd.errors import DistsgdError, LauncherError
+from distsgd.output import say
 
 T = TypeVar("T")
+_RANK_0_SPEAKS_FIRST = 1.0  # seconds
 
 
 def _load_mpi() -> Any:
@@ -98,8 +101,14 @@ class MPICommunicator(Communicator):
         faulthandler.enable()
 
         def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            if isinstance(error, DistsgdError):
+                # Most are raised on all ranks: rank 0 speaks for them. One that isn't is told by its own rank.
+                if self.rank != 0:
+                    time.sleep(_RANK_0_SPEAKS_FIRST)
+                say(f"distsgd: error: {error}", sys.stderr)
+                self.abort(error.exit_status)
             text = "".join(traceback.format_exception(kind, error, trace))
-            print(f"rank {self.rank} on {self.hosts[self.rank]}:\n{text}", file=sys.stderr, flush=True)
+            say(f"rank {self.rank} on {self.hosts[self.rank]}:\n{text}", sys.stderr)
             self.abort(1)
 
         sys.excepthook = hook

@@ -173,7 +173,7 @@ def test_import_function(tmp_path: Path) -> None:
     assert import_function(f"{path}:A", "model")().x == 3
     with pytest.raises(ConfigurationError, match=r"model: .* has no B"):
         import_function(f"{path}:B", "model")
-    with pytest.raises(ConfigurationError, match="metric: there is no file"):
+    with pytest.raises(ConfigurationError, match="metric: there is no readable file"):
         import_function(f"{path}x.py:A", "metric")
 
 

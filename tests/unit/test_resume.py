@@ -15,7 +15,7 @@ from distsgd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from distsgd.communication import Communicator
 from distsgd.communication.threads import run_on_threads
 from distsgd.config import TrainConfig
-from distsgd.errors import CheckpointError, DistsgdError, RunFolderError
+from distsgd.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.fitting import Result, fit
 from distsgd.optimizers import OPTIMIZERS
 from distsgd.random import normal
@@ -199,7 +199,8 @@ def test_where_a_leg_starts(tmp_path: Path) -> None:
     (tmp_path / "run" / "thesis.tex").write_text("")
     with pytest.raises(RunFolderError, match="not empty and holds no run"):
         find_start(TrainConfig(), folder)
-    for resume in ("missing.safetensors", str(tmp_path / "run")):
-        with pytest.raises(CheckpointError):
-            find_start(TrainConfig(resume=resume), folder)
+    with pytest.raises(ConfigurationError, match=r"no checkpoint and no run folder missing\.safetensors"):
+        find_start(TrainConfig(resume="missing.safetensors"), folder)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        find_start(TrainConfig(resume=str(tmp_path / "run")), folder)
     assert not find_start(TrainConfig(dry_run=True), folder).has_checkpoint
