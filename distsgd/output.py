@@ -20,7 +20,7 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def terminal_behind_launcher() -> str | None:
-    """The terminal that this process's mpirun prints to, such as /dev/pts/3; None where it has none, or it can't be seen.
+    """The terminal that the mpirun above this process prints to, such as /dev/pts/3; None where none can be seen.
 
     A launcher hands its ranks a pipe and passes on what comes out of it, so a rank on the launcher's own host finds the
     terminal among the launcher's open files.
