@@ -44,8 +44,8 @@ class StoppingRule(ABC):
     def restore(self, state: Mapping[str, float | None]) -> None:
         """Goes on from an earlier rule's `state()`.
 
-        Settings are not in it: a resumed run may have another patience. Nor need it be the same kind of rule, if it
-        watched the same value: what the other didn't know begins anew.
+        Settings are not in it, and it need not come from the same kind of rule, if that watched the same value: what
+        the other didn't know begins anew.
         """
         best, best_step = state.get("best"), state.get("best_step")
         self.best = None if best is None else float(best)
