@@ -10,6 +10,7 @@ import tomllib
 import types
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,7 +35,7 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
     import tyro
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
-    _check_said_once(arguments)
+    _check_lists_are_said_once(kind, arguments)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -48,12 +49,13 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
 
 
-def _check_said_once(arguments: Sequence[str]) -> None:
-    """Of an option that is said twice the last would count, without a word."""
-    names = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(f"{name} is given {names.count(name)} times; give it once, with all its values")
+def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
+    """Of an option that is said twice the last counts, as everywhere; of a list that would lose values without a word."""
+    lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
+    said = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    for name in lists:
+        if said.count(name) > 1:
+            raise ConfigurationError(f"{name} is given {said.count(name)} times; give it once, with all its values")
 
 
 def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:

@@ -37,6 +37,7 @@ def split_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_epochs_rule(tmp_path: Path) -> None:
     """A learning rate so high that validation gets worse early."""
     options = (*QUICK, "--optimizer", "adam", "--lr", 0.3, "--epochs", 40, "--patience", 2)
+    options = (*options, "--monitor", "validation_loss")
     done = train(3, tmp_path / "three", *options)
     told, metrics = summary(tmp_path / "three"), records(tmp_path / "three")
     assert done.out.splitlines()[-1].startswith("early_stopped: ")
@@ -116,6 +117,7 @@ def test_target_is_remembered_where_the_summary_is_lost(tmp_path: Path) -> None:
 
 def test_early_stop_is_remembered_where_the_summary_is_lost(tmp_path: Path) -> None:
     options = (*QUICK, "--optimizer", "adam", "--lr", 0.3, "--epochs", 40, "--patience", 2)
+    options = (*options, "--monitor", "validation_loss")
     train(None, tmp_path / "run", *options)
     whole = result(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()

@@ -213,3 +213,9 @@ def test_other_commands() -> None:
         parse_arguments(Small, [], prog="small")
     with pytest.raises(ConfigurationError, match=r"did you mean --count\?"):
         parse_arguments(Small, ["--name", "a", "--counts", "3"], prog="small")
+
+
+def test_a_list_that_is_given_twice_would_lose_values() -> None:
+    with pytest.raises(ConfigurationError, match="--freeze is given 2 times; give it once, with all its values"):
+        load_config(["--freeze", "dense1.*", "--freeze", "dense2.*"])
+    assert load_config(["--epochs", "1", "--epochs", "2"]).epochs == 2  # as in any command line
