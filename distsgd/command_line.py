@@ -50,7 +50,7 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
 
 
 def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
-    """Of an option that is said twice the last counts, as everywhere; of a list that would lose values without a word."""
+    """Of an option that is said twice the last counts, as everywhere; of a list, values would be lost silently."""
     lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
     said = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
     for name in lists:
