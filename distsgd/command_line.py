@@ -20,6 +20,8 @@ from distsgd.errors import ConfigurationError, DistsgdError
 
 T = TypeVar("T")
 _imported: dict[Path, types.ModuleType] = {}
+_WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
+_WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
 _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")
 
@@ -91,6 +93,10 @@ def _sentence(box: str) -> str:
         if line and not line.startswith("- "):
             told.append(line)
     text = " ".join(told)
+    found = _WRONG_VALUE.match(text)
+    if found is not None:
+        kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
+        return f"{found[1]}: expected {' or '.join(kinds)}, got {found[3]!r}"
     return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
 
 

@@ -215,6 +215,13 @@ class TrainConfig:
             parse_duration(self.max_time, "max_time")
         if self.target is not None:
             parse_target(self.target)
+        if self.early_stopping == "patience" and self.validate_every != "1epoch":
+            raise ConfigurationError(
+                "validate_every: the patience rule says itself how often it validates, min(minibatches an epoch, "
+                f"patience / 2); leave {self.validate_every!r} out"
+            )
+        if self.model == "softmax" and (self.dropout or self.batch_norm):
+            raise ConfigurationError("dropout and batch_norm belong to hidden layers, and model softmax has none")
         given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError("validation and validation_last exclude each other; give one of them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,17 @@ def test_a_list_that_is_given_twice_would_lose_values() -> None:
     with pytest.raises(ConfigurationError, match="--freeze is given 2 times; give it once, with all its values"):
         load_config(["--freeze", "dense1.*", "--freeze", "dense2.*"])
     assert load_config(["--epochs", "1", "--epochs", "2"]).epochs == 2  # as in any command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lr", "abc"], "--learning-rate: expected a number, got 'abc'"),
+        (["--batch-size", "all"], "--batch-size: expected a whole number or full, got 'all'"),
+        (["--model", "softmax", "--dropout", "0.5"], "model softmax has none"),
+        (["--early-stopping", "patience", "--validate-every", "3"], "the patience rule says itself how often"),
+    ],
+)
+def test_values_of_another_kind_and_options_without_effect(arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        load_config(arguments)
