@@ -26,6 +26,16 @@ class Workload:
         """Weights and biases."""
         return sum(a * b + b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
 
+    def fit_options(self) -> dict[str, Any]:
+        """This network and how it is trained, as options of `distsgd.fit("mlp", …)`."""
+        return {
+            "hidden": self.sizes[1:-1],
+            "activation": self.activation,
+            "optimizer": self.optimizer,
+            "learning_rate": self.learning_rate,
+            "batch_size": self.batch,
+        }
+
     def gemms(self, batch: int) -> list[tuple[str, int, int, int]]:
         """(name, m, k, n) of each matrix product of a step on `batch` examples: 2mkn floating-point operations."""
         found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
 from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
-from distsgd.errors import RAISED_BY_USERS, ConfigurationError, DataError, DistsgdError, LaneError
+from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layers import Layer
 from distsgd.layout import Layout
@@ -45,12 +45,8 @@ def user_code(communicator: Communicator, name: str, option: str) -> Any:
     """The object that `file.py:function` names, on every rank; its own errors come with their traceback, once."""
 
     def load() -> Any:
-        try:
+        with users_code(f"{option}: importing {name} failed"):
             return import_function(name, option)
-        except DistsgdError:
-            raise
-        except RAISED_BY_USERS:
-            raise LaneError.here(f"{option}: importing {name} failed") from None
 
     return communicator.everywhere(load)
 
@@ -74,12 +70,8 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
         loss = build_loss(config, data)
 
         def call() -> Any:
-            try:
+            with users_code(f"{config.model} failed"):
                 return builder(data.example_shape, loss.output_size(data.target_shape, data.num_classes))
-            except DistsgdError:
-                raise
-            except RAISED_BY_USERS:
-                raise LaneError.here(f"{config.model} failed") from None
 
         return as_objective(communicator.everywhere(call), loss, data)
     if config.model not in MODELS:
@@ -87,23 +79,18 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
             f"model: expected one of {', '.join(MODELS)}, or file.py:function, got {config.model!r}"
         )
     loss = build_loss(config, data)
-    options = ModelOptions(
-        hidden=config.hidden,
-        activation=config.activation,
-        dropout=config.dropout,
-        batch_norm=config.batch_norm,
-        weight_initializer=config.weight_initializer,
-        bias_initializer=config.bias_initializer,
-        bias=config.bias,
-        output_activation=config.output_activation,
-    )
     if config.output_activation != "linear" and not isinstance(loss, SquaredError):
         raise ConfigurationError(
             f"output_activation {config.output_activation}: goes with --loss squared-error alone, the cross-entropies "
             "take linear outputs"
         )
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    return as_objective(MODELS[config.model](data.example_shape, outputs, options), loss, data)
+    return as_objective(MODELS[config.model](data.example_shape, outputs, model_options(config)), loss, data)
+
+
+def model_options(config: TrainConfig) -> ModelOptions:
+    """What the configuration says of a named model."""
+    return ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
 
 
 def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
@@ -195,9 +182,8 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
     return config.monitor or ("validation_error" if "validation_error" in names else "validation_loss")
 
 
-def build_rule(config: TrainConfig, metrics: Sequence[Metric]) -> StoppingRule:
-    """The early-stopping rule, which also says which parameters are best."""
-    monitor = monitored(config, metrics)
+def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> StoppingRule:
+    """The early-stopping rule, which also says by `monitor` which parameters are best."""
     name = monitor.partition("_")[2]
     mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(monitor)
     if config.early_stopping == "epochs":
@@ -250,35 +236,12 @@ def build_trainer(
 ) -> Trainer:
     """The trainer, with freshly initialized parameters on every rank. Collective."""
     check_ranks(communicator, config)
-    lanes = config.logical_ranks
-    dtype = np.dtype(config.dtype)
     batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
     sampler = Sampler(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
-    layout = Layout.of(objective.parameter_shapes())
-    if layout.size == 0:
-        raise ConfigurationError("the model has no parameters to train")
-    workers = Workers(_threads(communicator, config, layout.size, min(batch_size, len(data.train))))
-    partition = Partition(lanes, communicator.size, layout.size)
-    record = 2 + Layout.of(objective.statistics_shapes()).size
-    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
-    exchange, note = make_exchange(communicator, plan, config.communication)
-    running_layout = Layout.of(objective.state_shapes())
-    running = running_layout.views(np.zeros(running_layout.size, dtype))
-    feeder = Feeder(data.train, objective, dtype, config.seed)
-    feeder.check()
-    regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
-    step = TrainingStep(
-        objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm
-    )
-
-    def initialize() -> None:
-        objective.initialize(step.params, running, config.seed)
-
-    communicator.on_root(initialize)
-    exchange.load_params(None)
-    communicator.broadcast(running.flat)
+    step, note = _build_step(communicator, config, data.train, objective, optimizer, min(batch_size, len(data.train)))
+    feeder, workers = step.feeder, step.workers
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
@@ -286,7 +249,8 @@ def build_trainer(
         feed = replace(feeder, examples=examples)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
-    rule = build_rule(config, metrics) if data.validation is not None else None
+    monitor = monitored(config, metrics) if data.validation is not None else ""
+    rule = build_rule(config, metrics, monitor) if monitor else None
     return Trainer(
         communicator=communicator,
         step=step,
@@ -295,7 +259,7 @@ def build_trainer(
         limits=_limits(config, rule),
         rhythm=_rhythm(config, sampler, rule),
         rule=rule,
-        monitor="" if rule is None else monitored(config, metrics),
+        monitor=monitor,
         validation=evaluator(data.validation),
         test=evaluator(data.test),
         train=evaluator(data.train) if config.train_metrics == "full" else None,
@@ -303,6 +267,38 @@ def build_trainer(
         callbacks=callbacks,
         notes=[] if note is None else [note],
     )
+
+
+def _build_step(
+    communicator: Communicator,
+    config: TrainConfig,
+    train: Examples,
+    objective: Objective,
+    optimizer: Optimizer,
+    batch_length: int,
+) -> tuple[TrainingStep, str | None]:
+    """(the step with freshly initialized parameters on every rank, a line to print about its exchange). Collective."""
+    dtype = np.dtype(config.dtype)
+    layout = Layout.of(objective.parameter_shapes())
+    if layout.size == 0:
+        raise ConfigurationError("the model has no parameters to train")
+    workers = Workers(_threads(communicator, config, layout.size, batch_length))
+    partition = Partition(config.logical_ranks, communicator.size, layout.size)
+    record = 2 + Layout.of(objective.statistics_shapes()).size
+    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
+    exchange, note = make_exchange(communicator, plan, config.communication)
+    running_layout = Layout.of(objective.state_shapes())
+    running = running_layout.views(np.zeros(running_layout.size, dtype))
+    feeder = Feeder(train, objective, dtype, config.seed)
+    feeder.check()
+    regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
+    step = TrainingStep(
+        objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm
+    )
+    communicator.on_root(lambda: objective.initialize(step.params, running, config.seed))
+    exchange.load_params(None)
+    communicator.broadcast(running.flat)
+    return step, note
 
 
 def _threads(communicator: Communicator, config: TrainConfig, parameters: int, batch_length: int) -> int:

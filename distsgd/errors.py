@@ -7,6 +7,8 @@ a defect, of distsgd or of the user's own code, and shows its traceback.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class DistsgdError(Exception):
@@ -58,3 +60,14 @@ class LaneError(DistsgdError):
 
 RAISED_BY_USERS = (Exception, SystemExit)
 """What the user's own code may raise; sys.exit() on one rank would leave the others waiting."""
+
+
+@contextmanager
+def users_code(where: str) -> Iterator[None]:
+    """What the user's own code raises inside becomes a LaneError that begins with `where`."""
+    try:
+        yield
+    except DistsgdError:
+        raise
+    except RAISED_BY_USERS:
+        raise LaneError.here(where) from None

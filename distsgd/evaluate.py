@@ -49,10 +49,10 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.build import build_metrics, confusion_matrix
     from distsgd.command_line import parse_positional
-    from distsgd.datasets import check_arrays, open_dataset
-    from distsgd.examples import Examples, Feeder
+    from distsgd.datasets import check_arrays
+    from distsgd.examples import Feeder
     from distsgd.layout import Layout
-    from distsgd.placement import place
+    from distsgd.placement import open_source, place_split
     from distsgd.records import finite
     from distsgd.stored_model import load_model
     from distsgd.validation import Evaluator
@@ -61,13 +61,15 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     options = communicator.on_root(lambda: parse_positional(Options, arguments, "python -m distsgd.evaluate"))
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    source = communicator.on_root(lambda: open_dataset(options.dataset, data_dir=options.data_dir))
+    source = open_source(communicator, options.dataset, options.data_dir)
     split = communicator.on_root(lambda: choose_split(source, options.split))
-    x, y = (place(communicator, source.arrays[f"{kind}_{split}"]) for kind in ("x", "y"))
-    weighted = f"weights_{split}" in source.arrays
-    weights = place(communicator, source.arrays[f"weights_{split}"]) if weighted else None
-    communicator.on_root(lambda: check_arrays(source.name, x, y, weights, num_classes=signature.num_classes))
-    feeder = Feeder(Examples(x, y, weights, signature.scale), stored.objective, np.dtype(config.dtype), config.seed)
+    placed = place_split(communicator, source, split)
+    assert placed is not None, "choose_split names a split that is there"
+    examples = replace(placed, scale=signature.scale)
+    communicator.on_root(
+        lambda: check_arrays(source.name, examples.x, examples.y, examples.weights, num_classes=signature.num_classes)
+    )
+    feeder = Feeder(examples, stored.objective, np.dtype(config.dtype), config.seed)
     feeder.check()
     metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
     confusion = confusion_matrix(signature, metrics)
@@ -76,7 +78,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     scratch = layout.views(np.zeros(layout.size, feeder.dtype))
     scores = evaluator.run(stored.params, stored.state, [scratch])
     if communicator.is_root:
-        say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(x), **scores})))
+        say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(examples), **scores})))
     return 0
 
 

@@ -18,6 +18,7 @@ from distsgd.build import (
     build_own_optimizer,
     build_own_schedule,
     check_targets,
+    model_options,
 )
 from distsgd.callbacks import Callback, FolderWriter, History
 from distsgd.command_line import from_mapping
@@ -29,7 +30,7 @@ from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layout import Views
 from distsgd.leg import Leg
 from distsgd.metrics import Metric
-from distsgd.models import MODELS, ModelOptions
+from distsgd.models import MODELS
 from distsgd.objective import Custom, LossAndGrad, Objective
 from distsgd.optimizers import OPTIMIZERS, Optimizer
 from distsgd.output import say
@@ -162,8 +163,7 @@ def _check_kinds(
 
 def _check_same_everywhere(communicator: Communicator, sets: Mapping[str, Examples | None]) -> None:
     """Raises DataError on all ranks where they were given other arrays than rank 0."""
-    mine = communicator.everywhere(lambda: [fingerprint(part) for part in sets.values() if part is not None])
-    everyone = communicator.allgather_object(mine)
+    everyone = communicator.allgather_object(communicator.everywhere(lambda: fingerprint(sets)))
     for rank, theirs in enumerate(everyone):
         if theirs != everyone[0]:
             raise DataError(f"fit: rank {rank} was given other arrays than rank 0; every rank must pass the same")
@@ -199,9 +199,8 @@ def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConf
     if isinstance(model, str):
         if model not in MODELS:
             raise ConfigurationError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
-        named = {item.name: getattr(config, item.name) for item in fields(ModelOptions)}
         outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
-        model = MODELS[model](data.example_shape, outputs, ModelOptions(**named))
+        model = MODELS[model](data.example_shape, outputs, model_options(config))
     elif params is not None:
         function: LossAndGrad = model
         return Custom(function, params)

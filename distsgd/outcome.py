@@ -6,6 +6,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,21 +28,24 @@ def parameters_sha256(params: Array, running: Array) -> str:
 
 def finish(trainer: Trainer, status: str, confusion: ConfusionMatrix | None) -> dict[str, Any]:
     """Hands over the best parameters, scores the test set and returns the summary, on every rank. Collective."""
-    from dataclasses import replace
-
-    last = dict(trainer.last_scores)
     train_loss = _train_loss(trainer)
     test = trainer.hand_over()
     matrices: dict[str, Any] = {}
     if confusion is not None and status != "stopped":
         for name, evaluator in (("validation", trainer.validation), ("test", trainer.test)):
             if evaluator is not None:
-                scores = trainer.final_scores(replace(evaluator, metrics=(confusion,)))
-                matrices[name] = scores[confusion.name]
-    progress = trainer.progress
-    validated = progress.best if progress.best is not None else last
-    communicator = trainer.communicator
-    summary: dict[str, Any] = {
+                matrices[name] = trainer.scores_of(replace(evaluator, metrics=(confusion,)))[confusion.name]
+    scores = dict(trainer.progress.best or trainer.last_scores)
+    summary = {key: value for key, value in scores.items() if key.startswith("validation_")} | test
+    return trainer.communicator.on_root(lambda: _summary(trainer, status, train_loss, summary, matrices))
+
+
+def _summary(
+    trainer: Trainer, status: str, train_loss: float | None, scores: dict[str, Any], matrices: dict[str, Any]
+) -> dict[str, Any]:
+    """The summary, on rank 0."""
+    progress, communicator = trainer.progress, trainer.communicator
+    return {
         "status": status,
         "epochs": trainer.epoch,
         "steps": progress.step,
@@ -49,18 +53,13 @@ def finish(trainer: Trainer, status: str, confusion: ConfusionMatrix | None) -> 
         "validation_loss": None,
         "validation_accuracy": None,
         "test_accuracy": None,
-    }
-    summary |= {key: value for key, value in validated.items() if key.startswith("validation_")}
-    summary |= test
-    summary |= {
+        **scores,
         "best_epoch": progress.best["epoch"] if progress.best else None,
         "best_step": progress.best["step"] if progress.best else None,
         "target_reached": trainer.reached_target,
         "logical_ranks": trainer.step.exchange.partition.lanes,
         "parameters": trainer.step.layout.size,
-        "parameters_sha256": communicator.on_root(
-            lambda: parameters_sha256(trainer.step.exchange.params, trainer.step.running.flat)
-        ),
+        "parameters_sha256": parameters_sha256(trainer.step.exchange.params, trainer.step.running.flat),
         "confusion_matrix": matrices or None,
         "run": {
             "ranks": communicator.size,
@@ -71,7 +70,6 @@ def finish(trainer: Trainer, status: str, confusion: ConfusionMatrix | None) -> 
             "versions": versions(),
         },
     }
-    return communicator.broadcast_object(summary)
 
 
 def _train_loss(trainer: Trainer) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,19 +34,17 @@ class Data:
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
-    source = _open(communicator, config.dataset, config)
-    arrays = {name: place(communicator, array) for name, array in source.arrays.items()}
-    sets: dict[str, Examples | None] = {"train": _examples(arrays, "train", source), "validation": None, "test": None}
+    source = open_source(communicator, config.dataset, config.data_dir, config.seed)
+    sets = {"train": place_split(communicator, source, "train")}
     names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
     for split in ("validation", "test"):
         path = getattr(config, split)
-        if path is not None:
-            other = _open(communicator, path, config)
-            placed = {name: place(communicator, array) for name, array in other.arrays.items()}
-            sets[split] = _examples(placed, split if f"x_{split}" in placed else "train", other)
-            names[split] = other.name
-        elif f"x_{split}" in arrays:
-            sets[split] = _examples(arrays, split, source)
+        if path is None:
+            sets[split] = place_split(communicator, source, split)
+            continue
+        other = open_source(communicator, path, config.data_dir, config.seed)
+        sets[split] = place_split(communicator, other, split if f"x_{split}" in other.arrays else "train")
+        names[split] = other.name
     if config.validation_last is not None:
         sets["validation"] = None
     return split_data(communicator, config, names, sets, source.num_classes)
@@ -66,22 +65,37 @@ def split_data(
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
     train = sets["train"]
     assert train is not None, "there is always a training set"
-    classes, fingerprint = communicator.on_root(lambda: (_check(names, sets, num_classes), _fingerprint(sets)))
+    classes, contents = communicator.on_root(lambda: (_check(names, sets, num_classes), fingerprint(sets)))
     validation = sets["validation"]
     if validation is None:
         train, validation = _split(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    return Data(names[""], train, validation, sets["test"], signature, fingerprint)
+    return Data(names[""], train, validation, sets["test"], signature, contents)
 
 
-def _open(communicator: Communicator, name: str, config: TrainConfig) -> DataSource:
+def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:
+    """The data set of this name or path, described, on every rank. Collective; rank 0 looks."""
+
     def read() -> DataSource:
         try:
-            return open_dataset(name, data_dir=config.data_dir, seed=config.seed)
+            return open_dataset(name, data_dir=data_dir, seed=seed)
         except OSError as error:
             raise DataError(f"could not read {name}: {error}") from None
 
     return communicator.on_root(read)
+
+
+def place_split(communicator: Communicator, source: DataSource, split: str) -> Examples | None:
+    """One split's examples, each array once per node; None where the data set hasn't that split. Collective."""
+    if f"x_{split}" not in source.arrays:
+        return None
+    x, y, weights = (
+        place(communicator, source.arrays[f"{kind}_{split}"]) if f"{kind}_{split}" in source.arrays else None
+        for kind in ("x", "y", "weights")
+    )
+    assert x is not None
+    assert y is not None, "a data set has targets for all of its inputs"
+    return Examples(x, y, weights, source.scale)
 
 
 def place(communicator: Communicator, source: ArraySource) -> Array:
@@ -101,10 +115,6 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     communicator.everywhere(read)
     array.flags.writeable = False
     return array
-
-
-def _examples(arrays: dict[str, Array], split: str, source: DataSource) -> Examples:
-    return Examples(arrays[f"x_{split}"], arrays[f"y_{split}"], arrays.get(f"weights_{split}"), source.scale)
 
 
 def _check(names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None) -> int | None:
@@ -131,19 +141,17 @@ def _check(names: dict[str, str], sets: dict[str, Examples | None], num_classes:
     return classes
 
 
-def _fingerprint(sets: dict[str, Examples | None]) -> str:
-    """16 hexadecimal digits of the contents of all sets."""
-    prints = " ".join(fingerprint(part) for part in sets.values() if part is not None)
-    return hashlib.sha256(prints.encode()).hexdigest()[:16]
-
-
-def fingerprint(examples: Examples) -> str:
-    """16 hexadecimal digits of shapes, dtypes, targets, weights, and up to 4,096 evenly spread inputs."""
-    digest = hashlib.sha256(f"{examples.x.shape} {examples.x.dtype} {examples.y.shape} {examples.y.dtype}".encode())
-    chosen = np.linspace(0, len(examples.x) - 1, min(len(examples.x), _HASHED_INPUTS)).astype(np.int64)
-    for array in (examples.x[chosen], examples.y, examples.weights):
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).tobytes())
+def fingerprint(sets: Mapping[str, Examples | None]) -> str:
+    """16 hexadecimal digits of shapes, dtypes, targets, weights, and up to 4,096 evenly spread inputs of each set."""
+    digest = hashlib.sha256()
+    for name, part in sets.items():
+        if part is None:
+            continue
+        digest.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
+        chosen = np.linspace(0, len(part.x) - 1, min(len(part.x), _HASHED_INPUTS)).astype(np.int64)
+        for array in (part.x[chosen], part.y, part.weights):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -156,18 +156,19 @@ class TrainingStep:
         exchange.records[:] = 0.0
         self._error = None
         self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
-        own = exchange.flags
-        flags |= Flag.FAILED if self._error is not None else Flag(0)
-        own[0] = flags | (Flag(0) if self._update.finite else Flag.NON_FINITE)
+        if self._error is not None:
+            flags |= Flag.FAILED
+        if not self._update.finite:
+            flags |= Flag.NON_FINITE
+        exchange.flags[0] = flags
         if rank == 0:
-            scalars = self.optimizer.scalars(learning_rate, step + 1)
-            own[1 : 1 + len(scalars)] = scalars
+            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, step + 1)
         all_flags, records = exchange.gather(bounds)
         said = Flag(0)
         for value in all_flags[:, 0]:
             said |= Flag(int(value))
         if said & Flag.FAILED:
-            self._raise_first_error(step)
+            self._raise_first_error()
         if said & Flag.NON_FINITE:
             raise non_finite(step)
         loss_sum, count = self._totals(records, step, indices, bounds)
@@ -178,40 +179,34 @@ class TrainingStep:
         return StepResult(loss_sum, count, said, norm)
 
     def _compute(self, worker: int, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]) -> None:
+        """One worker's lanes; the first error of any worker is kept, for all ranks to be told."""
         first, last = self.exchange.worker_spans[worker]
-        start, stop = bounds[first], bounds[last]
-        gathered = self.feeder.gather(indices[start:stop]) if stop - start <= self._gathered_together else None
-        with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
-            for buffers in self._buffers[worker]:
-                for plan in schedule(*buffers.node, bounds):
-                    begin, end = bounds[plan.lane], bounds[plan.lane + 1]
-                    rows = indices[begin:end] if gathered is None else gathered.part(begin - start, end - start)
-                    self._compute_lane(buffers, plan, step, epoch, rows)
-
-    def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
-        lane = plan.lane
-        to.start(plan.additions)
+        start, stop, lane = bounds[first], bounds[last], first
         try:
-            batch = self.feeder.batch(
-                rows,
-                self.running,
-                step=step,
-                epoch=epoch,
-                lane=lane,
-                statistics=self._statistics[lane - self.exchange.first_lane],
-            )
-            loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
+            gathered = self.feeder.gather(indices[start:stop]) if stop - start <= self._gathered_together else None
+            with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
+                for buffers in self._buffers[worker]:
+                    for plan in schedule(*buffers.node, bounds):
+                        lane, begin, end = plan.lane, bounds[plan.lane], bounds[plan.lane + 1]
+                        rows = indices[begin:end] if gathered is None else gathered.part(begin - start, end - start)
+                        self._compute_lane(buffers, plan, step, epoch, rows)
         except DistsgdError as error:
             self._error = self._error or error
-            return
         except RAISED_BY_USERS:
             communicator = self.exchange.communicator
             host = communicator.hosts[communicator.rank]
             self._error = self._error or LaneError.here(
                 f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
             )
-            return
-        self.exchange.records[lane - self.exchange.first_lane, :2] = loss_sum, count
+
+    def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
+        own = plan.lane - self.exchange.first_lane
+        to.start(plan.additions)
+        batch = self.feeder.batch(
+            rows, self.running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
+        )
+        loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
+        self.exchange.records[own, :2] = loss_sum, count
         to.finish()
 
     @property
@@ -219,7 +214,7 @@ class TrainingStep:
         """Whether the gradient of this rank's elements was finite in every update so far."""
         return self._update.finite
 
-    def _raise_first_error(self, step: int) -> None:
+    def _raise_first_error(self) -> None:
         for error in self.exchange.communicator.allgather_object(self._error):
             if error is not None:
                 raise error

@@ -19,7 +19,7 @@ from distsgd.communication.exchange import BLOCK
 from distsgd.config import Every
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule, reaches
-from distsgd.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, LaneError
+from distsgd.errors import DistsgdError, users_code
 from distsgd.metrics import Value
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
@@ -105,7 +105,6 @@ class Trainer:
         """Whether the last validation reached the target."""
         if self.limits.target is None or self.progress.scores is None:
             return False
-        self._metric(self.progress.scores, self.limits.target[0], "target")
         return reaches(self.limits.target, self.progress.scores)
 
     @property
@@ -223,8 +222,7 @@ class Trainer:
             record["penalty"] = penalty
         due = self._record_due()
         if self.train is not None and due != "log":
-            record.update(self._score("train", self.train, prefix="train_full"))
-        decision = None
+            record.update(self._score("train_full", self.train))
         if due == "validation" and self.validation is not None:
             self.last_scores = self._score("validation", self.validation)
             record.update(self.last_scores)
@@ -235,9 +233,8 @@ class Trainer:
         self._on_root(lambda callback: callback.on_record(record))
         return decision
 
-    def _score(self, name: str, evaluator: Evaluator, prefix: str = "") -> dict[str, Value]:
-        scores = evaluator.run(self.step.params, self.step.running, self._scratch)
-        return {f"{prefix or name}_{key}": value for key, value in scores.items()}
+    def _score(self, prefix: str, evaluator: Evaluator) -> dict[str, Value]:
+        return {f"{prefix}_{key}": value for key, value in self.scores_of(evaluator).items()}
 
     def _decide(self, record: dict[str, Any] | None) -> int | None:
         """Rank 0 looks at a validation (None: at where the run stands already) and tells all what follows."""
@@ -257,16 +254,8 @@ class Trainer:
         assert self.rule is not None
         if record is None:
             return False, self.rule.stop_step()
-        improved = self.rule.validated(self.progress.step, self._metric(record, self.monitor, "monitor"))
+        improved = self.rule.validated(self.progress.step, record[self.monitor])
         return improved, self.rule.stop_step()
-
-    @staticmethod
-    def _metric(record: Mapping[str, Any], name: str, option: str) -> float:
-        value = record.get(name)
-        if not isinstance(value, float):
-            known = [key for key, item in record.items() if isinstance(item, float) and "_" in key]
-            raise ConfigurationError(f"{option}: expected one of {', '.join(known)}, got {name!r}")
-        return value
 
     def _keep_best(self, record: dict[str, Any]) -> None:
         progress = self.progress
@@ -326,7 +315,7 @@ class Trainer:
                 self.communicator.broadcast(running.flat)
         return {} if self.test is None else self._score("test", self.test)
 
-    def final_scores(self, evaluator: Evaluator) -> dict[str, Value]:
+    def scores_of(self, evaluator: Evaluator) -> dict[str, Value]:
         """Scores with the parameters in place. Collective."""
         return evaluator.run(self.step.params, self.step.running, self._scratch)
 
@@ -339,13 +328,9 @@ class Trainer:
 
     def _call(self, hook: Callable[[Callback], object]) -> None:
         """Calls a hook of each callback; what goes wrong in one becomes an error that all ranks can be told."""
-        try:
+        with users_code(f"a callback failed at step {self.progress.step}"):
             for callback in self.callbacks:
                 hook(callback)
-        except DistsgdError:
-            raise
-        except RAISED_BY_USERS:
-            raise LaneError.here(f"a callback failed at step {self.progress.step}") from None
 
     def _raise_hook_error(self) -> None:
         def tell() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from distsgd.communication import Communicator
 from distsgd.communication.tree import part
 from distsgd.device import Array
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
+from distsgd.errors import users_code
 from distsgd.examples import Feeder
 from distsgd.layout import Views
 from distsgd.metrics import Metric, Value
@@ -52,12 +52,8 @@ class Evaluator:
                 for index in range(begin, end):
                     self._score_chunk(first + index, sums[index], params, state, scratch[worker])
 
-        try:
+        with users_code(f"scoring failed on rank {rank}"):
             self.workers.run(run)
-        except DistsgdError:
-            raise
-        except RAISED_BY_USERS:
-            raise LaneError.here(f"scoring failed on rank {rank}") from None
         return sums
 
     def _score_chunk(self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views) -> None:

@@ -49,11 +49,7 @@ def main() -> None:
     distsgd.fit(
         "mlp",
         synthetic(work),
-        hidden=work.sizes[1:-1],
-        activation=work.activation,
-        optimizer=work.optimizer,
-        learning_rate=work.learning_rate,
-        batch_size=work.batch,
+        **work.fit_options(),
         logical_ranks=wanted["lanes"],
         threads=wanted.get("threads"),
         communication=wanted.get("communication", "auto"),

@@ -20,11 +20,7 @@ def main() -> None:
         "mlp",
         (data["x_train"], data["y_train"]),
         (data["x_test"], data["y_test"]),  # validated after each epoch
-        hidden=work.sizes[1:-1],
-        activation=work.activation,
-        optimizer=work.optimizer,
-        learning_rate=work.learning_rate,
-        batch_size=work.batch,
+        **work.fit_options(),
         logical_ranks=wanted["lanes"],
         threads=1,
         seed=wanted["seed"],

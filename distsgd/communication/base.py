@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from distsgd.device import Array
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
+from distsgd.errors import DistsgdError, users_code
 
 T = TypeVar("T")
 
@@ -72,11 +72,10 @@ class Communicator(ABC):
         outcome: tuple[Any, DistsgdError | None] = (None, None)
         if self.is_root:
             try:
-                outcome = (function(), None)
+                with users_code("rank 0 failed"):
+                    outcome = (function(), None)
             except DistsgdError as error:
                 outcome = (None, error)
-            except RAISED_BY_USERS:
-                outcome = (None, LaneError.here("rank 0 failed"))
         value, problem = self.broadcast_object(outcome)
         if problem is not None:
             raise problem
@@ -87,11 +86,10 @@ class Communicator(ABC):
         value: Any = None
         error: DistsgdError | None = None
         try:
-            value = function()
+            with users_code(f"rank {self.rank} on {self.hosts[self.rank]} failed"):
+                value = function()
         except DistsgdError as raised:
             error = raised
-        except RAISED_BY_USERS:
-            error = LaneError.here(f"rank {self.rank} on {self.hosts[self.rank]} failed")
         for other in self.allgather_object(error):
             if other is not None:
                 raise other
