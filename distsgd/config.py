@@ -69,8 +69,6 @@ class TrainConfig:
     """he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation."""
     bias_initializer: str = "zeros"
     """As weight_initializer."""
-    output_initializer: str | None = None
-    """Of the output layer's weights, whose biases are zeros then. Default: as the other layers."""
     bias: bool = True
     """Biases in dense layers."""
     output_activation: str = "linear"

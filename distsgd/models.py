@@ -22,7 +22,6 @@ class ModelOptions:
     batch_norm           batch normalization between each hidden layer and its activation
     weight_initializer   such as "glorot(4)"; None for He's with ReLU and its relatives, Glorot's with the others, and
                          zeros in `softmax`, whose loss is convex
-    output_initializer   of the output layer's weights, whose biases are zeros then; None for as the other layers
     output_activation    linear, or sigmoid for outputs between 0 and 1 under a squared error; the losses with "cross-
                          entropy" in their names take linear outputs
     """
@@ -33,7 +32,6 @@ class ModelOptions:
     batch_norm: bool = False
     weight_initializer: str | None = None
     bias_initializer: str = "zeros"
-    output_initializer: str | None = None
     bias: bool = True
     output_activation: str = "linear"
 
@@ -45,7 +43,7 @@ class ModelOptions:
         # What the layers check themselves is checked here too, so that a wrong option is told before data are read.
         Activation(self.activation)
         Dropout(self.dropout)
-        for text in (self.weight_initializer, self.bias_initializer, self.output_initializer):
+        for text in (self.weight_initializer, self.bias_initializer):
             if text is not None:
                 parse_initializer(text)
 
@@ -58,12 +56,6 @@ class ModelOptions:
         """The biases' initializer."""
         return parse_initializer(self.bias_initializer)
 
-    def output(self, fan_in: int, outputs: int, default: str) -> Dense:
-        """The output layer; `default` initializes its weights where nothing is chosen."""
-        if self.output_initializer is not None:
-            return Dense(fan_in, outputs, self.bias, parse_initializer(self.output_initializer))
-        return Dense(fan_in, outputs, self.bias, self.weights(default), self.biases)
-
 
 ModelBuilder = Callable[[Shape, int, ModelOptions], Layer]
 _HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
@@ -71,7 +63,8 @@ _HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
 
 def softmax(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
     """One dense layer: softmax regression, logistic regression or linear regression, as the loss has it."""
-    return Sequential([options.output(prod(input_shape), outputs, "zeros")])
+    fan_in = prod(input_shape)
+    return Sequential([Dense(fan_in, outputs, options.bias, options.weights("zeros"), options.biases)])
 
 
 def mlp(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
@@ -79,8 +72,7 @@ def mlp(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
 
     Examples are taken flat, as (product of input_shape,).
     """
-    default = "he" if options.activation in _HE_ACTIVATIONS else "glorot"
-    weights = options.weights(default)
+    weights = options.weights("he" if options.activation in _HE_ACTIVATIONS else "glorot")
     layers: list[Layer] = []
     fan_in = prod(input_shape)
     for units in options.hidden:
@@ -91,7 +83,7 @@ def mlp(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
         if options.dropout:
             layers.append(Dropout(options.dropout))
         fan_in = units
-    layers.append(options.output(fan_in, outputs, default))
+    layers.append(Dense(fan_in, outputs, options.bias, weights, options.biases))
     if options.output_activation != "linear":
         layers.append(Activation(options.output_activation))
     return Sequential(layers)

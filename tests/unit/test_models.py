@@ -75,17 +75,6 @@ def test_chosen_initializers():
         assert (params["dense1.bias"] == 0.1).all()
 
 
-def test_the_output_layer_may_begin_in_its_own_way():
-    options = ModelOptions((20,), "sigmoid", bias_initializer="normal(1)", output_initializer="zeros")
-    for name, output in (("mlp", "dense2"), ("softmax", "dense1")):
-        params = initialized(MODELS[name]((4,), 3, options))
-        assert not params[f"{output}.weight"].any()
-        assert not params[f"{output}.bias"].any()
-    hidden = initialized(MODELS["mlp"]((4,), 3, options))
-    assert hidden["dense1.weight"].any()
-    assert hidden["dense1.bias"].std() == pytest.approx(1.0, rel=0.5)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -94,7 +83,6 @@ def test_the_output_layer_may_begin_in_its_own_way():
         {"dropout": 1.0},
         {"weight_initializer": "xavier"},
         {"bias_initializer": "normal"},
-        {"output_initializer": "nothing"},
         {"output_activation": "tanh"},
     ],
 )
