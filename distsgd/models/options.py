@@ -13,14 +13,15 @@ from distsgd.layers import Activation, Dropout, Layer
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a named model can be told; `softmax` has no hidden layers and takes the initializers and the bias alone.
+    """What a named model can be told; all but `mlp` take the initializers and the bias alone.
 
     hidden               units of each hidden layer
     activation           behind each hidden layer
     dropout              rate behind each hidden activation; 0 for none
     batch_norm           batch normalization between each hidden layer and its activation
-    weight_initializer   such as "glorot(4)"; None for He's with ReLU and its relatives, Glorot's with the others, and
-                         zeros in `softmax`, whose loss is convex
+    weight_initializer   such as "glorot(4)"; None for He's with ReLU and its relatives, Glorot's with the others, zeros
+                         in `softmax`, whose loss is convex, and its author's in a published network
+    bias_initializer     "zeros" for a published network's own, too
     output_activation    linear, or sigmoid for outputs between 0 and 1 under a squared error; the losses with "cross-
                          entropy" in their names take linear outputs
     """
@@ -45,6 +46,15 @@ class ModelOptions:
         for text in (self.weight_initializer, self.bias_initializer):
             if text is not None:
                 parse_initializer(text)
+
+    def check_left_out(self, model: str) -> None:
+        """Raises ConfigurationError where an option of mlp's alone is set, for a model that would ignore it."""
+        for name in ("hidden", "activation", "dropout", "batch_norm", "output_activation"):
+            if getattr(self, name) != getattr(ModelOptions, name):
+                raise ConfigurationError(
+                    f"{name} is an option of mlp, got it with {model!r}; say it in a list of layers, such as "
+                    "'conv 20 5x5, batch-norm, relu, dropout 0.5, dense 10'"
+                )
 
     def weights(self, default: str) -> Initializer:
         """The weights' initializer, `default` where none is chosen."""

@@ -6,9 +6,8 @@ from math import prod
 
 from distsgd.device import Shape
 from distsgd.layers import Activation, BatchNormalization, Dense, Dropout, Layer, Sequential
+from distsgd.models.first_values import HE_ACTIVATIONS
 from distsgd.models.options import ModelOptions
-
-_HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
 
 
 def softmax(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
@@ -22,7 +21,7 @@ def mlp(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
 
     Examples are taken flat, as (product of input_shape,).
     """
-    weights = options.weights("he" if options.activation in _HE_ACTIVATIONS else "glorot")
+    weights = options.weights("he" if options.activation in HE_ACTIVATIONS else "glorot")
     layers: list[Layer] = []
     fan_in = prod(input_shape)
     for units in options.hidden:

@@ -9,18 +9,23 @@ from distsgd.errors import ConfigurationError
 from distsgd.layers import Layer
 
 
-def accepted_shape(layer: Layer, example_shape: Shape) -> Shape:
-    """The shape in which `layer` takes examples of `example_shape`: theirs, or else flat.
+def as_images(shape: Shape) -> Shape:
+    """(height, width) as (1, height, width), images of one channel; any other shape as it is."""
+    return (1, *shape) if len(shape) == 2 else shape
 
-    Raises ConfigurationError, the layer's own for their shape, where it takes neither.
+
+def accepted_shape(layer: Layer, example_shape: Shape) -> Shape:
+    """The shape in which `layer` takes examples of `example_shape`: theirs, or images of one channel, or else flat.
+
+    Raises ConfigurationError, the layer's own for their shape, where it takes none of them.
     """
-    try:
-        layer.output_shape(example_shape)
-        return example_shape
-    except ConfigurationError as error:
-        flat = (prod(example_shape),)
+    images = as_images(example_shape)
+    problem: ConfigurationError | None = None
+    for shape in dict.fromkeys((example_shape, images, (prod(example_shape),))):
         try:
-            layer.output_shape(flat)
-        except ConfigurationError:
-            raise error from None
-        return flat
+            layer.output_shape(shape)
+            return shape
+        except ConfigurationError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
