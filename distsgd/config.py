@@ -41,7 +41,7 @@ class TrainConfig:
 
     # data
     dataset: str = "digits"
-    """digits, mnist, fashion-mnist, xor, moons, or a path: .npz with x and y, or a folder of .npy files."""
+    """digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files."""
     data_dir: str | None = None
     """Where data-set files are, or are downloaded to. Default: the user's cache folder."""
     scale: float | None = None
