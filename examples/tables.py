@@ -83,7 +83,8 @@ def figure(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
     def show(value: float) -> str:
         if percent:
-            return f"{100 * value:.4g}" if len(values) == 1 else f"{100 * value:.2f}"
+            digits = f"{100 * value:.6f}".rstrip("0")
+            return digits + "0" * (2 - len(digits.partition(".")[2])) if len(values) == 1 else f"{100 * value:.2f}"
         return f"{value:,.0f}" if whole and value == int(value) else f"{value:.3g}"
 
     text = f"{label} {show(mean(values))}"
