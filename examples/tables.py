@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from examples.rows import ROOT, Row
@@ -13,6 +13,9 @@ from examples.rows import ROOT, Row
 DOCS = ROOT / "docs" / "tutorials"
 RESULTS = DOCS / "results.json"
 BEGIN, END = "<!-- obtained -->\n", "<!-- end -->"
+
+MANY = 10
+"""So many seeds show a distribution, which a standard deviation doesn't when it has outliers."""
 
 Results = dict[str, list[dict[str, Any]]]
 """Of each row, by name, the runs: one a seed, in order."""
@@ -73,26 +76,31 @@ def table(rows: Sequence[Row], results: Results, *, links: bool) -> str:
 
 
 def figure(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    """A figure's mean and standard deviation over the seeds, and the least and the most where there are ten."""
+    """A figure's mean and standard deviation over the seeds; the median, the least and the most of MANY seeds."""
     values = [run["figures"][name] for run in runs if run["figures"].get(name) is not None]
     label = name.replace("train_full", "train").replace("_", " ")
+    percent = name.endswith(("accuracy", "error", "error_all"))
     if not values:
         return f"{label} none"
-    whole = all(isinstance(value, int) for value in values)
-    percent = name.endswith(("accuracy", "error", "error_all"))
+    if len(set(values)) == 1:
+        text = _percent(values[0], len(runs) == 1) if percent else _number(values[0])
+    elif len(values) < MANY:
+        show = _percent if percent else _number
+        text = f"{show(mean(values))} ± {show(stdev(values))}"
+    else:
+        show = _percent if percent else _number
+        text = f"{show(median(values))} in the middle, from {show(min(values))} to {show(max(values))}"
+    return f"{label} {text}" + (" %" if percent else "")
 
-    def show(value: float) -> str:
-        if percent:
-            digits = f"{100 * value:.6f}".rstrip("0")
-            return digits + "0" * (2 - len(digits.partition(".")[2])) if len(values) == 1 else f"{100 * value:.2f}"
-        return f"{value:,.0f}" if whole and value == int(value) else f"{value:.3g}"
 
-    text = f"{label} {show(mean(values))}"
-    if len(values) > 1 and len(set(values)) > 1:
-        text += f" ± {show(stdev(values))}"
-    if len(values) >= 10:
-        text += f" (from {show(min(values))} to {show(max(values))})"
-    return text + (" %" if percent else "")
+def _percent(value: float, alone: bool = False) -> str:
+    """Two decimals; as many as there are, up to six, of a single run."""
+    digits = f"{100 * value:.6f}".rstrip("0")
+    return digits + "0" * (2 - len(digits.partition(".")[2])) if alone else f"{100 * value:.2f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def _range(runs: Sequence[Mapping[str, Any]], name: str) -> str:
