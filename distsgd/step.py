@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 
@@ -24,12 +23,6 @@ from distsgd.workers import Workers
 
 _GATHERED_TOGETHER = 8 << 20
 """Bytes of inputs up to which a worker gathers all of its lanes at once; above it, each lane as it comes."""
-
-_ANNOUNCED = 1 << 17
-"""Elements of a model from which its gradient is added layer by layer; a smaller one is in the cache as a whole."""
-
-_ADDED_TOGETHER = 1 << 18
-"""Elements of a large layer's gradient that go through all the additions before the next ones do."""
 
 
 class Flag(IntFlag):
@@ -60,48 +53,11 @@ class StepResult:
 
 
 class _LaneBuffers:
-    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level.
-
-    A lane's gradient is added layer by layer, as backward completes them, while it is still in the cache.
-    """
+    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level."""
 
     def __init__(self, node: Span, flats: list[Array], layout: Layout) -> None:
         self.node, self.flats = node, flats
         self.views = [layout.views(flat) for flat in flats]
-        if layout.size >= _ANNOUNCED:
-            for views in self.views:
-                views.on_complete = self._add
-        self._additions: tuple[Span, ...] = ()
-        self._added: list[slice] = []
-
-    def start(self, additions: tuple[Span, ...]) -> None:
-        """A lane begins, behind which these (into, from) pairs of buffers are to be added."""
-        self._additions, self._added = additions, []
-
-    def _add(self, span: slice) -> None:
-        """Adds what of `span` isn't added yet: a layer made of layers announces what they announced before it."""
-        if not self._additions:
-            return
-        for gap in _gaps(span, self._added):
-            for start in range(gap.start, gap.stop, _ADDED_TOGETHER):
-                part = slice(start, min(start + _ADDED_TOGETHER, gap.stop))
-                for into, other in self._additions:
-                    np.add(self.flats[into][part], self.flats[other][part], out=self.flats[into][part])
-        self._added.append(span)
-
-    def finish(self) -> None:
-        """Adds what no layer has announced: all of it where the model isn't made of layers."""
-        self._add(slice(0, self.flats[0].size))
-
-
-def _gaps(span: slice, taken: Sequence[slice]) -> list[slice]:
-    """What of `span` none of `taken` covers."""
-    gaps, position = [], span.start
-    for other in sorted(taken, key=lambda other: (other.start, other.stop)):
-        if position < min(other.start, span.stop):
-            gaps.append(slice(position, min(other.start, span.stop)))
-        position = max(position, other.stop)
-    return [*gaps, slice(position, span.stop)] if position < span.stop else gaps
 
 
 @dataclass
@@ -201,13 +157,13 @@ class TrainingStep:
 
     def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
         own = plan.lane - self.exchange.first_lane
-        to.start(plan.additions)
         batch = self.feeder.batch(
             rows, self.running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
         )
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
         self.exchange.records[own, :2] = loss_sum, count
-        to.finish()
+        for into, other in plan.additions:
+            np.add(to.flats[into], to.flats[other], out=to.flats[into])
 
     @property
     def finite(self) -> bool:
