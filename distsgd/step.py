@@ -120,9 +120,10 @@ class TrainingStep:
         if rank == 0:
             exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, step + 1)
         all_flags, records = exchange.gather(bounds)
-        said = Flag(0)
-        for value in all_flags[:, 0]:
-            said |= Flag(int(value))
+        bits = 0
+        for value in all_flags[:, 0].tolist():
+            bits |= int(value)
+        said = Flag(bits)
         if said & Flag.FAILED:
             self._raise_first_error()
         if said & Flag.NON_FINITE:
