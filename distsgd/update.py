@@ -19,6 +19,10 @@ from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization, Segment
 from distsgd.workers import Workers
 
+_STRETCH_OF_THREADS = 4 * STRETCH
+"""With several threads. Each call into NumPy may end in waiting for the interpreter, which costs more than the cache
+gains: two threads with the shorter stretches take longer than one."""
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -68,7 +72,8 @@ class SliceUpdate:
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
         segments = regularization.segments(layout, penalizing)
-        spans = list(stretches(exchange.owned))
+        self._length = STRETCH if workers.count == 1 else _STRETCH_OF_THREADS
+        spans = list(stretches(exchange.owned, self._length))
         self._stretches = [
             self._prepare(spans[slice(*part(len(spans), workers.count, worker))], segments)
             for worker in range(workers.count)
@@ -77,7 +82,7 @@ class SliceUpdate:
     def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[_Stretch]:
         """One worker's stretches, which share its scratch memory."""
         params = self.exchange.params
-        scratch = np.empty((3 + scratch_levels(self.exchange.partition.lanes), STRETCH), params.dtype)
+        scratch = np.empty((3 + scratch_levels(self.exchange.partition.lanes), self._length), params.dtype)
         prepared = []
         for span in spans:
             count = span.stop - span.start

@@ -284,7 +284,7 @@ def total_of(
     return total
 
 
-def stretches(span: slice) -> Iterator[slice]:
-    """The span in stretches of at most STRETCH elements."""
-    for start in range(span.start, span.stop, STRETCH):
-        yield slice(start, min(start + STRETCH, span.stop))
+def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:
+    """The span in stretches of at most `length` elements."""
+    for start in range(span.start, span.stop, length):
+        yield slice(start, min(start + length, span.stop))
