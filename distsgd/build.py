@@ -21,7 +21,7 @@ from distsgd.layers import Layer
 from distsgd.layout import Layout
 from distsgd.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
-from distsgd.models import MODELS, ModelOptions, accepted_shape
+from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.placement import Data
@@ -74,10 +74,6 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
                 return builder(data.example_shape, loss.output_size(data.target_shape, data.num_classes))
 
         return as_objective(communicator.everywhere(call), loss, data)
-    if config.model not in MODELS:
-        raise ConfigurationError(
-            f"model: expected one of {', '.join(MODELS)}, or file.py:function, got {config.model!r}"
-        )
     loss = build_loss(config, data)
     if config.output_activation != "linear" and not isinstance(loss, SquaredError):
         raise ConfigurationError(
@@ -85,7 +81,7 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
             "take linear outputs"
         )
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    return as_objective(MODELS[config.model](data.example_shape, outputs, model_options(config)), loss, data)
+    return as_objective(build_model(config.model, data.example_shape, outputs, model_options(config)), loss, data)
 
 
 def model_options(config: TrainConfig) -> ModelOptions:
@@ -282,7 +278,7 @@ def _build_step(
     layout = Layout.of(objective.parameter_shapes())
     if layout.size == 0:
         raise ConfigurationError("the model has no parameters to train")
-    workers = Workers(_threads(communicator, config, layout.size, batch_length))
+    workers = Workers(_threads(communicator, config, objective.multiply_adds(), batch_length))
     partition = Partition(config.logical_ranks, communicator.size, layout.size)
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
@@ -301,16 +297,16 @@ def _build_step(
     return step, note
 
 
-def _threads(communicator: Communicator, config: TrainConfig, parameters: int, batch_length: int) -> int:
+def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int, batch_length: int) -> int:
     node = communicator.node()
     masks = node.allgather_object(affinity())
     cores = cores_per_rank(masks, node.rank)
-    lanes = Partition(config.logical_ranks, communicator.size, parameters).lanes_of(communicator.rank)
+    lanes = Partition(config.logical_ranks, communicator.size, 1).lanes_of(communicator.rank)
     mine = lanes[1] - lanes[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))
     longest = max(lane_bounds(batch_length, config.logical_ranks)[1], 1)
-    return worker_count(cores, mine, parameters, longest)
+    return worker_count(cores, mine, multiply_adds, longest)
 
 
 def _limits(config: TrainConfig, rule: StoppingRule | None) -> Limits:

@@ -56,21 +56,24 @@ class TrainConfig:
 
     # model
     model: str = "mlp"
-    """softmax, mlp, or file.py:function for your own."""
+    """softmax, mlp, lenet, network3, lasagne-cnn, resnet20; a list such as 'conv 20 5x5, pool 2, relu, dense 10' of
+    conv FILTERS HxW [same | padding N] [stride N], pool and average-pool SIZE [stride N], global-pool, dense [UNITS],
+    batch-norm, dropout and channel-dropout RATE, flatten and activations; or file.py:function for your own."""
     hidden: tuple[int, ...] = (128, 128)
     """Units of each hidden layer of mlp."""
     activation: str = "relu"
-    """relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
+    """Of mlp: relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
     dropout: float = 0.0
     """Dropout rate behind each hidden activation of mlp."""
     batch_norm: bool = False
     """Batch normalization in each hidden layer of mlp."""
     weight_initializer: str | None = None
-    """he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation."""
+    """he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation, or
+    as the authors of a named network have it; --model 'network3: LIST' takes them for a list of your own."""
     bias_initializer: str = "zeros"
     """As weight_initializer."""
     bias: bool = True
-    """Biases in dense layers."""
+    """Biases in dense and convolution layers."""
     output_activation: str = "linear"
     """linear, or sigmoid under a squared error."""
 

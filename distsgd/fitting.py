@@ -30,7 +30,7 @@ from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layout import Views
 from distsgd.leg import Leg
 from distsgd.metrics import Metric
-from distsgd.models import MODELS
+from distsgd.models import build_model
 from distsgd.objective import Custom, LossAndGrad, Objective
 from distsgd.optimizers import OPTIMIZERS, Optimizer
 from distsgd.output import say
@@ -197,10 +197,8 @@ def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConf
     if isinstance(model, Objective):
         return model
     if isinstance(model, str):
-        if model not in MODELS:
-            raise ConfigurationError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
         outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
-        model = MODELS[model](data.example_shape, outputs, model_options(config))
+        model = build_model(model, data.example_shape, outputs, model_options(config))
     elif params is not None:
         function: LossAndGrad = model
         return Custom(function, params)

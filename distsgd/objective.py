@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,10 @@ class Objective(ABC):
     def statistics_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of what a lane reports for the running statistics."""
         return {}
+
+    def multiply_adds(self) -> int:
+        """About how many forward makes for one example: one a parameter, unless a model knows better."""
+        return sum(prod(shape) for shape in self.parameter_shapes().values())
 
     @abstractmethod
     def initialize(self, params: Views, state: Views, seed: int) -> None:
@@ -85,6 +90,9 @@ class Supervised(Objective):
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
         return self.model.statistics_shapes()
+
+    def multiply_adds(self) -> int:
+        return self.model.multiply_adds(self.input_shape) or super().multiply_adds()
 
     def initialize(self, params: Views, state: Views, seed: int) -> None:
         self.model.initialize(params, seed, "")

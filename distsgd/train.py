@@ -150,19 +150,22 @@ def announce(
     )
     say(f"compute    {blas_description()}, {config.dtype}")
     say(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
-    say(f"model      {config.model} {describe(trainer)}: {trainer.step.layout.size:,} parameters")
+    say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
     say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
     begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     say(f"run        {folder.path}{begin}")
 
 
-def describe(trainer: Trainer) -> str:
-    """The model in a few words."""
+def describe(config: TrainConfig, trainer: Trainer) -> str:
+    """The model in a few words: its name, and the layers."""
     from distsgd.models import describe as describe_layer
+    from distsgd.models.text import is_text
     from distsgd.objective import Supervised
 
     objective = trainer.step.objective
-    return describe_layer(objective.model) if isinstance(objective, Supervised) else "(own function)"
+    name = config.model.partition(":")[0] if is_text(config.model) and ":" in config.model else config.model
+    layers = describe_layer(objective.model) if isinstance(objective, Supervised) else "(own function)"
+    return layers if "," in name else f"{name} {layers}"
 
 
 def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, objective: Objective) -> int:

@@ -14,7 +14,7 @@ from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
 from distsgd.kernels.products import multiply
-from distsgd.layers.base import Backward, Layer, join
+from distsgd.layers.base import Backward, Layer, initialize_arrays
 from distsgd.layout import Views
 
 _HE, _ZEROS = He(), Zeros()
@@ -49,9 +49,7 @@ class Dense(Layer):
         return shapes
 
     def initialize(self, params: Views, seed: int, path: str) -> None:
-        initializers = {"weight": self.weight_initializer, "bias": self.bias_initializer}
-        for name, shape in self.parameter_shapes().items():
-            params[name][...] = initializers[name](shape, seed, f"initialize {join(path, name)}")
+        initialize_arrays(params, {"weight": self.weight_initializer, "bias": self.bias_initializer}, seed, path)
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape != (self.fan_in,):
@@ -60,6 +58,9 @@ class Dense(Layer):
                 "set fan_in to that length, or flatten the examples if they have several dimensions"
             )
         return (self.fan_out,)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.fan_in * self.fan_out
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         weight = params["weight"]
@@ -72,12 +73,13 @@ class Dense(Layer):
             multiply(dy, x.T, out=grads["weight"])
             if self.bias:
                 # A sum over the batch as a matrix-vector product, which is three to five times faster than a reduction.
-                np.matmul(dy, _ones(dy.shape[1], dy.dtype), out=grads["bias"])
+                np.matmul(dy, ones(dy.shape[1], dy.dtype), out=grads["bias"])
             return multiply(weight.T, dy) if needs_dx else None
 
         return y, backward
 
 
 @lru_cache(maxsize=64)
-def _ones(count: int, dtype: np.dtype[Any]) -> Array:
+def ones(count: int, dtype: np.dtype[Any]) -> Array:
+    """A vector of ones: a matrix times it is the sum over each row."""
     return np.ones(count, dtype)

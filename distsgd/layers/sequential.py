@@ -84,6 +84,13 @@ class Sequential(Layer):
                 raise ConfigurationError(f"{name}: {error}") from None
         return shape
 
+    def multiply_adds(self, shape: Shape) -> int:
+        total = 0
+        for layer in self.layers:
+            total += layer.multiply_adds(shape)
+            shape = layer.output_shape(shape)
+        return total
+
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         backwards = []
         for name, layer, inside in self._steps(path):

@@ -131,10 +131,13 @@ def test_activation(added: Added) -> None:
 def test_named_model(added: Added) -> None:
     from dataclasses import replace
 
-    module = added.both("distsgd/models.py", "MODELS")
+    from distsgd.models import describe
+
+    module = added.block("distsgd/models/plain.py")
+    added.register(module, "distsgd/models/__init__.py", "MODELS")
     vars(module)["replace"] = replace  # the page says to import it
     layer = module.autoencoder((64,), 64, module.ModelOptions(hidden=(32, 8)))
-    assert module.describe(layer) == "64-32-8-32-64 relu"
+    assert describe(layer) == "64-32-8-32-64 relu"
     trained(model="autoencoder", hidden=(4, 2))
 
 
