@@ -92,7 +92,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array) -> None
 
 def input_gradient(weight: Array, dy: Array, window: Window, height: int, width: int) -> Array:
     """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
-    filters, channels, kh, kw = weight.shape
+    filters, channels, _, kw = weight.shape
     _, out_height, out_width, n = dy.shape
     if window.is_pointwise:
         return np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1)).reshape(channels, height, width, n)
