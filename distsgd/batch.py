@@ -18,7 +18,7 @@ class Batch:
     x           inputs (…, n), the transposed view of C-ordered rows, in the parameters' dtype
     y           targets: labels (n,) int64, or values (outputs, n)
     weights     sample weights (n,), or None
-    indices     which examples these are, (n,)
+    indices     which rows of the data these are, (n,)
     state       running statistics of the model (read only)
     statistics  float64 views where this lane's batch statistics go, by name, for training alone
     """

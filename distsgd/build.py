@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.augmentation import parse_augmentation
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
@@ -242,7 +243,7 @@ def build_trainer(
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
             return None
-        feed = replace(feeder, examples=examples)
+        feed = replace(feeder, examples=examples, augmentation=None)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
     monitor = monitored(config, metrics) if data.validation is not None else ""
@@ -285,7 +286,7 @@ def _build_step(
     exchange, note = make_exchange(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
-    feeder = Feeder(train, objective, dtype, config.seed)
+    feeder = Feeder(train, objective, dtype, config.seed, augmentation=parse_augmentation(config.augment))
     feeder.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(

@@ -12,6 +12,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
+from distsgd.augmentation import parse_augmentation
 from distsgd.errors import ConfigurationError
 from distsgd.losses import LOSSES
 from distsgd.optimizers import Optimizer, build_optimizer
@@ -40,7 +41,7 @@ class TrainConfig:
 
     # data
     dataset: str = "digits"
-    """digits, mnist, fashion-mnist, xor, moons, or a path: .npz with x and y, or a folder of .npy files."""
+    """digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files."""
     data_dir: str | None = None
     """Where data-set files are, or are downloaded to. Default: the user's cache folder."""
     scale: float | None = None
@@ -53,6 +54,10 @@ class TrainConfig:
     """Validate on this many last training examples, instead of a random part."""
     test: str | None = None
     """Path of test data, instead of the data set's own."""
+    expand: str = "none"
+    """shifts: each training image, and it moved by one pixel up, down, left and right; five times as many examples."""
+    augment: tuple[str, ...] = ()
+    """Training images anew in each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip."""
 
     # model
     model: str = "mlp"
@@ -212,6 +217,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_ranges(self)
+        parse_augmentation(self.augment)
         parse_every(self.validate_every, "validate_every", seconds=False)
         parse_every(self.checkpoint_every, "checkpoint_every")
         if self.max_time is not None:
@@ -247,7 +253,7 @@ class TrainConfig:
 
 
 def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:
-    """The configuration with the optimizer's and the stopping rule's defaults written out.
+    """The configuration with the optimizer's and the stopping rule's defaults written out, and `augment` in one form.
 
     The optimizer is built from the configuration where none is given. Raises ConfigurationError for hyper-parameters
     that it doesn't have.
@@ -255,7 +261,8 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     optimizer = optimizer or build_optimizer(config.optimizer, **hyper_parameters(config))
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
-    return replace(config, patience=patience, **values)
+    augmentation = parse_augmentation(config.augment)
+    return replace(config, patience=patience, augment=augmentation.words if augmentation else (), **values)
 
 
 def hyper_parameters(config: TrainConfig) -> dict[str, float | None]:
@@ -286,6 +293,7 @@ def field_names() -> list[str]:
 
 
 _CHOICES = {
+    "expand": ("none", "shifts"),
     "sampling": ("epochs", "replacement"),
     "dtype": ("float32", "float64"),
     "validation_on": ("all", "rank0"),

@@ -140,7 +140,8 @@ class TrainingStep:
         first, last = self.exchange.worker_spans[worker]
         start, stop, lane = bounds[first], bounds[last], first
         try:
-            gathered = self.feeder.gather(indices[start:stop]) if stop - start <= self._gathered_together else None
+            together = stop - start <= self._gathered_together
+            gathered = self.feeder.gather(indices[start:stop], epoch) if together else None
             with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
                 for buffers in self._buffers[worker]:
                     for plan in schedule(*buffers.node, bounds):
@@ -180,9 +181,8 @@ class TrainingStep:
         loss_sum, count = 0.0, 0
         for lane, record in enumerate(records):
             if not math.isfinite(record[0]):
-                inside = self.feeder.examples.indices
-                chosen = indices[bounds[lane] : bounds[lane + 1]]
-                named = ", ".join(str(i) for i in (chosen if inside is None else inside[chosen])[:8])
+                rows = self.feeder.examples.rows(indices[bounds[lane] : bounds[lane + 1]])
+                named = ", ".join(str(row) for row in rows[:8])
                 raise NonFiniteError(
                     f"the loss is {record[0]} at step {step + 1}, lane {lane} (examples {named} …); a smaller "
                     "learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"

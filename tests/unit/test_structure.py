@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("initializers", "losses", "schedules"),
     ("layers",),
     ("optimizers",),
-    ("sampling",),
+    ("sampling", "augmentation"),
     ("models",),
     ("datasets",),
     ("communication.tree", "communication.base"),
