@@ -89,8 +89,7 @@ class TrainingStep:
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm
         )
-        row_bytes = self.feeder.examples.x[:1].size * exchange.params.itemsize
-        self._gathered_together = _GATHERED_TOGETHER // max(row_bytes, 1)
+        self._rooms = [np.empty((0, 0), exchange.params.dtype)] * self.workers.count
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
@@ -140,8 +139,8 @@ class TrainingStep:
         first, last = self.exchange.worker_spans[worker]
         start, stop, lane = bounds[first], bounds[last], first
         try:
-            together = stop - start <= self._gathered_together
-            gathered = self.feeder.gather(indices[start:stop], epoch) if together else None
+            room = self._room(worker, stop - start)
+            gathered = None if room is None else self.feeder.gather(indices[start:stop], epoch, room)
             with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
                 for buffers in self._buffers[worker]:
                     for plan in schedule(*buffers.node, bounds):
@@ -156,6 +155,16 @@ class TrainingStep:
             self._error = self._error or LaneError.here(
                 f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
             )
+
+    def _room(self, worker: int, count: int) -> Array | None:
+        """Where a worker gathers the inputs of its lanes, used again in each step; None where they are too many."""
+        room = self._rooms[worker]
+        if len(room) < count:
+            features = math.prod(self.feeder.examples.x.shape[1:])
+            if count * features * room.itemsize > _GATHERED_TOGETHER:
+                return None
+            room = self._rooms[worker] = np.empty((count, features), room.dtype)
+        return room
 
     def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
         own = plan.lane - self.exchange.first_lane
