@@ -94,9 +94,10 @@ def input_gradient(weight: Array, dy: Array, window: Window, height: int, width:
     """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
     filters, channels, _, kw = weight.shape
     _, out_height, out_width, n = dy.shape
-    if window.is_pointwise:
-        return np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1)).reshape(channels, height, width, n)
     dx = np.zeros((channels, height, width, n), dy.dtype)
+    if window.is_pointwise:
+        np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1), out=dx.reshape(channels, -1))
+        return dx
     dy_rows = dy.transpose(1, 0, 2, 3).reshape(out_height * filters, out_width * n)
     step, row = window.stride[0], channels * kw * out_width * n * dy.itemsize
     together = max(1, BLOCK_BYTES // row)

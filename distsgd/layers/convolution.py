@@ -14,8 +14,8 @@ from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
 from distsgd.kernels.convolution import Window, convolve, input_gradient, weight_gradient
+from distsgd.kernels.vectors import ones
 from distsgd.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
-from distsgd.layers.dense import ones
 from distsgd.layout import Views
 
 _HE, _ZEROS = He(), Zeros()
