@@ -1,0 +1,296 @@
+"""Which pictures a run has something for, and all of them drawn: for --plot, for fit, and for the command plot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distsgd.command_line import is_code
+from distsgd.communication.serial import SerialCommunicator
+from distsgd.config import TrainConfig
+from distsgd.device import Array
+from distsgd.errors import RAISED_BY_USERS, CheckpointError, ConfigurationError, DataError, DistsgdError, RunFolderError
+from distsgd.examples import Examples, Feeder, Signature
+from distsgd.metrics import predicted_classes
+from distsgd.output import say
+from distsgd.placement import Data, load_data
+from distsgd.plots import boundary, confusion, filters, misclassified
+from distsgd.plots.canvas import NothingToDraw, save, style
+from distsgd.plots.curves import draw_curves
+from distsgd.plots.images import image_shape
+from distsgd.plots.runs import Run, read_run
+from distsgd.plots.series import CurveOptions
+from distsgd.snapshot import find_model
+from distsgd.stored_model import StoredModel, load_model
+from distsgd.validation import predict_all
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES = ("curves", "filters", "confusion", "misclassified", "boundary")
+_SPLITS = ("test", "validation", "train")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Which pictures, of what, and how.
+
+    only       the pictures that are wanted; empty for all that the run has something for
+    split      of confusion and misclassified; None for test, or validation where there is no test set
+    examples   how many misclassified examples
+    filters    how many units or filters of the first layer
+    """
+
+    only: tuple[str, ...] = ()
+    curves: CurveOptions = field(default_factory=CurveOptions)
+    split: str | None = None
+    examples: int = 25
+    filters: int = 64
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in PICTURES:
+                raise ConfigurationError(f"only: expected some of {', '.join(PICTURES)}, got {name!r}")
+        if self.split is not None and self.split not in _SPLITS:
+            raise ConfigurationError(f"split: expected one of {', '.join(_SPLITS)}, got {self.split!r}")
+        for name in ("examples", "filters"):
+            if not 1 <= getattr(self, name) <= 400:
+                raise ConfigurationError(f"{name}: expected a number from 1 to 400, got {getattr(self, name)}")
+
+
+@dataclass
+class Drawn:
+    """What came of it: names of pictures in `folder`, and those left out by the sentence that says why."""
+
+    folder: Path
+    names: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each reason."""
+        return [f"{', '.join(names)} left out: {reason}" for reason, names in self.left_out.items()]
+
+
+class Material:
+    """What a run's pictures are made from. What is costly is fetched when a picture asks for it, and once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.failed: DistsgdError | None = None
+        self._trained: tuple[StoredModel, Data] | None = None
+        self._predictions: dict[str, Array] = {}
+
+    def weights(self) -> tuple[Mapping[str, Array], Signature]:
+        """The parameters by name, and the shape of the examples; from the checkpoint alone, without any of its code."""
+        raise NotImplementedError
+
+    def _load(self) -> tuple[StoredModel, Data]:
+        raise NotImplementedError
+
+    def trained(self) -> tuple[StoredModel, Data]:
+        """The model and the data. Raises a DistsgdError with one sentence, the same each time."""
+        if self.failed is not None:
+            raise self.failed
+        if self._trained is None:
+            try:
+                self._trained = self._load()
+            except DistsgdError as error:
+                self.failed = error
+                raise
+        return self._trained
+
+    def examples(self, wanted: str | None) -> tuple[str, Examples]:
+        """The split that is wanted, or test, or validation where there is no test set."""
+        _, data = self.trained()
+        sets = {"test": data.test, "validation": data.validation, "train": data.train}
+        split = wanted or next(name for name in _SPLITS if sets[name] is not None)
+        found = sets[split]
+        if found is None:
+            there = ", ".join(name for name in _SPLITS if sets[name] is not None)
+            raise ConfigurationError(f"split: this run of {data.name} has {there}, got {split!r}")
+        return split, found
+
+    def predict(self, examples: Examples) -> Array:
+        """The model's predictions, (n, outputs), in the scale that it was trained in."""
+        stored, _ = self.trained()
+        dtype = np.dtype(stored.config.dtype)
+        feeder = Feeder(examples, stored.objective, dtype, stored.config.seed, with_targets=False)
+        feeder.check()
+        with np.errstate(all="ignore"):
+            return predict_all(feeder, stored.params, stored.state)
+
+    def predictions(self, split: str, examples: Examples) -> Array:
+        """As predict, kept for the next picture."""
+        if split not in self._predictions:
+            self._predictions[split] = self.predict(examples)
+        return self._predictions[split]
+
+
+class TrainedJustNow(Material):
+    """A run whose model and data are in memory."""
+
+    def __init__(self, run: Run, stored: StoredModel, data: Data) -> None:
+        super().__init__(run)
+        self._trained = stored, data
+
+    def weights(self) -> tuple[Mapping[str, Array], Signature]:
+        stored, _ = self.trained()
+        return stored.params, stored.signature
+
+
+class Stored(Material):
+    """A run of which there is the folder; `code` is file.py:function where its model is the user's own."""
+
+    def __init__(self, run: Run, code: str | None = None, data_dir: str | None = None) -> None:
+        super().__init__(run)
+        self._code, self._data_dir = code, data_dir
+
+    def weights(self) -> tuple[Mapping[str, Array], Signature]:
+        found = find_model(self.run.path)
+        said = found.document.get("signature", {})
+        try:
+            signature = Signature(tuple(said["example_shape"]), tuple(said["target_shape"]), said["num_classes"])
+        except (KeyError, TypeError):
+            raise ConfigurationError(f"{self.run.path}: the checkpoint says nothing of its examples") from None
+        return found.group("parameters"), signature
+
+    def _load(self) -> tuple[StoredModel, Data]:
+        alone = SerialCommunicator()
+        stored = load_model(alone, str(self.run.path), self._code)
+        config = self.run.config
+        if config.dataset == "arrays" and not Path("arrays").exists():
+            raise DataError(f"{self.run.path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
+        data = load_data(alone, replace(config, data_dir=self._data_dir or config.data_dir))
+        contents = find_model(self.run.path).document.get("contents")
+        if contents not in (None, data.fingerprint):
+            raise DataError(f"{data.name} is not the data that {self.run.path} was trained on any more")
+        return stored, data
+
+
+def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
+    """Draws the pictures into `folder`, and returns which.
+
+    What the run has nothing for is skipped, what lacks a file that can't be read is left out with a sentence. Raises
+    it instead where `choices.only` names the picture, or where there would be none.
+    """
+    drawn, problem = Drawn(folder), None
+    makers: dict[str, Callable[[], Figure]] = {
+        "curves": lambda: draw_curves([material.run], choices.curves),
+        "filters": lambda: _filters(material, choices),
+        "confusion": lambda: _confusion(material, choices),
+        "misclassified": lambda: _misclassified(material, choices),
+        "boundary": lambda: _boundary(material),
+    }
+    with style():
+        for name in choices.only or PICTURES:
+            try:
+                figure = makers[name]()
+            except (CheckpointError, ConfigurationError, DataError, RunFolderError) as error:
+                if choices.only or (type(error) is ConfigurationError and error is not material.failed):
+                    raise
+                problem = problem or error
+                if not isinstance(error, NothingToDraw):
+                    drawn.left_out.setdefault(str(error), []).append(name)
+                continue
+            save(figure, folder, name)
+            drawn.names.append(name)
+    if problem is not None and not drawn.names:
+        raise problem
+    return drawn
+
+
+def draw_overlay(runs: Sequence[Run], folder: Path, choices: Choices) -> Drawn:
+    """Draws the curves of several runs over each other."""
+    if set(choices.only) - {"curves"}:
+        raise ConfigurationError(f"only: several runs share a picture of curves alone, got {' '.join(choices.only)}")
+    with style():
+        save(draw_curves(runs, choices.curves), folder, "curves")
+    return Drawn(folder, ["curves"])
+
+
+def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: bool = False) -> None:
+    """Draws into `path`/plots when a run has ended, on rank 0; what goes wrong is told in one line and never raised."""
+    _draw_and_tell(lambda: TrainedJustNow(read_run(path), stored, data), path, quiet)
+
+
+def draw_finished(path: Path, config: TrainConfig) -> None:
+    """As draw_after_training, of a run that had ended before."""
+    code = config.model if is_code(config.model) else None
+    _draw_and_tell(lambda: Stored(read_run(path), code, config.data_dir), path, config.quiet)
+
+
+def _draw_and_tell(material: Callable[[], Material], path: Path, quiet: bool) -> None:
+    try:
+        drawn = draw_run(material(), path / "plots", Choices())
+    except RAISED_BY_USERS as error:
+        said = str(error) if isinstance(error, DistsgdError) else f"{type(error).__name__}: {error}"
+        say(f"warning: plot: {' '.join(said.split())}", sys.stderr)
+        return
+    for note in drawn.notes:
+        say(f"warning: plot: {note}", sys.stderr)
+    if not quiet:
+        say(f"pictures   {drawn.folder}: {', '.join(drawn.names)}")
+
+
+def _filters(material: Material, choices: Choices) -> Figure:
+    params, signature = material.weights()
+    found = filters.find_filters(params, signature.example_shape, signature.num_classes, choices.filters)
+    return filters.draw_filters(found)
+
+
+def _confusion(material: Material, choices: Choices) -> Figure:
+    matrices = (material.run.summary or {}).get("confusion_matrix")
+    for split in [choices.split] if choices.split else _SPLITS[:2]:
+        found = confusion.from_summary(matrices, split)
+        if found is not None:
+            return confusion.draw_confusion(found)
+    _, signature = material.weights()
+    classes = signature.num_classes
+    if classes is None:
+        raise NothingToDraw("confusion: the targets are no classes")
+    split, examples = material.examples(choices.split)
+    predictions, labels = material.predictions(split, examples), _labels(examples)
+    predicted = predicted_classes(predictions.T, threshold=0.5)
+    return confusion.draw_confusion(confusion.count(split, labels, predicted, max(classes, 2)))
+
+
+def _misclassified(material: Material, choices: Choices) -> Figure:
+    _, signature = material.weights()
+    if signature.num_classes is None or image_shape(signature.example_shape) is None:
+        raise NothingToDraw("misclassified: the examples are no images of classes")
+    split, examples = material.examples(choices.split)
+    mistakes = misclassified.find_mistakes(
+        split, material.predictions(split, examples), _labels(examples), choices.examples
+    )
+    inside = mistakes.chosen if examples.indices is None else examples.indices[mistakes.chosen]
+    return misclassified.draw_mistakes(mistakes, examples.x[inside], signature.example_shape)
+
+
+def _boundary(material: Material) -> Figure:
+    _, signature = material.weights()
+    if not boundary.may_be_flat(signature.example_shape):
+        raise NothingToDraw(f"boundary: examples of shape {signature.example_shape} have not two inputs")
+    _, data = material.trained()
+    x, y = _chosen(data.train)
+
+    def predict(rows: Array) -> Array:
+        return material.predict(Examples(rows, rows, scale=data.train.scale))
+
+    return boundary.draw_boundary(boundary.find_boundary(x, y, signature.num_classes, predict))
+
+
+def _chosen(examples: Examples) -> tuple[Array, Array]:
+    """The inputs and targets of a set, in its order."""
+    if examples.indices is None:
+        return examples.x, examples.y
+    return examples.x[examples.indices], examples.y[examples.indices]
+
+
+def _labels(examples: Examples) -> Array:
+    return examples.y if examples.indices is None else examples.y[examples.indices]
