@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 PICTURES = ("curves", "filters", "confusion", "misclassified", "boundary")
 _SPLITS = ("test", "validation", "train")
+_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,8 @@ def _confusion(material: Material, choices: Choices) -> Figure:
     classes = signature.num_classes
     if classes is None:
         raise NothingToDraw("confusion: the targets are no classes")
+    if classes > _CLASSES:
+        raise NothingToDraw(f"confusion: {classes} classes are too many to look at, up to {_CLASSES} are drawn")
     split, examples = material.examples(choices.split)
     predictions, labels = material.predictions(split, examples), _labels(examples)
     predicted = predicted_classes(predictions.T, threshold=0.5)
