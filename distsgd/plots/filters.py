@@ -68,7 +68,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _as_filters(name: str, weight: Array, example_shape: Shape, channels: int) -> Array | None:
     if weight.ndim == 4 and weight.shape[1] == channels and weight.shape[2:] != (1, 1):
-        return as_images(weight, (channels, *weight.shape[2:])) if min(weight.shape[2:]) >= 3 else _tiny(weight)
+        moved = np.moveaxis(weight, 1, -1)
+        return moved[..., 0] if channels == 1 else moved
     if weight.ndim != 2:
         return None
     if weight.shape[1] == prod(example_shape):
@@ -77,12 +78,6 @@ def _as_filters(name: str, weight: Array, example_shape: Shape, channels: int) -
     if "conv" in name and edge >= 2 and weight.shape[1] == channels * edge * edge:
         return _as_filters(name, weight.reshape(len(weight), channels, edge, edge), example_shape, channels)
     return None
-
-
-def _tiny(weight: Array) -> Array:
-    """Filters (n, channels, h, w) of fewer pixels than an image has."""
-    moved = np.moveaxis(weight, 1, -1)
-    return moved[..., 0] if weight.shape[1] == 1 else moved
 
 
 def _strongest(images: Array, most: int) -> Array:
@@ -102,7 +97,7 @@ def draw_filters(filters: Filters) -> Figure:
     rgb = filters.images.ndim == 4
     tiles = _in_colours(filters.images) if rgb else coloured(filters.images, diverging(), limit)
     board = mosaic(tiles, columns, (0.27 if captions else 0.1, 0.1))
-    figure, panel = board.show(min(WIDTH - 1.0, 1.15 * columns), beside=0.9)
+    figure, panel = board.show(min(WIDTH - 1.35, 1.15 * columns), beside=1.25)
     if captions:
         for unit, (left, top) in zip(filters.units, board.corners, strict=True):
             said = f"class {unit}" if filters.classes else str(unit)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PICTURES = ("curves", "filters", "confusion", "misclassified", "boundary")
 _SPLITS = ("test", "validation", "train")
 _CLASSES = 100
+"""Above this many classes a confusion matrix is no longer something to look at."""
 
 
 @dataclass(frozen=True)
