@@ -71,7 +71,8 @@ def draw(arguments: Sequence[str]) -> Drawn:
     from distsgd.command_line import parse_positional
     from distsgd.errors import ConfigurationError
     from distsgd.plots.canvas import check_installed
-    from distsgd.plots.pictures import Choices, Stored, draw_overlay, draw_run
+    from distsgd.plots.material import Stored
+    from distsgd.plots.pictures import Choices, draw_overlay, draw_run
     from distsgd.plots.runs import read_run
     from distsgd.plots.series import CurveOptions
 

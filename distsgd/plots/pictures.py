@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from distsgd.command_line import is_code
-from distsgd.communication.serial import SerialCommunicator
 from distsgd.config import TrainConfig
 from distsgd.device import Array
 from distsgd.errors import RAISED_BY_USERS, CheckpointError, ConfigurationError, DataError, DistsgdError, RunFolderError
-from distsgd.examples import Examples, Feeder, Signature
+from distsgd.examples import Examples
 from distsgd.metrics import predicted_classes
 from distsgd.output import say
-from distsgd.placement import Data, load_data
+from distsgd.placement import Data
 from distsgd.plots import boundary, confusion, filters, misclassified
 from distsgd.plots.canvas import NothingToDraw, save, style
 from distsgd.plots.curves import draw_curves
 from distsgd.plots.images import image_shape
+from distsgd.plots.material import SPLITS, Material, Stored, TrainedJustNow
 from distsgd.plots.runs import Run, read_run
 from distsgd.plots.series import CurveOptions
-from distsgd.snapshot import find_model
-from distsgd.stored_model import StoredModel, load_model
-from distsgd.validation import predict_all
+from distsgd.stored_model import StoredModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURES = ("curves", "filters", "confusion", "misclassified", "boundary")
-_SPLITS = ("test", "validation", "train")
 _CLASSES = 100
 """Above this many classes a confusion matrix is no longer something to look at."""
 
@@ -58,8 +53,8 @@ class Choices:
         for name in self.only:
             if name not in PICTURES:
                 raise ConfigurationError(f"only: expected some of {', '.join(PICTURES)}, got {name!r}")
-        if self.split is not None and self.split not in _SPLITS:
-            raise ConfigurationError(f"split: expected one of {', '.join(_SPLITS)}, got {self.split!r}")
+        if self.split is not None and self.split not in SPLITS:
+            raise ConfigurationError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
         for name in ("examples", "filters"):
             if not 1 <= getattr(self, name) <= 400:
                 raise ConfigurationError(f"{name}: expected a number from 1 to 400, got {getattr(self, name)}")
@@ -77,102 +72,6 @@ class Drawn:
     def notes(self) -> list[str]:
         """One sentence for each reason."""
         return [f"{', '.join(names)} left out: {reason}" for reason, names in self.left_out.items()]
-
-
-class Material:
-    """What a run's pictures are made from. What is costly is fetched when a picture asks for it, and once."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.failed: DistsgdError | None = None
-        self._trained: tuple[StoredModel, Data] | None = None
-        self._predictions: dict[str, Array] = {}
-
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        """The parameters by name, and the shape of the examples; from the checkpoint alone, without any of its code."""
-        raise NotImplementedError
-
-    def _load(self) -> tuple[StoredModel, Data]:
-        raise NotImplementedError
-
-    def trained(self) -> tuple[StoredModel, Data]:
-        """The model and the data. Raises a DistsgdError with one sentence, the same each time."""
-        if self.failed is not None:
-            raise self.failed
-        if self._trained is None:
-            try:
-                self._trained = self._load()
-            except DistsgdError as error:
-                self.failed = error
-                raise
-        return self._trained
-
-    def examples(self, wanted: str | None) -> tuple[str, Examples]:
-        """The split that is wanted, or test, or validation where there is no test set."""
-        _, data = self.trained()
-        sets = {"test": data.test, "validation": data.validation, "train": data.train}
-        split = wanted or next(name for name in _SPLITS if sets[name] is not None)
-        found = sets[split]
-        if found is None:
-            there = ", ".join(name for name in _SPLITS if sets[name] is not None)
-            raise ConfigurationError(f"split: this run of {data.name} has {there}, got {split!r}")
-        return split, found
-
-    def predict(self, examples: Examples) -> Array:
-        """The model's predictions, (n, outputs), in the scale that it was trained in."""
-        stored, _ = self.trained()
-        dtype = np.dtype(stored.config.dtype)
-        feeder = Feeder(examples, stored.objective, dtype, stored.config.seed, with_targets=False)
-        feeder.check()
-        with np.errstate(all="ignore"):
-            return predict_all(feeder, stored.params, stored.state)
-
-    def predictions(self, split: str, examples: Examples) -> Array:
-        """As predict, kept for the next picture."""
-        if split not in self._predictions:
-            self._predictions[split] = self.predict(examples)
-        return self._predictions[split]
-
-
-class TrainedJustNow(Material):
-    """A run whose model and data are in memory."""
-
-    def __init__(self, run: Run, stored: StoredModel, data: Data) -> None:
-        super().__init__(run)
-        self._trained = stored, data
-
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        stored, _ = self.trained()
-        return stored.params, stored.signature
-
-
-class Stored(Material):
-    """A run of which there is the folder; `code` is file.py:function where its model is the user's own."""
-
-    def __init__(self, run: Run, code: str | None = None, data_dir: str | None = None) -> None:
-        super().__init__(run)
-        self._code, self._data_dir = code, data_dir
-
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        found = find_model(self.run.path)
-        said = found.document.get("signature", {})
-        try:
-            signature = Signature(tuple(said["example_shape"]), tuple(said["target_shape"]), said["num_classes"])
-        except (KeyError, TypeError):
-            raise ConfigurationError(f"{self.run.path}: the checkpoint says nothing of its examples") from None
-        return found.group("parameters"), signature
-
-    def _load(self) -> tuple[StoredModel, Data]:
-        alone = SerialCommunicator()
-        stored = load_model(alone, str(self.run.path), self._code)
-        config = self.run.config
-        if config.dataset == "arrays" and not Path("arrays").exists():
-            raise DataError(f"{self.run.path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
-        data = load_data(alone, replace(config, data_dir=self._data_dir or config.data_dir))
-        contents = find_model(self.run.path).document.get("contents")
-        if contents not in (None, data.fingerprint):
-            raise DataError(f"{data.name} is not the data that {self.run.path} was trained on any more")
-        return stored, data
 
 
 def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
@@ -248,7 +147,7 @@ def _filters(material: Material, choices: Choices) -> Figure:
 
 def _confusion(material: Material, choices: Choices) -> Figure:
     matrices = (material.run.summary or {}).get("confusion_matrix")
-    for split in [choices.split] if choices.split else _SPLITS[:2]:
+    for split in [choices.split] if choices.split else SPLITS[:2]:
         found = confusion.from_summary(matrices, split)
         if found is not None:
             return confusion.draw_confusion(found)

@@ -22,7 +22,8 @@ from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
 from distsgd.plots.curves import draw_curves
 from distsgd.plots.filters import draw_filters, find_filters
-from distsgd.plots.pictures import Choices, Stored, draw_overlay, draw_run
+from distsgd.plots.material import Stored
+from distsgd.plots.pictures import Choices, draw_overlay, draw_run
 from distsgd.plots.runs import Run, read_run
 from distsgd.plots.series import CurveOptions
 
