@@ -63,7 +63,7 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find distsgd tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find distsgd tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp-venv:
 	@command -v "$(PYTHON)" >/dev/null || { \
