@@ -57,7 +57,7 @@ class TrainConfig:
     expand: str = "none"
     """shifts: each training image, and it moved by one pixel up, down, left and right; five times as many examples."""
     augment: tuple[str, ...] = ()
-    """Training images anew in each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip."""
+    """Changes training images anew each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip."""
 
     # model
     model: str = "mlp"

@@ -155,7 +155,11 @@ def announce(
         f"{config.logical_ranks} logical ranks"
     )
     say(f"compute    {blas_description()}, {config.dtype}")
-    say(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
+    augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
+    say(
+        f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"
+        f"{augmented}"
+    )
     say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
     say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
     begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
