@@ -21,13 +21,13 @@ from distsgd.schedules import has_horizon
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
-    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback",
+    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
-NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet")
+NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet", "plot")
 
 BatchSize = int | Literal["full"]
 
@@ -57,7 +57,7 @@ class TrainConfig:
     expand: str = "none"
     """shifts: each training image, and it moved by one pixel up, down, left and right; five times as many examples."""
     augment: tuple[str, ...] = ()
-    """Training images anew in each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip."""
+    """Changes training images anew each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip."""
 
     # model
     model: str = "mlp"
@@ -207,6 +207,8 @@ class TrainConfig:
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
     callback: tuple[str, ...] = ()
     """Your own callbacks, file.py:name of a distsgd.Callback."""
+    plot: bool = False
+    """Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'."""
     quiet: bool = False
     """Print the last line alone."""
     dry_run: bool = False

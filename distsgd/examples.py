@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distsgd.augmentation import Augmentation, example_words, moved
+from distsgd.augmentation import Augmentation, example_words, move
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import DataError
@@ -114,31 +114,37 @@ class Feeder:
                 f"{self.examples.x.shape[1:]}, {features} numbers each"
             )
 
-    def gather(self, indices: Array, epoch: int | None = None) -> Rows:
+    def gather(self, indices: Array, epoch: int | None = None, room: Array | None = None) -> Rows:
         """These examples, copied out of the data set in the model's dtype; augmented, for training in this epoch.
 
+        `room`, at least (n, features) in the model's dtype, takes the inputs where it is given: memory that was used
+        before is faster than new.
         Inputs are C-ordered rows on every path, and handed over transposed, for the memory order of an operand is part
         of what GEMM computes.
         """
         examples, inside = self.examples, self.examples.rows(indices)
-        x = self._images(examples.x.take(inside, axis=0), examples.numbers(indices), epoch)
+        shape = (len(inside), *examples.x.shape[1:])
+        out = None if room is None else room[: len(inside)].reshape(shape)
+        as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
+        # Without "clip" NumPy takes into memory of its own first, in case an index is wrong.
+        x = examples.x.take(inside, axis=0, out=out if as_it_is else None, mode="clip")
+        self._change(x, examples.numbers(indices), epoch)
         if examples.scale != 1.0:
-            x = np.divide(x, examples.scale, dtype=self.dtype)
+            x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
         elif x.dtype != self.dtype:
             x = x.astype(self.dtype)
         y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
         weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
         return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
 
-    def _images(self, x: Array, numbers: Array, epoch: int | None) -> Array:
-        """The rows x of the examples with these numbers, each moved as its number says, and augmented."""
+    def _change(self, x: Array, numbers: Array, epoch: int | None) -> None:
+        """In place, makes of gathered rows x the examples with these numbers, and augments them."""
         examples = self.examples
         if len(examples.shifts) > 1:
             down, right = np.array(examples.shifts)[numbers // len(examples.x)].T
-            x = moved(x, down, right, int(np.abs(examples.shifts).max()))
+            move(x, down, right, int(np.abs(examples.shifts).max()))
         if epoch is not None and self.augmentation is not None:
-            x = self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[numbers])
-        return x
+            self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[numbers])
 
     def batch(
         self,

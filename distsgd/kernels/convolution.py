@@ -1,11 +1,12 @@
 """Convolution as matrix products of shifted rows, with NumPy; arrays are (channels, height, width, n), contiguous.
 
-With the batch last, a kernel's window at one output row is a matrix without any further copy: the kw shifted copies
-of each input row, `rows[h] = (channels, kw, out_width, n)`, lie one behind the other, so kh rows in a row are the
-(kh·channels·kw, out_width·n) columns of an output row. im2col copies each input value kh·kw times, this kw times.
+With the batch last, the kw shifted copies of an input row, (channels, kw, out_width, n), are long runs, and kh such
+rows behind each other are the (kh·channels·kw, out_width·n) columns of an output row as they lie: im2col would copy
+each value kh·kw times, this copies it kw times. The gradient of x goes the same way back: a product that has the kh
+output rows of an input row behind each other, and a sum over kw shifts.
 
-Work is cut into blocks of output rows whose shifted rows fit the cache. A block's size is a function of the shapes
-alone, for it is part of the order in which the weight gradient is added.
+Work is cut into blocks of rows that fit the cache, and products into pieces that BLAS likes. Both are functions of the
+shapes alone, for they are part of the order in which numbers are added.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from functools import cached_property
 
 import numpy as np
 
-from distsgd.device import Array, Shape
+from distsgd.device import Array
 
 BLOCK_BYTES = 1 << 19
 """About how much of the shifted rows is worked on at a time: half of a core's second cache."""
+
+SMALL_PRODUCT = 1_000_000
+"""Multiply-adds up to which OpenBLAS multiplies matrices where they lie, without copying them first."""
+_LEAST_PIECE = 32
 
 
 @dataclass(frozen=True)
@@ -44,55 +49,105 @@ class Window:
         """Whether output pixels are functions of the input pixels at their own places."""
         return self.size == self.stride == (1, 1) and self.before == self.behind == (0, 0)
 
+    def overlap(self, j: int, width: int, out_width: int) -> tuple[slice, slice]:
+        """(output columns, input columns) where column j of the window lies inside the image, not on its padding."""
+        step, offset = self.stride[1], j - self.before[1]
+        first = min(max(0, -(offset // step)), out_width)
+        last = max(min(out_width, (width - 1 - offset) // step + 1), first)
+        begin = first * step + offset
+        return slice(first, last), slice(begin, begin + (last - first - 1) * step + 1 if last > first else begin, step)
+
 
 def convolve(x: Array, weight: Array, window: Window) -> Array:
     """y[f, h, w] := Σ weight[f, c, i, j] x[c, h s + i - before, w s + j - before], without the kernel turned over.
 
     x (channels, height, width, n), weight (filters, channels, kh, kw), y (filters, out_height, out_width, n).
     """
-    filters, (_, height, width, n) = weight.shape[0], x.shape
+    filters, (_, height, width, n) = len(weight), x.shape
     out = window.output(height, width)
     y = np.empty((filters, *out, n), x.dtype)
     if window.is_pointwise:
         np.matmul(weight.reshape(filters, -1), x.reshape(len(x), -1), out=y.reshape(filters, -1))
         return y
-    matrix = _as_matrix(weight)
-    by_row = y.reshape(filters, out[0], -1).transpose(1, 0, 2)
+    matrix = weight.transpose(0, 2, 1, 3).reshape(filters, -1)
+    rows = y.reshape(filters, out[0], -1).transpose(1, 0, 2)
     for first, last, columns in _column_blocks(x, window):
-        np.matmul(matrix, columns, out=by_row[first:last])
+        _multiply(matrix, columns, rows[first:last])
     return y
 
 
-def convolve_backward(
-    x: Array, weight: Array, dy: Array, window: Window, dweight: Array, needs_dx: bool
-) -> Array | None:
-    """Writes the gradient of the weight to `dweight` and returns that of x, None unless it is needed."""
-    filters = weight.shape[0]
+def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array) -> None:
+    """dweight[f, c, i, j] := Σ dy[f, h, w] x[c, h s + i - before, w s + j - before], overwritten."""
+    filters, channels, kh, kw = dweight.shape
     if window.is_pointwise:
-        rows = dy.reshape(filters, -1)
-        np.matmul(rows, x.reshape(len(x), -1).T, out=dweight.reshape(filters, -1))
-        return np.matmul(weight.reshape(filters, -1).T, rows).reshape(x.shape) if needs_dx else None
-    by_row = dy.reshape(filters, dy.shape[1], -1).transpose(1, 0, 2)
-    matrix = _as_matrix(weight)
-    total = np.zeros_like(matrix)
-    shifted = np.zeros(_shifted_shape(x.shape, window), x.dtype) if needs_dx else None
+        np.matmul(dy.reshape(filters, -1), x.reshape(channels, -1).T, out=dweight.reshape(filters, -1))
+        return
+    rows = dy.reshape(filters, dy.shape[1], -1).transpose(1, 2, 0)
+    # Transposed, (kh·channels·kw, filters), the product is half as fast again: BLAS prefers the long side first.
+    total = np.zeros((kh * channels * kw, filters), dy.dtype)
     for first, last, columns in _column_blocks(x, window):
-        total += np.add.reduce(np.matmul(by_row[first:last], columns.transpose(0, 2, 1)), axis=0)
-        if shifted is not None:
-            _add_columns(np.matmul(matrix.T, by_row[first:last]), shifted, first, window)
-    _, channels, kh, kw = weight.shape
-    dweight[...] = total.reshape(filters, kh, channels, kw).transpose(0, 2, 1, 3)
-    return None if shifted is None else _unshift(shifted, x.shape, window)
+        total += np.add.reduce(np.matmul(columns, rows[first:last]), axis=0)
+    dweight[...] = total.reshape(kh, channels, kw, filters).transpose(3, 1, 0, 2)
 
 
-def _as_matrix(weight: Array) -> Array:
-    """(filters, kh·channels·kw): the kernel's elements in the order of the columns."""
-    return weight.transpose(0, 2, 1, 3).reshape(len(weight), -1)
+def input_gradient(weight: Array, dy: Array, window: Window, height: int, width: int) -> Array:
+    """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
+    filters, channels, _, kw = weight.shape
+    _, out_height, out_width, n = dy.shape
+    dx = np.zeros((channels, height, width, n), dy.dtype)
+    if window.is_pointwise:
+        np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1), out=dx.reshape(channels, -1))
+        return dx
+    dy_rows = dy.transpose(1, 0, 2, 3).reshape(out_height * filters, out_width * n)
+    step, row = window.stride[0], channels * kw * out_width * n * dy.itemsize
+    together = max(1, BLOCK_BYTES // row)
+    shifted = np.empty((min(together, height), channels, kw, out_width, n), dy.dtype)
+    # Input row h takes part in output row r at place i of the window where h + before = r s + i: in as many output rows
+    # behind each other as places i, i + s, i + 2 s, … there are; the matrix holds them from the last one backwards.
+    matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
+    for first in range(0, height, together):
+        last = min(first + together, height)
+        for h in range(first, last):
+            top, i = divmod(h + window.before[0], step)
+            bottom = top + 1 - matrices[i].shape[1] // filters
+            low, high = max(bottom, 0), min(top + 1, out_height)
+            part = matrices[i][:, (low - bottom) * filters : (high - bottom) * filters]
+            out = shifted[h - first].reshape(channels * kw, -1)
+            np.matmul(part, dy_rows[low * filters : high * filters], out=out)
+        _add_shifted(shifted[: last - first], dx[:, first:last], window)
+    return dx
 
 
-def _shifted_shape(shape: Shape, window: Window) -> Shape:
-    channels, height, width, n = shape
-    return (height + window.before[0] + window.behind[0], channels, window.size[1], window.output(height, width)[1], n)
+def _add_shifted(shifted: Array, dx: Array, window: Window) -> None:
+    """Adds what column j of the window says of rows (rows, channels, kw, out_width, n) to dx, for each j."""
+    for j in range(window.size[1]):
+        source, to = window.overlap(j, dx.shape[2], shifted.shape[3])
+        into = dx[:, :, to]
+        np.add(into, shifted[:, :, j, source].transpose(1, 0, 2, 3), out=into)
+
+
+def _multiply(matrix: Array, columns: Array, out: Array) -> None:
+    """out[r] := matrix @ columns[r], in pieces of the columns' width."""
+    rows, inner, width = columns.shape
+    piece = _piece(len(matrix) * inner, width)
+    even = width // piece * piece
+    split = (rows, -1, even // piece, piece)
+    np.matmul(
+        matrix,
+        columns[:, :, :even].reshape(split).transpose(0, 2, 1, 3),
+        out=out[:, :, :even].reshape(split).transpose(0, 2, 1, 3),
+    )
+    if even < width:
+        np.matmul(matrix, columns[:, :, even:], out=out[:, :, even:])
+
+
+def _piece(area: int, width: int) -> int:
+    """How many columns to multiply at a time with a matrix of `area` elements: all, where pieces would be narrow."""
+    widest = SMALL_PRODUCT // area
+    if widest >= width or widest < _LEAST_PIECE:
+        return width
+    even = -(-width // -(-width // widest))  # pieces about equally wide,
+    return min(-(-even // 16) * 16, widest // 16 * 16)  # and as wide as registers
 
 
 def _column_blocks(x: Array, window: Window) -> Iterator[tuple[int, int, Array]]:
@@ -102,7 +157,7 @@ def _column_blocks(x: Array, window: Window) -> Iterator[tuple[int, int, Array]]
     out_height, out_width = window.output(height, width)
     row = channels * kw * out_width * n
     # At least as many rows as the window has, for the rows that two blocks share are copied for both.
-    together = max(1, BLOCK_BYTES // (row * x.itemsize * step), kh)
+    together = max(BLOCK_BYTES // (row * x.itemsize * step), kh)
     for first in range(0, out_height, together):
         last = min(first + together, out_height)
         rows = _shifted_rows(x, window, first * step, (last - 1) * step + kh)
@@ -112,7 +167,7 @@ def _column_blocks(x: Array, window: Window) -> Iterator[tuple[int, int, Array]]
 
 
 def _shifted_rows(x: Array, window: Window, start: int, stop: int) -> Array:
-    """(stop - start, channels, kw, out_width, n): rows of the padded x, shifted by each place in the window."""
+    """(stop - start, channels, kw, out_width, n): rows of the padded x, shifted by each column of the window."""
     channels, height, width, n = x.shape
     out_width = window.output(height, width)[1]
     rows = np.empty((stop - start, channels, window.size[1], out_width, n), x.dtype)
@@ -123,39 +178,8 @@ def _shifted_rows(x: Array, window: Window, start: int, stop: int) -> Array:
     first = start + top - window.before[0]
     inside = x[:, first : first + bottom - top].transpose(1, 0, 2, 3)
     for j in range(window.size[1]):
-        to, source = _overlap(j, width, out_width, window)
+        to, source = window.overlap(j, width, out_width)
         rows[top:bottom, :, j, : to.start] = 0.0
         rows[top:bottom, :, j, to.stop :] = 0.0
         rows[top:bottom, :, j, to] = inside[:, :, source]
     return rows
-
-
-def _overlap(j: int, width: int, out_width: int, window: Window) -> tuple[slice, slice]:
-    """(output columns, input columns) where place j of the window lies inside the image and not on its padding."""
-    step, offset = window.stride[1], j - window.before[1]
-    first = min(max(0, -(offset // step)), out_width)
-    last = max(min(out_width, (width - 1 - offset) // step + 1), first)
-    begin = first * step + offset
-    return slice(first, last), slice(begin, begin + (last - first - 1) * step + 1 if last > first else begin, step)
-
-
-def _add_columns(columns: Array, shifted: Array, first: int, window: Window) -> None:
-    """Adds each output row's columns (rows, kh·channels·kw, out_width·n) to the kh shifted rows they belong to."""
-    (kh, _), step = window.size, window.stride[0]
-    parts = columns.reshape(len(columns), kh, *shifted.shape[1:])
-    for i in range(kh):
-        begin = first * step + i
-        into = shifted[begin : begin + (len(columns) - 1) * step + 1 : step]
-        np.add(into, parts[:, i], out=into)
-
-
-def _unshift(shifted: Array, shape: Shape, window: Window) -> Array:
-    """The sum over the places of the window: the transpose of `_shifted_rows`."""
-    _, height, width, _ = shape
-    dx = np.zeros(shape, shifted.dtype)
-    inside = shifted[window.before[0] : window.before[0] + height]
-    for j in range(window.size[1]):
-        source, to = _overlap(j, width, shifted.shape[3], window)
-        into = dx[:, :, to]
-        np.add(into, inside[:, :, j, source].transpose(1, 0, 2, 3), out=into)
-    return dx

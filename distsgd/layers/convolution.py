@@ -13,9 +13,9 @@ from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
-from distsgd.kernels.convolution import Window, convolve, convolve_backward
+from distsgd.kernels.convolution import Window, convolve, input_gradient, weight_gradient
+from distsgd.kernels.vectors import ones
 from distsgd.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
-from distsgd.layers.dense import ones
 from distsgd.layout import Views
 
 _HE, _ZEROS = He(), Zeros()
@@ -98,6 +98,7 @@ class Convolution(Layer):
             if self.bias:
                 rows = dy.reshape(len(dy), -1)
                 np.matmul(rows, ones(rows.shape[1], dy.dtype), out=grads["bias"])
-            return convolve_backward(images, weight, dy, self.window, grads["weight"], needs_dx)
+            weight_gradient(images, dy, self.window, grads["weight"])
+            return input_gradient(weight, dy, self.window, *images.shape[1:3]) if needs_dx else None
 
         return y, backward
