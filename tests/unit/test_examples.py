@@ -34,7 +34,16 @@ def test_a_row_says_what_there_is(name: str) -> None:
 
 def test_every_example_is_in_a_row() -> None:
     used = {row.config or row.script for row in ROWS.values()}
-    helpers = {"__init__.py", "rows.py", "collect.py", "tables.py", "reproduce.py", "stand_in.py", "rows.toml"}
+    helpers = {
+        "__init__.py",
+        "rows.py",
+        "collect.py",
+        "tables.py",
+        "reproduce.py",
+        "stand_in.py",
+        "pictures.py",
+        "rows.toml",
+    }
     assert {path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".toml")} == used | helpers
 
 
