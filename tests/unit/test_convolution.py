@@ -218,10 +218,13 @@ CHECKED = {
     ),
     "residual, subsampled": (Residual(Convolution(2, 4, 3, 2, "same"), Subsample(4)), (2, 5, 4)),
     "residual of vectors": (Residual(Sequential([Dense(4, 3), Activation("tanh"), Dense(3, 4)])), (4,)),
+    # No biases in front of batch normalization: their gradient is 0, and differences give nothing but their noise.
     "network": (
         Sequential([
-            Convolution(1, 3, 3), BatchNormalization(3), Activation("tanh"), MaxPooling(2), Dropout(0.3),
-            Residual(Sequential([Convolution(3, 3, 3, padding="same"), BatchNormalization(3), Activation("gelu")])),
+            Convolution(1, 3, 3, bias=False), BatchNormalization(3), Activation("tanh"), MaxPooling(2), Dropout(0.3),
+            Residual(Sequential([
+                Convolution(3, 3, 3, padding="same", bias=False), BatchNormalization(3), Activation("gelu"),
+            ])),
             Convolution(3, 4, 2), AveragePooling(2), Dropout(0.2, channels=True), Flatten(), Dense(4, 3),
         ]),
         (1, 9, 8),
