@@ -69,7 +69,7 @@ def convolve(x: Array, weight: Array, window: Window) -> Array:
     if window.is_pointwise:
         np.matmul(weight.reshape(filters, -1), x.reshape(len(x), -1), out=y.reshape(filters, -1))
         return y
-    matrix = weight.transpose(0, 2, 1, 3).reshape(filters, -1)
+    matrix = np.ascontiguousarray(weight.transpose(2, 1, 3, 0)).reshape(-1, filters).T
     rows = y.reshape(filters, out[0], -1).transpose(1, 0, 2)
     for first, last, columns in _column_blocks(x, window):
         _multiply(matrix, columns, rows[first:last])
@@ -94,14 +94,14 @@ def input_gradient(weight: Array, dy: Array, window: Window, height: int, width:
     """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
     filters, channels, _, kw = weight.shape
     _, out_height, out_width, n = dy.shape
-    dx = np.zeros((channels, height, width, n), dy.dtype)
+    dx = np.empty((channels, height, width, n), dy.dtype)
     if window.is_pointwise:
         np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1), out=dx.reshape(channels, -1))
         return dx
     dy_rows = dy.transpose(1, 0, 2, 3).reshape(out_height * filters, out_width * n)
     step, row = window.stride[0], channels * kw * out_width * n * dy.itemsize
-    together = max(1, BLOCK_BYTES // row)
-    shifted = np.empty((min(together, height), channels, kw, out_width, n), dy.dtype)
+    together = min(max(1, BLOCK_BYTES // row), height)
+    shifted = np.empty((together, channels, kw, out_width, n), dy.dtype)
     # Input row h takes part in output row r at place i of the window where h + before = r s + i: in as many output rows
     # behind each other as places i, i + s, i + 2 s, … there are; the matrix holds them from the last one backwards.
     matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
@@ -112,24 +112,36 @@ def input_gradient(weight: Array, dy: Array, window: Window, height: int, width:
             bottom = top + 1 - matrices[i].shape[1] // filters
             low, high = max(bottom, 0), min(top + 1, out_height)
             part = matrices[i][:, (low - bottom) * filters : (high - bottom) * filters]
-            out = shifted[h - first].reshape(channels * kw, -1)
-            np.matmul(part, dy_rows[low * filters : high * filters], out=out)
-        _add_shifted(shifted[: last - first], dx[:, first:last], window)
+            out = shifted[h - first].reshape(1, channels * kw, -1)
+            _multiply(part, dy_rows[None, low * filters : high * filters], out)
+        _sum_shifted(shifted[: last - first], dx[:, first:last], window)
     return dx
 
 
-def _add_shifted(shifted: Array, dx: Array, window: Window) -> None:
-    """Adds what column j of the window says of rows (rows, channels, kw, out_width, n) to dx, for each j."""
-    for j in range(window.size[1]):
-        source, to = window.overlap(j, dx.shape[2], shifted.shape[3])
+def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
+    """dx := the sum of what each column of the window says of these rows, (rows, channels, kw, out_width, n)."""
+    width, out_width = dx.shape[2], shifted.shape[3]
+    places = [
+        (window.overlap(j, width, out_width), shifted[:, :, j].transpose(1, 0, 2, 3)) for j in range(shifted.shape[2])
+    ]
+    places.sort(key=lambda place: place[0][0].start - place[0][0].stop)
+    for index, ((source, to), part) in enumerate(places):
+        if index == 0 and (to.start, to.stop, to.step) == (0, width, 1):
+            dx[...] = part[:, :, source]
+            continue
+        if index == 0:
+            dx[...] = 0.0
         into = dx[:, :, to]
-        np.add(into, shifted[:, :, j, source].transpose(1, 0, 2, 3), out=into)
+        np.add(into, part[:, :, source], out=into)
 
 
 def _multiply(matrix: Array, columns: Array, out: Array) -> None:
     """out[r] := matrix @ columns[r], in pieces of the columns' width."""
     rows, inner, width = columns.shape
     piece = _piece(len(matrix) * inner, width)
+    if piece == width:
+        np.matmul(matrix, columns, out=out)
+        return
     even = width // piece * piece
     split = (rows, -1, even // piece, piece)
     np.matmul(
@@ -143,7 +155,7 @@ def _multiply(matrix: Array, columns: Array, out: Array) -> None:
 
 def _piece(area: int, width: int) -> int:
     """How many columns to multiply at a time with a matrix of `area` elements: all, where pieces would be narrow."""
-    widest = SMALL_PRODUCT // area
+    widest = SMALL_PRODUCT // max(area, 1)
     if widest >= width or widest < _LEAST_PIECE:
         return width
     even = -(-width // -(-width // widest))  # pieces about equally wide,
@@ -151,26 +163,30 @@ def _piece(area: int, width: int) -> int:
 
 
 def _column_blocks(x: Array, window: Window) -> Iterator[tuple[int, int, Array]]:
-    """(first, last, columns) for blocks of output rows; columns are (last - first, kh·channels·kw, out_width·n)."""
+    """(first, last, columns) for blocks of output rows; columns are (last - first, kh·channels·kw, out_width·n).
+
+    Each block's columns lie where the last one's were.
+    """
     channels, height, width, n = x.shape
     (kh, kw), step = window.size, window.stride[0]
     out_height, out_width = window.output(height, width)
     row = channels * kw * out_width * n
-    # At least as many rows as the window has, for the rows that two blocks share are copied for both.
-    together = max(BLOCK_BYTES // (row * x.itemsize * step), kh)
+    together = min(max(kh, BLOCK_BYTES // (row * x.itemsize * step)), out_height)
+    rows = np.empty(((together - 1) * step + kh, channels, kw, out_width, n), x.dtype)
+    strides = (step * row * x.itemsize, out_width * n * x.itemsize, x.itemsize)
+    kept = 0
     for first in range(0, out_height, together):
         last = min(first + together, out_height)
-        rows = _shifted_rows(x, window, first * step, (last - 1) * step + kh)
-        shape = (last - first, kh * channels * kw, out_width * n)
-        strides = (step * row * x.itemsize, out_width * n * x.itemsize, x.itemsize)
-        yield first, last, np.ndarray(shape, x.dtype, rows, 0, strides)
+        stop = (last - 1) * step + kh
+        _shift_rows(x, window, first * step + kept, rows[kept : stop - first * step])
+        yield first, last, np.ndarray((last - first, kh * channels * kw, out_width * n), x.dtype, rows, 0, strides)
+        kept = max(kh - step, 0)
+        rows[:kept] = rows[len(rows) - kept :]
 
 
-def _shifted_rows(x: Array, window: Window, start: int, stop: int) -> Array:
-    """(stop - start, channels, kw, out_width, n): rows of the padded x, shifted by each column of the window."""
-    channels, height, width, n = x.shape
-    out_width = window.output(height, width)[1]
-    rows = np.empty((stop - start, channels, window.size[1], out_width, n), x.dtype)
+def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
+    """Fills rows (…, channels, kw, out_width, n): those of the padded x from `start` on, shifted by each column."""
+    height, width = x.shape[1:3]
     top = min(max(window.before[0] - start, 0), len(rows))
     bottom = max(min(window.before[0] + height - start, len(rows)), top)
     rows[:top] = 0.0
@@ -178,8 +194,10 @@ def _shifted_rows(x: Array, window: Window, start: int, stop: int) -> Array:
     first = start + top - window.before[0]
     inside = x[:, first : first + bottom - top].transpose(1, 0, 2, 3)
     for j in range(window.size[1]):
-        to, source = window.overlap(j, width, out_width)
-        rows[top:bottom, :, j, : to.start] = 0.0
-        rows[top:bottom, :, j, to.stop :] = 0.0
-        rows[top:bottom, :, j, to] = inside[:, :, source]
-    return rows
+        to, source = window.overlap(j, width, rows.shape[3])
+        into = rows[top:bottom, :, j]
+        if to.start:
+            into[:, :, : to.start] = 0.0
+        if to.stop < rows.shape[3]:
+            into[:, :, to.stop :] = 0.0
+        into[:, :, to] = inside[:, :, source]
