@@ -28,7 +28,7 @@ from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, cores_per_rank
-from distsgd.sampling import Sampler, lane_bounds
+from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
 from distsgd.trainer import Limits, Rhythm, Trainer
@@ -306,7 +306,7 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     mine = lanes[1] - lanes[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))
-    longest = max(lane_bounds(batch_length, config.logical_ranks)[1], 1)
+    longest = -(-batch_length // config.logical_ranks)
     return worker_count(cores, mine, multiply_adds, longest)
 
 

@@ -200,7 +200,8 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
-    x, y, *rest = (np.asarray(array) for array in arrays)
+    # In the order of rows: from any other order NumPy would copy the whole set for each minibatch.
+    x, y, *rest = (np.asarray(array, order="C") for array in arrays)
     if x.ndim == 0 or y.ndim == 0:
         raise ConfigurationError(f"fit: {name} must be arrays of examples, got a single number")
     if y.dtype.kind in "biu":
