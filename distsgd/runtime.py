@@ -61,6 +61,19 @@ def _keep_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
+def release_freed_memory() -> None:
+    """Gives back what malloc keeps, where glibc is: for after the loading of data, which no step needs again."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return
+    trim(0)
+
+
 def openblas_kernels(cpuinfo: str) -> str | None:
     """The kernels that OpenBLAS should be told to take on this CPU, None where it chooses well by itself.
 
