@@ -14,7 +14,7 @@ from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
+from distsgd.config import TrainConfig, hyper_parameters
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -25,6 +25,7 @@ from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, defaul
 from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.option_values import parse_duration, parse_every, parse_target
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, cores_per_rank

@@ -44,6 +44,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("validation",),
     ("checkpoint",),
     ("records",),
+    ("option_values",),
     ("config",),
     ("snapshot",),
     ("callbacks",),
