@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import option_values, fit
+from distsgd import fit, option_values
 from distsgd.communication.threads import run_on_threads
 from distsgd.datasets import check_arrays, open_dataset, read_array
 from distsgd.initializers import parse_initializer
@@ -149,7 +149,8 @@ def test_loss(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
     step = 1e-6 * np.ones_like(outputs)
     ahead, behind = (module.AbsoluteError().loss_and_grad(outputs + sign * step, y)[0] for sign in (1, -1))
     assert (ahead - behind) / 2e-6 == pytest.approx(gradient.sum(), rel=1e-6)
-    monkeypatch.setitem(option_values.CHOICES, "loss", (*option_values.CHOICES["loss"], "absolute-error"))  # as the page says
+    choices = (*option_values.CHOICES["loss"], "absolute-error")  # as the page says
+    monkeypatch.setitem(option_values.CHOICES, "loss", choices)
     trained(VALUES, loss="absolute-error")
 
 
