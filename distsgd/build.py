@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.augmentation import parse_augmentation
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
+from distsgd.config import TrainConfig, hyper_parameters
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -24,10 +25,11 @@ from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, defaul
 from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.option_values import parse_duration, parse_every, parse_target
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, cores_per_rank
-from distsgd.sampling import Sampler, lane_bounds
+from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
 from distsgd.trainer import Limits, Rhythm, Trainer
@@ -242,7 +244,7 @@ def build_trainer(
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
             return None
-        feed = replace(feeder, examples=examples)
+        feed = replace(feeder, examples=examples, augmentation=None)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
     monitor = monitored(config, metrics) if data.validation is not None else ""
@@ -285,7 +287,7 @@ def _build_step(
     exchange, note = make_exchange(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
-    feeder = Feeder(train, objective, dtype, config.seed)
+    feeder = Feeder(train, objective, dtype, config.seed, augmentation=parse_augmentation(config.augment))
     feeder.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(
@@ -305,7 +307,7 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     mine = lanes[1] - lanes[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))
-    longest = max(lane_bounds(batch_length, config.logical_ranks)[1], 1)
+    longest = -(-batch_length // config.logical_ranks)
     return worker_count(cores, mine, multiply_adds, longest)
 
 

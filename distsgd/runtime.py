@@ -22,9 +22,11 @@ BLAS_THREAD_VARIABLES = (
 _AVX512_OF_SKYLAKEX = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
-# As in glibc's malloc.h; older versions take no larger threshold for mmap than the last one.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES, _OLD_LIMIT = 1 << 30, 32 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
+_KEPT_BYTES = 1 << 30
+"""Freed memory that malloc keeps in all."""
+_LARGEST_KEPT = 32 << 20
+"""Arrays above this come from the system and go back: data sets, not activations. The most that older glibc takes."""
 
 
 def prepare() -> None:
@@ -56,8 +58,20 @@ def _keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    if not mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES):
-        mallopt(_M_MMAP_THRESHOLD, _OLD_LIMIT)
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+
+
+def release_freed_memory() -> None:
+    """Gives back what malloc keeps, where glibc is: for after the loading of data, which no step needs again."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return
+    trim(0)
 
 
 def openblas_kernels(cpuinfo: str) -> str | None:

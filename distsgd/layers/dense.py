@@ -12,6 +12,7 @@ from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
+from distsgd.kernels.products import multiply
 from distsgd.kernels.vectors import ones
 from distsgd.layers.base import Backward, Layer, initialize_arrays
 from distsgd.layout import Views
@@ -63,15 +64,15 @@ class Dense(Layer):
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         weight = params["weight"]
-        y: Array = np.matmul(weight, x)
+        y = multiply(weight, x)
         if self.bias:
             y += params["bias"][:, None]
         needs_dx = x is not batch.x
 
         def backward(dy: Array, grads: Views) -> Array | None:
-            np.matmul(dy, x.T, out=grads["weight"])
+            multiply(dy, x.T, out=grads["weight"])
             if self.bias:
                 np.matmul(dy, ones(dy.shape[1], dy.dtype), out=grads["bias"])
-            return np.matmul(weight.T, dy) if needs_dx else None
+            return multiply(weight.T, dy) if needs_dx else None
 
         return y, backward

@@ -84,11 +84,9 @@ class Residual(Layer):
 
         def backward(dy: Array, grads: Views) -> Array | None:
             dx = body_backward(dy, grads.scope("body"))
-            grads.scope("body").complete()
             other: Array | None = dy
             if shortcut_backward is not None:
                 other = shortcut_backward(dy, grads.scope("shortcut"))
-                grads.scope("shortcut").complete()
             return None if dx is None or other is None else np.add(dx, other)
 
         return np.add(y, around), backward

@@ -102,9 +102,7 @@ class Sequential(Layer):
             for name, backward_of_layer in reversed(backwards):
                 if d is None:  # only layers that pass the model's input on as it is are left
                     return None
-                own = grads.scope(name)
-                d = backward_of_layer(d, own)
-                own.complete()
+                d = backward_of_layer(d, grads.scope(name))
             return d
 
         return x, backward

@@ -96,6 +96,26 @@ def test_full_batch(tmp_path: Path) -> None:
     assert told["steps"] == 5
 
 
+AUGMENTED = ("--augment", "shift", 1, "flip", "--expand", "shifts", "--epochs", 2, "--batch-size", 200, "--hidden", 30)
+
+
+def test_augmented_images(tmp_path: Path) -> None:
+    told, _ = compare(tmp_path, (1, 2, 4), *AUGMENTED)
+    assert told["steps"] == 2 * -(-5 * 1617 // 200)
+    assert told["validation_accuracy"] > 0.4  # mirrored digits are hard to read
+
+
+def test_augmented_images_after_a_stop(tmp_path: Path) -> None:
+    """Stopped in mid-epoch and gone on with on other ranks, every example comes out as if nothing had happened."""
+    for ranks, out in ((4, "whole"), (2, "run")):
+        more = () if out == "whole" else ("--max-steps", 53)
+        train(ranks, tmp_path / out, *AUGMENTED, *more)
+    assert summary(tmp_path / "run")["steps"] == 53
+    done = train(1, tmp_path / "run", *AUGMENTED)
+    assert "from step 53" in done.out
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
 def test_drop_last(tmp_path: Path) -> None:
     told, _ = compare(tmp_path, (None, 4), "--epochs", 1, "--batch-size", 100, "--drop-last")
     assert told["steps"] == 16

@@ -259,10 +259,13 @@ CHECKED = {
     **{f"conv and pooling {kernel} {stride} {padding} {size}": (
         PooledConvolution(Convolution(2, 3, kernel, stride, padding), MaxPooling(size)), (2, 9, 8))
        for kernel, stride, padding, size in product((1, (3, 2)), (1, 2), ("valid", "same"), (2, (1, 3)))},
+    # No biases in front of batch normalization: their gradient is 0, and differences give nothing but their noise.
     "network": (
         Sequential([
-            Convolution(1, 3, 3), BatchNormalization(3), Activation("tanh"), MaxPooling(2), Dropout(0.3),
-            Residual(Sequential([Convolution(3, 3, 3, padding="same"), BatchNormalization(3), Activation("gelu")])),
+            Convolution(1, 3, 3, bias=False), BatchNormalization(3), Activation("tanh"), MaxPooling(2), Dropout(0.3),
+            Residual(Sequential([
+                Convolution(3, 3, 3, padding="same", bias=False), BatchNormalization(3), Activation("gelu"),
+            ])),
             Convolution(3, 4, 2), AveragePooling(2), Dropout(0.2, channels=True), Flatten(), Dense(4, 3),
         ]),
         (1, 9, 8),

@@ -180,6 +180,25 @@ def test_images_in_lanes_of_any_length(batch_size: int) -> None:
     check(4, train=(IMAGES, LABELS), model=LISTED, hidden=(128, 128), batch_size=batch_size, epochs=1, max_steps=8)
 
 
+AUGMENTED: dict[str, dict[str, Any]] = {
+    "augmented": {"augment": ("shift 1", "flip"), "validation_fraction": 0.2},
+    "expanded": {"expand": "shifts", "validation_fraction": 0.2, "train_metrics": "full"},
+    "both": {"augment": ("crop 2",), "expand": "shifts", "sampling": "replacement"},
+}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "floats"])
+@pytest.mark.parametrize("setting", list(AUGMENTED))
+def test_augmented_images(setting: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = uniform((EXAMPLES, 2, 6, 4), 4, "images") * 256
+    data = (images.astype(np.uint8 if kind == "bytes" else np.float32), LABELS)
+    options = {"hidden": (20,), **AUGMENTED[setting]}
+    together = check(4, train=data, **options)
+    assert together.summary["parameters_sha256"] != check(4, train=data, hidden=(20,)).summary["parameters_sha256"]
+    monkeypatch.setattr("distsgd.step._GATHERED_TOGETHER", 0)  # every lane by itself, as with large images
+    same([together, *train(2, data, threads=2, **options)])
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("setting", ["everything", "clipping", "batch normalization", "replacement"])
 def test_threads_of_a_rank(setting: str, threads: int) -> None:
