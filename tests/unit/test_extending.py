@@ -109,10 +109,10 @@ def test_layer(added: Added) -> None:
 
 
 def test_layer_of_layers(added: Added) -> None:
-    residual = added.block("distsgd/layers/residual.py").Residual
+    concatenated = added.block("distsgd/layers/concatenated.py").Concatenated
     inner = Sequential([Dense(5, 4), Activation("tanh"), Dense(4, 5)])
-    check_layer_gradient(residual(inner), (5,)).raise_if_wrong()
-    model = Sequential([Dense(6, 5), residual(inner), Dense(5, 2)])
+    check_layer_gradient(concatenated(inner), (5,)).raise_if_wrong()
+    model = Sequential([Dense(6, 5), concatenated(inner), Dense(10, 2)])
     trained(model=model)
     norms = []
     for lanes in (1, 2, 4):
