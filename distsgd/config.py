@@ -15,13 +15,15 @@ from typing import Any, Literal, get_type_hints
 from distsgd.augmentation import parse_augmentation
 from distsgd.errors import ConfigurationError
 from distsgd.losses import LOSSES
+from distsgd.non_finite import POLICIES
 from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.schedules import has_horizon
 
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
-    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback",
+    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "on_non_finite",
+    "check_replicas",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
@@ -194,9 +196,13 @@ class TrainConfig:
     init_from: str | None = None
     """A run folder or checkpoint whose parameters training starts from."""
     checkpoint_every: str = "1epoch"
-    """Steps, seconds as in 30s, or epochs as in 1epoch (at most once in 10 seconds)."""
+    """Steps, seconds as in 30s, or epochs as in 1epoch (at most once in 10 seconds); written in the background."""
     keep: int = 3
     """How many numbered checkpoints stay."""
+    on_non_finite: str = "stop"
+    """When loss or gradient are NaN or infinite: stop; skip the minibatch; or rollback to a checkpoint, and skip it."""
+    check_replicas: int = 1000
+    """Compare the ranks' copies of the parameters every so many steps; 0: never."""
     log_every: int | None = None
     """Also record the training loss every so many steps."""
     device: str = "auto"
@@ -301,6 +307,7 @@ _CHOICES = {
     "early_stopping": ("epochs", "patience"),
     "communication": ("auto", "shared", "mpi"),
     "loss": ("auto", *LOSSES),
+    "on_non_finite": POLICIES,
 }
 
 
@@ -313,7 +320,7 @@ def _check_choices(config: TrainConfig) -> None:
 _AT_LEAST = {
     "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
     "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
-    "weight_decay": 0, "l1": 0, "l2": 0,
+    "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 

@@ -13,11 +13,13 @@ from distsgd.checkpoint import Checkpoint, read_checkpoint
 from distsgd.communication import Communicator
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule
-from distsgd.errors import CheckpointError, NonFiniteError
+from distsgd.errors import CheckpointError
 from distsgd.layout import Layout
+from distsgd.non_finite import PARAMETERS, NonFinite
 from distsgd.step import TrainingStep
 
 _TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
+_NOT_FACTS = (*_TOLD, "left_out", "rule", "format", "sha256")
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Progress:
     train_loss        of the last record
     best              the record of the best validation; best_params and best_running are on rank 0 alone
     scores            the numbers of the last validation's record, which a target is compared with
+    left_out          minibatches that are not to be used, and why, by their step from 1
     facts             what the checkpoint says besides: the configuration, this CPU's probe
     """
 
@@ -39,7 +42,13 @@ class Progress:
     best_params: Array | None = None
     best_running: Array | None = None
     scores: dict[str, float] | None = None
+    left_out: dict[int, NonFinite] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far: steps without those left out."""
+        return self.step - sum(step <= self.step for step in self.left_out)
 
 
 def take(
@@ -49,10 +58,7 @@ def take(
     running = running_layout(step)
     params = step.exchange.params.copy()
     if not np.isfinite(params).all():
-        raise NonFiniteError(
-            f"the parameters are no longer finite after step {progress.step}; a smaller learning rate or clip_norm may "
-            "help; the last checkpoint stays as it was"
-        )
+        raise NonFinite(progress.step, PARAMETERS).error()
     state = step.running.flat.copy()
     arrays = {
         **_named("parameters", step.layout, params),
@@ -68,6 +74,7 @@ def take(
         "train_loss": progress.train_loss,
         "best": progress.best,
         "scores": progress.scores,
+        "left_out": [found.record() for found in progress.left_out.values()],
         "rule": None if rule is None else rule.state(),
     }
     if progress.best_params is None or progress.best_running is None:
@@ -96,7 +103,7 @@ def restore(
         nonlocal slots, progress
         assert checkpoint is not None
         slots, progress = _read(step, rule, checkpoint)
-        return {key: getattr(progress, key) for key in (*_TOLD, "facts")}
+        return {key: getattr(progress, key) for key in (*_TOLD, "left_out", "facts")}
 
     told = communicator.on_root(read)
     if not communicator.is_root:
@@ -123,7 +130,8 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
         progress = Progress(**{key: document[key] for key in _TOLD})
     except KeyError as error:
         raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
-    progress.facts = {key: value for key, value in document.items() if key not in (*_TOLD, "rule", "format", "sha256")}
+    progress.left_out = {record["step"]: NonFinite.of(record) for record in document.get("left_out", ())}
+    progress.facts = {key: value for key, value in document.items() if key not in _NOT_FACTS}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:
         progress.best_params = np.empty_like(step.exchange.params)
