@@ -29,8 +29,8 @@ class BackgroundWriter:
     """Writes one task at a time; holds no other than this one.
 
     A task that fails is tried again, after 1 s, 2 s, 4 s and so on up to `longest_pause`, until it is written or a
-    newer one takes its place. `report` is told in one line when writing begins to fail, when the reason becomes
-    another, and when it works again; it is called on the thread.
+    newer one takes its place. `report` is told in one line when writing begins to fail, and when it works again; it is
+    called on the thread.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BackgroundWriter:
         self._changed.wait_for(lambda: self._task is not task or self._closing or self._at_once > at_once, seconds)
 
     def _tell(self, problem: DistsgdError | None) -> None:
-        if problem is not None and str(problem) != str(self._problem or ""):
+        if problem is not None and self._problem is None:
             self._report(f"{problem}; the last good checkpoint stays, and this is tried again")
         elif problem is None and self._problem is not None:
             self._report("checkpoints are written again")

@@ -99,12 +99,6 @@ def test_tried_again_until_it_works(bench: Bench) -> None:
     bench.writer.finish()
 
 
-def test_another_reason_is_told_too(bench: Bench) -> None:
-    bench.writer.submit(bench.task("a", lambda: fail("No space left" if bench.tries < 3 else "Read-only file system")))
-    wait_until(lambda: bench.tries >= 6)
-    assert [text.partition(";")[0] for text in bench.said] == ["No space left", "Read-only file system"]
-
-
 def test_a_newer_one_takes_its_place(bench: Bench) -> None:
     bench.writer.submit(bench.task("a", fail))
     wait_until(lambda: bench.tries >= 2)
