@@ -23,6 +23,7 @@ UPDATE = "the update is not finite, though the gradients are,"
 PARAMETERS = "the parameters are no longer finite"
 _ADVICE = "a smaller learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"
 _ADVICE_ON_GRADIENTS = "the loss is finite: check the gradient with --check-gradient, or try a smaller learning rate"
+_WAY_OUT = "--on-non-finite skip goes on without the minibatch"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class NonFinite:
 
     def error(self, more: str | None = None) -> NonFiniteError:
         """As an error that ends the run."""
-        advice = _ADVICE_ON_GRADIENTS if self.what == GRADIENT else _ADVICE
+        advice = f"{_ADVICE_ON_GRADIENTS if self.what == GRADIENT else _ADVICE}; {_WAY_OUT}"
         return NonFiniteError(f"{self}; {more or advice}")
 
     def record(self) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from distsgd.non_finite import PARAMETERS, NonFinite
 from distsgd.step import TrainingStep
 
 _TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
-_NOT_FACTS = (*_TOLD, "left_out", "rule", "format", "sha256")
+_NOT_FACTS = (*_TOLD, "updates", "left_out", "rule", "format", "sha256")
 
 
 @dataclass
 class Progress:
     """Where a run stands between two steps.
 
+    updates           made in these steps, which is what Adam counts: a minibatch that was left out made none
     loss_sum, count   of the current epoch so far
     train_loss        of the last record
     best              the record of the best validation; best_params and best_running are on rank 0 alone
@@ -35,6 +36,7 @@ class Progress:
     """
 
     step: int = 0
+    updates: int = 0
     loss_sum: float = 0.0
     count: int = 0
     train_loss: float | None = None
@@ -45,11 +47,6 @@ class Progress:
     left_out: dict[int, NonFinite] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def updates(self) -> int:
-        """Updates made so far: steps without those left out."""
-        return self.step - sum(step <= self.step for step in self.left_out)
-
 
 def take(
     step: TrainingStep, progress: Progress, rule: StoppingRule | None, slots: list[Array]
@@ -58,7 +55,8 @@ def take(
     running = running_layout(step)
     params = step.exchange.params.copy()
     if not np.isfinite(params).all():
-        raise NonFinite(progress.step, PARAMETERS).error()
+        more = "a smaller learning rate or clip_norm may help; the last checkpoint stays as it was"
+        raise NonFinite(progress.step, PARAMETERS).error(more)
     state = step.running.flat.copy()
     arrays = {
         **_named("parameters", step.layout, params),
@@ -69,6 +67,7 @@ def take(
     document = {
         **progress.facts,
         "step": progress.step,
+        "updates": progress.updates,
         "loss_sum": progress.loss_sum,
         "count": progress.count,
         "train_loss": progress.train_loss,
@@ -103,7 +102,7 @@ def restore(
         nonlocal slots, progress
         assert checkpoint is not None
         slots, progress = _read(step, rule, checkpoint)
-        return {key: getattr(progress, key) for key in (*_TOLD, "left_out", "facts")}
+        return {key: getattr(progress, key) for key in (*_TOLD, "updates", "left_out", "facts")}
 
     told = communicator.on_root(read)
     if not communicator.is_root:
@@ -130,6 +129,7 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
         progress = Progress(**{key: document[key] for key in _TOLD})
     except KeyError as error:
         raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
+    progress.updates = document.get("updates", progress.step)
     progress.left_out = {record["step"]: NonFinite.of(record) for record in document.get("left_out", ())}
     progress.facts = {key: value for key, value in document.items() if key not in _NOT_FACTS}
     best = checkpoint.group("best/parameters")

@@ -114,12 +114,13 @@ class TrainingStep:
         learning_rate: float,
         flags: Flag,
         want_norm: bool = False,
-        updates: int | None = None,
+        *,
+        updates: int,
         leave_out: NonFinite | None = None,
     ) -> StepResult:
         """Makes step number `step` (from 0) on the minibatch `indices`; raises on all ranks what any rank raises.
 
-        updates    made before this step, where that isn't `step`, for minibatches have been left out
+        updates    made before this step: `step`, without those whose minibatch was left out
         leave_out  why this minibatch, too, is to be left out; the exchange takes place as ever
         """
         exchange = self.exchange
@@ -134,8 +135,7 @@ class TrainingStep:
             flags |= Flag.NON_FINITE
         exchange.flags[0] = flags
         if exchange.communicator.rank == 0:
-            made = step if updates is None else updates
-            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, made + 1)
+            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, updates + 1)
         all_flags, records = exchange.gather(bounds)
         bits = 0
         for value in all_flags[:, 0].tolist():

@@ -171,7 +171,6 @@ class Trainer:
         indices = self.sampler.minibatch(progress.step)
         if progress.step % self.sampler.steps_per_epoch == 0:
             progress.loss_sum, progress.count = 0.0, 0
-        left_out = progress.left_out
         result = self.step.run(
             progress.step,
             self.epoch,
@@ -179,12 +178,13 @@ class Trainer:
             self.learning_rate,
             self._flags(progress.step + 1),
             want_norm=self._record_due(progress.step + 1) is not None,
-            updates=progress.updates if left_out else progress.step,
-            leave_out=left_out.get(progress.step + 1) if left_out else None,
+            updates=progress.updates,
+            leave_out=progress.left_out.get(progress.step + 1),
         )
         if result.problem is not None and self._goes_back(result.problem):
             return None
         progress.step += 1
+        progress.updates += result.problem is None
         progress.loss_sum += result.loss_sum
         progress.count += result.count
         self._training_seconds += time.monotonic() - began

@@ -183,8 +183,12 @@ class OwnMemory(Exchange):
         return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
 
     def gather_slots(self) -> list[Array] | None:
-        parts = self.communicator.gather_object(self._slots)
-        return None if parts is None else list(np.concatenate(parts, axis=1))
+        found: list[Array] | None = None
+        if self.communicator.is_root:
+            found = [np.empty_like(self.params) for _ in self._slots]
+        for index, own in enumerate(self._slots):
+            self.communicator.gather_slices(own, self.partition.counts(), None if found is None else found[index])
+        return found
 
     def load_params(self, params: Array | None) -> None:
         if params is not None:

@@ -82,6 +82,10 @@ class MPICommunicator(Communicator):
         sizes = [count * width for count in counts]
         self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
 
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        byte, sizes = self._mpi.BYTE, [count * part.itemsize for count in counts]
+        self._comm.Gatherv([part, byte], None if whole is None else [whole, sizes, byte], root=0)
+
     def barrier(self) -> None:
         self._comm.Barrier()
 

@@ -75,13 +75,18 @@ class Watch(Callback):
 class Trouble(Callback):
     """No file may grow beyond what metrics need, for a while; or the folder is taken away; or a signal comes."""
 
+    def on_start(self, trainer):
+        self.others = [callback for callback in trainer.callbacks if callback is not self]
+
     def on_step(self, step, loss, examples):
+        if step in (SETTING.get("full"), SETTING.get("away")):
+            assert not any([callback.busy(20) for callback in self.others]), "the checkpoint before hangs"
         if step == SETTING.get("full"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if step == SETTING.get("room"):
             time.sleep(0.1)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        if step == SETTING.get("remove"):
+        if step == SETTING.get("away"):
             os.rename("run", "gone")
         if step == SETTING.get("signal"):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -149,7 +154,7 @@ def test_a_disk_that_stays_full(out: Path, undisturbed: Path) -> None:
 
 
 def test_a_folder_that_is_taken_away(out: Path, undisturbed: Path) -> None:
-    done = disturbed(out, 2, {"remove": 12}, "--checkpoint-every", 5)
+    done = disturbed(out, 2, {"away": 12}, "--checkpoint-every", 5)
     assert summary(out) == summary(undisturbed)
     assert (out / "config.toml").exists()
     assert [record["step"] for record in records(out)][-1] == STEPS
