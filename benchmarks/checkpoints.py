@@ -1,4 +1,5 @@
-"""What checkpoints cost while training goes on: steps without any, and with one every 5 s and every second, on 2 ranks.
+"""What checkpoints cost while training goes on: steps without any, with one every 5 s and every second, and with
+--on-non-finite skip, on 2 ranks.
 
 Each run is ten times as long as --seconds says, for several checkpoints to fall into it. "stopped" is how long rank 0
 is kept from its steps by one, with the copy of parameters and state; hashing and writing happen beside them.
@@ -20,11 +21,16 @@ DEFAULT = ("mlp512-adam",)
 RANKS = 2
 LANES = 4
 NONE = "no checkpoints"
-OFTEN = {NONE: None, "every 5 s": "5s", "every second": "1s"}
+OPTIONS = {
+    NONE: {},
+    "every 5 s": {"checkpoint_every": "5s"},
+    "every second": {"checkpoint_every": "1s"},
+    "none, skip": {"on_non_finite": "skip"},
+}
 
 
 def contender(name: str, work: str, kind: str, chosen: argparse.Namespace) -> Contender:
-    """Steps with checkpoints as often as `name` says, in a folder of their own each time."""
+    """Steps with the options that `name` stands for, in a folder of their own each time."""
     settings = {
         "workload": work,
         "seconds": 10 * chosen.seconds,
@@ -32,9 +38,8 @@ def contender(name: str, work: str, kind: str, chosen: argparse.Namespace) -> Co
         "lanes": LANES,
         "threads": 1,
         "communication": kind,
+        **OPTIONS[name],
     }
-    if OFTEN[name] is not None:
-        settings["checkpoint_every"] = OFTEN[name]
 
     def run(_: int) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +67,7 @@ def main() -> None:
     report = Report("checkpoints", chosen)
     for name in chosen.workload or DEFAULT:
         for kind, meaning in (("shared", "shared memory"), ("mpi", "messages")):
-            found = interleave((contender(often, name, kind, chosen) for often in OFTEN), chosen.rounds)
+            found = interleave((contender(often, name, kind, chosen) for often in OPTIONS), chosen.rounds)
             report.add(f"{RANKS} ranks, {meaning}; {describe(workload(name))}", found, cost_table(found))
     report.write()
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distsgd.errors import DistsgdError, LaneError
+from distsgd.errors import DistsgdError, LaneError, OutputError
 
 PATIENCE = 30.0
 """Seconds for which something new waits until what is being written is done."""
@@ -130,6 +130,8 @@ def _try(task: Task) -> DistsgdError | None:
         task.write()
     except DistsgdError as error:
         return error
+    except OSError as error:
+        return OutputError(f"{task.name} could not be written: {error.strerror or error}")
     except Exception:
         return LaneError.here(f"{task.name} could not be written")
     return None

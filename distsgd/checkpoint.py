@@ -220,6 +220,8 @@ class CheckpointFolder:
             left = [number for number in numbers if number > step]
             for number in left + [number for number in numbers if number <= step][self.keep :]:
                 self._path(number).unlink(missing_ok=True)
+            for torn in self.folder.glob(".step-*.tmp"):  # where not even removing it was possible
+                torn.unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(f"could not write the checkpoint {numbered}: {error.strerror or error}") from None
 

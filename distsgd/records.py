@@ -143,14 +143,14 @@ class RunFolder:
             self._write_metrics()
         try:
             descriptor = os.open(self.metrics, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             return  # there is none yet
-        try:
-            os.fsync(descriptor)
         except OSError as error:
             raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
-        finally:
-            os.close(descriptor)
 
     def _write_metrics(self) -> None:
         if not self._unwritten:

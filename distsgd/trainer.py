@@ -19,12 +19,12 @@ from distsgd.background import PATIENCE
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
-from distsgd.config import Every
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule, reaches
 from distsgd.hooks import Hooks
 from distsgd.metrics import Value
 from distsgd.non_finite import NonFinite, goes_back
+from distsgd.option_values import Every
 from distsgd.output import say
 from distsgd.replicas import compare_replicas
 from distsgd.sampling import Sampler

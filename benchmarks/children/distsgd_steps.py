@@ -59,14 +59,19 @@ def saving() -> dict[str, Any]:
     """Options of a run that leaves checkpoints, where such a run is wanted."""
     if "out" not in wanted:
         return {}
-    return {"out": wanted["out"], "checkpoint_every": wanted.get("checkpoint_every", "1000000000"), "keep": 2}
+    return {
+        "out": wanted["out"],
+        "checkpoint_every": wanted.get("checkpoint_every", "1000000000"),
+        "keep": 2,
+        "on_non_finite": wanted.get("on_non_finite", "stop"),
+    }
 
 
 def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
     clock = Clock(wanted["seconds"])
     distsgd.fit(
-        "mlp",
+        work.model,
         synthetic(work),
         **work.fit_options(),
         logical_ranks=wanted["lanes"],

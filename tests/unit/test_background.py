@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from distsgd.background import BackgroundWriter, Task
-from distsgd.errors import CheckpointError, LaneError
+from distsgd.errors import CheckpointError, LaneError, OutputError
 
 
 class Bench:
@@ -167,6 +168,15 @@ def test_defects_show_their_traceback(bench: Bench) -> None:
 
     bench.writer.submit(bench.task("a", defect))
     with pytest.raises(LaneError, match=r"(?s)a could not be written:.*Traceback.*ZeroDivisionError: mine"):
+        bench.writer.finish()
+
+
+def test_what_the_system_refuses_is_one_sentence(bench: Bench) -> None:
+    def refuse() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    bench.writer.submit(bench.task("a", refuse))
+    with pytest.raises(OutputError, match=r"^a could not be written: Permission denied$"):
         bench.writer.finish()
 
 

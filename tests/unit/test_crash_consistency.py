@@ -1,4 +1,5 @@
-"""A run folder's writer dies after each of its system calls, or the power fails: the newest whole checkpoint is found.
+"""A run folder's writer dies after each of its system calls, or the power fails, or one of the calls does: the newest
+whole checkpoint is found.
 
 The calls are recorded as they are made, and played back up to each of them: into every state that a disk may be in
 behind a power cut, where only what was synced is sure to be there.
@@ -6,8 +7,12 @@ behind a power cut, where only what was synced is sure to be there.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import itertools
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distsgd import callbacks
+from distsgd.background import BackgroundWriter
+from distsgd.callbacks import FolderWriter
 from distsgd.checkpoint import Checkpoint
+from distsgd.errors import CheckpointError
 from distsgd.records import RunFolder
 
 SAVES, KEEP = 3, 2
@@ -97,6 +106,68 @@ def check(folder: RunFolder, completed: int) -> None:
     assert folder.checkpoints.newest()[0].document["step"] == step + 1  # type: ignore[union-attr]
     assert not list(folder.path.rglob("*.tmp"))
     folder.unlock()
+
+
+class Refusing:
+    """From one call of the operating system's functions on, all, or this one alone, are refused."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, first: int, number: int, lasting: bool) -> None:
+        self.calls, self.refused = 0, 0
+        self._first, self._number, self._lasting = first, number, lasting
+        for name in set(CALLS) - {"close"}:
+            monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
+
+    def _wrap(self, function: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            number, self.calls = self.calls, self.calls + 1
+            if number == self._first or (self._lasting and number > self._first):
+                self.refused += 1
+                raise OSError(self._number, os.strerror(self._number))
+            return function(*arguments, **keywords)
+
+        return call
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE])
+def test_refused_at_each_system_call(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    lasting: bool,
+) -> None:
+    """One sentence says why; the checkpoint before stays, whole; tried again, or with the next one, all is well."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(callbacks, "BackgroundWriter", functools.partial(BackgroundWriter, first_pause=0.0))
+    for first in itertools.count():
+        writer = FolderWriter(RunFolder(tmp_path / str(first), KEEP))
+        folder = writer.folder
+        folder.create("seed = 1\n")
+        hand_over(writer, 1)
+        with pytest.MonkeyPatch.context() as monkeypatch, contextlib.suppress(CheckpointError):
+            refusing = Refusing(monkeypatch, first, number, lasting)
+            hand_over(writer, 2)
+        found, problems = folder.checkpoints.newest()
+        assert problems == []
+        assert found is not None
+        assert found.document["step"] == 2 or lasting
+        for line in capsys.readouterr().err.splitlines():
+            assert re.fullmatch(rf"warning: (could not write .*: {os.strerror(number)}; .*|.* written again)", line)
+        hand_over(writer, 3)
+        assert folder.checkpoints.newest()[0].document["step"] == 3  # type: ignore[union-attr]
+        assert [record["step"] for record in folder.read_metrics()] == [1, 2, 3]
+        assert not list(folder.path.rglob("*.tmp"))
+        writer.close()
+        if not refusing.refused:
+            assert first > 15, "the calls were not counted"
+            return
+
+
+def hand_over(writer: FolderWriter, step: int) -> None:
+    """What a run does at its end: all is on the disk when this returns."""
+    writer.on_record({"step": step})
+    writer.on_checkpoint(checkpoint(step), Checkpoint({"w": np.arange(3.0)}, {"step": step}), step, final=True)
 
 
 # What follows is a disk. An entry of a folder leads to a file; a file is what was written to it.

@@ -16,9 +16,9 @@ from distsgd.background import BackgroundWriter
 from distsgd.callbacks import Callback, FolderWriter
 from distsgd.checkpoint import Checkpoint, CheckpointFolder
 from distsgd.communication.threads import run_on_threads
-from distsgd.config import Every
 from distsgd.errors import CheckpointError, LaneError, OutputError
 from distsgd.fitting import Result, fit
+from distsgd.option_values import Every
 from distsgd.random import normal
 from distsgd.records import RunFolder
 
