@@ -33,7 +33,7 @@ class NonFinite:
     step      its number, from 1
     what      what isn't finite, as the beginning of a sentence
     lanes     the lanes [first, last) in which that was seen; None where the lanes' own gradients are finite
-    examples  rows of the data set that these lanes began with, up to NAMED
+    examples  rows of the data set that these lanes begin with, up to NAMED
     """
 
     step: int
@@ -46,7 +46,8 @@ class NonFinite:
         if self.lanes is not None:
             first, last = self.lanes
             lanes = f"lane {first}" if last == first + 1 else f"lanes {first} to {last - 1}"
-            where = f", {lanes} (examples {', '.join(map(str, self.examples))} …)"
+            more = " …" if len(self.examples) == NAMED else ""
+            where = f", {lanes} (examples {', '.join(map(str, self.examples))}{more})"
         return f"{self.what} at step {self.step}{where}"
 
     def error(self, more: str | None = None) -> NonFiniteError:

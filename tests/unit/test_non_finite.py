@@ -250,9 +250,7 @@ def test_the_gradients_lanes_are_named(size: int, lanes: str) -> None:
     with pytest.raises(NonFiniteError) as caught:
         train(None, {3: "gradient"}, "stop", size)
     named = ", ".join(map(str, examples))
-    assert f"the gradient is not finite at step 3, {lanes} (examples {named} …); the loss is finite" in str(
-        caught.value
-    )
+    assert f"the gradient is not finite at step 3, {lanes} (examples {named}); the loss is finite" in str(caught.value)
 
 
 def test_callbacks_see_steps_without_examples() -> None:
@@ -277,6 +275,11 @@ def test_rollback_without_a_folder() -> None:
 
 def test_policy_is_no_part_of_a_runs_identity() -> None:
     assert TrainConfig(on_non_finite="skip").name() == TrainConfig().name()
+
+
+def test_many_examples_are_cut_short() -> None:
+    assert "(examples 0, 1, 2, 3, 4, 5, 6, 7 …)" in str(NonFinite(3, "the loss is nan", (1, 2), tuple(range(8))))
+    assert "(examples 5, 7)" in str(NonFinite(3, "the loss is nan", (1, 2), (5, 7)))
 
 
 def test_records_come_back() -> None:
