@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from distsgd.augmentation import parse_augmentation
+from distsgd.batch_job import time_limit
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
+from distsgd.config import TrainConfig, hyper_parameters, parse_every, parse_target
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -253,7 +254,7 @@ def build_trainer(
         step=step,
         sampler=sampler,
         schedule=schedule,
-        limits=_limits(config, rule),
+        limits=_limits(communicator, config, rule),
         rhythm=_rhythm(config, sampler, rule),
         rule=rule,
         monitor=monitor,
@@ -310,12 +311,12 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     return worker_count(cores, mine, multiply_adds, longest)
 
 
-def _limits(config: TrainConfig, rule: StoppingRule | None) -> Limits:
+def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:
     target = None if config.target is None else parse_target(config.target)
     if target is not None and rule is None:
         raise ConfigurationError("target: there is nothing to measure it on; give validation data")
-    seconds = None if config.max_time is None else parse_duration(config.max_time, "max_time")
-    return Limits(config.epochs, config.max_steps, seconds, target)
+    seconds, why = communicator.on_root(lambda: time_limit(config.max_time))
+    return Limits(config.epochs, config.max_steps, seconds, target, why)
 
 
 def _rhythm(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Rhythm:

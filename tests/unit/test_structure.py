@@ -45,6 +45,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("records",),
     ("config",),
+    ("batch_job",),
     ("snapshot",),
     ("callbacks",),
     ("trainer",),
