@@ -1,0 +1,194 @@
+"""launch/slurm.sbatch under a real Slurm of four nodes: to its end, stopped in every way, gone on with, cancelled."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import Slurm, why_not
+from tests.cluster.tools import wait_until
+from tests.parallel.launch import ROOT, find_mpirun, result, summary, train
+
+pytestmark = pytest.mark.timeout(75)
+
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+OPTIONS = ("--epochs", 15, "--batch-size", 128, "--hidden", 32, "--patience", 0)
+LAUNCHERS = ("srun", "mpirun")
+# With it 15 epochs of 13 steps take 4 seconds or more, and the folder tells at which steps the run was started.
+SLOW = """
+import os
+import time
+from pathlib import Path
+
+from distsgd import Callback
+
+
+class Slow(Callback):
+    def on_start(self, trainer):
+        with Path("starts").open("a") as starts:
+            starts.write(f"{trainer.progress.step}\\n")
+
+    def on_step(self, step, loss, examples):
+        time.sleep(float(os.environ.get("TEST_SECONDS", 0.02)))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole_slurm() -> Iterator[Slurm]:
+    reason = why_not() or find_mpirun()[1]
+    if reason:
+        pytest.skip(reason)
+    with Slurm() as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(whole_slurm: Slurm) -> Iterator[Slurm]:
+    yield whole_slurm
+    whole_slurm.clear()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(None, out, *OPTIONS)
+    return out
+
+
+@dataclass
+class Job:
+    """A submitted launch/slurm.sbatch."""
+
+    slurm: Slurm
+    folder: Path
+    number: str
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "runs" / f"slurm-{self.number}"
+
+    @property
+    def printed(self) -> str:
+        path = self.folder / f"distsgd-{self.number}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def starts(self) -> list[int]:
+        """The steps that the run's legs began with."""
+        path = self.folder / "starts"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def wait_for_training(self) -> None:
+        wait_until(lambda: (self.out / "metrics.jsonl").exists(), 30, lambda: f"{self.printed}\nthe first epoch")
+
+    def end(self, seconds: float = 50) -> str:
+        """The state in which the job ended."""
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "")
+        wait_until(lambda: self.slurm.state(self.number) in over, seconds, lambda: f"{self.printed}\nthe job")
+        return self.slurm.state(self.number)
+
+    def must_have_gone_on(self, undisturbed: Path) -> None:
+        """Ended, after more than one leg, as if it had never been stopped."""
+        assert self.end() == "COMPLETED", self.printed
+        assert len(self.starts) > 1
+        assert self.starts == sorted(set(self.starts)), "a leg began before the step where the last one stopped"
+        assert result(self.out) == result(undisturbed)
+
+
+def submit(slurm: Slurm, folder: Path, launcher: str, *options: object, extra: Mapping[str, str] = {}) -> Job:
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH\n")
+    (folder / "slow.py").write_text(SLOW)
+    more = map(str, (*OPTIONS, "--callback", "slow.py:Slow", *options))
+    settings = {"LAUNCHER": launcher, "PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    settings |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **extra}
+    number = slurm.run("sbatch", "--parsable", "--time=10", str(SCRIPT), *more, folder=folder, extra=settings)
+    return Job(slurm, folder, number)
+
+
+def test_to_the_end(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
+    job = submit(slurm, tmp_path, "srun")
+    assert job.end() == "COMPLETED", job.printed
+    assert job.starts == [0]
+    assert result(job.out) == result(undisturbed)
+    assert "ranks      4 on " in job.printed
+    assert f"time       Slurm job {job.number} ends in " in job.printed
+    assert slurm.leftovers() == []
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_warned_of_the_time_limit(slurm: Slurm, tmp_path: Path, undisturbed: Path, launcher: str) -> None:
+    """As --signal=B:USR1@120 has it: SIGUSR1 to the batch shell alone."""
+    job = submit(slurm, tmp_path, launcher)
+    job.wait_for_training()
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    job.must_have_gone_on(undisturbed)
+
+
+def test_preempted(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
+    job = submit(slurm, tmp_path, "srun")
+    job.wait_for_training()
+    slurm.run(
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=4",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+        folder=tmp_path,
+    )
+    job.must_have_gone_on(undisturbed)
+
+
+def test_requeued_by_an_operator(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
+    job = submit(slurm, tmp_path, "srun")
+    job.wait_for_training()
+    slurm.run("scontrol", "requeue", job.number)
+    job.must_have_gone_on(undisturbed)
+
+
+def test_stops_by_itself_before_the_limit(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
+    """No signal at all: each leg ends 9 minutes and 50 seconds before the job of 10 minutes would."""
+    job = submit(slurm, tmp_path, "srun", "--max-time", "auto-9m50s", extra={"TEST_SECONDS": "0.07"})
+    job.must_have_gone_on(undisturbed)
+    assert "; stopping 9m50s before" in job.printed
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_scancel_leaves_nothing_behind(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
+    job = submit(slurm, tmp_path, launcher)
+    job.wait_for_training()
+    assert len([words for words in slurm.processes(job.number).values() if "-m distsgd.train" in words]) >= 4
+    slurm.run("scancel", job.number)
+    assert job.end() == "CANCELLED"
+    wait_until(lambda: not slurm.processes(job.number), 5, "the end of what the job started")
+    assert slurm.leftovers() == []
+    assert summary(job.out)["status"] == "stopped"
+    time.sleep(1)
+    assert slurm.state(job.number) == "CANCELLED"  # and does not requeue itself
+
+
+def test_a_killed_rank_ends_the_job(slurm: Slurm, tmp_path: Path) -> None:
+    job = submit(slurm, tmp_path, "srun")
+    job.wait_for_training()
+    started = slurm.processes(job.number).items()
+    ranks = [number for number, words in started if "-m distsgd.train" in words and not words.startswith("srun")]
+    assert len(ranks) == 4
+    os.kill(ranks[2], signal.SIGKILL)
+    assert job.end(seconds=12) == "FAILED", job.printed
+    assert not slurm.processes(job.number)
+
+
+def test_leftovers_would_be_seen(slurm: Slurm, tmp_path: Path) -> None:
+    touch = "touch /dev/shm/left-by-a-test $TMPDIR/left-by-a-test; sleep 1"
+    number = slurm.run("sbatch", "--parsable", "--output=/dev/null", f"--wrap={touch}", folder=tmp_path)
+    wait_until(lambda: slurm.state(number) == "COMPLETED", 20, "the job")
+    assert [Path(path).name for path in slurm.leftovers()] == ["left-by-a-test"] * 2
