@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -47,15 +48,14 @@ class Augmentation:
         """Raises ConfigurationError where examples of this shape aren't images, or are smaller than the shift."""
         check_images(f"augment {', '.join(self.words)}", shape, self.reach)
 
-    def apply(self, images: Array, words: Array) -> Array:
-        """The images (n, …, height, width), of which it may overwrite the array, changed as words (n,) uint64 say."""
+    def apply(self, images: Array, words: Array) -> None:
+        """In place, changes C-ordered images (n, …, height, width) as the words (n,) uint64 say."""
         if self.reach:
             down, right = (self._offsets(words >> np.uint64(bits)) for bits in (0, _OFFSET_BITS))
-            images = moved(images, down, right, self.reach)
+            move(images, down, right, self.reach)
         if self.mirror:
             chosen = np.flatnonzero(words >> np.uint64(2 * _OFFSET_BITS + 1))
             images[chosen] = images[chosen][..., ::-1]
-        return images
 
     def _offsets(self, words: Array) -> Array:
         """Offsets from -reach to reach, from the lowest bits of each word."""
@@ -109,38 +109,29 @@ def example_words(count: int, seed: int, epoch: int) -> Array:
     return words
 
 
-def moved(images: Array, down: Array, right: Array, reach: int) -> Array:
-    """A copy of images (n, …, height, width), image i moved by (down[i], right[i]) pixels, zeros where it was not.
+def move(images: Array, down: Array, right: Array, reach: int) -> None:
+    """In place, moves image i of C-ordered (n, …, height, width) by (down[i], right[i]) pixels; zeros come in.
 
     reach   the largest offset there is, less than height and width
     """
     height, width = images.shape[-2:]
-    pixels = images[0].size if len(images) else 1
-    bits = np.dtype(f"u{images.itemsize}")
+    count, pixels = len(images), prod(images.shape[1:])
+    bits, item = np.dtype(f"u{images.itemsize}"), images.itemsize
     rows, columns = _masks(height, width, reach, bits.str)
-    out = np.empty_like(images, order="C")
-    flat_in, flat_out = images.reshape(-1, pixels), out.reshape(-1, pixels)
-    step = max(1, _BLOCK // (pixels * images.itemsize))
-    for start in range(0, len(images), step):
+    flat = images.reshape(count, pixels).view(bits)
+    step = max(1, min(count, _BLOCK // (pixels * item)))
+    # An image more at both ends, whatever it holds: runs reach into it, and the mask clears what they bring from there.
+    room = np.empty((step + 2, pixels), bits)
+    runs = np.ndarray(((step + 1) * pixels + 1, pixels), bits, room, strides=(item, item))
+    for start in range(0, count, step):
         part = slice(start, start + step)
-        target = flat_out[part]
-        _take_runs(flat_in[part], target, down[part] * width + right[part])
-        mask = rows.take(down[part] + reach, axis=0)
-        mask &= columns.take(right[part] + reach, axis=0)
-        by_channel = target.view(bits).reshape(len(target), -1, height * width)
+        block, below, beside = flat[part], down[part], right[part]
+        room[1 : len(block) + 1] = block
+        block[...] = runs[np.arange(1, len(block) + 1) * pixels - (below * width + beside)]
+        mask = rows.take(below + reach, axis=0)
+        mask &= columns.take(beside + reach, axis=0)
+        by_channel = block.reshape(len(block), -1, height * width)
         by_channel &= mask[:, np.newaxis]
-    return out
-
-
-def _take_runs(flat: Array, out: Array, offsets: Array) -> None:
-    """out[i] := the run of the flat pixels (n, pixels) that begins offsets[i] before image i."""
-    count, pixels = flat.shape
-    # A row more at both ends, whatever it holds: runs reach into it, and the mask clears what they bring from there.
-    room = np.empty((count + 2, pixels), flat.dtype)
-    room[1:-1] = flat
-    item = flat.itemsize
-    runs = np.ndarray(((count + 1) * pixels + 1, pixels), flat.dtype, room, strides=(item, item))
-    out[...] = runs[np.arange(1, count + 1) * pixels - offsets]
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distsgd.config import parse_duration
+from distsgd.option_values import parse_duration
 
 MARGIN = 120.0
 """Seconds that are left for the last step, the test set and the checkpoint; a tenth of what is left where less is."""

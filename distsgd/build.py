@@ -15,7 +15,7 @@ from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.config import TrainConfig, hyper_parameters, parse_every, parse_target
+from distsgd.config import TrainConfig, hyper_parameters
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -26,10 +26,11 @@ from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, defaul
 from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.option_values import parse_every, parse_target
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, cores_per_rank
-from distsgd.sampling import Sampler, lane_bounds
+from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
 from distsgd.trainer import Limits, Rhythm, Trainer
@@ -307,7 +308,7 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     mine = lanes[1] - lanes[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))
-    longest = max(lane_bounds(batch_length, config.logical_ranks)[1], 1)
+    longest = -(-batch_length // config.logical_ranks)
     return worker_count(cores, mine, multiply_adds, longest)
 
 

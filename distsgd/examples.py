@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distsgd.augmentation import Augmentation, example_words, moved
+from distsgd.augmentation import Augmentation, example_words, move
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import DataError
@@ -128,7 +128,7 @@ class Feeder:
         as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
         # Without "clip" NumPy takes into memory of its own first, in case an index is wrong.
         x = examples.x.take(inside, axis=0, out=out if as_it_is else None, mode="clip")
-        x = self._images(x, examples.numbers(indices), epoch)
+        self._change(x, examples.numbers(indices), epoch)
         if examples.scale != 1.0:
             x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
         elif x.dtype != self.dtype:
@@ -137,15 +137,14 @@ class Feeder:
         weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
         return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
 
-    def _images(self, x: Array, numbers: Array, epoch: int | None) -> Array:
-        """The rows x of the examples with these numbers, each moved as its number says, and augmented."""
+    def _change(self, x: Array, numbers: Array, epoch: int | None) -> None:
+        """In place, makes of gathered rows x the examples with these numbers, and augments them."""
         examples = self.examples
         if len(examples.shifts) > 1:
             down, right = np.array(examples.shifts)[numbers // len(examples.x)].T
-            x = moved(x, down, right, int(np.abs(examples.shifts).max()))
+            move(x, down, right, int(np.abs(examples.shifts).max()))
         if epoch is not None and self.augmentation is not None:
-            x = self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[numbers])
-        return x
+            self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[numbers])
 
     def batch(
         self,

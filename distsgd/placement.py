@@ -16,6 +16,7 @@ from distsgd.datasets import ArraySource, DataSource, check_arrays, open_dataset
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError, DataError
 from distsgd.examples import Examples, Signature
+from distsgd.runtime import release_freed_memory
 from distsgd.sampling import split_off
 
 _HASHED_INPUTS = 4096
@@ -48,7 +49,9 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         names[split] = other.name
     if config.validation_last is not None:
         sets["validation"] = None
-    return split_data(communicator, config, names, sets, source.num_classes)
+    data = split_data(communicator, config, names, sets, source.num_classes)
+    release_freed_memory()
+    return data
 
 
 def split_data(

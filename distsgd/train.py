@@ -39,11 +39,15 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
     check_ranks(communicator, config)
+    if config.plot:
+        check_matplotlib(communicator)
     choose_device(config.device)
     folder = run_folder(config)
     start = communicator.on_root(lambda: find_start(config, folder))
     if start.finished is not None:
         if communicator.is_root:
+            if config.plot:
+                plot_finished(folder, config)
             say(start.finished)
         return 0
     config = start.config
@@ -81,6 +85,8 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     signals.watch(trainer)
     summary = leg.run(communicator, trainer)
     if communicator.is_root:
+        if config.plot:
+            plot(config, data, trainer, folder)
         say(last_line(summary, str(folder.path)))
     return EXIT_STATUS[summary["status"]]
 
@@ -151,7 +157,11 @@ def announce(
         f"{config.logical_ranks} logical ranks"
     )
     say(f"compute    {blas_description()}, {config.dtype}")
-    say(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
+    augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
+    say(
+        f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"
+        f"{augmented}"
+    )
     say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
     say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
     if trainer.limits.why:
@@ -170,6 +180,30 @@ def describe(config: TrainConfig, trainer: Trainer) -> str:
     name = config.model.partition(":")[0] if is_text(config.model) and ":" in config.model else config.model
     layers = describe_layer(objective.model) if isinstance(objective, Supervised) else "(own function)"
     return layers if "," in name else f"{name} {layers}"
+
+
+def check_matplotlib(communicator: Communicator) -> None:
+    """Tells before training that --plot could draw nothing after it. Collective."""
+    from distsgd.plots.canvas import check_installed
+
+    communicator.on_root(check_installed)
+
+
+def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -> None:
+    """Draws the run that has just ended, on rank 0."""
+    from distsgd.plots.pictures import draw_after_training
+    from distsgd.stored_model import StoredModel
+
+    step = trainer.step
+    stored = StoredModel(config, data.signature, step.objective, step.params, step.running)
+    draw_after_training(folder.path, stored, data, quiet=config.quiet)
+
+
+def plot_finished(folder: RunFolder, config: TrainConfig) -> None:
+    """Draws a run that had nothing left to do, on rank 0."""
+    from distsgd.plots.pictures import draw_finished
+
+    draw_finished(folder.path, config)
 
 
 def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, objective: Objective) -> int:

@@ -154,7 +154,7 @@ class SliceUpdate:
 
     def _apply(self, stretch: _Stretch, scalars: tuple[float, ...]) -> None:
         if not self.finite:
-            return  # the parameters stay as they are; all ranks are told with the next exchange
+            return  # from here on; all ranks are told with the next exchange, and none of it is saved
         update, weight_decay = self.optimizer.update, self.optimizer.weight_decay
         for piece in stretch.pieces:
             if not piece.frozen:

@@ -31,10 +31,10 @@ class Reduction:
         self.exchange = exchange
         lanes = exchange.partition.lanes
         self.bounds = tuple(range(lanes + 1))
-        scratch = np.empty((scratch_levels(lanes), STRETCH), np.float32)
-        self.sums = [
-            (exchange.total(self.bounds, span, scratch), exchange.params[span]) for span in stretches(exchange.owned)
-        ]
+        scratch = list(np.empty((scratch_levels(lanes), STRETCH), np.float32))
+        spans = stretches(exchange.owned)
+        # The sum is made where it is to be seen; a step makes it in scratch memory and puts updated parameters there.
+        self.sums = [exchange.total(self.bounds, span, [exchange.params[span], *scratch[1:]]) for span in spans]
         self.result = exchange.params
 
     def fill(self, value: float) -> None:
@@ -44,8 +44,8 @@ class Reduction:
     def run(self) -> None:
         exchange = self.exchange
         exchange.gather(self.bounds)
-        for total, params in self.sums:
-            params[:] = total.compute()
+        for total in self.sums:
+            total.compute()
         exchange.publish()
 
 

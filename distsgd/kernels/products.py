@@ -30,7 +30,9 @@ _FAMILY = ("SkylakeX", "Cooperlake", "SapphireRapids")
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given; `np.matmul` in fewer seconds."""
     (m, k), n = a.shape, b.shape[1]
-    parts = _parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous) if a.dtype == np.float32 else 1
+    parts = (
+        _parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous) if a.dtype == b.dtype == np.float32 else 1
+    )
     if parts == 1:
         return np.matmul(a, b, out=out)
     product: Array = np.empty((m, n), a.dtype) if out is None else out
@@ -49,7 +51,7 @@ def _parts(m: int, k: int, n: int, transposed: bool) -> int:
     """How many parts the product is cut into, 1 where it is left whole."""
     if not _has_small_kernels():
         return 1
-    parts = -(-m * n * k // _LARGEST)
+    parts = max(1, -(-m * n * k // _LARGEST))
     if transposed and k >= 64:
         parts = max(parts, -(-m * n // _LARGEST_TRANSPOSED))
         return parts if parts <= _PARTS else 1

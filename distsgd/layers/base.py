@@ -81,6 +81,10 @@ class Layer(ABC):
         """How many forward makes for one example of `shape`, by which the work is estimated; 0 by default."""
         return 0
 
+    def fused(self, following: Layer) -> Layer | None:
+        """One layer with this one's parameters that computes this one and the following, None where there is none."""
+        return None
+
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
         """The shape of one example behind this layer, for examples of `shape`; ConfigurationError where it can't."""

@@ -14,8 +14,10 @@ from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
 from distsgd.kernels.convolution import Window, convolve, input_gradient, weight_gradient
+from distsgd.kernels.pooling import max_pool_apart, max_pool_apart_backward
+from distsgd.kernels.vectors import ones
 from distsgd.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
-from distsgd.layers.dense import ones
+from distsgd.layers.pooling import MaxPooling
 from distsgd.layout import Views
 
 _HE, _ZEROS = He(), Zeros()
@@ -86,6 +88,13 @@ class Convolution(Layer):
         kh, kw = self.window.size
         return self.filters * height * width * self.channels * kh * kw
 
+    def fused(self, following: Layer) -> Layer | None:
+        # Keeping columns apart shortens the runs of what is shifted; it pays where there are more filters than that.
+        pays = self.filters > self.channels * self.window.size[1]
+        if pays and isinstance(following, MaxPooling) and following.window.size == following.window.stride:
+            return PooledConvolution(self, following)
+        return None
+
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         weight, needs_dx = params["weight"], x is not batch.x
         images = np.ascontiguousarray(x)
@@ -95,10 +104,57 @@ class Convolution(Layer):
 
         def backward(dy: Array, grads: Views) -> Array | None:
             dy = np.ascontiguousarray(dy)
-            if self.bias:
-                rows = dy.reshape(len(dy), -1)
-                np.matmul(rows, ones(rows.shape[1], dy.dtype), out=grads["bias"])
+            self.add_up_bias(dy, grads)
             weight_gradient(images, dy, self.window, grads["weight"])
-            return input_gradient(weight, dy, self.window, *images.shape[1:3]) if needs_dx else None
+            return input_gradient(weight, dy, self.window, x.shape[1], x.shape[2]) if needs_dx else None
+
+        return y, backward
+
+    def add_up_bias(self, dy: Array, grads: Views) -> None:
+        """The bias's gradient, where there is a bias."""
+        if self.bias:
+            rows = dy.reshape(len(dy), -1)
+            np.matmul(rows, ones(rows.shape[1], dy.dtype), out=grads["bias"])
+
+
+@dataclass(frozen=True)
+class PooledConvolution(Layer):
+    """A convolution and the max-pooling behind it, whose windows don't overlap: the same numbers, sooner.
+
+    The bias is added behind the pooling, where there is less to add it to; what goes back through the pooling is which
+    place of each window was the largest, a byte for each value of the convolution.
+    """
+
+    convolution: Convolution
+    pooling: MaxPooling
+
+    kind: ClassVar[str] = "conv"
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.convolution.parameter_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self.convolution.initialize(params, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.pooling.output_shape(self.convolution.output_shape(shape))
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.convolution.multiply_adds(shape)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        weight, needs_dx, (rows, apart) = params["weight"], x is not batch.x, self.pooling.window.size
+        images, (_, height, width, n) = np.ascontiguousarray(x), x.shape
+        window = self.convolution.window.cropped(height, width, (rows, apart))
+        inside = convolve(images, weight, window, apart)
+        y, chosen = max_pool_apart(inside.reshape(*inside.shape[:2], apart, -1, n), rows)
+        if self.convolution.bias:
+            y += params["bias"][:, None, None, None]
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            self.convolution.add_up_bias(np.ascontiguousarray(dy), grads)
+            inside = max_pool_apart_backward(chosen, dy, rows)
+            weight_gradient(images, inside, window, grads["weight"], apart)
+            return input_gradient(weight, inside, window, height, width, apart) if needs_dx else None
 
         return y, backward

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
 from distsgd.kernels.products import multiply
+from distsgd.kernels.vectors import ones
 from distsgd.layers.base import Backward, Layer, initialize_arrays
 from distsgd.layout import Views
 
@@ -72,14 +72,7 @@ class Dense(Layer):
         def backward(dy: Array, grads: Views) -> Array | None:
             multiply(dy, x.T, out=grads["weight"])
             if self.bias:
-                # A sum over the batch as a matrix-vector product, which is three to five times faster than a reduction.
                 np.matmul(dy, ones(dy.shape[1], dy.dtype), out=grads["bias"])
             return multiply(weight.T, dy) if needs_dx else None
 
         return y, backward
-
-
-@lru_cache(maxsize=64)
-def ones(count: int, dtype: np.dtype[Any]) -> Array:
-    """A vector of ones: a matrix times it is the sum over each row."""
-    return np.ones(count, dtype)

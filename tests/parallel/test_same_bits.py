@@ -68,6 +68,15 @@ def test_threads_and_ranks(tmp_path: Path) -> None:
     assert result(tmp_path / "None-4") == result(tmp_path / "2-2") == result(tmp_path / "4-1")
 
 
+def test_images(tmp_path: Path) -> None:
+    listed = "conv 6 3x3, pool 2, relu, batch-norm, channel-dropout 0.2, conv 8 3x3 same stride 2, relu, dense 10"
+    options = ("--model", listed, "--epochs", 2, "--batch-size", 100, "--l2", 1e-4)
+    told, _ = compare(tmp_path, (None, 1, 2, 3, 4), *options)
+    assert told["validation_accuracy"] > 0.3
+    train(2, tmp_path / "threads", "--quiet", *options, "--threads", 2)
+    assert result(tmp_path / "threads")[0] == told
+
+
 def test_float64_and_replacement(tmp_path: Path) -> None:
     compare(tmp_path, (None, 4), *QUICK, "--dtype", "float64", "--sampling", "replacement", "--optimizer", "rmsprop")
 

@@ -24,6 +24,7 @@ from distsgd.layers import (
     Sequential,
     Subsample,
 )
+from distsgd.layers.convolution import PooledConvolution
 from distsgd.layout import Layout
 from distsgd.testing import check_layer_gradient
 
@@ -117,6 +118,43 @@ def test_pooling_is_the_largest_and_the_mean_of_each_window(size, stride, height
             assert y[c, h, w, k] == pytest.approx(function(x[inside]), rel=1e-14)
             dx[inside] += dy[c, h, w, k] * ((x[inside] == y[c, h, w, k]) if function is np.max else 1 / (kh * kw))
         np.testing.assert_allclose(backward(dy, {}), dx, rtol=0, atol=1e-12)
+
+
+POOLED = [
+    *((2, 3, 9, 8, kernel, stride, padding, 3, size) for kernel, stride, padding, size
+      in product((1, 3, (3, 2)), (1, 2), ("valid", "same", 2), (1, 2, (1, 3), (2, 1)))),
+    (1, 4, 28, 28, 5, 1, "valid", 10, 2), (16, 4, 32, 32, 3, 1, "same", 33, 3), (2, 3, 12, 9, 3, 1, "same", 4, (4, 9)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("geometry", POOLED, ids=str)
+def test_convolution_and_pooling_together_are_both(geometry):
+    channels, filters, height, width, kernel, stride, padding, n, size = geometry
+    conv, pool = Convolution(channels, filters, kernel, stride, padding), MaxPooling(size)
+    together = PooledConvolution(conv, pool)
+    x = np.round(numbers(channels, height, width, n))  # so that there are equals
+    batch = batch_of(n)
+    params, grads = views_of(conv)
+    params["weight"][...] = np.round(2 * params["weight"])
+    params["bias"][...] = numbers(filters, seed=1)
+    middle, conv_backward = conv.forward(params, x, batch, "")
+    y, pool_backward = pool.forward({}, middle, batch, "")
+    dy = numbers(*y.shape, seed=2)
+    dx = conv_backward(pool_backward(dy, {}), grads)
+    y_together, backward = together.forward(params, x, batch, "")
+    other = views_of(together)[1]
+    np.testing.assert_allclose(y_together, y, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(backward(dy, other), dx, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(other.flat, grads.flat, rtol=1e-12, atol=1e-11)
+
+
+def test_only_layers_that_fit_together_are_fused():
+    conv = Convolution(1, 4, 3)
+    assert conv.fused(MaxPooling(2)) is not None
+    assert Convolution(2, 6, 3).fused(MaxPooling(2)) is None
+    for layer in (MaxPooling(3, 2), MaxPooling(2, 3), AveragePooling(2), Activation("relu"), Convolution(2, 2, 1)):
+        assert conv.fused(layer) is None
+    assert MaxPooling(2).fused(MaxPooling(2)) is None
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, None), (2, 1), (3, 2), (3, None)])
@@ -218,10 +256,16 @@ CHECKED = {
     ),
     "residual, subsampled": (Residual(Convolution(2, 4, 3, 2, "same"), Subsample(4)), (2, 5, 4)),
     "residual of vectors": (Residual(Sequential([Dense(4, 3), Activation("tanh"), Dense(3, 4)])), (4,)),
+    **{f"conv and pooling {kernel} {stride} {padding} {size}": (
+        PooledConvolution(Convolution(2, 3, kernel, stride, padding), MaxPooling(size)), (2, 9, 8))
+       for kernel, stride, padding, size in product((1, (3, 2)), (1, 2), ("valid", "same"), (2, (1, 3)))},
+    # No biases in front of batch normalization: their gradient is 0, and differences give nothing but their noise.
     "network": (
         Sequential([
-            Convolution(1, 3, 3), BatchNormalization(3), Activation("tanh"), MaxPooling(2), Dropout(0.3),
-            Residual(Sequential([Convolution(3, 3, 3, padding="same"), BatchNormalization(3), Activation("gelu")])),
+            Convolution(1, 3, 3, bias=False), BatchNormalization(3), Activation("tanh"), MaxPooling(2), Dropout(0.3),
+            Residual(Sequential([
+                Convolution(3, 3, 3, padding="same", bias=False), BatchNormalization(3), Activation("gelu"),
+            ])),
             Convolution(3, 4, 2), AveragePooling(2), Dropout(0.2, channels=True), Flatten(), Dense(4, 3),
         ]),
         (1, 9, 8),

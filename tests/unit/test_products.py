@@ -57,3 +57,8 @@ def test_float64_is_left_whole() -> None:
     a, b = np.ones((10, 784)), np.ones((600, 784)).T
     assert multiply(a, b).dtype == np.float64
     np.testing.assert_array_equal(multiply(a, b), 784.0)
+
+
+def test_nothing_times_nothing() -> None:
+    assert multiply(np.ones((3, 0), np.float32), np.ones((0, 5), np.float32)).tolist() == [[0.0] * 5] * 3
+    assert multiply(np.ones((3, 4), np.float32), np.ones((4, 0), np.float32)).shape == (3, 0)

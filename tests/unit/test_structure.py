@@ -44,8 +44,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("validation",),
     ("checkpoint",),
     ("records",),
-    ("config",),
-    ("batch_job",),
+    ("option_values",),
+    ("config", "batch_job"),
     ("snapshot",),
     ("callbacks",),
     ("trainer",),
@@ -57,9 +57,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("placement",),
     ("build",),
     ("stored_model", "leg", "progress"),
+    ("plots",),
     ("commands",),
     ("fitting",),
-    ("train", "evaluate", "predict", "doctor"),
+    ("train", "evaluate", "predict", "plot", "doctor"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads
@@ -171,7 +172,7 @@ def test_sizes(folder: str) -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    code = "import sys, distsgd; print(*{'numpy', 'mpi4py', 'tyro', 'safetensors'} & set(sys.modules))"
+    code = "import sys, distsgd; print(*{'numpy', 'matplotlib', 'mpi4py', 'tyro', 'safetensors'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 
