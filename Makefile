@@ -47,7 +47,7 @@ test: check ## style, types and all tests: what CI runs
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel
 
-test-cluster: .venv/.stamp-test ## launch/slurm.sbatch under a real Slurm, and several hosts; as root it installs Slurm with apt-get
+test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster
 

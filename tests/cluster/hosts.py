@@ -90,7 +90,12 @@ class Hosts:
         line = ["setpriv", "--pdeathsig", "KILL", "unshare", *namespaces, "sh", "-c", script]
         with (self.folder / f"{name}.out").open("wb") as output:
             holder = subprocess.Popen(
-                line, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                line,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,  # so that Ctrl-C leaves it to those who use it
             )
         self._holders[name] = holder
         (self.folder / f"{name}.pid").write_text(str(holder.pid))

@@ -81,7 +81,8 @@ class Slurm:
         self.names = [f"n{number}" for number in range(1, nodes + 1)]
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._inside: list[str] = []
-        self._shm = Path("/dev/shm")
+        self.watched = {"$TMPDIR": self.temporary}
+        """Where a job may leave files that are its own for certain: what it calls the folder -> what it is here."""
         others = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         self.environment = {**others, "SLURM_CONF": f"{self.folder}/slurm.conf", "TMPDIR": str(self.temporary)}
 
@@ -118,7 +119,7 @@ class Slurm:
         wait_until(lambda: ready.exists() or holder.poll() is not None, 10, "unshare")
         if ready.exists():
             self._inside = ["nsenter", "--mount", "--target", str(holder.pid)]
-            self._shm = Path(f"/proc/{holder.pid}/root/dev/shm")
+            self.watched["/dev/shm"] = Path(f"/proc/{holder.pid}/root/dev/shm")
 
     def _configure(self) -> None:
         host = platform.node().partition(".")[0]
@@ -151,6 +152,7 @@ class Slurm:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                process_group=0,  # so that Ctrl-C leaves it to end the jobs first
             )
         self._daemons.append(daemon)
         return daemon
@@ -209,8 +211,8 @@ class Slurm:
         return found | {number: words for number, words in steps.items() if words.startswith(f"slurmstepd: [{job}.")}
 
     def leftovers(self) -> list[str]:
-        """Files in jobs' shared memory and temporary folder."""
-        return [str(path) for folder in (self._shm, self.temporary) for path in folder.iterdir()]
+        """Files in the watched folders."""
+        return [str(path) for folder in self.watched.values() for path in folder.iterdir()]
 
 
 def _free_ports(count: int) -> list[int]:

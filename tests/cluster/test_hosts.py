@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,11 @@ def all_hosts() -> Iterator[Hosts]:
     reason = why_not() or find_mpirun()[1]
     if reason:
         pytest.skip(reason)
-    with Hosts(4) as hosts:
+    with ExitStack() as stack:
+        try:
+            hosts = stack.enter_context(Hosts(4))
+        except (OSError, RuntimeError) as problem:  # a kernel without bridges or veth, for one
+            pytest.skip(f"there can be no hosts here: {problem}")
         yield hosts
 
 
