@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, users_code
 
@@ -40,12 +42,19 @@ class Communicator(ABC):
         """Overwrites `array` with rank 0's."""
 
     @abstractmethod
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        """Sends rank r the r-th part of the bytes `send`, and fills `receive` with what each rank sends here."""
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+        """Sends rank r the bytes `sent[r]` of `send`, and puts what it sends here into the bytes `received[r]` of
+        `receive`. Parts may be empty, and parts that are sent may overlap."""
 
     @abstractmethod
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         """`flat` is cut in rank order into `counts` elements; fills in place what the other ranks own."""
+
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        """Fills rank 0's `whole` (None elsewhere) with all ranks' parts, of so many elements each, in rank order."""
+        parts = self.gather_object(part)
+        if parts is not None:
+            np.concatenate(parts, out=whole)
 
     @abstractmethod
     def barrier(self) -> None:

@@ -32,6 +32,10 @@ def _load_mpi() -> Any:
     return MPI
 
 
+def _counts_and_starts(parts: Sequence[slice]) -> tuple[list[int], list[int]]:
+    return [part.stop - part.start for part in parts], [part.start for part in parts]
+
+
 class MPICommunicator(Communicator):
     """A group of MPI processes."""
 
@@ -73,14 +77,18 @@ class MPICommunicator(Communicator):
     def broadcast(self, array: Array) -> None:
         self._comm.Bcast(array, root=0)
 
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
         byte = self._mpi.BYTE
-        self._comm.Alltoallv([send, send_counts, byte], [receive, receive_counts, byte])
+        self._comm.Alltoallv([send, *_counts_and_starts(sent), byte], [receive, *_counts_and_starts(received), byte])
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         width = flat.itemsize
         sizes = [count * width for count in counts]
         self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
+
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        byte, sizes = self._mpi.BYTE, [count * part.itemsize for count in counts]
+        self._comm.Gatherv([part, byte], None if whole is None else [whole, sizes, byte], root=0)
 
     def barrier(self) -> None:
         self._comm.Barrier()

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from tests.cluster.tools import end_processes_with, find_program, processes_with, wait_until
+from tests.cluster.tools import end_processes_with, find_program, is_open_mpi, processes_with, wait_until
 
 MARK = "DISTSGD_TEST_HOSTS"
 _NAMESPACES = ("--net", "--uts", "--mount", "--ipc")
@@ -129,14 +129,13 @@ class Hosts:
     def mpirun(self, path: str, places: Mapping[str, int], folder: Path, command: Sequence[str]) -> list[str]:
         """The command that starts mpirun on h1 in this folder, with so many ranks on each host."""
         named = ",".join(f"{name}:{count}" for name, count in places.items())
-        told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20).stdout
-        if "HYDRA" in told:
+        if is_open_mpi(path):
+            line = [path, "--prtemca", "plm_ssh_agent", str(self.agent), "--host", named, "--bind-to", "none"]
+            line += ["--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp", "--mca", "mpi_yield_when_idle", "1"]
+        else:
             # Without UCX_TLS it takes hosts of one machine for one host.
             line = ["env", "UCX_TLS=tcp,self", path, "-launcher", "ssh", "-launcher-exec", str(self.agent)]
             line += ["-hosts", named]
-        else:
-            line = [path, "--prtemca", "plm_ssh_agent", str(self.agent), "--host", named, "--bind-to", "none"]
-            line += ["--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp", "--mca", "mpi_yield_when_idle", "1"]
         return self.inside("h1", folder, [*line, "-n", str(sum(places.values())), *command])
 
     def processes(self) -> dict[int, str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"  # where a user's PATH may not lead
@@ -16,6 +18,13 @@ _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/sbin"  # where a user's PATH may not
 def find_program(name: str) -> str | None:
     """The path of a program, a daemon or a system's tool too."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SYSTEM_PATHS}")
+
+
+@cache
+def is_open_mpi(mpirun: str) -> bool:
+    """Whether this mpirun is Open MPI's rather than MPICH's."""
+    told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=20)
+    return "Open MPI" in told.stdout
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str | Callable[[], str]) -> None:
