@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from distsgd.commands import run_command
-from distsgd.output import say
+from distsgd.output import say, tell_launcher
 
 if TYPE_CHECKING:
     from distsgd.callbacks import Callback
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The command; returns the exit status."""
-    return run_command(train)
+    signals = Signals()  # before MPI begins, for a signal may come at any time
+    return run_command(lambda communicator, arguments: train(communicator, arguments, signals))
 
 
-def train(communicator: Communicator, arguments: Sequence[str]) -> int:
+def train(communicator: Communicator, arguments: Sequence[str], signals: Signals) -> int:
     """Parses, builds, trains and writes the run folder; returns the exit status. Collective."""
     from distsgd.build import check_ranks
     from distsgd.command_line import load_config
@@ -34,7 +35,6 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.device import choose_device
     from distsgd.resume import find_start, run_folder
 
-    signals = Signals()
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     check_ranks(communicator, config)
     choose_device(config.device)
@@ -42,6 +42,7 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
     start = communicator.on_root(lambda: find_start(config, folder))
     if start.finished is not None:
         if communicator.is_root:
+            tell_launcher("ended", status="finished")
             say(start.finished)
         return 0
     config = start.config
@@ -50,6 +51,7 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start, signals: Signals) -> int:
     """Trains this leg. Collective."""
+    from distsgd.board import Phase
     from distsgd.build import (
         build_metrics,
         build_objective,
@@ -62,6 +64,8 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
 
+    communicator.watch(config.stall_seconds, config.stall_stacks)
+    communicator.at(Phase.START)
     data = load_data(communicator, config)
     objective = build_objective(communicator, config, data.signature)
     if config.check_gradient:
@@ -79,6 +83,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     signals.watch(trainer)
     summary = leg.run(communicator, trainer)
     if communicator.is_root:
+        tell_launcher("ended", status=summary["status"])
         say(last_line(summary, str(folder.path)))
     return EXIT_STATUS[summary["status"]]
 

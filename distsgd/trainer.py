@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distsgd.board import Phase
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
@@ -147,6 +148,7 @@ class Trainer:
 
     def _one_step(self) -> StepResult:
         progress, began = self.progress, time.monotonic()
+        self.communicator.at(Phase.STEP, progress.step + 1)
         self.learning_rate = self.schedule.learning_rate(
             self.step.optimizer.learning_rate, progress.step, self.sampler.steps_per_epoch
         )
@@ -167,6 +169,7 @@ class Trainer:
         self._training_seconds += time.monotonic() - began
         self._training_examples += result.count
         if self.communicator.is_root:
+            self.communicator.at(Phase.CALLBACK, progress.step)
             try:
                 self._call(lambda hooks: hooks.on_step(progress.step, result.loss_sum / result.count, result.count))
             except DistsgdError as error:
@@ -209,6 +212,7 @@ class Trainer:
     def _record(self, result: StepResult) -> int | None:
         """Scores what is due, decides, records; the step from which the run is over, None as things stand."""
         progress = self.progress
+        self.communicator.at(Phase.VALIDATION, progress.step)
         penalty = self.penalty()
         progress.train_loss = progress.loss_sum / progress.count + penalty
         record: dict[str, Any] = {
@@ -289,6 +293,7 @@ class Trainer:
     def checkpoint(self, final: bool = False) -> None:
         """Saves the run as it is. Collective."""
         self._last_checkpoint = time.monotonic()
+        self.communicator.at(Phase.CHECKPOINT, self.progress.step)
         if not all(self.communicator.allgather_object(self.step.finite)):
             raise non_finite(self.progress.step)
         slots = self.step.exchange.gather_slots()
