@@ -45,7 +45,7 @@ test: check ## style, types and all tests: what CI runs
 	$(IN_VENV) -m pytest
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
-	$(IN_VENV) -m pytest tests/parallel
+	$(IN_VENV) -m pytest tests/parallel tests/faults
 
 check: .venv/.stamp-test ## style and types alone
 	$(IN_VENV) -m ruff check .

@@ -81,8 +81,8 @@ def _launch(janitor: Janitor, stops: Stops, arguments: Sequence[str]) -> int:
     from distsgd.config import parse_duration, resolved
     from distsgd.resume import run_folder
 
-    own, passed = _divide(arguments)
-    options = _parse(own)
+    own, passed = divide(arguments)
+    options = parse(own)
     inside = runtime.launcher_size()
     if inside is not None and inside > 1:
         raise LauncherError(f"distsgd.launch starts mpirun itself, and {inside} of it were started; start it once")
@@ -102,7 +102,7 @@ def _launch(janitor: Janitor, stops: Stops, arguments: Sequence[str]) -> int:
     return run.to_its_end(options.max_restarts)
 
 
-def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(this command's options, distsgd.train's)."""
     arguments = list(arguments)
     if "--" not in arguments:
@@ -111,7 +111,8 @@ def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return arguments[:cut], arguments[cut + 1 :]
 
 
-def _parse(own: Sequence[str]) -> Options:
+def parse(own: Sequence[str]) -> Options:
+    """This command's options. Raises ConfigurationError."""
     from distsgd.command_line import parse_arguments
     from distsgd.config import field_names
 

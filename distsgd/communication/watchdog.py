@@ -30,7 +30,7 @@ _GONE = 2.0  # seconds that the MPI launcher is given to notice by itself that a
 _OTHERS_FIRST = 2.0  # seconds that a host without a missing rank gives the hosts that may have one
 _SPEAKER_FIRST = 3.0
 _BEATS = 2.0  # seconds after which a rank that lives has looked again
-_PAUSE = 5.0  # seconds without a tick after which this process was itself stopped, or starved
+_PAUSE = 2.0  # seconds without a tick after which this process was itself stopped, or starved
 _STACK_SECONDS = 0.3
 STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
 """Makes a rank print the stacks of its threads."""

@@ -56,20 +56,23 @@ class Traces:
             time.sleep(0.01)
 
     def remove_files(self, at_end: bool = True) -> None:
-        """Removes what MPI has left in shared memory and in /tmp, and the temporary folder, for good at the end."""
-        memory = [path for pattern in _MPI_MEMORY for path in self._mine(_SHARED_MEMORY, pattern)]
-        used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
-        files = [path for path in memory if str(path) not in used]
-        hydra = self._mine(_HYDRA_FOLDER, _HYDRA_FILES)
-        if hydra and not self._others_hydra():
-            files += hydra
-        for path in files:
+        """Removes what MPI has left, and the temporary folder, for good at the end."""
+        for path in self.mpi_files():
             with suppress(OSError):
                 path.unlink()
         shutil.rmtree(self.folder, ignore_errors=True)
         if not at_end:
             with suppress(OSError):
                 self.folder.mkdir(mode=0o700)
+
+    def mpi_files(self) -> list[Path]:
+        """What MPI has left since the start, in shared memory and in /tmp: files of this user that nobody uses."""
+        memory = [path for pattern in _MPI_MEMORY for path in self._mine(_SHARED_MEMORY, pattern)]
+        used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
+        hydra = self._mine(_HYDRA_FOLDER, _HYDRA_FILES)
+        if hydra and self._others_hydra():
+            hydra = []
+        return [path for path in memory if str(path) not in used] + hydra
 
     def _mine(self, folder: Path, pattern: str) -> list[Path]:
         """Files of this user that are as young as the start."""
@@ -85,7 +88,8 @@ class Traces:
         """Whether another job's Hydra runs, whose file, of a moment at its start, can't be told from this one's."""
         for process in numbers():
             with suppress(OSError):
-                if Path(f"/proc/{process}/comm").read_text(errors="replace").strip() in _HYDRA:
+                name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+                if name in _HYDRA and (found := stat(process)) is not None and not found.ended:
                     return True
         return False
 

@@ -93,7 +93,7 @@ def parse_hosts(texts: Sequence[str]) -> tuple[Host, ...]:
     hosts = []
     for text in ",".join(texts).split(","):
         name, colon, count = text.strip().partition(":")
-        if not re.fullmatch(r"[\w.-]+", name) or (colon and not (count.isdecimal() and int(count) > 0)):
+        if not re.fullmatch(r"\w[\w.-]*", name) or (colon and not (count.isdecimal() and int(count) > 0)):
             raise ConfigurationError(f"hosts: expected names such as node1 or node1:4, for 4 ranks on it, got {text!r}")
         hosts.append(Host(name, int(count) if colon else None))
     names = [host.name for host in hosts]

@@ -19,16 +19,10 @@ from distsgd.processes import alive, can_look
 
 _TICK = 0.25  # seconds
 _SHOWN_SOON = 0.05
-_FAILED_SECONDS = 2.0  # mpirun may take so long to end a job after one of its ranks
-_EXPLAINED_SECONDS = 5.0  # and so long where all ranks leave together, after they have said why
+_LEFT_SECONDS = 2.0  # mpirun may take so long to end a job when one rank has failed, or all have left,
+_EXPLAINED_SECONDS = 5.0  # so long where all ranks leave together, after they have said why,
 _ENDED_SECONDS = 30.0  # and so long where all is done
-_OVER = (
-    (("ended",), _ENDED_SECONDS),
-    (("error",), _EXPLAINED_SECONDS),
-    (("raised", "stalled", "exit"), _FAILED_SECONDS),
-)
-"""What ranks tell from which on the start is over, one way or another."""
-_PAUSE = 5.0
+_PAUSE = 2.0
 _STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
@@ -55,17 +49,23 @@ class Stops:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self.wakes, wake = os.pipe()
-        os.set_blocking(wake, False)
+        self.wakes, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
         os.set_blocking(self.wakes, False)
         for name in _STOPPING:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
                 signal.signal(number, self._ask)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
+
+    def close(self) -> None:
+        """Listens no more; the handlers stay."""
+        signal.set_wakeup_fd(-1)
+        os.close(self.wakes)
+        os.close(self._wake)
 
     def drain(self) -> None:
         """Empties the pipe that wakes a waiting launcher."""
@@ -103,7 +103,7 @@ class Start:
         self._targets = {self._pipes[0].fileno(): 1, self._pipes[1].fileno(): 2}
         self._descriptor = descriptor
         self._began = self._last = self._awake = time.monotonic()
-        self._over: float | None = None
+        self._over: tuple[float, float] | None = None  # (seconds that are left, since when)
         self._passed_on = False
 
     def run(self) -> Ending:
@@ -142,7 +142,6 @@ class Start:
 
     def _act(self, now: float) -> None:
         """What can't wait: signals, and whatever would take for ever."""
-        words = self._ending.words
         if now - self._last > _PAUSE:
             self._awake = now  # this process was stopped itself, and can't judge what others did meanwhile
         self._last = now
@@ -151,18 +150,27 @@ class Start:
         elif self._stops.asked and not self._passed_on and self._all_there():
             self._passed_on = True
             self._ask_ranks()
-        if self._over is None and words.told:
-            for kinds, seconds in _OVER:
-                if any(words.of(kind) for kind in kinds):
-                    self._over = now + seconds
-                    break
-        if self._over is not None and now > self._over:
+        left = self._seconds_left()
+        if left is not None and (self._over is None or left != self._over[0]):
+            self._over = (left, now)
+        if self._over is not None and now - self._over[1] > self._over[0]:
             self._kill(None)
         if not self._all_there() and self._limits.start and now - self._began > self._limits.start:
-            self._kill(f"the ranks did not find each other within {self._limits.start:.0f} s")
+            self._kill(f"the ranks did not find each other within {self._limits.start:g} s")
         silent = self._silence(now)
         if self._limits.silence and silent > self._limits.silence:
             self._kill(f"no rank on this host has shown a sign of life for {silent:.0f} s")
+
+    def _seconds_left(self) -> float | None:
+        """How long mpirun may take to end after what the ranks have told so far; None where it may go on."""
+        words = self._ending.words
+        if len(words.of("exit")) >= self._ranks:
+            return _LEFT_SECONDS
+        if words.of("ended"):
+            return _ENDED_SECONDS
+        if words.of("error"):
+            return _EXPLAINED_SECONDS
+        return _LEFT_SECONDS if any(words.of(kind) for kind in ("raised", "stalled", "exit")) else None
 
     def _all_there(self) -> bool:
         return sum(len(message["ranks"]) for message in self._ending.words.of("roster")) >= self._ranks

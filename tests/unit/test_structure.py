@@ -55,10 +55,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("command_line",),
     ("placement",),
     ("build",),
-    ("stored_model", "leg", "progress"),
+    ("stored_model", "leg", "progress", "launching"),
     ("commands",),
     ("fitting",),
-    ("train", "evaluate", "predict", "doctor"),
+    ("train", "evaluate", "predict", "doctor", "launch"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads
