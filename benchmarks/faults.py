@@ -124,7 +124,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     again = ""
     if case.victim == "launcher" and status == -9:
         left = _wait_for_the_end(tag)
-        left += _files(traces, temporary)
+        left += _files(folder, traces)
         status, more, again, hung = _run(line, settings, folder)
         out += more
     problems = [f"left after the kill: {name}" for name in left]
@@ -132,7 +132,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     problems += [] if marker.exists() else ["the moment never came"]
     problems += [f"exit status {status}"] if status else []
     problems += [] if sha256(folder / "run") == wanted else ["other bits"]
-    problems += [f"left: {name}" for name in _wait_for_the_end(tag) + _files(traces, temporary)]
+    problems += [f"left: {name}" for name in _wait_for_the_end(tag) + _files(folder, traces)]
     told = [text for text in err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
     result = {**asdict(case), "seconds": time.time() - began, "told": told, "problems": problems}
     first = folder / "first-step"
@@ -174,11 +174,12 @@ def _wait_for_the_end(tag: str, seconds: float = 5.0) -> list[str]:
     return [f"process {number}" for number in running]
 
 
-def _files(traces: Traces, temporary: Path) -> list[str]:
+def _files(folder: Path, traces: Traces) -> list[str]:
     """Files that a case has left, in its temporary folder, in shared memory and in /tmp."""
-    return [str(path.relative_to(temporary)) for path in temporary.rglob("*")] + [
-        str(path) for path in traces.mpi_files()
-    ]
+    memory = (folder / "memory").read_text().split() if (folder / "memory").exists() else []
+    files = [path for path in traces.mpi_files() if path.parent != Path("/dev/shm")]
+    files += [Path(name) for name in set(memory) if Path(name).exists()]
+    return [str(path) for path in (*traces.folder.rglob("*"), *files)]
 
 
 def summarize(runs: Iterable[Mapping[str, Any]]) -> str:

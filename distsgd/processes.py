@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG = 1
@@ -109,11 +109,11 @@ def descendants(process: int) -> set[int]:
     return below
 
 
-def mapped_files(folder: str) -> set[str]:
-    """The files below `folder` that some process has in its memory, as far as this user may look."""
+def mapped_files(folder: str, processes: Iterable[int] | None = None) -> set[str]:
+    """The files below `folder` that these processes, or all that this user may look at, have in their memory."""
     head = folder.rstrip("/") + "/"
     found = set()
-    for process in numbers():
+    for process in numbers() if processes is None else processes:
         try:
             with open(f"/proc/{process}/maps", encoding="utf-8", errors="replace") as file:
                 for line in file:

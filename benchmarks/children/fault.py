@@ -18,6 +18,7 @@ from typing import Any
 from distsgd import Callback
 from distsgd.communication.exchange import LocalExchange, MessageExchange
 from distsgd.communication.replica import SharedExchange
+from distsgd.processes import mapped_files
 from distsgd.step import TrainingStep
 from distsgd.trainer import Trainer
 from distsgd.validation import Evaluator
@@ -72,6 +73,11 @@ def count_down(function: Callable[..., Any]) -> Callable[..., Any]:
 if FAULT["rank"] == RANK and not MARKER.exists():
     for where, name in MOMENTS[FAULT["moment"]]:
         setattr(where, name, count_down(getattr(where, name)))
+
+
+# What MPI has put there for this rank; jobs of others may have their own.
+with open(MARKER.with_name("memory"), "a") as file:
+    file.writelines(f"{name}\n" for name in mapped_files("/dev/shm", [os.getpid()]) if "deleted" not in name)
 
 
 class Fault(Callback):

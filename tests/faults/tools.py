@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from distsgd.launching.cleaning import Traces
-from distsgd.processes import can_look, stat, with_variable
+from distsgd.processes import can_look, mapped_files, stat, with_variable
 from tests.parallel.launch import ROOT, environment, find_mpirun
 
 TAG = "DISTSGD_TEST"
@@ -71,12 +71,15 @@ class Job:
         """Its ranks' processes, by mpirun's number for them."""
         found = {}
         for number in self.running():
-            with open(f"/proc/{number}/environ", "rb") as file:
-                inside = dict(part.split(b"=", 1) for part in file.read().split(b"\0") if b"=" in part)
+            try:
+                settings = Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+                training = b"distsgd.train" in Path(f"/proc/{number}/cmdline").read_bytes()
+            except OSError:  # it has just ended
+                continue
+            inside = dict(part.split(b"=", 1) for part in settings if b"=" in part)
             rank = inside.get(b"PMI_RANK", inside.get(b"OMPI_COMM_WORLD_RANK"))
-            with open(f"/proc/{number}/cmdline", "rb") as file:
-                if rank is not None and b"distsgd.train" in file.read():
-                    found[int(rank)] = number
+            if rank is not None and training:
+                found[int(rank)] = number
         return found
 
     def wait_for(self, path: Path) -> None:
@@ -89,23 +92,27 @@ class Job:
 
     def end(self, grace: float = SOON) -> Ended:
         """Waits for its end, and then for that of its processes; fails the test where it doesn't come."""
+        memory: set[str] = set()
         hung = False
-        try:
-            self.process.wait(max(LIMIT - (time.monotonic() - self.began), 1))
-        except subprocess.TimeoutExpired:
-            hung = True
+        while self.process.poll() is None and not hung:
+            memory |= mapped_files("/dev/shm", self.ranks().values())
+            hung = time.monotonic() - self.began > LIMIT
+            time.sleep(0.1)
         seconds = time.monotonic() - self.began
         until = time.monotonic() + grace
         while (left := self.running()) and not hung and time.monotonic() < until:
             time.sleep(0.02)
-        names = [Path(f"/proc/{number}/cmdline").read_text(errors="replace")[:200] for number in left]
+        names = [f"process {number}" for number in left]
         for number in left:
-            os.kill(number, 9)
+            with suppress(ProcessLookupError):
+                os.kill(number, 9)
         self.process.wait()
         texts = [path.read_text(errors="replace") for path in self._printed]
         assert not hung, f"did not end within {LIMIT} s:\n{texts[0]}\n{texts[1]}"
         files = [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")]
-        files += [str(path) for path in self.traces.mpi_files()]
+        # Jobs of others that run beside this one may leave their own.
+        files += [name for name in memory if Path(name).exists()]
+        files += [str(path) for path in self.traces.mpi_files() if path.parent != Path("/dev/shm")]
         return Ended(self.process.returncode, texts[0], texts[1], seconds, names, files)
 
 
