@@ -57,13 +57,13 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff format .
 
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
-	@for name in peers scaling reduction startup limits memory time_to_accuracy; do \
+	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
 
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find distsgd tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find distsgd tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.stamp-venv:
 	@command -v "$(PYTHON)" >/dev/null || { \

@@ -34,6 +34,7 @@ def options(description: str | None, arguments: Sequence[str] | None = None) -> 
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch and scikit-learn")
     parser.add_argument("--jax-python", default=sys.executable, help="interpreter with jax")
     parser.add_argument("--data-dir", type=Path, help="folder that holds mnist/, for what trains on it")
+    parser.add_argument("--hosts", action="store_true", help="also on two hosts made of namespaces (root, MPICH)")
     chosen = parser.parse_args(arguments)
     chosen.rounds = chosen.rounds or (1 if chosen.quick else 5)
     chosen.seconds = chosen.seconds or (0.05 if chosen.quick else 2.0)

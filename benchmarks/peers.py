@@ -18,6 +18,7 @@ ONE, FOUR = "distsgd, 1 rank, L=1", "distsgd, 1 rank, L=4"
 TWO_RANKS, TWO_LANES = "distsgd, 2 ranks, L=4", "distsgd, 2 ranks, L=2"
 THREADS = "distsgd, 1 process on 2 cores, L=4"
 TORCH, TORCH_TWO, DDP = "PyTorch eager, 1 thread", "PyTorch eager, 2 threads", "PyTorch DDP gloo, 2 processes"
+TORCH_LAST, DDP_LAST = f"{TORCH}, channels last", f"{DDP}, channels last"
 JAX, SKLEARN = "JAX jit, 1 core", "scikit-learn, 1 core"
 
 OURS: Mapping[str, tuple[int | None, dict[str, Any]]] = {
@@ -31,6 +32,7 @@ OURS: Mapping[str, tuple[int | None, dict[str, Any]]] = {
 
 PAIRS = (
     (ONE, TORCH), (FOUR, TORCH), (ONE, JAX), (ONE, SKLEARN), (TWO_RANKS, DDP), (TWO_LANES, DDP), (THREADS, DDP),
+    (ONE, TORCH_LAST), (FOUR, TORCH_LAST), (TWO_RANKS, DDP_LAST), (TWO_LANES, DDP_LAST),
     (TWO_RANKS, TORCH_TWO), (FOUR, ONE), (TWO_RANKS, FOUR), (TWO_LANES, ONE), (THREADS, TWO_RANKS),
 )  # fmt: skip
 
@@ -54,11 +56,21 @@ def contenders(name: str, chosen: argparse.Namespace) -> list[Contender]:
         return run
 
     torch, jax = chosen.torch_python, chosen.jax_python
-    return [
+    found = [
         *(ours(label, shared) for label in OURS),
         Contender(TORCH, peer(torch, "torch", "torch_steps", cores=1, threads=1)),
         Contender(TORCH_TWO, peer(torch, "torch", "torch_steps", cores=2, threads=2)),
         Contender(DDP, peer(torch, "torch", "torch_steps", processes=2, threads=1)),
+    ]
+    if workload(name).image:  # PyTorch's convolutions are faster on images whose channels lie side by side
+        last = {"channels_last": True}
+        return [
+            *found,
+            Contender(TORCH_LAST, peer(torch, "torch", "torch_steps", cores=1, threads=1, **last)),
+            Contender(DDP_LAST, peer(torch, "torch", "torch_steps", processes=2, threads=1, **last)),
+        ]
+    return [
+        *found,
         Contender(JAX, peer(jax, "jax", "jax_steps", cores=1)),
         Contender(SKLEARN, peer(torch, "sklearn", "sklearn_steps", cores=1)),
     ]

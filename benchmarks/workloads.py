@@ -11,7 +11,11 @@ EXAMPLES = 60_000
 
 @dataclass(frozen=True)
 class Workload:
-    """A fully connected classifier (softmax cross-entropy) and how it is trained, in float32."""
+    """A classifier (softmax cross-entropy) and how it is trained, in float32.
+
+    It is fully connected with these `sizes`, or for images of shape `image` the network that `model` names or lists,
+    with numbers of an image and classes as its sizes.
+    """
 
     name: str
     sizes: tuple[int, ...]
@@ -20,17 +24,20 @@ class Workload:
     optimizer: str
     learning_rate: float
     examples: int = EXAMPLES
+    model: str = "mlp"
+    image: tuple[int, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Weights and biases."""
+        self._must_be_fully_connected()
         return sum(a * b + b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
 
     def fit_options(self) -> dict[str, Any]:
-        """This network and how it is trained, as options of `distsgd.fit("mlp", …)`."""
+        """How this network is trained, as options of `distsgd.fit(self.model, …)`."""
+        of_mlp = {} if self.image else {"hidden": self.sizes[1:-1], "activation": self.activation}
         return {
-            "hidden": self.sizes[1:-1],
-            "activation": self.activation,
+            **of_mlp,
             "optimizer": self.optimizer,
             "learning_rate": self.learning_rate,
             "batch_size": self.batch,
@@ -38,6 +45,7 @@ class Workload:
 
     def gemms(self, batch: int) -> list[tuple[str, int, int, int]]:
         """(name, m, k, n) of each matrix product of a step on `batch` examples: 2mkn floating-point operations."""
+        self._must_be_fully_connected()
         found = []
         for index, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             layer = f"{fan_in}→{fan_out}"
@@ -51,12 +59,22 @@ class Workload:
         """Floating-point operations of the matrix products of a step."""
         return sum(2 * m * k * n for _, m, k, n in self.gemms(batch))
 
+    def _must_be_fully_connected(self) -> None:
+        if self.image:
+            raise SystemExit(f"{self.name}: this benchmark is for fully connected networks")
+
+
+CONV = "conv 20 5x5, pool 2, relu, conv 40 5x5, pool 2, relu, dense 100, relu, dense 10"
+_MNIST: dict[str, Any] = {"model": CONV, "image": (1, 28, 28)}
 
 _ALL = (
     Workload("mlp512", (784, 512, 512, 10), "relu", 256, "momentum", 0.01),
     Workload("mlp512-adam", (784, 512, 512, 10), "relu", 256, "adam", 1e-3),
     Workload("two-layer", (784, 50, 10), "sigmoid", 100, "momentum", 0.01),
     Workload("wide-adam", (784, 2048, 2048, 10), "relu", 256, "adam", 1e-3),
+    Workload("conv", (784, 10), "relu", 64, "momentum", 0.01, **_MNIST),
+    Workload("conv10", (784, 10), "relu", 10, "momentum", 0.01, **_MNIST),
+    Workload("resnet20", (3072, 10), "relu", 128, "momentum", 0.01, 10_000, "resnet20", (3, 32, 32)),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
 
@@ -65,20 +83,23 @@ def workload(name: str, examples: int = EXAMPLES, batch: int | None = None) -> W
     """The workload of this name, with as many examples as make whole minibatches, so that no step is a short one."""
     found = WORKLOADS[name]
     batch = found.batch if batch is None else batch
-    return replace(found, batch=batch, examples=max(1, examples // batch) * batch)
+    return replace(found, batch=batch, examples=max(1, min(examples, found.examples) // batch) * batch)
 
 
 def describe(workload: Workload) -> str:
     """The workload in one line."""
-    widths = "-".join(map(str, workload.sizes))
-    return f"{workload.name}: {widths}, {workload.activation}, batch {workload.batch}, {workload.optimizer}, float32"
+    network = f"{'-'.join(map(str, workload.sizes))}, {workload.activation}"
+    if workload.image:
+        network = f"{workload.model} on {'x'.join(map(str, workload.image))}"
+    return f"{workload.name}: {network}, batch {workload.batch}, {workload.optimizer}, float32"
 
 
 def synthetic(workload: Workload) -> tuple[Any, Any]:
-    """x (n, features) float32 between -0.5 and 0.5, and labels (n,) int64; the same in every process."""
+    """x (n, features) or (n, *image) float32 from -0.5 to 0.5, and labels (n,) int64; the same in every process."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     x = rng.random((workload.examples, workload.sizes[0]), np.float32)
     x -= np.float32(0.5)
+    x = x.reshape(workload.examples, *workload.image) if workload.image else x
     return x, rng.integers(0, workload.sizes[-1], workload.examples)

@@ -15,10 +15,12 @@ _NO_ARRAYS: Mapping[str, Array] = {}
 class Batch:
     """The examples of one lane. Arrays inside a model are batch-last: `x` is (features…, n).
 
+    The arrays are the step's, which uses their memory again: copy what has to outlive the call.
+
     x           inputs (…, n), the transposed view of C-ordered rows, in the parameters' dtype
     y           targets: labels (n,) int64, or values (outputs, n)
     weights     sample weights (n,), or None
-    indices     which examples these are, (n,)
+    indices     which rows of the data these are, (n,)
     state       running statistics of the model (read only)
     statistics  float64 views where this lane's batch statistics go, by name, for training alone
     """

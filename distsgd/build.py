@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.augmentation import parse_augmentation
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.config import TrainConfig, hyper_parameters, parse_duration, parse_every, parse_target
+from distsgd.config import TrainConfig, hyper_parameters
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -21,13 +22,14 @@ from distsgd.layers import Layer
 from distsgd.layout import Layout
 from distsgd.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
-from distsgd.models import MODELS, ModelOptions, accepted_shape
+from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.option_values import parse_duration, parse_every, parse_target
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, cores_per_rank
-from distsgd.sampling import Sampler, lane_bounds
+from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
 from distsgd.trainer import Limits, Rhythm, Trainer
@@ -74,10 +76,6 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
                 return builder(data.example_shape, loss.output_size(data.target_shape, data.num_classes))
 
         return as_objective(communicator.everywhere(call), loss, data)
-    if config.model not in MODELS:
-        raise ConfigurationError(
-            f"model: expected one of {', '.join(MODELS)}, or file.py:function, got {config.model!r}"
-        )
     loss = build_loss(config, data)
     if config.output_activation != "linear" and not isinstance(loss, SquaredError):
         raise ConfigurationError(
@@ -85,7 +83,7 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
             "take linear outputs"
         )
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    return as_objective(MODELS[config.model](data.example_shape, outputs, model_options(config)), loss, data)
+    return as_objective(build_model(config.model, data.example_shape, outputs, model_options(config)), loss, data)
 
 
 def model_options(config: TrainConfig) -> ModelOptions:
@@ -246,7 +244,7 @@ def build_trainer(
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
             return None
-        feed = replace(feeder, examples=examples)
+        feed = replace(feeder, examples=examples, augmentation=None)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
     monitor = monitored(config, metrics) if data.validation is not None else ""
@@ -282,14 +280,14 @@ def _build_step(
     layout = Layout.of(objective.parameter_shapes())
     if layout.size == 0:
         raise ConfigurationError("the model has no parameters to train")
-    workers = Workers(_threads(communicator, config, layout.size, batch_length))
+    workers = Workers(_threads(communicator, config, objective.multiply_adds(), batch_length))
     partition = Partition(config.logical_ranks, communicator.size, layout.size)
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
     exchange, note = make_exchange(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
-    feeder = Feeder(train, objective, dtype, config.seed)
+    feeder = Feeder(train, objective, dtype, config.seed, augmentation=parse_augmentation(config.augment))
     feeder.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(
@@ -301,16 +299,16 @@ def _build_step(
     return step, note
 
 
-def _threads(communicator: Communicator, config: TrainConfig, parameters: int, batch_length: int) -> int:
+def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int, batch_length: int) -> int:
     node = communicator.node()
     masks = node.allgather_object(affinity())
     cores = cores_per_rank(masks, node.rank)
-    lanes = Partition(config.logical_ranks, communicator.size, parameters).lanes_of(communicator.rank)
+    lanes = Partition(config.logical_ranks, communicator.size, 1).lanes_of(communicator.rank)
     mine = lanes[1] - lanes[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))
-    longest = max(lane_bounds(batch_length, config.logical_ranks)[1], 1)
-    return worker_count(cores, mine, parameters, longest)
+    longest = -(-batch_length // config.logical_ranks)
+    return worker_count(cores, mine, multiply_adds, longest)
 
 
 def _limits(config: TrainConfig, rule: StoppingRule | None) -> Limits:

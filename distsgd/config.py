@@ -1,33 +1,34 @@
 """The configuration of a run: one frozen dataclass, whose fields are the options of `python -m distsgd.train`.
 
-Values are checked here, with a sentence for each; what depends on the data is checked where the data are known.
+What one value may be is in option_values, how values belong together is checked here, and what depends on the data
+where the data are known.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
+from distsgd.augmentation import parse_augmentation
 from distsgd.errors import ConfigurationError
-from distsgd.losses import LOSSES
 from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.option_values import check_values, parse_duration, parse_every, parse_target
 from distsgd.schedules import has_horizon
 
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
-    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "stall_timeout",
+    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "stall_timeout",
     "stall_stacks",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
-NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet")
+NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet", "plot")
 
 BatchSize = int | Literal["full"]
 
@@ -41,7 +42,7 @@ class TrainConfig:
 
     # data
     dataset: str = "digits"
-    """digits, mnist, fashion-mnist, xor, moons, or a path: .npz with x and y, or a folder of .npy files."""
+    """digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files."""
     data_dir: str | None = None
     """Where data-set files are, or are downloaded to. Default: the user's cache folder."""
     scale: float | None = None
@@ -54,24 +55,31 @@ class TrainConfig:
     """Validate on this many last training examples, instead of a random part."""
     test: str | None = None
     """Path of test data, instead of the data set's own."""
+    expand: str = "none"
+    """shifts: each training image, and it moved by one pixel up, down, left and right; five times as many examples."""
+    augment: tuple[str, ...] = ()
+    """Changes training images anew each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip."""
 
     # model
     model: str = "mlp"
-    """softmax, mlp, or file.py:function for your own."""
+    """softmax, mlp, lenet, network3, lasagne-cnn, resnet20; a list such as 'conv 20 5x5, pool 2, relu, dense 10' of
+    conv FILTERS HxW [same | padding N] [stride N], pool and average-pool SIZE [stride N], global-pool, dense [UNITS],
+    batch-norm, dropout and channel-dropout RATE, flatten and activations; or file.py:function for your own."""
     hidden: tuple[int, ...] = (128, 128)
     """Units of each hidden layer of mlp."""
     activation: str = "relu"
-    """relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
+    """Of mlp: relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
     dropout: float = 0.0
     """Dropout rate behind each hidden activation of mlp."""
     batch_norm: bool = False
     """Batch normalization in each hidden layer of mlp."""
     weight_initializer: str | None = None
-    """he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation."""
+    """he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation, or
+    as the authors of a named network have it; --model 'network3: LIST' takes them for a list of your own."""
     bias_initializer: str = "zeros"
     """As weight_initializer."""
     bias: bool = True
-    """Biases in dense layers."""
+    """Biases in dense and convolution layers."""
     output_activation: str = "linear"
     """linear, or sigmoid under a squared error."""
 
@@ -204,6 +212,8 @@ class TrainConfig:
     """Waiting this long for a rank in a step ends the job and names the rank; 0 for never. Ten times that elsewhere."""
     stall_stacks: bool = False
     """Print the stacks of a host's ranks before a stall ends the job. SIGUSR2 to a rank prints its own at any time."""
+    plot: bool = False
+    """Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'."""
     quiet: bool = False
     """Print the last line alone."""
     dry_run: bool = False
@@ -212,8 +222,8 @@ class TrainConfig:
     """Compare the model's gradient with central differences in float64, and stop."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_ranges(self)
+        check_values(vars(self))
+        parse_augmentation(self.augment)
         parse_every(self.validate_every, "validate_every", seconds=False)
         parse_every(self.checkpoint_every, "checkpoint_every")
         parse_duration(self.stall_timeout, "stall_timeout")
@@ -255,7 +265,7 @@ class TrainConfig:
 
 
 def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:
-    """The configuration with the optimizer's and the stopping rule's defaults written out.
+    """The configuration with the optimizer's and the stopping rule's defaults written out, and `augment` in one form.
 
     The optimizer is built from the configuration where none is given. Raises ConfigurationError for hyper-parameters
     that it doesn't have.
@@ -263,7 +273,8 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     optimizer = optimizer or build_optimizer(config.optimizer, **hyper_parameters(config))
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
-    return replace(config, patience=patience, **values)
+    augmentation = parse_augmentation(config.augment)
+    return replace(config, patience=patience, augment=augmentation.words if augmentation else (), **values)
 
 
 def hyper_parameters(config: TrainConfig) -> dict[str, float | None]:
@@ -291,89 +302,6 @@ def option_types() -> dict[str, Any]:
 def field_names() -> list[str]:
     """The options' names."""
     return [field.name for field in fields(TrainConfig)]
-
-
-_CHOICES = {
-    "sampling": ("epochs", "replacement"),
-    "dtype": ("float32", "float64"),
-    "validation_on": ("all", "rank0"),
-    "train_metrics": ("running", "full"),
-    "early_stopping": ("epochs", "patience"),
-    "communication": ("auto", "shared", "mpi"),
-    "loss": ("auto", *LOSSES),
-}
-
-
-def _check_choices(config: TrainConfig) -> None:
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise ConfigurationError(f"{name}: expected one of {', '.join(choices)}, got {getattr(config, name)!r}")
-
-
-_AT_LEAST = {
-    "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
-    "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
-    "weight_decay": 0, "l1": 0, "l2": 0,
-}  # fmt: skip
-_ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
-
-
-def _check_ranges(config: TrainConfig) -> None:
-    for name, least in _AT_LEAST.items():
-        value = getattr(config, name)
-        if value is not None and not least <= value < math.inf:
-            raise ConfigurationError(f"{name}: expected a finite number of at least {least}, got {value}")
-    for name in _ABOVE_ZERO:
-        value = getattr(config, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigurationError(f"{name}: expected a finite number above 0, got {value}")
-    if config.batch_size != "full" and config.batch_size < 1:
-        raise ConfigurationError(f"batch_size: expected at least 1, or full, got {config.batch_size}")
-    if not 0 <= config.validation_fraction < 1:
-        raise ConfigurationError(
-            f"validation_fraction: expected at least 0 and below 1, got {config.validation_fraction}"
-        )
-    if config.seed >= 2**63:
-        raise ConfigurationError(f"seed: expected a number below 2**63, got {config.seed}")
-
-
-@dataclass(frozen=True)
-class Every:
-    """How often something happens: `amount` steps, epochs or seconds."""
-
-    amount: float
-    unit: Literal["steps", "epochs", "seconds"]
-
-
-def parse_every(text: str, option: str, *, seconds: bool = True) -> Every:
-    """`500` steps, `2epoch` or `30s`."""
-    found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
-    if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
-        forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
-        raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
-    unit = found[2] or "steps"
-    return Every(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
-
-
-def parse_duration(text: str, option: str) -> float:
-    """Seconds of `90`, `90s`, `10m`, `3h50m` or `1d`."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if not text.strip() or found is None:
-        raise ConfigurationError(f"{option}: expected a time such as 90s, 10m or 3h50m, got {text!r}")
-    days, hours, minutes, rest = (float(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-
-
-def parse_target(text: str) -> tuple[str, float]:
-    """(metric, value) of `validation_accuracy=0.98`."""
-    name, _, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not name or not math.isfinite(number):
-        raise ConfigurationError(f"target: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
-    return name, number
 
 
 def _slug(text: str) -> str:

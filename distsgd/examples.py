@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from distsgd.augmentation import Augmentation, example_words, move
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import DataError
 from distsgd.layout import Views
 from distsgd.objective import Objective
+from distsgd.sampling import index_dtype
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,11 @@ class Signature:
 class Examples:
     """Inputs x (n, …), targets y (n,) or (n, outputs), and which of them count.
 
-    indices   the examples that belong to this set, in order; None for all
+    indices   the numbers of the examples that belong to this set, in order; None for all
     weights   sample weights (n,), or None
     scale     inputs are divided by it as they are gathered, so that bytes stay bytes in memory
+    shifts    (down, right) in pixels: x holds images, each of which is as many examples, made as they are gathered;
+              number k n + i is row i moved by shifts[k]
     """
 
     x: Array
@@ -41,14 +45,35 @@ class Examples:
     weights: Array | None = None
     scale: float = 1.0
     indices: Array | None = None
+    shifts: tuple[tuple[int, int], ...] = ((0, 0),)
 
     def __len__(self) -> int:
-        return len(self.x) if self.indices is None else len(self.indices)
+        return self.capacity if self.indices is None else len(self.indices)
+
+    @property
+    def capacity(self) -> int:
+        """How many numbers there are for examples, of this set or not."""
+        return len(self.x) * len(self.shifts)
+
+    def numbers(self, indices: Array) -> Array:
+        """The numbers of these of the examples, which are from 0 to below `capacity`."""
+        return indices if self.indices is None else self.indices[indices]
+
+    def rows(self, indices: Array) -> Array:
+        """The rows of x and y that these of the examples are made from."""
+        numbers = self.numbers(indices)
+        return numbers if len(self.shifts) == 1 else numbers % len(self.x)
 
     def subset(self, indices: Array) -> Examples:
         """These of the examples, without copying any."""
-        inside = indices if self.indices is None else self.indices[indices]
-        return Examples(self.x, self.y, self.weights, self.scale, inside)
+        return replace(self, indices=self.numbers(indices))
+
+    def expanded(self, shifts: tuple[tuple[int, int], ...]) -> Examples:
+        """Each example once for each of these shifts, without copying any: first all moved by the first, and so on."""
+        dtype = index_dtype(len(self.x) * len(shifts))
+        rows = np.arange(len(self.x), dtype=dtype) if self.indices is None else self.indices.astype(dtype)
+        numbers = np.concatenate([rows + len(self.x) * k for k in range(len(shifts))])
+        return replace(self, indices=numbers, shifts=shifts)
 
 
 @dataclass(slots=True)
@@ -68,13 +93,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Feeder:
-    """Gathers lanes of examples as an objective takes them; without `with_targets`, inputs alone."""
+    """Gathers lanes of examples as an objective takes them; without `with_targets`, inputs alone.
+
+    augmentation   what is done to the images of training batches, and to no others
+    """
 
     examples: Examples
     objective: Objective
     dtype: np.dtype
     seed: int
     with_targets: bool = True
+    augmentation: Augmentation | None = None
 
     def check(self) -> None:
         """Raises DataError where the examples don't fit the objective's input."""
@@ -85,22 +114,37 @@ class Feeder:
                 f"{self.examples.x.shape[1:]}, {features} numbers each"
             )
 
-    def gather(self, indices: Array) -> Rows:
-        """These examples, copied out of the data set in the model's dtype.
+    def gather(self, indices: Array, epoch: int | None = None, room: Array | None = None) -> Rows:
+        """These examples, copied out of the data set in the model's dtype; augmented, for training in this epoch.
 
+        `room`, at least (n, features) in the model's dtype, takes the inputs where it is given: memory that was used
+        before is faster than new.
         Inputs are C-ordered rows on every path, and handed over transposed, for the memory order of an operand is part
         of what GEMM computes.
         """
-        examples = self.examples
-        inside = indices if examples.indices is None else examples.indices[indices]
-        x = examples.x.take(inside, axis=0)
+        examples, inside = self.examples, self.examples.rows(indices)
+        shape = (len(inside), *examples.x.shape[1:])
+        out = None if room is None else room[: len(inside)].reshape(shape)
+        as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
+        # Without "clip" NumPy takes into memory of its own first, in case an index is wrong.
+        x = examples.x.take(inside, axis=0, out=out if as_it_is else None, mode="clip")
+        self._change(x, examples.numbers(indices), epoch)
         if examples.scale != 1.0:
-            x = np.divide(x, examples.scale, dtype=self.dtype)
+            x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
         elif x.dtype != self.dtype:
             x = x.astype(self.dtype)
         y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
         weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
         return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
+
+    def _change(self, x: Array, numbers: Array, epoch: int | None) -> None:
+        """In place, makes of gathered rows x the examples with these numbers, and augments them."""
+        examples = self.examples
+        if len(examples.shifts) > 1:
+            down, right = np.array(examples.shifts)[numbers // len(examples.x)].T
+            move(x, down, right, int(np.abs(examples.shifts).max()))
+        if epoch is not None and self.augmentation is not None:
+            self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[numbers])
 
     def batch(
         self,
@@ -116,7 +160,8 @@ class Feeder:
 
         It is a training batch where `statistics` says where its statistics go.
         """
-        rows = chosen if isinstance(chosen, Rows) else self.gather(chosen)
+        training = statistics is not None
+        rows = chosen if isinstance(chosen, Rows) else self.gather(chosen, epoch if training else None)
         x, shape = rows.x.T, self.objective.input_shape
         if shape is not None and len(shape) > 1:
             x = x.reshape(*shape, len(rows.indices))
@@ -129,7 +174,7 @@ class Feeder:
             step=step,
             lane=lane,
             seed=self.seed,
-            training=statistics is not None,
+            training=training,
             state=state,
             statistics={} if statistics is None else statistics,
         )

@@ -31,15 +31,18 @@ from distsgd.examples import Examples, Feeder, Signature
 from distsgd.layout import Views
 from distsgd.leg import Leg
 from distsgd.metrics import Metric
-from distsgd.models import MODELS
+from distsgd.models import build_model
 from distsgd.objective import Custom, LossAndGrad, Objective
 from distsgd.optimizers import OPTIMIZERS, Optimizer
 from distsgd.output import say
 from distsgd.placement import fingerprint, split_data
+from distsgd.plots.canvas import check_installed
+from distsgd.plots.pictures import draw_after_training
 from distsgd.records import RunFolder
 from distsgd.resume import Start, find_start
 from distsgd.runtime import single_threaded_blas
 from distsgd.schedules import Schedule
+from distsgd.stored_model import StoredModel
 from distsgd.validation import predict_all
 
 _communicators: list[Communicator] = []
@@ -101,13 +104,15 @@ def fit(
     optimizer   such as distsgd.Adam(1e-3), or a name
     callbacks   called on rank 0
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
-                out="folder" the run leaves its folder there and resumes from it
+                out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
 
     Raises ConfigurationError or DataError with one sentence.
     """
     communicator = communicator or communicator_of_this_run()
     _check_kinds(optimizer, schedule, metrics, callbacks, options)
     config = _config(options, model, optimizer, schedule)
+    if config.plot:
+        _check_plot(communicator, config)
     sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}
     sets["test"] = _examples(test, "test")
     _check_same_everywhere(communicator, sets)
@@ -131,7 +136,10 @@ def fit(
             for note in (*begin.notes, *trainer.notes):
                 say(note, sys.stderr)
         summary = leg.run(communicator, trainer)
-    step = trainer.step
+        step = trainer.step
+        if config.plot and folder is not None and communicator.is_root:
+            stored = StoredModel(begin.config, data.signature, objective, step.params, step.running)
+            draw_after_training(folder.path, stored, data, quiet=True)
     return Result(
         {name: array.copy() for name, array in step.params.items()},
         {name: array.copy() for name, array in step.running.items()},
@@ -164,6 +172,13 @@ def _check_kinds(
             raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {type(optimizer).__name__}(…)")
 
 
+def _check_plot(communicator: Communicator, config: TrainConfig) -> None:
+    """Raises ConfigurationError where nothing could be drawn after training. Collective."""
+    if config.out is None:
+        raise ConfigurationError("fit: plot draws into the run's folder; say which with out=")
+    communicator.on_root(check_installed)
+
+
 def _check_same_everywhere(communicator: Communicator, sets: Mapping[str, Examples | None]) -> None:
     """Raises DataError on all ranks where they were given other arrays than rank 0."""
     everyone = communicator.allgather_object(communicator.everywhere(lambda: fingerprint(sets)))
@@ -188,7 +203,8 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
-    x, y, *rest = (np.asarray(array) for array in arrays)
+    # In the order of rows: from any other order NumPy would copy the whole set for each minibatch.
+    x, y, *rest = (np.asarray(array, order="C") for array in arrays)
     if x.ndim == 0 or y.ndim == 0:
         raise ConfigurationError(f"fit: {name} must be arrays of examples, got a single number")
     if y.dtype.kind in "biu":
@@ -200,10 +216,8 @@ def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConf
     if isinstance(model, Objective):
         return model
     if isinstance(model, str):
-        if model not in MODELS:
-            raise ConfigurationError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
         outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
-        model = MODELS[model](data.example_shape, outputs, model_options(config))
+        model = build_model(model, data.example_shape, outputs, model_options(config))
     elif params is not None:
         function: LossAndGrad = model
         return Custom(function, params)

@@ -78,7 +78,8 @@ def main() -> int:
 
 def _launch(janitor: Janitor, stops: Stops, arguments: Sequence[str]) -> int:
     from distsgd.command_line import load_config
-    from distsgd.config import parse_duration, resolved
+    from distsgd.config import resolved
+    from distsgd.option_values import parse_duration
     from distsgd.resume import run_folder
 
     own, passed = divide(arguments)
@@ -214,7 +215,7 @@ class Run:
         return ["sh", str(script)]
 
     def _time_left(self) -> float:
-        from distsgd.config import parse_duration
+        from distsgd.option_values import parse_duration
 
         return parse_duration(self.config.max_time or "0", "max_time") - (time.monotonic() - self.began)
 

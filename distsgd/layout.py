@@ -6,7 +6,7 @@ same layout, so a span of one is the same span of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -18,19 +18,15 @@ from distsgd.errors import ConfigurationError
 class Views(Mapping[str, Array]):
     """Named views of one flat buffer: `views["dense1.weight"]`, or `views.scope("dense1")["weight"]`.
 
-    Writing into a view writes into the buffer. `flat` is the whole buffer, `span` what these views cover of it.
-    `on_complete`, where there is one, is called with a span as soon as a layer's gradient in it is complete: the
-    gradient is still in the cache then.
+    Writing into a view writes into the buffer; `flat` is the whole buffer.
     """
 
-    __slots__ = ("_arrays", "_scopes", "flat", "on_complete", "span")
+    __slots__ = ("_arrays", "_scopes", "flat")
 
-    def __init__(self, arrays: Mapping[str, Array], flat: Array, span: slice | None = None) -> None:
+    def __init__(self, arrays: Mapping[str, Array], flat: Array) -> None:
         self._arrays = dict(arrays)
         self._scopes: dict[str, Views] = {}
         self.flat = flat
-        self.span = slice(0, flat.size) if span is None else span
-        self.on_complete: Callable[[slice], None] | None = None
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -47,23 +43,8 @@ class Views(Mapping[str, Array]):
         if found is None:
             head = prefix + "."
             inside = {name[len(head) :]: array for name, array in self._arrays.items() if name.startswith(head)}
-            found = self._scopes[prefix] = Views(inside, self.flat, self._span_of(head))
-            found.on_complete = self.on_complete
+            found = self._scopes[prefix] = Views(inside, self.flat)
         return found
-
-    def complete(self) -> None:
-        """Says that the gradient in these views is complete."""
-        if self.on_complete is not None and self.span.stop > self.span.start:
-            self.on_complete(self.span)
-
-    def _span_of(self, head: str) -> slice:
-        """The elements of the names that begin with `head`; a layout keeps them together."""
-        start, stop, position = self.span.stop, self.span.start, self.span.start
-        for name, array in self._arrays.items():
-            if name.startswith(head):
-                start, stop = min(start, position), position + array.size
-            position += array.size
-        return slice(start, max(start, stop))
 
 
 @dataclass(frozen=True)

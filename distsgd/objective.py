@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from distsgd.errors import ConfigurationError
 from distsgd.layers import Layer
 from distsgd.layout import Views
 from distsgd.losses import Loss
+
+_EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
+"""Multiply-adds of forward for which examples go through a model of images together, and how many at least."""
 
 
 class LossAndGrad(Protocol):
@@ -41,6 +45,10 @@ class Objective(ABC):
     def statistics_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of what a lane reports for the running statistics."""
         return {}
+
+    def multiply_adds(self) -> int:
+        """About how many forward makes for one example: one a parameter, unless a model knows better."""
+        return sum(prod(shape) for shape in self.parameter_shapes().values())
 
     @abstractmethod
     def initialize(self, params: Views, state: Views, seed: int) -> None:
@@ -86,6 +94,9 @@ class Supervised(Objective):
     def statistics_shapes(self) -> Mapping[str, Shape]:
         return self.model.statistics_shapes()
 
+    def multiply_adds(self) -> int:
+        return self.model.multiply_adds(self.input_shape) or super().multiply_adds()
+
     def initialize(self, params: Views, state: Views, seed: int) -> None:
         self.model.initialize(params, seed, "")
         self.model.initialize_state(state)
@@ -97,15 +108,26 @@ class Supervised(Objective):
         return loss_sum, len(batch)
 
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
-        outputs, _ = self.model.forward(params, batch.x, batch, "")
+        outputs = self._outputs(params, batch)
         losses = self.loss.per_example(outputs, batch.y)
         if batch.weights is not None:
             losses = losses * batch.weights
         return float(np.sum(losses, dtype=np.float64)), len(batch), outputs
 
     def predict(self, params: Views, batch: Batch) -> Array:
-        outputs, _ = self.model.forward(params, batch.x, batch, "")
-        return self.loss.predict(outputs)
+        return self.loss.predict(self._outputs(params, batch))
+
+    def _outputs(self, params: Views, batch: Batch) -> Array:
+        """The model's outputs in evaluation; images go through it in small parts, for memory and the cache."""
+        together = len(batch)
+        if len(self.input_shape) > 1:
+            together = max(_EVALUATED_TOGETHER // self.multiply_adds(), _LEAST_TOGETHER)
+        outputs = []
+        for start in range(0, len(batch), together):
+            part = slice(start, start + together)
+            own = replace(batch, x=batch.x[..., part], y=batch.y[..., part], indices=batch.indices[part])
+            outputs.append(self.model.forward(params, own.x, own, "")[0])
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from distsgd.augmentation import ONE_PIXEL, check_images, parse_augmentation
 from distsgd.communication import Communicator
 from distsgd.communication.shared_memory import shared_array
 from distsgd.config import TrainConfig
@@ -15,6 +16,7 @@ from distsgd.datasets import ArraySource, DataSource, check_arrays, open_dataset
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError, DataError
 from distsgd.examples import Examples, Signature
+from distsgd.runtime import release_freed_memory
 from distsgd.sampling import split_off
 
 _HASHED_INPUTS = 4096
@@ -47,7 +49,9 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         names[split] = other.name
     if config.validation_last is not None:
         sets["validation"] = None
-    return split_data(communicator, config, names, sets, source.num_classes)
+    data = split_data(communicator, config, names, sets, source.num_classes)
+    release_freed_memory()
+    return data
 
 
 def split_data(
@@ -57,7 +61,8 @@ def split_data(
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
 ) -> Data:
-    """Checks examples and splits validation off where none is given. Collective; rank 0 checks.
+    """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
+    checks.
 
     names   what to call each set in errors, and under "" the whole
     """
@@ -69,6 +74,7 @@ def split_data(
     validation = sets["validation"]
     if validation is None:
         train, validation = _split(train, config)
+    train = _augmentable(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
     return Data(names[""], train, validation, sets["test"], signature, contents)
 
@@ -153,6 +159,18 @@ def fingerprint(sets: Mapping[str, Examples | None]) -> str:
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _augmentable(train: Examples, config: TrainConfig) -> Examples:
+    """The training examples, expanded where the configuration says so. Raises ConfigurationError where they are no
+    images, and it asks for what needs some."""
+    shape, augmentation = train.x.shape[1:], parse_augmentation(config.augment)
+    if augmentation is not None:
+        augmentation.check(shape)
+    if config.expand == "none":
+        return train
+    check_images(f"expand {config.expand}", shape, 1)
+    return train.expanded(ONE_PIXEL)
 
 
 def _split(train: Examples, config: TrainConfig) -> tuple[Examples, Examples | None]:

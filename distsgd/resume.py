@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
-from distsgd.config import TrainConfig, parse_target
+from distsgd.config import TrainConfig
 from distsgd.early_stopping import reaches
 from distsgd.errors import CheckpointError, ConfigurationError, RunFolderError
+from distsgd.option_values import parse_target
 from distsgd.outcome import last_line
 from distsgd.records import RunFolder
 from distsgd.schedules import has_horizon

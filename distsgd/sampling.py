@@ -20,7 +20,7 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
 
     As int32 where that is enough, for every rank keeps it.
     """
-    return permutation(num_examples, seed, "epoch order", epoch).astype(_index_dtype(num_examples))
+    return permutation(num_examples, seed, "epoch order", epoch).astype(index_dtype(num_examples))
 
 
 def lane_bounds(batch_length: int, lanes: int) -> list[int]:
@@ -35,11 +35,12 @@ def lane_bounds(batch_length: int, lanes: int) -> list[int]:
 def split_off(num_examples: int, count: int, seed: int) -> tuple[Array, Array]:
     """(rest, `count` random examples), both as sorted indices: a fixed function of the seed."""
     order = permutation(num_examples, seed, "validation split")
-    order = order.astype(_index_dtype(num_examples))
+    order = order.astype(index_dtype(num_examples))
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def _index_dtype(count: int) -> type[np.signedinteger[Any]]:
+def index_dtype(count: int) -> type[np.signedinteger[Any]]:
+    """The smallest type, int32 or int64, that numbers `count` examples."""
     return np.int32 if count < 2**31 else np.int64
 
 

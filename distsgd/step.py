@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
 
@@ -24,12 +23,6 @@ from distsgd.workers import Workers
 
 _GATHERED_TOGETHER = 8 << 20
 """Bytes of inputs up to which a worker gathers all of its lanes at once; above it, each lane as it comes."""
-
-_ANNOUNCED = 1 << 17
-"""Elements of a model from which its gradient is added layer by layer; a smaller one is in the cache as a whole."""
-
-_ADDED_TOGETHER = 1 << 18
-"""Elements of a large layer's gradient that go through all the additions before the next ones do."""
 
 
 class Flag(IntFlag):
@@ -60,48 +53,11 @@ class StepResult:
 
 
 class _LaneBuffers:
-    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level.
-
-    A lane's gradient is added layer by layer, as backward completes them, while it is still in the cache.
-    """
+    """Where one worker adds up the lanes of one node of the tree: the row itself, then scratch, one a level."""
 
     def __init__(self, node: Span, flats: list[Array], layout: Layout) -> None:
         self.node, self.flats = node, flats
         self.views = [layout.views(flat) for flat in flats]
-        if layout.size >= _ANNOUNCED:
-            for views in self.views:
-                views.on_complete = self._add
-        self._additions: tuple[Span, ...] = ()
-        self._added: list[slice] = []
-
-    def start(self, additions: tuple[Span, ...]) -> None:
-        """A lane begins, behind which these (into, from) pairs of buffers are to be added."""
-        self._additions, self._added = additions, []
-
-    def _add(self, span: slice) -> None:
-        """Adds what of `span` isn't added yet: a layer made of layers announces what they announced before it."""
-        if not self._additions:
-            return
-        for gap in _gaps(span, self._added):
-            for start in range(gap.start, gap.stop, _ADDED_TOGETHER):
-                part = slice(start, min(start + _ADDED_TOGETHER, gap.stop))
-                for into, other in self._additions:
-                    np.add(self.flats[into][part], self.flats[other][part], out=self.flats[into][part])
-        self._added.append(span)
-
-    def finish(self) -> None:
-        """Adds what no layer has announced: all of it where the model isn't made of layers."""
-        self._add(slice(0, self.flats[0].size))
-
-
-def _gaps(span: slice, taken: Sequence[slice]) -> list[slice]:
-    """What of `span` none of `taken` covers."""
-    gaps, position = [], span.start
-    for other in sorted(taken, key=lambda other: (other.start, other.stop)):
-        if position < min(other.start, span.stop):
-            gaps.append(slice(position, min(other.start, span.stop)))
-        position = max(position, other.stop)
-    return [*gaps, slice(position, span.stop)] if position < span.stop else gaps
 
 
 @dataclass
@@ -133,8 +89,7 @@ class TrainingStep:
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm
         )
-        row_bytes = self.feeder.examples.x[:1].size * exchange.params.itemsize
-        self._gathered_together = _GATHERED_TOGETHER // max(row_bytes, 1)
+        self._rooms = [np.empty((0, 0), exchange.params.dtype)] * self.workers.count
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
@@ -164,9 +119,10 @@ class TrainingStep:
         if rank == 0:
             exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, step + 1)
         all_flags, records = exchange.gather(bounds)
-        said = Flag(0)
-        for value in all_flags[:, 0]:
-            said |= Flag(int(value))
+        bits = 0
+        for value in all_flags[:, 0].tolist():
+            bits |= int(value)
+        said = Flag(bits)
         if said & Flag.FAILED:
             self._raise_first_error()
         if said & Flag.NON_FINITE:
@@ -183,7 +139,8 @@ class TrainingStep:
         first, last = self.exchange.worker_spans[worker]
         start, stop, lane = bounds[first], bounds[last], first
         try:
-            gathered = self.feeder.gather(indices[start:stop]) if stop - start <= self._gathered_together else None
+            room = self._room(worker, stop - start)
+            gathered = None if room is None else self.feeder.gather(indices[start:stop], epoch, room)
             with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
                 for buffers in self._buffers[worker]:
                     for plan in schedule(*buffers.node, bounds):
@@ -199,15 +156,25 @@ class TrainingStep:
                 f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
             )
 
+    def _room(self, worker: int, count: int) -> Array | None:
+        """Where a worker gathers the inputs of its lanes, used again in each step; None where they are too many."""
+        room = self._rooms[worker]
+        if len(room) < count:
+            features = math.prod(self.feeder.examples.x.shape[1:])
+            if count * features * room.itemsize > _GATHERED_TOGETHER:
+                return None
+            room = self._rooms[worker] = np.empty((count, features), room.dtype)
+        return room
+
     def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
         own = plan.lane - self.exchange.first_lane
-        to.start(plan.additions)
         batch = self.feeder.batch(
             rows, self.running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
         )
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
         self.exchange.records[own, :2] = loss_sum, count
-        to.finish()
+        for into, other in plan.additions:
+            np.add(to.flats[into], to.flats[other], out=to.flats[into])
 
     @property
     def finite(self) -> bool:
@@ -223,9 +190,8 @@ class TrainingStep:
         loss_sum, count = 0.0, 0
         for lane, record in enumerate(records):
             if not math.isfinite(record[0]):
-                inside = self.feeder.examples.indices
-                chosen = indices[bounds[lane] : bounds[lane + 1]]
-                named = ", ".join(str(i) for i in (chosen if inside is None else inside[chosen])[:8])
+                rows = self.feeder.examples.rows(indices[bounds[lane] : bounds[lane + 1]])
+                named = ", ".join(str(row) for row in rows[:8])
                 raise NonFiniteError(
                     f"the loss is {record[0]} at step {step + 1}, lane {lane} (examples {named} …); a smaller "
                     "learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"

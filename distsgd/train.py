@@ -37,11 +37,15 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     check_ranks(communicator, config)
+    if config.plot:
+        check_matplotlib(communicator)
     choose_device(config.device)
     folder = run_folder(config)
     start = communicator.on_root(lambda: find_start(config, folder))
     if start.finished is not None:
         if communicator.is_root:
+            if config.plot:
+                plot_finished(folder, config)
             tell_launcher("ended", status="finished")
             say(start.finished)
         return 0
@@ -83,6 +87,8 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     signals.watch(trainer)
     summary = leg.run(communicator, trainer)
     if communicator.is_root:
+        if config.plot:
+            plot(config, data, trainer, folder)
         tell_launcher("ended", status=summary["status"])
         say(last_line(summary, str(folder.path)))
     return EXIT_STATUS[summary["status"]]
@@ -154,20 +160,51 @@ def announce(
         f"{config.logical_ranks} logical ranks"
     )
     say(f"compute    {blas_description()}, {config.dtype}")
-    say(f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples")
-    say(f"model      {config.model} {describe(trainer)}: {trainer.step.layout.size:,} parameters")
+    augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
+    say(
+        f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"
+        f"{augmented}"
+    )
+    say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
     say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
     begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     say(f"run        {folder.path}{begin}")
 
 
-def describe(trainer: Trainer) -> str:
-    """The model in a few words."""
+def describe(config: TrainConfig, trainer: Trainer) -> str:
+    """The model in a few words: its name, and the layers."""
     from distsgd.models import describe as describe_layer
+    from distsgd.models.text import is_text
     from distsgd.objective import Supervised
 
     objective = trainer.step.objective
-    return describe_layer(objective.model) if isinstance(objective, Supervised) else "(own function)"
+    name = config.model.partition(":")[0] if is_text(config.model) and ":" in config.model else config.model
+    layers = describe_layer(objective.model) if isinstance(objective, Supervised) else "(own function)"
+    return layers if "," in name else f"{name} {layers}"
+
+
+def check_matplotlib(communicator: Communicator) -> None:
+    """Tells before training that --plot could draw nothing after it. Collective."""
+    from distsgd.plots.canvas import check_installed
+
+    communicator.on_root(check_installed)
+
+
+def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -> None:
+    """Draws the run that has just ended, on rank 0."""
+    from distsgd.plots.pictures import draw_after_training
+    from distsgd.stored_model import StoredModel
+
+    step = trainer.step
+    stored = StoredModel(config, data.signature, step.objective, step.params, step.running)
+    draw_after_training(folder.path, stored, data, quiet=config.quiet)
+
+
+def plot_finished(folder: RunFolder, config: TrainConfig) -> None:
+    """Draws a run that had nothing left to do, on rank 0."""
+    from distsgd.plots.pictures import draw_finished
+
+    draw_finished(folder.path, config)
 
 
 def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, objective: Objective) -> int:

@@ -17,11 +17,11 @@ from distsgd.board import Phase
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
-from distsgd.config import Every
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule, reaches
 from distsgd.errors import DistsgdError, users_code
 from distsgd.metrics import Value
+from distsgd.option_values import Every
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take

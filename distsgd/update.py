@@ -7,29 +7,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from distsgd.communication.exchange import BLOCK, Exchange
-from distsgd.communication.tree import part, scratch_levels
+from distsgd.communication.exchange import BLOCK, STRETCH, Exchange, stretches
+from distsgd.communication.tree import TreeSum, part, scratch_levels
 from distsgd.device import Array
 from distsgd.layout import Layout
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization, Segment
 from distsgd.workers import Workers
 
-_TOGETHER = 2 * BLOCK
-"""Elements updated in one go: enough that NumPy's cost for a call doesn't show, and still in the second-level cache
-with the parameters, the optimizer's state and the temporaries."""
+_STRETCH_OF_THREADS = 4 * STRETCH
+"""With several threads. Each call into NumPy may end in waiting for the interpreter, which costs more than the cache
+gains: two threads with the shorter stretches take longer than one."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Elements of a stretch that are treated alike, with views of all that their update touches."""
+
+    params: Array
+    total: Array
+    slots: tuple[Array, ...]
+    penalized: bool
+    frozen: bool
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Elements of this rank that are updated together, cut into segments that are treated alike."""
+    """Elements of this rank that are updated together. Views are cut once, not in every step.
+
+    total   the gradient of the mean loss and the penalties; in the worker's scratch memory, unless it has to be kept
+    tree    scratch memory of the tree's sum
+    spare   scratch memory of the optimizer, (2, n)
+    sums    how to sum the lanes, by the lanes' bounds
+    """
 
     span: slice
-    segments: tuple[Segment, ...]
+    total: Array
+    tree: Sequence[Array]
+    spare: Array
+    pieces: tuple[_Piece, ...]
+    sums: dict[tuple[int, ...], TreeSum] = field(default_factory=dict)
 
 
 class SliceUpdate:
@@ -46,16 +67,35 @@ class SliceUpdate:
     ) -> None:
         self.optimizer, self.regularization, self.exchange, self.workers = optimizer, regularization, exchange, workers
         self.clip_norm = clip_norm
-        penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
-        self._stretches = _cut(exchange.owned, regularization.segments(layout, penalizing))
+        self.finite = True
         self._norms = np.zeros(exchange.partition.blocks)
         self._measure_norm = False
-        self.finite = True
-        dtype, levels = exchange.params.dtype, scratch_levels(exchange.partition.lanes)
-        # The update's two rows, the gradient, and the tree's.
-        self._scratch = [np.empty((3 + levels, _TOGETHER), dtype) for _ in range(workers.count)]
-        self._zeros = np.zeros(_TOGETHER, dtype)
-        self._kept = np.empty(exchange.owned.stop - exchange.owned.start if clip_norm is not None else 0, dtype)
+        penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
+        segments = regularization.segments(layout, penalizing)
+        self._length = STRETCH if workers.count == 1 else _STRETCH_OF_THREADS
+        spans = list(stretches(exchange.owned, self._length))
+        self._stretches = [
+            self._prepare(spans[slice(*part(len(spans), workers.count, worker))], segments)
+            for worker in range(workers.count)
+        ]
+
+    def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[_Stretch]:
+        """One worker's stretches, which share its scratch memory."""
+        params = self.exchange.params
+        scratch = np.empty((3 + scratch_levels(self.exchange.partition.lanes), self._length), params.dtype)
+        prepared = []
+        for span in spans:
+            count = span.stop - span.start
+            total = scratch[2, :count] if self.clip_norm is None else np.empty(count, params.dtype)
+            pieces = []
+            for segment in segments:
+                start, stop = max(segment.start, span.start), min(segment.stop, span.stop)
+                if start < stop:
+                    inside = total[start - span.start : stop - span.start]
+                    slots = self.exchange.slots(start, stop)
+                    pieces.append(_Piece(params[start:stop], inside, slots, segment.penalized, segment.frozen))
+            prepared.append(_Stretch(span, total, list(scratch[3:]), scratch[:2], tuple(pieces)))
+        return prepared
 
     def run(self, bounds: tuple[int, ...], count: int, scalars: tuple[float, ...], want_norm: bool) -> float | None:
         """One update with the gradients gathered; the gradient's norm where it is asked for or clipped by.
@@ -67,74 +107,59 @@ class SliceUpdate:
         self._measure_norm = want_norm or self.clip_norm is not None
         if self.clip_norm is None:
 
-            def update(stretch: _Stretch, worker: int) -> None:
-                self._apply(stretch, worker, self._total(stretch, worker, bounds, count), scalars)
+            def update(stretch: _Stretch) -> None:
+                self._total(stretch, bounds, count)
+                self._apply(stretch, scalars)
 
             self._on_all(update)
             return self._norm() if want_norm else None
 
-        def keep(stretch: _Stretch, worker: int) -> None:
-            self._of(stretch)[:] = self._total(stretch, worker, bounds, count)
-
-        self._on_all(keep)
+        self._on_all(lambda stretch: self._total(stretch, bounds, count))
         norm = self._norm()
         factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
 
-        def clip(stretch: _Stretch, worker: int) -> None:
-            np.multiply(self._of(stretch), factor, out=self._of(stretch))
-            self._apply(stretch, worker, self._of(stretch), scalars)
+        def clip(stretch: _Stretch) -> None:
+            np.multiply(stretch.total, factor, out=stretch.total)
+            self._apply(stretch, scalars)
 
         self._on_all(clip)
         return norm
 
-    def _on_all(self, function: Callable[[_Stretch, int], None]) -> None:
+    def _on_all(self, function: Callable[[_Stretch], None]) -> None:
         def run(worker: int) -> None:
-            first, last = part(len(self._stretches), self.workers.count, worker)
             with np.errstate(all="ignore"):
-                for stretch in self._stretches[first:last]:
-                    function(stretch, worker)
+                for stretch in self._stretches[worker]:
+                    function(stretch)
 
         self.workers.run(run)
 
-    def _of(self, stretch: _Stretch) -> Array:
-        start = self.exchange.owned.start
-        return self._kept[stretch.span.start - start : stretch.span.stop - start]
-
-    def _total(self, stretch: _Stretch, worker: int, bounds: tuple[int, ...], count: int) -> Array:
-        """The gradient of the mean loss and the penalties, in this worker's scratch memory."""
-        span, scratch = stretch.span, self._scratch[worker]
-        total = scratch[2, : span.stop - span.start]
-        np.divide(self.exchange.total(bounds, span, scratch[3:]), float(count), out=total)
-        for segment in stretch.segments:
-            inside = slice(segment.start - span.start, segment.stop - span.start)
-            if segment.frozen:
-                total[inside] = 0.0
-            elif segment.penalized:
-                self.regularization.add_gradient(self.exchange.params[segment.start : segment.stop], total[inside])
-        # 0 times NaN or infinity is NaN: a product with zeros finds both at a tenth of what a look at each would cost.
-        if np.dot(total, self._zeros[: total.size]) != 0.0:
+    def _total(self, stretch: _Stretch, bounds: tuple[int, ...], count: int) -> None:
+        """Puts the gradient of the mean loss and the penalties into the stretch's total."""
+        lanes = stretch.sums.get(bounds)
+        if lanes is None:
+            lanes = stretch.sums[bounds] = self.exchange.total(bounds, stretch.span, stretch.tree)
+        total = np.divide(lanes.compute(), float(count), out=stretch.total)
+        for piece in stretch.pieces:
+            if piece.frozen:
+                piece.total[:] = 0.0
+            elif piece.penalized:
+                self.regularization.add_gradient(piece.params, piece.total)
+        # A sum of squares is finite where all numbers are, unless they are huge, and costs less than a look at each.
+        if not (math.isfinite(np.dot(total, total)) or np.isfinite(total).all()):
             self.finite = False
         if self._measure_norm:
-            for start in range(span.start, span.stop, BLOCK):
-                block = total[start - span.start : start - span.start + BLOCK]
-                self._norms[start // BLOCK] = np.sum(np.square(block, dtype=np.float64))
-        return total
+            for start in range(0, total.size, BLOCK):
+                squares = np.square(total[start : start + BLOCK], dtype=np.float64)
+                self._norms[(stretch.span.start + start) // BLOCK] = np.sum(squares)
 
-    def _apply(self, stretch: _Stretch, worker: int, total: Array, scalars: tuple[float, ...]) -> None:
+    def _apply(self, stretch: _Stretch, scalars: tuple[float, ...]) -> None:
         if not self.finite:
-            return  # the parameters stay as they are; all ranks are told with the next exchange
-        params, begin = self.exchange.params, stretch.span.start
-        for segment in stretch.segments:
-            if segment.frozen:
-                continue
-            self.optimizer.update(
-                params[segment.start : segment.stop],
-                total[segment.start - begin : segment.stop - begin],
-                self.exchange.slots(segment.start, segment.stop),
-                scalars,
-                self.optimizer.weight_decay if segment.penalized else 0.0,
-                self._scratch[worker][:2],
-            )
+            return  # from here on; all ranks are told with the next exchange, and none of it is saved
+        update, weight_decay = self.optimizer.update, self.optimizer.weight_decay
+        for piece in stretch.pieces:
+            if not piece.frozen:
+                decay = weight_decay if piece.penalized else 0.0
+                update(piece.params, piece.total, piece.slots, scalars, decay, stretch.spare)
 
     def _norm(self) -> float:
         """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""
@@ -142,17 +167,3 @@ class SliceUpdate:
         counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
         self.exchange.communicator.allgather_slices(self._norms, counts)
         return math.sqrt(math.fsum(self._norms))
-
-
-def _cut(owned: slice, segments: Sequence[Segment]) -> list[_Stretch]:
-    """The owned elements in stretches, with the segments inside each."""
-    stretches = []
-    for start in range(owned.start, owned.stop, _TOGETHER):
-        stop = min(start + _TOGETHER, owned.stop)
-        inside = [
-            replace(segment, start=max(segment.start, start), stop=min(segment.stop, stop))
-            for segment in segments
-            if segment.start < stop and start < segment.stop
-        ]
-        stretches.append(_Stretch(slice(start, stop), tuple(inside)))
-    return stretches

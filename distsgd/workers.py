@@ -10,9 +10,12 @@ WORK_THAT_PAYS = 30_000_000
 1.5 ms gains, one of 0.05 ms loses."""
 
 
-def worker_count(threads: int, lanes: int, parameters: int, examples_per_lane: int) -> int:
-    """How many threads should share a rank's lanes: never more than lanes, and one where lanes are small."""
-    work = 6 * parameters * examples_per_lane  # 2 each for the output, the gradient of the input and of the weights
+def worker_count(threads: int, lanes: int, multiply_adds: int, examples_per_lane: int) -> int:
+    """How many threads should share a rank's lanes: never more than lanes, and one where lanes are small.
+
+    `multiply_adds` are those of forward, for one example.
+    """
+    work = 6 * multiply_adds * examples_per_lane  # 2 each for the output, the gradient of the input and of the weights
     return max(1, min(threads, lanes)) if work >= WORK_THAT_PAYS else 1
 
 

@@ -47,7 +47,7 @@ def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
     clock = Clock(wanted["seconds"])
     distsgd.fit(
-        "mlp",
+        work.model,
         synthetic(work),
         **work.fit_options(),
         logical_ranks=wanted["lanes"],

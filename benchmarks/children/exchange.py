@@ -19,12 +19,9 @@ runtime.prepare()
 import numpy as np  # noqa: E402
 
 from distsgd.communication import start  # noqa: E402
-from distsgd.communication.exchange import BLOCK, Exchange, Partition, Plan  # noqa: E402
+from distsgd.communication.exchange import STRETCH, Exchange, Partition, Plan, stretches  # noqa: E402
 from distsgd.communication.replica import make_exchange  # noqa: E402
 from distsgd.communication.tree import scratch_levels  # noqa: E402
-
-LANES = 4
-"""Of which each rank has a run that is one node of the tree, on 1, 2 or 4 ranks."""
 
 
 class Reduction:
@@ -32,10 +29,12 @@ class Reduction:
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.bounds = tuple(range(LANES + 1))
-        self.scratch = np.empty((scratch_levels(LANES), BLOCK), np.float32)
-        partition = exchange.partition
-        self.blocks = [partition.block(index) for index in partition.blocks_of(exchange.communicator.rank)]
+        lanes = exchange.partition.lanes
+        self.bounds = tuple(range(lanes + 1))
+        scratch = list(np.empty((scratch_levels(lanes), STRETCH), np.float32))
+        spans = stretches(exchange.owned)
+        # The sum is made where it is to be seen; a step makes it in scratch memory and puts updated parameters there.
+        self.sums = [exchange.total(self.bounds, span, [exchange.params[span], *scratch[1:]]) for span in spans]
         self.result = exchange.params
 
     def fill(self, value: float) -> None:
@@ -45,8 +44,8 @@ class Reduction:
     def run(self) -> None:
         exchange = self.exchange
         exchange.gather(self.bounds)
-        for block in self.blocks:
-            exchange.params[block] = exchange.total(self.bounds, block, self.scratch)
+        for total in self.sums:
+            total.compute()
         exchange.publish()
 
 
@@ -71,7 +70,8 @@ def main() -> None:
     elements = wanted["elements"]
 
     def exchange(kind: str) -> Reduction:
-        plan = Plan(Partition(LANES, communicator.size, elements), 1, np.dtype(np.float32), 0, 2)
+        # As many lanes as ranks: each brings one gradient, as it does to Allreduce.
+        plan = Plan(Partition(communicator.size, communicator.size, elements), 1, np.dtype(np.float32), 0, 2)
         return Reduction(make_exchange(communicator, plan, kind)[0])
 
     reductions: dict[str, Any] = {

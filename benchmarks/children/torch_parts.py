@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.children.torch_images import network_of_images
 from benchmarks.workloads import Workload
 
 RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -29,17 +30,23 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def network(work: Workload) -> nn.Module:
-    """The fully connected network, with the first values that distsgd gives it by default (He's), in DDP's wrapping
-    where there are several processes; gradients are views of its buckets."""
+def network(work: Workload, channels_last: bool = False) -> nn.Module:
+    """The network, in DDP's wrapping where there are several processes; gradients are views of its buckets."""
+    model = network_of_images(work) if work.image else fully_connected(work)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True) if SIZE > 1 else model
+
+
+def fully_connected(work: Workload) -> nn.Module:
+    """Dense layers with the first values that distsgd gives them by default (He's)."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(work.sizes):
         dense = nn.Linear(fan_in, fan_out)
         nn.init.kaiming_normal_(dense.weight, nonlinearity="relu")
         nn.init.zeros_(dense.bias)
         layers += [dense, _ACTIVATIONS[work.activation]()]
-    model = nn.Sequential(*layers[:-1])
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True) if SIZE > 1 else model
+    return nn.Sequential(*layers[:-1])
 
 
 def optimizer_of(work: Workload, model: nn.Module) -> torch.optim.Optimizer:

@@ -16,11 +16,13 @@ from benchmarks.children.torch_parts import RANK, SIZE, finish, network, optimiz
 class Steps:
     """Whole training steps, one a call; each rank takes its part of one global, shuffled minibatch."""
 
-    def __init__(self, work: Workload) -> None:
+    def __init__(self, work: Workload, channels_last: bool) -> None:
         self.batch = work.batch
         self.x, self.y = (torch.from_numpy(array) for array in synthetic(work))
         torch.manual_seed(0)
-        self.model = network(work)
+        self.model = network(work, channels_last)
+        if channels_last:
+            self.x = self.x.to(memory_format=torch.channels_last)
         self.optimizer = optimizer_of(work, self.model)
         self.position = len(self.x)
 
@@ -44,7 +46,7 @@ def agree(number: int) -> int:
 
 def main() -> None:
     start(wanted["threads"])
-    steps = Steps(workload(wanted["workload"], wanted["examples"]))
+    steps = Steps(workload(wanted["workload"], wanted["examples"]), wanted.get("channels_last", False))
     result = timed_steps(steps, wanted["seconds"], agree=agree)
     if RANK == 0:
         tell({**result, "facts": {"torch": torch.__version__, "threads": torch.get_num_threads()}})

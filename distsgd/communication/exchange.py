@@ -8,17 +8,27 @@ the elements that a rank owns, and everybody's records with them. Each rank sums
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from distsgd.communication.base import Communicator
-from distsgd.communication.tree import Span, maximal_subtrees, part, scratch_levels, tree_sum
+from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, part, scratch_levels, split_nodes, tree_sum
 from distsgd.device import Array
 
 BLOCK = 16_384
 """Elements of a flat buffer that are updated together: what fits the cache. Slices are cut at block edges, and norms
 are sums over blocks, so that neither depends on the number of ranks."""
+
+STRETCH = 2 * BLOCK
+"""Elements that are summed and updated in one go: enough that NumPy's cost for a call doesn't show, and still in the
+second-level cache with the parameters, the optimizer's state and the temporaries."""
+
+ROWS = 2
+"""Rows that a rank fills at least, where it has so many lanes. What a rank doesn't add up is added where the sum is
+used, a stretch at a time in the cache, which spares the memory a pass. More rows than two crowd the third-level cache
+(measured on 1 and 2 ranks with 4 and 8 lanes)."""
 
 SCALARS = 8
 """How many scalars rank 0 can tell the others with a step."""
@@ -101,8 +111,10 @@ class Exchange(ABC):
         ]
 
     def nodes(self) -> list[Span]:
-        """The nodes of the tree that this rank's workers compute."""
-        return [node for span in self.worker_spans for node in maximal_subtrees(*span, self.partition.lanes)]
+        """The nodes of the tree that this rank's workers compute, a row for each."""
+        limit = max(1, ROWS // self.plan.workers)
+        subtrees = (maximal_subtrees(*span, self.partition.lanes) for span in self.worker_spans)
+        return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
 
     @abstractmethod
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
@@ -112,8 +124,8 @@ class Exchange(ABC):
         """
 
     @abstractmethod
-    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
-        """The sum over all lanes on a block that this rank owns, in `scratch` (levels, BLOCK) or in a row."""
+    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+        """How to sum over all lanes on elements that this rank owns; `scratch` as `tree_sum` takes it."""
 
     @abstractmethod
     def publish(self) -> None:
@@ -175,8 +187,8 @@ class LocalExchange(OwnMemory):
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         return self.flags[np.newaxis], self.records
 
-    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
-        return total_of(self.rows, self.partition.lanes, bounds, block, scratch)
+    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+        return total_of(self.rows, self.partition.lanes, bounds, span, scratch)
 
     def publish(self) -> None:
         pass
@@ -199,10 +211,8 @@ class MessageExchange(OwnMemory):
         self._send = np.empty(sum(self._send_counts), np.uint8)
         self._receive = np.empty(sum(self._receive_counts), np.uint8)
         self._received = self._views_of_received()
-        longest = max(span.stop - span.start for span in self._spans)
-        # A rank that runs several threads has to join their sums to the few rows that travel.
-        levels = scratch_levels(self.last_lane - self.first_lane) if plan.workers > 1 else 0
-        self._scratch = np.empty((levels, longest), plan.dtype)
+        self._scratch = np.empty((scratch_levels(self.last_lane - self.first_lane), STRETCH), plan.dtype)
+        self._sums: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
 
     def _views_of_received(self) -> dict[Span, Array]:
         """Where each rank's rows arrive: node -> that row's elements that this rank owns."""
@@ -215,19 +225,33 @@ class MessageExchange(OwnMemory):
                 start += count * self.plan.dtype.itemsize
         return views
 
+    def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
+        """(the sum of this rank's lanes on a stretch, where it lies in the message) for every node that travels."""
+        rank, start, sums = self.communicator.rank, 0, []
+        for span in self._spans:
+            start += self._heads[rank]
+            for node in self._nodes_of[rank]:
+                for stretch in stretches(span):
+                    count = stretch.stop - stretch.start
+                    place = np.ndarray((count,), self.plan.dtype, buffer=self._send.data, offset=start)
+                    total = tree_sum(self.rows, node, bounds, stretch, [place, *self._scratch[1:]])
+                    if total is not None:  # else all its lanes are empty: a gap that nobody reads
+                        sums.append((total, place))
+                    start += count * self.plan.dtype.itemsize
+        return sums
+
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        rank = self.communicator.rank
         head = np.concatenate([self.flags, self.records.ravel()]).view(np.uint8)
         start = 0
-        for span in self._spans:
+        for size in self._send_counts:
             self._send[start : start + head.size] = head
-            start += head.size
-            for node in self._nodes_of[rank]:
-                total = tree_sum(self.rows, node, bounds, span, self._scratch)
-                length = (span.stop - span.start) * self.plan.dtype.itemsize
-                if total is not None:  # else all its lanes are empty: a gap that nobody reads
-                    self._send[start : start + length] = total.view(np.uint8)
-                start += length
+            start += size
+        if bounds not in self._sums:
+            self._sums[bounds] = self._sums_to_send(bounds)
+        for total, place in self._sums[bounds]:
+            summed = total.compute()
+            if not total.additions:  # a single row, which isn't in its place yet
+                place[:] = summed
         self.communicator.alltoall(self._send, self._send_counts, self._receive, self._receive_counts)
         return self._read_heads()
 
@@ -243,16 +267,24 @@ class MessageExchange(OwnMemory):
             start += size
         return flags, records
 
-    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
-        inside = slice(block.start - self.owned.start, block.stop - self.owned.start)
+    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+        inside = slice(span.start - self.owned.start, span.stop - self.owned.start)
         return total_of(self._received, self.partition.lanes, bounds, inside, scratch)
 
     def publish(self) -> None:
         self.communicator.allgather_slices(self.params, self.partition.counts())
 
 
-def total_of(rows: dict[Span, Array], lanes: int, bounds: tuple[int, ...], span: slice, scratch: Array) -> Array:
+def total_of(
+    rows: dict[Span, Array], lanes: int, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]
+) -> TreeSum:
     """The sum over all lanes; a minibatch has at least one example, so there is one."""
     total = tree_sum(rows, (0, lanes), bounds, span, scratch)
     assert total is not None, "a minibatch has at least one example"
     return total
+
+
+def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:
+    """The span in stretches of at most `length` elements."""
+    for start in range(span.start, span.stop, length):
+        yield slice(start, min(start + length, span.stop))

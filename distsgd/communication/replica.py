@@ -6,6 +6,8 @@ Nothing is copied and nothing is sent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from distsgd.communication.base import Communicator
@@ -18,6 +20,7 @@ from distsgd.communication.exchange import (
     total_of,
 )
 from distsgd.communication.shared_memory import shared_array
+from distsgd.communication.tree import TreeSum
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 
@@ -55,8 +58,8 @@ class SharedExchange(Exchange):
         # Copies: another rank may be through with this step, and at the next one, while this one still reads.
         return self._all_flags.copy(), self._all_records.copy()
 
-    def total(self, bounds: tuple[int, ...], block: slice, scratch: Array) -> Array:
-        return total_of(self._all_rows, self.partition.lanes, bounds, block, scratch)
+    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+        return total_of(self._all_rows, self.partition.lanes, bounds, span, scratch)
 
     def publish(self) -> None:
         self.communicator.barrier()

@@ -69,13 +69,15 @@ def _share(node: Communicator, size: int) -> mmap.mmap | None:
             descriptor, path, named = _create(size)
         except OSError:
             path = None
-    path = node.broadcast_object(path)
+    path, identity = node.broadcast_object((path, None if path is None else _identity(descriptor)))
     memory = None
     try:
         if path is not None:
             if not node.is_root:
                 descriptor = os.open(path, os.O_RDWR)
-            memory = mmap.mmap(descriptor, size)
+            # In another container of the same host name the path may lead to somebody else's file.
+            if _identity(descriptor) == identity:
+                memory = mmap.mmap(descriptor, size)
     except (OSError, ValueError):
         memory = None
     everyone = all(node.allgather_object(memory is not None))
@@ -84,6 +86,12 @@ def _share(node: Communicator, size: int) -> mmap.mmap | None:
     if descriptor >= 0:
         os.close(descriptor)
     return memory if everyone else None
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """The file system and the number of a file, which no other file of this host has."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _create(size: int) -> tuple[int, str, Path | None]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 
 from distsgd.device import Array
 
 Span: TypeAlias = tuple[int, int]
-T = TypeVar("T")
 
 
 def part(total: int, parts: int, index: int) -> Span:
@@ -44,6 +43,22 @@ def maximal_subtrees(first: int, last: int, lanes: int) -> list[Span]:
         return cover(a, middle) + cover(middle, b)
 
     return cover(0, lanes)
+
+
+def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
+    """The same lanes in up to `limit` nodes of the tree, where there are fewer: the widest are cut first.
+
+    >>> split_nodes([(0, 4)], 3)
+    [(0, 1), (1, 2), (2, 4)]
+    """
+    found = list(nodes)
+    while len(found) < limit:
+        index, (first, last) = max(enumerate(found), key=lambda item: item[1][1] - item[1][0], default=(0, (0, 0)))
+        if last - first < 2:
+            break
+        middle = (first + last) // 2
+        found[index : index + 1] = [(first, middle), (middle, last)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -85,27 +100,52 @@ def buffers_needed(first: int, last: int) -> int:
     return 1 + (last - first - 1).bit_length()
 
 
+@dataclass(frozen=True, slots=True)
+class TreeSum:
+    """The additions (left, right, out) that make a sum, in the tree's order, and the array where it will be.
+
+    Planned once and computed in every step, for planning costs more than adding a stretch that fits the cache.
+    """
+
+    additions: tuple[tuple[Array, Array, Array], ...]
+    result: Array
+
+    def compute(self) -> Array:
+        """Adds; returns `result`."""
+        for left, right, out in self.additions:
+            np.add(left, right, out=out)
+        return self.result
+
+
 def tree_sum(
-    rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice, scratch: Array
-) -> Array | None:
+    rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice, scratch: Sequence[Array] | Array
+) -> TreeSum | None:
     """The sum of lanes `node` on the elements `span`, in the tree's order; None where all of its lanes are empty.
 
-    `rows` holds the sums that exist already, by node; they are only read. `scratch` is (levels, n), with a level for
-    each of `scratch_levels(lanes)` and at least the span's length; what is returned is a part of it, or of a row.
+    `rows` holds the sums that exist already, by node; they are only read. `scratch` is an array for each of
+    `scratch_levels(lanes)`, of at least the span's length. The result is the beginning of scratch[0], or a part of a
+    row where there is nothing to add.
     """
-    first, last = node
-    if bounds[first] == bounds[last]:
-        return None
-    row = rows.get(node)
-    if row is not None:
-        return row[span]
-    middle = (first + last) // 2
-    # The left sum may stay in scratch[0] while the right one is made in the levels behind it.
-    left = tree_sum(rows, (first, middle), bounds, span, scratch)
-    right = tree_sum(rows, (middle, last), bounds, span, scratch if left is None else scratch[1:])
-    if left is None or right is None:
-        return right if left is None else left
-    return np.add(left, right, out=scratch[0, : left.size])
+    additions: list[tuple[Array, Array, Array]] = []
+
+    def visit(first: int, last: int, level: int) -> Array | None:
+        if bounds[first] == bounds[last]:
+            return None
+        row = rows.get((first, last))
+        if row is not None:
+            return row[span]
+        middle = (first + last) // 2
+        left = visit(first, middle, level)
+        # The left sum may stay in its level's scratch while the right one is made in the levels behind it.
+        right = visit(middle, last, level if left is None else level + 1)
+        if left is None or right is None:
+            return right if left is None else left
+        out = scratch[level][: left.size]
+        additions.append((left, right, out))
+        return out
+
+    result = visit(*node, 0)
+    return None if result is None else TreeSum(tuple(additions), result)
 
 
 def scratch_levels(lanes: int) -> int:

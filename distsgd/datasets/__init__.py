@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 from distsgd.datasets.base import ARRAY_NAMES, ArraySource, DataSource, OpenOptions, Task, read_array
 from distsgd.datasets.checks import check_arrays
+from distsgd.datasets.cifar10 import CIFAR_10
 from distsgd.datasets.digits import open_digits
 from distsgd.datasets.files import looks_like_path, open_inputs, open_path
 from distsgd.datasets.generated import make_moons, open_moons, open_xor
@@ -35,6 +36,7 @@ DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
     "digits": open_digits,
     "mnist": MNIST.open,
     "fashion-mnist": FASHION_MNIST.open,
+    "cifar-10": CIFAR_10.open,
     "xor": open_xor,
     "moons": open_moons,
 }

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from distsgd.datasets.streams import BLOCK, Stream, open_binary, reading
+from distsgd.datasets.streams import BLOCK, Stream, absolute, open_binary, reading
 from distsgd.errors import DataError
 
 
@@ -28,6 +28,16 @@ def default_data_dir() -> Path:
     except RuntimeError:
         raise DataError("data folder: expected a home folder to keep files in, found none; set --data-dir") from None
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "distsgd"
+
+
+def data_root(data_dir: str | None) -> Path:
+    """The folder of `--data-dir`, else the default one."""
+    return Path(absolute(data_dir)) if data_dir else default_data_dir()
+
+
+def mirror(name: str, url: str) -> str:
+    """Where the files of this data set are downloaded from: DISTSGD_<NAME>_URL of the environment, else `url`."""
+    return (os.environ.get(f"DISTSGD_{name.upper().replace('-', '_')}_URL") or url).rstrip("/")
 
 
 def checksums_of(path: str | os.PathLike[str]) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +10,8 @@ import numpy as np
 
 from distsgd.datasets.assemble import assemble
 from distsgd.datasets.base import DataSource, OpenOptions, read_array
-from distsgd.datasets.download import default_data_dir, download
+from distsgd.datasets.download import data_root, download, mirror
 from distsgd.datasets.idx import IdxSource
-from distsgd.datasets.streams import absolute
 from distsgd.device import Array
 from distsgd.errors import DataError
 
@@ -38,18 +36,13 @@ class IdxDataset:
     checksums: Mapping[str, Collection[str]] = field(repr=False)
     citation: str = ""
 
-    @property
-    def url_variable(self) -> str:
-        """The environment variable that names another mirror."""
-        return f"DISTSGD_{self.name.upper().replace('-', '_')}_URL"
-
     def open(self, options: OpenOptions, *, url: str | None = None) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
-        root = Path(absolute(options.data_dir)) if options.data_dir else default_data_dir()
+        root = data_root(options.data_dir)
         paths = {key: self._find(root, file) for key, file in _FILES.items()}
         missing = [file for key, file in _FILES.items() if paths[key] is None]
         if missing:
-            self._fetch(missing, root / self.name, options, url or os.environ.get(self.url_variable) or self.url)
+            self._fetch(missing, root / self.name, options, url or mirror(self.name, self.url))
             paths = {key: self._find(root, file) for key, file in _FILES.items()}
         arrays = {
             key: IdxSource.open(path, 3 if key.startswith("x") else 1)

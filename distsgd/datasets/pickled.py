@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
 from distsgd.datasets.assemble import assemble
 from distsgd.datasets.base import SPLITS, ArraySource, DataSource
+from distsgd.datasets.sources import converted
 from distsgd.datasets.streams import absolute, check_out, expect_end, open_binary, reading
 from distsgd.datasets.unpickle import unpickle_arrays
 from distsgd.device import Array
 from distsgd.errors import DataError
 
 SIZE_LIMIT = 4 << 30
+_MNIST = (28, 28)
 
 
 class _Contents:
@@ -82,8 +85,16 @@ class PickledSource(ArraySource):
 
 
 def open_pickle(path: str | os.PathLike[str]) -> DataSource:
-    """The data set in a pickle, gzipped or not, of three pairs of arrays; DataError for anything else in it."""
+    """The data set in a pickle, gzipped or not, of three pairs of arrays; DataError for anything else in it.
+
+    mnist.pkl.gz holds its images as rows of 784 numbers; they are given their shape (28, 28) back, for models and
+    augmentation that take images. What takes examples flat gets the same rows.
+    """
     where = absolute(path)
     contents = _Contents(where)
-    sources = {key: PickledSource(a.shape, a.dtype, key, contents) for key, a in contents.load().items()}
+    sources: dict[str, ArraySource] = {}
+    for key, array in contents.load().items():
+        source = PickledSource(array.shape, array.dtype, key, contents)
+        flat = key.startswith("x") and array.shape[1:] == (prod(_MNIST),)
+        sources[key] = converted(source, array.dtype, (len(array), *_MNIST)) if flat else source
     return assemble(where, sources)

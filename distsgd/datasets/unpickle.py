@@ -1,4 +1,4 @@
-"""NumPy arrays out of a pickle, and nothing else: no name in the file is ever imported, none of its calls is made.
+"""NumPy arrays out of a pickle, and little else: no name in the file is ever imported, none of its calls is made.
 
 The pickle machine is Python's own, cut down to the opcodes that plain arrays need; the few NumPy names they refer to
 stand for functions of this module. So a file made to harm meets no code but this.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +36,7 @@ _CALLS_AND_MEMO = (
     pickle.APPEND, pickle.APPENDS, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.PUT,
     pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET,
 )  # fmt: skip
+_DICTS = (pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS)
 _OPCODES = frozenset((*_CONTROL_AND_NUMBERS, *_BYTES, *_TEXT_AND_SEQUENCES, *_CALLS_AND_MEMO))
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
@@ -143,12 +145,24 @@ def _load_bytearray8(machine: Any) -> None:
     machine.append(machine.read(length))
 
 
+def _load_build(machine: Any) -> None:
+    # The inherited one sets attributes of anything on the stack, of this module's functions too.
+    state = machine.stack.pop()
+    if not isinstance(machine.stack[-1], _Dtype | _PickledArray):
+        raise ValueError("a state of something that isn't an array")
+    machine.stack[-1].__setstate__(state)
+
+
+def _dispatch(opcodes: Collection[bytes]) -> dict[int, Callable[[Any], None]]:
+    """What the pickle machine does for each of these opcodes."""
+    inherited = {code: does for code, does in pickle._Unpickler.dispatch.items() if bytes([code]) in opcodes}
+    return inherited | {pickle.BYTEARRAY8[0]: _load_bytearray8, pickle.BUILD[0]: _load_build}
+
+
 class _ArrayUnpickler(pickle._Unpickler):
     """Python's pickle machine (the one written in Python: its memo is a dict, so a huge index costs nothing)."""
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        code: function for code, function in pickle._Unpickler.dispatch.items() if bytes([code]) in _OPCODES
-    } | {pickle.BYTEARRAY8[0]: _load_bytearray8}
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _dispatch(_OPCODES)
 
     def __init__(self, reader: _LimitedReader, where: str) -> None:
         super().__init__(reader, encoding="latin1")
@@ -165,20 +179,70 @@ class _ArrayUnpickler(pickle._Unpickler):
         return found
 
 
+class _ColumnsUnpickler(_ArrayUnpickler):
+    """The same with dicts."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _dispatch((*_OPCODES, *_DICTS))
+
+
 def unpickle_arrays(stream: Stream, limit: int, where: str) -> object:
     """The arrays, in nested tuples (lists become tuples), of the pickle in `stream`, of at most `limit` bytes.
 
     Raises DataError for anything else in it; it names the first global that isn't admitted.
     """
-    try:
+    with _damage(where):
         return _unwrap(_ArrayUnpickler(_LimitedReader(stream, limit, where), where).load(), depth=0)
+
+
+def unpickle_columns(stream: Stream, limit: int, where: str) -> dict[str, Array | list[int]]:
+    """The arrays and the lists of whole numbers, by name, of a pickled dict of at most `limit` bytes.
+
+    Text and lists of text in it are left out. Raises DataError for anything else.
+    """
+    with _damage(where):
+        found = _ColumnsUnpickler(_LimitedReader(stream, limit, where), where).load()
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__} where a dict was expected")
+        columns = {_name(key): _column(value) for key, value in found.items()}
+        return {name: column for name, column in columns.items() if column is not None}
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Turns what bytes made to harm raise in the machine, which is nearly anything, into a DataError."""
+    try:
+        yield
     except (DataError, MemoryError):
         raise
     except KeyError as problem:
         raise DataError(f"{where}: expected a pickle of NumPy arrays alone, got other objects; use .npz") from problem
-    except Exception as problem:  # bytes made to harm can raise nearly anything in the machine
+    except Exception as problem:
         reason = str(problem) or type(problem).__name__
         raise DataError(f"{where}: expected a pickle of NumPy arrays, got {reason}; make it again") from problem
+
+
+def _name(key: object) -> str:
+    """A key as text: Python 3 keeps the keys of Python 2 as text or as bytes."""
+    if isinstance(key, bytes):
+        return key.decode("latin-1")
+    if isinstance(key, str):
+        return key
+    raise ValueError(f"a {type(key).__name__} where a name was expected")
+
+
+def _column(value: object) -> Array | list[int] | None:
+    """An array or a list of whole numbers; None for text and for a list of text."""
+    if isinstance(value, _PickledArray) and value.array is not None:
+        return value.array
+    if isinstance(value, str | bytes):
+        return None
+    if isinstance(value, list):
+        kinds = set(map(type, value))
+        if kinds <= {int}:
+            return value
+        if kinds <= {str, bytes}:
+            return None
+    raise ValueError(f"a {type(value).__name__} where an array or a list of numbers was expected")
 
 
 def _unwrap(found: object, depth: int) -> object:

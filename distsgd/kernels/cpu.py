@@ -68,7 +68,9 @@ def rmsprop(
 ) -> None:
     """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε)."""
     np.square(grads, out=scratch)
-    _move_average(square_mean, scratch, alpha)
+    np.multiply(scratch, 1.0 - alpha, out=scratch)
+    np.multiply(square_mean, alpha, out=square_mean)
+    np.add(square_mean, scratch, out=square_mean)
     _subtract_quotient(params, grads, square_mean, learning_rate, epsilon, scratch)
 
 
@@ -83,21 +85,17 @@ def adam(
     epsilon: float,
     scratch: Array,
 ) -> None:
-    """m := β₁m + (1 - β₁) g;  v := β₂v + (1 - β₂) g²;  w := w - step_size m / (√v + ε).
+    """m := β₁m + g;  v := β₂v + g²;  w := w - step_size m / (√v + ε).
 
-    The corrections for bias are folded into `step_size` and `epsilon`: see `distsgd.optimizers.Adam.scalars`.
+    Adam's own averages are (1 - β₁) m and (1 - β₂) v. These factors are folded into `step_size` and `epsilon`, with
+    the corrections for bias: see `distsgd.optimizers.Adam.scalars`.
     """
-    np.square(grads, out=scratch)
-    _move_average(first_moment, grads, beta1)
-    _move_average(second_moment, scratch, beta2)
+    np.multiply(first_moment, beta1, out=first_moment)
+    np.add(first_moment, grads, out=first_moment)
+    np.square(grads, out=grads)
+    np.multiply(second_moment, beta2, out=second_moment)
+    np.add(second_moment, grads, out=second_moment)
     _subtract_quotient(params, first_moment, second_moment, step_size, epsilon, scratch)
-
-
-def _move_average(average: Array, value: Array, decay: float) -> None:
-    """average := decay average + (1 - decay) value; overwrites `value`."""
-    np.multiply(value, 1.0 - decay, out=value)
-    np.multiply(average, decay, out=average)
-    np.add(average, value, out=average)
 
 
 def _subtract_quotient(

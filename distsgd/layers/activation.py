@@ -12,6 +12,7 @@ import numpy as np
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
+from distsgd.kernels.vectors import zeros
 from distsgd.layers.base import Backward, Layer
 from distsgd.layout import Views
 
@@ -60,8 +61,7 @@ def tanh(x: Array) -> tuple[Array, Backward]:
 
 def relu(x: Array) -> tuple[Array, Backward]:
     """y := max(x, 0), dx := dy where y > 0, else 0."""
-    # NumPy's maximum is two to four times faster against a row of zeros than against a number.
-    y: Array = np.maximum(x, np.zeros(x.shape[-1:], x.dtype))
+    y = _positive(x)
     return y, lambda dy, grads: dy * (y > 0)
 
 
@@ -117,7 +117,7 @@ def softplus(x: Array) -> tuple[Array, Backward]:
     np.negative(y, out=y)
     np.exp(y, out=y)
     np.log1p(y, out=y)
-    y += np.maximum(x, np.zeros(x.shape[-1:], x.dtype))
+    y += _positive(x)
 
     def backward(dy: Array, grads: Views) -> Array:
         dx: Array = np.negative(y)
@@ -127,6 +127,13 @@ def softplus(x: Array) -> tuple[Array, Backward]:
         return dx
 
     return y, backward
+
+
+def _positive(x: Array) -> Array:
+    """max(x, 0), along rows as long as there are."""
+    rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
+    y: Array = np.maximum(rows, zeros(rows.shape[1], x.dtype))
+    return y.reshape(x.shape)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Array], tuple[Array, Backward]]] = {

@@ -8,6 +8,8 @@ from typing import ClassVar, TypeAlias
 
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.initializers import Initializer
 from distsgd.layout import Views
 
 Backward: TypeAlias = Callable[[Array, Views], "Array | None"]
@@ -18,6 +20,28 @@ saw; None where no one needs dx (a dense layer on the model's own input)."""
 def join(path: str, name: str) -> str:
     """`name` inside `path`, with a dot between them; the whole model's path is empty."""
     return f"{path}.{name}" if path else name
+
+
+def initialize_arrays(params: Views, initializers: Mapping[str, Initializer], seed: int, path: str) -> None:
+    """Fills each of `params` by the initializer of its name; path and name name its random numbers."""
+    for name, array in params.items():
+        array[...] = initializers[name](array.shape, seed, f"initialize {join(path, name)}")
+
+
+def pair(value: int | tuple[int, int], what: str) -> tuple[int, int]:
+    """(height, width) of a number for both, or of two numbers from 1."""
+    both = value if isinstance(value, tuple) else (value, value)
+    if len(both) != 2 or not all(isinstance(one, int) and one >= 1 for one in both):
+        raise ConfigurationError(f"{what}: expected a number from 1, or (height, width), got {value!r}")
+    return both
+
+
+def image_shape(shape: Shape, kind: str, channels: int | None = None) -> tuple[int, int, int]:
+    """`shape` as (channels, height, width); ConfigurationError where it is another, or has other channels."""
+    if len(shape) != 3 or channels not in (None, shape[0]):
+        wanted = "(channels, height, width)" if channels is None else f"({channels}, height, width)"
+        raise ConfigurationError(f"{kind}: expected images of shape {wanted}, got {shape}")
+    return shape[0], shape[1], shape[2]
 
 
 class Layer(ABC):
@@ -52,6 +76,14 @@ class Layer(ABC):
 
     def update_state(self, state: Views, statistics: Views) -> None:  # noqa: B027
         """In place: moves the running statistics by the statistics of a whole minibatch, all lanes combined."""
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """How many forward makes for one example of `shape`, by which the work is estimated; 0 by default."""
+        return 0
+
+    def fused(self, following: Layer) -> Layer | None:
+        """One layer with this one's parameters that computes this one and the following, None where there is none."""
+        return None
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:

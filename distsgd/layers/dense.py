@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,9 @@ from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
-from distsgd.layers.base import Backward, Layer, join
+from distsgd.kernels.products import multiply
+from distsgd.kernels.vectors import ones
+from distsgd.layers.base import Backward, Layer, initialize_arrays
 from distsgd.layout import Views
 
 _HE, _ZEROS = He(), Zeros()
@@ -48,9 +49,7 @@ class Dense(Layer):
         return shapes
 
     def initialize(self, params: Views, seed: int, path: str) -> None:
-        initializers = {"weight": self.weight_initializer, "bias": self.bias_initializer}
-        for name, shape in self.parameter_shapes().items():
-            params[name][...] = initializers[name](shape, seed, f"initialize {join(path, name)}")
+        initialize_arrays(params, {"weight": self.weight_initializer, "bias": self.bias_initializer}, seed, path)
 
     def output_shape(self, shape: Shape) -> Shape:
         if shape != (self.fan_in,):
@@ -60,23 +59,20 @@ class Dense(Layer):
             )
         return (self.fan_out,)
 
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.fan_in * self.fan_out
+
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         weight = params["weight"]
-        y: Array = np.matmul(weight, x)
+        y = multiply(weight, x)
         if self.bias:
             y += params["bias"][:, None]
         needs_dx = x is not batch.x
 
         def backward(dy: Array, grads: Views) -> Array | None:
-            np.matmul(dy, x.T, out=grads["weight"])
+            multiply(dy, x.T, out=grads["weight"])
             if self.bias:
-                # A sum over the batch as a matrix-vector product, which is three to five times faster than a reduction.
-                np.matmul(dy, _ones(dy.shape[1], dy.dtype), out=grads["bias"])
-            return np.matmul(weight.T, dy) if needs_dx else None
+                np.matmul(dy, ones(dy.shape[1], dy.dtype), out=grads["bias"])
+            return multiply(weight.T, dy) if needs_dx else None
 
         return y, backward
-
-
-@lru_cache(maxsize=64)
-def _ones(count: int, dtype: np.dtype[Any]) -> Array:
-    return np.ones(count, dtype)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
-from distsgd.layers.base import Backward, Layer
+from distsgd.layers.base import Backward, Layer, image_shape
 from distsgd.layout import Views
 from distsgd.random import keep_mask
 
@@ -19,9 +20,14 @@ class Dropout(Layer):
 
     Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural networks from
     overfitting", JMLR 15, 2014; "inverted": scaled in training, so that evaluation has nothing to do.
+
+    With `channels`, whole channels of images (channels, height, width, n) are dropped, each of each example by itself:
+    neighbouring pixels are so alike that single ones tell each other. Tompson, Goroshin, Jain, LeCun & Bregler,
+    "Efficient object localization using convolutional networks", CVPR 2015.
     """
 
     rate: float = 0.5
+    channels: bool = False
 
     kind: ClassVar[str] = "dropout"
 
@@ -30,13 +36,14 @@ class Dropout(Layer):
             raise ConfigurationError(f"dropout rate: expected at least 0 and less than 1, got {self.rate!r}")
 
     def output_shape(self, shape: Shape) -> Shape:
-        return shape
+        return image_shape(shape, "channel dropout") if self.channels else shape
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         if not batch.training or self.rate == 0.0:
             return x, lambda dy, grads: dy
         keep = 1.0 - self.rate
-        mask = keep_mask(x.shape, keep, batch.random_words((x.size + 1) // 2, "dropout " + path))
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.channels else x.shape
+        mask = keep_mask(shape, keep, batch.random_words((prod(shape) + 1) // 2, "dropout " + path))
         scale = 1.0 / keep
 
         def apply(values: Array) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
+from distsgd.kernels.normalization import normalize, normalize_backward, transform, transform_backward
 from distsgd.layers.base import Backward, Layer, join
 from distsgd.layout import Views
 
@@ -103,59 +104,34 @@ class BatchNormalization(Layer):
         return shape
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        rows = x.reshape(self.features, -1)
+        rows, scale, shift = np.ascontiguousarray(x).reshape(self.features, -1), params["scale"], params["shift"]
         if batch.training:
-            centered, inverse = self._of_lane(rows, batch, path)
+            y, mean, m2, inverse = normalize(rows, scale, shift, self.epsilon)
+            if join(path, "count") in batch.statistics:
+                batch.statistics[join(path, "count")][...] = rows.shape[1]
+                batch.statistics[join(path, "mean")][...] = mean
+                batch.statistics[join(path, "m2")][...] = m2
         else:
-            centered, inverse = self._running(rows, batch, path)
-        centered *= inverse[:, None]
-        normalized = centered
-        scale = params["scale"]
-        y: Array = normalized * scale[:, None]
-        y += params["shift"][:, None]
-        training, count = batch.training, rows.shape[1]
+            mean, variance = (values.astype(x.dtype, copy=False) for values in self._running(batch, path))
+            inverse = 1.0 / np.sqrt(variance + self.epsilon)
+            y = transform(rows, mean, scale * inverse, shift)
+        way_back = normalize_backward if batch.training else transform_backward
 
         def backward(dy: Array, grads: Views) -> Array:
-            dy_rows = dy.reshape(rows.shape)
-            dscale = np.add.reduce(dy_rows * normalized, axis=1, out=grads["scale"])
-            dshift = np.add.reduce(dy_rows, axis=1, out=grads["shift"])
-            factor = (scale * inverse)[:, None]
-            if not training:
-                dx: Array = dy_rows * factor
-            else:
-                dx = normalized * (dscale / -count)[:, None]
-                dx += dy_rows
-                dx -= (dshift / count)[:, None]
-                dx *= factor
-            return dx.reshape(dy.shape)
+            dy_rows = np.ascontiguousarray(dy).reshape(rows.shape)
+            return way_back(rows, mean, inverse, scale, dy_rows, grads["scale"], grads["shift"]).reshape(dy.shape)
 
         return y.reshape(x.shape), backward
 
-    def _of_lane(self, rows: Array, batch: Batch, path: str) -> tuple[Array, Array]:
-        """x - mean and 1 / √(variance + epsilon) of this lane, whose statistics are reported where they are wanted."""
-        count = rows.shape[1]
-        mean = np.add.reduce(rows, axis=1)
-        mean /= count
-        centered = rows - mean[:, None]
-        m2 = np.add.reduce(np.square(centered), axis=1)
-        if join(path, "count") in batch.statistics:
-            batch.statistics[join(path, "count")][...] = count
-            batch.statistics[join(path, "mean")][...] = mean
-            batch.statistics[join(path, "m2")][...] = m2
-        return centered, 1.0 / np.sqrt(m2 / count + self.epsilon)
-
-    def _running(self, rows: Array, batch: Batch, path: str) -> tuple[Array, Array]:
-        """x - mean and 1 / √(variance + epsilon) of the running statistics, in x's dtype."""
+    def _running(self, batch: Batch, path: str) -> tuple[Array, Array]:
+        """Running mean and variance. Raises ConfigurationError where there are none."""
         try:
-            mean = batch.state[join(path, "running_mean")]
-            variance = batch.state[join(path, "running_variance")]
+            return batch.state[join(path, "running_mean")], batch.state[join(path, "running_variance")]
         except KeyError as missing:
             raise ConfigurationError(
                 f"batch normalization: evaluation needs the running statistics, but batch.state has no {missing}; "
                 "pass the state of the model"
             ) from None
-        mean, variance = mean.astype(rows.dtype, copy=False), variance.astype(rows.dtype, copy=False)
-        return rows - mean[:, None], 1.0 / np.sqrt(variance + self.epsilon)
 
 
 def _statistics(views: Views) -> tuple[float, Array, Array]:

@@ -84,6 +84,13 @@ class Sequential(Layer):
                 raise ConfigurationError(f"{name}: {error}") from None
         return shape
 
+    def multiply_adds(self, shape: Shape) -> int:
+        total = 0
+        for layer in self.layers:
+            total += layer.multiply_adds(shape)
+            shape = layer.output_shape(shape)
+        return total
+
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         backwards = []
         for name, layer, inside in self._steps(path):
@@ -95,9 +102,7 @@ class Sequential(Layer):
             for name, backward_of_layer in reversed(backwards):
                 if d is None:  # only layers that pass the model's input on as it is are left
                     return None
-                own = grads.scope(name)
-                d = backward_of_layer(d, own)
-                own.complete()
+                d = backward_of_layer(d, grads.scope(name))
             return d
 
         return x, backward
@@ -107,6 +112,18 @@ class Sequential(Layer):
         return tuple(zip(self.names, self.layers, strict=True))
 
     @cached_property
+    def _fused(self) -> tuple[tuple[str, Layer], ...]:
+        """What is computed: layers that do so better together are one, under the first one's name."""
+        found: list[tuple[str, Layer]] = []
+        for name, layer in self._named:
+            together = found[-1][1].fused(layer) if found else None
+            if together is None:
+                found.append((name, layer))
+            else:
+                found[-1] = (found[-1][0], together)
+        return tuple(found)
+
+    @cached_property
     def _stateful(self) -> tuple[tuple[str, Layer], ...]:
         return tuple((name, layer) for name, layer in self._named if layer.state_shapes() or layer.statistics_shapes())
 
@@ -114,7 +131,7 @@ class Sequential(Layer):
         """Names, layers and paths; kept for each path, because joining names costs more than a small GEMM."""
         steps = self._steps_by_path.get(path)
         if steps is None:
-            steps = tuple((name, layer, join(path, name)) for name, layer in self._named)
+            steps = tuple((name, layer, join(path, name)) for name, layer in self._fused)
             self._steps_by_path[path] = steps
         return steps
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.parallel.launch import ROOT, environment, find_mpirun, result, summary, train
+from distsgd.device import Array
+from tests.parallel.launch import ROOT, environment, find_mpirun, module, result, summary, train
 
 MNIST = ROOT.parent / "shared" / "data"
 MB = 1 << 20
@@ -29,6 +35,57 @@ def test_mnist(tmp_path: Path) -> None:
     assert told["test_accuracy"] > 0.9
     assert told["validation_accuracy"] > 0.9
     assert np.sum(told["confusion_matrix"]["test"]) == 10_000
+
+
+def pictures(count: int, shape: tuple[int, ...], number: int) -> tuple[Array, Array]:
+    """(bytes (count, *shape), labels (count,)) of ten classes: noise, and a bright patch at a place for each class."""
+    rng = np.random.default_rng(number)
+    x, y = rng.integers(0, 100, (count, *shape), dtype=np.uint8), np.arange(count) % 10
+    for image, label in zip(x, y, strict=True):
+        row, column = 5 * (label // 4) + 4, 6 * (label % 4) + 3
+        image[..., row : row + 4, column : column + 4] += 150
+    return x, y
+
+
+def test_mnist_pickle(tmp_path: Path) -> None:
+    """A file like mnist.pkl.gz, with its own validation and test parts, of which neither is touched."""
+    parts = [pictures(count, (28, 28), number) for number, count in enumerate((300, 70, 45))]
+    pairs = tuple(((x.reshape(len(x), 784) / 256).astype(np.float32), y) for x, y in parts)
+    (tmp_path / "mnist.pkl.gz").write_bytes(gzip.compress(pickle.dumps(pairs, 2)))
+    options = ("--dataset", "mnist.pkl.gz", "--hidden", 40, "--epochs", 4, "--batch-size", 100, "--lr", 0.1)
+    for ranks in (1, 2):
+        done = train(ranks, tmp_path / f"run-{ranks}", *options, "--expand", "shifts", "--augment", "shift", 1)
+        assert "1,500 training, 70 validation, 45 test examples" in done.out
+    assert result(tmp_path / "run-1") == result(tmp_path / "run-2")
+    told = summary(tmp_path / "run-1")
+    assert told["validation_accuracy"] > 0.9
+    assert np.sum(told["confusion_matrix"]["validation"]) == 70
+    assert np.sum(told["confusion_matrix"]["test"]) == 45
+    scored = module(2, "evaluate", tmp_path, "run-1", "--dataset", "mnist.pkl.gz")
+    assert json.loads(scored.out)["accuracy"] == told["test_accuracy"]
+    again = train(1, tmp_path / "last", *options, "--validation-last", 50)
+    assert "250 training, 50 validation, 45 test examples" in again.out
+
+
+def test_cifar_10(tmp_path: Path) -> None:
+    """From an archive of the published form, which stays as it is; augmented, on one and two ranks."""
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+            x, y = pictures(60, (3, 32, 32), number)
+            content = np.concatenate([y[:, np.newaxis].astype(np.uint8), x.reshape(60, 3072)], axis=1).tobytes()
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    options = ("--dataset", "cifar-10", "--data-dir", tmp_path, "--hidden", 40, "--epochs", 8, "--batch-size", 64)
+    for ranks in (1, 2):
+        done = train(ranks, tmp_path / f"run-{ranks}", *options, "--augment", "crop 1, flip", "--optimizer", "adam")
+        assert "270 training, 30 validation, 60 test examples; training images: shift 1, flip" in done.out
+    assert result(tmp_path / "run-1") == result(tmp_path / "run-2")
+    assert summary(tmp_path / "run-1")["test_loss"] < 2.2
+    assert 'augment = [\n    "shift 1",\n    "flip",\n]' in (tmp_path / "run-1" / "config.toml").read_text()
+    scored = module(2, "evaluate", tmp_path, "run-2", "--dataset", "cifar-10", "--data-dir", tmp_path)
+    assert json.loads(scored.out)["loss"] == summary(tmp_path / "run-1")["test_loss"]
+    assert not list(tmp_path.glob("*.bin"))
 
 
 def _pss(processes: list[int]) -> int:

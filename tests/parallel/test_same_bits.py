@@ -68,6 +68,15 @@ def test_threads_and_ranks(tmp_path: Path) -> None:
     assert result(tmp_path / "None-4") == result(tmp_path / "2-2") == result(tmp_path / "4-1")
 
 
+def test_images(tmp_path: Path) -> None:
+    listed = "conv 6 3x3, pool 2, relu, batch-norm, channel-dropout 0.2, conv 8 3x3 same stride 2, relu, dense 10"
+    options = ("--model", listed, "--epochs", 2, "--batch-size", 100, "--l2", 1e-4)
+    told, _ = compare(tmp_path, (None, 1, 2, 3, 4), *options)
+    assert told["validation_accuracy"] > 0.3
+    train(2, tmp_path / "threads", "--quiet", *options, "--threads", 2)
+    assert result(tmp_path / "threads")[0] == told
+
+
 def test_float64_and_replacement(tmp_path: Path) -> None:
     compare(tmp_path, (None, 4), *QUICK, "--dtype", "float64", "--sampling", "replacement", "--optimizer", "rmsprop")
 
@@ -85,6 +94,26 @@ def test_batches_of_one(tmp_path: Path) -> None:
 def test_full_batch(tmp_path: Path) -> None:
     told, _ = compare(tmp_path, (None, 3), "--epochs", 5, "--batch-size", "full", "--optimizer", "adagrad")
     assert told["steps"] == 5
+
+
+AUGMENTED = ("--augment", "shift", 1, "flip", "--expand", "shifts", "--epochs", 2, "--batch-size", 200, "--hidden", 30)
+
+
+def test_augmented_images(tmp_path: Path) -> None:
+    told, _ = compare(tmp_path, (1, 2, 4), *AUGMENTED)
+    assert told["steps"] == 2 * -(-5 * 1617 // 200)
+    assert told["validation_accuracy"] > 0.4  # mirrored digits are hard to read
+
+
+def test_augmented_images_after_a_stop(tmp_path: Path) -> None:
+    """Stopped in mid-epoch and gone on with on other ranks, every example comes out as if nothing had happened."""
+    for ranks, out in ((4, "whole"), (2, "run")):
+        more = () if out == "whole" else ("--max-steps", 53)
+        train(ranks, tmp_path / out, *AUGMENTED, *more)
+    assert summary(tmp_path / "run")["steps"] == 53
+    done = train(1, tmp_path / "run", *AUGMENTED)
+    assert "from step 53" in done.out
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
 def test_drop_last(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from distsgd.models import MODELS, ModelOptions
 ROOT = Path(__file__).parents[2]
 NOWHERE = "/nowhere/python"
 SMALL = ("--quick", "--workload", "two-layer", "--ranks", "2", "--torch-python", NOWHERE, "--jax-python", NOWHERE)
-NAMES = ("peers", "scaling", "reduction", "startup", "limits", "memory", "time_to_accuracy")
+NAMES = ("peers", "scaling", "reduction", "startup", "limits", "memory", "time_to_accuracy", "scaling_model")
 
 
 def has_mpirun() -> bool:

@@ -17,17 +17,14 @@ from distsgd.config import (
     NOT_WRITTEN,
     OPERATIONAL,
     STOP_CONDITIONS,
-    Every,
     TrainConfig,
     field_names,
-    parse_duration,
-    parse_every,
-    parse_target,
     resolved,
     to_toml,
 )
 from distsgd.errors import ConfigurationError
 from distsgd.optimizers import OPTIMIZERS
+from distsgd.option_values import Every, parse_duration, parse_every, parse_target
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import gzip
 import hashlib
+import io
 import struct
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -18,12 +20,14 @@ import numpy as np
 import pytest
 
 from distsgd.datasets import OpenOptions, open_dataset, read_array
+from distsgd.datasets.cifar10 import TEST, TRAIN, Cifar10
 from distsgd.datasets.download import checksums_of, default_data_dir, download
 from distsgd.datasets.mnist import FASHION_MNIST, MNIST, IdxDataset
 from distsgd.errors import DataError
 
 FILES = tuple(MNIST.checksums)
 LABELS = FILES[1]
+CIFAR = "cifar-10-binary.tar.gz"
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -51,6 +55,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
         content = header + bytes(i % 10 for i in range(int(np.prod(shape))))
         (folder / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+    with tarfile.open(folder / CIFAR, "w:gz") as archive:
+        for name in (*TRAIN, *TEST):
+            content = (bytes([len(name) % 10]) + bytes(3072)) * 2
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -128,6 +138,35 @@ def test_a_failed_download_leaves_nothing_and_names_folder_and_files(
     assert str(tmp_path / "mnist") in message
     assert all(name in message for name in FILES)
     assert list((tmp_path / "mnist").iterdir()) == []
+
+
+def local_cifar(url: str, folder: Path) -> Cifar10:
+    return Cifar10(url, (hashlib.md5((folder / CIFAR).read_bytes()).hexdigest(),))
+
+
+def test_cifar_is_downloaded_once(site: tuple[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pooch")
+    url, folder = site
+    source = local_cifar(url, folder).open(OpenOptions(data_dir=str(tmp_path)))
+    assert read_array(source.arrays["y_train"]).tolist() == [2] * 10
+    assert read_array(source.arrays["x_test"]).shape == (2, 3, 32, 32)
+    assert [path.name for path in (tmp_path / "cifar-10").iterdir()] == [CIFAR]
+    again = local_cifar("http://127.0.0.1:9/", folder).open(OpenOptions(data_dir=str(tmp_path)))
+    assert again.arrays.keys() == source.arrays.keys()
+
+
+@pytest.mark.parametrize("address", ["", "/none", "/half"])
+def test_cifar_that_is_another_file_or_breaks_off(
+    site: tuple[str, Path], tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pooch")
+    monkeypatch.setenv("DISTSGD_CIFAR_10_URL", f"{site[0]}{address}/")
+    with pytest.raises(DataError, match=r"^cifar-10: there is no .*; ") as caught:
+        open_dataset("cifar-10", data_dir=str(tmp_path))
+    assert address or "MD5 c32a1d4ab5d03f1284b67883e8d87530, got" in str(caught.value)
+    assert f"{site[0]}{address}/{CIFAR}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cifar-10").iterdir()) == []
 
 
 def test_offline(site: tuple[str, Path], tmp_path: Path) -> None:

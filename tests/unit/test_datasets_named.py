@@ -13,6 +13,7 @@ import pytest
 
 from distsgd.datasets import DATASETS, check_arrays, load_mnist, make_moons, open_dataset, read_array
 from distsgd.datasets.base import ARRAY_NAMES
+from distsgd.datasets.cifar10 import TEST, TRAIN
 from distsgd.device import Array
 from distsgd.errors import DataError
 
@@ -43,6 +44,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data")
     for seed, name in enumerate(("mnist", "fashion-mnist")):
         write_files(folder / name, seed=seed)
+    for number, name in enumerate((*TRAIN, *TEST)):
+        records = (np.random.Philox(number).random_raw(20 * 3073) % 256).astype(np.uint8).reshape(20, 3073)
+        records[:, 0] %= 10
+        (folder / f"{name}.bin").write_bytes(records.tobytes())
     return str(folder)
 
 
@@ -192,9 +197,15 @@ def test_the_real_mnist() -> None:
 
 
 def test_unknown_names_are_suggested() -> None:
-    for name, hint in (("mnits", "did you mean mnist?"), ("Fashion_MNIST", "did you mean fashion-mnist?")):
+    for name, hint in (
+        ("mnits", "did you mean mnist?"),
+        ("Fashion_MNIST", "did you mean fashion-mnist?"),
+        ("cifar10", "cifar-10"),
+    ):
         with pytest.raises(DataError) as caught:
             open_dataset(name)
         assert hint in str(caught.value)
-    with pytest.raises(DataError, match="digits, mnist, fashion-mnist, xor, moons or a file, got 'zzz'; name one"):
+    with pytest.raises(
+        DataError, match="digits, mnist, fashion-mnist, cifar-10, xor, moons or a file, got 'zzz'; name one"
+    ):
         open_dataset("zzz")

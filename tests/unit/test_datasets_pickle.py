@@ -192,6 +192,17 @@ def test_other_structures_and_damage(tmp_path: Path) -> None:
         open_pickle(tmp_path / "none.pkl.gz")
 
 
+@pytest.mark.parametrize("features", [784, 783])
+def test_rows_of_784_numbers_are_images(tmp_path: Path, features: int) -> None:
+    x = np.arange(3 * features, dtype=np.float32).reshape(3, features)
+    for order in "<>":
+        pairs = [(x.astype(f"{order}f4"), Y[:3])] * 3
+        source = open_pickle(written(tmp_path, pickle.dumps(pairs)))
+        for split in ("train", "validation", "test"):
+            shape = (3, 28, 28) if features == 784 else (3, 783)
+            np.testing.assert_array_equal(read_array(source.arrays[f"x_{split}"]), x.reshape(shape), strict=True)
+
+
 def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distsgd.datasets.pickled.SIZE_LIMIT", 400)
     for protocol in (0, 2, 4, 5):

@@ -42,7 +42,7 @@ def expected(bounds: tuple[int, ...]) -> Array:
     rows = {(lane, lane + 1): GRADIENTS[lane] for lane in range(LANES)}
     total = tree_sum(rows, (0, LANES), bounds, slice(0, ELEMENTS), np.empty((scratch_levels(LANES), ELEMENTS), F32))
     assert total is not None
-    return total.copy()
+    return total.compute().copy()
 
 
 def fill_rows(exchange: Any, bounds: tuple[int, ...]) -> None:
@@ -50,7 +50,7 @@ def fill_rows(exchange: Any, bounds: tuple[int, ...]) -> None:
         own = {(lane, lane + 1): GRADIENTS[lane] for lane in range(first, last)}
         scratch = np.empty((scratch_levels(LANES), ELEMENTS), F32)
         total = tree_sum(own, (first, last), bounds, slice(0, ELEMENTS), scratch)
-        row[:] = np.nan if total is None else total
+        row[:] = np.nan if total is None else total.compute()
 
 
 def one_step(communicator: Communicator, kind: str, workers: int, length: int) -> tuple[Array, Array, Array]:
@@ -68,7 +68,7 @@ def one_step(communicator: Communicator, kind: str, workers: int, length: int) -
     scratch = np.empty((scratch_levels(LANES), BLOCK), F32)
     for index in partition.blocks_of(communicator.rank):
         block = partition.block(index)
-        exchange.params[block] = exchange.total(bounds, block, scratch)
+        exchange.params[block] = exchange.total(bounds, block, scratch).compute()
     exchange.publish()
     return exchange.params.copy(), flags.copy(), records.copy()
 

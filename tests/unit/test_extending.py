@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import config, fit
+from distsgd import fit, option_values
 from distsgd.communication.threads import run_on_threads
 from distsgd.datasets import check_arrays, open_dataset, read_array
 from distsgd.initializers import parse_initializer
@@ -109,10 +109,10 @@ def test_layer(added: Added) -> None:
 
 
 def test_layer_of_layers(added: Added) -> None:
-    residual = added.block("distsgd/layers/residual.py").Residual
+    concatenated = added.block("distsgd/layers/concatenated.py").Concatenated
     inner = Sequential([Dense(5, 4), Activation("tanh"), Dense(4, 5)])
-    check_layer_gradient(residual(inner), (5,)).raise_if_wrong()
-    model = Sequential([Dense(6, 5), residual(inner), Dense(5, 2)])
+    check_layer_gradient(concatenated(inner), (5,)).raise_if_wrong()
+    model = Sequential([Dense(6, 5), concatenated(inner), Dense(10, 2)])
     trained(model=model)
     norms = []
     for lanes in (1, 2, 4):
@@ -131,10 +131,13 @@ def test_activation(added: Added) -> None:
 def test_named_model(added: Added) -> None:
     from dataclasses import replace
 
-    module = added.both("distsgd/models.py", "MODELS")
+    from distsgd.models import describe
+
+    module = added.block("distsgd/models/plain.py")
+    added.register(module, "distsgd/models/__init__.py", "MODELS")
     vars(module)["replace"] = replace  # the page says to import it
     layer = module.autoencoder((64,), 64, module.ModelOptions(hidden=(32, 8)))
-    assert module.describe(layer) == "64-32-8-32-64 relu"
+    assert describe(layer) == "64-32-8-32-64 relu"
     trained(model="autoencoder", hidden=(4, 2))
 
 
@@ -146,7 +149,8 @@ def test_loss(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
     step = 1e-6 * np.ones_like(outputs)
     ahead, behind = (module.AbsoluteError().loss_and_grad(outputs + sign * step, y)[0] for sign in (1, -1))
     assert (ahead - behind) / 2e-6 == pytest.approx(gradient.sum(), rel=1e-6)
-    monkeypatch.setitem(config._CHOICES, "loss", (*config._CHOICES["loss"], "absolute-error"))  # as the page says
+    choices = (*option_values.CHOICES["loss"], "absolute-error")  # as the page says
+    monkeypatch.setitem(option_values.CHOICES, "loss", choices)
     trained(VALUES, loss="absolute-error")
 
 

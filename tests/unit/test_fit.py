@@ -278,3 +278,15 @@ def test_leaves_a_run_folder_only_where_asked(tmp_path: Path, monkeypatch: pytes
     fit("softmax", (X, LABELS), out="here", **QUICK)
     assert {path.name for path in (tmp_path / "here").iterdir()} == {
         "config.toml", "metrics.jsonl", "summary.json", "checkpoints"}  # fmt: skip
+
+
+def test_arrays_in_any_order_of_memory() -> None:
+    def sha256(x: Any) -> str:
+        return fit("softmax", (x, LABELS), **QUICK).summary["parameters_sha256"]
+
+    wide = np.zeros((210, 20), np.float32)
+    wide[:, 4:12] = X
+    assert sha256(np.asfortranarray(X)) == sha256(wide[:, 4:12]) == sha256(X)
+    examples = distsgd.fitting._examples((np.asfortranarray(X), LABELS), "train")
+    assert examples is not None
+    assert examples.x.flags.c_contiguous, "else each minibatch copies the whole set"

@@ -40,28 +40,15 @@ def test_scopes() -> None:
     flat = np.zeros(layout.size)
     inside = layout.views(flat).scope("a")
     assert list(inside) == ["w", "c.w"]
-    assert inside.span == slice(0, 7)
     inside.scope("c")["w"][...] = 5
     assert flat.tolist() == [0, 0, 0, 0, 5, 5, 5, 0, 0, 0]
-    assert inside.scope("c").span == slice(4, 7)
     assert inside.flat is flat
     assert len(layout.views(flat).scope("nothing")) == 0
-    assert layout.views(flat).scope("ab").span == slice(7, 8)
 
 
 def test_scopes_are_kept() -> None:
     views = Layout.of({"a.w": (2,)}).views(np.zeros(2))
     assert views.scope("a") is views.scope("a")
-
-
-def test_completion_is_told_with_its_span() -> None:
-    layout, told = Layout.of({"a.w": (2,), "b.w": (3,)}), []
-    views = layout.views(np.zeros(5))
-    views.on_complete = told.append
-    views.scope("b").complete()
-    views.scope("nothing").complete()
-    views.scope("a").complete()
-    assert told == [slice(2, 5), slice(0, 2)]
 
 
 @pytest.mark.parametrize("shape", [(5,), (7,), (6, 1), ()])

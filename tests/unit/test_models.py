@@ -21,8 +21,8 @@ def initialized(model, seed=0):
 
 
 @pytest.mark.parametrize("options", [ModelOptions(), ModelOptions(hidden=()), ModelOptions((5,), batch_norm=True)])
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_takes_flat_examples_and_gives_the_outputs(name, options):
+@pytest.mark.parametrize("name", ["softmax", "mlp"])
+def test_plain_models_take_flat_examples_and_gives_the_outputs(name, options):
     model = MODELS[name]((4, 3), 7, options)
     assert model.output_shape((12,)) == (7,)
     layout = Layout.of(model.parameter_shapes())
@@ -69,7 +69,7 @@ def test_default_weights_fit_the_activation(activation, deviation):
 
 def test_chosen_initializers():
     options = ModelOptions((20,), weight_initializer="uniform(-0.5, -0.4)", bias_initializer="constant(0.1)")
-    for name in MODELS:
+    for name in ("softmax", "mlp"):
         params = initialized(MODELS[name]((4,), 3, options))
         assert -0.5 <= params["dense1.weight"].min() <= params["dense1.weight"].max() < -0.4
         assert (params["dense1.bias"] == 0.1).all()

@@ -147,6 +147,58 @@ def test_images_of_bytes() -> None:
     assert np.abs(result.predict(images)).max() <= 1.0
 
 
+IMAGES = normal((EXAMPLES, 2, 9, 8), 5, "images").astype(np.float32)
+LISTED = (
+    "conv 6 3x3, pool 2, relu, batch-norm, channel-dropout 0.2, conv 8 3x2 same stride 2, batch-norm, tanh, "
+    "average-pool 2 stride 1, dropout 0.3, dense"
+)
+DEFAULTS: dict[str, Any] = {"hidden": (128, 128), "batch_size": 75}
+
+
+@pytest.mark.parametrize(
+    "model", [LISTED, "network3: conv 3 3x3, pool 2, sigmoid, dense 9, sigmoid, dense", "resnet20"]
+)
+def test_images(model: str) -> None:
+    steps = {"max_steps": 3, "validation_fraction": 0.2} if model == "resnet20" else {"l2": 1e-4, "clip_norm": 0.5}
+    result = check(4, train=(IMAGES, LABELS), model=model, **DEFAULTS, **steps)
+    assert ("batchnorm" in str(list(result.state))) == (not model.startswith("network3"))
+
+
+def test_images_on_eight_lanes_and_in_threads() -> None:
+    check(8, train=(IMAGES, LABELS), model=LISTED, validation_fraction=0.3, **DEFAULTS)
+    data, options = (IMAGES, LABELS), {"model": LISTED, "logical_ranks": 8, **DEFAULTS}
+    runs = [(1, 1, "auto"), (1, 3, "auto"), (2, 2, "shared"), (3, 2, "mpi")]
+    same([
+        result
+        for size, threads, kind in runs
+        for result in train(size, data, threads=threads, communication=kind, **options)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 150])
+def test_images_in_lanes_of_any_length(batch_size: int) -> None:
+    check(4, train=(IMAGES, LABELS), model=LISTED, hidden=(128, 128), batch_size=batch_size, epochs=1, max_steps=8)
+
+
+AUGMENTED: dict[str, dict[str, Any]] = {
+    "augmented": {"augment": ("shift 1", "flip"), "validation_fraction": 0.2},
+    "expanded": {"expand": "shifts", "validation_fraction": 0.2, "train_metrics": "full"},
+    "both": {"augment": ("crop 2",), "expand": "shifts", "sampling": "replacement"},
+}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "floats"])
+@pytest.mark.parametrize("setting", list(AUGMENTED))
+def test_augmented_images(setting: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = uniform((EXAMPLES, 2, 6, 4), 4, "images") * 256
+    data = (images.astype(np.uint8 if kind == "bytes" else np.float32), LABELS)
+    options = {"hidden": (20,), **AUGMENTED[setting]}
+    together = check(4, train=data, **options)
+    assert together.summary["parameters_sha256"] != check(4, train=data, hidden=(20,)).summary["parameters_sha256"]
+    monkeypatch.setattr("distsgd.step._GATHERED_TOGETHER", 0)  # every lane by itself, as with large images
+    same([together, *train(2, data, threads=2, **options)])
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
 @pytest.mark.parametrize("setting", ["everything", "clipping", "batch normalization", "replacement"])
 def test_threads_of_a_rank(setting: str, threads: int) -> None:

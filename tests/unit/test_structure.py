@@ -30,7 +30,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("initializers", "losses", "schedules"),
     ("layers",),
     ("optimizers",),
-    ("sampling",),
+    ("sampling", "augmentation"),
     ("models",),
     ("datasets",),
     ("communication.tree", "communication.base"),
@@ -44,6 +44,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("validation",),
     ("checkpoint",),
     ("records",),
+    ("option_values",),
     ("config",),
     ("snapshot",),
     ("callbacks",),
@@ -56,9 +57,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("placement",),
     ("build",),
     ("stored_model", "leg", "progress", "launching"),
+    ("plots",),
     ("commands",),
     ("fitting",),
-    ("train", "evaluate", "predict", "doctor", "launch"),
+    ("train", "evaluate", "predict", "plot", "doctor", "launch"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads
@@ -170,7 +172,7 @@ def test_sizes(folder: str) -> None:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    code = "import sys, distsgd; print(*{'numpy', 'mpi4py', 'tyro', 'safetensors'} & set(sys.modules))"
+    code = "import sys, distsgd; print(*{'numpy', 'matplotlib', 'mpi4py', 'tyro', 'safetensors'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

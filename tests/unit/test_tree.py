@@ -8,7 +8,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.communication.tree import buffers_needed, maximal_subtrees, part, schedule, scratch_levels, tree_sum
+from distsgd.communication.tree import (
+    buffers_needed,
+    maximal_subtrees,
+    part,
+    schedule,
+    scratch_levels,
+    split_nodes,
+    tree_sum,
+)
 from distsgd.device import Array
 from distsgd.sampling import lane_bounds
 
@@ -65,8 +73,20 @@ def test_maximal_subtrees_tile(data: st.DataObject, lanes: int) -> None:
         assert not any(first <= node[0] and node[1] <= last for node in bigger)
 
 
+@given(st.data(), lane_counts, st.integers(1, 9))
+def test_splitting_keeps_the_lanes_and_the_tree(data: st.DataObject, lanes: int, limit: int) -> None:
+    first = data.draw(st.integers(0, lanes - 1))
+    last = data.draw(st.integers(first + 1, lanes))
+    before = maximal_subtrees(first, last, lanes)
+    nodes = split_nodes(before, limit)
+    assert [lane for a, b in nodes for lane in range(a, b)] == list(range(first, last))
+    assert set(nodes) <= nodes_of(0, lanes)
+    assert len(nodes) == max(len(before), min(limit, last - first))
+
+
 def test_no_lanes_no_nodes() -> None:
     assert maximal_subtrees(3, 3, 8) == []
+    assert split_nodes([], 2) == []
 
 
 @given(st.data(), lane_counts, st.integers(0, 90), st.integers(0, 99))
@@ -90,12 +110,12 @@ def test_sums_are_the_same_for_any_ranks_and_workers(data: st.DataObject, lanes:
     scratch = np.full((scratch_levels(lanes), 5), np.nan, np.float32)
     total = tree_sum(rows, (0, lanes), bounds, slice(0, 5), scratch)
     assert total is not None
-    assert total.tobytes() == expected.tobytes()
+    assert total.compute().tobytes() == expected.tobytes()
     assert all(rows[node].tobytes() == kept[node].tobytes() for node in rows), "rows are only read"
     for span in (slice(0, 2), slice(2, 5)):
         piece = tree_sum(rows, (0, lanes), bounds, span, scratch)
         assert piece is not None
-        assert piece.tobytes() == expected[span].tobytes()
+        assert piece.compute().tobytes() == expected[span].tobytes()
 
 
 def computed_by_schedule(node: tuple[int, int], bounds: tuple[int, ...], values: list[Array | None]) -> Array:
@@ -127,5 +147,5 @@ def test_empty_lanes_are_left_out_not_added() -> None:
     rows = {(2, 3): row, (0, 2): np.zeros(1, np.float32), (3, 4): np.zeros(1, np.float32)}
     total = tree_sum(rows, (0, 4), bounds, slice(0, 1), np.empty((3, 1), np.float32))
     assert total is not None
-    assert np.signbit(total[0])
+    assert np.signbit(total.compute()[0])
     assert tree_sum(rows, (0, 2), bounds, slice(0, 1), np.empty((3, 1), np.float32)) is None

@@ -1,0 +1,107 @@
+"""Times the four parts of a step inside ordinary distsgd.fit runs, several runs one after the other in one job.
+
+All ranks note when they enter and leave the exchange's two halves; a part lasts from the last rank's end of the part
+before to its own last rank's end, so that the parts add up to the step and contain the wait for the slowest rank.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
+from benchmarks.workloads import synthetic, workload
+from distsgd import runtime
+
+wanted = settings()
+runtime.prepare()
+
+import numpy as np  # noqa: E402
+
+import distsgd  # noqa: E402
+from distsgd.communication import Communicator, start  # noqa: E402
+from distsgd.communication.exchange import LocalExchange, MessageExchange  # noqa: E402
+from distsgd.communication.replica import SharedExchange  # noqa: E402
+from distsgd.trainer import Trainer  # noqa: E402
+
+PARTS = ("compute", "gather", "update", "publish")
+noted: list[float] = []
+"""The ends of this rank's parts, in turn."""
+
+
+def watch(kind: type) -> None:
+    """From now on this kind of exchange notes the time around its two halves."""
+    gather, publish = kind.gather, kind.publish  # type: ignore[attr-defined]
+
+    def noting_gather(self: Any, bounds: tuple[int, ...]) -> Any:
+        noted.append(time.perf_counter())
+        result = gather(self, bounds)
+        noted.append(time.perf_counter())
+        return result
+
+    def noting_publish(self: Any) -> None:
+        noted.append(time.perf_counter())
+        publish(self)
+        noted.append(time.perf_counter())
+
+    kind.gather, kind.publish = noting_gather, noting_publish  # type: ignore[attr-defined]
+
+
+class Clock(distsgd.Callback):
+    """Asks for the end when there are enough steps."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.steps = seconds, 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.trainer, self.began = trainer, time.perf_counter()
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        self.steps += 1
+        if self.steps >= 2 * LEAST and time.perf_counter() - self.began >= self.seconds:
+            self.trainer.stop()
+
+
+def parts(communicator: Communicator) -> dict[str, float] | None:
+    """Median seconds of each part, and of the step, over the steps behind the warm-up; on rank 0."""
+    everybody = communicator.gather_object(np.array(noted).reshape(-1, len(PARTS)))
+    if everybody is None:
+        return None
+    ends = np.max(everybody, axis=0)
+    dropped = max(LEAST, int(WARM_UP * len(ends)))
+    lengths = np.diff(ends.ravel()[len(PARTS) * dropped - 1 :]).reshape(-1, len(PARTS))
+    result = {part: float(np.median(column)) for part, column in zip(PARTS, lengths.T, strict=True)}
+    return {**result, "step": float(np.median(lengths.sum(axis=1)))}
+
+
+def main() -> None:
+    communicator = start()
+    for kind in (LocalExchange, MessageExchange, SharedExchange):
+        watch(kind)
+    x, y = synthetic(workload(wanted["runs"][0]["workload"], wanted["examples"]))
+    found = {}
+    for run in wanted["runs"]:
+        work = workload(run["workload"], len(x), run["batch"])
+        noted.clear()
+        distsgd.fit(
+            "mlp",
+            (x[: work.examples], y[: work.examples]),
+            **work.fit_options(),
+            communicator=communicator,
+            logical_ranks=run["lanes"],
+            threads=1,
+            communication=run["communication"],
+            validation_fraction=0.0,
+            epochs=1_000_000,
+            callbacks=[Clock(wanted["seconds"])],
+        )
+        result = parts(communicator)
+        if result is not None:
+            found.update({f"{run['name']}: {part}": seconds for part, seconds in result.items()})
+        gc.collect()  # before the next run takes as much
+    if found:
+        tell(found)
+
+
+main()

@@ -1,0 +1,322 @@
+"""Seconds of a training step on any number of ranks and nodes, from constants that a small machine can measure.
+
+A step has four parts, one behind the other. `compute`: a rank's lanes. `gather`: gradients go to who owns the elements.
+`update`: the owner adds all rows and updates. `publish`: the parameters go to everybody. On one node `gather` and
+`publish` are a barrier each; between nodes, an all-to-all and an all-gather, whose messages cost software, copies in
+the host, latency and time on the node's link, none of which hides another. (In the manner of LogGP: Alexandrov,
+Ionescu, Schauser & Scheiman, SPAA 1995.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from distsgd.communication.exchange import ROWS, Partition
+from distsgd.communication.tree import maximal_subtrees, part
+
+FARTHEST = 1024
+"""Ranks up to which curves go."""
+WIDTH = 4
+"""Bytes of a float32."""
+IN_FLIGHT = 32
+"""Messages that an all-to-all keeps under way at a time (MPICH's MPIR_CVAR_ALLTOALL_THROTTLE)."""
+USABLE = 0.94
+"""The part of a link's nominal bandwidth that carries payload: TCP's, in Ethernet's packets of 1,500 bytes."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What training one network costs a core, in seconds.
+
+    step      once a step, whatever it holds
+    lane      a lane, however short: calls, and all weights read and all gradients written once
+    example   an example
+    addition  an element, for each addition that a rank makes of its own lanes
+    update    an element that a rank owns
+    total     an element that a rank owns, for each addition of another row to it
+    """
+
+    step: float
+    lane: float
+    example: float
+    addition: float
+    update: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Host:
+    """What ranks and messages cost on one node, in seconds.
+
+    cores          that ranks share
+    barrier        of two ranks
+    update         an update, however few its elements
+    gather         an all-to-all, however small; publish: an all-gather
+    pack           an element that is copied into a message
+    copy           a byte that a rank receives through the MPI library (it sends as many meanwhile)
+    message        a message to, and one from, another rank in the library
+    peer           the same in distsgd's own bookkeeping
+    """
+
+    cores: int
+    barrier: float
+    update: float
+    gather: float
+    publish: float
+    pack: float
+    copy: float
+    message: float
+    peer: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """The link of each node, full duplex, through a switch that is never in the way.
+
+    latency  seconds from one process to another; message: seconds of software for a message each way
+    """
+
+    gigabits: float
+    latency: float
+    message: float
+
+    @property
+    def seconds_per_byte(self) -> float:
+        """Of payload."""
+        return 8e-9 / self.gigabits / USABLE
+
+    @property
+    def name(self) -> str:
+        """Such as `10 Gbit/s`."""
+        return f"{self.gigabits:g} Gbit/s"
+
+
+TCP_MESSAGE = 7e-6
+"""Seconds: measured through TCP between two namespaces. Kernel bypass costs what shared memory does, about 1 µs."""
+NETWORKS = (
+    Network(1, 50e-6, TCP_MESSAGE),
+    Network(10, 25e-6, TCP_MESSAGE),
+    Network(25, 5e-6, 1e-6),
+    Network(100, 2e-6, 1e-6),
+)
+"""With usual latencies: TCP on the two slow ones, kernel bypass on the fast ones."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network of so many parameters, trained with global minibatches of `batch` on `ranks` ranks.
+
+    on_node   ranks a node, the last node may have fewer
+    messages  also on a single node; several nodes always use them
+    node_sum  what isn't built: a node's ranks add their rows in shared memory first, and share one replica
+    """
+
+    elements: int
+    batch: int
+    lanes: int
+    ranks: int
+    on_node: int
+    messages: bool = False
+    node_sum: bool = False
+
+    @property
+    def nodes(self) -> int:
+        """How many there are."""
+        return -(-self.ranks // self.on_node)
+
+    @property
+    def neighbours(self) -> int:
+        """Ranks on a full node."""
+        return min(self.ranks, self.on_node)
+
+    @cached_property
+    def own(self) -> list[int]:
+        """Elements that each rank updates."""
+        return Partition(self.lanes, self.ranks, self.elements).counts()
+
+    @cached_property
+    def sums(self) -> list[int]:
+        """Sums that each rank sends: the fewest nodes of the tree over its lanes."""
+        return [len(maximal_subtrees(*part(self.lanes, self.ranks, rank), self.lanes)) for rank in range(self.ranks)]
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Rows that each rank fills."""
+        lanes = [last - first for first, last in (part(self.lanes, self.ranks, rank) for rank in range(self.ranks))]
+        return [max(min(count, ROWS), sums) for count, sums in zip(lanes, self.sums, strict=True)]
+
+    def rank_bytes(self) -> int:
+        """What the busiest rank sends or receives in `gather`."""
+        total = sum(self.sums)
+        pairs = zip(self.sums, self.own, strict=True)
+        return WIDTH * max(max(sums * (self.elements - own), own * (total - sums)) for sums, own in pairs)
+
+    def link_bytes(self) -> int:
+        """What the busiest node sends or receives in `gather`."""
+        total, most = sum(self.sums), 0
+        for first in range(0, self.ranks, self.on_node):
+            sums, own = (sum(values[first : first + self.on_node]) for values in (self.sums, self.own))
+            most = max(most, sums * (self.elements - own), own * (total - sums))
+        return WIDTH * most
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of a step."""
+
+    compute: float
+    gather: float
+    update: float
+    publish: float
+
+    @property
+    def step(self) -> float:
+        """All of it."""
+        return self.compute + self.gather + self.update + self.publish
+
+
+def step(job: Job, rates: Rates, host: Host, network: Network | None = None) -> Parts:
+    """The parts of a step, of the rank that has most to do. Several nodes need a network.
+
+    Ranks that share cores take turns: everything that a core does takes as many times longer.
+    """
+    if job.nodes > 1 and network is None:
+        raise ValueError(f"a job on {job.nodes} nodes needs a network")
+    crowd = max(1.0, job.neighbours / host.cores)
+    compute = crowd * _compute(job, rates)
+    if job.nodes == 1 and not job.messages:
+        barrier = _barrier(job.ranks, host)
+        return Parts(compute, barrier, crowd * _update(max(job.own), sum(job.rows), rates, host), barrier)
+    if job.node_sum and network is not None:
+        return _summed_by_node(job, rates, host, network, compute)
+    gather, publish = _gather(job, rates, host, network), _publish(job, host, network)
+    return Parts(compute, gather, crowd * _update(max(job.own), sum(job.sums), rates, host), publish)
+
+
+def _compute(job: Job, rates: Rates) -> float:
+    lanes = -(-job.lanes // job.ranks)
+    additions = max(0, lanes - ROWS) * job.elements
+    examples = math.ceil(lanes * job.batch / job.lanes)
+    return rates.step + lanes * rates.lane + examples * rates.example + additions * rates.addition
+
+
+def _update(own: float, rows: int, rates: Rates, host: Host) -> float:
+    return host.update + own * (rates.update + (rows - 1) * rates.total)
+
+
+def _barrier(ranks: int, host: Host) -> float:
+    """As many rounds as it takes for each rank to have heard of all."""
+    return host.barrier * math.ceil(math.log2(ranks)) if ranks > 1 else 0.0
+
+
+def _gather(job: Job, rates: Rates, host: Host, network: Network | None) -> float:
+    """All-to-all: everybody has something for everybody who owns elements, also for its neighbours."""
+    crowd, away = max(1.0, job.neighbours / host.cores), job.ranks - job.neighbours
+    additions = max(rows - sums for rows, sums in zip(job.rows, job.sums, strict=True))
+    pack = host.pack + additions * rates.total
+    software = host.gather + (job.neighbours - 1) * host.message + (job.ranks - 1) * host.peer
+    seconds = crowd * (software + job.elements * pack + job.rank_bytes() * host.copy)
+    if network is None or away == 0:
+        return seconds
+    latency = math.ceil((job.ranks - 1) / IN_FLIGHT) * network.latency
+    return seconds + crowd * away * network.message + latency + job.link_bytes() * network.seconds_per_byte
+
+
+def _publish(job: Job, host: Host, network: Network | None) -> float:
+    """All-gather as a ring in rank order, which is the order of nodes: a slice passes each link between nodes once."""
+    crowd, others = max(1.0, job.neighbours / host.cores), job.ranks - 1
+    received = WIDTH * (job.elements - min(job.own))
+    if network is None or job.nodes == 1:
+        return crowd * (host.publish + others * host.message + received * host.copy)
+    seconds = crowd * (host.publish + others * max(host.message, network.message) + received * host.copy)
+    return seconds + (job.nodes - 1) * network.latency + received * network.seconds_per_byte
+
+
+def _summed_by_node(job: Job, rates: Rates, host: Host, network: Network, compute: float) -> Parts:
+    """Neighbours add their rows first, each a part of the elements, and speak with the same part's ranks elsewhere."""
+    neighbours, nodes = job.neighbours, job.nodes
+    crowd, barrier = max(1.0, neighbours / host.cores), _barrier(neighbours, host)
+    share = job.elements / neighbours
+    there = WIDTH * share * (nodes - 1) / nodes  # bytes that a rank sends, and receives, in each half
+    latency = math.ceil((nodes - 1) / IN_FLIGHT) * network.latency
+    talk = crowd * ((nodes - 1) * network.message + there * host.copy) + latency
+    talk += neighbours * there * network.seconds_per_byte
+    add = share * ((sum(job.rows[:neighbours]) - 1) * rates.total + host.pack)
+    gather = 2 * barrier + crowd * (host.gather + add + (nodes - 1) * host.peer) + talk
+    update = crowd * _update(share / nodes, nodes, rates, host)
+    return Parts(compute, gather, update, 2 * barrier + crowd * host.publish + talk)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a network of `elements` parameters scales with one lane a rank, on nodes with a core for each rank.
+
+    batch  examples of a step, or of a rank where `weak`
+    alone  a core's rates while the others idle; busy: while all work
+    """
+
+    elements: int
+    batch: int
+    weak: bool
+    alone: Rates
+    busy: Rates
+    host: Host
+
+    @property
+    def title(self) -> str:
+        """What is scaled."""
+        return f"weak: {self.batch} examples a rank" if self.weak else f"strong: {self.batch:,} examples a step"
+
+    @property
+    def ranks(self) -> list[int]:
+        """The powers of two up to FARTHEST that have something to do."""
+        powers = [1 << exponent for exponent in range(FARTHEST.bit_length())]
+        return [ranks for ranks in powers if self.weak or ranks <= self.batch]
+
+    def examples_per_second(self, ranks: int, on_node: int, network: Network, node_sum: bool = False) -> float:
+        """Of the whole job."""
+        batch = self.batch * (ranks if self.weak else 1)
+        job = Job(self.elements, batch, ranks, ranks, on_node, node_sum=node_sum)
+        host = replace(self.host, cores=on_node)
+        return batch / step(job, self.alone if ranks == 1 else self.busy, host, network).step
+
+    def speed_up(self, ranks: int, on_node: int, network: Network, node_sum: bool = False) -> float:
+        """Over one rank."""
+        one = self.examples_per_second(1, on_node, network)
+        return self.examples_per_second(ranks, on_node, network, node_sum) / one
+
+    def facts(self) -> dict[str, Any]:
+        """For a file; `Curve.of` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Curve:
+        """The curve that these facts tell of."""
+        rates = {key: Rates(**facts[key]) for key in ("alone", "busy")}
+        return cls(facts["elements"], facts["batch"], facts["weak"], **rates, host=Host(**facts["host"]))
+
+
+def fit(points: Sequence[tuple[Sequence[float], float]]) -> list[float]:
+    """Coefficients c ≥ 0 with Σ cₖ xₖ ≈ seconds for the points (x, seconds), by least squares of relative errors.
+
+    A coefficient that would be negative is held at 0, the worst first.
+    """
+    import numpy as np
+
+    x = np.array([columns for columns, _ in points], float) / np.array([[seconds] for _, seconds in points])
+    scale = np.abs(x).max(axis=0)
+    kept = [column for column in range(x.shape[1]) if scale[column] > 0]
+    found = [0.0] * x.shape[1]
+    while kept:
+        solution = np.linalg.lstsq(x[:, kept] / scale[kept], np.ones(len(points)), rcond=None)[0]
+        worst = int(np.argmin(solution))
+        if solution[worst] >= 0:
+            for column, value in zip(kept, solution, strict=True):
+                found[column] = float(value / scale[column])
+            break
+        del kept[worst]
+    return found

@@ -1,0 +1,160 @@
+"""The convolution layer: every output pixel is a weighted sum of a window of input pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.initializers import He, Initializer, Zeros
+from distsgd.kernels.convolution import Window, convolve, input_gradient, weight_gradient
+from distsgd.kernels.pooling import max_pool_apart, max_pool_apart_backward
+from distsgd.kernels.vectors import ones
+from distsgd.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
+from distsgd.layers.pooling import MaxPooling
+from distsgd.layout import Views
+
+_HE, _ZEROS = He(), Zeros()
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """y[f, h, w] := Σ W[f, c, i, j] x[c, s h + i - p, s w + j - p] + b[f], over c, i and j.
+
+    x is (channels, height, width, n), y (filters, out_height, out_width, n), weight W (filters, channels, kh, kw),
+    bias b (filters,), kernel k (a number, or (kh, kw)), stride s, p zeros of padding: "valid" for none; "same" for
+    (k - 1) // 2 before and k // 2 behind, which keep height and width where the stride is 1; or a number, for both
+    sides. Each output length is (length + padding - k) // s + 1. The kernel isn't turned over, as in all libraries.
+
+    dW, db and dx are sums over the same products. Where x is the model's own input, dx is not computed.
+    """
+
+    channels: int
+    filters: int
+    kernel: int | tuple[int, int]
+    stride: int | tuple[int, int] = 1
+    padding: str | int = "valid"
+    bias: bool = True
+    weight_initializer: Initializer = _HE
+    bias_initializer: Initializer = _ZEROS
+
+    kind: ClassVar[str] = "conv"
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.filters < 1:
+            raise ConfigurationError(
+                f"conv: expected at least one channel and one filter, got {self.channels} and {self.filters}"
+            )
+        if self.padding not in ("valid", "same") and not (isinstance(self.padding, int) and self.padding >= 0):
+            raise ConfigurationError(f"conv padding: expected valid, same or a number from 0, got {self.padding!r}")
+        self.window  # noqa: B018 (checks kernel and stride)
+
+    @cached_property
+    def window(self) -> Window:
+        """Kernel, stride and padding along both axes."""
+        size, stride = pair(self.kernel, "conv kernel"), pair(self.stride, "conv stride")
+        if self.padding == "same":
+            return Window(size, stride, ((size[0] - 1) // 2, (size[1] - 1) // 2), (size[0] // 2, size[1] // 2))
+        zeros = 0 if self.padding == "valid" else int(self.padding)
+        return Window(size, stride, (zeros, zeros), (zeros, zeros))
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        shapes: dict[str, Shape] = {"weight": (self.filters, self.channels, *self.window.size)}
+        if self.bias:
+            shapes["bias"] = (self.filters,)
+        return shapes
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        initialize_arrays(params, {"weight": self.weight_initializer, "bias": self.bias_initializer}, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _, height, width = image_shape(shape, "conv", self.channels)
+        out = self.window.output(height, width)
+        if min(out) < 1:
+            kh, kw = self.window.size
+            raise ConfigurationError(
+                f"conv: a kernel of {kh}x{kw} doesn't fit images of {height}x{width}; take a smaller one, or padding"
+            )
+        return (self.filters, *out)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        _, height, width = self.output_shape(shape)
+        kh, kw = self.window.size
+        return self.filters * height * width * self.channels * kh * kw
+
+    def fused(self, following: Layer) -> Layer | None:
+        # Keeping columns apart shortens the runs of what is shifted; it pays where there are more filters than that.
+        pays = self.filters > self.channels * self.window.size[1]
+        if pays and isinstance(following, MaxPooling) and following.window.size == following.window.stride:
+            return PooledConvolution(self, following)
+        return None
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        weight, needs_dx = params["weight"], x is not batch.x
+        images = np.ascontiguousarray(x)
+        y = convolve(images, weight, self.window)
+        if self.bias:
+            y += params["bias"][:, None, None, None]
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            dy = np.ascontiguousarray(dy)
+            self.add_up_bias(dy, grads)
+            weight_gradient(images, dy, self.window, grads["weight"])
+            return input_gradient(weight, dy, self.window, x.shape[1], x.shape[2]) if needs_dx else None
+
+        return y, backward
+
+    def add_up_bias(self, dy: Array, grads: Views) -> None:
+        """The bias's gradient, where there is a bias."""
+        if self.bias:
+            rows = dy.reshape(len(dy), -1)
+            np.matmul(rows, ones(rows.shape[1], dy.dtype), out=grads["bias"])
+
+
+@dataclass(frozen=True)
+class PooledConvolution(Layer):
+    """A convolution and the max-pooling behind it, whose windows don't overlap: the same numbers, sooner.
+
+    The bias is added behind the pooling, where there is less to add it to; what goes back through the pooling is which
+    place of each window was the largest, a byte for each value of the convolution.
+    """
+
+    convolution: Convolution
+    pooling: MaxPooling
+
+    kind: ClassVar[str] = "conv"
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.convolution.parameter_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self.convolution.initialize(params, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.pooling.output_shape(self.convolution.output_shape(shape))
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return self.convolution.multiply_adds(shape)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        weight, needs_dx, (rows, apart) = params["weight"], x is not batch.x, self.pooling.window.size
+        images, (_, height, width, n) = np.ascontiguousarray(x), x.shape
+        window = self.convolution.window.cropped(height, width, (rows, apart))
+        inside = convolve(images, weight, window, apart)
+        y, chosen = max_pool_apart(inside.reshape(*inside.shape[:2], apart, -1, n), rows)
+        if self.convolution.bias:
+            y += params["bias"][:, None, None, None]
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            self.convolution.add_up_bias(np.ascontiguousarray(dy), grads)
+            inside = max_pool_apart_backward(chosen, dy, rows)
+            weight_gradient(images, inside, window, grads["weight"], apart)
+            return input_gradient(weight, inside, window, height, width, apart) if needs_dx else None
+
+        return y, backward

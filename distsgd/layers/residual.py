@@ -1,0 +1,131 @@
+"""Residual blocks: layers that compute what is to be added to their own input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from distsgd.batch import Batch
+from distsgd.device import Array, Shape
+from distsgd.errors import ConfigurationError
+from distsgd.layers.base import Backward, Layer, image_shape, join
+from distsgd.layers.sequential import Sequential
+from distsgd.layout import Views
+
+
+@dataclass(frozen=True)
+class Residual(Layer):
+    """y := body(x) + shortcut(x), the shortcut being x itself where it is None; dx is the sum of both ways back.
+
+    Parameters, state and statistics are called `body.theirs` and `shortcut.theirs`.
+    He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016.
+    """
+
+    body: Layer
+    shortcut: Layer | None = None
+
+    kind: ClassVar[str] = "residual"
+
+    def __post_init__(self) -> None:
+        self._parts  # noqa: B018 (checks that both are layers)
+
+    @cached_property
+    def _parts(self) -> Sequential:
+        """Body and shortcut by name; a Sequential knows how to pass everything but forward on to its layers."""
+        return (
+            Sequential([self.body], ["body"])
+            if self.shortcut is None
+            else Sequential([self.body, self.shortcut], ["body", "shortcut"])
+        )
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self._parts.parameter_shapes()
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return self._parts.state_shapes()
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return self._parts.statistics_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self._parts.initialize(params, seed, path)
+
+    def initialize_state(self, state: Views) -> None:
+        self._parts.initialize_state(state)
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        self._parts.combine_statistics(first, second)
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        self._parts.update_state(state, statistics)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        body = self.body.output_shape(shape)
+        shortcut = shape if self.shortcut is None else self.shortcut.output_shape(shape)
+        if body != shortcut:
+            raise ConfigurationError(
+                f"residual: the body puts out shape {body} and the shortcut {shortcut}; give a shortcut that fits"
+            )
+        return body
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return sum(part.multiply_adds(shape) for part in (self.body, self.shortcut) if part is not None)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        y, body_backward = self.body.forward(params.scope("body"), x, batch, join(path, "body"))
+        around, shortcut_backward = x, None
+        if self.shortcut is not None:
+            inside = join(path, "shortcut")
+            around, shortcut_backward = self.shortcut.forward(params.scope("shortcut"), x, batch, inside)
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            dx = body_backward(dy, grads.scope("body"))
+            other: Array | None = dy
+            if shortcut_backward is not None:
+                other = shortcut_backward(dy, grads.scope("shortcut"))
+            return None if dx is None or other is None else np.add(dx, other)
+
+        return np.add(y, around), backward
+
+
+@dataclass(frozen=True)
+class Subsample(Layer):
+    """Every `stride`-th row and column, and zeros for channels that x hasn't: a shortcut without parameters.
+
+    y[c, h, w] := x[c, s h, s w] for the channels of x, 0 for further ones up to `channels`; "option A" of He, Zhang,
+    Ren & Sun, CVPR 2016, section 3.3.
+    """
+
+    channels: int
+    stride: int = 2
+
+    kind: ClassVar[str] = "subsample"
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.stride < 1:
+            raise ConfigurationError(
+                f"subsample: expected at least one channel and a stride from 1, got {self.channels} and {self.stride}"
+            )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = image_shape(shape, self.kind)
+        if channels > self.channels:
+            raise ConfigurationError(f"subsample: expected at most {self.channels} channels, got shape {shape}")
+        return (self.channels, -(-height // self.stride), -(-width // self.stride))
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        channels = x.shape[0]
+        chosen = x[:, :: self.stride, :: self.stride]
+        y = np.zeros((self.channels, *chosen.shape[1:]), x.dtype)
+        y[:channels] = chosen
+
+        def backward(dy: Array, grads: Views) -> Array:
+            dx = np.zeros(x.shape, dy.dtype)
+            dx[:, :: self.stride, :: self.stride] = dy[:channels]
+            return dx
+
+        return y, backward

@@ -1,0 +1,39 @@
+"""The models of the command line: from a name or a list of layers, and a few options, to layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distsgd.device import Shape
+from distsgd.errors import ConfigurationError
+from distsgd.layers import Layer
+from distsgd.models.describe import describe
+from distsgd.models.networks import lasagne_cnn, lenet, network3, resnet20
+from distsgd.models.options import ModelBuilder, ModelOptions
+from distsgd.models.plain import mlp, softmax
+from distsgd.models.shapes import accepted_shape
+from distsgd.models.text import from_text, is_text
+
+MODELS: Mapping[str, ModelBuilder] = {
+    "softmax": softmax,
+    "mlp": mlp,
+    "lenet": lenet,
+    "network3": network3,
+    "lasagne-cnn": lasagne_cnn,
+    "resnet20": resnet20,
+}
+
+
+def build_model(model: str, input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
+    """The model of this name, or of this list of layers. Raises ConfigurationError with one sentence."""
+    if model in MODELS:
+        return MODELS[model](input_shape, outputs, options)
+    if is_text(model):
+        return from_text(model, input_shape, outputs, options)
+    raise ConfigurationError(
+        f"model: expected one of {', '.join(MODELS)}, a list of layers such as 'conv 20 5x5, pool 2, relu, dense 10', "
+        f"or file.py:function, got {model!r}"
+    )
+
+
+__all__ = ["MODELS", "ModelBuilder", "ModelOptions", "accepted_shape", "build_model", "describe"]

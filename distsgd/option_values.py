@@ -1,0 +1,89 @@
+"""What the value of an option may be: choices, ranges, and the short forms of intervals, times and targets."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from distsgd.errors import ConfigurationError
+from distsgd.losses import LOSSES
+
+CHOICES = {
+    "expand": ("none", "shifts"),
+    "sampling": ("epochs", "replacement"),
+    "dtype": ("float32", "float64"),
+    "validation_on": ("all", "rank0"),
+    "train_metrics": ("running", "full"),
+    "early_stopping": ("epochs", "patience"),
+    "communication": ("auto", "shared", "mpi"),
+    "loss": ("auto", *LOSSES),
+}
+AT_LEAST = {
+    "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
+    "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
+    "weight_decay": 0, "l1": 0, "l2": 0,
+}  # fmt: skip
+ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for the first option, by name, whose value can't be; None is what wasn't given."""
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            raise ConfigurationError(f"{name}: expected one of {', '.join(choices)}, got {values[name]!r}")
+    for name, least in AT_LEAST.items():
+        if values[name] is not None and not least <= values[name] < math.inf:
+            raise ConfigurationError(f"{name}: expected a finite number of at least {least}, got {values[name]}")
+    for name in ABOVE_ZERO:
+        if values[name] is not None and not 0 < values[name] < math.inf:
+            raise ConfigurationError(f"{name}: expected a finite number above 0, got {values[name]}")
+    if values["batch_size"] != "full" and values["batch_size"] < 1:
+        raise ConfigurationError(f"batch_size: expected at least 1, or full, got {values['batch_size']}")
+    if not 0 <= values["validation_fraction"] < 1:
+        raise ConfigurationError(
+            f"validation_fraction: expected at least 0 and below 1, got {values['validation_fraction']}"
+        )
+    if values["seed"] >= 2**63:
+        raise ConfigurationError(f"seed: expected a number below 2**63, got {values['seed']}")
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often something happens: `amount` steps, epochs or seconds."""
+
+    amount: float
+    unit: Literal["steps", "epochs", "seconds"]
+
+
+def parse_every(text: str, option: str, *, seconds: bool = True) -> Every:
+    """`500` steps, `2epoch` or `30s`."""
+    found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
+    if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
+        forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
+        raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
+    unit = found[2] or "steps"
+    return Every(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of `90`, `90s`, `10m`, `3h50m` or `1d`."""
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not text.strip() or found is None:
+        raise ConfigurationError(f"{option}: expected a time such as 90s, 10m or 3h50m, got {text!r}")
+    days, hours, minutes, rest = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """(metric, value) of `validation_accuracy=0.98`."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise ConfigurationError(f"target: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
+    return name, number

@@ -1,0 +1,6 @@
+"""Pictures of a run: what each shows is prepared by functions of NumPy alone, and drawn by matplotlib behind them.
+
+matplotlib is the extra `distsgd[plot]`, imported only where a picture is drawn, on rank 0.
+"""
+
+from __future__ import annotations

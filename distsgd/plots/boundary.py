@@ -1,0 +1,183 @@
+"""Where a model of two inputs changes its mind, over the points that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distsgd.device import Array, Shape
+from distsgd.metrics import predicted_classes
+from distsgd.plots.canvas import BLUE, COLOURS, VERMILLION, NothingToDraw, heading, new_figure
+from distsgd.plots.misclassified import are_probabilities
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FEATURES = 3
+_GRID = 240
+"""Points along each axis at which the model is asked."""
+_POINTS = 2000
+_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A plane of inputs with the model's answers, and the training points in it.
+
+    inputs    which two inputs vary
+    points    (n, 2), their targets (n,): classes, or values where `classes` is None
+    across    the plane's coordinates (w,), and up (h,)
+    answers   the model's predictions over the plane, (h, w, outputs)
+    said      and at the points, (n, outputs)
+    total     training points in all, of which `points` are the first
+    probable  whether answers are probabilities of classes
+    """
+
+    inputs: tuple[int, int]
+    points: Array
+    targets: Array
+    classes: int | None
+    across: Array
+    up: Array
+    answers: Array
+    said: Array
+    total: int
+    probable: bool = False
+
+    @property
+    def wrong(self) -> Array:
+        """Which of the points are taken for another class, (n,)."""
+        if self.classes is None:
+            return np.zeros(len(self.points), bool)
+        wrong: Array = predicted_classes(self.said.T, threshold=0.5) != self.targets
+        return wrong
+
+
+def may_be_flat(example_shape: Shape) -> bool:
+    """Whether examples of this shape can have exactly two inputs that vary."""
+    return len(example_shape) == 1 and 2 <= example_shape[0] <= _FEATURES
+
+
+def find_boundary(x: Array, y: Array, num_classes: int | None, predict: Callable[[Array], Array]) -> Boundary:
+    """The plane around training inputs x (n, 2), or more of which all but two are constant.
+
+    y is (n,) or (n, 1). Values that are 0 and 1 alone count as two classes. Raises NothingToDraw where other than two
+    inputs vary, or where targets have several values.
+    """
+    varying = np.flatnonzero(x.min(axis=0) < x.max(axis=0))
+    if len(varying) != 2 or y.size != len(y):
+        raise NothingToDraw(f"boundary: {len(varying)} inputs of the training examples vary; two make a picture")
+    total, x, targets = len(x), x[:_POINTS], y.reshape(len(y))[:_POINTS]
+    labelled = num_classes is not None
+    if num_classes is None and np.isin(targets, (0, 1)).all():
+        num_classes, targets = 2, targets.astype(np.int64)
+    first, second = int(varying[0]), int(varying[1])
+    across, up = (_around(x[:, column]) for column in (first, second))
+    plane = np.empty((_GRID, _GRID, x.shape[1]), x.dtype if x.dtype.kind == "f" else np.float64)
+    plane[...] = x[0]
+    plane[..., first], plane[..., second] = across, up[:, None]
+    answers, said = predict(plane.reshape(-1, x.shape[1])), predict(x)
+    return Boundary(
+        (first, second), x[:, [first, second]], targets, num_classes, across, up,
+        answers.reshape(_GRID, _GRID, -1), said, total, labelled and are_probabilities(said),
+    )  # fmt: skip
+
+
+def _around(values: Array) -> Array:
+    low, high = float(values.min()), float(values.max())
+    return np.linspace(low - 0.15 * (high - low), high + 0.15 * (high - low), _GRID)
+
+
+def draw_boundary(boundary: Boundary) -> Figure:
+    """The figure: the plane shaded by what the model says, its border, and the points; wrong ones have a ring."""
+    figure = new_figure(4.6, 6.2)
+    panel = figure.subplots()
+    if boundary.classes is None:
+        _draw_values(figure, panel, boundary)
+    else:
+        _draw_classes(figure, panel, boundary)
+    panel.set_xlabel(f"input {boundary.inputs[0] + 1}")
+    panel.set_ylabel(f"input {boundary.inputs[1] + 1}")
+    panel.set_xlim(boundary.across[0], boundary.across[-1])
+    panel.set_ylim(boundary.up[0], boundary.up[-1])
+    heading(figure, _title(boundary))
+    return figure
+
+
+def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    answers = boundary.answers
+    if answers.shape[-1] == 1 or (answers.shape[-1] == 2 and boundary.probable):
+        value = answers[..., -1]
+        shades = LinearSegmentedColormap.from_list("two", ["#73AFD4", "#FFFFFF", "#E8A470"])
+        shaded = panel.contourf(boundary.across, boundary.up, np.clip(value, 0, 1), np.linspace(0, 1, 21), cmap=shades)
+        shaded.set_rasterized(True)  # as paths it would be most of the file
+        panel.contour(boundary.across, boundary.up, value, [0.5], colors="black", linewidths=1.2)
+        said = "probability of class 1" if boundary.probable else "model's output"
+        figure.colorbar(shaded, ax=panel, label=said, ticks=[0, 0.25, 0.5, 0.75, 1], aspect=30)
+    else:
+        regions = predicted_classes(answers.reshape(-1, answers.shape[-1]).T).reshape(answers.shape[:2])
+        _draw_regions(panel, boundary, regions)
+    for label in range(boundary.classes or 0):
+        mine = boundary.targets == label
+        panel.plot(*boundary.points[mine].T, _marker(label), label=f"class {label}", **_point(label))
+    wrong = boundary.wrong
+    if wrong.any():
+        panel.plot(*boundary.points[wrong].T, "o", markersize=10, fillstyle="none", color="black",
+                   markeredgewidth=0.9, label="misclassified")  # fmt: skip
+    if (boundary.classes or 0) <= 10:
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+
+
+def _draw_regions(panel: Axes, boundary: Boundary, regions: Array) -> None:
+    classes = boundary.classes or 1
+    colours = [_colour(label) for label in range(classes)]
+    panel.contourf(boundary.across, boundary.up, regions, np.arange(-0.5, classes), colors=colours, alpha=0.3)
+    for label in range(1, classes):
+        panel.contour(boundary.across, boundary.up, regions, [label - 0.5], colors="black", linewidths=0.8)
+
+
+def _draw_values(figure: Figure, panel: Axes, boundary: Boundary) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    value = boundary.answers[..., 0]
+    ends: dict[str, Any] = {
+        "vmin": float(min(value.min(), boundary.targets.min())),
+        "vmax": float(max(value.max(), boundary.targets.max())),
+    }
+    levels = np.linspace(ends["vmin"], ends["vmax"] or 1.0, 25) if ends["vmin"] < ends["vmax"] else 2
+    shaded = panel.contourf(boundary.across, boundary.up, value, levels, cmap="cividis", **ends)
+    shaded.set_rasterized(True)
+    panel.scatter(
+        *boundary.points.T, c=boundary.targets, cmap="cividis", s=22, edgecolors="white", linewidths=0.7, **ends
+    )
+    ticks = MaxNLocator(7)
+    figure.colorbar(shaded, ax=panel, label="predicted value; inside points: target", aspect=30, ticks=ticks)
+
+
+def _colour(label: int) -> str:
+    order = (BLUE, VERMILLION, *(colour for colour in COLOURS if colour not in (BLUE, VERMILLION)))
+    return order[label % len(order)]
+
+
+def _marker(label: int) -> str:
+    return _MARKERS[label % len(_MARKERS)]
+
+
+def _point(label: int) -> dict[str, Any]:
+    return {"color": _colour(label), "markersize": 5.0, "markeredgecolor": "white", "markeredgewidth": 0.6}
+
+
+def _title(boundary: Boundary) -> str:
+    shown = len(boundary.points)
+    of = (
+        f"{shown:,} training points" if shown == boundary.total else f"the first {shown:,} of {boundary.total:,} points"
+    )
+    if boundary.classes is None:
+        return f"What the model predicts, and {of}"
+    return f"Decision boundary: {int(boundary.wrong.sum()):,} of {of} misclassified"

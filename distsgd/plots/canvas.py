@@ -1,0 +1,118 @@
+"""The seam to matplotlib: is it there, one style for all pictures, and files whose bytes don't depend on when.
+
+Figures are made without pyplot, so no window system is looked for and nothing of a user's own session changes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distsgd.checkpoint import write_atomically
+from distsgd.errors import ConfigurationError, RunFolderError
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+WIDTH = 7.2
+"""Inches: a text page."""
+BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F5F5F"
+COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Those of Okabe and Ito, which people with any kind of colour vision can tell apart; their yellow is too pale."""
+SPLIT_WORDS = {"test": "test", "validation": "validation", "train": "training"}
+_DPI = 200
+_STYLE = {
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "figure.titlesize": 10.5,
+    "figure.titleweight": "bold",
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.5,
+    "axes.unicode_minus": True,
+    "svg.hashsalt": "distsgd",
+}
+
+
+class NothingToDraw(ConfigurationError):
+    """The run has nothing that such a picture could show."""
+
+
+def check_installed() -> None:
+    """Raises ConfigurationError where matplotlib isn't installed; doesn't import it."""
+    try:
+        found = find_spec("matplotlib") is not None
+    except (ImportError, ValueError):  # ValueError where it is blocked
+        found = False
+    if not found:
+        raise ConfigurationError(
+            "plot: pictures are drawn by matplotlib, which is not installed; pip install 'distsgd[plot]', or leave "
+            "--plot away"
+        )
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure, in inches, whose parts are placed so that none covers another."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def heading(figure: Figure, text: str) -> None:
+    """A title above everything, where the figure's own parts begin at the left."""
+    figure.suptitle(
+        wrapped(text, int(12 * figure.get_size_inches()[0])), x=0.042 / figure.get_size_inches()[0], ha="left"
+    )
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Writes NAME.png and NAME.svg, each whole or not at all. Raises RunFolderError where they can't be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, said in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "distsgd"})):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind, dpi=_DPI, metadata=said)
+            write_atomically(folder / f"{name}.{kind}", file.getvalue())
+    except OSError as error:
+        raise RunFolderError(
+            f"could not write pictures into {folder}: {error.strerror or error}; python -m distsgd.plot --out draws "
+            "elsewhere"
+        ) from None
+
+
+def diverging() -> Colormap:
+    """Blue below zero, white at it, orange above."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("distsgd", ["#00395A", BLUE, "#FFFFFF", VERMILLION, "#6B2F00"])
+
+
+def wrapped(text: str, columns: int) -> str:
+    """The text in lines of at most so many characters."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, columns, subsequent_indent="    ", break_long_words=True)) or text

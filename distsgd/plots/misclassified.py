@@ -1,0 +1,103 @@
+"""The examples that a model is most sure of and gets wrong: often the label, the image or the model is odd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distsgd.device import Array, Shape
+from distsgd.metrics import predicted_classes
+from distsgd.plots.canvas import GREY, SPLIT_WORDS, WIDTH, NothingToDraw, heading
+from distsgd.plots.images import as_images, mosaic, pictured
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CAPTION = 0.34
+"""Height of a caption, in parts of an image's height."""
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Wrong predictions of one split, the most confident first.
+
+    chosen         which examples (n,) of the split they are
+    true           their labels (n,), `predicted` what the model took them for
+    probabilities  what the model gave the predicted class, (n,); None where it gives no probabilities
+    wrong, total   how many of the split are wrong, and how many there are
+    """
+
+    split: str
+    chosen: Array
+    true: Array
+    predicted: Array
+    probabilities: Array | None
+    wrong: int
+    total: int
+
+
+def find_mistakes(split: str, predictions: Array, labels: Array, most: int) -> Mistakes:
+    """The up to `most` wrong predictions of highest probability; of equal ones the earlier.
+
+    predictions   (n, classes), or (n, 1): how probable class 1 is
+    labels        (n,)
+
+    What isn't a probability is ranked by how far the predicted class is above the true one. An example with a NaN
+    among its predictions counts as wrong and isn't shown.
+    """
+    predicted = predicted_classes(predictions.T, threshold=0.5)
+    wrong = np.flatnonzero(predicted != labels)
+    shown = wrong[predicted[wrong] >= 0]
+    columns = np.concatenate([1.0 - predictions, predictions], axis=1) if predictions.shape[1] == 1 else predictions
+    of_predicted, of_true = columns[shown, predicted[shown]], columns[shown, labels[shown]]
+    probable = are_probabilities(predictions)
+    order = np.argsort(-(of_predicted if probable else of_predicted - of_true), kind="stable")[:most]
+    chosen = shown[order]
+    found = of_predicted[order] if probable else None
+    return Mistakes(split, chosen, labels[chosen], predicted[chosen], found, len(wrong), len(labels))
+
+
+def are_probabilities(predictions: Array) -> bool:
+    """Whether all rows of (n, outputs) are probabilities: from 0 to 1, and several of them add up to 1."""
+    finite = predictions[np.isfinite(predictions).all(axis=1)]
+    within = bool(np.all((finite >= 0) & (finite <= 1)))
+    return within and (finite.shape[1] == 1 or np.allclose(finite.sum(axis=1), 1, atol=1e-3))
+
+
+def draw_mistakes(mistakes: Mistakes, rows: Array, shape: Shape) -> Figure:
+    """The figure of their images, whose inputs are `rows` (n, …) of this shape.
+
+    Raises NothingToDraw where nothing is wrong.
+    """
+    if not len(mistakes.chosen):
+        raise NothingToDraw(f"misclassified: none of {mistakes.total:,} {SPLIT_WORDS[mistakes.split]} examples is")
+    count = len(mistakes.chosen)
+    columns = min(count, 5 if count <= 30 else 8)
+    board = mosaic(pictured(as_images(rows, shape)), columns, (_CAPTION, 0.22))
+    figure, panel = board.show(min(WIDTH, (1.35 if columns <= 5 else 0.88) * columns))
+    size = 9.0 if columns <= 5 else 7.0
+    for index, (left, top) in enumerate(board.corners):
+        below = top + 1.04 * board.height
+        said = f"{mistakes.true[index]} → {mistakes.predicted[index]}"
+        panel.text(left, below, said, va="top", fontsize=size, fontweight="bold")
+        if mistakes.probabilities is not None:
+            said = _percent(float(mistakes.probabilities[index]))
+            panel.text(left + board.width, below, said, va="top", ha="right", fontsize=size - 1, color=GREY)
+    behind = "" if mistakes.probabilities is None else ", and the probability that it was given"
+    panel.set_title(f"true class → predicted class{behind}", fontweight="normal")
+    heading(figure, _title(mistakes))
+    return figure
+
+
+def _percent(probability: float) -> str:
+    """Never 100 %, which no softmax means."""
+    return f"{100 * probability:.1f} %" if probability < 0.9995 else "> 99.9 %"
+
+
+def _title(mistakes: Mistakes) -> str:
+    if mistakes.wrong == 1:
+        return f"The only mistake in {mistakes.total:,} {SPLIT_WORDS[mistakes.split]} examples"
+    part = "All" if len(mistakes.chosen) == mistakes.wrong else f"The {len(mistakes.chosen)} most confident of all"
+    return f"{part} {mistakes.wrong:,} mistakes in {mistakes.total:,} {SPLIT_WORDS[mistakes.split]} examples"
