@@ -1,7 +1,8 @@
 """Kills processes in the middle of training and looks what becomes of the run: 200 kills, and other faults beside.
 
 Each run is started with distsgd.launch, disturbed once at a moment that its number decides, and has to end with the
-bits of the run that nobody disturbed, with nothing left behind. Results are kept after every run, so that a benchmark
+bits of the run that nobody disturbed, with nothing left behind. The last ones are started with a plain mpirun on a
+machine that has too much to do, and are started again by hand. Results are kept after every run, so that a benchmark
 that is stopped goes on: python -m benchmarks.faults --seconds 200, again and again.
 """
 
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import RESULTS, machine, table
-from benchmarks.processes import ROOT, environment
+from benchmarks.processes import ROOT, environment, mpirun
 from distsgd.launching.cleaning import Traces
 from distsgd.processes import stat, with_variable
 
@@ -31,6 +33,9 @@ MOMENTS = ("step", "reduction", "validation", "checkpoint")
 KILLS = 200
 OTHER_FAULTS = ("SIGSEGV", "exit0", "exit3", "memory", "defect", "SIGSTOP")
 OTHERS = 4  # runs a fault, one a moment
+PLAIN, BUSY = 30, 4  # kills under a plain mpirun, and processes that keep the cores busy meanwhile
+FIRST_PLAIN = KILLS + OTHERS * len(OTHER_FAULTS)
+RUNS = FIRST_PLAIN + PLAIN
 LIMIT = 40.0  # seconds that no run takes
 _CASE = "DISTSGD_FAULT_CASE"
 _CALLBACK = f"{Path(__file__).with_name('children') / 'fault.py'}:Fault"
@@ -62,6 +67,7 @@ class Case:
     rank: int
     count: int
     delay: float
+    plain: bool = False
 
     @property
     def who(self) -> str:
@@ -70,27 +76,29 @@ class Case:
 
 
 def case(number: int) -> Case:
-    """The case of this number; from KILLS on those that aren't SIGKILL."""
+    """The case of this number: from KILLS on other faults than SIGKILL, from FIRST_PLAIN on without a launcher."""
     chosen = random.Random(f"fault {number}")
     ranks = chosen.choice((2, 3, 4))
-    victim, rank = "rank", chosen.randrange(1, ranks)
-    how = "SIGKILL" if number < KILLS else OTHER_FAULTS[(number - KILLS) // OTHERS % len(OTHER_FAULTS)]
-    kind = number // len(MOMENTS) % 4 if number < KILLS else number // 2 % 2
+    victim, rank, plain = "rank", chosen.randrange(1, ranks), number >= FIRST_PLAIN
+    other = KILLS <= number < FIRST_PLAIN
+    how = OTHER_FAULTS[(number - KILLS) // OTHERS] if other else "SIGKILL"
+    kind = number // 2 % 2 if other else number // len(MOMENTS) % 4
     if kind == 0:
         rank = 0
-    elif kind == 1 and how == "SIGKILL":
+    elif kind == 1 and how == "SIGKILL" and not plain:
         victim, rank = "launcher", chosen.randrange(ranks)
     moment = MOMENTS[number % len(MOMENTS)]
     times = _TIMES[moment] * (_CHANGES if moment == "checkpoint" and rank == 0 else 1)
     # In other threads nothing can be raised.
     delay = chosen.choice((0.0, chosen.uniform(0, 0.003))) if how.startswith(("SIG", "exit")) else 0.0
-    return Case(number, ranks, how, moment, victim, rank, chosen.randint(1, times), delay)
+    return Case(number, ranks, how, moment, victim, rank, chosen.randint(1, times), delay, plain)
 
 
-def command(ranks: int, out: Path, *options: str) -> list[str]:
-    """A run under distsgd.launch."""
-    launch = [sys.executable, "-m", "distsgd.launch", "-n", str(ranks), "--"]
-    return [*launch, *OPTIONS, "--out", str(out), *options]
+def command(case: Case, out: Path) -> list[str]:
+    """A run under distsgd.launch, or under a plain mpirun."""
+    launch = [sys.executable, "-m", "distsgd.launch", "-n", str(case.ranks), "--"]
+    plain = [mpirun(), "-n", str(case.ranks), sys.executable, "-m", "distsgd.train"]
+    return [*(plain if case.plain else launch), *OPTIONS, "--out", str(out), "--callback", _CALLBACK]
 
 
 def undisturbed(folder: Path) -> str:
@@ -116,36 +124,64 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     fault = {**asdict(case), "marker": str(marker)}
     tag = f"{os.getpid()}-{time.time_ns()}"
     settings = {**environment(), "DISTSGD_FAULT": json.dumps(fault), _CASE: tag, "TMPDIR": str(temporary)}
-    line = command(case.ranks, folder / "run", "--callback", _CALLBACK)
+    line = command(case, folder / "run")
     began = time.time()
     traces = Traces(tag, temporary)
-    status, out, err, hung = _run(line, settings, folder)
-    left: list[str] = []
-    again = ""
-    if case.victim == "launcher" and status == -9:
+    with busy(BUSY if case.plain else 0):
+        ended = _run(line, settings, folder)
         left = _wait_for_the_end(tag)
-        left += _files(folder, traces)
-        status, more, again, hung = _run(line, settings, folder)
-        out += more
-    problems = [f"left after the kill: {name}" for name in left]
-    problems += ["it hung"] if hung else []
+    gone = time.time()
+    told = [text for text in ended.err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
+    problems = [f"left: {name}" for name in left + _files(folder, traces, case)]
+    problems += ["it hung"] if ended.hung else []
+    again = case.plain or (case.victim == "launcher" and ended.status == -9)
+    if again:
+        problems += [f"exit status {ended.status} after the kill"] if case.plain and not ended.status else []
+        second = _run(line, settings, folder)
+        problems += ["it hung when it went on"] if second.hung else []
+        problems += [f"left in the end: {name}" for name in _wait_for_the_end(tag) + _files(folder, traces, case)]
+        ended = Ended(second.status, ended.out + second.out, ended.err + second.err, second.hung)
     problems += [] if marker.exists() else ["the moment never came"]
-    problems += [f"exit status {status}"] if status else []
+    problems += [f"exit status {ended.status}"] if ended.status else []
     problems += [] if sha256(folder / "run") == wanted else ["other bits"]
-    problems += [f"left: {name}" for name in _wait_for_the_end(tag) + _files(folder, traces)]
-    told = [text for text in err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
     result = {**asdict(case), "seconds": time.time() - began, "told": told, "problems": problems}
     first = folder / "first-step"
-    if first.exists() and case.victim != "launcher":
-        when, step = first.read_text().split()
-        result |= {"back_after": float(when) - marker.stat().st_mtime, "first_step": int(step)}
-    if problems:
-        result |= {"out": out[-2000:], "err": (err + again)[-6000:]}
-    return result
+    if marker.exists():
+        struck = marker.stat().st_mtime
+        if again:
+            result["over_after"] = gone - struck
+        elif first.exists():
+            when, step = first.read_text().split()
+            # The launcher says that it goes on when it has cleaned up.
+            result["over_after"] = (folder / "err").stat().st_mtime - struck
+            result |= {"back_after": float(when) - struck, "first_step": int(step)}
+    return result | ({"out": ended.out[-2000:], "err": ended.err[-6000:]} if problems else {})
 
 
-def _run(line: Sequence[str], settings: Mapping[str, str], folder: Path) -> tuple[int, str, str, bool]:
-    """(exit status, standard output, standard error, whether it had to be ended)."""
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes compute meanwhile, and leave less of the cores to the others."""
+    line = [sys.executable, "-c", "from distsgd.processes import die_with_parent as d; d()\nwhile True: pass"]
+    running = [subprocess.Popen(line, env=environment()) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. `hung`: it had to be ended."""
+
+    status: int
+    out: str
+    err: str
+    hung: bool
+
+
+def _run(line: Sequence[str], settings: Mapping[str, str], folder: Path) -> Ended:
     with open(folder / "out", "w+") as out, open(folder / "err", "w+") as err:
         process = subprocess.Popen(line, env=dict(settings), cwd=folder, stdout=out, stderr=err, start_new_session=True)
         hung = False
@@ -158,7 +194,7 @@ def _run(line: Sequence[str], settings: Mapping[str, str], folder: Path) -> tupl
             process.wait()
         out.seek(0)
         err.seek(0)
-        return process.returncode, out.read(), err.read(), hung
+        return Ended(process.returncode, out.read(), err.read(), hung)
 
 
 def _wait_for_the_end(tag: str, seconds: float = 5.0) -> list[str]:
@@ -174,26 +210,41 @@ def _wait_for_the_end(tag: str, seconds: float = 5.0) -> list[str]:
     return [f"process {number}" for number in running]
 
 
-def _files(folder: Path, traces: Traces) -> list[str]:
-    """Files that a case has left, in its temporary folder, in shared memory and in /tmp."""
+def _files(folder: Path, traces: Traces, case: Case) -> list[str]:
+    """Files that a case has left, in its temporary folder, in shared memory and in /tmp.
+
+    Under a plain mpirun its own and the MPI library's are its own business.
+    """
+    if case.plain:
+        return [str(path) for path in traces.folder.rglob("*") if not path.name.startswith(_MPIS_OWN)]
     memory = (folder / "memory").read_text().split() if (folder / "memory").exists() else []
     files = [path for path in traces.mpi_files() if path.parent != Path("/dev/shm")]
     files += [Path(name) for name in set(memory) if Path(name).exists()]
     return [str(path) for path in (*traces.folder.rglob("*"), *files)]
 
 
+_MPIS_OWN = ("mpich_shm_", "sm_segment", "hydra_", "ompi.", "prte", "pmix")
+
+
 def summarize(runs: Iterable[Mapping[str, Any]]) -> str:
-    """The table fault × moment × outcome."""
-    cells: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    """The table fault × moment × outcome, with what was slowest."""
+    cells: dict[tuple[bool, str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run in runs:
         made = Case(**{key: run[key] for key in Case.__dataclass_fields__})
-        cells.setdefault((made.how, made.who), {}).setdefault(made.moment, []).append(run)
+        cells.setdefault((made.plain, made.how, made.who), {}).setdefault(made.moment, []).append(run)
     rows = []
-    for (how, who), moments in sorted(cells.items(), key=lambda item: (item[0][0] != "SIGKILL", item[0])):
+    for (plain, how, who), moments in sorted(cells.items(), key=lambda item: (item[0][1] != "SIGKILL", item[0])):
         told = [_cell(moments.get(moment, [])) for moment in MOMENTS]
-        back = [run["back_after"] for found in moments.values() for run in found if "back_after" in run]
-        rows.append((f"{_NAMES.get(how, how)}, {who}", *told, f"{median(back):.2f} s" if back else "by hand"))
-    return table(("fault", *(f"in {moment}" for moment in MOMENTS), "next step after"), rows)
+        found = [run for some in moments.values() for run in some]
+        over, back = ([run[key] for run in found if key in run] for key in ("over_after", "back_after"))
+        by_hand = "by hand" if over else "–"
+        name = f"{_NAMES.get(how, how)}, {who}{', plain mpirun' if plain else ''}"
+        rows.append((name, *told, _times_of(over) if over else "–", _times_of(back) if back else by_hand))
+    return table(("fault", *(f"in {moment}" for moment in MOMENTS), "all over after", "next step after"), rows)
+
+
+def _times_of(seconds: Sequence[float]) -> str:
+    return f"{median(seconds):.2f} (≤ {max(seconds):.2f}) s"
 
 
 _NAMES = {
@@ -209,7 +260,7 @@ def _cell(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=KILLS + OTHERS * len(OTHER_FAULTS), help="how many (default: all)")
+    parser.add_argument("--runs", type=int, default=RUNS, help="how many (default: all)")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to go on later")
     parser.add_argument("--out", type=Path, help="results (default benchmarks/results/faults-DATE.json)")
     chosen = parser.parse_args()

@@ -10,8 +10,9 @@ from benchmarks import faults
 from distsgd.processes import can_look
 from tests.parallel.launch import find_mpirun
 
-# Every moment with rank 0, the launcher and another rank, and each of the other faults.
-NUMBERS = [*range(12), *range(faults.KILLS, faults.KILLS + faults.OTHERS * len(faults.OTHER_FAULTS), 3)]
+# Every moment with rank 0, the launcher and another rank; each of the other faults; and rank 0 and another rank under a
+# plain mpirun, beside processes that keep the cores busy.
+NUMBERS = [*range(12), *range(faults.KILLS, faults.FIRST_PLAIN, 3), faults.FIRST_PLAIN, faults.FIRST_PLAIN + 5]
 
 
 @pytest.fixture(scope="module")
@@ -35,4 +36,6 @@ def test_the_cases_cover_everything() -> None:
     assert covered == {(moment, who) for moment in faults.MOMENTS for who in ("rank 0", "another rank", "the launcher")}
     assert {case.how for case in cases} == {"SIGKILL"}
     assert {faults.case(number).moment for number in NUMBERS} == set(faults.MOMENTS)
+    assert {faults.case(number).who for number in NUMBERS[-2:]} == {"rank 0", "another rank"}
+    assert all(faults.case(number).plain == (number >= faults.FIRST_PLAIN) for number in range(faults.RUNS))
     assert {faults.case(number).how for number in NUMBERS} == {"SIGKILL", *faults.OTHER_FAULTS}
