@@ -82,7 +82,7 @@ def case(number: int) -> Case:
     victim, rank, plain = "rank", chosen.randrange(1, ranks), number >= FIRST_PLAIN
     other = KILLS <= number < FIRST_PLAIN
     how = OTHER_FAULTS[(number - KILLS) // OTHERS] if other else "SIGKILL"
-    kind = number // 2 % 2 if other else number // len(MOMENTS) % 4
+    kind = number // 2 % 2 if other else number // len(MOMENTS) % (2 if plain else 4)
     if kind == 0:
         rank = 0
     elif kind == 1 and how == "SIGKILL" and not plain:

@@ -136,7 +136,7 @@ class Watchdog:
         process, place = line[Field.PROCESS], where(line[Field.PLACE])
         if rank == self._rank or not process:
             return None
-        if line[Field.LEFT] or (can_look() and not alive(process, line[Field.STARTED])):
+        if line[Field.LEFT] or _dead(line):
             return Missing(rank, f"has left early, {place}", _GONE, now - self._gone.setdefault(rank, now))
         found, limit = stat(process), self.limit or math.inf
         silent = now - line[Field.BEAT] / 1e9
@@ -166,7 +166,10 @@ class Watchdog:
         waiting = [
             rank
             for rank, line in self._lines.items()
-            if line[Field.SINCE] and not line[Field.LEFT] and now - line[Field.BEAT] / 1e9 < _BEATS
+            if line[Field.SINCE]
+            and not line[Field.LEFT]
+            and now - line[Field.BEAT] / 1e9 < _BEATS
+            and not _dead(line)  # such as one that has spoken, and whose abort ended itself alone
         ]
         return min([self._rank, *waiting]) == self._rank or late > _SPEAKER_FIRST
 
@@ -199,6 +202,10 @@ class Watchdog:
                 say(f"stacks of rank {rank} on {self._host}:", sys.stderr)
                 os.kill(line[Field.PROCESS], STACK_SIGNAL)
                 time.sleep(min(_STACK_SECONDS, _SPEAKER_FIRST / 2 / len(self._lines)))
+
+
+def _dead(line: memoryview) -> bool:
+    return can_look() and not alive(line[Field.PROCESS], line[Field.STARTED])
 
 
 def _ranks(ranks: Sequence[int], host: str | None = None) -> str:

@@ -169,6 +169,20 @@ def test_a_rank_that_is_gone_is_noticed_at_once(child: subprocess.Popen[bytes], 
     assert said[0].startswith("rank 2 on a has left early, in the checkpoint after step 3")
 
 
+@needs_proc
+def test_where_the_speaker_died_the_next_one_speaks_at_once(child: subprocess.Popen[bytes]) -> None:
+    """Its abort may have ended itself alone."""
+    ranks = Ranks(["a", "a", "a"])
+    ranks.all_at(Phase.STEP, 3)
+    is_played_by(ranks, 0, child.pid)
+    ranks.wait(0, 1)
+    assert list(ranks.pass_time(101)) == [0]
+    child.kill()
+    child.wait()
+    ranks.silent = {0}
+    assert list(ranks.pass_time(0.5)) == [1]
+
+
 def test_a_rank_whose_program_ends_is_noticed_at_once() -> None:
     ranks = Ranks(["a", "a"])
     ranks.all_at(Phase.OUTSIDE)
