@@ -57,7 +57,7 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff format .
 
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
-	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model; do \
+	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
 

@@ -262,6 +262,8 @@ def build_trainer(
         test=evaluator(data.test),
         train=evaluator(data.train) if config.train_metrics == "full" else None,
         test_at_best=config.test_at_best,
+        on_non_finite=config.on_non_finite,
+        check_replicas=config.check_replicas,
         callbacks=callbacks,
         notes=[] if note is None else [note],
     )
@@ -291,8 +293,9 @@ def _build_step(
     feeder.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(
-        objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm
-    )
+        objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm,
+        guarded=config.on_non_finite != "stop",
+    )  # fmt: skip
     communicator.on_root(lambda: objective.initialize(step.params, running, config.seed))
     exchange.load_params(None)
     communicator.broadcast(running.flat)

@@ -12,9 +12,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +26,14 @@ FORMAT = 1
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+_DTYPES = {
+    "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
+    "u8": "U64", "u4": "U32", "u2": "U16", "u1": "U8", "b1": "BOOL",
+}  # fmt: skip
+"""safetensors' names of NumPy's types."""
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+"""What can be hashed and written without a copy of it."""
 
 
 @dataclass
@@ -42,9 +51,8 @@ class Checkpoint:
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes the file whole or not at all. Raises CheckpointError where it can't be written."""
-    data = encode(checkpoint)
     try:
-        write_atomically(path, data)
+        write_atomically(path, *pieces(checkpoint))
     except OSError as error:
         raise CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}") from None
 
@@ -61,17 +69,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def encode(checkpoint: Checkpoint) -> bytearray:
+def encode(checkpoint: Checkpoint) -> bytes:
     """The bytes of a checkpoint file."""
-    from safetensors.numpy import save
+    return b"".join(pieces(checkpoint))
 
+
+def pieces(checkpoint: Checkpoint) -> list[Bytes]:
+    """The bytes of a checkpoint file: its header, and then the arrays' own memory, which isn't copied.
+
+    The same bytes as safetensors' own `save` gives, which makes two copies of everything while other threads wait.
+    """
     document = {**checkpoint.document, "format": FORMAT, "sha256": _ZEROS}
     text = json.dumps(_to_hex(document), separators=(",", ":"), sort_keys=True, allow_nan=False)
-    arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
-    data = bytearray(save(arrays, metadata={"distsgd": text}))
-    place = _find_digest(data)
-    data[place] = hashlib.sha256(data).hexdigest().encode()
-    return data
+    arrays = {
+        name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in checkpoint.arrays.items()
+    }
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # so that each is aligned
+    header: dict[str, Any] = {"__metadata__": {"distsgd": text}}
+    end = 0
+    for name in order:
+        array, start, end = arrays[name], end, end + arrays[name].nbytes
+        dtype = _DTYPES[array.dtype.str[1:]]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    first = bytearray(len(head).to_bytes(8, "little") + head)
+    rest = [arrays[name].reshape(-1).view(np.uint8).data for name in order]
+    digest = hashlib.sha256(first)
+    for piece in rest:
+        digest.update(piece)
+    first[_find_digest(first)] = digest.hexdigest().encode()
+    return [first, *rest]
 
 
 def decode(data: bytes | bytearray) -> Checkpoint:
@@ -130,19 +158,29 @@ def _from_hex(value: Any) -> Any:
     return value
 
 
-def write_atomically(path: Path, data: bytes | bytearray) -> None:
+def write_atomically(path: Path, *contents: Bytes) -> None:
     """Writes a temporary file beside `path`, syncs it, renames it, and syncs the folder. Raises OSError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            for piece in contents:
+                _write_all(descriptor, memoryview(piece))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    """A disk that fills up takes a part, and says why it took no more when it is given the rest."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def sync_folder(folder: Path) -> None:
@@ -154,6 +192,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, that last through a power cut. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        with suppress(OSError):  # a folder that may be written but not read can't be synced
+            sync_folder(path.parent)
+
+
 @dataclass(frozen=True)
 class CheckpointFolder:
     """`last`, `best` and the newest `keep` numbered checkpoints of a run."""
@@ -162,19 +209,21 @@ class CheckpointFolder:
     keep: int = 3
 
     def save(self, checkpoint: Checkpoint, step: int) -> None:
-        """Writes step-N.safetensors, points last.safetensors to it, and removes old ones."""
+        """Writes step-N.safetensors, points last.safetensors to it, and removes old ones. Raises CheckpointError."""
         numbered = self._path(step)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
+            write_atomically(numbered, *pieces(checkpoint))
+            self._link(numbered, self.folder / "last.safetensors")
+            numbers = self._numbered()
+            # Those behind this step are of a course that the run has left, by going back to an older checkpoint.
+            left = [number for number in numbers if number > step]
+            for number in left + [number for number in numbers if number <= step][self.keep :]:
+                self._path(number).unlink(missing_ok=True)
+            for torn in self.folder.glob(".step-*.tmp"):  # where not even removing it was possible
+                torn.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"could not make the folder {self.folder}: {error.strerror or error}") from None
-        write_checkpoint(numbered, checkpoint)
-        self._link(numbered, self.folder / "last.safetensors")
-        numbers = self._numbered()
-        # Those behind this step are of a course that the run has left, by going back to an older checkpoint.
-        left = [number for number in numbers if number > step]
-        for number in left + [number for number in numbers if number <= step][self.keep :]:
-            self._path(number).unlink(missing_ok=True)
+            raise CheckpointError(f"could not write the checkpoint {numbered}: {error.strerror or error}") from None
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Writes best.safetensors."""
@@ -211,8 +260,9 @@ class CheckpointFolder:
         """Whether there is any checkpoint, valid or not."""
         return any(True for _ in self._candidates())
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The valid checkpoint with most steps, None where there is none, and what was wrong with newer ones."""
+    def newest(self, limit: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The valid checkpoint with most steps, up to `limit` where one is given, None where there is none; and what
+        was wrong with newer ones."""
         problems: list[str] = []
         best: Checkpoint | None = None
         for path in self._candidates():
@@ -221,7 +271,10 @@ class CheckpointFolder:
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
-            if best is None or found.document.get("step", 0) > best.document.get("step", 0):
+            step = found.document.get("step", 0)
+            if limit is not None and step > limit:
+                continue
+            if best is None or step > best.document.get("step", 0):
                 best = found
             if path.name != "last.safetensors":
                 break

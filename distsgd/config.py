@@ -21,8 +21,8 @@ from distsgd.schedules import has_horizon
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
-    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "stall_timeout",
-    "stall_stacks",
+    "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "on_non_finite",
+    "check_replicas", "stall_timeout", "stall_stacks",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
@@ -195,9 +195,13 @@ class TrainConfig:
     init_from: str | None = None
     """A run folder or checkpoint whose parameters training starts from."""
     checkpoint_every: str = "1epoch"
-    """Steps, seconds as in 30s, or epochs as in 1epoch (at most once in 10 seconds)."""
+    """Steps, seconds as in 30s, or epochs as in 1epoch (at most once in 10 seconds); written in the background."""
     keep: int = 3
     """How many numbered checkpoints stay."""
+    on_non_finite: str = "stop"
+    """When loss or gradient are NaN or infinite: stop; skip the minibatch; or rollback to a checkpoint, and skip it."""
+    check_replicas: int = 1000
+    """Compare the ranks' copies of the parameters every so many steps; 0: never."""
     log_every: int | None = None
     """Also record the training loss every so many steps."""
     device: str = "auto"

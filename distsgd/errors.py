@@ -39,6 +39,10 @@ class RunFolderError(DistsgdError):
     exit_status = 2
 
 
+class OutputError(DistsgdError):
+    """A file of a run that was begun can no longer be written."""
+
+
 class LauncherError(DistsgdError):
     """The MPI launcher and the MPI library don't fit together."""
 
@@ -46,7 +50,11 @@ class LauncherError(DistsgdError):
 
 
 class NonFiniteError(DistsgdError):
-    """The loss became NaN or infinite."""
+    """Loss, gradient or parameters became NaN or infinite."""
+
+
+class ReplicaError(DistsgdError):
+    """Ranks that should hold the same numbers don't."""
 
 
 class LaneError(DistsgdError):

@@ -13,7 +13,7 @@ from distsgd.build import build_trainer, confusion_matrix
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig, to_toml
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError, RunFolderError
+from distsgd.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, LaneError, RunFolderError
 from distsgd.metrics import Metric
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
@@ -44,6 +44,8 @@ class Leg:
 
     def begin(self, communicator: Communicator) -> Trainer:
         """The trainer, where the leg starts. Collective."""
+        if self.config.on_non_finite == "rollback" and self.folder is None:
+            raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
         trainer = build_trainer(
             communicator,
             self.config,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from distsgd.errors import ConfigurationError
 from distsgd.losses import LOSSES
+from distsgd.non_finite import POLICIES
 
 CHOICES = {
     "expand": ("none", "shifts"),
@@ -20,11 +21,12 @@ CHOICES = {
     "early_stopping": ("epochs", "patience"),
     "communication": ("auto", "shared", "mpi"),
     "loss": ("auto", *LOSSES),
+    "on_non_finite": POLICIES,
 }
 AT_LEAST = {
     "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
     "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
-    "weight_decay": 0, "l1": 0, "l2": 0,
+    "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0,
 }  # fmt: skip
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 

@@ -57,6 +57,7 @@ def _summary(
         "best_epoch": progress.best["epoch"] if progress.best else None,
         "best_step": progress.best["step"] if progress.best else None,
         "target_reached": trainer.reached_target,
+        "left_out": sorted(progress.left_out),
         "logical_ranks": trainer.step.exchange.partition.lanes,
         "parameters": trainer.step.layout.size,
         "parameters_sha256": parameters_sha256(trainer.step.exchange.params, trainer.step.running.flat),

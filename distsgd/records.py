@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.checkpoint import CheckpointFolder, write_atomically
-from distsgd.errors import RunFolderError
+from distsgd.checkpoint import CheckpointFolder, make_folder, write_atomically
+from distsgd.errors import OutputError, RunFolderError
 
 
 def finite(value: Any) -> Any:
@@ -28,18 +28,21 @@ def finite(value: Any) -> Any:
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run. Records may be added by one thread while another syncs them."""
 
     def __init__(self, path: Path, keep: int = 3) -> None:
         self.path = path
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep)
         self._locked: int | None = None
         self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
+        self._config = ""
+        self._unwritten, self._one_at_a_time = b"", threading.Lock()
 
     def create(self, config_toml: str) -> None:
         """Makes the folder and writes config.toml; removes a summary, for the run isn't done any more."""
+        self._config = config_toml
         try:
-            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.checkpoints.folder)
             self._lock()
             for left in (*self.path.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):
                 left.unlink(missing_ok=True)  # of a process that was killed while it wrote
@@ -49,6 +52,12 @@ class RunFolder:
             raise RunFolderError(
                 f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
             ) from None
+
+    def make_again(self) -> None:
+        """Makes the folder anew where somebody has removed it under the run. Raises RunFolderError."""
+        if not self.path.exists():
+            self.unlock()  # the old folder's lock keeps nobody out of the new one
+            self.create(self._config)
 
     def _lock(self) -> None:
         """Keeps other processes out until `unlock`, or until this one ends; where the file system can lock at all."""
@@ -79,15 +88,6 @@ class RunFolder:
         """Whether a path is this folder, or inside it."""
         return path.resolve().is_relative_to(self.path.resolve())
 
-    def sync_metrics(self) -> None:
-        """Makes the records so far last through a power cut, as a checkpoint behind them does."""
-        with suppress(OSError):
-            descriptor = os.open(self.metrics, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
     def aside(self) -> Path:
         """NAME.1, NAME.2, …: the first that is free."""
         number = 1
@@ -107,6 +107,8 @@ class RunFolder:
 
     def cut_metrics(self, step: int) -> None:
         """Drops the records behind `step`, and a last line that was cut short."""
+        with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
+            self._write_metrics()
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
         try:
             write_atomically(self.metrics, "".join(kept).encode())
@@ -127,29 +129,56 @@ class RunFolder:
         return records
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
-        """Appends one record, in one write."""
-        line = json.dumps(finite(record), allow_nan=False) + "\n"
+        """Appends one record. Raises OutputError where it can't be written now: it is kept, and goes before the next.
+
+        A part of a line that found no room any more is completed later, too.
+        """
+        with self._one_at_a_time:
+            self._unwritten += (json.dumps(finite(record), allow_nan=False) + "\n").encode()
+            self._write_metrics()
+
+    def sync_metrics(self) -> None:
+        """Makes the records so far last through a power cut, as a checkpoint behind them does. Raises OutputError."""
+        with self._one_at_a_time:
+            self._write_metrics()
+        try:
+            descriptor = os.open(self.metrics, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return  # there is none yet
+        except OSError as error:
+            raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
+
+    def _write_metrics(self) -> None:
+        if not self._unwritten:
+            return
         try:
             descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
-                if os.write(descriptor, line.encode()) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                while self._unwritten:
+                    self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
+            raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json: the proof that a leg came to its end."""
+        """Writes summary.json: the proof that a leg came to its end. Raises OutputError."""
         text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
         try:
             write_atomically(self.summary, text.encode())
         except OSError as error:
-            raise RunFolderError(f"could not write {self.summary}: {error.strerror or error}") from None
+            raise OutputError(
+                f"could not write {self.summary}: {error.strerror or error}; the checkpoints are complete: put this "
+                "right, and the same command finishes the run"
+            ) from None
 
     def write_failure(self, message: str, step: int) -> None:
         """Writes a summary of a leg that failed, as far as the folder can be written at all."""
-        with suppress(RunFolderError):
+        with suppress(OutputError):
             self.write_summary({"status": "failed", "steps": step, "error": message})
 
     def read_summary(self) -> dict[str, Any] | None:

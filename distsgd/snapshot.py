@@ -13,25 +13,30 @@ from distsgd.checkpoint import Checkpoint, read_checkpoint
 from distsgd.communication import Communicator
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule
-from distsgd.errors import CheckpointError, NonFiniteError
+from distsgd.errors import CheckpointError
 from distsgd.layout import Layout
+from distsgd.non_finite import PARAMETERS, NonFinite
 from distsgd.step import TrainingStep
 
 _TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
+_NOT_FACTS = (*_TOLD, "updates", "left_out", "rule", "format", "sha256")
 
 
 @dataclass
 class Progress:
     """Where a run stands between two steps.
 
+    updates           made in these steps, which is what Adam counts: a minibatch that was left out made none
     loss_sum, count   of the current epoch so far
     train_loss        of the last record
     best              the record of the best validation; best_params and best_running are on rank 0 alone
     scores            the numbers of the last validation's record, which a target is compared with
+    left_out          minibatches that are not to be used, and why, by their step from 1
     facts             what the checkpoint says besides: the configuration, this CPU's probe
     """
 
     step: int = 0
+    updates: int = 0
     loss_sum: float = 0.0
     count: int = 0
     train_loss: float | None = None
@@ -39,6 +44,7 @@ class Progress:
     best_params: Array | None = None
     best_running: Array | None = None
     scores: dict[str, float] | None = None
+    left_out: dict[int, NonFinite] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,10 +55,8 @@ def take(
     running = running_layout(step)
     params = step.exchange.params.copy()
     if not np.isfinite(params).all():
-        raise NonFiniteError(
-            f"the parameters are no longer finite after step {progress.step}; a smaller learning rate or clip_norm may "
-            "help; the last checkpoint stays as it was"
-        )
+        more = "a smaller learning rate or clip_norm may help; the last checkpoint stays as it was"
+        raise NonFinite(progress.step, PARAMETERS).error(more)
     state = step.running.flat.copy()
     arrays = {
         **_named("parameters", step.layout, params),
@@ -63,11 +67,13 @@ def take(
     document = {
         **progress.facts,
         "step": progress.step,
+        "updates": progress.updates,
         "loss_sum": progress.loss_sum,
         "count": progress.count,
         "train_loss": progress.train_loss,
         "best": progress.best,
         "scores": progress.scores,
+        "left_out": [found.record() for found in progress.left_out.values()],
         "rule": None if rule is None else rule.state(),
     }
     if progress.best_params is None or progress.best_running is None:
@@ -96,7 +102,7 @@ def restore(
         nonlocal slots, progress
         assert checkpoint is not None
         slots, progress = _read(step, rule, checkpoint)
-        return {key: getattr(progress, key) for key in (*_TOLD, "facts")}
+        return {key: getattr(progress, key) for key in (*_TOLD, "updates", "left_out", "facts")}
 
     told = communicator.on_root(read)
     if not communicator.is_root:
@@ -123,7 +129,9 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
         progress = Progress(**{key: document[key] for key in _TOLD})
     except KeyError as error:
         raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
-    progress.facts = {key: value for key, value in document.items() if key not in (*_TOLD, "rule", "format", "sha256")}
+    progress.updates = document.get("updates", progress.step)
+    progress.left_out = {record["step"]: NonFinite.of(record) for record in document.get("left_out", ())}
+    progress.facts = {key: value for key, value in document.items() if key not in _NOT_FACTS}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:
         progress.best_params = np.empty_like(step.exchange.params)

@@ -11,9 +11,10 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError, NonFiniteError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
+from distsgd.non_finite import GRADIENT, NAMED, UPDATE, NonFinite, all_finite
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization
@@ -34,22 +35,18 @@ class Flag(IntFlag):
     NON_FINITE = 8
 
 
-def non_finite(step: int) -> NonFiniteError:
-    """The error for a gradient that wasn't finite in update number `step`, from 1, though the loss was."""
-    return NonFiniteError(
-        f"the gradient is not finite at step {step}, though the loss is; a smaller learning rate may help, "
-        "or check the gradient with --check-gradient"
-    )
-
-
 @dataclass(frozen=True)
 class StepResult:
-    """What every rank knows after a step."""
+    """What every rank knows after a step.
+
+    problem   why there was no update: of this minibatch, or of the one before, whose update came out wrong
+    """
 
     loss_sum: float
     count: int
     flags: Flag
     gradient_norm: float | None
+    problem: NonFinite | None = None
 
 
 class _LaneBuffers:
@@ -62,7 +59,12 @@ class _LaneBuffers:
 
 @dataclass
 class TrainingStep:
-    """Computes, reduces and updates. Owns scratch memory; the exchange owns parameters, state and rows."""
+    """Computes, reduces and updates. Owns scratch memory; the exchange owns parameters, state and rows.
+
+    guarded   look at each lane's gradient before the update, so that a minibatch can be left out by all ranks, and at
+              the updated parameters. Without, a gradient that isn't finite is found by the ranks whose elements it
+              spoils, in an update that others make.
+    """
 
     objective: Objective
     optimizer: Optimizer
@@ -73,7 +75,9 @@ class TrainingStep:
     layout: Layout
     running: Views
     clip_norm: float | None = None
+    guarded: bool = False
     _error: Exception | None = field(default=None, init=False)
+    _previous: tuple[Array, tuple[int, ...]] = field(default=(np.empty(0, np.int64), ()), init=False)
 
     def __post_init__(self) -> None:
         exchange = self.exchange
@@ -87,7 +91,7 @@ class TrainingStep:
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
         self._buffers = [self._lane_buffers(worker) for worker in range(self.workers.count)]
         self._update = SliceUpdate(
-            self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm
+            self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm, self.guarded
         )
         self._rooms = [np.empty((0, 0), exchange.params.dtype)] * self.workers.count
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
@@ -103,35 +107,53 @@ class TrainingStep:
         return buffers
 
     def run(
-        self, step: int, epoch: int, indices: Array, learning_rate: float, flags: Flag, want_norm: bool = False
+        self,
+        step: int,
+        epoch: int,
+        indices: Array,
+        learning_rate: float,
+        flags: Flag,
+        want_norm: bool = False,
+        *,
+        updates: int,
+        leave_out: NonFinite | None = None,
     ) -> StepResult:
-        """Makes update number `step` (from 0) on the minibatch `indices`; raises on all ranks what any rank raises."""
-        exchange, rank = self.exchange, self.exchange.communicator.rank
+        """Makes step number `step` (from 0) on the minibatch `indices`; raises on all ranks what any rank raises.
+
+        updates    made before this step: `step`, without those whose minibatch was left out
+        leave_out  why this minibatch, too, is to be left out; the exchange takes place as ever
+        """
+        exchange = self.exchange
         bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
         exchange.records[:] = 0.0
         self._error = None
-        self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
+        if leave_out is None:
+            self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
         if self._error is not None:
             flags |= Flag.FAILED
         if not self._update.finite:
             flags |= Flag.NON_FINITE
         exchange.flags[0] = flags
-        if rank == 0:
-            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, step + 1)
+        if exchange.communicator.rank == 0:
+            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, updates + 1)
         all_flags, records = exchange.gather(bounds)
         bits = 0
         for value in all_flags[:, 0].tolist():
             bits |= int(value)
         said = Flag(bits)
-        if said & Flag.FAILED:
-            self._raise_first_error()
         if said & Flag.NON_FINITE:
-            raise non_finite(step)
-        loss_sum, count = self._totals(records, step, indices, bounds)
+            leave_out = self.wrong_update(step)
+        elif said & Flag.FAILED:
+            self._raise_first_error()
+        loss_sum, count, problem = (0.0, 0, leave_out) if leave_out else self._totals(records, step, indices, bounds)
+        if problem is not None:
+            exchange.publish()  # or a rank would overwrite what another one still reads
+            return StepResult(0.0, 0, said, None, problem)
         scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
         norm = self._update.run(bounds, count, scalars, want_norm)
         exchange.publish()
         self._update_running(records, bounds)
+        self._previous = (indices, bounds)
         return StepResult(loss_sum, count, said, norm)
 
     def _compute(self, worker: int, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]) -> None:
@@ -173,6 +195,8 @@ class TrainingStep:
         )
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
         self.exchange.records[own, :2] = loss_sum, count
+        if self.guarded and not (all_finite(to.flats[plan.target]) and all_finite(self.exchange.records[own, 2:])):
+            self.exchange.records[own, 1] = math.nan  # tells all ranks, in the exchange that takes place anyway
         for into, other in plan.additions:
             np.add(to.flats[into], to.flats[other], out=to.flats[into])
 
@@ -181,26 +205,46 @@ class TrainingStep:
         """Whether the gradient of this rank's elements was finite in every update so far."""
         return self._update.finite
 
+    def wrong_update(self, step: int) -> NonFinite:
+        """What was wrong with the last update, number `step` (from 1), where any rank isn't `finite`. Collective."""
+        if self.guarded:  # no lane was; what a rank sees of sums depends on the number of ranks
+            return NonFinite(step, UPDATE)
+        told = self.exchange.communicator.allgather_object(self._update.suspects)
+        lanes = min(set[Span]().union(*told), default=None)
+        return self._found(step, UPDATE if lanes is None else GRADIENT, lanes, *self._previous)
+
+    def forget(self) -> None:
+        """The parameters and the state are other ones now, and finite."""
+        self._update.finite = True
+        self._update.suspects.clear()
+
+    def _found(self, step: int, what: str, lanes: Span | None, indices: Array, bounds: tuple[int, ...]) -> NonFinite:
+        if lanes is None:
+            return NonFinite(step, what)
+        rows = self.feeder.examples.rows(indices[bounds[lanes[0]] : bounds[lanes[1]]])
+        return NonFinite(step, what, lanes, tuple(rows[:NAMED].tolist()))
+
     def _raise_first_error(self) -> None:
         for error in self.exchange.communicator.allgather_object(self._error):
             if error is not None:
                 raise error
 
-    def _totals(self, records: Array, step: int, indices: Array, bounds: tuple[int, ...]) -> tuple[float, int]:
+    def _totals(
+        self, records: Array, step: int, indices: Array, bounds: tuple[int, ...]
+    ) -> tuple[float, int, NonFinite | None]:
+        """(sum of the losses, examples, what isn't finite)."""
         loss_sum, count = 0.0, 0
         for lane, record in enumerate(records):
             if not math.isfinite(record[0]):
-                rows = self.feeder.examples.rows(indices[bounds[lane] : bounds[lane + 1]])
-                named = ", ".join(str(row) for row in rows[:8])
-                raise NonFiniteError(
-                    f"the loss is {record[0]} at step {step + 1}, lane {lane} (examples {named} …); a smaller "
-                    "learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"
-                )
+                what = f"the loss is {record[0]}"
+                return 0.0, 0, self._found(step + 1, what, (lane, lane + 1), indices, bounds)
+            if math.isnan(record[1]):
+                return 0.0, 0, self._found(step + 1, GRADIENT, (lane, lane + 1), indices, bounds)
             loss_sum += float(record[0])
             count += int(record[1])
         if count < 1:
             raise DistsgdError(f"the loss function counted {count} examples at step {step + 1}; it must count them all")
-        return loss_sum, count
+        return loss_sum, count, None
 
     def _update_running(self, records: Array, bounds: tuple[int, ...]) -> None:
         if not len(self.running):

@@ -6,26 +6,32 @@ after the same step.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from distsgd.background import PATIENCE
 from distsgd.board import Phase
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule, reaches
-from distsgd.errors import DistsgdError, users_code
+from distsgd.hooks import Hooks
 from distsgd.metrics import Value
+from distsgd.non_finite import NonFinite, goes_back
 from distsgd.option_values import Every
+from distsgd.output import say
+from distsgd.replicas import compare_replicas
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take
-from distsgd.step import Flag, StepResult, TrainingStep, non_finite
+from distsgd.step import Flag, StepResult, TrainingStep
 from distsgd.validation import Evaluator
 
 Status = Literal["completed", "early_stopped", "stopped"]
@@ -76,14 +82,16 @@ class Trainer:
     test: Evaluator | None = None
     train: Evaluator | None = None
     test_at_best: bool = True
+    on_non_finite: str = "stop"
+    check_replicas: int = 0
     callbacks: Sequence[Callback] = ()
     notes: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
     _stop_asked: bool = field(default=False, init=False)
-    _hook_error: DistsgdError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self._hooks = Hooks(self.communicator, self.callbacks, lambda: self.progress.step)
         self.began = time.monotonic()
         self._last_checkpoint = self.began
         self._training_seconds, self._training_examples = 0.0, 0
@@ -115,15 +123,18 @@ class Trainer:
 
     def fit(self) -> Status:
         """Runs this leg. Collective."""
-        self._on_root(lambda callback: callback.on_start(self))
-        status = self._train()
-        self._raise_hook_error()
-        if status != "stopped" and self.validation is not None and self.progress.best is None:
-            # Without any regular validation this one says something of what is handed over. It stays out of the
-            # records, the best and patience: a run that goes on later must not differ from one that never stopped.
-            self.last_scores = self._score("validation", self.validation)
-        self.checkpoint(final=True)
-        return status
+        self._hooks.call_together(lambda callback: callback.on_start(self))
+        if self.on_non_finite == "rollback":
+            self.checkpoint()  # there has to be one to go back to
+        while True:
+            status = self._train()
+            self._hooks.raise_error()
+            if status != "stopped" and self.validation is not None and self.progress.best is None:
+                # Without any regular validation this one says something of what is handed over. It stays out of the
+                # records, the best and patience: a run that goes on later must not differ from one that never stopped.
+                self.last_scores = self._score("validation", self.validation)
+            if self.checkpoint(final=True):
+                return status
 
     def _train(self) -> Status:
         last = self.limits.steps(self.sampler.steps_per_epoch)
@@ -136,17 +147,24 @@ class Trainer:
             if self.progress.step >= last:
                 return "completed"
             result = self._one_step()
+            if result is None:
+                decision = self._decide(None)
+                continue
             if result.flags & Flag.FAILED:
-                self._raise_hook_error()
-            if self._record_due() is not None:
+                self._hooks.raise_error()
+            if self.check_replicas and self.progress.step % self.check_replicas == 0:
+                compare_replicas(self.step, self.progress, self.learning_rate)
+            if self._record_due() is not None or result.problem is not None:
                 decision = self._record(result)
-            if result.flags & Flag.CHECKPOINT:
-                self.checkpoint()
+            if result.flags & Flag.CHECKPOINT and not self.checkpoint():
+                decision = self._decide(None)
+                continue
             if result.flags & Flag.STOP and self.progress.step < last and not self.reached_target:
                 early = decision is not None and self.progress.step >= decision
                 return "early_stopped" if early else "stopped"
 
-    def _one_step(self) -> StepResult:
+    def _one_step(self) -> StepResult | None:
+        """One step; None where the run has gone back instead."""
         progress, began = self.progress, time.monotonic()
         self.communicator.at(Phase.STEP, progress.step + 1)
         self.learning_rate = self.schedule.learning_rate(
@@ -162,24 +180,60 @@ class Trainer:
             self.learning_rate,
             self._flags(progress.step + 1),
             want_norm=self._record_due(progress.step + 1) is not None,
+            updates=progress.updates,
+            leave_out=progress.left_out.get(progress.step + 1),
         )
+        if result.problem is not None and self._goes_back(result.problem):
+            return None
         progress.step += 1
+        progress.updates += result.problem is None
         progress.loss_sum += result.loss_sum
         progress.count += result.count
         self._training_seconds += time.monotonic() - began
         self._training_examples += result.count
+        loss = result.loss_sum / result.count if result.count else math.nan
         if self.communicator.is_root:
             self.communicator.at(Phase.CALLBACK, progress.step)
-            try:
-                self._call(lambda hooks: hooks.on_step(progress.step, result.loss_sum / result.count, result.count))
-            except DistsgdError as error:
-                self._hook_error = error  # the other ranks don't wait here: they are told with the next step
+        self._hooks.attempt(
+            lambda: self._hooks.call(lambda callback: callback.on_step(progress.step, loss, result.count))
+        )
         return result
+
+    def _goes_back(self, found: NonFinite) -> bool:
+        """Acts on numbers that aren't finite: raises, leaves the minibatch out, or goes back first. Collective."""
+        progress = self.progress
+        if found.step in progress.left_out:
+            return False
+        back = goes_back(self.on_non_finite, found, progress.left_out, progress.step)
+        left_out = {**progress.left_out, found.step: found}
+        if back:
+            self._go_back(found)
+        self.progress.left_out = left_out
+        if self.communicator.is_root:
+            where = f"going back to step {self.progress.step}, and " if back else ""
+            say(f"warning: {found}; {where}its minibatch is left out", sys.stderr)
+        return back
+
+    def _go_back(self, found: NonFinite) -> None:
+        facts, checkpoints = self.progress.facts, []
+        self.communicator.at(Phase.CHECKPOINT, self.progress.step)
+
+        def find() -> None:
+            checkpoint = self._hooks.newest_checkpoint()
+            if checkpoint is None:
+                raise found.error("there is no checkpoint to go back to")
+            checkpoints.append(checkpoint)
+
+        self.communicator.on_root(find)
+        self.restore(checkpoints[0] if checkpoints else None)
+        self.step.forget()
+        self.progress.facts, self.last_scores = facts, {}
+        self._hooks.call_together(lambda callback: callback.on_rollback(self.progress.step))
 
     def _flags(self, step: int) -> Flag:
         """What this rank says with step number `step`, counted from 1."""
         flags = Flag.STOP if self._stop_asked else Flag(0)
-        if self._hook_error is not None:
+        if self._hooks.error is not None:
             flags |= Flag.FAILED
         if self.communicator.is_root:
             now = time.monotonic()
@@ -194,7 +248,7 @@ class Trainer:
         if every is None:
             return False
         if every.unit == "seconds":
-            return seconds >= every.amount
+            return seconds >= every.amount and self._hooks.has_room(patience=0.0)
         if every.unit == "steps":
             return step % int(every.amount) == 0
         ends_epochs = step % (int(every.amount) * self.sampler.steps_per_epoch) == 0
@@ -214,7 +268,7 @@ class Trainer:
         progress = self.progress
         self.communicator.at(Phase.VALIDATION, progress.step)
         penalty = self.penalty()
-        progress.train_loss = progress.loss_sum / progress.count + penalty
+        progress.train_loss = progress.loss_sum / progress.count + penalty if progress.count else None
         record: dict[str, Any] = {
             "step": progress.step,
             "epoch": self.epoch,
@@ -224,8 +278,10 @@ class Trainer:
         }
         if penalty:
             record["penalty"] = penalty
+        if result.problem is not None:
+            record["left_out"] = result.problem.record()
         due = self._record_due()
-        if self.train is not None and due != "log":
+        if self.train is not None and due in ("validation", "epoch"):
             record.update(self._score("train_full", self.train))
         if due == "validation" and self.validation is not None:
             self.last_scores = self._score("validation", self.validation)
@@ -234,7 +290,7 @@ class Trainer:
         else:
             decision = self._decide(None)
         record["run"] = self._speed()
-        self._on_root(lambda callback: callback.on_record(record))
+        self._hooks.call_together(lambda callback: callback.on_record(record))
         return decision
 
     def _score(self, prefix: str, evaluator: Evaluator) -> dict[str, Value]:
@@ -290,20 +346,31 @@ class Trainer:
         """The L1 and L2 terms of the parameters in place."""
         return self.step.regularization.loss(self.step.exchange.params, self._segments, BLOCK)
 
-    def checkpoint(self, final: bool = False) -> None:
-        """Saves the run as it is. Collective."""
+    def checkpoint(self, final: bool = False) -> bool:
+        """Saves the run as it is; False where it has to go back instead, for the last update was wrong. Collective.
+
+        The ranks have made their update, and can't make the next one before rank 0 takes part in it: what rank 0
+        copies here holds still, while the others are at their next gradients already. The final one is written when
+        this returns, others in the background.
+        """
         self._last_checkpoint = time.monotonic()
         self.communicator.at(Phase.CHECKPOINT, self.progress.step)
-        if not all(self.communicator.allgather_object(self.step.finite)):
-            raise non_finite(self.progress.step)
-        slots = self.step.exchange.gather_slots()
+        room = final or not self.communicator.is_root or self._hooks.has_room(PATIENCE)
+        said = self.communicator.allgather_object((self.step.finite, room))
+        if not all(finite for finite, _ in said) and self._goes_back(self.step.wrong_update(self.progress.step)):
+            return False
+        slots = self.step.exchange.gather_slots() if said[0][1] else None
 
         def save() -> None:
             if slots is not None and self.callbacks:
                 whole, best = take(self.step, self.progress, self.rule, slots)
-                self._call(lambda hooks: hooks.on_checkpoint(whole, best, self.progress.step, final))
+                self._hooks.call(lambda callback: callback.on_checkpoint(whole, best, self.progress.step, final))
 
-        self.communicator.on_root(save)
+        if final:
+            self.communicator.on_root(save)
+        else:
+            self._hooks.attempt(save)
+        return True
 
     def restore(self, checkpoint: Any) -> None:
         """Goes on from rank 0's checkpoint (None elsewhere). Collective."""
@@ -326,20 +393,4 @@ class Trainer:
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Tells the callbacks that the leg is over."""
-        self._on_root(lambda callback: callback.on_end(summary))
-
-    def _on_root(self, hook: Callable[[Callback], object]) -> None:
-        self.communicator.on_root(lambda: self._call(hook))
-
-    def _call(self, hook: Callable[[Callback], object]) -> None:
-        """Calls a hook of each callback; what goes wrong in one becomes an error that all ranks can be told."""
-        with users_code(f"a callback failed at step {self.progress.step}"):
-            for callback in self.callbacks:
-                hook(callback)
-
-    def _raise_hook_error(self) -> None:
-        def tell() -> None:
-            if self._hook_error is not None:
-                raise self._hook_error
-
-        self.communicator.on_root(tell)
+        self._hooks.call_together(lambda callback: callback.on_end(summary))

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from distsgd.communication.exchange import BLOCK, STRETCH, Exchange, stretches
-from distsgd.communication.tree import TreeSum, part, scratch_levels
+from distsgd.communication.tree import Span, TreeSum, part, scratch_levels
 from distsgd.device import Array
 from distsgd.layout import Layout
+from distsgd.non_finite import all_finite
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization, Segment
 from distsgd.workers import Workers
@@ -54,7 +55,12 @@ class _Stretch:
 
 
 class SliceUpdate:
-    """Updates this rank's elements; its workers share them."""
+    """Updates this rank's elements; its workers share them.
+
+    finite    whether all gradients were finite in every update so far, on this rank's elements; where `guarded`, the
+              updated parameters, too
+    suspects  nodes of the tree whose sums weren't finite when that was first seen
+    """
 
     def __init__(
         self,
@@ -64,10 +70,12 @@ class SliceUpdate:
         workers: Workers,
         layout: Layout,
         clip_norm: float | None,
+        guarded: bool = False,
     ) -> None:
         self.optimizer, self.regularization, self.exchange, self.workers = optimizer, regularization, exchange, workers
-        self.clip_norm = clip_norm
+        self.clip_norm, self.guarded = clip_norm, guarded
         self.finite = True
+        self.suspects: set[Span] = set()
         self._norms = np.zeros(exchange.partition.blocks)
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
@@ -144,9 +152,9 @@ class SliceUpdate:
                 piece.total[:] = 0.0
             elif piece.penalized:
                 self.regularization.add_gradient(piece.params, piece.total)
-        # A sum of squares is finite where all numbers are, unless they are huge, and costs less than a look at each.
-        if not (math.isfinite(np.dot(total, total)) or np.isfinite(total).all()):
+        if not all_finite(total):
             self.finite = False
+            self.suspects |= self.exchange.not_finite(bounds, stretch.span)
         if self._measure_norm:
             for start in range(0, total.size, BLOCK):
                 squares = np.square(total[start : start + BLOCK], dtype=np.float64)
@@ -160,6 +168,8 @@ class SliceUpdate:
             if not piece.frozen:
                 decay = weight_decay if piece.penalized else 0.0
                 update(piece.params, piece.total, piece.slots, scalars, decay, stretch.spare)
+        if self.guarded and not all_finite(self.exchange.params[stretch.span]):
+            self.finite = False
 
     def _norm(self) -> float:
         """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
 from benchmarks.workloads import synthetic, workload
@@ -22,10 +23,21 @@ class Clock(distsgd.Callback):
         self.seconds = seconds
         self.warm_steps = self.steps = self.examples = 0
         self.result: dict[str, float] = {}
+        self.stops: list[float] = []
 
     def on_start(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.began = time.perf_counter()
+        checkpoint = trainer.checkpoint
+
+        def timed(final: bool = False) -> bool:
+            began = time.perf_counter()
+            saved = checkpoint(final)
+            if not (final or self.result):
+                self.stops.append(time.perf_counter() - began)
+            return saved
+
+        trainer.checkpoint = timed  # type: ignore[method-assign]
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         now = time.perf_counter()
@@ -43,6 +55,18 @@ class Clock(distsgd.Callback):
             self.trainer.stop()
 
 
+def saving() -> dict[str, Any]:
+    """Options of a run that leaves checkpoints, where such a run is wanted."""
+    if "out" not in wanted:
+        return {}
+    return {
+        "out": wanted["out"],
+        "checkpoint_every": wanted.get("checkpoint_every", "1000000000"),
+        "keep": 2,
+        "on_non_finite": wanted.get("on_non_finite", "stop"),
+    }
+
+
 def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
     clock = Clock(wanted["seconds"])
@@ -56,6 +80,7 @@ def main() -> None:
         validation_fraction=0.0,
         epochs=1_000_000,
         callbacks=[clock],
+        **saving(),
     )
     if clock.result:  # rank 0
         step = clock.trainer.step
@@ -63,6 +88,9 @@ def main() -> None:
             "blas": runtime.blas_description(),
             "threads": step.workers.count,
             "exchange": type(step.exchange).__name__,
+            "state_bytes": step.exchange.params.nbytes * (1 + len(step.optimizer.slots)),
+            "checkpoints": len(clock.stops),
+            "stopped_seconds": clock.stops,
         }
         tell({**clock.result, "facts": facts})
 

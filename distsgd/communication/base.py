@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, users_code
 
@@ -65,6 +67,12 @@ class Communicator(Watched, ABC):
     @abstractmethod
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         """`flat` is cut in rank order into `counts` elements; fills in place what the other ranks own."""
+
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        """Fills rank 0's `whole` (None elsewhere) with all ranks' parts, of so many elements each, in rank order."""
+        parts = self.gather_object(part)
+        if parts is not None:
+            np.concatenate(parts, out=whole)
 
     @abstractmethod
     def barrier(self) -> None:

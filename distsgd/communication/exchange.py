@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -100,6 +101,9 @@ class Exchange(ABC):
     flags: Array
     records: Array
 
+    replicated: ClassVar[bool] = True
+    """Whether each rank has parameters of its own."""
+
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         self.communicator, self.plan, self.partition = communicator, plan, plan.partition
         self.owned = self.partition.elements_of(communicator.rank)
@@ -124,8 +128,23 @@ class Exchange(ABC):
         """
 
     @abstractmethod
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        """(what is added on the elements that this rank owns, by node of the tree; the place of its first element)."""
+
     def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
         """How to sum over all lanes on elements that this rank owns; `scratch` as `tree_sum` takes it."""
+        sums, first = self.sums()
+        inside = slice(span.start - first, span.stop - first)
+        total = tree_sum(sums, (0, self.partition.lanes), bounds, inside, scratch)
+        assert total is not None, "a minibatch has at least one example"
+        return total
+
+    def not_finite(self, bounds: tuple[int, ...], span: slice) -> set[Span]:
+        """The nodes whose sums aren't all finite on elements that this rank owns; before the next step begins."""
+        sums, first = self.sums()
+        inside = slice(span.start - first, span.stop - first)
+        used = {node: row[inside] for node, row in sums.items() if bounds[node[0]] < bounds[node[1]]}
+        return {node for node, row in used.items() if not np.isfinite(row).all()}
 
     @abstractmethod
     def publish(self) -> None:
@@ -137,7 +156,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def gather_slots(self) -> list[Array] | None:
-        """The whole optimizer state, one flat array a slot, on rank 0; None elsewhere. Collective."""
+        """A copy of the whole optimizer state, one flat array a slot, on rank 0; None elsewhere. Collective."""
 
     @abstractmethod
     def load_params(self, params: Array | None) -> None:
@@ -164,8 +183,12 @@ class OwnMemory(Exchange):
         return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
 
     def gather_slots(self) -> list[Array] | None:
-        parts = self.communicator.gather_object(self._slots)
-        return None if parts is None else list(np.concatenate(parts, axis=1))
+        found: list[Array] | None = None
+        if self.communicator.is_root:
+            found = [np.empty_like(self.params) for _ in self._slots]
+        for index, own in enumerate(self._slots):
+            self.communicator.gather_slices(own, self.partition.counts(), None if found is None else found[index])
+        return found
 
     def load_params(self, params: Array | None) -> None:
         if params is not None:
@@ -187,8 +210,8 @@ class LocalExchange(OwnMemory):
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         return self.flags[np.newaxis], self.records
 
-    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
-        return total_of(self.rows, self.partition.lanes, bounds, span, scratch)
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self.rows, 0
 
     def publish(self) -> None:
         pass
@@ -248,10 +271,11 @@ class MessageExchange(OwnMemory):
             start += size
         if bounds not in self._sums:
             self._sums[bounds] = self._sums_to_send(bounds)
-        for total, place in self._sums[bounds]:
-            summed = total.compute()
-            if not total.additions:  # a single row, which isn't in its place yet
-                place[:] = summed
+        with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
+            for total, place in self._sums[bounds]:
+                summed = total.compute()
+                if not total.additions:  # a single row, which isn't in its place yet
+                    place[:] = summed
         self.communicator.alltoall(self._send, self._send_counts, self._receive, self._receive_counts)
         return self._read_heads()
 
@@ -267,21 +291,11 @@ class MessageExchange(OwnMemory):
             start += size
         return flags, records
 
-    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
-        inside = slice(span.start - self.owned.start, span.stop - self.owned.start)
-        return total_of(self._received, self.partition.lanes, bounds, inside, scratch)
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self._received, self.owned.start
 
     def publish(self) -> None:
         self.communicator.allgather_slices(self.params, self.partition.counts())
-
-
-def total_of(
-    rows: dict[Span, Array], lanes: int, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]
-) -> TreeSum:
-    """The sum over all lanes; a minibatch has at least one example, so there is one."""
-    total = tree_sum(rows, (0, lanes), bounds, span, scratch)
-    assert total is not None, "a minibatch has at least one example"
-    return total
 
 
 def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:

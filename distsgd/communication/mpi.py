@@ -141,6 +141,12 @@ class MPICommunicator(Communicator):
         self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
         self.goes_on()
 
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        byte, sizes = self._mpi.BYTE, [count * part.itemsize for count in counts]
+        self.waits(_GATHER)
+        self._comm.Gatherv([part, byte], None if whole is None else [whole, sizes, byte], root=0)
+        self.goes_on()
+
     def barrier(self) -> None:
         self.waits(_BARRIER)
         self._comm.Barrier()

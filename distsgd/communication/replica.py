@@ -6,8 +6,6 @@ Nothing is copied and nothing is sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from distsgd.communication.base import Communicator
@@ -17,10 +15,9 @@ from distsgd.communication.exchange import (
     LocalExchange,
     MessageExchange,
     Plan,
-    total_of,
 )
 from distsgd.communication.shared_memory import shared_array
-from distsgd.communication.tree import TreeSum
+from distsgd.communication.tree import Span
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 
@@ -31,6 +28,8 @@ class NotShared(Exception):
 
 class SharedExchange(Exchange):
     """All ranks are on one node. Raises NotShared, on all of them, where memory can't be shared."""
+
+    replicated = False
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
@@ -58,8 +57,8 @@ class SharedExchange(Exchange):
         # Copies: another rank may be through with this step, and at the next one, while this one still reads.
         return self._all_flags.copy(), self._all_records.copy()
 
-    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
-        return total_of(self._all_rows, self.partition.lanes, bounds, span, scratch)
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self._all_rows, 0
 
     def publish(self) -> None:
         self.communicator.barrier()
@@ -69,7 +68,7 @@ class SharedExchange(Exchange):
 
     def gather_slots(self) -> list[Array] | None:
         self.communicator.barrier()
-        return list(self._slots) if self.communicator.is_root else None
+        return [slot.copy() for slot in self._slots] if self.communicator.is_root else None
 
     def load_params(self, params: Array | None) -> None:
         self.communicator.barrier()  # nobody is still reading

@@ -21,7 +21,17 @@ from distsgd.models import MODELS, ModelOptions
 ROOT = Path(__file__).parents[2]
 NOWHERE = "/nowhere/python"
 SMALL = ("--quick", "--workload", "two-layer", "--ranks", "2", "--torch-python", NOWHERE, "--jax-python", NOWHERE)
-NAMES = ("peers", "scaling", "reduction", "startup", "limits", "memory", "time_to_accuracy", "scaling_model")
+NAMES = (
+    "peers",
+    "scaling",
+    "reduction",
+    "startup",
+    "limits",
+    "memory",
+    "time_to_accuracy",
+    "scaling_model",
+    "checkpoints",
+)
 
 
 def has_mpirun() -> bool:

@@ -42,8 +42,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(tmp_path: 
             )  # fmt: skip
         return str(told.value)
 
-    words = f"the gradient is not finite at step {step + 1}, though the loss is"
-    assert [text.split(";")[0] for text in run_on_threads(ranks, run)] == [words] * ranks
+    (text,) = set(run_on_threads(ranks, run))
+    # The lane's gradient is added to that of lane 2 where one rank has both.
+    lanes = "lanes 2 to 3" if ranks == 1 else "lane 3"
+    assert text.startswith(f"the gradient is not finite at step {step + 1}, {lanes} (examples ")
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert saved == [f"step-{number}.safetensors" for number in range(max(1, step - 2), step + 1)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import RunFolderError
+from distsgd.errors import OutputError, RunFolderError
 from distsgd.records import RunFolder, finite
 
 NAN, INF = float("nan"), float("inf")
@@ -122,19 +123,61 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="choose another with --out"):
         RunFolder(tmp_path / "file" / "run").create("")
     missing = RunFolder(tmp_path / "missing")
-    with pytest.raises(RunFolderError, match=r"could not write .*metrics\.jsonl"):
+    with pytest.raises(OutputError, match=r"could not write .*metrics\.jsonl"):
         missing.add_metrics({"step": 1})
     with pytest.raises(RunFolderError, match=r"could not write .*metrics\.jsonl"):
         missing.cut_metrics(1)
-    with pytest.raises(RunFolderError, match=r"could not write .*summary\.json"):
+    with pytest.raises(OutputError, match=r"could not write .*summary\.json.*the same command finishes the run"):
         missing.write_summary({})
 
 
-def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up takes a part of the line, and says so only by the count that write returns."""
-    whole = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:3]))
-    with pytest.raises(RunFolderError, match="No space left"):
-        folder.add_metrics({"step": 1})
-    monkeypatch.undo()
-    assert folder.read_metrics() == []
+class FullDisk:
+    """Takes so many bytes and no more, as a disk does: a part of what it is given, and then an error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        self.room, self.write = room, os.write
+        monkeypatch.setattr(os, "write", self)
+
+    def __call__(self, descriptor: int, data: bytes) -> int:
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        written = self.write(descriptor, data[: self.room])
+        self.room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", range(28))
+def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """What found no room is kept, to the byte, and goes before the next; no record is lost, torn or said twice."""
+    disk = FullDisk(monkeypatch, room)
+    written = room // len('{"step": 1}\n')
+    for step in range(1, written + 1):
+        folder.add_metrics({"step": step})
+    for step in range(written + 1, 4):
+        with pytest.raises(OutputError, match="No space left"):
+            folder.add_metrics({"step": step})
+    assert [record["step"] for record in folder.read_metrics()][:written] == list(range(1, written + 1))
+    with pytest.raises(OutputError, match="No space left"):
+        folder.sync_metrics()
+    disk.room = 1000
+    folder.add_metrics({"step": 4})
+    folder.sync_metrics()
+    assert [record["step"] for record in folder.read_metrics()] == [1, 2, 3, 4]
+    assert len(folder.metrics.read_text().splitlines()) == 4
+
+
+def test_syncing_nothing(folder: RunFolder) -> None:
+    folder.sync_metrics()
+    assert not folder.metrics.exists()
+
+
+def test_a_folder_that_was_removed_is_made_again(folder: RunFolder) -> None:
+    folder.add_metrics({"step": 1})
+    folder.make_again()
+    assert folder.read_metrics() == [{"step": 1}], "it is there"
+    shutil.rmtree(folder.path)
+    folder.make_again()
+    assert (folder.path / "config.toml").read_text() == "seed = 3\n"
+    with pytest.raises(RunFolderError, match="another process is training"):
+        RunFolder(folder.path).create("")
+    folder.unlock()

@@ -186,7 +186,7 @@ def test_loss_that_is_not_finite(value: float, size: int) -> None:
     with pytest.raises(NonFiniteError) as caught:
         train(fail, size=size, validation_fraction=0.2)
     named = ", ".join(map(str, chosen))
-    assert f"the loss is {value} at step 2, lane 2 (examples {named} …)" in str(caught.value)
+    assert f"the loss is {value} at step 2, lane 2 (examples {named});" in str(caught.value)
 
 
 @pytest.mark.parametrize("result", [1.0, None, ("a", 3), (1.0,), (1.0, 2, 3)])

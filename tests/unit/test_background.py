@@ -1,0 +1,205 @@
+"""The writer behind the run's back: one thing at a time, tried again where it fails, and never silently lost."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from distsgd.background import BackgroundWriter, Task
+from distsgd.errors import CheckpointError, LaneError, OutputError
+
+
+class Bench:
+    """A writer with what it said, and tasks that wait for a word, or fail."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.done: list[str] = []
+        self.tries = 0
+        self.writer = BackgroundWriter(self.said.append, first_pause=0.01, longest_pause=0.05)
+
+    def task(self, name: str, before: Callable[[], object] = lambda: None) -> Task:
+        def write() -> None:
+            self.tries += 1
+            before()
+            self.done.append(name)
+
+        return Task(name, write)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.writer.close()
+
+
+def fail(text: str = "No space left") -> None:
+    raise CheckpointError(text)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.001)
+
+
+def test_it_is_written_elsewhere(bench: Bench) -> None:
+    threads: list[str] = []
+    bench.writer.submit(bench.task("a", lambda: threads.append(threading.current_thread().name)))
+    bench.writer.finish()
+    assert threads == ["distsgd-writer"]
+    assert (bench.done, bench.said) == (["a"], [])
+    assert not bench.writer.busy()
+
+
+def test_without_a_task_there_is_no_thread(bench: Bench) -> None:
+    before = threading.active_count()
+    assert not bench.writer.busy(patience=10)
+    bench.writer.finish()
+    assert threading.active_count() == before
+
+
+def test_busy_while_it_writes(bench: Bench) -> None:
+    go_on = threading.Event()
+    bench.writer.submit(bench.task("a", lambda: go_on.wait(10)))
+    assert bench.writer.busy()
+    assert bench.writer.busy(patience=0.01)
+    assert bench.said == ["a is still being written after 0.01 s; others are left out"]
+    began = time.monotonic()
+    assert bench.writer.busy(patience=10), "nobody waits twice for what hangs"
+    assert time.monotonic() - began < 5
+    assert len(bench.said) == 1
+    go_on.set()
+    wait_until(lambda: not bench.writer.busy())
+    assert bench.done == ["a"]
+
+
+def test_waiting_ends_with_the_writing(bench: Bench) -> None:
+    bench.writer.submit(bench.task("a", lambda: time.sleep(0.05)))
+    assert not bench.writer.busy(patience=10)
+    assert bench.done == ["a"]
+    assert bench.said == []
+
+
+def test_tried_again_until_it_works(bench: Bench) -> None:
+    room = threading.Event()
+    bench.writer.submit(bench.task("a", lambda: None if room.is_set() else fail()))
+    wait_until(lambda: bench.tries >= 4)
+    assert not bench.writer.busy(), "what has failed keeps no newer one waiting"
+    assert bench.said == ["No space left; the last good checkpoint stays, and this is tried again"]
+    room.set()
+    wait_until(lambda: bench.done == ["a"])
+    wait_until(lambda: len(bench.said) == 2)
+    assert bench.said[1] == "checkpoints are written again"
+    bench.writer.finish()
+
+
+def test_a_newer_one_takes_its_place(bench: Bench) -> None:
+    bench.writer.submit(bench.task("a", fail))
+    wait_until(lambda: bench.tries >= 2)
+    bench.writer.submit(bench.task("b"))
+    bench.writer.finish()
+    assert bench.done == ["b"]
+
+
+def test_a_newer_one_comes_while_the_old_is_tried(bench: Bench) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def second_try_hangs() -> None:
+        if bench.tries == 1:
+            fail()
+        inside.set()
+        go_on.wait(10)
+
+    bench.writer.submit(bench.task("a", second_try_hangs))
+    assert inside.wait(10)
+    bench.writer.submit(bench.task("b"))
+    go_on.set()
+    bench.writer.finish()
+    assert bench.done == ["a", "b"]
+
+
+def test_finish_tries_a_few_times_more(bench: Bench) -> None:
+    bench.writer.submit(bench.task("a", lambda: fail() if bench.tries < 3 else None))
+    bench.writer.finish()
+    assert bench.done == ["a"]
+
+
+def test_finish_raises_what_stays(bench: Bench) -> None:
+    bench.writer.submit(bench.task("a", fail))
+    with pytest.raises(CheckpointError, match="No space left"):
+        bench.writer.finish()
+    assert 3 <= bench.tries <= 5
+    tries = bench.tries
+    bench.writer.finish()
+    time.sleep(0.1)
+    assert bench.tries == tries, "what was given up is tried no more"
+    bench.writer.submit(bench.task("b"))
+    bench.writer.finish()
+    assert bench.done == ["b"]
+
+
+def test_finish_ends_a_long_pause() -> None:
+    said: list[str] = []
+    writer = BackgroundWriter(said.append, first_pause=60, last_tries=2)
+    tries: list[int] = []
+
+    def write() -> None:
+        tries.append(1)
+        if len(tries) < 2:
+            fail()
+
+    writer.submit(Task("a", write))
+    wait_until(lambda: bool(said))
+    writer.finish()
+    assert len(tries) == 2
+    writer.close()
+
+
+def test_defects_show_their_traceback(bench: Bench) -> None:
+    def defect() -> None:
+        raise ZeroDivisionError("mine")
+
+    bench.writer.submit(bench.task("a", defect))
+    with pytest.raises(LaneError, match=r"(?s)a could not be written:.*Traceback.*ZeroDivisionError: mine"):
+        bench.writer.finish()
+
+
+def test_what_the_system_refuses_is_one_sentence(bench: Bench) -> None:
+    def refuse() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    bench.writer.submit(bench.task("a", refuse))
+    with pytest.raises(OutputError, match=r"^a could not be written: Permission denied$"):
+        bench.writer.finish()
+
+
+def test_close_lets_it_come_to_its_end(bench: Bench) -> None:
+    bench.writer.submit(bench.task("a", lambda: time.sleep(0.05)))
+    bench.writer.close()
+    assert bench.done == ["a"]
+
+
+def test_close_gives_up_what_fails(bench: Bench) -> None:
+    bench.writer.submit(bench.task("a", fail))
+    wait_until(lambda: bench.tries >= 1)
+    bench.writer.close()
+    tries = bench.tries
+    time.sleep(0.1)
+    assert bench.tries == tries
+    assert bench.done == []
+
+
+def test_many_in_a_row(bench: Bench) -> None:
+    """As with a checkpoint every step: none is lost, in order."""
+    for number in range(200):
+        assert not bench.writer.busy(patience=10)
+        bench.writer.submit(bench.task(str(number)))
+    bench.writer.finish()
+    assert bench.done == [str(number) for number in range(200)]

@@ -1,0 +1,124 @@
+"""A rank that holds other numbers than the others is found and named; nothing is compared where there is one of all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd.callbacks import Callback
+from distsgd.communication import Communicator
+from distsgd.communication.exchange import MessageExchange
+from distsgd.communication.threads import run_on_threads
+from distsgd.errors import ReplicaError
+from distsgd.fitting import Result, fit
+from distsgd.random import normal
+from distsgd.step import TrainingStep
+
+X = normal((64, 6), 1, "x").astype(np.float32)
+LABELS = np.arange(64) % 3
+
+
+def train(size: int, hosts: Any = None, **options: Any) -> list[Any]:
+    settings = {"hidden": (5,), "epochs": 4, "batch_size": 8, "check_replicas": 4, "communication": "auto", **options}
+
+    def run(communicator: Communicator) -> Result | str:
+        try:
+            return fit("mlp", (X, LABELS), communicator=communicator, **settings)
+        except ReplicaError as error:
+            return str(error)
+
+    return run_on_threads(size, run, hosts)
+
+
+def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) -> None:
+    """One bit of one parameter, of these ranks' own copies, behind this step."""
+    publish, calls = MessageExchange.publish, dict.fromkeys(wrong, 0)
+
+    def publish_and_err(self: MessageExchange) -> None:
+        publish(self)
+        rank = self.communicator.rank
+        if rank in calls:
+            calls[rank] += 1
+            if calls[rank] == step:
+                self.params.view(np.uint32)[7] ^= 1
+
+    monkeypatch.setattr(MessageExchange, "publish", publish_and_err)
+
+
+@pytest.mark.parametrize("wrong", range(4))
+def test_one_of_four(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
+    corrupt(monkeypatch, (wrong,), 8)
+    hosts = ("a", "b", "c", "d")
+    told = train(4, hosts)
+    assert len(set(told)) == 1, "all ranks leave with the same words"
+    assert told[0] == (
+        f"rank {wrong} on {hosts[wrong]}: parameters after step 8 differ from those of the other 3 ranks; a processor "
+        "or memory may be faulty: leave that host out, and the same command goes on from the last checkpoint"
+    )
+
+
+def test_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can say which of the two is right."""
+    corrupt(monkeypatch, (0,), 4)
+    assert "rank 1 on b: parameters after step 4 differ from those of rank 0 on a;" in train(2, ("a", "b"))[0]
+
+
+def test_two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupt(monkeypatch, (1, 2), 4)
+    told = train(4, ("a", "b", "b", "d"))[0]
+    assert told.startswith(
+        "rank 1 on b and rank 2 on b: parameters after step 4 differ from those of the other 2 ranks"
+    )
+
+
+def test_between_two_looks_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupt(monkeypatch, (1,), 6)
+    results = train(2, ("a", "b"))
+    # Its next gradient was wrong, the same for all; the parameters were published anew.
+    assert all(isinstance(result, Result) for result in results)
+
+
+def test_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupt(monkeypatch, (1,), 4)
+    assert all(isinstance(result, Result) for result in train(2, ("a", "b"), check_replicas=0))
+
+
+@pytest.mark.parametrize("kind", ["shared", "mpi"])
+def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    update = TrainingStep._update_running
+
+    def update_and_err(self: TrainingStep, records: Any, bounds: Any) -> None:
+        update(self, records, bounds)
+        if self.exchange.communicator.rank == 2:
+            self.running.flat[0] += 1
+
+    monkeypatch.setattr(TrainingStep, "_update_running", update_and_err)
+    told = train(3, communication=kind, batch_norm=True)[0]
+    assert ": running statistics after step 4 differ from those of the other 2 ranks" in told
+    assert told.startswith("rank 2 on ")
+
+
+def test_where_a_rank_stands(tmp_path: Path) -> None:
+    """Ranks in shared memory have one set of parameters; a rank that believes itself elsewhere is still found."""
+
+    class Forget(Callback):
+        def on_start(self, trainer: Any) -> None:
+            self.trainer = trainer
+
+        def on_step(self, step: int, loss: float, examples: int) -> None:
+            if step == 7:
+                self.trainer.progress.loss_sum += 1.0
+
+    told = train(3, callbacks=[Forget()])[0]
+    assert told.startswith("rank 0 on ")
+    assert ": place in training after step 8 differ" in told
+
+
+@pytest.mark.parametrize("kind", ["shared", "mpi"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_undisturbed(size: int, kind: str) -> None:
+    found = [train(size, communication=kind, check_replicas=every, batch_norm=True) for every in (0, 1)]
+    assert len({result.summary["parameters_sha256"] for results in found for result in results}) == 1
