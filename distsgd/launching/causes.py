@@ -12,8 +12,8 @@ from distsgd.launching.start import Ending
 from distsgd.launching.words import Death
 
 _SHOWN_NOISE = 20  # lines
-FINAL_ERRORS = ("NonFiniteError",)
-"""Errors that a restart would come to again: the bits are the same."""
+FINAL_ERRORS = ("NonFiniteError", "ReplicaError")
+"""The first would come again, for the bits are the same; after the other, somebody has to leave a faulty host out."""
 
 
 @dataclass(frozen=True)
