@@ -91,9 +91,9 @@ def checks(name: str, chosen: argparse.Namespace) -> Iterator[tuple[str, Run]]:
             for communication in ("shared", "mpi"):
                 yield f"{ranks} ranks, {kind}, {communication}", Run(name, ranks, max(4, ranks), whole, communication)
     for gigabits in LINKS if chosen.hosts else ():
-        for ranks in (2, 4):
-            what = f"{ranks} ranks, strong, 2 hosts, {gigabits:g} Gbit/s"
-            yield what, Run(name, ranks, 4, batch, "mpi", gigabits)
+        for ranks, communication in ((2, "auto"), (4, "auto"), (4, "mpi")):
+            what = f"{ranks} ranks, strong, 2 hosts, {gigabits:g} Gbit/s, {communication}"
+            yield what, Run(name, ranks, 4, batch, communication, gigabits)
 
 
 def measured(names: Sequence[str], chosen: argparse.Namespace) -> dict[str, Series]:
@@ -158,8 +158,8 @@ class Measurements:
         publish, copy = fit(copying)
         packing = []
         for run in sent:
-            others = message + peer + copy * _bytes(run)
-            packing.append(((1.0, run.job.elements), _rest(self.seconds(run, "gather"), others)))
+            others = message + peer + barrier + copy * _bytes(run)
+            packing.append(((1.0, run.job.traffic.sent), _rest(self.seconds(run, "gather"), others)))
         gather, pack = fit(packing)
         return Host(cores, barrier, update, gather, publish, pack, copy, message, peer)
 

@@ -126,13 +126,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def speeds(found: Mapping[str, Series]) -> str:
-    """A table of examples per second; what was skipped stands below it with its reason."""
+    """A table of examples per second, and of the memory that training takes besides the examples, in one process;
+    what was skipped stands below it with its reason."""
     rows = []
     for series in found.values():
         if series.skipped is None:
             values = series.values("examples_per_second")
-            rows.append((series.name, f"{median(values):,.0f}", f"{min(values):,.0f}–{max(values):,.0f}"))
-    return with_skipped(table(("", "examples/s", "least–most"), rows), found)
+            grown = [sample["grown_bytes"] / 1e6 for sample in series.samples if "grown_bytes" in sample]
+            memory = f"{median(grown):,.0f}" if grown else ""
+            rows.append((series.name, f"{median(values):,.0f}", f"{min(values):,.0f}–{max(values):,.0f}", memory))
+    return with_skipped(table(("", "examples/s", "least–most", "MB"), rows), found)
 
 
 def ratios(found: Mapping[str, Series], pairs: Iterable[tuple[str, str]]) -> str:

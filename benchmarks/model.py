@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from distsgd.communication.exchange import ROWS, Partition
+from distsgd.communication.messages import Groups
 from distsgd.communication.tree import maximal_subtrees, part
 
 FARTHEST = 1024
@@ -111,8 +112,7 @@ class Job:
     """A network of so many parameters, trained with global minibatches of `batch` on `ranks` ranks.
 
     on_node   ranks a node, the last node may have fewer
-    messages  also on a single node; several nodes always use them
-    node_sum  what isn't built: a node's ranks add their rows in shared memory first, and share one replica
+    messages  every rank has a replica of its own (`--communication mpi`); else the ranks of a node share one
     """
 
     elements: int
@@ -121,7 +121,6 @@ class Job:
     ranks: int
     on_node: int
     messages: bool = False
-    node_sum: bool = False
 
     @property
     def nodes(self) -> int:
@@ -133,6 +132,16 @@ class Job:
         """Ranks on a full node."""
         return min(self.ranks, self.on_node)
 
+    @property
+    def together(self) -> int:
+        """Ranks that share a replica, on a full node."""
+        return 1 if self.messages else self.neighbours
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Which ranks share a replica."""
+        return Groups(tuple(range(0, self.ranks, self.together)), self.ranks)
+
     @cached_property
     def own(self) -> list[int]:
         """Elements that each rank updates."""
@@ -140,28 +149,52 @@ class Job:
 
     @cached_property
     def sums(self) -> list[int]:
-        """Sums that each rank sends: the fewest nodes of the tree over its lanes."""
-        return [len(maximal_subtrees(*part(self.lanes, self.ranks, rank), self.lanes)) for rank in range(self.ranks)]
+        """Sums that each group sends: the fewest nodes of the tree over its lanes."""
+        lanes = [part(self.lanes, self.ranks, rank) for rank in range(self.ranks)]
+        ends = [(lanes[first][0], lanes[min(first + self.together, self.ranks) - 1][1]) for first in self.groups.firsts]
+        return [len(maximal_subtrees(*span, self.lanes)) for span in ends]
 
     @cached_property
     def rows(self) -> list[int]:
-        """Rows that each rank fills."""
-        lanes = [last - first for first, last in (part(self.lanes, self.ranks, rank) for rank in range(self.ranks))]
-        return [max(min(count, ROWS), sums) for count, sums in zip(lanes, self.sums, strict=True)]
+        """Rows that the ranks of each group fill, all together."""
+        lanes = [part(self.lanes, self.ranks, rank) for rank in range(self.ranks)]
+        rows = [max(min(last - first, ROWS), len(maximal_subtrees(first, last, self.lanes))) for first, last in lanes]
+        return [sum(rows[first : first + self.together]) for first in self.groups.firsts]
 
-    def rank_bytes(self) -> int:
-        """What the busiest rank sends or receives in `gather`."""
-        total = sum(self.sums)
-        pairs = zip(self.sums, self.own, strict=True)
-        return WIDTH * max(max(sums * (self.elements - own), own * (total - sums)) for sums, own in pairs)
+    @cached_property
+    def traffic(self) -> Traffic:
+        """What travels in `gather`."""
+        return traffic_of(self)
 
-    def link_bytes(self) -> int:
-        """What the busiest node sends or receives in `gather`."""
-        total, most = sum(self.sums), 0
-        for first in range(0, self.ranks, self.on_node):
-            sums, own = (sum(values[first : first + self.on_node]) for values in (self.sums, self.own))
-            most = max(most, sums * (self.elements - own), own * (total - sums))
-        return WIDTH * most
+
+@dataclass(frozen=True)
+class Traffic:
+    """Elements of gradients in `gather`: what the busiest rank sends and receives, and the busiest node, into and out
+    of which neighbours' messages don't go."""
+
+    sent: int
+    received: int
+    link: int
+
+
+def traffic_of(job: Job) -> Traffic:
+    """Each group sends its sums of what a rank owns, from one rank of the group."""
+    import numpy as np
+
+    own, rank = np.array(job.own), np.arange(job.ranks)
+    node, place = rank // job.on_node, rank % job.together
+    sent, received = np.zeros(job.ranks), np.zeros(job.ranks)
+    out, into = np.zeros(job.nodes), np.zeros(job.nodes)
+    for group, sums in enumerate(job.sums):
+        members = job.groups.members(group)
+        others = (rank < members.start) | (rank >= members.stop)
+        partner, count = members.start + place[others] % len(members), sums * own[others]
+        sent += np.bincount(partner, count, job.ranks)
+        received[others] += count
+        away = node[others] != node[members.start]
+        out[node[members.start]] += count[away].sum()
+        into += np.bincount(node[others][away], count[away], job.nodes)
+    return Traffic(int(sent.max()), int(received.max()), int(max(out.max(), into.max())))
 
 
 @dataclass(frozen=True)
@@ -190,11 +223,9 @@ def step(job: Job, rates: Rates, host: Host, network: Network | None = None) -> 
     compute = crowd * _compute(job, rates)
     if job.nodes == 1 and not job.messages:
         barrier = _barrier(job.ranks, host)
-        return Parts(compute, barrier, crowd * _update(max(job.own), sum(job.rows), rates, host), barrier)
-    if job.node_sum and network is not None:
-        return _summed_by_node(job, rates, host, network, compute)
+        return Parts(compute, barrier, crowd * _update(job, rates, host), barrier)
     gather, publish = _gather(job, rates, host, network), _publish(job, host, network)
-    return Parts(compute, gather, crowd * _update(max(job.own), sum(job.sums), rates, host), publish)
+    return Parts(compute, gather, crowd * _update(job, rates, host), publish)
 
 
 def _compute(job: Job, rates: Rates) -> float:
@@ -204,51 +235,57 @@ def _compute(job: Job, rates: Rates) -> float:
     return rates.step + lanes * rates.lane + examples * rates.example + additions * rates.addition
 
 
-def _update(own: float, rows: int, rates: Rates, host: Host) -> float:
-    return host.update + own * (rates.update + (rows - 1) * rates.total)
+def _update(job: Job, rates: Rates, host: Host) -> float:
+    """A rank adds the rows of its own group and the sums of the others."""
+    rows = sum(job.sums) + max(rows - sums for rows, sums in zip(job.rows, job.sums, strict=True))
+    return host.update + max(job.own) * (rates.update + (rows - 1) * rates.total)
 
 
 def _barrier(ranks: int, host: Host) -> float:
     """As many rounds as it takes for each rank to have heard of all."""
-    return host.barrier * math.ceil(math.log2(ranks)) if ranks > 1 else 0.0
+    return host.barrier * _rounds(ranks)
+
+
+def _rounds(ranks: int) -> int:
+    return math.ceil(math.log2(ranks))
 
 
 def _gather(job: Job, rates: Rates, host: Host, network: Network | None) -> float:
-    """All-to-all: everybody has something for everybody who owns elements, also for its neighbours."""
-    crowd, away = max(1.0, job.neighbours / host.cores), job.ranks - job.neighbours
-    additions = max(rows - sums for rows, sums in zip(job.rows, job.sums, strict=True))
-    pack = host.pack + additions * rates.total
-    software = host.gather + (job.neighbours - 1) * host.message + (job.ranks - 1) * host.peer
-    seconds = crowd * (software + job.elements * pack + job.rank_bytes() * host.copy)
-    if network is None or away == 0:
+    """All-gather of what ranks say, which is short; sums; all-to-all."""
+    crowd = max(1.0, job.neighbours / host.cores)
+    additions = max(rows - sums for rows, sums in zip(job.rows, job.sums, strict=True)) * rates.total
+    told = _barrier(job.neighbours, host) + crowd * (job.ranks - 1) * host.peer
+    inside = job.neighbours - 1 if job.messages else 0
+    bytes_moved = WIDTH * max(job.traffic.sent, job.traffic.received)
+    seconds = told + crowd * (
+        host.gather + inside * host.message + job.traffic.sent * (host.pack + additions) + bytes_moved * host.copy
+    )
+    if network is None or job.nodes == 1:
         return seconds
-    latency = math.ceil((job.ranks - 1) / IN_FLIGHT) * network.latency
-    return seconds + crowd * away * network.message + latency + job.link_bytes() * network.seconds_per_byte
+    away = len(job.groups.firsts) - job.neighbours // job.together
+    talk = _rounds(job.nodes) * (network.latency + network.message) + math.ceil(away / IN_FLIGHT) * network.latency
+    return seconds + crowd * away * network.message + talk + WIDTH * job.traffic.link * network.seconds_per_byte
 
 
 def _publish(job: Job, host: Host, network: Network | None) -> float:
-    """All-gather as a ring in rank order, which is the order of nodes: a slice passes each link between nodes once."""
+    """Each rank gives what it owns to one rank of each other group, and a node's ranks wait for each other.
+
+    Where every rank has a replica it is an all-gather: a ring in rank order, which is the order of nodes, so that a
+    slice passes each link between nodes once.
+    """
     crowd, others = max(1.0, job.neighbours / host.cores), job.ranks - 1
+    if job.together > 1 and network is not None:
+        least = min(sum(job.own[first : first + job.on_node]) for first in range(0, job.ranks, job.on_node))
+        link = WIDTH * (job.elements - least)
+        away = len(job.groups.firsts) - 1
+        software = host.publish + away * network.message + link / job.neighbours * host.copy
+        latency = math.ceil(away / IN_FLIGHT) * network.latency
+        return crowd * software + latency + link * network.seconds_per_byte + _barrier(job.neighbours, host)
     received = WIDTH * (job.elements - min(job.own))
     if network is None or job.nodes == 1:
         return crowd * (host.publish + others * host.message + received * host.copy)
     seconds = crowd * (host.publish + others * max(host.message, network.message) + received * host.copy)
     return seconds + (job.nodes - 1) * network.latency + received * network.seconds_per_byte
-
-
-def _summed_by_node(job: Job, rates: Rates, host: Host, network: Network, compute: float) -> Parts:
-    """Neighbours add their rows first, each a part of the elements, and speak with the same part's ranks elsewhere."""
-    neighbours, nodes = job.neighbours, job.nodes
-    crowd, barrier = max(1.0, neighbours / host.cores), _barrier(neighbours, host)
-    share = job.elements / neighbours
-    there = WIDTH * share * (nodes - 1) / nodes  # bytes that a rank sends, and receives, in each half
-    latency = math.ceil((nodes - 1) / IN_FLIGHT) * network.latency
-    talk = crowd * ((nodes - 1) * network.message + there * host.copy) + latency
-    talk += neighbours * there * network.seconds_per_byte
-    add = share * ((sum(job.rows[:neighbours]) - 1) * rates.total + host.pack)
-    gather = 2 * barrier + crowd * (host.gather + add + (nodes - 1) * host.peer) + talk
-    update = crowd * _update(share / nodes, nodes, rates, host)
-    return Parts(compute, gather, update, 2 * barrier + crowd * host.publish + talk)
 
 
 @dataclass(frozen=True)
@@ -277,17 +314,17 @@ class Curve:
         powers = [1 << exponent for exponent in range(FARTHEST.bit_length())]
         return [ranks for ranks in powers if self.weak or ranks <= self.batch]
 
-    def examples_per_second(self, ranks: int, on_node: int, network: Network, node_sum: bool = False) -> float:
+    def examples_per_second(self, ranks: int, on_node: int, network: Network, messages: bool = False) -> float:
         """Of the whole job."""
         batch = self.batch * (ranks if self.weak else 1)
-        job = Job(self.elements, batch, ranks, ranks, on_node, node_sum=node_sum)
+        job = Job(self.elements, batch, ranks, ranks, on_node, messages and ranks > on_node)
         host = replace(self.host, cores=on_node)
         return batch / step(job, self.alone if ranks == 1 else self.busy, host, network).step
 
-    def speed_up(self, ranks: int, on_node: int, network: Network, node_sum: bool = False) -> float:
+    def speed_up(self, ranks: int, on_node: int, network: Network, messages: bool = False) -> float:
         """Over one rank."""
         one = self.examples_per_second(1, on_node, network)
-        return self.examples_per_second(ranks, on_node, network, node_sum) / one
+        return self.examples_per_second(ranks, on_node, network, messages) / one
 
     def facts(self) -> dict[str, Any]:
         """For a file; `Curve.of` reads them."""

@@ -63,21 +63,21 @@ def number(value: float) -> str:
 
 
 def scaling_table(curve: Curve, on_node: int = SHOWN) -> str:
-    """Speed-up over one rank; in brackets, if a node's ranks summed before they send."""
+    """Speed-up over one rank; in brackets, if every rank had a replica of its own."""
     rows = []
     for ranks in curve.ranks:
         cells = []
         for network in NETWORKS:
             cells.append(number(curve.speed_up(ranks, on_node, network)))
             if ranks > on_node:
-                cells[-1] += f" ({number(curve.speed_up(ranks, on_node, network, node_sum=True))})"
+                cells[-1] += f" ({number(curve.speed_up(ranks, on_node, network, messages=True))})"
         rows.append((ranks, *cells))
     return table(("ranks", *(network.name for network in NETWORKS)), rows)
 
 
-def pays(curve: Curve, on_node: int, network: Network, node_sum: bool = False) -> tuple[float, int, int]:
+def pays(curve: Curve, on_node: int, network: Network, messages: bool = False) -> tuple[float, int, int]:
     """(the highest speed-up, the fewest ranks that come within 5 % of it, the most ranks that each do half of one)."""
-    gains = {ranks: curve.speed_up(ranks, on_node, network, node_sum) for ranks in curve.ranks}
+    gains = {ranks: curve.speed_up(ranks, on_node, network, messages) for ranks in curve.ranks}
     highest = max(gains.values())
     enough = min(ranks for ranks, gain in gains.items() if gain >= 0.95 * highest)
     return highest, enough, max(ranks for ranks, gain in gains.items() if gain >= ranks / 2)
@@ -87,10 +87,10 @@ def limits_table(curve: Curve) -> str:
     """Where it stops paying, for several numbers of ranks a node."""
     rows = []
     for on_node in ON_NODE:
-        for title, node_sum in (("as it is", False), ("summed by node", True)):
+        for title, messages in (("as it is", False), ("--communication mpi", True)):
             cells = []
             for network in NETWORKS:
-                highest, enough, half = pays(curve, on_node, network, node_sum)
+                highest, enough, half = pays(curve, on_node, network, messages)
                 cells.append(f"{number(highest)} on {enough}; {half}")
             rows.append((f"{on_node} ranks a node, {title}", *cells))
     return table(("highest on ranks; ranks at 50 %", *(network.name for network in NETWORKS)), rows)

@@ -85,9 +85,9 @@ def _panel(panel: Any, name: str, curve: Curve) -> None:
     ends = []
     for network, colour in zip(NETWORKS, COLOURS, strict=True):
         beyond = [ranks for ranks in curve.ranks if ranks >= ON_NODE]
-        for node_sum, dashes in ((True, DASHES), (False, "-")):
-            gains = [curve.speed_up(ranks, ON_NODE, network, node_sum) for ranks in beyond]
-            panel.plot(beyond, gains, color=colour, linewidth=1.6 - 0.6 * node_sum, linestyle=dashes)
+        for messages, dashes in ((True, DASHES), (False, "-")):
+            gains = [curve.speed_up(ranks, ON_NODE, network, messages) for ranks in beyond]
+            panel.plot(beyond, gains, color=colour, linewidth=1.6 - 0.6 * messages, linestyle=dashes)
         ends.append((gains[-1], network.name, colour))
     inside = [ranks for ranks in curve.ranks if ranks <= ON_NODE]
     gains = [curve.speed_up(ranks, ON_NODE, NETWORKS[0]) for ranks in inside]
@@ -111,9 +111,7 @@ def _explain(figure: Any, panel: Any) -> None:
     for factor, side, text in ((0.87, "right", f"one node of {ON_NODE}"), (1.15, "left", "several nodes")):
         panel.text(ON_NODE * factor, FARTHEST * 0.75, text, color=INK, fontsize=8, horizontalalignment=side)
     panel.plot([], [], color=INK, linewidth=1.6, label="as it is")
-    panel.plot(
-        [], [], color=INK, linewidth=1.0, linestyle=DASHES, label="if the ranks of a node summed before they send"
-    )
+    panel.plot([], [], color=INK, linewidth=1.0, linestyle=DASHES, label="if every rank had a replica of its own")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, handlelength=2.6)
 
 

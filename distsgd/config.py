@@ -207,7 +207,7 @@ class TrainConfig:
     device: str = "auto"
     """auto or cpu."""
     communication: str = "auto"
-    """shared: one replica for all ranks of the host; mpi: messages; auto: shared where it can be."""
+    """shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks do; auto: shared if possible."""
     threads: int | None = None
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
     callback: tuple[str, ...] = ()

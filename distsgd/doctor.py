@@ -130,14 +130,14 @@ def _measure_messages(communicator: Communicator) -> tuple[float, float]:
         communicator.barrier()
     latency = (time.perf_counter() - began) / repeats
     share = _SENT // communicator.size
-    counts = [share] * communicator.size
-    send, receive = np.zeros(sum(counts), np.uint8), np.empty(sum(counts), np.uint8)
+    parts = [slice(rank * share, (rank + 1) * share) for rank in range(communicator.size)]
+    send, receive = np.zeros(parts[-1].stop, np.uint8), np.empty(parts[-1].stop, np.uint8)
     times = []
     for _ in range(7):
         began = time.perf_counter()
-        communicator.alltoall(send, counts, receive, counts)
+        communicator.alltoall(send, parts, receive, parts)
         times.append(time.perf_counter() - began)
-    return latency, sum(counts) / sorted(times)[len(times) // 2]
+    return latency, send.size / sorted(times)[len(times) // 2]
 
 
 def _shared_memory(communicator: Communicator) -> str:

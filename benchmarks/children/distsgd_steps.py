@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
+from benchmarks.children.protocol import LEAST, WARM_UP, Memory, settings, tell
 from benchmarks.workloads import synthetic, workload
 from distsgd import runtime
 
@@ -70,9 +70,11 @@ def saving() -> dict[str, Any]:
 def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
     clock = Clock(wanted["seconds"])
+    examples = synthetic(work)
+    memory = Memory()
     distsgd.fit(
         work.model,
-        synthetic(work),
+        examples,
         **work.fit_options(),
         logical_ranks=wanted["lanes"],
         threads=wanted.get("threads"),
@@ -92,7 +94,7 @@ def main() -> None:
             "checkpoints": len(clock.stops),
             "stopped_seconds": clock.stops,
         }
-        tell({**clock.result, "facts": facts})
+        tell({**clock.result, **memory.grown(), "facts": facts})
 
 
 main()

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from distsgd import Callback
-from distsgd.communication.exchange import LocalExchange, MessageExchange
+from distsgd.communication.exchange import LocalExchange
+from distsgd.communication.messages import MessageExchange
 from distsgd.communication.replica import SharedExchange
 from distsgd.processes import mapped_files
 from distsgd.step import TrainingStep

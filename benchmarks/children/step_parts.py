@@ -21,7 +21,8 @@ import numpy as np  # noqa: E402
 
 import distsgd  # noqa: E402
 from distsgd.communication import Communicator, start  # noqa: E402
-from distsgd.communication.exchange import LocalExchange, MessageExchange  # noqa: E402
+from distsgd.communication.exchange import LocalExchange  # noqa: E402
+from distsgd.communication.messages import MessageExchange  # noqa: E402
 from distsgd.communication.replica import SharedExchange  # noqa: E402
 from distsgd.trainer import Trainer  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.children.protocol import settings, tell, timed_steps
+from benchmarks.children.protocol import Memory, settings, tell, timed_steps
 from benchmarks.workloads import Workload, synthetic, workload
 
 wanted = settings()
@@ -19,10 +19,11 @@ class Steps:
     def __init__(self, work: Workload, channels_last: bool) -> None:
         self.batch = work.batch
         self.x, self.y = (torch.from_numpy(array) for array in synthetic(work))
-        torch.manual_seed(0)
-        self.model = network(work, channels_last)
         if channels_last:
             self.x = self.x.to(memory_format=torch.channels_last)
+        self.memory = Memory()
+        torch.manual_seed(0)
+        self.model = network(work, channels_last)
         self.optimizer = optimizer_of(work, self.model)
         self.position = len(self.x)
 
@@ -49,7 +50,13 @@ def main() -> None:
     steps = Steps(workload(wanted["workload"], wanted["examples"]), wanted.get("channels_last", False))
     result = timed_steps(steps, wanted["seconds"], agree=agree)
     if RANK == 0:
-        tell({**result, "facts": {"torch": torch.__version__, "threads": torch.get_num_threads()}})
+        tell(
+            {
+                **result,
+                **steps.memory.grown(),
+                "facts": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+            }
+        )
     finish()
 
 

@@ -61,8 +61,9 @@ class Communicator(Watched, ABC):
         """Overwrites `array` with rank 0's."""
 
     @abstractmethod
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        """Sends rank r the r-th part of the bytes `send`, and fills `receive` with what each rank sends here."""
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+        """Sends rank r the bytes `sent[r]` of `send`, and puts what it sends here into the bytes `received[r]` of
+        `receive`. Parts may be empty, and parts that are sent may overlap."""
 
     @abstractmethod
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from distsgd.communication.base import Communicator
-from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, part, scratch_levels, split_nodes, tree_sum
+from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
 from distsgd.device import Array
 
 BLOCK = 16_384
@@ -167,16 +167,11 @@ class Exchange(ABC):
         """Takes rank 0's optimizer state (None elsewhere), each rank what it owns. Collective."""
 
 
-class OwnMemory(Exchange):
-    """An exchange whose ranks have a replica each, and the optimizer state of what they own."""
+class OwnState(Exchange):
+    """An exchange whose ranks have the optimizer state of what they own, and of nothing else."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
-        elements = self.partition.elements
-        self.params = np.zeros(elements, plan.dtype)
-        self.rows = {node: np.zeros(elements, plan.dtype) for node in self.nodes()}
-        self.flags = np.zeros(1 + SCALARS)
-        self.records = np.zeros((self.last_lane - self.first_lane, plan.record))
         self._slots = np.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
 
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
@@ -190,11 +185,6 @@ class OwnMemory(Exchange):
             self.communicator.gather_slices(own, self.partition.counts(), None if found is None else found[index])
         return found
 
-    def load_params(self, params: Array | None) -> None:
-        if params is not None:
-            self.params[:] = params
-        self.communicator.broadcast(self.params)
-
     def load_slots(self, slots: list[Array] | None) -> None:
         whole = np.empty_like(self.params)
         for index in range(self.plan.slots):
@@ -204,8 +194,16 @@ class OwnMemory(Exchange):
             self._slots[index] = whole[self.owned]
 
 
-class LocalExchange(OwnMemory):
+class LocalExchange(OwnState):
     """One rank alone: everything is here already."""
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        elements = self.partition.elements
+        self.params = np.zeros(elements, plan.dtype)
+        self.rows = {node: np.zeros(elements, plan.dtype) for node in self.nodes()}
+        self.flags = np.zeros(1 + SCALARS)
+        self.records = np.zeros((self.last_lane - self.first_lane, plan.record))
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         return self.flags[np.newaxis], self.records
@@ -216,86 +214,9 @@ class LocalExchange(OwnMemory):
     def publish(self) -> None:
         pass
 
-
-class MessageExchange(OwnMemory):
-    """Slices travel in messages: all-to-all, the tree, the update, all-gather."""
-
-    def __init__(self, communicator: Communicator, plan: Plan) -> None:
-        super().__init__(communicator, plan)
-        ranks, width = range(self.partition.ranks), plan.dtype.itemsize
-        self._spans = [self.partition.elements_of(rank) for rank in ranks]
-        self._lanes = [self.partition.lanes_of(rank) for rank in ranks]
-        self._nodes_of = [maximal_subtrees(*lanes, self.partition.lanes) for lanes in self._lanes]
-        self._heads = [8 * (1 + SCALARS + (last - first) * plan.record) for first, last in self._lanes]  # bytes
-        rank, own = communicator.rank, self.owned.stop - self.owned.start
-        own_rows = len(self._nodes_of[rank])
-        self._send_counts = [self._heads[rank] + own_rows * (s.stop - s.start) * width for s in self._spans]
-        self._receive_counts = [self._heads[r] + len(self._nodes_of[r]) * own * width for r in ranks]
-        self._send = np.empty(sum(self._send_counts), np.uint8)
-        self._receive = np.empty(sum(self._receive_counts), np.uint8)
-        self._received = self._views_of_received()
-        self._scratch = np.empty((scratch_levels(self.last_lane - self.first_lane), STRETCH), plan.dtype)
-        self._sums: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
-
-    def _views_of_received(self) -> dict[Span, Array]:
-        """Where each rank's rows arrive: node -> that row's elements that this rank owns."""
-        count = self.owned.stop - self.owned.start
-        views, start = {}, 0
-        for head, nodes in zip(self._heads, self._nodes_of, strict=True):
-            start += head
-            for node in nodes:
-                views[node] = np.ndarray((count,), self.plan.dtype, buffer=self._receive.data, offset=start)
-                start += count * self.plan.dtype.itemsize
-        return views
-
-    def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
-        """(the sum of this rank's lanes on a stretch, where it lies in the message) for every node that travels."""
-        rank, start, sums = self.communicator.rank, 0, []
-        for span in self._spans:
-            start += self._heads[rank]
-            for node in self._nodes_of[rank]:
-                for stretch in stretches(span):
-                    count = stretch.stop - stretch.start
-                    place = np.ndarray((count,), self.plan.dtype, buffer=self._send.data, offset=start)
-                    total = tree_sum(self.rows, node, bounds, stretch, [place, *self._scratch[1:]])
-                    if total is not None:  # else all its lanes are empty: a gap that nobody reads
-                        sums.append((total, place))
-                    start += count * self.plan.dtype.itemsize
-        return sums
-
-    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        head = np.concatenate([self.flags, self.records.ravel()]).view(np.uint8)
-        start = 0
-        for size in self._send_counts:
-            self._send[start : start + head.size] = head
-            start += size
-        if bounds not in self._sums:
-            self._sums[bounds] = self._sums_to_send(bounds)
-        with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
-            for total, place in self._sums[bounds]:
-                summed = total.compute()
-                if not total.additions:  # a single row, which isn't in its place yet
-                    place[:] = summed
-        self.communicator.alltoall(self._send, self._send_counts, self._receive, self._receive_counts)
-        return self._read_heads()
-
-    def _read_heads(self) -> tuple[Array, Array]:
-        flags = np.empty((self.partition.ranks, 1 + SCALARS))
-        records = np.empty((self.partition.lanes, self.plan.record))
-        start = 0
-        for rank, (head, size) in enumerate(zip(self._heads, self._receive_counts, strict=True)):
-            values = np.frombuffer(self._receive[start : start + head].tobytes(), np.float64)
-            first, last = self._lanes[rank]
-            flags[rank] = values[: 1 + SCALARS]
-            records[first:last] = values[1 + SCALARS :].reshape(last - first, -1)
-            start += size
-        return flags, records
-
-    def sums(self) -> tuple[dict[Span, Array], int]:
-        return self._received, self.owned.start
-
-    def publish(self) -> None:
-        self.communicator.allgather_slices(self.params, self.partition.counts())
+    def load_params(self, params: Array | None) -> None:
+        if params is not None:
+            self.params[:] = params
 
 
 def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:

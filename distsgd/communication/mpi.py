@@ -46,6 +46,10 @@ def _load_mpi() -> Any:
     return MPI
 
 
+def _counts_and_starts(parts: Sequence[slice]) -> tuple[list[int], list[int]]:
+    return [part.stop - part.start for part in parts], [part.start for part in parts]
+
+
 class MPICommunicator(Communicator):
     """A group of MPI processes."""
 
@@ -128,10 +132,10 @@ class MPICommunicator(Communicator):
         self._comm.Bcast(array, root=0)
         self.goes_on()
 
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
         byte = self._mpi.BYTE
         self.waits(_ALLTOALL)
-        self._comm.Alltoallv([send, send_counts, byte], [receive, receive_counts, byte])
+        self._comm.Alltoallv([send, *_counts_and_starts(sent), byte], [receive, *_counts_and_starts(received), byte])
         self.goes_on()
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:

@@ -9,21 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from distsgd.communication.base import Communicator
-from distsgd.communication.exchange import (
-    SCALARS,
-    Exchange,
-    LocalExchange,
-    MessageExchange,
-    Plan,
-)
-from distsgd.communication.shared_memory import shared_array
+from distsgd.communication.exchange import SCALARS, Exchange, LocalExchange, Plan
+from distsgd.communication.messages import MessageExchange
+from distsgd.communication.serial import SerialCommunicator
+from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
-
-
-class NotShared(Exception):
-    """Memory can't be shared here."""
 
 
 class SharedExchange(Exchange):
@@ -86,18 +78,18 @@ class SharedExchange(Exchange):
 def make_exchange(communicator: Communicator, plan: Plan, communication: str) -> tuple[Exchange, str | None]:
     """(the exchange that fits these ranks, a line to print where it isn't the one hoped for). Collective.
 
-    communication   shared: one replica for the node; mpi: messages; auto: shared where all ranks are on one node
+    communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is possible
     """
     if communicator.size == 1:
         return LocalExchange(communicator, plan), None
-    one_node = len(set(communicator.hosts)) == 1
-    if communication == "shared" and not one_node:
-        raise ConfigurationError("communication: shared needs all ranks on one host; use auto or mpi")
-    if communication != "mpi" and one_node:
-        try:
+    if communication == "mpi":
+        return MessageExchange(communicator, plan, SerialCommunicator()), None
+    try:
+        if len(set(communicator.hosts)) == 1:
             return SharedExchange(communicator, plan), None
-        except NotShared:
-            if communication == "shared":
-                raise ConfigurationError("communication: the ranks can't share memory here; use auto or mpi") from None
-            return MessageExchange(communicator, plan), "no shared memory here: gradients travel in messages"
-    return MessageExchange(communicator, plan), None
+        return MessageExchange(communicator, plan, communicator.node()), None
+    except NotShared:
+        if communication == "shared":
+            raise ConfigurationError("communication: the ranks can't share memory here; use auto or mpi") from None
+    alone = MessageExchange(communicator, plan, SerialCommunicator())
+    return alone, "no shared memory here: gradients travel in messages"

@@ -32,8 +32,8 @@ class SerialCommunicator(Communicator):
     def broadcast(self, array: Array) -> None:
         pass
 
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        receive[:] = send
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+        receive[received[0]] = send[sent[0]]
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         pass

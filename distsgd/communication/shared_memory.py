@@ -18,6 +18,10 @@ from distsgd.communication.base import Communicator
 from distsgd.device import Array, Shape
 
 
+class NotShared(Exception):
+    """Memory can't be shared here."""
+
+
 def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Array, bool]:
     """(zeros of this shape, whether all ranks of `node` see the same memory). Collective over the node.
 

@@ -54,15 +54,12 @@ class ThreadCommunicator(Communicator):
 
         self._meet(array, copy)
 
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
         def copy(table: list[Any]) -> None:
-            start = 0
-            for rank, (buffer, counts) in enumerate(table):
-                begin, count = sum(counts[: self.rank]), receive_counts[rank]
-                receive[start : start + count] = buffer[begin : begin + count]
-                start += count
+            for (buffer, parts), here in zip(table, received, strict=True):
+                receive[here] = buffer[parts[self.rank]]
 
-        self._meet((send, list(send_counts)), copy)
+        self._meet((send, sent), copy)
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         def copy(table: list[Any]) -> None:

@@ -76,7 +76,7 @@ def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:
     ended = mpirun(2, tmp_path, *options).end()
     assert "rank 1 on" in ended.err
     assert "is busy in step 6" in ended.err
-    assert "in an all-to-all in step 6" in ended.err
+    assert "in an all-gather in step 6" in ended.err
     stack = ended.err.partition("stacks of rank 1 on ")[2]
     assert "in hang" in stack
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsgd.communication import Communicator
-from distsgd.communication.exchange import BLOCK, SCALARS, LocalExchange, MessageExchange, Partition, Plan
+from distsgd.communication.exchange import BLOCK, SCALARS, LocalExchange, Partition, Plan
+from distsgd.communication.messages import MessageExchange
 from distsgd.communication.replica import SharedExchange, make_exchange
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.shared_memory import shared_array
@@ -25,6 +25,7 @@ from distsgd.errors import ConfigurationError
 from distsgd.fitting import fit
 from distsgd.random import normal
 from distsgd.sampling import lane_bounds
+from tests.unit.counting import Counting
 
 LANES, ELEMENTS = 8, 3 * BLOCK + 17
 F32 = np.dtype(np.float32)
@@ -85,6 +86,49 @@ def test_same_bits_everywhere(size: int, kind: str, length: int) -> None:
             assert records.tobytes() == (np.arange(LANES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
 
 
+HOSTS = ["aab", "aabb", "abbb", "aaabbcc", "abcdefgh", "aaaabbbb", "aaaaabbc"]
+
+
+@pytest.mark.parametrize("hosts", HOSTS)
+@pytest.mark.parametrize("length", [3, 100])
+def test_same_bits_on_several_hosts(hosts: str, length: int) -> None:
+    total = expected(tuple(lane_bounds(length, LANES)))
+    for kind, workers in (("auto", 1), ("shared", 2), ("mpi", 1)):
+        ran = run_on_threads(len(hosts), lambda c, k=kind, w=workers: one_step(c, k, w, length), hosts=tuple(hosts))
+        for params, flags, records in ran:
+            assert params.tobytes() == total.tobytes()
+            assert flags.tolist() == [[rank + 1] * (1 + SCALARS) for rank in range(len(hosts))]
+            assert records.tobytes() == (np.arange(LANES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
+
+
+def bytes_between_hosts(hosts: str, kind: str) -> Array:
+    """(2, hosts, hosts) bytes of gradients and of parameters that one step sends from each host to each other."""
+    names = sorted(set(hosts))
+
+    def sent(communicator: Communicator) -> list[list[int]]:
+        counting = Counting(communicator)
+        one_step(counting, kind, 1, 100)
+        return counting.sent
+
+    table = np.zeros((2, len(names), len(names)), int)
+    for rank, halves in enumerate(run_on_threads(len(hosts), sent, hosts=tuple(hosts))):
+        for half, counts in enumerate(halves):
+            for other, count in enumerate(counts):
+                table[half, names.index(hosts[rank]), names.index(hosts[other])] += count
+    return table
+
+
+@pytest.mark.parametrize("hosts", ["aaaabbbb", "aabbccdd"])
+def test_a_network_carries_each_gradient_once_a_host(hosts: str) -> None:
+    count, whole = len(set(hosts)), 4 * ELEMENTS
+    gradients, parameters = bytes_between_hosts(hosts, "auto")
+    assert (gradients.diagonal() == 0).all()
+    assert (parameters.diagonal() == 0).all()
+    # A host's lanes are one node of the tree: each host sends one sum's elements to who owns them, and theirs back.
+    assert gradients.sum() == parameters.sum() == (count - 1) * whole
+    assert bytes_between_hosts(hosts, "mpi")[0].sum() == 7 * whole
+
+
 def test_kinds() -> None:
     def kind(communicator: Communicator, asked: str = "auto") -> type:
         plan = Plan(Partition(4, communicator.size, 10), 1, F32, 0, 2)
@@ -94,8 +138,7 @@ def test_kinds() -> None:
     assert run_on_threads(2, kind) == [SharedExchange] * 2
     assert run_on_threads(2, lambda c: kind(c, "mpi")) == [MessageExchange] * 2
     assert run_on_threads(2, kind, hosts=("a", "b")) == [MessageExchange] * 2
-    with pytest.raises(ConfigurationError, match="one host"):
-        run_on_threads(2, lambda c: kind(c, "shared"), hosts=("a", "b"))
+    assert run_on_threads(3, lambda c: kind(c, "shared"), hosts=("a", "a", "b")) == [MessageExchange] * 3
 
 
 def test_messages_where_memory_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,45 +208,6 @@ def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int])
     assert run_on_threads(sizes[1], read) == [[True, True]] * sizes[1]
 
 
-class Counting(Communicator):
-    """Passes everything on, and counts it."""
-
-    def __init__(self, inside: Communicator) -> None:
-        self.inside, self.calls = inside, Counter[str]()
-        self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
-
-    def _pass(self, name: str, *arguments: Any) -> Any:
-        self.calls[name] += 1
-        return getattr(self.inside, name)(*arguments)
-
-    def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        return self._pass("broadcast_object", value, root)
-
-    def allgather_object(self, value: Any) -> Any:
-        return self._pass("allgather_object", value)
-
-    def gather_object(self, value: Any) -> Any:
-        return self._pass("gather_object", value)
-
-    def broadcast(self, array: Array) -> None:
-        self._pass("broadcast", array)
-
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        self._pass("alltoall", send, send_counts, receive, receive_counts)
-
-    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        self._pass("allgather_slices", flat, counts)
-
-    def barrier(self) -> None:
-        self._pass("barrier")
-
-    def node(self) -> Communicator:
-        return self.inside.node()
-
-    def abort(self, status: int) -> None:
-        self.inside.abort(status)
-
-
 def collectives(steps: int, **options: Any) -> Counter[str]:
     """What rank 1 of 3 calls in a fit of this many steps."""
     x = normal((64, 6), 1, "x").astype(np.float32)
@@ -220,15 +224,15 @@ def collectives(steps: int, **options: Any) -> Counter[str]:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"communication": "mpi"}, {"alltoall": 1, "allgather_slices": 1}),
-        ({"communication": "mpi", "batch_norm": True}, {"alltoall": 1, "allgather_slices": 1}),
-        ({"communication": "mpi", "clip_norm": 1.0}, {"alltoall": 1, "allgather_slices": 2}),
+        ({"communication": "mpi"}, {"allgather_slices": 2, "alltoall": 1}),
+        ({"communication": "mpi", "batch_norm": True}, {"allgather_slices": 2, "alltoall": 1}),
+        ({"communication": "mpi", "clip_norm": 1.0}, {"allgather_slices": 3, "alltoall": 1}),
         ({"communication": "shared"}, {"barrier": 2}),
         ({"communication": "shared", "clip_norm": 1.0}, {"barrier": 2, "allgather_slices": 1}),
     ],
 )
 def test_collectives_of_a_step(options: dict[str, Any], expected: dict[str, int]) -> None:
-    """Loss sums, flags, scalars and statistics ride with the gradients: a step has no other message."""
+    """Loss sums, flags, scalars and statistics are told together; gradients and parameters travel once each."""
     more = collectives(40, **options) - collectives(30, **options)
     assert more == {name: 10 * count for name, count in expected.items()}
 

@@ -10,7 +10,7 @@ import pytest
 
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
-from distsgd.communication.exchange import MessageExchange
+from distsgd.communication.messages import MessageExchange
 from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ReplicaError
 from distsgd.fitting import Result, fit
@@ -68,9 +68,9 @@ def test_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, (1, 2), 4)
-    told = train(4, ("a", "b", "b", "d"))[0]
+    told = train(4, ("a", "b", "c", "d"))[0]
     assert told.startswith(
-        "rank 1 on b and rank 2 on b: parameters after step 4 differ from those of the other 2 ranks"
+        "rank 1 on b and rank 2 on c: parameters after step 4 differ from those of the other 2 ranks"
     )
 
 

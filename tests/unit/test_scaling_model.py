@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +12,14 @@ import pytest
 from benchmarks import hosts, scaling_picture
 from benchmarks.calibration import Measurements, Run, calibrations
 from benchmarks.common import Series
-from benchmarks.model import NETWORKS, WIDTH, Curve, Host, Job, Network, Rates, fit, step
+from benchmarks.model import NETWORKS, WIDTH, Curve, Host, Job, Network, Rates, Traffic, fit, step
 from benchmarks.processes import Unavailable
 from benchmarks.scaling_model import pays, scaling_table
-from distsgd.communication.exchange import MessageExchange, Partition, Plan
-from distsgd.communication.serial import SerialCommunicator
+from distsgd.communication import Communicator
+from distsgd.communication.exchange import Partition, Plan
+from distsgd.communication.replica import make_exchange
+from distsgd.communication.threads import run_on_threads
+from tests.unit.counting import Counting
 
 P = 669_706
 RATES = Rates(step=100e-6, lane=200e-6, example=18e-6, addition=2e-10, update=5e-10, total=2.5e-10)
@@ -28,44 +29,35 @@ HOST = Host(
 SLOW = Network(1, 50e-6, 7e-6)
 
 
-class Listening(SerialCommunicator):
-    """One of several ranks, which hears nothing and remembers what it would have sent."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        super().__init__()
-        self.rank, self.size, self.hosts = rank, size, self.hosts * size
-
-    def alltoall(self, send: Any, send_counts: Sequence[int], receive: Any, receive_counts: Sequence[int]) -> None:
-        self.sent = list(send_counts)
-
-
 def really_sent(job: Job) -> np.ndarray:
-    """(ranks, ranks) bytes of gradients from each rank to each other."""
-    table = []
-    for rank in range(job.ranks):
-        communicator = Listening(rank, job.ranks)
-        partition = Partition(job.lanes, job.ranks, job.elements)
-        exchange = MessageExchange(communicator, Plan(partition, 1, np.dtype(np.float32), 1, 2))
+    """(ranks, ranks) elements of gradients that each rank sends to each other."""
+
+    def gather(communicator: Communicator) -> list[int]:
+        communicator = Counting(communicator)
+        plan = Plan(Partition(job.lanes, job.ranks, job.elements), 1, np.dtype(np.float32), 1, 2)
+        exchange, _ = make_exchange(communicator, plan, "mpi" if job.messages else "auto")
         exchange.gather(tuple(range(job.lanes + 1)))
-        head = 8 * (exchange.flags.size + exchange.records.size)
-        table.append([count - head for count in communicator.sent])
-    return np.array(table)
+        return communicator.sent[0]
+
+    hosts = [f"host{rank // job.on_node}" for rank in range(job.ranks)]
+    return np.array(run_on_threads(job.ranks, gather, hosts)) // WIDTH
 
 
 @pytest.mark.parametrize(("lanes", "ranks", "on_node", "elements"), [
     (8, 8, 4, 200_000), (8, 2, 1, 39_760), (16, 4, 2, 200_001), (12, 5, 2, 100_000), (6, 6, 4, 20_000),
 ])  # fmt: skip
-def test_the_traffic_is_that_of_the_exchange(lanes: int, ranks: int, on_node: int, elements: int) -> None:
-    job = Job(elements, 256, lanes, ranks, on_node)
+@pytest.mark.parametrize("messages", [False, True])
+def test_the_traffic_is_that_of_the_exchange(
+    lanes: int, ranks: int, on_node: int, elements: int, messages: bool
+) -> None:
+    job = Job(elements, 256, lanes, ranks, on_node, messages)
     sent = really_sent(job)
-    others = sent - np.diag(sent.diagonal())
-    assert job.rank_bytes() == max(others.sum(axis=0).max(), others.sum(axis=1).max())
     node = np.arange(ranks) // on_node
     most = 0
     for one in range(job.nodes):
         out, into = sent[np.ix_(node == one, node != one)], sent[np.ix_(node != one, node == one)]
         most = max(most, out.sum(), into.sum())
-    assert job.link_bytes() == most
+    assert job.traffic == Traffic(sent.sum(axis=1).max(), sent.sum(axis=0).max(), most)
 
 
 def test_one_rank_exchanges_nothing() -> None:
@@ -95,12 +87,13 @@ def test_ranks_that_share_cores_take_turns() -> None:
 def test_a_slow_link_is_what_a_step_waits_for() -> None:
     job = Job(P, 512, 32, 32, 16)
     parts = step(job, RATES, HOST, SLOW)
-    wire = 16 * WIDTH * P / 2 * 8e-9 / 0.94  # each of 16 ranks sends half of its row to the other node
+    wire = WIDTH * P / 2 * 8e-9 / 0.94  # each node sends half of its sum to the other
     assert parts.gather == pytest.approx(wire, rel=0.1)
-    assert parts.publish == pytest.approx(WIDTH * P * 8e-9 / 0.94, rel=0.1)
-    summed = step(replace(job, node_sum=True), RATES, HOST, SLOW)
-    assert summed.gather == pytest.approx(wire / 16, rel=0.1)
-    assert summed.compute == parts.compute
+    assert parts.publish == pytest.approx(wire, rel=0.1)
+    apart = step(replace(job, messages=True), RATES, HOST, SLOW)
+    assert apart.gather == pytest.approx(16 * wire, rel=0.1)  # as does each of its 16 ranks
+    assert apart.publish == pytest.approx(2 * wire, rel=0.1)
+    assert apart.compute == parts.compute
 
 
 def test_several_nodes_need_a_network() -> None:
@@ -114,7 +107,7 @@ def test_curves() -> None:
     assert weak.speed_up(1, 16, fast) == 1.0
     assert 14 < weak.speed_up(16, 16, fast) < 16.5
     assert weak.speed_up(16, 16, fast) == weak.speed_up(16, 16, SLOW)  # one node sends nothing
-    assert weak.speed_up(64, 16, SLOW) < weak.speed_up(64, 16, fast) < weak.speed_up(64, 16, fast, node_sum=True) < 64
+    assert weak.speed_up(64, 16, SLOW) < weak.speed_up(64, 16, fast, messages=True) < weak.speed_up(64, 16, fast) < 64
     assert weak.ranks[-1] == 1024
     strong = replace(weak, weak=False)
     assert strong.ranks[-1] == 256

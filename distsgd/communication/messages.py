@@ -1,0 +1,180 @@
+"""Replicas that lie apart: sums travel in messages between those who share memory, and parameters travel back.
+
+Ranks that share a replica are a *group*: those of a node, or each rank by itself. A group adds the rows of its lanes as
+far as the tree has them together, and sends these sums alone, so that a network carries each gradient once a node and
+not once a rank. A rank speaks with one rank of each other group, the one with its own place there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.communication.base import Communicator
+from distsgd.communication.exchange import SCALARS, STRETCH, OwnState, Plan, stretches
+from distsgd.communication.shared_memory import NotShared, shared_array
+from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, scratch_levels, tree_sum
+from distsgd.device import Array
+
+_BYTES = np.dtype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which ranks share a replica: group g is the ranks from firsts[g] to before firsts[g + 1]."""
+
+    firsts: tuple[int, ...]
+    ranks: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether every rank is by itself."""
+        return len(self.firsts) == self.ranks
+
+    def members(self, group: int) -> range:
+        """The ranks of a group."""
+        return range(*(*self.firsts, self.ranks)[group : group + 2])
+
+    def group_of(self, rank: int) -> int:
+        """The group of a rank."""
+        return int(np.searchsorted(self.firsts, rank, side="right")) - 1
+
+    def partner(self, rank: int, group: int) -> int:
+        """Who in a group sends to `rank` what the group has for it, and gets from `rank` what that one owns."""
+        members, place = self.members(group), rank - self.members(self.group_of(rank)).start
+        return members[place % len(members)]
+
+    @classmethod
+    def of(cls, communicator: Communicator, group: Communicator) -> Groups:
+        """From what each rank knows of its own. Raises NotShared where a group isn't consecutive. Collective."""
+        firsts = communicator.allgather_object(group.broadcast_object(communicator.rank))
+        if firsts != sorted(firsts):
+            raise NotShared
+        return cls(tuple(sorted(set(firsts))), communicator.size)
+
+
+class MessageExchange(OwnState):
+    """One replica a group. A step is an all-gather of flags and records, an all-to-all of sums, the update, and an
+    all-to-all of parameters. Raises NotShared, on all ranks, where a group can't share memory."""
+
+    def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
+        super().__init__(communicator, plan)
+        self.group, self.groups = group, Groups.of(communicator, group)
+        elements = self.partition.elements
+        nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
+        self.params, has_params = shared_array(group, (elements,), plan.dtype)
+        rows, has_rows = shared_array(group, (len(nodes), elements), plan.dtype)
+        if not all(communicator.allgather_object((has_params and has_rows) or elements == 0)):
+            raise NotShared
+        self._rows = dict(zip(nodes, rows, strict=True))
+        self.rows = {node: self._rows[node] for node in self.nodes()}
+        self._prepare_heads()
+        self._prepare_messages()
+        self._scratch = np.empty((scratch_levels(self.partition.lanes), STRETCH), plan.dtype)
+        self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
+
+    def _prepare_heads(self) -> None:
+        """What all ranks say lies in rank order: the flags of a rank, then the records of its lanes."""
+        partition, width = self.partition, self.plan.record
+        spans = [partition.lanes_of(rank) for rank in range(partition.ranks)]
+        self._head_counts = [1 + SCALARS + (last - first) * width for first, last in spans]
+        starts = np.cumsum([0, *self._head_counts])
+        self._heads = np.zeros(starts[-1])
+        self._flags_at = starts[:-1, np.newaxis] + np.arange(1 + SCALARS)
+        records = [np.arange(starts[rank] + 1 + SCALARS, starts[rank + 1]) for rank in range(partition.ranks)]
+        self._records_at = np.concatenate(records).reshape(partition.lanes, width)
+        own = self._heads[starts[self.communicator.rank] : starts[self.communicator.rank + 1]]
+        self.flags, self.records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+
+    def _prepare_messages(self) -> None:
+        """Who sends what to whom, in bytes: sums to who owns the elements, and parameters back."""
+        partition, groups, me = self.partition, self.groups, self.communicator.rank
+        own_group, width = groups.group_of(me), self.plan.dtype.itemsize
+        owned = [partition.elements_of(rank) for rank in range(partition.ranks)]
+        count = self.owned.stop - self.owned.start
+        self._nodes = maximal_subtrees(*self._lanes_of(own_group), partition.lanes)
+        self._owners = [
+            rank
+            for rank in range(partition.ranks)
+            if groups.group_of(rank) != own_group and groups.partner(rank, own_group) == me
+        ]
+        nodes_of = {
+            groups.partner(me, group): maximal_subtrees(*self._lanes_of(group), partition.lanes)
+            for group in range(len(groups.firsts))
+            if group != own_group
+        }
+        lengths = [owned[rank].stop - owned[rank].start for rank in range(partition.ranks)]
+        self._sent = _parts([len(self._nodes) * lengths[r] * width * (r in self._owners) for r in range(len(lengths))])
+        self._received = _parts([len(nodes_of.get(r, ())) * count * width for r in range(len(lengths))])
+        self._send, self._receive = (np.empty(parts[-1].stop, _BYTES) for parts in (self._sent, self._received))
+        # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
+        first = owned[self._owners[0]].start if self._owners else 0
+        taken = {rank: slice((owned[rank].start - first) * width, (owned[rank].stop - first) * width)
+                 for rank in self._owners}  # fmt: skip
+        nothing, mine = slice(0, 0), slice(0, count * width)
+        self._published = [mine if rank in nodes_of else nothing for rank in range(partition.ranks)]
+        self._taken = [taken.get(rank, nothing) for rank in range(partition.ranks)]
+        params = self.params.view(_BYTES)
+        self._mine = params[self.owned.start * width : self.owned.stop * width]
+        self._others = params[first * width :] if self._owners else np.empty(0, _BYTES)
+        self._sums = {node: row[self.owned] for node, row in self._rows.items()}
+        for rank, nodes in nodes_of.items():
+            arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
+            self._sums.update(zip(nodes, arrived, strict=True))
+
+    def _lanes_of(self, group: int) -> Span:
+        members = self.groups.members(group)
+        return self.partition.lanes_of(members[0])[0], self.partition.lanes_of(members[-1])[1]
+
+    def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
+        """(the sum of the group's lanes on a stretch, where it lies in the message) for all that this rank sends."""
+        sums = []
+        for owner in self._owners:
+            span = self.partition.elements_of(owner)
+            message = self._send[self._sent[owner]].view(self.plan.dtype).reshape(len(self._nodes), -1)
+            for node, row in zip(self._nodes, message, strict=True):
+                for stretch in stretches(span):
+                    place = row[stretch.start - span.start : stretch.stop - span.start]
+                    total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch[1:]])
+                    if total is not None:  # else all its lanes are empty: a gap that nobody reads
+                        sums.append((total, place))
+        return sums
+
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
+        self.communicator.allgather_slices(self._heads, self._head_counts)
+        if bounds not in self._to_send:
+            self._to_send[bounds] = self._sums_to_send(bounds)
+        with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
+            for total, place in self._to_send[bounds]:
+                summed = total.compute()
+                if not total.additions:  # a single row, which isn't in its place yet
+                    place[:] = summed
+        self.communicator.alltoall(self._send, self._sent, self._receive, self._received)
+        return self._heads[self._flags_at], self._heads[self._records_at]
+
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self._sums, self.owned.start
+
+    def publish(self) -> None:
+        if self.groups.apart:  # a collective for which the library knows its network
+            self.communicator.allgather_slices(self.params, self.partition.counts())
+            return
+        self.communicator.alltoall(self._mine, self._published, self._others, self._taken)
+        self.group.barrier()
+
+    def load_params(self, params: Array | None) -> None:
+        self.group.barrier()  # nobody is still reading
+        if params is not None:
+            self.params[:] = params
+        whole = self.params if self.group.is_root else np.empty_like(self.params)
+        self.communicator.broadcast(whole)
+        self.group.barrier()
+
+
+def _parts(lengths: Sequence[int]) -> list[slice]:
+    """Behind each other, parts of these lengths."""
+    ends = np.cumsum(lengths).tolist()
+    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]

@@ -1,0 +1,52 @@
+"""A communicator that passes everything on, and counts it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from distsgd.communication import Communicator
+from distsgd.device import Array
+
+
+class Counting(Communicator):
+    """Passes everything on, and counts it."""
+
+    def __init__(self, inside: Communicator) -> None:
+        self.inside, self.calls = inside, Counter[str]()
+        self.sent: list[list[int]] = []
+        """Bytes to each rank, a list for each all-to-all."""
+        self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+
+    def _pass(self, name: str, *arguments: Any) -> Any:
+        self.calls[name] += 1
+        return getattr(self.inside, name)(*arguments)
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        return self._pass("broadcast_object", value, root)
+
+    def allgather_object(self, value: Any) -> Any:
+        return self._pass("allgather_object", value)
+
+    def gather_object(self, value: Any) -> Any:
+        return self._pass("gather_object", value)
+
+    def broadcast(self, array: Array) -> None:
+        self._pass("broadcast", array)
+
+    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+        self.sent.append([part.stop - part.start for part in sent])
+        self._pass("alltoall", send, sent, receive, received)
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        self._pass("allgather_slices", flat, counts)
+
+    def barrier(self) -> None:
+        self._pass("barrier")
+
+    def node(self) -> Communicator:
+        return self.inside.node()
+
+    def abort(self, status: int) -> None:
+        self.inside.abort(status)
