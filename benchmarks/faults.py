@@ -26,7 +26,6 @@ from typing import Any
 
 from benchmarks.common import RESULTS, machine, table
 from benchmarks.processes import ROOT, environment, mpirun
-from distsgd.launching.cleaning import Traces
 from distsgd.processes import stat, with_variable
 
 MOMENTS = ("step", "reduction", "validation", "checkpoint")
@@ -126,20 +125,19 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     settings = {**environment(), "DISTSGD_FAULT": json.dumps(fault), _CASE: tag, "TMPDIR": str(temporary)}
     line = command(case, folder / "run")
     began = time.time()
-    traces = Traces(tag, temporary)
     with busy(BUSY if case.plain else 0):
         ended = _run(line, settings, folder)
         left = _wait_for_the_end(tag)
     gone = time.time()
     told = [text for text in ended.err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
-    problems = [f"left: {name}" for name in left + _files(folder, traces, case)]
+    problems = [f"left: {name}" for name in left + _files(folder, temporary, case)]
     problems += ["it hung"] if ended.hung else []
     again = case.plain or (case.victim == "launcher" and ended.status == -9)
     if again:
         problems += [f"exit status {ended.status} after the kill"] if case.plain and not ended.status else []
         second = _run(line, settings, folder)
         problems += ["it hung when it went on"] if second.hung else []
-        problems += [f"left in the end: {name}" for name in _wait_for_the_end(tag) + _files(folder, traces, case)]
+        problems += [f"left in the end: {name}" for name in _wait_for_the_end(tag) + _files(folder, temporary, case)]
         ended = Ended(second.status, ended.out + second.out, ended.err + second.err, second.hung)
     problems += [] if marker.exists() else ["the moment never came"]
     problems += [f"exit status {ended.status}"] if ended.status else []
@@ -210,17 +208,15 @@ def _wait_for_the_end(tag: str, seconds: float = 5.0) -> list[str]:
     return [f"process {number}" for number in running]
 
 
-def _files(folder: Path, traces: Traces, case: Case) -> list[str]:
+def _files(folder: Path, temporary: Path, case: Case) -> list[str]:
     """Files that a case has left, in its temporary folder, in shared memory and in /tmp.
 
     Under a plain mpirun its own and the MPI library's are its own business.
     """
     if case.plain:
-        return [str(path) for path in traces.folder.rglob("*") if not path.name.startswith(_MPIS_OWN)]
-    memory = (folder / "memory").read_text().split() if (folder / "memory").exists() else []
-    files = [path for path in traces.mpi_files() if path.parent != Path("/dev/shm")]
-    files += [Path(name) for name in set(memory) if Path(name).exists()]
-    return [str(path) for path in (*traces.folder.rglob("*"), *files)]
+        return [str(path) for path in temporary.rglob("*") if not path.name.startswith(_MPIS_OWN)]
+    made = (folder / "mpis-files").read_text().split() if (folder / "mpis-files").exists() else []
+    return [*map(str, temporary.rglob("*")), *(name for name in set(made) if Path(name).exists())]
 
 
 _MPIS_OWN = ("mpich_shm_", "sm_segment", "hydra_", "ompi.", "prte", "pmix")

@@ -28,9 +28,8 @@ from typing import Any
 from benchmarks.common import RESULTS, machine, table
 from benchmarks.faults import sha256
 from benchmarks.processes import ROOT, environment, mpirun
-from distsgd.launching.cleaning import Traces
 from distsgd.launching.folder import WatchedFolder
-from distsgd.processes import mapped_files, stat, with_variable
+from distsgd.processes import mapped_files, open_files, stat, with_variable
 
 RANKS = 3
 MINUTES = 30.0
@@ -78,13 +77,12 @@ class Soak:
     folder: Path
     kept: dict[str, Any]
     lives: dict[tuple[int, int], Life] = field(default_factory=dict)
-    memory: set[str] = field(default_factory=set)
+    mpis_files: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.temporary = self.folder / "tmp"
         self.temporary.mkdir(parents=True, exist_ok=True)
         self.tag = f"{os.getpid()}-{time.time_ns()}"
-        self.traces = Traces(self.tag, self.temporary)
         self.run = WatchedFolder(self.folder / "run")
         self.chosen = random.Random(f"soak {len(self.kept['events'])}")
         self.began, self.before = time.monotonic(), float(self.kept["seconds"])
@@ -184,9 +182,7 @@ class Soak:
         for number in left:
             self.problem(f"left after {event}: process {number}")
             _signal(number, signal.SIGKILL)
-        files = [path for path in self.traces.mpi_files() if path.parent != Path("/dev/shm")]  # others' may be there
-        files += [Path(name) for name in self.memory if Path(name).exists()]
-        for path in (*self.temporary.rglob("*"), *files):
+        for path in (*self.temporary.rglob("*"), *(name for name in self.mpis_files if Path(name).exists())):
             self.problem(f"left after {event}: {path}")
 
     def problem(self, what: str) -> None:
@@ -221,7 +217,9 @@ class Soak:
                 continue
             life = self.lives.setdefault((number, told.started), Life(kind, self.seconds))
             life.see(found, self.seconds)
-        self.memory |= {name for name in mapped_files("/dev/shm", self.ranks()) if "deleted" not in name}
+        named = mapped_files("/dev/shm", self.ranks())
+        named |= {name for name in open_files("/tmp", self.processes()) if "hydra" in name}
+        self.mpis_files |= {name for name in named if "deleted" not in name}
         path = self.run.path
         files = [len(list(folder.iterdir())) for folder in (path, path / "checkpoints") if folder.exists()]
         counted, minute = {"run": sum(files), "temporary": len(list(self.temporary.rglob("*")))}, int(self.seconds / 60)

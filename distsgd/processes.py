@@ -123,3 +123,22 @@ def mapped_files(folder: str, processes: Iterable[int] | None = None) -> set[str
         except OSError:
             continue
     return found
+
+
+def open_files(folder: str, processes: Iterable[int] | None = None) -> set[str]:
+    """The files below `folder` that these processes, or all that this user may look at, have open."""
+    head = folder.rstrip("/") + "/"
+    found = set()
+    for process in numbers() if processes is None else processes:
+        try:
+            descriptors = os.listdir(f"/proc/{process}/fd")
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                path = os.readlink(f"/proc/{process}/fd/{descriptor}")
+            except OSError:  # closed meanwhile
+                continue
+            if path.startswith(head):
+                found.add(path)
+    return found

@@ -19,7 +19,7 @@ from distsgd import Callback
 from distsgd.communication.exchange import LocalExchange
 from distsgd.communication.messages import MessageExchange
 from distsgd.communication.replica import SharedExchange
-from distsgd.processes import mapped_files
+from distsgd.processes import mapped_files, open_files, stat
 from distsgd.step import TrainingStep
 from distsgd.trainer import Trainer
 from distsgd.validation import Evaluator
@@ -76,9 +76,18 @@ if FAULT["rank"] == RANK and not MARKER.exists():
         setattr(where, name, count_down(getattr(where, name)))
 
 
-# What MPI has put there for this rank; jobs of others may have their own.
-with open(MARKER.with_name("memory"), "a") as file:
-    file.writelines(f"{name}\n" for name in mapped_files("/dev/shm", [os.getpid()]) if "deleted" not in name)
+def above() -> list[int]:
+    """This rank's parent, and so on: a shell, and mpirun's proxy."""
+    found = [os.getppid()]
+    while found[-1] > 1 and len(found) < 3 and (told := stat(found[-1])) is not None:
+        found.append(told.parent)
+    return found
+
+
+# What MPI has made for this job; jobs of others have their own.
+with open(MARKER.with_name("mpis-files"), "a") as file:
+    names = mapped_files("/dev/shm", [os.getpid()]) | {name for name in open_files("/tmp", above()) if "hydra" in name}
+    file.writelines(f"{name}\n" for name in names if "deleted" not in name)
 
 
 class Fault(Callback):

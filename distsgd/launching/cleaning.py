@@ -18,15 +18,14 @@ from pathlib import Path
 from types import TracebackType
 
 from distsgd.output import LAUNCH_VARIABLE
-from distsgd.processes import descendants, mapped_files, numbers, stat, with_variable
+from distsgd.processes import descendants, mapped_files, open_files, stat, with_variable
 
 _END_SECONDS = 5.0
 _CLOCK_SLACK = 0.1  # seconds by which a file's time may be behind
 _SHARED_MEMORY = Path("/dev/shm")
 # What MPI libraries leave there when a rank is killed.
 _MPI_MEMORY = ("mpich_shm_*", "sm_segment.*", "vader_segment.*", "ucx_shm_posix_*", "Intel_MPI_*")
-_HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # whatever TMPDIR says
-_HYDRA = ("hydra_pmi_proxy", "mpiexec.hydra")
+_HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # whatever TMPDIR says; open while a job runs
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,8 @@ class Traces:
         memory = [path for pattern in _MPI_MEMORY for path in self._mine(_SHARED_MEMORY, pattern)]
         used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
         hydra = self._mine(_HYDRA_FOLDER, _HYDRA_FILES)
-        if hydra and self._others_hydra():
-            hydra = []
-        return [path for path in memory if str(path) not in used] + hydra
+        used |= open_files(str(_HYDRA_FOLDER)) if hydra else set()
+        return [path for path in memory + hydra if str(path) not in used]
 
     def _mine(self, folder: Path, pattern: str) -> list[Path]:
         """Files of this user that are as young as the start."""
@@ -83,15 +81,6 @@ class Traces:
                 if about.st_uid == os.getuid() and about.st_ctime >= self.began - _CLOCK_SLACK:
                     found.append(path)
         return found
-
-    def _others_hydra(self) -> bool:
-        """Whether another job's Hydra runs, whose file, of a moment at its start, can't be told from this one's."""
-        for process in numbers():
-            with suppress(OSError):
-                name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
-                if name in _HYDRA and (found := stat(process)) is not None and not found.ended:
-                    return True
-        return False
 
 
 def _reap(kept: set[int]) -> None:

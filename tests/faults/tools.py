@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from distsgd.launching.cleaning import Traces
-from distsgd.processes import can_look, mapped_files, stat, with_variable
+from distsgd.processes import can_look, mapped_files, open_files, stat, with_variable
 from tests.parallel.launch import ROOT, environment, find_mpirun
 
 TAG = "DISTSGD_TEST"
@@ -54,7 +53,6 @@ class Job:
         self.folder, self.tag = folder, f"{os.getpid()}-{time.time_ns()}"
         self.temporary = folder / f"tmp-{self.tag}"
         self.temporary.mkdir(parents=True)
-        self.traces = Traces(self.tag, self.temporary)
         settings = {**environment(settings), TAG: self.tag, "TMPDIR": str(self.temporary)}
         self.began = time.monotonic()
         self._printed = (self.temporary.with_suffix(".out"), self.temporary.with_suffix(".err"))
@@ -92,10 +90,11 @@ class Job:
 
     def end(self, grace: float = SOON) -> Ended:
         """Waits for its end, and then for that of its processes; fails the test where it doesn't come."""
-        memory: set[str] = set()
+        named: set[str] = set()
         hung = False
         while self.process.poll() is None and not hung:
-            memory |= mapped_files("/dev/shm", self.ranks().values())
+            named |= mapped_files("/dev/shm", self.ranks().values())
+            named |= {name for name in open_files("/tmp", self.running()) if "hydra" in name}
             hung = time.monotonic() - self.began > LIMIT
             time.sleep(0.1)
         seconds = time.monotonic() - self.began
@@ -111,8 +110,7 @@ class Job:
         assert not hung, f"did not end within {LIMIT} s:\n{texts[0]}\n{texts[1]}"
         files = [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")]
         # Jobs of others that run beside this one may leave their own.
-        files += [name for name in memory if Path(name).exists()]
-        files += [str(path) for path in self.traces.mpi_files() if path.parent != Path("/dev/shm")]
+        files += [name for name in named if Path(name).exists()]
         return Ended(self.process.returncode, texts[0], texts[1], seconds, names, files)
 
 

@@ -326,6 +326,24 @@ def test_files_are_removed_where_nobody_uses_them(tmp_path: Path, monkeypatch: p
 
 
 @linux
+def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
+    traces = Traces("name", tmp_path / "folder")
+    used, left = (tmp_path / f"hydra_hwloc_xmlfile_{name}" for name in ("used", "left"))
+    left.touch()
+    text = f"file = open({str(used)!r}, 'w'); print(flush=True); input()"
+    line = [sys.executable, "-c", text]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        traces.remove_files()
+        assert (used.exists(), left.exists()) == (True, False)
+    traces.remove_files()
+    assert not used.exists()
+
+
+@linux
 @pytest.mark.parametrize("orderly", [True, False])
 def test_a_janitor_cleans_up_whoever_kills_the_launcher(tmp_path: Path, orderly: bool) -> None:
     text = (
