@@ -45,7 +45,7 @@ test: check ## style, types and all tests: what CI runs
 	$(IN_VENV) -m pytest
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
-	$(IN_VENV) -m pytest tests/parallel
+	$(IN_VENV) -m pytest tests/parallel tests/faults
 
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh

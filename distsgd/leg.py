@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.board import Phase
 from distsgd.build import build_trainer, confusion_matrix
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
@@ -71,6 +72,7 @@ class Leg:
         communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
         try:
             status = trainer.fit()
+            communicator.at(Phase.END, trainer.progress.step)
             summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
             trainer.end(summary)
         except DistsgdError as error:
@@ -78,6 +80,7 @@ class Leg:
                 self.folder.write_failure(str(error), trainer.progress.step)
             raise
         finally:
+            communicator.at(Phase.OUTSIDE, trainer.progress.step)
             trainer.step.workers.close()
             if communicator.is_root:
                 self._close()

@@ -60,6 +60,7 @@ class Evaluator:
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feeder.examples)))
         batch = self.feeder.batch(indices, state)
         loss_sum, count, outputs = self.feeder.objective.score(params, scratch, batch)
+        self.communicator.progressed()
         sums[:2] = loss_sum, count
         start = 2
         for metric in self.metrics:

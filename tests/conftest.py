@@ -38,5 +38,5 @@ settings.load_profile("distsgd")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if (Path(__file__).parent / "parallel") in item.path.parents:
+        if item.path.parent.name in ("parallel", "faults"):
             item.add_marker("parallel")

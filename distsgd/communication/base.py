@@ -14,7 +14,26 @@ from distsgd.errors import DistsgdError, users_code
 T = TypeVar("T")
 
 
-class Communicator(ABC):
+class Watched:
+    """What the watchdog is told; where there is none, as here, nobody listens."""
+
+    def waits(self, collective: int) -> None:
+        """This rank enters a collective that isn't a method of its communicator."""
+
+    def goes_on(self) -> None:
+        """This rank has left it."""
+
+    def at(self, phase: int, step: int = 0) -> None:
+        """This rank begins something else."""
+
+    def progressed(self) -> None:
+        """This rank has done a piece of its work, such as a chunk of examples: the others may wait on."""
+
+    def watch(self, limit: float, stacks: bool = False) -> None:
+        """From now on waiting for more than `limit` seconds ends the job, 0 for never; `stacks` prints all first."""
+
+
+class Communicator(Watched, ABC):
     """A group of ranks. Collectives are called by all of them, in the same order.
 
     Names that end in `_object` pickle what they send: for small things, between processes of one run.
