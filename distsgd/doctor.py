@@ -123,6 +123,8 @@ def _measure_messages(communicator: Communicator) -> tuple[float, float]:
     """(seconds of a barrier, bytes per second of this rank in an all-to-all)."""
     import numpy as np
 
+    from distsgd.communication.base import Parts
+
     repeats = 50
     communicator.barrier()
     began = time.perf_counter()
@@ -130,8 +132,8 @@ def _measure_messages(communicator: Communicator) -> tuple[float, float]:
         communicator.barrier()
     latency = (time.perf_counter() - began) / repeats
     share = _SENT // communicator.size
-    parts = [slice(rank * share, (rank + 1) * share) for rank in range(communicator.size)]
-    send, receive = np.zeros(parts[-1].stop, np.uint8), np.empty(parts[-1].stop, np.uint8)
+    parts = Parts.behind_each_other([share] * communicator.size)
+    send, receive = np.zeros(parts.end, np.uint8), np.empty(parts.end, np.uint8)
     times = []
     for _ in range(7):
         began = time.perf_counter()

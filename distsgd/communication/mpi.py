@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from distsgd.board import Collective, Stamps, private_stamps
-from distsgd.communication.base import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.communication.shared_memory import shared_board
 from distsgd.communication.watchdog import Watchdog
 from distsgd.device import Array
@@ -44,10 +44,6 @@ def _load_mpi() -> Any:
             "load the cluster's MPI module, or install one with: pip install '.[mpich]' in distsgd's folder"
         ) from None
     return MPI
-
-
-def _counts_and_starts(parts: Sequence[slice]) -> tuple[list[int], list[int]]:
-    return [part.stop - part.start for part in parts], [part.start for part in parts]
 
 
 class MPICommunicator(Communicator):
@@ -132,10 +128,10 @@ class MPICommunicator(Communicator):
         self._comm.Bcast(array, root=0)
         self.goes_on()
 
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         byte = self._mpi.BYTE
         self.waits(_ALLTOALL)
-        self._comm.Alltoallv([send, *_counts_and_starts(sent), byte], [receive, *_counts_and_starts(received), byte])
+        self._comm.Alltoallv([send, sent.counts, sent.starts, byte], [receive, received.counts, received.starts, byte])
         self.goes_on()
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
