@@ -12,18 +12,26 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from distsgd.device import Array
 from distsgd.errors import CheckpointError
+from distsgd.files import open_regular
 
 FORMAT = 1
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_TOO_SHORT = "damaged: it is shorter than its header says"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "count": (int,), "loss_sum": (float,), "config": (dict,), "signature": (dict,), "contents": (str,),
+    "examples": (list,), "best": (dict, type(None)), "scores": (dict, type(None)), "rule": (dict, type(None)),
+}  # fmt: skip
+"""What the document's entries are, where they are there."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 
 
@@ -52,13 +60,40 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raises CheckpointError where the file can't be read, is damaged, or is of another format."""
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            _check_length(file)
+            data = file.read()
     except OSError as error:
         raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     try:
         return decode(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _check_length(file: BinaryIO) -> None:
+    """Refuses, before it is in memory, what can't be a whole checkpoint: it may be of any length."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_HEADER_LIMIT, size - 8):
+        raise CheckpointError(_TOO_SHORT)
+    _find_digest(bytearray(start + file.read(length)), size)
+    file.seek(0)
+
+
+@contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Turns what an intact document of another make raises where it is used into a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{what}: expected what this version of distsgd writes, got something else ({type(error).__name__}: "
+            f"{error}); use the version that wrote it, or start anew with --resume never"
+        ) from error
 
 
 def encode(checkpoint: Checkpoint) -> bytearray:
@@ -88,22 +123,34 @@ def decode(data: bytes | bytearray) -> Checkpoint:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         document = _from_hex(json.loads(header["__metadata__"]["distsgd"]))
+        _check_document(document)
         arrays = load(bytes(data))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"not a checkpoint of distsgd ({error})") from None
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"not a checkpoint of distsgd ({type(error).__name__}: {error})") from None
+    return Checkpoint(arrays, document)
+
+
+def _check_document(document: Any) -> None:
+    """Raises CheckpointError where this is no document of this format."""
+    if not isinstance(document, dict):
+        raise CheckpointError(f"not a checkpoint of distsgd: its document is a {type(document).__name__}")
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"has format {document.get('format')!r}, this version reads format {FORMAT}; "
             "use the version of distsgd that wrote it"
         )
-    return Checkpoint(arrays, document)
+    for key, kinds in _KINDS.items():
+        if not isinstance(document.get(key, kinds[0]()), kinds):
+            raise CheckpointError(f"not a checkpoint of distsgd: its {key} is {document[key]!r}")
 
 
-def _find_digest(data: bytearray) -> slice:
-    """Where the file's own digest stands, without parsing the header."""
+def _find_digest(data: bytearray, size: int | None = None) -> slice:
+    """Where the file's own digest stands, without parsing the header; `size` of the file where `data` is its start."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(_HEADER_LIMIT, len(data) - 8):
-        raise CheckpointError("damaged: it is shorter than its header says")
+    if len(data) < 8 or length > min(_HEADER_LIMIT, (len(data) if size is None else size) - 8):
+        raise CheckpointError(_TOO_SHORT)
     found = list(_DIGEST.finditer(data, 8, 8 + length))
     if len(found) != 1:
         raise CheckpointError("not a checkpoint of distsgd: it names no sha256 of itself")

@@ -14,6 +14,7 @@ from typing import Any
 
 from distsgd.checkpoint import CheckpointFolder, write_atomically
 from distsgd.errors import RunFolderError
+from distsgd.files import make_folders, read_regular, remove_empty
 
 
 def finite(value: Any) -> Any:
@@ -27,6 +28,10 @@ def finite(value: Any) -> Any:
     return value
 
 
+_DONE = {"epochs": int, "steps": int, "parameters_sha256": str}
+"""What the summary of a run that is done holds at least."""
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -37,15 +42,17 @@ class RunFolder:
         self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
 
     def create(self, config_toml: str) -> None:
-        """Makes the folder and writes config.toml; removes a summary, for the run isn't done any more."""
+        """Makes the folder and writes config.toml. Where that fails, the folder is as it was, or not there again."""
+        made: list[Path] = []
         try:
-            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+            made = make_folders(self.checkpoints.folder)
             self._lock()
             for left in (*self.path.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):
                 left.unlink(missing_ok=True)  # of a process that was killed while it wrote
-            self.summary.unlink(missing_ok=True)
             write_atomically(self.path / "config.toml", config_toml.encode())
         except OSError as error:
+            self.unlock()
+            remove_empty(made)
             raise RunFolderError(
                 f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
             ) from None
@@ -95,34 +102,41 @@ class RunFolder:
             number += 1
         return path
 
-    def move_aside(self) -> None:
-        """Renames the folder, where there is one, to NAME.1, NAME.2, …"""
+    def move_aside(self) -> Path | None:
+        """Renames the folder, where there is one, to NAME.1, NAME.2, …; returns the new name."""
         if not self.path.exists():
-            return
+            return None
         aside = self.aside()
         try:
             self.path.rename(aside)
         except OSError as error:
             raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
+        return aside
+
+    def move_back(self, aside: Path) -> None:
+        """Gives a folder that was moved aside its name back, as far as that is possible."""
+        with suppress(OSError):
+            aside.rename(self.path)
 
     def cut_metrics(self, step: int) -> None:
-        """Drops the records behind `step`, and a last line that was cut short."""
-        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
+        """Drops the records behind `step`, a last line that was cut short, and the summary: the run isn't done now."""
         try:
+            kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
             write_atomically(self.metrics, "".join(kept).encode())
+            self.summary.unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The whole records of metrics.jsonl."""
+        """The whole records of metrics.jsonl. Raises OSError."""
         records: list[dict[str, Any]] = []
         if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in read_regular(self.metrics).decode("utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
-                if isinstance(record, dict):
+                if isinstance(record, dict) and isinstance(record.get("step", 0), int):
                     records.append(record)
         return records
 
@@ -155,7 +169,11 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """The summary, or None where there is no whole one."""
         try:
-            summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            summary = json.loads(read_regular(self.summary))
+        except (OSError, ValueError, RecursionError):
             return None
-        return summary if isinstance(summary, dict) else None
+        if not isinstance(summary, dict):
+            return None
+        done = summary.get("status") in ("completed", "early_stopped")
+        whole = all(isinstance(summary.get(key), kind) for key, kind in _DONE.items())
+        return summary if whole or not done else None

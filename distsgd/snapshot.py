@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.checkpoint import Checkpoint, read_checkpoint
+from distsgd.checkpoint import Checkpoint, read_checkpoint, understanding
 from distsgd.communication import Communicator
 from distsgd.device import Array
 from distsgd.early_stopping import StoppingRule
@@ -95,7 +95,8 @@ def restore(
     def read() -> dict[str, Any]:
         nonlocal slots, progress
         assert checkpoint is not None
-        slots, progress = _read(step, rule, checkpoint)
+        with understanding("the checkpoint"):
+            slots, progress = _read(step, rule, checkpoint)
         return {key: getattr(progress, key) for key in (*_TOLD, "facts")}
 
     told = communicator.on_root(read)

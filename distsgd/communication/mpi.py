@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import platform
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from distsgd.communication.base import Communicator
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, LauncherError
+from distsgd.launchers import library_path, mismatch
 from distsgd.output import say
 
 T = TypeVar("T")
@@ -47,13 +49,11 @@ class MPICommunicator(Communicator):
 
         Raises LauncherError where the launcher started `expected_size` processes and MPI sees another number.
         """
-        comm = _load_mpi().COMM_WORLD
+        mpi = _load_mpi()
+        comm = mpi.COMM_WORLD
         if expected_size is not None and comm.size != expected_size:
-            raise LauncherError(
-                f"the launcher started {expected_size} processes, but MPI sees {comm.size}: mpirun and the MPI library "
-                "belong to different MPIs; start with the mpirun of the library that mpi4py loads "
-                "(python -m mpi4py --mpi-lib-version names it)"
-            )
+            version, library = mpi.Get_library_version(), library_path()
+            raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
         names = comm.allgather(platform.node())
         first_of_host = {host: names.index(host) for host in names}
         order = sorted(range(comm.size), key=lambda rank: (first_of_host[names[rank]], rank))

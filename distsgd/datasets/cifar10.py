@@ -21,6 +21,7 @@ from distsgd.datasets.tar import Visit, read_members
 from distsgd.datasets.unpickle import unpickle_columns
 from distsgd.device import Array
 from distsgd.errors import DataError
+from distsgd.files import open_regular
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -127,7 +128,7 @@ class Place:
     def _read_folder(self, members: Sequence[str], visit: Visit) -> None:
         for member in members:
             path = self._unpacked(member)
-            with reading(str(path)), open(path, "rb") as stream:
+            with reading(str(path)), open_regular(path) as stream:
                 visit(member, stream, path.stat().st_size)
 
     def _unpacked(self, member: str) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 from distsgd.datasets.base import ArraySource
 from distsgd.device import Array
 from distsgd.errors import DataError
+from distsgd.files import open_regular
 
 Stream: TypeAlias = IO[bytes]
 
@@ -60,7 +61,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 def open_binary(path: str) -> tuple[Stream, int]:
     """A file, unpacked on the fly where its content (not its name) is gzip, and an upper limit of its length."""
-    raw = open(path, "rb")  # noqa: SIM115 - handed over to the caller
+    raw = open_regular(path)
     try:
         size = os.fstat(raw.fileno()).st_size
         packed = raw.read(2) == b"\x1f\x8b"

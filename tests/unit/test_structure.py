@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # stands for its modules, which may import each other without a cycle, unless they have a row of their own.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("output", "runtime", "device"),
+    ("output", "runtime", "device", "files", "launchers"),
     ("layout",),
     ("random",),
     ("batch",),
@@ -57,7 +57,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("placement",),
     ("build",),
     ("stored_model", "leg", "progress"),
-    ("plots",),
+    ("plots", "diagnosis"),
     ("commands",),
     ("fitting",),
     ("train", "evaluate", "predict", "plot", "doctor"),
