@@ -23,6 +23,9 @@ from distsgd.files import read_regular
 T = TypeVar("T")
 _imported: dict[Path, types.ModuleType] = {}
 _WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
+_NO_NUMBER = re.compile(
+    r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string to float).*'(.*)'"
+)
 _WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
 _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")
@@ -99,6 +102,9 @@ def _sentence(box: str) -> str:
     if found is not None:
         kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
         return f"{found[1]}: expected {' or '.join(kinds)}, got {found[3]!r}"
+    found = _NO_NUMBER.match(text)
+    if found is not None:
+        return f"{found[1]}: expected {'a whole number' if 'int' in found[2] else 'a number'}, got {found[3]!r}"
     return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
 
 

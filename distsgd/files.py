@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """The file at `path`, or at the end of the links there, to be read. Raises OSError, also for what is no file."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):

@@ -136,4 +136,6 @@ class Leg:
             if aside is not None:
                 self.folder.move_back(aside)
             raise
+        if aside is not None:
+            say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
         self.folder.cut_metrics(step)

@@ -45,6 +45,7 @@ class RunFolder:
         """Makes the folder and writes config.toml. Where that fails, the folder is as it was, or not there again."""
         made: list[Path] = []
         try:
+            self.read_metrics()  # cut_metrics will need them: before anything is changed
             made = make_folders(self.checkpoints.folder)
             self._lock()
             for left in (*self.path.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):

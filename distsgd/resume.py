@@ -52,8 +52,6 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
         return start
     if config.resume == "never":
         _refuse_foreign(folder)
-        if folder.path.exists():
-            start.notes.append(f"the run in {folder.path} is moved aside to {folder.aside()}")
         return start
     if config.resume != "auto":
         start.checkpoint = find_run(Path(config.resume))

@@ -29,7 +29,7 @@ TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = ("test_batch",)
 
 _PIXELS = prod(SHAPE)
-_UNPACKED_LIMIT = 512 << 20
+_UNPACKED_LIMIT = 256 << 20
 """Bytes that an archive may unpack to; the published ones have 184 million."""
 _FILE_LIMIT = 64 << 20
 """Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""

@@ -165,6 +165,7 @@ def npz_keys(path: str | os.PathLike[str]) -> list[str]:
 @contextmanager
 def _open_archive(where: str) -> Iterator[zipfile.ZipFile]:
     with open_regular(where) as raw:
+        raw.peek(1)  # raises what the next line would take for another format
         if not zipfile.is_zipfile(raw):
             raise DataError(f"{where}: expected a .npz file, got something else; write it with numpy.savez")
         with zipfile.ZipFile(raw) as archive:

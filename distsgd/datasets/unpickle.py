@@ -38,7 +38,7 @@ _CALLS_AND_MEMO = (
 )  # fmt: skip
 _DICTS = (pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS)
 _OPCODES = frozenset((*_CONTROL_AND_NUMBERS, *_BYTES, *_TEXT_AND_SEQUENCES, *_CALLS_AND_MEMO))
-_OPCODE_LIMIT = 1_000_000
+_OPCODE_LIMIT = 250_000
 """Instructions of the pickle machine. 10,000 labels and file names, as a part of CIFAR-10 has, take 70,000."""
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
@@ -129,7 +129,8 @@ class _LimitedReader:
 
     def _too_long(self) -> DataError:
         return DataError(
-            f"{self._where}: expected at most {self.limit} bytes of pickle, it says more; use .npz instead"
+            f"{self._where}: expected a whole pickle of at most {self.limit} bytes, it says more; make it again, or use "
+            ".npz"
         )
 
 
@@ -155,6 +156,11 @@ def _load_bytearray8(machine: Any) -> None:
     machine.append(machine.read(length))
 
 
+def _load_frame(machine: Any) -> None:
+    # The inherited one reads the whole frame into memory, twice; a frame is nothing but a hint to do so.
+    machine.read(8)
+
+
 def _load_build(machine: Any) -> None:
     # The inherited one sets attributes of anything on the stack, of this module's functions too.
     state = machine.stack.pop()
@@ -169,7 +175,8 @@ def _load_build(machine: Any) -> None:
 def _dispatch(opcodes: Collection[bytes]) -> dict[int, Callable[[Any], None]]:
     """What the pickle machine does for each of these opcodes."""
     inherited = {code: does for code, does in pickle._Unpickler.dispatch.items() if bytes([code]) in opcodes}
-    return inherited | {pickle.BYTEARRAY8[0]: _load_bytearray8, pickle.BUILD[0]: _load_build}
+    own = {pickle.BYTEARRAY8[0]: _load_bytearray8, pickle.BUILD[0]: _load_build, pickle.FRAME[0]: _load_frame}
+    return inherited | own
 
 
 class _ArrayUnpickler(pickle._Unpickler):
