@@ -23,9 +23,7 @@ from distsgd.files import read_regular
 T = TypeVar("T")
 _imported: dict[Path, types.ModuleType] = {}
 _WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
-_NO_NUMBER = re.compile(
-    r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string to float).*'(.*)'"
-)
+_NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
 _WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
 _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")

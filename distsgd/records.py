@@ -54,8 +54,10 @@ class RunFolder:
         except OSError as error:
             self.unlock()
             remove_empty(made)
+            where = error.filename if isinstance(error.filename, str) else self.path
             raise RunFolderError(
-                f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
+                f"could not write the run folder {self.path} ({where}: {error.strerror or error}); choose another with "
+                "--out"
             ) from None
 
     def _lock(self) -> None:

@@ -129,8 +129,8 @@ class _LimitedReader:
 
     def _too_long(self) -> DataError:
         return DataError(
-            f"{self._where}: expected a whole pickle of at most {self.limit} bytes, it says more; make it again, or use "
-            ".npz"
+            f"{self._where}: expected a whole pickle of at most {self.limit} bytes, it says more; make it again, or "
+            "use .npz"
         )
 
 

@@ -125,7 +125,7 @@ def abandoned() -> tuple[int, int]:
         files = [path for path in _SHARED.iterdir() if path.name.startswith(_QUEUES)]
     except OSError:
         return 0, 0
-    used = set()
+    used: set[str] = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             maps = (process / "maps").read_text(encoding="utf-8", errors="replace")

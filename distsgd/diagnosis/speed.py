@@ -64,7 +64,7 @@ def _reduction(exchange: Exchange) -> Callable[[], None]:
     """The reduction of a step without its update: everybody's sums in, the whole total out."""
     lanes = exchange.partition.lanes
     bounds = tuple(range(lanes + 1))
-    scratch = np.empty((scratch_levels(lanes), STRETCH), np.float32)
+    scratch = list(np.empty((scratch_levels(lanes), STRETCH), np.float32))
 
     def reduce() -> None:
         exchange.gather(bounds)

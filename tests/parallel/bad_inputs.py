@@ -136,7 +136,8 @@ RUNS: dict[str, Case] = {
     "a run of another learning rate": Case("learning_rate is", f"{GO_ON} --lr 0.3", run()),
     "a run of another model": Case("model is 'softmax' there", GO_ON.replace("softmax", "mlp"), run()),
     "parameters of another model": Case("for another model", "--hidden 9 --epochs 1 --init-from run", run(), status=1),
-    "a best checkpoint to go on from": Case("for another model", LAST.replace("step-3", "best") + f" {QUICK}", run(), status=1),
+    "a best checkpoint to go on from": Case(
+        "for another model", LAST.replace("step-3", "best") + f" {QUICK}", run(), status=1),
     "a link to nowhere to go on from": Case(
         "no checkpoint", LAST.replace("run/", "") + f" {QUICK}", every(
             sub_folder("checkpoints"), link("checkpoints/step-3.safetensors", "gone"))),
@@ -198,7 +199,8 @@ OWN_CODE: dict[str, Case] = {
     "a gradient of another shape": Case(
         "could not broadcast", CODE, code(WRONG_GRADIENT), 1, trace=True, leaves=("runs",)),
     "a metric of another shape": Case(
-        "metric f: expected one", f"{QUICK} --metric m.py:f", code(f"{LAYERS}def f(out, y): return np.zeros(3)"), leaves=("runs",)),
+        "metric f: expected one", f"{QUICK} --metric m.py:f",
+        code(f"{LAYERS}def f(out, y): return np.zeros(3)"), leaves=("runs",)),
 }  # fmt: skip
 
 COMMANDS: dict[str, Case] = {

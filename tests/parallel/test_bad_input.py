@@ -174,7 +174,7 @@ def test_the_table_is_large_enough() -> None:
 def test_what_only_looks_bad_is_gone_on_from(tmp_path: Path) -> None:
     """A summary or records that are damaged don't stop a run whose checkpoints are whole."""
     make_template(tmp_path)
-    for number, summary in enumerate(('{"status": "completed"}', "[]", "[" * 100_000, "\0", None)):
+    for number, summary in enumerate(('{"status": "completed"}', "[" * 100_000, None)):
         run = tmp_path / f"run-{number}"
         shutil.copytree(tmp_path / TEMPLATE, run)
         (run / "summary.json").unlink()
