@@ -15,6 +15,9 @@ from distsgd.outcome import last_line
 from distsgd.records import RunFolder
 from distsgd.schedules import has_horizon
 
+_TOLD = {"epochs": int, "steps": int, "parameters_sha256": str}
+"""What the summary of a run that is finished holds at least."""
+
 
 class Start:
     """Where a leg starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
@@ -112,6 +115,8 @@ def find_run(path: Path) -> Checkpoint:
 
 def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether the run that left this summary has nothing left to do under this configuration."""
+    if not all(isinstance(summary.get(key), kind) for key, kind in _TOLD.items()):
+        return False  # damaged: it is written again
     if summary.get("status") == "early_stopped":
         return True
     if summary.get("status") != "completed":

@@ -127,6 +127,8 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
     progress.facts = {key: value for key, value in document.items() if key not in (*_TOLD, "rule", "format", "sha256")}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:
+        if not all(isinstance(progress.best.get(key), int) for key in ("step", "epoch")):
+            raise CheckpointError("the checkpoint's best validation has no step and epoch; it was not written whole")
         progress.best_params = np.empty_like(step.exchange.params)
         progress.best_running = np.empty_like(step.running.flat)
         fill_model(progress.best_params, step.layout, best, "best parameters")

@@ -8,6 +8,7 @@ import platform
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +25,9 @@ _RANK_0_SPEAKS_FIRST = 1.0  # seconds
 
 def _load_mpi() -> Any:
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():  # of a launcher that doesn't fit: what is done about it is said once, below
+            warnings.filterwarnings("ignore", "suspicious MPI", RuntimeWarning)
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError where mpi4py finds no MPI library
         reason = str(error).splitlines()[0]
         raise LauncherError(

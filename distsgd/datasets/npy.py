@@ -20,6 +20,7 @@ from distsgd.datasets.streams import (
     Stream,
     absolute,
     check_out,
+    check_shape,
     deflated_limit,
     expect_end,
     fill,
@@ -73,6 +74,7 @@ def read_header(stream: Stream, where: str) -> NpyHeader:
         )
     if any(isinstance(n, bool) or n < 0 for n in shape):
         raise DataError(f"{where}: expected lengths of at least 0, the header says {shape}; make it again")
+    check_shape(shape, where)
     return NpyHeader(tuple(int(n) for n in shape), dtype, bool(fortran), len(start) + len(size_field) + length)
 
 

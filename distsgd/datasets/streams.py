@@ -9,12 +9,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import IO, TypeAlias
 
 import numpy as np
 
 from distsgd.datasets.base import ArraySource
-from distsgd.device import Array
+from distsgd.device import Array, Shape
 from distsgd.errors import DataError
 from distsgd.files import open_regular
 
@@ -99,6 +100,12 @@ def read_exactly(stream: Stream, count: int, where: str) -> bytes:
     if len(found) != count:
         raise DataError(f"{where}: expected a header of {count} bytes, the file ends after {len(found)}; make it again")
     return found
+
+
+def check_shape(shape: Shape, where: str) -> None:
+    """DataError where no array can have this shape, though it may have no elements at all."""
+    if prod(max(1, length) for length in shape) >= 1 << 56 or len(shape) > 16:
+        raise DataError(f"{where}: expected the shape of an array, the header says {shape}; make it again")
 
 
 def check_out(source: ArraySource, out: Array) -> None:

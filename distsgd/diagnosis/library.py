@@ -88,6 +88,8 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
     if launcher is None:
         own = f"; {beside} belongs to that library" if beside else ""
         return [*facts, ("launcher", f"no mpirun, mpiexec or srun on the path{own}")], []
+    if os.path.basename(launcher) == "srun":
+        return [*facts, ("launcher", f"{launcher}, Slurm's; srun --mpi=list says which libraries it can start")], []
     theirs, ours = family(told_by(launcher)), family(library.version)
     facts.append(("launcher", f"{launcher}, of {theirs or 'an MPI that it does not name'}"))
     both = {theirs, ours}
