@@ -47,7 +47,7 @@ from distsgd.errors import DistsgdError, LaneError, OutOfMemoryError  # noqa: E4
 from distsgd.fitting import fit  # noqa: E402
 from distsgd.outcome import last_line  # noqa: E402
 from distsgd.records import RunFolder  # noqa: E402
-from distsgd.resume import find_start  # noqa: E402
+from distsgd.resume import find_start, is_finished  # noqa: E402
 from distsgd.stored_model import load_model  # noqa: E402
 
 LIMIT_BYTES = 64 << 20
@@ -152,7 +152,7 @@ def use_summary(path: Path, content: bytes) -> None:
     folder = RunFolder(path.parent)
     folder.summary.write_bytes(content)
     found = folder.read_summary()
-    if found is not None and found.get("status") in ("completed", "early_stopped"):
+    if found is not None and is_finished(TrainConfig(), found, Checkpoint()):
         last_line(found, "run")
 
 

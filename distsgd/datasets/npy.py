@@ -74,7 +74,6 @@ def read_header(stream: Stream, where: str) -> NpyHeader:
         )
     if any(isinstance(n, bool) or n < 0 for n in shape):
         raise DataError(f"{where}: expected lengths of at least 0, the header says {shape}; make it again")
-    check_shape(shape, where)
     return NpyHeader(tuple(int(n) for n in shape), dtype, bool(fortran), len(start) + len(size_field) + length)
 
 
@@ -85,6 +84,7 @@ def _check_size(header: NpyHeader, size: int, where: str) -> None:
             f"{where}: expected {expected} bytes for shape {header.shape} of {header.dtype}, "
             f"the file has {size}; make it again"
         )
+    check_shape(header.shape, where)
 
 
 def _fill(stream: Stream, header: NpyHeader, out: Array, where: str) -> None:
