@@ -85,6 +85,8 @@ MNIST_FILES: dict[str, Case] = {
     "labels where the images belong": Case("got 00000801", MNIST, mnist(LABELS)),
     "images that say they are more": Case("the file has", MNIST, mnist(patched(IMAGES, 4, b"\0\0\0\x15"))),
     "images of 2**96 pixels": Case("79228162458924105385300197391", MNIST, mnist(patched(IMAGES, 4, b"\xff" * 12))),
+    "no images of 2**64 pixels": Case("the shape of an array", MNIST, mnist(
+        idx([], shape=(0, 2**32 - 1, 2**32 - 1)), idx([]))),
     "no images": Case("at least one example", MNIST, mnist(idx(np.zeros((0, 28, 28))), idx([]))),
     "images without pixels": Case("at least one example", MNIST, mnist(idx(np.zeros((20, 0, 28))))),
     "a label too few": Case("expected 20 entries, one an example, got 19", MNIST, mnist(labels=idx(range(19)))),
