@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.augmentation import parse_augmentation
+from distsgd.batch_job import time_limit
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
@@ -25,7 +26,7 @@ from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, defaul
 from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
-from distsgd.option_values import parse_duration, parse_every, parse_target
+from distsgd.option_values import parse_every, parse_target
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, cores_per_rank
@@ -254,7 +255,7 @@ def build_trainer(
         step=step,
         sampler=sampler,
         schedule=schedule,
-        limits=_limits(config, rule),
+        limits=_limits(communicator, config, rule),
         rhythm=_rhythm(config, sampler, rule),
         rule=rule,
         monitor=monitor,
@@ -314,12 +315,12 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     return worker_count(cores, mine, multiply_adds, longest)
 
 
-def _limits(config: TrainConfig, rule: StoppingRule | None) -> Limits:
+def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:
     target = None if config.target is None else parse_target(config.target)
     if target is not None and rule is None:
         raise ConfigurationError("target: there is nothing to measure it on; give validation data")
-    seconds = None if config.max_time is None else parse_duration(config.max_time, "max_time")
-    return Limits(config.epochs, config.max_steps, seconds, target)
+    seconds, why = communicator.on_root(lambda: time_limit(config.max_time))
+    return Limits(config.epochs, config.max_steps, seconds, target, why)
 
 
 def _rhythm(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Rhythm:

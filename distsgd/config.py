@@ -157,7 +157,8 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many steps, counted from the run's first."""
     max_time: str | None = None
-    """Stop after this much time, such as 90s, 10m or 3h50m, with a checkpoint and status 75."""
+    """Stop after this much time, such as 90s or 3h50m, with a checkpoint and status 75. auto, the default: two minutes
+    before Slurm, PBS or LSF end this job (auto-10m: ten). never: not at all."""
     target: str | None = None
     """Stop when a metric is reached, such as validation_accuracy=0.98."""
 
@@ -231,8 +232,8 @@ class TrainConfig:
         parse_every(self.validate_every, "validate_every", seconds=False)
         parse_every(self.checkpoint_every, "checkpoint_every")
         parse_duration(self.stall_timeout, "stall_timeout")
-        if self.max_time is not None:
-            parse_duration(self.max_time, "max_time")
+        if self.max_time not in (None, "auto", "never"):
+            parse_duration(self.max_time.removeprefix("auto-"), "max_time")
         if self.target is not None:
             parse_target(self.target)
         if self.early_stopping == "patience" and self.validate_every != "1epoch":

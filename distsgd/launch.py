@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -183,7 +184,7 @@ class Run:
         arguments = [*self.arguments]
         if again and self.folder.begun:
             arguments += ["--resume", "auto"]
-        if again and self.config.max_time is not None:
+        if again and self._time_left() < math.inf:
             arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
         one_host = (
             all(this_host(host.name) for host in self.hosts) if self.hosts else len(allocated_hosts(os.environ)) < 2
@@ -215,9 +216,13 @@ class Run:
         return ["sh", str(script)]
 
     def _time_left(self) -> float:
+        """Seconds that --max-time leaves; inf where that is no time, but the batch system's business, or nobody's."""
         from distsgd.option_values import parse_duration
 
-        return parse_duration(self.config.max_time or "0", "max_time") - (time.monotonic() - self.began)
+        given = self.config.max_time or "auto"
+        if given == "never" or given.startswith("auto"):
+            return math.inf
+        return parse_duration(given, "max_time") - (time.monotonic() - self.began)
 
     def _status(self, ending: Ending) -> int | None:
         """The exit status where the run is over, None where it failed. Only its summary is believed."""
@@ -248,13 +253,13 @@ class Run:
             return f"; that is the second failure without progress, {where}"
         if len(failures) > max_restarts:
             return f"; it was restarted {max_restarts} time(s), see --max-restarts" if max_restarts else ""
-        if self.config.max_time is not None and self._time_left() <= 0:
+        if self._time_left() <= 0:
             return f"; max_time {self.config.max_time} is over"
         return None
 
     def _failed_status(self, cause: Cause) -> int:
         """1 as a rule; 75 where the run was told to stop, or its time is over, and it can go on from a checkpoint."""
-        over = self.config.max_time is not None and self._time_left() <= 0
+        over = self._time_left() <= 0
         if (self.stops.asked or over) and not cause.final and self.folder.step() is not None:
             return STOPPED
         return cause.status or 1

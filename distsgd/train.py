@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.commands import run_command
@@ -36,6 +37,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.resume import find_start, run_folder
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
+    config = replace(config, max_time=config.max_time or "auto")
     check_ranks(communicator, config)
     if config.plot:
         check_matplotlib(communicator)
@@ -167,6 +169,8 @@ def announce(
     )
     say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
     say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
+    if trainer.limits.why:
+        say(f"time       {trainer.limits.why}")
     begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     say(f"run        {folder.path}{begin}")
 

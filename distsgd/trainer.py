@@ -40,12 +40,13 @@ _EPOCH_CHECKPOINT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: whichever comes first. `seconds` count from the start of this leg."""
+    """When to stop: whichever comes first. `seconds` count from the start of this leg, `why` explains them."""
 
     epochs: int
     max_steps: int | None = None
     seconds: float | None = None
     target: tuple[str, float] | None = None
+    why: str = ""
 
     def steps(self, steps_per_epoch: int) -> int:
         """The last step that the limits allow."""

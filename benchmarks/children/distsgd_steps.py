@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 from benchmarks.children.protocol import LEAST, WARM_UP, Memory, settings, tell
@@ -15,6 +16,9 @@ runtime.prepare()  # as every command does, before NumPy loads
 import distsgd  # noqa: E402
 from distsgd.trainer import Trainer  # noqa: E402
 
+WINDOW = 0.5
+"""Seconds behind a checkpoint's beginning in which its writing is over."""
+
 
 class Clock(distsgd.Callback):
     """Starts behind the warm-up, and asks for the end when its time is over."""
@@ -24,6 +28,8 @@ class Clock(distsgd.Callback):
         self.warm_steps = self.steps = self.examples = 0
         self.result: dict[str, float] = {}
         self.stops: list[float] = []
+        self.begun: list[float] = []
+        self.stamps: list[float] = []
 
     def on_start(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -35,12 +41,14 @@ class Clock(distsgd.Callback):
             saved = checkpoint(final)
             if not (final or self.result):
                 self.stops.append(time.perf_counter() - began)
+                self.begun.append(began)
             return saved
 
         trainer.checkpoint = timed  # type: ignore[method-assign]
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         now = time.perf_counter()
+        self.stamps.append(now)
         if self.result:
             return  # the step in which all ranks hear of the end
         if self.warm_steps < LEAST or (self.steps == 0 and now - self.began < self.seconds * WARM_UP):
@@ -53,6 +61,16 @@ class Clock(distsgd.Callback):
         if self.steps >= LEAST and took >= self.seconds:
             self.result = {"examples_per_second": self.examples / took, "steps": self.steps, "seconds": took}
             self.trainer.stop()
+
+    def lost(self) -> list[float]:
+        """Seconds that each checkpoint took from training: fewer steps in the window behind it than in that before."""
+        steps = median(after - before for before, after in zip(self.stamps, self.stamps[1:], strict=False))
+
+        def count(start: float) -> int:
+            return sum(start < stamp <= start + WINDOW for stamp in self.stamps)
+
+        whole = [at for at in self.begun if at - WINDOW > self.stamps[0] and at + WINDOW < self.stamps[-1]]
+        return [(count(at - WINDOW) - count(at)) * steps for at in whole]
 
 
 def saving() -> dict[str, Any]:
@@ -93,6 +111,7 @@ def main() -> None:
             "state_bytes": step.exchange.params.nbytes * (1 + len(step.optimizer.slots)),
             "checkpoints": len(clock.stops),
             "stopped_seconds": clock.stops,
+            "lost_seconds": clock.lost(),
         }
         tell({**clock.result, **memory.grown(), "facts": facts})
 

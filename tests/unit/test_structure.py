@@ -45,7 +45,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("records",),
     ("option_values",),
-    ("config",),
+    ("config", "batch_job"),
     ("snapshot", "background"),
     ("callbacks", "replicas"),
     ("hooks",),
