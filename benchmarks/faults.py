@@ -227,7 +227,8 @@ def summarize(runs: Iterable[Mapping[str, Any]]) -> str:
     cells: dict[tuple[bool, str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for run in runs:
         made = Case(**{key: run[key] for key in Case.__dataclass_fields__})
-        cells.setdefault((made.plain, made.how, made.who), {}).setdefault(made.moment, []).append(run)
+        who = made.who if made.how == "SIGKILL" else "any rank"
+        cells.setdefault((made.plain, made.how, who), {}).setdefault(made.moment, []).append(run)
     rows = []
     for (plain, how, who), moments in sorted(cells.items(), key=lambda item: (item[0][1] != "SIGKILL", item[0])):
         told = [_cell(moments.get(moment, [])) for moment in MOMENTS]
