@@ -73,7 +73,7 @@ def test_two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_replicas_are_counted_and_not_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    corrupt(monkeypatch, (2,), 4)  # which shares its replica with the other four of its host
+    corrupt(monkeypatch, (0,), 4)  # which shares its replica with the other four of its host
     told = train(8, "aaaaabbc", logical_ranks=8)[0]
     assert told.startswith("rank 0 on a: parameters after step 4 differ from those of 2 other ranks")
 
