@@ -29,7 +29,7 @@ from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.option_values import parse_every, parse_target
 from distsgd.placement import Data
 from distsgd.regularization import Regularization
-from distsgd.runtime import affinity, cores_per_rank
+from distsgd.runtime import affinity, check_memory, cores_per_rank
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
@@ -285,6 +285,8 @@ def _build_step(
         raise ConfigurationError("the model has no parameters to train")
     workers = Workers(_threads(communicator, config, objective.multiply_adds(), batch_length))
     partition = Partition(config.logical_ranks, communicator.size, layout.size)
+    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
+    communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
     exchange, note = make_exchange(communicator, plan, config.communication)

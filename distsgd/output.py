@@ -24,7 +24,10 @@ def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line at once, to stdout by default. Where that is no longer to be had, nothing is printed any more."""
     stream = sys.stdout if file is None else file
     try:
-        print(text + "\n", end="", file=stream, flush=True)  # in one piece, for ranks print side by side
+        try:
+            print(text + "\n", end="", file=stream, flush=True)  # in one piece, for ranks print side by side
+        except UnicodeEncodeError:  # a file's name, or a sign that this terminal hasn't
+            print(text.encode("ascii", "backslashreplace").decode("ascii") + "\n", end="", file=stream, flush=True)
     except (OSError, ValueError):  # ValueError where the stream is closed
         silence(stream)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
+from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint, understanding
 from distsgd.config import TrainConfig
 from distsgd.early_stopping import reaches
 from distsgd.errors import CheckpointError, ConfigurationError, RunFolderError
@@ -14,6 +14,9 @@ from distsgd.option_values import parse_target
 from distsgd.outcome import last_line
 from distsgd.records import RunFolder
 from distsgd.schedules import has_horizon
+
+_TOLD = {"epochs": int, "steps": int, "parameters_sha256": str}
+"""What the summary of a run that is finished holds at least."""
 
 
 class Start:
@@ -51,8 +54,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if config.dry_run or config.check_gradient:
         return start
     if config.resume == "never":
-        if folder.path.exists():
-            start.notes.append(f"the run in {folder.path} is moved aside to {folder.aside()}")
+        _refuse_foreign(folder)
         return start
     if config.resume != "auto":
         start.checkpoint = find_run(Path(config.resume))
@@ -68,21 +70,41 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
             )
         start.notes += [f"warning: {problem}; going on from an older one" for problem in problems]
     if start.checkpoint is None:
-        if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.toml").exists():
-            raise RunFolderError(f"{folder.path} is not empty and holds no run; choose another folder with --out")
+        _refuse_foreign(folder)
         return start
-    start.config = compare(config, start.checkpoint, str(folder.path))
-    start.has_checkpoint = True
-    summary = folder.read_summary()
-    if config.resume == "auto" and summary is not None and is_finished(config, summary, start.checkpoint):
-        start.finished = last_line(summary, str(folder.path))
+    with understanding(f"the checkpoint in {folder.path}"):
+        start.config = compare(config, start.checkpoint, str(folder.path))
+        start.has_checkpoint = True
+        summary = folder.read_summary()
+        if config.resume == "auto" and summary is not None and is_finished(config, summary, start.checkpoint):
+            start.finished = last_line(summary, str(folder.path))
     return start
+
+
+def _refuse_foreign(folder: RunFolder) -> None:
+    """Raises RunFolderError where there is something else than a run: it is neither written into nor moved aside."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, not a folder; choose another with --out")
+    if not path.exists() or (path / "config.toml").exists() or folder.checkpoints.exists():
+        return
+    if any(not _left_by_a_start(inside) for inside in path.iterdir()):
+        raise RunFolderError(f"{path} is not empty and holds no run; choose another folder with --out")
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Whether a run that was killed before it had written anything has left this."""
+    return path.name == ".config.toml.tmp" or (path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()))
 
 
 def find_run(path: Path) -> Checkpoint:
     """The checkpoint at this path, or the newest valid one of the run folder at it. Raises CheckpointError."""
-    if not path.exists():
-        raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}")
+    try:
+        there = path.exists()
+    except OSError:  # such as a name that is too long
+        there = False
+    if not there:
+        raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}; check the path")
     if not path.is_dir():
         return read_checkpoint(path)
     found, problems = CheckpointFolder(path / "checkpoints").newest()
@@ -93,6 +115,8 @@ def find_run(path: Path) -> Checkpoint:
 
 def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether the run that left this summary has nothing left to do under this configuration."""
+    if not all(isinstance(summary.get(key), kind) for key, kind in _TOLD.items()):
+        return False  # damaged: it is written again
     if summary.get("status") == "early_stopped":
         return True
     if summary.get("status") != "completed":

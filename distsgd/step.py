@@ -234,14 +234,14 @@ class TrainingStep:
     ) -> tuple[float, int, NonFinite | None]:
         """(sum of the losses, examples, what isn't finite)."""
         loss_sum, count = 0.0, 0
-        for lane, record in enumerate(records):
-            if not math.isfinite(record[0]):
-                what = f"the loss is {record[0]}"
+        for lane, (loss, examples) in enumerate(records[:, :2].tolist()):
+            if not math.isfinite(loss):
+                what = f"the loss is {loss}"
                 return 0.0, 0, self._found(step + 1, what, (lane, lane + 1), indices, bounds)
-            if math.isnan(record[1]):
+            if math.isnan(examples):
                 return 0.0, 0, self._found(step + 1, GRADIENT, (lane, lane + 1), indices, bounds)
-            loss_sum += float(record[0])
-            count += int(record[1])
+            loss_sum += loss
+            count += int(examples)
         if count < 1:
             raise DistsgdError(f"the loss function counted {count} examples at step {step + 1}; it must count them all")
         return loss_sum, count, None

@@ -11,22 +11,24 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 from distsgd.board import Collective, Stamps, private_stamps
-from distsgd.communication.base import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.communication.shared_memory import shared_board
 from distsgd.communication.watchdog import Watchdog
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, LauncherError
+from distsgd.launchers import library_path, mismatch
 from distsgd.output import say, tell_error, tell_launcher
 from distsgd.processes import die_with_parent
 
 T = TypeVar("T")
 _RANK_0_SPEAKS_FIRST = 1.0  # seconds
-_ABORT_SECONDS = 1.5
+_ABORT_SECONDS = 1.0
 _TOLD_TOGETHER = 40  # ranks; what is longer than a pipe's 4,096 bytes may be mixed with another rank's
 
 # Plain numbers, for they are stored twice in every collective.
@@ -36,7 +38,9 @@ _ALLTOALL, _BARRIER, _SPLIT = int(Collective.ALLTOALL), int(Collective.BARRIER),
 
 def _load_mpi() -> Any:
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():  # of a launcher that doesn't fit: what is done about it is said once, below
+            warnings.filterwarnings("ignore", "suspicious MPI", RuntimeWarning)
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError where mpi4py finds no MPI library
         reason = str(error).splitlines()[0]
         raise LauncherError(
@@ -44,10 +48,6 @@ def _load_mpi() -> Any:
             "load the cluster's MPI module, or install one with: pip install '.[mpich]' in distsgd's folder"
         ) from None
     return MPI
-
-
-def _counts_and_starts(parts: Sequence[slice]) -> tuple[list[int], list[int]]:
-    return [part.stop - part.start for part in parts], [part.start for part in parts]
 
 
 class MPICommunicator(Communicator):
@@ -73,13 +73,11 @@ class MPICommunicator(Communicator):
         Raises LauncherError where the launcher started `expected_size` processes and MPI sees another number.
         """
         die_with_parent()
-        comm = _load_mpi().COMM_WORLD
+        mpi = _load_mpi()
+        comm = mpi.COMM_WORLD
         if expected_size is not None and comm.size != expected_size:
-            raise LauncherError(
-                f"the launcher started {expected_size} processes, but MPI sees {comm.size}: mpirun and the MPI library "
-                "belong to different MPIs; start with the mpirun of the library that mpi4py loads "
-                "(python -m mpi4py --mpi-lib-version names it)"
-            )
+            version, library = mpi.Get_library_version(), library_path()
+            raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
         processes = comm.allgather((platform.node(), os.getpid()))
         names = [host for host, _ in processes]
         first_of_host = {host: names.index(host) for host in names}
@@ -132,10 +130,10 @@ class MPICommunicator(Communicator):
         self._comm.Bcast(array, root=0)
         self.goes_on()
 
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         byte = self._mpi.BYTE
         self.waits(_ALLTOALL)
-        self._comm.Alltoallv([send, *_counts_and_starts(sent), byte], [receive, *_counts_and_starts(received), byte])
+        self._comm.Alltoallv([send, sent.counts, sent.starts, byte], [receive, received.counts, received.starts, byte])
         self.goes_on()
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from distsgd.device import Array, Shape
 
 
 class NotShared(Exception):
-    """Memory can't be shared here."""
+    """Memory can't be shared on the host that this names."""
 
 
 def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Array, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -263,9 +264,8 @@ def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     )
     path = str(Path(__file__).parents[2])
     began = time.monotonic()
-    ending = begin(
-        f'{roster_line("1")} {sys.executable} -c "{beats}"', stops, Limits(0, 1.0), more={"PYTHONPATH": path}
-    ).run()
+    line = f'{roster_line("1")} {shlex.quote(sys.executable)} -c "{beats}"'
+    ending = begin(line, stops, Limits(0, 1.0), more={"PYTHONPATH": path}).run()
     assert 2.5 < time.monotonic() - began < 10
     assert ending.forced is not None
     assert ending.forced.startswith("no rank on this host has shown a sign of life")

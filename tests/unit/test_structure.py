@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # stands for its modules, which may import each other without a cycle, unless they have a row of their own.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("output", "runtime", "device", "processes", "board"),
+    ("output", "runtime", "device", "processes", "board", "files", "launchers"),
     ("layout",),
     ("random",),
     ("batch",),
@@ -58,7 +58,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("placement",),
     ("build",),
     ("stored_model", "leg", "progress", "launching"),
-    ("plots",),
+    ("plots", "diagnosis"),
     ("commands",),
     ("fitting",),
     ("train", "evaluate", "predict", "plot", "doctor", "launch"),
