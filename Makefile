@@ -42,7 +42,7 @@ run: .venv/.stamp-run ## trains on the digits with RANKS processes
 	$(MPIRUN) -n $(RANKS) $(IN_VENV) -m distsgd.train $(ARGS)
 
 test: check ## style, types and all tests: what CI runs
-	$(IN_VENV) -m pytest -n 2 --dist loadgroup
+	$(IN_VENV) -m pytest -n 2 --dist loadfile # two files at a time
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults

@@ -146,6 +146,7 @@ class Run:
     stops: Stops
     began: float = field(default_factory=time.monotonic)
     _shown: str = ""
+    _met: bool = False
 
     def choose_ranks(self) -> None:
         """Where the user didn't say how many."""
@@ -164,12 +165,12 @@ class Run:
             if status is not None:
                 return status
             cause = cause_of(ending, kernel_kills() > killed)
-            failures.append(self.folder.step())
+            failures.append(self._step())
             reason = self._reason_to_stop(cause, failures, max_restarts)
             if reason is not None:
                 self._tell(cause, f"distsgd: error: {cause.sentence}{reason}")
                 return self._failed_status(cause)
-            self._leave_out_lost_hosts()
+            self._leave_out_lost_hosts(bool(ending.words.of("roster")))
             step = failures[-1]
             place = "from the beginning" if step is None else f"from step {step}"
             self._tell(
@@ -182,7 +183,7 @@ class Run:
         """One start, and what it leaves behind is cleaned up."""
         traces = self.janitor.traces
         arguments = [*self.arguments]
-        if again and self.folder.begun:
+        if again and self.folder.begun and self._step() is not None:
             arguments += ["--resume", "auto"]
         if again and self._time_left() < math.inf:
             arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
@@ -205,6 +206,10 @@ class Run:
         traces.end_processes(keep=(self.janitor.process,))
         traces.remove_files(at_end=False)
         return ending
+
+    def _step(self) -> int | None:
+        """The step of this run's newest checkpoint; those of a run that is yet to be moved aside don't count."""
+        return None if self.config.resume == "never" and not self.folder.begun else self.folder.step()
 
     def _program(self, arguments: Sequence[str], one_host: bool) -> list[str]:
         """A rank's command, inside the shell that tells how it ended."""
@@ -260,7 +265,7 @@ class Run:
     def _failed_status(self, cause: Cause) -> int:
         """1 as a rule; 75 where the run was told to stop, or its time is over, and it can go on from a checkpoint."""
         over = self._time_left() <= 0
-        if (self.stops.asked or over) and not cause.final and self.folder.step() is not None:
+        if (self.stops.asked or over) and not cause.final and self._step() is not None:
             return STOPPED
         return cause.status or 1
 
@@ -271,15 +276,21 @@ class Run:
             say(cause.details.rstrip(), sys.stderr)
         say(sentence, sys.stderr)
 
-    def _leave_out_lost_hosts(self) -> None:
-        """With fewer ranks where a host is gone: logical ranks keep the bits the same."""
+    def _leave_out_lost_hosts(self, met: bool) -> None:
+        """With fewer ranks where a host is gone: logical ranks keep the bits the same. One that has never been there,
+        for the ranks haven't `met` in the only start so far, is an error."""
         hosts = self.hosts or with_shares(allocated_hosts(os.environ), self.ranks)
-        if len(hosts) < 2:
+        self._met = self._met or met
+        if len(hosts) < 2 and (self._met or not self.hosts):
             return
         there = still_there(self.mpirun, hosts, environment(self.mpirun, False, os.environ), _PROBE_SECONDS)
         if len(there) == len(hosts):
             return
         lost = ", ".join(host.name for host in hosts if host not in there)
+        if not self._met:
+            raise LauncherError(
+                f"mpirun can't start anything on {lost}; check the name, and that ssh reaches it without a password"
+            )
         if not there:
             raise LauncherError(f"none of the hosts answers any more: {lost}")
         self.hosts = tuple(there)

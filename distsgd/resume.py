@@ -56,12 +56,13 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if config.resume == "never":
         _refuse_foreign(folder)
         return start
+    where = str(folder.path)
     if config.resume != "auto":
-        start.checkpoint = find_run(Path(config.resume))
-        if folder.checkpoints.exists() and not folder.holds(Path(config.resume)):
-            raise RunFolderError(
-                f"{folder.path} holds a run of its own, which {config.resume} isn't part of; choose another --out"
-            )
+        start.checkpoint = _begun_elsewhere(config, folder)
+        if start.checkpoint is not None:
+            start.notes.append(f"going on in {folder.path}, where this run is already, and not from {config.resume}")
+        else:
+            start.checkpoint, where = find_run(Path(config.resume)), config.resume
     else:
         start.checkpoint, problems = folder.checkpoints.newest()
         if problems and start.checkpoint is None:
@@ -72,13 +73,29 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if start.checkpoint is None:
         _refuse_foreign(folder)
         return start
-    with understanding(f"the checkpoint in {folder.path}"):
-        start.config = compare(config, start.checkpoint, str(folder.path))
+    with understanding(f"the checkpoint in {where}"):
+        start.config = compare(config, start.checkpoint, where)
         start.has_checkpoint = True
-        summary = folder.read_summary()
-        if config.resume == "auto" and summary is not None and is_finished(config, summary, start.checkpoint):
+        summary = folder.read_summary() if where == str(folder.path) else None
+        if summary is not None and is_finished(config, summary, start.checkpoint):
             start.finished = last_line(summary, str(folder.path))
     return start
+
+
+def _begun_elsewhere(config: TrainConfig, folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint in the folder, where the run that goes on from elsewhere has come that far there: the same
+    command goes on after a stop. Raises RunFolderError where another run has the folder."""
+    if folder.holds(Path(config.resume)):
+        return None
+    found, _ = folder.checkpoints.newest()
+    try:
+        if found is not None:
+            compare(config, found, str(folder.path))
+    except RunFolderError:
+        raise RunFolderError(
+            f"{folder.path} holds a run of its own, which {config.resume} isn't part of; choose another --out"
+        ) from None
+    return found
 
 
 def _refuse_foreign(folder: RunFolder) -> None:

@@ -14,7 +14,7 @@ from distsgd.device import Array
 from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
-from distsgd.non_finite import GRADIENT, NAMED, UPDATE, NonFinite, all_finite
+from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization
@@ -222,7 +222,7 @@ class TrainingStep:
         if lanes is None:
             return NonFinite(step, what)
         rows = self.feeder.examples.rows(indices[bounds[lanes[0]] : bounds[lanes[1]]])
-        return NonFinite(step, what, lanes, tuple(rows[:NAMED].tolist()))
+        return NonFinite(step, what, lanes, tuple(rows.tolist()))
 
     def _raise_first_error(self) -> None:
         for error in self.exchange.communicator.allgather_object(self._error):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,10 +36,7 @@ settings.register_profile("distsgd", deadline=None, derandomize="CI" in os.envir
 settings.load_profile("distsgd")
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in ("parallel", "faults"):
             item.add_marker("parallel")
-            item.add_marker(pytest.mark.xdist_group("mpirun"))  # one after the other, beside those of one process
-    return (yield)

@@ -12,8 +12,10 @@ from distsgd.launching.start import Ending
 from distsgd.launching.words import Death
 
 _SHOWN_NOISE = 20  # lines
-FINAL_ERRORS = ("NonFiniteError", "ReplicaError")
-"""The first would come again, for the bits are the same; after the other, somebody has to leave a faulty host out."""
+FINAL_ERRORS = ("NonFiniteError", "ReplicaError", "CheckpointError", "OutputError")
+"""The first would come again, for the bits are the same; after the second, somebody has to leave a faulty host out.
+The others mean that no checkpoint is whole, or that what was trained can't be written in the end: training it once
+more doesn't help."""
 
 
 @dataclass(frozen=True)

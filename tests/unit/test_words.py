@@ -190,7 +190,8 @@ def test_what_else_is_known_of_a_cause() -> None:
     assert "lack of memory" in cause_of(ending(exit_of(101, 137)), out_of_memory=True).sentence
     assert "memory" not in cause_of(ending(exit_of(101, 139)), out_of_memory=True).sentence
     assert cause_of(ending(ERROR), False) == Cause("no data", "", 2, final=True)
-    assert cause_of(ending({**ERROR, "status": 1, "error": "NonFiniteError"}), False).final
+    for error in ("NonFiniteError", "ReplicaError", "CheckpointError", "OutputError"):
+        assert cause_of(ending({**ERROR, "status": 1, "error": error}), False).final
     assert not cause_of(ending(LANE), False).final
     assert cause_of(ending(LANE), False).details == LANE["text"]
     assert cause_of(ending(RAISED), False).details == "Traceback …"
