@@ -91,8 +91,8 @@ def test_survivors_leave_where_mpirun_does_not_notice(tmp_path: Path, busy: int)
     assert seconds < SOON
     assert ended.status != 0
     said = [line for line in ended.lines if line.startswith("distsgd: error: ")]
-    # mpirun, which passes on what ranks print, may have other things to do by now; and on a busy machine a second rank
-    # speaks where the first is held up.
+    # mpirun, which passes on what ranks print, may have other things to do by now; and on a busy machine the second
+    # rank may speak, too, while the first is held up.
     assert len(said) <= 2
     assert all("rank 1 on " in line and "has left early, " in line for line in said)
     assert ours(ended) == []
