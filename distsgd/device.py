@@ -14,6 +14,14 @@ from distsgd.errors import ConfigurationError
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 
+_MODULES: dict[type, Any] = {}
+"""The array module of each type of array that isn't NumPy's; filled when a device is chosen."""
+
+
+def array_module(array: Array) -> Any:
+    """The module that computes on this array: NumPy, or that of the device it lies on."""
+    return _MODULES.get(type(array), np)
+
 
 @dataclass(frozen=True)
 class Device:
