@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.device import Array
+from distsgd.device import Array, is_on_host
 from distsgd.kernels import cpu
 
 _MODULES: dict[type, Any] = {np.ndarray: cpu}
@@ -14,4 +14,13 @@ _MODULES: dict[type, Any] = {np.ndarray: cpu}
 
 def kernels_for(array: Array) -> Any:
     """The module whose kernels work on this array, with the names that `kernels.cpu` has."""
-    return _MODULES.get(type(array), cpu)
+    return _MODULES.get(type(array)) or _find(array)
+
+
+def _find(array: Array) -> Any:
+    if is_on_host(array):  # a subclass of NumPy's array
+        return cpu
+    from distsgd.kernels import gpu
+
+    _MODULES[type(array)] = gpu
+    return gpu
