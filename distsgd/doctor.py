@@ -51,12 +51,13 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
     ranks = communicator.gather_object(_look_at_rank(communicator))
     latency, bandwidth = _measure_messages(communicator)
-    shared = _shared_memory(communicator)
+    shared, gpus = _shared_memory(communicator), _gpus(communicator)
     findings = Findings()
     if ranks is not None:
         findings.facts = [
             *_software(),
             *_processes(communicator, ranks),
+            ("gpus", gpus),
             ("shared memory", shared),
             (
                 "messages",
@@ -155,6 +156,15 @@ def _shared_memory(communicator: Communicator) -> str:
     except OSError:
         pass
     return ("works on every host" if everywhere else "not to be had: gradients travel in messages") + free
+
+
+def _gpus(communicator: Communicator) -> str:
+    """What `--device auto` finds. Collective."""
+    from distsgd.communication.devices import device_of_rank
+
+    device, notes = device_of_rank(communicator, "auto")
+    found = communicator.allgather_object(str(device))
+    return "; ".join(["none used" if device.is_cpu else ", ".join(dict.fromkeys(found)), *notes])
 
 
 def _processes(communicator: Communicator, ranks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

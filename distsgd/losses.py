@@ -48,7 +48,10 @@ class Loss(ABC):
         return self._losses(outputs, y, want_grad=False)[0]
 
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
-        """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype."""
+        """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype.
+
+        On a GPU the sum is an array without dimensions, so that nobody has to wait for it yet.
+        """
         losses, grad = self._losses(outputs, y, want_grad=True)
         assert grad is not None
         if weights is not None:
@@ -58,7 +61,8 @@ class Loss(ABC):
                 )
             losses = losses * weights
             grad *= weights
-        return float(np.add.reduce(losses, dtype=np.float64)), grad
+        total = np.add.reduce(losses, dtype=np.float64)
+        return (float(total) if isinstance(total, float) else total), grad
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
+from distsgd.device import to_host
 from distsgd.errors import ReplicaError
 from distsgd.snapshot import Progress
 from distsgd.step import TrainingStep
@@ -44,5 +45,5 @@ def _digests(step: TrainingStep, progress: Progress, learning_rate: float) -> di
         "place in training": place.encode(),
     }
     if step.exchange.replicated:
-        contents = {"parameters": step.exchange.params.data, **contents}
+        contents = {"parameters": to_host(step.exchange.params).data, **contents}
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.communication.base import Communicator
-from distsgd.communication.exchange import SCALARS, STRETCH, OwnState, Plan, stretches
+from distsgd.communication.exchange import SCALARS, OwnState, Plan, stretches
 from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, scratch_levels, tree_sum
-from distsgd.device import Array
+from distsgd.device import Array, Shape, to_host
 
 _BYTES = np.dtype(np.uint8)
 
@@ -64,16 +64,22 @@ class MessageExchange(OwnState):
         self.group, self.groups = group, Groups.of(communicator, group)
         elements = self.partition.elements
         nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
-        self.params, has_params = shared_array(group, (elements,), plan.dtype)
-        rows, has_rows = shared_array(group, (len(nodes), elements), plan.dtype)
+        self.params, has_params = self._array(group, (elements,))
+        rows, has_rows = self._array(group, (len(nodes), elements))
         if not all(communicator.allgather_object((has_params and has_rows) or elements == 0)):
             raise NotShared
         self._rows = dict(zip(nodes, rows, strict=True))
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
         self._prepare_messages()
-        self._scratch = np.empty((scratch_levels(self.partition.lanes), STRETCH), plan.dtype)
+        self._scratch = plan.device.xp.empty((scratch_levels(self.partition.lanes), plan.stretch), plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
+
+    def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
+        """(memory for the group's replica, whether the group shares it); on a GPU each rank has its own."""
+        if self.plan.device.is_cpu:
+            return shared_array(group, shape, self.plan.dtype)
+        return self.plan.device.xp.zeros(shape, self.plan.dtype), True
 
     def _prepare_heads(self) -> None:
         """What all ranks say lies in rank order: the flags of a rank, then the records of its lanes."""
@@ -86,7 +92,9 @@ class MessageExchange(OwnState):
         records = [np.arange(starts[rank] + 1 + SCALARS, starts[rank + 1]) for rank in range(partition.ranks)]
         self._records_at = np.concatenate(records).reshape(partition.lanes, width)
         own = self._heads[starts[self.communicator.rank] : starts[self.communicator.rank + 1]]
-        self.flags, self.records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+        self.flags, self._own_records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+        device = self.plan.device
+        self.records = self._own_records if device.is_cpu else device.xp.zeros(self._own_records.shape)
 
     def _prepare_messages(self) -> None:
         """Who sends what to whom, in bytes: sums to who owns the elements, and parameters back."""
@@ -108,7 +116,8 @@ class MessageExchange(OwnState):
         lengths = [owned[rank].stop - owned[rank].start for rank in range(partition.ranks)]
         self._sent = _parts([len(self._nodes) * lengths[r] * width * (r in self._owners) for r in range(len(lengths))])
         self._received = _parts([len(nodes_of.get(r, ())) * count * width for r in range(len(lengths))])
-        self._send, self._receive = (np.empty(parts[-1].stop, _BYTES) for parts in (self._sent, self._received))
+        xp = self.plan.device.xp
+        self._send, self._receive = (xp.empty(parts[-1].stop, _BYTES) for parts in (self._sent, self._received))
         # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
         first = owned[self._owners[0]].start if self._owners else 0
         taken = {rank: slice((owned[rank].start - first) * width, (owned[rank].stop - first) * width)
@@ -118,7 +127,7 @@ class MessageExchange(OwnState):
         self._taken = [taken.get(rank, nothing) for rank in range(partition.ranks)]
         params = self.params.view(_BYTES)
         self._mine = params[self.owned.start * width : self.owned.stop * width]
-        self._others = params[first * width :] if self._owners else np.empty(0, _BYTES)
+        self._others = params[first * width :] if self._owners else xp.empty(0, _BYTES)
         self._sums = {node: row[self.owned] for node, row in self._rows.items()}
         for rank, nodes in nodes_of.items():
             arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
@@ -135,7 +144,7 @@ class MessageExchange(OwnState):
             span = self.partition.elements_of(owner)
             message = self._send[self._sent[owner]].view(self.plan.dtype).reshape(len(self._nodes), -1)
             for node, row in zip(self._nodes, message, strict=True):
-                for stretch in stretches(span):
+                for stretch in stretches(span, self.plan.stretch):
                     place = row[stretch.start - span.start : stretch.stop - span.start]
                     total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch[1:]])
                     if total is not None:  # else all its lanes are empty: a gap that nobody reads
@@ -143,6 +152,8 @@ class MessageExchange(OwnState):
         return sums
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        if self.records is not self._own_records:
+            to_host(self.records, self._own_records)
         # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
         self.communicator.allgather_slices(self._heads, self._head_counts)
         if bounds not in self._to_send:
@@ -168,7 +179,7 @@ class MessageExchange(OwnState):
     def load_params(self, params: Array | None) -> None:
         self.group.barrier()  # nobody is still reading
         if params is not None:
-            self.params[:] = params
+            self.params[:] = self.plan.device.put(params)
         whole = self.params if self.group.is_root else np.empty_like(self.params)
         self.communicator.broadcast(whole)
         self.group.barrier()
