@@ -27,7 +27,7 @@ def test_alone_it_names_what_computes() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "no problem found"
     facts = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"distsgd", "python", "numpy", "blas", "mpi", "ranks", "shared", "messages"} <= facts
+    assert {"distsgd", "python", "numpy", "blas", "mpi", "ranks", "shared", "messages", "gpus"} <= facts
 
 
 def test_it_names_the_kernels_that_the_user_forced(monkeypatch: pytest.MonkeyPatch) -> None:
