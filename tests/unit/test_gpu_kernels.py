@@ -53,6 +53,10 @@ def test_the_same_names_as_on_the_cpu() -> None:
 @pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
 def test_nvrtc_compiles_them(kind: str, architecture: str) -> None:
     nvrtc = pytest.importorskip("cupy.cuda", exc_type=ImportError).nvrtc
+    try:
+        nvrtc.getVersion()
+    except Exception as error:  # what a library that isn't there raises depends on CuPy's version
+        pytest.skip(f"CuPy finds no NVRTC: {str(error).splitlines()[0]}")
     program = nvrtc.createProgram(gpu.source(), "kernels.cu", (), ())
     try:
         nvrtc.compileProgram(program, (*gpu.compiler_options(kind), f"--gpu-architecture={architecture}"))
