@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-parallel check format bench clean
+.PHONY: help venv run test test-parallel test-cluster check format bench clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -42,10 +42,14 @@ run: .venv/.stamp-run ## trains on the digits with RANKS processes
 	$(MPIRUN) -n $(RANKS) $(IN_VENV) -m distsgd.train $(ARGS)
 
 test: check ## style, types and all tests: what CI runs
-	$(IN_VENV) -m pytest
+	$(IN_VENV) -m pytest -n 2 --dist loadfile # two files at a time
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
-	$(IN_VENV) -m pytest tests/parallel
+	$(IN_VENV) -m pytest tests/parallel tests/faults
+
+test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
+	@sh tests/cluster/packages.sh
+	$(IN_VENV) -m pytest tests/cluster
 
 check: .venv/.stamp-test ## style and types alone
 	$(IN_VENV) -m ruff check .

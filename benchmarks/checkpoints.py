@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Mapping
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks.common import Contender, Report, Series, interleave, options, ratio, table, with_skipped
@@ -67,7 +67,7 @@ def cost_table(found: Mapping[str, Series]) -> str:
             continue
         stopped, lost = series.facts["stopped_seconds"], series.facts["lost_seconds"]
         speed = f"{series.median('examples_per_second'):,.0f}"
-        rows.append((series.name, speed, f"{1 - part:+.1%}", len(stopped), _typical(stopped), _typical(lost)))
+        rows.append((series.name, speed, f"{1 - part:+.1%}", len(stopped), _typical(stopped), _average(lost)))
     return with_skipped(
         table(("", "examples/s", "cost", "checkpoints", "stopped by each", "lost by each"), rows), found
     )
@@ -75,6 +75,13 @@ def cost_table(found: Mapping[str, Series]) -> str:
 
 def _typical(seconds: list[float]) -> str:
     return f"{median(seconds) * 1e3:.1f} ms" if seconds else "-"
+
+
+def _average(seconds: list[float]) -> str:
+    """With its standard error: what one loses is a few steps, more or less."""
+    if len(seconds) < 2:
+        return "-"
+    return f"{mean(seconds) * 1e3:.0f} ± {stdev(seconds) / len(seconds) ** 0.5 * 1e3:.0f} ms"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.augmentation import parse_augmentation
+from distsgd.batch_job import time_limit
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
@@ -27,10 +28,10 @@ from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, defaul
 from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
-from distsgd.option_values import parse_duration, parse_every, parse_target
+from distsgd.option_values import parse_every, parse_target
 from distsgd.placement import Data, on_device
 from distsgd.regularization import Regularization
-from distsgd.runtime import affinity, cores_per_rank
+from distsgd.runtime import affinity, check_memory, cores_per_rank
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
@@ -260,7 +261,7 @@ def build_trainer(
         step=step,
         sampler=sampler,
         schedule=schedule,
-        limits=_limits(config, rule),
+        limits=_limits(communicator, config, rule),
         rhythm=_rhythm(config, sampler, rule),
         rule=rule,
         monitor=monitor,
@@ -292,6 +293,8 @@ def _build_step(
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.is_cpu else 1)
     partition = Partition(config.logical_ranks, communicator.size, layout.size)
+    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
+    communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record, device)
     exchange, note = make_exchange(communicator, plan, config.communication)
@@ -323,12 +326,12 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     return worker_count(cores, mine, multiply_adds, longest)
 
 
-def _limits(config: TrainConfig, rule: StoppingRule | None) -> Limits:
+def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:
     target = None if config.target is None else parse_target(config.target)
     if target is not None and rule is None:
         raise ConfigurationError("target: there is nothing to measure it on; give validation data")
-    seconds = None if config.max_time is None else parse_duration(config.max_time, "max_time")
-    return Limits(config.epochs, config.max_steps, seconds, target)
+    seconds, why = communicator.on_root(lambda: time_limit(config.max_time))
+    return Limits(config.epochs, config.max_steps, seconds, target, why)
 
 
 def _rhythm(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Rhythm:

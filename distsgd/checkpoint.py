@@ -12,19 +12,26 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
 from distsgd.device import Array
 from distsgd.errors import CheckpointError
+from distsgd.files import make_folders, open_regular, sync_folder
 
 FORMAT = 1
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_TOO_SHORT = "damaged: it is shorter than its header says"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "count": (int,), "loss_sum": (float,), "config": (dict,), "signature": (dict,), "contents": (str,),
+    "examples": (list,), "best": (dict, type(None)), "scores": (dict, type(None)), "rule": (dict, type(None)),
+}  # fmt: skip
+"""What the document's entries are, where they are there."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _DTYPES = {
     "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
@@ -60,13 +67,40 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raises CheckpointError where the file can't be read, is damaged, or is of another format."""
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            _check_length(file)
+            data = file.read()
     except OSError as error:
         raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     try:
         return decode(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _check_length(file: BinaryIO) -> None:
+    """Refuses, before it is in memory, what can't be a whole checkpoint: it may be of any length."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_HEADER_LIMIT, size - 8):
+        raise CheckpointError(_TOO_SHORT)
+    _find_digest(bytearray(start + file.read(length)), size)
+    file.seek(0)
+
+
+@contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Turns what an intact document of another make raises where it is used into a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{what}: expected what this version of distsgd writes, got something else ({type(error).__name__}: "
+            f"{error}); use the version that wrote it, or start anew with --resume never"
+        ) from error
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -116,22 +150,34 @@ def decode(data: bytes | bytearray) -> Checkpoint:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         document = _from_hex(json.loads(header["__metadata__"]["distsgd"]))
+        _check_document(document)
         arrays = load(bytes(data))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"not a checkpoint of distsgd ({error})") from None
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"not a checkpoint of distsgd ({type(error).__name__}: {error})") from None
+    return Checkpoint(arrays, document)
+
+
+def _check_document(document: Any) -> None:
+    """Raises CheckpointError where this is no document of this format."""
+    if not isinstance(document, dict):
+        raise CheckpointError(f"not a checkpoint of distsgd: its document is a {type(document).__name__}")
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"has format {document.get('format')!r}, this version reads format {FORMAT}; "
             "use the version of distsgd that wrote it"
         )
-    return Checkpoint(arrays, document)
+    for key, kinds in _KINDS.items():
+        if not isinstance(document.get(key, kinds[0]()), kinds):
+            raise CheckpointError(f"not a checkpoint of distsgd: its {key} is {document[key]!r}")
 
 
-def _find_digest(data: bytearray) -> slice:
-    """Where the file's own digest stands, without parsing the header."""
+def _find_digest(data: bytearray, size: int | None = None) -> slice:
+    """Where the file's own digest stands, without parsing the header; `size` of the file where `data` is its start."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(_HEADER_LIMIT, len(data) - 8):
-        raise CheckpointError("damaged: it is shorter than its header says")
+    if len(data) < 8 or length > min(_HEADER_LIMIT, (len(data) if size is None else size) - 8):
+        raise CheckpointError(_TOO_SHORT)
     found = list(_DIGEST.finditer(data, 8, 8 + length))
     if len(found) != 1:
         raise CheckpointError("not a checkpoint of distsgd: it names no sha256 of itself")
@@ -183,24 +229,6 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, that last through a power cut. Raises OSError."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        with suppress(OSError):  # a folder that may be written but not read can't be synced
-            sync_folder(path.parent)
-
-
 @dataclass(frozen=True)
 class CheckpointFolder:
     """`last`, `best` and the newest `keep` numbered checkpoints of a run."""
@@ -212,7 +240,7 @@ class CheckpointFolder:
         """Writes step-N.safetensors, points last.safetensors to it, and removes old ones. Raises CheckpointError."""
         numbered = self._path(step)
         try:
-            make_folder(self.folder)
+            make_folders(self.folder)
             write_atomically(numbered, *pieces(checkpoint))
             self._link(numbered, self.folder / "last.safetensors")
             numbers = self._numbered()

@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 import types
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields
@@ -17,10 +18,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from distsgd.config import TrainConfig, field_names, option_types
 from distsgd.errors import ConfigurationError, DistsgdError
+from distsgd.files import read_regular
 
 T = TypeVar("T")
 _imported: dict[Path, types.ModuleType] = {}
 _WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
+_NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
 _WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
 _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")
@@ -97,6 +100,9 @@ def _sentence(box: str) -> str:
     if found is not None:
         kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
         return f"{found[1]}: expected {' or '.join(kinds)}, got {found[3]!r}"
+    found = _NO_NUMBER.match(text)
+    if found is not None:
+        return f"{found[1]}: expected {'a whole number' if 'int' in found[2] else 'a number'}, got {found[3]!r}"
     return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
 
 
@@ -165,12 +171,10 @@ def is_code(name: str) -> bool:
 def read_toml(path: Path) -> TrainConfig:
     """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
     try:
-        if path.stat().st_size > _CONFIG_SIZE_LIMIT:
-            raise ConfigurationError(f"{path}: a configuration has at most {_CONFIG_SIZE_LIMIT} bytes")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
     except OSError as error:
         raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits
         raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
     return from_mapping(document, str(path))
 
@@ -231,6 +235,19 @@ def _kind_name(kind: Any) -> str:
     return names.get(kind, str(kind))
 
 
+def _check_syntax(path: Path, option: str) -> None:
+    """Raises ConfigurationError where the file is no Python, which says more than the importer's traceback."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again, when it runs
+            compile(read_regular(path), str(path), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise ConfigurationError(f"{option}: {path}{line} is not Python: {error.msg}") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigurationError(f"{option}: {path} is not Python: {error or type(error).__name__}") from None
+
+
 def import_function(name: str, option: str) -> Any:
     """The object that `file.py:function` names; runs the file. Raises ConfigurationError where there is none."""
     import importlib.util
@@ -245,6 +262,7 @@ def import_function(name: str, option: str) -> Any:
         raise ConfigurationError(f"{option}: there is no readable file {file}")
     module = _imported.get(path)
     if module is None:
+        _check_syntax(path, option)
         specification = importlib.util.spec_from_file_location(path.stem, path)
         assert specification is not None and specification.loader is not None
         module = importlib.util.module_from_spec(specification)

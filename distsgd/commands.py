@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from distsgd import runtime
 from distsgd.errors import DistsgdError
-from distsgd.output import say
+from distsgd.output import say, tell_error
 
 if TYPE_CHECKING:
     from distsgd.communication import Communicator
@@ -51,7 +51,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
 def report(error: DistsgdError) -> None:
     """Prints the error's sentence."""
     if str(error):
-        say(f"distsgd: error: {error}", sys.stderr)
+        tell_error(error)
 
 
 def launcher_rank() -> int:

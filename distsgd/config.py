@@ -22,7 +22,7 @@ STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
     "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "on_non_finite",
-    "check_replicas",
+    "check_replicas", "stall_timeout", "stall_stacks",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
@@ -157,7 +157,8 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many steps, counted from the run's first."""
     max_time: str | None = None
-    """Stop after this much time, such as 90s, 10m or 3h50m, with a checkpoint and status 75."""
+    """Stop after this much time, such as 90s or 3h50m, with a checkpoint and status 75. auto, the default: two minutes
+    before Slurm, PBS or LSF end this job (auto-10m: ten). never: not at all."""
     target: str | None = None
     """Stop when a metric is reached, such as validation_accuracy=0.98."""
 
@@ -212,6 +213,10 @@ class TrainConfig:
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
     callback: tuple[str, ...] = ()
     """Your own callbacks, file.py:name of a distsgd.Callback."""
+    stall_timeout: str = "120s"
+    """Waiting this long for a rank in a step ends the job and names the rank; 0 for never. Ten times that elsewhere."""
+    stall_stacks: bool = False
+    """Print the stacks of a host's ranks before a stall ends the job. SIGUSR2 to a rank prints its own at any time."""
     plot: bool = False
     """Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'."""
     quiet: bool = False
@@ -226,8 +231,9 @@ class TrainConfig:
         parse_augmentation(self.augment)
         parse_every(self.validate_every, "validate_every", seconds=False)
         parse_every(self.checkpoint_every, "checkpoint_every")
-        if self.max_time is not None:
-            parse_duration(self.max_time, "max_time")
+        parse_duration(self.stall_timeout, "stall_timeout")
+        if self.max_time not in (None, "auto", "never"):
+            parse_duration(self.max_time.removeprefix("auto-"), "max_time")
         if self.target is not None:
             parse_target(self.target)
         if self.early_stopping == "patience" and self.validate_every != "1epoch":
@@ -240,6 +246,11 @@ class TrainConfig:
         given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError("validation and validation_last exclude each other; give one of them")
+
+    @property
+    def stall_seconds(self) -> float:
+        """stall_timeout in seconds."""
+        return parse_duration(self.stall_timeout, "stall_timeout")
 
     def identity(self) -> dict[str, Any]:
         """What decides the bits of a run, JSON-able: all but stop conditions and what is merely operational."""

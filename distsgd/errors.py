@@ -10,11 +10,23 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LONGEST = 2000
+"""Characters of a sentence. A file may bring a name of any length."""
+
+
+def one_line(text: str) -> str:
+    """The text with what isn't printable escaped (a name may hold line ends, or colours), and not too long."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
+
 
 class DistsgdError(Exception):
     """A problem that one sentence explains; the commands print it without a traceback."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigurationError(DistsgdError):
@@ -57,8 +69,15 @@ class ReplicaError(DistsgdError):
     """Ranks that should hold the same numbers don't."""
 
 
+class OutOfMemoryError(DistsgdError):
+    """An array found no room."""
+
+
 class LaneError(DistsgdError):
     """The user's own code raised; the message holds its traceback, and says where: for a model rank, step and lane."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)
 
     @classmethod
     def here(cls, where: str) -> LaneError:
@@ -77,5 +96,10 @@ def users_code(where: str) -> Iterator[None]:
         yield
     except DistsgdError:
         raise
+    except MemoryError as error:
+        asked = f" ({error})" if str(error) else ""
+        raise OutOfMemoryError(
+            f"{where}: out of memory{asked}; use fewer ranks on a host, or a smaller model, minibatch or data set"
+        ) from None
     except RAISED_BY_USERS:
         raise LaneError.here(where) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.board import Phase
 from distsgd.build import (
     OWN_MODEL,
     as_objective,
@@ -116,6 +117,8 @@ def fit(
     sets["test"] = _examples(test, "test")
     _check_same_everywhere(communicator, sets)
     names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
+    communicator.watch(config.stall_seconds, config.stall_stacks)
+    communicator.at(Phase.START)
     with single_threaded_blas():
         data = split_data(communicator, config, names, sets)
         objective = _objective(model, params, config, data.signature)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.board import Phase
 from distsgd.build import build_trainer, confusion_matrix
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
@@ -73,6 +74,7 @@ class Leg:
         communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
         try:
             status = trainer.fit()
+            communicator.at(Phase.END, trainer.progress.step)
             summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
             trainer.end(summary)
         except DistsgdError as error:
@@ -80,6 +82,7 @@ class Leg:
                 self.folder.write_failure(str(error), trainer.progress.step)
             raise
         finally:
+            communicator.at(Phase.OUTSIDE, trainer.progress.step)
             trainer.step.workers.close()
             if communicator.is_root:
                 self._close()
@@ -138,7 +141,13 @@ class Leg:
     def _prepare_folder(self, step: int) -> None:
         if self.folder is None:
             return
-        if self.config.resume == "never":
-            self.folder.move_aside()
-        self.folder.create(to_toml(self.config))
+        aside = self.folder.move_aside() if self.config.resume == "never" else None
+        try:
+            self.folder.create(to_toml(self.config))
+        except RunFolderError:
+            if aside is not None:
+                self.folder.move_back(aside)
+            raise
+        if aside is not None:
+            say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
         self.folder.cut_metrics(step)

@@ -17,7 +17,7 @@ POLICIES = ("stop", "skip", "rollback")
 IN_A_ROW = 10
 """So many minibatches in a row that are left out end the run: it is no longer the data that is at fault."""
 NAMED = 8
-"""So many examples are named at most."""
+"""So many examples are named in the sentence; records have all of them."""
 GRADIENT = "the gradient is not finite"
 UPDATE = "the update is not finite, though the gradients are,"
 PARAMETERS = "the parameters are no longer finite"
@@ -33,7 +33,7 @@ class NonFinite:
     step      its number, from 1
     what      what isn't finite, as the beginning of a sentence
     lanes     the lanes [first, last) in which that was seen; None where the lanes' own gradients are finite
-    examples  rows of the data set that these lanes begin with, up to NAMED
+    examples  rows of the data set that these lanes hold
     """
 
     step: int
@@ -46,8 +46,8 @@ class NonFinite:
         if self.lanes is not None:
             first, last = self.lanes
             lanes = f"lane {first}" if last == first + 1 else f"lanes {first} to {last - 1}"
-            more = " …" if len(self.examples) == NAMED else ""
-            where = f", {lanes} (examples {', '.join(map(str, self.examples))}{more})"
+            more = " …" if len(self.examples) > NAMED else ""
+            where = f", {lanes} (examples {', '.join(map(str, self.examples[:NAMED]))}{more})"
         return f"{self.what} at step {self.step}{where}"
 
     def error(self, more: str | None = None) -> NonFiniteError:

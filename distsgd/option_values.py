@@ -28,17 +28,26 @@ AT_LEAST = {
     "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
     "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0,
 }  # fmt: skip
+AT_MOST = {"logical_ranks": 65_536, "threads": 1024}
+"""What nobody needs and no machine stands."""
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 
 
 def check_values(values: Mapping[str, Any]) -> None:
     """Raise ConfigurationError for the first option, by name, whose value can't be; None is what wasn't given."""
+    for name, value in values.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                _check_text(name, text)
     for name, choices in CHOICES.items():
         if values[name] not in choices:
             raise ConfigurationError(f"{name}: expected one of {', '.join(choices)}, got {values[name]!r}")
     for name, least in AT_LEAST.items():
         if values[name] is not None and not least <= values[name] < math.inf:
             raise ConfigurationError(f"{name}: expected a finite number of at least {least}, got {values[name]}")
+    for name, most in AT_MOST.items():
+        if values[name] is not None and values[name] > most:
+            raise ConfigurationError(f"{name}: expected at most {most}, got {values[name]}")
     for name in ABOVE_ZERO:
         if values[name] is not None and not 0 < values[name] < math.inf:
             raise ConfigurationError(f"{name}: expected a finite number above 0, got {values[name]}")
@@ -50,6 +59,18 @@ def check_values(values: Mapping[str, Any]) -> None:
         )
     if values["seed"] >= 2**63:
         raise ConfigurationError(f"seed: expected a number below 2**63, got {values['seed']}")
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raises ConfigurationError for what can't be a file's name, or can't be stored in config.toml."""
+    if not text:
+        raise ConfigurationError(f"{name}: expected a word or a name, got nothing; leave the option out")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{name}: expected text in UTF-8, got {text!r}; rename that file or folder") from None
+    if "\0" in text:
+        raise ConfigurationError(f"{name}: expected text without a zero byte, got {text!r}; leave it out")
 
 
 @dataclass(frozen=True)

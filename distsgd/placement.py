@@ -16,7 +16,7 @@ from distsgd.datasets import ArraySource, DataSource, check_arrays, open_dataset
 from distsgd.device import Array, Device
 from distsgd.errors import ConfigurationError, DataError
 from distsgd.examples import Examples, Signature
-from distsgd.runtime import release_freed_memory
+from distsgd.runtime import check_memory, release_freed_memory
 from distsgd.sampling import split_off
 
 _HASHED_INPUTS = 4096
@@ -70,7 +70,8 @@ def split_data(
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
     train = sets["train"]
     assert train is not None, "there is always a training set"
-    classes, contents = communicator.on_root(lambda: (_check(names, sets, num_classes), fingerprint(sets)))
+    dtype = np.dtype(config.dtype)
+    classes, contents = communicator.on_root(lambda: (_check(names, sets, num_classes, dtype), fingerprint(sets)))
     validation = sets["validation"]
     if validation is None:
         train, validation = _split(train, config)
@@ -112,6 +113,7 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     if all(communicator.allgather_object(mapped is not None)):
         assert mapped is not None
         return np.asarray(mapped)
+    communicator.everywhere(lambda: check_memory(source.nbytes, f"a data array of shape {source.shape}"))
     array, is_shared = shared_array(node, source.shape, source.dtype)
 
     def read() -> None:
@@ -152,11 +154,13 @@ def on_device(data: Data, device: Device, *, augmented: bool) -> Data:
     return replace(data, train=train, validation=moved(data.validation), test=moved(data.test))
 
 
-def _check(names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None) -> int | None:
+def _check(
+    names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None, dtype: np.dtype
+) -> int | None:
     """The number of classes. Raises DataError where arrays can't be trained on or sets don't fit each other."""
     train = sets["train"]
     assert train is not None
-    classes = check_arrays(names["train"], train.x, train.y, train.weights, num_classes=num_classes)
+    classes = check_arrays(names["train"], train.x, train.y, train.weights, num_classes=num_classes, dtype=dtype)
     for key, part in sets.items():
         if part is None or part is train:
             continue
@@ -170,7 +174,7 @@ def _check(names: dict[str, str], sets: dict[str, Examples | None], num_classes:
                 f"{names[key]}: these inputs are divided by {part.scale:g}, the training inputs by {train.scale:g}; "
                 "give both as the same kind of numbers, or set --scale"
             )
-        found = check_arrays(names[key], part.x, part.y, part.weights, num_classes=classes)
+        found = check_arrays(names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype)
         if (found is None) != (classes is None):
             raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
     return classes

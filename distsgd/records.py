@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd.checkpoint import CheckpointFolder, make_folder, write_atomically
+from distsgd.checkpoint import CheckpointFolder, write_atomically
 from distsgd.errors import OutputError, RunFolderError
+from distsgd.files import make_folders, read_regular, remove_empty
 
 
 def finite(value: Any) -> Any:
@@ -39,18 +40,23 @@ class RunFolder:
         self._unwritten, self._one_at_a_time = b"", threading.Lock()
 
     def create(self, config_toml: str) -> None:
-        """Makes the folder and writes config.toml; removes a summary, for the run isn't done any more."""
+        """Makes the folder and writes config.toml. Where that fails, the folder is as it was, or not there again."""
         self._config = config_toml
+        made: list[Path] = []
         try:
-            make_folder(self.checkpoints.folder)
+            self.read_metrics()  # cut_metrics will need them: before anything is changed
+            made = make_folders(self.checkpoints.folder)
             self._lock()
             for left in (*self.path.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):
                 left.unlink(missing_ok=True)  # of a process that was killed while it wrote
-            self.summary.unlink(missing_ok=True)
             write_atomically(self.path / "config.toml", config_toml.encode())
         except OSError as error:
+            self.unlock()
+            remove_empty(made)
+            where = error.filename if isinstance(error.filename, str) else self.path
             raise RunFolderError(
-                f"could not write the run folder {self.path}: {error.strerror or error}; choose another with --out"
+                f"could not write the run folder {self.path} ({where}: {error.strerror or error}); choose another with "
+                "--out"
             ) from None
 
     def make_again(self) -> None:
@@ -95,36 +101,43 @@ class RunFolder:
             number += 1
         return path
 
-    def move_aside(self) -> None:
-        """Renames the folder, where there is one, to NAME.1, NAME.2, …"""
+    def move_aside(self) -> Path | None:
+        """Renames the folder, where there is one, to NAME.1, NAME.2, …; returns the new name."""
         if not self.path.exists():
-            return
+            return None
         aside = self.aside()
         try:
             self.path.rename(aside)
         except OSError as error:
             raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
+        return aside
+
+    def move_back(self, aside: Path) -> None:
+        """Gives a folder that was moved aside its name back, as far as that is possible."""
+        with suppress(OSError):
+            aside.rename(self.path)
 
     def cut_metrics(self, step: int) -> None:
-        """Drops the records behind `step`, and a last line that was cut short."""
+        """Drops the records behind `step`, a last line that was cut short, and the summary: the run isn't done now."""
         with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
             self._write_metrics()
-        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
         try:
+            kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
             write_atomically(self.metrics, "".join(kept).encode())
+            self.summary.unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The whole records of metrics.jsonl."""
+        """The whole records of metrics.jsonl. Raises OSError."""
         records: list[dict[str, Any]] = []
         if self.metrics.exists():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in read_regular(self.metrics).decode("utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
-                if isinstance(record, dict):
+                if isinstance(record, dict) and isinstance(record.get("step", 0), int):
                     records.append(record)
         return records
 
@@ -184,7 +197,7 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """The summary, or None where there is no whole one."""
         try:
-            summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            summary = json.loads(read_regular(self.summary))
+        except (OSError, ValueError, RecursionError):
             return None
         return summary if isinstance(summary, dict) else None

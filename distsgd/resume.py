@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
+from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint, understanding
 from distsgd.config import TrainConfig
 from distsgd.early_stopping import reaches
 from distsgd.errors import CheckpointError, ConfigurationError, RunFolderError
@@ -14,6 +14,9 @@ from distsgd.option_values import parse_target
 from distsgd.outcome import last_line
 from distsgd.records import RunFolder
 from distsgd.schedules import has_horizon
+
+_TOLD = {"epochs": int, "steps": int, "parameters_sha256": str}
+"""What the summary of a run that is finished holds at least."""
 
 
 class Start:
@@ -51,15 +54,15 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if config.dry_run or config.check_gradient:
         return start
     if config.resume == "never":
-        if folder.path.exists():
-            start.notes.append(f"the run in {folder.path} is moved aside to {folder.aside()}")
+        _refuse_foreign(folder)
         return start
+    where = str(folder.path)
     if config.resume != "auto":
-        start.checkpoint = find_run(Path(config.resume))
-        if folder.checkpoints.exists() and not folder.holds(Path(config.resume)):
-            raise RunFolderError(
-                f"{folder.path} holds a run of its own, which {config.resume} isn't part of; choose another --out"
-            )
+        start.checkpoint = _begun_elsewhere(config, folder)
+        if start.checkpoint is not None:
+            start.notes.append(f"going on in {folder.path}, where this run is already, and not from {config.resume}")
+        else:
+            start.checkpoint, where = find_run(Path(config.resume)), config.resume
     else:
         start.checkpoint, problems = folder.checkpoints.newest()
         if problems and start.checkpoint is None:
@@ -68,21 +71,57 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
             )
         start.notes += [f"warning: {problem}; going on from an older one" for problem in problems]
     if start.checkpoint is None:
-        if folder.path.exists() and any(folder.path.iterdir()) and not (folder.path / "config.toml").exists():
-            raise RunFolderError(f"{folder.path} is not empty and holds no run; choose another folder with --out")
+        _refuse_foreign(folder)
         return start
-    start.config = compare(config, start.checkpoint, str(folder.path))
-    start.has_checkpoint = True
-    summary = folder.read_summary()
-    if config.resume == "auto" and summary is not None and is_finished(config, summary, start.checkpoint):
-        start.finished = last_line(summary, str(folder.path))
+    with understanding(f"the checkpoint in {where}"):
+        start.config = compare(config, start.checkpoint, where)
+        start.has_checkpoint = True
+        summary = folder.read_summary() if where == str(folder.path) else None
+        if summary is not None and is_finished(config, summary, start.checkpoint):
+            start.finished = last_line(summary, str(folder.path))
     return start
+
+
+def _begun_elsewhere(config: TrainConfig, folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint in the folder, where the run that goes on from elsewhere has come that far there: the same
+    command goes on after a stop. Raises RunFolderError where another run has the folder."""
+    if folder.holds(Path(config.resume)):
+        return None
+    found, _ = folder.checkpoints.newest()
+    try:
+        if found is not None:
+            compare(config, found, str(folder.path))
+    except RunFolderError:
+        raise RunFolderError(
+            f"{folder.path} holds a run of its own, which {config.resume} isn't part of; choose another --out"
+        ) from None
+    return found
+
+
+def _refuse_foreign(folder: RunFolder) -> None:
+    """Raises RunFolderError where there is something else than a run: it is neither written into nor moved aside."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise RunFolderError(f"{path} is a file, not a folder; choose another with --out")
+    if not path.exists() or (path / "config.toml").exists() or folder.checkpoints.exists():
+        return
+    if any(not _left_by_a_start(inside) for inside in path.iterdir()):
+        raise RunFolderError(f"{path} is not empty and holds no run; choose another folder with --out")
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Whether a run that was killed before it had written anything has left this."""
+    return path.name == ".config.toml.tmp" or (path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()))
 
 
 def find_run(path: Path) -> Checkpoint:
     """The checkpoint at this path, or the newest valid one of the run folder at it. Raises CheckpointError."""
-    if not path.exists():
-        raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}")
+    try:
+        there = path.exists()
+    except OSError:  # such as a name that is too long
+        there = False
+    if not there:
+        raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}; check the path")
     if not path.is_dir():
         return read_checkpoint(path)
     found, problems = CheckpointFolder(path / "checkpoints").newest()
@@ -93,6 +132,8 @@ def find_run(path: Path) -> Checkpoint:
 
 def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether the run that left this summary has nothing left to do under this configuration."""
+    if not all(isinstance(summary.get(key), kind) for key, kind in _TOLD.items()):
+        return False  # damaged: it is written again
     if summary.get("status") == "early_stopped":
         return True
     if summary.get("status") != "completed":

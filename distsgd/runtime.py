@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from distsgd.errors import OutOfMemoryError
+
 BLAS_THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "OMP_NUM_THREADS",
@@ -120,6 +122,36 @@ def cores_per_rank(masks: Sequence[tuple[int, ...]], local_rank: int) -> int:
     """
     mine = masks[local_rank]
     return max(1, len(mine) // sum(mask == mine for mask in masks))
+
+
+def available_memory() -> int | None:
+    """Bytes that this host, or the job's share of it (its control groups), has left; None where that can't be seen."""
+    found = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    groups = {line.rpartition(":")[2].strip("/\n") for line in _lines("/proc/self/cgroup")} | {""}
+    for group in groups:
+        for path in (f"/sys/fs/cgroup/{group}/memory.max", f"/sys/fs/cgroup/memory/{group}/memory.limit_in_bytes"):
+            found += [int(line) for line in _lines(path) if line.strip().isdigit()]
+    return min(found, default=None)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raises OutOfMemoryError where `needed` bytes for `what` are more than this host has left."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise OutOfMemoryError(
+            f"{what} takes {needed / 1e9:.1f} GB of memory, this host has {available / 1e9:.1f} GB left; use a larger "
+            "host, or a smaller one of these"
+        )
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.checkpoint import Checkpoint, read_checkpoint
+from distsgd.checkpoint import Checkpoint, read_checkpoint, understanding
 from distsgd.communication import Communicator
 from distsgd.device import Array, host_copy
 from distsgd.early_stopping import StoppingRule
@@ -101,7 +101,8 @@ def restore(
     def read() -> dict[str, Any]:
         nonlocal slots, progress
         assert checkpoint is not None
-        slots, progress = _read(step, rule, checkpoint, params.flat)
+        with understanding("the checkpoint"):
+            slots, progress = _read(step, rule, checkpoint, params.flat)
         return {key: getattr(progress, key) for key in (*_TOLD, "updates", "left_out", "facts")}
 
     told = communicator.on_root(read)
@@ -136,6 +137,8 @@ def _read(
     progress.facts = {key: value for key, value in document.items() if key not in _NOT_FACTS}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:
+        if not all(isinstance(progress.best.get(key), int) for key in ("step", "epoch")):
+            raise CheckpointError("the checkpoint's best validation has no step and epoch; it was not written whole")
         progress.best_params = np.empty_like(params)
         progress.best_running = np.empty_like(step.running.flat)
         fill_model(progress.best_params, step.layout, best, "best parameters")

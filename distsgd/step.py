@@ -14,7 +14,7 @@ from distsgd.device import Array, Device, to_host
 from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
-from distsgd.non_finite import GRADIENT, NAMED, UPDATE, NonFinite, all_finite
+from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization
@@ -254,7 +254,7 @@ class TrainingStep:
         if lanes is None:
             return NonFinite(step, what)
         rows = self.feeder.examples.rows(indices[bounds[lanes[0]] : bounds[lanes[1]]])
-        return NonFinite(step, what, lanes, tuple(rows[:NAMED].tolist()))
+        return NonFinite(step, what, lanes, tuple(rows.tolist()))
 
     def _raise_first_error(self) -> None:
         for error in self.exchange.communicator.allgather_object(self._error):
@@ -266,14 +266,14 @@ class TrainingStep:
     ) -> tuple[float, int, NonFinite | None]:
         """(sum of the losses, examples, what isn't finite)."""
         loss_sum, count = 0.0, 0
-        for lane, record in enumerate(records):
-            if not math.isfinite(record[0]):
-                what = f"the loss is {record[0]}"
+        for lane, (loss, examples) in enumerate(records[:, :2].tolist()):
+            if not math.isfinite(loss):
+                what = f"the loss is {loss}"
                 return 0.0, 0, self._found(step + 1, what, (lane, lane + 1), indices, bounds)
-            if math.isnan(record[1]):
+            if math.isnan(examples):
                 return 0.0, 0, self._found(step + 1, GRADIENT, (lane, lane + 1), indices, bounds)
-            loss_sum += float(record[0])
-            count += int(record[1])
+            loss_sum += loss
+            count += int(examples)
         if count < 1:
             raise DistsgdError(f"the loss function counted {count} examples at step {step + 1}; it must count them all")
         return loss_sum, count, None

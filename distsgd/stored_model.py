@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from distsgd.build import OWN_MODEL, build_objective
+from distsgd.checkpoint import understanding
 from distsgd.command_line import from_mapping, is_code
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig
-from distsgd.errors import CheckpointError, ConfigurationError
+from distsgd.errors import ConfigurationError
 from distsgd.examples import Signature
 from distsgd.layout import Layout, Views
 from distsgd.objective import Objective
+from distsgd.runtime import check_memory
 from distsgd.snapshot import fill_model, find_model
 
 
@@ -36,16 +38,17 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     code   file.py:function, where the run's model is the user's own: a checkpoint names code, but never runs it
     """
 
-    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+    def read() -> tuple[dict[str, Any], Signature]:
         found = find_model(Path(path))
         arrays.update(found.arrays)
-        try:
-            return found.document["config"], found.document["signature"]
-        except KeyError as error:
-            raise CheckpointError(f"{path}: the checkpoint lacks {error}") from None
+        with understanding(path):
+            said, shapes = found.document["config"], found.document["signature"]
+            example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
+            signature = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
+        return said, signature
 
     arrays: dict[str, Any] = {}
-    said, shapes = communicator.on_root(read)
+    said, signature = communicator.on_root(read)
     config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
     if is_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:
@@ -55,15 +58,14 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
                 f"{path} was trained with {config.model}; to run that code, add --model {config.model}"
             )
         config = replace(config, model=code)
-    signature = Signature(
-        tuple(shapes["example_shape"]), tuple(shapes["target_shape"]), shapes["num_classes"], shapes["scale"]
-    )
     objective = build_objective(communicator, config, signature)
     dtype = np.dtype(config.dtype)
     layouts = {
         "parameters": Layout.of(objective.parameter_shapes()),
         "statistics": Layout.of(objective.state_shapes()),
     }
+    size = sum(layout.size for layout in layouts.values())
+    communicator.everywhere(lambda: check_memory(size * dtype.itemsize, f"a model of {size:,} parameters"))
     views = {name: layout.views(np.zeros(layout.size, dtype)) for name, layout in layouts.items()}
 
     def fill() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.commands import run_command
-from distsgd.output import say
+from distsgd.output import say, tell_launcher
 
 if TYPE_CHECKING:
     from distsgd.callbacks import Callback
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The command; returns the exit status."""
-    return run_command(train)
+    signals = Signals()  # before MPI begins, for a signal may come at any time
+    return run_command(lambda communicator, arguments: train(communicator, arguments, signals))
 
 
-def train(communicator: Communicator, arguments: Sequence[str]) -> int:
+def train(communicator: Communicator, arguments: Sequence[str], signals: Signals) -> int:
     """Parses, builds, trains and writes the run folder; returns the exit status. Collective."""
     from distsgd.build import check_ranks
     from distsgd.command_line import load_config
@@ -34,8 +36,8 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.config import resolved
     from distsgd.resume import find_start, run_folder
 
-    signals = Signals()
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
+    config = replace(config, max_time=config.max_time or "auto")
     check_ranks(communicator, config)
     if config.plot:
         check_matplotlib(communicator)
@@ -46,6 +48,7 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
         if communicator.is_root:
             if config.plot:
                 plot_finished(folder, config)
+            tell_launcher("ended", status="finished")
             say(start.finished)
         return 0
     config = start.config
@@ -54,6 +57,7 @@ def train(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start, signals: Signals) -> int:
     """Trains this leg. Collective."""
+    from distsgd.board import Phase
     from distsgd.build import (
         build_metrics,
         build_objective,
@@ -66,6 +70,8 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
 
+    communicator.watch(config.stall_seconds, config.stall_stacks)
+    communicator.at(Phase.START)
     data = load_data(communicator, config)
     objective = build_objective(communicator, config, data.signature)
     if config.check_gradient:
@@ -85,6 +91,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
     if communicator.is_root:
         if config.plot:
             plot(config, data, trainer, folder)
+        tell_launcher("ended", status=summary["status"])
         say(last_line(summary, str(folder.path)))
     return EXIT_STATUS[summary["status"]]
 
@@ -163,6 +170,8 @@ def announce(
     )
     say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
     say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
+    if trainer.limits.why:
+        say(f"time       {trainer.limits.why}")
     begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     say(f"run        {folder.path}{begin}")
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distsgd.background import PATIENCE
+from distsgd.board import Phase
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
@@ -39,12 +40,13 @@ _EPOCH_CHECKPOINT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: whichever comes first. `seconds` count from the start of this leg."""
+    """When to stop: whichever comes first. `seconds` count from the start of this leg, `why` explains them."""
 
     epochs: int
     max_steps: int | None = None
     seconds: float | None = None
     target: tuple[str, float] | None = None
+    why: str = ""
 
     def steps(self, steps_per_epoch: int) -> int:
         """The last step that the limits allow."""
@@ -165,6 +167,7 @@ class Trainer:
     def _one_step(self) -> StepResult | None:
         """One step; None where the run has gone back instead."""
         progress, began = self.progress, time.monotonic()
+        self.communicator.at(Phase.STEP, progress.step + 1)
         self.learning_rate = self.schedule.learning_rate(
             self.step.optimizer.learning_rate, progress.step, self.sampler.steps_per_epoch
         )
@@ -190,6 +193,8 @@ class Trainer:
         self._training_seconds += time.monotonic() - began
         self._training_examples += result.count
         loss = result.loss_sum / result.count if result.count else math.nan
+        if self.communicator.is_root:
+            self.communicator.at(Phase.CALLBACK, progress.step)
         self._hooks.attempt(
             lambda: self._hooks.call(lambda callback: callback.on_step(progress.step, loss, result.count))
         )
@@ -212,6 +217,7 @@ class Trainer:
 
     def _go_back(self, found: NonFinite) -> None:
         facts, checkpoints = self.progress.facts, []
+        self.communicator.at(Phase.CHECKPOINT, self.progress.step)
 
         def find() -> None:
             checkpoint = self._hooks.newest_checkpoint()
@@ -261,6 +267,7 @@ class Trainer:
     def _record(self, result: StepResult) -> int | None:
         """Scores what is due, decides, records; the step from which the run is over, None as things stand."""
         progress = self.progress
+        self.communicator.at(Phase.VALIDATION, progress.step)
         penalty = self.penalty()
         progress.train_loss = progress.loss_sum / progress.count + penalty if progress.count else None
         record: dict[str, Any] = {
@@ -350,6 +357,7 @@ class Trainer:
         this returns, others in the background.
         """
         self._last_checkpoint = time.monotonic()
+        self.communicator.at(Phase.CHECKPOINT, self.progress.step)
         room = final or not self.communicator.is_root or self._hooks.has_room(PATIENCE)
         said = self.communicator.allgather_object((self.step.finite, room))
         if not all(finite for finite, _ in said) and self._goes_back(self.step.wrong_update(self.progress.step)):

@@ -60,6 +60,7 @@ class Evaluator:
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feeder.examples)))
         batch = self.feeder.batch(indices, state)
         loss_sum, count, outputs = self.feeder.objective.score(params, scratch, batch)
+        self.communicator.progressed()
         sums[:2] = float(loss_sum), count
         if outputs is not None:
             outputs, y = to_host(outputs), to_host(batch.y)

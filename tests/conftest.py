@@ -14,9 +14,10 @@ from distsgd import runtime
 # Scripts that made the stored references import what only they need.
 collect_ignore_glob = ["reference/*.py"]
 
-# pytest itself may run inside a job or under a launcher; no test is to take itself for a rank of it.
-_LAUNCHERS = ("PMI_", "PMIX_", "HYDRA_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "SLURM_")
-for _name in [name for name in os.environ if name.startswith(_LAUNCHERS)]:
+# pytest itself may run inside a job or under a launcher; no test is to take itself for a part of it.
+_LAUNCHERS = ("PMI_", "PMIX_", "HYDRA_", "HYDI_", "MPI_LOCAL", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
+_BATCH_SYSTEMS = ("SLURM_", "PBS_", "LSB_")
+for _name in [name for name in os.environ if name.startswith((*_LAUNCHERS, *_BATCH_SYSTEMS))]:
     del os.environ[_name]
 
 # Where the environment has an MPI library, its mpirun is the one that fits, activated or not.
@@ -37,5 +38,5 @@ settings.load_profile("distsgd")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if (Path(__file__).parent / "parallel") in item.path.parents:
+        if item.path.parent.name in ("parallel", "faults"):
             item.add_marker("parallel")

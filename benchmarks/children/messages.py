@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.children.protocol import settings, tell
@@ -15,6 +15,7 @@ runtime.prepare()
 import numpy as np  # noqa: E402
 
 from distsgd.communication import start  # noqa: E402
+from distsgd.communication.base import Parts  # noqa: E402
 from distsgd.communication.exchange import Partition, Plan  # noqa: E402
 from distsgd.communication.messages import MessageExchange  # noqa: E402
 from distsgd.communication.serial import SerialCommunicator  # noqa: E402
@@ -31,7 +32,11 @@ class Crowd(SerialCommunicator):
         super().__init__()
         self.size, self.hosts = size, self.hosts * size
 
-    def alltoall(self, send: Any, sent: Sequence[slice], receive: Any, received: Sequence[slice]) -> None:
+    def allgather_object(self, value: Any) -> list[Any]:
+        """The ranks where that is asked: each is by itself. Else all agree."""
+        return [value] * self.size if isinstance(value, bool) else list(range(self.size))
+
+    def alltoall(self, send: Any, sent: Parts, receive: Any, received: Parts) -> None:
         pass
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +16,54 @@ from distsgd.errors import DistsgdError, users_code
 T = TypeVar("T")
 
 
-class Communicator(ABC):
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a buffer lie, one a rank, in bytes. Kept, for making thousands of them takes time."""
+
+    counts: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def __getitem__(self, rank: int) -> slice:
+        return slice(self.starts[rank], self.starts[rank] + self.counts[rank])
+
+    @property
+    def end(self) -> int:
+        """Where the last one ends, of parts that lie behind each other."""
+        return self.starts[-1] + self.counts[-1]
+
+    @classmethod
+    def behind_each_other(cls, counts: Iterable[int]) -> Parts:
+        """Parts of these lengths."""
+        lengths = tuple(counts)
+        return cls(lengths, tuple(accumulate(lengths[:-1], initial=0)))
+
+    @classmethod
+    def of(cls, parts: Iterable[slice]) -> Parts:
+        """Parts that lie anywhere."""
+        spans = [(part.stop - part.start, part.start) for part in parts]
+        return cls(tuple(count for count, _ in spans), tuple(start for _, start in spans))
+
+
+class Watched:
+    """What the watchdog is told; where there is none, as here, nobody listens."""
+
+    def waits(self, collective: int) -> None:
+        """This rank enters a collective that isn't a method of its communicator."""
+
+    def goes_on(self) -> None:
+        """This rank has left it."""
+
+    def at(self, phase: int, step: int = 0) -> None:
+        """This rank begins something else."""
+
+    def progressed(self) -> None:
+        """This rank has done a piece of its work, such as a chunk of examples: the others may wait on."""
+
+    def watch(self, limit: float, stacks: bool = False) -> None:
+        """From now on waiting for more than `limit` seconds ends the job, 0 for never; `stacks` prints all first."""
+
+
+class Communicator(Watched, ABC):
     """A group of ranks. Collectives are called by all of them, in the same order.
 
     Names that end in `_object` pickle what they send: for small things, between processes of one run.
@@ -42,7 +91,7 @@ class Communicator(ABC):
         """Overwrites `array` with rank 0's."""
 
     @abstractmethod
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         """Sends rank r the bytes `sent[r]` of `send`, and puts what it sends here into the bytes `received[r]` of
         `receive`. Parts may be empty, and parts that are sent may overlap."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -110,8 +109,8 @@ class Exchange(ABC):
     flags: Array
     records: Array
 
-    replicated: ClassVar[bool] = True
-    """Whether each rank has parameters of its own."""
+    speaks_for_replica: bool = True
+    """Whether this rank is the one to say what the parameters are, in a comparison of replicas."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         self.communicator, self.plan, self.partition = communicator, plan, plan.partition

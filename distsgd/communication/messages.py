@@ -2,17 +2,16 @@
 
 Ranks that share a replica are a *group*: those of a node, or each rank by itself. A group adds the rows of its lanes as
 far as the tree has them together, and sends these sums alone, so that a network carries each gradient once a node and
-not once a rank. A rank speaks with one rank of each other group, the one with its own place there.
+not once a rank. A rank speaks with the rank of each other group that has its own place there, modulo that group's size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from distsgd.communication.base import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.communication.exchange import SCALARS, OwnState, Plan, stretches
 from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, scratch_levels, tree_sum
@@ -50,8 +49,8 @@ class Groups:
     def of(cls, communicator: Communicator, group: Communicator) -> Groups:
         """From what each rank knows of its own. Raises NotShared where a group isn't consecutive. Collective."""
         firsts = communicator.allgather_object(group.broadcast_object(communicator.rank))
-        if firsts != sorted(firsts):
-            raise NotShared
+        if firsts != sorted(firsts):  # containers of one host name, say
+            raise NotShared(communicator.hosts[0])
         return cls(tuple(sorted(set(firsts))), communicator.size)
 
 
@@ -62,12 +61,14 @@ class MessageExchange(OwnState):
     def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
         super().__init__(communicator, plan)
         self.group, self.groups = group, Groups.of(communicator, group)
+        self.speaks_for_replica = group.is_root
         elements = self.partition.elements
         nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
         self.params, has_params = self._array(group, (elements,))
         rows, has_rows = self._array(group, (len(nodes), elements))
-        if not all(communicator.allgather_object((has_params and has_rows) or elements == 0)):
-            raise NotShared
+        shared = communicator.allgather_object((has_params and has_rows) or elements == 0)
+        if not all(shared):
+            raise NotShared(communicator.hosts[shared.index(False)])
         self._rows = dict(zip(nodes, rows, strict=True))
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
@@ -113,21 +114,28 @@ class MessageExchange(OwnState):
             for group in range(len(groups.firsts))
             if group != own_group
         }
-        lengths = [owned[rank].stop - owned[rank].start for rank in range(partition.ranks)]
-        self._sent = _parts([len(self._nodes) * lengths[r] * width * (r in self._owners) for r in range(len(lengths))])
-        self._received = _parts([len(nodes_of.get(r, ())) * count * width for r in range(len(lengths))])
+        self._lengths = lengths = partition.counts()
+        served = set(self._owners)
+        self._sent = Parts.behind_each_other(
+            len(self._nodes) * length * width * (rank in served) for rank, length in enumerate(lengths)
+        )
+        self._received = Parts.behind_each_other(
+            len(nodes_of.get(rank, ())) * count * width for rank in range(partition.ranks)
+        )
         xp = self.plan.device.xp
-        self._send, self._receive = (xp.empty(parts[-1].stop, _BYTES) for parts in (self._sent, self._received))
+        self._send, self._receive = (xp.empty(parts.end, _BYTES) for parts in (self._sent, self._received))
         # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
-        first = owned[self._owners[0]].start if self._owners else 0
-        taken = {rank: slice((owned[rank].start - first) * width, (owned[rank].stop - first) * width)
-                 for rank in self._owners}  # fmt: skip
+        taken = {rank: owned[rank] for rank in self._owners if lengths[rank]}
+        first = min((span.start for span in taken.values()), default=partition.elements)
         nothing, mine = slice(0, 0), slice(0, count * width)
-        self._published = [mine if rank in nodes_of else nothing for rank in range(partition.ranks)]
-        self._taken = [taken.get(rank, nothing) for rank in range(partition.ranks)]
+        self._published = Parts.of(mine if rank in nodes_of else nothing for rank in range(partition.ranks))
+        self._taken = Parts.of(
+            slice((taken[rank].start - first) * width, (taken[rank].stop - first) * width) if rank in taken else nothing
+            for rank in range(partition.ranks)
+        )
         params = self.params.view(_BYTES)
         self._mine = params[self.owned.start * width : self.owned.stop * width]
-        self._others = params[first * width :] if self._owners else xp.empty(0, _BYTES)
+        self._others = params[first * width :]
         self._sums = {node: row[self.owned] for node, row in self._rows.items()}
         for rank, nodes in nodes_of.items():
             arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
@@ -171,7 +179,7 @@ class MessageExchange(OwnState):
 
     def publish(self) -> None:
         if self.groups.apart:  # a collective for which the library knows its network
-            self.communicator.allgather_slices(self.params, self.partition.counts())
+            self.communicator.allgather_slices(self.params, self._lengths)
             return
         self.communicator.alltoall(self._mine, self._published, self._others, self._taken)
         self.group.barrier()
@@ -183,9 +191,3 @@ class MessageExchange(OwnState):
         whole = self.params if self.group.is_root else np.empty_like(self.params)
         self.communicator.broadcast(whole)
         self.group.barrier()
-
-
-def _parts(lengths: Sequence[int]) -> list[slice]:
-    """Behind each other, parts of these lengths."""
-    ends = np.cumsum(lengths).tolist()
-    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]

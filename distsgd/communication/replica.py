@@ -22,10 +22,9 @@ from distsgd.errors import ConfigurationError
 class SharedExchange(Exchange):
     """All ranks are on one node. Raises NotShared, on all of them, where memory can't be shared."""
 
-    replicated = False
-
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
+        self.speaks_for_replica = False  # it is the only one
         elements = self.partition.elements
         nodes = communicator.allgather_object(self.nodes())
         order = [node for of_rank in nodes for node in of_rank]
@@ -42,7 +41,7 @@ class SharedExchange(Exchange):
     def _shared(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         array, is_shared = shared_array(self.communicator, shape, dtype)
         if not is_shared and array.size:
-            raise NotShared
+            raise NotShared(self.communicator.hosts[0])
         return array
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
@@ -93,8 +92,8 @@ def make_exchange(communicator: Communicator, plan: Plan, communication: str) ->
         if len(set(communicator.hosts)) == 1:
             return SharedExchange(communicator, plan), None
         return MessageExchange(communicator, plan, communicator.node()), None
-    except NotShared:
+    except NotShared as host:
         if communication == "shared":
-            raise ConfigurationError("communication: the ranks can't share memory here; use auto or mpi") from None
-    alone = MessageExchange(communicator, plan, SerialCommunicator())
-    return alone, "no shared memory here: gradients travel in messages"
+            raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
+        note = f"no shared memory on {host}: gradients travel in messages"
+    return MessageExchange(communicator, plan, SerialCommunicator()), note

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-from distsgd.communication.base import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.device import Array
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class SerialCommunicator(Communicator):
     def broadcast(self, array: Array) -> None:
         pass
 
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         receive[received[0]] = send[sent[0]]
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from distsgd.board import BOARD_VARIABLE, Board
 from distsgd.communication.base import Communicator
 from distsgd.device import Array, Shape
 
 
 class NotShared(Exception):
-    """Memory can't be shared here."""
+    """Memory can't be shared on the host that this names."""
 
 
 def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Array, bool]:
@@ -33,6 +34,36 @@ def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Arr
     if memory is None:
         return np.zeros(shape, dtype), False
     return np.ndarray(shape, dtype, buffer=memory), True
+
+
+def shared_board(node: Communicator, ranks: int) -> Board:
+    """The board of this host for a run of so many ranks: distsgd.launch's where it made one. Collective over the node.
+
+    Where memory can't be shared, each rank has a board of its own, with its own line alone.
+    """
+    board = _launchers_board(ranks)
+    if not all(node.allgather_object(board is not None)):
+        array, _ = shared_array(node, (Board.bytes_for(ranks),), np.dtype(np.uint8))
+        board = Board(array.data, ranks)
+    assert board is not None
+    return board
+
+
+def _launchers_board(ranks: int) -> Board | None:
+    """None where distsgd.launch didn't start this, or did so on another host."""
+    path = os.environ.get(BOARD_VARIABLE)
+    if path is None:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            memory = mmap.mmap(descriptor, Board.bytes_for(ranks))
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return None
+    board = Board(memoryview(memory), ranks)
+    return board if board.marked else None
 
 
 def _share(node: Communicator, size: int) -> mmap.mmap | None:

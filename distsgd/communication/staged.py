@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from distsgd.communication.base import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.device import Array, Device, is_on_host, to_host
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class StagedCommunicator(Communicator):
         if not self.is_root:
             array.set(room)  # type: ignore[attr-defined]
 
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         if is_on_host(send) and is_on_host(receive):
             self.inside.alltoall(send, sent, receive, received)
             return
@@ -81,6 +81,21 @@ class StagedCommunicator(Communicator):
 
     def abort(self, status: int) -> None:
         self.inside.abort(status)
+
+    def waits(self, collective: int) -> None:
+        self.inside.waits(collective)
+
+    def goes_on(self) -> None:
+        self.inside.goes_on()
+
+    def at(self, phase: int, step: int = 0) -> None:
+        self.inside.at(phase, step)
+
+    def progressed(self) -> None:
+        self.inside.progressed()
+
+    def watch(self, limit: float, stacks: bool = False) -> None:
+        self.inside.watch(limit, stacks)
 
     def _room(self, purpose: str, like: Array) -> Array:
         """Pinned memory of an array's shape and dtype, the same again each time."""

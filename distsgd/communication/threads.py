@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from distsgd.communication.base import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.device import Array
 
 T = TypeVar("T")
@@ -54,10 +54,10 @@ class ThreadCommunicator(Communicator):
 
         self._meet(array, copy)
 
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         def copy(table: list[Any]) -> None:
-            for (buffer, parts), here in zip(table, received, strict=True):
-                receive[here] = buffer[parts[self.rank]]
+            for rank, (buffer, parts) in enumerate(table):
+                receive[received[rank]] = buffer[parts[self.rank]]
 
         self._meet((send, sent), copy)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,13 @@ from distsgd.errors import DataError
 
 
 def check_arrays(
-    name: str, x: Array, y: Array, weights: Array | None = None, *, num_classes: int | None = None
+    name: str,
+    x: Array,
+    y: Array,
+    weights: Array | None = None,
+    *,
+    num_classes: int | None = None,
+    dtype: np.dtype[Any] | None = None,
 ) -> int | None:
     """Checks that examples can be trained on; returns the number of classes, None for float targets.
 
@@ -20,6 +27,7 @@ def check_arrays(
     y        integer labels (n,) or (n, 1), from 0 to `num_classes` - 1 (where it is None, the greatest label + 1 is
              returned), or finite floats (n,) or (n, outputs)
     weights  (n,), finite, not negative, not all 0
+    dtype    of the model, where it is known: what it can't hold isn't finite either
 
     Raises DataError, which calls the data `name` and numbers examples from 0.
     """
@@ -31,15 +39,15 @@ def check_arrays(
         if other is not None and other.shape[:1] != x.shape[:1]:
             got = len(other) if other.ndim else "a single number"
             raise DataError(f"{name}: expected {len(x)} {what}, one an example, got {got}; make both equally long")
-    _check_finite(f"{name}: inputs", x)
+    _check_finite(f"{name}: inputs", x, dtype)
     if weights is not None:
-        _check_weights(f"{name}: weights", weights)
+        _check_weights(f"{name}: weights", weights, dtype)
     if y.dtype.kind == "f":
         if y.ndim > 2 or y.size == 0:
             raise DataError(
                 f"{name}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape them"
             )
-        _check_finite(f"{name}: targets", y)
+        _check_finite(f"{name}: targets", y, dtype)
         return None
     return _check_labels(name, y, num_classes)
 
@@ -62,24 +70,25 @@ def _first(bad: Array) -> int:
     return int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
 
 
-def _check_finite(where: str, array: Array) -> None:
+def _check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
     if array.dtype.kind != "f":
         return
+    narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
     for start, block in _blocks(array):
-        finite = np.isfinite(block)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(block.astype(dtype) if narrower else block)
         if not finite.all():
             row = _first(~finite)
             value = block[row][~finite[row]].flat[0]
-            raise DataError(
-                f"{where}: expected finite numbers, example {start + row} holds {value}; remove or repair it"
-            )
+            kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
+            raise DataError(f"{where}: expected {kind}, example {start + row} holds {value}; remove or repair it")
 
 
-def _check_weights(where: str, weights: Array) -> None:
+def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:
     _check_dtype(where, weights)
     if weights.size != len(weights):
         raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape them")
-    _check_finite(where, weights)
+    _check_finite(where, weights, dtype)
     some = False
     for start, block in _blocks(weights):
         if (block < 0).any():

@@ -21,6 +21,7 @@ from distsgd.datasets.tar import Visit, read_members
 from distsgd.datasets.unpickle import unpickle_columns
 from distsgd.device import Array
 from distsgd.errors import DataError
+from distsgd.files import open_regular
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -28,7 +29,7 @@ TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = ("test_batch",)
 
 _PIXELS = prod(SHAPE)
-_UNPACKED_LIMIT = 512 << 20
+_UNPACKED_LIMIT = 256 << 20
 """Bytes that an archive may unpack to; the published ones have 184 million."""
 _FILE_LIMIT = 64 << 20
 """Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""
@@ -127,7 +128,7 @@ class Place:
     def _read_folder(self, members: Sequence[str], visit: Visit) -> None:
         for member in members:
             path = self._unpacked(member)
-            with reading(str(path)), open(path, "rb") as stream:
+            with reading(str(path)), open_regular(path) as stream:
                 visit(member, stream, path.stat().st_size)
 
     def _unpacked(self, member: str) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 
 from distsgd.datasets.streams import BLOCK, Stream, absolute, open_binary, reading
 from distsgd.errors import DataError
+from distsgd.files import make_folders, remove_empty
 
 
 def default_data_dir() -> Path:
@@ -68,8 +69,9 @@ def download(url: str, target: Path, checksums: Collection[str], *, progress: bo
             f"or put the file into {target.parent}"
         ) from None
     bar = progress and find_spec("tqdm") is not None
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        made = make_folders(target.parent)
         # In the same folder, for the move to be atomic; of its own, for two runs may download at once.
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent))
@@ -81,7 +83,11 @@ def download(url: str, target: Path, checksums: Collection[str], *, progress: bo
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, target)
+    except DataError:
+        remove_empty(made)
+        raise
     except (OSError, ValueError) as problem:  # of requests, too: its exceptions are OSErrors
+        remove_empty(made)
         raise DataError(
             f"{target.name}: expected to download it from {url}, that failed ({_short(problem)}); "
             f"put the file into {target.parent} yourself"

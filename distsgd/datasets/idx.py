@@ -14,6 +14,7 @@ from distsgd.datasets.streams import (
     Stream,
     absolute,
     check_out,
+    check_shape,
     expect_end,
     fill,
     open_binary,
@@ -61,6 +62,7 @@ class IdxSource(ArraySource):
                 f"{where}: expected {expected} bytes for shape {shape}, the file has {size}"
                 f"{' packed' if packed else ''}; make or download it again"
             )
+        check_shape(shape, where)
         return cls(shape, np.dtype(np.uint8), where, packed)
 
     def read_into(self, out: Array) -> None:

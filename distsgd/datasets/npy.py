@@ -7,7 +7,8 @@ import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +20,7 @@ from distsgd.datasets.streams import (
     Stream,
     absolute,
     check_out,
+    check_shape,
     deflated_limit,
     expect_end,
     fill,
@@ -28,6 +30,7 @@ from distsgd.datasets.streams import (
 )
 from distsgd.device import Array, Shape
 from distsgd.errors import DataError
+from distsgd.files import open_regular
 
 _HEADER_LIMIT = 10_000
 
@@ -81,6 +84,7 @@ def _check_size(header: NpyHeader, size: int, where: str) -> None:
             f"{where}: expected {expected} bytes for shape {header.shape} of {header.dtype}, "
             f"the file has {size}; make it again"
         )
+    check_shape(header.shape, where)
 
 
 def _fill(stream: Stream, header: NpyHeader, out: Array, where: str) -> None:
@@ -112,7 +116,7 @@ class NpySource(ArraySource):
 
     @staticmethod
     def _read_header(path: str) -> NpyHeader:
-        with reading(path), open(path, "rb") as stream:
+        with reading(path), open_regular(path) as stream:
             header = read_header(stream, path)
             _check_size(header, os.fstat(stream.fileno()).st_size, path)
             return header
@@ -120,7 +124,7 @@ class NpySource(ArraySource):
     def read_into(self, out: Array) -> None:
         """Overwrites `out` from the file."""
         check_out(self, out)
-        with reading(self.path), open(self.path, "rb") as stream:
+        with reading(self.path), open_regular(self.path) as stream:
             header = read_header(stream, self.path)
             _unchanged(self, header, self.path)
             _fill(stream, header, out, self.path)
@@ -147,7 +151,7 @@ class NpzSource(ArraySource):
         """Overwrites `out`, unpacking a block at a time."""
         check_out(self, out)
         where = f"{self.path}: {self.member}"
-        with reading(where), zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+        with reading(where), _open_archive(self.path) as archive, archive.open(self.member) as stream:
             header = read_header(stream, where)
             _unchanged(self, header, where)
             _fill(stream, header, out, where)
@@ -156,11 +160,18 @@ class NpzSource(ArraySource):
 def npz_keys(path: str | os.PathLike[str]) -> list[str]:
     """Names of the arrays in a .npz file; DataError where it isn't one."""
     where = absolute(path)
-    with reading(where), open(where, "rb") as raw:
+    with reading(where), _open_archive(where) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+@contextmanager
+def _open_archive(where: str) -> Iterator[zipfile.ZipFile]:
+    with open_regular(where) as raw:
+        raw.peek(1)  # raises what the next line would take for another format
         if not zipfile.is_zipfile(raw):
             raise DataError(f"{where}: expected a .npz file, got something else; write it with numpy.savez")
         with zipfile.ZipFile(raw) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
+            yield archive
 
 
 def open_npz(path: str | os.PathLike[str], wanted: Container[str]) -> dict[str, NpzSource]:
@@ -168,7 +179,7 @@ def open_npz(path: str | os.PathLike[str], wanted: Container[str]) -> dict[str, 
     where = absolute(path)
     found = {}
     keys = npz_keys(where)
-    with reading(where), zipfile.ZipFile(where) as archive:
+    with reading(where), _open_archive(where) as archive:
         size = os.path.getsize(where)
         for key in keys:
             if key in wanted:

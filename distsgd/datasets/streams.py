@@ -9,13 +9,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import IO, TypeAlias
 
 import numpy as np
 
 from distsgd.datasets.base import ArraySource
-from distsgd.device import Array
+from distsgd.device import Array, Shape
 from distsgd.errors import DataError
+from distsgd.files import open_regular
 
 Stream: TypeAlias = IO[bytes]
 
@@ -60,7 +62,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 def open_binary(path: str) -> tuple[Stream, int]:
     """A file, unpacked on the fly where its content (not its name) is gzip, and an upper limit of its length."""
-    raw = open(path, "rb")  # noqa: SIM115 - handed over to the caller
+    raw = open_regular(path)
     try:
         size = os.fstat(raw.fileno()).st_size
         packed = raw.read(2) == b"\x1f\x8b"
@@ -98,6 +100,12 @@ def read_exactly(stream: Stream, count: int, where: str) -> bytes:
     if len(found) != count:
         raise DataError(f"{where}: expected a header of {count} bytes, the file ends after {len(found)}; make it again")
     return found
+
+
+def check_shape(shape: Shape, where: str) -> None:
+    """DataError where no array can have this shape, though it may have no elements at all."""
+    if prod(max(1, length) for length in shape) >= 1 << 56 or len(shape) > 16:
+        raise DataError(f"{where}: expected the shape of an array, the header says {shape}; make it again")
 
 
 def check_out(source: ArraySource, out: Array) -> None:

@@ -15,6 +15,9 @@ from distsgd.errors import DataError
 _UNIT = 512
 """Bytes of a header; contents are filled up to a multiple of it."""
 
+_ENTRIES = 10_000
+"""Files of any kind that are passed over; the published archives have nine, and each header takes time."""
+
 _REGULAR = b"0\0"
 
 Visit = Callable[[str, Stream, int], object]
@@ -50,8 +53,11 @@ def read_members(path: str, wanted: Collection[str], visit: Visit, limit: int) -
     with reading(path):
         stream, _ = open_binary(path)
         with stream:
-            left = limit
+            left, entries = limit, 0
             while any(header := read_exactly(stream, _UNIT, path)):
+                entries += 1
+                if entries > _ENTRIES:
+                    raise DataError(f"{path}: expected at most {_ENTRIES} files in the archive; get the right one")
                 name, size = _parse(header, path)
                 padded = -(-size // _UNIT) * _UNIT
                 left = _within(left - _UNIT - padded, limit, path)

@@ -38,6 +38,8 @@ _CALLS_AND_MEMO = (
 )  # fmt: skip
 _DICTS = (pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS)
 _OPCODES = frozenset((*_CONTROL_AND_NUMBERS, *_BYTES, *_TEXT_AND_SEQUENCES, *_CALLS_AND_MEMO))
+_OPCODE_LIMIT = 250_000
+"""Instructions of the pickle machine. 10,000 labels and file names, as a part of CIFAR-10 has, take 70,000."""
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -70,8 +72,7 @@ class _PickledArray:
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("an array without shape, dtype and data")
         _, shape, dtype, fortran, data = state
-        # Python 3 reads a Python-2 string as text: one character, Latin-1, is one byte.
-        self.array = _array(data.encode("latin-1") if isinstance(data, str) else data, dtype, shape, bool(fortran))
+        self.array = _array(data, dtype, shape, bool(fortran))
 
 
 def _array(data: object, dtype: object, shape: object, fortran: bool) -> Array:
@@ -96,16 +97,9 @@ def _frombuffer(data: object, dtype: object, shape: object, order: object) -> _P
     return found
 
 
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("text in another encoding than Latin-1")
-    return text.encode("latin-1")
-
-
 _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _ndarray,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
@@ -117,7 +111,7 @@ class _LimitedReader:
     """The file as the pickle machine sees it: no more than `limit` bytes in all, whatever a length field says."""
 
     def __init__(self, stream: Stream, limit: int, where: str) -> None:
-        self._stream, self._left, self._limit, self._where = stream, limit, limit, where
+        self._stream, self._left, self.limit, self._where = stream, limit, limit, where
 
     def read(self, count: int) -> bytes:
         if count > self._left:
@@ -135,8 +129,25 @@ class _LimitedReader:
 
     def _too_long(self) -> DataError:
         return DataError(
-            f"{self._where}: expected at most {self._limit} bytes of pickle, it says more; use .npz instead"
+            f"{self._where}: expected a whole pickle of at most {self.limit} bytes, it says more; make it again, or "
+            "use .npz"
         )
+
+
+class _Counted(dict[int, Callable[[Any], None]]):
+    """What the machine does for each opcode, for so many of them: a few bytes of gzip can hold a billion."""
+
+    def __init__(self, does: dict[int, Callable[[Any], None]], where: str) -> None:
+        super().__init__(does)
+        self._left, self._where = _OPCODE_LIMIT, where
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self._left -= 1
+        if self._left < 0:
+            raise DataError(
+                f"{self._where}: expected a pickle of at most {_OPCODE_LIMIT} instructions, as arrays need; use .npz"
+            )
+        return super().__getitem__(code)
 
 
 def _load_bytearray8(machine: Any) -> None:
@@ -145,18 +156,27 @@ def _load_bytearray8(machine: Any) -> None:
     machine.append(machine.read(length))
 
 
+def _load_frame(machine: Any) -> None:
+    # The inherited one reads the whole frame into memory, twice; a frame is nothing but a hint to do so.
+    machine.read(8)
+
+
 def _load_build(machine: Any) -> None:
     # The inherited one sets attributes of anything on the stack, of this module's functions too.
     state = machine.stack.pop()
     if not isinstance(machine.stack[-1], _Dtype | _PickledArray):
         raise ValueError("a state of something that isn't an array")
+    if isinstance(state, tuple) and state and isinstance(state[-1], str):
+        # Python 3 reads a Python-2 string as text: one character, Latin-1, is one byte. (Of a dtype it is the flags.)
+        state = (*state[:-1], machine.encode(state[-1]))
     machine.stack[-1].__setstate__(state)
 
 
 def _dispatch(opcodes: Collection[bytes]) -> dict[int, Callable[[Any], None]]:
     """What the pickle machine does for each of these opcodes."""
     inherited = {code: does for code, does in pickle._Unpickler.dispatch.items() if bytes([code]) in opcodes}
-    return inherited | {pickle.BYTEARRAY8[0]: _load_bytearray8, pickle.BUILD[0]: _load_build}
+    own = {pickle.BYTEARRAY8[0]: _load_bytearray8, pickle.BUILD[0]: _load_build, pickle.FRAME[0]: _load_frame}
+    return inherited | own
 
 
 class _ArrayUnpickler(pickle._Unpickler):
@@ -166,10 +186,11 @@ class _ArrayUnpickler(pickle._Unpickler):
 
     def __init__(self, reader: _LimitedReader, where: str) -> None:
         super().__init__(reader, encoding="latin1")
-        self._where = where
+        self._where, self._text_left = where, reader.limit
+        self.dispatch = _Counted(type(self).dispatch, where)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
-        found = _ADMITTED.get((module, name))
+        found = self.encode if (module, name) == ("_codecs", "encode") else _ADMITTED.get((module, name))
         if found is None:
             called = f"{module}.{name}"[:100]
             raise DataError(
@@ -177,6 +198,15 @@ class _ArrayUnpickler(pickle._Unpickler):
                 "don't trust this file, and save the arrays with numpy.savez"
             )
         return found
+
+    def encode(self, text: object, encoding: object = "latin1") -> bytes:
+        """Text of one byte a character as these bytes: how protocols 0 to 2 store bytes, and Python 2 everything."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise ValueError("text in another encoding than Latin-1")
+        self._text_left -= len(text)  # the same text again and again is no more bytes in the file, but in memory
+        if self._text_left < 0:
+            raise ValueError("more bytes than are in the file")
+        return text.encode("latin-1")
 
 
 class _ColumnsUnpickler(_ArrayUnpickler):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from distsgd.communication import Communicator
+from distsgd.communication.base import Communicator, Parts
 from distsgd.device import Array
 
 
@@ -17,10 +17,11 @@ class Counting(Communicator):
         self.inside, self.calls = inside, Counter[str]()
         self.sent: list[list[int]] = []
         """Bytes to each rank, a list for each all-to-all."""
+        self.prefix = ""
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
 
     def _pass(self, name: str, *arguments: Any) -> Any:
-        self.calls[name] += 1
+        self.calls[self.prefix + name] += 1
         return getattr(self.inside, name)(*arguments)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
@@ -35,8 +36,8 @@ class Counting(Communicator):
     def broadcast(self, array: Array) -> None:
         self._pass("broadcast", array)
 
-    def alltoall(self, send: Array, sent: Sequence[slice], receive: Array, received: Sequence[slice]) -> None:
-        self.sent.append([part.stop - part.start for part in sent])
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
+        self.sent.append(list(sent.counts))
         self._pass("alltoall", send, sent, receive, received)
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
@@ -46,7 +47,9 @@ class Counting(Communicator):
         self._pass("barrier")
 
     def node(self) -> Communicator:
-        return self.inside.node()
+        node = Counting(self.inside.node())
+        node.prefix, node.calls = "node's ", self.calls
+        return node
 
     def abort(self, status: int) -> None:
         self.inside.abort(status)

@@ -122,7 +122,7 @@ def test_the_environment_names_a_mirror_and_another_file_is_refused(
     with pytest.raises(DataError, match="expected a file with MD5 8d4fb7e6c68d591d4c3dfef9ec88bf0d, got") as caught:
         open_dataset("fashion-mnist", data_dir=str(tmp_path))
     assert site[0] in str(caught.value)
-    assert list((tmp_path / "fashion-mnist").iterdir()) == []
+    assert not (tmp_path / "fashion-mnist").exists()
 
 
 @pytest.mark.parametrize("address", ["/none", "/half"])
@@ -137,7 +137,7 @@ def test_a_failed_download_leaves_nothing_and_names_folder_and_files(
     assert "\n" not in message
     assert str(tmp_path / "mnist") in message
     assert all(name in message for name in FILES)
-    assert list((tmp_path / "mnist").iterdir()) == []
+    assert not (tmp_path / "mnist").exists()
 
 
 def local_cifar(url: str, folder: Path) -> Cifar10:
@@ -166,7 +166,7 @@ def test_cifar_that_is_another_file_or_breaks_off(
     assert address or "MD5 c32a1d4ab5d03f1284b67883e8d87530, got" in str(caught.value)
     assert f"{site[0]}{address}/{CIFAR}" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "cifar-10").iterdir()) == []
+    assert not (tmp_path / "cifar-10").exists()
 
 
 def test_offline(site: tuple[str, Path], tmp_path: Path) -> None:

@@ -1,38 +1,58 @@
-"""The doctor: what it says of a healthy machine, and of ranks that don't fit together."""
+"""The doctor: what it says of a healthy machine, and of ranks, hosts and libraries that don't fit together."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from distsgd import doctor
+from distsgd import doctor, launchers
+from distsgd.diagnosis import library, machine
+from distsgd.diagnosis.library import Library
+from distsgd.diagnosis.machine import Look
+from distsgd.diagnosis.problems import find_problems
+from distsgd.diagnosis.speed import LARGE, Speed
 
 ROOT = Path(__file__).parents[2]
+MPICH = "MPICH Version:      4.3.2\nMPICH Release date: Mon Oct  6\nMPICH ABI:          17:2:5\n"
+OPEN_MPI = "Open MPI v5.0.8, package: Open MPI builder@host Distribution, ident: 5.0.8, repo rev: v5.0.8, 2025\0"
+INTEL = "Intel(R) MPI Library 2021.14 for Linux* OS\n"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-m", "distsgd.doctor", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=50, check=False)
 
 
 def test_alone_it_names_what_computes() -> None:
-    done = run()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "no problem found"
-    facts = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {"distsgd", "python", "numpy", "blas", "mpi", "ranks", "shared", "messages", "gpus"} <= facts
-
-
-def test_it_names_the_kernels_that_the_user_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    assert "OPENBLAS_CORETYPE=Haswell" in run().stdout
+    done = run(OPENBLAS_CORETYPE="Haswell")
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    problems = [line for line in lines if line.startswith("problem ")]
+    assert done.returncode == (1 if problems else 0)
+    assert lines[-1] == (f"{len(problems)} problem(s) found" if problems else "no problem found")
+    facts = {line.split()[0] for line in lines}
+    assert {
+        "distsgd",
+        "python",
+        "numpy",
+        "blas",
+        "mpi",
+        "gpu",
+        "device",
+        "ranks",
+        "memory",
+        "shared",
+        "reduction",
+    } <= facts
+    assert "1 thread(s), OPENBLAS_CORETYPE=Haswell" in done.stdout  # as the user forced it
+    assert "start doctor with mpirun to time it" in done.stdout
 
 
 def test_arguments_are_refused() -> None:
@@ -41,22 +61,139 @@ def test_arguments_are_refused() -> None:
     assert "doctor takes no arguments, got --fast" in done.stderr
 
 
-def rank(**changes: Any) -> dict[str, Any]:
-    return {"cores": 1, "processors": 4, "probe": "a", "gemm_seconds": 1.0, **changes}
+def rank(processor: int, **changes: Any) -> Look:
+    versions = {"numpy": "2.4.6", "python": "3.11.7"}
+    return Look(**{"processors": (processor,), "versions": versions, "shared": (1 << 30, 1 << 29), **changes})
+
+
+SLOW = Speed(1e-3, 4 * LARGE / 1e8)
+FAST = Speed(1e-5, 4 * LARGE / 1e10)
+MB = 1 << 20
 
 
 @pytest.mark.parametrize(
-    ("hosts", "changes", "words"),
+    ("hosts", "changes", "speed", "words"),
     [
-        (("a", "a", "b"), {1: {"gemm_seconds": 1.6}}, ["slow ranks: 1 on a"]),
-        (("a", "a", "b"), {2: {"probe": "b"}}, ["b compute other bits than a"]),
-        (("a", "a", "b"), {0: {"processors": 1}, 1: {"processors": 1}}, ["a: 2 ranks wait for each other on 1"]),
-        (("a", "a", "b"), {}, []),
+        ("aab", {}, FAST, []),
+        ("aab", {1: {"gemm_seconds": 1.6}}, FAST, ["slow ranks: 1 on a;"]),
+        ("ab", {1: {"gemm_seconds": 1.6}}, FAST, ["slow ranks: 1 on b;"]),
+        ("aab", {2: {"probe": "b"}}, FAST, ["b compute other bits than a; set one OPENBLAS_CORETYPE"]),
+        ("aab", {1: {"processors": (0,)}}, FAST, ["a: 2 ranks are bound to 1 processor(s); start fewer"]),
+        ("aaa", {k: {"processors": (0, 1)} for k in range(3)}, FAST, ["a: 3 ranks wait for each other on 2"]),
+        (
+            "aab",
+            {2: {"versions": {"numpy": "2.0.2", "python": "3.11.7"}}},
+            FAST,
+            ["numpy is 2.4.6 on a, but 2.0.2 on b"],
+        ),
+        ("aab", {0: {"blas_threads": 4}}, FAST, ["BLAS runs with several threads on ranks 0,"]),
+        ("aab", {0: {"shares": False}}, FAST, ["a: the ranks can't share memory"]),
+        ("aab", {2: {"shares": False}}, FAST, []),  # it has nobody to share with
+        ("aab", {0: {"shared": (64 * MB, 20 * MB)}}, FAST, ["a: 21 MB are free in /dev/shm"]),
+        ("aab", {2: {"memory": 100 * MB}}, FAST, ["b: 105 MB of memory are left"]),
+        ("aab", {}, SLOW, ["reductions between hosts get through 100 MB/s"]),
+        ("aaa", {}, SLOW, []),
+        ("a", {}, None, []),
     ],
 )
-def test_problems(hosts: tuple[str, ...], changes: dict[int, dict[str, Any]], words: list[str]) -> None:
-    ranks = [rank(**changes.get(index, {})) for index in range(len(hosts))]
-    problems = doctor._problems(SimpleNamespace(hosts=hosts), ranks)  # type: ignore[arg-type]
-    assert len(problems) == len(words)
+def test_problems(hosts: str, changes: dict[int, dict[str, Any]], speed: Speed | None, words: list[str]) -> None:
+    looks = [(host, rank(number, **changes.get(number, {}))) for number, host in enumerate(hosts)]
+    problems = find_problems(looks, speed)
+    assert len(problems) == len(words), problems
     for problem, word in zip(problems, words, strict=True):
         assert word in problem
+
+
+def test_problems_are_printed_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.Findings([("a", "b")], ["c; do d"]).print()
+    assert capsys.readouterr().out == "a              b\nproblem        c; do d\n1 problem(s) found\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "family", "short"),
+    [
+        (MPICH, "MPICH", "MPICH 4.3.2"),
+        (OPEN_MPI, "Open MPI", "Open MPI v5.0.8"),
+        (INTEL, "Intel MPI", "Intel(R) MPI Library 2021.14 for Linux* OS"),
+        ("MVAPICH2 Version      :	2.3.7\n", "MVAPICH", "MVAPICH2 Version      :	2.3.7"),
+        ("", None, "an MPI library without a name"),
+    ],
+)
+def test_libraries_have_short_names(text: str, family: str | None, short: str) -> None:
+    assert launchers.family(text) == family
+    assert launchers.short_version(text) == short
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "0"}, "Open MPI's mpirun"),
+        ({"SLURM_STEP_ID": "0", "PMI_SIZE": "2"}, "Slurm's srun"),
+        ({"PMI_SIZE": "2"}, "Hydra, the mpirun of MPICH and Intel MPI"),
+    ],
+)
+def test_launchers_have_names(environment: Mapping[str, str], name: str | None) -> None:
+    assert launchers.launcher_name(environment) == name
+
+
+def test_a_library_is_found_with_its_mpirun(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mpirun").touch()
+    path = tmp_path / "lib" / "libmpi.so.12"
+    assert launchers.mpirun_of(path) == tmp_path / "bin" / "mpirun"
+    assert launchers.mpirun_of(None) is None
+    told = launchers.mismatch(3, 1, MPICH, path, {"OMPI_COMM_WORLD_SIZE": "3"})
+    assert told.startswith("the launcher started 3 processes, but MPI sees 1: this is Open MPI's mpirun")
+    assert f"MPICH 4.3.2 ({path}); start with {tmp_path}/bin/mpirun, or " in told
+    assert "start with the mpirun of that library" in launchers.mismatch(3, 1, OPEN_MPI, None, {})
+
+
+@pytest.mark.parametrize(
+    ("told", "version", "problem"),
+    [
+        ("HYDRA build details:\n    Version: 4.3.2", "MPICH 4.3.2", None),
+        ("mpirun (Open MPI) 5.0.8", "Open MPI v5.0.8", None),
+        ("HYDRA build details", "Intel(R) MPI Library 2021.14", None),  # they speak one language
+        ("a launcher of its own", "MPICH 4.3.2", None),
+        ("mpirun (Open MPI) 5.0.8", "MPICH 4.3.2", "belongs to Open MPI, and mpi4py loads MPICH 4.3.2"),
+        ("HYDRA build details", "Open MPI v5.0.8", "belongs to MPICH, and mpi4py loads Open MPI v5.0.8"),
+    ],
+)
+def test_an_mpirun_of_another_mpi_is_a_problem(tmp_path: Path, told: str, version: str, problem: str | None) -> None:
+    launcher = tmp_path / "mpirun"
+    launcher.write_text(f"#!/bin/sh\necho '{told}'\n")
+    launcher.chmod(0o755)
+    facts, problems = library.describe_alone(Library(version, None), str(launcher))
+    assert [name for name, _ in facts] == ["mpi", "launcher"]
+    assert (problem in problems[0]) if problem else (problems == [])
+
+
+def test_no_mpi_and_no_launcher_are_no_problem() -> None:
+    facts, problems = library.describe_alone(Library(None, None, "no libmpi"), None)
+    assert "none that mpi4py can load (no libmpi); load the cluster's MPI module, or pip install" in facts[0][1]
+    assert problems == []
+    facts, problems = library.describe_alone(Library("MPICH 4.3.2", None), None)
+    assert "no mpirun, mpiexec or srun on the path" in facts[1][1]
+    assert problems == []
+
+
+def test_gpus_are_counted_and_left_alone(tmp_path: Path) -> None:
+    assert machine.gpus(tmp_path) == ""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert machine.gpus(tmp_path) == "2 of NVIDIA"
+    assert library.describe_gpus("", None) == "none on these hosts"
+    assert library.describe_gpus("2 of NVIDIA", False).endswith("MPI doesn't take GPU memory")
+    assert library.gpu_aware(tmp_path / "none.so") is None
+
+
+def test_files_of_killed_jobs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mpich_shm_1_0").write_bytes(bytes(8192))
+    (tmp_path / "mine").write_bytes(bytes(8192))
+    monkeypatch.setattr(machine, "_SHARED", tmp_path)
+    assert machine.abandoned() == (1, 8192)
+    assert machine.shared_space() is not None
+    monkeypatch.setattr(machine, "_SHARED", tmp_path / "none")
+    assert machine.abandoned() == (0, 0)
+    assert machine.shared_space() is None

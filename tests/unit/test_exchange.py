@@ -208,7 +208,7 @@ def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int])
     assert run_on_threads(sizes[1], read) == [[True, True]] * sizes[1]
 
 
-def collectives(steps: int, **options: Any) -> Counter[str]:
+def collectives(steps: int, hosts: str = "aaa", **options: Any) -> Counter[str]:
     """What rank 1 of 3 calls in a fit of this many steps."""
     x = normal((64, 6), 1, "x").astype(np.float32)
 
@@ -218,7 +218,7 @@ def collectives(steps: int, **options: Any) -> Counter[str]:
         fit("mlp", (x, np.arange(64) % 3), communicator=counting, **settings, **options)
         return counting.calls
 
-    return run_on_threads(3, run)[1]
+    return run_on_threads(3, run, tuple(hosts))[1]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +229,8 @@ def collectives(steps: int, **options: Any) -> Counter[str]:
         ({"communication": "mpi", "clip_norm": 1.0}, {"allgather_slices": 3, "alltoall": 1}),
         ({"communication": "shared"}, {"barrier": 2}),
         ({"communication": "shared", "clip_norm": 1.0}, {"barrier": 2, "allgather_slices": 1}),
+        ({"hosts": "aab"}, {"allgather_slices": 1, "alltoall": 2, "node's barrier": 1}),
+        ({"hosts": "aab", "clip_norm": 1.0}, {"allgather_slices": 2, "alltoall": 2, "node's barrier": 1}),
     ],
 )
 def test_collectives_of_a_step(options: dict[str, Any], expected: dict[str, int]) -> None:

@@ -278,7 +278,7 @@ def test_policy_is_no_part_of_a_runs_identity() -> None:
 
 
 def test_many_examples_are_cut_short() -> None:
-    assert "(examples 0, 1, 2, 3, 4, 5, 6, 7 …)" in str(NonFinite(3, "the loss is nan", (1, 2), tuple(range(8))))
+    assert "(examples 0, 1, 2, 3, 4, 5, 6, 7 …)" in str(NonFinite(3, "the loss is nan", (1, 2), tuple(range(9))))
     assert "(examples 5, 7)" in str(NonFinite(3, "the loss is nan", (1, 2), (5, 7)))
 
 

@@ -55,7 +55,7 @@ def test_one_of_four(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
     told = train(4, hosts)
     assert len(set(told)) == 1, "all ranks leave with the same words"
     assert told[0] == (
-        f"rank {wrong} on {hosts[wrong]}: parameters after step 8 differ from those of the other 3 ranks; a processor "
+        f"rank {wrong} on {hosts[wrong]}: parameters after step 8 differ from those of 3 other ranks; a processor "
         "or memory may be faulty: leave that host out, and the same command goes on from the last checkpoint"
     )
 
@@ -69,9 +69,13 @@ def test_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, (1, 2), 4)
     told = train(4, ("a", "b", "c", "d"))[0]
-    assert told.startswith(
-        "rank 1 on b and rank 2 on c: parameters after step 4 differ from those of the other 2 ranks"
-    )
+    assert told.startswith("rank 1 on b and rank 2 on c: parameters after step 4 differ from those of 2 other ranks")
+
+
+def test_replicas_are_counted_and_not_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupt(monkeypatch, (0,), 4)  # which shares its replica with the other four of its host
+    told = train(8, "aaaaabbc", logical_ranks=8)[0]
+    assert told.startswith("rank 0 on a: parameters after step 4 differ from those of 2 other ranks")
 
 
 def test_between_two_looks_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +101,7 @@ def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(TrainingStep, "_update_running", update_and_err)
     told = train(3, communication=kind, batch_norm=True)[0]
-    assert ": running statistics after step 4 differ from those of the other 2 ranks" in told
+    assert ": running statistics after step 4 differ from those of 2 other ranks" in told
     assert told.startswith("rank 2 on ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,28 @@ def test_where_a_leg_starts(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         find_start(TrainConfig(resume=str(tmp_path / "run")), folder)
     assert not find_start(TrainConfig(dry_run=True), folder).has_checkpoint
+
+
+def test_a_run_that_goes_on_from_elsewhere_goes_on_where_it_came_to(tmp_path: Path) -> None:
+    """The same command again, as after any stop; it doesn't need the other run any more."""
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "a", max_steps=4)
+    options = {"resume": str(tmp_path / "a")}
+    train(tmp_path / "b", max_steps=9, **options)
+    shutil.rmtree(tmp_path / "a")
+    last = train(tmp_path / "b", **options)
+    assert last.summary["parameters_sha256"] == whole.summary["parameters_sha256"]
+    assert json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[0])["step"] > 4
+
+
+def test_a_folder_without_a_checkpoint_is_no_run_of_its_own(tmp_path: Path) -> None:
+    train(tmp_path / "a", max_steps=4)
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)  # of a start that was killed
+    (tmp_path / "b" / "config.toml").touch()
+    assert train(tmp_path / "b", resume=str(tmp_path / "a")).summary["steps"] == STEPS
+
+
+def test_another_configuration_elsewhere_is_named_there(tmp_path: Path) -> None:
+    train(tmp_path / "a", max_steps=4)
+    with pytest.raises(RunFolderError, match=r"a holds a run with another configuration: seed is 0 there, 1 here"):
+        train(tmp_path / "b", resume=str(tmp_path / "a"), seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,9 +227,27 @@ def test_more_lanes_than_examples(lanes: int, communication: str) -> None:
         same([result for ranks in results for result in ranks])
 
 
-def test_ranks_on_several_hosts() -> None:
-    hosts = ("a", "a", "b")
-    same([*train(1, batch_norm=True, logical_ranks=8), *train(3, batch_norm=True, logical_ranks=8, hosts=hosts)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_norm": True, "batch_size": 9},
+        {"clip_norm": 0.1, "optimizer": "adam", "l2": 1e-3, "dropout": 0.2},
+        {"dtype": "float64", "threads": 2, "validation_fraction": 0.3},
+    ],
+    ids=["batch norm", "clipping", "threads"],
+)
+def test_ranks_on_several_hosts(options: dict[str, Any]) -> None:
+    alone = train(1, logical_ranks=8, **options)
+    for hosts in ("aab", "abbb", "aaabbcc", "aaaabbbb"):
+        same([*alone, *train(len(hosts), hosts=tuple(hosts), logical_ranks=8, **options)])
+
+
+def test_going_on_with_other_hosts(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"logical_ranks": 8, "optimizer": "adam", "batch_norm": True}
+    whole = train(1, **options)[0]
+    for steps, hosts in ((3, "aabbb"), (5, "a"), (7, "aaabcccc"), (None, "abb")):
+        last = train(len(hosts), hosts=tuple(hosts), out=str(tmp_path / "run"), max_steps=steps, **options)
+    assert last[0].summary["parameters_sha256"] == whole.summary["parameters_sha256"]
 
 
 def test_lanes_are_what_results_depend_on() -> None:

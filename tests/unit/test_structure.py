@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # stands for its modules, which may import each other without a cycle, unless they have a row of their own.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("output", "runtime", "device"),
+    ("output", "runtime", "device", "processes", "board", "files", "launchers"),
     ("layout",),
     ("random",),
     ("batch",),
@@ -45,7 +45,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("records",),
     ("option_values",),
-    ("config",),
+    ("config", "batch_job"),
     ("snapshot", "background"),
     ("callbacks", "replicas"),
     ("hooks",),
@@ -57,11 +57,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("command_line",),
     ("placement",),
     ("build",),
-    ("stored_model", "leg", "progress"),
-    ("plots",),
+    ("stored_model", "leg", "progress", "launching"),
+    ("plots", "diagnosis"),
     ("commands",),
     ("fitting",),
-    ("train", "evaluate", "predict", "plot", "doctor"),
+    ("train", "evaluate", "predict", "plot", "doctor", "launch"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads

@@ -1,0 +1,131 @@
+"""The board: one line of memory a rank, shared by the ranks of a host, that says where each of them is.
+
+A rank writes with single stores, which cost nothing in a step; its neighbours, and distsgd.launch, read when somebody
+has waited too long.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+BOARD_VARIABLE = "DISTSGD_BOARD"
+"""Where ranks on the host of distsgd.launch find its board."""
+_MAGIC = 0x64_7374_7367_6401  # dstsgd, and the format
+_FIELDS = 8  # of 8 bytes: a rank's line is a cache line of its own
+
+
+class Field(IntEnum):
+    """What stands where in a rank's line."""
+
+    PROCESS = 0
+    STARTED = 1  # when the process began, for numbers are given again
+    BEAT = 2  # monotonic nanoseconds: when the rank's watchdog last ran
+    STATE = 3  # collectives entered so far, times 16, and which one it is in
+    PLACE = 4  # step, times 16, and phase
+    PROGRESS = 5  # counts pieces of work
+    SINCE = 6  # monotonic nanoseconds: since when it has been in this collective, 0 for in none
+    LEFT = 7  # 1 where its program has come to its end
+
+
+class Collective(IntEnum):
+    """What a rank waits in."""
+
+    NONE = 0
+    BROADCAST = 1
+    GATHER = 2
+    ALLGATHER = 3
+    ALLTOALL = 4
+    BARRIER = 5
+    REDUCTION = 6
+    SPLIT = 7
+
+    @property
+    def title(self) -> str:
+        """Its name in a sentence, with its article."""
+        name = {Collective.ALLTOALL: "all-to-all", Collective.ALLGATHER: "all-gather"}.get(self, self.name.lower())
+        return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+class Phase(IntEnum):
+    """What a rank is about."""
+
+    OUTSIDE = 0  # the user's own program around distsgd
+    START = 1
+    STEP = 2
+    CALLBACK = 3
+    VALIDATION = 4
+    CHECKPOINT = 5
+    END = 6
+
+
+def where(place: int) -> str:
+    """A line's PLACE in words: `in step 57`."""
+    step, phase = divmod(place, 16)
+    words = {
+        Phase.OUTSIDE: "outside of training",
+        Phase.START: "before the first step",
+        Phase.STEP: f"in step {step}",
+        Phase.CALLBACK: f"in a callback after step {step}",
+        Phase.VALIDATION: f"in the validation after step {step}",
+        Phase.CHECKPOINT: f"in the checkpoint after step {step}",
+        Phase.END: f"at the end, after step {step}",
+    }
+    return words.get(Phase(phase), f"after step {step}") if phase in set(Phase) else f"after step {step}"
+
+
+class Board:
+    """Lines of so many ranks in a buffer of `Board.bytes_for(ranks)` bytes, which begins as zeros."""
+
+    def __init__(self, buffer: memoryview, ranks: int) -> None:
+        self.ranks = ranks
+        self._numbers = buffer.cast("B").cast("q")
+
+    @staticmethod
+    def bytes_for(ranks: int) -> int:
+        """Bytes of a board: a line for itself, and one a rank."""
+        return 8 * _FIELDS * (1 + ranks)
+
+    def mark(self) -> None:
+        """Makes the buffer known as a board of so many ranks."""
+        self._numbers[0], self._numbers[1] = _MAGIC, self.ranks
+
+    @property
+    def marked(self) -> bool:
+        """Whether the buffer is a board of so many ranks."""
+        return bool(self._numbers[0] == _MAGIC and self._numbers[1] == self.ranks)
+
+    def line(self, rank: int) -> memoryview:
+        """A rank's numbers, by Field."""
+        start = _FIELDS * (1 + rank)
+        return self._numbers[start : start + _FIELDS]
+
+
+class Stamps:
+    """What a rank writes of itself into its line."""
+
+    __slots__ = ("_entered", "_line")
+
+    def __init__(self, line: memoryview) -> None:
+        self._line, self._entered = line, 0
+
+    def waits(self, collective: int) -> None:
+        """The rank enters a collective."""
+        self._entered = entered = self._entered + 16
+        self._line[3] = entered | collective
+
+    def goes_on(self) -> None:
+        """The rank has left the collective."""
+        self._line[3] = self._entered
+
+    def at(self, phase: int, step: int = 0) -> None:
+        """The rank begins something else."""
+        self._line[4] = step << 4 | phase
+
+    def progressed(self) -> None:
+        """The rank has done a piece of work."""
+        self._line[5] += 1
+
+
+def private_stamps() -> Stamps:
+    """Stamps that nobody reads."""
+    return Stamps(Board(memoryview(bytearray(Board.bytes_for(1))), 1).line(0))

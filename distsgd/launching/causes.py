@@ -1,0 +1,110 @@
+"""Why a start failed, in one sentence that names rank and host, from all who say something about it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsgd.board import where
+from distsgd.launching.start import Ending
+from distsgd.launching.words import Death
+
+_SHOWN_NOISE = 20  # lines
+FINAL_ERRORS = ("NonFiniteError", "ReplicaError", "CheckpointError", "OutputError")
+"""The first would come again, for the bits are the same; after the second, somebody has to leave a faulty host out.
+The others mean that no checkpoint is whole, or that what was trained can't be written in the end: training it once
+more doesn't help."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """`sentence` is the message, `details` what stands above it, such as a traceback.
+
+    `status` is the exit status where the ranks themselves have given one, `final` whether trying again is no use.
+    """
+
+    sentence: str
+    details: str = ""
+    status: int | None = None
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rank as the ranks' roster says: mpirun's number for it, host and process."""
+
+    number: int
+    host: str
+    process: int
+
+
+def roster(ending: Ending) -> list[Member]:
+    """The ranks in order, as far as they have met."""
+    parts = sorted(ending.words.of("roster"), key=lambda message: message["first"])
+    return [Member(*rank) for message in parts for rank in message["ranks"]]
+
+
+def cause_of(ending: Ending, out_of_memory: bool) -> Cause:
+    """What ended this start. `out_of_memory`: the kernel has killed something here for lack of memory meanwhile."""
+    words = ending.words
+    if words.of("error"):
+        error = words.of("error")[0]
+        final = error["status"] == 2 or error["error"] in FINAL_ERRORS
+        first, *more = error["text"].splitlines()
+        if not more:
+            return Cause(first, status=error["status"], final=final)
+        return Cause(f"{first.rstrip(':')}: {more[-1].strip()}", error["text"], error["status"], final)
+    if words.of("raised"):
+        first, *more = words.of("raised")
+        others = f" (and {len(more)} more)" if more else ""
+        return Cause(f"rank {first['rank']} on {first['host']} raised {first['error']}{others}", first["text"])
+    death = words.death()
+    if death is not None:
+        return Cause(_sentence_of(death, ending, out_of_memory))
+    if words.of("stalled"):
+        return Cause(words.of("stalled")[0]["text"])
+    if ending.forced is not None:
+        return Cause(ending.forced)
+    shown = "\n".join(words.noise[-_SHOWN_NOISE:])
+    return Cause(f"mpirun left with status {ending.status} and the run isn't done", shown)
+
+
+def _sentence_of(death: Death, ending: Ending, out_of_memory: bool) -> str:
+    members = roster(ending)
+    processes = {"process": death.process, "host": death.host}
+    found = [
+        rank
+        for rank, member in enumerate(members)
+        if (death.process is not None and vars(member).items() >= processes.items()) or member.number == death.rank
+    ]
+    host = members[found[0]].host if found else death.host
+    who = f"rank {found[0]} on {host}" if found else f"a rank{'' if host is None else f' on {host}'}"
+    place = f", {where(ending.places[found[0]])}" if found and found[0] in ending.places else ""
+    if death.signal is None:
+        return f"{who} left early with exit status {death.status}{place}"
+    reason = (
+        "; the kernel has killed for lack of memory here" if out_of_memory and death.signal == signal.SIGKILL else ""
+    )
+    verb = "crashed with" if death.signal in _CRASHES else "was killed by"
+    return f"{who} {verb} signal {death.signal} ({_signal_name(death.signal)}{reason}){place}"
+
+
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel has killed on this host for lack of memory; 0 where it doesn't say."""
+    try:
+        lines: Sequence[str] = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -1,0 +1,143 @@
+"""Leaves nothing behind: ends every process of a start and removes its files, also when the launcher itself is killed.
+
+Processes are known by a variable in their environment, which everything inherits that a start has started on this
+host. A janitor, a process forked before all else, does the cleaning where the launcher no longer can.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from distsgd.output import LAUNCH_VARIABLE
+from distsgd.processes import descendants, mapped_files, open_files, stat, with_variable
+
+_END_SECONDS = 5.0
+_CLOCK_SLACK = 0.1  # seconds by which a file's time may be behind
+_SHARED_MEMORY = Path("/dev/shm")
+# What MPI libraries leave there when a rank is killed.
+_MPI_MEMORY = ("mpich_shm_*", "sm_segment.*", "vader_segment.*", "ucx_shm_posix_*", "Intel_MPI_*")
+_HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # whatever TMPDIR says; open while a job runs
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What a start can leave on this host: `name` tags its processes, `folder` is its temporary folder."""
+
+    name: str
+    folder: Path
+    began: float = field(default_factory=time.time)
+
+    def end_processes(self, keep: Iterable[int] = (), seconds: float = _END_SECONDS) -> bool:
+        """Kills whatever still runs; whether it is all gone. Processes below this one, but for `keep`, are its, too."""
+        kept = {os.getpid(), *keep}
+        until = time.monotonic() + seconds
+        while True:
+            running = {
+                process
+                for process in with_variable(LAUNCH_VARIABLE, self.name) | descendants(os.getpid())
+                if process not in kept and (found := stat(process)) is not None and not found.ended
+            }
+            for process in running:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(process, signal.SIGKILL)
+            _reap(kept)
+            if not running or time.monotonic() > until:
+                return not running
+            time.sleep(0.01)
+
+    def remove_files(self, at_end: bool = True) -> None:
+        """Removes what MPI has left, and the temporary folder, for good at the end."""
+        for path in self.mpi_files():
+            with suppress(OSError):
+                path.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not at_end:
+            with suppress(OSError):
+                self.folder.mkdir(mode=0o700)
+
+    def mpi_files(self) -> list[Path]:
+        """What MPI has left since the start, in shared memory and in /tmp: files of this user that nobody uses."""
+        memory = [path for pattern in _MPI_MEMORY for path in self._mine(_SHARED_MEMORY, pattern)]
+        used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
+        hydra = self._mine(_HYDRA_FOLDER, _HYDRA_FILES)
+        used |= open_files(str(_HYDRA_FOLDER)) if hydra else set()
+        return [path for path in memory + hydra if str(path) not in used]
+
+    def _mine(self, folder: Path, pattern: str) -> list[Path]:
+        """Files of this user that are as young as the start."""
+        found = []
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                about = path.lstat()
+                if about.st_uid == os.getuid() and about.st_ctime >= self.began - _CLOCK_SLACK:
+                    found.append(path)
+        return found
+
+
+def _reap(kept: set[int]) -> None:
+    """Takes leave of ended children that this process adopted, so that none stays as a zombie."""
+    for child in descendants(os.getpid()) - kept:
+        with suppress(ChildProcessError):
+            os.waitpid(child, os.WNOHANG)
+
+
+def new_traces() -> Traces:
+    """Those of a new start, with its temporary folder."""
+    folder = Path(tempfile.mkdtemp(prefix="distsgd-launch-"))
+    return Traces(f"{os.getpid()}-{time.time_ns():x}", folder)
+
+
+class Janitor:
+    """A process of its own that waits for this one to end, and cleans up where this one didn't say it had."""
+
+    def __init__(self, traces: Traces) -> None:
+        self.traces = traces
+        self.process = 0
+        if not hasattr(os, "fork"):
+            return
+        waits, self._alive = os.pipe()
+        self.process = os.fork()
+        if self.process == 0:
+            try:
+                os.close(self._alive)
+                _wait_and_clean(waits, traces)
+            finally:
+                os._exit(0)
+        os.close(waits)
+
+    def __enter__(self) -> Janitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cleans up here, and lets the janitor go."""
+        if self.process:
+            self.traces.end_processes(keep=(self.process,))
+            self.traces.remove_files()
+            with suppress(BrokenPipeError):
+                os.write(self._alive, b"done")
+            os.close(self._alive)
+            os.waitpid(self.process, 0)
+
+
+def _wait_and_clean(waits: int, traces: Traces) -> None:
+    """The janitor's whole life: the pipe ends with the launcher, however that ends."""
+    os.setsid()  # what is sent to the launcher's group isn't meant for the janitor
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    if not os.read(waits, 4):
+        traces.end_processes()
+        traces.remove_files()

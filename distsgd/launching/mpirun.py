@@ -1,0 +1,192 @@
+"""The mpirun of this environment or cluster: which MPI it belongs to, and the command that starts ranks with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsgd.errors import ConfigurationError, LauncherError
+
+_NAMES = ("mpirun", "mpiexec")
+_ASK_SECONDS = 20.0
+_LOCAL = {"localhost", "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class Mpirun:
+    """A launcher. `kind` is mpich (and what else is built on Hydra), openmpi, or other."""
+
+    path: str
+    kind: str
+    version: str = ""
+
+    @property
+    def major(self) -> int:
+        """The first number of the version, 0 where it isn't known."""
+        found = re.match(r"\d+", self.version)
+        return int(found[0]) if found else 0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host and how many ranks it takes, None for its share."""
+
+    name: str
+    slots: int | None = None
+
+
+def find_mpirun(chosen: str | None = None) -> Mpirun:
+    """The mpirun asked for, or that beside this interpreter, or that on PATH, in this order. Raises LauncherError."""
+    path = _path_of(chosen)
+    try:
+        done = subprocess.run(
+            [path, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LauncherError(f"{path} --version didn't answer ({error}); name another launcher with --mpirun") from None
+    return recognize(path, done.stdout + done.stderr)
+
+
+def _path_of(chosen: str | None) -> str:
+    if chosen is not None:
+        found = shutil.which(chosen)
+        if found is None:
+            raise LauncherError(f"mpirun: there is no program {chosen} that can be run")
+        return found
+    for name in _NAMES:
+        beside = Path(sys.executable).with_name(name)
+        if os.access(beside, os.X_OK):
+            return str(beside)
+    for name in _NAMES:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    raise LauncherError(
+        "there is no mpirun beside this Python or on PATH; load the cluster's MPI module, or install one with: "
+        "pip install '.[mpich]' in distsgd's folder"
+    )
+
+
+def recognize(path: str, told: str) -> Mpirun:
+    """The launcher at `path` by what its --version prints."""
+    found = re.search(r"\(?Open ?(?:MPI|RTE)\)? +v?(\d[\w.]*)", told)
+    if found:
+        return Mpirun(path, "openmpi", found[1])
+    found = re.search(r"HYDRA build details:\s+Version: +(\S+)", told)
+    if found:
+        return Mpirun(path, "mpich", found[1])
+    found = re.search(r"Intel\(R\) MPI Library.* Version +(\S+)", told)
+    if found:
+        return Mpirun(path, "mpich", found[1])
+    return Mpirun(path, "other")
+
+
+def parse_hosts(texts: Sequence[str]) -> tuple[Host, ...]:
+    """Hosts of `a b:2` or `a,b:2`. Raises ConfigurationError."""
+    hosts = []
+    for text in ",".join(texts).split(","):
+        name, colon, count = text.strip().partition(":")
+        if not re.fullmatch(r"\w[\w.-]*", name) or (colon and not (count.isdecimal() and int(count) > 0)):
+            raise ConfigurationError(f"hosts: expected names such as node1 or node1:4, for 4 ranks on it, got {text!r}")
+        hosts.append(Host(name, int(count) if colon else None))
+    names = [host.name for host in hosts]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"hosts: each is named once, got {', '.join(names)}")
+    return tuple(hosts)
+
+
+def with_shares(hosts: Sequence[Host], ranks: int | None) -> tuple[Host, ...]:
+    """The hosts with as many slots as ranks need; a host without a number of its own takes an equal share."""
+    open_hosts = [host for host in hosts if host.slots is None]
+    left = max((ranks or len(hosts)) - sum(host.slots or 0 for host in hosts), len(open_hosts))
+    share = -(-left // len(open_hosts)) if open_hosts else 0
+    return tuple(Host(host.name, share if host.slots is None else host.slots) for host in hosts)
+
+
+def command(
+    mpirun: Mpirun, ranks: int, hosts: Sequence[Host], program: Sequence[str], passed: Sequence[str]
+) -> list[str]:
+    """The command that runs `program` on so many ranks; `passed` names environment variables for other hosts."""
+    line = [mpirun.path, "-n", str(ranks)]
+    named = ",".join(host.name if host.slots is None else f"{host.name}:{host.slots}" for host in hosts)
+    if mpirun.kind == "openmpi":
+        # As root; more ranks than cores; and no rank bound to one core, which its threads would have to share.
+        line += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
+        line += [part for name in passed for part in ("-x", name)]
+        line += ["--host", named] if hosts else []
+    elif hosts:
+        line += ["-hosts", named]
+    return [*line, *program]
+
+
+def environment(mpirun: Mpirun, one_host: bool, base: Mapping[str, str]) -> dict[str, str]:
+    """`base` with what this launcher needs; a user's own settings stay."""
+    settings = dict(base)
+    if mpirun.kind == "openmpi":
+        settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        chosen = any(name.startswith(("OMPI_MCA_pml", "OMPI_MCA_btl")) for name in base)
+        if one_host and mpirun.major >= 5 and not chosen:
+            # Without them it looks for fast networks for a second, to use none of them on one host.
+            settings |= {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
+    return settings
+
+
+def this_host(name: str) -> bool:
+    """Whether a host's name is this host's."""
+    import platform
+
+    own = platform.node()
+    return name in _LOCAL or name == own or name.partition(".")[0] == own.partition(".")[0]
+
+
+def still_there(mpirun: Mpirun, hosts: Sequence[Host], settings: Mapping[str, str], seconds: float) -> list[Host]:
+    """Those of the hosts on which mpirun can still start something, asked all at once."""
+
+    def answers(host: Host) -> bool:
+        if this_host(host.name):
+            return True
+        line = command(mpirun, 1, [Host(host.name, 1)], ["true"], ())
+        # A process group of its own, for what hangs has started ssh.
+        process = subprocess.Popen(
+            line,
+            env=dict(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            return False
+
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        return [host for host, there in zip(hosts, pool.map(answers, hosts), strict=True) if there]
+
+
+def allocated_hosts(settings: Mapping[str, str]) -> tuple[Host, ...]:
+    """The hosts that the batch system gave this job, empty where it doesn't say: for when one of them is gone."""
+    names: list[str] = []
+    if settings.get("SLURM_JOB_NODELIST"):
+        try:
+            asked = ["scontrol", "show", "hostnames", settings["SLURM_JOB_NODELIST"]]
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=_ASK_SECONDS)
+            names = done.stdout.split()
+        except (OSError, subprocess.TimeoutExpired):
+            return ()
+    for variable in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
+        if not names and settings.get(variable):
+            try:
+                names = Path(settings[variable]).read_text(encoding="utf-8").split()
+            except (OSError, UnicodeDecodeError):
+                return ()
+    return tuple(Host(name) for name in dict.fromkeys(names))

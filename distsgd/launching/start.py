@@ -1,0 +1,231 @@
+"""One start of mpirun, watched from its beginning to its end, which it always reaches."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+from distsgd.board import BOARD_VARIABLE, Board, Field
+from distsgd.launching.words import Stream, Words
+from distsgd.processes import alive, can_look
+
+_TICK = 0.25  # seconds
+_SHOWN_SOON = 0.05
+_LEFT_SECONDS = 2.0  # mpirun may take so long to end a job when one rank has failed, or all have left,
+_EXPLAINED_SECONDS = 5.0  # so long where all ranks leave together, after they have said why,
+_ENDED_SECONDS = 30.0  # and so long where all is done
+_PAUSE = 2.0
+_STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds until all ranks have met, and that ranks may be without a sign of life, 0 for ever."""
+
+    start: float
+    silence: float
+
+
+@dataclass
+class Ending:
+    """How a start ended. `forced` says why it had to be ended from here, `places` is each rank's PLACE on this host."""
+
+    status: int = 0
+    words: Words = field(default_factory=Words)
+    forced: str | None = None
+    places: dict[int, int] = field(default_factory=dict)
+
+
+class Stops:
+    """Signals to the launcher: one asks for a checkpoint and an orderly end, two for an end at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.wakes, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self.wakes, False)
+        for name in _STOPPING:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
+                signal.signal(number, self._ask)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(number)
+
+    def close(self) -> None:
+        """Listens no more; the handlers stay."""
+        signal.set_wakeup_fd(-1)
+        os.close(self.wakes)
+        os.close(self._wake)
+
+    def drain(self) -> None:
+        """Empties the pipe that wakes a waiting launcher."""
+        with suppress(BlockingIOError):
+            os.read(self.wakes, 4096)
+
+
+class Start:
+    """Runs a command of mpirun; `run` returns when nothing of it is left to wait for."""
+
+    def __init__(
+        self, line: Sequence[str], settings: Mapping[str, str], ranks: int, stops: Stops, limits: Limits
+    ) -> None:
+        self._ranks, self._stops, self._limits = ranks, stops, limits
+        self._ending = Ending()
+        self._board, descriptor = _make_board(ranks)
+        told = {} if self._board is None else {BOARD_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
+        try:
+            self._process = subprocess.Popen(
+                line,
+                env={**settings, **told},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is for the launcher alone
+            )
+        except BaseException:
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._pipes = (self._process.stdout, self._process.stderr)
+        self._streams = {pipe.fileno(): Stream(self._ending.words) for pipe in self._pipes}
+        self._targets = {self._pipes[0].fileno(): 1, self._pipes[1].fileno(): 2}
+        self._descriptor = descriptor
+        self._began = self._last = self._awake = time.monotonic()
+        self._over: tuple[float, float] | None = None  # (seconds that are left, since when)
+        self._passed_on = False
+
+    def run(self) -> Ending:
+        """Waits for the end, passes on what ranks print, and steps in where there would be none."""
+        gone: float | None = None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stops.wakes, selectors.EVENT_READ)
+            for pipe in self._streams:
+                selector.register(pipe, selectors.EVENT_READ)
+            is_open = set(self._streams)
+            while is_open or self._process.poll() is None:
+                pending = any(stream.pending for stream in self._streams.values())
+                ready = {key.fd for key, _ in selector.select(_SHOWN_SOON if pending else _TICK)}
+                if self._stops.wakes in ready:
+                    self._stops.drain()
+                for pipe in sorted(is_open):
+                    if not self._listen(pipe, pipe in ready):
+                        selector.unregister(pipe)
+                        is_open.remove(pipe)
+                self._act(time.monotonic())
+                if self._process.poll() is not None:
+                    gone = gone or time.monotonic()
+                    if time.monotonic() - gone > 2 * _TICK:
+                        break  # somebody who has lost mpirun holds its pipes
+        return self._finish()
+
+    def _listen(self, pipe: int, ready: bool) -> bool:
+        """Passes on what there is; whether there can be more."""
+        stream, target = self._streams[pipe], self._targets[pipe]
+        if not ready:
+            _pass_on(target, stream.flush())
+            return True
+        data = os.read(pipe, 1 << 16)
+        _pass_on(target, stream.feed(data))
+        return bool(data)
+
+    def _act(self, now: float) -> None:
+        """What can't wait: signals, and whatever would take for ever."""
+        if now - self._last > _PAUSE:
+            self._awake = now  # this process was stopped itself, and can't judge what others did meanwhile
+        self._last = now
+        if len(self._stops.asked) > 1:
+            self._kill("was told twice to stop")
+        elif self._stops.asked and not self._passed_on and self._all_there():
+            self._passed_on = True
+            self._ask_ranks()
+        left = self._seconds_left()
+        if left is not None and (self._over is None or left != self._over[0]):
+            self._over = (left, now)
+        if self._over is not None and now - self._over[1] > self._over[0]:
+            self._kill(None)
+        if not self._all_there() and self._limits.start and now - self._began > self._limits.start:
+            self._kill(f"the ranks did not find each other within {self._limits.start:g} s")
+        silent = self._silence(now)
+        if self._limits.silence and silent > self._limits.silence:
+            self._kill(f"no rank on this host has shown a sign of life for {silent:.0f} s")
+
+    def _seconds_left(self) -> float | None:
+        """How long mpirun may take to end after what the ranks have told so far; None where it may go on."""
+        words = self._ending.words
+        if len(words.of("exit")) >= self._ranks:
+            return _LEFT_SECONDS
+        if words.of("ended"):
+            return _ENDED_SECONDS
+        if words.of("error"):
+            return _EXPLAINED_SECONDS
+        return _LEFT_SECONDS if any(words.of(kind) for kind in ("raised", "stalled", "exit")) else None
+
+    def _all_there(self) -> bool:
+        return sum(len(message["ranks"]) for message in self._ending.words.of("roster")) >= self._ranks
+
+    def _ask_ranks(self) -> None:
+        """Passes a stop on as SIGUSR1, which every mpirun forwards; to a rank of this host where there is one."""
+        for rank in range(self._ranks if self._board is not None else 0):
+            line = self._board.line(rank)  # type: ignore[union-attr]
+            if line[Field.PROCESS] and alive(line[Field.PROCESS], line[Field.STARTED]):
+                os.kill(line[Field.PROCESS], signal.SIGUSR1)
+                return
+        self._process.send_signal(signal.SIGUSR1)
+
+    def _silence(self, now: float) -> float:
+        """Seconds since any rank of this host last showed a sign of life; 0 where none has begun."""
+        if self._board is None or not self._all_there():
+            return 0.0
+        beats = [beat / 1e9 for rank in range(self._ranks) if (beat := self._board.line(rank)[Field.BEAT])]
+        return now - max(*beats, self._awake) if beats else 0.0
+
+    def _kill(self, why: str | None) -> None:
+        if self._ending.forced is None:
+            self._ending.forced = why
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _finish(self) -> Ending:
+        ending = self._ending
+        for pipe, stream in self._streams.items():
+            _pass_on(self._targets[pipe], stream.flush(at_end=True))
+        ending.status = self._process.wait()
+        for file in self._pipes:
+            file.close()
+        for rank in range(self._ranks if self._board is not None else 0):
+            line = self._board.line(rank)  # type: ignore[union-attr]
+            if line[Field.PROCESS]:
+                ending.places[rank] = line[Field.PLACE]
+        self._board = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        return ending
+
+
+def _make_board(ranks: int) -> tuple[Board | None, int]:
+    """(a board that ranks on this host can open, its descriptor), or (None, -1)."""
+    if not hasattr(os, "memfd_create") or not can_look():
+        return None, -1
+    descriptor = os.memfd_create("distsgd-board", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, Board.bytes_for(ranks))
+    board = Board(memoryview(mmap.mmap(descriptor, Board.bytes_for(ranks))), ranks)
+    board.mark()
+    return board, descriptor
+
+
+def _pass_on(target: int, data: bytes) -> None:
+    with suppress(OSError):  # nobody reads any more
+        while data:
+            data = data[os.write(target, data) :]

@@ -1,0 +1,89 @@
+"""Under a plain mpirun: whatever happens to one rank ends the whole job soon, and leaves nothing of distsgd behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tools import CALLBACK, QUICK, QUIET, SOON, Ended, Job, fault, mpirun
+from tests.parallel.launch import environment, find_mpirun
+
+
+def ours(ended: Ended) -> list[str]:
+    """What is left without mpirun's and the MPI library's own files, which are their business."""
+    own = ("mpich_shm_", "sm_segment", "hydra_hwloc", "ompi.", "prte", "pmix")
+    return ended.processes + [name for name in ended.files if not any(word in name for word in own)]
+
+
+@pytest.mark.parametrize(
+    ("how", "rank"),
+    [("SIGKILL", 0), ("SIGKILL", 2), ("exit0", 0), ("SIGSEGV", 2), ("exit3", 2), ("memory", 2), ("defect", 2)],
+)
+def test_one_rank_ends_all(tmp_path: Path, how: str, rank: int) -> None:
+    job = mpirun(3, tmp_path, *QUIET, "--callback", CALLBACK, **fault(tmp_path, how, rank=rank))
+    ended = job.end()
+    assert (tmp_path / "struck").exists()
+    assert ended.seconds < SOON + 1
+    assert ours(ended) == []
+    assert not (tmp_path / "run" / "summary.json").exists()
+    if how == "defect":
+        assert ended.err.count("Traceback (most recent call last)") == 1
+        assert ended.err.startswith("rank 2 on ")
+
+
+def test_the_same_command_goes_on(tmp_path: Path) -> None:
+    mpirun(3, tmp_path, *QUIET, "--callback", CALLBACK, **fault(tmp_path, "SIGKILL", rank=0)).end()
+    again = mpirun(2, tmp_path, *QUIET).end()
+    assert again.status == 0, again.err
+    assert again.out.startswith("completed: 4 epochs, 52 steps")
+    assert ours(again) == []
+
+
+@pytest.mark.parametrize("moment", ["reduction", "validation", "checkpoint"])
+def test_at_any_moment(tmp_path: Path, moment: str) -> None:
+    ended = mpirun(3, tmp_path, *QUIET, "--callback", CALLBACK, **fault(tmp_path, "exit3", moment, count=2)).end()
+    assert (tmp_path / "struck").exists()
+    assert ended.seconds < SOON + 1
+    assert ours(ended) == []
+
+
+def test_a_rank_whose_program_ends_early_is_named(tmp_path: Path) -> None:
+    """Python would wait in MPI_Finalize for ever, and the others for it."""
+    path, reason = find_mpirun()
+    if path is None:
+        pytest.skip(reason)
+    program = (
+        "import sys; import numpy as np; import distsgd; from distsgd.fitting import communicator_of_this_run as me\n"
+        "me().rank == 1 and sys.exit()\n"
+        "distsgd.fit('softmax', (np.zeros((20, 3)), np.arange(20) % 2))\n"
+    )
+    ended = Job([path, "-n", "3", sys.executable, "-c", program], tmp_path, environment()).end()
+    assert ended.seconds < SOON + 1
+    assert "rank 1 on " in ended.err
+    assert "has left early, outside of training; ranks 0, 2 have waited" in ended.err
+    assert ours(ended) == []
+
+
+def test_the_launchers_own_death_ends_all(tmp_path: Path) -> None:
+    job = mpirun(3, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50)
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    os.kill(job.process.pid, signal.SIGKILL)
+    assert ours(job.end()) == []
+
+
+def test_a_signal_before_training_begins_is_not_lost(tmp_path: Path) -> None:
+    """It comes while the ranks import what they need, and stops them after their first step."""
+    path, reason = find_mpirun()
+    if path is None:
+        pytest.skip(reason)
+    program = (
+        "import os, signal, sys; from distsgd import train; signals = train.Signals; init = signals.__init__\n"
+        "signals.__init__ = lambda self: (init(self), os.kill(os.getpid(), signal.SIGUSR1))[0]\n"
+        f"sys.argv = ['train', '--out', 'run', '--epochs', '1000', *{list(QUICK)}]; sys.exit(train.main())\n"
+    )
+    ended = Job([path, "-n", "2", sys.executable, "-c", program], tmp_path, environment()).end()
+    assert ended.out.startswith("stopped: 0 epochs, 1 steps"), ended.err

@@ -1,0 +1,276 @@
+"""python -m distsgd.launch as a user sees it: what it prints, when it starts again, when it stops, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tools import CALLBACK, QUICK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left, sha256
+from tests.parallel.launch import find_mpirun
+
+LONG = (*QUICK, "--epochs", "100000", "--checkpoint-every", "20")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with nothing_left(launch(3, folder, *QUIET)) as ended:
+        assert ended.status == 0
+        assert ended.out.startswith("completed: 4 epochs, 52 steps")
+        assert ended.err == ""
+    return sha256(folder)
+
+
+def test_finished_already(tmp_path: Path) -> None:
+    first = launch(2, tmp_path, *QUIET, "--epochs", 1).end()
+    with nothing_left(launch(2, tmp_path, *QUIET, "--epochs", 1)) as again:
+        assert (again.status, again.out, again.err) == (0, first.out, "")
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    with nothing_left(launch(2, tmp_path, "--dry-run")) as ended:
+        assert ended.status == 0
+        assert "model      mlp" in ended.out
+        assert ended.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--epoch", "3"), "did you mean --epochs?"),
+        (("--logical-ranks", 1), "2 ranks share 1 logical ranks"),
+        (("--dataset", "missing.npz"), "missing.npz"),
+    ],
+)
+def test_usage(tmp_path: Path, options: tuple[object, ...], told: str) -> None:
+    with nothing_left(launch(2, tmp_path, *options)) as ended:
+        assert ended.status == 2
+        assert len(ended.lines) == 1, ended.err
+        assert ended.err.startswith("distsgd: error: ")
+        assert told in ended.err
+        assert ended.seconds < SOON
+
+
+def test_help(tmp_path: Path) -> None:
+    with nothing_left(Job([sys.executable, "-m", "distsgd.launch", "--help"], tmp_path, {})) as ended:
+        assert ended.status == 0
+        assert "usage: python -m distsgd.launch" in ended.out
+        assert "--max-restarts INT" in ended.out
+
+
+def test_a_killed_rank_is_named_and_the_run_goes_on(tmp_path: Path, undisturbed: str) -> None:
+    options = (*QUIET, "--callback", CALLBACK)
+    with nothing_left(launch(3, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=23))) as ended:
+        assert ended.status == 0
+        (said,) = ended.lines
+        assert said.startswith("distsgd.launch: rank 1 on ")
+        assert "was killed by signal 9 (SIGKILL" in said
+        assert said.endswith("in step 23; going on from step 21 with 3 rank(s), restart 1 of 3")
+    assert sha256(tmp_path) == undisturbed
+    when, step = (tmp_path / "first-step").read_text().split()
+    assert step == "22"
+    assert float(when) - (tmp_path / "struck").stat().st_mtime < SOON
+
+
+def test_resume_never_is_not_said_again(tmp_path: Path, undisturbed: str) -> None:
+    launch(2, tmp_path, *QUIET, "--max-steps", 10).end()
+    options = (*QUIET, "--resume", "never", "--callback", CALLBACK)
+    ended = launch(3, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=23)).end()
+    assert ended.status == 0
+    assert "going on from step 21" in ended.err
+    assert sha256(tmp_path) == undisturbed
+    assert (tmp_path / "run.1").is_dir()
+    assert not (tmp_path / "run.2").exists()
+
+
+BROKEN = """
+import os
+
+import distsgd
+
+RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0)))
+
+
+class Defect(distsgd.Callback):
+    def __init__(self):
+        from distsgd.step import TrainingStep
+        run = TrainingStep.run
+
+        def broken(self, step, *arguments, **keywords):
+            if step == 8 and RANK:
+                raise RuntimeError("a defect")
+            return run(self, step, *arguments, **keywords)
+
+        TrainingStep.run = broken
+
+
+class Mistake(distsgd.Callback):
+    def on_step(self, step, loss, examples):
+        if step == 8:
+            raise KeyError("a mistake")
+
+
+class Daemon(distsgd.Callback):
+    def on_start(self, trainer):
+        import subprocess
+        subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]}, start_new_session=True)
+        open(os.path.join(os.environ["TMPDIR"], "left"), "w").close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("Defect", "RuntimeError: a defect"), ("Mistake", "KeyError: 'a mistake'")]
+)
+def test_a_failure_that_comes_again_ends_the_run_with_one_traceback(tmp_path: Path, name: str, error: str) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with nothing_left(launch(3, tmp_path, *QUIET, "--callback", f"broken.py:{name}")) as ended:
+        assert ended.status == 1
+        assert ended.err.count("Traceback (most recent call last)") == 1
+        last = ended.lines[-1]
+        assert last.startswith("distsgd: error: ")
+        assert error in last
+        assert "the second failure without progress, still at the checkpoint of step 6" in last
+        assert next(line for line in ended.lines if line.startswith("distsgd.launch: ")).endswith("restart 1 of 3")
+
+
+def test_max_restarts(tmp_path: Path) -> None:
+    options = (*QUIET, "--callback", CALLBACK)
+    with nothing_left(launch(2, tmp_path, *options, own=("--max-restarts", 0), **fault(tmp_path, "exit0"))) as ended:
+        assert ended.status == 1
+        (said,) = ended.lines
+        assert said.startswith("distsgd: error: rank 1 on ")
+        assert said.endswith("left early with exit status 0, in step 20")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_one_signal_stops_with_a_checkpoint(tmp_path: Path, name: str) -> None:
+    job = launch(2, tmp_path, *LONG)
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    asked = time.monotonic()
+    os.kill(job.process.pid, getattr(signal, name))
+    with nothing_left(job) as ended:
+        assert ended.status == 75
+        assert time.monotonic() - asked < SOON
+        assert ended.out.startswith("stopped: ")
+        assert ended.err == ""
+    step = json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step}.safetensors").exists()
+    if name == "SIGTERM":
+        again = launch(3, tmp_path, *LONG, "--max-steps", step + 1).end()
+        assert again.out.startswith("completed: ")
+
+
+def test_a_signal_at_the_very_beginning(tmp_path: Path) -> None:
+    job = launch(2, tmp_path, *LONG)
+    while not job.ranks():
+        time.sleep(0.005)
+    os.kill(job.process.pid, signal.SIGTERM)
+    with nothing_left(job) as ended:
+        assert ended.status == 75
+        assert "1 steps" in ended.out
+
+
+def test_two_signals_end_at_once(tmp_path: Path) -> None:
+    job = launch(2, tmp_path, *LONG)
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    for number in job.ranks().values():
+        os.kill(number, signal.SIGSTOP)  # nobody writes a checkpoint any more
+    for _ in range(2):
+        os.kill(job.process.pid, signal.SIGTERM)
+        time.sleep(0.3)
+    with nothing_left(job) as ended:
+        assert ended.status == 128 + signal.SIGTERM
+
+
+def test_a_run_under_way_is_left_to_its_owner(tmp_path: Path) -> None:
+    job = mpirun(2, tmp_path, *LONG)
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    with nothing_left(launch(2, tmp_path, *LONG)) as ended:
+        assert ended.status == 2
+        assert "another process is training in run" in ended.err
+        assert len(ended.lines) == 1
+    os.kill(job.ranks()[0], signal.SIGTERM)
+    assert job.end().out.startswith("stopped: ")
+
+
+def wrapped(folder: Path, behind: str) -> Path:
+    """The mpirun of this environment, with something behind it."""
+    path = folder / "mpirun"
+    path.write_text(f'#!/bin/sh\n"{find_mpirun()[0]}" "$@"\n[ "$1" = --version ] || {{ {behind}; }}\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_the_summary_is_believed_and_mpirun_is_not(tmp_path: Path) -> None:
+    (tmp_path / "fails").mkdir()
+    with nothing_left(launch(2, tmp_path / "fails", *QUIET, own=("--mpirun", wrapped(tmp_path, "exit 9")))) as ended:
+        assert ended.status == 0
+        (said,) = ended.lines
+        assert said == "distsgd.launch: mpirun left with status 9; the run is completed"
+    (tmp_path / "lies").mkdir()
+    fine = tmp_path / "fine"
+    fine.write_text("#!/bin/sh\necho 'HYDRA build details:'; echo '    Version: 5.0'\n")
+    fine.chmod(0o755)
+    with nothing_left(launch(2, tmp_path / "lies", *QUIET, own=("--mpirun", fine))) as ended:
+        assert ended.status == 1
+        assert "mpirun left with status 0 and the run isn't done; that is the second failure" in ended.lines[-1]
+
+
+def test_what_users_code_leaves_is_cleaned_up(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    with nothing_left(launch(2, tmp_path, *QUIET, "--callback", "broken.py:Daemon")) as ended:
+        assert ended.status == 0
+
+
+def test_time_is_counted_over_restarts(tmp_path: Path) -> None:
+    options = (*LONG, "--callback", CALLBACK, "--max-time", "3s")
+    with nothing_left(launch(2, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=100))) as ended:
+        assert ended.status == 75
+        assert "restart 1 of 3" in ended.err
+        assert ended.seconds < 3 + SOON
+
+
+SSH = """#!/bin/sh
+while case $1 in -*) true;; *) false;; esac; do shift; done
+host=$1; shift
+[ -e "{folder}/$host-is-gone" ] && exit 255
+exec sh -c "$*"
+"""
+VANISH = """
+import os
+from pathlib import Path
+
+import distsgd
+
+
+class Vanish(distsgd.Callback):
+    def on_step(self, step, loss, examples):
+        gone = Path("second-is-gone")
+        if step == 23 and not gone.exists():
+            gone.touch()
+            os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_host_that_is_gone_is_left_out(tmp_path: Path, undisturbed: str) -> None:
+    """Hosts that are all this one: what stands for ssh doesn't answer for the second any more."""
+    agent = tmp_path / "ssh"
+    agent.write_text(SSH.format(folder=tmp_path))
+    agent.chmod(0o755)
+    (tmp_path / "vanish.py").write_text(VANISH)
+    settings = {"HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": str(agent), "PRTE_MCA_plm_ssh_agent": str(agent)}
+    job = launch(
+        3, tmp_path, *QUIET, "--callback", "vanish.py:Vanish", own=("--hosts", "first:2", "second:1"), **settings
+    )
+    with nothing_left(job) as ended:
+        assert ended.status == 0, ended.err
+        assert ended.lines[0] == "distsgd.launch: second no longer answers and is left out"
+        assert ended.lines[1].endswith("going on from step 21 with 2 rank(s), restart 1 of 3")
+        assert len(ended.lines) == 2
+    assert sha256(tmp_path) == undisturbed

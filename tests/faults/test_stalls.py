@@ -1,0 +1,119 @@
+"""A rank that hangs is noticed and named, and one that takes its time isn't mistaken for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tools import CALLBACK, QUICK, QUIET, fault, mpirun
+
+SLOW = """
+import os
+import time
+
+import numpy as np
+
+import distsgd
+
+RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0)))
+
+
+class Slow(distsgd.Callback):
+    def on_step(self, step, loss, examples):
+        if step == 3:
+            time.sleep(1.5)
+
+    def on_checkpoint(self, checkpoint, best, step, final):
+        time.sleep(1)
+
+
+def slow_metric(outputs, targets):
+    time.sleep(0.4)
+    return np.zeros(len(targets))
+
+
+def stuck(shape, outputs):
+    model = distsgd.Sequential([distsgd.Dense(64, outputs)])
+    return Stuck(model) if RANK == 1 else model
+
+
+def Stuck(model):
+    from distsgd.step import TrainingStep
+    run = TrainingStep.run
+
+    def hang(self, step, *arguments, **keywords):
+        while step == 5:
+            time.sleep(1)
+        return run(self, step, *arguments, **keywords)
+
+    TrainingStep.run = hang
+    return model
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> None:
+    options = (*QUIET, "--stall-timeout", "1s", "--callback", CALLBACK)
+    ended = mpirun(3, tmp_path, *options, **fault(tmp_path, "SIGSTOP", rank=rank)).end()
+    assert ended.status != 0
+    (said,) = [line for line in ended.lines if line.startswith("distsgd: error: ")]
+    assert f"rank {rank} on " in said
+    assert "is stopped in step 20 (process " in said
+    others = "ranks 0, 2" if rank else "ranks 1, 2"
+    assert f"; {others} have waited " in said
+    assert said.endswith(" s for it in a barrier in step 20")
+    assert ended.processes == []
+    assert ended.seconds < 10
+
+
+def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    options = (*QUIET, "--model", "slow.py:stuck", "--stall-timeout", "1s", "--stall-stacks", "--communication", "mpi")
+    ended = mpirun(2, tmp_path, *options).end()
+    assert "rank 1 on" in ended.err
+    assert "is busy in step 6" in ended.err
+    assert "in an all-gather in step 6" in ended.err
+    stack = ended.err.partition("stacks of rank 1 on ")[2]
+    assert "in hang" in stack
+
+
+def test_who_takes_time_is_not_stuck(tmp_path: Path) -> None:
+    """Callbacks, checkpoints and validations of a rank alone, all longer than the limit of a step."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    options = ("--epochs", 1, "--max-steps", 4, "--validate-every", 4, "--validation-fraction", 0.7, *QUICK)
+    slow = ("--callback", "slow.py:Slow", "--metric", "slow.py:slow_metric", "--validation-on", "rank0")
+    ended = mpirun(2, tmp_path, *options, *slow, "--stall-timeout", "0.5s").end()
+    assert ended.status == 0, ended.err
+
+
+def test_a_job_that_is_suspended_goes_on(tmp_path: Path) -> None:
+    """As batch systems do with jobs that have to wait: all processes are stopped, and continued later."""
+    job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50, "--stall-timeout", "1s")
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    processes = job.running()
+    for number in processes:
+        os.kill(number, signal.SIGSTOP)
+    time.sleep(3)
+    for number in processes:
+        os.kill(number, signal.SIGCONT)
+    time.sleep(1)
+    assert job.process.poll() is None
+    os.kill(job.ranks()[1], signal.SIGUSR1)
+    ended = job.end()
+    assert ended.out.startswith("stopped: "), ended.err
+
+
+def test_a_ranks_stacks_can_be_asked_for(tmp_path: Path) -> None:
+    job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50)
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    os.kill(job.ranks()[1], signal.SIGUSR2)
+    time.sleep(0.3)
+    os.kill(job.ranks()[1], signal.SIGUSR1)
+    ended = job.end()
+    assert ended.out.startswith("stopped: ")
+    assert "most recent call first" in ended.err
+    assert "distsgd/trainer.py" in ended.err

@@ -1,0 +1,193 @@
+"""Bad input of every kind gets one sentence from rank 0 and one exit status on all ranks, soon, and nothing is lost.
+
+The whole table runs in one mpirun of three ranks (bad_input_ranks.py), a sample of it once more as a user would run it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.bad_files import TEMPLATE, Case, Unavailable, unmount
+from tests.parallel.bad_inputs import CASES
+from tests.parallel.launch import environment, module, run_command
+
+RANKS = 3
+SOON = 5.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+"""Seconds, more where others use this machine too."""
+NO_NETWORK = {f"DISTSGD_{name}_URL": "http://127.0.0.1:9" for name in ("MNIST", "CIFAR_10")}
+SAMPLE = (
+    "an unknown key", "a configuration that is a pipe", "images cut after 15 bytes", "a label below 0",
+    "a pickle that runs a command", "a flipped bit in the last number", "a full disk with a run", "a model that raises",
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What came of a case: by rank, and what changed in its folder."""
+
+    statuses: list[int | None]
+    out: list[str]
+    err: list[str]
+    seconds: float
+    changed: list[str]
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Everything below a folder: kind, size, time and content of each file; but not what Python keeps compiled."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if "__pycache__" in path.parts:
+            continue
+        there = path.lstat()
+        name = os.fsdecode(path.relative_to(folder))
+        if stat.S_ISREG(there.st_mode) and there.st_size < 1 << 28 and there.st_mode & 0o400:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = (there.st_mode, there.st_size, there.st_mtime_ns, digest)
+        elif stat.S_ISLNK(there.st_mode):
+            found[name] = os.readlink(path)
+        else:  # a folder's time changes with a temporary file in it, which is gone again
+            found[name] = (there.st_mode, 0 if path.is_dir() else there.st_size)
+    return found
+
+
+def difference(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """The names of what is new, gone or different."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
+def make_template(place: Path) -> None:
+    """The run that cases begin with, in the folder beside theirs."""
+    options = ("--model", "softmax", "--max-steps", 3, "--checkpoint-every", 1, "--out", TEMPLATE)
+    done = module(None, "train", place, *options)
+    assert done.status == 0, done.text
+
+
+def begin(case: Case, folder: Path) -> str:
+    """Makes the case's folder; returns why it can't be had here, or nothing."""
+    folder.mkdir()
+    try:
+        case.make(folder)
+    except Unavailable as reason:
+        return str(reason)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome | str]]:
+    """By case: the outcome, or why it can't be had here."""
+    place = tmp_path_factory.mktemp("bad")
+    make_template(place)
+    reasons = {name: begin(case, place / f"begun-{number}") for number, (name, case) in enumerate(CASES.items())}
+    tried = [(number, name) for number, name in enumerate(CASES) if not reasons[name]]
+    for index, (number, _) in enumerate(tried):
+        (place / "kept" / f"{index}").mkdir(parents=True)
+        (place / f"{index}").symlink_to(f"begun-{number}")
+    before = {name: contents(place / f"begun-{number}") for number, name in tried}
+    lines = [(CASES[name].command, shlex.split(CASES[name].line)) for _, name in tried]
+    (place / "cases.json").write_text(json.dumps(lines))
+    try:
+        program = Path(__file__).with_name("bad_input_ranks.py")
+        done = run_command(RANKS, [sys.executable, str(program), str(place)], place, limit=55, extra=NO_NETWORK)
+        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(RANKS)]
+        if done.status or min(ended) < len(tried):
+            name = tried[min(min(ended), len(tried) - 1)][1]
+            pytest.fail(f"{name!r} ended or held up the ranks, with status {done.status}:\n{done.text}")
+        yield dict(reasons) | {
+            name: collect(place, index, before[name], contents(place / f"begun-{number}"))
+            for index, (number, name) in enumerate(tried)
+        }
+    finally:
+        for number in range(len(CASES)):
+            unmount(place / f"begun-{number}")
+
+
+def collect(place: Path, index: int, before: dict[str, object], after: dict[str, object]) -> Outcome:
+    """The outcome of one case."""
+    told = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(RANKS)]
+    out, err = (
+        [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(RANKS)]
+        for name in ("out", "err")
+    )
+    seconds = max(one["seconds"] for one in told)
+    return Outcome([one["status"] for one in told], out, err, seconds, difference(before, after))
+
+
+def check_sentence(case: Case, text: str) -> None:
+    """One sentence; where the user's own code raised, its traceback once."""
+    assert text.startswith("distsgd: error: "), text
+    assert case.told in text, f"expected {case.told!r} in: {text}"
+    assert text.count("Traceback (most recent call last)") == (1 if case.trace else 0), text
+    if not case.trace:
+        assert text.endswith("\n"), text
+        assert text.count("\n") == 1, text
+        assert len(text) < 2200, f"{len(text)} characters"
+        assert text[:-1].isprintable(), text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
+    case, outcome = CASES[name], outcomes[name]
+    if isinstance(outcome, str):
+        pytest.skip(outcome)
+    assert outcome.statuses == [case.status] * RANKS, outcome.err[0]
+    check_sentence(case, outcome.err[0])
+    assert outcome.err[1:] == [""] * (RANKS - 1)
+    assert outcome.out == [""] * RANKS
+    assert outcome.seconds < SOON
+    assert [path for path in outcome.changed if not path.startswith(case.leaves or "\0")] == []
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_as_a_user_runs_it(tmp_path: Path, name: str) -> None:
+    case, folder = CASES[name], tmp_path / "case"
+    make_template(tmp_path)
+    if reason := begin(case, folder):
+        pytest.skip(reason)
+    try:
+        before = contents(folder)
+        done = module(RANKS, case.command, folder, *shlex.split(case.line), extra=NO_NETWORK)
+        assert done.status == case.status, done.text
+        assert done.statuses == dict.fromkeys(range(RANKS), case.status)
+        check_sentence(case, done.err)
+        assert done.seconds < SOON
+        assert difference(before, contents(folder)) == []
+    finally:
+        unmount(folder)
+
+
+def test_the_table_is_large_enough() -> None:
+    assert len(CASES) >= 60
+    assert len({(case.line, case.told) for case in CASES.values()}) > 100
+
+
+def test_what_only_looks_bad_is_gone_on_from(tmp_path: Path) -> None:
+    """A summary or records that are damaged don't stop a run whose checkpoints are whole."""
+    make_template(tmp_path)
+    for number, summary in enumerate(('{"status": "completed"}', "[" * 100_000, None)):
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(tmp_path / TEMPLATE, run)
+        (run / "summary.json").unlink()
+        if summary is None:
+            os.mkfifo(run / "summary.json")
+        else:
+            (run / "summary.json").write_text(summary)
+        (run / "metrics.jsonl").write_bytes(b'\xff\n[1]\n{"step": "x"}\n{"step": 1, "a": 1}\n' + b"[" * 100_000)
+        done = module(None, "train", tmp_path, "--model", "softmax", "--max-steps", 4, "--quiet", "--out", run)
+        assert done.status == 0, done.text
+        assert json.loads((run / "summary.json").read_text())["steps"] == 4
+        assert '{"step": 1, "a": 1}\n' in (run / "metrics.jsonl").read_text()
+
+
+def test_environment_has_no_mirror() -> None:
+    assert not set(NO_NETWORK) & set(environment())

@@ -1,0 +1,279 @@
+"""What a watchdog says, and when: the board is filled in by hand, and time is a number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from distsgd.board import Board, Collective, Field, Phase, Stamps, private_stamps, where
+from distsgd.communication import watchdog
+from distsgd.communication.watchdog import Watchdog
+from distsgd.processes import ProcessStat
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="what processes do is read from /proc")
+
+
+class Ranks:
+    """Ranks of one run, all played by this process, each with a watchdog that is asked by hand."""
+
+    def __init__(self, hosts: Sequence[str], limit: float = 100.0) -> None:
+        self.hosts = hosts
+        boards = {host: self._board(len(hosts)) for host in hosts}
+        self.stamps, self.dogs, self.lines = [], [], []
+        for rank, host in enumerate(hosts):
+            neighbours = [other for other, name in enumerate(hosts) if name == host]
+            dog = Watchdog(boards[host], rank, hosts, neighbours, lambda: None)
+            dog.limit = limit
+            self.lines.append(boards[host].line(rank))
+            self.stamps.append(Stamps(self.lines[rank]))
+            self.dogs.append(dog)
+        self.now = time.monotonic()
+        self.silent: set[int] = set()
+        self.pass_time(0.0)
+
+    @staticmethod
+    def _board(ranks: int) -> Board:
+        return Board(memoryview(bytearray(Board.bytes_for(ranks))), ranks)
+
+    def all_at(self, phase: Phase, step: int = 0) -> None:
+        for stamps in self.stamps:
+            stamps.at(phase, step)
+
+    def wait(self, *ranks: int, collective: Collective = Collective.BARRIER) -> None:
+        for rank in ranks:
+            self.stamps[rank].waits(collective)
+        self.pass_time(0.0)
+
+    def pass_time(self, seconds: float) -> dict[int, str]:
+        """Half a second at a time; what each rank's watchdog said first."""
+        said: dict[int, str] = {}
+        steps = max(round(seconds * 2), 1)
+        for _ in range(steps):
+            self.now += seconds / steps
+            for rank, dog in enumerate(self.dogs):
+                told = None if rank in self.silent else dog.look(self.now)
+                if told is not None:
+                    said.setdefault(rank, told)
+        return said
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def is_played_by(ranks: Ranks, rank: int, process: int) -> None:
+    found = watchdog.stat(process)
+    assert found is not None
+    ranks.lines[rank][Field.PROCESS], ranks.lines[rank][Field.STARTED] = process, found.started
+
+
+def test_nothing_is_said_while_ranks_step() -> None:
+    ranks = Ranks(["a", "a"])
+    for step in range(500):
+        ranks.all_at(Phase.STEP, step)
+        ranks.wait(0, 1)
+        assert ranks.pass_time(0.5) == {}
+        for stamps in ranks.stamps:
+            stamps.goes_on()
+
+
+def test_a_busy_rank_is_named_by_the_first_that_waits() -> None:
+    ranks = Ranks(["a", "a", "a", "a"])
+    ranks.all_at(Phase.STEP, 57)
+    ranks.wait(1, 2, 3)
+    assert ranks.pass_time(99) == {}
+    said = ranks.pass_time(2)
+    assert list(said) == [1]
+    assert said[1].startswith("rank 0 on a is busy in step 57")
+    assert said[1].endswith("ranks 1 to 3 have waited 100 s for it in a barrier in step 57")
+
+
+def test_another_rank_speaks_where_the_first_does_not() -> None:
+    ranks = Ranks(["a", "a", "a"])
+    ranks.all_at(Phase.STEP, 1)
+    ranks.wait(0, 1)
+    assert list(ranks.pass_time(102)) == [0]
+    assert list(ranks.pass_time(5)) == [0, 1]
+
+
+@pytest.mark.parametrize("phase", [Phase.START, Phase.CALLBACK, Phase.VALIDATION, Phase.CHECKPOINT, Phase.END])
+def test_a_rank_has_more_time_between_steps(phase: Phase) -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.STEP, 7)
+    ranks.stamps[0].at(phase, 7)
+    ranks.wait(1)
+    assert ranks.pass_time(999) == {}
+    assert where(7 * 16 + phase) in ranks.pass_time(3)[1]
+
+
+def test_progress_counts_from_its_last_sign() -> None:
+    ranks = Ranks(["a", "a"], limit=10.0)
+    ranks.all_at(Phase.VALIDATION, 7)
+    ranks.wait(1)
+    for _ in range(30):
+        assert ranks.pass_time(90) == {}
+        ranks.stamps[0].progressed()
+    assert ranks.pass_time(99) == {}
+    assert list(ranks.pass_time(4)) == [1]
+
+
+def test_a_rank_that_comes_late_has_not_kept_the_others_waiting_since() -> None:
+    ranks = Ranks(["a", "a"], limit=10.0)
+    ranks.all_at(Phase.VALIDATION, 7)
+    ranks.wait(1)
+    for _ in range(3):
+        ranks.stamps[0].progressed()
+        assert ranks.pass_time(90) == {}
+    ranks.wait(0)
+    assert ranks.pass_time(99) == {}
+    assert "nobody is missing: they wait for each other" in ranks.pass_time(5)[0]
+
+
+def test_a_users_program_around_training_may_take_for_ever() -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.OUTSIDE)
+    ranks.wait(1)
+    assert ranks.pass_time(3_000) == {}
+
+
+def test_never() -> None:
+    ranks = Ranks(["a", "a"], limit=0.0)
+    ranks.all_at(Phase.STEP, 3)
+    ranks.wait(1)
+    assert ranks.pass_time(3_000) == {}
+
+
+@needs_proc
+@pytest.mark.parametrize("limit", [0.0, 100.0])
+def test_a_rank_that_is_gone_is_noticed_at_once(child: subprocess.Popen[bytes], limit: float) -> None:
+    ranks = Ranks(["a", "a", "a"], limit=limit)
+    ranks.all_at(Phase.CHECKPOINT, 3)
+    is_played_by(ranks, 2, child.pid)
+    ranks.silent = {2}
+    ranks.wait(0, 1)
+    assert ranks.pass_time(1.5) == {}
+    child.kill()
+    child.wait()
+    assert ranks.pass_time(1.5) == {}  # the launcher's turn
+    said = ranks.pass_time(1.5)
+    assert said[0].startswith("rank 2 on a has left early, in the checkpoint after step 3")
+
+
+@needs_proc
+def test_where_the_speaker_died_the_next_one_speaks_at_once(child: subprocess.Popen[bytes]) -> None:
+    """Its abort may have ended itself alone."""
+    ranks = Ranks(["a", "a", "a"])
+    ranks.all_at(Phase.STEP, 3)
+    is_played_by(ranks, 0, child.pid)
+    ranks.wait(0, 1)
+    assert list(ranks.pass_time(101)) == [0]
+    child.kill()
+    child.wait()
+    ranks.silent = {0}
+    assert list(ranks.pass_time(0.5)) == [1]
+
+
+def test_a_rank_whose_program_ends_is_noticed_at_once() -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.OUTSIDE)
+    ranks.wait(0)
+    ranks.dogs[1].leave()
+    assert "rank 1 on a has left early" in ranks.pass_time(4)[0]
+
+
+@needs_proc
+def test_a_stopped_rank_is_stopped_whatever_it_was_about(child: subprocess.Popen[bytes]) -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.VALIDATION, 3)
+    is_played_by(ranks, 0, child.pid)
+    ranks.stamps[0].waits(Collective.BARRIER)  # it may have been stopped inside a collective
+    ranks.silent = {0}
+    os.kill(child.pid, signal.SIGSTOP)
+    ranks.wait(1)
+    assert ranks.pass_time(99) == {}
+    assert ranks.pass_time(3)[1].startswith("rank 0 on a is stopped in the validation after step 3")
+
+
+def test_a_rank_without_a_sign_of_life() -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.STEP, 3)
+    ranks.silent = {0}
+    ranks.wait(1)
+    assert "rank 0 on a shows no sign of life in step 3" in ranks.pass_time(103)[1]
+
+
+def test_time_in_which_a_process_was_stopped_itself_does_not_count() -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.STEP, 3)
+    ranks.wait(1)
+    ranks.pass_time(90)
+    ranks.now += 3600
+    assert ranks.pass_time(95) == {}
+    assert list(ranks.pass_time(10)) == [1]
+
+
+def test_hosts_where_nobody_is_missing_name_the_others() -> None:
+    ranks = Ranks(["a", "a", "b", "c"])
+    ranks.all_at(Phase.STEP, 57)
+    ranks.wait(0, 1, 3, collective=Collective.ALLTOALL)
+    assert ranks.pass_time(101) == {}  # host b might have somebody who waits and knows more
+    said = ranks.pass_time(3)
+    assert sorted(said) == [0, 3]
+    assert said[0] == (
+        "ranks 0, 1 on a have waited 102 s in an all-to-all in step 57, and all ranks of that host are there: "
+        "somebody on b, c is missing"
+    )
+
+
+def test_the_host_of_the_missing_rank_speaks_first() -> None:
+    ranks = Ranks(["a", "b", "b"])
+    ranks.all_at(Phase.STEP, 57)
+    ranks.wait(0, 2)
+    assert list(ranks.pass_time(101)) == [2]
+
+
+@needs_proc
+def test_files_that_do_not_answer_hold_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.CHECKPOINT, 4)
+    real = watchdog.stat
+    held = ProcessStat("D", os.getppid(), real(os.getpid()).started)  # type: ignore[union-attr]
+    monkeypatch.setattr(watchdog, "stat", lambda process: held)
+    ranks.pass_time(50)
+    ranks.stamps[0].progressed()
+    said = ranks.pass_time(60)
+    assert said == {1: "rank 1 on a has waited 100 s for files or devices in the checkpoint after step 4"}
+
+
+def test_a_stamp_is_cheap() -> None:
+    """A step makes two pairs of waits and goes_on, and one at."""
+    stamps, best = private_stamps(), float("inf")
+    for _ in range(20):
+        began = time.perf_counter()
+        for step in range(1000):
+            stamps.at(Phase.STEP, step)
+            stamps.waits(5)
+            stamps.goes_on()
+            stamps.waits(5)
+            stamps.goes_on()
+        best = min(best, (time.perf_counter() - began) / 1000)
+    assert best < 2e-6  # 0.3 µs where nobody else computes
+
+
+def test_a_board_is_known_by_its_mark() -> None:
+    board = Board(memoryview(bytearray(Board.bytes_for(3))), 3)
+    assert not board.marked
+    board.mark()
+    assert board.marked
+    assert Board(memoryview(bytearray(Board.bytes_for(3))), 3).line(2).nbytes == 64
+    assert where(5 * 16 + 15) == "after step 5"
