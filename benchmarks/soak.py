@@ -341,6 +341,7 @@ def main() -> int:
     if not kept["seconds"]:
         shutil.rmtree(chosen.folder, ignore_errors=True)
     folder = chosen.folder.resolve()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was seen is kept, and nothing left running
     try:
         if kept["seconds"] < 60 * chosen.minutes:
             Soak(folder, kept).go_on(min(60 * chosen.minutes, kept["seconds"] + chosen.seconds))

@@ -24,7 +24,7 @@ class Field(IntEnum):
     PLACE = 4  # step, times 16, and phase
     PROGRESS = 5  # counts pieces of work
     SINCE = 6  # monotonic nanoseconds: since when it has been in this collective, 0 for in none
-    LEFT = 7  # 1 where its program has come to its end
+    LEFT = 7  # 1 where its program has come to its end, 2 where it has ended the job
 
 
 class Collective(IntEnum):

@@ -7,8 +7,9 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -122,24 +123,29 @@ class RunFolder:
         with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
             self._write_metrics()
         try:
-            kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record.get("step", 0) <= step]
-            write_atomically(self.metrics, "".join(kept).encode())
+            kept = (
+                json.dumps(record).encode() + b"\n" for record in self._each_record() if record.get("step", 0) <= step
+            )
+            write_atomically(self.metrics, b"".join(kept))
             self.summary.unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole records of metrics.jsonl. Raises OSError."""
-        records: list[dict[str, Any]] = []
-        if self.metrics.exists():
-            for line in read_regular(self.metrics).decode("utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(record, dict) and isinstance(record.get("step", 0), int):
-                    records.append(record)
-        return records
+        return list(self._each_record())
+
+    def _each_record(self) -> Iterator[dict[str, Any]]:
+        """One at a time, for all at once take five times the file's length."""
+        if not self.metrics.exists():
+            return
+        for line in BytesIO(read_regular(self.metrics)):
+            try:
+                record = json.loads(line.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step", 0), int):
+                yield record
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one record. Raises OutputError where it can't be written now: it is kept, and goes before the next.

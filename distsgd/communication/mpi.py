@@ -28,7 +28,7 @@ from distsgd.processes import die_with_parent
 
 T = TypeVar("T")
 _RANK_0_SPEAKS_FIRST = 1.0  # seconds
-_ABORT_SECONDS = 1.5
+_ABORT_SECONDS = 1.0
 _TOLD_TOGETHER = 40  # ranks; what is longer than a pipe's 4,096 bytes may be mixed with another rank's
 
 # Plain numbers, for they are stored twice in every collective.

@@ -30,8 +30,10 @@ _GONE = 2.0  # seconds that the MPI launcher is given to notice by itself that a
 _OTHERS_FIRST = 2.0  # seconds that a host without a missing rank gives the hosts that may have one
 _SPEAKER_FIRST = 3.0
 _BEATS = 2.0  # seconds after which a rank that lives has looked again
+_ENDED = 1.0  # seconds in which the launcher ends everybody after one rank has ended the job
 _PAUSE = 2.0  # seconds without a tick after which this process was itself stopped, or starved
 _STACK_SECONDS = 0.3
+_LEFT, _ENDED_THE_JOB = 1, 2  # what a line's LEFT says
 STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
 """Makes a rank print the stacks of its threads."""
 
@@ -65,6 +67,7 @@ class Watchdog:
         self._work, self._unchanged = (0, 0, 0), self._last
         self._progress: dict[int, tuple[int, float]] = {}
         self._gone: dict[int, float] = {}
+        self._ended: float | None = None
         self._stop = threading.Event()
         self._above = self._grandparent()
         self._thread = threading.Thread(target=self._run, name="distsgd-watchdog", daemon=True)
@@ -79,13 +82,15 @@ class Watchdog:
     def leave(self) -> None:
         """Says that this rank's program is over: whoever waits for it from now on waits in vain."""
         self._stop.set()
-        self._line[Field.LEFT] = 1
+        self._line[Field.LEFT] = _LEFT
 
     def _run(self) -> None:
         while not self._stop.wait(min(_TICK, max(self.limit / 8, 0.05)) if self.limit else _TICK):
             if self._grandparent() != self._above:
                 os.kill(os.getpid(), signal.SIGKILL)
             problem = self.look(time.monotonic())
+            if self.left_alone(time.monotonic()):
+                os.kill(os.getpid(), signal.SIGKILL)
             if problem is not None:
                 self._speak(problem)
 
@@ -110,8 +115,17 @@ class Watchdog:
             return None
         return self._judge(now, now - line[Field.SINCE] / 1e9)
 
+    def left_alone(self, now: float) -> bool:
+        """Whether a neighbour has ended the job, and this rank still runs: then no launcher will end it."""
+        if all(line[Field.LEFT] != _ENDED_THE_JOB for line in self._lines.values()):
+            return False
+        self._ended = now if self._ended is None else self._ended
+        return now - self._ended > _ENDED
+
     def _judge(self, now: float, waited: float) -> str | None:
         """What is to say after this rank has waited so long, None while it may wait on."""
+        if any(line[Field.LEFT] == _ENDED_THE_JOB for line in self._lines.values()):
+            return None  # all is said
         missing = [found for rank in self._lines if (found := self._missing(rank, now, waited)) is not None]
         late = max((found.waited - found.limit for found in missing), default=-math.inf)
         told = f"in {Collective(self._state % 16).title} {where(self._line[Field.PLACE])}"
@@ -192,6 +206,7 @@ class Watchdog:
             say(f"distsgd: error: {problem}", sys.stderr)
         if self.stacks:
             self._print_stacks()
+        self._line[Field.LEFT] = _ENDED_THE_JOB
         self._end()
 
     def _print_stacks(self) -> None:

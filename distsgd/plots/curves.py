@@ -126,7 +126,9 @@ def _legend_of_splits(figure: Figure, run: Run, drawn: RunCurves, axis: str) -> 
         monitor = run.config.monitor or f"validation_{measure}"
         where = f"best {monitor.replace('_', ' ')}: {axis[:-1]} {drawn.best:g}"
         handles.append(_star(where, _OF_SPLIT["validation"]))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    # Beside each other; four with long names are wider than the picture.
+    wide = sum(len(str(handle.get_label())) for handle in handles) > 80
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 if wide else len(handles))
 
 
 def _legend_of_runs(figure: Figure, drawn: Sequence[RunCurves], colours: Sequence[Any]) -> None:

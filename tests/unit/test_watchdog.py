@@ -183,6 +183,23 @@ def test_where_the_speaker_died_the_next_one_speaks_at_once(child: subprocess.Po
     assert list(ranks.pass_time(0.5)) == [1]
 
 
+def test_who_is_left_alone_when_the_job_was_ended_leaves_without_a_word() -> None:
+    ranks = Ranks(["a", "a", "a"])
+    ranks.all_at(Phase.STEP, 3)
+    ranks.wait(0, 1)
+    assert list(ranks.pass_time(101)) == [0]
+    assert not ranks.dogs[1].left_alone(ranks.now)
+    ranks.dogs[0].stacks = False
+    ranks.dogs[0]._speak("what is wrong")
+    ranks.silent = {0}
+    assert not ranks.dogs[1].left_alone(ranks.now)
+    assert ranks.pass_time(0.5) == {}
+    assert not ranks.dogs[1].left_alone(ranks.now)
+    assert ranks.pass_time(1) == {}
+    assert ranks.dogs[1].left_alone(ranks.now)
+    assert not Ranks(["a", "a"]).dogs[1].left_alone(ranks.now)
+
+
 def test_a_rank_whose_program_ends_is_noticed_at_once() -> None:
     ranks = Ranks(["a", "a"])
     ranks.all_at(Phase.OUTSIDE)
