@@ -225,8 +225,9 @@ class TrainingStep:
             rows, self._model_running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
         )
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
-        self.exchange.records[own, 0] = loss_sum
-        self.exchange.records[own, 1] = count
+        records = self.exchange.records
+        records[own, 0] = loss_sum
+        records[own, 1] = count
         if self.guarded and not (all_finite(to.flats[plan.target]) and all_finite(self.exchange.records[own, 2:])):
             self.exchange.records[own, 1] = math.nan  # tells all ranks, in the exchange that takes place anyway
         for into, other in plan.additions:

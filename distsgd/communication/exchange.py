@@ -211,13 +211,14 @@ class LocalExchange(OwnState):
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
         elements, xp = self.partition.elements, plan.device.xp
+        self._on_cpu = plan.device.is_cpu
         self.params = xp.zeros(elements, plan.dtype)
         self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
         self.flags = np.zeros(1 + SCALARS)
         self.records = xp.zeros((self.last_lane - self.first_lane, plan.record))
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        return self.flags[np.newaxis], to_host(self.records)
+        return self.flags[np.newaxis], self.records if self._on_cpu else to_host(self.records)
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self.rows, 0

@@ -12,7 +12,7 @@ from distsgd.device import Array
 
 def row_sums(rows: Array, out: Array) -> None:
     """out[r] := Σ rows[r, k]."""
-    np.matmul(rows, ones(rows.shape[1], rows.dtype), out=out)
+    np.matmul(rows, ones(rows.shape[1], rows.dtype), out)  # by position: a small product feels the keyword
 
 
 def positive(x: Array) -> Array:
