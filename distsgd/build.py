@@ -31,11 +31,12 @@ from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.option_values import parse_every, parse_target
 from distsgd.placement import Data, on_device
 from distsgd.regularization import Regularization
+from distsgd.rhythm import Limits, Rhythm
 from distsgd.runtime import affinity, check_memory, cores_per_rank
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
-from distsgd.trainer import Limits, Rhythm, Trainer
+from distsgd.trainer import Trainer
 from distsgd.validation import Evaluator
 from distsgd.workers import Workers, worker_count
 

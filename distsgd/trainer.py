@@ -25,9 +25,9 @@ from distsgd.early_stopping import StoppingRule, reaches
 from distsgd.hooks import Hooks
 from distsgd.metrics import Value
 from distsgd.non_finite import NonFinite, goes_back
-from distsgd.option_values import Every
 from distsgd.output import say
 from distsgd.replicas import compare_replicas
+from distsgd.rhythm import Limits, Rhythm
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take
@@ -35,32 +35,6 @@ from distsgd.step import Flag, StepResult, TrainingStep
 from distsgd.validation import Evaluator
 
 Status = Literal["completed", "early_stopped", "stopped"]
-_EPOCH_CHECKPOINT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When to stop: whichever comes first. `seconds` count from the start of this leg, `why` explains them."""
-
-    epochs: int
-    max_steps: int | None = None
-    seconds: float | None = None
-    target: tuple[str, float] | None = None
-    why: str = ""
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """The last step that the limits allow."""
-        steps = self.epochs * steps_per_epoch
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """What happens how often; records come at each epoch's end and each validation, and every log_every steps."""
-
-    validate_steps: int
-    checkpoint: Every | None = None
-    log_every: int | None = None
 
 
 @dataclass
@@ -240,29 +214,15 @@ class Trainer:
             now = time.monotonic()
             if self.limits.seconds is not None and now - self.began >= self.limits.seconds:
                 flags |= Flag.STOP
-            if self._checkpoint_due(step, now - self._last_checkpoint):
+            since, per_epoch = now - self._last_checkpoint, self.sampler.steps_per_epoch
+            if self.rhythm.checkpoint_due(step, per_epoch, since, lambda: self._hooks.has_room(patience=0.0)):
                 flags |= Flag.CHECKPOINT
         return flags
-
-    def _checkpoint_due(self, step: int, seconds: float) -> bool:
-        every = self.rhythm.checkpoint
-        if every is None:
-            return False
-        if every.unit == "seconds":
-            return seconds >= every.amount and self._hooks.has_room(patience=0.0)
-        if every.unit == "steps":
-            return step % int(every.amount) == 0
-        ends_epochs = step % (int(every.amount) * self.sampler.steps_per_epoch) == 0
-        return ends_epochs and seconds >= _EPOCH_CHECKPOINT_SECONDS
 
     def _record_due(self, step: int | None = None) -> str | None:
         """Why there is a record at this step (by default the current one): validation, epoch, log, or None."""
         step = self.progress.step if step is None else step
-        if self.validation is not None and step % self.rhythm.validate_steps == 0:
-            return "validation"
-        if step % self.sampler.steps_per_epoch == 0:
-            return "epoch"
-        return "log" if self.rhythm.log_every is not None and step % self.rhythm.log_every == 0 else None
+        return self.rhythm.record_due(step, self.sampler.steps_per_epoch, self.validation is not None)
 
     def _record(self, result: StepResult) -> int | None:
         """Scores what is due, decides, records; the step from which the run is over, None as things stand."""

@@ -45,7 +45,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("records",),
     ("option_values",),
-    ("config", "batch_job"),
+    ("config", "batch_job", "rhythm"),
     ("snapshot", "background"),
     ("callbacks", "replicas"),
     ("hooks",),
