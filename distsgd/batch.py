@@ -22,6 +22,7 @@ class Batch:
     weights     sample weights (n,), or None
     indices     which rows of the data these are, (n,)
     state       running statistics of the model (read only)
+    clock       epoch and step in the memory of a GPU, where it records this step to make others like it
     statistics  float64 views where this lane's batch statistics go, by name, for training alone
     """
 
@@ -37,6 +38,7 @@ class Batch:
     state: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
     statistics: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
     device: Device = CPU
+    clock: Array | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -47,4 +49,4 @@ class Batch:
 
     def random_stream(self, purpose: str) -> Stream:
         """Where these words begin, for kernels that make them where they are used."""
-        return stream(self.seed, purpose, self.epoch, self.step, self.lane)
+        return stream(self.seed, purpose, self.epoch, self.step, self.lane)._replace(clock=self.clock)

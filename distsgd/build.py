@@ -17,10 +17,11 @@ from distsgd.communication.devices import device_of_rank
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
 from distsgd.config import TrainConfig, hyper_parameters
-from distsgd.device import Device
+from distsgd.device import Device, is_on_host
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
+from distsgd.graphs import StepGraphs
 from distsgd.layers import Layer
 from distsgd.layout import Layout
 from distsgd.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
@@ -273,6 +274,7 @@ def build_trainer(
         on_non_finite=config.on_non_finite,
         check_replicas=config.check_replicas,
         callbacks=callbacks,
+        graphs=_graphs(step, min(batch_size, len(data.train))) if config.cuda_graphs else None,
         notes=notes if note is None else [*notes, note],
     )
 
@@ -325,6 +327,17 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
         return max(1, min(config.threads, mine))
     longest = -(-batch_length // config.logical_ranks)
     return worker_count(cores, mine, multiply_adds, longest)
+
+
+def _graphs(step: TrainingStep, batch_length: int) -> StepGraphs | None:
+    """Graphs of the steps where one GPU makes all of it, and nothing of it is for the host to do or to look at."""
+    device, feeder = step.device, step.feeder
+    if device.is_cpu or step.exchange.communicator.size > 1 or is_on_host(feeder.examples.x):
+        return None
+    if step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
+        return None
+    scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
+    return StepGraphs(device, step.compute_recorded, batch_length, scalars, step.exchange.records.shape)
 
 
 def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:

@@ -22,7 +22,7 @@ STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
     "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
     "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "on_non_finite",
-    "check_replicas", "stall_timeout", "stall_stacks",
+    "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
@@ -211,6 +211,8 @@ class TrainConfig:
     """shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks do; auto: shared if possible."""
     threads: int | None = None
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
+    cuda_graphs: bool = True
+    """On a GPU that is alone in a run, record the steps once and start them as a whole; the results are the same."""
     callback: tuple[str, ...] = ()
     """Your own callbacks, file.py:name of a distsgd.Callback."""
     stall_timeout: str = "120s"

@@ -21,6 +21,8 @@ Shape: TypeAlias = tuple[int, ...]
 _MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when a GPU is chosen."""
 
+_CONSTANTS: dict[tuple[Any, ...], Array] = {}
+
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where Linux, or Linux under Windows, has NVIDIA's driver."""
 
@@ -50,6 +52,17 @@ def to_host(array: Array, out: Array | None = None) -> Array:
     return array.get(out=out)  # type: ignore[attr-defined, no-any-return]
 
 
+def constants(like: Array, values: tuple[float, ...]) -> Array:
+    """These numbers where `like` lies, in its dtype; to a GPU they are copied once. Read only."""
+    xp = array_module(like)
+    if xp is np:
+        return np.array(values, like.dtype)
+    key = (xp, xp.cuda.runtime.getDevice(), like.dtype, values)
+    if key not in _CONSTANTS:
+        _CONSTANTS[key] = xp.array(values, dtype=like.dtype)
+    return _CONSTANTS[key]
+
+
 def host_copy(array: Array) -> Array:
     """A copy of its own in the host's memory."""
     return array.copy() if is_on_host(array) else to_host(array)
@@ -76,9 +89,13 @@ class Device:
         return f"{self.description} ({self.name})" if self.description else self.name
 
     def use(self) -> None:
-        """From now on this thread's new arrays lie here."""
+        """From now on this thread's new arrays lie here, and what it asks for is done in an order of its own.
+
+        That is a stream other than CUDA's default, which can't be recorded.
+        """
         if not self.is_cpu:
             self.xp.cuda.Device(self.index).use()
+            self.xp.cuda.Stream(non_blocking=True).use()
 
     def synchronize(self) -> None:
         """Waits until all that this thread has asked for is done."""

@@ -121,16 +121,18 @@ class Feeder:
                 f"{self.examples.x.shape[1:]}, {features} numbers each"
             )
 
-    def gather(self, indices: Array, epoch: int | None = None, room: Array | None = None) -> Rows:
+    def gather(
+        self, indices: Array, epoch: int | None = None, room: Array | None = None, numbers: Array | None = None
+    ) -> Rows:
         """These examples, copied out of the data set in the model's dtype; augmented, for training in this epoch.
 
         `room`, at least (n, features) in the model's dtype, takes the inputs where it is given: memory that was used
-        before is faster than new.
+        before is faster than new. `numbers` has the rows of the data set where these lie on a device already.
         Inputs are C-ordered rows on every path, and handed over transposed, for the memory order of an operand is part
         of what GEMM computes.
         """
         if not is_on_host(self.examples.x):
-            return self._gather_there(indices, room)
+            return self._gather_there(indices, room, numbers)
         examples, inside = self.examples, self.examples.rows(indices)
         shape = (len(inside), *examples.x.shape[1:])
         out = None if room is None else room[: len(inside)].reshape(shape)
@@ -147,10 +149,11 @@ class Feeder:
         rows = Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
         return rows if self.device.is_cpu else rows.on(self.device)
 
-    def _gather_there(self, indices: Array, room: Array | None) -> Rows:
+    def _gather_there(self, indices: Array, room: Array | None, numbers: Array | None) -> Rows:
         """The same of examples that lie on the device: what goes there are their numbers alone."""
         examples, inside = self.examples, self.examples.rows(indices)
-        numbers = self.device.put(inside)
+        if numbers is None:
+            numbers = self.device.put(inside)
         shape = (len(inside), *examples.x.shape[1:])
         out = None if room is None else room[: len(inside)].reshape(shape)
         as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
@@ -188,6 +191,7 @@ class Feeder:
         epoch: int = 0,
         lane: int = 0,
         statistics: Views | None = None,
+        clock: Array | None = None,
     ) -> Batch:
         """The batch of these examples, by indices or gathered already.
 
@@ -211,4 +215,5 @@ class Feeder:
             state=state,
             statistics={} if statistics is None else statistics,
             device=self.device,
+            clock=clock,
         )

@@ -12,7 +12,7 @@ from math import isfinite, prod
 
 import numpy as np
 
-from distsgd.device import Array, Shape, array_module
+from distsgd.device import Array, Shape, array_module, constants
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
 
@@ -144,7 +144,7 @@ class SoftmaxCrossEntropy(Loss):
             t += self.label_smoothing / classes
         if self.class_weights is not None:
             self._check_classes(classes)
-            t *= array_module(outputs).array(self.class_weights, dtype=outputs.dtype)[:, None]
+            t *= constants(outputs, self.class_weights)[:, None]
         return t
 
     def _check_classes(self, classes: int) -> None:

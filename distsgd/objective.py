@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Protocol
 
@@ -70,6 +70,13 @@ class Objective(ABC):
         """Stored targets of n examples, (n,) or (n, outputs), as the function takes them: (n,) or (outputs, n)."""
         return y.T
 
+    def repeats_itself(self) -> bool:
+        """Whether it does the same for every lane of one length, whatever numbers are in it and whatever step it is of.
+
+        A GPU may record it then, and the recording stand for all steps.
+        """
+        return False
+
     def combine_statistics(self, left: Views, right: Views) -> None:  # noqa: B027 (not every model has any)
         """Joins two lanes' statistics into `left`."""
 
@@ -132,11 +139,22 @@ class Supervised(Objective):
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)
 
+    def repeats_itself(self) -> bool:
+        return _is_of_this_package(self.model) and _is_of_this_package(self.loss)
+
     def combine_statistics(self, left: Views, right: Views) -> None:
         self.model.combine_statistics(left, right)
 
     def update_state(self, state: Views, statistics: Views) -> None:
         self.model.update_state(state, statistics)
+
+
+def _is_of_this_package(part: Layer | Loss) -> bool:
+    """Whether a layer or loss, with all layers inside, is: one of somebody else's may look at its numbers."""
+    values = [getattr(part, field.name) for field in fields(part)]  # type: ignore[arg-type]
+    inside = [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
+    own = type(part).__module__.startswith("distsgd.")
+    return own and all(_is_of_this_package(one) for one in inside if isinstance(one, Layer))
 
 
 @dataclass(frozen=True)

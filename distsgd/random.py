@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from distsgd.device import Array, Shape
 
-Stream: TypeAlias = tuple[tuple[int, int], tuple[int, int, int, int]]
-"""Philox's key, and the counter behind which its words begin."""
+
+class Stream(NamedTuple):
+    """Philox's key, and the counter behind which its words begin.
+
+    clock   on a GPU, (epoch, step) uint64 in its memory: the counter's second and third word, in place of these two
+    """
+
+    key: tuple[int, int]
+    counter: tuple[int, int, int, int]
+    clock: Array | None = None
+
 
 _MASK = (1 << 64) - 1
 
@@ -35,12 +44,12 @@ def stream(seed: int, purpose: str, *indices: int) -> Stream:
         raise ValueError(f"at most 3 indices fit Philox's counter, got {len(indices)}")
     counter = [0, 0, 0, 0]
     counter[1 : 1 + len(indices)] = [index & _MASK for index in indices]
-    return (seed & _MASK, _purpose_word(purpose)), (counter[0], counter[1], counter[2], counter[3])
+    return Stream((seed & _MASK, _purpose_word(purpose)), (counter[0], counter[1], counter[2], counter[3]))
 
 
 def words_of(place: Stream, count: int) -> Array:
     """The first `count` uint64 words of a stream."""
-    key, counter = (np.array(words, dtype=np.uint64) for words in place)
+    key, counter = (np.array(words, dtype=np.uint64) for words in place[:2])
     words: Array = np.random.Philox(counter=counter, key=key).random_raw(count)
     return words
 

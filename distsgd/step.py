@@ -13,6 +13,7 @@ from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array, Device, to_host
 from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
 from distsgd.examples import Feeder, Rows
+from distsgd.graphs import StepInputs
 from distsgd.layout import Layout, Views
 from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
 from distsgd.objective import Objective
@@ -135,6 +136,17 @@ class TrainingStep:
             buffers.append(_LaneBuffers(node, [self.exchange.rows[node], *scratch], self.layout))
         return buffers
 
+    def compute_recorded(self, bounds: tuple[int, ...], inputs: StepInputs) -> tuple[Array, tuple[Array, ...]]:
+        """All of a step for `StepGraphs`, on the minibatch whose numbers the GPU has. Looks at no number."""
+        indices = np.zeros(bounds[-1], np.int64)  # the host's: nobody looks at them
+        self.exchange.records[:] = 0.0
+        self._error = None
+        self._compute(0, 0, 0, indices, bounds, inputs)
+        if self._error is not None:
+            raise self._error
+        self._update.launch(bounds, bounds[-1], inputs)
+        return self.exchange.records, (self._rooms[0],)
+
     def run(
         self,
         step: int,
@@ -176,30 +188,41 @@ class TrainingStep:
             leave_out = self.wrong_update(step)
         elif said & Flag.FAILED:
             self._raise_first_error()
-        loss_sum, count, problem = (0.0, 0, leave_out) if leave_out else self._totals(records, step, indices, bounds)
+        loss_sum, count, problem = (0.0, 0, leave_out) if leave_out else self.totals(records, step, indices, bounds)
         if problem is not None:
             exchange.publish()  # or a rank would overwrite what another one still reads
             return StepResult(0.0, 0, said, None, problem)
         scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
         norm = self._update.run(bounds, count, scalars, want_norm)
         exchange.publish()
-        self._update_running(records, bounds)
+        self.update_running(records, bounds)
         self._previous = (indices, bounds)
         return StepResult(loss_sum, count, said, norm)
 
-    def _compute(self, worker: int, step: int, epoch: int, indices: Array, bounds: tuple[int, ...]) -> None:
+    def _compute(
+        self,
+        worker: int,
+        step: int,
+        epoch: int,
+        indices: Array,
+        bounds: tuple[int, ...],
+        inputs: StepInputs | None = None,
+    ) -> None:
         """One worker's lanes; the first error of any worker is kept, for all ranks to be told."""
         first, last = self.exchange.worker_spans[worker]
         start, stop, lane = bounds[first], bounds[last], first
         try:
             room = self._room(worker, stop - start)
-            gathered = None if room is None else self.feeder.gather(indices[start:stop], epoch, room)
+            gathered = None if room is None else self._gather(start, stop, indices, epoch, room, inputs)
             with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
                 for buffers in self._buffers[worker]:
                     for plan in schedule(*buffers.node, bounds):
                         lane, begin, end = plan.lane, bounds[plan.lane], bounds[plan.lane + 1]
-                        rows = indices[begin:end] if gathered is None else gathered.part(begin - start, end - start)
-                        self._compute_lane(buffers, plan, step, epoch, rows)
+                        if gathered is None:
+                            rows = self._gather(begin, end, indices, epoch, None, inputs)
+                        else:
+                            rows = gathered.part(begin - start, end - start)
+                        self._compute_lane(buffers, plan, step, epoch, rows, None if inputs is None else inputs.clock)
         except DistsgdError as error:
             self._error = self._error or error
         except RAISED_BY_USERS:
@@ -208,6 +231,13 @@ class TrainingStep:
             self._error = self._error or LaneError.here(
                 f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
             )
+
+    def _gather(
+        self, start: int, stop: int, indices: Array, epoch: int, room: Array | None, inputs: StepInputs | None
+    ) -> Rows:
+        """These of the minibatch's examples."""
+        numbers = None if inputs is None else inputs.numbers[start:stop]
+        return self.feeder.gather(indices[start:stop], epoch, room, numbers)
 
     def _room(self, worker: int, count: int) -> Array | None:
         """Where a worker gathers the inputs of its lanes, used again in each step; None where they are too many."""
@@ -219,10 +249,13 @@ class TrainingStep:
             room = self._rooms[worker] = self.feeder.room(count)
         return room
 
-    def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
-        own = plan.lane - self.exchange.first_lane
+    def _compute_lane(
+        self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Rows, clock: Array | None
+    ) -> None:
+        own, running = plan.lane - self.exchange.first_lane, self._model_running
+        statistics = self._statistics[own]
         batch = self.feeder.batch(
-            rows, self._model_running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
+            rows, running, step=step, epoch=epoch, lane=plan.lane, statistics=statistics, clock=clock
         )
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
         records = self.exchange.records
@@ -262,10 +295,10 @@ class TrainingStep:
             if error is not None:
                 raise error
 
-    def _totals(
+    def totals(
         self, records: Array, step: int, indices: Array, bounds: tuple[int, ...]
     ) -> tuple[float, int, NonFinite | None]:
-        """(sum of the losses, examples, what isn't finite)."""
+        """(sum of the losses, examples, what isn't finite) of what the lanes have reported of a step, from 0."""
         loss_sum, count = 0.0, 0
         for lane, (loss, examples) in enumerate(records[:, :2].tolist()):
             if not math.isfinite(loss):
@@ -279,7 +312,8 @@ class TrainingStep:
             raise DistsgdError(f"the loss function counted {count} examples at step {step + 1}; it must count them all")
         return loss_sum, count, None
 
-    def _update_running(self, records: Array, bounds: tuple[int, ...]) -> None:
+    def update_running(self, records: Array, bounds: tuple[int, ...]) -> None:
+        """Moves the running statistics on by what the lanes have reported of a step."""
         if not len(self.running):
             return
         statistics = [self._statistics_layout.views(record[2:]) for record in records]

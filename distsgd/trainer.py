@@ -22,6 +22,7 @@ from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
 from distsgd.device import Array, host_copy, to_host
 from distsgd.early_stopping import StoppingRule, reaches
+from distsgd.graphs import StepGraphs
 from distsgd.hooks import Hooks
 from distsgd.metrics import Value
 from distsgd.non_finite import NonFinite, goes_back
@@ -32,7 +33,11 @@ from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take
 from distsgd.step import Flag, StepResult, TrainingStep
+from distsgd.under_way import Steps
 from distsgd.validation import Evaluator
+
+_UNDER_WAY = StepResult(0.0, 0, Flag(0), None)
+"""Stands for a step that has begun and will end later."""
 
 Status = Literal["completed", "early_stopped", "stopped"]
 
@@ -60,6 +65,7 @@ class Trainer:
     on_non_finite: str = "stop"
     check_replicas: int = 0
     callbacks: Sequence[Callback] = ()
+    graphs: StepGraphs | None = None
     notes: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
@@ -67,6 +73,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._hooks = Hooks(self.communicator, self.callbacks, lambda: self.progress.step)
+        self._steps = Steps(self.step, self.graphs)
         self.began = time.monotonic()
         self._last_checkpoint = self.began
         self._training_seconds, self._training_examples = 0.0, 0
@@ -121,7 +128,9 @@ class Trainer:
                 return "early_stopped"
             if self.progress.step >= last:
                 return "completed"
-            result = self._one_step()
+            result = self._one_step((last, decision))
+            if result is _UNDER_WAY:
+                continue
             if result is None:
                 decision = self._decide(None)
                 continue
@@ -138,33 +147,43 @@ class Trainer:
                 early = decision is not None and self.progress.step >= decision
                 return "early_stopped" if early else "stopped"
 
-    def _one_step(self) -> StepResult | None:
-        """One step; None where the run has gone back instead."""
-        progress, began = self.progress, time.monotonic()
-        self.communicator.at(Phase.STEP, progress.step + 1)
-        self.learning_rate = self.schedule.learning_rate(
-            self.step.optimizer.learning_rate, progress.step, self.sampler.steps_per_epoch
+    def _one_step(self, ends: tuple[int | None, ...]) -> StepResult | None:
+        """Begins a step and takes note of those that end, all before one of `ends`; the last one's result.
+
+        _UNDER_WAY where none has ended, None where the run has gone back instead.
+        """
+        progress, began, per_epoch = self.progress, time.monotonic(), self.sampler.steps_per_epoch
+        before = self._steps.under_way
+        step = progress.step + before
+        self.communicator.at(Phase.STEP, step + 1)
+        self.learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
+        results = self._steps.advance(
+            step,
+            step // per_epoch,
+            self.sampler.minibatch(step),
+            self.learning_rate,
+            self._flags(step + 1),
+            want_norm=self._record_due(step + 1) is not None,
+            updates=progress.updates + before,
+            leave_out=progress.left_out.get(step + 1),
+            wait=step + 1 in ends,
         )
-        indices = self.sampler.minibatch(progress.step)
+        for result in results:
+            if result.problem is not None and self._goes_back(result.problem):
+                return None
+            self._note(result)
+        self._training_seconds += time.monotonic() - began
+        return results[-1] if results else _UNDER_WAY
+
+    def _note(self, result: StepResult) -> None:
+        """Counts a step that has ended, and tells the callbacks."""
+        progress = self.progress
         if progress.step % self.sampler.steps_per_epoch == 0:
             progress.loss_sum, progress.count = 0.0, 0
-        result = self.step.run(
-            progress.step,
-            self.epoch,
-            indices,
-            self.learning_rate,
-            self._flags(progress.step + 1),
-            want_norm=self._record_due(progress.step + 1) is not None,
-            updates=progress.updates,
-            leave_out=progress.left_out.get(progress.step + 1),
-        )
-        if result.problem is not None and self._goes_back(result.problem):
-            return None
         progress.step += 1
         progress.updates += result.problem is None
         progress.loss_sum += result.loss_sum
         progress.count += result.count
-        self._training_seconds += time.monotonic() - began
         self._training_examples += result.count
         loss = result.loss_sum / result.count if result.count else math.nan
         if self.communicator.is_root:
@@ -172,7 +191,6 @@ class Trainer:
         self._hooks.attempt(
             lambda: self._hooks.call(lambda callback: callback.on_step(progress.step, loss, result.count))
         )
-        return result
 
     def _goes_back(self, found: NonFinite) -> bool:
         """Acts on numbers that aren't finite: raises, leaves the minibatch out, or goes back first. Collective."""

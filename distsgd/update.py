@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from distsgd.communication.exchange import BLOCK, Exchange, stretches
 from distsgd.communication.tree import Span, TreeSum, part, scratch_levels
 from distsgd.device import Array, to_host
+from distsgd.graphs import StepInputs
 from distsgd.kernels import kernels_for
 from distsgd.layout import Layout
 from distsgd.non_finite import all_finite
@@ -106,6 +108,17 @@ class SliceUpdate:
             prepared.append(_Stretch(span, total, list(scratch[3:]), scratch[:2], tuple(pieces)))
         return prepared
 
+    def launch(self, bounds: tuple[int, ...], count: int, inputs: StepInputs) -> None:
+        """One update on a GPU without a look at any number: what isn't finite is `trouble`, which ends all updates."""
+        self._measure_norm = False
+        records = self.exchange.records
+        for stretch in self._stretches[0]:
+            kernels = kernels_for(stretch.total)
+            self._total(stretch, bounds, count, looks=False)
+            kernels.find_trouble(stretch.total, records, inputs.trouble)
+            kernels.hold_after_trouble(inputs.trouble, inputs.scalars, stretch.total)
+            self._apply(stretch, tuple(inputs.scalars))
+
     def run(self, bounds: tuple[int, ...], count: int, scalars: tuple[float, ...], want_norm: bool) -> float | None:
         """One update with the gradients gathered; the gradient's norm where it is asked for or clipped by.
 
@@ -142,7 +155,7 @@ class SliceUpdate:
 
         self.workers.run(run)
 
-    def _total(self, stretch: _Stretch, bounds: tuple[int, ...], count: int) -> None:
+    def _total(self, stretch: _Stretch, bounds: tuple[int, ...], count: int, looks: bool = True) -> None:
         """Puts the gradient of the mean loss and the penalties into the stretch's total."""
         lanes = stretch.sums.get(bounds)
         if lanes is None:
@@ -153,14 +166,14 @@ class SliceUpdate:
                 piece.total[:] = 0.0
             elif piece.penalized:
                 self.regularization.add_gradient(piece.params, piece.total)
-        if not all_finite(total):
+        if looks and not all_finite(total):
             self.finite = False
             self.suspects |= self.exchange.not_finite(bounds, stretch.span)
         if self._measure_norm:
             squares, first = kernels_for(total).block_squares(total, BLOCK), stretch.span.start // BLOCK
             self._norms[first : first + len(squares)] = to_host(squares)
 
-    def _apply(self, stretch: _Stretch, scalars: tuple[float, ...]) -> None:
+    def _apply(self, stretch: _Stretch, scalars: tuple[Any, ...]) -> None:
         if not self.finite:
             return  # from here on; all ranks are told with the next exchange, and none of it is saved
         update, weight_decay = self.optimizer.update, self.optimizer.weight_decay

@@ -20,10 +20,12 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from distsgd import device, kernels
 from distsgd.kernels import cpu
-from distsgd.step import TrainingStep
+from distsgd.random import Stream as Stream64
+from distsgd.under_way import Steps
 from tests.emulated_kernels import EmulatedModule
+from tests.strict_graph import Pool, Stream, Tape, using_allocator
 
-TO_DEVICE, TO_HOST, KERNEL, MPI = "to device", "to host", "kernel", "mpi"
+TO_DEVICE, TO_HOST, KERNEL, MPI, GRAPH = "to device", "to host", "kernel", "mpi", "graph"
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,13 @@ class Event:
 
 @dataclass
 class Recorder:
-    """What has happened, and what each thread is about: its GPU, its step, its copies that may be under way."""
+    """What has happened, and what each thread is about: its GPU, its step, its copies that may be under way.
+
+    waits   the steps in which the host has waited for the GPU, once each time; None between steps
+    """
 
     events: list[Event] = field(default_factory=list)
+    waits: list[int | None] = field(default_factory=list)
     threads: threading.local = field(default_factory=threading.local)
 
     @property
@@ -52,13 +58,46 @@ class Recorder:
 
     def copying(self, host: np.ndarray) -> None:
         """From now on, to a GPU, from memory of the host that nobody may write to before the next wait."""
+        assert self.tape is None, "a copy can't be recorded"
         self.note(TO_DEVICE, host.nbytes)
         if not hasattr(self.threads, "under_way"):
             self.threads.under_way = []
         self.threads.under_way.append((host, host.tobytes()))
 
+    @property
+    def tape(self) -> Tape | None:
+        """What this thread records; None where everything is done at once."""
+        return getattr(self.threads, "tape", None)
+
+    @property
+    def stream(self) -> Stream:
+        return getattr(self.threads, "stream", None) or Stream(self, non_blocking=False)
+
+    def arriving(self, host: np.ndarray, content: np.ndarray) -> None:
+        """From now on, to the host, where it can be read behind the next wait."""
+        host[...] = np.frombuffer(b"\xff" * host.nbytes, host.dtype).reshape(host.shape)
+        if not hasattr(self.threads, "on_the_way"):
+            self.threads.on_the_way = []
+        self.threads.on_the_way.append((host, content))
+
+    def perform(self, work: Callable[[], Any], *inputs: np.ndarray) -> Any:
+        """work(), which makes a new array or a view of an input; while a graph is recorded, see Tape."""
+        return work() if self.tape is None else self.tape.perform(work, *inputs)
+
+    def write(self, work: Callable[[], Any]) -> None:
+        """work(), which writes to arrays that are there; while a graph is recorded, only later."""
+        if self.tape is None:
+            work()
+        else:
+            self.tape.steps.append(work)
+
     def wait(self) -> None:
         """The host waits for the GPU."""
+        assert self.tape is None, "waiting can't be recorded"
+        self.waits.append(getattr(self.threads, "step", None))
+        for host, content in getattr(self.threads, "on_the_way", []):
+            host[...] = content
+        self.threads.on_the_way = []
         for host, content in getattr(self.threads, "under_way", []):
             assert host.tobytes() == content, "the host wrote to memory that was being copied to a GPU"
         self.threads.under_way = []
@@ -89,10 +128,14 @@ class StrictArray(NDArrayOperatorsMixin):
         if method not in ("__call__", "reduce") or ufunc.__name__ in ("vecdot", "matvec", "vecmat"):
             return NotImplemented
         assert set(kwargs) <= {"out", "dtype", "axis"}, kwargs
+        opened = [open_up(one) for one in inputs]
         if "out" in kwargs:
-            kwargs["out"] = tuple(None if one is None else open_up(one) for one in kwargs["out"])
-            assert ufunc is not np.matmul or kwargs["out"][0].flags.c_contiguous, "cuBLAS writes rows"
-        return close(getattr(ufunc, method)(*map(open_up, inputs), **kwargs))
+            (out,) = kwargs["out"]
+            assert ufunc is not np.matmul or out.flags.c_contiguous, "cuBLAS writes rows"
+            kwargs["out"] = open_up(out)
+            RECORDER.write(lambda: getattr(ufunc, method)(*opened, **kwargs))
+            return out
+        return close(RECORDER.perform(lambda: getattr(ufunc, method)(*opened, **kwargs)))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         own = getattr(StrictModule, function.__name__, None)
@@ -100,9 +143,14 @@ class StrictArray(NDArrayOperatorsMixin):
 
     # copies to the host, each of which waits
 
-    def get(self, out: np.ndarray | None = None) -> np.ndarray:
+    def get(self, out: np.ndarray | None = None, blocking: bool = True) -> np.ndarray:
         inside = open_up(self)
         RECORDER.note(TO_HOST, inside.nbytes)
+        if not blocking:
+            assert type(out) is np.ndarray
+            assert (out.shape, out.dtype) == (inside.shape, inside.dtype)
+            RECORDER.arriving(out, inside.copy())
+            return out
         RECORDER.wait()
         if out is None:
             return inside.copy()
@@ -150,11 +198,14 @@ class StrictArray(NDArrayOperatorsMixin):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: Any) -> StrictArray:
-        found = open_up(self)[open_index(index)]
-        return close(found if isinstance(found, np.ndarray) else np.asarray(found))
+        inside, place = open_up(self), open_index(index)
+        if isinstance(place, int):
+            return close(inside[place : place + 1].reshape(inside.shape[1:]))
+        return close(RECORDER.perform(lambda: np.asarray(inside[place]), inside))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        open_up(self)[open_index(index)] = open_up(value)
+        inside, place, opened = open_up(self), open_index(index), open_up(value)
+        RECORDER.write(lambda: inside.__setitem__(place, opened))
 
 
 def open_up(value: Any) -> Any:
@@ -183,7 +234,8 @@ def _methods() -> None:
             opened = {key: open_up(v) if isinstance(v, StrictArray) else v for key, v in kwargs.items()}
             opened_args = [open_up(v) if isinstance(v, StrictArray) else v for v in args]
             assert not any(isinstance(v, np.ndarray) for v in (*args, *kwargs.values()))
-            return close(getattr(open_up(self), name)(*opened_args, **opened))
+            inside = open_up(self)
+            return close(RECORDER.perform(lambda: getattr(inside, name)(*opened_args, **opened), inside))
 
         return call
 
@@ -191,7 +243,12 @@ def _methods() -> None:
         setattr(StrictArray, name, method(name))
 
     def take(self: StrictArray, indices: StrictArray, axis: int | None = None, out: Any = None) -> StrictArray:
-        return close(open_up(self).take(open_up(indices), axis, None if out is None else open_up(out)))
+        inside, places = open_up(self), open_up(indices)
+        if out is None:
+            return close(RECORDER.perform(lambda: inside.take(places, axis)))
+        into = open_up(out)
+        RECORDER.write(lambda: inside.take(places, axis, into))
+        return out
 
     StrictArray.take = take  # type: ignore[attr-defined]
 
@@ -212,9 +269,13 @@ class StrictModule:
         self.cuda = SimpleNamespace(
             Device=lambda index: SimpleNamespace(use=lambda: use(index)),
             alloc_pinned_memory=bytearray,
-            get_current_stream=lambda: SimpleNamespace(synchronize=RECORDER.wait),
+            get_current_stream=lambda: RECORDER.stream,
+            Stream=lambda non_blocking: Stream(RECORDER, non_blocking),
+            MemoryPool=Pool,
+            using_allocator=lambda malloc: using_allocator(RECORDER, malloc),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             runtime=SimpleNamespace(
+                getDevice=lambda: RECORDER.gpu,
                 getDeviceCount=lambda: gpus,
                 getDeviceProperties=lambda index: {"name": names[index % len(names)].encode()},
                 memGetInfo=lambda: (free_bytes, 2 * free_bytes),
@@ -235,7 +296,8 @@ class StrictModule:
 
     @staticmethod
     def concatenate(arrays: Any, axis: int = 0) -> StrictArray:
-        return close(np.concatenate([open_up(one) for one in arrays], axis))
+        opened = [open_up(one) for one in arrays]
+        return close(RECORDER.perform(lambda: np.concatenate(opened, axis)))
 
     @staticmethod
     def RawModule(code: str, options: tuple[str, ...]) -> Any:  # noqa: N802
@@ -245,8 +307,9 @@ class StrictModule:
             def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
                 assert len(grid) == len(block) == 1
                 assert min(*grid, *block) >= 1
+                opened = [open_up(a) if isinstance(a, StrictArray) else a for a in arguments]
                 RECORDER.note(KERNEL, name)
-                module.launch(name, [open_up(a) if isinstance(a, StrictArray) else a for a in arguments])
+                RECORDER.write(lambda: module.launch(name, opened))
 
             return launch
 
@@ -258,7 +321,8 @@ def _functions() -> None:
         def call(*args: Any, **kwargs: Any) -> StrictArray:
             opened = [open_up(one) if at < arrays else one for at, one in enumerate(args)]
             assert not any(isinstance(one, StrictArray | np.ndarray) for one in (*args[arrays:], *kwargs.values()))
-            return close(getattr(np, name)(*opened, **kwargs))
+            inputs = [one for one in opened if isinstance(one, np.ndarray)]
+            return close(RECORDER.perform(lambda: getattr(np, name)(*opened, **kwargs), *inputs))
 
         return staticmethod(call)
 
@@ -280,7 +344,7 @@ def _on_strict_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
         assert not any(isinstance(one, np.ndarray) for one in (*args, *kwargs.values()))
         opened = [open_up(one) if isinstance(one, StrictArray) else one for one in args]
         named = {key: open_up(one) if isinstance(one, StrictArray) else one for key, one in kwargs.items()}
-        result = function(*opened, **named)
+        result = _as_kernels_do(function, opened, named)
         if isinstance(result, tuple):
             return tuple(close(one) if isinstance(one, np.ndarray) else one for one in result)
         return close(result) if isinstance(result, np.ndarray) else result
@@ -288,9 +352,57 @@ def _on_strict_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _as_kernels_do(function: Callable[..., Any], args: list[Any], named: dict[str, Any]) -> Any:
+    """The function's result, with numbers of the step read from where they lie, and nothing done where one is NaN."""
+
+    def work(args: list[Any] = args, named: dict[str, Any] = named) -> Any:
+        read = [_read(one) for one in args]
+        return None if any(one is None for one in read) else function(*read, **named)
+
+    tape = RECORDER.tape
+    if tape is None:
+        return work()
+    copies = {key: one.copy() if isinstance(one, np.ndarray) else one for key, one in named.items()}
+    with np.errstate(all="ignore"):
+        result = work([one.copy() if isinstance(one, np.ndarray) and one.ndim else one for one in args], copies)
+    results = result if isinstance(result, tuple) else (result,)
+    made = [one.copy() if isinstance(one, np.ndarray) else one for one in results]
+    tape.made += [one for one in made if isinstance(one, np.ndarray)]
+
+    def again() -> None:
+        found = work()
+        for into, one in zip(made, found if isinstance(found, tuple) else (found,), strict=True):
+            if isinstance(into, np.ndarray):
+                into[...] = one
+
+    tape.steps.append(again)
+    return tuple(made) if isinstance(result, tuple) else made[0]
+
+
+def _read(argument: Any) -> Any:
+    """A number of the step as kernels.cu reads it (None for NaN), a random stream by its clock, all else as it is."""
+    if isinstance(argument, np.ndarray) and argument.ndim == 0:
+        return None if np.isnan(argument) else float(argument)
+    if isinstance(argument, Stream64) and argument.clock is not None:
+        first, _, _, last = argument.counter
+        epoch, step = (int(word) for word in open_up(argument.clock))
+        return Stream64(argument.key, (first, epoch, step, last))
+    return argument
+
+
 def cpu_kernels() -> Any:
     """The CPU's kernels for arrays of this module: with them a run has the bits of the CPU."""
+
+    def find_trouble(values: np.ndarray, records: np.ndarray | None, trouble: np.ndarray) -> None:
+        if not (np.isfinite(values).all() and (records is None or np.isfinite(records[:, 0]).all())):
+            trouble[0] = 1.0
+
+    def hold_after_trouble(trouble: np.ndarray, numbers: np.ndarray, like: np.ndarray) -> None:
+        if trouble[0]:
+            numbers[:] = np.nan
+
     names = {name: getattr(cpu, name) for name in cpu.__all__}
+    names |= {"find_trouble": find_trouble, "hold_after_trouble": hold_after_trouble}
     return SimpleNamespace(**{name: _on_strict_arrays(v) if callable(v) else v for name, v in names.items()})
 
 
@@ -299,12 +411,12 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
     """Inside, `--device gpu` computes on `module`, with the kernels of the CPU or those of kernels.cu."""
     from distsgd.kernels import gpu
 
-    run = TrainingStep.run
+    advance = Steps.advance
 
-    def recorded(self: TrainingStep, step: int, *args: Any, **kwargs: Any) -> Any:
+    def recorded(self: Steps, step: int, *args: Any, **kwargs: Any) -> Any:
         RECORDER.threads.step = step
         try:
-            return run(self, step, *args, **kwargs)
+            return advance(self, step, *args, **kwargs)
         finally:
             RECORDER.threads.step = None
 
@@ -313,6 +425,6 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
         patch.setattr(device, "_is_installed", lambda: True)
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
-        patch.setattr(TrainingStep, "run", recorded)
-        RECORDER.events, RECORDER.threads = [], threading.local()
+        patch.setattr(Steps, "advance", recorded)
+        RECORDER.events, RECORDER.waits, RECORDER.threads = [], [], threading.local()
         yield RECORDER

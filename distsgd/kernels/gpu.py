@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.resources import files
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,10 @@ COLUMNS_APART = False
 TYPES = {"f": "float", "d": "double"}
 """What kernels.cu is compiled for, by the dtype's character."""
 
+Number: TypeAlias = float | Array
+"""What may change from step to step: a number, or float64 without dimensions on the GPU; see kernels.cu."""
+
+_NOWHERE = np.uint64(0)
 _THREADS = 256
 _MOST_BLOCKS = 1 << 16
 
@@ -53,48 +57,55 @@ def _launch(name: str, like: Array, threads: int, *arguments: Any) -> None:
     _kernel(array_module(like), name, like.dtype.char)((blocks,), (_THREADS,), arguments)
 
 
+def _number(value: Number) -> tuple[float, Any]:
+    """As kernels.cu takes a STEP_NUMBER."""
+    return (value, _NOWHERE) if isinstance(value, float) else (0.0, value)
+
+
 def add_scaled(target: Array, source: Array, factor: float, scratch: Array) -> None:
     """target := target + factor source."""
     _launch("add_scaled", target, target.size, target, source, factor, target.size)
 
 
-def scale(target: Array, factor: float) -> None:
+def scale(target: Array, factor: Number) -> None:
     """target := factor target."""
-    _launch("scale", target, target.size, target, factor, target.size)
+    _launch("scale", target, target.size, target, *_number(factor), target.size)
 
 
-def sgd(params: Array, grads: Array, learning_rate: float) -> None:
+def sgd(params: Array, grads: Array, learning_rate: Number) -> None:
     """w := w - ηg."""
-    _launch("sgd", params, params.size, params, grads, learning_rate, params.size)
+    _launch("sgd", params, params.size, params, grads, *_number(learning_rate), params.size)
 
 
 def momentum(
-    params: Array, grads: Array, velocity: Array, learning_rate: float, momentum: float, dampening: float
+    params: Array, grads: Array, velocity: Array, learning_rate: Number, momentum: float, dampening: float
 ) -> None:
     """v := μv + (1 - dampening) g;  w := w - ηv."""
-    rest = (learning_rate, momentum, 1.0 - dampening, params.size)
+    rest = (*_number(learning_rate), momentum, 1.0 - dampening, params.size)
     _launch("momentum", params, params.size, params, grads, velocity, *rest)
 
 
 def nesterov(
-    params: Array, grads: Array, velocity: Array, learning_rate: float, momentum: float, scratch: Array
+    params: Array, grads: Array, velocity: Array, learning_rate: Number, momentum: float, scratch: Array
 ) -> None:
     """v := μv + g;  w := w - η(g + μv)."""
-    _launch("nesterov", params, params.size, params, grads, velocity, learning_rate, momentum, params.size)
+    rest = (*_number(learning_rate), momentum, params.size)
+    _launch("nesterov", params, params.size, params, grads, velocity, *rest)
 
 
 def adagrad(
-    params: Array, grads: Array, square_sum: Array, learning_rate: float, epsilon: float, scratch: Array
+    params: Array, grads: Array, square_sum: Array, learning_rate: Number, epsilon: float, scratch: Array
 ) -> None:
     """s := s + g²;  w := w - ηg / (√s + ε)."""
-    _launch("adagrad", params, params.size, params, grads, square_sum, learning_rate, epsilon, params.size)
+    rest = (*_number(learning_rate), epsilon, params.size)
+    _launch("adagrad", params, params.size, params, grads, square_sum, *rest)
 
 
 def rmsprop(
-    params: Array, grads: Array, square_mean: Array, learning_rate: float, alpha: float, epsilon: float, scratch: Array
+    params: Array, grads: Array, square_mean: Array, learning_rate: Number, alpha: float, epsilon: float, scratch: Array
 ) -> None:
     """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε)."""
-    rest = (learning_rate, alpha, 1.0 - alpha, epsilon, params.size)
+    rest = (*_number(learning_rate), alpha, 1.0 - alpha, epsilon, params.size)
     _launch("rmsprop", params, params.size, params, grads, square_mean, *rest)
 
 
@@ -103,15 +114,28 @@ def adam(
     grads: Array,
     first_moment: Array,
     second_moment: Array,
-    step_size: float,
+    step_size: Number,
     beta1: float,
     beta2: float,
-    epsilon: float,
+    epsilon: Number,
     scratch: Array,
 ) -> None:
     """m := β₁m + g;  v := β₂v + g²;  w := w - step_size m / (√v + ε)."""
-    rest = (step_size, beta1, beta2, epsilon, params.size)
+    rest = (*_number(step_size), beta1, beta2, *_number(epsilon), params.size)
     _launch("adam", params, params.size, params, grads, first_moment, second_moment, *rest)
+
+
+def find_trouble(values: Array, records: Array | None, trouble: Array) -> None:
+    """trouble[0] := 1 where a value isn't finite, or the loss sum of a lane's record; else it stays as it is."""
+    _launch("find_trouble", values, values.size, values, trouble, values.size)
+    if records is not None:
+        lanes, width = records.shape
+        _launch("find_trouble_in_losses", values, lanes, records, trouble, width, lanes)
+
+
+def hold_after_trouble(trouble: Array, numbers: Array, like: Array) -> None:
+    """All numbers become NaN where trouble[0] isn't 0: kernels that read them then leave everything as it is."""
+    _launch("hold_after_trouble", like, numbers.size, trouble, numbers, numbers.size)
 
 
 def block_squares(values: Array, block: int) -> Array:
@@ -143,17 +167,17 @@ def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tup
     xp, (classes, count) = array_module(outputs), outputs.shape
     outputs, labels = xp.ascontiguousarray(outputs), labels.astype(np.int64, copy=False)
     losses, gradient = xp.empty(count, outputs.dtype), xp.empty_like(outputs) if want_grad else None
-    into = np.uint64(0) if gradient is None else gradient
+    into = _NOWHERE if gradient is None else gradient
     _launch("softmax_cross_entropy", outputs, count, outputs, labels, losses, into, classes, count)
     return losses, gradient
 
 
 def keep_mask(like: Array, shape: Shape, keep: float, place: Stream) -> Array:
     """A boolean mask that is true with probability `keep`: the same integers as on the CPU."""
-    (key, counter), count = place, prod(shape)
+    (key, counter, clock), count = place, prod(shape)
     mask: Array = array_module(like).empty(shape, bool)
     words = [np.uint64(word) for word in (round(keep * 2.0**32), *key, *counter)]
-    _launch("keep_mask", like, -(-count // 8), mask, *words, count)
+    _launch("keep_mask", like, -(-count // 8), mask, *words, _NOWHERE if clock is None else clock, count)
     return mask
 
 

@@ -11,9 +11,19 @@ typedef unsigned long long word_t;
 #define EACH_BLOCK(row, count) for (index_t row = blockIdx.x; row < (count); row += gridDim.x)
 #define MOST_THREADS 1024
 
+// A number that changes from step to step comes by value, or lies at `_at` in the GPU's memory, for a step that is recorded
+// once and started again. There NaN says: leave everything as it is.
+#define STEP_NUMBER(name) double name, const double* name##_at
+#define READ(name)                     \
+    if (name##_at) {                   \
+        name = *name##_at;             \
+        if (name != name) return;      \
+    }
+
 // ---- one optimizer step, in place: w params, g gradient
 
-extern "C" __global__ void scale(T* w, double factor, index_t count) {
+extern "C" __global__ void scale(T* w, STEP_NUMBER(factor), index_t count) {
+    READ(factor);
     EACH(i, count) w[i] = w[i] * (T)factor;
 }
 
@@ -21,12 +31,14 @@ extern "C" __global__ void add_scaled(T* target, const T* source, double factor,
     EACH(i, count) target[i] = target[i] + source[i] * (T)factor;
 }
 
-extern "C" __global__ void sgd(T* w, const T* g, double rate, index_t count) {
+extern "C" __global__ void sgd(T* w, const T* g, STEP_NUMBER(rate), index_t count) {
+    READ(rate);
     EACH(i, count) w[i] = w[i] - g[i] * (T)rate;
 }
 
-extern "C" __global__ void momentum(T* w, const T* g, T* velocity, double rate, double mu, double undamped,
+extern "C" __global__ void momentum(T* w, const T* g, T* velocity, STEP_NUMBER(rate), double mu, double undamped,
                                     index_t count) {
+    READ(rate);
     EACH(i, count) {
         T v = velocity[i] * (T)mu + (undamped == 1.0 ? g[i] : g[i] * (T)undamped);
         velocity[i] = v;
@@ -34,7 +46,8 @@ extern "C" __global__ void momentum(T* w, const T* g, T* velocity, double rate, 
     }
 }
 
-extern "C" __global__ void nesterov(T* w, const T* g, T* velocity, double rate, double mu, index_t count) {
+extern "C" __global__ void nesterov(T* w, const T* g, T* velocity, STEP_NUMBER(rate), double mu, index_t count) {
+    READ(rate);
     EACH(i, count) {
         T v = velocity[i] * (T)mu + g[i];
         velocity[i] = v;
@@ -46,7 +59,8 @@ __device__ T without_quotient(T w, T numerator, T square, double step, double ep
     return w - numerator / (sqrt(square) + (T)epsilon) * (T)step;
 }
 
-extern "C" __global__ void adagrad(T* w, const T* g, T* sum, double rate, double epsilon, index_t count) {
+extern "C" __global__ void adagrad(T* w, const T* g, T* sum, STEP_NUMBER(rate), double epsilon, index_t count) {
+    READ(rate);
     EACH(i, count) {
         T s = sum[i] + g[i] * g[i];
         sum[i] = s;
@@ -54,8 +68,9 @@ extern "C" __global__ void adagrad(T* w, const T* g, T* sum, double rate, double
     }
 }
 
-extern "C" __global__ void rmsprop(T* w, const T* g, T* mean, double rate, double alpha, double rest, double epsilon,
-                                   index_t count) {
+extern "C" __global__ void rmsprop(T* w, const T* g, T* mean, STEP_NUMBER(rate), double alpha, double rest,
+                                   double epsilon, index_t count) {
+    READ(rate);
     EACH(i, count) {
         T s = mean[i] * (T)alpha + g[i] * g[i] * (T)rest;
         mean[i] = s;
@@ -63,14 +78,31 @@ extern "C" __global__ void rmsprop(T* w, const T* g, T* mean, double rate, doubl
     }
 }
 
-extern "C" __global__ void adam(T* w, const T* g, T* first, T* second, double step, double beta1, double beta2,
-                                double epsilon, index_t count) {
+extern "C" __global__ void adam(T* w, const T* g, T* first, T* second, STEP_NUMBER(step), double beta1, double beta2,
+                                STEP_NUMBER(epsilon), index_t count) {
+    READ(step);
+    READ(epsilon);
     EACH(i, count) {
         T m = first[i] * (T)beta1 + g[i], v = second[i] * (T)beta2 + g[i] * g[i];
         first[i] = m;
         second[i] = v;
         w[i] = without_quotient(w[i], m, v, step, epsilon);
     }
+}
+
+// ---- numbers that aren't finite, in a recorded step: found here, and all that follows leaves everything as it is
+
+extern "C" __global__ void find_trouble(const T* values, double* trouble, index_t count) {
+    EACH(i, count) if (values[i] - values[i] != 0) *trouble = 1.0;
+}
+
+extern "C" __global__ void find_trouble_in_losses(const double* records, double* trouble, index_t width, index_t lanes) {
+    EACH(i, lanes) if (records[i * width] - records[i * width] != 0) *trouble = 1.0;
+}
+
+extern "C" __global__ void hold_after_trouble(const double* trouble, double* numbers, index_t count) {
+    double nothing = 0.0;
+    EACH(i, count) if (*trouble != 0.0) numbers[i] = nothing / nothing;
 }
 
 // ---- sums, each by one block: the threads' own sums in double, then a tree over the threads
@@ -205,8 +237,10 @@ extern "C" __global__ void random_words(word_t* out, word_t key0, word_t key1, w
     }
 }
 
+// Where there is a clock, it has the epoch and the step, which are the counter's second and third word.
 extern "C" __global__ void keep_mask(bool* out, word_t below, word_t key0, word_t key1, word_t c0, word_t c1, word_t c2,
-                                     word_t c3, index_t count) {
+                                     word_t c3, const word_t* clock, index_t count) {
+    if (clock) c1 = clock[0], c2 = clock[1];
     EACH(block, (count + 7) / 8) {
         word_t words[4];
         philox_block(key0, key1, c0, c1, c2, c3, block + 1, words);

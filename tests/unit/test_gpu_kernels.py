@@ -103,7 +103,7 @@ def test_updates_have_the_bits_of_the_cpu(name: str, dtype: Any, rates: dict[str
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 1001])
 @pytest.mark.parametrize("indices", [(), (3, 2**40, 1), (2**64 - 1, 2**64 - 1, 2**64 - 1)])
 def test_random_words_are_numpys(count: int, indices: tuple[int, ...]) -> None:
-    key, counter = stream(2**63 - 7, "some purpose", *indices)
+    key, counter, _ = stream(2**63 - 7, "some purpose", *indices)
     out = np.zeros(count, np.uint64)
     words = [np.uint64(word) for word in (*key, *counter)]
     module = EmulatedModule.compiled(gpu.source(), gpu.compiler_options("float"))

@@ -1,0 +1,151 @@
+"""Steps of a rank alone on a GPU as CUDA graphs: recorded once, and started again with other numbers.
+
+Launching a small network's kernels one by one takes longer than running them. A graph starts all of a step at once,
+and the host waits for none of them: what a step has to tell is copied to pinned memory, and looked at when it is
+needed. All that differs from one step to the next lies in the GPU's memory, in `StepInputs`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distsgd.device import Array, Device
+
+UNDER_WAY = 64
+"""Steps after which the host looks at their results at the latest: so much pinned memory there is."""
+
+_GRAPHS = 4
+"""Lengths of minibatches whose graphs are kept: an epoch has one, or two where its last minibatch is shorter."""
+
+
+class StepInputs(NamedTuple):
+    """What a step takes from the GPU's memory, where it lies at the same place in each step.
+
+    numbers   the rows of the data set, (n,) int64
+    clock     epoch and step, (2,) uint64
+    scalars   the optimizer's, (s,) float64; NaN where nothing is to be updated any more
+    trouble   (1,) float64: not 0 from the first step on in which something wasn't finite
+    """
+
+    numbers: Array
+    clock: Array
+    scalars: Array
+    trouble: Array
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step has told: each lane's record, (lanes, width), and whether there was trouble in it or before it."""
+
+    records: Array
+    trouble: bool
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph, and what has to live as long as it: all memory that its kernels were told the place of.
+
+    The pool is its own. Memory of any other one is handed out again when the arrays of the recording are gone, and a
+    later start of the graph would write over whatever lies there then.
+    """
+
+    graph: Any
+    pool: Any
+    inputs: StepInputs
+    others: tuple[Any, ...]
+
+
+class StepGraphs:
+    """Graphs of one step, by the bounds of its lanes.
+
+    compute   launches a step that takes its numbers from StepInputs; returns its records, on the GPU, and whatever
+              else has to stay where it is
+    longest   examples of a minibatch at most
+    scalars   numbers that the optimizer needs to know of a step
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        compute: Callable[[tuple[int, ...], StepInputs], tuple[Array, tuple[Any, ...]]],
+        longest: int,
+        scalars: int,
+        record_shape: tuple[int, int],
+    ) -> None:
+        self._device, self._compute = device, compute
+        self._scalar_count, self._record_shape = scalars, record_shape
+        xp, words = device.xp, scalars + 2 + longest
+        self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(1)
+        self._report = xp.zeros(1 + record_shape[0] * record_shape[1])
+        self._inputs_of_slots = device.host_room((UNDER_WAY, words), np.dtype(np.int64))
+        self._reports_of_slots = device.host_room((UNDER_WAY, self._report.size), np.dtype(np.float64))
+        self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
+        self._met: set[tuple[int, ...]] = set()
+        self._refused = False
+        self.under_way = 0
+
+    def refuse(self) -> None:
+        """There are to be no more graphs: from now on no bounds are known."""
+        self._refused = True
+
+    def is_known(self, bounds: tuple[int, ...]) -> bool:
+        """Whether a step with these bounds was seen before: the first one compiles kernels and finds memory, and is
+        made without a graph."""
+        if self._refused or bounds in self._met:
+            return not self._refused
+        self._met.add(bounds)
+        return False
+
+    def start(self, bounds: tuple[int, ...], numbers: Array, epoch: int, step: int, scalars: tuple[float, ...]) -> None:
+        """Starts a step, which is `under_way` then. There has to be room for it: less than UNDER_WAY are."""
+        graph = self._graphs.get(bounds)
+        if graph is None:
+            graph = self._graphs[bounds] = self._record(bounds, len(numbers))
+            if len(self._graphs) > _GRAPHS:
+                self._device.synchronize()
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(bounds)
+        inputs, count = self._inputs_of_slots[self.under_way], self._scalar_count
+        inputs[:count].view(np.float64)[:] = scalars
+        inputs[count : count + 2].view(np.uint64)[:] = epoch, step
+        inputs[count + 2 : count + 2 + len(numbers)] = numbers
+        self._inputs.set(inputs)
+        graph.graph.launch()
+        self._report.get(out=self._reports_of_slots[self.under_way], blocking=False)
+        self.under_way += 1
+
+    def reports(self) -> list[Report]:
+        """Waits for all steps under way; what each has told, in their order."""
+        if not self.under_way:
+            return []
+        self._device.synchronize()
+        told = self._reports_of_slots[: self.under_way].copy()
+        self.under_way = 0
+        return [Report(one[1:].reshape(self._record_shape), bool(one[0])) for one in told]
+
+    def _record(self, bounds: tuple[int, ...], count: int) -> _Graph:
+        xp, scalars = self._device.xp, self._scalar_count
+        rest = self._inputs[scalars + 2 :]
+        inputs = StepInputs(
+            rest[:count],
+            self._inputs[scalars : scalars + 2].view(np.uint64),
+            self._inputs[:scalars].view(np.float64),
+            self._trouble,
+        )
+        pool, stream = xp.cuda.MemoryPool(), xp.cuda.get_current_stream()
+        with xp.cuda.using_allocator(pool.malloc):
+            stream.begin_capture()
+            try:
+                records, others = self._compute(bounds, inputs)
+                self._report[:1] = self._trouble
+                self._report[1:] = records.ravel()
+            except BaseException:
+                stream.end_capture()
+                raise
+            graph = stream.end_capture()
+        return _Graph(graph, pool, inputs, others)

@@ -1,0 +1,180 @@
+"""Steps that a GPU makes by itself: the bits, what is copied and waited for, and what isn't finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd import Custom
+from distsgd.callbacks import Callback
+from distsgd.device import Device
+from distsgd.errors import NonFiniteError
+from distsgd.graphs import UNDER_WAY, StepGraphs, StepInputs
+from distsgd.layers import Activation, Dense, Sequential
+from tests import emulated_kernels
+from tests.strict_device import GRAPH, TO_DEVICE, TO_HOST, StrictModule, strict_device
+from tests.strict_graph import Stream
+from tests.unit.test_gpu_training import IMAGES, LABELS, NET, SETTINGS, VALUES, X, linear, same, train, without_run
+
+MANY: dict[str, Any] = {"batch_size": 12, "epochs": 12}
+"""Steps enough that the host looks at them several times between epochs' ends, and a shorter minibatch at each."""
+LANES = 3
+
+
+def launches(recorder: Any) -> list[int | None]:
+    """The steps that graphs made."""
+    return [event.step for event in recorder.events if event.kind == GRAPH]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "mlp",
+        "batch norm, dropout",
+        "penalties",
+        "rmsprop, float64",
+        "smoothing",
+        "yes or no",
+        "sample weights",
+        "images",
+    ],
+)
+def test_the_bits_of_steps_made_one_by_one(setting: str) -> None:
+    options = {**SETTINGS[setting], **MANY}
+    with strict_device(StrictModule()) as recorder:
+        result = train("gpu", **options)
+    assert len(launches(recorder)) >= 65
+    other = train("cpu", **options)
+    same(result, other)
+    assert [without_run(record) for record in result.history] == [without_run(record) for record in other.history]
+
+
+@pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
+@pytest.mark.parametrize("setting", ["adam, clipped", "batch norm, dropout", "penalties", "images"])
+def test_the_bits_with_the_kernels_of_the_gpu(setting: str) -> None:
+    options = {**SETTINGS[setting], **MANY, "clip_norm": None, "log_every": 5}
+    with strict_device(StrictModule(), own_kernels=True) as recorder:
+        recorded = train("gpu", **options)
+        assert launches(recorder)
+        same(recorded, train("gpu", **options, cuda_graphs=False))
+
+
+def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
+    with strict_device(StrictModule()) as recorder:
+        train("gpu", train=(np.tile(X, (10, 1)), np.tile(LABELS, 10)), batch_size=5, epochs=1)
+    inputs, report = (1 + 2 + 5) * 8, (1 + LANES * 2) * 8  # momentum has one scalar; loss sum and count of each lane
+    assert recorder.of_step(3)[:1] + recorder.of_step(3)[2:] == [(TO_DEVICE, inputs), (TO_HOST, report)]
+    assert recorder.of_step(3)[1][0] == GRAPH
+    assert launches(recorder) == list(range(1, 161))  # the first one compiles, the last one ends the epoch
+    looks = {step for step in recorder.waits if step is not None}
+    assert looks == {0, UNDER_WAY, 2 * UNDER_WAY, 161}
+
+
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_nothing_is_under_way_where_something_is_recorded(log_every: int) -> None:
+    options = {**MANY, "log_every": log_every, "validation_fraction": 0.2, "checkpoint_every": "3", "max_steps": 40}
+    with strict_device(StrictModule()):
+        result = train("gpu", **options)
+    other = train("cpu", **options)
+    same(result, other)
+    assert [without_run(record) for record in result.history] == [without_run(record) for record in other.history]
+
+
+class Keeping(Callback):
+    """Keeps the trainer, for a look at what an error leaves."""
+
+    def on_start(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+
+@pytest.mark.parametrize("own_kernels", [False, True])
+@pytest.mark.parametrize(
+    ("x", "y", "learning_rate", "sentence"),
+    [
+        (1e25, 1e-10, 1e-20, r"the loss is inf at step \d+, lane \d"),
+        (1e30, 1e10, 1e-30, r"the gradient is not finite at step \d+, lane"),
+    ],
+    ids=["loss", "gradient"],
+)
+def test_what_is_not_finite_is_named_and_the_parameters_stay(
+    x: float, y: float, learning_rate: float, sentence: str, own_kernels: bool
+) -> None:
+    """The same sentence as on the CPU, though later steps have begun; and the parameters from before the step."""
+    if own_kernels and emulated_kernels.COMPILER is None:
+        pytest.skip(emulated_kernels.WITHOUT)
+    inputs, options = X.copy(), {"batch_size": 4, "seed": 3, "learning_rate": learning_rate, "model": "softmax"}
+    inputs[41] = x
+    options["train"] = (inputs, VALUES * np.float32(y))
+    with pytest.raises(NonFiniteError, match=sentence) as on_cpu:
+        train("cpu", **options)
+    keeping = Keeping()
+    with strict_device(StrictModule(), own_kernels) as recorder:
+        with pytest.raises(NonFiniteError) as on_gpu:
+            train("gpu", **options, callbacks=[keeping])
+        left = keeping.trainer.step.host_params().flat.copy()
+        assert str(on_gpu.value) == str(on_cpu.value)
+        bad = keeping.trainer.progress.step
+        assert max(step for step in launches(recorder) if step is not None) > bad
+        clean = train("gpu", **{**options, "max_steps": bad})
+    np.testing.assert_array_equal(left, np.concatenate([array.ravel() for array in clean.params.values()]))
+
+
+def test_a_gpu_that_cannot_record_makes_steps_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Stream) -> None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+
+    monkeypatch.setattr(Stream, "begin_capture", refuse)
+    with strict_device(StrictModule()) as recorder:
+        result = train("gpu", **MANY)
+    assert not launches(recorder)
+    same(result, train("cpu", **MANY))
+    assert capsys.readouterr().err.count("can't be recorded as a CUDA graph (calling cuBLAS API") == 1
+
+
+class Curious(Dense):
+    """A layer of somebody else's, which may look at numbers."""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cuda_graphs": False},
+        {"clip_norm": 1.0},
+        {"on_non_finite": "skip"},
+        {"train": (IMAGES, LABELS), "model": NET, "augment": ("flip",)},
+        {"model": Sequential([Curious(12, 6), Activation("relu"), Dense(6, 4)])},
+        {"train": (X, VALUES), "model": Custom(linear, {"w": np.zeros((3, 12), np.float32)}), "learning_rate": 1e-3},
+    ],
+    ids=["by option", "clipped", "looked at", "augmented", "own layer", "own function"],
+)
+def test_what_the_host_has_to_see_is_not_recorded(options: dict[str, Any]) -> None:
+    with strict_device(StrictModule()) as recorder:
+        result = train("gpu", **{**MANY, **options})
+    assert not launches(recorder)
+    same(result, train("cpu", **{**MANY, **options}))
+
+
+def test_graphs_of_many_lengths() -> None:
+    """More lengths than graphs are kept: each step's numbers are its own, before and after its graph was dropped."""
+    module = StrictModule()
+    with strict_device(module) as recorder:
+
+        def compute(bounds: tuple[int, ...], inputs: StepInputs) -> tuple[Any, tuple[Any, ...]]:
+            total = np.add.reduce(inputs.numbers, dtype=np.float64)
+            return (total * inputs.scalars[0]).reshape(1, 1), ()
+
+        device = Device("gpu:0", module)
+        device.use()
+        graphs = StepGraphs(device, compute, 9, 1, (1, 1))
+        told = []
+        lengths = [3, 4, 5, 6, 7, 8, 3, 3, 8]
+        for step, length in enumerate(lengths):
+            graphs.start((0, length), np.arange(length) + step, 0, step, (0.5 + step,))
+            told += [float(report.records[0, 0]) for report in graphs.reports()] if step % 4 == 3 else []
+        told += [float(report.records[0, 0]) for report in graphs.reports()]
+    assert told == [sum(range(at, at + n)) * (0.5 + at) for at, n in enumerate(lengths)]
+    assert len(launches(recorder)) == len(lengths)
