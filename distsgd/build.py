@@ -17,7 +17,7 @@ from distsgd.communication.devices import device_of_rank
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
 from distsgd.config import TrainConfig, hyper_parameters
-from distsgd.device import Device, is_on_host
+from distsgd.device import Device
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -331,13 +331,12 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
 
 def _graphs(step: TrainingStep, batch_length: int) -> StepGraphs | None:
     """Graphs of the steps where one GPU makes all of it, and nothing of it is for the host to do or to look at."""
-    device, feeder = step.device, step.feeder
-    if device.is_cpu or step.exchange.communicator.size > 1 or is_on_host(feeder.examples.x):
+    if step.device.is_cpu or step.exchange.communicator.size > 1:
         return None
     if step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return None
     scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
-    return StepGraphs(device, step.compute_recorded, batch_length, scalars, step.exchange.records.shape)
+    return StepGraphs(step.feeder, step.compute_recorded, batch_length, scalars, step.exchange.records.shape)
 
 
 def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:

@@ -133,6 +133,11 @@ class Feeder:
         """
         if not is_on_host(self.examples.x):
             return self._gather_there(indices, room, numbers)
+        rows = self.gather_here(indices, epoch, room)
+        return rows if self.device.is_cpu else rows.on(self.device)
+
+    def gather_here(self, indices: Array, epoch: int | None = None, room: Array | None = None) -> Rows:
+        """The same of examples in the host's memory, in the host's memory."""
         examples, inside = self.examples, self.examples.rows(indices)
         shape = (len(inside), *examples.x.shape[1:])
         out = None if room is None else room[: len(inside)].reshape(shape)
@@ -146,8 +151,7 @@ class Feeder:
             x = x.astype(self.dtype)
         y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
         weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
-        rows = Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
-        return rows if self.device.is_cpu else rows.on(self.device)
+        return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
 
     def _gather_there(self, indices: Array, room: Array | None, numbers: Array | None) -> Rows:
         """The same of examples that lie on the device: what goes there are their numbers alone."""

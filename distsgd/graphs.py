@@ -14,24 +14,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distsgd.device import Array, Device
+from distsgd.device import Array, is_on_host
+from distsgd.examples import Feeder, Rows
+from distsgd.streaming import PLACES, Stream
 
 UNDER_WAY = 64
 """Steps after which the host looks at their results at the latest: so much pinned memory there is."""
 
-_GRAPHS = 4
-"""Lengths of minibatches whose graphs are kept: an epoch has one, or two where its last minibatch is shorter."""
+_GRAPHS = 2 * PLACES
+"""Graphs that are kept: an epoch has one length of minibatch, or two where its last is shorter; see `Stream`."""
 
 
 class StepInputs(NamedTuple):
     """What a step takes from the GPU's memory, where it lies at the same place in each step.
 
+    rows      the examples where they come from the host; None where the data set lies on the GPU
     numbers   the rows of the data set, (n,) int64
     clock     epoch and step, (2,) uint64
     scalars   the optimizer's, (s,) float64; NaN where nothing is to be updated any more
     trouble   (1,) float64: not 0 from the first step on in which something wasn't finite
     """
 
+    rows: Rows | None
     numbers: Array
     clock: Array
     scalars: Array
@@ -61,8 +65,9 @@ class _Graph:
 
 
 class StepGraphs:
-    """Graphs of one step, by the bounds of its lanes.
+    """Graphs of one step, by the bounds of its lanes, and by the place of its examples where they come from the host.
 
+    feeder    of the training examples
     compute   launches a step that takes its numbers from StepInputs; returns its records, on the GPU, and whatever
               else has to stay where it is
     longest   examples of a minibatch at most
@@ -71,13 +76,15 @@ class StepGraphs:
 
     def __init__(
         self,
-        device: Device,
+        feeder: Feeder,
         compute: Callable[[tuple[int, ...], StepInputs], tuple[Array, tuple[Any, ...]]],
         longest: int,
         scalars: int,
         record_shape: tuple[int, int],
     ) -> None:
-        self._device, self._compute = device, compute
+        device = feeder.device
+        self._feeder, self._device, self._compute = feeder, device, compute
+        self._stream = Stream(device, feeder, longest) if is_on_host(feeder.examples.x) else None
         self._scalar_count, self._record_shape = scalars, record_shape
         xp, words = device.xp, scalars + 2 + longest
         self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(1)
@@ -101,21 +108,19 @@ class StepGraphs:
         self._met.add(bounds)
         return False
 
-    def start(self, bounds: tuple[int, ...], numbers: Array, epoch: int, step: int, scalars: tuple[float, ...]) -> None:
+    def start(self, bounds: tuple[int, ...], indices: Array, epoch: int, step: int, scalars: tuple[float, ...]) -> None:
         """Starts a step, which is `under_way` then. There has to be room for it: less than UNDER_WAY are."""
-        graph = self._graphs.get(bounds)
-        if graph is None:
-            graph = self._graphs[bounds] = self._record(bounds, len(numbers))
-            if len(self._graphs) > _GRAPHS:
-                self._device.synchronize()
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(bounds)
+        place = 0 if self._stream is None else self._stream.send(indices, epoch)
+        graph = self._graph(bounds, place)
         inputs, count = self._inputs_of_slots[self.under_way], self._scalar_count
         inputs[:count].view(np.float64)[:] = scalars
         inputs[count : count + 2].view(np.uint64)[:] = epoch, step
-        inputs[count + 2 : count + 2 + len(numbers)] = numbers
+        if self._stream is None:
+            inputs[count + 2 : count + 2 + len(indices)] = self._feeder.examples.rows(indices)
         self._inputs.set(inputs)
         graph.graph.launch()
+        if self._stream is not None:
+            self._stream.used(place)
         self._report.get(out=self._reports_of_slots[self.under_way], blocking=False)
         self.under_way += 1
 
@@ -128,10 +133,22 @@ class StepGraphs:
         self.under_way = 0
         return [Report(one[1:].reshape(self._record_shape), bool(one[0])) for one in told]
 
-    def _record(self, bounds: tuple[int, ...], count: int) -> _Graph:
-        xp, scalars = self._device.xp, self._scalar_count
+    def _graph(self, bounds: tuple[int, ...], place: int) -> _Graph:
+        key = (*bounds, place)
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = self._record(bounds, place)
+            if len(self._graphs) > _GRAPHS:
+                self._device.synchronize()
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return graph
+
+    def _record(self, bounds: tuple[int, ...], place: int) -> _Graph:
+        xp, scalars, count = self._device.xp, self._scalar_count, bounds[-1]
         rest = self._inputs[scalars + 2 :]
         inputs = StepInputs(
+            None if self._stream is None else self._stream.rows(place, count),
             rest[:count],
             self._inputs[scalars : scalars + 2].view(np.uint64),
             self._inputs[:scalars].view(np.float64),

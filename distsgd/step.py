@@ -236,6 +236,8 @@ class TrainingStep:
         self, start: int, stop: int, indices: Array, epoch: int, room: Array | None, inputs: StepInputs | None
     ) -> Rows:
         """These of the minibatch's examples."""
+        if inputs is not None and inputs.rows is not None:
+            return inputs.rows.part(start, stop)
         numbers = None if inputs is None else inputs.numbers[start:stop]
         return self.feeder.gather(indices[start:stop], epoch, room, numbers)
 

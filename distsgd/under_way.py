@@ -76,7 +76,7 @@ class Steps:
             return False
         scalars = self._step.optimizer.scalars(learning_rate, updates + 1)
         try:
-            self._graphs.start(bounds, self._step.feeder.examples.rows(indices), epoch, step, scalars)
+            self._graphs.start(bounds, indices, epoch, step, scalars)
         except Exception as error:  # whatever CUDA says: launched one by one, the same kernels need no recording
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             say(f"warning: steps can't be recorded as a CUDA graph ({reason}) and are slower without", sys.stderr)

@@ -23,6 +23,7 @@ from distsgd.kernels import cpu
 from distsgd.random import Stream as Stream64
 from distsgd.under_way import Steps
 from tests.emulated_kernels import EmulatedModule
+from tests.strict_graph import Event as StreamEvent
 from tests.strict_graph import Pool, Stream, Tape, using_allocator
 
 TO_DEVICE, TO_HOST, KERNEL, MPI, GRAPH = "to device", "to host", "kernel", "mpi", "graph"
@@ -161,10 +162,14 @@ class StrictArray(NDArrayOperatorsMixin):
         out[...] = inside
         return out
 
-    def set(self, host: np.ndarray) -> None:
+    def set(self, host: np.ndarray, stream: Stream | None = None) -> None:
         assert type(host) is np.ndarray
         assert (host.shape, host.dtype) == (self.shape, self.dtype)
         assert self.inside.flags.c_contiguous
+        if stream is not None:
+            RECORDER.note(TO_DEVICE, host.nbytes)
+            stream.copy_later(open_up(self), host)
+            return
         RECORDER.copying(host)
         open_up(self)[...] = host
 
@@ -271,6 +276,7 @@ class StrictModule:
             alloc_pinned_memory=bytearray,
             get_current_stream=lambda: RECORDER.stream,
             Stream=lambda non_blocking: Stream(RECORDER, non_blocking),
+            Event=lambda disable_timing: StreamEvent(RECORDER),
             MemoryPool=Pool,
             using_allocator=lambda malloc: using_allocator(RECORDER, malloc),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),

@@ -60,16 +60,34 @@ class Tape:
 class Graph:
     """What `end_capture` returns."""
 
-    def __init__(self, tape: Tape, note: Callable[[], None]) -> None:
-        self._tape, self._note = tape, note
+    def __init__(self, tape: Tape, note: Callable[[], None], threads: Any) -> None:
+        self._tape, self._note, self._threads = tape, note, threads
         tape.spoil()
 
     def launch(self) -> None:
         assert not self._tape.pool_is_gone, "the graph's memory may be somebody else's by now"
         self._note()
+        self._threads.launched = getattr(self._threads, "launched", 0) + 1
         with np.errstate(all="ignore"):
             for step in self._tape.steps:
                 step()
+
+
+class Event:
+    """A point in a stream's work: the copies that were asked for before it, and the graphs launched."""
+
+    def __init__(self, recorder: Any) -> None:
+        self._recorder = recorder
+        self.stream: Stream | None = None
+        self.copies, self.launched = 0, 0
+
+    def record(self, stream: Stream) -> None:
+        self.stream, self.copies, self.launched = stream, stream.asked, getattr(self._recorder.threads, "launched", 0)
+
+    def synchronize(self) -> None:
+        """The host waits for it."""
+        if self.stream is not None:
+            self.stream.unlock(self.copies)
 
 
 class Stream:
@@ -77,12 +95,44 @@ class Stream:
 
     def __init__(self, recorder: Any, non_blocking: bool = True) -> None:
         self._recorder, self._is_default = recorder, not non_blocking
+        self.asked, self.seen = 0, 0
+        self._copies: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._locked: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def use(self) -> None:
         self._recorder.threads.stream = self
 
     def synchronize(self) -> None:
         self._recorder.wait()
+
+    def copy_later(self, target: np.ndarray, host: np.ndarray) -> None:
+        """A copy to the GPU, done when somebody waits for it. It may begin at once, so of all graphs that were launched
+        only the last one may still be reading, at another place."""
+        launched = getattr(self._recorder.threads, "launched", 0)
+        assert self.seen >= launched - 1, "a copy writes over what a graph may still be reading"
+        self.asked += 1
+        self._copies.append((self.asked, target, host.copy()))
+        self._locked.append((self.asked, host, host.copy()))
+
+    def copy_until(self, number: int) -> None:
+        """The copies up to this one are done, for the GPU: the host doesn't know it yet."""
+        for _, target, content in (copy for copy in self._copies if copy[0] <= number):
+            target[...] = content
+        self._copies = [copy for copy in self._copies if copy[0] > number]
+
+    def unlock(self, number: int) -> None:
+        """The host knows that the copies up to this one are done, and may write to where they came from."""
+        self.copy_until(number)
+        for _, host, content in (copy for copy in self._locked if copy[0] <= number):
+            assert np.array_equal(host, content), "the host wrote to memory that was being copied to a GPU"
+        self._locked = [copy for copy in self._locked if copy[0] > number]
+
+    def wait_event(self, event: Event) -> None:
+        """What is asked of this stream from now on begins behind the event."""
+        assert self._recorder.tape is None
+        self.seen = max(self.seen, event.launched)
+        if event.stream is not None:
+            event.stream.copy_until(event.copies)
 
     def begin_capture(self) -> None:
         assert not self._is_default
@@ -92,7 +142,7 @@ class Stream:
 
     def end_capture(self) -> Graph:
         tape, self._recorder.threads.tape = self._recorder.threads.tape, None
-        return Graph(tape, lambda: self._recorder.note("graph", len(tape.steps)))
+        return Graph(tape, lambda: self._recorder.note("graph", len(tape.steps)), self._recorder.threads)
 
 
 @contextmanager

@@ -11,12 +11,14 @@ from distsgd import Custom
 from distsgd.callbacks import Callback
 from distsgd.device import Device
 from distsgd.errors import NonFiniteError
+from distsgd.examples import Examples, Feeder
 from distsgd.graphs import UNDER_WAY, StepGraphs, StepInputs
 from distsgd.layers import Activation, Dense, Sequential
+from distsgd.objective import Objective
 from tests import emulated_kernels
 from tests.strict_device import GRAPH, TO_DEVICE, TO_HOST, StrictModule, strict_device
 from tests.strict_graph import Stream
-from tests.unit.test_gpu_training import IMAGES, LABELS, NET, SETTINGS, VALUES, X, linear, same, train, without_run
+from tests.unit.test_gpu_training import LABELS, SETTINGS, VALUES, X, linear, same, train, without_run
 
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 12}
 """Steps enough that the host looks at them several times between epochs' ends, and a shorter minibatch at each."""
@@ -59,6 +61,16 @@ def test_the_bits_with_the_kernels_of_the_gpu(setting: str) -> None:
         recorded = train("gpu", **options)
         assert launches(recorder)
         same(recorded, train("gpu", **options, cuda_graphs=False))
+
+
+@pytest.mark.parametrize("setting", ["images", "augmented images", "sample weights", "regression"])
+def test_the_bits_of_examples_that_come_from_the_host(setting: str) -> None:
+    """Data sets that don't fit, and training images that the host changes: copied while the last step is computed."""
+    options = {**SETTINGS[setting], **MANY}
+    with strict_device(StrictModule(free_bytes=100)) as recorder:
+        result = train("gpu", **options)
+    assert len(launches(recorder)) >= 60
+    same(result, train("cpu", **options))
 
 
 def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
@@ -145,11 +157,10 @@ class Curious(Dense):
         {"cuda_graphs": False},
         {"clip_norm": 1.0},
         {"on_non_finite": "skip"},
-        {"train": (IMAGES, LABELS), "model": NET, "augment": ("flip",)},
         {"model": Sequential([Curious(12, 6), Activation("relu"), Dense(6, 4)])},
         {"train": (X, VALUES), "model": Custom(linear, {"w": np.zeros((3, 12), np.float32)}), "learning_rate": 1e-3},
     ],
-    ids=["by option", "clipped", "looked at", "augmented", "own layer", "own function"],
+    ids=["by option", "clipped", "looked at", "own layer", "own function"],
 )
 def test_what_the_host_has_to_see_is_not_recorded(options: dict[str, Any]) -> None:
     with strict_device(StrictModule()) as recorder:
@@ -169,7 +180,8 @@ def test_graphs_of_many_lengths() -> None:
 
         device = Device("gpu:0", module)
         device.use()
-        graphs = StepGraphs(device, compute, 9, 1, (1, 1))
+        there = Examples(module.asarray(np.zeros((20, 1))), module.asarray(np.zeros(20)))
+        graphs = StepGraphs(Feeder(there, Objective, np.dtype(np.float64), 0, device=device), compute, 9, 1, (1, 1))
         told = []
         lengths = [3, 4, 5, 6, 7, 8, 3, 3, 8]
         for step, length in enumerate(lengths):
