@@ -110,6 +110,8 @@ class Stream:
         only the last one may still be reading, at another place."""
         launched = getattr(self._recorder.threads, "launched", 0)
         assert self.seen >= launched - 1, "a copy writes over what a graph may still be reading"
+        locked = any(np.may_share_memory(host, one) for _, one, _ in self._locked)
+        assert not locked, "the host doesn't know yet whether this memory has been copied"
         self.asked += 1
         self._copies.append((self.asked, target, host.copy()))
         self._locked.append((self.asked, host, host.copy()))
