@@ -121,6 +121,7 @@ ERRORS = {
     "dense 10, conv 3 3x3": r"layer 2, conv: conv: expected images of shape \(1, height, width\), got \(10,\)",
     "conv 20 29x29, dense 10": "layer 1, conv: conv: a kernel of 29x29 doesn't fit images of 28x28",
     "pool 2 stride 0, dense 10": "layer 1, pool: pool stride: expected a number from 1",
+    "conv " + "9" * 5000 + " 5x5, dense 10": "expected conv FILTERS",
     "nielsen: dense 10": "expected one of lenet, network3, lasagne-cnn in front of a list",
     "resnet": "expected one of softmax, mlp, lenet, .*, a list of layers such as 'conv .*, got 'resnet'",
 }  # fmt: skip
@@ -203,6 +204,11 @@ def test_network3_begins_as_nielsens():
     assert params["conv1.bias"].std() == pytest.approx(1.0, rel=0.5)
     assert not params["dense2.weight"].any()
     assert not params["dense2.bias"].any()
+
+
+def test_a_window_larger_than_all_of_a_filters_weights_counts_one_output():
+    params = initialized(build("network3: conv 1 1x1, pool 2, sigmoid, dense 10"))
+    assert np.isfinite(params["conv1.weight"]).all()
 
 
 def test_lists_begin_by_their_activations():
