@@ -134,6 +134,17 @@ def test_evaluate_refuses_other_data(trained: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("command", [("evaluate", "--dataset", "last.npz"), ("predict", "last.npz", "-o", "out.npz")])
+def test_images_with_their_channels_last_are_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+    x, y = np.ones((40, 3, 4, 5), np.float32), np.arange(40) % 3
+    np.savez(tmp_path / "first.npz", x=x, y=y)
+    np.savez(tmp_path / "last.npz", x=x.transpose(0, 2, 3, 1), y=y)
+    train(None, tmp_path / "run", "--dataset", "first.npz", "--model", "conv 2 2x2, dense", "--epochs", "1")
+    done = module(None, command[0], tmp_path, "run", *command[1:])
+    assert done.status == 2
+    assert "was trained on examples of shape (3, 4, 5), the data has (4, 5, 3); put the axes" in done.err
+
+
 def test_predict(trained: Path, tmp_path: Path) -> None:
     x = read_array(open_dataset("digits").arrays["x_train"])
     labels = read_array(open_dataset("digits").arrays["y_train"])
