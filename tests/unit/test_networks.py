@@ -182,6 +182,22 @@ def test_models_run_in_float32(name):
     assert np.isfinite(grads.flat).all()
 
 
+def test_a_dense_layer_on_flattened_examples_leaves_out_dx():
+    model = build("dense 3, tanh, dense 2", (5, 4))
+    layout = Layout.of(model.parameter_shapes())
+    x, found = np.random.default_rng(0).random((1, 5, 4, 6)), []
+    for own in (x, x.copy()):
+        grads = layout.views(np.full(layout.size, np.nan))
+        batch = Batch(x=own, y=np.zeros(6), indices=np.arange(6))
+        y, backward = model.forward(initialized(model), x, batch, "")
+        found.append((backward(np.ones_like(y), grads), grads.flat))
+        assert batch.x is own
+    (nothing, flat), (dx, expected) = found
+    assert nothing is None
+    assert dx.shape == x.shape
+    assert np.array_equal(flat, expected)
+
+
 @pytest.mark.parametrize("name", ["lenet: conv 3 3x3, pool 2, tanh, dense 4, tanh, dense 3", "resnet20"])
 def test_gradients_of_whole_models(name):
     check_layer_gradient(build(name, (2, 8, 8), 3), (2, 8, 8), n=4, per_parameter=False).raise_if_wrong()
