@@ -66,7 +66,7 @@ class Result:
     _signature: Signature = field(repr=False)
 
     def predict(self, x: Array) -> Array:
-        """Probabilities or values for examples x (n, …): (n, outputs). Raises DataError where their shape is another."""
+        """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
         x = np.asarray(x)
         dtype = next(iter(self.params.values())).dtype
         examples = Examples(x, x, scale=self._signature.scale)
