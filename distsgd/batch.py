@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from distsgd.device import CPU, Array, Device
-from distsgd.random import random_words
+from distsgd.random import Stream, stream, words_of
 
 _NO_ARRAYS: Mapping[str, Array] = {}
 
@@ -43,4 +43,8 @@ class Batch:
 
     def random_words(self, count: int, purpose: str) -> Array:
         """`count` random uint64 words, a function of (seed, purpose, epoch, step, lane) alone."""
-        return random_words(count, self.seed, purpose, self.epoch, self.step, self.lane)
+        return words_of(self.random_stream(purpose), count)
+
+    def random_stream(self, purpose: str) -> Stream:
+        """Where these words begin, for kernels that make them where they are used."""
+        return stream(self.seed, purpose, self.epoch, self.step, self.lane)

@@ -13,9 +13,11 @@ from distsgd.batch_job import time_limit
 from distsgd.callbacks import Callback
 from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
+from distsgd.communication.devices import device_of_rank
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
 from distsgd.config import TrainConfig, hyper_parameters
+from distsgd.device import Device
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -27,7 +29,7 @@ from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
 from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.option_values import parse_every, parse_target
-from distsgd.placement import Data
+from distsgd.placement import Data, on_device
 from distsgd.regularization import Regularization
 from distsgd.runtime import affinity, check_memory, cores_per_rank
 from distsgd.sampling import Sampler
@@ -239,7 +241,11 @@ def build_trainer(
     sampler = Sampler(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
-    step, note = _build_step(communicator, config, data.train, objective, optimizer, min(batch_size, len(data.train)))
+    device, notes = device_of_rank(communicator, config.device)
+    data = on_device(data, device, augmented=bool(config.augment))
+    step, note = _build_step(
+        communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
+    )
     feeder, workers = step.feeder, step.workers
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
@@ -266,13 +272,14 @@ def build_trainer(
         on_non_finite=config.on_non_finite,
         check_replicas=config.check_replicas,
         callbacks=callbacks,
-        notes=[] if note is None else [note],
+        notes=notes if note is None else [*notes, note],
     )
 
 
 def _build_step(
     communicator: Communicator,
     config: TrainConfig,
+    device: Device,
     train: Examples,
     objective: Objective,
     optimizer: Optimizer,
@@ -283,24 +290,26 @@ def _build_step(
     layout = Layout.of(objective.parameter_shapes())
     if layout.size == 0:
         raise ConfigurationError("the model has no parameters to train")
-    workers = Workers(_threads(communicator, config, objective.multiply_adds(), batch_length))
+    threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
+    workers = Workers(threads if device.is_cpu else 1)
     partition = Partition(config.logical_ranks, communicator.size, layout.size)
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     record = 2 + Layout.of(objective.statistics_shapes()).size
-    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record)
+    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record, device)
     exchange, note = make_exchange(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
-    feeder = Feeder(train, objective, dtype, config.seed, augmentation=parse_augmentation(config.augment))
+    feeder = Feeder(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)
     feeder.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(
         objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm,
         guarded=config.on_non_finite != "stop",
     )  # fmt: skip
-    communicator.on_root(lambda: objective.initialize(step.params, running, config.seed))
-    exchange.load_params(None)
+    params = step.room_for_params()
+    communicator.on_root(lambda: objective.initialize(params, running, config.seed))
+    step.load(params)
     communicator.broadcast(running.flat)
     return step, note
 

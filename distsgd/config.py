@@ -206,7 +206,7 @@ class TrainConfig:
     log_every: int | None = None
     """Also record the training loss every so many steps."""
     device: str = "auto"
-    """auto or cpu."""
+    """cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU."""
     communication: str = "auto"
     """shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks do; auto: shared if possible."""
     threads: int | None = None

@@ -1,9 +1,13 @@
-"""Where arrays live and which module computes on them."""
+"""Where arrays live, which module computes on them, and the way from one place to another."""
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 from dataclasses import dataclass
-from types import ModuleType
+from math import prod
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,23 +18,148 @@ from distsgd.errors import ConfigurationError
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
 
+_MODULES: dict[type, Any] = {}
+"""The array module of each type of array that isn't NumPy's; filled when a GPU is chosen."""
+
+_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
+"""One of these is there where Linux, or Linux under Windows, has NVIDIA's driver."""
+
+_INSTALL = "pip install 'distsgd[cuda13]', or 'distsgd[cuda12]' for a driver of CUDA 12"
+
+
+def array_module(array: Array) -> Any:
+    """The module that computes on this array: NumPy, or that of the GPU it lies on."""
+    return _MODULES.get(type(array), np)
+
+
+def is_on_host(value: Any) -> bool:
+    """Whether this is no array of a GPU."""
+    return type(value) not in _MODULES
+
+
+def to_host(array: Array, out: Array | None = None) -> Array:
+    """The array itself where NumPy has it, else a copy in the host's memory; in `out` where that is given.
+
+    The copy is there when this returns: all that computes it has ended.
+    """
+    if is_on_host(array):
+        if out is None:
+            return array
+        out[...] = array
+        return out
+    return array.get(out=out)  # type: ignore[attr-defined, no-any-return]
+
+
+def host_copy(array: Array) -> Array:
+    """A copy of its own in the host's memory."""
+    return array.copy() if is_on_host(array) else to_host(array)
+
 
 @dataclass(frozen=True)
 class Device:
-    """A place that computes. `xp` is the array module of its arrays."""
+    """A place that computes. `xp` is the array module of its arrays, `index` the number of a GPU on its host.
+
+    description   what kind of GPU it is; empty for the CPU
+    """
 
     name: str
-    xp: ModuleType
+    xp: Any
+    index: int = 0
+    description: str = ""
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether arrays are NumPy's."""
+        return self.xp is np
+
+    def __str__(self) -> str:
+        return f"{self.description} ({self.name})" if self.description else self.name
+
+    def use(self) -> None:
+        """From now on this thread's new arrays lie here."""
+        if not self.is_cpu:
+            self.xp.cuda.Device(self.index).use()
+
+    def synchronize(self) -> None:
+        """Waits until all that this thread has asked for is done."""
+        if not self.is_cpu:
+            self.xp.cuda.get_current_stream().synchronize()
+
+    def put(self, array: Array) -> Array:
+        """An array of the host, here: a copy, but for the CPU."""
+        return array if self.is_cpu else self.xp.asarray(array)
+
+    def host_room(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """Memory of the host for what goes to this device or comes from it; for a GPU it is pinned, for speed."""
+        size = prod(shape) * dtype.itemsize
+        if self.is_cpu or size == 0:
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, self.xp.cuda.alloc_pinned_memory(size))
+
+    def free_bytes(self) -> int | None:
+        """Bytes of memory that nobody uses; None for the CPU."""
+        return None if self.is_cpu else int(self.xp.cuda.runtime.memGetInfo()[0])
 
 
 CPU = Device("cpu", np)
 
 
-def choose_device(name: str) -> Device:
-    """The device called `name`: `cpu`, or `auto` for the best there is (the CPU, in this version).
+def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
+    """(the device called `name` for this rank, why there is no GPU under `auto` where CuPy is installed).
 
-    Raises ConfigurationError for any other name.
+    name         cpu; gpu:N for GPU number N; gpu for one by the rank's number on its host, in turn; auto for that, or
+                 the CPU where no GPU can be used
+    local_rank   the rank's number on its host
+
+    Raises ConfigurationError for any other name, and for a GPU that isn't to be had.
     """
-    if name in ("auto", "cpu"):
-        return CPU
-    raise ConfigurationError(f"device: expected auto or cpu, got {name!r}; this version computes on the CPU")
+    found = re.fullmatch(r"cpu|auto|gpu(?::(\d{1,4}))?", name)
+    if found is None:
+        raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}")
+    if name == "cpu":
+        return CPU, None
+    if name == "auto" and not _is_installed():
+        return CPU, None
+    cupy, problem = _load_cupy()
+    if cupy is None:
+        if name == "auto":
+            return CPU, problem
+        raise ConfigurationError(f"device {name}: {problem}; use --device cpu to compute without")
+    count = gpu_count(cupy)
+    index = int(found[1]) if found[1] else local_rank % count
+    if index >= count:
+        there = "gpu:0 alone" if count == 1 else f"gpu:0 to gpu:{count - 1}"
+        raise ConfigurationError(f"device {name}: this host has {there}")
+    _MODULES[cupy.ndarray] = cupy
+    kind = cupy.cuda.runtime.getDeviceProperties(index)["name"]
+    device = Device(f"gpu:{index}", cupy, index, kind.decode() if isinstance(kind, bytes) else str(kind))
+    device.use()
+    return device, None
+
+
+def gpu_count(cupy: Any) -> int:
+    """GPUs of this host that CUDA shows to this process."""
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
+def _is_installed() -> bool:
+    """Whether there is a CuPy, which is not loaded to know it."""
+    return importlib.util.find_spec("cupy") is not None
+
+
+def _load_cupy() -> tuple[Any, str]:
+    """(CuPy, "") where it can use a GPU, else (None, why it can't). Imported last: it takes a second."""
+    if not _is_installed():
+        return None, f"CuPy isn't installed ({_INSTALL})"
+    if sys.platform == "linux" and not any(Path(name).exists() for name in _DRIVER_FILES):
+        return None, "CuPy is installed, but this host has no NVIDIA driver"
+    try:
+        import cupy
+
+        if gpu_count(cupy) < 1:
+            return None, "CuPy is installed, but CUDA shows no GPU to this process"
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # whatever the driver, the libraries and their versions come up with
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return None, f"CuPy is installed, but can't use CUDA ({reason}); {_INSTALL}"
+    return cupy, ""

@@ -51,7 +51,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     if arguments:
         raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
-    mine = look(communicator)
+    mine, device = look(communicator), _device(communicator)
     alone = communicator.size == 1
     own, shared = (None, False) if alone else exchange_speed(communicator)
     theirs = None if alone else allreduce_speed(communicator)
@@ -63,6 +63,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         findings.facts = [
             *_software(ranks[0]),
             *libraries,
+            ("device", device),
             *_hosts(looks),
             *_memory(ranks),
             *_reductions(own, theirs, shared),
@@ -70,6 +71,15 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         findings.problems = [*problems, *find_problems(looks, own)]
         findings.print()
     return communicator.broadcast_object(1 if findings.problems else 0)
+
+
+def _device(communicator: Communicator) -> str:
+    """What `--device auto` comes to on all ranks. Collective."""
+    from distsgd.communication.devices import device_of_rank
+
+    device, notes = device_of_rank(communicator, "auto")
+    found = dict.fromkeys(communicator.allgather_object(str(device)))
+    return "; ".join([f"auto is {', '.join(found)}", *notes])
 
 
 def _software(look: Look) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from distsgd.augmentation import Augmentation, example_words, move
 from distsgd.batch import Batch
-from distsgd.device import Array, Shape
+from distsgd.device import CPU, Array, Device, Shape, is_on_host
 from distsgd.errors import DataError
 from distsgd.layout import Views
 from distsgd.objective import Objective
@@ -97,6 +97,11 @@ class Rows:
     weights: Array | None
     indices: Array
 
+    def on(self, device: Device) -> Rows:
+        """A copy on a device; the numbers stay with the host."""
+        weights = None if self.weights is None else device.put(self.weights)
+        return Rows(device.put(self.x), device.put(self.y), weights, self.indices)
+
     def part(self, start: int, stop: int) -> Rows:
         """Some of them in a row, without a copy."""
         weights = None if self.weights is None else self.weights[start:stop]
@@ -108,6 +113,7 @@ class Feeder:
     """Gathers lanes of examples as an objective takes them; without `with_targets`, inputs alone.
 
     augmentation   what is done to the images of training batches, and to no others
+    device         where batches are computed with; the examples lie there, or in the host's memory
     """
 
     examples: Examples
@@ -116,6 +122,7 @@ class Feeder:
     seed: int
     with_targets: bool = True
     augmentation: Augmentation | None = None
+    device: Device = CPU
 
     def check(self) -> None:
         """Raises DataError where the examples don't fit the objective's input."""
@@ -134,6 +141,8 @@ class Feeder:
         Inputs are C-ordered rows on every path, and handed over transposed, for the memory order of an operand is part
         of what GEMM computes.
         """
+        if not is_on_host(self.examples.x):
+            return self._gather_there(indices, room)
         examples, inside = self.examples, self.examples.rows(indices)
         shape = (len(inside), *examples.x.shape[1:])
         out = None if room is None else room[: len(inside)].reshape(shape)
@@ -147,7 +156,31 @@ class Feeder:
             x = x.astype(self.dtype)
         y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
         weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
+        rows = Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
+        return rows if self.device.is_cpu else rows.on(self.device)
+
+    def _gather_there(self, indices: Array, room: Array | None) -> Rows:
+        """The same of examples that lie on the device: what goes there are their numbers alone."""
+        examples, inside = self.examples, self.examples.rows(indices)
+        numbers = self.device.put(inside)
+        shape = (len(inside), *examples.x.shape[1:])
+        out = None if room is None else room[: len(inside)].reshape(shape)
+        as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
+        x = examples.x.take(numbers, axis=0, out=out if as_it_is else None)
+        if examples.scale != 1.0:
+            x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
+        elif x.dtype != self.dtype:
+            x = x.astype(self.dtype)
+        y = examples.y.take(numbers, axis=0) if self.with_targets else self.device.xp.empty(len(inside), self.dtype)
+        weights = None if examples.weights is None else examples.weights.take(numbers).astype(self.dtype)
         return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
+
+    def room(self, count: int) -> Array:
+        """Memory for `gather`, of `count` examples."""
+        shape = (count, math.prod(self.examples.x.shape[1:]))
+        if is_on_host(self.examples.x):
+            return self.device.host_room(shape, self.dtype)
+        return self.device.xp.empty(shape, self.dtype)  # type: ignore[no-any-return]
 
     def _change(self, x: Array, numbers: Array, epoch: int | None) -> None:
         """In place, makes of gathered rows x the examples with these numbers, and augments them."""
@@ -189,4 +222,5 @@ class Feeder:
             training=training,
             state=state,
             statistics={} if statistics is None else statistics,
+            device=self.device,
         )

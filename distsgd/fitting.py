@@ -141,10 +141,10 @@ def fit(
         summary = leg.run(communicator, trainer)
         step = trainer.step
         if config.plot and folder is not None and communicator.is_root:
-            stored = StoredModel(begin.config, data.signature, objective, step.params, step.running)
+            stored = StoredModel(begin.config, data.signature, objective, step.host_params(), step.running)
             draw_after_training(folder.path, stored, data, quiet=True)
     return Result(
-        {name: array.copy() for name, array in step.params.items()},
+        {name: array.copy() for name, array in step.host_params().items()},
         {name: array.copy() for name, array in step.running.items()},
         summary,
         history.records,

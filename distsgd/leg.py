@@ -13,6 +13,7 @@ from distsgd.build import build_trainer, confusion_matrix
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig, to_toml
+from distsgd.device import Device
 from distsgd.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, LaneError, RunFolderError
 from distsgd.metrics import Metric
 from distsgd.objective import Objective
@@ -57,11 +58,12 @@ class Leg:
             self.callbacks,
         )
         if self.start.has_checkpoint:
-            trainer.notes = [*trainer.notes, *communicator.on_root(self._compare_facts)]
+            facts = self._facts(trainer.step.device)
+            trainer.notes = [*trainer.notes, *communicator.on_root(lambda: self._compare_facts(facts))]
             trainer.restore(self.start.checkpoint)
         elif self.config.init_from is not None:
             self._initialize_from(communicator, trainer, Path(self.config.init_from))
-        trainer.progress.facts = self._facts()
+        trainer.progress.facts = self._facts(trainer.step.device)
         return trainer
 
     def run(self, communicator: Communicator, trainer: Trainer) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class Leg:
             except RAISED_BY_USERS:
                 say(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, device: Device) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""
         validation, test, said = self.data.validation, self.data.test, asdict(self.data.signature)
         return {
@@ -103,32 +105,37 @@ class Leg:
             "contents": self.data.fingerprint,
             "examples": [len(self.data.train), len(validation or ()), len(test or ())],
             "probe": cpu_probe(),
+            **({} if device.is_cpu else {"gpu": device.description}),
         }
 
-    def _compare_facts(self) -> list[str]:
-        """Refuses other data under the same name, and returns a line where the CPU is another. On rank 0."""
+    def _compare_facts(self, mine: dict[str, Any]) -> list[str]:
+        """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
         assert self.start.checkpoint is not None
-        theirs, mine = self.start.checkpoint.document, self._facts()
+        theirs = self.start.checkpoint.document
         for key in ("signature", "examples", "contents"):
             if key in theirs and theirs[key] != mine[key]:
                 raise RunFolderError(
                     f"{self.data.name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
                     "give it the same data, or another folder with --out"
                 )
+        if theirs.get("gpu") != mine.get("gpu"):
+            began, now = (facts.get("gpu", "the CPU") for facts in (theirs, mine))
+            return [f"warning: the run began on {began}; {now} computes other bits"]
         if theirs.get("probe") in (None, mine["probe"]):
             return []
         return ["warning: this CPU computes other bits than the one that the run began on"]
 
     def _initialize_from(self, communicator: Communicator, trainer: Trainer, path: Path) -> None:
         step = trainer.step
+        params = step.room_for_params()
 
         def fill() -> None:
             found = find_model(path)
-            fill_model(step.params.flat, step.layout, found.group("parameters"), str(path))
+            fill_model(params.flat, step.layout, found.group("parameters"), str(path))
             fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
 
         communicator.on_root(fill)
-        step.exchange.load_params(None)
+        step.load(params)
         communicator.broadcast(step.running.flat)
 
     def _prepare_folder(self, step: int) -> None:

@@ -12,8 +12,9 @@ from math import isfinite, prod
 
 import numpy as np
 
-from distsgd.device import Array, Shape
+from distsgd.device import Array, Shape, array_module
 from distsgd.errors import ConfigurationError
+from distsgd.kernels import kernels_for
 
 
 class Loss(ABC):
@@ -47,7 +48,10 @@ class Loss(ABC):
         return self._losses(outputs, y, want_grad=False)[0]
 
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
-        """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype."""
+        """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype.
+
+        On a GPU the sum is an array without dimensions, so that nobody has to wait for it yet.
+        """
         losses, grad = self._losses(outputs, y, want_grad=True)
         assert grad is not None
         if weights is not None:
@@ -57,7 +61,8 @@ class Loss(ABC):
                 )
             losses = losses * weights
             grad *= weights
-        return float(np.add.reduce(losses, dtype=np.float64)), grad
+        total = np.add.reduce(losses, dtype=np.float64)
+        return (float(total) if isinstance(total, float) else total), grad
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class SoftmaxCrossEntropy(Loss):
         return rows if rows.ndim == 1 else _values_last(rows, dtype)
 
     def predict(self, outputs: Array) -> Array:
-        p: Array = np.exp(outputs - np.maximum.reduce(outputs, axis=0))
+        p: Array = np.exp(outputs - outputs.max(axis=0))
         p /= np.add.reduce(p, axis=0)
         return p
 
@@ -112,18 +117,11 @@ class SoftmaxCrossEntropy(Loss):
                 f"softmax-cross-entropy: expected integer labels (n,) or probabilities {outputs.shape} for outputs of "
                 f"that shape, got {y.dtype} of shape {y.shape}; choose the model's outputs or the loss to fit"
             )
-        z = outputs - np.maximum.reduce(outputs, axis=0)  # the largest becomes 0, so that exp can't overflow
+        if labels and not self.label_smoothing and self.class_weights is None:
+            return kernels_for(outputs).softmax_cross_entropy(outputs, y, want_grad)  # type: ignore[no-any-return]
+        z = outputs - outputs.max(axis=0)  # the largest becomes 0, so that exp can't overflow
         p = np.exp(z)
         total = np.add.reduce(p, axis=0)
-        if labels and not self.label_smoothing and self.class_weights is None:
-            columns = np.arange(len(y))
-            losses = np.log(total)
-            losses -= z[y, columns]
-            if not want_grad:
-                return losses, None
-            p /= total
-            p[y, columns] -= 1.0
-            return losses, p
         t = self._weighted_targets(y, outputs)
         mass = np.add.reduce(t, axis=0)
         losses = np.log(total) * mass - np.add.reduce(t * z, axis=0)
@@ -138,7 +136,7 @@ class SoftmaxCrossEntropy(Loss):
         classes = outputs.shape[0]
         if y.ndim == 1:
             t = np.zeros_like(outputs)
-            t[y, np.arange(len(y))] = 1.0
+            t[y, array_module(outputs).arange(len(y))] = 1.0
         else:
             t = y.astype(outputs.dtype)
         if self.label_smoothing:
@@ -146,7 +144,7 @@ class SoftmaxCrossEntropy(Loss):
             t += self.label_smoothing / classes
         if self.class_weights is not None:
             self._check_classes(classes)
-            t *= np.array(self.class_weights, dtype=outputs.dtype)[:, None]
+            t *= array_module(outputs).array(self.class_weights, dtype=outputs.dtype)[:, None]
         return t
 
     def _check_classes(self, classes: int) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from distsgd.batch import Batch
-from distsgd.device import Array, Shape
+from distsgd.device import Array, Shape, is_on_host
 from distsgd.errors import ConfigurationError
 from distsgd.layers import Layer
 from distsgd.layout import Views
@@ -163,7 +163,7 @@ class Custom(Objective):
         result = self.function(params, grads, batch)
         try:
             loss_sum, count = result
-            return float(loss_sum), int(count)
+            return (float(loss_sum) if is_on_host(loss_sum) else loss_sum), int(count)
         except (TypeError, ValueError):
             raise ConfigurationError(
                 f"a loss function must return (loss_sum, example_count), got {type(result).__name__}"

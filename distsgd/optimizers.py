@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
-from distsgd.kernels import cpu as kernels
+from distsgd.kernels import kernels_for
 
 
 class Optimizer(ABC):
@@ -69,9 +69,9 @@ class Optimizer(ABC):
         spare = scratch[0, : len(params)]
         if weight_decay != 0.0:
             if self.decoupled:
-                kernels.scale(params, 1.0 - scalars[0] * weight_decay)
+                kernels_for(params).scale(params, 1.0 - scalars[0] * weight_decay)
             else:
-                kernels.add_scaled(grads, params, weight_decay, spare)
+                kernels_for(params).add_scaled(grads, params, weight_decay, spare)
         self._step(params, grads, state, scalars, spare)
 
     @abstractmethod
@@ -92,7 +92,7 @@ class SGD(Optimizer):
     def _step(
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
-        kernels.sgd(params, grads, scalars[0])
+        kernels_for(params).sgd(params, grads, scalars[0])
 
 
 @final
@@ -119,7 +119,7 @@ class Momentum(Optimizer):
     def _step(
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
-        kernels.momentum(params, grads, state[0], scalars[0], self.momentum, self.dampening)
+        kernels_for(params).momentum(params, grads, state[0], scalars[0], self.momentum, self.dampening)
 
 
 @final
@@ -141,7 +141,7 @@ class Nesterov(Optimizer):
     def _step(
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
-        kernels.nesterov(params, grads, state[0], scalars[0], self.momentum, spare)
+        kernels_for(params).nesterov(params, grads, state[0], scalars[0], self.momentum, spare)
 
 
 @final
@@ -161,7 +161,7 @@ class Adagrad(Optimizer):
     def _step(
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
-        kernels.adagrad(params, grads, state[0], scalars[0], self.epsilon, spare)
+        kernels_for(params).adagrad(params, grads, state[0], scalars[0], self.epsilon, spare)
 
 
 @final
@@ -182,7 +182,7 @@ class RMSprop(Optimizer):
     def _step(
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
-        kernels.rmsprop(params, grads, state[0], scalars[0], self.alpha, self.epsilon, spare)
+        kernels_for(params).rmsprop(params, grads, state[0], scalars[0], self.alpha, self.epsilon, spare)
 
 
 @final
@@ -209,7 +209,7 @@ class Adam(Optimizer):
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
         _, step_size, epsilon = scalars
-        kernels.adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
+        kernels_for(params).adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
 
 
 @final
@@ -238,7 +238,7 @@ class AdamW(Optimizer):
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
         _, step_size, epsilon = scalars
-        kernels.adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
+        kernels_for(params).adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {

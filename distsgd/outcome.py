@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.device import Array
+from distsgd.device import Array, to_host
 from distsgd.metrics import ConfusionMatrix
 from distsgd.trainer import Trainer
 
@@ -60,12 +60,13 @@ def _summary(
         "left_out": sorted(progress.left_out),
         "logical_ranks": trainer.step.exchange.partition.lanes,
         "parameters": trainer.step.layout.size,
-        "parameters_sha256": parameters_sha256(trainer.step.exchange.params, trainer.step.running.flat),
+        "parameters_sha256": parameters_sha256(to_host(trainer.step.exchange.params), trainer.step.running.flat),
         "confusion_matrix": matrices or None,
         "run": {
             "ranks": communicator.size,
             "hosts": sorted(set(communicator.hosts)),
             "threads": trainer.step.workers.count,
+            "device": str(trainer.step.device),
             "wall_seconds": time.monotonic() - trainer.began,
             "examples_per_second": trainer.overall_speed(),
             "versions": versions(),

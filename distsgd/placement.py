@@ -13,7 +13,7 @@ from distsgd.communication import Communicator
 from distsgd.communication.shared_memory import shared_array
 from distsgd.config import TrainConfig
 from distsgd.datasets import ArraySource, DataSource, check_arrays, open_dataset
-from distsgd.device import Array
+from distsgd.device import Array, Device
 from distsgd.errors import ConfigurationError, DataError
 from distsgd.examples import Examples, Signature
 from distsgd.runtime import check_memory, release_freed_memory
@@ -123,6 +123,35 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     communicator.everywhere(read)
     array.flags.writeable = False
     return array
+
+
+def on_device(data: Data, device: Device, *, augmented: bool) -> Data:
+    """The data set on the device, each array once, where all of it takes up to half of the free memory.
+
+    Elsewhere minibatches are gathered on the host and sent; so are those of training images that are moved or mirrored,
+    which the CPU does.
+    """
+    sets = [part for part in (data.train, data.validation, data.test) if part is not None]
+    arrays = {id(array): array for part in sets for array in (part.x, part.y, part.weights) if array is not None}
+    free = device.free_bytes()
+    if free is None or sum(array.nbytes for array in arrays.values()) > free // 2:
+        return data
+    copies: dict[int, Array] = {}
+
+    def put(array: Array) -> Array:
+        if id(array) not in copies:
+            copies[id(array)] = device.put(array)
+        return copies[id(array)]
+
+    def moved(part: Examples | None) -> Examples | None:
+        if part is None or len(part.shifts) > 1:
+            return part
+        weights = None if part.weights is None else put(part.weights)
+        return replace(part, x=put(part.x), y=put(part.y), weights=weights)
+
+    train = data.train if augmented else moved(data.train)
+    assert train is not None
+    return replace(data, train=train, validation=moved(data.validation), test=moved(data.test))
 
 
 def _check(

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 
 from distsgd.device import Array, Shape
+
+Stream: TypeAlias = tuple[tuple[int, int], tuple[int, int, int, int]]
+"""Philox's key, and the counter behind which its words begin."""
 
 _MASK = (1 << 64) - 1
 
@@ -21,8 +25,8 @@ def _purpose_word(purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
 
 
-def random_words(count: int, seed: int, purpose: str, *indices: int) -> Array:
-    """`count` random uint64 words: a pure function of (seed, purpose, indices), with up to three indices.
+def stream(seed: int, purpose: str, *indices: int) -> Stream:
+    """Where the words of (seed, purpose, indices) begin, with up to three indices.
 
     The seed and a hash of the purpose are Philox's key; the indices are the upper words of its counter, so any two
     different (seed, purpose, indices) read disjoint parts of its sequence.
@@ -31,9 +35,19 @@ def random_words(count: int, seed: int, purpose: str, *indices: int) -> Array:
         raise ValueError(f"at most 3 indices fit Philox's counter, got {len(indices)}")
     counter = [0, 0, 0, 0]
     counter[1 : 1 + len(indices)] = [index & _MASK for index in indices]
-    key = np.array([seed & _MASK, _purpose_word(purpose)], dtype=np.uint64)
-    words: Array = np.random.Philox(counter=np.array(counter, dtype=np.uint64), key=key).random_raw(count)
+    return (seed & _MASK, _purpose_word(purpose)), (counter[0], counter[1], counter[2], counter[3])
+
+
+def words_of(place: Stream, count: int) -> Array:
+    """The first `count` uint64 words of a stream."""
+    key, counter = (np.array(words, dtype=np.uint64) for words in place)
+    words: Array = np.random.Philox(counter=counter, key=key).random_raw(count)
     return words
+
+
+def random_words(count: int, seed: int, purpose: str, *indices: int) -> Array:
+    """`count` random uint64 words: a pure function of (seed, purpose, indices), with up to three indices."""
+    return words_of(stream(seed, purpose, *indices), count)
 
 
 def uniform(shape: Shape, seed: int, purpose: str, *indices: int) -> Array:

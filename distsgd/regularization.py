@@ -47,6 +47,11 @@ class Regularization:
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigurationError(f"{name} must be a finite number of at least 0, got {value}")
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether the loss has such terms."""
+        return bool(self.l1 or self.l2)
+
     def segments(self, layout: Layout, penalizing: bool = True) -> list[Segment]:
         """The whole buffer in order, cut where treatment changes; nothing is penalized unless `penalizing`.
 
@@ -76,7 +81,7 @@ class Regularization:
     def loss(self, params: Array, segments: Sequence[Segment], block: int) -> float:
         """l1 Σ|w| + l2 Σw² in float64, added over fixed blocks of the flat buffer in order."""
         total = 0.0
-        if not (self.l1 or self.l2):
+        if not self.penalizes:
             return total
         for segment in segments:
             if not segment.penalized:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
+from distsgd.device import to_host
 from distsgd.errors import ReplicaError
 from distsgd.snapshot import Progress
 from distsgd.step import TrainingStep
@@ -45,7 +46,7 @@ def _digests(step: TrainingStep, progress: Progress, learning_rate: float) -> di
     """By what is compared; None where another rank speaks for this one."""
     place = repr((progress.step, progress.loss_sum, progress.count, learning_rate, sorted(progress.left_out)))
     contents: dict[str, bytes | memoryview | None] = {
-        "parameters": step.exchange.params.data if step.exchange.speaks_for_replica else None,
+        "parameters": to_host(step.exchange.params).data if step.exchange.speaks_for_replica else None,
         "running statistics": step.running.flat.data,
         "place in training": place.encode(),
     }

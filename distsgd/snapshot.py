@@ -11,7 +11,7 @@ import numpy as np
 
 from distsgd.checkpoint import Checkpoint, read_checkpoint, understanding
 from distsgd.communication import Communicator
-from distsgd.device import Array
+from distsgd.device import Array, host_copy
 from distsgd.early_stopping import StoppingRule
 from distsgd.errors import CheckpointError
 from distsgd.layout import Layout
@@ -53,7 +53,7 @@ def take(
 ) -> tuple[Checkpoint, Checkpoint]:
     """(the whole run, the model that it would hand over now); both are copies. On rank 0."""
     running = running_layout(step)
-    params = step.exchange.params.copy()
+    params = host_copy(step.exchange.params)
     if not np.isfinite(params).all():
         more = "a smaller learning rate or clip_norm may help; the last checkpoint stays as it was"
         raise NonFinite(progress.step, PARAMETERS).error(more)
@@ -96,34 +96,36 @@ def restore(
     """Puts rank 0's checkpoint (None elsewhere) in place on all ranks. Collective."""
 
     slots: list[Array] | None = None
-    progress = Progress()
+    progress, params = Progress(), step.room_for_params()
 
     def read() -> dict[str, Any]:
         nonlocal slots, progress
         assert checkpoint is not None
         with understanding("the checkpoint"):
-            slots, progress = _read(step, rule, checkpoint)
+            slots, progress = _read(step, rule, checkpoint, params.flat)
         return {key: getattr(progress, key) for key in (*_TOLD, "updates", "left_out", "facts")}
 
     told = communicator.on_root(read)
     if not communicator.is_root:
         progress = Progress(**told)
-    step.exchange.load_params(None)
+    step.load(params)
     step.exchange.load_slots(slots)
     if len(step.running):
         communicator.broadcast(step.running.flat)
     return progress
 
 
-def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint) -> tuple[list[Array], Progress]:
-    """Fills rank 0's parameters and statistics; returns the optimizer's slots and the progress."""
+def _read(
+    step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint, params: Array
+) -> tuple[list[Array], Progress]:
+    """Fills rank 0's `params` and statistics; returns the optimizer's slots and the progress."""
     document = checkpoint.document
-    fill_model(step.params.flat, step.layout, checkpoint.group("parameters"), "parameters")
+    fill_model(params, step.layout, checkpoint.group("parameters"), "parameters")
     running = running_layout(step)
     fill_model(step.running.flat, running, checkpoint.group("statistics"), "statistics")
     slots = []
     for name in step.optimizer.slots:
-        flat = np.empty_like(step.exchange.params)
+        flat = np.empty_like(params)
         fill_model(flat, step.layout, checkpoint.group(f"optimizer/{name}"), f"optimizer state {name}")
         slots.append(flat)
     try:
@@ -137,7 +139,7 @@ def _read(step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint)
     if progress.best is not None:
         if not all(isinstance(progress.best.get(key), int) for key in ("step", "epoch")):
             raise CheckpointError("the checkpoint's best validation has no step and epoch; it was not written whole")
-        progress.best_params = np.empty_like(step.exchange.params)
+        progress.best_params = np.empty_like(params)
         progress.best_running = np.empty_like(step.running.flat)
         fill_model(progress.best_params, step.layout, best, "best parameters")
         fill_model(progress.best_running, running, checkpoint.group("best/statistics"), "best statistics")

@@ -10,7 +10,7 @@ import numpy as np
 
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
-from distsgd.device import Array
+from distsgd.device import Array, Device, to_host
 from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
@@ -22,7 +22,7 @@ from distsgd.sampling import lane_bounds
 from distsgd.update import SliceUpdate
 from distsgd.workers import Workers
 
-_GATHERED_TOGETHER = 8 << 20
+_GATHERED_TOGETHER, _GATHERED_FOR_GPU = 8 << 20, 1 << 30
 """Bytes of inputs up to which a worker gathers all of its lanes at once; above it, each lane as it comes."""
 
 
@@ -82,10 +82,11 @@ class TrainingStep:
     def __post_init__(self) -> None:
         exchange = self.exchange
         self.params = self.layout.views(exchange.params)
-        # Ranks may share the parameters, so a model may read them only.
-        read_only = exchange.params.view()
-        read_only.flags.writeable = False
-        self._model_params = self.layout.views(read_only)
+        self._model_params, self._on_cpu = self.params, self.device.is_cpu
+        if self._on_cpu:  # ranks may share the parameters, so a model may read them only
+            read_only = exchange.params.view()
+            read_only.flags.writeable = False
+            self._model_params = self.layout.views(read_only)
         statistics = Layout.of(self.objective.statistics_shapes())
         self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
@@ -93,8 +94,36 @@ class TrainingStep:
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm, self.guarded
         )
-        self._rooms = [np.empty((0, 0), exchange.params.dtype)] * self.workers.count
+        self._rooms = [self.feeder.room(0)] * self.workers.count
+        self._model_running = self.running
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
+
+    @property
+    def device(self) -> Device:
+        """Where this rank computes."""
+        return self.exchange.plan.device
+
+    def host_params(self) -> Views:
+        """The parameters in the host's memory: a copy where they lie on a GPU."""
+        return self.params if self.device.is_cpu else self.layout.views(to_host(self.exchange.params))
+
+    def room_for_params(self) -> Views:
+        """Where rank 0 puts parameters of the host for `load`: in place, but for a GPU."""
+        flat = self.exchange.params
+        return self.params if self.device.is_cpu else self.layout.views(np.zeros(flat.shape, flat.dtype))
+
+    def load(self, filled: Views) -> None:
+        """All ranks take the parameters that rank 0 has put into `room_for_params`. Collective."""
+        in_place = filled is self.params or not self.exchange.communicator.is_root
+        self.exchange.load_params(None if in_place else filled.flat)
+
+    def model_running(self) -> Views:
+        """The running statistics for a model to read: a copy where it computes on a GPU."""
+        if self.device.is_cpu or not len(self.running):
+            return self.running
+        return Layout(tuple(self.running), tuple(array.shape for array in self.running.values())).views(
+            self.device.put(self.running.flat)
+        )
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
         span = self.exchange.worker_spans[worker]
@@ -126,6 +155,8 @@ class TrainingStep:
         exchange = self.exchange
         bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
         exchange.records[:] = 0.0
+        if not self._on_cpu:
+            self._model_running = self.model_running()
         self._error = None
         if leave_out is None:
             self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
@@ -182,18 +213,20 @@ class TrainingStep:
         room = self._rooms[worker]
         if len(room) < count:
             features = math.prod(self.feeder.examples.x.shape[1:])
-            if count * features * room.itemsize > _GATHERED_TOGETHER:
+            if count * features * room.itemsize > (_GATHERED_TOGETHER if self._on_cpu else _GATHERED_FOR_GPU):
                 return None
-            room = self._rooms[worker] = np.empty((count, features), room.dtype)
+            room = self._rooms[worker] = self.feeder.room(count)
         return room
 
     def _compute_lane(self, to: _LaneBuffers, plan: LaneStep, step: int, epoch: int, rows: Array | Rows) -> None:
         own = plan.lane - self.exchange.first_lane
         batch = self.feeder.batch(
-            rows, self.running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
+            rows, self._model_running, step=step, epoch=epoch, lane=plan.lane, statistics=self._statistics[own]
         )
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
-        self.exchange.records[own, :2] = loss_sum, count
+        records = self.exchange.records
+        records[own, 0] = loss_sum
+        records[own, 1] = count
         if self.guarded and not (all_finite(to.flats[plan.target]) and all_finite(self.exchange.records[own, 2:])):
             self.exchange.records[own, 1] = math.nan  # tells all ranks, in the exchange that takes place anyway
         for into, other in plan.additions:

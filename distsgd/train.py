@@ -32,8 +32,8 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     """Parses, builds, trains and writes the run folder; returns the exit status. Collective."""
     from distsgd.build import check_ranks
     from distsgd.command_line import load_config
+    from distsgd.communication.devices import device_of_rank
     from distsgd.config import resolved
-    from distsgd.device import choose_device
     from distsgd.resume import find_start, run_folder
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
@@ -41,7 +41,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     check_ranks(communicator, config)
     if config.plot:
         check_matplotlib(communicator)
-    choose_device(config.device)
+    device_of_rank(communicator, config.device)
     folder = run_folder(config)
     start = communicator.on_root(lambda: find_start(config, folder))
     if start.finished is not None:
@@ -161,7 +161,8 @@ def announce(
         f"ranks      {communicator.size} on {', '.join(hosts)}, {trainer.step.workers.count} thread(s) each, "
         f"{config.logical_ranks} logical ranks"
     )
-    say(f"compute    {blas_description()}, {config.dtype}")
+    device = trainer.step.device
+    say(f"compute    {blas_description() if device.is_cpu else device}, {config.dtype}")
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
     say(
         f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"
@@ -200,7 +201,7 @@ def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -
     from distsgd.stored_model import StoredModel
 
     step = trainer.step
-    stored = StoredModel(config, data.signature, step.objective, step.params, step.running)
+    stored = StoredModel(config, data.signature, step.objective, step.host_params(), step.running)
     draw_after_training(folder.path, stored, data, quiet=config.quiet)
 
 

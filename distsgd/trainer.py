@@ -20,7 +20,7 @@ from distsgd.board import Phase
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
-from distsgd.device import Array
+from distsgd.device import Array, host_copy, to_host
 from distsgd.early_stopping import StoppingRule, reaches
 from distsgd.hooks import Hooks
 from distsgd.metrics import Value
@@ -327,7 +327,7 @@ class Trainer:
         }
         record["best"] = True
         if self.communicator.is_root:
-            progress.best_params = self.step.exchange.params.copy()
+            progress.best_params = host_copy(self.step.exchange.params)
             progress.best_running = self.step.running.flat.copy()
 
     def _speed(self) -> dict[str, float]:
@@ -345,7 +345,9 @@ class Trainer:
 
     def penalty(self) -> float:
         """The L1 and L2 terms of the parameters in place."""
-        return self.step.regularization.loss(self.step.exchange.params, self._segments, BLOCK)
+        if not self.step.regularization.penalizes:
+            return 0.0
+        return self.step.regularization.loss(to_host(self.step.exchange.params), self._segments, BLOCK)
 
     def checkpoint(self, final: bool = False) -> bool:
         """Saves the run as it is; False where it has to go back instead, for the last update was wrong. Collective.
@@ -390,7 +392,7 @@ class Trainer:
 
     def scores_of(self, evaluator: Evaluator) -> dict[str, Value]:
         """Scores with the parameters in place. Collective."""
-        return evaluator.run(self.step.params, self.step.running, self._scratch)
+        return evaluator.run(self.step.params, self.step.model_running(), self._scratch)
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Tells the callbacks that the leg is over."""

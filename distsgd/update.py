@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from distsgd.communication.exchange import BLOCK, STRETCH, Exchange, stretches
+from distsgd.communication.exchange import BLOCK, Exchange, stretches
 from distsgd.communication.tree import Span, TreeSum, part, scratch_levels
-from distsgd.device import Array
+from distsgd.device import Array, to_host
+from distsgd.kernels import kernels_for
 from distsgd.layout import Layout
 from distsgd.non_finite import all_finite
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization, Segment
 from distsgd.workers import Workers
 
-_STRETCH_OF_THREADS = 4 * STRETCH
-"""With several threads. Each call into NumPy may end in waiting for the interpreter, which costs more than the cache
-gains: two threads with the shorter stretches take longer than one."""
+_STRETCHES_OF_THREADS = 4
+"""So many in one go with several threads. Each call into NumPy may end in waiting for the interpreter, which costs more
+than the cache gains: two threads with the shorter stretches take longer than one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class SliceUpdate:
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
         segments = regularization.segments(layout, penalizing)
-        self._length = STRETCH if workers.count == 1 else _STRETCH_OF_THREADS
+        self._length = exchange.plan.stretch * (1 if workers.count == 1 else _STRETCHES_OF_THREADS)
         spans = list(stretches(exchange.owned, self._length))
         self._stretches = [
             self._prepare(spans[slice(*part(len(spans), workers.count, worker))], segments)
@@ -89,12 +90,12 @@ class SliceUpdate:
 
     def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[_Stretch]:
         """One worker's stretches, which share its scratch memory."""
-        params = self.exchange.params
-        scratch = np.empty((3 + scratch_levels(self.exchange.partition.lanes), self._length), params.dtype)
+        params, xp = self.exchange.params, self.exchange.plan.device.xp
+        scratch = xp.empty((3 + scratch_levels(self.exchange.partition.lanes), self._length), params.dtype)
         prepared = []
         for span in spans:
             count = span.stop - span.start
-            total = scratch[2, :count] if self.clip_norm is None else np.empty(count, params.dtype)
+            total = scratch[2, :count] if self.clip_norm is None else xp.empty(count, params.dtype)
             pieces = []
             for segment in segments:
                 start, stop = max(segment.start, span.start), min(segment.stop, span.stop)
@@ -156,9 +157,8 @@ class SliceUpdate:
             self.finite = False
             self.suspects |= self.exchange.not_finite(bounds, stretch.span)
         if self._measure_norm:
-            for start in range(0, total.size, BLOCK):
-                squares = np.square(total[start : start + BLOCK], dtype=np.float64)
-                self._norms[(stretch.span.start + start) // BLOCK] = np.sum(squares)
+            squares, first = kernels_for(total).block_squares(total, BLOCK), stretch.span.start // BLOCK
+            self._norms[first : first + len(squares)] = to_host(squares)
 
     def _apply(self, stretch: _Stretch, scalars: tuple[float, ...]) -> None:
         if not self.finite:

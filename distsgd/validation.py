@@ -9,7 +9,7 @@ import numpy as np
 
 from distsgd.communication import Communicator
 from distsgd.communication.tree import part
-from distsgd.device import Array
+from distsgd.device import Array, to_host
 from distsgd.errors import users_code
 from distsgd.examples import Feeder
 from distsgd.layout import Views
@@ -61,11 +61,13 @@ class Evaluator:
         batch = self.feeder.batch(indices, state)
         loss_sum, count, outputs = self.feeder.objective.score(params, scratch, batch)
         self.communicator.progressed()
-        sums[:2] = loss_sum, count
+        sums[:2] = float(loss_sum), count
+        if outputs is not None:
+            outputs, y = to_host(outputs), to_host(batch.y)
         start = 2
         for metric in self.metrics:
             if outputs is not None:
-                sums[start : start + metric.width()] = metric.sums(outputs, batch.y)
+                sums[start : start + metric.width()] = metric.sums(outputs, y)
             start += metric.width()
 
     def _values(self, parts: Sequence[Array]) -> dict[str, Value]:
@@ -87,5 +89,5 @@ def predict_all(feeder: Feeder, params: Views, state: Views) -> Array:
     parts = []
     for start in range(0, total, CHUNK):
         batch = feeder.batch(np.arange(start, min(start + CHUNK, total)), state)
-        parts.append(np.ascontiguousarray(feeder.objective.predict(params, batch).T))
+        parts.append(np.ascontiguousarray(to_host(feeder.objective.predict(params, batch)).T))
     return np.concatenate(parts) if parts else np.empty((0, 0), feeder.dtype)

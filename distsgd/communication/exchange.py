@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.communication.base import Communicator
 from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
-from distsgd.device import Array
+from distsgd.device import CPU, Array, Device, to_host
 
 BLOCK = 16_384
 """Elements of a flat buffer that are updated together: what fits the cache. Slices are cut at block edges, and norms
@@ -77,6 +77,7 @@ class Plan:
     workers  threads of this rank
     slots    buffers of optimizer state
     record   float64 numbers that each lane reports: loss sum, count, statistics
+    device   where this rank's parameters, gradients and state lie
     """
 
     partition: Partition
@@ -84,6 +85,12 @@ class Plan:
     dtype: np.dtype
     slots: int
     record: int
+    device: Device = CPU
+
+    @property
+    def stretch(self) -> int:
+        """Elements that are summed and updated in one go: on a GPU all, for each operation is launched by itself."""
+        return STRETCH if self.device.is_cpu else max(self.partition.elements, 1)
 
 
 class Exchange(ABC):
@@ -93,6 +100,8 @@ class Exchange(ABC):
     rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
     flags    (1 + SCALARS,) float64: what this rank says with the step, then what rank 0 tells
     records  (lanes of this rank, record width) float64: loss sum, count and statistics of each
+
+    All but the flags lie on the plan's device.
     """
 
     params: Array
@@ -123,7 +132,8 @@ class Exchange(ABC):
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         """Makes the rows' owned elements of all ranks visible here; `bounds` are the lanes' bounds.
 
-        Returns what all said: flags (ranks, 1 + SCALARS) and records (lanes, record width), this rank's to overwrite.
+        Returns what all said: flags (ranks, 1 + SCALARS) and records (lanes, record width), in the host's memory and
+        this rank's to overwrite.
         """
 
     @abstractmethod
@@ -155,11 +165,12 @@ class Exchange(ABC):
 
     @abstractmethod
     def gather_slots(self) -> list[Array] | None:
-        """A copy of the whole optimizer state, one flat array a slot, on rank 0; None elsewhere. Collective."""
+        """A copy of the whole optimizer state, one flat array of the host a slot, on rank 0; None elsewhere.
+        Collective."""
 
     @abstractmethod
     def load_params(self, params: Array | None) -> None:
-        """Takes rank 0's parameters (None elsewhere, and where they are in place already). Collective."""
+        """Takes rank 0's parameters from the host (None elsewhere, and where they are in place already). Collective."""
 
     @abstractmethod
     def load_slots(self, slots: list[Array] | None) -> None:
@@ -171,7 +182,7 @@ class OwnState(Exchange):
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
-        self._slots = np.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
+        self._slots = plan.device.xp.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
 
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
         return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
@@ -179,18 +190,19 @@ class OwnState(Exchange):
     def gather_slots(self) -> list[Array] | None:
         found: list[Array] | None = None
         if self.communicator.is_root:
-            found = [np.empty_like(self.params) for _ in self._slots]
+            found = [np.empty(self.partition.elements, self.plan.dtype) for _ in self._slots]
+        counts = self.partition.counts()
         for index, own in enumerate(self._slots):
-            self.communicator.gather_slices(own, self.partition.counts(), None if found is None else found[index])
+            self.communicator.gather_slices(to_host(own), counts, None if found is None else found[index])
         return found
 
     def load_slots(self, slots: list[Array] | None) -> None:
-        whole = np.empty_like(self.params)
         for index in range(self.plan.slots):
+            whole = np.empty(self.partition.elements, self.plan.dtype)
             if slots is not None:
                 whole[:] = slots[index]
             self.communicator.broadcast(whole)
-            self._slots[index] = whole[self.owned]
+            self._slots[index] = self.plan.device.put(whole[self.owned])
 
 
 class LocalExchange(OwnState):
@@ -198,14 +210,15 @@ class LocalExchange(OwnState):
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
-        elements = self.partition.elements
-        self.params = np.zeros(elements, plan.dtype)
-        self.rows = {node: np.zeros(elements, plan.dtype) for node in self.nodes()}
+        elements, xp = self.partition.elements, plan.device.xp
+        self._on_cpu = plan.device.is_cpu
+        self.params = xp.zeros(elements, plan.dtype)
+        self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
         self.flags = np.zeros(1 + SCALARS)
-        self.records = np.zeros((self.last_lane - self.first_lane, plan.record))
+        self.records = xp.zeros((self.last_lane - self.first_lane, plan.record))
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        return self.flags[np.newaxis], self.records
+        return self.flags[np.newaxis], self.records if self._on_cpu else to_host(self.records)
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self.rows, 0
@@ -215,7 +228,7 @@ class LocalExchange(OwnState):
 
     def load_params(self, params: Array | None) -> None:
         if params is not None:
-            self.params[:] = params
+            self.params[:] = self.plan.device.put(params)
 
 
 def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:

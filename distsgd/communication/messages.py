@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.communication.base import Communicator, Parts
-from distsgd.communication.exchange import SCALARS, STRETCH, OwnState, Plan, stretches
+from distsgd.communication.exchange import SCALARS, OwnState, Plan, stretches
 from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, scratch_levels, tree_sum
-from distsgd.device import Array
+from distsgd.device import Array, Shape, to_host
 
 _BYTES = np.dtype(np.uint8)
 
@@ -64,8 +64,8 @@ class MessageExchange(OwnState):
         self.speaks_for_replica = group.is_root
         elements = self.partition.elements
         nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
-        self.params, has_params = shared_array(group, (elements,), plan.dtype)
-        rows, has_rows = shared_array(group, (len(nodes), elements), plan.dtype)
+        self.params, has_params = self._array(group, (elements,))
+        rows, has_rows = self._array(group, (len(nodes), elements))
         shared = communicator.allgather_object((has_params and has_rows) or elements == 0)
         if not all(shared):
             raise NotShared(communicator.hosts[shared.index(False)])
@@ -73,8 +73,14 @@ class MessageExchange(OwnState):
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
         self._prepare_messages()
-        self._scratch = np.empty((scratch_levels(self.partition.lanes), STRETCH), plan.dtype)
+        self._scratch = plan.device.xp.empty((scratch_levels(self.partition.lanes), plan.stretch), plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
+
+    def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
+        """(memory for the group's replica, whether the group shares it); on a GPU each rank has its own."""
+        if self.plan.device.is_cpu:
+            return shared_array(group, shape, self.plan.dtype)
+        return self.plan.device.xp.zeros(shape, self.plan.dtype), True
 
     def _prepare_heads(self) -> None:
         """What all ranks say lies in rank order: the flags of a rank, then the records of its lanes."""
@@ -87,7 +93,9 @@ class MessageExchange(OwnState):
         records = [np.arange(starts[rank] + 1 + SCALARS, starts[rank + 1]) for rank in range(partition.ranks)]
         self._records_at = np.concatenate(records).reshape(partition.lanes, width)
         own = self._heads[starts[self.communicator.rank] : starts[self.communicator.rank + 1]]
-        self.flags, self.records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+        self.flags, self._own_records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+        device = self.plan.device
+        self.records = self._own_records if device.is_cpu else device.xp.zeros(self._own_records.shape)
 
     def _prepare_messages(self) -> None:
         """Who sends what to whom, in bytes: sums to who owns the elements, and parameters back."""
@@ -114,7 +122,8 @@ class MessageExchange(OwnState):
         self._received = Parts.behind_each_other(
             len(nodes_of.get(rank, ())) * count * width for rank in range(partition.ranks)
         )
-        self._send, self._receive = (np.empty(parts.end, _BYTES) for parts in (self._sent, self._received))
+        xp = self.plan.device.xp
+        self._send, self._receive = (xp.empty(parts.end, _BYTES) for parts in (self._sent, self._received))
         # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
         taken = {rank: owned[rank] for rank in self._owners if lengths[rank]}
         first = min((span.start for span in taken.values()), default=partition.elements)
@@ -143,7 +152,7 @@ class MessageExchange(OwnState):
             span = self.partition.elements_of(owner)
             message = self._send[self._sent[owner]].view(self.plan.dtype).reshape(len(self._nodes), -1)
             for node, row in zip(self._nodes, message, strict=True):
-                for stretch in stretches(span):
+                for stretch in stretches(span, self.plan.stretch):
                     place = row[stretch.start - span.start : stretch.stop - span.start]
                     total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch[1:]])
                     if total is not None:  # else all its lanes are empty: a gap that nobody reads
@@ -151,6 +160,8 @@ class MessageExchange(OwnState):
         return sums
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        if self.records is not self._own_records:
+            to_host(self.records, self._own_records)
         # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
         self.communicator.allgather_slices(self._heads, self._head_counts)
         if bounds not in self._to_send:
@@ -176,7 +187,7 @@ class MessageExchange(OwnState):
     def load_params(self, params: Array | None) -> None:
         self.group.barrier()  # nobody is still reading
         if params is not None:
-            self.params[:] = params
+            self.params[:] = self.plan.device.put(params)
         whole = self.params if self.group.is_root else np.empty_like(self.params)
         self.communicator.broadcast(whole)
         self.group.barrier()

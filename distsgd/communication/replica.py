@@ -13,6 +13,7 @@ from distsgd.communication.exchange import SCALARS, Exchange, LocalExchange, Pla
 from distsgd.communication.messages import MessageExchange
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.shared_memory import NotShared, shared_array
+from distsgd.communication.staged import StagedCommunicator
 from distsgd.communication.tree import Span
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
@@ -81,6 +82,10 @@ def make_exchange(communicator: Communicator, plan: Plan, communication: str) ->
     """
     if communicator.size == 1:
         return LocalExchange(communicator, plan), None
+    if not plan.device.is_cpu:
+        if communication == "shared":
+            raise ConfigurationError("communication: ranks on GPUs have a replica each and can't share one; use auto")
+        return MessageExchange(StagedCommunicator(communicator, plan.device), plan, SerialCommunicator()), None
     if communication == "mpi":
         return MessageExchange(communicator, plan, SerialCommunicator()), None
     try:

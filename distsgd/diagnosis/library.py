@@ -122,10 +122,10 @@ def gpu_aware(path: Path | None) -> bool | None:
 def describe_gpus(gpus: str, aware: bool | None) -> str:
     """The line about GPUs."""
     if not gpus:
-        return "none on these hosts; this version of distsgd computes on the CPU"
+        return "none on these hosts"
     words = {
         True: "takes GPU memory",
         False: "doesn't take GPU memory",
         None: "doesn't say whether it takes GPU memory",
     }
-    return f"{gpus}, which this version of distsgd leaves alone: it computes on the CPU; MPI {words[aware]}"
+    return f"{gpus}; MPI {words[aware]}"

@@ -1,16 +1,78 @@
-"""One optimizer step on one block of the flat buffers, in place, with NumPy.
+"""The kernels of the CPU: those of the modules beside this one, and here one optimizer step on one block.
 
-Every function is elementwise and uses correctly rounded operations alone (+, -, *, /, square root), so its bits depend
-neither on where a block begins and ends nor on the CPU. All arrays are one-dimensional, contiguous, of one length and
-one dtype, short enough that a block and its temporaries stay in cache. Scalars are Python floats. `grads` is
-overwritten, for the caller needs it no more. Short names here: w params, g grads, η learning_rate.
+A step's functions work in place, are elementwise and use correctly rounded operations alone (+, -, *, /, square root),
+so that their bits depend neither on where a block begins and ends nor on the CPU. Their arrays are one-dimensional,
+contiguous, of one length and one dtype, short enough that a block and its temporaries stay in cache. Scalars are Python
+floats. `grads` is overwritten, for the caller needs it no more. Short names here: w params, g grads, η learning_rate.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
-from distsgd.device import Array
+from distsgd.device import Array, Shape
+from distsgd.kernels.convolution import convolve, input_gradient, weight_gradient
+from distsgd.kernels.cross_entropy import softmax_cross_entropy
+from distsgd.kernels.normalization import normalize, normalize_backward, transform, transform_backward
+from distsgd.kernels.pooling import (
+    average_pool,
+    average_pool_backward,
+    max_pool,
+    max_pool_apart,
+    max_pool_apart_backward,
+    max_pool_backward,
+)
+from distsgd.kernels.products import multiply
+from distsgd.kernels.vectors import positive, row_sums
+from distsgd.random import Stream, words_of
+from distsgd.random import keep_mask as mask_of_words
+
+__all__ = [
+    "COLUMNS_APART",
+    "adagrad",
+    "adam",
+    "add_scaled",
+    "average_pool",
+    "average_pool_backward",
+    "block_squares",
+    "convolve",
+    "input_gradient",
+    "keep_mask",
+    "max_pool",
+    "max_pool_apart",
+    "max_pool_apart_backward",
+    "max_pool_backward",
+    "momentum",
+    "multiply",
+    "nesterov",
+    "normalize",
+    "normalize_backward",
+    "positive",
+    "rmsprop",
+    "row_sums",
+    "scale",
+    "sgd",
+    "softmax_cross_entropy",
+    "transform",
+    "transform_backward",
+    "weight_gradient",
+]
+
+COLUMNS_APART = True
+"""Whether a convolution and the pooling behind it go faster together, with the columns kept apart."""
+
+
+def keep_mask(like: Array, shape: Shape, keep: float, place: Stream) -> Array:
+    """A boolean mask where `like` lies, true with probability `keep`, from half a word of the stream an element."""
+    return mask_of_words(shape, keep, words_of(place, (prod(shape) + 1) // 2))
+
+
+def block_squares(values: Array, block: int) -> Array:
+    """Σ v² of each block of a one-dimensional array, in float64; the last block may be shorter."""
+    sums = [np.sum(np.square(values[at : at + block], dtype=np.float64)) for at in range(0, values.size, block)]
+    return np.array(sums, np.float64)
 
 
 def add_scaled(target: Array, source: Array, factor: float, scratch: Array) -> None:

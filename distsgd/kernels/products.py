@@ -34,15 +34,15 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
         _parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous) if a.dtype == b.dtype == np.float32 else 1
     )
     if parts == 1:
-        return np.matmul(a, b, out=out)
+        return np.matmul(a, b) if out is None else np.matmul(a, b, out)
     product: Array = np.empty((m, n), a.dtype) if out is None else out
     length = max(m, n)
     edges = [length * index // parts for index in range(parts + 1)]
     for start, stop in pairwise(edges):
         if n >= m:
-            np.matmul(a, b[:, start:stop], out=product[:, start:stop])
+            np.matmul(a, b[:, start:stop], product[:, start:stop])
         else:
-            np.matmul(a[start:stop], b, out=product[start:stop])
+            np.matmul(a[start:stop], b, product[start:stop])
     return product
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
-from distsgd.kernels.vectors import zeros
+from distsgd.kernels import kernels_for
 from distsgd.layers.base import Backward, Layer
 from distsgd.layout import Views
 
@@ -61,7 +61,7 @@ def tanh(x: Array) -> tuple[Array, Backward]:
 
 def relu(x: Array) -> tuple[Array, Backward]:
     """y := max(x, 0), dx := dy where y > 0, else 0."""
-    y = _positive(x)
+    y: Array = kernels_for(x).positive(x)
     return y, lambda dy, grads: dy * (y > 0)
 
 
@@ -117,7 +117,7 @@ def softplus(x: Array) -> tuple[Array, Backward]:
     np.negative(y, out=y)
     np.exp(y, out=y)
     np.log1p(y, out=y)
-    y += _positive(x)
+    y += kernels_for(x).positive(x)
 
     def backward(dy: Array, grads: Views) -> Array:
         dx: Array = np.negative(y)
@@ -127,13 +127,6 @@ def softplus(x: Array) -> tuple[Array, Backward]:
         return dx
 
     return y, backward
-
-
-def _positive(x: Array) -> Array:
-    """max(x, 0), along rows as long as there are."""
-    rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
-    y: Array = np.maximum(rows, zeros(rows.shape[1], x.dtype))
-    return y.reshape(x.shape)
 
 
 ACTIVATIONS: Mapping[str, Callable[[Array], tuple[Array, Backward]]] = {

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-import numpy as np
-
 from distsgd.batch import Batch
-from distsgd.device import Array, Shape
+from distsgd.device import Array, Shape, array_module
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
-from distsgd.kernels.convolution import Window, convolve, input_gradient, weight_gradient
-from distsgd.kernels.pooling import max_pool_apart, max_pool_apart_backward
-from distsgd.kernels.vectors import ones
+from distsgd.kernels import kernels_for
+from distsgd.kernels.convolution import Window
 from distsgd.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
 from distsgd.layers.pooling import MaxPooling
 from distsgd.layout import Views
@@ -96,25 +93,24 @@ class Convolution(Layer):
         return None
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        weight, needs_dx = params["weight"], x is not batch.x
-        images = np.ascontiguousarray(x)
-        y = convolve(images, weight, self.window)
+        weight, needs_dx, kernels, xp = params["weight"], x is not batch.x, kernels_for(x), array_module(x)
+        images = xp.ascontiguousarray(x)
+        y: Array = kernels.convolve(images, weight, self.window)
         if self.bias:
             y += params["bias"][:, None, None, None]
 
         def backward(dy: Array, grads: Views) -> Array | None:
-            dy = np.ascontiguousarray(dy)
+            dy = xp.ascontiguousarray(dy)
             self.add_up_bias(dy, grads)
-            weight_gradient(images, dy, self.window, grads["weight"])
-            return input_gradient(weight, dy, self.window, x.shape[1], x.shape[2]) if needs_dx else None
+            kernels.weight_gradient(images, dy, self.window, grads["weight"])
+            return kernels.input_gradient(weight, dy, self.window, x.shape[1], x.shape[2]) if needs_dx else None
 
         return y, backward
 
     def add_up_bias(self, dy: Array, grads: Views) -> None:
         """The bias's gradient, where there is a bias."""
         if self.bias:
-            rows = dy.reshape(len(dy), -1)
-            np.matmul(rows, ones(rows.shape[1], dy.dtype), out=grads["bias"])
+            kernels_for(dy).row_sums(dy.reshape(len(dy), -1), grads["bias"])
 
 
 @dataclass(frozen=True)
@@ -143,18 +139,33 @@ class PooledConvolution(Layer):
         return self.convolution.multiply_adds(shape)
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        kernels, xp = kernels_for(x), array_module(x)
+        if not kernels.COLUMNS_APART:
+            return self._one_behind_the_other(params, x, batch, path)
         weight, needs_dx, (rows, apart) = params["weight"], x is not batch.x, self.pooling.window.size
-        images, (_, height, width, n) = np.ascontiguousarray(x), x.shape
+        images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
         window = self.convolution.window.cropped(height, width, (rows, apart))
-        inside = convolve(images, weight, window, apart)
-        y, chosen = max_pool_apart(inside.reshape(*inside.shape[:2], apart, -1, n), rows)
+        inside = kernels.convolve(images, weight, window, apart)
+        y, chosen = kernels.max_pool_apart(inside.reshape(*inside.shape[:2], apart, -1, n), rows)
         if self.convolution.bias:
             y += params["bias"][:, None, None, None]
 
         def backward(dy: Array, grads: Views) -> Array | None:
-            self.convolution.add_up_bias(np.ascontiguousarray(dy), grads)
-            inside = max_pool_apart_backward(chosen, dy, rows)
-            weight_gradient(images, inside, window, grads["weight"], apart)
-            return input_gradient(weight, inside, window, height, width, apart) if needs_dx else None
+            self.convolution.add_up_bias(xp.ascontiguousarray(dy), grads)
+            inside = kernels.max_pool_apart_backward(chosen, dy, rows)
+            kernels.weight_gradient(images, inside, window, grads["weight"], apart)
+            return kernels.input_gradient(weight, inside, window, height, width, apart) if needs_dx else None
+
+        return y, backward
+
+    def _one_behind_the_other(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        """Where the kernels gain nothing from doing both together."""
+        inside, convolution_backward = self.convolution.forward(params, x, batch, path)
+        y, pooling_backward = self.pooling.forward(params, inside, batch, path)
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            d_inside = pooling_backward(dy, grads)
+            assert d_inside is not None, "pooling knows its gradient"
+            return convolution_backward(d_inside, grads)
 
         return y, backward

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import He, Initializer, Zeros
-from distsgd.kernels.products import multiply
-from distsgd.kernels.vectors import ones
+from distsgd.kernels import kernels_for
 from distsgd.layers.base import Backward, Layer, initialize_arrays
 from distsgd.layout import Views
 
@@ -63,16 +60,16 @@ class Dense(Layer):
         return self.fan_in * self.fan_out
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        weight = params["weight"]
-        y = multiply(weight, x)
+        weight, kernels = params["weight"], kernels_for(x)
+        y: Array = kernels.multiply(weight, x)
         if self.bias:
             y += params["bias"][:, None]
         needs_dx = x is not batch.x
 
         def backward(dy: Array, grads: Views) -> Array | None:
-            multiply(dy, x.T, out=grads["weight"])
+            kernels.multiply(dy, x.T, out=grads["weight"])
             if self.bias:
-                np.matmul(dy, ones(dy.shape[1], dy.dtype), out=grads["bias"])
-            return multiply(weight.T, dy) if needs_dx else None
+                kernels.row_sums(dy, grads["bias"])
+            return kernels.multiply(weight.T, dy) if needs_dx else None
 
         return y, backward

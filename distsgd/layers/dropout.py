@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar
 
 from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
+from distsgd.kernels import kernels_for
 from distsgd.layers.base import Backward, Layer, image_shape
 from distsgd.layout import Views
-from distsgd.random import keep_mask
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Dropout(Layer):
             return x, lambda dy, grads: dy
         keep = 1.0 - self.rate
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.channels else x.shape
-        mask = keep_mask(shape, keep, batch.random_words((prod(shape) + 1) // 2, "dropout " + path))
+        mask = kernels_for(x).keep_mask(x, shape, keep, batch.random_stream("dropout " + path))
         scale = 1.0 / keep
 
         def apply(values: Array) -> Array:

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from distsgd.batch import Batch
-from distsgd.device import Array, Shape
+from distsgd.device import Array, Shape, array_module
 from distsgd.errors import ConfigurationError
-from distsgd.kernels.normalization import normalize, normalize_backward, transform, transform_backward
+from distsgd.kernels import kernels_for
 from distsgd.layers.base import Backward, Layer, join
 from distsgd.layout import Views
 
@@ -104,9 +104,10 @@ class BatchNormalization(Layer):
         return shape
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        rows, scale, shift = np.ascontiguousarray(x).reshape(self.features, -1), params["scale"], params["shift"]
+        xp, kernels = array_module(x), kernels_for(x)
+        rows, scale, shift = xp.ascontiguousarray(x).reshape(self.features, -1), params["scale"], params["shift"]
         if batch.training:
-            y, mean, m2, inverse = normalize(rows, scale, shift, self.epsilon)
+            y, mean, m2, inverse = kernels.normalize(rows, scale, shift, self.epsilon)
             if join(path, "count") in batch.statistics:
                 batch.statistics[join(path, "count")][...] = rows.shape[1]
                 batch.statistics[join(path, "mean")][...] = mean
@@ -114,12 +115,13 @@ class BatchNormalization(Layer):
         else:
             mean, variance = (values.astype(x.dtype, copy=False) for values in self._running(batch, path))
             inverse = 1.0 / np.sqrt(variance + self.epsilon)
-            y = transform(rows, mean, scale * inverse, shift)
-        way_back = normalize_backward if batch.training else transform_backward
+            y = kernels.transform(rows, mean, scale * inverse, shift)
+        way_back = kernels.normalize_backward if batch.training else kernels.transform_backward
 
         def backward(dy: Array, grads: Views) -> Array:
-            dy_rows = np.ascontiguousarray(dy).reshape(rows.shape)
-            return way_back(rows, mean, inverse, scale, dy_rows, grads["scale"], grads["shift"]).reshape(dy.shape)
+            dy_rows = xp.ascontiguousarray(dy).reshape(rows.shape)
+            dx: Array = way_back(rows, mean, inverse, scale, dy_rows, grads["scale"], grads["shift"])
+            return dx.reshape(dy.shape)
 
         return y.reshape(x.shape), backward
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from distsgd.batch import Batch
-from distsgd.device import Array, Shape
+from distsgd.device import Array, Shape, array_module
 from distsgd.errors import ConfigurationError
+from distsgd.kernels import kernels_for
 from distsgd.kernels.convolution import Window
-from distsgd.kernels.pooling import average_pool, average_pool_backward, max_pool, max_pool_backward
 from distsgd.layers.base import Backward, Layer, image_shape, pair
 from distsgd.layout import Views
 
@@ -57,9 +57,9 @@ class MaxPooling(_Pooling):
     kind: ClassVar[str] = "pool"
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        images = np.ascontiguousarray(x)
-        y = max_pool(images, self.window)
-        return y, lambda dy, grads: max_pool_backward(images, y, dy, self.window)
+        images, kernels = array_module(x).ascontiguousarray(x), kernels_for(x)
+        y = kernels.max_pool(images, self.window)
+        return y, lambda dy, grads: kernels.max_pool_backward(images, y, dy, self.window)
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class AveragePooling(_Pooling):
     kind: ClassVar[str] = "averagepool"
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        images = np.ascontiguousarray(x)
-        return average_pool(images, self.window), lambda dy, grads: average_pool_backward(images, dy, self.window)
+        images, kernels = array_module(x).ascontiguousarray(x), kernels_for(x)
+        y = kernels.average_pool(images, self.window)
+        return y, lambda dy, grads: kernels.average_pool_backward(images, dy, self.window)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class GlobalAveragePooling(Layer):
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         channels, height, width, n = x.shape
-        y: Array = np.add.reduce(np.ascontiguousarray(x).reshape(channels, height * width, n), axis=1)
+        y: Array = np.add.reduce(array_module(x).ascontiguousarray(x).reshape(channels, height * width, n), axis=1)
         y *= 1.0 / (height * width)
 
         def backward(dy: Array, grads: Views) -> Array:

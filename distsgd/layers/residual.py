@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from distsgd.batch import Batch
-from distsgd.device import Array, Shape
+from distsgd.device import Array, Shape, array_module
 from distsgd.errors import ConfigurationError
 from distsgd.layers.base import Backward, Layer, image_shape, join
 from distsgd.layers.sequential import Sequential
@@ -118,13 +118,13 @@ class Subsample(Layer):
         return (self.channels, -(-height // self.stride), -(-width // self.stride))
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        channels = x.shape[0]
+        channels, xp = x.shape[0], array_module(x)
         chosen = x[:, :: self.stride, :: self.stride]
-        y = np.zeros((self.channels, *chosen.shape[1:]), x.dtype)
+        y: Array = xp.zeros((self.channels, *chosen.shape[1:]), x.dtype)
         y[:channels] = chosen
 
         def backward(dy: Array, grads: Views) -> Array:
-            dx = np.zeros(x.shape, dy.dtype)
+            dx: Array = xp.zeros(x.shape, dy.dtype)
             dx[:, :: self.stride, :: self.stride] = dy[:channels]
             return dx
 

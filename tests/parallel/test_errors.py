@@ -102,7 +102,7 @@ USAGE: dict[str, tuple[tuple[object, ...], str]] = {
     "idle pattern": (("--freeze", "conv1.*"), "dense1.weight"),
     "unknown monitor": (("--monitor", "validation_los"), "validation_los"),
     "unknown target": (("--target", "validation_acc=1"), "validation_acc"),
-    "unknown device": (("--device", "gpu"), "gpu"),
+    "unknown device": (("--device", "tpu"), "gpu:N"),
     "not a number": (("--epochs", "many"), "epochs"),
     "unknown optimizer": (("--optimizer", "sdg"), "sgd"),
     "unknown model": (("--model", "mpl"), "mlp"),

@@ -38,7 +38,19 @@ def test_alone_it_names_what_computes() -> None:
     assert done.returncode == (1 if problems else 0)
     assert lines[-1] == (f"{len(problems)} problem(s) found" if problems else "no problem found")
     facts = {line.split()[0] for line in lines}
-    assert {"distsgd", "python", "numpy", "blas", "mpi", "gpu", "ranks", "memory", "shared", "reduction"} <= facts
+    assert {
+        "distsgd",
+        "python",
+        "numpy",
+        "blas",
+        "mpi",
+        "gpu",
+        "device",
+        "ranks",
+        "memory",
+        "shared",
+        "reduction",
+    } <= facts
     assert "1 thread(s), OPENBLAS_CORETYPE=Haswell" in done.stdout  # as the user forced it
     assert "start doctor with mpirun to time it" in done.stdout
 
@@ -171,7 +183,7 @@ def test_gpus_are_counted_and_left_alone(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert machine.gpus(tmp_path) == "2 of NVIDIA"
-    assert "computes on the CPU" in library.describe_gpus("", None)
+    assert library.describe_gpus("", None) == "none on these hosts"
     assert library.describe_gpus("2 of NVIDIA", False).endswith("MPI doesn't take GPU memory")
     assert library.gpu_aware(tmp_path / "none.so") is None
 

@@ -1,0 +1,41 @@
+"""Which rank computes on which device."""
+
+from __future__ import annotations
+
+from distsgd.communication.base import Communicator
+from distsgd.device import CPU, Device, choose_device
+
+
+def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[str]]:
+    """(this rank's device by `--device`, lines to print, the same on every rank). Collective.
+
+    Each rank of a host takes the next GPU. All ranks compute on the same kind of device: under `auto` on the CPU where
+    one rank has no GPU. Raises ConfigurationError, on all ranks, where `name` asks for what isn't there.
+    """
+    local_rank = communicator.node().rank
+    device, problem = communicator.everywhere(lambda: choose_device(name, local_rank))
+    host = communicator.hosts[communicator.rank]
+    everyone = communicator.allgather_object((host, device.name, device.description, problem))
+    without = [where for where, gpu, _, _ in everyone if gpu == CPU.name]
+    if without:
+        reasons = [why for _, _, _, why in everyone if why]
+        if not reasons and len(without) < len(everyone):
+            reasons = [f"{without[0]} has no CuPy, other hosts have"]
+        return CPU, [f"device auto computes on the CPU: {why}" for why in reasons[:1]]
+    return device, _warnings([(where, gpu, kind) for where, gpu, kind, _ in everyone])
+
+
+def _warnings(ranks: list[tuple[str, str, str]]) -> list[str]:
+    """What is worth knowing of (host, GPU, its kind), one a rank."""
+    found = []
+    for host in dict.fromkeys(where for where, _, _ in ranks):
+        used = [gpu for where, gpu, _ in ranks if where == host]
+        if len(set(used)) < len(used):
+            found.append(f"warning: {host}: {len(used)} ranks share {len(set(used))} GPU(s); one rank a GPU is faster")
+    kinds = list(dict.fromkeys(kind for _, _, kind in ranks))
+    if len(kinds) > 1:
+        found.append(
+            f"warning: the GPUs differ ({', '.join(kinds)}) and may compute other bits; replicas agree, but another "
+            "number of ranks may give other results"
+        )
+    return found

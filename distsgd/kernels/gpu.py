@@ -1,0 +1,274 @@
+"""The kernels of the GPU: launches of kernels.cu, and products by cuBLAS; the names and formulas of `kernels.cpu`.
+
+Compiled when first used, and kept on disk by CuPy. Nothing here waits for the GPU. `scratch` is not needed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from distsgd.device import Array, Shape, array_module
+from distsgd.kernels.convolution import Window
+from distsgd.random import Stream
+
+COLUMNS_APART = False
+TYPES = {"f": "float", "d": "double"}
+"""What kernels.cu is compiled for, by the dtype's character."""
+
+_THREADS = 256
+_MOST_BLOCKS = 1 << 16
+
+
+def compiler_options(kind: str) -> tuple[str, ...]:
+    """For NVRTC. No contraction of a*b+c into one rounding, so that an update's bits are those of the CPU."""
+    return ("--std=c++17", "--fmad=false", f"-DREAL={kind}")
+
+
+def source() -> str:
+    """kernels.cu, which lies beside this file."""
+    return files("distsgd.kernels").joinpath("kernels.cu").read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=64)
+def _kernel(xp: Any, name: str, dtype: str) -> Any:
+    return _module(xp, dtype).get_function(name)
+
+
+@lru_cache(maxsize=4)
+def _module(xp: Any, dtype: str) -> Any:
+    return xp.RawModule(code=source(), options=compiler_options(TYPES[dtype]))
+
+
+def _launch(name: str, like: Array, threads: int, *arguments: Any) -> None:
+    """Starts so many threads; a kernel knows nothing of strides, so arrays have to be contiguous."""
+    for argument in arguments:
+        if hasattr(argument, "flags") and not argument.flags.c_contiguous:
+            raise ValueError(f"kernel {name}: expected contiguous arrays, got one of shape {argument.shape} that isn't")
+    blocks = min(-(-max(threads, 1) // _THREADS), _MOST_BLOCKS)
+    _kernel(array_module(like), name, like.dtype.char)((blocks,), (_THREADS,), arguments)
+
+
+def add_scaled(target: Array, source: Array, factor: float, scratch: Array) -> None:
+    """target := target + factor source."""
+    _launch("add_scaled", target, target.size, target, source, factor, target.size)
+
+
+def scale(target: Array, factor: float) -> None:
+    """target := factor target."""
+    _launch("scale", target, target.size, target, factor, target.size)
+
+
+def sgd(params: Array, grads: Array, learning_rate: float) -> None:
+    """w := w - ηg."""
+    _launch("sgd", params, params.size, params, grads, learning_rate, params.size)
+
+
+def momentum(
+    params: Array, grads: Array, velocity: Array, learning_rate: float, momentum: float, dampening: float
+) -> None:
+    """v := μv + (1 - dampening) g;  w := w - ηv."""
+    rest = (learning_rate, momentum, 1.0 - dampening, params.size)
+    _launch("momentum", params, params.size, params, grads, velocity, *rest)
+
+
+def nesterov(
+    params: Array, grads: Array, velocity: Array, learning_rate: float, momentum: float, scratch: Array
+) -> None:
+    """v := μv + g;  w := w - η(g + μv)."""
+    _launch("nesterov", params, params.size, params, grads, velocity, learning_rate, momentum, params.size)
+
+
+def adagrad(
+    params: Array, grads: Array, square_sum: Array, learning_rate: float, epsilon: float, scratch: Array
+) -> None:
+    """s := s + g²;  w := w - ηg / (√s + ε)."""
+    _launch("adagrad", params, params.size, params, grads, square_sum, learning_rate, epsilon, params.size)
+
+
+def rmsprop(
+    params: Array, grads: Array, square_mean: Array, learning_rate: float, alpha: float, epsilon: float, scratch: Array
+) -> None:
+    """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε)."""
+    rest = (learning_rate, alpha, 1.0 - alpha, epsilon, params.size)
+    _launch("rmsprop", params, params.size, params, grads, square_mean, *rest)
+
+
+def adam(
+    params: Array,
+    grads: Array,
+    first_moment: Array,
+    second_moment: Array,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    scratch: Array,
+) -> None:
+    """m := β₁m + g;  v := β₂v + g²;  w := w - step_size m / (√v + ε)."""
+    rest = (step_size, beta1, beta2, epsilon, params.size)
+    _launch("adam", params, params.size, params, grads, first_moment, second_moment, *rest)
+
+
+def block_squares(values: Array, block: int) -> Array:
+    """Σ v² of each block, in float64."""
+    blocks = -(-values.size // block)
+    sums: Array = array_module(values).empty(blocks, np.float64)
+    _launch("block_squares", values, blocks * _THREADS, values, sums, blocks, block, values.size)
+    return sums
+
+
+def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given."""
+    return np.matmul(a, b, out=out)
+
+
+def row_sums(rows: Array, out: Array) -> None:
+    """out[r] := Σ rows[r, k]."""
+    rows = array_module(rows).ascontiguousarray(rows)
+    _launch("row_sums", rows, len(rows) * _THREADS, rows, out, *rows.shape)
+
+
+def positive(x: Array) -> Array:
+    """max(x, 0)."""
+    return np.maximum(x, 0.0)
+
+
+def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    """(-log p[label] of each example (n,), the gradient p - t (classes, n) where it is wanted), with p := softmax."""
+    xp, (classes, count) = array_module(outputs), outputs.shape
+    outputs, labels = xp.ascontiguousarray(outputs), labels.astype(np.int64, copy=False)
+    losses, gradient = xp.empty(count, outputs.dtype), xp.empty_like(outputs) if want_grad else None
+    into = np.uint64(0) if gradient is None else gradient
+    _launch("softmax_cross_entropy", outputs, count, outputs, labels, losses, into, classes, count)
+    return losses, gradient
+
+
+def keep_mask(like: Array, shape: Shape, keep: float, place: Stream) -> Array:
+    """A boolean mask that is true with probability `keep`: the same integers as on the CPU."""
+    (key, counter), count = place, prod(shape)
+    mask: Array = array_module(like).empty(shape, bool)
+    words = [np.uint64(word) for word in (round(keep * 2.0**32), *key, *counter)]
+    _launch("keep_mask", like, -(-count // 8), mask, *words, count)
+    return mask
+
+
+def max_pool(x: Array, window: Window) -> Array:
+    """y[c, h, w] := the largest of x[c, h s + i, w s + j] over the window's i and j."""
+    y, numbers = _pooled(x, window)
+    _launch("max_pool", x, y.size, x, y, *numbers)
+    return y
+
+
+def max_pool_backward(x: Array, y: Array, dy: Array, window: Window) -> Array:
+    """dx: each dy goes to the first of its window's largest values, in the order of rows."""
+    xp = array_module(x)
+    dx: Array = xp.empty_like(x)
+    _launch("max_pool_backward", x, x.size, x, y, xp.ascontiguousarray(dy), dx, *_numbers(x.shape, window))
+    return dx
+
+
+def average_pool(x: Array, window: Window) -> Array:
+    """y[c, h, w] := the mean of x[c, h s + i, w s + j] over the window's i and j."""
+    y, numbers = _pooled(x, window)
+    _launch("average_pool", x, y.size, x, y, 1.0 / prod(window.size), *numbers)
+    return y
+
+
+def average_pool_backward(x: Array, dy: Array, window: Window) -> Array:
+    """dx: each dy is spread evenly over its window."""
+    xp = array_module(x)
+    dx: Array = xp.empty_like(x)
+    part = 1.0 / prod(window.size)
+    _launch("average_pool_backward", x, x.size, xp.ascontiguousarray(dy), dx, part, *_numbers(x.shape, window))
+    return dx
+
+
+def convolve(x: Array, weight: Array, window: Window) -> Array:
+    """y[f, h, w] := Σ weight[f, c, i, j] x[c, h s + i - before, w s + j - before], as one product with im2col's."""
+    out_height, out_width = window.output(*x.shape[1:3])
+    y: Array = np.matmul(weight.reshape(len(weight), -1), _columns(x, window))
+    return y.reshape(len(weight), out_height, out_width, x.shape[3])
+
+
+def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array) -> None:
+    """dweight[f, c, i, j] := Σ dy[f, h, w] x[c, h s + i - before, w s + j - before], overwritten."""
+    filters = len(dweight)
+    np.matmul(dy.reshape(filters, -1), _columns(x, window).T, out=dweight.reshape(filters, -1))
+
+
+def input_gradient(weight: Array, dy: Array, window: Window, height: int, width: int) -> Array:
+    """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
+    filters, channels = weight.shape[:2]
+    columns: Array = np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1))
+    shape = (channels, height, width, dy.shape[3])
+    if window.is_pointwise:
+        return columns.reshape(shape)
+    dx: Array = array_module(dy).empty(shape, dy.dtype)
+    _launch("col2im", dx, dx.size, columns, dx, *_numbers(shape, window))
+    return dx
+
+
+def normalize(rows: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
+    """(y, mean, m2, inverse): y := scale (rows - mean) inverse + shift with inverse := 1 / √(m2 / count + epsilon)."""
+    xp, (features, count) = array_module(rows), rows.shape
+    y, mean, m2, inverse = xp.empty_like(rows), *(xp.empty(features, rows.dtype) for _ in range(3))
+    made = (y, mean, m2, inverse)
+    _launch("normalize", rows, features * _THREADS, rows, scale, shift, epsilon, *made, features, count)
+    return y, mean, m2, inverse
+
+
+def normalize_backward(
+    rows: Array, mean: Array, inverse: Array, scale: Array, dy: Array, dscale: Array, dshift: Array
+) -> Array:
+    """dx, with dscale := Σ dy x̂ and dshift := Σ dy overwritten, x̂ being (rows - mean) inverse."""
+    features, count = rows.shape
+    dx: Array = array_module(rows).empty_like(dy)
+    arrays = (rows, mean, inverse, scale, dy, dscale, dshift, dx)
+    _launch("normalize_backward", rows, features * _THREADS, *arrays, features, count)
+    return dx
+
+
+def transform(rows: Array, mean: Array, factor: Array, shift: Array) -> Array:
+    """(rows - mean) factor + shift."""
+    y: Array = rows - mean[:, None]
+    y *= factor[:, None]
+    y += shift[:, None]
+    return y
+
+
+def transform_backward(
+    rows: Array, mean: Array, inverse: Array, scale: Array, dy: Array, dscale: Array, dshift: Array
+) -> Array:
+    """As normalize_backward, where mean and inverse aren't functions of rows: dx := dy scale inverse."""
+    row_sums(dy * (rows - mean[:, None]), dscale)
+    dscale *= inverse
+    row_sums(dy, dshift)
+    dx: Array = dy * (scale * inverse)[:, None]
+    return dx
+
+
+def _pooled(x: Array, window: Window) -> tuple[Array, tuple[int, ...]]:
+    """(memory for the output, the shape and window as kernels take them)."""
+    shape = (x.shape[0], *window.output(*x.shape[1:3]), x.shape[3])
+    return array_module(x).empty(shape, x.dtype), _numbers(x.shape, window)
+
+
+def _columns(x: Array, window: Window) -> Array:
+    """(channels·kh·kw, out_height·out_width·n): each output's window as a column."""
+    if window.is_pointwise:
+        return x.reshape(len(x), -1)
+    places, outputs = prod(window.size), prod(window.output(*x.shape[1:3]))
+    columns: Array = array_module(x).empty((len(x) * places, outputs * x.shape[3]), x.dtype)
+    _launch("im2col", x, columns.size, x, columns, *_numbers(x.shape, window))
+    return columns
+
+
+def _numbers(shape: Shape, window: Window) -> tuple[int, ...]:
+    """(channels, then what kernels.cu calls WINDOW)."""
+    channels, height, width, n = shape
+    return (channels, *window.size, *window.stride, *window.before, height, width, *window.output(height, width), n)

@@ -1,0 +1,204 @@
+"""Which device a name means, and the stand-in for CuPy that the tests of GPUs rest on."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd import device
+from distsgd.communication import Communicator
+from distsgd.communication.devices import device_of_rank
+from distsgd.communication.threads import run_on_threads
+from distsgd.device import CPU, array_module, choose_device, host_copy, is_on_host, to_host
+from distsgd.errors import ConfigurationError
+from tests.strict_device import StrictArray, StrictModule, strict_device
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == (CPU, None)
+    assert str(CPU) == "cpu"
+    assert CPU.free_bytes() is None
+
+
+@pytest.mark.parametrize("name", ["", "cuda", "gpu:", "gpu:x", "gpu1", "GPU", "gpu:-1", "cpu:0"])
+def test_other_names(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected auto, cpu, gpu or gpu:N such as gpu:1, got"):
+        choose_device(name)
+
+
+@pytest.fixture
+def _without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_is_installed", lambda: False)
+
+
+@pytest.mark.usefixtures("_without_cupy")
+def test_without_cupy() -> None:
+    assert choose_device("auto") == (CPU, None)
+    with pytest.raises(ConfigurationError, match=r"device gpu: CuPy isn't installed \(pip install .*--device cpu"):
+        choose_device("gpu")
+
+
+def test_cupy_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_is_installed", lambda: True)
+    monkeypatch.setattr(device, "_DRIVER_FILES", ())
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert choose_device("auto") == (CPU, "CuPy is installed, but this host has no NVIDIA driver")
+    with pytest.raises(ConfigurationError, match="device gpu:1: CuPy is installed, but this host has no NVIDIA driver"):
+        choose_device("gpu:1")
+
+
+class BrokenRuntime:
+    """What CuPy is like where the driver is too old."""
+
+    @staticmethod
+    def getDeviceCount() -> int:  # noqa: N802
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nfor the runtime")
+
+
+@pytest.mark.parametrize(("count", "reason"), [(None, "cudaErrorInsufficientDriver"), (0, "shows no GPU")])
+def test_cupy_that_cannot_use_cuda(count: int | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = StrictModule(gpus=0)
+    if count is None:
+        module.cuda.runtime = BrokenRuntime
+    monkeypatch.setattr(device, "_is_installed", lambda: True)
+    monkeypatch.setattr(sys, "platform", "elsewhere")
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    found, why = choose_device("auto")
+    assert found is CPU
+    assert why is not None
+    assert reason in why
+    assert "\n" not in why
+    with pytest.raises(ConfigurationError, match=reason):
+        choose_device("gpu")
+
+
+def test_auto_does_not_load_cupy_where_there_is_none_or_no_gpu() -> None:
+    code = "import sys; from distsgd.device import choose_device; choose_device('auto'); print('cupy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    has_driver = any(Path(name).exists() for name in device._DRIVER_FILES)
+    assert done.stdout.strip() == str(has_driver and importlib.util.find_spec("cupy") is not None)
+
+
+@pytest.mark.parametrize(("name", "index"), [("gpu", 1), ("auto", 1), ("gpu:2", 2), ("gpu:0", 0)])
+def test_gpus(name: str, index: int) -> None:
+    with strict_device(StrictModule(gpus=3)):
+        found, why = choose_device(name, local_rank=4)
+    assert (found.name, found.index, found.description, why) == (f"gpu:{index}", index, "Strict", None)
+
+
+@pytest.mark.parametrize(("gpus", "there"), [(1, "gpu:0 alone"), (2, "gpu:0 to gpu:1")])
+def test_a_gpu_that_is_not_there(gpus: int, there: str) -> None:
+    with strict_device(StrictModule(gpus)), pytest.raises(ConfigurationError, match=f"gpu:2: this host has {there}"):
+        choose_device("gpu:2")
+
+
+def devices(name: str, hosts: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    def rank(communicator: Communicator) -> tuple[str, list[str]]:
+        found, notes = device_of_rank(communicator, name)
+        return found.name, notes
+
+    return run_on_threads(len(hosts), rank, hosts)
+
+
+def test_one_gpu_a_rank_of_a_host() -> None:
+    with strict_device(StrictModule(gpus=2)):
+        found = devices("gpu", ("a", "a", "b", "b"))
+    assert found == [("gpu:0", []), ("gpu:1", []), ("gpu:0", []), ("gpu:1", [])]
+
+
+@pytest.mark.parametrize(("name", "used"), [("gpu", 2), ("gpu:1", 1)])
+def test_ranks_that_share_gpus_are_told(name: str, used: int) -> None:
+    with strict_device(StrictModule(gpus=2)):
+        found = devices(name, ("a", "a", "a", "b"))
+    warning = f"warning: a: 3 ranks share {used} GPU(s); one rank a GPU is faster"
+    assert [notes for _, notes in found] == [[warning]] * 4
+
+
+def test_gpus_that_differ_are_named() -> None:
+    with strict_device(StrictModule(gpus=2, names=("Small", "Large"))):
+        found = devices("gpu", ("a", "a"))
+    assert all("the GPUs differ (Small, Large)" in notes[0] for _, notes in found)
+
+
+@pytest.mark.usefixtures("_without_cupy")
+def test_an_error_on_all_ranks() -> None:
+    with pytest.raises(ConfigurationError, match="CuPy isn't installed"):
+        devices("gpu", ("a", "a"))
+
+
+def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(name: str, local_rank: int) -> Any:
+        return (device.Device("gpu:0", StrictModule), None) if local_rank == 0 else (CPU, None)
+
+    monkeypatch.setattr("distsgd.communication.devices.choose_device", choose)
+    found = devices("auto", ("a", "a"))
+    assert found == [("cpu", ["device auto computes on the CPU: a has no CuPy, other hosts have"])] * 2
+
+
+# The stand-in
+
+
+def test_arrays_of_a_device_are_told_from_numpys() -> None:
+    array = np.arange(6.0)
+    assert is_on_host(array)
+    assert to_host(array) is array
+    assert host_copy(array) is not array
+    with strict_device(StrictModule()) as recorder:
+        gpu, _ = choose_device("gpu")
+        there = gpu.put(array)
+        assert not is_on_host(there)
+        assert array_module(there) is gpu.xp
+        np.testing.assert_array_equal(to_host(there), array)
+        assert [event.kind for event in recorder.events] == ["to device", "to host"]
+
+
+def test_what_the_stand_in_refuses() -> None:
+    with strict_device(StrictModule(gpus=2)):
+        gpu, _ = choose_device("gpu")
+        there, here = gpu.put(np.arange(6.0)), np.arange(6.0)
+        with pytest.raises(TypeError, match="Implicit conversion"):
+            np.asarray(there)
+        for mixed in (lambda: there + here, lambda: np.add(here, there), lambda: there[np.array([1])]):
+            with pytest.raises(TypeError, match="Unsupported type"):
+                mixed()
+        with pytest.raises(TypeError, match="Unsupported type"):
+            there[:] = here
+        with pytest.raises(NotImplementedError, match="reduce"):
+            np.maximum.reduce(there)
+        with pytest.raises(TypeError, match="vecdot"):
+            np.vecdot(there, there)
+        with pytest.raises(TypeError, match="no implementation found"):
+            np.median(there)
+        gpu.xp.cuda.Device(1).use()
+        with pytest.raises(AssertionError, match="met GPU 1"):
+            np.add(there, 1.0)
+
+
+def test_the_stand_in_sees_memory_that_is_used_too_early() -> None:
+    with strict_device(StrictModule()):
+        gpu, _ = choose_device("gpu")
+        room = gpu.host_room((4,), np.dtype(np.float32))
+        room[:] = 1.0
+        there = gpu.put(room)
+        to_host(there)
+        room[:] = 2.0  # the host has waited
+        there.set(room)  # type: ignore[attr-defined]
+        room[:] = 3.0
+        with pytest.raises(AssertionError, match="was being copied"):
+            to_host(there)
+
+
+def test_the_stand_in_has_no_name_that_cupy_has_not() -> None:
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy isn't installed")
+    cupy = pytest.importorskip("cupy", exc_type=ImportError)
+    names = [name for name in vars(StrictModule) if not name.startswith("_")]
+    assert [name for name in names if not hasattr(cupy, name)] == []
+    methods = [name for name in vars(StrictArray) if not name.startswith("_") and name not in ("inside", "gpu")]
+    assert [name for name in methods if not hasattr(cupy.ndarray, name)] == []
