@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array, Device, to_host
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.examples import Feeder, Rows
 from distsgd.graphs import StepInputs
 from distsgd.layout import Layout, Views
@@ -225,12 +225,11 @@ class TrainingStep:
                         self._compute_lane(buffers, plan, step, epoch, rows, None if inputs is None else inputs.clock)
         except DistsgdError as error:
             self._error = self._error or error
-        except RAISED_BY_USERS:
+        except RAISED_BY_USERS as error:
             communicator = self.exchange.communicator
             host = communicator.hosts[communicator.rank]
-            self._error = self._error or LaneError.here(
-                f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
-            )
+            where = f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
+            self._error = self._error or users_error(error, where)
 
     def _gather(
         self, start: int, stop: int, indices: Array, epoch: int, room: Array | None, inputs: StepInputs | None
