@@ -60,12 +60,14 @@ class Device:
     """A place that computes. `xp` is the array module of its arrays, `index` the number of a GPU on its host.
 
     description   what kind of GPU it is; empty for the CPU
+    bus           where a GPU sits in its host, which names it to all processes; its number may differ between them
     """
 
     name: str
     xp: Any
     index: int = 0
     description: str = ""
+    bus: str = ""
 
     @property
     def is_cpu(self) -> bool:
@@ -132,7 +134,8 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
         raise ConfigurationError(f"device {name}: this host has {there}")
     _MODULES[cupy.ndarray] = cupy
     kind = cupy.cuda.runtime.getDeviceProperties(index)["name"]
-    device = Device(f"gpu:{index}", cupy, index, kind.decode() if isinstance(kind, bytes) else str(kind))
+    bus = str(cupy.cuda.runtime.deviceGetPCIBusId(index))
+    device = Device(f"gpu:{index}", cupy, index, kind.decode() if isinstance(kind, bytes) else str(kind), bus)
     device.use()
     return device, None
 

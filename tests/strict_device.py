@@ -19,11 +19,12 @@ import pytest
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from distsgd import device, kernels
+from distsgd.communication import nccl
 from distsgd.kernels import cpu
 from distsgd.step import TrainingStep
 from tests.emulated_kernels import EmulatedModule
 
-TO_DEVICE, TO_HOST, KERNEL, MPI = "to device", "to host", "kernel", "mpi"
+TO_DEVICE, TO_HOST, KERNEL, MPI, NCCL = "to device", "to host", "kernel", "mpi", "nccl"
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,14 @@ class Event:
 
 @dataclass
 class Recorder:
-    """What has happened, and what each thread is about: its GPU, its step, its copies that may be under way."""
+    """What has happened, and what each thread is about: its GPU, its step, its copies that may be under way.
+
+    addresses   arrays whose place in memory was asked for, by that place: (the array, its GPU)
+    """
 
     events: list[Event] = field(default_factory=list)
     threads: threading.local = field(default_factory=threading.local)
+    addresses: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict)
 
     @property
     def gpu(self) -> int:
@@ -61,7 +66,27 @@ class Recorder:
         """The host waits for the GPU."""
         for host, content in getattr(self.threads, "under_way", []):
             assert host.tobytes() == content, "the host wrote to memory that was being copied to a GPU"
-        self.threads.under_way = []
+        self.threads.under_way, self.threads.busy = [], False
+
+    @property
+    def busy(self) -> bool:
+        """Whether this thread has asked its GPU for something that it hasn't waited for."""
+        return getattr(self.threads, "busy", False)
+
+    def address(self, array: np.ndarray) -> int:
+        """Where an array of this thread's GPU lies; kept, so that nothing else comes to lie there."""
+        at = array.ctypes.data
+        known = self.addresses.get(at)
+        if known is None or known[0].nbytes < array.nbytes:
+            self.addresses[at] = (array, self.gpu)
+        return at
+
+    def memory(self, at: int, size: int) -> np.ndarray:
+        """So many bytes from this place on, which have to be inside one array of this thread's GPU."""
+        for start, (array, gpu) in list(self.addresses.items()):
+            if start <= at and at + size <= start + array.nbytes and gpu == self.gpu:
+                return array.reshape(-1).view(np.uint8)[at - start : at - start + size]
+        raise AssertionError(f"{size} bytes at {at} are not inside an array of GPU {self.gpu}")
 
     def of_step(self, step: int, gpu: int = 0) -> list[tuple[str, str | int]]:
         """(kind, what) of all copies and messages of one step on one GPU, in order."""
@@ -138,6 +163,7 @@ class StrictArray(NDArrayOperatorsMixin):
     nbytes = property(lambda self: self.inside.nbytes)
     itemsize = property(lambda self: self.inside.itemsize)
     T = property(lambda self: close(self.inside.T))
+    data = property(lambda self: SimpleNamespace(ptr=RECORDER.address(self.inside)))
 
     @property
     def flags(self) -> Any:
@@ -161,6 +187,7 @@ def open_up(value: Any) -> Any:
     """NumPy's array inside one of this thread's GPU, a Python number as it is, and nothing else."""
     if isinstance(value, StrictArray):
         assert value.gpu == RECORDER.gpu, f"an array of GPU {value.gpu} met GPU {RECORDER.gpu}"
+        RECORDER.threads.busy = True
         return value.inside
     if type(value) in (int, float, bool):
         return value
@@ -199,12 +226,30 @@ def _methods() -> None:
 _methods()
 
 
+class StrictEvent:
+    """A mark in a stream, for which the host can wait once it is there."""
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.recorded = False
+
+    def record(self, stream: Any) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+        RECORDER.wait()
+
+
 class StrictModule:
     """The part of CuPy that distsgd uses, with `gpus` GPUs."""
 
     ndarray = StrictArray
 
-    def __init__(self, gpus: int = 1, free_bytes: int = 1 << 30, names: tuple[str, ...] = ("Strict",)) -> None:
+    def __init__(
+        self, gpus: int = 1, free_bytes: int = 1 << 30, names: tuple[str, ...] = ("Strict",), nccl: Any = None
+    ) -> None:
+        self.nccl = nccl
+
         def use(index: int) -> None:
             assert 0 <= index < gpus
             RECORDER.threads.gpu = index
@@ -212,10 +257,12 @@ class StrictModule:
         self.cuda = SimpleNamespace(
             Device=lambda index: SimpleNamespace(use=lambda: use(index)),
             alloc_pinned_memory=bytearray,
-            get_current_stream=lambda: SimpleNamespace(synchronize=RECORDER.wait),
+            get_current_stream=lambda: SimpleNamespace(synchronize=RECORDER.wait, ptr=0),
+            Event=StrictEvent,
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: gpus,
+                deviceGetPCIBusId=lambda index: f"0000:{index:02X}:00.0",
                 getDeviceProperties=lambda index: {"name": names[index % len(names)].encode()},
                 memGetInfo=lambda: (free_bytes, 2 * free_bytes),
             ),
@@ -313,6 +360,7 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
         patch.setattr(device, "_is_installed", lambda: True)
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
+        patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
         patch.setattr(TrainingStep, "run", recorded)
-        RECORDER.events, RECORDER.threads = [], threading.local()
+        RECORDER.events, RECORDER.threads, RECORDER.addresses = [], threading.local(), {}
         yield RECORDER

@@ -160,6 +160,7 @@ class MessageExchange(OwnState):
         return sums
 
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        self.communicator.settle()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
         # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
