@@ -23,6 +23,7 @@ from distsgd.communication import nccl
 from distsgd.kernels import cpu
 from distsgd.step import TrainingStep
 from tests.emulated_kernels import EmulatedModule
+from tests.strict_streams import Streams, StrictEvent, StrictStream
 
 TO_DEVICE, TO_HOST, KERNEL, MPI, NCCL = "to device", "to host", "kernel", "mpi", "nccl"
 
@@ -62,8 +63,16 @@ class Recorder:
             self.threads.under_way = []
         self.threads.under_way.append((host, host.tobytes()))
 
-    def wait(self) -> None:
-        """The host waits for the GPU."""
+    @property
+    def streams(self) -> Streams:
+        """This thread's streams."""
+        if not hasattr(self.threads, "streams"):
+            self.threads.streams = Streams()
+        return self.threads.streams  # type: ignore[no-any-return]
+
+    def wait(self, told: dict[int, int] | None = None) -> None:
+        """The host waits for the GPU: for its current stream, or for what an event tells of."""
+        self.streams.host_waits(told)
         for host, content in getattr(self.threads, "under_way", []):
             assert host.tobytes() == content, "the host wrote to memory that was being copied to a GPU"
         self.threads.under_way, self.threads.busy = [], False
@@ -115,7 +124,7 @@ class StrictArray(NDArrayOperatorsMixin):
             return NotImplemented
         assert set(kwargs) <= {"out", "dtype", "axis"}, kwargs
         if "out" in kwargs:
-            kwargs["out"] = tuple(None if one is None else open_up(one) for one in kwargs["out"])
+            kwargs["out"] = tuple(None if one is None else open_up(one, True) for one in kwargs["out"])
             assert ufunc is not np.matmul or kwargs["out"][0].flags.c_contiguous, "cuBLAS writes rows"
         return close(getattr(ufunc, method)(*map(open_up, inputs), **kwargs))
 
@@ -143,7 +152,7 @@ class StrictArray(NDArrayOperatorsMixin):
         assert (host.shape, host.dtype) == (self.shape, self.dtype)
         assert self.inside.flags.c_contiguous
         RECORDER.copying(host)
-        open_up(self)[...] = host
+        open_up(self, True)[...] = host
 
     def __float__(self) -> float:
         return float(self.get())
@@ -176,18 +185,22 @@ class StrictArray(NDArrayOperatorsMixin):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: Any) -> StrictArray:
-        found = open_up(self)[open_index(index)]
+        inside = self.inside if isinstance(index, slice) else open_up(self)  # a slice is a view, and does nothing
+        found = inside[open_index(index)]
         return close(found if isinstance(found, np.ndarray) else np.asarray(found))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        open_up(self)[open_index(index)] = open_up(value)
+        target = self.inside[index] if isinstance(index, slice) else self.inside
+        open_up(close(target), True)
+        self.inside[open_index(index)] = open_up(value)
 
 
-def open_up(value: Any) -> Any:
-    """NumPy's array inside one of this thread's GPU, a Python number as it is, and nothing else."""
+def open_up(value: Any, writes: bool = False) -> Any:
+    """NumPy's array inside one of this thread's GPU, to read or write, a Python number as it is, and nothing else."""
     if isinstance(value, StrictArray):
         assert value.gpu == RECORDER.gpu, f"an array of GPU {value.gpu} met GPU {RECORDER.gpu}"
         RECORDER.threads.busy = True
+        RECORDER.streams.use(value.inside, writes)
         return value.inside
     if type(value) in (int, float, bool):
         return value
@@ -210,6 +223,10 @@ def _methods() -> None:
             opened = {key: open_up(v) if isinstance(v, StrictArray) else v for key, v in kwargs.items()}
             opened_args = [open_up(v) if isinstance(v, StrictArray) else v for v in args]
             assert not any(isinstance(v, np.ndarray) for v in (*args, *kwargs.values()))
+            if name in ("reshape", "transpose", "ravel", "view"):
+                view: np.ndarray = getattr(self.inside, name)(*opened_args, **opened)
+                if view.size == 0 or np.may_share_memory(view, self.inside):
+                    return close(view)  # nothing is read
             return close(getattr(open_up(self), name)(*opened_args, **opened))
 
         return call
@@ -218,26 +235,12 @@ def _methods() -> None:
         setattr(StrictArray, name, method(name))
 
     def take(self: StrictArray, indices: StrictArray, axis: int | None = None, out: Any = None) -> StrictArray:
-        return close(open_up(self).take(open_up(indices), axis, None if out is None else open_up(out)))
+        return close(open_up(self).take(open_up(indices), axis, None if out is None else open_up(out, True)))
 
     StrictArray.take = take  # type: ignore[attr-defined]
 
 
 _methods()
-
-
-class StrictEvent:
-    """A mark in a stream, for which the host can wait once it is there."""
-
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self.recorded = False
-
-    def record(self, stream: Any) -> None:
-        self.recorded = True
-
-    def synchronize(self) -> None:
-        assert self.recorded
-        RECORDER.wait()
 
 
 class StrictModule:
@@ -257,8 +260,9 @@ class StrictModule:
         self.cuda = SimpleNamespace(
             Device=lambda index: SimpleNamespace(use=lambda: use(index)),
             alloc_pinned_memory=bytearray,
-            get_current_stream=lambda: SimpleNamespace(synchronize=RECORDER.wait, ptr=0),
-            Event=StrictEvent,
+            get_current_stream=lambda: StrictStream(RECORDER, RECORDER.streams.current),
+            Stream=lambda non_blocking: StrictStream(RECORDER, RECORDER.streams.make()),
+            Event=lambda disable_timing: StrictEvent(RECORDER),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             runtime=SimpleNamespace(
                 getDeviceCount=lambda: gpus,
@@ -293,7 +297,7 @@ class StrictModule:
                 assert len(grid) == len(block) == 1
                 assert min(*grid, *block) >= 1
                 RECORDER.note(KERNEL, name)
-                module.launch(name, [open_up(a) if isinstance(a, StrictArray) else a for a in arguments])
+                module.launch(name, [open_up(a, True) if isinstance(a, StrictArray) else a for a in arguments])
 
             return launch
 
@@ -325,8 +329,8 @@ def _on_strict_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         assert not any(isinstance(one, np.ndarray) for one in (*args, *kwargs.values()))
-        opened = [open_up(one) if isinstance(one, StrictArray) else one for one in args]
-        named = {key: open_up(one) if isinstance(one, StrictArray) else one for key, one in kwargs.items()}
+        opened = [open_up(one, True) if isinstance(one, StrictArray) else one for one in args]
+        named = {key: open_up(one, True) if isinstance(one, StrictArray) else one for key, one in kwargs.items()}
         result = function(*opened, **named)
         if isinstance(result, tuple):
             return tuple(close(one) if isinstance(one, np.ndarray) else one for one in result)

@@ -129,26 +129,26 @@ class StrictComm:
         self.ended = False
 
     def send(self, at: int, count: int, datatype: int, peer: int, stream: int) -> None:
-        self._add(Call("send", count, datatype, peer, at, 0), peer)
+        self._add(stream, Call("send", count, datatype, peer, at, 0), peer)
 
     def recv(self, at: int, count: int, datatype: int, peer: int, stream: int) -> None:
-        self._add(Call("recv", count, datatype, peer, 0, at), peer)
+        self._add(stream, Call("recv", count, datatype, peer, 0, at), peer)
 
     def broadcast(self, send: int, receive: int, count: int, datatype: int, root: int, stream: int) -> None:
-        self._add(Call("broadcast", count, datatype, root, send, receive))
+        self._add(stream, Call("broadcast", count, datatype, root, send, receive))
 
     def allGather(self, send: int, receive: int, count: int, datatype: int, stream: int) -> None:  # noqa: N802
-        self._add(Call("allGather", count, datatype, None, send, receive))
+        self._add(stream, Call("allGather", count, datatype, None, send, receive))
 
     def reduceScatter(  # noqa: N802
         self, send: int, receive: int, count: int, datatype: int, op: int, stream: int
     ) -> None:
         assert op == self.nccl.NCCL_SUM
-        self._add(Call("reduceScatter", count, datatype, None, send, receive))
+        self._add(stream, Call("reduceScatter", count, datatype, None, send, receive))
 
     def reduce(self, send: int, receive: int, count: int, datatype: int, op: int, root: int, stream: int) -> None:
         assert op == self.nccl.NCCL_SUM
-        self._add(Call("reduce", count, datatype, root, send, receive))
+        self._add(stream, Call("reduce", count, datatype, root, send, receive))
 
     def check_async_error(self) -> None:
         self.nccl.fails("check_async_error", self.rank)
@@ -156,7 +156,8 @@ class StrictComm:
     def abort(self) -> None:
         self.ended = True
 
-    def _add(self, call: Call, peer: int | None = None) -> None:
+    def _add(self, stream: int, call: Call, peer: int | None = None) -> None:
+        assert stream == RECORDER.streams.current, "everything goes to the stream that is current"
         assert call.count > 0, "nothing is left out"
         assert peer != self.rank, "a rank's own part is copied"
         assert not self.ended
@@ -170,6 +171,11 @@ class StrictComm:
         RECORDER.threads.busy = True
         for call in group:
             self.nccl.calls[call.kind] += 1
+        for call in group:
+            if self._sends(call):
+                RECORDER.streams.use(RECORDER.memory(call.send, self._bytes_sent(call)), writes=False)
+            if self._receives(call):
+                RECORDER.streams.use(RECORDER.memory(call.receive, self._bytes_received(call)), writes=True)
         sent = [
             RECORDER.memory(call.send, self._bytes_sent(call)).copy() if self._sends(call) else None for call in group
         ]
@@ -191,6 +197,12 @@ class StrictComm:
 
     def _sends(self, call: Call) -> bool:
         return call.kind != "recv" and (call.kind != "broadcast" or call.peer == self.rank)
+
+    def _receives(self, call: Call) -> bool:
+        return call.kind != "send" and (call.kind != "reduce" or call.peer == self.rank)
+
+    def _bytes_received(self, call: Call) -> int:
+        return call.size * (self.size if call.kind == "allGather" else 1)
 
     def _bytes_sent(self, call: Call) -> int:
         return call.size * (self.size if call.kind == "reduceScatter" else 1)

@@ -12,6 +12,8 @@ from distsgd.communication.base import Communicator
 from distsgd.communication.between_gpus import between_gpus, refuse_other_sums
 from distsgd.communication.exchange import SCALARS, Exchange, LocalExchange, Plan
 from distsgd.communication.messages import MessageExchange
+from distsgd.communication.nccl import NcclCommunicator
+from distsgd.communication.overlapped import make_overlapped
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span
@@ -91,8 +93,7 @@ def make_exchange(
     if communicator.size == 1:
         return LocalExchange(communicator, plan), None
     if not plan.device.is_cpu:
-        joined, note = between_gpus(communicator, plan.device, communication, same_bits)
-        return MessageExchange(joined, plan, SerialCommunicator()), note
+        return _between_gpus(communicator, plan, communication, same_bits)
     if communication == "mpi":
         return MessageExchange(communicator, plan, SerialCommunicator()), None
     try:
@@ -104,3 +105,17 @@ def make_exchange(
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
     return MessageExchange(communicator, plan, SerialCommunicator()), note
+
+
+def _between_gpus(
+    communicator: Communicator, plan: Plan, communication: str, same_bits: bool
+) -> tuple[Exchange, str | None]:
+    joined, note = between_gpus(communicator, plan.device, communication, same_bits)
+    if not isinstance(joined, NcclCommunicator):
+        return MessageExchange(joined, plan, SerialCommunicator()), note
+    exchange = MessageExchange(
+        joined, plan, SerialCommunicator(), lambda rows: make_overlapped(joined, plan, rows, same_bits)
+    )
+    if not same_bits:
+        note = f"NCCL adds up gradients: results depend on the number of ranks, {communicator.size} here"
+    return exchange, note
