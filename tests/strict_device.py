@@ -175,6 +175,12 @@ class StrictArray(NDArrayOperatorsMixin):
     data = property(lambda self: SimpleNamespace(ptr=RECORDER.address(self.inside)))
 
     @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        place = (self.inside.ctypes.data, False)
+        assert self.inside.flags.c_contiguous
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": place, "version": 3}
+
+    @property
     def flags(self) -> Any:
         return SimpleNamespace(c_contiguous=self.inside.flags.c_contiguous, f_contiguous=self.inside.flags.f_contiguous)
 

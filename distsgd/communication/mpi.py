@@ -156,7 +156,9 @@ class MPICommunicator(Communicator):
         self.goes_on()
 
     def takes_gpu_memory(self) -> bool | None:
-        kinds = self._comm.Get_info().Get("mpi_memory_alloc_kinds")
+        info = self._comm.Get_info()
+        kinds = info.Get("mpi_memory_alloc_kinds")
+        info.Free()
         return takes_gpu_memory(library_path(), kinds, self._mpi.Get_library_version())
 
     def node(self) -> Communicator:

@@ -7,18 +7,22 @@ import importlib.util
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distsgd import doctor
+from distsgd import train as command
 from distsgd.communication import Communicator, gpu_aware
 from distsgd.communication.base import Parts
 from distsgd.communication.between_gpus import between_gpus
 from distsgd.communication.nccl import version_words
 from distsgd.communication.threads import run_on_threads
+from distsgd.config import TrainConfig, to_toml
 from distsgd.device import Array, choose_device, to_host
-from distsgd.errors import ConfigurationError
+from distsgd.errors import ConfigurationError, RunFolderError
 from tests.strict_device import (
     MPI,
     NCCL,
@@ -197,6 +201,39 @@ def test_a_failure_in_the_middle_is_told() -> None:
 @pytest.mark.parametrize(("number", "words"), [(2708, "2.7.8"), (21003, "2.10.3"), (22304, "2.23.4")])
 def test_versions(number: int, words: str) -> None:
     assert version_words(number) == words
+
+
+def test_header_and_doctor_say_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    signals: Any = SimpleNamespace(watch=lambda trainer: None)
+    options = ["--device", "gpu", "--max-steps", "2", "--dry-run", "--out", str(tmp_path / "run")]
+
+    def start(*more: str) -> str:
+        run_on_threads(2, lambda c: command.train(c, [*options, *more], signals))
+        return capsys.readouterr().out
+
+    with strict_device(gpus(2)):
+        assert "compute    Strict (gpu:0), float32; gradients travel by NCCL 2.23.4\n" in start()
+        assert f"; gradients travel {HOST}\n" in start("--communication", "mpi")
+        assert set(run_on_threads(2, doctor._device)) == {
+            "auto is Strict (gpu:0), Strict (gpu:1); gradients travel by NCCL 2.23.4"
+        }
+        run_on_threads(2, lambda c: command.train(c, [*options, "--no-same-bits"], signals))
+        assert "NCCL adds up gradients: results depend on the number of ranks, 2 here\n" in capsys.readouterr().err
+    with strict_device(gpus(1)):
+        assert run_on_threads(2, doctor._device, ("a", "a"))[0] == (
+            "auto is Strict (gpu:0); warning: a: 2 ranks share 1 GPU(s); one rank a GPU is faster; "
+            f"gradients travel {HOST}: ranks 0 and 1 share a GPU of a, and NCCL takes one rank a GPU"
+        )
+
+
+def test_other_sums_are_another_run(tmp_path: Path) -> None:
+    assert TrainConfig(same_bits=False).name() != TrainConfig().name()
+    assert "same_bits = false" in to_toml(TrainConfig(same_bits=False))
+    out = str(tmp_path / "run")
+    with strict_device(gpus(2)):
+        on_ranks(2, out=out)
+        with pytest.raises(RunFolderError, match="same_bits is True there, False here"):
+            on_ranks(2, out=out, same_bits=False)
 
 
 # MPI that takes GPU memory
