@@ -312,7 +312,7 @@ def _build_step(
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record, device)
-    exchange, note = make_exchange(communicator, plan, config.communication)
+    exchange, note = make_exchange(communicator, plan, config.communication, config.same_bits)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
     feeder = Feeder(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)

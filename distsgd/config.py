@@ -150,6 +150,9 @@ class TrainConfig:
     """Of everything random."""
     dtype: str = "float32"
     """float32 or float64."""
+    same_bits: bool = True
+    """--no-same-bits lets NCCL add up gradients in its own order: fewer bytes between GPUs, and results that depend on
+    the number of ranks."""
 
     # when to stop
     epochs: int = 20
@@ -208,7 +211,9 @@ class TrainConfig:
     device: str = "auto"
     """cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU."""
     communication: str = "auto"
-    """shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks do; auto: shared if possible."""
+    """shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks send messages; auto: shared if
+    possible. Ranks on GPUs: nccl, from GPU to GPU; mpi, from GPU to GPU where the MPI library can, else through the
+    host; auto: nccl if possible."""
     threads: int | None = None
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
     cuda_graphs: bool = True
@@ -267,7 +272,10 @@ class TrainConfig:
 
     def name(self) -> str:
         """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        said = self.identity()
+        if self.same_bits:
+            del said["same_bits"]  # only what changes results is in the name
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import threading
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +23,9 @@ _MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when a GPU is chosen."""
 
 _CONSTANTS: dict[tuple[Any, ...], Array] = {}
+
+_STREAMS = threading.local()
+"""Each thread's own stream on each GPU that it uses."""
 
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where Linux, or Linux under Windows, has NVIDIA's driver."""
@@ -73,12 +77,14 @@ class Device:
     """A place that computes. `xp` is the array module of its arrays, `index` the number of a GPU on its host.
 
     description   what kind of GPU it is; empty for the CPU
+    bus           where a GPU sits in its host, which names it to all processes; its number may differ between them
     """
 
     name: str
     xp: Any
     index: int = 0
     description: str = ""
+    bus: str = ""
 
     @property
     def is_cpu(self) -> bool:
@@ -95,7 +101,10 @@ class Device:
         """
         if not self.is_cpu:
             self.xp.cuda.Device(self.index).use()
-            self.xp.cuda.Stream(non_blocking=True).use()
+            streams = _STREAMS.__dict__.setdefault("of_thread", {})
+            if (self.xp, self.index) not in streams:
+                streams[self.xp, self.index] = self.xp.cuda.Stream(non_blocking=True)
+            streams[self.xp, self.index].use()
 
     def synchronize(self) -> None:
         """Waits until all that this thread has asked for is done."""
@@ -149,7 +158,8 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
         raise ConfigurationError(f"device {name}: this host has {there}")
     _MODULES[cupy.ndarray] = cupy
     kind = cupy.cuda.runtime.getDeviceProperties(index)["name"]
-    device = Device(f"gpu:{index}", cupy, index, kind.decode() if isinstance(kind, bytes) else str(kind))
+    bus = str(cupy.cuda.runtime.deviceGetPCIBusId(index))
+    device = Device(f"gpu:{index}", cupy, index, kind.decode() if isinstance(kind, bytes) else str(kind), bus)
     device.use()
     return device, None
 

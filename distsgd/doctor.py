@@ -59,7 +59,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     findings = Findings()
     if ranks is not None:
         looks = list(zip(communicator.hosts, ranks, strict=True))
-        libraries, problems = _libraries(ranks)
+        libraries, problems = _libraries(ranks, communicator.takes_gpu_memory())
         findings.facts = [
             *_software(ranks[0]),
             *libraries,
@@ -74,11 +74,15 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 
 def _device(communicator: Communicator) -> str:
-    """What `--device auto` comes to on all ranks. Collective."""
+    """What `--device auto` comes to on all ranks, and how gradients travel between GPUs. Collective."""
+    from distsgd.communication.between_gpus import between_gpus
     from distsgd.communication.devices import device_of_rank
 
     device, notes = device_of_rank(communicator, "auto")
     found = dict.fromkeys(communicator.allgather_object(str(device)))
+    if not device.is_cpu and communicator.size > 1:
+        joined, why = between_gpus(communicator, device, "auto")
+        notes = [*notes, why or f"gradients travel {joined.way}"]
     return "; ".join([f"auto is {', '.join(found)}", *notes])
 
 
@@ -92,14 +96,13 @@ def _software(look: Look) -> list[tuple[str, str]]:
     ]
 
 
-def _libraries(looks: Sequence[Look]) -> tuple[list[tuple[str, str]], list[str]]:
+def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[str, str]], list[str]]:
     """(lines about the MPI library, the launcher and GPUs; problems)."""
     from distsgd.diagnosis.library import (
         describe_alone,
         describe_gpus,
         describe_started,
         find_launcher,
-        gpu_aware,
         installed,
         loaded,
     )
@@ -107,10 +110,8 @@ def _libraries(looks: Sequence[Look]) -> tuple[list[tuple[str, str]], list[str]]
 
     if launcher_size() is None:
         facts, problems = describe_alone(installed(), find_launcher())
-        aware = None
     else:
-        library = loaded()
-        facts, problems, aware = describe_started(library), [], gpu_aware(library.path)
+        facts, problems = describe_started(loaded()), []
     gpus = ", ".join(dict.fromkeys(look.gpus for look in looks if look.gpus))
     return [*facts, ("gpu", describe_gpus(gpus, aware))], problems
 

@@ -19,7 +19,7 @@ CHOICES = {
     "validation_on": ("all", "rank0"),
     "train_metrics": ("running", "full"),
     "early_stopping": ("epochs", "patience"),
-    "communication": ("auto", "shared", "mpi"),
+    "communication": ("auto", "shared", "mpi", "nccl"),
     "loss": ("auto", *LOSSES),
     "on_non_finite": POLICIES,
 }

@@ -149,7 +149,7 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     horizon = checkpoint.document.get("schedule_epochs")
     if config.schedule_epochs is None:
         config = replace(config, schedule_epochs=horizon)
-    theirs, mine = checkpoint.document.get("config", {}), config.identity()
+    theirs, mine = {"same_bits": True} | checkpoint.document.get("config", {}), config.identity()
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]

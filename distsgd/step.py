@@ -14,9 +14,10 @@ from distsgd.device import Array, Device, to_host
 from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.examples import Feeder, Rows
 from distsgd.graphs import StepInputs
+from distsgd.layers import Sequential
 from distsgd.layout import Layout, Views
 from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
-from distsgd.objective import Objective
+from distsgd.objective import Objective, Supervised
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization
 from distsgd.sampling import lane_bounds
@@ -92,6 +93,8 @@ class TrainingStep:
         self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
         self._buffers = [self._lane_buffers(worker) for worker in range(self.workers.count)]
+        if exchange.takes_parts:
+            self._tell_what_is_complete()
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm, self.guarded
         )
@@ -147,6 +150,23 @@ class TrainingStep:
         self._update.launch(bounds, bounds[-1], inputs)
         return self.exchange.records, (self._rooms[0],)
 
+    def _tell_what_is_complete(self) -> None:
+        """The exchange is told of each layer's gradient as soon as it is there, where the layers lie in order.
+
+        A model of the user's own may write what comes first last: its gradient is complete when all is computed.
+        """
+        if not isinstance(self.objective, Supervised) or type(self.objective.model) is not Sequential:
+            return
+        firsts: dict[str, int] = {}
+        for name, span in self.layout.spans.items():
+            firsts.setdefault(name.partition(".")[0], span.start)
+
+        def completed(layer: str) -> None:
+            if layer in firsts:
+                self.exchange.complete(firsts[layer])
+
+        self._buffers[0][0].views[0].completed = completed
+
     def run(
         self,
         step: int,
@@ -166,6 +186,7 @@ class TrainingStep:
         """
         exchange = self.exchange
         bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
+        exchange.begin(bounds)
         exchange.records[:] = 0.0
         if not self._on_cpu:
             self._model_running = self.model_running()

@@ -32,6 +32,9 @@ class Stream:
         self._here = [[device.host_room(shape, dtype) for shape, dtype in rooms] for _ in range(PLACES)]
         self._there = [[device.xp.zeros(shape, dtype) for shape, dtype in rooms] for _ in range(PLACES)]
         self._place = PLACES - 1
+        for place in range(PLACES):
+            self._arrived[place].record(self._copies)
+            self.used(place)
 
     def send(self, indices: Array, epoch: int) -> int:
         """Lets the training examples of these numbers come; where: a place for `rows`.

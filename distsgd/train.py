@@ -162,7 +162,9 @@ def announce(
         f"{config.logical_ranks} logical ranks"
     )
     device = trainer.step.device
-    say(f"compute    {blas_description() if device.is_cpu else device}, {config.dtype}")
+    way = trainer.step.exchange.communicator.way
+    travel = f"; gradients travel {way}" if way else ""
+    say(f"compute    {blas_description() if device.is_cpu else device}, {config.dtype}{travel}")
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
     say(
         f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"

@@ -160,7 +160,7 @@ class SliceUpdate:
         lanes = stretch.sums.get(bounds)
         if lanes is None:
             lanes = stretch.sums[bounds] = self.exchange.total(bounds, stretch.span, stretch.tree)
-        total = np.divide(lanes.compute(), float(count), out=stretch.total)
+        total = lanes.divided(float(count), stretch.total)
         for piece in stretch.pieces:
             if piece.frozen:
                 piece.total[:] = 0.0

@@ -1,7 +1,7 @@
 """CUDA graphs for the stand-in for CuPy: what is recorded isn't done, and each start of the graph does it once.
 
-Stricter than CUDA: memory that a recording found is filled with rubbish when it ends and when its pool is gone, and
-neither copies nor waits nor memory from outside a pool of its own may be recorded.
+Stricter than CUDA: memory that a recording found is filled with rubbish when it ends and when its pool is gone; copies
+and waits can't be recorded, nor memory found outside a pool of its own, nor streams that don't come together again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.strict_streams import Clock, Streams
+
 
 class Pool:
     """Memory for the arrays of one recording."""
@@ -22,13 +24,23 @@ class Pool:
 
 
 class Tape:
-    """What one thread has recorded since it began."""
+    """What one thread has recorded since it began, on streams of which nothing but the recording is known.
 
-    def __init__(self, pool: Pool) -> None:
+    uses   what memory from outside is read and written, by its first and last byte
+    """
+
+    def __init__(self, pool: Pool, streams: Streams) -> None:
         self.steps: list[Callable[[], Any]] = []
         self.made: list[np.ndarray] = []
+        self.uses: dict[tuple[int, int, bool], np.ndarray] = {}
+        self.streams = Streams([Clock(clock.number) for clock in streams.clocks], streams.current, note=self._use)
+        self.begun_on = streams.current
         self.pool_is_gone = False
         weakref.finalize(pool, self._lose_pool)
+
+    def _use(self, array: np.ndarray, writes: bool) -> None:
+        if array.size and not any(np.may_share_memory(array, one) for one in self.made):
+            self.uses[(*np.lib.array_utils.byte_bounds(array), writes)] = array
 
     def _lose_pool(self) -> None:
         self.pool_is_gone = True
@@ -37,9 +49,7 @@ class Tape:
     def spoil(self) -> None:
         """Writes rubbish over all arrays of the recording."""
         for array in self.made:
-            array.view(np.uint8 if array.ndim else array.dtype)[...] = 0xFF if array.ndim else 0
-            if not array.ndim:
-                array[...] = np.nan if array.dtype.kind == "f" else 1
+            array[...] = np.frombuffer(b"\xff" * array.itemsize, array.dtype)[0]
 
     def perform(self, work: Callable[[], Any], *inputs: np.ndarray) -> np.ndarray:
         """A new array for work()'s result, which each start fills; a view of an input is that for good."""
@@ -56,95 +66,30 @@ class Tape:
         self.steps.append(again)
         return made
 
+    def end(self) -> None:
+        """Raises where a stream has done something that the one where the recording began doesn't know of."""
+        known = self.streams.clocks[self.begun_on].known
+        used = {use.stream: use.time for use in self.streams.uses if use.stream != self.begun_on}
+        assert self.streams.current == self.begun_on
+        assert all(known.get(stream, -1) >= time for stream, time in used.items()), "unjoined work"
+
 
 class Graph:
     """What `end_capture` returns."""
 
-    def __init__(self, tape: Tape, note: Callable[[], None], threads: Any) -> None:
-        self._tape, self._note, self._threads = tape, note, threads
+    def __init__(self, recorder: Any, tape: Tape) -> None:
+        self._recorder, self._tape = recorder, tape
+        tape.end()
         tape.spoil()
 
     def launch(self) -> None:
         assert not self._tape.pool_is_gone, "the graph's memory may be somebody else's by now"
-        self._note()
-        self._threads.launched = getattr(self._threads, "launched", 0) + 1
+        self._recorder.note("graph", len(self._tape.steps))
+        for (_, _, writes), array in self._tape.uses.items():
+            self._recorder.streams.use(array, writes)
         with np.errstate(all="ignore"):
             for step in self._tape.steps:
                 step()
-
-
-class Event:
-    """A point in a stream's work: the copies that were asked for before it, and the graphs launched."""
-
-    def __init__(self, recorder: Any) -> None:
-        self._recorder = recorder
-        self.stream: Stream | None = None
-        self.copies, self.launched = 0, 0
-
-    def record(self, stream: Stream) -> None:
-        self.stream, self.copies, self.launched = stream, stream.asked, getattr(self._recorder.threads, "launched", 0)
-
-    def synchronize(self) -> None:
-        """The host waits for it."""
-        if self.stream is not None:
-            self.stream.unlock(self.copies)
-
-
-class Stream:
-    """A stream of the stand-in: only one that isn't CUDA's default can be recorded."""
-
-    def __init__(self, recorder: Any, non_blocking: bool = True) -> None:
-        self._recorder, self._is_default = recorder, not non_blocking
-        self.asked, self.seen = 0, 0
-        self._copies: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._locked: list[tuple[int, np.ndarray, np.ndarray]] = []
-
-    def use(self) -> None:
-        self._recorder.threads.stream = self
-
-    def synchronize(self) -> None:
-        self._recorder.wait()
-
-    def copy_later(self, target: np.ndarray, host: np.ndarray) -> None:
-        """A copy to the GPU, done when somebody waits for it. It may begin at once, so of all graphs that were launched
-        only the last one may still be reading, at another place."""
-        launched = getattr(self._recorder.threads, "launched", 0)
-        assert self.seen >= launched - 1, "a copy writes over what a graph may still be reading"
-        locked = any(np.may_share_memory(host, one) for _, one, _ in self._locked)
-        assert not locked, "the host doesn't know yet whether this memory has been copied"
-        self.asked += 1
-        self._copies.append((self.asked, target, host.copy()))
-        self._locked.append((self.asked, host, host.copy()))
-
-    def copy_until(self, number: int) -> None:
-        """The copies up to this one are done, for the GPU: the host doesn't know it yet."""
-        for _, target, content in (copy for copy in self._copies if copy[0] <= number):
-            target[...] = content
-        self._copies = [copy for copy in self._copies if copy[0] > number]
-
-    def unlock(self, number: int) -> None:
-        """The host knows that the copies up to this one are done, and may write to where they came from."""
-        self.copy_until(number)
-        for _, host, content in (copy for copy in self._locked if copy[0] <= number):
-            assert np.array_equal(host, content), "the host wrote to memory that was being copied to a GPU"
-        self._locked = [copy for copy in self._locked if copy[0] > number]
-
-    def wait_event(self, event: Event) -> None:
-        """What is asked of this stream from now on begins behind the event."""
-        assert self._recorder.tape is None
-        self.seen = max(self.seen, event.launched)
-        if event.stream is not None:
-            event.stream.copy_until(event.copies)
-
-    def begin_capture(self) -> None:
-        assert not self._is_default
-        pool = getattr(self._recorder.threads, "pool", None)
-        assert pool is not None, "the arrays of a recording need a pool of their own"
-        self._recorder.threads.tape = Tape(pool)
-
-    def end_capture(self) -> Graph:
-        tape, self._recorder.threads.tape = self._recorder.threads.tape, None
-        return Graph(tape, lambda: self._recorder.note("graph", len(tape.steps)), self._recorder.threads)
 
 
 @contextmanager

@@ -73,6 +73,8 @@ class Communicator(Watched, ABC):
     size: int
     hosts: tuple[str, ...]
     """The host name of each rank."""
+    way: str = ""
+    """How arrays of GPUs travel, in words; empty where there are none."""
 
     @abstractmethod
     def broadcast_object(self, value: T, root: int = 0) -> T:
@@ -108,6 +110,14 @@ class Communicator(Watched, ABC):
     @abstractmethod
     def barrier(self) -> None:
         """Waits for all ranks."""
+
+    def settle(self) -> None:
+        """Waits until what was sent has arrived, where a collective returns before that; to be called with no work of
+        this rank's own behind it, so that the watchdog knows whom it waits for."""
+
+    def takes_gpu_memory(self) -> bool | None:
+        """Whether arrays on a GPU can be sent as they are; None where the library doesn't say."""
+        return None
 
     @abstractmethod
     def node(self) -> Communicator:

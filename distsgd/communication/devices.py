@@ -15,7 +15,7 @@ def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[
     local_rank = communicator.node().rank
     device, problem = communicator.everywhere(lambda: choose_device(name, local_rank))
     host = communicator.hosts[communicator.rank]
-    everyone = communicator.allgather_object((host, device.name, device.description, problem))
+    everyone = communicator.allgather_object((host, device.bus or device.name, device.description, problem))
     without = [where for where, gpu, _, _ in everyone if gpu == CPU.name]
     if without:
         reasons = [why for _, _, _, why in everyone if why]
@@ -26,7 +26,7 @@ def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[
 
 
 def _warnings(ranks: list[tuple[str, str, str]]) -> list[str]:
-    """What is worth knowing of (host, GPU, its kind), one a rank."""
+    """What is worth knowing of (host, place of the GPU, its kind), one a rank."""
     found = []
     for host in dict.fromkeys(where for where, _, _ in ranks):
         used = [gpu for where, gpu, _ in ranks if where == host]

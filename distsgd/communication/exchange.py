@@ -30,6 +30,9 @@ ROWS = 2
 used, a stretch at a time in the cache, which spares the memory a pass. More rows than two crowd the third-level cache
 (measured on 1 and 2 ranks with 4 and 8 lanes)."""
 
+ROWS_OF_GPUS = 4
+"""The same for GPUs, where the rows are added in one pass over all of them."""
+
 SCALARS = 8
 """How many scalars rank 0 can tell the others with a step."""
 
@@ -124,9 +127,20 @@ class Exchange(ABC):
 
     def nodes(self) -> list[Span]:
         """The nodes of the tree that this rank's workers compute, a row for each."""
-        limit = max(1, ROWS // self.plan.workers)
+        limit = max(1, (ROWS if self.plan.device.is_cpu else ROWS_OF_GPUS) // self.plan.workers)
         subtrees = (maximal_subtrees(*span, self.partition.lanes) for span in self.worker_spans)
         return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether it wants to be told by `complete` of what is there, while the rest is still computed."""
+        return False
+
+    def begin(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (most have nothing to prepare)
+        """A step begins, whose lanes have these bounds: the rows are filled from now on."""
+
+    def complete(self, first: int) -> None:  # noqa: B027
+        """The row of this rank's only lane is complete from element `first` on, and will not change."""
 
     @abstractmethod
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:

@@ -7,7 +7,9 @@ not once a rank. A rank speaks with the rank of each other group that has its ow
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +20,23 @@ from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, scratch_
 from distsgd.device import Array, Shape, to_host
 
 _BYTES = np.dtype(np.uint8)
+
+
+class Overlapped(Protocol):
+    """What sums gradients while backward goes on; see communication.overlapped."""
+
+    @property
+    def sums(self) -> dict[Span, Array]: ...
+
+    def begin(self, bounds: tuple[int, ...]) -> None: ...
+
+    def complete(self, first: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+MakeOverlapped = Callable[[dict[Span, Array]], Overlapped | None]
+"""Makes one from the rows of a rank, where it pays."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,9 @@ class MessageExchange(OwnState):
     """One replica a group. A step is an all-gather of flags and records, an all-to-all of sums, the update, and an
     all-to-all of parameters. Raises NotShared, on all ranks, where a group can't share memory."""
 
-    def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
+    def __init__(
+        self, communicator: Communicator, plan: Plan, group: Communicator, overlap: MakeOverlapped | None = None
+    ) -> None:
         super().__init__(communicator, plan)
         self.group, self.groups = group, Groups.of(communicator, group)
         self.speaks_for_replica = group.is_root
@@ -72,9 +93,12 @@ class MessageExchange(OwnState):
         self._rows = dict(zip(nodes, rows, strict=True))
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
-        self._prepare_messages()
-        self._scratch = plan.device.xp.empty((scratch_levels(self.partition.lanes), plan.stretch), plan.dtype)
-        self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
+        self._overlapped = None if overlap is None else overlap(self.rows)
+        if self._overlapped is None:
+            self._prepare_sums()
+        else:
+            self._sums = self._overlapped.sums
+        self._prepare_publishing()
 
     def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
         """(memory for the group's replica, whether the group shares it); on a GPU each rank has its own."""
@@ -97,38 +121,45 @@ class MessageExchange(OwnState):
         device = self.plan.device
         self.records = self._own_records if device.is_cpu else device.xp.zeros(self._own_records.shape)
 
-    def _prepare_messages(self) -> None:
-        """Who sends what to whom, in bytes: sums to who owns the elements, and parameters back."""
+    def _prepare_sums(self) -> None:
+        """Who sends which sums to whom, in bytes: to who owns the elements."""
         partition, groups, me = self.partition, self.groups, self.communicator.rank
         own_group, width = groups.group_of(me), self.plan.dtype.itemsize
-        owned = [partition.elements_of(rank) for rank in range(partition.ranks)]
         count = self.owned.stop - self.owned.start
         self._nodes = maximal_subtrees(*self._lanes_of(own_group), partition.lanes)
-        self._owners = [
-            rank
-            for rank in range(partition.ranks)
-            if groups.group_of(rank) != own_group and groups.partner(rank, own_group) == me
-        ]
+        self._owners = self._partners(own_group)
         nodes_of = {
             groups.partner(me, group): maximal_subtrees(*self._lanes_of(group), partition.lanes)
             for group in range(len(groups.firsts))
             if group != own_group
         }
-        self._lengths = lengths = partition.counts()
         served = set(self._owners)
         self._sent = Parts.behind_each_other(
-            len(self._nodes) * length * width * (rank in served) for rank, length in enumerate(lengths)
+            len(self._nodes) * length * width * (rank in served) for rank, length in enumerate(partition.counts())
         )
         self._received = Parts.behind_each_other(
             len(nodes_of.get(rank, ())) * count * width for rank in range(partition.ranks)
         )
         xp = self.plan.device.xp
         self._send, self._receive = (xp.empty(parts.end, _BYTES) for parts in (self._sent, self._received))
+        self._sums = {node: row[self.owned] for node, row in self._rows.items()}
+        for rank, nodes in nodes_of.items():
+            arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
+            self._sums.update(zip(nodes, arrived, strict=True))
+        self._scratch = xp.empty((scratch_levels(partition.lanes), self.plan.stretch), self.plan.dtype)
+        self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
+
+    def _prepare_publishing(self) -> None:
+        """Who sends which parameters to whom, in bytes: those who own them to their partners."""
+        partition, groups, me = self.partition, self.groups, self.communicator.rank
+        own_group, width = groups.group_of(me), self.plan.dtype.itemsize
+        self._lengths = lengths = partition.counts()
         # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
-        taken = {rank: owned[rank] for rank in self._owners if lengths[rank]}
+        taken = {rank: partition.elements_of(rank) for rank in self._partners(own_group) if lengths[rank]}
         first = min((span.start for span in taken.values()), default=partition.elements)
-        nothing, mine = slice(0, 0), slice(0, count * width)
-        self._published = Parts.of(mine if rank in nodes_of else nothing for rank in range(partition.ranks))
+        nothing, mine = slice(0, 0), slice(0, lengths[me] * width)
+        given = {groups.partner(me, group) for group in range(len(groups.firsts)) if group != own_group}
+        self._published = Parts.of(mine if rank in given else nothing for rank in range(partition.ranks))
         self._taken = Parts.of(
             slice((taken[rank].start - first) * width, (taken[rank].stop - first) * width) if rank in taken else nothing
             for rank in range(partition.ranks)
@@ -136,10 +167,15 @@ class MessageExchange(OwnState):
         params = self.params.view(_BYTES)
         self._mine = params[self.owned.start * width : self.owned.stop * width]
         self._others = params[first * width :]
-        self._sums = {node: row[self.owned] for node, row in self._rows.items()}
-        for rank, nodes in nodes_of.items():
-            arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
-            self._sums.update(zip(nodes, arrived, strict=True))
+
+    def _partners(self, own_group: int) -> list[int]:
+        """The ranks of other groups that speak with this one."""
+        groups, me = self.groups, self.communicator.rank
+        return [
+            rank
+            for rank in range(self.partition.ranks)
+            if groups.group_of(rank) != own_group and groups.partner(rank, own_group) == me
+        ]
 
     def _lanes_of(self, group: int) -> Span:
         members = self.groups.members(group)
@@ -159,11 +195,31 @@ class MessageExchange(OwnState):
                         sums.append((total, place))
         return sums
 
+    @property
+    def takes_parts(self) -> bool:
+        return self._overlapped is not None and self.last_lane - self.first_lane == 1
+
+    def begin(self, bounds: tuple[int, ...]) -> None:
+        if self._overlapped is not None:
+            self._overlapped.begin(bounds)
+
+    def complete(self, first: int) -> None:
+        if self._overlapped is not None:
+            self._overlapped.complete(first)
+
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        if self._overlapped is not None:  # first of all: a rank that failed sends as much as the others do, and then
+            self._overlapped.finish()
+        self.communicator.settle()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
         # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
         self.communicator.allgather_slices(self._heads, self._head_counts)
+        if self._overlapped is None:
+            self._exchange_sums(bounds)
+        return self._heads[self._flags_at], self._heads[self._records_at]
+
+    def _exchange_sums(self, bounds: tuple[int, ...]) -> None:
         if bounds not in self._to_send:
             self._to_send[bounds] = self._sums_to_send(bounds)
         with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
@@ -172,7 +228,6 @@ class MessageExchange(OwnState):
                 if not total.additions:  # a single row, which isn't in its place yet
                     place[:] = summed
         self.communicator.alltoall(self._send, self._sent, self._receive, self._received)
-        return self._heads[self._flags_at], self._heads[self._records_at]
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self._sums, self.owned.start

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from distsgd.board import Collective, Stamps, private_stamps
 from distsgd.communication.base import Communicator, Parts
+from distsgd.communication.gpu_aware import takes_gpu_memory
 from distsgd.communication.shared_memory import shared_board
 from distsgd.communication.watchdog import Watchdog
 from distsgd.device import Array
@@ -153,6 +154,12 @@ class MPICommunicator(Communicator):
         self.waits(_BARRIER)
         self._comm.Barrier()
         self.goes_on()
+
+    def takes_gpu_memory(self) -> bool | None:
+        info = self._comm.Get_info()
+        kinds = info.Get("mpi_memory_alloc_kinds")
+        info.Free()
+        return takes_gpu_memory(library_path(), kinds, self._mpi.Get_library_version())
 
     def node(self) -> Communicator:
         if self._node is None:

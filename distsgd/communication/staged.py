@@ -1,42 +1,29 @@
-"""Messages of ranks on GPUs by way of pinned memory of the host, which every MPI library can send.
-
-A communicator that knows how to send from a GPU would stand in this one's place: nothing else changes.
-"""
+"""Messages of ranks on GPUs by way of pinned memory of the host, which every MPI library can send."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 
 from distsgd.communication.base import Communicator, Parts
+from distsgd.communication.passing import PassingCommunicator
 from distsgd.device import Array, Device, is_on_host, to_host
 
-T = TypeVar("T")
+WAY = "through memory of the host"
 _BYTES = np.dtype(np.uint8)
 
 
-class StagedCommunicator(Communicator):
-    """Passes all on, but for arrays on a device, which it copies: no library sees any memory but the host's.
+class StagedCommunicator(PassingCommunicator):
+    """Copies arrays on a device to the host and back: no library sees any memory but the host's.
 
     A copy to the host waits for what computes the array, so MPI never reads what isn't there yet. A copy to the device
     goes on while the host does: its memory is written again only behind the next wait.
     """
 
     def __init__(self, inside: Communicator, device: Device) -> None:
-        self.inside, self.device = inside, device
-        self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+        super().__init__(inside, device, WAY)
         self._rooms: dict[str, Array] = {}
-
-    def broadcast_object(self, value: T, root: int = 0) -> T:
-        return self.inside.broadcast_object(value, root)
-
-    def allgather_object(self, value: T) -> list[T]:
-        return self.inside.allgather_object(value)
-
-    def gather_object(self, value: T) -> list[T] | None:
-        return self.inside.gather_object(value)
 
     def broadcast(self, array: Array) -> None:
         if is_on_host(array):
@@ -69,33 +56,6 @@ class StagedCommunicator(Communicator):
         to_host(flat[own], room[own])
         self.inside.allgather_slices(room, counts)
         flat.set(room)  # type: ignore[attr-defined]
-
-    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
-        self.inside.gather_slices(to_host(part), counts, whole)
-
-    def barrier(self) -> None:
-        self.inside.barrier()
-
-    def node(self) -> Communicator:
-        return self.inside.node()
-
-    def abort(self, status: int) -> None:
-        self.inside.abort(status)
-
-    def waits(self, collective: int) -> None:
-        self.inside.waits(collective)
-
-    def goes_on(self) -> None:
-        self.inside.goes_on()
-
-    def at(self, phase: int, step: int = 0) -> None:
-        self.inside.at(phase, step)
-
-    def progressed(self) -> None:
-        self.inside.progressed()
-
-    def watch(self, limit: float, stacks: bool = False) -> None:
-        self.inside.watch(limit, stacks)
 
     def _room(self, purpose: str, like: Array) -> Array:
         """Pinned memory of an array's shape and dtype, the same again each time."""

@@ -6,14 +6,15 @@ and this order depends on the number of lanes alone. (Logical workers with fixed
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 
-from distsgd.device import Array
+from distsgd.device import Array, is_on_host
+from distsgd.kernels import kernels_for
 
 Span: TypeAlias = tuple[int, int]
 
@@ -109,12 +110,24 @@ class TreeSum:
 
     additions: tuple[tuple[Array, Array, Array], ...]
     result: Array
+    at_once: Callable[[Array, float], None] | None = None
+    """On a GPU: all additions and a division in one launch."""
 
     def compute(self) -> Array:
         """Adds; returns `result`."""
+        if self.at_once is not None and self.additions:
+            self.at_once(self.result, 1.0)
+            return self.result
         for left, right, out in self.additions:
             np.add(left, right, out=out)
         return self.result
+
+    def divided(self, count: float, out: Array) -> Array:
+        """Adds, and puts the sum over `count` into `out`, which it returns."""
+        if self.at_once is None:
+            return np.divide(self.compute(), count, out=out)
+        self.at_once(out, count)
+        return out
 
 
 def tree_sum(
@@ -127,13 +140,17 @@ def tree_sum(
     row where there is nothing to add.
     """
     additions: list[tuple[Array, Array, Array]] = []
+    leaves: list[Array] = []
+    sums: list[int] = []  # how many additions follow each leaf
 
     def visit(first: int, last: int, level: int) -> Array | None:
         if bounds[first] == bounds[last]:
             return None
         row = rows.get((first, last))
         if row is not None:
-            return row[span]
+            leaves.append(row[span])
+            sums.append(0)
+            return leaves[-1]
         middle = (first + last) // 2
         left = visit(first, middle, level)
         # The left sum may stay in its level's scratch while the right one is made in the levels behind it.
@@ -142,10 +159,14 @@ def tree_sum(
             return right if left is None else left
         out = scratch[level][: left.size]
         additions.append((left, right, out))
+        sums[-1] += 1
         return out
 
     result = visit(*node, 0)
-    return None if result is None else TreeSum(tuple(additions), result)
+    if result is None:
+        return None
+    at_once = None if is_on_host(result) else kernels_for(result).sum_of_rows(leaves, sums)
+    return TreeSum(tuple(additions), result, at_once)
 
 
 def scratch_levels(lanes: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import subprocess
@@ -106,17 +105,6 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
 def find_launcher() -> str | None:
     """The launcher on the path."""
     return shutil.which("mpirun") or shutil.which("mpiexec") or shutil.which("srun")
-
-
-def gpu_aware(path: Path | None) -> bool | None:
-    """Whether the library in this process takes pointers into a GPU's memory; None where it doesn't say."""
-    if path is None:
-        return None
-    try:
-        query = ctypes.CDLL(os.fspath(path)).MPIX_Query_cuda_support
-    except (OSError, AttributeError):
-        return None
-    return bool(query())
 
 
 def describe_gpus(gpus: str, aware: bool | None) -> str:

@@ -5,6 +5,7 @@ Compiled when first used, and kept on disk by CuPy. Nothing here waits for the G
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from math import prod
@@ -136,6 +137,27 @@ def find_trouble(values: Array, records: Array | None, trouble: Array) -> None:
 def hold_after_trouble(trouble: Array, numbers: Array, like: Array) -> None:
     """All numbers become NaN where trouble[0] isn't 0: kernels that read them then leave everything as it is."""
     _launch("hold_after_trouble", like, numbers.size, trouble, numbers, numbers.size)
+
+
+def sum_of_rows(rows: Sequence[Array], sums: Sequence[int]) -> Callable[[Array, float], None]:
+    """A function (out, divisor) that puts the rows' sum, over the divisor, into `out`; out may be none of the rows.
+
+    rows   in the order in which the sum has them, each contiguous; not moved as long as the function is used
+    sums   how many sums are made behind each row, each of the last two that are there
+
+    Prepared once, because where the rows lie has to be on the GPU, too.
+    """
+    xp, kept = array_module(rows[0]), list(rows)
+    addresses = xp.asarray(np.array([row.data.ptr for row in rows], np.uint64))  # type: ignore[attr-defined]
+    behind = xp.asarray(np.array(sums, np.int64))
+
+    def add(out: Array, divisor: float) -> None:
+        for row in kept:
+            if row.shape != out.shape or not row.flags.c_contiguous:
+                raise ValueError(f"kernel sum_rows: expected contiguous rows of shape {out.shape}, got {row.shape}")
+        _launch("sum_rows", out, out.size, out, addresses, behind, len(kept), divisor, out.size)
+
+    return add
 
 
 def block_squares(values: Array, block: int) -> Array:

@@ -105,6 +105,25 @@ extern "C" __global__ void hold_after_trouble(const double* trouble, double* num
     EACH(i, count) if (*trouble != 0.0) numbers[i] = nothing / nothing;
 }
 
+// ---- the sum of rows in the order of a tree, over a number. Row k is laid on the stack, and then sums[k] times the two
+// on top become their sum: a tree's leaves from left to right, in one pass. Stacks are as high as a tree of 2^17 lanes.
+
+#define HIGHEST 18
+
+extern "C" __global__ void sum_rows(T* out, const word_t* rows, const index_t* sums, index_t leaves, double divisor,
+                                    index_t count) {
+    EACH(i, count) {
+        T stack[HIGHEST];
+        int height = 0;
+        for (index_t k = 0; k < leaves; k++) {
+            T top = ((const T*)rows[k])[i];
+            for (index_t s = sums[k]; s > 0; s--) top = stack[--height] + top;
+            stack[height++] = top;
+        }
+        out[i] = stack[0] / (T)divisor;
+    }
+}
+
 // ---- sums, each by one block: the threads' own sums in double, then a tree over the threads
 
 __device__ double block_sum(double own) {

@@ -17,7 +17,8 @@ from distsgd.communication.devices import device_of_rank
 from distsgd.communication.threads import run_on_threads
 from distsgd.device import CPU, array_module, choose_device, host_copy, is_on_host, to_host
 from distsgd.errors import ConfigurationError
-from tests.strict_device import StrictArray, StrictModule, strict_device
+from tests.strict_arrays import StrictArray
+from tests.strict_device import StrictModule, strict_device
 
 
 def test_the_cpu_is_always_there() -> None:

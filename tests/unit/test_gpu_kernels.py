@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distsgd.communication.tree import scratch_levels, tree_sum
 from distsgd.device import Array
 from distsgd.kernels import cpu, gpu
 from distsgd.kernels.convolution import Window
 from distsgd.optimizers import OPTIMIZERS, build_optimizer
+from distsgd.option_values import AT_MOST
 from distsgd.random import normal, random_words, stream
+from distsgd.sampling import lane_bounds
 from tests import emulated_kernels
 from tests.emulated_kernels import EmulatedModule
-from tests.strict_device import RECORDER, StrictArray, StrictModule, close, strict_device
+from tests.strict_arrays import KERNEL, RECORDER, StrictArray, close
+from tests.strict_device import StrictModule, strict_device
 
 DTYPES = [np.float32, np.float64]
 emulated = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
@@ -253,3 +257,40 @@ def test_arrays_that_are_not_contiguous_are_refused() -> None:
     with pytest.raises(ValueError, match=r"kernel sgd: expected contiguous arrays, got one of shape \(4, 3\)"):
         gpu.sgd(wide[:, ::2], wide[:, ::2], 0.1)
     assert isinstance(wide, StrictArray)
+
+
+@emulated
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("lanes", "examples"), [(1, 4), (2, 2), (3, 9), (4, 4), (7, 3), (8, 100), (13, 11)])
+def test_the_trees_sum_in_one_launch(lanes: int, examples: int, dtype: Any) -> None:
+    """The bits of the additions in pairs, empty lanes left out, with a division and without."""
+    bounds, count = lane_bounds(examples, lanes), 1003
+    host = {(lane, lane + 1): numbers(f"row {lane}", count, dtype=dtype) * 10.0 ** (lane % 5) for lane in range(lanes)}
+    host[(0, 1)][:4] = [-0.0, np.inf, np.nan, 1e30]
+    scratch = np.empty((scratch_levels(lanes), count), dtype)
+    for span in (slice(0, count), slice(5, 700)):
+        wanted = tree_sum(host, (0, lanes), bounds, span, scratch)
+        rows = {node: close(row.astype(dtype)) for node, row in host.items()}
+        found = tree_sum(rows, (0, lanes), bounds, span, close(scratch.copy()))
+        assert wanted is not None
+        assert found is not None
+        RECORDER.events.clear()
+        assert found.compute().inside.tobytes() == wanted.compute().tobytes()  # type: ignore[attr-defined]
+        size = span.stop - span.start
+        out = found.divided(float(examples), close(np.empty(size, dtype))).inside  # type: ignore[attr-defined]
+        assert out.tobytes() == wanted.divided(float(examples), np.empty(size, dtype)).tobytes()
+        launches = [event.what for event in RECORDER.events if event.kind == KERNEL]
+        assert launches == ["sum_rows"] * (2 if wanted.additions else 1)
+
+
+@emulated
+def test_rows_of_other_lengths_are_not_summed() -> None:
+    add = gpu.sum_of_rows(there(np.zeros(4), np.zeros(5)), [0, 1])
+    with pytest.raises(ValueError, match=r"expected contiguous rows of shape \(4,\), got \(5,\)"):
+        add(close(np.empty(4)), 1.0)
+
+
+def test_a_tree_of_the_most_lanes_has_room() -> None:
+    """One row a level, and one: what lies on the stack at most."""
+    most = AT_MOST["logical_ranks"]
+    assert f"#define HIGHEST {most.bit_length() + 1}" in gpu.source()

@@ -18,7 +18,8 @@ from distsgd.fitting import Result, fit
 from distsgd.layout import Views
 from distsgd.random import normal, uniform
 from tests import emulated_kernels
-from tests.strict_device import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray, StrictModule, strict_device
+from tests.strict_arrays import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray
+from tests.strict_device import StrictModule, strict_device
 from tests.unit.counting import Counting
 
 EXAMPLES, CLASSES, LANES = 90, 4, 3

@@ -1,0 +1,85 @@
+"""By which way arrays go from GPU to GPU: NCCL, an MPI library that takes GPU memory, or memory of the host."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distsgd.communication.base import Communicator, Parts
+from distsgd.communication.direct import DirectCommunicator
+from distsgd.communication.nccl import NcclCommunicator, open_nccl
+from distsgd.communication.staged import StagedCommunicator
+from distsgd.device import Device, to_host
+from distsgd.errors import ConfigurationError, DistsgdError
+
+_WORD = np.dtype(np.int32)
+
+
+def between_gpus(
+    communicator: Communicator, device: Device, communication: str, same_bits: bool = True
+) -> tuple[Communicator, str | None]:
+    """(a communicator for arrays on `device`, why it is not NCCL's under `auto`), alike on all ranks. Collective.
+
+    communication   nccl: that, or an error; mpi: MPI, with GPU memory where the library says that it takes it; auto:
+                    the first of these three ways that all ranks have
+    same_bits       False takes what NCCL adds up, and so needs it
+
+    Raises ConfigurationError, on all ranks, for what isn't to be had.
+    """
+    if communication == "shared":
+        raise ConfigurationError("communication: ranks on GPUs have a replica each and can't share one; use auto")
+    why = "--communication mpi goes without NCCL"
+    if communication != "mpi":
+        found, why = _nccl(communicator, device)
+        if found is not None:
+            return found, None
+    if communication == "nccl":
+        raise ConfigurationError(f"communication nccl: {why}; use auto or mpi")
+    refuse_other_sums(same_bits, why)
+    way = _mpi(communicator, device)
+    return way, None if communication == "mpi" else f"gradients travel {way.way}: {why}"
+
+
+def refuse_other_sums(same_bits: bool, why: str) -> None:
+    """Raises ConfigurationError for --no-same-bits where NCCL doesn't add."""
+    if not same_bits:
+        raise ConfigurationError(f"same_bits: --no-same-bits takes the sums that NCCL makes, and {why}; leave it out")
+
+
+def _nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:
+    found, why = open_nccl(communicator, device)
+    if found is None:
+        return None, why
+    problem = _try(found)
+    if problem:
+        found.close()
+        return None, f"NCCL did not pass a trial ({problem})"
+    return found, ""
+
+
+def _mpi(communicator: Communicator, device: Device) -> Communicator:
+    """Straight to MPI where the library of every rank says that it takes GPU memory, and does."""
+    if all(communicator.allgather_object(communicator.takes_gpu_memory() is True)):
+        direct = DirectCommunicator(communicator, device)
+        if not _try(direct):
+            return direct
+    return StagedCommunicator(communicator, device)
+
+
+def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
+    """What is wrong with messages by this way, empty where all arrive: libraries say yes, and a machine's setting of
+    PCI or of /dev/shm says no at the first message. Collective."""
+    device, size, width = communicator.device, communicator.size, _WORD.itemsize
+    parts = Parts.behind_each_other([width] * size)
+    problem = ""
+    try:
+        send = device.put(communicator.rank * size + np.arange(size, dtype=_WORD))
+        receive = device.put(np.full(size, -1, _WORD))
+        communicator.alltoall(send.view(np.uint8), parts, receive.view(np.uint8), parts)
+        communicator.settle()
+        arrived = to_host(receive).tolist()
+        if arrived != [rank * size + communicator.rank for rank in range(size)]:
+            problem = "it delivered other numbers than were sent"
+    except (DistsgdError, RuntimeError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+    problems = communicator.allgather_object(problem)
+    return next((f"rank {rank}: {one}" for rank, one in enumerate(problems) if one), "")

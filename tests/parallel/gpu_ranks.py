@@ -1,0 +1,34 @@
+"""A training on the stand-in for GPUs under a real MPI, which is handed their memory; prints how it went."""
+
+from __future__ import annotations
+
+from distsgd import communication
+from distsgd.communication.mpi import MPICommunicator
+from tests.strict_device import StrictModule, strict_device
+from tests.unit.test_gpu_training import train
+
+OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "logical_ranks": 4}
+
+
+def main() -> None:
+    """Trains and prints on rank 0: what the library says, the way, and the parameters' sha256."""
+    communicator = communication.start()
+    told = communicator.takes_gpu_memory()
+    MPICommunicator.takes_gpu_memory = lambda self: True  # type: ignore[method-assign]
+    calls = []
+    alltoall = MPICommunicator.alltoall
+
+    def noted(self: MPICommunicator, *arguments: object) -> None:
+        calls.append([type(one).__name__ for one in arguments[::2]])
+        alltoall(self, *arguments)  # type: ignore[arg-type]
+
+    MPICommunicator.alltoall = noted  # type: ignore[method-assign, assignment]
+    with strict_device(StrictModule(gpus=4)):
+        result = train("gpu", communicator=communicator, communication="mpi", **OPTIONS)
+    assert all(kinds == ["StrictArray"] * 2 for kinds in calls)
+    if communicator.is_root:
+        print(told, len(calls) > 5, result.summary["run"]["device"], result.summary["parameters_sha256"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Streams of the stand-in for CuPy: what one does to memory has to come before or behind what another one does to it.
+
+Everything is done at once, so a wait that is missing changes no number. Each stream counts what it does, and knows how
+far the others have come by the events that it has waited for (vector clocks); an access to memory that another stream
+has used, unless both only read, must know of that use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Access:
+    """A use of the bytes [start, stop) by a stream, at its own time."""
+
+    start: int
+    stop: int
+    stream: int
+    time: int
+    writes: bool
+
+
+@dataclass
+class Clock:
+    """A stream's time, and how far it knows that others have come."""
+
+    number: int
+    time: int = 0
+    known: dict[int, int] = field(default_factory=dict)
+
+    def learn(self, known: dict[int, int]) -> None:
+        for number, time in known.items():
+            self.known[number] = max(self.known.get(number, -1), time)
+
+
+@dataclass
+class Streams:
+    """The streams of one rank: 0, the default one, and those that it makes. Nothing is noted before it makes one.
+
+    note   told of each use, too
+    """
+
+    clocks: list[Clock] = field(default_factory=lambda: [Clock(0)])
+    current: int = 0
+    uses: list[Access] = field(default_factory=list)
+    note: Callable[[np.ndarray, bool], None] = lambda array, writes: None
+
+    def make(self) -> int:
+        self.clocks.append(Clock(len(self.clocks)))
+        return len(self.clocks) - 1
+
+    def use(self, array: np.ndarray, writes: bool) -> None:
+        """The current stream reads or writes this array."""
+        self.note(array, writes)
+        if len(self.clocks) == 1 or array.size == 0:
+            return
+        start, stop = np.lib.array_utils.byte_bounds(array)
+        clock = self.clocks[self.current]
+        mine = Access(start, stop, self.current, clock.time, writes)
+        kept = []
+        for use in self.uses:
+            together = use.start < stop and start < use.stop
+            if together and use.stream != self.current and (writes or use.writes):
+                assert clock.known.get(use.stream, -1) >= use.time, (
+                    f"stream {self.current} {'writes' if writes else 'reads'} what stream {use.stream} "
+                    f"{'writes' if use.writes else 'reads'}, and nothing says which comes first"
+                )
+            inside = start <= use.start and use.stop <= stop and use.stream == self.current
+            if not (inside and writes >= use.writes):
+                kept.append(use)
+        self.uses = [*kept, mine]
+
+    def mark(self, number: int) -> dict[int, int]:
+        """All that a stream has done and knows of, from its next use on a thing of the past."""
+        clock = self.clocks[number]
+        told = {**clock.known, number: clock.time}
+        clock.time += 1
+        return told
+
+    def host_waits(self, told: dict[int, int] | None = None) -> dict[int, int]:
+        """What is asked for from now on comes behind all that the current stream has done, or an event tells of; how
+        far the host knows the streams to be."""
+        told = self.mark(self.current) if told is None else told
+        for clock in self.clocks:
+            clock.learn(told)
+        return told
+
+    @property
+    def now(self) -> tuple[int, int]:
+        """The current stream and its time."""
+        return self.current, self.clocks[self.current].time
+
+
+class StrictStream:
+    """A stream, or the default one where it has number 0, which can't be recorded."""
+
+    def __init__(self, recorder: Any, number: int) -> None:
+        self._recorder, self.ptr = recorder, number
+
+    def synchronize(self) -> None:
+        assert self.ptr == self._recorder.streams.current
+        self._recorder.wait()
+
+    def use(self) -> None:
+        self._recorder.streams.current = self.ptr
+
+    def begin_capture(self) -> None:
+        assert self.ptr == self._recorder.streams.current != 0
+        self._recorder.begin_tape()
+
+    def end_capture(self) -> Any:
+        return self._recorder.end_tape()
+
+    def wait_event(self, event: StrictEvent) -> None:
+        assert event.told is not None, "nothing was recorded yet"
+        self._recorder.streams.clocks[self.ptr].learn(event.told)
+
+    def __enter__(self) -> StrictStream:
+        self._before, self._recorder.streams.current = self._recorder.streams.current, self.ptr
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._recorder.streams.current = self._before
+
+
+class StrictEvent:
+    """A mark in a stream, that another stream or the host can wait for."""
+
+    def __init__(self, recorder: Any) -> None:
+        self._recorder = recorder
+        self.told: dict[int, int] | None = None
+
+    def record(self, stream: StrictStream) -> None:
+        self.told = self._recorder.streams.mark(stream.ptr)
+
+    def synchronize(self) -> None:
+        assert self.told is not None
+        self._recorder.wait(self.told)
