@@ -89,17 +89,23 @@ RAISED_BY_USERS = (Exception, SystemExit)
 """What the user's own code may raise; sys.exit() on one rank would leave the others waiting."""
 
 
+def users_error(error: BaseException, where: str) -> DistsgdError:
+    """What the user's own code has raised, as it is being handled: a LaneError that begins with `where`, or one
+    sentence where memory didn't suffice."""
+    if not isinstance(error, MemoryError):
+        return LaneError.here(where)
+    asked = f" ({error})" if str(error) else ""
+    return OutOfMemoryError(
+        f"{where}: out of memory{asked}; use fewer ranks on a host, or a smaller model, minibatch or data set"
+    )
+
+
 @contextmanager
 def users_code(where: str) -> Iterator[None]:
-    """What the user's own code raises inside becomes a LaneError that begins with `where`."""
+    """What the user's own code raises inside becomes an error that begins with `where`."""
     try:
         yield
     except DistsgdError:
         raise
-    except MemoryError as error:
-        asked = f" ({error})" if str(error) else ""
-        raise OutOfMemoryError(
-            f"{where}: out of memory{asked}; use fewer ranks on a host, or a smaller model, minibatch or data set"
-        ) from None
-    except RAISED_BY_USERS:
-        raise LaneError.here(where) from None
+    except RAISED_BY_USERS as error:
+        raise users_error(error, where) from None

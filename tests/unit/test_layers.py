@@ -312,6 +312,17 @@ def test_a_lane_without_examples_is_left_out():
     assert np.array_equal(state.flat, [0.0, 0.0, 1.0, 1.0])
 
 
+def test_one_value_a_feature_says_nothing_of_the_variance():
+    """A last minibatch of one example, which PyTorch refuses: the running statistics stay."""
+    layer = BatchNormalization(2)
+    state, layout = make(layer, (2,))[3].state, Layout.of(layer.statistics_shapes())
+    one, two = layout.views(np.array([1.0, 5.0, 6.0, 0.0, 0.0])), layout.views(np.array([2.0, 5.0, 6.0, 8.0, 2.0]))
+    layer.update_state(state, one)
+    assert np.array_equal(state.flat, [0.0, 0.0, 1.0, 1.0])
+    layer.update_state(state, two)
+    np.testing.assert_allclose(state.flat, [0.5, 0.6, 1.7, 1.1])
+
+
 def test_batch_normalization_reports_under_its_own_names_and_leaves_the_state_alone():
     layer = Sequential([Dense(3, 2), BatchNormalization(2)])
     params, _, x, batch = make(layer, (3,), np.float32)
