@@ -93,7 +93,8 @@ class SliceUpdate:
     def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[_Stretch]:
         """One worker's stretches, which share its scratch memory."""
         params, xp = self.exchange.params, self.exchange.plan.device.xp
-        scratch = xp.empty((3 + scratch_levels(self.exchange.partition.lanes), self._length), params.dtype)
+        levels = scratch_levels(self.exchange.partition.lanes, self.exchange.plan.device.is_cpu)
+        scratch = xp.empty((3 + levels, self._length), params.dtype)
         prepared = []
         for span in spans:
             count = span.stop - span.start

@@ -182,7 +182,20 @@ def cpu_kernels() -> Any:
     names = {name: getattr(cpu, name) for name in cpu.__all__}
     names |= {"find_trouble": find_trouble, "hold_after_trouble": hold_after_trouble}
     found = {name: _on_strict_arrays(v) if callable(v) else v for name, v in names.items()}
-    return SimpleNamespace(**found, sum_of_rows=lambda rows, sums: None)  # so they are added in pairs
+    return SimpleNamespace(**found, sum_of_rows=_sum_of_rows)
+
+
+def _sum_of_rows(rows: Any, sums: Any) -> Callable[[StrictArray, float], None]:
+    def add(out: StrictArray, divisor: float) -> None:
+        there: list[np.ndarray] = []
+        for row, count in zip(rows, sums, strict=True):
+            there.append(open_up(row))
+            for _ in range(count):
+                right = there.pop()
+                there.append(there.pop() + right)
+        np.divide(there[0], divisor, out=open_up(out, True))
+
+    return add
 
 
 @contextmanager

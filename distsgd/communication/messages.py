@@ -146,7 +146,8 @@ class MessageExchange(OwnState):
         for rank, nodes in nodes_of.items():
             arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
             self._sums.update(zip(nodes, arrived, strict=True))
-        self._scratch = xp.empty((scratch_levels(partition.lanes), self.plan.stretch), self.plan.dtype)
+        levels = scratch_levels(partition.lanes, self.plan.device.is_cpu)
+        self._scratch = xp.empty((levels - 1, self.plan.stretch), self.plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
 
     def _prepare_publishing(self) -> None:
@@ -190,7 +191,7 @@ class MessageExchange(OwnState):
             for node, row in zip(self._nodes, message, strict=True):
                 for stretch in stretches(span, self.plan.stretch):
                     place = row[stretch.start - span.start : stretch.stop - span.start]
-                    total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch[1:]])
+                    total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch])
                     if total is not None:  # else all its lanes are empty: a gap that nobody reads
                         sums.append((total, place))
         return sums
@@ -225,7 +226,7 @@ class MessageExchange(OwnState):
         with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
             for total, place in self._to_send[bounds]:
                 summed = total.compute()
-                if not total.additions:  # a single row, which isn't in its place yet
+                if total.rows == 1:  # it isn't in its place yet
                     place[:] = summed
         self.communicator.alltoall(self._send, self._sent, self._receive, self._received)
 

@@ -54,7 +54,7 @@ class TreeReduction(Reduction):
         longest = min(-(-blocks // self.partition.ranks) * BLOCK, self.partition.elements)
         xp = plan.device.xp
         self._arrived = xp.empty(self.partition.ranks * longest, plan.dtype)
-        self._scratch = xp.empty((scratch_levels(self.partition.lanes), longest), plan.dtype)
+        self._scratch = xp.empty((scratch_levels(self.partition.lanes, on_cpu=False), longest), plan.dtype)
         self._prepared: dict[tuple[int, tuple[int, ...]], tuple[TreeSum, tuple[Parts, Parts], tuple[Parts, Parts]]] = {}
 
     def reduce(self, stretch: slice, bounds: tuple[int, ...]) -> None:

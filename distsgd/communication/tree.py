@@ -103,21 +103,25 @@ def buffers_needed(first: int, last: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TreeSum:
-    """The additions (left, right, out) that make a sum, in the tree's order, and the array where it will be.
+    """How a sum is made in the tree's order, and the array where it will be.
 
     Planned once and computed in every step, for planning costs more than adding a stretch that fits the cache.
+
+    result     a row, where there is only one, else a part of the scratch memory
+    rows       how many are added
+    additions  (left, right, out) in turn, on the CPU
+    at_once    (out, divisor), on a GPU: all additions and a division in one launch
     """
 
-    additions: tuple[tuple[Array, Array, Array], ...]
     result: Array
+    rows: int
+    additions: tuple[tuple[Array, Array, Array], ...] = ()
     at_once: Callable[[Array, float], None] | None = None
-    """On a GPU: all additions and a division in one launch."""
 
     def compute(self) -> Array:
         """Adds; returns `result`."""
-        if self.at_once is not None and self.additions:
+        if self.at_once is not None and self.rows > 1:
             self.at_once(self.result, 1.0)
-            return self.result
         for left, right, out in self.additions:
             np.add(left, right, out=out)
         return self.result
@@ -139,36 +143,39 @@ def tree_sum(
     `scratch_levels(lanes)`, of at least the span's length. The result is the beginning of scratch[0], or a part of a
     row where there is nothing to add.
     """
-    additions: list[tuple[Array, Array, Array]] = []
     leaves: list[Array] = []
-    sums: list[int] = []  # how many additions follow each leaf
+    sums: list[int] = []  # how many additions follow each leaf, each of the last two sums that are there
 
-    def visit(first: int, last: int, level: int) -> Array | None:
+    def visit(first: int, last: int) -> bool:
         if bounds[first] == bounds[last]:
-            return None
+            return False
         row = rows.get((first, last))
         if row is not None:
             leaves.append(row[span])
             sums.append(0)
-            return leaves[-1]
+            return True
         middle = (first + last) // 2
-        left = visit(first, middle, level)
-        # The left sum may stay in its level's scratch while the right one is made in the levels behind it.
-        right = visit(middle, last, level if left is None else level + 1)
-        if left is None or right is None:
-            return right if left is None else left
-        out = scratch[level][: left.size]
-        additions.append((left, right, out))
-        sums[-1] += 1
-        return out
+        left, right = visit(first, middle), visit(middle, last)
+        if left and right:
+            sums[-1] += 1
+        return left or right
 
-    result = visit(*node, 0)
-    if result is None:
+    if not visit(*node):
         return None
-    at_once = None if is_on_host(result) else kernels_for(result).sum_of_rows(leaves, sums)
-    return TreeSum(tuple(additions), result, at_once)
+    if not is_on_host(leaves[0]):
+        result = leaves[0] if len(leaves) == 1 else scratch[0][: leaves[0].size]
+        return TreeSum(result, len(leaves), at_once=kernels_for(result).sum_of_rows(leaves, sums))
+    additions: list[tuple[Array, Array, Array]] = []
+    there: list[Array] = []
+    for leaf, count in zip(leaves, sums, strict=True):
+        there.append(leaf)
+        for _ in range(count):
+            right, left = there.pop(), there.pop()
+            there.append(scratch[len(there)][: left.size])  # what is left of it stays, in the levels before
+            additions.append((left, right, there[-1]))
+    return TreeSum(there[0], len(leaves), tuple(additions))
 
 
-def scratch_levels(lanes: int) -> int:
+def scratch_levels(lanes: int, on_cpu: bool = True) -> int:
     """Levels of scratch that `tree_sum` needs for a tree over this many lanes."""
-    return 1 + (lanes - 1).bit_length()
+    return 1 + (lanes - 1).bit_length() if on_cpu else 1

@@ -1,0 +1,107 @@
+"""NCCL and streams on GPUs, or on stand-ins for them; the module that collects these tests has a fixture `gpu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd.communication.base import Parts
+from distsgd.communication.nccl import NcclCommunicator, open_nccl
+from distsgd.communication.serial import SerialCommunicator
+from distsgd.communication.tree import scratch_levels, tree_sum
+from distsgd.device import Array, Device, gpu_count, to_host
+from distsgd.random import normal
+from tests.unit.test_gpu_training import SETTINGS, on_ranks, same, train
+
+DEEP: dict[str, Any] = {"hidden": (2000, 1000), "max_steps": 4}
+"""Eight megabytes of gradient: more than one stretch."""
+
+
+def alone(gpu: Device) -> NcclCommunicator:
+    """NCCL with one rank, which has nobody to send to, and yet makes all its calls."""
+    found, why = open_nccl(SerialCommunicator(), gpu)
+    if found is None:
+        pytest.skip(why)
+    return found
+
+
+def numbers(count: int) -> Array:
+    return normal((count,), 3, "numbers").astype(np.float32)
+
+
+def test_one_rank_of_nccl(gpu: Device) -> None:
+    nccl, host = alone(gpu), numbers(1000)
+    whole, out = gpu.put(host), gpu.put(np.zeros(1000, np.float32))
+    nccl.broadcast(whole)
+    nccl.allgather_slices(whole, [1000])
+    nccl.reduce_slices(whole, [1000], out)
+    nccl.settle()
+    np.testing.assert_array_equal(to_host(whole), host)
+    np.testing.assert_array_equal(to_host(out), host)
+    parts = Parts.behind_each_other([400])
+    nccl.alltoall((whole * 2.0).view(np.uint8), parts, out.view(np.uint8), parts)
+    np.testing.assert_array_equal(to_host(out), np.concatenate([2 * host[:100], host[100:]]))
+    assert nccl.way.startswith("by NCCL 2.")
+    nccl.close()
+
+
+def test_a_stream_beside_the_one_that_computes(gpu: Device) -> None:
+    """An event makes one stream wait for the other: else the copy would come before what it copies."""
+    nccl, cuda = alone(gpu), gpu.xp.cuda
+    beside, stream = nccl.beside(), cuda.Stream(non_blocking=True)
+    there, back = cuda.Event(disable_timing=True), cuda.Event(disable_timing=True)
+    values, out = gpu.put(np.zeros(1 << 20, np.float32)), gpu.put(np.zeros(1 << 20, np.float32))
+    for _ in range(20):
+        np.add(values, 1.0, out=values)
+        there.record(cuda.get_current_stream())
+        stream.wait_event(there)
+        with stream:
+            beside.reduce_slices(values, [1 << 20], out)
+            back.record(stream)
+        cuda.get_current_stream().wait_event(back)
+        np.add(out, 1.0, out=values)
+    np.testing.assert_array_equal(to_host(values), np.full(1 << 20, 40, np.float32))
+    nccl.close()
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8])
+def test_the_trees_sum(gpu: Device, lanes: int) -> None:
+    host = {(lane, lane + 1): numbers(5000 + lane)[lane:] * np.float32(10.0**lane) for lane in range(lanes)}
+    bounds, span = range(0, 2 * lanes + 1, 2), slice(3, 4001)
+    wanted = tree_sum(host, (0, lanes), bounds, span, np.empty((scratch_levels(lanes), 5000), np.float32))
+    rows = {node: gpu.put(row) for node, row in host.items()}
+    found = tree_sum(rows, (0, lanes), bounds, span, gpu.put(np.empty((1, 5000), np.float32)))
+    assert wanted is not None
+    assert found is not None
+    assert to_host(found.compute()).tobytes() == wanted.compute().tobytes()
+    out = found.divided(7.0, gpu.put(np.empty(3998, np.float32)))
+    assert to_host(out).tobytes() == wanted.divided(7.0, np.empty(3998, np.float32)).tobytes()
+
+
+def ranks(gpu: Device, least: int = 2) -> int:
+    there = gpu_count(gpu.xp)
+    if there < least:
+        pytest.skip(f"{least} GPUs are needed, there are {there}")
+    return min(there, 4)
+
+
+@pytest.mark.parametrize("options", [SETTINGS["adam, clipped"], DEEP], ids=["small", "in stretches"])
+def test_ranks_with_a_gpu_each(gpu: Device, options: dict[str, Any]) -> None:
+    size = ranks(gpu)
+    options = {**options, "logical_ranks": size}
+    results = on_ranks(size, size, communication="nccl", **options)
+    one = train("gpu:0", **options)
+    for result in results:
+        same(result, one)
+    staged = on_ranks(size, size, communication="mpi", **options)[0]
+    same(staged, one)
+
+
+def test_ranks_that_let_nccl_add(gpu: Device) -> None:
+    size = ranks(gpu)
+    options: dict[str, Any] = {**DEEP, "logical_ranks": size, "dtype": "float64"}
+    found, one = on_ranks(size, size, same_bits=False, **options)[0], train("gpu:0", **options)
+    for name, array in one.params.items():
+        np.testing.assert_allclose(found.params[name], array, rtol=1e-9, atol=1e-11, err_msg=name)
