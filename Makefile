@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-parallel test-cluster check format bench clean
+.PHONY: help venv run test test-parallel test-gpu test-cluster check format bench clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -46,6 +46,9 @@ test: check ## style, types and all tests: what CI runs
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
+
+test-gpu: .venv/.stamp-test ## the tests that need a GPU, and CuPy: .venv/bin/pip install 'cupy-cuda13x[ctk]' first
+	$(IN_VENV) -m pytest tests/gpu
 
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
