@@ -241,8 +241,8 @@ def build_trainer(
     sampler = Sampler(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
-    device, notes = device_of_rank(communicator, config.device)
-    data = on_device(data, device, augmented=bool(config.augment))
+    device, notes = device_of_rank(communicator, config.device, config.precision)
+    data, objective = on_device(data, device, augmented=bool(config.augment)), objective.scaled(config.loss_scale or 1)
     step, note = _build_step(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from distsgd.augmentation import parse_augmentation
+from distsgd.device import FULL
 from distsgd.errors import ConfigurationError
 from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.option_values import check_values, parse_duration, parse_every, parse_target
@@ -28,6 +29,7 @@ OPERATIONAL = (
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
+_LOSS_SCALE = 1024
 NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet", "plot")
 
 BatchSize = int | Literal["full"]
@@ -150,6 +152,12 @@ class TrainConfig:
     """Of everything random."""
     dtype: str = "float32"
     """float32 or float64."""
+    precision: str = "float32"
+    """What a GPU rounds numbers to as it multiplies matrices: float32, tf32, bfloat16 or float16. Parameters, gradients
+    and sums stay float32."""
+    loss_scale: int | None = None
+    """Of --precision float16: a power of two that gradients are multiplied by on their way back, so that small ones
+    aren't rounded to zero. Default: 1024."""
 
     # when to stop
     epochs: int = 20
@@ -243,6 +251,15 @@ class TrainConfig:
             )
         if self.model == "softmax" and (self.dropout or self.batch_norm):
             raise ConfigurationError("dropout and batch_norm belong to hidden layers, and model softmax has none")
+        if self.precision != FULL and self.dtype != FULL:
+            raise ConfigurationError(
+                f"precision {self.precision}: goes with --dtype float32 alone, got {self.dtype}; leave one of them out"
+            )
+        if self.loss_scale is not None and self.precision != "float16":
+            raise ConfigurationError(
+                f"loss_scale: goes with --precision float16 alone, got {self.precision}, whose range needs none; leave "
+                "it out"
+            )
         given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError("validation and validation_last exclude each other; give one of them")
@@ -279,6 +296,8 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
     augmentation = parse_augmentation(config.augment)
+    if config.precision == "float16" and config.loss_scale is None:
+        config = replace(config, loss_scale=_LOSS_SCALE)
     return replace(config, patience=patience, augment=augmentation.words if augmentation else (), **values)
 
 

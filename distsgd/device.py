@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,13 @@ from distsgd.errors import ConfigurationError
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
+
+FULL = "float32"
+PRECISIONS = (FULL, "tf32", "bfloat16", "float16")
+"""What a GPU may round numbers of float32 to as it multiplies matrices; it adds in float32 always."""
+
+_ALIGNMENT = 256
+"""Bytes: what CUDA's own allocations are multiples of."""
 
 _MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when a GPU is chosen."""
@@ -60,12 +67,14 @@ class Device:
     """A place that computes. `xp` is the array module of its arrays, `index` the number of a GPU on its host.
 
     description   what kind of GPU it is; empty for the CPU
+    precision     what it multiplies float32 in
     """
 
     name: str
     xp: Any
     index: int = 0
     description: str = ""
+    precision: str = FULL
 
     @property
     def is_cpu(self) -> bool:
@@ -74,6 +83,15 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.description} ({self.name})" if self.description else self.name
+
+    def multiplying_in(self, precision: str) -> Device:
+        """This device with another precision of products. Raises ConfigurationError for the CPU, which has one."""
+        if self.is_cpu and precision != FULL:
+            raise ConfigurationError(
+                f"precision {precision}: the CPU multiplies in float32 alone; leave --precision out, or compute on a "
+                "GPU with --device gpu"
+            )
+        return replace(self, precision=precision)
 
     def use(self) -> None:
         """From now on this thread's new arrays lie here."""
@@ -88,6 +106,16 @@ class Device:
     def put(self, array: Array) -> Array:
         """An array of the host, here: a copy, but for the CPU."""
         return array if self.is_cpu else self.xp.asarray(array)
+
+    def aligned(self, array: Array) -> Array:
+        """The array, or on a GPU a copy of it where it begins inside of other memory, at an odd address.
+
+        cuBLAS chooses what it multiplies with by the operands' alignment, too; and where in its rank's memory a lane
+        begins depends on how many ranks there are.
+        """
+        if self.is_cpu or array.data.ptr % _ALIGNMENT == 0:  # type: ignore[attr-defined]
+            return array
+        return array.copy()
 
     def host_room(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
         """Memory of the host for what goes to this device or comes from it; for a GPU it is pinned, for speed."""

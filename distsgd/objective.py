@@ -34,6 +34,13 @@ class Objective(ABC):
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
 
+    loss_scale: int = 1
+    """A power of two that gradients come multiplied by; who adds them up divides it out with the number of examples."""
+
+    def scaled(self, loss_scale: int) -> Objective:
+        """This objective with a loss scale; a function of the user's own has none."""
+        return self
+
     @abstractmethod
     def parameter_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of the parameters."""
@@ -84,6 +91,10 @@ class Supervised(Objective):
     model: Layer
     loss: Loss
     input_shape: Shape
+    loss_scale: int = 1
+
+    def scaled(self, loss_scale: int) -> Supervised:
+        return replace(self, loss_scale=loss_scale)
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return self.model.parameter_shapes()
@@ -104,6 +115,8 @@ class Supervised(Objective):
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         outputs, backward = self.model.forward(params, batch.x, batch, "")
         loss_sum, d_outputs = self.loss.loss_and_grad(outputs, batch.y, batch.weights)
+        if self.loss_scale != 1:
+            d_outputs *= float(self.loss_scale)
         backward(d_outputs, grads)
         return loss_sum, len(batch)
 

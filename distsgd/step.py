@@ -181,7 +181,7 @@ class TrainingStep:
             exchange.publish()  # or a rank would overwrite what another one still reads
             return StepResult(0.0, 0, said, None, problem)
         scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
-        norm = self._update.run(bounds, count, scalars, want_norm)
+        norm = self._update.run(bounds, count * self.objective.loss_scale, scalars, want_norm)
         exchange.publish()
         self._update_running(records, bounds)
         self._previous = (indices, bounds)

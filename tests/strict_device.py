@@ -21,6 +21,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from distsgd import device, kernels
 from distsgd.kernels import cpu
 from distsgd.step import TrainingStep
+from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
 
 TO_DEVICE, TO_HOST, KERNEL, MPI = "to device", "to host", "kernel", "mpi"
@@ -138,6 +139,7 @@ class StrictArray(NDArrayOperatorsMixin):
     nbytes = property(lambda self: self.inside.nbytes)
     itemsize = property(lambda self: self.inside.itemsize)
     T = property(lambda self: close(self.inside.T))
+    data = property(lambda self: SimpleNamespace(ptr=cublas_stand_in.address_of(open_up(self))))
 
     @property
     def flags(self) -> Any:
@@ -212,9 +214,10 @@ class StrictModule:
         self.cuda = SimpleNamespace(
             Device=lambda index: SimpleNamespace(use=lambda: use(index)),
             alloc_pinned_memory=bytearray,
-            get_current_stream=lambda: SimpleNamespace(synchronize=RECORDER.wait),
+            get_current_stream=lambda: SimpleNamespace(synchronize=RECORDER.wait, ptr=0),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             runtime=SimpleNamespace(
+                getDevice=lambda: RECORDER.gpu,
                 getDeviceCount=lambda: gpus,
                 getDeviceProperties=lambda index: {"name": names[index % len(names)].encode()},
                 memGetInfo=lambda: (free_bytes, 2 * free_bytes),
@@ -297,7 +300,7 @@ def cpu_kernels() -> Any:
 @contextmanager
 def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[Recorder]:
     """Inside, `--device gpu` computes on `module`, with the kernels of the CPU or those of kernels.cu."""
-    from distsgd.kernels import gpu
+    from distsgd.kernels import cublas, gpu
 
     run = TrainingStep.run
 
@@ -309,10 +312,13 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
             RECORDER.threads.step = None
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cublas, "load", lambda xp: cublas_stand_in.library())
+        patch.setattr(cublas, "_handles", cublas._Handles())
         patch.setattr(device, "_load_cupy", lambda: (module, ""))
         patch.setattr(device, "_is_installed", lambda: True)
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
         patch.setattr(TrainingStep, "run", recorded)
         RECORDER.events, RECORDER.threads = [], threading.local()
+        cublas_stand_in.COMPUTED.clear()
         yield RECORDER

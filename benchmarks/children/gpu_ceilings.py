@@ -46,7 +46,7 @@ def product(kind: str, m: int, k: int, n: int, device: Device, precision: str) -
         return values.T if transposed else values
 
     a, b = array(m, k, transposed=kind == "dx"), array(k, n, transposed=kind == "dW")
-    kernels, out = kernels_for(a), device.xp.empty((m, n), np.float32)
+    kernels, out = kernels_for(a, precision), device.xp.empty((m, n), np.float32)
     return lambda: kernels.multiply(a, b, out=out)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from distsgd.communication.base import Communicator
-from distsgd.device import CPU, Device, choose_device
+from distsgd.device import CPU, FULL, Device, choose_device
 
 
-def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[str]]:
-    """(this rank's device by `--device`, lines to print, the same on every rank). Collective.
+def device_of_rank(communicator: Communicator, name: str, precision: str = FULL) -> tuple[Device, list[str]]:
+    """(this rank's device by `--device` and `--precision`, lines to print, the same on every rank). Collective.
 
     Each rank of a host takes the next GPU. All ranks compute on the same kind of device: under `auto` on the CPU where
     one rank has no GPU. Raises ConfigurationError, on all ranks, where `name` asks for what isn't there.
@@ -21,8 +21,8 @@ def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[
         reasons = [why for _, _, _, why in everyone if why]
         if not reasons and len(without) < len(everyone):
             reasons = [f"{without[0]} has no CuPy, other hosts have"]
-        return CPU, [f"device auto computes on the CPU: {why}" for why in reasons[:1]]
-    return device, _warnings([(where, gpu, kind) for where, gpu, kind, _ in everyone])
+        return CPU.multiplying_in(precision), [f"device auto computes on the CPU: {why}" for why in reasons[:1]]
+    return device.multiplying_in(precision), _warnings([(where, gpu, kind) for where, gpu, kind, _ in everyone])
 
 
 def _warnings(ranks: list[tuple[str, str, str]]) -> list[str]:

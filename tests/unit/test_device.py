@@ -180,6 +180,20 @@ def test_what_the_stand_in_refuses() -> None:
             np.add(there, 1.0)
 
 
+def test_what_begins_inside_of_other_memory_is_copied() -> None:
+    with strict_device(StrictModule()):
+        gpu, _ = choose_device("gpu")
+        whole = gpu.put(np.arange(256.0))
+        parts = [whole[start:] for start in range(64)]
+        addresses = [part.data.ptr % 256 for part in parts]  # type: ignore[attr-defined]
+        assert addresses.count(0) == 2  # every 32 numbers
+        for part, address in zip(parts, addresses, strict=True):
+            assert (gpu.aligned(part) is part) == (address == 0)
+            np.testing.assert_array_equal(to_host(gpu.aligned(part)), to_host(part))
+    host = np.arange(9.0)[1:]
+    assert CPU.aligned(host) is host
+
+
 def test_the_stand_in_sees_memory_that_is_used_too_early() -> None:
     with strict_device(StrictModule()):
         gpu, _ = choose_device("gpu")
