@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.errors import ConfigurationError
+from distsgd.errors import ConfigurationError, lack_of_memory
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
@@ -123,6 +123,17 @@ class Device:
         if self.is_cpu or size == 0:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, self.xp.cuda.alloc_pinned_memory(size))
+
+    def check_room(self, needed: int, what: str) -> None:
+        """Raises OutOfMemoryError where `needed` bytes for `what` find no room on this GPU; the CPU isn't asked."""
+        if self.is_cpu:
+            return
+        try:
+            self.xp.empty(needed, np.uint8)  # given back at once, and cut up for what comes
+        except Exception as error:
+            free = self.free_bytes() or 0
+            where = f"{what} takes {needed / 1e9:.1f} GB of memory, {self} has {free / 1e9:.1f} GB left"
+            raise lack_of_memory(error, where) or error from None
 
     def free_bytes(self) -> int | None:
         """Bytes of memory that nobody uses; None for the CPU."""

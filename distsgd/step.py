@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array, Device, to_host
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, LaneError
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, told
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
 from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
@@ -202,12 +202,11 @@ class TrainingStep:
                         self._compute_lane(buffers, plan, step, epoch, rows)
         except DistsgdError as error:
             self._error = self._error or error
-        except RAISED_BY_USERS:
+        except RAISED_BY_USERS as error:
             communicator = self.exchange.communicator
             host = communicator.hosts[communicator.rank]
-            self._error = self._error or LaneError.here(
-                f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
-            )
+            where = f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
+            self._error = self._error or told(error, where)
 
     def _room(self, worker: int, count: int) -> Array | None:
         """Where a worker gathers the inputs of its lanes, used again in each step; None where they are too many."""

@@ -72,11 +72,37 @@ class Recorder:
 RECORDER = Recorder()
 
 
+class OutOfMemoryError(MemoryError):
+    """As CuPy's is called, and as it speaks."""
+
+    __module__ = "cupy.cuda.memory"
+
+
+class MemoryPool:
+    """Memory that may have a limit: here of each array."""
+
+    limit = 0
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
+
+    def check(self, size: int) -> None:
+        if 0 < self.limit < size:
+            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: 0 bytes).")
+
+    used_bytes = total_bytes = staticmethod(lambda: 0)
+    free_all_blocks = staticmethod(lambda: None)
+
+
+POOL = MemoryPool()
+
+
 class StrictArray(NDArrayOperatorsMixin):
     """An array on a GPU that only looks like one."""
 
     def __init__(self, inside: np.ndarray) -> None:
         assert type(inside) is np.ndarray
+        POOL.check(inside.nbytes)
         self.inside, self.gpu = inside, RECORDER.gpu
 
     # what NumPy asks
@@ -205,6 +231,7 @@ class StrictModule:
     """The part of CuPy that distsgd uses, with `gpus` GPUs."""
 
     ndarray = StrictArray
+    get_default_memory_pool = staticmethod(lambda: POOL)
 
     def __init__(self, gpus: int = 1, free_bytes: int = 1 << 30, names: tuple[str, ...] = ("Strict",)) -> None:
         def use(index: int) -> None:

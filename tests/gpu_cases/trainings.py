@@ -5,6 +5,9 @@ The module that collects these tests has a fixture `gpu`, the device that `--dev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,10 @@ import pytest
 
 import distsgd
 from distsgd.batch import Batch
-from distsgd.device import Device
-from distsgd.errors import LaneError
+from distsgd.device import Array, Device, Shape, to_host
+from distsgd.errors import DistsgdError, OutOfMemoryError
 from distsgd.fitting import Result, fit
+from distsgd.layers.base import Backward
 from distsgd.layout import Views
 from distsgd.random import normal, uniform
 
@@ -69,11 +73,100 @@ def test_the_same_bits_again(gpu: Device, name: str) -> None:
     assert first == second
 
 
-def test_numpy_arrays_in_a_users_function(gpu: Device) -> None:
-    def wrong(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
-        grads["w"][...] = 0.0
-        return (np.ones((3, 12), np.float32) @ batch.x).sum(), len(batch)
+# --- mistakes
 
-    model = distsgd.Custom(wrong, {"w": np.zeros((3, 12), np.float32)})
-    with pytest.raises(LaneError, match=r"step 1, lane 0(.|\n)*Unsupported type"):
+
+def loss_of(*, outputs: Any = None, loss: Any = None) -> distsgd.Custom:
+    """A user's function of a linear model whose outputs or loss are made by these functions."""
+
+    def function(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
+        y = params["w"] @ batch.x if outputs is None else outputs(params, batch)
+        grads["w"][...] = y @ batch.x.T
+        return (y * y).sum() if loss is None else loss(y), len(batch)
+
+    return distsgd.Custom(function, {"w": np.full((3, 12), 0.1, np.float32)})
+
+
+def host_weights(params: Views, batch: Batch) -> Any:
+    return np.ones((3, 12), np.float32) @ batch.x
+
+
+def host_numbers(params: Views, batch: Batch) -> Any:
+    return np.asarray(batch.x)[:3]
+
+
+FUNCTIONS = {
+    "an array of NumPy": (loss_of(outputs=host_weights), r"An array of NumPy met one of the GPU: make arrays with"),
+    "a conversion": (loss_of(outputs=host_numbers), r"An array of NumPy met one of the GPU: make arrays with"),
+    "no sum": (loss_of(loss=lambda y: y * y), r"two numbers, got \(the GPU's float32 of shape \(3, 20\), int\)"),
+    "no number": (loss_of(loss=lambda y: "a lot"), r"\(loss_sum, example_count\), two numbers, got \(str, int\)"),
+    "no tuple": (distsgd.Custom(lambda params, grads, batch: 1.0, {"w": np.zeros(3)}), r"two numbers, got float"),
+}
+
+
+@pytest.mark.parametrize("name", list(FUNCTIONS))
+def test_functions_that_return_what_they_should_not(gpu: Device, name: str) -> None:
+    model, said = FUNCTIONS[name]
+    with pytest.raises(DistsgdError, match=rf"(?s)(step 1, lane 0.*|a loss function must return .*){said}"):
         train(gpu.name, model=model)
+
+
+def test_a_function_that_is_right(gpu: Device) -> None:
+    assert train(gpu.name, model=loss_of(), max_steps=2).summary["steps"] == 2
+
+
+@dataclass(frozen=True)
+class Wrong(distsgd.Layer):
+    """Hands x on as something else."""
+
+    change: Any
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self.change(x), lambda dy, grads: dy
+
+
+LAYERS_OF_USERS = {
+    "another dtype": (lambda x: x.astype(np.float64), "must be the GPU's float32 as its inputs are, got the GPU's fl"),
+    "the host": (to_host, "must be the GPU's float32 as its inputs are, got NumPy's float32"),
+}
+
+
+@pytest.mark.parametrize("name", list(LAYERS_OF_USERS))
+@pytest.mark.parametrize("last", [True, False])
+def test_layers_that_return_what_they_should_not(gpu: Device, name: str, last: bool) -> None:
+    change, said = LAYERS_OF_USERS[name]
+    layers = [distsgd.Dense(12, CLASSES), Wrong(change)] if last else [Wrong(change), distsgd.Dense(12, CLASSES)]
+    others = r"(?s)step 1, lane 0.*(expected arrays of a GPU, all of float32|An array of NumPy met one of the GPU)"
+    with pytest.raises(DistsgdError, match=said if last else others):
+        train(gpu.name, model=distsgd.Sequential(layers))
+
+
+@contextmanager
+def little_memory(gpu: Device) -> Iterator[None]:
+    """Inside, the GPU has a megabyte left."""
+    pool = gpu.xp.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.used_bytes() + (1 << 20))
+    try:
+        yield
+    finally:
+        pool.set_limit(size=0)
+
+
+TOO_MUCH = r"the GPU is out of memory \(Out of memory allocating [\d,]+ bytes.*\); use a smaller minibatch"
+
+
+def test_a_model_that_does_not_fit(gpu: Device) -> None:
+    said = rf"a model of 370,804 parameters, .* takes 0.0 GB of memory, .* GB left: {TOO_MUCH}"
+    with little_memory(gpu), pytest.raises(OutOfMemoryError, match=said):
+        train(gpu.name, hidden=(600, 600))
+
+
+def test_a_minibatch_that_does_not_fit(gpu: Device) -> None:
+    model = "conv 32 5x5 same, relu, dense"
+    with little_memory(gpu), pytest.raises(OutOfMemoryError, match=rf"rank 0 \(.*\), step 1, lane 0: {TOO_MUCH}"):
+        train(gpu.name, (IMAGES, LABELS), model, batch_size=EXAMPLES, logical_ranks=1)
+    assert train(gpu.name, (IMAGES, LABELS), model, max_steps=1).summary["steps"] == 1  # there is room again
