@@ -26,6 +26,8 @@ OPERATIONAL = (
     "check_replicas", "stall_timeout", "stall_stacks",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
+_NAMELESS = {"precision": FULL, "loss_scale": None}
+"""Fields younger than the first runs, whose names they leave alone while they have these values."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
@@ -282,7 +284,8 @@ class TrainConfig:
 
     def name(self) -> str:
         """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        named = {key: value for key, value in self.identity().items() if _NAMELESS.get(key, ...) != value}
+        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
 
 

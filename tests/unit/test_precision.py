@@ -274,3 +274,9 @@ def test_the_loss_scale_is_written_out_where_there_is_one() -> None:
     assert resolved(TrainConfig(precision="float16")).loss_scale == 1024
     assert resolved(TrainConfig(precision="float16", loss_scale=8)).loss_scale == 8
     assert resolved(TrainConfig(precision="bfloat16")).loss_scale is None
+
+
+def test_a_name_says_the_precision_and_runs_without_one_keep_theirs() -> None:
+    names = {resolved(TrainConfig(precision=precision)).name() for precision in PRECISIONS}
+    assert len(names) == len(PRECISIONS)
+    assert resolved(TrainConfig()).name() == "digits-mlp-74087916"  # as in README
