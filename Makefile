@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-parallel test-cluster check format bench clean
+.PHONY: help venv run test test-parallel test-gpu test-cluster check format bench bench-gpu clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -47,6 +47,9 @@ test: check ## style, types and all tests: what CI runs
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
 
+test-gpu: .venv/.stamp-test ## the tests that need a GPU, and CuPy: .venv/bin/pip install 'cupy-cuda13x[ctk]' first
+	$(IN_VENV) -m pytest tests/gpu
+
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster
@@ -64,6 +67,9 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
+
+bench-gpu: .venv/.stamp-test ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
+	$(IN_VENV) -m benchmarks.gpu $(ARGS)
 
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

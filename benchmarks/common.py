@@ -22,19 +22,25 @@ from benchmarks.workloads import EXAMPLES, WORKLOADS
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def options(description: str | None, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, the same for all benchmarks, so that `make bench` can pass them to each."""
+def options(
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    workloads: Iterable[str] = WORKLOADS,
+    extra: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> argparse.Namespace:
+    """The options, the same for all benchmarks, so that `make bench` can pass them to each; `extra` adds one's own."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, help="repetitions of each measurement, interleaved (default 5)")
     parser.add_argument("--seconds", type=float, help="how long steps are timed in each (default 2)")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, which measures nothing well")
     parser.add_argument("--out", type=Path, help="folder of NAME-DATE.json (default benchmarks/results; quick: none)")
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, help="default: by benchmark")
+    parser.add_argument("--workload", nargs="+", choices=list(workloads), help="default: by benchmark")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4], help="of the scaling (default 1 2 4)")
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with torch and scikit-learn")
     parser.add_argument("--jax-python", default=sys.executable, help="interpreter with jax")
     parser.add_argument("--data-dir", type=Path, help="folder that holds mnist/, for what trains on it")
     parser.add_argument("--hosts", action="store_true", help="also on two hosts made of namespaces (root, MPICH)")
+    extra(parser)
     chosen = parser.parse_args(arguments)
     chosen.rounds = chosen.rounds or (1 if chosen.quick else 5)
     chosen.seconds = chosen.seconds or (0.05 if chosen.quick else 2.0)

@@ -11,7 +11,7 @@ EXAMPLES = 60_000
 
 @dataclass(frozen=True)
 class Workload:
-    """A classifier (softmax cross-entropy) and how it is trained, in float32.
+    """A classifier (softmax cross-entropy) and how it is trained, in float32; `precision` is that of products on a GPU.
 
     It is fully connected with these `sizes`, or for images of shape `image` the network that `model` names or lists,
     with numbers of an image and classes as its sizes.
@@ -26,6 +26,7 @@ class Workload:
     examples: int = EXAMPLES
     model: str = "mlp"
     image: tuple[int, ...] = ()
+    precision: str = "float32"
 
     @property
     def parameters(self) -> int:
@@ -36,8 +37,10 @@ class Workload:
     def fit_options(self) -> dict[str, Any]:
         """How this network is trained, as options of `distsgd.fit(self.model, …)`."""
         of_mlp = {} if self.image else {"hidden": self.sizes[1:-1], "activation": self.activation}
+        precision = {} if self.precision == "float32" else {"precision": self.precision}
         return {
             **of_mlp,
+            **precision,
             "optimizer": self.optimizer,
             "learning_rate": self.learning_rate,
             "batch_size": self.batch,
@@ -77,6 +80,13 @@ _ALL = (
     Workload("resnet20", (3072, 10), "relu", 128, "momentum", 0.01, 10_000, "resnet20", (3, 32, 32)),
 )
 WORKLOADS = {workload.name: workload for workload in _ALL}
+_LARGE = Workload("mlp8192", (784, 8192, 8192, 10), "relu", 4096, "momentum", 0.01, precision="tf32")
+GPU_WORKLOADS = {
+    **{name: replace(WORKLOADS[name], batch=batch)
+       for name, batch in (("two-layer", 100), ("mlp512", 256), ("conv", 256), ("resnet20", 512))},
+    _LARGE.name: _LARGE,
+}  # fmt: skip
+"""What is timed on a GPU, with minibatches that one GPU likes."""
 
 
 def workload(name: str, examples: int = EXAMPLES, batch: int | None = None) -> Workload:
@@ -86,12 +96,27 @@ def workload(name: str, examples: int = EXAMPLES, batch: int | None = None) -> W
     return replace(found, batch=batch, examples=max(1, min(examples, found.examples) // batch) * batch)
 
 
+def gpu_workload(name: str, examples: int = EXAMPLES, quick: bool = False, device: str = "gpu") -> Workload:
+    """The workload that a GPU is timed with; for a smoke run one that a CPU ends at once. The CPU has float32 alone."""
+    found = GPU_WORKLOADS[name]
+    if quick:
+        sizes = (
+            found.sizes
+            if found.image
+            else tuple(min(size, 784 if at == 0 else 32) for at, size in enumerate(found.sizes))
+        )
+        found = replace(found, sizes=sizes, batch=8 if found.image else 32)
+    if device == "cpu":
+        found = replace(found, precision="float32")
+    return replace(found, examples=max(1, min(examples, found.examples) // found.batch) * found.batch)
+
+
 def describe(workload: Workload) -> str:
     """The workload in one line."""
     network = f"{'-'.join(map(str, workload.sizes))}, {workload.activation}"
     if workload.image:
         network = f"{workload.model} on {'x'.join(map(str, workload.image))}"
-    return f"{workload.name}: {network}, batch {workload.batch}, {workload.optimizer}, float32"
+    return f"{workload.name}: {network}, batch {workload.batch}, {workload.optimizer}, {workload.precision}"
 
 
 def synthetic(workload: Workload) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from distsgd.communication import Communicator
 from distsgd.communication.devices import device_of_rank
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
+from distsgd.communication.tree import scratch_levels
 from distsgd.config import TrainConfig, hyper_parameters
 from distsgd.device import Device, Shape
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
@@ -243,8 +244,9 @@ def build_trainer(
     sampler = Sampler(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
-    device, notes = device_of_rank(communicator, config.device)
-    data = on_device(data, device, augmented=bool(config.augment))
+    device, notes = device_of_rank(communicator, config.device, config.precision)
+    objective = objective.scaled(config.loss_scale or 1)
+    data = communicator.everywhere(lambda: on_device(data, device, augmented=bool(config.augment)))
     step, note = _build_step(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
@@ -310,6 +312,9 @@ def _build_step(
     partition = Partition(config.logical_ranks, communicator.size, layout.size)
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
+    there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.logical_ranks))
+    said = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
+    communicator.everywhere(lambda: device.check_room(there, said))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record, device)
     exchange, note = make_exchange(communicator, plan, config.communication, config.same_bits)

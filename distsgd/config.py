@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_type_hints
 
 from distsgd.augmentation import parse_augmentation
+from distsgd.device import FULL
 from distsgd.errors import ConfigurationError
 from distsgd.optimizers import Optimizer, build_optimizer
 from distsgd.option_values import check_values, parse_duration, parse_every, parse_target
@@ -25,9 +26,12 @@ OPERATIONAL = (
     "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
+_NAMELESS = {"precision": FULL, "loss_scale": None, "same_bits": True}
+"""Fields younger than the first runs, whose names they leave alone while they have these values."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
+_LOSS_SCALE = 1024
 NOT_WRITTEN = ("out", "resume", "dry_run", "check_gradient", "quiet", "plot")
 
 BatchSize = int | Literal["full"]
@@ -153,6 +157,12 @@ class TrainConfig:
     same_bits: bool = True
     """--no-same-bits lets NCCL add up gradients in its own order: fewer bytes between GPUs, and results that depend on
     the number of ranks."""
+    precision: str = "float32"
+    """What a GPU rounds numbers to as it multiplies matrices: float32, tf32, bfloat16 or float16. Parameters, gradients
+    and sums stay float32."""
+    loss_scale: int | None = None
+    """Of --precision float16: a power of two that gradients are multiplied by on their way back, so that small ones
+    aren't rounded to zero. Default: 1024."""
 
     # when to stop
     epochs: int = 20
@@ -250,6 +260,15 @@ class TrainConfig:
             )
         if self.model == "softmax" and (self.dropout or self.batch_norm):
             raise ConfigurationError("dropout and batch_norm belong to hidden layers, and model softmax has none")
+        if self.precision != FULL and self.dtype != FULL:
+            raise ConfigurationError(
+                f"precision {self.precision}: goes with --dtype float32 alone, got {self.dtype}; leave one of them out"
+            )
+        if self.loss_scale is not None and self.precision != "float16":
+            raise ConfigurationError(
+                f"loss_scale: goes with --precision float16 alone, got {self.precision}, whose range needs none; leave "
+                "it out"
+            )
         given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError("validation and validation_last exclude each other; give one of them")
@@ -272,10 +291,8 @@ class TrainConfig:
 
     def name(self) -> str:
         """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
-        said = self.identity()
-        if self.same_bits:
-            del said["same_bits"]  # only what changes results is in the name
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+        named = {key: value for key, value in self.identity().items() if _NAMELESS.get(key, ...) != value}
+        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
 
 
@@ -289,6 +306,8 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
     augmentation = parse_augmentation(config.augment)
+    if config.precision == "float16" and config.loss_scale is None:
+        config = replace(config, loss_scale=_LOSS_SCALE)
     return replace(config, patience=patience, augment=augmentation.words if augmentation else (), **values)
 
 

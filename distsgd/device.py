@@ -6,7 +6,7 @@ import importlib.util
 import re
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,10 +14,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.errors import ConfigurationError
+from distsgd.errors import ConfigurationError, lack_of_memory
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
+
+FULL = "float32"
+PRECISIONS = (FULL, "tf32", "bfloat16", "float16")
+"""What a GPU may round numbers of float32 to as it multiplies matrices; it adds in float32 always."""
+
+_ALIGNMENT = 256
+"""Bytes: what CUDA's own allocations are multiples of."""
 
 _MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when a GPU is chosen."""
@@ -78,6 +85,7 @@ class Device:
 
     description   what kind of GPU it is; empty for the CPU
     bus           where a GPU sits in its host, which names it to all processes; its number may differ between them
+    precision     what it multiplies float32 in
     """
 
     name: str
@@ -85,6 +93,7 @@ class Device:
     index: int = 0
     description: str = ""
     bus: str = ""
+    precision: str = FULL
 
     @property
     def is_cpu(self) -> bool:
@@ -93,6 +102,15 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.description} ({self.name})" if self.description else self.name
+
+    def multiplying_in(self, precision: str) -> Device:
+        """This device with another precision of products. Raises ConfigurationError for the CPU, which has one."""
+        if self.is_cpu and precision != FULL:
+            raise ConfigurationError(
+                f"precision {precision}: the CPU multiplies in float32 alone; leave --precision out, or compute on a "
+                "GPU with --device gpu"
+            )
+        return replace(self, precision=precision)
 
     def use(self) -> None:
         """From now on this thread's new arrays lie here, and what it asks for is done in an order of its own.
@@ -115,12 +133,33 @@ class Device:
         """An array of the host, here: a copy, but for the CPU."""
         return array if self.is_cpu else self.xp.asarray(array)
 
+    def aligned(self, array: Array) -> Array:
+        """The array, or on a GPU a copy of it where it begins inside of other memory, at an odd address.
+
+        cuBLAS chooses what it multiplies with by the operands' alignment, too; and where in its rank's memory a lane
+        begins depends on how many ranks there are.
+        """
+        if self.is_cpu or array.data.ptr % _ALIGNMENT == 0:  # type: ignore[attr-defined]
+            return array
+        return array.copy()
+
     def host_room(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
         """Memory of the host for what goes to this device or comes from it; for a GPU it is pinned, for speed."""
         size = prod(shape) * dtype.itemsize
         if self.is_cpu or size == 0:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, self.xp.cuda.alloc_pinned_memory(size))
+
+    def check_room(self, needed: int, what: str) -> None:
+        """Raises OutOfMemoryError where `needed` bytes for `what` find no room on this GPU; the CPU isn't asked."""
+        if self.is_cpu:
+            return
+        try:
+            self.xp.empty(needed, np.uint8)  # given back at once, and cut up for what comes
+        except Exception as error:
+            free = self.free_bytes() or 0
+            where = f"{what} takes {needed / 1e9:.1f} GB of memory, {self} has {free / 1e9:.1f} GB left"
+            raise lack_of_memory(error, where) or error from None
 
     def free_bytes(self) -> int | None:
         """Bytes of memory that nobody uses; None for the CPU."""

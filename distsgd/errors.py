@@ -6,6 +6,7 @@ a defect, of distsgd or of the user's own code, and shows its traceback.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,30 +83,58 @@ class LaneError(DistsgdError):
     @classmethod
     def here(cls, where: str) -> LaneError:
         """The exception that is being handled, as this error."""
-        return cls(f"{where}:\n{traceback.format_exc().rstrip()}")
+        advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
+        return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
+
+
+MIXED_ADVICE = (
+    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.device.array_module(batch.x), and copy others "
+    "there once, with its asarray"
+)
+
+
+def arrays_were_mixed(error: BaseException | None) -> bool:
+    """Whether CuPy refused an array of NumPy, or to become one unasked."""
+    text = str(error)
+    return isinstance(error, TypeError) and ("numpy.ndarray" in text or "Implicit conversion to a NumPy" in text)
+
+
+def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
+    """The sentence of an array that found no room, on the host or on a GPU; None for any other error.
+
+    What CuPy and CUDA raise is known by name, so that neither has to be there.
+    """
+    text = one_line(str(error)).rstrip(".")
+    of_cuda = type(error).__name__ in ("CUDARuntimeError", "CUDADriverError") and "memory" in text.lower()
+    if of_cuda or (isinstance(error, MemoryError) and type(error).__module__.startswith("cupy")):
+        return OutOfMemoryError(
+            f"{where}: the GPU is out of memory ({text}); use a smaller minibatch or model, more logical ranks, which "
+            "it computes one after the other, or fewer ranks that share it"
+        )
+    if isinstance(error, MemoryError):
+        asked = f" ({text})" if text else ""
+        return OutOfMemoryError(
+            f"{where}: out of memory{asked}; use fewer ranks on a host, or a smaller model, minibatch or data set"
+        )
+    return None
+
+
+def told(error: BaseException, where: str) -> DistsgdError:
+    """The exception that is being handled, as what a user can be told: `where` comes first."""
+    return lack_of_memory(error, where) or LaneError.here(where)
 
 
 RAISED_BY_USERS = (Exception, SystemExit)
 """What the user's own code may raise; sys.exit() on one rank would leave the others waiting."""
 
 
-def users_error(error: BaseException, where: str) -> DistsgdError:
-    """What the user's own code has raised, as it is being handled: a LaneError that begins with `where`, or one
-    sentence where memory didn't suffice."""
-    if not isinstance(error, MemoryError):
-        return LaneError.here(where)
-    asked = f" ({error})" if str(error) else ""
-    return OutOfMemoryError(
-        f"{where}: out of memory{asked}; use fewer ranks on a host, or a smaller model, minibatch or data set"
-    )
-
-
 @contextmanager
 def users_code(where: str) -> Iterator[None]:
-    """What the user's own code raises inside becomes an error that begins with `where`."""
+    """What the user's own code raises inside becomes a LaneError that begins with `where`, or the sentence
+    of an array without room."""
     try:
         yield
     except DistsgdError:
         raise
     except RAISED_BY_USERS as error:
-        raise users_error(error, where) from None
+        raise told(error, where) from None

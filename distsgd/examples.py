@@ -215,7 +215,7 @@ class Feeder:
         """
         training = statistics is not None
         rows = chosen if isinstance(chosen, Rows) else self.gather(chosen, epoch if training else None)
-        x, shape = rows.x.T, self.objective.input_shape
+        x, shape = self.device.aligned(rows.x).T, self.objective.input_shape
         if shape is not None and len(shape) > 1:
             x = x.reshape(*shape, len(rows.indices))
         return Batch(

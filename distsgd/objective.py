@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,13 @@ class Objective(ABC):
 
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
+
+    loss_scale: int = 1
+    """A power of two that gradients come multiplied by; who adds them up divides it out with the number of examples."""
+
+    def scaled(self, loss_scale: int) -> Objective:
+        """This objective with a loss scale; a function of the user's own has none."""
+        return self
 
     @abstractmethod
     def parameter_shapes(self) -> Mapping[str, Shape]:
@@ -91,6 +98,10 @@ class Supervised(Objective):
     model: Layer
     loss: Loss
     input_shape: Shape
+    loss_scale: int = 1
+
+    def scaled(self, loss_scale: int) -> Supervised:
+        return replace(self, loss_scale=loss_scale)
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return self.model.parameter_shapes()
@@ -110,7 +121,14 @@ class Supervised(Objective):
 
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         outputs, backward = self.model.forward(params, batch.x, batch, "")
+        if not batch.device.is_cpu and (type(outputs) is not type(batch.x) or outputs.dtype != batch.x.dtype):
+            raise ConfigurationError(
+                f"the model's outputs must be {_described(batch.x, False)} as its inputs are, got "
+                f"{_described(outputs, False)}; a layer has to compute with the arrays and the dtype that it is given"
+            )
         loss_sum, d_outputs = self.loss.loss_and_grad(outputs, batch.y, batch.weights)
+        if self.loss_scale != 1:
+            d_outputs *= float(self.loss_scale)
         backward(d_outputs, grads)
         return loss_sum, len(batch)
 
@@ -181,10 +199,13 @@ class Custom(Objective):
         result = self.function(params, grads, batch)
         try:
             loss_sum, count = result
-            return (float(loss_sum) if is_on_host(loss_sum) else loss_sum), int(count)
+            return float(loss_sum) if is_on_host(loss_sum) else _single(loss_sum), int(count)
         except (TypeError, ValueError):
+            got = type(result).__name__
+            if isinstance(result, tuple):
+                got = f"({', '.join(map(_described, result))})"
             raise ConfigurationError(
-                f"a loss function must return (loss_sum, example_count), got {type(result).__name__}"
+                f"a loss function must return (loss_sum, example_count), two numbers, got {got}"
             ) from None
 
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
@@ -195,3 +216,18 @@ class Custom(Objective):
         if self.outputs is None:
             return super().predict(params, batch)
         return self.outputs(params, batch)
+
+
+def _single(loss_sum: Any) -> Any:
+    """An array of a GPU that is one number. Raises ValueError for another."""
+    if loss_sum.size != 1 or loss_sum.dtype.kind not in "fiu":
+        raise ValueError
+    return loss_sum.reshape(())
+
+
+def _described(value: object, with_shape: bool = True) -> str:
+    """What kind of array or object this is, in words."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        return type(value).__name__
+    whose = "NumPy's" if is_on_host(value) else "the GPU's"
+    return f"{whose} {value.dtype}" + (f" of shape {value.shape}" if with_shape else "")

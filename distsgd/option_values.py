@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distsgd.device import PRECISIONS
 from distsgd.errors import ConfigurationError
 from distsgd.losses import LOSSES
 from distsgd.non_finite import POLICIES
@@ -16,6 +17,7 @@ CHOICES = {
     "expand": ("none", "shifts"),
     "sampling": ("epochs", "replacement"),
     "dtype": ("float32", "float64"),
+    "precision": PRECISIONS,
     "validation_on": ("all", "rank0"),
     "train_metrics": ("running", "full"),
     "early_stopping": ("epochs", "patience"),
@@ -30,6 +32,7 @@ AT_LEAST = {
 }  # fmt: skip
 AT_MOST = {"logical_ranks": 65_536, "threads": 1024}
 """What nobody needs and no machine stands."""
+LARGEST_LOSS_SCALE = 1 << 24
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 
 
@@ -56,6 +59,11 @@ def check_values(values: Mapping[str, Any]) -> None:
     if not 0 <= values["validation_fraction"] < 1:
         raise ConfigurationError(
             f"validation_fraction: expected at least 0 and below 1, got {values['validation_fraction']}"
+        )
+    scale = values["loss_scale"]
+    if scale is not None and not (1 <= scale <= LARGEST_LOSS_SCALE and scale & (scale - 1) == 0):
+        raise ConfigurationError(
+            f"loss_scale: expected a power of two from 1 to {LARGEST_LOSS_SCALE}, got {scale}; others don't divide out"
         )
     if values["seed"] >= 2**63:
         raise ConfigurationError(f"seed: expected a number below 2**63, got {values['seed']}")

@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array, Device, to_host
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, told
 from distsgd.examples import Feeder, Rows
 from distsgd.graphs import StepInputs
 from distsgd.layers import Sequential
@@ -214,7 +214,7 @@ class TrainingStep:
             exchange.publish()  # or a rank would overwrite what another one still reads
             return StepResult(0.0, 0, said, None, problem)
         scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
-        norm = self._update.run(bounds, count, scalars, want_norm)
+        norm = self._update.run(bounds, count * self.objective.loss_scale, scalars, want_norm)
         exchange.publish()
         self.update_running(records, bounds)
         self._previous = (indices, bounds)
@@ -250,7 +250,7 @@ class TrainingStep:
             communicator = self.exchange.communicator
             host = communicator.hosts[communicator.rank]
             where = f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
-            self._error = self._error or users_error(error, where)
+            self._error = self._error or told(error, where)
 
     def _gather(
         self, start: int, stop: int, indices: Array, epoch: int, room: Array | None, inputs: StepInputs | None

@@ -41,7 +41,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     check_ranks(communicator, config)
     if config.plot:
         check_matplotlib(communicator)
-    device_of_rank(communicator, config.device)
+    device_of_rank(communicator, config.device, config.precision)
     folder = run_folder(config)
     start = communicator.on_root(lambda: find_start(config, folder))
     if start.finished is not None:
@@ -138,6 +138,7 @@ def announce(
     communicator: Communicator, config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder, notes: list[str]
 ) -> None:
     """Prints the header, and a warning where hosts compute other bits. Collective."""
+    from distsgd.device import FULL
     from distsgd.runtime import blas_description
 
     probes = communicator.gather_object(trainer.progress.facts["probe"])
@@ -164,7 +165,8 @@ def announce(
     device = trainer.step.device
     way = trainer.step.exchange.communicator.way
     travel = f"; gradients travel {way}" if way else ""
-    say(f"compute    {blas_description() if device.is_cpu else device}, {config.dtype}{travel}")
+    arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
+    say(f"compute    {blas_description() if device.is_cpu else device}, {arithmetic}{travel}")
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
     say(
         f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"

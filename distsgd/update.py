@@ -124,7 +124,7 @@ class SliceUpdate:
         """One update with the gradients gathered; the gradient's norm where it is asked for or clipped by.
 
         bounds   the lanes' bounds
-        count    examples of the minibatch
+        count    examples of the minibatch, times the gradients' loss scale
         scalars  what the optimizer needs to know of this step
         """
         self._measure_norm = want_norm or self.clip_norm is not None

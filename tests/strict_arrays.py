@@ -126,16 +126,19 @@ class Recorder:
     def address(self, array: np.ndarray) -> int:
         """Where an array of this thread's GPU lies; kept, so that nothing else comes to lie there."""
         at = array.ctypes.data
+        whole = array if array.flags.c_contiguous else array.T
+        assert whole.flags.c_contiguous, "memory with gaps"
         known = self.addresses.get(at)
         if known is None or known[0].nbytes < array.nbytes:
-            self.addresses[at] = (array, self.gpu)
+            self.addresses[at] = (whole.reshape(-1).view(np.uint8), self.gpu)
         return at
 
     def memory(self, at: int, size: int) -> np.ndarray:
         """So many bytes from this place on, which have to be inside one array of this thread's GPU."""
-        for start, (array, gpu) in list(self.addresses.items()):
+        known = self.addresses.get(at)
+        for start, (array, gpu) in [(at, known)] if known else list(self.addresses.items()):
             if start <= at and at + size <= start + array.nbytes and gpu == self.gpu:
-                return array.reshape(-1).view(np.uint8)[at - start : at - start + size]
+                return array[at - start : at - start + size]
         raise AssertionError(f"{size} bytes at {at} are not inside an array of GPU {self.gpu}")
 
     def of_step(self, step: int, gpu: int = 0) -> list[tuple[str, str | int]]:
@@ -149,11 +152,37 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {}
 """What NumPy's functions, given arrays of a GPU, pass them on to; by name."""
 
 
+class OutOfMemoryError(MemoryError):
+    """As CuPy's is called, and as it speaks."""
+
+    __module__ = "cupy.cuda.memory"
+
+
+class MemoryPool:
+    """Memory that may have a limit: here of each array."""
+
+    limit = 0
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
+
+    def check(self, size: int) -> None:
+        if 0 < self.limit < size:
+            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: 0 bytes).")
+
+    used_bytes = total_bytes = staticmethod(lambda: 0)
+    free_all_blocks = staticmethod(lambda: None)
+
+
+POOL = MemoryPool()
+
+
 class StrictArray(NDArrayOperatorsMixin):
     """An array on a GPU that only looks like one."""
 
     def __init__(self, inside: np.ndarray) -> None:
         assert type(inside) is np.ndarray
+        POOL.check(inside.nbytes)
         self.inside, self.gpu = inside, RECORDER.gpu
 
     # what NumPy asks

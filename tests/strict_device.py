@@ -21,8 +21,9 @@ from distsgd.communication import nccl
 from distsgd.kernels import cpu
 from distsgd.random import Stream
 from distsgd.under_way import Steps
+from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
-from tests.strict_arrays import FUNCTIONS, KERNEL, RECORDER, Recorder, StrictArray, close, open_up
+from tests.strict_arrays import FUNCTIONS, KERNEL, POOL, RECORDER, Recorder, StrictArray, close, open_up
 from tests.strict_graph import Pool, using_allocator
 from tests.strict_streams import StrictEvent, StrictStream
 
@@ -31,6 +32,7 @@ class StrictModule:
     """The part of CuPy that distsgd uses, with `gpus` GPUs."""
 
     ndarray = StrictArray
+    get_default_memory_pool = staticmethod(lambda: POOL)
 
     def __init__(
         self, gpus: int = 1, free_bytes: int = 1 << 30, names: tuple[str, ...] = ("Strict",), nccl: Any = None
@@ -201,7 +203,7 @@ def _sum_of_rows(rows: Any, sums: Any) -> Callable[[StrictArray, float], None]:
 @contextmanager
 def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[Recorder]:
     """Inside, `--device gpu` computes on `module`, with the kernels of the CPU or those of kernels.cu."""
-    from distsgd.kernels import gpu
+    from distsgd.kernels import cublas, gpu
 
     advance = Steps.advance
 
@@ -213,11 +215,14 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
             RECORDER.threads.step = None
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cublas, "load", lambda xp: cublas_stand_in.library())
+        patch.setattr(cublas, "_handles", cublas._Handles())
         patch.setattr(device, "_load_cupy", lambda: (module, ""))
         patch.setattr(device, "_is_installed", lambda: True)
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
         patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
         patch.setattr(Steps, "advance", recorded)
+        cublas_stand_in.COMPUTED.clear()
         RECORDER.events, RECORDER.waits, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}
         yield RECORDER

@@ -94,6 +94,7 @@ def main() -> None:
         work.model,
         examples,
         **work.fit_options(),
+        device="cpu",
         logical_ranks=wanted["lanes"],
         threads=wanted.get("threads"),
         communication=wanted.get("communication", "auto"),

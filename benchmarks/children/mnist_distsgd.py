@@ -23,6 +23,7 @@ def main() -> None:
         **work.fit_options(),
         logical_ranks=wanted["lanes"],
         threads=1,
+        device=wanted.get("device", "cpu"),
         seed=wanted["seed"],
         target=f"validation_accuracy={wanted['target']}",
         patience=0,

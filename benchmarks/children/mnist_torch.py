@@ -1,4 +1,4 @@
-"""Trains on MNIST with DistributedDataParallel until the test images are known well enough.
+"""Trains on MNIST with DistributedDataParallel, or alone on a GPU, until the test images are known well enough.
 
 Whole tensors are indexed, with neither DataLoader nor its workers: the fastest way to feed DDP from memory.
 """
@@ -27,10 +27,13 @@ from benchmarks.children.torch_parts import (  # noqa: E402
     train_step,
 )
 
+DEVICE = torch.device("cpu" if wanted.get("device", "cpu") == "cpu" else "cuda")
+
 
 def tensors(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of floats between 0 and 1, and labels."""
-    return torch.tensor(x.reshape(len(x), -1), dtype=torch.float32).div_(255), torch.from_numpy(y)
+    """Rows of floats between 0 and 1, and labels, all of them on the device."""
+    rows = torch.tensor(x.reshape(len(x), -1)).to(DEVICE).to(torch.float32).div_(255)
+    return rows, torch.from_numpy(y).to(DEVICE)
 
 
 @torch.no_grad()
@@ -49,10 +52,10 @@ def main() -> None:
     x, y = tensors(data["x_train"], data["y_train"])
     x_test, y_test = tensors(data["x_test"], data["y_test"])
     torch.manual_seed(wanted["seed"])
-    model = network(work)
+    model = network(work).to(DEVICE)
     optimizer = optimizer_of(work, model)
     for epoch in range(1, wanted["epochs"] + 1):
-        for minibatch in torch.randperm(len(x)).split(work.batch):
+        for minibatch in torch.randperm(len(x), device=DEVICE).split(work.batch):
             train_step(model, optimizer, x, y, minibatch)
         told = {"epochs": epoch, "accuracy": accuracy(getattr(model, "module", model), x_test, y_test)}
         if told["accuracy"] >= wanted["target"]:

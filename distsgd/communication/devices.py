@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from distsgd.communication.base import Communicator
-from distsgd.device import CPU, Device, choose_device
+from distsgd.device import CPU, FULL, Device, choose_device
+from distsgd.errors import ConfigurationError
+from distsgd.kernels.self_check import problem_of
 
 
-def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[str]]:
-    """(this rank's device by `--device`, lines to print, the same on every rank). Collective.
+def device_of_rank(communicator: Communicator, name: str, precision: str = FULL) -> tuple[Device, list[str]]:
+    """(this rank's device by `--device` and `--precision`, lines to print, the same on every rank). Collective.
 
     Each rank of a host takes the next GPU. All ranks compute on the same kind of device: under `auto` on the CPU where
     one rank has no GPU. Raises ConfigurationError, on all ranks, where `name` asks for what isn't there.
     """
     local_rank = communicator.node().rank
-    device, problem = communicator.everywhere(lambda: choose_device(name, local_rank))
+    device, problem = communicator.everywhere(lambda: _checked(name, local_rank, precision))
     host = communicator.hosts[communicator.rank]
     everyone = communicator.allgather_object((host, device.bus or device.name, device.description, problem))
     without = [where for where, gpu, _, _ in everyone if gpu == CPU.name]
@@ -21,8 +23,22 @@ def device_of_rank(communicator: Communicator, name: str) -> tuple[Device, list[
         reasons = [why for _, _, _, why in everyone if why]
         if not reasons and len(without) < len(everyone):
             reasons = [f"{without[0]} has no CuPy, other hosts have"]
-        return CPU, [f"device auto computes on the CPU: {why}" for why in reasons[:1]]
+        return CPU.multiplying_in(precision), [f"device auto computes on the CPU: {why}" for why in reasons[:1]]
     return device, _warnings([(where, gpu, kind) for where, gpu, kind, _ in everyone])
+
+
+def _checked(name: str, local_rank: int, precision: str) -> tuple[Device, str | None]:
+    """As choose_device; a GPU that doesn't compile the kernels, or computes other numbers than the CPU, is none."""
+    device, problem = choose_device(name, local_rank)
+    if device.is_cpu:
+        return device, problem
+    device = device.multiplying_in(precision)
+    wrong = problem_of(device)
+    if wrong is None:
+        return device, None
+    if name == "auto":
+        return CPU, wrong
+    raise ConfigurationError(f"device {name}: {wrong}; use --device cpu to compute without")
 
 
 def _warnings(ranks: list[tuple[str, str, str]]) -> list[str]:

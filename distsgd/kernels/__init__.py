@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.device import Array, is_on_host
+from distsgd.device import FULL, Array, is_on_host
 from distsgd.kernels import cpu
 
 _MODULES: dict[type, Any] = {np.ndarray: cpu}
 
 
-def kernels_for(array: Array) -> Any:
-    """The module whose kernels work on this array, with the names that `kernels.cpu` has."""
-    return _MODULES.get(type(array)) or _find(array)
+def kernels_for(array: Array, precision: str = FULL) -> Any:
+    """The kernels that work on this array, with the names that `kernels.cpu` has; their products in this precision."""
+    found = _MODULES.get(type(array)) or _find(array)
+    return found if precision == FULL else found.in_precision(precision)
 
 
 def _find(array: Array) -> Any:

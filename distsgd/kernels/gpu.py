@@ -1,20 +1,24 @@
 """The kernels of the GPU: launches of kernels.cu, and products by cuBLAS; the names and formulas of `kernels.cpu`.
 
+Products take the precision to multiply float32 in; `in_precision` gives all kernels with theirs.
+
 Compiled when first used, and kept on disk by CuPy. Nothing here waits for the GPU. `scratch` is not needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from math import prod
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from distsgd.device import Array, Shape, array_module
 from distsgd.kernels.convolution import Window
+from distsgd.kernels.cublas import multiply
 from distsgd.random import Stream
 
 COLUMNS_APART = False
@@ -168,11 +172,6 @@ def block_squares(values: Array, block: int) -> Array:
     return sums
 
 
-def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given."""
-    return np.matmul(a, b, out=out)
-
-
 def row_sums(rows: Array, out: Array) -> None:
     """out[r] := Σ rows[r, k]."""
     rows = array_module(rows).ascontiguousarray(rows)
@@ -234,23 +233,25 @@ def average_pool_backward(x: Array, dy: Array, window: Window) -> Array:
     return dx
 
 
-def convolve(x: Array, weight: Array, window: Window) -> Array:
+def convolve(x: Array, weight: Array, window: Window, precision: str = "float32") -> Array:
     """y[f, h, w] := Σ weight[f, c, i, j] x[c, h s + i - before, w s + j - before], as one product with im2col's."""
     out_height, out_width = window.output(*x.shape[1:3])
-    y: Array = np.matmul(weight.reshape(len(weight), -1), _columns(x, window))
+    y = multiply(weight.reshape(len(weight), -1), _columns(x, window), precision=precision)
     return y.reshape(len(weight), out_height, out_width, x.shape[3])
 
 
-def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array) -> None:
+def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array, precision: str = "float32") -> None:
     """dweight[f, c, i, j] := Σ dy[f, h, w] x[c, h s + i - before, w s + j - before], overwritten."""
     filters = len(dweight)
-    np.matmul(dy.reshape(filters, -1), _columns(x, window).T, out=dweight.reshape(filters, -1))
+    multiply(dy.reshape(filters, -1), _columns(x, window).T, dweight.reshape(filters, -1), precision)
 
 
-def input_gradient(weight: Array, dy: Array, window: Window, height: int, width: int) -> Array:
+def input_gradient(
+    weight: Array, dy: Array, window: Window, height: int, width: int, precision: str = "float32"
+) -> Array:
     """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
     filters, channels = weight.shape[:2]
-    columns: Array = np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1))
+    columns = multiply(weight.reshape(filters, -1).T, dy.reshape(filters, -1), precision=precision)
     shape = (channels, height, width, dy.shape[3])
     if window.is_pointwise:
         return columns.reshape(shape)
@@ -318,3 +319,13 @@ def _numbers(shape: Shape, window: Window) -> tuple[int, ...]:
     """(channels, then what kernels.cu calls WINDOW)."""
     channels, height, width, n = shape
     return (channels, *window.size, *window.stride, *window.before, height, width, *window.output(height, width), n)
+
+
+_PRODUCTS = ("multiply", "convolve", "weight_gradient", "input_gradient")
+
+
+@lru_cache(maxsize=4)
+def in_precision(precision: str) -> Any:
+    """All of these kernels, whose products round float32 to `precision` as it goes in; they add in float32."""
+    kernels = {name: value for name, value in globals().items() if not name.startswith("_")}
+    return SimpleNamespace(**kernels | {name: partial(kernels[name], precision=precision) for name in _PRODUCTS})

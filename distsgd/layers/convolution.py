@@ -93,7 +93,8 @@ class Convolution(Layer):
         return None
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        weight, needs_dx, kernels, xp = params["weight"], x is not batch.x, kernels_for(x), array_module(x)
+        weight, needs_dx, xp = params["weight"], x is not batch.x, array_module(x)
+        kernels = kernels_for(x, batch.device.precision)
         images = xp.ascontiguousarray(x)
         y: Array = kernels.convolve(images, weight, self.window)
         if self.bias:

@@ -60,7 +60,7 @@ class Dense(Layer):
         return self.fan_in * self.fan_out
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        weight, kernels = params["weight"], kernels_for(x)
+        weight, kernels = params["weight"], kernels_for(x, batch.device.precision)
         y: Array = kernels.multiply(weight, x)
         if self.bias:
             y += params["bias"][:, None]

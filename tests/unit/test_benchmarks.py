@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import common, processes
 from benchmarks.workloads import WORKLOADS
+from distsgd import device
 from distsgd.layout import Layout
 from distsgd.models import MODELS, ModelOptions
 
@@ -63,6 +64,36 @@ def test_smoke(name: str, tmp_path: Path) -> None:
         assert section["title"] in done.stdout
         for series in section["series"]:
             check_series(series)
+
+
+GPU = ("--device", "cpu", "--quick", "--torch-python", NOWHERE)
+
+
+@pytest.mark.parametrize("what", ["steps", "where"])
+def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
+    """On the CPU, which is no more than to see that it runs."""
+    own = ("--workload", "two-layer", "conv", "--where") if what == "where" else ("--workload", "mlp8192")
+    command = [sys.executable, "-m", "benchmarks.gpu", *GPU, *own, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (written,) = tmp_path.iterdir()
+    measured = 0
+    for section in json.loads(written.read_text(encoding="utf-8"))["sections"]:
+        for series in section["series"]:
+            check_series(series)
+            measured += series["skipped"] is None
+    assert measured == (2 if what == "where" else 3)  # of steps: one lane, four lanes, the products by themselves
+
+
+def test_without_a_gpu_there_is_one_sentence() -> None:
+    if any(Path(name).exists() for name in device._DRIVER_FILES):
+        pytest.skip("there may be a GPU")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(r"nothing to measure: device gpu: [^\n]+\n", done.stderr)
 
 
 def check_series(series: dict[str, Any]) -> None:

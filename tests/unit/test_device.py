@@ -138,6 +138,7 @@ def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.Monkey
         return (device.Device("gpu:0", StrictModule), None) if local_rank == 0 else (CPU, None)
 
     monkeypatch.setattr("distsgd.communication.devices.choose_device", choose)
+    monkeypatch.setattr("distsgd.communication.devices.problem_of", lambda device: None)
     found = devices("auto", ("a", "a"))
     assert found == [("cpu", ["device auto computes on the CPU: a has no CuPy, other hosts have"])] * 2
 
@@ -179,6 +180,20 @@ def test_what_the_stand_in_refuses() -> None:
         gpu.xp.cuda.Device(1).use()
         with pytest.raises(AssertionError, match="met GPU 1"):
             np.add(there, 1.0)
+
+
+def test_what_begins_inside_of_other_memory_is_copied() -> None:
+    with strict_device(StrictModule()):
+        gpu, _ = choose_device("gpu")
+        whole = gpu.put(np.arange(256.0))
+        parts = [whole[start:] for start in range(64)]
+        addresses = [part.data.ptr % 256 for part in parts]  # type: ignore[attr-defined]
+        assert addresses.count(0) == 2  # every 32 numbers
+        for part, address in zip(parts, addresses, strict=True):
+            assert (gpu.aligned(part) is part) == (address == 0)
+            np.testing.assert_array_equal(to_host(gpu.aligned(part)), to_host(part))
+    host = np.arange(9.0)[1:]
+    assert CPU.aligned(host) is host
 
 
 def test_the_stand_in_sees_memory_that_is_used_too_early() -> None:

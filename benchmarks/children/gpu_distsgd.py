@@ -1,0 +1,85 @@
+"""Times steps of distsgd on a device inside an ordinary distsgd.fit, and waits for the device at both ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
+from benchmarks.workloads import gpu_workload, synthetic
+from distsgd import runtime
+
+wanted = settings()
+runtime.prepare()
+
+import distsgd  # noqa: E402
+from distsgd.trainer import Trainer  # noqa: E402
+
+
+class Clock(distsgd.Callback):
+    """Starts behind the warm-up, and asks for the end when its time is over.
+
+    How a step ended may be told later than it was asked for; so the clock starts and stops where the device has done
+    all that was asked, and counts the steps that were asked for between.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.steps, self.first = seconds, 0, 0
+        self.clock: float | None = None
+        self.result: dict[str, float] = {}
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.trainer, self.device = trainer, trainer.step.device
+        self.began = time.perf_counter()
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        self.steps += 1
+        now = time.perf_counter()
+        if self.result:
+            return
+        if self.clock is None:
+            if self.steps >= 2 * LEAST and now - self.began >= self.seconds * WARM_UP:
+                self.clock, self.first = self._asked()
+            return
+        if now - self.clock >= self.seconds:
+            end, last = self._asked()
+            if last - self.first >= LEAST:
+                took, steps = end - self.clock, last - self.first
+                self.result = {"steps": steps, "seconds": took, "examples_per_second": steps * examples / took}
+                self.trainer.stop()
+
+    def _asked(self) -> tuple[float, int]:
+        """(now that the device is ready, steps asked for so far)."""
+        steps = self.trainer.progress.step
+        self.device.synchronize()
+        return time.perf_counter(), steps
+
+
+def facts(trainer: Trainer) -> dict[str, Any]:
+    """What the result depends on, besides the machine."""
+    device = trainer.step.device
+    if device.is_cpu:
+        return {"device": str(device)}
+    pool = device.xp.get_default_memory_pool()
+    told = {"device": str(device), "cupy": device.xp.__version__, "pool_bytes": pool.total_bytes()}
+    return {**told, "cuda": device.xp.cuda.runtime.runtimeGetVersion()}
+
+
+def main() -> None:
+    work = gpu_workload(wanted["workload"], wanted["examples"], wanted["quick"], wanted["device"])
+    clock = Clock(wanted["seconds"])
+    distsgd.fit(
+        work.model,
+        synthetic(work),
+        **work.fit_options(),
+        device=wanted["device"],
+        logical_ranks=wanted["lanes"],
+        threads=1,
+        validation_fraction=0.0,
+        epochs=1_000_000,
+        callbacks=[clock],
+    )
+    tell({**clock.result, "facts": facts(clock.trainer)})
+
+
+main()

@@ -1,0 +1,138 @@
+"""Times the parts of a step on a device: gather, forward, backward, reduction, update.
+
+On a GPU events on its stream are read when all steps are over, so that nobody waits between parts; a part then holds
+the time in which the GPU had nothing to do as well. On the CPU the clock is read.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import Any
+
+from benchmarks.children.protocol import LEAST, settings, tell
+from benchmarks.workloads import gpu_workload, synthetic
+from distsgd import runtime
+
+wanted = settings()
+runtime.prepare()
+
+import distsgd  # noqa: E402
+from distsgd.communication.exchange import LocalExchange  # noqa: E402
+from distsgd.device import Device  # noqa: E402
+from distsgd.examples import Feeder  # noqa: E402
+from distsgd.objective import Supervised  # noqa: E402
+from distsgd.trainer import Trainer  # noqa: E402
+from distsgd.update import SliceUpdate  # noqa: E402
+
+PARTS = ("gather", "forward", "backward", "reduction", "update")
+STEPS = 40
+
+
+class Marks:
+    """Moments of a device, each with the name of the part that ends there; "" begins a step."""
+
+    def __init__(self) -> None:
+        self.device: Device | None = None
+        self.marks: list[tuple[str, Any]] = []
+
+    def end(self, part: str) -> None:
+        if self.device is None:
+            return
+        if self.device.is_cpu:
+            self.marks.append((part, time.perf_counter()))
+            return
+        event = self.device.xp.cuda.Event()
+        event.record()
+        self.marks.append((part, event))
+
+    def steps(self) -> list[dict[str, float]]:
+        """Seconds of each part by step; what lies between marks belongs to the part that ends."""
+        assert self.device is not None
+        self.device.synchronize()
+        found: list[dict[str, float]] = []
+        for (_, before), (part, moment) in zip(self.marks, self.marks[1:], strict=False):
+            if part == "":
+                continue
+            if part == PARTS[0]:
+                found.append(dict.fromkeys(PARTS, 0.0))
+            if found:
+                found[-1][part] += self._between(before, moment)
+        return found
+
+    def _between(self, before: Any, moment: Any) -> float:
+        assert self.device is not None
+        if self.device.is_cpu:
+            return float(moment - before)
+        return float(self.device.xp.cuda.get_elapsed_time(before, moment)) / 1e3
+
+
+def watch(marks: Marks) -> None:
+    """From now on the parts of a step leave marks where they end."""
+
+    def wrapped(owner: Any, name: str, part: str, first: bool = False) -> None:
+        inside = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if first:
+                marks.end("")
+            result = inside(*args, **kwargs)
+            marks.end(part)
+            return result
+
+        setattr(owner, name, call)
+
+    def loss_and_grad(self: Supervised, params: Any, grads: Any, batch: Any) -> Any:
+        marks.end("gather")
+        outputs, backward = self.model.forward(params, batch.x, batch, "")
+        loss_sum, d_outputs = self.loss.loss_and_grad(outputs, batch.y, batch.weights)
+        marks.end("forward")
+        backward(d_outputs, grads)
+        marks.end("backward")
+        return loss_sum, len(batch)
+
+    Supervised.loss_and_grad = loss_and_grad  # type: ignore[method-assign]
+    wrapped(Feeder, "gather", "gather", first=True)
+    wrapped(LocalExchange, "gather", "reduction")
+    wrapped(SliceUpdate, "run", "update")
+
+
+class Count(distsgd.Callback):
+    """Begins to mark behind the warm-up, and ends the run."""
+
+    def __init__(self, marks: Marks) -> None:
+        self.marks, self.steps = marks, 0
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        self.steps += 1
+        if self.steps == 2 * LEAST:
+            self.marks.device = self.trainer.step.device
+        if self.steps == 2 * LEAST + STEPS:
+            self.trainer.stop()
+
+
+def main() -> None:
+    work = gpu_workload(wanted["workload"], wanted["examples"], wanted["quick"], wanted["device"])
+    marks = Marks()
+    watch(marks)
+    distsgd.fit(
+        work.model,
+        synthetic(work),
+        **work.fit_options(),
+        device=wanted["device"],
+        logical_ranks=1,
+        threads=1,
+        validation_fraction=0.0,
+        epochs=1_000_000,
+        callbacks=[Count(marks)],
+    )
+    assert marks.device is not None
+    steps = marks.steps()[1:-1]
+    result = {part: median(step[part] for step in steps) for part in PARTS}
+    tell({**result, "step": median(sum(step.values()) for step in steps), "facts": {"device": str(marks.device)}})
+
+
+main()

@@ -1,0 +1,21 @@
+"""The GPU that all tests here compute on; without one each of them is skipped, and says why there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from distsgd.device import Device, choose_device
+from distsgd.errors import ConfigurationError
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Device:
+    try:
+        return choose_device("gpu:0")[0]
+    except ConfigurationError as error:
+        pytest.skip(str(error).partition("; use --device cpu")[0])
+
+
+@pytest.fixture
+def trainer(gpu: Device) -> str:
+    return "distsgd.train"

@@ -1,0 +1,20 @@
+"""The gradients of tests/gpu on the stand-in for a GPU, with the kernels of kernels.cu compiled for the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from distsgd.device import Device, choose_device
+from tests import emulated_kernels
+from tests.gpu_cases.gradients import *  # noqa: F403
+from tests.strict_device import StrictModule, strict_device
+
+pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
+
+
+@pytest.fixture
+def gpu() -> Iterator[Device]:
+    with strict_device(StrictModule(), own_kernels=True):
+        yield choose_device("gpu")[0]
