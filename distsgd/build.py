@@ -18,7 +18,7 @@ from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
 from distsgd.communication.tree import scratch_levels
 from distsgd.config import TrainConfig, hyper_parameters
-from distsgd.device import Device
+from distsgd.device import Device, Shape
 from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.errors import ConfigurationError, DataError, users_code
 from distsgd.examples import Examples, Feeder, Signature
@@ -249,6 +249,7 @@ def build_trainer(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
     feeder, workers = step.feeder, step.workers
+    notes += [line for line in (note, _doubt(objective.input_shape)) if line]
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
@@ -274,7 +275,18 @@ def build_trainer(
         on_non_finite=config.on_non_finite,
         check_replicas=config.check_replicas,
         callbacks=callbacks,
-        notes=notes if note is None else [*notes, note],
+        notes=notes,
+    )
+
+
+def _doubt(shape: Shape | None) -> str | None:
+    """A line about images that look as if their channels came last."""
+    if shape is None or len(shape) != 3 or shape[0] <= 4 or shape[2] not in (1, 3, 4):
+        return None
+    channels, height, width = shape
+    return (
+        f"note: examples of shape {shape} are images of {channels} channels, {height} by {width}; "
+        "if their channels come last, put them first"
     )
 
 

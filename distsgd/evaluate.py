@@ -71,6 +71,9 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     )
     feeder = Feeder(examples, stored.objective, np.dtype(config.dtype), config.seed)
     feeder.check()
+    signature.check_axes(examples.x.shape[1:])
+    if communicator.is_root and (doubt := stored.doubt(examples.x)):
+        say(doubt, sys.stderr)
     metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
     confusion = confusion_matrix(signature, metrics)
     evaluator = Evaluator(communicator, feeder, [*metrics, *([confusion] if confusion else [])], Workers(1))

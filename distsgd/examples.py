@@ -28,6 +28,18 @@ class Signature:
     num_classes: int | None
     scale: float = 1.0
 
+    def check_axes(self, shape: Shape) -> None:
+        """Raises DataError where examples of this shape have their axes in another order; flat ones may come.
+
+        As many numbers as the model takes don't make them the right ones: images may have their channels last.
+        """
+        known, got = ([length for length in one if length != 1] for one in (self.example_shape, shape))
+        if len(known) > 1 and len(got) > 1 and known != got:
+            raise DataError(
+                f"the model was trained on examples of shape {self.example_shape}, the data has {shape}; put the axes "
+                "in the same order"
+            )
+
 
 @dataclass(frozen=True)
 class Examples:

@@ -63,13 +63,16 @@ class Result:
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     _objective: Objective = field(repr=False)
-    _scale: float = field(repr=False)
+    _signature: Signature = field(repr=False)
 
     def predict(self, x: Array) -> Array:
-        """Probabilities or values for examples x (n, …): (n, outputs)."""
+        """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
         x = np.asarray(x)
         dtype = next(iter(self.params.values())).dtype
-        feeder = Feeder(Examples(x, x, scale=self._scale), self._objective, dtype, 0, with_targets=False)
+        examples = Examples(x, x, scale=self._signature.scale)
+        feeder = Feeder(examples, self._objective, dtype, 0, with_targets=False)
+        feeder.check()
+        self._signature.check_axes(x.shape[1:])
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         with single_threaded_blas():
             return predict_all(feeder, params, state)
@@ -146,7 +149,7 @@ def fit(
         summary,
         history.records,
         objective,
-        data.train.scale,
+        data.signature,
     )
 
 

@@ -56,6 +56,9 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     examples = Examples(x, x, scale=stored.signature.scale)
     feeder = Feeder(examples, stored.objective, np.dtype(stored.config.dtype), 0, with_targets=False)
     feeder.check()
+    stored.signature.check_axes(x.shape[1:])
+    if communicator.is_root and (doubt := stored.doubt(x)):
+        say(doubt, sys.stderr)
     # Whole chunks to each rank, so that predictions are the same on any number of them.
     first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
     mine = Feeder(

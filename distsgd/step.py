@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array, Device, to_host
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, told
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.examples import Feeder, Rows
 from distsgd.layout import Layout, Views
 from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
@@ -206,7 +206,7 @@ class TrainingStep:
             communicator = self.exchange.communicator
             host = communicator.hosts[communicator.rank]
             where = f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
-            self._error = self._error or told(error, where)
+            self._error = self._error or users_error(error, where)
 
     def _room(self, worker: int, count: int) -> Array | None:
         """Where a worker gathers the inputs of its lanes, used again in each step; None where they are too many."""

@@ -13,12 +13,16 @@ from distsgd.checkpoint import understanding
 from distsgd.command_line import from_mapping, is_code
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig
+from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 from distsgd.examples import Signature
 from distsgd.layout import Layout, Views
 from distsgd.objective import Objective
 from distsgd.runtime import check_memory
 from distsgd.snapshot import fill_model, find_model
+
+_LOOKED_AT = 1000
+"""Examples whose numbers are looked at."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,18 @@ class StoredModel:
     objective: Objective
     params: Views
     state: Views
+
+    def doubt(self, x: Array) -> str | None:
+        """A line about inputs of another kind than those of training, which are divided by its scale all the same."""
+        if self.config.scale is not None or self.signature.scale == 1.0 or x.dtype.kind != "f" or not len(x):
+            return None
+        first = x[:_LOOKED_AT]
+        if first.min() < 0.0 or first.max() > 1.0:
+            return None
+        return (
+            f"warning: the inputs lie between 0 and 1, and are divided by {self.signature.scale:g} as the bytes that "
+            "the model was trained on; multiply them by that, or give bytes"
+        )
 
 
 def load_model(communicator: Communicator, path: str, code: str | None) -> StoredModel:

@@ -48,7 +48,8 @@ class BatchNormalization(Layer):
 
     In training, mean and biased variance are those of the lane ("ghost" batch normalization: Hoffer, Hubara & Soudry,
     "Train longer, generalize better", NeurIPS 2017), so the result depends on `logical_ranks`, never on the number of
-    ranks; a lane with one value a feature gives y = shift. In evaluation they are the running ones in `batch.state`.
+    ranks; a lane with one value a feature gives y = shift. In evaluation they are the running ones in `batch.state`. A
+    minibatch with one value a feature leaves these as they are.
     With dx̂ := dy scale and x̂ the normalized x, in training
     dx := (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / √(variance + epsilon), dscale := Σ dy x̂, dshift := Σ dy.
     Ioffe & Szegedy, "Batch normalization", ICML 2015.
@@ -91,10 +92,10 @@ class BatchNormalization(Layer):
 
     def update_state(self, state: Views, statistics: Views) -> None:
         count, mean, m2 = _statistics(statistics)
-        if count == 0:
-            return
+        if count < 2:
+            return  # one value has no variance, and its zero would draw the running one away from the data's
         update_running(state["running_mean"], mean, self.momentum)
-        update_running(state["running_variance"], m2 / max(count - 1.0, 1.0), self.momentum)
+        update_running(state["running_variance"], m2 / (count - 1.0), self.momentum)
 
     def output_shape(self, shape: Shape) -> Shape:
         if not shape or shape[0] != self.features:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.layers.base import Backward, Layer, join
+from distsgd.layers.flatten import Flatten
 from distsgd.layout import Views
 
 
@@ -94,8 +95,11 @@ class Sequential(Layer):
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         backwards = []
         for name, layer, inside in self._steps(path):
+            before = x
             x, backward_of_layer = layer.forward(params.scope(name), x, batch, inside)
             backwards.append((name, backward_of_layer))
+            if before is batch.x and isinstance(layer, Flatten):
+                batch = replace(batch, x=x)  # flat, it is the model's own input still, whose dx no one needs
 
         def backward(dy: Array, grads: Views) -> Array | None:
             d: Array | None = dy

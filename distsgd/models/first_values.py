@@ -16,7 +16,8 @@ class Place:
     """What first values may depend on. A kernel's every position counts as an input, and as an output.
 
     fan_in      channels · kh · kw, or the inputs of a dense layer
-    fan_out     filters · kh · kw, divided by the size of the pooling window behind it, or the units of a dense layer
+    fan_out     filters · kh · kw, divided by the size of the pooling window behind it and rounded down, at least 1; or
+                the units of a dense layer
     activation  the next one before another conv or dense, None where there is none
     last        whether no conv or dense follows
     """

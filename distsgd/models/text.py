@@ -28,8 +28,10 @@ from distsgd.models.first_values import FIRST_VALUES, FirstValues, Place, by_act
 from distsgd.models.options import ModelOptions
 from distsgd.models.shapes import as_images
 
-_SIZE = r"(?P<size>\d+(?:x\d+)?)"
-_STRIDE = r"(?: stride (?P<stride>\d+(?:x\d+)?))?"
+_NUMBER = r"\d{1,9}"
+_BOTH = rf"{_NUMBER}(?:x{_NUMBER})?"
+_SIZE = rf"(?P<size>{_BOTH})"
+_STRIDE = rf"(?: stride (?P<stride>{_BOTH}))?"
 _RATE = r"(?P<rate>\d*\.?\d+)"
 
 
@@ -72,7 +74,7 @@ def _activation(name: str) -> Word:
 
 WORDS: Mapping[str, Word] = {
     "conv": Word(
-        rf"(?P<filters>\d+) {_SIZE}(?: (?P<padding>same|valid|padding \d+))?{_STRIDE}",
+        rf"(?P<filters>{_NUMBER}) {_SIZE}(?: (?P<padding>same|valid|padding {_NUMBER}))?{_STRIDE}",
         "FILTERS HEIGHTxWIDTH [same | padding N] [stride N]",
         _conv,
     ),
@@ -83,7 +85,7 @@ WORDS: Mapping[str, Word] = {
     "dropout": Word(_RATE, "RATE", lambda f, _: Dropout(float(f["rate"] or 0))),
     "channel-dropout": Word(_RATE, "RATE", lambda f, _: Dropout(float(f["rate"] or 0), channels=True)),
     "flatten": Word("", "", lambda f, _: Flatten()),
-    "dense": Word(r"(?P<units>\d+)?", "[UNITS]", lambda f, shape: Dense(prod(shape), int(f["units"] or 0))),
+    "dense": Word(rf"(?P<units>{_NUMBER})?", "[UNITS]", lambda f, shape: Dense(prod(shape), int(f["units"] or 0))),
     **{name: _activation(name) for name in ACTIVATIONS},
 }
 """The layers that a list can be made of."""
@@ -175,7 +177,8 @@ def _with_first_values(
         place = Place(layer.fan_in, layer.fan_out, activation, last)
     else:
         positions = prod(layer.window.size)
-        place = Place(layer.channels * positions, layer.filters * positions // pooled, activation, last)
+        fan_out = max(layer.filters * positions // pooled, 1)
+        place = Place(layer.channels * positions, fan_out, activation, last)
     weights, biases = first_values(place)
     if options.weight_initializer is not None:
         weights = options.weights("")

@@ -82,10 +82,11 @@ def draw_confusion(confusion: Confusion) -> Figure:
     bars.barh(range(classes), np.nan_to_num(errors), color=VERMILLION, height=0.62)
     bars.set_title("Error of each class")
     bars.set_xlabel("misclassified (%)")
-    bars.xaxis.set_major_locator(MaxNLocator(4))
     bars.tick_params(axis="y", length=0)
     largest = float(np.nanmax(errors))
-    bars.set_xlim(0, 1.35 * largest if largest > 0 else 1.0)
+    room = 1.35 * largest if largest > 0 else 1.0
+    bars.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, room) if tick <= min(room, 100.0)])
+    bars.set_xlim(0, room)
     if classes <= _WRITTEN:
         for row, value in enumerate(errors):
             said = "no examples" if np.isnan(value) else f"{value:.1f}"

@@ -134,6 +134,50 @@ def test_evaluate_refuses_other_data(trained: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("command", [("evaluate", "--dataset", "last.npz"), ("predict", "last.npz", "-o", "out.npz")])
+def test_images_with_their_channels_last_are_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+    x, y = np.ones((40, 3, 4, 5), np.float32), np.arange(40) % 3
+    np.savez(tmp_path / "first.npz", x=x, y=y)
+    np.savez(tmp_path / "last.npz", x=x.transpose(0, 2, 3, 1), y=y)
+    train(None, tmp_path / "run", "--dataset", "first.npz", "--model", "conv 2 2x2, dense", "--epochs", "1")
+    done = module(None, command[0], tmp_path, "run", *command[1:])
+    assert done.status == 2
+    assert "was trained on examples of shape (3, 4, 5), the data has (4, 5, 3); put the axes" in done.err
+
+
+def test_training_on_images_with_their_channels_last_is_doubted(tmp_path: Path) -> None:
+    x, y = np.ones((40, 8, 6, 3), np.float32), np.arange(40) % 3
+    np.savez(tmp_path / "last.npz", x=x, y=y)
+    np.savez(tmp_path / "first.npz", x=x.transpose(0, 3, 1, 2), y=y)
+    options = ("--model", "conv 2 2x2, dense", "--epochs", "1")
+    texts = {
+        name: module(2, "train", tmp_path, "--dataset", f"{name}.npz", *options, "--out", name).text
+        for name in ("first", "last")
+    }
+    said = "note: examples of shape (8, 6, 3) are images of 8 channels, 6 by 3; if their channels come last"
+    assert [text.count(said) for text in texts.values()] == [0, 1]
+
+
+@pytest.mark.parametrize("scale", [None, 255])
+def test_inputs_of_another_kind_are_doubted(tmp_path: Path, scale: int | None) -> None:
+    """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, if it wasn't told to."""
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 4)).astype(np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "bytes.npz", x=x, y=y)
+    np.savez(tmp_path / "floats.npz", x=(x / 255).astype(np.float32), y=y)
+    options = () if scale is None else ("--scale", scale)
+    train(None, tmp_path / "run", "--dataset", "bytes.npz", "--hidden", 4, "--epochs", 1, *options)
+    commands = {
+        "evaluate": lambda name: ("run", "--dataset", name),
+        "predict": lambda name: ("run", name, "-o", "out.npz"),
+    }
+    for command, arguments in commands.items():
+        done = module(2, command, tmp_path, *arguments("floats.npz"))
+        assert done.status == 0
+        said = "warning: the inputs lie between 0 and 1, and are divided by 255"
+        assert done.err.count(said) == (scale is None)
+        assert module(2, command, tmp_path, *arguments("bytes.npz")).err == ""
+
+
 def test_predict(trained: Path, tmp_path: Path) -> None:
     x = read_array(open_dataset("digits").arrays["x_train"])
     labels = read_array(open_dataset("digits").arrays["y_train"])
@@ -153,7 +197,7 @@ def test_predict(trained: Path, tmp_path: Path) -> None:
 
 
 def test_predict_few_examples_on_many_ranks(trained: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "one.npy", np.ones((1, 64), np.float32))
+    np.save(tmp_path / "one.npy", np.full((1, 64), 8.0, np.float32))
     output(4, "predict", tmp_path, trained, "one.npy", "-o", "one.npz")
     assert np.load(tmp_path / "one.npz")["predictions"].shape == (1, 10)
 

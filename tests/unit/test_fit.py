@@ -12,6 +12,7 @@ import pytest
 import distsgd
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
+from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError
 from distsgd.fitting import Result, fit
@@ -62,6 +63,19 @@ def test_function_without_layers() -> None:
     np.testing.assert_allclose(result.params["w"], solution, atol=1e-4)
     assert not start["w"].any(), "the caller's arrays stay"
     assert result.summary["validation_loss"] < 1e-6
+
+
+def test_predict_takes_the_shapes_of_training_and_flat_ones() -> None:
+    x, y = np.ones((20, 3, 4, 5), np.float32), np.arange(20) % 2
+    result = fit("conv 2 2x2, dense", (x, y), epochs=1, communicator=SerialCommunicator())
+    for same in (x, x.reshape(20, 60)):
+        assert result.predict(same).shape == (20, 2)
+    with pytest.raises(DataError, match=r"examples of shape \(3, 4, 5\), the data has \(4, 5, 3\); put the axes"):
+        result.predict(x.transpose(0, 2, 3, 1))
+    with pytest.raises(DataError, match="60 numbers each, but the data has"):
+        result.predict(x[..., 1:])
+    grey = fit("conv 2 2x2, dense", (x[:, 0], y), epochs=1, communicator=SerialCommunicator())
+    assert np.array_equal(grey.predict(x[:, 0]), grey.predict(x[:, :1]))
 
 
 def test_custom_with_outputs_has_metrics_and_predictions() -> None:

@@ -121,6 +121,7 @@ ERRORS = {
     "dense 10, conv 3 3x3": r"layer 2, conv: conv: expected images of shape \(1, height, width\), got \(10,\)",
     "conv 20 29x29, dense 10": "layer 1, conv: conv: a kernel of 29x29 doesn't fit images of 28x28",
     "pool 2 stride 0, dense 10": "layer 1, pool: pool stride: expected a number from 1",
+    "conv " + "9" * 5000 + " 5x5, dense 10": "expected conv FILTERS",
     "nielsen: dense 10": "expected one of lenet, network3, lasagne-cnn in front of a list",
     "resnet": "expected one of softmax, mlp, lenet, .*, a list of layers such as 'conv .*, got 'resnet'",
 }  # fmt: skip
@@ -181,6 +182,22 @@ def test_models_run_in_float32(name):
     assert np.isfinite(grads.flat).all()
 
 
+def test_a_dense_layer_on_flattened_examples_leaves_out_dx():
+    model = build("dense 3, tanh, dense 2", (5, 4))
+    layout = Layout.of(model.parameter_shapes())
+    x, found = np.random.default_rng(0).random((1, 5, 4, 6)), []
+    for own in (x, x.copy()):
+        grads = layout.views(np.full(layout.size, np.nan))
+        batch = Batch(x=own, y=np.zeros(6), indices=np.arange(6))
+        y, backward = model.forward(initialized(model), x, batch, "")
+        found.append((backward(np.ones_like(y), grads), grads.flat))
+        assert batch.x is own
+    (nothing, flat), (dx, expected) = found
+    assert nothing is None
+    assert dx.shape == x.shape
+    assert np.array_equal(flat, expected)
+
+
 @pytest.mark.parametrize("name", ["lenet: conv 3 3x3, pool 2, tanh, dense 4, tanh, dense 3", "resnet20"])
 def test_gradients_of_whole_models(name):
     check_layer_gradient(build(name, (2, 8, 8), 3), (2, 8, 8), n=4, per_parameter=False).raise_if_wrong()
@@ -203,6 +220,11 @@ def test_network3_begins_as_nielsens():
     assert params["conv1.bias"].std() == pytest.approx(1.0, rel=0.5)
     assert not params["dense2.weight"].any()
     assert not params["dense2.bias"].any()
+
+
+def test_a_window_larger_than_all_of_a_filters_weights_counts_one_output():
+    params = initialized(build("network3: conv 1 1x1, pool 2, sigmoid, dense 10"))
+    assert np.isfinite(params["conv1.weight"]).all()
 
 
 def test_lists_begin_by_their_activations():

@@ -159,6 +159,14 @@ def test_nothing_wrong_and_no_examples_of_a_class() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["3", "5"]
 
 
+def test_no_class_is_missed_more_than_always() -> None:
+    with style():
+        bars = confusion.draw_confusion(confusion.Confusion("test", np.array([[4, 0], [4, 0]]))).axes[1]
+    assert bars.get_xlim()[1] > 100.0  # room for the number behind the bar
+    assert max(bars.get_xticks()) <= 100.0
+    assert min(bars.get_xticks()) == 0.0
+
+
 def test_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_installed()
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -12,7 +12,7 @@ from distsgd.batch import Batch
 from distsgd.communication import Communicator
 from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array
-from distsgd.errors import ConfigurationError, DistsgdError, LaneError, NonFiniteError
+from distsgd.errors import ConfigurationError, DistsgdError, LaneError, NonFiniteError, OutOfMemoryError
 from distsgd.fitting import Result, fit
 from distsgd.layout import Views
 from distsgd.random import normal
@@ -161,6 +161,16 @@ def test_the_lowest_rank_is_told_where_several_fail() -> None:
 
     with pytest.raises(LaneError, match=r"(?s)rank 0 .* lane 0:.*KeyError: 0$"):
         train(fail, size=4)
+
+
+def test_a_minibatch_that_memory_has_no_room_for_is_told_in_one_sentence() -> None:
+    def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        np.empty(1 << 58)
+        return 0.0, len(batch)
+
+    with pytest.raises(OutOfMemoryError, match=r"rank 0 .* lane 0: out of memory \(.*; use fewer ranks") as caught:
+        train(fail, size=2)
+    assert "Traceback" not in str(caught.value)
 
 
 def test_ones_own_sentence_stays_a_sentence() -> None:
