@@ -5,6 +5,7 @@ PYTHON = python3
 MPI = mpich
 RANKS = 4
 ARGS =
+CUDA = $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
   $(error MPI is mpich, openmpi or none (your own mpirun), not "$(MPI)")
@@ -31,7 +32,7 @@ IN_VENV = .venv/bin/python
 
 help: ## lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: RANKS=4  ARGS="--epochs 5"  MPI=mpich (or openmpi, none: your own mpirun)  PYTHON=python3'
+	@echo 'Variables: RANKS=4  ARGS="--epochs 5"  MPI=mpich (or openmpi, none: your own mpirun)  CUDA=13  PYTHON=python3'
 
 venv: .venv/.stamp-venv ## makes .venv
 
@@ -47,7 +48,7 @@ test: check ## style, types and all tests: what CI runs
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
 
-test-gpu: .venv/.stamp-test ## the tests that need a GPU, and CuPy: .venv/bin/pip install 'cupy-cuda13x[ctk]' first
+test-gpu: .venv/.stamp-cupy ## the tests that need a GPU; CUDA=12 or 13 says for which CuPy is installed
 	$(IN_VENV) -m pytest tests/gpu
 
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
@@ -68,7 +69,7 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
 
-bench-gpu: .venv/.stamp-test ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
+bench-gpu: .venv/.stamp-cupy ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
 	$(IN_VENV) -m benchmarks.gpu $(ARGS)
 
 clean: ## removes .venv, builds and caches, and keeps runs/
@@ -101,3 +102,10 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 .venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
 	@touch $@
+
+# Without a driver there is nothing to install CuPy for: the tests then say why each of them is skipped.
+.venv/.stamp-cupy: pyproject.toml .venv/.stamp-test
+	@cuda="$(CUDA)"; case "$$cuda" in \
+	    12 | 13) $(IN_VENV) -m pip install --quiet --editable ".[$(MPI_EXTRA)test,cuda$$cuda]" && touch $@ ;; \
+	    *) echo "CuPy is not installed: nvidia-smi tells of no CUDA 12 or 13 here; CUDA=12 or CUDA=13 would." >&2 ;; \
+	esac

@@ -92,11 +92,13 @@ MIXED_ADVICE = (
     "there once, with its asarray"
 )
 
+_REFUSED = ("Unsupported type <class 'numpy.", "expected cupy.", "Implicit conversion to a NumPy array")
+"""What CuPy says of arrays of NumPy: in ufuncs, in products, and where it is to become one."""
+
 
 def arrays_were_mixed(error: BaseException | None) -> bool:
     """Whether CuPy refused an array of NumPy, or to become one unasked."""
-    text = str(error)
-    return isinstance(error, TypeError) and ("numpy.ndarray" in text or "Implicit conversion to a NumPy" in text)
+    return isinstance(error, TypeError) and any(words in str(error) for words in _REFUSED)
 
 
 def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
@@ -119,22 +121,22 @@ def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
     return None
 
 
-def told(error: BaseException, where: str) -> DistsgdError:
-    """The exception that is being handled, as what a user can be told: `where` comes first."""
-    return lack_of_memory(error, where) or LaneError.here(where)
-
-
 RAISED_BY_USERS = (Exception, SystemExit)
 """What the user's own code may raise; sys.exit() on one rank would leave the others waiting."""
 
 
+def users_error(error: BaseException, where: str) -> DistsgdError:
+    """What the user's own code has raised, as it is being handled: a LaneError that begins with `where`, or one
+    sentence where memory didn't suffice."""
+    return lack_of_memory(error, where) or LaneError.here(where)
+
+
 @contextmanager
 def users_code(where: str) -> Iterator[None]:
-    """What the user's own code raises inside becomes a LaneError that begins with `where`, or the sentence
-    of an array without room."""
+    """What the user's own code raises inside becomes an error that begins with `where`."""
     try:
         yield
     except DistsgdError:
         raise
     except RAISED_BY_USERS as error:
-        raise told(error, where) from None
+        raise users_error(error, where) from None

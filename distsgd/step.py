@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.communication.exchange import Exchange
 from distsgd.communication.tree import LaneStep, Span, buffers_needed, schedule
 from distsgd.device import Array, Device, to_host
-from distsgd.errors import RAISED_BY_USERS, DistsgdError, told
+from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.examples import Feeder, Rows
 from distsgd.graphs import StepInputs
 from distsgd.layers import Sequential
@@ -147,7 +147,7 @@ class TrainingStep:
         self._compute(0, 0, 0, indices, bounds, inputs)
         if self._error is not None:
             raise self._error
-        self._update.launch(bounds, bounds[-1], inputs)
+        self._update.launch(bounds, bounds[-1] * self.objective.loss_scale, inputs)
         return self.exchange.records, (self._rooms[0],)
 
     def _tell_what_is_complete(self) -> None:
@@ -250,7 +250,7 @@ class TrainingStep:
             communicator = self.exchange.communicator
             host = communicator.hosts[communicator.rank]
             where = f"the model failed on rank {communicator.rank} ({host}), step {step + 1}, lane {lane}"
-            self._error = self._error or told(error, where)
+            self._error = self._error or users_error(error, where)
 
     def _gather(
         self, start: int, stop: int, indices: Array, epoch: int, room: Array | None, inputs: StepInputs | None

@@ -189,13 +189,18 @@ def cpu_kernels() -> Any:
 
 def _sum_of_rows(rows: Any, sums: Any) -> Callable[[StrictArray, float], None]:
     def add(out: StrictArray, divisor: float) -> None:
-        there: list[np.ndarray] = []
-        for row, count in zip(rows, sums, strict=True):
-            there.append(open_up(row))
-            for _ in range(count):
-                right = there.pop()
-                there.append(there.pop() + right)
-        np.divide(there[0], divisor, out=open_up(out, True))
+        opened, into = [open_up(row) for row in rows], open_up(out, True)
+
+        def work() -> None:
+            there: list[np.ndarray] = []
+            for row, count in zip(opened, sums, strict=True):
+                there.append(row)
+                for _ in range(count):
+                    right = there.pop()
+                    there.append(there.pop() + right)
+            np.divide(there[0], divisor, out=into)
+
+        RECORDER.write(work)
 
     return add
 

@@ -69,7 +69,7 @@ class Tape:
     def end(self) -> None:
         """Raises where a stream has done something that the one where the recording began doesn't know of."""
         known = self.streams.clocks[self.begun_on].known
-        used = {use.stream: use.time for use in self.streams.uses if use.stream != self.begun_on}
+        used = {stream: max(uses.values()) for stream, uses in self.streams.uses.items() if stream != self.begun_on}
         assert self.streams.current == self.begun_on
         assert all(known.get(stream, -1) >= time for stream, time in used.items()), "unjoined work"
 

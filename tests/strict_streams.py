@@ -14,17 +14,6 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Access:
-    """A use of the bytes [start, stop) by a stream, at its own time."""
-
-    start: int
-    stop: int
-    stream: int
-    time: int
-    writes: bool
-
-
 @dataclass
 class Clock:
     """A stream's time, and how far it knows that others have come."""
@@ -42,12 +31,13 @@ class Clock:
 class Streams:
     """The streams of one rank: 0, the default one, and those that it makes. Nothing is noted before it makes one.
 
+    uses   when each stream last read or wrote the bytes [first, last), by its own time
     note   told of each use, too
     """
 
     clocks: list[Clock] = field(default_factory=lambda: [Clock(0)])
     current: int = 0
-    uses: list[Access] = field(default_factory=list)
+    uses: dict[int, dict[tuple[int, int, bool], int]] = field(default_factory=dict)
     note: Callable[[np.ndarray, bool], None] = lambda array, writes: None
 
     def make(self) -> int:
@@ -61,19 +51,16 @@ class Streams:
             return
         start, stop = np.lib.array_utils.byte_bounds(array)
         clock = self.clocks[self.current]
-        mine = Access(start, stop, self.current, clock.time, writes)
-        kept = []
-        for use in self.uses:
-            together = use.start < stop and start < use.stop
-            if together and use.stream != self.current and (writes or use.writes):
-                assert clock.known.get(use.stream, -1) >= use.time, (
-                    f"stream {self.current} {'writes' if writes else 'reads'} what stream {use.stream} "
-                    f"{'writes' if use.writes else 'reads'}, and nothing says which comes first"
-                )
-            inside = start <= use.start and use.stop <= stop and use.stream == self.current
-            if not (inside and writes >= use.writes):
-                kept.append(use)
-        self.uses = [*kept, mine]
+        for other, uses in self.uses.items():
+            if other == self.current:
+                continue
+            for (first, last, wrote), time in uses.items():
+                if first < stop and start < last and (writes or wrote):
+                    assert clock.known.get(other, -1) >= time, (
+                        f"stream {self.current} {'writes' if writes else 'reads'} what stream {other} "
+                        f"{'writes' if wrote else 'reads'}, and nothing says which comes first"
+                    )
+        self.uses.setdefault(self.current, {})[start, stop, writes] = clock.time
 
     def mark(self, number: int) -> dict[int, int]:
         """All that a stream has done and knows of, from its next use on a thing of the past."""

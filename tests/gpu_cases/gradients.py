@@ -71,7 +71,7 @@ class OnDevice(Layer):
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_gradients_of_layers_are_derivatives(gpu: Device, name: str, training: bool) -> None:
     layer, shape = LAYERS[name]
-    every = int(np.prod(shape)) < 50
+    every = int(np.prod(shape)) < 10
     check_layer_gradient(OnDevice(layer, gpu), shape, 4, training=training, per_parameter=every).raise_if_wrong()
 
 
