@@ -32,7 +32,7 @@ NETS: dict[str, dict[str, Any]] = {
     "batch norm": {"hidden": (16, 12), "batch_norm": True},
     "dropout": {"hidden": (16, 12), "dropout": 0.3, "activation": "tanh"},
     "conv": {
-        "model": "conv 6 3x3 same, relu, pool 2, conv 8 3x3, relu, dense 12, relu, dense",
+        "model": "conv 6 3x3 same, tanh, pool 2, conv 8 3x3, tanh, dense 12, tanh, dense",
         "train": (IMAGES, LABELS),
     },
     "conv, all there is": {
