@@ -347,13 +347,13 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
 
 
 def _graphs(step: TrainingStep, batch_length: int) -> StepGraphs | None:
-    """Graphs of the steps where one GPU makes all of it, and nothing of it is for the host to do or to look at."""
-    if step.device.is_cpu or step.exchange.communicator.size > 1:
+    """Graphs of the steps where GPUs make all of them, and nothing is for the host to do or to look at."""
+    if step.device.is_cpu or not step.exchange.goes_by_itself:
         return None
     if step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return None
     scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
-    return StepGraphs(step.feeder, step.compute_recorded, batch_length, scalars, step.exchange.records.shape)
+    return StepGraphs(step.feeder, step.exchange, step.compute_recorded, batch_length, scalars)
 
 
 def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:

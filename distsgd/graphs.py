@@ -1,4 +1,4 @@
-"""Steps of a rank alone on a GPU as CUDA graphs: recorded once, and started again with other numbers.
+"""Steps of a GPU as CUDA graphs: recorded once, and started again with other numbers.
 
 Launching a small network's kernels one by one takes longer than running them. A graph starts all of a step at once,
 and the host waits for none of them: what a step has to tell is copied to pinned memory, and looked at when it is
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distsgd.communication.exchange import Exchange
 from distsgd.device import Array, is_on_host
 from distsgd.examples import Feeder, Rows
 from distsgd.streaming import PLACES, Stream
@@ -25,6 +26,10 @@ _GRAPHS = 2 * PLACES
 """Graphs that are kept: an epoch has one length of minibatch, or two where its last is shorter; see `Stream`."""
 
 
+class NotRecorded(Exception):
+    """A step can't be recorded."""
+
+
 class StepInputs(NamedTuple):
     """What a step takes from the GPU's memory, where it lies at the same place in each step.
 
@@ -32,7 +37,7 @@ class StepInputs(NamedTuple):
     numbers   the rows of the data set, (n,) int64
     clock     epoch and step, (2,) uint64
     scalars   the optimizer's, (s,) float64; NaN where nothing is to be updated any more
-    trouble   (1,) float64: not 0 from the first step on in which something wasn't finite
+    trouble   (ranks,) float64: not 0 from the first step on in which a rank has met what isn't finite
     """
 
     rows: Rows | None
@@ -44,7 +49,7 @@ class StepInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a step has told: each lane's record, (lanes, width), and whether there was trouble in it or before it."""
+    """What a step has told: this rank's lanes' records, and whether there was trouble in it or before it."""
 
     records: Array
     trouble: bool
@@ -68,6 +73,7 @@ class StepGraphs:
     """Graphs of one step, by the bounds of its lanes, and by the place of its examples where they come from the host.
 
     feeder    of the training examples
+    exchange  that goes by itself
     compute   launches a step that takes its numbers from StepInputs; returns its records, on the GPU, and whatever
               else has to stay where it is
     longest   examples of a minibatch at most
@@ -77,18 +83,19 @@ class StepGraphs:
     def __init__(
         self,
         feeder: Feeder,
+        exchange: Exchange,
         compute: Callable[[tuple[int, ...], StepInputs], tuple[Array, tuple[Any, ...]]],
         longest: int,
         scalars: int,
-        record_shape: tuple[int, int],
     ) -> None:
         device = feeder.device
         self._feeder, self._device, self._compute = feeder, device, compute
         self._stream = Stream(device, feeder, longest) if is_on_host(feeder.examples.x) else None
-        self._scalar_count, self._record_shape = scalars, record_shape
-        xp, words = device.xp, scalars + 2 + longest
-        self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(1)
-        self._report = xp.zeros(1 + record_shape[0] * record_shape[1])
+        self._communicator, self._record_shape = exchange.communicator, exchange.records.shape
+        self._scalar_count = scalars
+        xp, words, ranks = device.xp, scalars + 2 + longest, self._communicator.size
+        self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(ranks)
+        self._report = xp.zeros(ranks + exchange.records.size)
         self._inputs_of_slots = device.host_room((UNDER_WAY, words), np.dtype(np.int64))
         self._reports_of_slots = device.host_room((UNDER_WAY, self._report.size), np.dtype(np.float64))
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
@@ -119,6 +126,7 @@ class StepGraphs:
             inputs[count + 2 : count + 2 + len(indices)] = self._feeder.examples.rows(indices)
         self._inputs.set(inputs)
         graph.graph.launch()
+        self._communicator.launched()
         if self._stream is not None:
             self._stream.used(place)
         self._report.get(out=self._reports_of_slots[self.under_way], blocking=False)
@@ -128,20 +136,35 @@ class StepGraphs:
         """Waits for all steps under way; what each has told, in their order."""
         if not self.under_way:
             return []
+        self._communicator.settle()
         self._device.synchronize()
         told = self._reports_of_slots[: self.under_way].copy()
         self.under_way = 0
-        return [Report(one[1:].reshape(self._record_shape), bool(one[0])) for one in told]
+        ranks = self._communicator.size
+        return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in told]
 
     def _graph(self, bounds: tuple[int, ...], place: int) -> _Graph:
         key = (*bounds, place)
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[key] = self._record(bounds, place)
+            graph = self._graphs[key] = self._record_together(bounds, place)
             if len(self._graphs) > _GRAPHS:
                 self._device.synchronize()
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
+        return graph
+
+    def _record_together(self, bounds: tuple[int, ...], place: int) -> _Graph:
+        """A new graph, on all ranks; NotRecorded on all where one of them can't. Collective."""
+        graph, problem = None, ""
+        try:
+            graph = self._record(bounds, place)
+        except Exception as error:  # whatever CUDA says: launched one by one, the same kernels need no recording
+            problem = (str(error).splitlines() or [type(error).__name__])[0]
+        for one in self._communicator.allgather_object(problem):
+            if one:
+                raise NotRecorded(one)
+        assert graph is not None
         return graph
 
     def _record(self, bounds: tuple[int, ...], place: int) -> _Graph:
@@ -159,8 +182,8 @@ class StepGraphs:
             stream.begin_capture()
             try:
                 records, others = self._compute(bounds, inputs)
-                self._report[:1] = self._trouble
-                self._report[1:] = records.ravel()
+                self._report[: self._trouble.size] = self._trouble
+                self._report[self._trouble.size :] = records.ravel()
             except BaseException:
                 stream.end_capture()
                 raise

@@ -42,6 +42,11 @@ class Rhythm:
             return "epoch"
         return "log" if self.log_every is not None and step % self.log_every == 0 else None
 
+    def saves_at(self, step: int) -> bool:
+        """Whether there is a checkpoint after this step, whatever time it is."""
+        every = self.checkpoint
+        return every is not None and every.unit == "steps" and step % int(every.amount) == 0
+
     def checkpoint_due(self, step: int, steps_per_epoch: int, seconds: float, has_room: Callable[[], bool]) -> bool:
         """Whether to save after this step, `seconds` after the last time; `has_room`: nobody is still writing."""
         every = self.checkpoint
@@ -50,5 +55,5 @@ class Rhythm:
         if every.unit == "seconds":
             return seconds >= every.amount and has_room()
         if every.unit == "steps":
-            return step % int(every.amount) == 0
+            return self.saves_at(step)
         return step % (int(every.amount) * steps_per_epoch) == 0 and seconds >= _EPOCH_CHECKPOINT_SECONDS

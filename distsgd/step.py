@@ -142,12 +142,15 @@ class TrainingStep:
     def compute_recorded(self, bounds: tuple[int, ...], inputs: StepInputs) -> tuple[Array, tuple[Array, ...]]:
         """All of a step for `StepGraphs`, on the minibatch whose numbers the GPU has. Looks at no number."""
         indices = np.zeros(bounds[-1], np.int64)  # the host's: nobody looks at them
+        self.exchange.begin(bounds)
         self.exchange.records[:] = 0.0
         self._error = None
         self._compute(0, 0, 0, indices, bounds, inputs)
         if self._error is not None:
             raise self._error
+        self.exchange.launch_sums(bounds)
         self._update.launch(bounds, bounds[-1] * self.objective.loss_scale, inputs)
+        self.exchange.publish()
         return self.exchange.records, (self._rooms[0],)
 
     def _tell_what_is_complete(self) -> None:

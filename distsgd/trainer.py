@@ -136,7 +136,7 @@ class Trainer:
                 continue
             if result.flags & Flag.FAILED:
                 self._hooks.raise_error()
-            if self.check_replicas and self.progress.step % self.check_replicas == 0:
+            if self._compares_at(self.progress.step):
                 compare_replicas(self.step, self.progress, self.learning_rate)
             if self._record_due() is not None or result.problem is not None:
                 decision = self._record(result)
@@ -166,7 +166,7 @@ class Trainer:
             want_norm=self._record_due(step + 1) is not None,
             updates=progress.updates + before,
             leave_out=progress.left_out.get(step + 1),
-            wait=step + 1 in ends,
+            wait=step + 1 in ends or self.rhythm.saves_at(step + 1) or self._compares_at(step + 1),
         )
         for result in results:
             if result.problem is not None and self._goes_back(result.problem):
@@ -174,6 +174,10 @@ class Trainer:
             self._note(result)
         self._training_seconds += time.monotonic() - began
         return results[-1] if results else _UNDER_WAY
+
+    def _compares_at(self, step: int) -> bool:
+        """Whether the ranks' replicas are compared after this step."""
+        return self.check_replicas > 0 and step % self.check_replicas == 0
 
     def _note(self, result: StepResult) -> None:
         """Counts a step that has ended, and tells the callbacks."""

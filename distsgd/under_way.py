@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+
 from distsgd.device import Array
-from distsgd.graphs import UNDER_WAY, StepGraphs
+from distsgd.graphs import UNDER_WAY, NotRecorded, StepGraphs
 from distsgd.non_finite import NonFinite
 from distsgd.output import say
 from distsgd.sampling import lane_bounds
@@ -32,7 +34,8 @@ class Steps:
     """
 
     def __init__(self, step: TrainingStep, graphs: StepGraphs | None) -> None:
-        self._step, self._graphs = step, graphs
+        self._step, self._graphs, self._communicator = step, graphs, step.exchange.communicator
+        self._alone, self._asked_for = self._communicator.size == 1, False
         self._started: list[_Started] = []
 
     @property
@@ -55,50 +58,69 @@ class Steps:
     ) -> list[StepResult]:
         """Begins a step, as `TrainingStep.run` makes one; the results of steps that have ended since.
 
-        wait   end all steps, this one included; so does one whose norm is wanted, with flags, or left out
-        A result with a problem is the last one, and of the steps begun after it nothing is left.
+        wait   end all steps, this one included, on all ranks; so does one whose norm is wanted, or that is left out
+        A result with a problem is the last one, and of the steps begun after it nothing is left. Several ranks whose
+        GPUs go by themselves hear of each other's flags when they look at results.
         """
-        by_itself = self._step.finite and not (wait or flags or want_norm or leave_out)
+        by_itself = self._graphs is not None and not (wait or want_norm or leave_out or self._is_asked_for(flags))
         if by_itself and self._start(step, epoch, indices, learning_rate, updates):
-            return self._end() if self.under_way == UNDER_WAY else []
-        results = self._end()
+            return self._end(flags) if self.under_way == UNDER_WAY else []
+        results = self._end(flags)
         if results and results[-1].problem is not None:
             return results
         place = (step, epoch, indices, learning_rate)
-        return [*results, self._step.run(*place, flags, want_norm, updates=updates, leave_out=leave_out)]
+        results.append(self._step.run(*place, flags, want_norm, updates=updates, leave_out=leave_out))
+        if self._graphs is not None and not self._alone:
+            self._asked_for = not all(self._communicator.allgather_object(self._step.finite))
+        return results
+
+    def _is_asked_for(self, flags: Flag) -> bool:
+        """Whether the next step has to be one in which all ranks say their flags; the same answer on all of them."""
+        return bool(flags) or not self._step.finite if self._alone else self._asked_for
 
     def _start(self, step: int, epoch: int, indices: Array, learning_rate: float, updates: int) -> bool:
         """Lets the GPU make a step by itself; False where it can't, or not yet."""
-        if self._graphs is None:
-            return False
+        assert self._graphs is not None
         bounds = tuple(lane_bounds(len(indices), self._step.exchange.partition.lanes))
         if not self._graphs.is_known(bounds):
             return False
         scalars = self._step.optimizer.scalars(learning_rate, updates + 1)
         try:
             self._graphs.start(bounds, indices, epoch, step, scalars)
-        except Exception as error:  # whatever CUDA says: launched one by one, the same kernels need no recording
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            say(f"warning: steps can't be recorded as a CUDA graph ({reason}) and are slower without", sys.stderr)
+        except NotRecorded as problem:
+            if self._communicator.is_root:
+                line = f"warning: steps can't be recorded as a CUDA graph ({problem}) and are slower without"
+                say(line, sys.stderr)
             self._graphs.refuse()
             return False
         self._started.append(_Started(step, epoch, indices, bounds, learning_rate, updates))
         return True
 
-    def _end(self) -> list[StepResult]:
+    def _end(self, flags: Flag) -> list[StepResult]:
         """Waits for the steps under way; their results. A gradient that wasn't finite is looked at once more."""
         if self._graphs is None or not self._started:
             return []
         started, self._started = self._started, []
         results: list[StepResult] = []
-        for one, report in zip(started, self._graphs.reports(), strict=True):
-            loss_sum, count, problem = self._step.totals(report.records, one.step, one.indices, one.bounds)
-            if problem is None and report.trouble:  # the parameters are still those before this step
+        for one, (records, trouble) in zip(started, self._reports(flags), strict=True):
+            loss_sum, count, problem = self._step.totals(records, one.step, one.indices, one.bounds)
+            if problem is None and trouble:  # the parameters are still those before this step
                 place = (one.step, one.epoch, one.indices, one.learning_rate)
                 self._step.run(*place, Flag(0), updates=one.updates)
                 problem = self._step.wrong_update(one.step + 1)
             if problem is not None:
                 return [*results, StepResult(0.0, 0, Flag(0), None, problem)]
-            self._step.update_running(report.records, one.bounds)
+            self._step.update_running(records, one.bounds)
             results.append(StepResult(loss_sum, count, Flag(0), None))
         return results
+
+    def _reports(self, flags: Flag) -> list[tuple[Array, bool]]:
+        """(the records of all lanes, whether there was trouble) of each step under way; ranks tell each other."""
+        assert self._graphs is not None
+        reports = self._graphs.reports()
+        if self._alone:
+            return [(report.records, report.trouble) for report in reports]
+        told = self._communicator.allgather_object((flags, self._step.finite, [report.records for report in reports]))
+        self._asked_for = any(theirs or not finite for theirs, finite, _ in told)
+        lanes = [np.concatenate(of_step) for of_step in zip(*(records for _, _, records in told), strict=True)]
+        return [(records, report.trouble) for records, report in zip(lanes, reports, strict=True)]

@@ -112,12 +112,15 @@ class SliceUpdate:
     def launch(self, bounds: tuple[int, ...], count: int, inputs: StepInputs) -> None:
         """One update on a GPU without a look at any number: what isn't finite is `trouble`, which ends all updates."""
         self._measure_norm = False
-        records = self.exchange.records
+        communicator, kernels = self.exchange.communicator, kernels_for(self.exchange.params)
+        own = inputs.trouble[communicator.rank : communicator.rank + 1]
         for stretch in self._stretches[0]:
-            kernels = kernels_for(stretch.total)
             self._total(stretch, bounds, count, looks=False)
-            kernels.find_trouble(stretch.total, records, inputs.trouble)
-            kernels.hold_after_trouble(inputs.trouble, inputs.scalars, stretch.total)
+            kernels.find_trouble(stretch.total, own)
+        kernels.find_trouble_in_losses(self.exchange.records, own, self.exchange.params)
+        communicator.allgather_slices(inputs.trouble, [1] * communicator.size)
+        kernels.hold_after_trouble(inputs.trouble, inputs.scalars, self.exchange.params)
+        for stretch in self._stretches[0]:
             self._apply(stretch, tuple(inputs.scalars))
 
     def run(self, bounds: tuple[int, ...], count: int, scalars: tuple[float, ...], want_norm: bool) -> float | None:

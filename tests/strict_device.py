@@ -173,16 +173,20 @@ def _read(argument: Any) -> Any:
 def cpu_kernels() -> Any:
     """The CPU's kernels for arrays of this module: with them a run has the bits of the CPU."""
 
-    def find_trouble(values: np.ndarray, records: np.ndarray | None, trouble: np.ndarray) -> None:
-        if not (np.isfinite(values).all() and (records is None or np.isfinite(records[:, 0]).all())):
+    def find_trouble(values: np.ndarray, trouble: np.ndarray) -> None:
+        if not np.isfinite(values).all():
             trouble[0] = 1.0
 
+    def find_trouble_in_losses(records: np.ndarray, trouble: np.ndarray, like: np.ndarray) -> None:
+        find_trouble(records[:, 0], trouble)
+
     def hold_after_trouble(trouble: np.ndarray, numbers: np.ndarray, like: np.ndarray) -> None:
-        if trouble[0]:
+        if trouble.any():
             numbers[:] = np.nan
 
     names = {name: getattr(cpu, name) for name in cpu.__all__}
-    names |= {"find_trouble": find_trouble, "hold_after_trouble": hold_after_trouble}
+    made_for_graphs = (find_trouble, find_trouble_in_losses, hold_after_trouble)
+    names |= {function.__name__: function for function in made_for_graphs}
     found = {name: _on_strict_arrays(v) if callable(v) else v for name, v in names.items()}
     return SimpleNamespace(**found, sum_of_rows=_sum_of_rows)
 

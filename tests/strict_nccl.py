@@ -170,12 +170,15 @@ class StrictComm:
         RECORDER.note(NCCL, "+".join(sorted({call.kind for call in group})))
         RECORDER.threads.busy = True
         for call in group:
-            self.nccl.calls[call.kind] += 1
-        for call in group:
             if self._sends(call):
                 RECORDER.streams.use(RECORDER.memory(call.send, self._bytes_sent(call)), writes=False)
             if self._receives(call):
                 RECORDER.streams.use(RECORDER.memory(call.receive, self._bytes_received(call)), writes=True)
+        RECORDER.write(lambda: self._pass(group))
+
+    def _pass(self, group: list[Call]) -> None:
+        """What is sent arrives; from a graph, at each of its starts."""
+        self.nccl.calls.update(call.kind for call in group)
         sent = [
             RECORDER.memory(call.send, self._bytes_sent(call)).copy() if self._sends(call) else None for call in group
         ]

@@ -96,6 +96,9 @@ class StrictStream:
     def use(self) -> None:
         self._recorder.streams.current = self.ptr
 
+    def is_capturing(self) -> bool:
+        return self._recorder.tape is not None
+
     def begin_capture(self) -> None:
         assert self.ptr == self._recorder.streams.current != 0
         self._recorder.begin_tape()

@@ -111,6 +111,12 @@ class Communicator(Watched, ABC):
     def barrier(self) -> None:
         """Waits for all ranks."""
 
+    goes_by_itself: bool = False
+    """Whether arrays travel on a GPU's stream, so that the host neither waits nor has to be there."""
+
+    def launched(self) -> None:
+        """Messages were launched with a graph; see `settle`."""
+
     def settle(self) -> None:
         """Waits until what was sent has arrived, where a collective returns before that; to be called with no work of
         this rank's own behind it, so that the watchdog knows whom it waits for."""

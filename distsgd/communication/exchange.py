@@ -112,6 +112,9 @@ class Exchange(ABC):
     flags: Array
     records: Array
 
+    goes_by_itself: bool = False
+    """Whether `launch_sums` and `publish` are for a GPU alone to do, which may record them."""
+
     speaks_for_replica: bool = True
     """Whether this rank is the one to say what the parameters are, in a comparison of replicas."""
 
@@ -149,6 +152,9 @@ class Exchange(ABC):
         Returns what all said: flags (ranks, 1 + SCALARS) and records (lanes, record width), in the host's memory and
         this rank's to overwrite.
         """
+
+    def launch_sums(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (one rank has them already)
+        """Makes the rows' owned elements of all ranks visible here, as `gather` does, and says nothing to the host."""
 
     @abstractmethod
     def sums(self) -> tuple[dict[Span, Array], int]:
@@ -221,6 +227,8 @@ class OwnState(Exchange):
 
 class LocalExchange(OwnState):
     """One rank alone: everything is here already."""
+
+    goes_by_itself = True
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)

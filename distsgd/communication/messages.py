@@ -81,6 +81,7 @@ class MessageExchange(OwnState):
         self, communicator: Communicator, plan: Plan, group: Communicator, overlap: MakeOverlapped | None = None
     ) -> None:
         super().__init__(communicator, plan)
+        self.goes_by_itself = communicator.goes_by_itself
         self.group, self.groups = group, Groups.of(communicator, group)
         self.speaks_for_replica = group.is_root
         elements = self.partition.elements
@@ -219,6 +220,12 @@ class MessageExchange(OwnState):
         if self._overlapped is None:
             self._exchange_sums(bounds)
         return self._heads[self._flags_at], self._heads[self._records_at]
+
+    def launch_sums(self, bounds: tuple[int, ...]) -> None:
+        if self._overlapped is None:
+            self._exchange_sums(bounds)
+        else:
+            self._overlapped.finish()
 
     def _exchange_sums(self, bounds: tuple[int, ...]) -> None:
         if bounds not in self._to_send:

@@ -31,6 +31,8 @@ class NcclCommunicator(PassingCommunicator):
     `settle`, or wherever it reads what came.
     """
 
+    goes_by_itself = True
+
     def __init__(self, inside: Communicator, device: Device, nccl: Any, comm: Any) -> None:
         super().__init__(inside, device, f"by NCCL {version_words(int(nccl.get_version()))}")
         self._nccl, self._comm = nccl, comm
@@ -92,6 +94,10 @@ class NcclCommunicator(PassingCommunicator):
                     self._comm.reduce(at, into, count, kind, add, root, stream)
                 at += count * flat.itemsize
 
+    def launched(self) -> None:
+        self._sent.record(self.device.xp.cuda.get_current_stream())
+        self._under_way = True
+
     def settle(self) -> None:
         if not self._under_way:
             return
@@ -126,8 +132,8 @@ class NcclCommunicator(PassingCommunicator):
             finally:
                 self._nccl.groupEnd()
         self.goes_on()
-        self._sent.record(stream)
-        self._under_way = True
+        if not stream.is_capturing():
+            self.launched()
 
 
 def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:

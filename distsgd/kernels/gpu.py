@@ -130,17 +130,20 @@ def adam(
     _launch("adam", params, params.size, params, grads, first_moment, second_moment, *rest)
 
 
-def find_trouble(values: Array, records: Array | None, trouble: Array) -> None:
-    """trouble[0] := 1 where a value isn't finite, or the loss sum of a lane's record; else it stays as it is."""
+def find_trouble(values: Array, trouble: Array) -> None:
+    """trouble[0] := 1 where a value isn't finite; else it stays as it is."""
     _launch("find_trouble", values, values.size, values, trouble, values.size)
-    if records is not None:
-        lanes, width = records.shape
-        _launch("find_trouble_in_losses", values, lanes, records, trouble, width, lanes)
+
+
+def find_trouble_in_losses(records: Array, trouble: Array, like: Array) -> None:
+    """trouble[0] := 1 where the loss sum of a lane's record isn't finite; else it stays as it is."""
+    lanes, width = records.shape
+    _launch("find_trouble_in_losses", like, lanes, records, trouble, width, lanes)
 
 
 def hold_after_trouble(trouble: Array, numbers: Array, like: Array) -> None:
-    """All numbers become NaN where trouble[0] isn't 0: kernels that read them then leave everything as it is."""
-    _launch("hold_after_trouble", like, numbers.size, trouble, numbers, numbers.size)
+    """All numbers become NaN where any trouble isn't 0: kernels that read them then leave everything as it is."""
+    _launch("hold_after_trouble", like, numbers.size, trouble, trouble.size, numbers, numbers.size)
 
 
 def sum_of_rows(rows: Sequence[Array], sums: Sequence[int]) -> Callable[[Array, float], None]:

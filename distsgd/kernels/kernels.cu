@@ -100,9 +100,10 @@ extern "C" __global__ void find_trouble_in_losses(const double* records, double*
     EACH(i, lanes) if (records[i * width] - records[i * width] != 0) *trouble = 1.0;
 }
 
-extern "C" __global__ void hold_after_trouble(const double* trouble, double* numbers, index_t count) {
-    double nothing = 0.0;
-    EACH(i, count) if (*trouble != 0.0) numbers[i] = nothing / nothing;
+extern "C" __global__ void hold_after_trouble(const double* trouble, index_t ranks, double* numbers, index_t count) {
+    double nothing = 0.0, found = 0.0;
+    for (index_t rank = 0; rank < ranks; rank++) found += trouble[rank];
+    EACH(i, count) if (found != 0.0) numbers[i] = nothing / nothing;
 }
 
 // ---- the sum of rows in the order of a tree, over a number. Row k is laid on the stack, and then sums[k] times the two

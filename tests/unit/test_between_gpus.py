@@ -64,7 +64,7 @@ def test_a_step_by_nccl() -> None:
     """Gradients and parameters never come to the host; what the host reads are the records, and whether all is
     finite."""
     with strict_device(gpus(2)) as recorder:
-        on_ranks(2)
+        on_ranks(2, cuda_graphs=False)
     for gpu, (examples, lanes) in enumerate([(13, 1), (27, 2)]):
         owns = gpu == 1  # there is one block, and rank 1 owns it
         assert recorder.of_step(1, gpu) == [

@@ -9,6 +9,8 @@ import pytest
 
 from distsgd import Custom
 from distsgd.callbacks import Callback
+from distsgd.communication.exchange import LocalExchange, Partition, Plan
+from distsgd.communication.serial import SerialCommunicator
 from distsgd.device import Device
 from distsgd.errors import NonFiniteError
 from distsgd.examples import Examples, Feeder
@@ -188,7 +190,9 @@ def test_graphs_of_many_lengths() -> None:
         device = Device("gpu:0", module)
         device.use()
         there = Examples(module.asarray(np.zeros((20, 1))), module.asarray(np.zeros(20)))
-        graphs = StepGraphs(Feeder(there, Objective, np.dtype(np.float64), 0, device=device), compute, 9, 1, (1, 1))
+        exchange = LocalExchange(SerialCommunicator(), Plan(Partition(1, 1, 4), 1, np.dtype(np.float64), 0, 1, device))
+        feeder = Feeder(there, Objective, np.dtype(np.float64), 0, device=device)
+        graphs = StepGraphs(feeder, exchange, compute, 9, 1)
         told = []
         lengths = [3, 4, 5, 6, 7, 8, 3, 3, 8]
         for step, length in enumerate(lengths):
