@@ -80,7 +80,9 @@ def test_openpbs_counts_from_the_start_of_the_job(answers: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "began"), [("", ago(0)), ("4 hours", ago(0)), ("01:00:00", "yesterday"), ("1:00", "")]
+    ("limit", "began"),
+    [("", ago(0)), ("4 hours", ago(0)), ("01:00:00", "yesterday"), ("1:00", "")],
+    ids=["no limit", "words", "no time", "no start"],  # the same for workers that collect a second apart
 )
 def test_openpbs_without_limit_or_start(answers: Path, limit: str, began: str) -> None:
     say(answers, "qstat", OPENPBS.format(limit=limit, began=began))
