@@ -227,7 +227,7 @@ class TrainConfig:
     threads: int | None = None
     """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
     cuda_graphs: bool = True
-    """On a GPU that is alone in a run, record the steps once and start them as a whole; the results are the same."""
+    """On GPUs, record the steps once and start them as a whole; the results are the same."""
     callback: tuple[str, ...] = ()
     """Your own callbacks, file.py:name of a distsgd.Callback."""
     stall_timeout: str = "120s"

@@ -108,6 +108,7 @@ class StrictStream:
 
     def wait_event(self, event: StrictEvent) -> None:
         assert event.told is not None, "nothing was recorded yet"
+        assert event.captured == self.is_capturing(), "an event of a recording belongs to it"
         self._recorder.streams.clocks[self.ptr].learn(event.told)
 
     def __enter__(self) -> StrictStream:
@@ -124,10 +125,13 @@ class StrictEvent:
     def __init__(self, recorder: Any) -> None:
         self._recorder = recorder
         self.told: dict[int, int] | None = None
+        self.captured = False
 
     def record(self, stream: StrictStream) -> None:
+        self.captured = self._recorder.tape is not None
         self.told = self._recorder.streams.mark(stream.ptr)
 
     def synchronize(self) -> None:
         assert self.told is not None
+        assert not self.captured, "the host can't wait for an event of a recording"
         self._recorder.wait(self.told)

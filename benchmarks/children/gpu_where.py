@@ -123,6 +123,7 @@ def main() -> None:
         synthetic(work),
         **work.fit_options(),
         device=wanted["device"],
+        cuda_graphs=False,  # a graph has no parts to mark
         logical_ranks=1,
         threads=1,
         validation_fraction=0.0,

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from distsgd import checkpoint as module
 from distsgd.checkpoint import (
+    _KINDS,
     Checkpoint,
     CheckpointFolder,
     decode,
@@ -40,6 +41,10 @@ values = st.recursive(
 )
 
 
+KEYS = {"format", "sha256", *_KINDS}
+"""Whose values mean something to a reader."""
+
+
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return a.hex() == b.hex() or (math.isnan(a) and math.isnan(b))
@@ -51,7 +56,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 @given(
-    document=st.dictionaries(st.text(max_size=6).filter(lambda name: name not in ("format", "sha256")), values),
+    document=st.dictionaries(st.text(max_size=6).filter(lambda name: name not in KEYS), values),
     shapes=st.dictionaries(st.text("abc/.", min_size=1, max_size=5), st.lists(st.integers(0, 3), max_size=3)),
     dtype=st.sampled_from(["float32", "float64", "int64"]),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distsgd.errors import MIXED_ADVICE, DistsgdError, LaneError, OutOfMemoryError, users_code
-from tests.strict_device import OutOfMemoryError as OnTheGpu
+from tests.strict_arrays import OutOfMemoryError as OnTheGpu
 
 CUDA = type("CUDARuntimeError", (RuntimeError,), {})
 ADVICE = "use a smaller minibatch or model, more logical ranks"

@@ -81,7 +81,7 @@ class Stopping(Callback):
 
 def test_a_rank_that_is_asked_to_stop_takes_the_others_along() -> None:
     """All stop after the same step, and what they have is what as many steps make."""
-    options: dict[str, Any] = {"train": (np.tile(X, (10, 1)), np.tile(LABELS, 10)), "batch_size": 5, "epochs": 2}
+    options: dict[str, Any] = {"train": (np.tile(X, (30, 1)), np.tile(LABELS, 30)), "batch_size": 5, "epochs": 2}
     with strict_device(gpus(2)):
         results = run_on_threads(2, lambda c: train("gpu", communicator=watched(c), callbacks=[Stopping()], **options))
     (steps,) = {result.summary["steps"] for result in results}

@@ -92,14 +92,14 @@ def test_never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "mpi"])
 def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    update = TrainingStep._update_running
+    update = TrainingStep.update_running
 
     def update_and_err(self: TrainingStep, records: Any, bounds: Any) -> None:
         update(self, records, bounds)
         if self.exchange.communicator.rank == 2:
             self.running.flat[0] += 1
 
-    monkeypatch.setattr(TrainingStep, "_update_running", update_and_err)
+    monkeypatch.setattr(TrainingStep, "update_running", update_and_err)
     told = train(3, communication=kind, batch_norm=True)[0]
     assert ": running statistics after step 4 differ from those of 2 other ranks" in told
     assert told.startswith("rank 2 on ")
