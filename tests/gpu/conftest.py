@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from distsgd.device import Device, choose_device
@@ -19,3 +21,9 @@ def gpu() -> Device:
 @pytest.fixture
 def trainer(gpu: Device) -> str:
     return "distsgd.train"
+
+
+def pytest_pycollect_makemodule(module_path: object, parent: pytest.Collector) -> None:
+    """Hundreds of tests without CuPy are one line for each file."""
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy isn't installed; make test-gpu does it", allow_module_level=True)

