@@ -41,7 +41,9 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
     except (SystemExit, KeyboardInterrupt) as stop:
         if communicator.size == 1:
             raise
-        say(f"distsgd: error: rank {communicator.rank} was ended by {type(stop).__name__}", sys.stderr)
+        rank = communicator.rank
+        where = f"rank {rank} on {communicator.hosts[rank]}"
+        say(f"distsgd: error: {where} was ended by {type(stop).__name__}", sys.stderr)
         communicator.abort(1)  # the others would wait for this one
         return 1
     communicator.barrier()

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from distsgd.diagnosis.machine import Look
     from distsgd.diagnosis.speed import Speed
 
+_HELP = """usage: [mpirun -n R] python -m distsgd.doctor
+
+Prints what these ranks have (versions, MPI, BLAS, cores, memory, devices, how fast gradients are added up) and what is
+wrong with it, with the remedy. Takes no arguments. Exit status: 0, or 1 where there are problems."""
+
 _EXAMPLE = 1_000_000
 """Parameters of the model that memory is worked out for."""
 
@@ -49,6 +54,10 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.diagnosis.speed import allreduce_speed, exchange_speed
     from distsgd.errors import ConfigurationError
 
+    if list(arguments) in (["--help"], ["-h"]):
+        if communicator.is_root:
+            say(_HELP)
+        return 0
     if arguments:
         raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
     mine, device = look(communicator), _device(communicator)
