@@ -121,7 +121,10 @@ class Device:
             self.xp.cuda.Device(self.index).use()
             streams = _STREAMS.__dict__.setdefault("of_thread", {})
             if (self.xp, self.index) not in streams:
-                streams[self.xp, self.index] = self.xp.cuda.Stream(non_blocking=True)
+                stream = streams[self.xp, self.index] = self.xp.cuda.Stream(non_blocking=True)
+                # For good. The end of any `with` of another stream, of which CuPy has some inside, comes back to what
+                # was entered, not to what was last used: that would be the default stream.
+                stream.__enter__()
             streams[self.xp, self.index].use()
 
     def synchronize(self) -> None:

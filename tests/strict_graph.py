@@ -33,7 +33,8 @@ class Tape:
         self.steps: list[Callable[[], Any]] = []
         self.made: list[np.ndarray] = []
         self.uses: dict[tuple[int, int, bool], np.ndarray] = {}
-        self.streams = Streams([Clock(clock.number) for clock in streams.clocks], streams.current, note=self._use)
+        clocks = [Clock(clock.number) for clock in streams.clocks]
+        self.streams = Streams(clocks, streams.current, note=self._use, entered=list(streams.entered))
         self.begun_on = streams.current
         self.pool_is_gone = False
         weakref.finalize(pool, self._lose_pool)
