@@ -57,6 +57,18 @@ def test_the_same_bits_in_stretches_while_backward_goes_on(size: int, monkeypatc
         same(result, alone)
 
 
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": False}, {"learning_rate": 1e30}], ids=str)
+def test_nccl_ends_behind_the_graphs_with_its_messages(options: dict[str, Any]) -> None:
+    """It waits for them, so who left the order to chance would hang; by an error, too, that all ranks raise."""
+    module = gpus(2)
+    with strict_device(module):
+        try:
+            on_ranks(2, **MANY, **options)
+        except NonFiniteError:
+            assert options["learning_rate"]
+    assert [comm.ended for comm in module.nccl.comms] == [True, True]
+
+
 def test_mpi_is_not_needed_until_results_are_looked_at() -> None:
     with strict_device(gpus(2)) as recorder:
         on_ranks(2, train=(np.tile(X, (10, 1)), np.tile(LABELS, 10)), batch_size=5, epochs=1)
