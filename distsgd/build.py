@@ -246,7 +246,7 @@ def build_trainer(
     )
     device, notes = device_of_rank(communicator, config.device, config.precision)
     objective = objective.scaled(config.loss_scale or 1)
-    data = communicator.everywhere(lambda: on_device(data, device, augmented=bool(config.augment)))
+    data = on_device(communicator, data, device, augmented=bool(config.augment))
     step, note = _build_step(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
