@@ -16,6 +16,7 @@ import numpy as np
 
 from distsgd.communication.exchange import Exchange
 from distsgd.device import Array, is_on_host
+from distsgd.errors import first_line
 from distsgd.examples import Feeder, Rows
 from distsgd.streaming import PLACES, Stream
 
@@ -93,7 +94,8 @@ class StepGraphs:
         self._stream = Stream(device, feeder, longest) if is_on_host(feeder.examples.x) else None
         self._communicator, self._record_shape = exchange.communicator, exchange.records.shape
         self._scalar_count = scalars
-        xp, words, ranks = device.xp, scalars + 2 + longest, self._communicator.size
+        numbers = longest if self._stream is None else 0
+        xp, words, ranks = device.xp, scalars + 2 + numbers, self._communicator.size
         self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(ranks)
         self._report = xp.zeros(ranks + exchange.records.size)
         self._inputs_of_slots = device.host_room((UNDER_WAY, words), np.dtype(np.int64))
@@ -175,7 +177,7 @@ class StepGraphs:
         try:
             graph = self._record(bounds, place)
         except Exception as error:  # whatever CUDA says: launched one by one, the same kernels need no recording
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = first_line(error)
         for one in self._communicator.allgather_object(problem):
             if one:
                 raise NotRecorded(one)

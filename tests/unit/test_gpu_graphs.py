@@ -91,6 +91,14 @@ def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
     assert looks == {0, UNDER_WAY, 2 * UNDER_WAY, 161}
 
 
+def test_a_step_by_itself_of_examples_that_come_from_the_host() -> None:
+    """They are sent, and epoch, step and scalars; not their numbers."""
+    with strict_device(StrictModule(free_bytes=100)) as recorder:
+        train("gpu", batch_size=5, epochs=1)
+    sent = [size for kind, size in recorder.of_step(3) if kind == TO_DEVICE]
+    assert sent == [5 * X[0].nbytes, 5 * LABELS[0].nbytes, (1 + 2) * 8]
+
+
 @pytest.mark.parametrize("log_every", [1, 7])
 def test_nothing_is_under_way_where_something_is_recorded(log_every: int) -> None:
     options = {**MANY, "log_every": log_every, "validation_fraction": 0.2, "checkpoint_every": "3", "max_steps": 40}
