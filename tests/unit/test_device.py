@@ -158,20 +158,6 @@ def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.Monkey
     assert found == [("cpu", ["device auto computes on the CPU: a has no CuPy, other hosts have"])] * 2
 
 
-def test_a_threads_stream_stays_its_own() -> None:
-    """Behind a block of another stream, and behind a copy of memory with gaps, for which CuPy has such a block."""
-    with strict_device(StrictModule()):
-        for _ in range(2):
-            gpu, _ = choose_device("gpu")
-            own, there = gpu.xp.cuda.get_current_stream().ptr, gpu.put(np.zeros((2, 3)))
-            assert own != 0
-            with gpu.xp.cuda.Stream(non_blocking=True):
-                assert gpu.xp.cuda.get_current_stream().ptr != own
-            assert gpu.xp.cuda.get_current_stream().ptr == own
-            to_host(there.T)
-            assert gpu.xp.cuda.get_current_stream().ptr == own
-
-
 # The stand-in
 
 
