@@ -29,7 +29,7 @@ from distsgd.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy
 from distsgd.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
 from distsgd.models import ModelOptions, accepted_shape, build_model
 from distsgd.objective import Custom, Objective, Supervised
-from distsgd.optimizers import Optimizer, build_optimizer
+from distsgd.optimizers import OPTIMIZERS, Optimizer, build_optimizer
 from distsgd.option_values import parse_every, parse_target
 from distsgd.placement import Data, on_device
 from distsgd.regularization import Regularization
@@ -246,7 +246,7 @@ def build_trainer(
     )
     device, notes = device_of_rank(communicator, config.device, config.precision)
     objective = objective.scaled(config.loss_scale or 1)
-    data = communicator.everywhere(lambda: on_device(data, device, augmented=bool(config.augment)))
+    data = on_device(communicator, data, device, augmented=bool(config.augment))
     step, note = _build_step(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
@@ -352,6 +352,8 @@ def _graphs(step: TrainingStep, batch_length: int) -> StepGraphs | None:
         return None
     if step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return None
+    if type(step.optimizer) not in OPTIMIZERS.values():
+        return None  # one of the user's own may look at its numbers, and knows nothing of NaN, which stops updates
     scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
     return StepGraphs(step.feeder, step.exchange, step.compute_recorded, batch_length, scalars)
 

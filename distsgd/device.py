@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distsgd.errors import ConfigurationError, lack_of_memory
+from distsgd.errors import ConfigurationError, first_line, lack_of_memory
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
@@ -121,7 +121,10 @@ class Device:
             self.xp.cuda.Device(self.index).use()
             streams = _STREAMS.__dict__.setdefault("of_thread", {})
             if (self.xp, self.index) not in streams:
-                streams[self.xp, self.index] = self.xp.cuda.Stream(non_blocking=True)
+                stream = streams[self.xp, self.index] = self.xp.cuda.Stream(non_blocking=True)
+                # For good. The end of any `with` of another stream, of which CuPy has some inside, comes back to what
+                # was entered, not to what was last used: that would be the default stream.
+                stream.__enter__()
             streams[self.xp, self.index].use()
 
     def synchronize(self) -> None:
@@ -196,11 +199,23 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
         there = "gpu:0 alone" if count == 1 else f"gpu:0 to gpu:{count - 1}"
         raise ConfigurationError(f"device {name}: this host has {there}")
     _MODULES[cupy.ndarray] = cupy
+    try:
+        device = _opened(cupy, index)
+    except Exception as error:  # another process may have it to itself, or have left no memory
+        problem = f"gpu:{index} can't be used ({first_line(error)})"
+        if name == "auto":
+            return CPU, problem
+        raise ConfigurationError(f"device {name}: {problem}; use --device cpu to compute without") from None
+    return device, None
+
+
+def _opened(cupy: Any, index: int) -> Device:
+    """GPU number `index`, in use by this thread: where CUDA makes what a process needs on it."""
     kind = cupy.cuda.runtime.getDeviceProperties(index)["name"]
     bus = str(cupy.cuda.runtime.deviceGetPCIBusId(index))
     device = Device(f"gpu:{index}", cupy, index, kind.decode() if isinstance(kind, bytes) else str(kind), bus)
     device.use()
-    return device, None
+    return device
 
 
 def gpu_count(cupy: Any) -> int:
@@ -226,6 +241,5 @@ def _load_cupy() -> tuple[Any, str]:
             return None, "CuPy is installed, but CUDA shows no GPU to this process"
         cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # whatever the driver, the libraries and their versions come up with
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return None, f"CuPy is installed, but can't use CUDA ({reason}); {_INSTALL}"
+        return None, f"CuPy is installed, but can't use CUDA ({first_line(error)}); {_INSTALL}"
     return cupy, ""

@@ -21,6 +21,11 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class DistsgdError(Exception):
     """A problem that one sentence explains; the commands print it without a traceback."""
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from distsgd.communication.exchange import Exchange
 from distsgd.device import Array, is_on_host
+from distsgd.errors import first_line
 from distsgd.examples import Feeder, Rows
 from distsgd.streaming import PLACES, Stream
 
@@ -59,8 +60,8 @@ class Report:
 class _Graph:
     """A graph, and what has to live as long as it: all memory that its kernels were told the place of.
 
-    The pool is its own. Memory of any other one is handed out again when the arrays of the recording are gone, and a
-    later start of the graph would write over whatever lies there then.
+    The pool is its own, see `_pool`. Memory of any other one is handed out again when the arrays of the recording are
+    gone, and a later start of the graph would write over whatever lies there then.
     """
 
     graph: Any
@@ -93,7 +94,8 @@ class StepGraphs:
         self._stream = Stream(device, feeder, longest) if is_on_host(feeder.examples.x) else None
         self._communicator, self._record_shape = exchange.communicator, exchange.records.shape
         self._scalar_count = scalars
-        xp, words, ranks = device.xp, scalars + 2 + longest, self._communicator.size
+        numbers = longest if self._stream is None else 0
+        xp, words, ranks = device.xp, scalars + 2 + numbers, self._communicator.size
         self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(ranks)
         self._report = xp.zeros(ranks + exchange.records.size)
         self._inputs_of_slots = device.host_room((UNDER_WAY, words), np.dtype(np.int64))
@@ -104,8 +106,20 @@ class StepGraphs:
         self.under_way = 0
 
     def refuse(self) -> None:
-        """There are to be no more graphs: from now on no bounds are known."""
+        """There are to be no more graphs: from now on no bounds are known, and others may have the graphs' memory."""
         self._refused = True
+        self._wait()
+        self._graphs.clear()
+
+    def close(self) -> None:
+        """Ends all graphs, and then the communicator: NCCL waits for every graph of its messages before it ends.
+
+        Memory goes last, for the GPU gives it back behind all that runs, be it a message that nobody answers.
+        """
+        memory = [(graph.pool, graph.others) for graph in self._graphs.values()]
+        self._graphs.clear()
+        self._communicator.close()
+        del memory
 
     def is_known(self, bounds: tuple[int, ...]) -> bool:
         """Whether a step with these bounds was seen before: the first one compiles kernels and finds memory, and is
@@ -136,12 +150,15 @@ class StepGraphs:
         """Waits for all steps under way; what each has told, in their order."""
         if not self.under_way:
             return []
-        self._communicator.settle()
-        self._device.synchronize()
+        self._wait()
         told = self._reports_of_slots[: self.under_way].copy()
         self.under_way = 0
         ranks = self._communicator.size
         return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in told]
+
+    def _wait(self) -> None:
+        self._communicator.settle()
+        self._device.synchronize()
 
     def _graph(self, bounds: tuple[int, ...], place: int) -> _Graph:
         key = (*bounds, place)
@@ -160,7 +177,7 @@ class StepGraphs:
         try:
             graph = self._record(bounds, place)
         except Exception as error:  # whatever CUDA says: launched one by one, the same kernels need no recording
-            problem = (str(error).splitlines() or [type(error).__name__])[0]
+            problem = first_line(error)
         for one in self._communicator.allgather_object(problem):
             if one:
                 raise NotRecorded(one)
@@ -177,7 +194,7 @@ class StepGraphs:
             self._inputs[:scalars].view(np.float64),
             self._trouble,
         )
-        pool, stream = xp.cuda.MemoryPool(), xp.cuda.get_current_stream()
+        pool, stream = _pool(xp), xp.cuda.get_current_stream()
         with xp.cuda.using_allocator(pool.malloc):
             stream.begin_capture()
             try:
@@ -189,3 +206,17 @@ class StepGraphs:
                 raise
             graph = stream.end_capture()
         return _Graph(graph, pool, inputs, others)
+
+
+def _pool(xp: Any) -> Any:
+    """A memory pool that gives nothing back to CUDA as long as it is there.
+
+    CuPy's own does so when it runs short, with what no array uses at that time; and a graph's kernels write there.
+    """
+    taken: list[Any] = []
+
+    def take(size: int) -> Any:
+        taken.append(xp.cuda.Memory(size))
+        return xp.cuda.MemoryPointer(taken[-1], 0)
+
+    return xp.cuda.MemoryPool(take)

@@ -77,7 +77,11 @@ class Leg:
             communicator.at(Phase.END, trainer.progress.step)
             summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
             trainer.end(summary)
+            trainer.step.device.synchronize()
+            communicator.barrier()  # nobody's messages are still on their way
+            trainer.close()
         except DistsgdError as error:
+            trainer.close()
             if communicator.is_root and self.folder is not None:
                 self.folder.write_failure(str(error), trainer.progress.step)
             raise

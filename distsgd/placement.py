@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -125,17 +126,26 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     return array
 
 
-def on_device(data: Data, device: Device, *, augmented: bool) -> Data:
-    """The data set on the device, each array once, where all of it takes up to half of the free memory.
+def on_device(communicator: Communicator, data: Data, device: Device, *, augmented: bool) -> Data:
+    """The data set on the device, each array once, where all of it takes up to half of the free memory. Collective.
 
-    Elsewhere minibatches are gathered on the host and sent; so are those of training images that are moved or mirrored,
-    which the CPU does.
+    On all ranks or on none, for they record the same graphs. Elsewhere minibatches are gathered on the host and sent;
+    so are those of training images that are moved or mirrored, which the CPU does.
     """
+    free = device.free_bytes()
+    if free is None:
+        return data
     sets = [part for part in (data.train, data.validation, data.test) if part is not None]
     arrays = {id(array): array for part in sets for array in (part.x, part.y, part.weights) if array is not None}
-    free = device.free_bytes()
-    if free is None or sum(array.nbytes for array in arrays.values()) > free // 2:
+    place = (communicator.hosts[communicator.rank], device.bus)
+    everyone = communicator.allgather_object((free, place))
+    shares = Counter(where for _, where in everyone)
+    if any(sum(array.nbytes for array in arrays.values()) > free // 2 // shares[where] for free, where in everyone):
         return data
+    return communicator.everywhere(lambda: _copied(data, device, augmented))
+
+
+def _copied(data: Data, device: Device, augmented: bool) -> Data:
     copies: dict[int, Array] = {}
 
     def put(array: Array) -> Array:

@@ -379,3 +379,9 @@ class Trainer:
     def end(self, summary: Mapping[str, Any]) -> None:
         """Tells the callbacks that the leg is over."""
         self._hooks.call_together(lambda callback: callback.on_end(summary))
+
+    def close(self) -> None:
+        """Gives back what the leg holds on GPUs and between them, but for parameters and state."""
+        if self.graphs is not None:
+            self.graphs.close()
+        self.step.exchange.communicator.close()

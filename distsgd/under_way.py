@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -85,6 +86,8 @@ class Steps:
         if not self._graphs.is_known(bounds):
             return False
         scalars = self._step.optimizer.scalars(learning_rate, updates + 1)
+        if not all(map(math.isfinite, scalars)):  # from a schedule; a graph would take NaN for trouble of before
+            return False
         try:
             self._graphs.start(bounds, indices, epoch, step, scalars)
         except NotRecorded as problem:

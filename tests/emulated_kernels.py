@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shutil
 import subprocess
 import tempfile
@@ -39,11 +40,15 @@ extern "C" void become(unsigned block, unsigned blocks, unsigned thread, unsigne
 """
 
 
+_WINDOW_NUMBERS = 11
+"""Of kernels.cu's WINDOW."""
+
+
 class EmulatedModule:
     """The compiled kernels of one type, launched with any number of blocks, one after the other, and of threads."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library, self._lock = library, threading.Lock()
+    def __init__(self, library: ctypes.CDLL, kinds: dict[str, list[str]]) -> None:
+        self._library, self._kinds, self._lock = library, kinds, threading.Lock()
 
     @staticmethod
     @lru_cache(maxsize=8)
@@ -67,11 +72,11 @@ class EmulatedModule:
         subprocess.run([COMPILER, *flags, *kept, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True, timeout=60)
         library = ctypes.CDLL(str(folder / "kernels.so"))
         shutil.rmtree(folder)
-        return EmulatedModule(library)
+        return EmulatedModule(library, _kinds(code, "float64" if "-DREAL=double" in options else "float32"))
 
     def launch(self, name: str, arguments: Sequence[Any], blocks: int = 1, threads: int = 1) -> None:
         """Runs a kernel and returns when it has ended."""
-        converted = [_converted(argument) for argument in arguments]
+        converted = [_converted(argument, kind) for argument, kind in zip(arguments, self._kinds[name], strict=True)]
         function = getattr(self._library, name)
 
         def run(thread: int) -> None:
@@ -88,12 +93,29 @@ class EmulatedModule:
                 list(pool.map(run, range(threads)))
 
 
-def _converted(argument: Any) -> Any:
-    """As CuPy hands it to a kernel: addresses, 64-bit integers, doubles."""
+def _kinds(code: str, real: str) -> dict[str, list[str]]:
+    """What each kernel takes, by its name: a type by value, or `dtype*` for arrays."""
+    dtypes = {"T": real, "double": "float64", "index_t": "int64", "word_t": "uint64", "bool": "bool"}
+    found = {}
+    for name, said in re.findall(r"__global__ void (\w+)\((.*?)\) {", code, re.DOTALL):
+        said = re.sub(r"STEP_NUMBER\((\w+)\)", r"double \1, const double* \1_at", said)
+        said = said.replace("WINDOW", ", ".join(["index_t part"] * _WINDOW_NUMBERS))
+        types = [one.replace("const", "").split()[0] for one in said.split(",")]
+        found[name] = [f"{dtypes[kind[:-1]]}*" if kind.endswith("*") else kind for kind in types]
+    return found
+
+
+def _converted(argument: Any, kind: str) -> Any:
+    """As CuPy hands it to a kernel: addresses, 64-bit integers, doubles, as the argument's own type has it.
+
+    A kernel takes the same bits for what it expects, so a number of another type would be another number.
+    """
     if isinstance(argument, np.ndarray):
+        assert kind == f"{argument.dtype}*", f"{argument.dtype} for {kind}"
         assert argument.flags.c_contiguous
         return ctypes.c_void_p(argument.ctypes.data)
     if isinstance(argument, np.uint64):
+        assert kind == "word_t" or (kind.endswith("*") and argument == 0), f"{argument!r} for {kind}"
         return ctypes.c_uint64(int(argument))
-    assert type(argument) in (int, float), type(argument)
+    assert (type(argument), kind) in ((int, "index_t"), (float, "double")), f"{argument!r} for {kind}"
     return ctypes.c_longlong(argument) if isinstance(argument, int) else ctypes.c_double(argument)

@@ -222,6 +222,9 @@ class StrictArray(NDArrayOperatorsMixin):
             return out
         RECORDER.wait()
         if out is None:
+            if not inside.flags.c_contiguous:
+                with StrictStream(RECORDER, RECORDER.streams.current):
+                    pass  # CuPy makes its copy without gaps there
             return inside.copy()
         assert type(out) is np.ndarray
         assert (out.shape, out.dtype) == (inside.shape, inside.dtype)
@@ -232,8 +235,11 @@ class StrictArray(NDArrayOperatorsMixin):
 
     def set(self, host: np.ndarray, stream: StrictStream | None = None) -> None:
         if stream is not None:
-            with stream:
+            before, RECORDER.streams.current = RECORDER.streams.current, stream.ptr
+            try:
                 self.set(host)
+            finally:
+                RECORDER.streams.current = before
             return
         assert type(host) is np.ndarray
         assert (host.shape, host.dtype) == (self.shape, self.dtype)

@@ -24,7 +24,7 @@ from distsgd.under_way import Steps
 from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import FUNCTIONS, KERNEL, POOL, RECORDER, Recorder, StrictArray, close, open_up
-from tests.strict_graph import Pool, using_allocator
+from tests.strict_graph import Memory, Pool, using_allocator
 from tests.strict_streams import StrictEvent, StrictStream
 
 
@@ -49,6 +49,8 @@ class StrictModule:
             get_current_stream=lambda: StrictStream(RECORDER, RECORDER.streams.current),
             Stream=lambda non_blocking: StrictStream(RECORDER, RECORDER.streams.make()),
             Event=lambda disable_timing: StrictEvent(RECORDER),
+            Memory=Memory,
+            MemoryPointer=lambda mem, offset: SimpleNamespace(mem=mem),
             MemoryPool=Pool,
             using_allocator=lambda malloc: using_allocator(RECORDER, malloc),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),

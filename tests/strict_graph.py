@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,43 @@ import numpy as np
 from tests.strict_streams import Clock, Streams
 
 
+class Memory:
+    """What CUDA gives, until nobody holds it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
 class Pool:
-    """Memory for the arrays of one recording."""
+    """Memory for the arrays of one recording, from an allocator as CuPy's pools take one."""
+
+    def __init__(self, allocator: Callable[[int], Any] | None = None) -> None:
+        self._allocator = allocator or (lambda size: SimpleNamespace(mem=Memory(size)))
 
     def malloc(self, size: int) -> None:
         raise AssertionError("only the stand-in's own arrays are made")
+
+    def run_short(self) -> None:
+        """Gives back what no array uses, as CuPy's pools do when CUDA has nothing left."""
+        block = weakref.ref(self._allocator(512).mem)
+        assert block() is not None, "a graph's kernels write where they did when it was recorded"
 
 
 class Tape:
     """What one thread has recorded since it began, on streams of which nothing but the recording is known.
 
-    uses   what memory from outside is read and written, by its first and last byte
+    uses         what memory from outside is read and written, by its first and last byte
+    messengers   NCCL's communicators whose messages are recorded; each is told of the graph
     """
 
     def __init__(self, pool: Pool, streams: Streams) -> None:
         self.steps: list[Callable[[], Any]] = []
         self.made: list[np.ndarray] = []
         self.uses: dict[tuple[int, int, bool], np.ndarray] = {}
-        self.streams = Streams([Clock(clock.number) for clock in streams.clocks], streams.current, note=self._use)
+        self.messengers: list[Any] = []
+        pool.run_short()
+        clocks = [Clock(clock.number) for clock in streams.clocks]
+        self.streams = Streams(clocks, streams.current, note=self._use, entered=list(streams.entered))
         self.begun_on = streams.current
         self.pool_is_gone = False
         weakref.finalize(pool, self._lose_pool)
@@ -81,6 +101,8 @@ class Graph:
         self._recorder, self._tape = recorder, tape
         tape.end()
         tape.spoil()
+        for messenger in tape.messengers:
+            messenger.graphs.add(self)
 
     def launch(self) -> None:
         assert not self._tape.pool_is_gone, "the graph's memory may be somebody else's by now"

@@ -8,6 +8,7 @@ GPU. Two ranks on one GPU are refused, as NCCL does. Sums are added in an order 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class StrictNccl:
         self.hosts = hosts
         self.version, self.fails, self.wrong = version, fails or (lambda name, rank: None), wrong
         self.worlds: dict[bytes, World] = {}
+        self.comms: list[StrictComm] = []
         self.threads = threading.local()
         self.calls = Counter[str]()
         self._numbers, self._lock = count(), threading.Lock()
@@ -118,15 +120,17 @@ class StrictNccl:
         if len(set(gpus)) < size:
             raise NcclError("NCCL_ERROR_INVALID_USAGE: invalid usage")
         self.threads.comm = StrictComm(self, world, rank, size)
+        self.comms.append(self.threads.comm)
         return self.threads.comm
 
 
 class StrictComm:
-    """One rank's end."""
+    """One rank's end. `graphs` are those that hold messages of it, as long as they live."""
 
     def __init__(self, nccl: StrictNccl, world: World, rank: int, size: int) -> None:
         self.nccl, self.world, self.rank, self.size, self.gpu = nccl, world, rank, size, RECORDER.gpu
         self.ended = False
+        self.graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def send(self, at: int, count: int, datatype: int, peer: int, stream: int) -> None:
         self._add(stream, Call("send", count, datatype, peer, at, 0), peer)
@@ -154,6 +158,7 @@ class StrictComm:
         self.nccl.fails("check_async_error", self.rank)
 
     def abort(self) -> None:
+        assert not self.graphs, "NCCL would wait here until all graphs with its messages are gone"
         self.ended = True
 
     def _add(self, stream: int, call: Call, peer: int | None = None) -> None:
@@ -169,6 +174,8 @@ class StrictComm:
         self.nccl.fails("groupEnd", self.rank)
         RECORDER.note(NCCL, "+".join(sorted({call.kind for call in group})))
         RECORDER.threads.busy = True
+        if RECORDER.tape is not None:
+            RECORDER.tape.messengers.append(self)
         for call in group:
             if self._sends(call):
                 RECORDER.streams.use(RECORDER.memory(call.send, self._bytes_sent(call)), writes=False)

@@ -31,14 +31,16 @@ class Clock:
 class Streams:
     """The streams of one rank: 0, the default one, and those that it makes. Nothing is noted before it makes one.
 
-    uses   when each stream last read or wrote the bytes [first, last), by its own time
-    note   told of each use, too
+    uses     when each stream last read or wrote the bytes [first, last), by its own time
+    note     told of each use, too
+    entered  streams of `with` blocks that haven't ended; `use` leaves no trace there
     """
 
     clocks: list[Clock] = field(default_factory=lambda: [Clock(0)])
     current: int = 0
     uses: dict[int, dict[tuple[int, int, bool], int]] = field(default_factory=dict)
     note: Callable[[np.ndarray, bool], None] = lambda array, writes: None
+    entered: list[int] = field(default_factory=lambda: [0])
 
     def make(self) -> int:
         self.clocks.append(Clock(len(self.clocks)))
@@ -112,11 +114,15 @@ class StrictStream:
         self._recorder.streams.clocks[self.ptr].learn(event.told)
 
     def __enter__(self) -> StrictStream:
-        self._before, self._recorder.streams.current = self._recorder.streams.current, self.ptr
+        self._recorder.streams.entered.append(self.ptr)
+        self.use()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._recorder.streams.current = self._before
+        """As CuPy has it: back to the stream of the block around, whatever `use` has said since, or the default one."""
+        streams = self._recorder.streams
+        streams.entered.pop()
+        streams.current = streams.entered[-1]
 
 
 class StrictEvent:

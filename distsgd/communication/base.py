@@ -121,6 +121,9 @@ class Communicator(Watched, ABC):
         """Waits until what was sent has arrived, where a collective returns before that; to be called with no work of
         this rank's own behind it, so that the watchdog knows whom it waits for."""
 
+    def close(self) -> None:
+        """Ends what this rank holds for arrays on a GPU; none are sent any more, and all else goes on."""
+
     def takes_gpu_memory(self) -> bool | None:
         """Whether arrays on a GPU can be sent as they are; None where the library doesn't say."""
         return None

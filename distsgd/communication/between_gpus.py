@@ -9,7 +9,7 @@ from distsgd.communication.direct import DirectCommunicator
 from distsgd.communication.nccl import NcclCommunicator, open_nccl
 from distsgd.communication.staged import StagedCommunicator
 from distsgd.device import Device, to_host
-from distsgd.errors import ConfigurationError, DistsgdError
+from distsgd.errors import ConfigurationError, DistsgdError, first_line
 
 _WORD = np.dtype(np.int32)
 
@@ -80,6 +80,6 @@ def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
         if arrived != [rank * size + communicator.rank for rank in range(size)]:
             problem = "it delivered other numbers than were sent"
     except (DistsgdError, RuntimeError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        problem = first_line(error)
     problems = communicator.allgather_object(problem)
     return next((f"rank {rank}: {one}" for rank, one in enumerate(problems) if one), "")

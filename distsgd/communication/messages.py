@@ -7,7 +7,7 @@ not once a rank. A rank speaks with the rank of each other group that has its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,7 +87,7 @@ class MessageExchange(OwnState):
         elements = self.partition.elements
         nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
         self.params, has_params = self._array(group, (elements,))
-        rows, has_rows = self._array(group, (len(nodes), elements))
+        rows, has_rows = self._rows_for(group, len(nodes))
         shared = communicator.allgather_object((has_params and has_rows) or elements == 0)
         if not all(shared):
             raise NotShared(communicator.hosts[shared.index(False)])
@@ -106,6 +106,18 @@ class MessageExchange(OwnState):
         if self.plan.device.is_cpu:
             return shared_array(group, shape, self.plan.dtype)
         return self.plan.device.xp.zeros(shape, self.plan.dtype), True
+
+    def _rows_for(self, group: Communicator, count: int) -> tuple[Sequence[Array], bool]:
+        """(a row of the parameters' length for each node, whether the group shares them).
+
+        On a GPU each is memory of its own: cuBLAS, which writes gradients there, chooses how by alignment, and that
+        may depend on no number of ranks.
+        """
+        elements = self.partition.elements
+        if self.plan.device.is_cpu:
+            rows, shared = self._array(group, (count, elements))
+            return list(rows), shared
+        return [self.plan.device.xp.zeros(elements, self.plan.dtype) for _ in range(count)], True
 
     def _prepare_heads(self) -> None:
         """What all ranks say lies in rank order: the flags of a rank, then the records of its lanes."""

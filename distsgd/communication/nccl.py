@@ -15,7 +15,7 @@ from distsgd.board import Collective
 from distsgd.communication.base import Communicator, Parts
 from distsgd.communication.passing import PassingCommunicator
 from distsgd.device import Array, Device, is_on_host
-from distsgd.errors import DistsgdError
+from distsgd.errors import DistsgdError, first_line
 
 _INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CUDA 12"
 _OLDEST = 2700
@@ -185,7 +185,7 @@ def _load() -> tuple[Any, str]:
             warnings.simplefilter("ignore")
             from cupy.cuda import nccl
     except Exception as error:  # whatever a library that doesn't fit comes up with
-        return None, f"CuPy can't load NCCL: {_first_line(error)}"
+        return None, f"CuPy can't load NCCL: {first_line(error)}"
     return (nccl, "") if nccl.available else (None, f"NCCL isn't installed: {_INSTALL}")
 
 
@@ -203,11 +203,7 @@ def _attempt(function: Any) -> tuple[Any, str]:
     try:
         return function(), ""
     except Exception as error:  # NcclError, and what CuPy raises of CUDA
-        return None, _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        return None, first_line(error)
 
 
 @contextmanager
@@ -219,7 +215,7 @@ def _told(what: str) -> Iterator[None]:
         if type(error).__name__ != "NcclError":
             raise
         raise DistsgdError(
-            f"{what}: {_first_line(error)}; NCCL_DEBUG=INFO tells more, --communication mpi goes without"
+            f"{what}: {first_line(error)}; NCCL_DEBUG=INFO tells more, --communication mpi goes without"
         ) from error
 
 

@@ -268,7 +268,7 @@ def normalize(rows: Array, scale: Array, shift: Array, epsilon: float) -> tuple[
     xp, (features, count) = array_module(rows), rows.shape
     y, mean, m2, inverse = xp.empty_like(rows), *(xp.empty(features, rows.dtype) for _ in range(3))
     made = (y, mean, m2, inverse)
-    _launch("normalize", rows, features * _THREADS, rows, scale, shift, epsilon, *made, features, count)
+    _launch("normalize", rows, features * _THREADS, rows, scale, shift, float(epsilon), *made, features, count)
     return y, mean, m2, inverse
 
 

@@ -19,7 +19,8 @@ _LOOSE, _TIGHT = 2.0**-6, 2.0**-18
 
 @lru_cache(maxsize=16)
 def problem_of(device: Device) -> str | None:
-    """Why this GPU is of no use, None where it is: kernels.cu compiles, and an update, a mask and a product are right.
+    """Why this GPU is of no use, None where it is: kernels.cu compiles, and an update, a mask, a product and a sum are
+    right.
 
     Whatever the compiler, the driver and the libraries raise is the answer, too.
     """
@@ -63,4 +64,11 @@ def _product(device: Device) -> bool:
     return bool((error <= size * (_TIGHT if device.precision == FULL else _LOOSE)).all())
 
 
-_CHECKS = {"an update": _update, "a mask of dropout": _mask, "a product": _product}
+def _sum(device: Device) -> bool:
+    """A sum of squares by the array module itself, which compiles its own kernels, with headers that may be missing."""
+    values = _arrays()[0]
+    found = float(np.add.reduce(np.square(device.put(values)), dtype=np.float64))
+    return bool(abs(found - np.square(values).sum(dtype=np.float64)) <= _TIGHT * found)
+
+
+_CHECKS = {"an update": _update, "a mask of dropout": _mask, "a product": _product, "a sum": _sum}

@@ -66,6 +66,19 @@ def test_a_stream_beside_the_one_that_computes(gpu: Device) -> None:
     nccl.close()
 
 
+def test_a_threads_stream_stays_its_own(gpu: Device) -> None:
+    """Behind a block of another stream, and behind a copy of memory with gaps, for which CuPy has such a block."""
+    gpu.use()
+    current = gpu.xp.cuda.get_current_stream
+    own, there = current().ptr, gpu.put(np.zeros((2, 3)))
+    assert own != 0
+    with gpu.xp.cuda.Stream(non_blocking=True):
+        assert current().ptr != own
+    assert current().ptr == own
+    to_host(there.T)
+    assert current().ptr == own
+
+
 @pytest.mark.parametrize("lanes", [1, 2, 3, 8])
 def test_the_trees_sum(gpu: Device, lanes: int) -> None:
     host = {(lane, lane + 1): numbers(5000 + lane)[lane:] * np.float32(10.0**lane) for lane in range(lanes)}

@@ -79,6 +79,21 @@ def test_cupy_that_cannot_use_cuda(count: int | None, reason: str, monkeypatch: 
         choose_device("gpu")
 
 
+def test_a_gpu_that_lets_nobody_in() -> None:
+    """As one that another process has to itself: known as CUDA makes what this process needs there."""
+
+    def busy(non_blocking: bool) -> None:
+        raise RuntimeError("cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable\nmore")
+
+    module = StrictModule()
+    module.cuda.Stream = busy
+    with strict_device(module):
+        problem = "gpu:0 can't be used (cudaErrorDevicesUnavailable: CUDA-capable device(s) is/are busy or unavailable)"
+        assert choose_device("auto") == (CPU, problem)
+        with pytest.raises(ConfigurationError, match=r"device gpu: gpu:0 can't be used .*; use --device cpu"):
+            choose_device("gpu")
+
+
 def test_auto_does_not_load_cupy_where_there_is_none_or_no_gpu() -> None:
     code = "import sys; from distsgd.device import choose_device; choose_device('auto'); print('cupy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from distsgd.examples import Examples, Feeder
 from distsgd.graphs import UNDER_WAY, StepGraphs, StepInputs
 from distsgd.layers import Activation, Dense, Sequential
 from distsgd.objective import Objective
+from distsgd.optimizers import Optimizer
+from distsgd.schedules import Schedule
 from tests import emulated_kernels
 from tests.strict_arrays import GRAPH, TO_DEVICE, TO_HOST
 from tests.strict_device import StrictModule, strict_device
@@ -85,6 +89,14 @@ def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
     assert launches(recorder) == list(range(1, 161))  # the first one compiles, the last one ends the epoch
     looks = {step for step in recorder.waits if step is not None}
     assert looks == {0, UNDER_WAY, 2 * UNDER_WAY, 161}
+
+
+def test_a_step_by_itself_of_examples_that_come_from_the_host() -> None:
+    """They are sent, and epoch, step and scalars; not their numbers."""
+    with strict_device(StrictModule(free_bytes=100)) as recorder:
+        train("gpu", batch_size=5, epochs=1)
+    sent = [size for kind, size in recorder.of_step(3) if kind == TO_DEVICE]
+    assert sent == [5 * X[0].nbytes, 5 * LABELS[0].nbytes, (1 + 2) * 8]
 
 
 @pytest.mark.parametrize("log_every", [1, 7])
@@ -160,6 +172,17 @@ class Curious(Dense):
     """A layer of somebody else's, which may look at numbers."""
 
 
+@dataclass(frozen=True)
+class OwnOptimizer(Optimizer):
+    """Plain descent of somebody else's, with NumPy's functions."""
+
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+
+    def _step(self, params: Any, grads: Any, state: Any, scalars: Any, spare: Any) -> None:
+        params -= scalars[0] * grads
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -168,14 +191,34 @@ class Curious(Dense):
         {"on_non_finite": "skip"},
         {"model": Sequential([Curious(12, 6), Activation("relu"), Dense(6, 4)])},
         {"train": (X, VALUES), "model": Custom(linear, {"w": np.zeros((3, 12), np.float32)}), "learning_rate": 1e-3},
+        {"optimizer": OwnOptimizer(0.05)},
     ],
-    ids=["by option", "clipped", "looked at", "own layer", "own function"],
+    ids=["by option", "clipped", "looked at", "own layer", "own function", "own optimizer"],
 )
 def test_what_the_host_has_to_see_is_not_recorded(options: dict[str, Any]) -> None:
     with strict_device(StrictModule()) as recorder:
         result = train("gpu", **{**MANY, **options})
     assert not launches(recorder)
     same(result, train("cpu", **{**MANY, **options}))
+
+
+@dataclass(frozen=True)
+class Broken(Schedule):
+    """No number from some step on."""
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        return 1.0 if step < 22 else math.nan
+
+
+def test_a_schedule_that_gives_no_number() -> None:
+    """NaN is what ends updates behind trouble: a run must not go on for ever without any."""
+    said = []
+    with strict_device(StrictModule()):
+        for device in ("cpu", "gpu"):
+            with pytest.raises(NonFiniteError) as error:
+                train(device, **MANY, schedule=Broken())
+            said.append(str(error.value))
+    assert said[0].partition(", lane")[0] == said[1].partition(", lane")[0]
 
 
 def test_graphs_of_many_lengths() -> None:

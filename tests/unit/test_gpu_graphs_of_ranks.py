@@ -12,6 +12,7 @@ from distsgd.callbacks import Callback
 from distsgd.communication import Communicator, overlapped
 from distsgd.communication.exchange import BLOCK
 from distsgd.communication.threads import run_on_threads
+from distsgd.device import Device
 from distsgd.errors import NonFiniteError
 from distsgd.graphs import UNDER_WAY
 from tests.strict_arrays import GRAPH, MPI, NCCL
@@ -55,6 +56,31 @@ def test_the_same_bits_in_stretches_while_backward_goes_on(size: int, monkeypatc
     for rank, result in enumerate(results):
         assert launches(recorder, rank)
         same(result, alone)
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": False}, {"learning_rate": 1e30}], ids=str)
+def test_nccl_ends_behind_the_graphs_with_its_messages(options: dict[str, Any]) -> None:
+    """It waits for them, so who left the order to chance would hang; by an error, too, that all ranks raise."""
+    module = gpus(2)
+
+    def on_rank(communicator: Communicator) -> None:
+        try:
+            train("gpu", communicator=watched(communicator), **MANY, **options)
+        except NonFiniteError:
+            assert options["learning_rate"]
+
+    with strict_device(module):
+        run_on_threads(2, on_rank)
+    assert [comm.ended for comm in module.nccl.comms] == [True, True]
+
+
+def test_a_data_set_lies_on_all_gpus_or_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks whose examples come from the host record more graphs, which the others would not join."""
+    monkeypatch.setattr(Device, "free_bytes", lambda device: (1 << 30) if device.index else 100)
+    with strict_device(gpus(2)) as recorder:
+        results = on_ranks(2, **MANY)
+    assert launches(recorder, 0) == launches(recorder, 1)
+    same(results[0], train("cpu", **MANY))
 
 
 def test_mpi_is_not_needed_until_results_are_looked_at() -> None:

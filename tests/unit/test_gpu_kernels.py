@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distsgd.batch import Batch
 from distsgd.communication.tree import scratch_levels, tree_sum
 from distsgd.kernels import cpu, gpu
+from distsgd.layers import BatchNormalization
+from distsgd.layout import Views
 from distsgd.option_values import AT_MOST
 from distsgd.random import normal, random_words, stream
 from distsgd.sampling import lane_bounds
@@ -119,3 +123,16 @@ def test_a_tree_of_the_most_lanes_has_room() -> None:
     """One row a level, and one: what lies on the stack at most."""
     most = AT_MOST["logical_ranks"]
     assert f"#define HIGHEST {most.bit_length() + 1}" in gpu.source()
+
+
+@emulated
+def test_an_epsilon_without_a_point() -> None:
+    """CuPy hands a kernel an integer's bits for an int, and that is another number where it expects a double."""
+    rows, ones = normal((2, 9), 1, "rows").astype(np.float32), np.ones(2, np.float32)
+    layer = BatchNormalization(2, epsilon=1)
+    batch = Batch(rows, ones, np.arange(9), training=True)
+    wanted, _ = layer.forward(Views({"scale": ones, "shift": ones}, ones), rows, batch, "")
+    with strict_device(StrictModule(), own_kernels=True):
+        there, params = close(rows), {"scale": close(ones), "shift": close(ones)}
+        found, _ = layer.forward(Views(params, params["scale"]), there, replace(batch, x=there), "")
+        np.testing.assert_allclose(found.get(), wanted, rtol=1e-6)

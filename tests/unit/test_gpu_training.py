@@ -12,7 +12,10 @@ import pytest
 from distsgd import Custom
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
+from distsgd.communication.exchange import Partition, Plan
+from distsgd.communication.replica import make_exchange
 from distsgd.communication.threads import run_on_threads
+from distsgd.device import choose_device
 from distsgd.errors import ConfigurationError, NonFiniteError
 from distsgd.fitting import Result, fit
 from distsgd.layout import Views
@@ -250,3 +253,16 @@ def test_numpy_arrays_in_a_users_function_are_a_mistake() -> None:
 def test_ranks_on_gpus_cannot_share_a_replica() -> None:
     with strict_device(StrictModule()), pytest.raises(ConfigurationError, match="have a replica each"):
         on_ranks(2, communication="shared")
+
+
+def test_each_row_of_gradients_is_memory_of_its_own() -> None:
+    """As with one rank alone: a part of one array would begin where its length says, at an odd address."""
+
+    def bases(communicator: Communicator) -> list[Any]:
+        device, _ = choose_device("gpu", communicator.rank)
+        plan = Plan(Partition(4, 2, 7), 1, np.dtype(np.float32), 0, 2, device)
+        exchange, _ = make_exchange(communicator, plan, "auto")
+        return [row.inside.base for row in exchange.rows.values()]  # type: ignore[attr-defined]
+
+    with strict_device(StrictModule(gpus=2)):
+        assert run_on_threads(2, bases) == [[None, None]] * 2

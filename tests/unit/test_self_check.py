@@ -17,6 +17,7 @@ from distsgd.device import PRECISIONS
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import cublas, gpu
 from tests import cublas_stand_in, emulated_kernels
+from tests.strict_arrays import StrictArray
 from tests.strict_device import RECORDER, StrictModule, strict_device
 
 pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
@@ -90,6 +91,19 @@ def rounded(patch: pytest.MonkeyPatch, module: StrictModule) -> None:
     patch.setitem(cublas.COMPUTE, "float32", cublas.COMPUTE["tf32"])  # type: ignore[arg-type]
 
 
+def no_headers(patch: pytest.MonkeyPatch, module: StrictModule) -> None:
+    """What CuPy's own kernels are compiled with, and kernels.cu is not."""
+
+    def refuse(self: StrictArray, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Any:
+        raise RuntimeError("Failed to find CUDA headers.\nand more")
+
+    patch.setattr(StrictArray, "__array_ufunc__", refuse)
+
+
+def another_sum(patch: pytest.MonkeyPatch, module: StrictModule) -> None:
+    patch.setattr(StrictArray, "__float__", lambda self: float(self.get()) + 1.0)
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "update": (changed("momentum", one_bit), "computes an update that differs from the CPU's"),
     "mask": (changed("keep_mask", one_element), "computes a mask of dropout that differs from the CPU's"),
@@ -97,6 +111,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "product, rounded": (rounded, "computes a product that differs from the CPU's"),
     "compiler": (not_compiled, r"can't be used \(RuntimeError: nvrtc: error: invalid value for .* \(-arch\)\)"),
     "library": (no_library, r"can't be used \(OSError: libcublas.so.13: cannot open shared object file.*\)"),
+    "sum": (another_sum, "computes a sum that differs from the CPU's"),
+    "headers": (no_headers, r"can't be used \(RuntimeError: Failed to find CUDA headers\.\)"),
 }
 
 
