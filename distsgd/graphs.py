@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,7 +203,8 @@ class StepGraphs:
                 self._report[: self._trouble.size] = self._trouble
                 self._report[self._trouble.size :] = records.ravel()
             except BaseException:
-                stream.end_capture()
+                with suppress(Exception):  # the recording is broken, which is no news
+                    stream.end_capture()
                 raise
             graph = stream.end_capture()
         return _Graph(graph, pool, inputs, others)

@@ -38,6 +38,22 @@ class Flag(IntFlag):
 
 
 @dataclass(frozen=True)
+class StepOrder:
+    """What one step is made of.
+
+    step     its number, from 0
+    indices  the minibatch
+    updates  made before it: `step`, without those whose minibatch was left out
+    """
+
+    step: int
+    epoch: int
+    indices: Array
+    learning_rate: float
+    updates: int
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What every rank knows after a step.
 
@@ -171,22 +187,13 @@ class TrainingStep:
         self._buffers[0][0].views[0].completed = completed
 
     def run(
-        self,
-        step: int,
-        epoch: int,
-        indices: Array,
-        learning_rate: float,
-        flags: Flag,
-        want_norm: bool = False,
-        *,
-        updates: int,
-        leave_out: NonFinite | None = None,
+        self, order: StepOrder, flags: Flag, want_norm: bool = False, leave_out: NonFinite | None = None
     ) -> StepResult:
-        """Makes step number `step` (from 0) on the minibatch `indices`; raises on all ranks what any rank raises.
+        """Makes a step; raises on all ranks what any rank raises.
 
-        updates    made before this step: `step`, without those whose minibatch was left out
         leave_out  why this minibatch, too, is to be left out; the exchange takes place as ever
         """
+        step, indices = order.step, order.indices
         exchange = self.exchange
         bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
         exchange.begin(bounds)
@@ -195,14 +202,14 @@ class TrainingStep:
             self._model_running = self.model_running()
         self._error = None
         if leave_out is None:
-            self.workers.run(lambda worker: self._compute(worker, step, epoch, indices, bounds))
+            self.workers.run(lambda worker: self._compute(worker, step, order.epoch, indices, bounds))
         if self._error is not None:
             flags |= Flag.FAILED
         if not self._update.finite:
             flags |= Flag.NON_FINITE
         exchange.flags[0] = flags
         if exchange.communicator.rank == 0:
-            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(learning_rate, updates + 1)
+            exchange.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(order.learning_rate, order.updates + 1)
         all_flags, records = exchange.gather(bounds)
         bits = 0
         for value in all_flags[:, 0].tolist():

@@ -32,7 +32,7 @@ from distsgd.rhythm import Limits, Rhythm
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take
-from distsgd.step import Flag, StepResult, TrainingStep
+from distsgd.step import Flag, StepOrder, StepResult, TrainingStep
 from distsgd.under_way import Steps
 from distsgd.validation import Evaluator
 
@@ -157,14 +157,11 @@ class Trainer:
         step = progress.step + before
         self.communicator.at(Phase.STEP, step + 1)
         self.learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
+        minibatch = self.sampler.minibatch(step)
         results = self._steps.advance(
-            step,
-            step // per_epoch,
-            self.sampler.minibatch(step),
-            self.learning_rate,
+            StepOrder(step, step // per_epoch, minibatch, self.learning_rate, progress.updates + before),
             self._flags(step + 1),
             want_norm=self._record_due(step + 1) is not None,
-            updates=progress.updates + before,
             leave_out=progress.left_out.get(step + 1),
             wait=step + 1 in ends or self.rhythm.saves_at(step + 1) or self._compares_at(step + 1),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,19 +12,7 @@ from distsgd.graphs import UNDER_WAY, NotRecorded, StepGraphs
 from distsgd.non_finite import NonFinite
 from distsgd.output import say
 from distsgd.sampling import lane_bounds
-from distsgd.step import Flag, StepResult, TrainingStep
-
-
-@dataclass(frozen=True)
-class _Started:
-    """A step under way, with what is needed to make it once more."""
-
-    step: int
-    epoch: int
-    indices: Array
-    bounds: tuple[int, ...]
-    learning_rate: float
-    updates: int
+from distsgd.step import Flag, StepOrder, StepResult, TrainingStep
 
 
 class Steps:
@@ -37,7 +24,7 @@ class Steps:
     def __init__(self, step: TrainingStep, graphs: StepGraphs | None) -> None:
         self._step, self._graphs, self._communicator = step, graphs, step.exchange.communicator
         self._alone, self._asked_for = self._communicator.size == 1, False
-        self._started: list[_Started] = []
+        self._started: list[StepOrder] = []
 
     @property
     def under_way(self) -> int:
@@ -46,16 +33,11 @@ class Steps:
 
     def advance(
         self,
-        step: int,
-        epoch: int,
-        indices: Array,
-        learning_rate: float,
+        order: StepOrder,
         flags: Flag,
         want_norm: bool = False,
-        *,
-        updates: int,
         leave_out: NonFinite | None = None,
-        wait: bool,
+        wait: bool = True,
     ) -> list[StepResult]:
         """Begins a step, as `TrainingStep.run` makes one; the results of steps that have ended since.
 
@@ -64,13 +46,12 @@ class Steps:
         GPUs go by themselves hear of each other's flags when they look at results.
         """
         by_itself = self._graphs is not None and not (wait or want_norm or leave_out or self._is_asked_for(flags))
-        if by_itself and self._start(step, epoch, indices, learning_rate, updates):
+        if by_itself and self._start(order):
             return self._end(flags) if self.under_way == UNDER_WAY else []
         results = self._end(flags)
         if results and results[-1].problem is not None:
             return results
-        place = (step, epoch, indices, learning_rate)
-        results.append(self._step.run(*place, flags, want_norm, updates=updates, leave_out=leave_out))
+        results.append(self._step.run(order, flags, want_norm, leave_out))
         if self._graphs is not None and not self._alone:
             self._asked_for = not all(self._communicator.allgather_object(self._step.finite))
         return results
@@ -79,25 +60,29 @@ class Steps:
         """Whether the next step has to be one in which all ranks say their flags; the same answer on all of them."""
         return bool(flags) or not self._step.finite if self._alone else self._asked_for
 
-    def _start(self, step: int, epoch: int, indices: Array, learning_rate: float, updates: int) -> bool:
+    def _start(self, order: StepOrder) -> bool:
         """Lets the GPU make a step by itself; False where it can't, or not yet."""
         assert self._graphs is not None
-        bounds = tuple(lane_bounds(len(indices), self._step.exchange.partition.lanes))
+        bounds = self._bounds(order)
         if not self._graphs.is_known(bounds):
             return False
-        scalars = self._step.optimizer.scalars(learning_rate, updates + 1)
+        scalars = self._step.optimizer.scalars(order.learning_rate, order.updates + 1)
         if not all(map(math.isfinite, scalars)):  # from a schedule; a graph would take NaN for trouble of before
             return False
         try:
-            self._graphs.start(bounds, indices, epoch, step, scalars)
+            self._graphs.start(bounds, order.indices, order.epoch, order.step, scalars)
         except NotRecorded as problem:
             if self._communicator.is_root:
                 line = f"warning: steps can't be recorded as a CUDA graph ({problem}) and are slower without"
                 say(line, sys.stderr)
             self._graphs.refuse()
             return False
-        self._started.append(_Started(step, epoch, indices, bounds, learning_rate, updates))
+        self._started.append(order)
         return True
+
+    def _bounds(self, order: StepOrder) -> tuple[int, ...]:
+        """The lanes of a step's minibatch."""
+        return tuple(lane_bounds(len(order.indices), self._step.exchange.partition.lanes))
 
     def _end(self, flags: Flag) -> list[StepResult]:
         """Waits for the steps under way; their results. A gradient that wasn't finite is looked at once more."""
@@ -106,14 +91,14 @@ class Steps:
         started, self._started = self._started, []
         results: list[StepResult] = []
         for one, (records, trouble) in zip(started, self._reports(flags), strict=True):
-            loss_sum, count, problem = self._step.totals(records, one.step, one.indices, one.bounds)
+            bounds = self._bounds(one)
+            loss_sum, count, problem = self._step.totals(records, one.step, one.indices, bounds)
             if problem is None and trouble:  # the parameters are still those before this step
-                place = (one.step, one.epoch, one.indices, one.learning_rate)
-                self._step.run(*place, Flag(0), updates=one.updates)
+                self._step.run(one, Flag(0))
                 problem = self._step.wrong_update(one.step + 1)
             if problem is not None:
                 return [*results, StepResult(0.0, 0, Flag(0), None, problem)]
-            self._step.update_running(records, one.bounds)
+            self._step.update_running(records, bounds)
             results.append(StepResult(loss_sum, count, Flag(0), None))
         return results
 

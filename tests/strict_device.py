@@ -20,6 +20,7 @@ from distsgd import device, kernels
 from distsgd.communication import nccl
 from distsgd.kernels import cpu
 from distsgd.random import Stream
+from distsgd.step import StepOrder
 from distsgd.under_way import Steps
 from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
@@ -218,10 +219,10 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
 
     advance = Steps.advance
 
-    def recorded(self: Steps, step: int, *args: Any, **kwargs: Any) -> Any:
-        RECORDER.threads.step = step
+    def recorded(self: Steps, order: StepOrder, *args: Any, **kwargs: Any) -> Any:
+        RECORDER.threads.step = order.step
         try:
-            return advance(self, step, *args, **kwargs)
+            return advance(self, order, *args, **kwargs)
         finally:
             RECORDER.threads.step = None
 

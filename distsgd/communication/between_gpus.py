@@ -75,9 +75,15 @@ def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
         send = device.put(communicator.rank * size + np.arange(size, dtype=_WORD))
         receive = device.put(np.full(size, -1, _WORD))
         communicator.alltoall(send.view(np.uint8), parts, receive.view(np.uint8), parts)
+        # The other kinds of messages, too: a library connects at the first of a kind, which isn't for a recorded step.
+        own = np.zeros(size, _WORD)
+        own[communicator.rank] = communicator.rank + 1
+        gathered, told = device.put(own), device.put(np.full(1, communicator.rank, _WORD))
+        communicator.allgather_slices(gathered, [1] * size)
+        communicator.broadcast(told)
         communicator.settle()
-        arrived = to_host(receive).tolist()
-        if arrived != [rank * size + communicator.rank for rank in range(size)]:
+        arrived = to_host(receive).tolist() + to_host(gathered).tolist() + to_host(told).tolist()
+        if arrived != [rank * size + communicator.rank for rank in range(size)] + [*range(1, size + 1), 0]:
             problem = "it delivered other numbers than were sent"
     except (DistsgdError, RuntimeError) as error:
         problem = first_line(error)

@@ -18,8 +18,8 @@ from distsgd.device import Array, Device, is_on_host
 from distsgd.errors import DistsgdError, first_line
 
 _INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CUDA 12"
-_OLDEST = 2700
-"""NCCL 2.7, the first with messages from one rank to another."""
+_OLDEST = 20906
+"""NCCL 2.9.6, the first whose messages between ranks a CUDA graph may hold."""
 _BROADCAST, _ALLGATHER, _ALLTOALL = int(Collective.BROADCAST), int(Collective.ALLGATHER), int(Collective.ALLTOALL)
 _REDUCTION, _BARRIER = int(Collective.REDUCTION), int(Collective.BARRIER)
 
@@ -143,7 +143,7 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunica
     """
     nccl, problem = _load()
     if not problem and nccl.get_version() < _OLDEST:
-        problem = f"NCCL {version_words(nccl.get_version())} is older than 2.7"
+        problem = f"NCCL {version_words(nccl.get_version())} is older than 2.9.6"
     host = communicator.hosts[communicator.rank]
     told = communicator.allgather_object((problem and f"{problem} (rank {communicator.rank} on {host})", device.bus))
     problem = next((theirs for theirs, _ in told if theirs), "") or _shared(

@@ -102,10 +102,10 @@ class Defect(distsgd.Callback):
         from distsgd.step import TrainingStep
         run = TrainingStep.run
 
-        def broken(self, step, *arguments, **keywords):
-            if step == 8 and RANK:
+        def broken(self, order, *arguments, **keywords):
+            if order.step == 8 and RANK:
                 raise RuntimeError("a defect")
-            return run(self, step, *arguments, **keywords)
+            return run(self, order, *arguments, **keywords)
 
         TrainingStep.run = broken
 

@@ -45,10 +45,10 @@ def Stuck(model):
     from distsgd.step import TrainingStep
     run = TrainingStep.run
 
-    def hang(self, step, *arguments, **keywords):
-        while step == 5:
+    def hang(self, order, *arguments, **keywords):
+        while order.step == 5:
             time.sleep(1)
-        return run(self, step, *arguments, **keywords)
+        return run(self, order, *arguments, **keywords)
 
     TrainingStep.run = hang
     return model

@@ -113,7 +113,7 @@ def on_rank_1(name: str) -> Callable[[str, int], None]:
     [
         (StrictModule(gpus=2), r"NCCL isn't installed \(rank 0 on a\)"),
         (gpus(1), "ranks 0 and 1 share a GPU of a, and NCCL takes one rank a GPU"),
-        (gpus(2, version=2604), r"NCCL 2.6.4 is older than 2.7 \(rank 0 on a\)"),
+        (gpus(2, version=2604), r"NCCL 2.6.4 is older than 2.9.6 \(rank 0 on a\)"),
         (gpus(2, wrong=True), r"NCCL did not pass a trial \(rank 0: it delivered other numbers than were sent\)"),
     ],
 )
