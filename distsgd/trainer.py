@@ -32,11 +32,11 @@ from distsgd.rhythm import Limits, Rhythm
 from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule
 from distsgd.snapshot import Progress, restore, take
-from distsgd.step import Flag, StepOrder, StepResult, TrainingStep
+from distsgd.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 from distsgd.under_way import Steps
 from distsgd.validation import Evaluator
 
-_UNDER_WAY = StepResult(0.0, 0, Flag(0), None)
+_UNDER_WAY = StepResult(0.0, 0, NOTHING, None)
 """Stands for a step that has begun and will end later."""
 
 Status = Literal["completed", "early_stopped", "stopped"]
@@ -134,12 +134,14 @@ class Trainer:
             if result is None:
                 decision = self._decide(None)
                 continue
-            if result.flags & Flag.FAILED:
+            if result.flags is not NOTHING and result.flags & Flag.FAILED:
                 self._hooks.raise_error()
             if self._compares_at(self.progress.step):
                 compare_replicas(self.step, self.progress, self.learning_rate)
             if self._record_due() is not None or result.problem is not None:
                 decision = self._record(result)
+            if result.flags is NOTHING:
+                continue
             if result.flags & Flag.CHECKPOINT and not self.checkpoint():
                 decision = self._decide(None)
                 continue
@@ -226,7 +228,7 @@ class Trainer:
 
     def _flags(self, step: int) -> Flag:
         """What this rank says with step number `step`, counted from 1."""
-        flags = Flag.STOP if self._stop_asked else Flag(0)
+        flags = Flag.STOP if self._stop_asked else NOTHING
         if self._hooks.error is not None:
             flags |= Flag.FAILED
         if self.communicator.is_root:

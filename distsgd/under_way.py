@@ -12,7 +12,7 @@ from distsgd.graphs import UNDER_WAY, NotRecorded, StepGraphs
 from distsgd.non_finite import NonFinite
 from distsgd.output import say
 from distsgd.sampling import lane_bounds
-from distsgd.step import Flag, StepOrder, StepResult, TrainingStep
+from distsgd.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 
 
 class Steps:
@@ -45,14 +45,16 @@ class Steps:
         A result with a problem is the last one, and of the steps begun after it nothing is left. Several ranks whose
         GPUs go by themselves hear of each other's flags when they look at results.
         """
-        by_itself = self._graphs is not None and not (wait or want_norm or leave_out or self._is_asked_for(flags))
+        if self._graphs is None:
+            return [self._step.run(order, flags, want_norm, leave_out)]
+        by_itself = not (wait or want_norm or leave_out or self._is_asked_for(flags))
         if by_itself and self._start(order):
             return self._end(flags) if self.under_way == UNDER_WAY else []
         results = self._end(flags)
         if results and results[-1].problem is not None:
             return results
         results.append(self._step.run(order, flags, want_norm, leave_out))
-        if self._graphs is not None and not self._alone:
+        if not self._alone:
             self._asked_for = not all(self._communicator.allgather_object(self._step.finite))
         return results
 
@@ -86,7 +88,7 @@ class Steps:
 
     def _end(self, flags: Flag) -> list[StepResult]:
         """Waits for the steps under way; their results. A gradient that wasn't finite is looked at once more."""
-        if self._graphs is None or not self._started:
+        if not self._started:
             return []
         started, self._started = self._started, []
         results: list[StepResult] = []
@@ -94,12 +96,12 @@ class Steps:
             bounds = self._bounds(one)
             loss_sum, count, problem = self._step.totals(records, one.step, one.indices, bounds)
             if problem is None and trouble:  # the parameters are still those before this step
-                self._step.run(one, Flag(0))
+                self._step.run(one, NOTHING)
                 problem = self._step.wrong_update(one.step + 1)
             if problem is not None:
-                return [*results, StepResult(0.0, 0, Flag(0), None, problem)]
+                return [*results, StepResult(0.0, 0, NOTHING, None, problem)]
             self._step.update_running(records, bounds)
-            results.append(StepResult(loss_sum, count, Flag(0), None))
+            results.append(StepResult(loss_sum, count, NOTHING, None))
         return results
 
     def _reports(self, flags: Flag) -> list[tuple[Array, bool]]:
