@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntFlag
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,8 +43,7 @@ NOTHING = Flag(0)
 _FAILED, _NON_FINITE = int(Flag.FAILED), int(Flag.NON_FINITE)
 
 
-@dataclass(frozen=True)
-class StepOrder:
+class StepOrder(NamedTuple):
     """What one step is made of.
 
     step     its number, from 0
