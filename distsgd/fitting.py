@@ -42,6 +42,7 @@ from distsgd.records import RunFolder
 from distsgd.resume import Start, find_start
 from distsgd.runtime import single_threaded_blas
 from distsgd.schedules import Schedule
+from distsgd.step import TrainingStep
 from distsgd.stored_model import StoredModel
 from distsgd.validation import predict_all
 
@@ -143,14 +144,15 @@ def fit(
         if config.plot and folder is not None and communicator.is_root:
             stored = StoredModel(begin.config, data.signature, objective, step.host_params(), step.running)
             draw_after_training(folder.path, stored, data, quiet=True)
-    return Result(
-        {name: array.copy() for name, array in step.host_params().items()},
-        {name: array.copy() for name, array in step.running.items()},
-        summary,
-        history.records,
-        objective,
-        data.signature,
+    return _result(step, summary, history, data.signature)
+
+
+def _result(step: TrainingStep, summary: dict[str, Any], history: History, signature: Signature) -> Result:
+    """What fit returns: copies, for the step's memory is the run's."""
+    params, state = (
+        {name: array.copy() for name, array in arrays.items()} for arrays in (step.host_params(), step.running)
     )
+    return Result(params, state, summary, history.records, step.objective, signature)
 
 
 _NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet")
