@@ -381,6 +381,7 @@ class Trainer:
 
     def close(self) -> None:
         """Gives back what the leg holds on GPUs and between them, but for parameters and state."""
-        if self.graphs is not None:
-            self.graphs.close()
-        self.step.exchange.communicator.close()
+        if self.graphs is None:
+            self.step.exchange.communicator.close()
+        else:
+            self.graphs.close()  # with the communicator, behind the graphs that hold its messages
