@@ -191,6 +191,10 @@ class TrainingStep:
 
         self._buffers[0][0].views[0].completed = completed
 
+    def bounds(self, order: StepOrder) -> tuple[int, ...]:
+        """The bounds of the lanes of a step's minibatch."""
+        return tuple(lane_bounds(len(order.indices), self.exchange.partition.lanes))
+
     def run(
         self, order: StepOrder, flags: Flag, want_norm: bool = False, leave_out: NonFinite | None = None
     ) -> StepResult:
@@ -200,7 +204,7 @@ class TrainingStep:
         """
         step, indices = order.step, order.indices
         exchange = self.exchange
-        bounds = tuple(lane_bounds(len(indices), exchange.partition.lanes))
+        bounds = self.bounds(order)
         exchange.begin(bounds)
         exchange.records[:] = 0.0
         if not self._on_cpu:

@@ -11,7 +11,6 @@ from distsgd.device import Array
 from distsgd.graphs import UNDER_WAY, NotRecorded, StepGraphs
 from distsgd.non_finite import NonFinite
 from distsgd.output import say
-from distsgd.sampling import lane_bounds
 from distsgd.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 
 
@@ -65,7 +64,7 @@ class Steps:
     def _start(self, order: StepOrder) -> bool:
         """Lets the GPU make a step by itself; False where it can't, or not yet."""
         assert self._graphs is not None
-        bounds = self._bounds(order)
+        bounds = self._step.bounds(order)
         if not self._graphs.is_known(bounds):
             return False
         scalars = self._step.optimizer.scalars(order.learning_rate, order.updates + 1)
@@ -82,10 +81,6 @@ class Steps:
         self._started.append(order)
         return True
 
-    def _bounds(self, order: StepOrder) -> tuple[int, ...]:
-        """The lanes of a step's minibatch."""
-        return tuple(lane_bounds(len(order.indices), self._step.exchange.partition.lanes))
-
     def _end(self, flags: Flag) -> list[StepResult]:
         """Waits for the steps under way; their results. A gradient that wasn't finite is looked at once more."""
         if not self._started:
@@ -93,7 +88,7 @@ class Steps:
         started, self._started = self._started, []
         results: list[StepResult] = []
         for one, (records, trouble) in zip(started, self._reports(flags), strict=True):
-            bounds = self._bounds(one)
+            bounds = self._step.bounds(one)
             loss_sum, count, problem = self._step.totals(records, one.step, one.indices, bounds)
             if problem is None and trouble:  # the parameters are still those before this step
                 self._step.run(one, NOTHING)
