@@ -44,6 +44,7 @@ from distsgd.runtime import single_threaded_blas
 from distsgd.schedules import Schedule
 from distsgd.step import TrainingStep
 from distsgd.stored_model import StoredModel
+from distsgd.user_code import allow_code, names_code
 from distsgd.validation import predict_all
 
 _communicators: list[Communicator] = []
@@ -196,7 +197,7 @@ def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) 
     options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     names = {"optimizer": optimizer, "schedule": schedule, "model": model}
     named = {key: name for key, name in names.items() if isinstance(name, str)}
-    config = from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit")
+    config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit"))
     if not isinstance(optimizer, Optimizer):
         return resolved(config)
     kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
@@ -220,6 +221,10 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
 def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConfig, data: Signature) -> Objective:
     if isinstance(model, Objective):
         return model
+    if isinstance(model, str) and names_code(model):
+        raise ConfigurationError(
+            f"fit: {model} is for the command line; import that function, and give what it returns"
+        )
     if isinstance(model, str):
         outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
         model = build_model(model, data.example_shape, outputs, model_options(config))
