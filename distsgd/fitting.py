@@ -17,7 +17,6 @@ from distsgd.build import (
     build_loss,
     build_metrics,
     build_own_optimizer,
-    build_own_schedule,
     check_targets,
     model_options,
 )
@@ -116,26 +115,27 @@ def fit(
     communicator = communicator or communicator_of_this_run()
     _check_kinds(optimizer, schedule, metrics, callbacks, options)
     config = _config(options, model, optimizer, schedule)
-    if config.plot:
-        _check_plot(communicator, config)
-    sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}
-    sets["test"] = _examples(test, "test")
-    _check_same_everywhere(communicator, sets)
-    names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
-    communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.at(Phase.START)
     with single_threaded_blas():
+        if config.plot:
+            _check_plot(communicator, config)
+        sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}
+        sets["test"] = _examples(test, "test")
+        _check_same_everywhere(communicator, sets)
+        communicator.watch(config.stall_seconds, config.stall_stacks)
+        communicator.at(Phase.START)
+        folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
+        begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
+        config = begin.config
+        names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
         data = split_data(communicator, config, names, sets)
         objective = _objective(model, params, config, data.signature)
         built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
-        planned = schedule if isinstance(schedule, Schedule) else build_own_schedule(config)
+        planned = schedule if isinstance(schedule, Schedule) else None
         check_targets(communicator, objective, data)
         measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
-        folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
-        begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
         history = History()
         watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *callbacks]
-        leg = Leg(begin.config, data, objective, built, planned, measured, watchers, folder, begin)
+        leg = Leg(data, objective, built, planned, measured, watchers, folder, begin)
         trainer = leg.begin(communicator)
         if communicator.is_root:
             for note in (*begin.notes, *trainer.notes):
@@ -143,7 +143,7 @@ def fit(
         summary = leg.run(communicator, trainer)
         step = trainer.step
         if config.plot and folder is not None and communicator.is_root:
-            stored = StoredModel(begin.config, data.signature, objective, step.host_params(), step.running)
+            stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
             draw_after_training(folder.path, stored, data, quiet=True)
     return _result(step, summary, history, data.signature)
 

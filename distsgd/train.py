@@ -51,37 +51,30 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
             tell_launcher("ended", status="finished")
             say(start.finished)
         return 0
-    config = start.config
-    return run(communicator, config, folder, start, signals)
+    return run(communicator, folder, start, signals)
 
 
-def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start, signals: Signals) -> int:
+def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Signals) -> int:
     """Trains this leg. Collective."""
     from distsgd.board import Phase
-    from distsgd.build import (
-        build_metrics,
-        build_objective,
-        build_own_optimizer,
-        build_own_schedule,
-        check_targets,
-        user_code,
-    )
+    from distsgd.build import build_metrics, build_objective, build_own_optimizer, check_targets, user_code
     from distsgd.leg import Leg
     from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
 
+    config = start.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
     communicator.at(Phase.START)
     data = load_data(communicator, config)
     objective = build_objective(communicator, config, data.signature)
     if config.check_gradient:
         return check_gradient(communicator, config, data, objective)
-    optimizer, schedule = build_own_optimizer(config), build_own_schedule(config)
+    optimizer = build_own_optimizer(config)
     check_targets(communicator, objective, data)
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
     callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
-    leg = Leg(config, data, objective, optimizer, schedule, metrics, callbacks, folder, start)
+    leg = Leg(data, objective, optimizer, None, metrics, callbacks, folder, start)
     trainer = leg.begin(communicator)
     announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
     if config.dry_run:
