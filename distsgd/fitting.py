@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from distsgd.user_code import allow_code, names_code
 from distsgd.validation import predict_all
 
 _communicators: list[Communicator] = []
+_starting = threading.Lock()
 
 
 @dataclass
@@ -81,9 +83,10 @@ class Result:
 
 def communicator_of_this_run() -> Communicator:
     """The communicator that all calls of fit in this process share."""
-    if not _communicators:
-        _communicators.append(start())
-    return _communicators[0]
+    with _starting:
+        if not _communicators:
+            _communicators.append(start())
+        return _communicators[0]
 
 
 def fit(
@@ -115,7 +118,7 @@ def fit(
     communicator = communicator or communicator_of_this_run()
     _check_kinds(optimizer, schedule, metrics, callbacks, options)
     config = _config(options, model, optimizer, schedule)
-    with single_threaded_blas():
+    with communicator.used_by_one_fit(), single_threaded_blas():
         if config.plot:
             _check_plot(communicator, config)
         sets = {"train": _examples(train, "train"), "validation": _examples(validation, "validation")}

@@ -60,6 +60,7 @@ class MPICommunicator(Communicator):
         self._node: Communicator | None = None
         self._mpi = _load_mpi()
         self._watchdog: Watchdog | None = None
+        self.in_use = threading.Lock()
         self._stamp_with(stamps)
 
     def _stamp_with(self, stamps: Stamps) -> None:
@@ -189,10 +190,17 @@ class MPICommunicator(Communicator):
                     time.sleep(_RANK_0_SPEAKS_FIRST)
                 tell_error(error)
                 self.abort(error.exit_status)
+                return  # MPI_Abort may
             text = "".join(traceback.format_exception(kind, error, trace))
             host = self.hosts[self.rank]
             if not tell_launcher("raised", rank=self.rank, host=host, error=f"{kind.__name__}: {error}", text=text):
                 say(f"rank {self.rank} on {host}:\n{text}", sys.stderr)
             self.abort(1)
 
-        sys.excepthook = hook
+        def thread_hook(arguments: threading.ExceptHookArgs) -> None:
+            if isinstance(arguments.exc_value, DistsgdError):  # of fit, called by a thread of the user's
+                hook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+            else:
+                threading.__excepthook__(arguments)
+
+        sys.excepthook, threading.excepthook = hook, thread_hook

@@ -6,6 +6,7 @@ Figures are made without pyplot, so no window system is looked for and nothing o
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Those of Okabe and Ito, which people with any kind of colour vision can tell apart; their yellow is too pale."""
 SPLIT_WORDS = {"test": "test", "validation": "validation", "train": "training"}
 _DPI = 200
+_STYLING = threading.Lock()
 _STYLE = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -66,10 +68,13 @@ def check_installed() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc says."""
+    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc says.
+
+    matplotlib's settings are the whole process's: threads draw one after the other.
+    """
     import matplotlib
 
-    with matplotlib.rc_context():
+    with _STYLING, matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
