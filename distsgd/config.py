@@ -41,7 +41,8 @@ BatchSize = int | Literal["full"]
 class TrainConfig:
     """Train a model on the ranks of this MPI job, with the same bits on any number of them.
 
-    --config FILE.toml reads options from a file, which the command line overrides; --version prints the version.
+    --config FILE.toml reads options from a file, which the command line overrides; code that the file names runs only
+    where the command line names it too. --version prints the version.
     """
 
     # data

@@ -113,6 +113,9 @@ def fit(
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
                 out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
 
+    BLAS has one thread in the whole process as long as any fit runs. Without MPI, several threads may call fit at the
+    same time; under mpirun one call at a time uses the ranks.
+
     Raises ConfigurationError or DataError with one sentence.
     """
     communicator = communicator or communicator_of_this_run()
