@@ -199,8 +199,8 @@ _BLAS_LIMIT = _BlasLimit()
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before behind the last of all
-    threads that are inside at the same time."""
+    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before when the last of the
+    threads that are inside at the same time has left."""
     _BLAS_LIMIT.enter()
     try:
         yield

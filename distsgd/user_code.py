@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -99,14 +100,15 @@ def _run(path: Path, option: str) -> ModuleType:
     specification = spec_from_file_location(path.stem, path, loader=SourceFileLoader(path.stem, str(path)))
     assert specification is not None
     module, folder = module_from_spec(specification), str(path.parent)
-    is_known = sys.modules.setdefault(path.stem, module) is module
+    is_new = sys.modules.setdefault(path.stem, module) is module
     sys.path.insert(0, folder)  # as for a script, so that it can import its neighbours
     try:
         exec(code, vars(module))
     except BaseException:
-        sys.path.remove(folder)
-        if is_known:
-            del sys.modules[path.stem]
+        with suppress(ValueError):
+            sys.path.remove(folder)
+        if is_new:
+            sys.modules.pop(path.stem, None)
         raise
     return module
 
