@@ -15,9 +15,10 @@ import numpy as np
 from distsgd.device import Array, Shape, array_module, constants
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
+from distsgd.parts import Part
 
 
-class Loss(ABC):
+class Loss(Part, ABC):
     """A loss of outputs (k, n) against y: labels (n,), integers, or values (k, n).
 
     An example's sample weight multiplies its loss and its gradient; the mean still divides by the number of examples.

@@ -16,9 +16,10 @@ import numpy as np
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
+from distsgd.parts import Part
 
 
-class Optimizer(ABC):
+class Optimizer(Part, ABC):
     """What every optimizer is: a frozen dataclass of Python floats, `learning_rate` first and `weight_decay` last.
 
     Weight decay is coupled, g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.

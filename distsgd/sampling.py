@@ -80,7 +80,12 @@ class Sampler:
         return -(-self.num_examples // self.batch_size)
 
     def minibatch(self, step: int) -> Array:
-        """Indices of the examples of minibatch `step`, counted from 0 over all epochs; int64."""
+        """Indices of the examples of minibatch `step`, counted from 0 over all epochs. Read only: models see them."""
+        chosen = self._chosen(step)
+        chosen.flags.writeable = False
+        return chosen
+
+    def _chosen(self, step: int) -> Array:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         if self.replacement:
