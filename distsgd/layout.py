@@ -53,9 +53,10 @@ class Views(Mapping[str, Array]):
             )
         if value is array:
             return  # the end of `grads["w"] += value`, which has added in place
-        if np.shape(value) != array.shape:
+        shape = tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
+        if shape != array.shape:
             raise ConfigurationError(
-                f"{name}: expected a value of shape {array.shape}, got {np.shape(value)}; to fill the array with a "
+                f"{name}: expected a value of shape {array.shape}, got {shape}; to fill the array with a "
                 f"value of another shape, assign to [{name!r}][...]"
             )
         if is_on_host(array):
