@@ -14,15 +14,15 @@ from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
+from distsgd.components import Component
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
-from distsgd.parts import Part
 
 Mode: TypeAlias = Literal["min", "max"]
 Value: TypeAlias = "float | list[list[int]]"
 
 
-class Metric(Part, ABC):
+class Metric(Component, ABC):
     """What every metric is: a frozen dataclass with a name, `width` float64 sums, and a value made from them.
 
     `outputs` are (K, n), batch-last, behind the output activation where the model has one. `y` are labels (n,), or

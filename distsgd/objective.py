@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from distsgd.batch import Batch
+from distsgd.components import Component, is_own
 from distsgd.device import Array, Shape, is_on_host
 from distsgd.errors import ConfigurationError
 from distsgd.layers import Layer
 from distsgd.layout import Views
 from distsgd.losses import Loss
-from distsgd.parts import Part, is_own
 
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 """Multiply-adds of forward for which examples go through a model of images together, and how many at least."""
@@ -32,7 +32,7 @@ class LossAndGrad(Protocol):
         """
 
 
-class Objective(Part, ABC):
+class Objective(Component, ABC):
     """A LossAndGrad with what training needs besides: shapes, first values, outputs to score."""
 
     input_shape: Shape | None = None

@@ -106,7 +106,7 @@ class TrainingStep:
     def __post_init__(self) -> None:
         exchange = self.exchange
         self.params, self._on_cpu = self.layout.views(exchange.params), self.device.is_cpu
-        self.model_params = self.params.read_only()  # ranks may share the parameters, so a model may only read them
+        self._model_params = self.params.read_only()  # ranks may share the parameters, so a model may only read them
         self._callers = self.workers.that_may_call(self.objective)
         statistics = Layout.of(self.objective.statistics_shapes())
         self._statistics_layout = statistics
@@ -118,7 +118,7 @@ class TrainingStep:
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm, self.guarded
         )
         self._rooms = [self.feeder.room(0)] * self._callers.count
-        self._read_running = self._model_running = self.running.read_only()
+        self._model_running = self.running.read_only()
         self._zeroes = not self.objective.overwrites_gradients()
         trained = [name for name in self.layout.names if not self.regularization.freezes(name)]
         self._first_gradients = ZeroGradients(trained) if self._zeroes else None
@@ -146,9 +146,10 @@ class TrainingStep:
     def model_running(self) -> Views:
         """The running statistics for a model to read: a copy where it computes on a GPU."""
         if self.device.is_cpu or not len(self.running):
-            return self._read_running
-        layout = Layout(tuple(self.running), tuple(array.shape for array in self.running.values()))
-        return layout.views(self.device.put(self.running.flat)).read_only()
+            return self.running
+        return Layout(tuple(self.running), tuple(array.shape for array in self.running.values())).views(
+            self.device.put(self.running.flat)
+        )
 
     def _lane_buffers(self, worker: int) -> list[_LaneBuffers]:
         span = self.exchange.worker_spans[worker]
@@ -208,7 +209,7 @@ class TrainingStep:
         exchange.begin(bounds)
         exchange.records[:] = 0.0
         if not self._on_cpu:
-            self._model_running = self.model_running()
+            self._model_running = self.model_running().read_only()
         self._error = None
         if leave_out is None:
             self._callers.run(lambda worker: self._compute(worker, step, order.epoch, indices, bounds))
@@ -303,7 +304,7 @@ class TrainingStep:
         )
         if self._zeroes:
             to.flats[plan.target][...] = 0.0
-        loss_sum, count = self.objective.loss_and_grad(self.model_params, to.views[plan.target], batch)
+        loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
         if self._first_gradients is not None and clock is None:  # while a GPU records, nobody looks at a number
             self._first_gradients.look(to.views[plan.target])
         records = self.exchange.records

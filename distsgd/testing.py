@@ -10,10 +10,10 @@ import numpy as np
 
 from distsgd import random
 from distsgd.batch import Batch
+from distsgd.components import is_own
 from distsgd.device import Array, Shape
 from distsgd.layers.base import Layer
 from distsgd.layout import Layout, Views
-from distsgd.parts import is_own
 
 LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
 

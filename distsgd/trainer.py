@@ -373,7 +373,7 @@ class Trainer:
 
     def scores_of(self, evaluator: Evaluator) -> dict[str, Value]:
         """Scores with the parameters in place. Collective."""
-        return evaluator.run(self.step.model_params, self.step.model_running(), self._scratch)
+        return evaluator.run(self.step.params, self.step.model_running(), self._scratch)
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Tells the callbacks that the leg is over."""

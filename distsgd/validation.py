@@ -43,6 +43,7 @@ class Evaluator:
 
     def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
         """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
+        params, state = params.read_only(), state.read_only()  # ranks may share them
         sums = self.communicator.everywhere(lambda: self._own_sums(params, state, scratch))
         parts = self.communicator.gather_object(sums)
         if parts is not None:

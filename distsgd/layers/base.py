@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias
 
 from distsgd.batch import Batch
+from distsgd.components import Component
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import Initializer
 from distsgd.layout import Views
-from distsgd.parts import Part
 
 Backward: TypeAlias = Callable[[Array, Views], "Array | None"]
 """(dy, grads) -> dx. Writes the layer's own views in `grads` and changes neither dy nor anything that forward saw;
@@ -46,7 +46,7 @@ def image_shape(shape: Shape, kind: str, channels: int | None = None) -> tuple[i
     return shape[0], shape[1], shape[2]
 
 
-class Layer(Part, ABC):
+class Layer(Component, ABC):
     """A step of a network. Layers are frozen dataclasses and own no arrays: parameters are passed in.
 
     Arrays are batch-last, (features, n) or (channels, height, width, n). What backward needs lives in the closure

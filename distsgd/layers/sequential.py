@@ -101,7 +101,7 @@ class Sequential(Layer):
             backwards.append((name, backward_of_layer))
             if before is batch.x:
                 at_input += 1  # layers whose input is the model's own, whose dx no one needs
-                if isinstance(layer, Flatten):
+                if type(layer) is Flatten:
                     batch = replace(batch, x=x)  # flat, it is the model's own input still
 
         def backward(dy: Array, grads: Views) -> Array | None:

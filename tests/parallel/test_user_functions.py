@@ -103,7 +103,7 @@ def test_a_function_that_keeps_state(tmp_path: Path) -> None:
     done = [run(tmp_path, STATEFUL, *one) for one in runs]
     assert [one.status for one in done] == [0] * len(runs), [one.err for one in done]
     assert len({line for one in done for line in one.out.split()}) == 1
-    assert "note: of the 2 threads" in done[1].err
+    assert "note: only one of the 2 threads" in done[1].err
 
 
 def by_hand() -> list[float]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("output", "runtime", "device", "processes", "board", "files", "launchers"),
-    ("layout", "parts"),
+    ("layout", "components"),
     ("random",),
     ("batch",),
     ("kernels",),

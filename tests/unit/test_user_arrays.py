@@ -15,7 +15,7 @@ from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError, LaneError
 from distsgd.fitting import Result, fit
-from distsgd.layers import Backward
+from distsgd.layers import Backward, Convolution, Flatten, Layer, MaxPooling
 from distsgd.layout import Views
 from distsgd.random import normal
 
@@ -193,3 +193,29 @@ def test_a_gradient_that_is_never_written_is_named_once(size: int, capfd: pytest
     assert told(capfd, forgetful, size, freeze=("b",)) == ""
     assert told(capfd, last_lane_alone, size) == ""
     assert told(capfd, plain, size) == ""
+
+
+def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
+    """A convolution and a pooling behind it are one computation, where both are distsgd's own."""
+
+    @dataclass(frozen=True)
+    class Negated(MaxPooling):
+        def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+            y, backward = super().forward(params, x, batch, path)
+            return -y, lambda dy, grads: backward(-dy, grads)
+
+    @dataclass(frozen=True)
+    class Silent(Convolution):
+        def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+            y, backward = super().forward(params, x, batch, path)
+            return 0.0 * y, lambda dy, grads: backward(0.0 * dy, grads)
+
+    images, flat = normal((40, 1, 8, 8), 3, "images"), [Flatten(), Dense(20 * 9, 1)]
+
+    def predicted(*layers: Layer) -> Array:
+        model = Sequential([*layers, *flat])
+        return fit(model, (images, Y[:40]), (images, Y[:40]), max_steps=1, learning_rate=1e-9).predict(images)
+
+    plain = predicted(Convolution(1, 20, 3), MaxPooling(2))
+    np.testing.assert_allclose(predicted(Convolution(1, 20, 3), Negated(2)), -plain, atol=1e-5)
+    assert np.abs(predicted(Silent(1, 20, 3), MaxPooling(2))).max() < 1e-5 < np.abs(plain).max()

@@ -31,7 +31,7 @@ from distsgd.sampling import Sampler
 X = normal((1400, 6), 1, "x")
 Y = normal((1400, 1), 2, "y")
 VALIDATION = (X[:1024], Y[:1024])
-"""Two chunks, one for each of two threads."""
+"""Two chunks, one for each thread."""
 OPTIONS: dict[str, Any] = {"batch_size": 700, "epochs": 2, "optimizer": SGD(0.05), "dtype": "float64", "threads": 2}
 
 
@@ -193,12 +193,11 @@ def test_one_thread_calls_what_does_not_declare_more(case: str, capfd: pytest.Ca
     assert watch.saw_one_thread()
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 1
-    assert told[0].startswith("note: of the 2 threads of a rank one alone calls ")
+    assert told[0].startswith("note: only one of the 2 threads of a rank calls ")
     assert "thread_safe=True" in told[0]
 
 
 def test_threads_by_default_leave_a_function_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large enough for threads, on a rank with two cores."""
     monkeypatch.setattr("distsgd.build.affinity", lambda: {0, 1})
     start = {"w": np.zeros((1, 6)), "unused": np.zeros(200_000)}
     watch = Watch()
@@ -244,14 +243,12 @@ def test_a_declaration_is_not_inherited() -> None:
     class Further(SafeLine):
         pass
 
-    watch = Watch()
-    train(Further(watch))
+    train(Further(watch := Watch()))
     assert watch.saw_one_thread()
 
 
 def test_one_function_that_declares_it_does_not_speak_for_the_other() -> None:
-    watch = Watch()
-    train(Custom(attribute(line(Watch())), W, outputs(watch)))
+    train(Custom(attribute(line(Watch())), W, outputs(watch := Watch())))
     assert watch.saw_one_thread()
 
 

@@ -1,4 +1,4 @@
-"""The parts of a training that users may write themselves, and what distsgd knows of each.
+"""The components of a training that users may write themselves, and what distsgd knows of each.
 
 distsgd's own layers, losses, objectives, optimizers and metrics keep nothing between calls and write every array that
 they are to write. Nothing is known of a user's: one thread calls it, until its class declares `thread_safe`, and its
@@ -14,7 +14,7 @@ from typing import Any
 from distsgd.errors import ConfigurationError
 
 
-class Part:
+class Component:
     """A layer, a loss, an objective, an optimizer or a metric."""
 
     thread_safe: bool = False
@@ -27,24 +27,24 @@ class Part:
             cls.thread_safe = _is_of_this_package(cls)
 
     def user_functions(self) -> tuple[Callable[..., Any], ...]:
-        """The functions of a user's that this part calls; each may declare `thread_safe` as an attribute."""
+        """The functions of a user's that this calls; each may declare `thread_safe` as an attribute."""
         return ()
 
 
 def _is_of_this_package(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "distsgd"
+    return cls.__module__.startswith("distsgd.")  # with the dot: a user's file may be called distsgd.py
 
 
-def parts_inside(part: Part) -> Iterator[Part]:
-    """The part itself and all parts in its attributes, in tuples, lists and dictionaries too; each once."""
+def components_inside(component: Component) -> Iterator[Component]:
+    """The component itself and all in its attributes, in tuples, lists and dictionaries too; each once."""
     seen: dict[int, Any] = {}
-    waiting: list[Any] = [part]
+    waiting: list[Any] = [component]
     while waiting:
         one = waiting.pop()
         if id(one) in seen:
             continue
         seen[id(one)] = one  # kept, or another object could get its id
-        if isinstance(one, Part):
+        if isinstance(one, Component):
             yield one
             if is_dataclass(one):  # with slots, its values aren't in vars()
                 waiting += [getattr(one, field.name, None) for field in fields(one)]
@@ -55,26 +55,27 @@ def parts_inside(part: Part) -> Iterator[Part]:
             waiting += one.values()
 
 
-def is_own(part: Part) -> bool:
-    """Whether distsgd defines the class of this part and of all parts inside it."""
-    return all(_is_of_this_package(type(one)) for one in parts_inside(part))
+def is_own(component: Component) -> bool:
+    """Whether distsgd defines the class of this component and of all inside it."""
+    return all(_is_of_this_package(type(one)) for one in components_inside(component))
 
 
-def not_thread_safe(*parts: Part) -> list[str]:
-    """The names of these parts, and of those inside them, that one thread has to call; each name once."""
-    names = [name for part in parts for one in parts_inside(part) for name in _undeclared(one)]
+def not_thread_safe(*components: Component) -> list[str]:
+    """The names of these components, and of those inside them, that one thread has to call; each name once."""
+    names = [name for outer in components for one in components_inside(outer) for name in _undeclared(one)]
     return list(dict.fromkeys(names))
 
 
-def _undeclared(part: Part) -> list[str]:
-    if not isinstance(part.thread_safe, bool):
+def _undeclared(component: Component) -> list[str]:
+    if not isinstance(component.thread_safe, bool):
         raise ConfigurationError(
-            f"{type(part).__name__}: thread_safe must be True or False, got {part.thread_safe!r}; declare one of them"
+            f"{type(component).__name__}: thread_safe must be True or False, got {component.thread_safe!r}; declare one "
+            "of them"
         )
-    if part.thread_safe:
+    if component.thread_safe:
         return []
-    functions = part.user_functions()
+    functions = component.user_functions()
     if not functions:
-        return [type(part).__name__]
+        return [type(component).__name__]
     wrong = [one for one in functions if getattr(one, "thread_safe", False) is not True]
     return [getattr(one, "__name__", type(one).__name__) for one in wrong]
