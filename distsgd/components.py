@@ -69,8 +69,8 @@ def not_thread_safe(*components: Component) -> list[str]:
 def _undeclared(component: Component) -> list[str]:
     if not isinstance(component.thread_safe, bool):
         raise ConfigurationError(
-            f"{type(component).__name__}: thread_safe must be True or False, got {component.thread_safe!r}; declare one "
-            "of them"
+            f"{type(component).__name__}: thread_safe must be True or False, got {component.thread_safe!r}; declare "
+            "one of them"
         )
     if component.thread_safe:
         return []
