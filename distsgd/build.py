@@ -249,7 +249,8 @@ def build_trainer(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
     feeder, workers = step.feeder, step.workers
-    notes += [line for line in (note, _doubt(objective.input_shape)) if line]
+    threads = workers.note(objective, optimizer, *metrics)
+    notes += [line for line in (note, threads, _doubt(objective.input_shape)) if line]
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
@@ -314,7 +315,7 @@ def _build_step(
     said = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
     communicator.everywhere(lambda: device.check_room(there, said))
     record = 2 + Layout.of(objective.statistics_shapes()).size
-    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record, device)
+    plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
     exchange, note = make_exchange(communicator, plan, config.communication, config.same_bits)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))

@@ -226,7 +226,8 @@ class TrainConfig:
     possible. Ranks on GPUs: nccl, from GPU to GPU; mpi, from GPU to GPU where the MPI library can, else through the
     host; auto: nccl if possible."""
     threads: int | None = None
-    """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
+    """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain. A model of
+    your own is called by one of them, unless it declares thread_safe."""
     cuda_graphs: bool = True
     """On GPUs, record the steps once and start them as a whole; the results are the same."""
     callback: tuple[str, ...] = ()

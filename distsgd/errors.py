@@ -41,6 +41,13 @@ class ConfigurationError(DistsgdError):
     exit_status = 2
 
 
+class UnknownNameError(ConfigurationError, KeyError):
+    """There is no array of this name."""
+
+    def __str__(self) -> str:
+        return one_line(str(self.args[0]))  # a KeyError's own text is in quotation marks
+
+
 class DataError(DistsgdError):
     """A data set can't be read, or holds what can't be trained on."""
 

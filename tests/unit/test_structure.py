@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("output", "runtime", "device", "processes", "board", "files", "launchers"),
-    ("layout", "user_code"),
+    ("layout", "user_code", "components"),
     ("random",),
     ("batch",),
     ("kernels",),
@@ -37,7 +37,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("communication",),
     ("objective", "non_finite"),
     ("examples",),
-    ("regularization", "workers", "streaming"),
+    ("regularization", "workers", "streaming", "zero_gradients"),
     ("graphs",),
     ("update",),
     ("step",),
