@@ -77,8 +77,8 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
 
     import numpy as np
 
-    from distsgd.checkpoint import write_atomically
     from distsgd.errors import RunFolderError
+    from distsgd.folders import write_atomically
     from distsgd.metrics import predicted_classes
 
     predictions = np.concatenate([part for part in parts if len(part)])

@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.checkpoint import write_atomically
 from distsgd.errors import ConfigurationError, RunFolderError
+from distsgd.files import make_folders
+from distsgd.folders import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -92,7 +93,7 @@ def heading(figure: Figure, text: str) -> None:
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Writes NAME.png and NAME.svg, each whole or not at all. Raises RunFolderError where they can't be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         for kind, said in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "distsgd"})):
             file = io.BytesIO()
             figure.savefig(file, format=kind, dpi=_DPI, metadata=said)
