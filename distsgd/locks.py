@@ -120,12 +120,15 @@ def lock_folder(path: Path) -> Locked:
                     "--out"
                 ) from None
             time.sleep(_PAUSE)
-        except LockChangedError:
+        except (LockChangedError, FileNotFoundError) as error:
             tries += 1
-            if tries == _TRIES:
-                raise FolderInUseError(
-                    f"{path} is moved or removed each time that it is looked for; choose another folder with --out"
-                ) from None
+            if tries < _TRIES:
+                continue
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise FolderInUseError(
+                f"{path} is moved or removed each time that it is looked for; choose another folder with --out"
+            ) from None
 
 
 def _try_to_lock(path: Path) -> Locked:
@@ -137,12 +140,10 @@ def _try_to_lock(path: Path) -> Locked:
         if not is_at(descriptor, path):  # --resume never has moved it aside
             lock.release(descriptor)
             raise LockChangedError
-    except BaseException as error:
+    except BaseException:
         if descriptor >= 0:
             os.close(descriptor)
         remove_empty(made)
-        if isinstance(error, FileNotFoundError):
-            raise LockChangedError from None
         raise
     folder = Folder(path)
     folder.hold(descriptor, lock.release)

@@ -38,8 +38,9 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, keep: int = 3) -> None:
-        self.path, self._keep = path, keep
         self._whole = Path(os.path.abspath(path))  # the user's own code may change the working directory
+        self.path = path = self._whole if path.name in ("", "..") else path
+        self._keep = keep
         self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
         self._use(Folder(path))
         self._unlockable: RunFolderError | None = None
@@ -107,7 +108,8 @@ class RunFolder:
         Locks the folder where that is yet to be done. Raises RunFolderError; the folder is then as it was.
         """
         self._config = config_toml
-        self.lock()
+        if self._unlockable is None:
+            self.lock()
         self.check_locked()
         if not anew or self.is_unused():
             self._begin()
@@ -121,7 +123,7 @@ class RunFolder:
             except OSError:
                 raise RunFolderError(f"{error}; the run that was there is in {aside} now") from None
             raise
-        return aside
+        return self.path.with_name(aside.name)
 
     def is_unused(self) -> bool:
         """Whether there is nothing but what a start leaves that was killed before it had begun. Raises OSError."""
@@ -151,10 +153,9 @@ class RunFolder:
                 f"--resume never would move {self.path} aside, but its file system has no locks that say whether a run "
                 "writes there; move it yourself, or choose another folder with --out"
             )
-        name, number = self._whole.name, 1
-        while os.path.lexists(self._whole.with_name(f"{name}.{number}")):
+        number = 1
+        while os.path.lexists(aside := self._whole.with_name(f"{self._whole.name}.{number}")):
             number += 1
-        aside = (self.path if self.path.name == name else self._whole).with_name(f"{name}.{number}")
         try:
             with self.files.opened() as folder:
                 if not is_at(folder, self._whole):
@@ -191,7 +192,9 @@ class RunFolder:
         if not removed:
             return ""
         if os.path.lexists(self._whole):
-            raise OutputError(f"the run folder {self.path} was removed, and what is there now belongs to somebody else")
+            raise OutputError(
+                f"the run folder {self.path} was removed; what is there now isn't this run's, and is left"
+            )
         try:
             self._take_another()
         except RunFolderError as error:
