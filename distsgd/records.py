@@ -192,9 +192,7 @@ class RunFolder:
         if not removed:
             return ""
         if os.path.lexists(self._whole):
-            raise OutputError(
-                f"the run folder {self.path} was removed; what is there now isn't this run's, and is left"
-            )
+            raise OutputError(f"the run folder {self.path} was removed; what is there now is another's, and left alone")
         try:
             self._take_another()
         except RunFolderError as error:

@@ -211,7 +211,7 @@ def test_a_folder_that_is_removed(out: Path, undisturbed: Path) -> None:
 
 def test_a_folder_that_is_removed_and_replaced(out: Path, other: Path) -> None:
     done = disturbed(out, 3, {"removed": 12, "replaced": True}, "--checkpoint-every", 5, status=1)
-    said = f"the run folder {out} was removed; what is there now isn't this run's, and is left"
+    said = f"the run folder {out} was removed; what is there now is another's, and left alone"
     assert done.err.splitlines()[-1].startswith(f"distsgd: error: {said}")
     assert "Traceback" not in done.err
     assert files(out) == files(other)

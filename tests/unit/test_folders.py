@@ -59,8 +59,15 @@ def test_what_waits_at_the_names_of_older_versions(tmp_path: Path, kind: str) ->
     run.checkpoints.save_best(Checkpoint())
     run.unlock()
     assert precious.read_text() == "years of work"
-    assert run_files(run.path) == ["best.safetensors", "config.toml", "last.safetensors", "metrics.jsonl"] + [
-        "step-1.safetensors", "summary.json"]  # fmt: skip
+    names = (
+        "best.safetensors",
+        "config.toml",
+        "last.safetensors",
+        "metrics.jsonl",
+        "step-1.safetensors",
+        "summary.json",
+    )
+    assert run_files(run.path) == list(names)
 
 
 def run_files(path: Path) -> list[str]:

@@ -192,9 +192,7 @@ def test_a_file_system_without_locks(
     assert line.startswith(
         f"warning: the file system of {tmp_path / 'run'} has no locks ({os.strerror(number)}), so no"
     )
-    with pytest.raises(
-        RunFolderError, match="--resume never would move .* no locks that say whether a run writes there"
-    ):
+    with pytest.raises(RunFolderError, match=r"--resume never would move .* no locks"):
         train(tmp_path / "run", resume="never")
     assert os.listdir(tmp_path) == ["run"]
     train(tmp_path / "new", resume="never")
