@@ -221,20 +221,22 @@ class Folder:
         with self._telling(name), self.opened() as folder:
             return open_regular(name, folder)
 
-    def open_own(self, name: str, flags: int, known: Identity | None = None) -> int:
-        """A descriptor of a file that this process may change: a regular one, no link, of this user, and without a
-        second name, unless it is the `known` one. Raises OSError."""
-        with self._telling(name), self.opened() as folder:
+    def open_own(self, name: str, flags: int, known: Identity | None = None) -> tuple[int, Identity]:
+        """(descriptor, identity) of a file that this process may change: a regular one, no link, of this user, and
+        without a second name, unless it is the `known` one. Raises OSError."""
+        with self.opened() as folder:
             descriptor = os.open(name, flags | _SAFE, 0o666, dir_fd=folder)
             try:
                 status = os.fstat(descriptor)
-                check_regular(status.st_mode, name)
-                if identity(status) != known and (status.st_nlink > 1 or not is_own(status, folder)):
-                    raise OSError(errno.EPERM, "it belongs to another user, or has a second name; remove it", name)
+                found = identity(status)
+                if found != known:
+                    check_regular(status.st_mode, name)
+                    if status.st_nlink > 1 or not is_own(status, folder):
+                        raise OSError(errno.EPERM, "it belongs to another user, or has a second name; remove it", name)
             except BaseException:
                 os.close(descriptor)
                 raise
-            return descriptor
+            return descriptor, found
 
     def names(self) -> list[str]:
         """Of all that is in here; none where there is no such folder. Raises OSError."""

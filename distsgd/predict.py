@@ -27,7 +27,7 @@ class Options:
     input: tyro.conf.Positional[str]
     """A .npz file with x, or a .npy file: examples first."""
     out: str
-    """-o for short: the .npz file to write."""
+    """-o for short: the .npz file to write. A link there is replaced."""
     model: str | None = None
     """file.py:function, where the run's model is your own code."""
 

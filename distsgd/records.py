@@ -16,8 +16,10 @@ from typing import Any
 from distsgd.checkpoint import CheckpointFolder
 from distsgd.errors import OutputError, RunFolderError
 from distsgd.files import remove_empty
-from distsgd.folders import Folder, Identity, identity, is_at, is_leftover, path_of
+from distsgd.folders import Folder, Identity, is_at, is_leftover, path_of
 from distsgd.locks import LOCK_FILE, FolderInUseError, lock_folder
+
+_encode = json.JSONEncoder(allow_nan=False).encode
 
 
 def finite(value: Any) -> Any:
@@ -262,7 +264,7 @@ class RunFolder:
         A part of a line that found no room any more is completed later, too.
         """
         with self._one_at_a_time:
-            self._unwritten += (json.dumps(finite(record), allow_nan=False) + "\n").encode()
+            self._unwritten += f"{_encode(finite(record))}\n".encode()
             self._write_metrics()
 
     def sync_metrics(self) -> None:
@@ -270,7 +272,7 @@ class RunFolder:
         with self._one_at_a_time:
             self._write_metrics()
         try:
-            descriptor = self.files.open_own(self.metrics.name, os.O_RDONLY, self._metrics_file)
+            descriptor, _ = self.files.open_own("metrics.jsonl", os.O_RDONLY, self._metrics_file)
             try:
                 os.fsync(descriptor)
             finally:
@@ -285,9 +287,8 @@ class RunFolder:
             return
         try:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            descriptor = self.files.open_own(self.metrics.name, flags, self._metrics_file)
+            descriptor, self._metrics_file = self.files.open_own("metrics.jsonl", flags, self._metrics_file)
             try:
-                self._metrics_file = identity(os.fstat(descriptor))
                 while self._unwritten:
                     self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
             finally:
