@@ -206,9 +206,7 @@ class Folder:
             try:
                 os.link(source, temporary, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             except OSError:
-                with self.open(source) as file:
-                    data = file.read()
-                self.write(name, data)
+                self.write(name, self.read_no_link(source))
                 return
             try:
                 _rename_and_sync(temporary, name, folder)
@@ -220,6 +218,15 @@ class Folder:
         """A file in here, or at the end of the links there, to be read. Raises OSError, also for what is no file."""
         with self._telling(name), self.opened() as folder:
             return open_regular(name, folder)
+
+    def read_no_link(self, name: str) -> bytes:
+        """All of a regular file that is going to be written again: through a link, that would be somebody's other file.
+        Raises OSError."""
+        with self._telling(name), self.opened() as folder:
+            descriptor = os.open(name, os.O_RDONLY | _SAFE, dir_fd=folder)
+            with os.fdopen(descriptor, "rb") as file:
+                check_regular(os.fstat(descriptor).st_mode, name)
+                return file.read()
 
     def open_own(self, name: str, flags: int, known: Identity | None = None) -> tuple[int, Identity]:
         """(descriptor, identity) of a file that this process may change: a regular one, no link, of this user, and

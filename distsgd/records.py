@@ -246,8 +246,7 @@ class RunFolder:
     def _each_record(self) -> Iterator[dict[str, Any]]:
         """One at a time, for all at once take five times the file's length."""
         try:
-            with self.files.open(self.metrics.name) as file:
-                lines = BytesIO(file.read())
+            lines = BytesIO(self.files.read_no_link(self.metrics.name))
         except FileNotFoundError:
             return
         for line in lines:

@@ -22,6 +22,7 @@ from distsgd.command_line import read_toml
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.errors import DistsgdError
 from distsgd.fitting import fit
+from distsgd.folders import Folder
 from distsgd.records import RunFolder
 from distsgd.resume import beginning
 
@@ -124,6 +125,35 @@ def test_a_checkpoint_folder_that_is_their_link(shared: Path) -> None:
     with pytest.raises(DistsgdError, match=r"could not write the run folder .*checkpoints: Not a directory"):
         as_user(VICTIM, lambda: a_run(shared))
     assert sorted(os.listdir(shared.parent / "home")) == ["precious", "step-0.safetensors"]
+
+
+def test_nothing_of_a_private_file_is_copied(shared: Path) -> None:
+    """Through links where records are read to be cut, and a checkpoint is copied for want of hard links."""
+    secret = '{"step": 0, "secret": 1}'
+
+    def prepare() -> None:
+        (shared / "metrics.jsonl").symlink_to(shared.parent / "home" / "private")
+
+    def hide() -> None:
+        (shared.parent / "home" / "private").write_text(secret)
+        (shared.parent / "home" / "private").chmod(0o600)
+
+    def copy() -> None:
+        (shared / "private").symlink_to(shared.parent / "home" / "private")
+        with suppress(OSError), pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(os, "link", refuse)
+            Folder(shared).link("private", "copy")
+
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise PermissionError
+
+    as_user(VICTIM, hide)
+    as_user(ATTACKER, prepare)
+    with pytest.raises(DistsgdError, match="could not write the run folder"):
+        as_user(VICTIM, lambda: a_run(shared))
+    as_user(VICTIM, copy)
+    for path in shared.rglob("*"):
+        assert path.is_symlink() or not path.is_file() or b"secret" not in path.read_bytes()
 
 
 def lock_it(path: Path) -> None:
