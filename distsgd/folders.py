@@ -26,6 +26,7 @@ Identity: TypeAlias = tuple[int, int]
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Never through a link, and never waiting at a pipe."""
+_NOT_OPENED = {errno.ELOOP: "it is a link, which is not followed", errno.ENXIO: "it is a pipe, not a file"}
 _NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)
 """What opening a link as a folder leads to, where links aren't followed."""
 _LEFTOVER = re.compile(
@@ -223,7 +224,7 @@ class Folder:
         """All of a regular file that is going to be written again: through a link, that would be somebody's other file.
         Raises OSError."""
         with self._telling(name), self.opened() as folder:
-            descriptor = os.open(name, os.O_RDONLY | _SAFE, dir_fd=folder)
+            descriptor = _open_no_link(name, os.O_RDONLY, folder)
             with os.fdopen(descriptor, "rb") as file:
                 check_regular(os.fstat(descriptor).st_mode, name)
                 return file.read()
@@ -232,7 +233,7 @@ class Folder:
         """(descriptor, identity) of a file that this process may change: a regular one, no link, of this user, and
         without a second name, unless it is the `known` one. Raises OSError."""
         with self.opened() as folder:
-            descriptor = os.open(name, flags | _SAFE, 0o666, dir_fd=folder)
+            descriptor = _open_no_link(name, flags, folder)
             try:
                 status = os.fstat(descriptor)
                 found = identity(status)
@@ -307,6 +308,16 @@ def _new_file(folder: int, name: str) -> tuple[str, int]:
     temporary = _temporary_name(name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return temporary, os.open(temporary, flags, 0o666, dir_fd=folder)
+
+
+def _open_no_link(name: str, flags: int, folder: int) -> int:
+    """A descriptor of what is at this name itself, where there may be anything. Raises OSError; never waits."""
+    try:
+        return os.open(name, flags | _SAFE, 0o666, dir_fd=folder)
+    except OSError as error:
+        if error.errno in _NOT_OPENED:
+            raise OSError(error.errno, _NOT_OPENED[error.errno], name) from None
+        raise
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
