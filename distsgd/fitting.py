@@ -39,7 +39,7 @@ from distsgd.placement import fingerprint, split_data
 from distsgd.plots.canvas import check_installed
 from distsgd.plots.pictures import draw_after_training
 from distsgd.records import RunFolder
-from distsgd.resume import Start, find_start
+from distsgd.resume import beginning
 from distsgd.runtime import single_threaded_blas
 from distsgd.schedules import Schedule
 from distsgd.step import TrainingStep
@@ -130,27 +130,27 @@ def fit(
         communicator.watch(config.stall_seconds, config.stall_stacks)
         communicator.at(Phase.START)
         folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
-        begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
-        config = begin.config
-        names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
-        data = split_data(communicator, config, names, sets)
-        objective = _objective(model, params, config, data.signature)
-        built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
-        planned = schedule if isinstance(schedule, Schedule) else None
-        check_targets(communicator, objective, data)
-        measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
-        history = History()
-        watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *callbacks]
-        leg = Leg(data, objective, built, planned, measured, watchers, folder, begin)
-        trainer = leg.begin(communicator)
-        if communicator.is_root:
-            for note in (*begin.notes, *trainer.notes):
-                say(note, sys.stderr)
-        summary = leg.run(communicator, trainer)
-        step = trainer.step
-        if config.plot and folder is not None and communicator.is_root:
-            stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
-            draw_after_training(folder.path, stored, data, quiet=True)
+        with beginning(communicator, config, folder) as begin:
+            config = begin.config
+            names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
+            data = split_data(communicator, config, names, sets)
+            objective = _objective(model, params, config, data.signature)
+            built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
+            planned = schedule if isinstance(schedule, Schedule) else None
+            check_targets(communicator, objective, data)
+            measured = [*build_metrics(communicator, config, data.signature, objective), *metrics]
+            history = History()
+            watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *callbacks]
+            leg = Leg(data, objective, built, planned, measured, watchers, folder, begin)
+            trainer = leg.begin(communicator)
+            if communicator.is_root:
+                for note in (*begin.notes, *trainer.notes):
+                    say(note, sys.stderr)
+            summary = leg.run(communicator, trainer)
+            step = trainer.step
+            if config.plot and folder is not None and communicator.is_root:
+                stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
+                draw_after_training(folder.place(), stored, data, quiet=True)
     return _result(step, summary, history, data.signature)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsgd import runtime
@@ -185,6 +186,8 @@ class Run:
         arguments = [*self.arguments]
         if again and self.folder.begun and self._step() is not None:
             arguments += ["--resume", "auto"]
+        if again and self.folder.moved:
+            arguments += ["--out", str(self.folder.path)]
         if again and self._time_left() < math.inf:
             arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
         one_host = (
@@ -203,6 +206,8 @@ class Run:
         except OSError as error:
             raise LauncherError(f"could not start {self.mpirun.path}: {error.strerror or error}") from None
         ending = start.run()
+        for message in ending.words.of("folder"):
+            self.folder.follow(Path(str(message["path"])))
         traces.end_processes(keep=(self.janitor.process,))
         traces.remove_files(at_end=False)
         return ending

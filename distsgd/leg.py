@@ -154,13 +154,7 @@ class Leg:
     def _prepare_folder(self, step: int) -> None:
         if self.folder is None:
             return
-        aside = self.folder.move_aside() if self.config.resume == "never" else None
-        try:
-            self.folder.create(to_toml(self.config))
-        except RunFolderError:
-            if aside is not None:
-                self.folder.move_back(aside)
-            raise
+        aside = self.folder.create(to_toml(self.config), anew=self.config.resume == "never")
         if aside is not None:
             say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
         self.folder.cut_metrics(step)

@@ -34,7 +34,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.command_line import load_config
     from distsgd.communication.devices import device_of_rank
     from distsgd.config import resolved
-    from distsgd.resume import find_start, run_folder
+    from distsgd.resume import beginning, run_folder
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
@@ -43,15 +43,15 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
         check_matplotlib(communicator)
     device_of_rank(communicator, config.device, config.precision)
     folder = run_folder(config)
-    start = communicator.on_root(lambda: find_start(config, folder))
-    if start.finished is not None:
+    with beginning(communicator, config, folder) as start:
+        if start.finished is None:
+            return run(communicator, folder, start, signals)
         if communicator.is_root:
             if config.plot:
                 plot_finished(folder, config)
             tell_launcher("ended", status="finished")
             say(start.finished)
-        return 0
-    return run(communicator, folder, start, signals)
+    return 0
 
 
 def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Signals) -> int:
@@ -85,7 +85,7 @@ def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Si
         if config.plot:
             plot(config, data, trainer, folder)
         tell_launcher("ended", status=summary["status"])
-        say(last_line(summary, str(folder.path)))
+        say(last_line(summary, str(folder.place())))
     return EXIT_STATUS[summary["status"]]
 
 
@@ -199,7 +199,7 @@ def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -
 
     step = trainer.step
     stored = StoredModel(config, data.signature, step.objective, step.host_params(), step.running)
-    draw_after_training(folder.path, stored, data, quiet=config.quiet)
+    draw_after_training(folder.place(), stored, data, quiet=config.quiet)
 
 
 def plot_finished(folder: RunFolder, config: TrainConfig) -> None:

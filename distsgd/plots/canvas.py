@@ -6,6 +6,7 @@ Figures are made without pyplot, so no window system is looked for and nothing o
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.checkpoint import write_atomically
 from distsgd.errors import ConfigurationError, RunFolderError
+from distsgd.files import make_folders
+from distsgd.folders import Folder
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -97,11 +99,13 @@ def heading(figure: Figure, text: str) -> None:
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Writes NAME.png and NAME.svg, each whole or not at all. Raises RunFolderError where they can't be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
+        whole = Path(os.path.abspath(folder))
+        files = Folder(whole.parent).child(whole.name)
         for kind, said in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "distsgd"})):
             file = io.BytesIO()
             figure.savefig(file, format=kind, dpi=_DPI, metadata=said)
-            write_atomically(folder / f"{name}.{kind}", file.getvalue())
+            files.write(f"{name}.{kind}", file.getvalue())
     except OSError as error:
         raise RunFolderError(
             f"could not write pictures into {folder}: {error.strerror or error}; python -m distsgd.plot --out draws "

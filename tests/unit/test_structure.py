@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("output", "runtime", "device", "processes", "board", "files", "launchers"),
+    ("folders",),
+    ("locks",),
     ("layout", "user_code", "components"),
     ("random",),
     ("batch",),
