@@ -132,14 +132,14 @@ def columns_behind_launcher() -> int | None:
                 name, rest = file.read().split("(", 1)[1].rsplit(")", 1)
             if name.startswith(("mpirun", "mpiexec", "srun", "prterun")):
                 out = os.readlink(f"/proc/{process}/fd/1")
-                return _columns(out) if out.startswith(("/dev/pts/", "/dev/tty")) else None
+                return columns_of(out) if out.startswith(("/dev/pts/", "/dev/tty")) else None
             process = int(rest.split()[1])
     except (OSError, ValueError, IndexError):
         pass
     return None
 
 
-def _columns(path: str) -> int:
+def columns_of(path: str) -> int:
     """Of a terminal, which is opened only where it is one and belongs to this user."""
     try:
         about = os.lstat(path)

@@ -110,7 +110,7 @@ def why_unsafe(folder: Path) -> str | None:
             return f"and {place} can't be looked at ({error.strerror or error})"
         if about.st_uid not in (0, os.geteuid(), _unknown_owner()):
             return f"and {place} belongs to the user with the number {about.st_uid}"
-        others = about.st_mode & (stat.S_IWOTH | (0 if _is_own_group(about.st_gid) else stat.S_IWGRP))
+        others = about.st_mode & (stat.S_IWOTH | (0 if is_own_group(about.st_gid) else stat.S_IWGRP))
         if others and not about.st_mode & stat.S_ISVTX:
             mode = stat.S_IMODE(about.st_mode)
             return f"and others may in {place} (mode {mode:o}, without the sticky bit)"
@@ -126,7 +126,7 @@ def _unknown_owner() -> int:
         return 0
 
 
-def _is_own_group(number: int) -> bool:
+def is_own_group(number: int) -> bool:
     """Whether this is the group that many systems give each user, with nobody else in it."""
     import grp
     import pwd

@@ -54,8 +54,8 @@ exit $status
 
 It passes signals on: one that comes early when the rank's process has said, with SIGALRM, that it no longer takes them
 for the shell's (a second at most), and SIGINT as SIGTERM, which means the same to training and isn't ignored in a
-shell's background. It names itself to the rank, as the proof that distsgd.launch has started it. On one host the rank's command comes in a
-variable, so that of all command lines the ranks' alone name the training.
+shell's background. It names itself to the rank, as the proof that distsgd.launch has started it. On one host the rank's
+command comes in a variable, so that of all command lines the ranks' alone name the training.
 """
 
 

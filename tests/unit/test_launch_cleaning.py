@@ -171,9 +171,9 @@ def test_a_folder_that_others_can_rename_is_refused(
 
 def test_a_group_of_others_counts_as_others(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared.chmod(0o770)
-    monkeypatch.setattr(private, "_is_own_group", lambda number: True)
+    monkeypatch.setattr(private, "is_own_group", lambda number: True)
     assert private.why_unsafe(shared) is None
-    monkeypatch.setattr(private, "_is_own_group", lambda number: False)
+    monkeypatch.setattr(private, "is_own_group", lambda number: False)
     assert "(mode 770, without the sticky bit)" in (private.why_unsafe(shared) or "")
 
 
