@@ -11,13 +11,13 @@ import types
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from distsgd.config import TrainConfig, field_names, option_types
-from distsgd.errors import ConfigurationError, DistsgdError
+from distsgd.errors import ConfigurationError, DistsgdError, visible
 from distsgd.files import read_regular
 
 T = TypeVar("T")
@@ -41,6 +41,8 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
     _check_lists_are_said_once(kind, arguments)
+    if default is not None and {"--help", "-h"} & set(arguments):
+        default = _printable(default)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -52,6 +54,16 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
             raise Finished from None
         problem = _unknown_option(kind, said.getvalue()) or _sentence(said.getvalue())
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
+
+
+def _printable(default: T) -> T:
+    """The same with what isn't printable escaped: --help shows the values of a configuration file as defaults."""
+    texts = {field.name: getattr(default, field.name) for field in fields(default)}  # type: ignore[arg-type]
+    changed: dict[str, Any] = {key: visible(text) for key, text in texts.items() if isinstance(text, str)}
+    for key, items in texts.items():
+        if isinstance(items, tuple):
+            changed[key] = tuple(visible(item) if isinstance(item, str) else item for item in items)
+    return replace(default, **changed)  # type: ignore[type-var]
 
 
 def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
