@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from distsgd.config import TrainConfig, field_names, option_types
-from distsgd.errors import ConfigurationError, DistsgdError
+from distsgd.errors import ConfigurationError, DistsgdError, visible
 from distsgd.files import read_regular
 from distsgd.user_code import allow_code, code_in, texts_of
 
@@ -44,6 +44,8 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
     _check_lists_are_said_once(kind, arguments)
+    if default is not None and {"--help", "-h"} & set(arguments):
+        default = _printable(default)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -66,6 +68,16 @@ def _without_code(default: T) -> T:
 def _names(arguments: Sequence[str]) -> list[str]:
     """The options that are given, by their names with dashes: whatever begins with two dashes is one, or refused."""
     return [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+
+
+def _printable(default: T) -> T:
+    """The same with what isn't printable escaped: --help shows the values of a configuration file as defaults."""
+    texts = {field.name: getattr(default, field.name) for field in fields(default)}  # type: ignore[arg-type]
+    changed: dict[str, Any] = {key: visible(text) for key, text in texts.items() if isinstance(text, str)}
+    for key, items in texts.items():
+        if isinstance(items, tuple):
+            changed[key] = tuple(visible(item) if isinstance(item, str) else item for item in items)
+    return replace(default, **changed)  # type: ignore[type-var]
 
 
 def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:

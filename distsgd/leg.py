@@ -19,7 +19,7 @@ from distsgd.metrics import Metric
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.outcome import finish
-from distsgd.output import say
+from distsgd.output import say, say_lines
 from distsgd.placement import Data
 from distsgd.records import RunFolder
 from distsgd.resume import Start
@@ -106,7 +106,7 @@ class Leg:
             try:
                 callback.close()
             except RAISED_BY_USERS:
-                say(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
+                say_lines(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
 
     def _facts(self, device: Device) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distsgd.communication.base import Communicator
+from distsgd.processes import print_stacks_when_asked
 from distsgd.runtime import launcher_size
 
 __all__ = ["Communicator", "start"]
@@ -13,6 +14,7 @@ def start() -> Communicator:
 
     MPI is not even imported without a launcher, for on a login node that may abort.
     """
+    print_stacks_when_asked()
     size = launcher_size()
     if size is None:
         from distsgd.communication.serial import SerialCommunicator

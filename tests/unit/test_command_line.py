@@ -281,3 +281,14 @@ def test_a_list_that_is_given_twice_would_lose_values() -> None:
 def test_values_of_another_kind_and_options_without_effect(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         load_config(arguments)
+
+
+def test_help_shows_a_files_values_as_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('out = "a\\u001b[31mred\\nX"\nfreeze = ["\\u001b]0;title\\u0007"]\n')
+    with pytest.raises(Finished):
+        load_config(["--config", str(path), "--help"])
+    out = capfd.readouterr().out
+    assert r"a\x1b[31mred\nX" in out
+    assert all(piece not in out for piece in ("\x1b]", "\x1b[31m", "\x07"))
+    assert load_config(["--config", str(path)]).out == "a\x1b[31mred\nX"

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 # stands for its modules, which may import each other without a cycle, unless they have a row of their own.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("output", "runtime", "device", "processes", "board", "files", "launchers"),
-    ("folders",),
+    ("runtime", "device", "processes", "board", "files", "launchers"),
+    ("folders", "output"),
     ("locks",),
     ("layout", "user_code", "components"),
     ("random",),
