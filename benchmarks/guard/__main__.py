@@ -1,103 +1,63 @@
 """Guards bits and speed through a change: `--record FILE` before it, `--compare FILE` after it.
 
-Exit status 0 where nothing differs, 1 where something does, 2 where nothing can be compared.
+Exit status 0 where nothing differs and no step is slower, 1 where something is, 2 where nothing can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine
-from benchmarks.guard import runs
-from benchmarks.guard.configurations import CONFIGURATIONS
-from benchmarks.guard.recording import compare_tables
-from benchmarks.processes import Unavailable, environment
-
-FORMAT = 1
+from benchmarks.guard import files, runs, times
+from benchmarks.guard.commands import COMMANDS, results
+from benchmarks.guard.configurations import CONFIGURATIONS, STAND_INS
+from benchmarks.guard.files import Recording
+from benchmarks.guard.recording import Renames, compare_entries
+from benchmarks.processes import Unavailable
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--record",
-        type=Path,
-        metavar="FILE",
-        help="writes the recording of this machine's kernels into FILE, beside those of others",
-    )
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="says what differs from the recording in FILE")
-    parser.add_argument("--recorded", type=Path, metavar="FILE", help="compares this recording, and runs nothing")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="PATTERN",
-        help="configurations whose name holds this, or matches it (*)",
-    )
-    parser.add_argument("--no-times", action="store_true", help="doesn't time steps")
-    parser.add_argument("--no-gpu", action="store_true", help="leaves out the stand-ins for GPUs")
-    parser.add_argument(
-        "--rename",
-        nargs="+",
-        default=[],
-        metavar="OLD=NEW",
-        help="names of fields, parameters and launches that have changed; =NEW is a new one, OLD= one that is gone",
-    )
-    parser.add_argument(
-        "--tolerance", type=float, default=2.0, metavar="PERCENT", help="how much slower a step may be (default 2)"
-    )
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--record", type=Path, metavar="FILE", help="write what was found, beside recordings of other kernels")
+    add("--compare", type=Path, metavar="FILE", help="say what differs from the recording in FILE")
+    add("--recorded", type=Path, metavar="FILE", help="run nothing: compare this recording")
+    add("--only", nargs="+", default=[], metavar="PATTERN", help="configurations whose names hold it, or match it")
+    add("--no-times", action="store_true", help="don't time steps")
+    add("--no-gpu", action="store_true", help="leave the stand-ins for GPUs out")
+    add("--tolerance", type=float, default=2.0, metavar="PERCENT", help="how much slower a step may be (default 2)")
+    add(
+        "--rename", nargs="+", default=[], metavar="OLD=NEW",
+        help="fields, parameters and launches with new names; also =NEW for a new field, OLD= for one that is gone",
+    )  # fmt: skip
+    add("--list", action="store_true", help="print the configurations' names, and stop")
+    chosen = parser.parse_args(arguments)
+    if not (chosen.record or chosen.compare or chosen.list):
+        parser.error("give --record FILE, --compare FILE or both")
+    if chosen.recorded and (chosen.record or not chosen.compare):
+        parser.error("--recorded FILE goes with --compare FILE alone")
+    try:
+        chosen.rename = Renames.parse(chosen.rename)
+    except ValueError as error:
+        parser.error(str(error))
+    return chosen
 
 
-def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def select(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """The names that hold a pattern or match it; all where there is none."""
-    if not patterns:
-        return list(names)
-    return [name for name in names if any(p in name or fnmatch.fnmatchcase(name, p) for p in patterns)]
+    return [
+        name for name in names if not patterns or any(one in name or fnmatch.fnmatchcase(name, one) for one in patterns)
+    ]
 
 
-_KERNELS = (
-    "from benchmarks.guard import adapter; adapter.prepare(); import json; "
-    "print(json.dumps({'probe': adapter.cpu_probe(), 'kernels': adapter.blas_description()}))"
-)
-
-
-def this_machine() -> dict[str, Any]:
-    """What bits and times depend on, seen in a child, without OPENBLAS_CORETYPE and its like in the environment."""
-    done = subprocess.run(
-        [sys.executable, "-c", _KERNELS], env=environment(), capture_output=True, text=True, check=True
-    )
-    seen = machine()
-    return {
-        **json.loads(done.stdout),
-        "numpy": seen["versions"]["numpy"],
-        "python": seen["versions"]["python"],
-        "mpi": seen["mpi"],
-        "cpu": seen["cpu"],
-        "cores": seen["cores"],
-        "commit": seen["commit"],
-        "unset for children": "OPENBLAS_CORETYPE and all other settings of BLAS and of a launcher",
-    }
-
-
-def measure(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """(the recording, what is wrong in itself)."""
-    progress = _Progress()
-    names = chosen(list(CONFIGURATIONS), options.only)
-    fits, wrong = runs.fits(names, progress)
-    progress("")
-    return {"machine": this_machine(), "configurations": fits}, wrong
-
-
-class _Progress:
-    """Says what runs, and how long what ran before has taken."""
+class Progress:
+    """Says on standard error how long each part has taken."""
 
     def __init__(self) -> None:
         self._what, self._began = "", time.monotonic()
@@ -105,74 +65,114 @@ class _Progress:
     def __call__(self, what: str) -> None:
         now = time.monotonic()
         if self._what:
-            print(f"  {self._what}: {now - self._began:.1f} s", file=sys.stderr, flush=True)
+            print(f"{now - self._began:6.1f} s  {self._what}", file=sys.stderr, flush=True)
         self._what, self._began = what, now
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The recordings in a file, by probe."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        recordings: dict[str, Any] = document["recordings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"guard: {path} is no recording: {error}") from None
-    return recordings
+def measure(chosen: argparse.Namespace, seen: dict[str, Any]) -> tuple[Recording, list[str]]:
+    """(the recording, what is wrong whatever it is compared with)."""
+    progress = Progress()
+    found, wrong = runs.fits(select(CONFIGURATIONS, chosen.only), progress)
+    by_command, more = results(select(COMMANDS, chosen.only), progress)
+    found |= by_command
+    if not chosen.no_gpu:
+        if seen["compiler"] == "none":
+            print("left out: the stand-ins for GPUs, which need g++")
+        else:
+            progress("stand-ins for GPUs")
+            found |= runs.stand_ins(select(STAND_INS, chosen.only))
+    recording: Recording = {"machine": seen, "configurations": found}
+    if not (chosen.no_times or chosen.only):
+        recording["steps"] = times.of_steps(times.STEPS, progress)
+    progress("")
+    return recording, wrong + more
 
 
-def store(path: Path, recording: Mapping[str, Any]) -> None:
-    """Puts a recording into a file, in place of the one of the same probe."""
-    recordings = load(path) if path.exists() else {}
-    recordings[recording["machine"]["probe"]] = recording
-    document = {"format": FORMAT, "recordings": recordings}
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def compare_bits(old: Recording, new: Recording, chosen: argparse.Namespace) -> bool:
+    """Prints what differs, configuration by configuration; whether anything does."""
+    there, here = old["configurations"], new["configurations"]
+    skipped = set(STAND_INS) if chosen.no_gpu or new["machine"]["compiler"] == "none" else set()
+    names = [name for name in select(there, chosen.only) if name not in skipped]
+    differing = 0
+    for name in names:
+        told = compare_entries(there[name], here[name], chosen.rename) if name in here else ["was not run"]
+        differing += bool(told)
+        if told:
+            print(f"{name}: {'; '.join(told)}")
+    unknown = [name for name in here if name not in there]
+    if unknown:
+        print(f"not in the recording: {', '.join(unknown)}")
+    print(f"{len(names) - differing} of {len(names)} configurations are equal to the recording")
+    return differing > 0 or not names
 
 
-def refuse(sentence: str) -> None:
-    print(f"guard: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
+def compare_steps(old: Recording, new: Recording, chosen: argparse.Namespace) -> bool:
+    """Prints how steps' times have changed; whether one is slower than the tolerance. What seems to be is measured
+    again, and counts with all rounds."""
+    if "steps" not in old or "steps" not in new:
+        return False
+    if old["machine"]["cpu"] != new["machine"]["cpu"]:
+        print("times of steps are not compared: the recording is of another CPU")
+        return False
+    too_slow = False
+    for name, then in old["steps"].items():
+        now = new["steps"][name]
+        if times.slower(then, now) > chosen.tolerance and not chosen.recorded:
+            more = times.of_steps([name], Progress())[name]
+            now = new["steps"][name] = {key: [*now[key], *more[key]] for key in now}
+        slow = times.slower(then, now) > chosen.tolerance
+        print(times.sentence(name, then, now) + (f": SLOWER than the tolerance of {chosen.tolerance:g} %" * slow))
+        too_slow |= slow
+    return too_slow
 
 
-def compare(path: Path, new: Mapping[str, Any], renames: Mapping[str, str], only: Sequence[str]) -> int:
-    """Prints what differs from the file's recording; how many configurations do."""
-    recordings, machine = load(path), new["machine"]
-    old = recordings.get(machine["probe"])
-    if old is None:
-        there = "; ".join(
-            f"{r['machine']['probe']} ({r['machine']['kernels']}, NumPy {r['machine']['numpy']})"
-            for r in recordings.values()
-        )
-        refuse(
-            f"{path} has no recording of this machine's probe {machine['probe']} ({machine['kernels']}, NumPy {machine['numpy']}), only of {there}; other kernels give other bits and times, so record the code before the change on this machine"
-        )
-    table = {name: old["configurations"][name] for name in chosen(list(old["configurations"]), only)}
-    found = compare_tables(table, new["configurations"], renames)
-    for name, told in found.items():
-        print(f"{name}: {'; '.join(told)}")
-    added = [name for name in new["configurations"] if name not in old["configurations"]]
-    if added:
-        print(f"not in {path}: {', '.join(added)}")
-    print(f"{len(table) - len(found)} of {len(table)} configurations have equal bits")
-    return len(found)
+def compare(old: Mapping[str, Recording], new: Mapping[str, Recording], chosen: argparse.Namespace) -> int:
+    """Prints what differs between recordings of the same probes; the exit status."""
+    bad = False
+    for probe in set(old) & set(new):
+        print(f"compared with {files.describe(old[probe]['machine'])}")
+        for line in files.other_facts(old[probe], new[probe]):
+            print(f"not the same machine: {line}")
+        bad |= compare_bits(old[probe], new[probe], chosen)
+        bad |= compare_steps(old[probe], new[probe], chosen)
+    return int(bad)
 
 
-def main() -> int:
-    options = parse()
-    if not (options.record or options.compare):
-        refuse("give --record FILE, --compare FILE or both")
-    renames = dict(pair.split("=", 1) for pair in options.rename)
-    if options.compare:
-        load(options.compare)
-    began = time.monotonic()
-    recording, wrong = measure(options)
+def check_comparable(path: Path, old: Mapping[str, Recording], machines: Sequence[dict[str, Any]]) -> None:
+    """Refuses, where the file has a recording of none of the machines."""
+    if any(machine["probe"] in old for machine in machines):
+        return
+    there = "; ".join(files.describe(recording["machine"]) for recording in old.values())
+    here = "; ".join(map(files.describe, machines))
+    files.refuse(
+        f"nothing can be compared: {path} holds {there or 'nothing'}, and here is {here}; other kernels have other "
+        "bits and other times, so record the code from before the change on this machine"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    chosen = parse(arguments)
+    if chosen.list:
+        print(*select([*CONFIGURATIONS, *COMMANDS, *STAND_INS], chosen.only), sep="\n")
+        return 0
+    old = files.load(chosen.compare) if chosen.compare else {}
+    if chosen.record:
+        files.check_place(chosen.record)
+    new = files.load(chosen.recorded) if chosen.recorded else {}
+    machines = [recording["machine"] for recording in new.values()] if chosen.recorded else [files.this_machine()]
+    if chosen.compare:
+        check_comparable(chosen.compare, old, machines)
+    if chosen.recorded:
+        return compare(old, new, chosen)
+    recording, wrong = measure(chosen, machines[0])
     for one in wrong:
-        print(f"wrong: {one}")
-    print(f"{len(recording['configurations'])} configurations in {time.monotonic() - began:.0f} s", file=sys.stderr)
-    if wrong:
-        return 1
-    differing = compare(options.compare, recording, renames, options.only) if options.compare else 0
-    if options.record:
-        store(options.record, recording)
-    return int(differing > 0)
+        print(f"wrong by itself: {one}")
+    status = compare(old, {recording["machine"]["probe"]: recording}, chosen) if chosen.compare else 0
+    if chosen.record and not wrong:
+        files.store(chosen.record, recording)
+        print(f"{len(recording['configurations'])} configurations are recorded in {chosen.record}")
+    return max(status, int(bool(wrong)))
 
 
 if __name__ == "__main__":

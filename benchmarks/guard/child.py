@@ -1,4 +1,4 @@
-"""Trains many configurations one after the other inside one process of each rank; rank 0 writes what they left."""
+"""Trains many configurations one after the other inside one process of each rank; rank 0 writes what they leave."""
 
 from __future__ import annotations
 
@@ -12,53 +12,28 @@ from benchmarks.guard import adapter
 wanted = settings()
 adapter.prepare()  # as every command does, before NumPy loads
 
-import distsgd  # noqa: E402
-from benchmarks.guard import configurations, recording  # noqa: E402
+from benchmarks.guard import configurations, fits, recording  # noqa: E402
 
 PREDICTED = 17
 """Examples that are predicted."""
 
 
-def arrays(name: str | None) -> Any:
-    return None if name is None else configurations.data(name)
-
-
-def fit(options: dict[str, Any]) -> Any:
-    """distsgd.fit with the names of data and models resolved."""
-    options = configurations.own_objects(adapter.options(options))
-    train, validation, test = (arrays(options.pop(name, None)) for name in ("data", "validation", "test"))
-    model = options.pop("model")
-    return distsgd.fit(model, train, validation, test=test, **options)
-
-
-def entry(result: Any) -> dict[str, Any]:
-    """What is recorded of a training, on rank 0."""
-    return {
-        "parameters": recording.of_arrays(result.params),
-        "state": recording.of_arrays(result.state),
-        "metrics": recording.of_records(result.history),
-        "summary": recording.of_summary(result.summary),
-    }
-
-
-def run(name: str, folder: Path) -> dict[str, Any]:
-    """Trains one configuration; what it left, or the error that it ended in."""
+def train(name: str, folder: Path) -> dict[str, Any]:
+    """Trains one configuration; what it leaves."""
     options = {**configurations.whole(name), "threads": wanted["threads"], "communication": wanted["communication"]}
-    try:
-        if name in configurations.RESUMED:
-            options["out"] = str(folder / name)
-            fit({**options, "max_steps": configurations.STOPPED_AT})
-        result = fit(options)
-        found = entry(result)
-        if name not in configurations.WITHOUT_OUTPUTS:
-            predicted = result.predict(arrays(options["data"])[0][:PREDICTED])
-            found["predictions"] = recording.of_arrays({"predictions": predicted})
-    except Exception as error:  # the parent says it, and goes on with the others
-        return {"error": {"message": f"{type(error).__name__}: {error}"}}
+    if name in configurations.RESUMED:
+        options["out"] = str(folder / name)
+        fits.fit({**options, "max_steps": configurations.STOPPED_AT})
+    result = fits.fit(options)
+    found = fits.entry(result)
+    if name not in configurations.WITHOUT_OUTPUTS:
+        predicted = result.predict(fits.arrays(options["data"])[0][:PREDICTED])
+        found["predictions"] = recording.of_arrays({"predictions": predicted})
     return found
 
 
 def is_root() -> bool:
+    """Whether this is rank 0."""
     if wanted["ranks"] is None:
         return True
     from mpi4py import MPI
@@ -67,9 +42,16 @@ def is_root() -> bool:
 
 
 def main() -> None:
-    found = {name: run(name, Path(wanted["folder"])) for name in wanted["names"]}
+    folder, found = Path(wanted["folder"]), {}
+    for name in wanted["names"]:
+        if is_root():
+            (folder / "at").write_text(name)
+        try:
+            found[name] = train(name, folder)
+        except Exception as error:  # all ranks have it, or the job ends; the parent says it behind all others
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
     if is_root():
-        Path(wanted["out"]).write_text(json.dumps(found))
+        (folder / "found.json").write_text(json.dumps(found))
 
 
 main()

@@ -6,10 +6,13 @@ nothing else is said.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
+
+from benchmarks.guard import own
 
 EXAMPLES, FEATURES, CLASSES = 203, 24, 5
 
@@ -116,7 +119,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "images, every layer, 8 microbatches": {**_IMAGES, "model": LISTED, "microbatches": 8, **_VALIDATED},
     "images, every layer, minibatches of 5": {**_IMAGES, "model": LISTED, "batch_size": 5, "max_steps": 6},
     "images, global pool": {**_IMAGES, "model": "conv 4 3x3 stride 2, relu, global-pool, dense"},
-    "images, padding": {**_IMAGES, "model": "conv 4 3x3 padding 2, gelu, pool 3 stride 2, flatten, dense 9, relu, dense"},
+    "images, padding": {**_IMAGES, "model": "conv 4 3x3 padding 2, gelu, pool 3 stride 2, flatten, dense 9, dense"},
     "images, float64": {**_IMAGES, "model": LISTED, "dtype": "float64", "optimizer": "nesterov"},
     "images, resnet20": {**_IMAGES, "model": "resnet20", "max_steps": 2, "batch_size": 20, "validation_fraction": 0.1},
     "images, lenet": {"data": "digits", "model": "lenet", "max_steps": 2, "batch_size": 20},
@@ -131,7 +134,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         **_IMAGES, "expand": "shifts", "sampling": "replacement", "batch_size": 90, "model": "softmax",
     },
 }  # fmt: skip
-RESUMED = {
+RESUMED: dict[str, dict[str, Any]] = {
     "resumed": {"optimizer": "adam", "batch_norm": True, "dropout": 0.1, **_VALIDATED},
     "resumed, expanded images": {"data": "bytes", "expand": "shifts", "batch_size": 200, "augment": ("flip",)},
     "resumed, early stopping": {**_VALIDATED, "epochs": 8, "patience": 1, "min_delta": 0.5},
@@ -141,6 +144,39 @@ STOPPED_AT = 3
 CONFIGURATIONS |= RESUMED
 WITHOUT_OUTPUTS = ("own function",)
 """Nothing can be predicted."""
+
+
+# --- on the stand-ins for GPUs
+
+STAND_IN_DEFAULTS: dict[str, Any] = {
+    "model": "mlp",
+    "epochs": 2,
+    "batch_size": 29,
+    "microbatches": 2,
+    "threads": 1,
+    "device": "gpu",
+    "data": "labels",
+}
+
+STAND_INS: dict[str, dict[str, Any]] = {
+    "gpu momentum": {"hidden": (30, 20)},
+    "gpu adam, clipped": {"optimizer": "adam", "clip_norm": 0.5},
+    "gpu adamw, batch norm, dropout": {"optimizer": "adamw", "batch_norm": True, "dropout": 0.3, "activation": "gelu"},
+    "gpu nesterov, penalties, frozen": {"optimizer": "nesterov", "l1": 1e-3, "l2": 1e-3, "freeze": ("dense2.*",)},
+    "gpu rmsprop, float64": {"optimizer": "rmsprop", "dtype": "float64", "activation": "leaky-relu"},
+    "gpu adagrad, sample weights": {"optimizer": "adagrad", "data": "weighted", "activation": "sigmoid"},
+    "gpu smoothing, class weights": {"label_smoothing": 0.1, "class_weights": (1.0, 2.0, 0.5, 1.0, 0.0)},
+    "gpu binary cross-entropy": {"data": "yes or no", "loss": "binary-cross-entropy"},
+    "gpu regression": {"data": "values", "learning_rate": 0.001, "activation": "tanh"},
+    "gpu images": {"data": "images", "model": LISTED},
+    "gpu images, flipped": {"data": "bytes", "model": "conv 4 3x3, relu, global-pool, dense", "augment": ("flip",)},
+    "gpu without graphs": {"cuda_graphs": False},
+    "gpu tf32": {"precision": "tf32"},
+    "gpu 2 ranks": {"ranks": 2, "microbatches": 4},
+    "gpu 3 ranks, batch norm": {"ranks": 3, "microbatches": 3, "batch_norm": True, "hidden": (30, 20)},
+}
+WITHOUT_GRAPHS = ("gpu adam, clipped", "gpu without graphs")
+"""No step of these is recorded: what the norm of the gradient is has to be known on the host."""
 
 
 def whole(name: str) -> dict[str, Any]:
@@ -178,38 +214,10 @@ def own_objects(wanted: dict[str, Any]) -> dict[str, Any]:
     """The options with what `own: …` names in its place."""
     import distsgd
 
-    made = {
+    made: dict[str, Callable[[], Any]] = {
         "own: Adam": lambda: distsgd.Adam(1e-3, beta1=0.85, weight_decay=0.01),
-        "own: hinge": lambda: distsgd.Custom(hinge, {"w": np.zeros(FEATURES), "b": np.zeros(())}),
-        "own: linear": lambda: distsgd.Custom(
-            squares, {"W": np.zeros((3, FEATURES)), "b": np.zeros((3, 1))}, outputs=outputs
-        ),
-        "own: layers": lambda: distsgd.Sequential([
-            distsgd.Dense(FEATURES, 30), distsgd.BatchNormalization(30), distsgd.Activation("gelu"),
-            distsgd.Dropout(0.2), distsgd.Dense(30, CLASSES),
-        ]),
-    }  # fmt: skip
+        "own: hinge": lambda: own.machine((FEATURES,)),
+        "own: linear": lambda: own.linear(FEATURES, 3),
+        "own: layers": lambda: own.layers(FEATURES, CLASSES),
+    }
     return {key: made[v]() if isinstance(v, str) and v in made else v for key, v in wanted.items()}
-
-
-def hinge(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
-    """max(0, 1 - t f(x)) with f(x) = w·x + b and t = -1 or 1."""
-    t = 2.0 * batch.y - 1.0
-    margin = 1.0 - t * (params["w"] @ batch.x + params["b"])
-    pull = np.where(margin > 0, -t, 0.0).astype(batch.x.dtype)
-    grads["w"][...] = batch.x @ pull
-    grads["b"][...] = pull.sum()
-    return float(np.maximum(margin, 0.0).sum(dtype=np.float64)), len(batch)
-
-
-def outputs(params: Any, batch: Any) -> Any:
-    """Wx + b, batch-last."""
-    return params["W"] @ batch.x + params["b"]
-
-
-def squares(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
-    """½|Wx + b - y|²."""
-    error = outputs(params, batch) - batch.y
-    grads["W"][...] = error @ batch.x.T
-    grads["b"][...] = error.sum(axis=1, keepdims=True)
-    return 0.5 * float(np.square(error, dtype=np.float64).sum()), len(batch)
