@@ -61,10 +61,7 @@ def fits(
             continue
         progress(f"fit {variant}")
         for name, entry in _child("child", {**asdict(variant), "names": taken}, variant.ranks, str(variant)).items():
-            if "error" in entry:
-                told = [entry["error"]]
-            else:
-                told = compare_entries(first.setdefault(name, entry), entry)
+            told = [entry["error"]] if "error" in entry else compare_entries(first.setdefault(name, entry), entry)
             if told:
                 wrong.setdefault(f"{name}: {'; '.join(told)}", []).append(str(variant))
     return first, [f"{what} ({'; '.join(where)})" for what, where in wrong.items()]
