@@ -12,16 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from distsgd.runtime import blas_description, cpu_probe, prepare
-
-__all__ = ["RUN", "blas_description", "cpu_probe", "log_launches", "on_gpus", "options", "prepare"]
+from distsgd.runtime import blas_description as blas_description
+from distsgd.runtime import cpu_probe as cpu_probe
+from distsgd.runtime import prepare as prepare
 
 OPTION_NAMES = {"microbatches": "logical_ranks"}
 """Options by the guard's name for them, where distsgd has another one."""
 RUN = "run"
 """The key of what may differ between equal runs, in records and in the summary."""
-PARAMETERS_SHA256 = "parameters_sha256"
-"""The field of summary.json."""
 
 
 def options(wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,6 +30,23 @@ def options(wanted: Mapping[str, Any]) -> dict[str, Any]:
 def option_name(name: str) -> str:
     """An option as the command line spells it."""
     return "--" + OPTION_NAMES.get(name, name).replace("_", "-")
+
+
+def function_objective(function: Callable[..., Any], params: Mapping[str, Any], **more: Any) -> Any:
+    """A user's function with its initial parameters, and perhaps `outputs=`."""
+    import distsgd
+
+    return distsgd.Custom(function, params, **more)
+
+
+def contents(result: Any) -> dict[str, Any]:
+    """What `distsgd.fit` returns on rank 0: arrays by name, records, the summary."""
+    return {
+        "parameters": result.params,
+        "state": result.state,
+        "metrics": result.history,
+        "summary": result.summary,
+    }
 
 
 # --- stand-ins for GPUs, from the tests

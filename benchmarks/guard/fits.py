@@ -22,9 +22,9 @@ def fit(options: dict[str, Any]) -> Any:
 
 def entry(result: Any) -> dict[str, Any]:
     """What is recorded of a training, on rank 0."""
+    found = adapter.contents(result)
     return {
-        "parameters": recording.of_arrays(result.params),
-        "state": recording.of_arrays(result.state),
-        "metrics": recording.of_records(result.history),
-        "summary": recording.of_summary(result.summary),
+        **{name: recording.of_arrays(found[name]) for name in ("parameters", "state")},
+        "metrics": recording.of_records(found["metrics"]),
+        "summary": recording.of_summary(found["summary"]),
     }

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.guard import adapter
+
 
 def hinge(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
     """max(0, 1 - t f(x)) with f(x) = w·x + b and t = -1 or 1: a support vector machine, without outputs."""
@@ -19,9 +21,7 @@ def hinge(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
 
 def machine(input_shape: tuple[int, ...], outputs: int = 2) -> Any:
     """The function with its initial values."""
-    import distsgd
-
-    return distsgd.Custom(hinge, {"w": np.zeros(input_shape[0]), "b": np.zeros(())})
+    return adapter.function_objective(hinge, {"w": np.zeros(input_shape[0]), "b": np.zeros(())})
 
 
 def outputs(params: Any, batch: Any) -> Any:
@@ -39,10 +39,8 @@ def squares(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
 
 def linear(features: int, targets: int) -> Any:
     """A linear model as a function with outputs."""
-    import distsgd
-
     initial = {"W": np.zeros((targets, features)), "b": np.zeros((targets, 1))}
-    return distsgd.Custom(squares, initial, outputs=outputs)
+    return adapter.function_objective(squares, initial, outputs=outputs)
 
 
 def layers(features: int, classes: int) -> Any:
