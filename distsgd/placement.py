@@ -61,24 +61,30 @@ def split_data(
     names: dict[str, str],
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
+    contents: str | None = None,
 ) -> Data:
     """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
     checks.
 
-    names   what to call each set in errors, and under "" the whole
+    names      what to call each set in errors, and under "" the whole
+    contents   the sets' fingerprint, where it is known
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
     train = sets["train"]
     assert train is not None, "there is always a training set"
     dtype = np.dtype(config.dtype)
-    classes, contents = communicator.on_root(lambda: (_check(names, sets, num_classes, dtype), fingerprint(sets)))
+
+    def check() -> tuple[int | None, str]:
+        return _check(names, sets, num_classes, dtype), contents or fingerprint(sets)
+
+    classes, found = communicator.on_root(check)
     validation = sets["validation"]
     if validation is None:
         train, validation = _split(train, config)
     train = _augmentable(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    return Data(names[""], train, validation, sets["test"], signature, contents)
+    return Data(names[""], train, validation, sets["test"], signature, found)
 
 
 def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from distsgd.communication.base import Communicator
+from distsgd.errors import ConfigurationError
 from distsgd.runtime import launcher_size
 
-__all__ = ["Communicator", "start"]
+__all__ = ["Communicator", "of_mpi4py", "start"]
 
 
 def start() -> Communicator:
@@ -23,3 +27,21 @@ def start() -> Communicator:
     communicator = MPICommunicator.world(size)
     communicator.abort_on_unhandled_errors()
     return communicator
+
+
+def of_mpi4py(group: Any) -> Communicator:
+    """The ranks of a communicator of mpi4py's, such as MPI.COMM_WORLD.Split(color). Collective over them.
+
+    Raises ConfigurationError for anything else, and for MPI.COMM_NULL.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not isinstance(group, mpi.Comm):
+        raise ConfigurationError(f"communicator: expected one of mpi4py's, or None, got {type(group).__name__}")
+    if not isinstance(group, mpi.Intracomm) or not group:
+        raise ConfigurationError(
+            "communicator: expected a group that this process belongs to, got another (MPI.COMM_NULL, or one that "
+            "joins two groups); call fit on its members alone"
+        )
+    from distsgd.communication.mpi import MPICommunicator
+
+    return MPICommunicator.of(group)
