@@ -105,17 +105,18 @@ def fit(
     communicator: Communicator | Any | None = None,
     **options: Any,
 ) -> Result:
-    """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arrays.
+    """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arguments.
 
     model       a Layer; the name of a model; a Custom; or a function (params, grads, batch) -> (loss_sum, count) with
                 its first parameters in `params`
     validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
     optimizer   such as distsgd.Adam(1e-3), or a name
-    callbacks   called on rank 0
+    callbacks   called on rank 0, the only arguments that ranks may be given differently
+    communicator  for a group of ranks that trains by itself: mpi4py's, such as MPI.COMM_WORLD.Split(color)
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
                 out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
 
-    Raises ConfigurationError or DataError with one sentence.
+    Raises ConfigurationError or DataError with one sentence, on all ranks, also where one of them alone is wrong.
     """
     communicator = _communicator(communicator)
     arrays = {"train": train, "validation": validation, "test": test}

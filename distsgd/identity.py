@@ -102,6 +102,13 @@ class Identity:
             self._look(name, value)
             self._open.pop()
 
+    def _in_short(self, name: str, value: Any) -> str:
+        """All that an item or a key of `name` is, in one text."""
+        own = Identity()
+        own.add(name, value)
+        self.unknown += own.unknown
+        return own.texts[name] if len(own.texts) == 1 else f"{own.texts[name]} {own.digest()}"
+
     def _parts(self, name: str, parts: Mapping[str, Any]) -> None:
         for key, part in parts.items():
             self._visit(f"{name} ({key})", part)
@@ -128,7 +135,7 @@ class Identity:
         elif isinstance(value, Mapping):
             self._mapping(name, value)
         elif isinstance(value, AbstractSet):
-            self._kind(name, value, f" {{{', '.join(sorted(map(text_of, value)))}}}")
+            self._kind(name, value, f" {{{', '.join(sorted(self._in_short(name, item) for item in value))}}}")
         elif isinstance(value, np.ma.MaskedArray):
             self.say(name, "masked array")
             self._parts(name, {"data": value.data, "mask": np.ma.getmaskarray(value)})
@@ -158,7 +165,7 @@ class Identity:
 
     def _mapping(self, name: str, value: Mapping[Any, Any]) -> None:
         """In the order of the keys' texts: two dictionaries are equal in any order."""
-        items = sorted(((text_of(key), item) for key, item in value.items()), key=lambda pair: pair[0])
+        items = sorted(((self._in_short(name, key), item) for key, item in value.items()), key=lambda pair: pair[0])
         texts = [plain_text(item) for _, item in items]
         if type(value) is dict and None not in texts:
             self.say(name, f"{{{', '.join(f'{key}: {text}' for (key, _), text in zip(items, texts, strict=True))}}}")
@@ -260,10 +267,7 @@ class Identity:
 
 def text_of(value: Any) -> str:
     """All that an object is, in one short text."""
-    identity = Identity()
-    identity.add("", value)
-    first = identity.texts[""]
-    return first if len(identity.texts) == 1 else f"{first} {identity.digest()}"
+    return Identity()._in_short("", value)
 
 
 def _reduce(value: Any) -> Any:

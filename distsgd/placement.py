@@ -51,6 +51,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     if config.validation_last is not None:
         sets["validation"] = None
     data = split_data(communicator, config, names, sets, source.num_classes)
+    _check_hosts(communicator, data, sets)
     release_freed_memory()
     return data
 
@@ -85,6 +86,17 @@ def split_data(
     train = _augmentable(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
     return Data(names[""], train, validation, sets["test"], signature, found)
+
+
+def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
+    """Raises DataError where a host has read other files than rank 0's. Collective."""
+    speaks = communicator.node().is_root and not communicator.is_root
+    mine = communicator.everywhere(lambda: fingerprint(sets) if speaks else data.fingerprint)
+    for host, found in zip(communicator.hosts, communicator.allgather_object(mine), strict=True):
+        if found != data.fingerprint:
+            raise DataError(
+                f"{data.name}: {host} has other contents than {communicator.hosts[0]}; give all hosts the same files"
+            )
 
 
 def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:

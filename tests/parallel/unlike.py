@@ -169,7 +169,7 @@ OBJECTS = {
     "a constant in a lambda": functions(
         lambda p, g, b: pull(p, g, b, 1.0), lambda p, g, b: pull(p, g, b, 2.0), "function <lambda>, code"
     ),
-    "a partial's argument": functions(partial(scaled, 1.0), partial(scaled, 2.0), "(arguments)", "(1.0)", "(2.0)"),
+    "a partial's argument": functions(partial(scaled, 1.0), partial(scaled, 2.0), "(arguments)", "(1.0,)", "(2.0,)"),
     "the self of a method": functions(Pull(1.0).loss, Pull(2.0).loss, "(self).factor", "1.0 on", "2.0 on"),
     "an object that is called": functions(Pull(1.0), Pull(2.0), "model.factor", "1.0 on", "2.0 on"),
     "an object of an ordinary class": functions(Plain(1.0), Plain(2.0), "model.factor", "1.0 on", "2.0 on"),
