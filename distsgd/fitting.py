@@ -25,7 +25,7 @@ from distsgd.build import (
 )
 from distsgd.callbacks import Callback, FolderWriter, History
 from distsgd.command_line import from_mapping
-from distsgd.communication import Communicator, of_mpi4py, start
+from distsgd.communication import Communicator, is_mpi4pys, of_mpi4py, start
 from distsgd.config import HYPER_PARAMETERS, TrainConfig, field_names, resolved
 from distsgd.device import Array
 from distsgd.digests import array_text
@@ -118,11 +118,14 @@ def fit(
 
     Raises ConfigurationError or DataError with one sentence, on all ranks, also where one of them alone is wrong.
     """
-    communicator = _communicator(communicator)
     arrays = {"train": train, "validation": validation, "test": test}
-    asked = agreed(
-        communicator, "fit", lambda: _asked(model, arrays, params, optimizer, schedule, metrics, callbacks, options)
-    )
+
+    def look() -> tuple[_Asked, Identity]:
+        _check_communicator(given)
+        return _asked(model, arrays, params, optimizer, schedule, metrics, callbacks, options)
+
+    given, communicator = communicator, _communicator(communicator)
+    asked = agreed(communicator, "fit", look)
     config, sets = asked.config, asked.sets
     if config.plot:
         communicator.on_root(check_installed)
@@ -176,10 +179,16 @@ class _Asked:
 
 
 def _communicator(given: Any) -> Communicator:
-    """The communicator to train in: this run's, or another of distsgd's or of mpi4py's. Collective."""
-    if given is None:
-        return communicator_of_this_run()
-    return given if isinstance(given, Communicator) else of_mpi4py(given)
+    """The communicator to train in: another of distsgd's or of mpi4py's, else this run's. Collective."""
+    if isinstance(given, Communicator):
+        return given
+    return of_mpi4py(given) if is_mpi4pys(given) else communicator_of_this_run()
+
+
+def _check_communicator(given: Any) -> None:
+    """Raises ConfigurationError for what is no communicator; this run's ranks are told then."""
+    if given is not None and not isinstance(given, Communicator) and not is_mpi4pys(given):
+        raise ConfigurationError(f"fit: communicator must be one of mpi4py's, or None, got {type(given).__name__}")
 
 
 def _asked(

@@ -9,7 +9,7 @@ from distsgd.communication.base import Communicator
 from distsgd.errors import ConfigurationError
 from distsgd.runtime import launcher_size
 
-__all__ = ["Communicator", "of_mpi4py", "start"]
+__all__ = ["Communicator", "is_mpi4pys", "of_mpi4py", "start"]
 
 
 def start() -> Communicator:
@@ -29,19 +29,22 @@ def start() -> Communicator:
     return communicator
 
 
+def is_mpi4pys(group: Any) -> bool:
+    """Whether this is a communicator of mpi4py's. It isn't imported for that."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and isinstance(group, mpi.Comm)
+
+
 def of_mpi4py(group: Any) -> Communicator:
     """The ranks of a communicator of mpi4py's, such as MPI.COMM_WORLD.Split(color). Collective over them.
 
-    Raises ConfigurationError for anything else, and for MPI.COMM_NULL.
+    Raises ConfigurationError for MPI.COMM_NULL, and for one that joins two groups.
     """
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is None or not isinstance(group, mpi.Comm):
-        raise ConfigurationError(f"communicator: expected one of mpi4py's, or None, got {type(group).__name__}")
-    if not isinstance(group, mpi.Intracomm) or not group:
-        raise ConfigurationError(
-            "communicator: expected a group that this process belongs to, got another (MPI.COMM_NULL, or one that "
-            "joins two groups); call fit on its members alone"
-        )
     from distsgd.communication.mpi import MPICommunicator
 
+    if not group or group.Is_inter():
+        raise ConfigurationError(
+            "communicator: expected a group that this process belongs to, got MPI.COMM_NULL or one that joins two "
+            "groups; call fit on the members of one group"
+        )
     return MPICommunicator.of(group)

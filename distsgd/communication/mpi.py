@@ -215,6 +215,7 @@ class MPICommunicator(Communicator):
                     time.sleep(_RANK_0_SPEAKS_FIRST)
                 tell_error(error)
                 self.abort(error.exit_status)
+                os._exit(error.exit_status)  # MPI_Abort may come back
             text = "".join(traceback.format_exception(kind, error, trace))
             host = self.hosts[self.rank]
             if not tell_launcher("raised", rank=self.rank, host=host, error=f"{kind.__name__}: {error}", text=text):

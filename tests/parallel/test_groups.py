@@ -58,4 +58,4 @@ def test_who_is_in_no_group_is_told_so(found: list[dict[str, str]], alone: list[
     told = [one["some"] for one in found]
     assert told[1:] == [alone[1]] * 3
     assert "MPI.COMM_NULL" in told[0]
-    assert {one["an object"] for one in found} == {"communicator: expected one of mpi4py's, or None, got int"}
+    assert {one["an object"] for one in found} == {"fit: communicator must be one of mpi4py's, or None, got int"}

@@ -71,5 +71,18 @@ def test_what_is_the_same(found: tuple[int, dict[str, Any]], name: str) -> None:
     assert [one["printed"] for one in told] == [note if name == "what has no identity" else "", *[""] * (len(told) - 1)]
 
 
+@pytest.mark.parametrize("options", ["learning_rate=0.1 * (1 + rank)", "epochs='ten' if rank == 1 else 1"])
+def test_as_a_program_shows_it(tmp_path: Path, options: str) -> None:
+    """Rank 0 prints the sentence, nobody a traceback, and the exit status is that of wrong input."""
+    program = (
+        "import numpy as np; from mpi4py import MPI; import distsgd; rank = MPI.COMM_WORLD.rank\n"
+        f"distsgd.fit('softmax', (np.ones((20, 3)), np.arange(20) % 2), {options})\n"
+    )
+    done = run_command(3, [sys.executable, "-c", program], tmp_path)
+    assert done.status == 2, done.text
+    assert done.err.count("distsgd: error: ") == 1
+    assert "Traceback" not in done.err
+
+
 def test_the_table_is_large_enough() -> None:
     assert len(DIFFERENT) >= 60

@@ -277,6 +277,7 @@ OWN_ERRORS = {
     "a metric without brackets": wrong(lambda: {"metrics": TopK(2)}, "metrics must be a list, got TopK"),
     "a callback that is none": wrong(lambda: {"callbacks": [3]}, "callbacks must be an instance of"),
     "first values without names": wrong(lambda: own(line, [np.zeros(4)]), "params must be arrays by name, got list"),
+    "a communicator that is none": wrong(lambda: {"communicator": 3}, "communicator must be one of mpi4py's"),
     "no data": wrong(lambda: {"train": None}, "train must be (x, y)"),
     "x alone": wrong(lambda: {"train": X}, "train must be (x, y)"),
     "no examples": wrong(lambda: sets(np.float32(3), Y), "got a single number"),
