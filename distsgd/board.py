@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-BOARD_VARIABLE = "DISTSGD_BOARD"
-"""Where ranks on the host of distsgd.launch find its board."""
 _MAGIC = 0x64_7374_7367_6401  # dstsgd, and the format
 _FIELDS = 8  # of 8 bytes: a rank's line is a cache line of its own
 
@@ -85,14 +83,19 @@ class Board:
         """Bytes of a board: a line for itself, and one a rank."""
         return 8 * _FIELDS * (1 + ranks)
 
-    def mark(self) -> None:
-        """Makes the buffer known as a board of so many ranks."""
-        self._numbers[0], self._numbers[1] = _MAGIC, self.ranks
+    def mark(self, key: int = 0) -> None:
+        """Makes the buffer known as a board of so many ranks, and as that of the launch with this key."""
+        self._numbers[0], self._numbers[1], self._numbers[2] = _MAGIC, self.ranks, key
 
     @property
     def marked(self) -> bool:
         """Whether the buffer is a board of so many ranks."""
         return bool(self._numbers[0] == _MAGIC and self._numbers[1] == self.ranks)
+
+    @property
+    def key(self) -> int:
+        """What `mark` was given."""
+        return self._numbers[2]
 
     def line(self, rank: int) -> memoryview:
         """A rank's numbers, by Field."""

@@ -11,7 +11,6 @@ import numpy as np
 from distsgd.augmentation import parse_augmentation
 from distsgd.batch_job import time_limit
 from distsgd.callbacks import Callback
-from distsgd.command_line import import_function, is_code
 from distsgd.communication import Communicator
 from distsgd.communication.devices import device_of_rank
 from distsgd.communication.exchange import Partition, Plan
@@ -39,6 +38,7 @@ from distsgd.sampling import Sampler
 from distsgd.schedules import Schedule, build_schedule
 from distsgd.step import TrainingStep
 from distsgd.trainer import Trainer
+from distsgd.user_code import CodeName, import_function
 from distsgd.validation import Evaluator
 from distsgd.workers import Workers, worker_count
 
@@ -50,7 +50,7 @@ _CONFUSION_CLASSES = 100
 
 
 def user_code(communicator: Communicator, name: str, option: str) -> Any:
-    """The object that `file.py:function` names, on every rank; its own errors come with their traceback, once."""
+    """The object that a CodeName names, on every rank; its own errors come with their traceback, once. Collective."""
 
     def load() -> Any:
         with users_code(f"{option}: importing {name} failed"):
@@ -73,7 +73,7 @@ def build_loss(config: TrainConfig, data: Signature) -> Loss:
 
 def build_objective(communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
     """The named model with its loss, or what the user's own function returns. Collective."""
-    if is_code(config.model):
+    if isinstance(config.model, CodeName):
         builder = user_code(communicator, config.model, "model")
         loss = build_loss(config, data)
 
@@ -128,11 +128,9 @@ def build_metrics(
 
 
 def _metric(communicator: Communicator, name: str, outputs: int) -> Metric:
-    if is_code(name):
-        return UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric"))
-    if name not in METRICS:
-        raise ConfigurationError(f"metric: expected one of {', '.join(METRICS)}, or file.py:function, got {name!r}")
-    return METRICS[name](outputs)
+    if name in METRICS:
+        return METRICS[name](outputs)
+    return UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric"))
 
 
 def _standard_metrics(config: TrainConfig, data: Signature, loss: Loss, outputs: int) -> Sequence[Metric]:
@@ -251,7 +249,8 @@ def build_trainer(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
     feeder, workers = step.feeder, step.workers
-    notes += [line for line in (note, _doubt(objective.input_shape)) if line]
+    threads = workers.note(objective, optimizer, *metrics)
+    notes += [line for line in (note, threads, _doubt(objective.input_shape)) if line]
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
@@ -316,7 +315,7 @@ def _build_step(
     said = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
     communicator.everywhere(lambda: device.check_room(there, said))
     record = 2 + Layout.of(objective.statistics_shapes()).size
-    plan = Plan(partition, workers.count, dtype, len(optimizer.slots), record, device)
+    plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
     exchange, note = make_exchange(communicator, plan, config.communication, config.same_bits)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distsgd.background import BackgroundWriter, Task
 from distsgd.checkpoint import Checkpoint
 from distsgd.errors import CheckpointError, DistsgdError, OutputError
-from distsgd.output import say
+from distsgd.output import say, tell_launcher
 from distsgd.records import RunFolder
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FolderWriter(Callback):
 
     def _write(self, checkpoint: Checkpoint, best: Checkpoint, step: int) -> None:
         """On the writer's thread. Records go first, for a run that goes on has those up to its checkpoint."""
-        self.folder.make_again()
+        self._tell(self.folder.make_again() or self.folder.moved())
         self.folder.sync_metrics()
         self.folder.checkpoints.save(checkpoint, step)
         handed = best.document["step"] if best.document.get("best") else None
@@ -119,11 +120,17 @@ class FolderWriter(Callback):
         self._submitted = self._best = None
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
+        self._tell(self.folder.moved())
         self.folder.write_summary(summary)
+
+    def _tell(self, change: str) -> None:
+        """Says that the folder isn't what or where it was, to distsgd.launch too, which looks into it."""
+        if change:
+            _warn(change)
+            tell_launcher("folder", path=os.path.abspath(self.folder.place()))
 
     def close(self) -> None:
         self._writer.close()
-        self.folder.unlock()
 
 
 def _warn(text: str) -> None:

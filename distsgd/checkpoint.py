@@ -12,16 +12,17 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from distsgd.device import Array
 from distsgd.errors import CheckpointError
-from distsgd.files import make_folders, open_regular, sync_folder
+from distsgd.files import open_regular
+from distsgd.folders import Bytes, Folder, identity, write_atomically
 
 FORMAT = 1
 _ZEROS = "0" * 64
@@ -38,9 +39,8 @@ _DTYPES = {
     "u8": "U64", "u4": "U32", "u2": "U16", "u1": "U8", "b1": "BOOL",
 }  # fmt: skip
 """safetensors' names of NumPy's types."""
-
-Bytes: TypeAlias = bytes | bytearray | memoryview
-"""What can be hashed and written without a copy of it."""
+_LAST = "last.safetensors"
+_NUMBERED = re.compile(r"step-(.*)\.safetensors", re.DOTALL)
 
 
 @dataclass
@@ -61,13 +61,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     try:
         write_atomically(path, *pieces(checkpoint))
     except OSError as error:
-        raise CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}") from None
+        raise _unwritten(path, error) from None
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises CheckpointError where the file can't be read, is damaged, or is of another format."""
+def _unwritten(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}")
+
+
+def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
+    """The checkpoint at `path`, which is in `folder`, where one is given.
+
+    Raises CheckpointError where the file can't be read, is damaged, or is of another format.
+    """
     try:
-        with open_regular(path) as file:
+        with open_regular(path) if folder is None else folder.open(path.name) as file:
             _check_length(file)
             data = file.read()
     except OSError as error:
@@ -204,84 +211,47 @@ def _from_hex(value: Any) -> Any:
     return value
 
 
-def write_atomically(path: Path, *contents: Bytes) -> None:
-    """Writes a temporary file beside `path`, syncs it, renames it, and syncs the folder. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        try:
-            for piece in contents:
-                _write_all(descriptor, memoryview(piece))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    """A disk that fills up takes a part, and says why it took no more when it is given the rest."""
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-@dataclass(frozen=True)
 class CheckpointFolder:
     """`last`, `best` and the newest `keep` numbered checkpoints of a run."""
 
-    folder: Path
-    keep: int = 3
+    def __init__(self, files: Folder, keep: int = 3) -> None:
+        self.folder, self._files, self._keep = files.path, files, keep
 
     def save(self, checkpoint: Checkpoint, step: int) -> None:
         """Writes step-N.safetensors, points last.safetensors to it, and removes old ones. Raises CheckpointError."""
-        numbered = self._path(step)
+        numbered = _numbered_name(step)
         try:
-            make_folders(self.folder)
-            write_atomically(numbered, *pieces(checkpoint))
-            self._link(numbered, self.folder / "last.safetensors")
+            self._files.make()
+            self._files.write(numbered, *pieces(checkpoint))
+            self._files.link(numbered, _LAST)
             numbers = self._numbered()
             # Those behind this step are of a course that the run has left, by going back to an older checkpoint.
             left = [number for number in numbers if number > step]
-            for number in left + [number for number in numbers if number <= step][self.keep :]:
-                self._path(number).unlink(missing_ok=True)
-            for torn in self.folder.glob(".step-*.tmp"):  # where not even removing it was possible
-                torn.unlink(missing_ok=True)
+            for number in left + [number for number in numbers if number <= step][self._keep :]:
+                self._files.remove(_numbered_name(number))
+            self._files.remove_leftovers()  # where not even removing it was possible
         except OSError as error:
-            raise CheckpointError(f"could not write the checkpoint {numbered}: {error.strerror or error}") from None
+            raise _unwritten(self.folder / numbered, error) from None
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Writes best.safetensors."""
-        write_checkpoint(self.folder / "best.safetensors", checkpoint)
-
-    def _link(self, source: Path, name: Path) -> None:
-        """A second name for the same bytes; a copy where the file system has no hard links."""
-        temporary = name.with_name(f".{name.name}.tmp")
-        temporary.unlink(missing_ok=True)
+        """Writes best.safetensors. Raises CheckpointError."""
         try:
-            os.link(source, temporary)
-        except OSError:
-            write_atomically(name, source.read_bytes())
-            return
-        os.replace(temporary, name)
-        sync_folder(self.folder)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step}.safetensors"
+            self._files.write("best.safetensors", *pieces(checkpoint))
+        except OSError as error:
+            raise _unwritten(self.folder / "best.safetensors", error) from None
 
     def _numbered(self) -> list[int]:
         """The steps of the numbered checkpoints, newest first."""
-        steps = [path.stem.removeprefix("step-") for path in self.folder.glob("step-*.safetensors")]
+        steps = [found[1] for name in self._files.names() if (found := _NUMBERED.fullmatch(name))]
         return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
 
-    def _candidates(self) -> Iterator[Path]:
-        last = self.folder / "last.safetensors"
-        numbered = [self._path(step) for step in self._numbered()]
-        if last.exists() and not (numbered and os.path.samefile(last, numbered[0])):
-            yield last
+    def _candidates(self) -> Iterator[str]:
+        """Names of files that may hold the newest checkpoint, and then of older ones."""
+        last = self._files.status(_LAST)
+        numbered = [_numbered_name(step) for step in self._numbered()]
+        newest = self._files.status(numbered[0]) if numbered else None
+        if last is not None and (newest is None or identity(last) != identity(newest)):
+            yield _LAST
         yield from numbered
 
     def exists(self) -> bool:
@@ -293,9 +263,9 @@ class CheckpointFolder:
         was wrong with newer ones."""
         problems: list[str] = []
         best: Checkpoint | None = None
-        for path in self._candidates():
+        for name in self._candidates():
             try:
-                found = read_checkpoint(path)
+                found = read_checkpoint(self.folder / name, self._files)
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
@@ -304,6 +274,10 @@ class CheckpointFolder:
                 continue
             if best is None or step > best.document.get("step", 0):
                 best = found
-            if path.name != "last.safetensors":
+            if name != _LAST:
                 break
         return best, problems
+
+
+def _numbered_name(step: int) -> str:
+    return f"step-{step}.safetensors"

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import io
-import os
 import re
+import shlex
 import sys
 import tomllib
 import types
-import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from distsgd.config import TrainConfig, field_names, option_types
-from distsgd.errors import ConfigurationError, DistsgdError
+from distsgd.errors import ConfigurationError, DistsgdError, visible
 from distsgd.files import read_regular
+from distsgd.user_code import allow_code, code_in, texts_of
 
 T = TypeVar("T")
-_imported: dict[Path, types.ModuleType] = {}
 _WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
 _NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
 _WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
@@ -36,17 +35,23 @@ class Finished(DistsgdError):
 
 
 def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished."""
+    """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished.
+
+    default   values from a file, for options that aren't given. What names code there is left out: what names code in
+              the result is the command line's own, and the importer takes it.
+    """
     import tyro
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
     _check_lists_are_said_once(kind, arguments)
+    if default is not None and {"--help", "-h"} & set(arguments):
+        default = _printable(default)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
             if default is None:
-                return tyro.cli(kind, args=arguments, prog=prog)
-            return tyro.cli(kind, args=arguments, prog=prog, default=default)
+                return allow_code(tyro.cli(kind, args=arguments, prog=prog))
+            return allow_code(tyro.cli(kind, args=arguments, prog=prog, default=_without_code(default)))
     except SystemExit as stop:
         if not stop.code:
             raise Finished from None
@@ -54,10 +59,31 @@ def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, defau
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
 
 
+def _without_code(default: T) -> T:
+    """The defaults of these options in place of what names code."""
+    own = {field.name: field.default for field in fields(default)}  # type: ignore[arg-type]
+    return replace(default, **{option: own[option] for option in code_in(default)})  # type: ignore[type-var]
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    """The options that are given, by their names with dashes: whatever begins with two dashes is one, or refused."""
+    return [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+
+
+def _printable(default: T) -> T:
+    """The same with what isn't printable escaped: --help shows the values of a configuration file as defaults."""
+    texts = {field.name: getattr(default, field.name) for field in fields(default)}  # type: ignore[arg-type]
+    changed: dict[str, Any] = {key: visible(text) for key, text in texts.items() if isinstance(text, str)}
+    for key, items in texts.items():
+        if isinstance(items, tuple):
+            changed[key] = tuple(visible(item) if isinstance(item, str) else item for item in items)
+    return replace(default, **changed)  # type: ignore[type-var]
+
+
 def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
     """Of an option that is said twice the last counts, as everywhere; of a list, values would be lost silently."""
     lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
-    said = [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+    said = _names(arguments)
     for name in lists:
         if said.count(name) > 1:
             raise ConfigurationError(f"{name} is given {said.count(name)} times; give it once, with all its values")
@@ -118,7 +144,7 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     default = TrainConfig() if path is None else read_toml(Path(path))
     config = parse_arguments(TrainConfig, arguments, prog="python -m distsgd.train", default=default)
     if path is not None:
-        _check_code_is_named_twice(config, default, path, arguments)
+        _check_code_is_repeated(default, path, arguments)
     return config
 
 
@@ -137,35 +163,15 @@ def _take_config(arguments: list[str]) -> str | None:
     return None
 
 
-def _check_code_is_named_twice(config: TrainConfig, default: TrainConfig, path: str, arguments: Sequence[str]) -> None:
-    """A configuration file is data: the code that it names runs only where the command line names it too."""
-    for option in ("model", "metric", "callback"):
-        values = getattr(default, option)
-        for value in (values,) if isinstance(values, str) else values:
-            if is_code(value) and value not in _said(arguments, option) and getattr(config, option) == values:
-                raise ConfigurationError(
-                    f"{path} names code, {option} = {value!r}; to run it, add --{option} {value} to the command line"
-                )
-
-
-def _said(arguments: Sequence[str], option: str) -> list[str]:
-    """The values that the command line itself gives to an option."""
-    values: list[str] = []
-    inside = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, _, value = argument.partition("=")
-            inside = name == f"--{option}"
-            values += [value] if inside and value else []
-        elif inside:
-            values.append(argument)
-    return values
-
-
-def is_code(name: str) -> bool:
-    """Whether this is file.py:function."""
-    file, _, function = name.rpartition(":")
-    return file.endswith(".py") and function.isidentifier()
+def _check_code_is_repeated(default: TrainConfig, path: str, arguments: Sequence[str]) -> None:
+    """Raises ConfigurationError for an option of the file that names code, and that the command line doesn't give."""
+    given = _names(arguments)
+    for option, value in code_in(default).items():
+        if f"--{option}" not in given:
+            values = " ".join(map(shlex.quote, texts_of(value)))
+            raise ConfigurationError(
+                f"{path} names code, {option} = {value!r}; to run it, add --{option} {values} to the command line"
+            )
 
 
 def read_toml(path: Path) -> TrainConfig:
@@ -233,43 +239,3 @@ def _kind_name(kind: Any) -> str:
         return f"a list of {_kind_name(get_args(kind)[0])}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return names.get(kind, str(kind))
-
-
-def _check_syntax(path: Path, option: str) -> None:
-    """Raises ConfigurationError where the file is no Python, which says more than the importer's traceback."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again, when it runs
-            compile(read_regular(path), str(path), "exec", dont_inherit=True)
-    except SyntaxError as error:
-        line = "" if error.lineno is None else f", line {error.lineno}"
-        raise ConfigurationError(f"{option}: {path}{line} is not Python: {error.msg}") from None
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        raise ConfigurationError(f"{option}: {path} is not Python: {error or type(error).__name__}") from None
-
-
-def import_function(name: str, option: str) -> Any:
-    """The object that `file.py:function` names; runs the file. Raises ConfigurationError where there is none."""
-    import importlib.util
-
-    file, _, function = name.rpartition(":")
-    try:
-        path = Path(file).resolve()
-        readable = path.is_file() and os.access(path, os.R_OK)
-    except OSError:
-        readable = False
-    if not readable:
-        raise ConfigurationError(f"{option}: there is no readable file {file}")
-    module = _imported.get(path)
-    if module is None:
-        _check_syntax(path, option)
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules.setdefault(path.stem, module)
-        sys.path.insert(0, str(path.parent))  # as for a script, so that it can import its neighbours
-        specification.loader.exec_module(module)
-        _imported[path] = module
-    if not hasattr(module, function):
-        raise ConfigurationError(f"{option}: {file} has no {function}")
-    return getattr(module, function)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from distsgd import runtime
 from distsgd.errors import DistsgdError
-from distsgd.output import say, tell_error
+from distsgd.output import say, say_traceback, tell_error
+from distsgd.processes import print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.communication import Communicator
@@ -25,6 +26,8 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
     An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
     traceback and ends all ranks.
     """
+    print_stacks_when_asked()
+    sys.excepthook = say_traceback
     runtime.prepare()
     try:
         from distsgd.communication import start

@@ -41,7 +41,8 @@ BatchSize = int | Literal["full"]
 class TrainConfig:
     """Train a model on the ranks of this MPI job, with the same bits on any number of them.
 
-    --config FILE.toml reads options from a file, which the command line overrides; --version prints the version.
+    --config FILE.toml reads options from a file, which the command line overrides; code that the file names runs only
+    where the command line names it too. --version prints the version.
     """
 
     # data
@@ -225,7 +226,8 @@ class TrainConfig:
     possible. Ranks on GPUs: nccl, from GPU to GPU; mpi, from GPU to GPU where the MPI library can, else through the
     host; auto: nccl if possible."""
     threads: int | None = None
-    """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain."""
+    """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain. A model of
+    your own is called by one of them, unless it declares thread_safe."""
     cuda_graphs: bool = True
     """On GPUs, record the steps once and start them as a whole; the results are the same."""
     callback: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from distsgd.commands import run_command
-from distsgd.output import say
+from distsgd.output import say, say_lines
 
 if TYPE_CHECKING:
     from distsgd.communication import Communicator
@@ -56,7 +56,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     if list(arguments) in (["--help"], ["-h"]):
         if communicator.is_root:
-            say(_HELP)
+            say_lines(_HELP)
         return 0
     if arguments:
         raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")

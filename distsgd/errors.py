@@ -15,9 +15,18 @@ _LONGEST = 2000
 """Characters of a sentence. A file may bring a name of any length."""
 
 
+def visible(text: str, *, lines: bool = False) -> str:
+    """The text with what isn't printable escaped: a name may hold line ends, colours, or a terminal's commands.
+
+    `lines`: line ends and tabs stay, for a traceback or a table.
+    """
+    kept = "\n\t" if lines else ""
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def one_line(text: str) -> str:
-    """The text with what isn't printable escaped (a name may hold line ends, or colours), and not too long."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    """The text in one line, with what isn't printable escaped, and not too long."""
+    shown = visible(text)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
 
 
@@ -39,6 +48,13 @@ class ConfigurationError(DistsgdError):
     """An option, a configuration file or a model doesn't make sense."""
 
     exit_status = 2
+
+
+class UnknownNameError(ConfigurationError, KeyError):
+    """There is no array of this name."""
+
+    def __str__(self) -> str:
+        return one_line(str(self.args[0]))  # a KeyError's own text is in quotation marks
 
 
 class DataError(DistsgdError):
@@ -83,7 +99,7 @@ class LaneError(DistsgdError):
     """The user's own code raised; the message holds its traceback, and says where: for a model rank, step and lane."""
 
     def __str__(self) -> str:
-        return Exception.__str__(self)
+        return visible(Exception.__str__(self), lines=True)
 
     @classmethod
     def here(cls, where: str) -> LaneError:

@@ -12,14 +12,25 @@ from io import BufferedReader
 from pathlib import Path
 
 
-def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
-    """The file at `path`, or at the end of the links there, to be read. Raises OSError, also for what is no file."""
-    mode = os.stat(path).st_mode
+def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> BufferedReader:
+    """The file at `path`, or at the end of the links there, to be read; `folder` is a descriptor that `path` is
+    relative to. Raises OSError, also for what is no file."""
+    check_regular(os.stat(path, dir_fd=folder).st_mode, path)  # first: opening a device may do something
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        check_regular(os.fstat(descriptor).st_mode, path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
+    """Raises OSError where this is the mode of something else than a regular file."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", os.fspath(path))
-    return open(path, "rb")
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:

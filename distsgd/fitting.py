@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from distsgd.build import (
     build_loss,
     build_metrics,
     build_own_optimizer,
-    build_own_schedule,
     check_targets,
     model_options,
 )
@@ -44,14 +44,16 @@ from distsgd.placement import fingerprint, split_data
 from distsgd.plots.canvas import check_installed
 from distsgd.plots.pictures import draw_after_training
 from distsgd.records import RunFolder
-from distsgd.resume import Start, find_start
+from distsgd.resume import beginning
 from distsgd.runtime import single_threaded_blas
 from distsgd.schedules import Schedule
 from distsgd.step import TrainingStep
 from distsgd.stored_model import StoredModel
+from distsgd.user_code import allow_code, names_code
 from distsgd.validation import predict_all
 
 _communicators: list[Communicator] = []
+_starting = threading.Lock()
 
 
 @dataclass
@@ -86,9 +88,10 @@ class Result:
 
 def communicator_of_this_run() -> Communicator:
     """The communicator that all calls of fit in this process share."""
-    if not _communicators:
-        _communicators.append(start())
-    return _communicators[0]
+    with _starting:
+        if not _communicators:
+            _communicators.append(start())
+        return _communicators[0]
 
 
 def fit(
@@ -116,6 +119,9 @@ def fit(
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
                 out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
 
+    BLAS has one thread in the whole process as long as any fit runs. Without MPI, several threads may call fit at the
+    same time; under mpirun one call at a time uses the ranks.
+
     Raises ConfigurationError or DataError with one sentence, on all ranks, also where one of them alone is wrong.
     """
     arrays = {"train": train, "validation": validation, "test": test}
@@ -125,33 +131,34 @@ def fit(
         return _asked(model, arrays, params, optimizer, schedule, metrics, callbacks, options)
 
     given, communicator = communicator, _communicator(communicator)
-    asked = agreed(communicator, "fit", look)
-    config, sets = asked.config, asked.sets
-    if config.plot:
-        communicator.on_root(check_installed)
-    names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
-    communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.at(Phase.START)
-    with single_threaded_blas():
-        data = split_data(communicator, config, names, sets, contents=asked.contents)
-        objective = _objective(model, params, config, data.signature)
-        planned = schedule if isinstance(schedule, Schedule) else build_own_schedule(config)
-        check_targets(communicator, objective, data)
-        measured = [*build_metrics(communicator, config, data.signature, objective), *asked.metrics]
+    with communicator.used_by_one_fit(), single_threaded_blas():
+        asked = agreed(communicator, "fit", look)
+        config = asked.config
+        if config.plot:
+            communicator.on_root(check_installed)
+        communicator.watch(config.stall_seconds, config.stall_stacks)
+        communicator.at(Phase.START)
         folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
-        begin = Start(config) if folder is None else communicator.on_root(lambda: find_start(config, folder))
-        history = History()
-        watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *asked.callbacks]
-        leg = Leg(begin.config, data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
-        trainer = leg.begin(communicator)
-        if communicator.is_root:
-            for note in (*begin.notes, *trainer.notes):
-                say(note, sys.stderr)
-        summary = leg.run(communicator, trainer)
-        step = trainer.step
-        if config.plot and folder is not None and communicator.is_root:
-            stored = StoredModel(begin.config, data.signature, objective, step.host_params(), step.running)
-            draw_after_training(folder.path, stored, data, quiet=True)
+        with beginning(communicator, config, folder) as begin:
+            config = begin.config
+            names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
+            data = split_data(communicator, config, names, asked.sets, contents=asked.contents)
+            objective = _objective(model, params, config, data.signature)
+            planned = schedule if isinstance(schedule, Schedule) else None
+            check_targets(communicator, objective, data)
+            measured = [*build_metrics(communicator, config, data.signature, objective), *asked.metrics]
+            history = History()
+            watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *asked.callbacks]
+            leg = Leg(data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
+            trainer = leg.begin(communicator)
+            if communicator.is_root:
+                for note in (*begin.notes, *trainer.notes):
+                    say(note, sys.stderr)
+            summary = leg.run(communicator, trainer)
+            step = trainer.step
+            if config.plot and folder is not None and communicator.is_root:
+                stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
+                draw_after_training(folder.place(), stored, data, quiet=True)
     return _result(step, summary, history, data.signature)
 
 
@@ -274,7 +281,7 @@ def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) 
     options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     names = {"optimizer": optimizer, "schedule": schedule, "model": model}
     named = {key: name for key, name in names.items() if isinstance(name, str)}
-    config = from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit")
+    config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit"))
     if not isinstance(optimizer, Optimizer):
         return resolved(config)
     kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
@@ -308,6 +315,10 @@ def _array(given: Any, name: str) -> Array:
 def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConfig, data: Signature) -> Objective:
     if isinstance(model, Objective):
         return model
+    if isinstance(model, str) and names_code(model):
+        raise ConfigurationError(
+            f"fit: {model} is for the command line; import that function, and give what it returns"
+        )
     if isinstance(model, str):
         outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
         model = build_model(model, data.example_shape, outputs, model_options(config))

@@ -24,11 +24,17 @@ def check_objective(objective: Objective, examples: Examples, seed: int) -> Grad
     statistics = Layout.of(objective.statistics_shapes())
     count = min(_EXAMPLES, len(examples))
     batch = Feeder(examples, objective, dtype, seed).batch(
-        np.arange(count), state, statistics=statistics.views(np.zeros(statistics.size))
+        np.arange(count), state.read_only(), statistics=statistics.views(np.zeros(statistics.size))
     )
+    start = np.nan if objective.overwrites_gradients() else 0.0
     try:
         return check_gradient(
-            objective.loss_and_grad, params, batch, per_parameter=layout.size <= _EVERY_PARAMETER, seed=seed
+            objective.loss_and_grad,
+            params,
+            batch,
+            per_parameter=layout.size <= _EVERY_PARAMETER,
+            seed=seed,
+            start=start,
         )
     except ValueError as error:
         raise LaneError(f"the gradient could not be checked: {error}") from None

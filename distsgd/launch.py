@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsgd import runtime
 from distsgd.errors import ConfigurationError, DistsgdError, LauncherError
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
-from distsgd.launching.cleaning import Janitor, new_traces
+from distsgd.launching.cleaning import Janitor, Traces
 from distsgd.launching.folder import WatchedFolder
 from distsgd.launching.mpirun import (
     Host,
@@ -30,8 +31,17 @@ from distsgd.launching.mpirun import (
 )
 from distsgd.launching.start import Ending, Limits, Start, Stops
 from distsgd.launching.words import RANK_SCRIPT
-from distsgd.output import LAUNCH_VARIABLE, TERMINAL_VARIABLE, say
-from distsgd.processes import adopt_orphans
+from distsgd.output import (
+    LAUNCH_VARIABLE,
+    LAUNCH_VARIABLES,
+    PROGRAM_VARIABLE,
+    TERMINAL_VARIABLE,
+    new_launch,
+    say,
+    say_lines,
+    say_traceback,
+)
+from distsgd.processes import adopt_orphans, print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.config import TrainConfig
@@ -65,8 +75,12 @@ class Options:
 
 def main() -> int:
     """The command; returns the exit status."""
+    for name in LAUNCH_VARIABLES:
+        os.environ.pop(name, None)  # of another launch, which this one may have been started from
     adopt_orphans()
-    with Janitor(new_traces()) as janitor:  # before there are threads
+    print_stacks_when_asked()
+    sys.excepthook = say_traceback
+    with Janitor(Traces(new_launch())) as janitor:  # before there are threads
         stops = Stops()
         runtime.prepare()
         try:
@@ -181,21 +195,25 @@ class Run:
 
     def _start(self, again: bool) -> Ending:
         """One start, and what it leaves behind is cleaned up."""
-        traces = self.janitor.traces
         arguments = [*self.arguments]
         if again and self.folder.begun and self._step() is not None:
             arguments += ["--resume", "auto"]
+        if again and self.folder.moved:
+            arguments += ["--out", str(self.folder.path)]
         if again and self._time_left() < math.inf:
             arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
         one_host = (
             all(this_host(host.name) for host in self.hosts) if self.hosts else len(allocated_hosts(os.environ)) < 2
         )
-        settings = environment(self.mpirun, one_host, os.environ) | {LAUNCH_VARIABLE: traces.name}
+        settings = environment(self.mpirun, one_host, os.environ) | {LAUNCH_VARIABLE: self.janitor.traces.name}
         if one_host:
-            settings["TMPDIR"] = str(traces.folder)
-            if sys.stdout.isatty():
-                settings[TERMINAL_VARIABLE] = os.ttyname(sys.stdout.fileno())
-        program = self._program(arguments, one_host)
+            settings["TMPDIR"] = str(self.janitor.new_folder())
+            settings |= _terminal()
+        program = [sys.executable, "-m", "distsgd.train", *arguments]
+        if one_host:
+            settings[PROGRAM_VARIABLE] = shlex.join(program)
+            program = []
+        program = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *program]
         line = command(self.mpirun, self.ranks, self.hosts, program, (LAUNCH_VARIABLE,))
         self.folder.look()
         try:
@@ -203,22 +221,14 @@ class Run:
         except OSError as error:
             raise LauncherError(f"could not start {self.mpirun.path}: {error.strerror or error}") from None
         ending = start.run()
-        traces.end_processes(keep=(self.janitor.process,))
-        traces.remove_files(at_end=False)
+        for message in ending.words.of("folder"):
+            self.folder.follow(Path(str(message["path"])))
+        self.janitor.clean_up()
         return ending
 
     def _step(self) -> int | None:
         """The step of this run's newest checkpoint; those of a run that is yet to be moved aside don't count."""
         return None if self.config.resume == "never" and not self.folder.begun else self.folder.step()
-
-    def _program(self, arguments: Sequence[str], one_host: bool) -> list[str]:
-        """A rank's command, inside the shell that tells how it ended."""
-        program = [sys.executable, "-m", "distsgd.train", *arguments]
-        if not one_host:
-            return ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *program]
-        script = self.janitor.traces.folder / "rank"  # so that of all command lines the ranks' alone name the training
-        script.write_text(f"set -- {shlex.join(program)}\n{RANK_SCRIPT}", encoding="utf-8")
-        return ["sh", str(script)]
 
     def _time_left(self) -> float:
         """Seconds that --max-time leaves; inf where that is no time, but the batch system's business, or nobody's."""
@@ -236,8 +246,8 @@ class Run:
             return 128 + self.stops.asked[-1]
         refused = bool(ending.words.of("error"))
         if (self.config.dry_run or self.config.check_gradient) and not refused:
-            return ending.status
-        if any(message.get("status") == "finished" for message in ending.words.of("ended")):
+            return ending.status or next((found for found in ending.rank_statuses if found), 0)
+        if not refused and any(message.get("status") == "finished" for message in ending.words.of("ended")):
             return 0
         if outcome.status in _DONE and not refused:
             if ending.status not in (0, STOPPED):
@@ -273,7 +283,7 @@ class Run:
         """Prints the sentence, and above it the details, where the last failure hadn't the same."""
         if cause.details and cause.details != self._shown:
             self._shown = cause.details
-            say(cause.details.rstrip(), sys.stderr)
+            say_lines(cause.details.rstrip(), sys.stderr)
         say(sentence, sys.stderr)
 
     def _leave_out_lost_hosts(self, met: bool) -> None:
@@ -296,6 +306,14 @@ class Run:
         self.hosts = tuple(there)
         self.ranks = min(self.ranks, sum(host.slots or 1 for host in there))
         say(f"distsgd.launch: {lost} no longer answers and is left out", sys.stderr)
+
+
+def _terminal() -> dict[str, str]:
+    """What ranks are told of the terminal that their output ends up on, if any."""
+    try:
+        return {TERMINAL_VARIABLE: str(os.get_terminal_size(sys.stdout.fileno()).columns or 80)}
+    except (OSError, ValueError):
+        return {}
 
 
 if __name__ == "__main__":

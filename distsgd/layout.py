@@ -10,28 +10,62 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
-from distsgd.device import Array, Shape
-from distsgd.errors import ConfigurationError
+import numpy as np
+
+from distsgd.device import Array, Shape, is_on_host
+from distsgd.errors import ConfigurationError, UnknownNameError
+
+_NAMES_SHOWN = 10
 
 
 class Views(Mapping[str, Array]):
     """Named views of one flat buffer: `views["dense1.weight"]`, or `views.scope("dense1")["weight"]`.
 
-    Writing into a view writes into the buffer; `flat` is the whole buffer. `completed` is called with a layer's name
-    where gradients are waited for while backward goes on, as soon as the layer's are there.
+    Writing into a view writes into the buffer, and so does assigning: `grads["w"] = value` is `grads["w"][...] = value`
+    for a value of the view's own shape. `flat` is the whole buffer. `completed` is called with a layer's name where
+    gradients are waited for while backward goes on, as soon as the layer's are there.
     """
 
-    __slots__ = ("_arrays", "_scopes", "completed", "flat")
+    __slots__ = ("_arrays", "_scopes", "_writable", "completed", "flat")
 
-    def __init__(self, arrays: Mapping[str, Array], flat: Array) -> None:
-        self._arrays = dict(arrays)
+    def __init__(self, arrays: Mapping[str, Array], flat: Array, writable: bool = True) -> None:
+        self._arrays, self._writable = dict(arrays), writable
         self._scopes: dict[str, Views] = {}
         self.flat = flat
         self.completed: Callable[[str], None] | None = None
 
     def __getitem__(self, name: str) -> Array:
-        return self._arrays[name]
+        try:
+            return self._arrays[name]
+        except KeyError:
+            names = list(self._arrays)
+            shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+            raise UnknownNameError(f"there is no array {name!r}; expected one of: {shown or 'none'}") from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        array = self[name]
+        if not self._writable:
+            raise ConfigurationError(
+                f"{name}: parameters and running statistics are read-only here; the optimizer and update_state change "
+                "them, and a function writes into its gradients"
+            )
+        if value is array:
+            return  # the end of `grads["w"] += value`, which has added in place
+        shape = tuple(value.shape) if hasattr(value, "shape") else np.shape(value)
+        if shape != array.shape:
+            raise ConfigurationError(
+                f"{name}: expected a value of shape {array.shape}, got {shape}; to fill the array with a "
+                f"value of another shape, assign to [{name!r}][...]"
+            )
+        if is_on_host(array):
+            np.copyto(array, value, casting="same_kind")
+        else:
+            array[...] = value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -45,8 +79,19 @@ class Views(Mapping[str, Array]):
         if found is None:
             head = prefix + "."
             inside = {name[len(head) :]: array for name, array in self._arrays.items() if name.startswith(head)}
-            found = self._scopes[prefix] = Views(inside, self.flat)
+            found = self._scopes[prefix] = Views(inside, self.flat, self._writable)
         return found
+
+    def read_only(self) -> Views:
+        """The same arrays for reading. NumPy refuses to write into them; a GPU's can't be protected."""
+        return Views({name: _read_only(array) for name, array in self._arrays.items()}, _read_only(self.flat), False)
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    if is_on_host(view):
+        view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.board import Phase
-from distsgd.build import build_trainer, confusion_matrix
+from distsgd.build import build_own_schedule, build_trainer, confusion_matrix
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig, to_toml
@@ -19,7 +19,7 @@ from distsgd.metrics import Metric
 from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.outcome import finish
-from distsgd.output import say
+from distsgd.output import say, say_lines
 from distsgd.placement import Data
 from distsgd.records import RunFolder
 from distsgd.resume import Start
@@ -31,29 +31,38 @@ from distsgd.trainer import Trainer
 
 @dataclass(frozen=True)
 class Leg:
-    """Everything that a leg is made from; `folder` is None for a run that leaves nothing behind."""
+    """Everything that a leg is made from.
 
-    config: TrainConfig
+    schedule   the user's own; None for the configuration's, whose horizon is that of the run's first start
+    folder     None for a run that leaves nothing behind
+    """
+
     data: Data
     objective: Objective
     optimizer: Optimizer
-    schedule: Schedule
+    schedule: Schedule | None
     metrics: Sequence[Metric]
     callbacks: Sequence[Callback]
     folder: RunFolder | None
     start: Start
 
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration that the start has decided on."""
+        return self.start.config
+
     def begin(self, communicator: Communicator) -> Trainer:
         """The trainer, where the leg starts. Collective."""
         if self.config.on_non_finite == "rollback" and self.folder is None:
             raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
+        schedule = build_own_schedule(self.config) if self.schedule is None else self.schedule
         trainer = build_trainer(
             communicator,
             self.config,
             self.data,
             self.objective,
             self.optimizer,
-            self.schedule,
+            schedule,
             self.metrics,
             self.callbacks,
         )
@@ -97,7 +106,7 @@ class Leg:
             try:
                 callback.close()
             except RAISED_BY_USERS:
-                say(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
+                say_lines(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
 
     def _facts(self, device: Device) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""
@@ -145,13 +154,7 @@ class Leg:
     def _prepare_folder(self, step: int) -> None:
         if self.folder is None:
             return
-        aside = self.folder.move_aside() if self.config.resume == "never" else None
-        try:
-            self.folder.create(to_toml(self.config))
-        except RunFolderError:
-            if aside is not None:
-                self.folder.move_back(aside)
-            raise
+        aside = self.folder.create(to_toml(self.config), anew=self.config.resume == "never")
         if aside is not None:
             say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
         self.folder.cut_metrics(step)

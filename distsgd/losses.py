@@ -12,12 +12,13 @@ from math import isfinite, prod
 
 import numpy as np
 
+from distsgd.components import Component
 from distsgd.device import Array, Shape, array_module, constants
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
 
 
-class Loss(ABC):
+class Loss(Component, ABC):
     """A loss of outputs (k, n) against y: labels (n,), integers, or values (k, n).
 
     An example's sample weight multiplies its loss and its gradient; the mean still divides by the number of examples.

@@ -10,10 +10,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 
+from distsgd.components import Component
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 
@@ -21,7 +22,7 @@ Mode: TypeAlias = Literal["min", "max"]
 Value: TypeAlias = "float | list[list[int]]"
 
 
-class Metric(ABC):
+class Metric(Component, ABC):
     """What every metric is: a frozen dataclass with a name, `width` float64 sums, and a value made from them.
 
     `outputs` are (K, n), batch-last, behind the output activation where the model has one. `y` are labels (n,), or
@@ -208,11 +209,18 @@ class R2(Metric):
 @final
 @dataclass(frozen=True)
 class UserMetric(Metric):
-    """The mean over all examples of `function(outputs, y)`, which returns one number for each example, (n,)."""
+    """The mean over all examples of `function(outputs, y)`, which returns one number for each example, (n,).
+
+    One thread calls the function, unless `thread_safe` says that several may.
+    """
 
     name: str
     function: Callable[[Array, Array], Array]
     mode: Mode | None = None
+    thread_safe: bool = False
+
+    def user_functions(self) -> tuple[Callable[..., Any], ...]:
+        return (self.function,)
 
     def sums(self, outputs: Array, y: Array) -> Array:
         """(Σ of the function's values, examples)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
 from distsgd.batch import Batch
+from distsgd.components import Component, is_own
 from distsgd.device import Array, Shape, is_on_host
 from distsgd.errors import ConfigurationError
 from distsgd.layers import Layer
@@ -25,10 +26,13 @@ class LossAndGrad(Protocol):
     """The one thing a model has to be: the sum of the losses of a batch and its gradient."""
 
     def __call__(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        """(loss_sum, example_count). Overwrites every view of `grads` with d(loss_sum)/d(params)."""
+        """(loss_sum, example_count). Puts d(loss_sum)/d(params) into the views of `grads`, which are zero before.
+
+        `params` are read-only. All arrays are of this call alone: keep none of them.
+        """
 
 
-class Objective(ABC):
+class Objective(Component, ABC):
     """A LossAndGrad with what training needs besides: shapes, first values, outputs to score."""
 
     input_shape: Shape | None = None
@@ -67,7 +71,7 @@ class Objective(ABC):
 
     @abstractmethod
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
-        """(loss_sum, example_count, outputs or None) in evaluation; may use `scratch`, shaped as the gradients."""
+        """(loss_sum, example_count, outputs or None) in evaluation; may use `scratch` as gradients, which are zero."""
 
     def predict(self, params: Views, batch: Batch) -> Array:
         """What the model says of the inputs, batch-last: probabilities, or values."""
@@ -77,6 +81,13 @@ class Objective(ABC):
         """Stored targets of n examples, (n,) or (n, outputs), as the function takes them: (n,) or (outputs, n)."""
         return y.T
 
+    def overwrites_gradients(self) -> bool:
+        """Whether `loss_and_grad` writes every element of every gradient, whatever was there before.
+
+        Where it is not certain to, as here, gradients start at zero in each call.
+        """
+        return False
+
     def repeats_itself(self) -> bool:
         """Whether it does the same for every lane of one length, whatever numbers are in it and whatever step it is of.
 
@@ -84,10 +95,10 @@ class Objective(ABC):
         """
         return False
 
-    def combine_statistics(self, left: Views, right: Views) -> None:  # noqa: B027 (not every model has any)
+    def combine_statistics(self, left: Views, right: Views) -> None:
         """Joins two lanes' statistics into `left`."""
 
-    def update_state(self, state: Views, statistics: Views) -> None:  # noqa: B027
+    def update_state(self, state: Views, statistics: Views) -> None:
         """Moves the running statistics on by one step's joined statistics."""
 
 
@@ -151,14 +162,18 @@ class Supervised(Objective):
         for start in range(0, len(batch), together):
             part = slice(start, start + together)
             own = replace(batch, x=batch.x[..., part], y=batch.y[..., part], indices=batch.indices[part])
-            outputs.append(self.model.forward(params, own.x, own, "")[0])
+            found = self.model.forward(params, own.x, own, "")[0]
+            outputs.append(found if together >= len(batch) else found.copy())  # a layer may use an array again
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=-1)
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)
 
+    def overwrites_gradients(self) -> bool:
+        return is_own(self)
+
     def repeats_itself(self) -> bool:
-        return _is_of_this_package(self.model) and _is_of_this_package(self.loss)
+        return is_own(self)  # a layer of a user's may look at its numbers
 
     def combine_statistics(self, left: Views, right: Views) -> None:
         self.model.combine_statistics(left, right)
@@ -167,26 +182,23 @@ class Supervised(Objective):
         self.model.update_state(state, statistics)
 
 
-def _is_of_this_package(part: Layer | Loss) -> bool:
-    """Whether a layer or loss, with all layers inside, is: one of somebody else's may look at its numbers."""
-    values = [getattr(part, field.name) for field in fields(part)]  # type: ignore[arg-type]
-    inside = [one for value in values for one in (value if isinstance(value, tuple) else (value,))]
-    own = type(part).__module__.startswith("distsgd.")
-    return own and all(_is_of_this_package(one) for one in inside if isinstance(one, Layer))
-
-
 @dataclass(frozen=True)
 class Custom(Objective):
     """The user's own function, and the arrays it starts from.
 
     `function(params, grads, batch)` is a LossAndGrad. `params` gives names, shapes and first values. With
     `outputs(params, batch)`, which returns what the model says, (outputs, n), there are metrics and predictions too.
+    One thread calls both functions, unless `thread_safe` says that several may.
     """
 
     function: LossAndGrad
     params: Mapping[str, Array]
     outputs: Callable[[Views, Batch], Array] | None = None
     input_shape: Shape | None = None
+    thread_safe: bool = False
+
+    def user_functions(self) -> tuple[Callable[..., Any], ...]:
+        return (self.function,) if self.outputs is None else (self.function, self.outputs)
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return {name: tuple(np.shape(array)) for name, array in self.params.items()}

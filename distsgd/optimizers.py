@@ -13,12 +13,13 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from distsgd.components import Component
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
 
 
-class Optimizer(ABC):
+class Optimizer(Component, ABC):
     """What every optimizer is: a frozen dataclass of Python floats, `learning_rate` first and `weight_decay` last.
 
     Weight decay is coupled, g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.

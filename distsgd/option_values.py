@@ -11,7 +11,9 @@ from typing import Any, Literal
 from distsgd.device import PRECISIONS
 from distsgd.errors import ConfigurationError
 from distsgd.losses import LOSSES
+from distsgd.metrics import METRICS
 from distsgd.non_finite import POLICIES
+from distsgd.user_code import names_code
 
 CHOICES = {
     "expand": ("none", "shifts"),
@@ -60,6 +62,12 @@ def check_values(values: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"validation_fraction: expected at least 0 and below 1, got {values['validation_fraction']}"
         )
+    for name in values["metric"]:
+        if name not in METRICS and not names_code(name):
+            raise ConfigurationError(f"metric: expected one of {', '.join(METRICS)}, or file.py:function, got {name!r}")
+    for name in values["callback"]:
+        if not names_code(name):
+            raise ConfigurationError(f"callback: expected file.py:name of a distsgd.Callback, got {name!r}")
     scale = values["loss_scale"]
     if scale is not None and not (1 <= scale <= LARGEST_LOSS_SCALE and scale & (scale - 1) == 0):
         raise ConfigurationError(

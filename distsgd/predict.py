@@ -27,7 +27,7 @@ class Options:
     input: tyro.conf.Positional[str]
     """A .npz file with x, or a .npy file: examples first."""
     out: str
-    """-o for short: the .npz file to write."""
+    """-o for short: the .npz file to write. A link there is replaced."""
     model: str | None = None
     """file.py:function, where the run's model is your own code."""
 
@@ -77,8 +77,8 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
 
     import numpy as np
 
-    from distsgd.checkpoint import write_atomically
     from distsgd.errors import RunFolderError
+    from distsgd.folders import write_atomically
     from distsgd.metrics import predicted_classes
 
     predictions = np.concatenate([part for part in parts if len(part)])

@@ -5,6 +5,7 @@ This module imports nothing heavy: the launcher uses it before NumPy loads.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
+"""Makes a process of distsgd print the stacks of its threads."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ def _prctl(option: int, value: int) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def print_stacks_when_asked() -> None:
+    """From now on STACK_SIGNAL prints the stacks of all threads on standard error, and ends nothing.
+
+    A handler that the user's own program has set stays.
+    """
+    if STACK_SIGNAL is not None and not callable(signal.getsignal(STACK_SIGNAL)):
+        faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
 
 
 def numbers() -> Iterator[int]:

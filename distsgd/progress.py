@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distsgd.callbacks import Callback
+from distsgd.errors import visible
 from distsgd.metrics import METRICS
-from distsgd.output import say, silence, terminal_behind_launcher
+from distsgd.output import columns_behind_launcher, say, silence
 from distsgd.runtime import launcher_size
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Lines(Callback):
 class Bar(Callback):
     """A progress bar with loss, accuracy, examples/s and remaining time; one line stays for each epoch's record."""
 
-    def __init__(self, terminal: str | None) -> None:
+    def __init__(self, columns: int | None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -54,7 +54,7 @@ class Bar(Callback):
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
-            console=Console() if terminal is None else Console(force_terminal=True, width=_width(terminal)),
+            console=Console() if columns is None else Console(force_terminal=True, width=columns),
         )
         self._shown, self._examples, self._began, self._accuracy = 0.0, 0, 0.0, ""
 
@@ -78,7 +78,8 @@ class Bar(Callback):
         if isinstance(record.get("validation_accuracy"), float):
             self._accuracy = f"  accuracy {record['validation_accuracy']:.4f}"
         try:
-            self._bar.console.print(format_record(record), highlight=False, soft_wrap=True)
+            line = visible(format_record(record))
+            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         except OSError:  # the terminal is gone
             silence(sys.stdout)
 
@@ -97,22 +98,10 @@ def make_progress(quiet: bool) -> Callback | None:
     """
     if quiet:
         return None
-    terminal = None if launcher_size() is None else terminal_behind_launcher()
-    if terminal is not None or (launcher_size() is None and sys.stdout.isatty()):
+    columns = None if launcher_size() is None else columns_behind_launcher()
+    if columns is not None or (launcher_size() is None and sys.stdout.isatty()):
         try:
-            return Bar(terminal)
+            return Bar(columns)
         except ImportError:
             pass
     return Lines()
-
-
-def _width(terminal: str) -> int:
-    """Columns of a terminal."""
-    try:
-        descriptor = os.open(terminal, os.O_RDONLY | os.O_NOCTTY)
-        try:
-            return os.get_terminal_size(descriptor).columns or 80
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return 80

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,9 +13,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from distsgd.checkpoint import CheckpointFolder, write_atomically
+from distsgd.checkpoint import CheckpointFolder
 from distsgd.errors import OutputError, RunFolderError
-from distsgd.files import make_folders, read_regular, remove_empty
+from distsgd.files import remove_empty
+from distsgd.folders import Folder, Identity, is_at, is_leftover, path_of
+from distsgd.locks import LOCK_FILE, FolderInUseError, lock_folder
+
+_encode = json.JSONEncoder(allow_nan=False).encode
 
 
 def finite(value: Any) -> Any:
@@ -30,93 +34,197 @@ def finite(value: Any) -> Any:
 
 
 class RunFolder:
-    """The folder of one run. Records may be added by one thread while another syncs them."""
+    """The folder of one run. Records may be added by one thread while another syncs them.
+
+    `lock` comes before all that writes. From then on the run has this very folder, wherever it is moved to.
+    """
 
     def __init__(self, path: Path, keep: int = 3) -> None:
-        self.path = path
-        self.checkpoints = CheckpointFolder(path / "checkpoints", keep)
-        self._locked: int | None = None
+        self._whole = Path(os.path.abspath(path))  # the user's own code may change the working directory
+        self.path = path = self._whole if path.name in ("", "..") else path
+        self._keep = keep
         self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
+        self._use(Folder(path))
+        self._unlockable: RunFolderError | None = None
+        self._can_lock = self._stays = True
+        self._made: list[Path] = []
         self._config = ""
+        self._metrics_file: Identity | None = None
         self._unwritten, self._one_at_a_time = b"", threading.Lock()
 
-    def create(self, config_toml: str) -> None:
-        """Makes the folder and writes config.toml. Where that fails, the folder is as it was, or not there again."""
-        self._config = config_toml
-        made: list[Path] = []
+    def _use(self, files: Folder) -> None:
+        self.files = files
+        self._checkpoint_files = files.child("checkpoints")
+        self.checkpoints = CheckpointFolder(self._checkpoint_files, self._keep)
+
+    def lock(self) -> str:
+        """Keeps other runs out until `unlock`, or until this process ends; makes the folder where there is none.
+
+        Returns a line where others aren't kept out, else nothing. Raises FolderInUseError where another run has the
+        folder. Where it can't be locked, `check_locked` says why: a run that is finished needs no lock.
+        """
+        self._unlockable = None
         try:
-            self.read_metrics()  # cut_metrics will need them: before anything is changed
-            made = make_folders(self.checkpoints.folder)
-            self._lock()
-            for left in (*self.path.glob(".*.tmp"), *self.checkpoints.folder.glob(".*.tmp")):
-                left.unlink(missing_ok=True)  # of a process that was killed while it wrote
-            write_atomically(self.path / "config.toml", config_toml.encode())
+            return "" if self.files.held else self._lock()
+        except FolderInUseError:
+            raise
+        except RunFolderError as error:
+            self._unlockable = error
+            return ""
+
+    def _lock(self, again: bool = False) -> str:
+        try:
+            locked = lock_folder(self._whole if again else self.path)
         except OSError as error:
-            self.unlock()
-            remove_empty(made)
-            where = error.filename if isinstance(error.filename, str) else self.path
-            raise RunFolderError(
-                f"could not write the run folder {self.path} ({where}: {error.strerror or error}); choose another with "
-                "--out"
-            ) from None
+            raise self._not_writable(error) from None
+        self._use(locked.folder)
+        self._made, self._can_lock = locked.made, locked.sure
+        return locked.note
 
-    def make_again(self) -> None:
-        """Makes the folder anew where somebody has removed it under the run. Raises RunFolderError."""
-        if not self.path.exists():
-            self.unlock()  # the old folder's lock keeps nobody out of the new one
-            self.create(self._config)
+    def _not_writable(self, error: OSError) -> RunFolderError:
+        where = error.filename if isinstance(error.filename, str) else self.path
+        return RunFolderError(
+            f"could not write the run folder {self.path} ({where}: {error.strerror or error}); choose another with "
+            "--out"
+        )
 
-    def _lock(self) -> None:
-        """Keeps other processes out until `unlock`, or until this one ends; where the file system can lock at all."""
-        if sys.platform == "win32" or self._locked is not None:
-            return
-        import fcntl
-
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RunFolderError(
-                f"another process is training in {self.path}; wait for it, or choose another folder with --out"
-            ) from None
-        except OSError:
-            os.close(descriptor)
-            return
-        self._locked = descriptor
+    def check_locked(self) -> None:
+        """Raises RunFolderError where the folder can't be locked, or written."""
+        if not self.files.held:
+            raise self._unlockable or RunFolderError(f"the run folder {self.path} is not locked")
 
     def unlock(self) -> None:
-        """Lets other processes in."""
-        if self._locked is not None:
-            os.close(self._locked)
-            self._locked = None
-
-    def holds(self, path: Path) -> bool:
-        """Whether a path is this folder, or inside it."""
-        return path.resolve().is_relative_to(self.path.resolve())
-
-    def aside(self) -> Path:
-        """NAME.1, NAME.2, …: the first that is free."""
-        number = 1
-        while (path := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        return path
-
-    def move_aside(self) -> Path | None:
-        """Renames the folder, where there is one, to NAME.1, NAME.2, …; returns the new name."""
-        if not self.path.exists():
-            return None
-        aside = self.aside()
+        """Lets other processes in; nothing more can be written. A folder that was only made to be locked is removed."""
+        unused, self._made = self._made, []
         try:
-            self.path.rename(aside)
+            with self.files.opened() as folder:
+                unused = unused if is_at(folder, self._whole) else []
+        except OSError:
+            unused = []
+        self.files.release()
+        remove_empty(unused)
+
+    def create(self, config_toml: str, anew: bool = False) -> Path | None:
+        """Writes config.toml; with `anew` into a new folder, where there is a run: returns where that is moved to.
+
+        Locks the folder where that is yet to be done. Raises RunFolderError; the folder is then as it was.
+        """
+        self._config = config_toml
+        if self._unlockable is None:
+            self.lock()
+        self.check_locked()
+        if not anew or self.is_unused():
+            self._begin()
+            return None
+        aside = self._move_aside()
+        try:
+            self._take_another()
+        except RunFolderError as error:
+            try:
+                os.rename(aside, self._whole)
+            except OSError:
+                raise RunFolderError(f"{error}; the run that was there is in {aside} now") from None
+            raise
+        return self.path.with_name(aside.name)
+
+    def is_unused(self) -> bool:
+        """Whether there is nothing but what a start leaves that was killed before it had begun. Raises OSError."""
+        names = {name for name in self.files.names() if not is_leftover(name)} - {LOCK_FILE}
+        return not names or (names == {"checkpoints"} and not self._checkpoint_files.names())
+
+    def _begin(self) -> None:
+        made = False
+        try:
+            self.read_metrics()  # cut_metrics will need them: before anything is changed
+            made = self._checkpoint_files.make()
+            with self._checkpoint_files.opened():
+                pass  # raises where that is a link of somebody else, or no folder
+            for part in (self.files, self._checkpoint_files, self.files.child("plots")):
+                part.remove_leftovers()
+            self.files.write("config.toml", self._config.encode())
+        except OSError as error:
+            if made:
+                self._checkpoint_files.remove_if_empty()
+            raise self._not_writable(error) from None
+        self._made = []
+
+    def _move_aside(self) -> Path:
+        """Renames the folder to NAME.1, NAME.2, …: the first that is free. Raises RunFolderError."""
+        if not self._can_lock:
+            raise RunFolderError(
+                f"--resume never would move {self.path} aside, but its file system has no locks that say whether a run "
+                "writes there; move it yourself, or choose another folder with --out"
+            )
+        number = 1
+        while os.path.lexists(aside := self._whole.with_name(f"{self._whole.name}.{number}")):
+            number += 1
+        try:
+            with self.files.opened() as folder:
+                if not is_at(folder, self._whole):
+                    raise RunFolderError(f"{self.path} was moved while this run began; start it again")
+                os.rename(self._whole, aside)
         except OSError as error:
             raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
         return aside
 
-    def move_back(self, aside: Path) -> None:
-        """Gives a folder that was moved aside its name back, as far as that is possible."""
-        with suppress(OSError):
-            aside.rename(self.path)
+    def _take_another(self) -> None:
+        """Takes a new folder where the run's own is no more. Raises RunFolderError; it has its old one then."""
+        before = self.files
+        try:
+            self._lock(again=True)
+            if not self.is_unused():
+                raise RunFolderError(f"another run has begun in {self.path} meanwhile; choose another with --out")
+            self._begin()
+        except (RunFolderError, OSError) as error:
+            if self.files is not before:
+                self.unlock()
+                self._use(before)
+            raise error if isinstance(error, RunFolderError) else self._not_writable(error) from None
+        before.release()
+        self._stays, self._metrics_file = True, None
+
+    def make_again(self) -> str:
+        """Makes the folder anew where somebody has removed it under the run; returns a line that says so, or nothing.
+        Raises OutputError where that can't be done."""
+        try:
+            with self.files.opened() as folder:
+                removed = os.fstat(folder).st_nlink == 0
+        except OSError as error:
+            removed = error.errno == errno.ESTALE
+        if not removed:
+            return ""
+        if os.path.lexists(self._whole):
+            raise OutputError(f"the run folder {self.path} was removed; what is there now is another's, and left alone")
+        try:
+            self._take_another()
+        except RunFolderError as error:
+            raise OutputError(f"the run folder {self.path} was removed: {error}") from None
+        return f"the run folder {self.path} was removed; it is made anew, without the earlier records"
+
+    def moved(self) -> str:
+        """A line where the folder is no longer where it was, the first time; else nothing."""
+        try:
+            with self.files.opened() as folder:
+                if not self._stays or is_at(folder, self._whole) or os.fstat(folder).st_nlink == 0:
+                    return ""
+        except OSError:
+            return ""  # writing says what it is
+        self._stays = False
+        to = self.place()
+        where = "" if to == self.path else f" to {to}"
+        return f"the run folder {self.path} was moved{where}; this run goes on writing into it"
+
+    def place(self) -> Path:
+        """Where the folder is now, as far as the system says."""
+        try:
+            with self.files.opened() as folder:
+                return self.path if is_at(folder, self._whole) else path_of(folder) or self.path
+        except OSError:
+            return self.path
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is this folder, or inside it."""
+        return path.resolve().is_relative_to(self.path.resolve())
 
     def cut_metrics(self, step: int) -> None:
         """Drops the records behind `step`, a last line that was cut short, and the summary: the run isn't done now."""
@@ -126,8 +234,8 @@ class RunFolder:
             kept = (
                 json.dumps(record).encode() + b"\n" for record in self._each_record() if record.get("step", 0) <= step
             )
-            write_atomically(self.metrics, b"".join(kept))
-            self.summary.unlink(missing_ok=True)
+            self._metrics_file = self.files.write(self.metrics.name, b"".join(kept))
+            self.files.remove(self.summary.name)
         except OSError as error:
             raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
@@ -137,9 +245,11 @@ class RunFolder:
 
     def _each_record(self) -> Iterator[dict[str, Any]]:
         """One at a time, for all at once take five times the file's length."""
-        if not self.metrics.exists():
+        try:
+            lines = BytesIO(self.files.read_no_link(self.metrics.name))
+        except FileNotFoundError:
             return
-        for line in BytesIO(read_regular(self.metrics)):
+        for line in lines:
             try:
                 record = json.loads(line.decode("utf-8", errors="replace"))
             except (ValueError, RecursionError):
@@ -153,7 +263,7 @@ class RunFolder:
         A part of a line that found no room any more is completed later, too.
         """
         with self._one_at_a_time:
-            self._unwritten += (json.dumps(finite(record), allow_nan=False) + "\n").encode()
+            self._unwritten += f"{_encode(finite(record))}\n".encode()
             self._write_metrics()
 
     def sync_metrics(self) -> None:
@@ -161,7 +271,7 @@ class RunFolder:
         with self._one_at_a_time:
             self._write_metrics()
         try:
-            descriptor = os.open(self.metrics, os.O_RDONLY)
+            descriptor, _ = self.files.open_own("metrics.jsonl", os.O_RDONLY, self._metrics_file)
             try:
                 os.fsync(descriptor)
             finally:
@@ -175,7 +285,8 @@ class RunFolder:
         if not self._unwritten:
             return
         try:
-            descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            descriptor, self._metrics_file = self.files.open_own("metrics.jsonl", flags, self._metrics_file)
             try:
                 while self._unwritten:
                     self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
@@ -188,7 +299,7 @@ class RunFolder:
         """Writes summary.json: the proof that a leg came to its end. Raises OutputError."""
         text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
         try:
-            write_atomically(self.summary, text.encode())
+            self.files.write(self.summary.name, text.encode())
         except OSError as error:
             raise OutputError(
                 f"could not write {self.summary}: {error.strerror or error}; the checkpoints are complete: put this "
@@ -203,7 +314,8 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """The summary, or None where there is no whole one."""
         try:
-            summary = json.loads(read_regular(self.summary))
+            with self.files.open(self.summary.name) as file:
+                summary = json.loads(file.read())
         except (OSError, ValueError, RecursionError):
             return None
         return summary if isinstance(summary, dict) else None

@@ -52,6 +52,10 @@ class Regularization:
         """Whether the loss has such terms."""
         return bool(self.l1 or self.l2)
 
+    def freezes(self, name: str) -> bool:
+        """Whether the parameter of this name stays as it is."""
+        return any(fnmatchcase(name, pattern) for pattern in self.freeze)
+
     def segments(self, layout: Layout, penalizing: bool = True) -> list[Segment]:
         """The whole buffer in order, cut where treatment changes; nothing is penalized unless `penalizing`.
 
@@ -64,7 +68,7 @@ class Regularization:
             span = layout.spans[name]
             by_kind = "weights" in self.penalize and len(shape) >= 2
             penalized = penalizing and (by_kind or any(fnmatchcase(name, pattern) for pattern in self.penalize))
-            frozen = any(fnmatchcase(name, pattern) for pattern in self.freeze)
+            frozen = self.freezes(name)
             if found and (found[-1].penalized, found[-1].frozen) == (penalized, frozen):
                 found[-1] = replace(found[-1], stop=span.stop)
             else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint, understanding
+from distsgd.communication import Communicator
 from distsgd.config import TrainConfig
 from distsgd.early_stopping import reaches
 from distsgd.errors import CheckpointError, ConfigurationError, RunFolderError
+from distsgd.folders import Folder
 from distsgd.option_values import parse_target
 from distsgd.outcome import last_line
 from distsgd.records import RunFolder
@@ -37,6 +41,27 @@ def run_folder(config: TrainConfig) -> RunFolder:
     """The run's folder, whether or not it exists."""
     path = Path(config.out) if config.out is not None else Path("runs") / config.name()
     return RunFolder(path, config.keep)
+
+
+@contextmanager
+def beginning(communicator: Communicator, config: TrainConfig, folder: RunFolder | None) -> Iterator[Start]:
+    """Where this attempt starts. Until the block ends, other runs are kept out of its folder. Collective."""
+
+    def begin() -> Start:
+        if folder is None or config.dry_run or config.check_gradient:  # nothing is written
+            return Start(config)
+        note = folder.lock()
+        start = find_start(config, folder)
+        if start.finished is None:
+            folder.check_locked()
+        start.notes += [note] if note else []
+        return start
+
+    try:
+        yield communicator.on_root(begin)
+    finally:
+        if communicator.is_root and folder is not None:
+            folder.unlock()
 
 
 def find_start(config: TrainConfig, folder: RunFolder) -> Start:
@@ -103,15 +128,10 @@ def _refuse_foreign(folder: RunFolder) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file, not a folder; choose another with --out")
-    if not path.exists() or (path / "config.toml").exists() or folder.checkpoints.exists():
+    if folder.files.status("config.toml") is not None or folder.checkpoints.exists():
         return
-    if any(not _left_by_a_start(inside) for inside in path.iterdir()):
+    if not folder.is_unused():
         raise RunFolderError(f"{path} is not empty and holds no run; choose another folder with --out")
-
-
-def _left_by_a_start(path: Path) -> bool:
-    """Whether a run that was killed before it had written anything has left this."""
-    return path.name == ".config.toml.tmp" or (path.name == "checkpoints" and path.is_dir() and not any(path.iterdir()))
 
 
 def find_run(path: Path) -> Checkpoint:
@@ -124,7 +144,7 @@ def find_run(path: Path) -> Checkpoint:
         raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}; check the path")
     if not path.is_dir():
         return read_checkpoint(path)
-    found, problems = CheckpointFolder(path / "checkpoints").newest()
+    found, problems = CheckpointFolder(Folder(path / "checkpoints")).newest()
     if found is None:
         raise CheckpointError(problems[0] if problems else f"{path} holds no checkpoint to resume from")
     return found

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from distsgd.errors import OutOfMemoryError
 
@@ -154,13 +156,56 @@ def _lines(path: str) -> list[str]:
         return []
 
 
+class _BlasLimit:
+    """The limit of one BLAS thread, which holds for the whole process. It is counted: whoever comes first keeps what
+    was, and whoever leaves last puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+        self._before: dict[str, tuple[Any, int]] = {}
+
+    def enter(self) -> None:
+        """One thread from now on, also in libraries that were loaded since others came."""
+        from threadpoolctl import ThreadpoolController
+
+        with self._lock:
+            for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+                self._before.setdefault(library.filepath, (library, library.num_threads))
+                _set_threads(library, 1)
+            self._count += 1
+
+    def leave(self) -> None:
+        """As before, where nobody else is inside."""
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                for library, threads in self._before.values():
+                    _set_threads(library, threads)
+                self._before.clear()
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """Sets a library's threads, for the process: of OpenBLAS, threadpoolctl since 3.8 obeys the first thread that sets
+    them, as long as it lives, and silently ignores all others."""
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(threads)
+    release(force=True)
+
+
+_BLAS_LIMIT = _BlasLimit()
+
+
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before behind it."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"):
+    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before when the last of the
+    threads that are inside at the same time has left."""
+    _BLAS_LIMIT.enter()
+    try:
         yield
+    finally:
+        _BLAS_LIMIT.leave()
 
 
 def blas_description() -> str:

@@ -80,14 +80,19 @@ class Sampler:
         return -(-self.num_examples // self.batch_size)
 
     def minibatch(self, step: int) -> Array:
-        """Indices of the examples of minibatch `step`, counted from 0 over all epochs; int64."""
+        """Indices of the examples of minibatch `step`, counted from 0 over all epochs. Read only: models see them."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         if self.replacement:
             draws = uniform((self.batch_size,), self.seed, "with replacement", step)
-            return (draws * self.num_examples).astype(np.int64)
+            return _read_only((draws * self.num_examples).astype(np.int64))
         if not self.shuffle:
-            return np.arange(start, min(start + self.batch_size, self.num_examples))
+            return _read_only(np.arange(start, min(start + self.batch_size, self.num_examples)))
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.num_examples, self.seed, epoch))
+            self._order = (epoch, _read_only(epoch_order(self.num_examples, self.seed, epoch)))
         return self._order[1][start : start + self.batch_size]
+
+
+def _read_only(indices: Array) -> Array:
+    indices.flags.writeable = False
+    return indices

@@ -24,6 +24,7 @@ from distsgd.regularization import Regularization
 from distsgd.sampling import lane_bounds
 from distsgd.update import SliceUpdate
 from distsgd.workers import Workers
+from distsgd.zero_gradients import ZeroGradients
 
 _GATHERED_TOGETHER, _GATHERED_FOR_GPU = 8 << 20, 1 << 30
 """Bytes of inputs up to which a worker gathers all of its lanes at once; above it, each lane as it comes."""
@@ -104,23 +105,23 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         exchange = self.exchange
-        self.params = self.layout.views(exchange.params)
-        self._model_params, self._on_cpu = self.params, self.device.is_cpu
-        if self._on_cpu:  # ranks may share the parameters, so a model may read them only
-            read_only = exchange.params.view()
-            read_only.flags.writeable = False
-            self._model_params = self.layout.views(read_only)
+        self.params, self._on_cpu = self.layout.views(exchange.params), self.device.is_cpu
+        self._model_params = self.params.read_only()  # ranks may share the parameters, so a model may only read them
+        self._callers = self.workers.that_may_call(self.objective)
         statistics = Layout.of(self.objective.statistics_shapes())
         self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
-        self._buffers = [self._lane_buffers(worker) for worker in range(self.workers.count)]
+        self._buffers = [self._lane_buffers(worker) for worker in range(self._callers.count)]
         if exchange.takes_parts:
             self._tell_what_is_complete()
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm, self.guarded
         )
-        self._rooms = [self.feeder.room(0)] * self.workers.count
-        self._model_running = self.running
+        self._rooms = [self.feeder.room(0)] * self._callers.count
+        self._model_running = self.running.read_only()
+        self._zeroes = not self.objective.overwrites_gradients()
+        trained = [name for name in self.layout.names if not self.regularization.freezes(name)]
+        self._first_gradients = ZeroGradients(trained) if self._zeroes else None
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
     @property
@@ -208,10 +209,10 @@ class TrainingStep:
         exchange.begin(bounds)
         exchange.records[:] = 0.0
         if not self._on_cpu:
-            self._model_running = self.model_running()
+            self._model_running = self.model_running().read_only()
         self._error = None
         if leave_out is None:
-            self.workers.run(lambda worker: self._compute(worker, step, order.epoch, indices, bounds))
+            self._callers.run(lambda worker: self._compute(worker, step, order.epoch, indices, bounds))
         if self._error is not None:
             flags |= Flag.FAILED
         if not self._update.finite:
@@ -232,6 +233,9 @@ class TrainingStep:
         if problem is not None:
             exchange.publish()  # or a rank would overwrite what another one still reads
             return StepResult(0.0, 0, said, None, problem)
+        if self._first_gradients is not None:
+            self._first_gradients.report(exchange.communicator)
+            self._first_gradients = None
         scalars = tuple(all_flags[0, 1 : 1 + self._scalar_count].tolist())
         norm = self._update.run(bounds, count * self.objective.loss_scale, scalars, want_norm)
         exchange.publish()
@@ -298,7 +302,11 @@ class TrainingStep:
         batch = self.feeder.batch(
             rows, running, step=step, epoch=epoch, lane=plan.lane, statistics=statistics, clock=clock
         )
+        if self._zeroes:
+            to.flats[plan.target][...] = 0.0
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
+        if self._first_gradients is not None and clock is None:  # while a GPU records, nobody looks at a number
+            self._first_gradients.look(to.views[plan.target])
         records = self.exchange.records
         records[own, 0] = loss_sum
         records[own, 1] = count

@@ -10,7 +10,7 @@ import numpy as np
 
 from distsgd.build import OWN_MODEL, build_objective
 from distsgd.checkpoint import understanding
-from distsgd.command_line import from_mapping, is_code
+from distsgd.command_line import from_mapping
 from distsgd.communication import Communicator
 from distsgd.config import TrainConfig
 from distsgd.device import Array
@@ -20,6 +20,7 @@ from distsgd.layout import Layout, Views
 from distsgd.objective import Objective
 from distsgd.runtime import check_memory
 from distsgd.snapshot import fill_model, find_model
+from distsgd.user_code import names_code
 
 _LOOKED_AT = 1000
 """Examples whose numbers are looked at."""
@@ -66,7 +67,7 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     arrays: dict[str, Any] = {}
     said, signature = communicator.on_root(read)
     config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
-    if is_code(config.model) or config.model == OWN_MODEL:
+    if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:
             raise ConfigurationError(f"{path} was trained with a model of your own; add --model file.py:function")
         if code is None:

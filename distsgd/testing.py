@@ -10,6 +10,7 @@ import numpy as np
 
 from distsgd import random
 from distsgd.batch import Batch
+from distsgd.components import is_own
 from distsgd.device import Array, Shape
 from distsgd.layers.base import Layer
 from distsgd.layout import Layout, Views
@@ -56,31 +57,35 @@ def check_gradient(
     epsilon: float = 1e-5,
     seed: int = 0,
     tolerance: float = 1e-6,
+    start: float = 0.0,
 ) -> GradientCheck:
     """Compares the gradient of `function(params, grads, batch) -> (loss_sum, count)` with differences of loss_sum.
 
     In float64 (floating arrays of params and batch are converted), along `directions` random unit directions d in
     each parameter array, or along every single element: grads·d against (f(p + h d) - f(p - h d)) / 2h, with
     h := epsilon · max(1, largest |p| in the array). The error is relative to the larger of the two, but for
-    derivatives so small that rounding of f hides them. The gradients are NaN before the call: an element that the
-    function doesn't write, or adds to, is found. `params` isn't changed; nothing is raised for a wrong gradient.
+    derivatives so small that rounding of f hides them. The gradients are `start` before each call: zero, as in
+    training; with NaN an element that the function doesn't write, or adds to, is found. `params` isn't changed; nothing
+    is raised for a wrong gradient.
 
     Functions with kinks, such as ReLU, have no derivative there: a step across one shows as a single error that goes
     away with another seed or a smaller epsilon.
     """
     layout = Layout.of({name: np.shape(array) for name, array in params.items()})
-    flat, gradient = np.empty(layout.size), np.full(layout.size, np.nan)
+    flat, gradient = np.empty(layout.size), np.full(layout.size, start)
     views, grads = layout.views(flat), layout.views(gradient)
+    read_only = views.read_only()
     for name, array in params.items():
         views[name][...] = array
     weights = None if batch.weights is None else _wide(batch.weights)
     batch = replace(batch, x=_wide(batch.x), y=_wide(batch.y), weights=weights)
-    loss = function(views, grads, batch)[0]
-    scratch = layout.views(np.full(layout.size, np.nan))
+    loss = function(read_only, grads, batch)[0]
+    scratch = layout.views(np.empty(layout.size))
 
     def loss_at(view: Array, values: Array) -> float:
         view[...] = values
-        return function(views, scratch, batch)[0]
+        scratch.flat[...] = start
+        return function(read_only, scratch, batch)[0]
 
     worst = GradientCheck(0.0, "nothing", 0.0, 0.0, 0, tolerance)
     checked = 0
@@ -114,7 +119,8 @@ def check_layer_gradient(
     """Checks a layer's gradients, of its parameters and of x, through a random linear function of its output.
 
     x (*input_shape, n) is normal; the parameters are the layer's own initial values and a tenth of normal numbers,
-    so that zeros and ones aren't special. Parameters are called `layer.name` in the finding, the input `x`.
+    so that zeros and ones aren't special. Parameters are called `layer.name` in the finding, the input `x`. A layer of
+    distsgd's has to overwrite every gradient, one of yours finds them at zero.
     """
     layout = Layout.of(layer.parameter_shapes())
     views = layout.views(np.zeros(layout.size))
@@ -137,7 +143,10 @@ def check_layer_gradient(
     # The batch's own x is another array than the one the layer gets, or a dense layer would leave dx out.
     nothing = np.zeros((0, n))
     batch = Batch(x=nothing, y=nothing, indices=np.arange(n), seed=seed, training=training, state=state)
-    return check_gradient(function, params, batch, per_parameter=per_parameter, seed=seed, tolerance=tolerance)
+    start = np.nan if is_own(layer) else 0.0
+    return check_gradient(
+        function, params, batch, per_parameter=per_parameter, seed=seed, tolerance=tolerance, start=start
+    )
 
 
 def _wide(array: Array) -> Array:

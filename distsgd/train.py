@@ -34,7 +34,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.command_line import load_config
     from distsgd.communication.devices import device_of_rank
     from distsgd.config import resolved
-    from distsgd.resume import find_start, run_folder
+    from distsgd.resume import beginning, run_folder
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
@@ -43,45 +43,38 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
         check_matplotlib(communicator)
     device_of_rank(communicator, config.device, config.precision)
     folder = run_folder(config)
-    start = communicator.on_root(lambda: find_start(config, folder))
-    if start.finished is not None:
+    with beginning(communicator, config, folder) as start:
+        if start.finished is None:
+            return run(communicator, folder, start, signals)
         if communicator.is_root:
             if config.plot:
                 plot_finished(folder, config)
             tell_launcher("ended", status="finished")
             say(start.finished)
-        return 0
-    config = start.config
-    return run(communicator, config, folder, start, signals)
+    return 0
 
 
-def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, start: Start, signals: Signals) -> int:
+def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Signals) -> int:
     """Trains this leg. Collective."""
     from distsgd.board import Phase
-    from distsgd.build import (
-        build_metrics,
-        build_objective,
-        build_own_optimizer,
-        build_own_schedule,
-        check_targets,
-        user_code,
-    )
+    from distsgd.build import build_metrics, build_objective, build_own_optimizer, check_targets, user_code
     from distsgd.leg import Leg
     from distsgd.outcome import EXIT_STATUS, last_line
     from distsgd.placement import load_data
 
+    config = start.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
     communicator.at(Phase.START)
     data = load_data(communicator, config)
     objective = build_objective(communicator, config, data.signature)
     if config.check_gradient:
         return check_gradient(communicator, config, data, objective)
-    optimizer, schedule = build_own_optimizer(config), build_own_schedule(config)
+    optimizer = build_own_optimizer(config)
     check_targets(communicator, objective, data)
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
     callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
-    leg = Leg(config, data, objective, optimizer, schedule, metrics, callbacks, folder, start)
+    leg = Leg(data, objective, optimizer, None, metrics, callbacks, folder, start)
     trainer = leg.begin(communicator)
     announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
     if config.dry_run:
@@ -92,7 +85,7 @@ def run(communicator: Communicator, config: TrainConfig, folder: RunFolder, star
         if config.plot:
             plot(config, data, trainer, folder)
         tell_launcher("ended", status=summary["status"])
-        say(last_line(summary, str(folder.path)))
+        say(last_line(summary, str(folder.place())))
     return EXIT_STATUS[summary["status"]]
 
 
@@ -206,7 +199,7 @@ def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -
 
     step = trainer.step
     stored = StoredModel(config, data.signature, step.objective, step.host_params(), step.running)
-    draw_after_training(folder.path, stored, data, quiet=config.quiet)
+    draw_after_training(folder.place(), stored, data, quiet=config.quiet)
 
 
 def plot_finished(folder: RunFolder, config: TrainConfig) -> None:

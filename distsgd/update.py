@@ -75,6 +75,7 @@ class SliceUpdate:
         clip_norm: float | None,
         guarded: bool = False,
     ) -> None:
+        workers = workers.that_may_call(optimizer)
         self.optimizer, self.regularization, self.exchange, self.workers = optimizer, regularization, exchange, workers
         self.clip_norm, self.guarded = clip_norm, guarded
         self.finite = True

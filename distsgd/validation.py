@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,8 +32,18 @@ class Evaluator:
     workers: Workers
     on_root_alone: bool = False
 
+    @cached_property
+    def _callers(self) -> Workers:
+        return self.workers.that_may_call(self.feeder.objective, *self.metrics)
+
+    @cached_property
+    def _zeroes(self) -> bool:
+        """Whether gradients, which are scratch memory here, have to start at zero."""
+        return not self.feeder.objective.overwrites_gradients()
+
     def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
         """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
+        params, state = params.read_only(), state.read_only()  # ranks may share them
         sums = self.communicator.everywhere(lambda: self._own_sums(params, state, scratch))
         parts = self.communicator.gather_object(sums)
         if parts is not None:
@@ -46,14 +57,18 @@ class Evaluator:
         first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
         sums = np.zeros((last - first, 2 + sum(metric.width() for metric in self.metrics)))
 
+        workers, zeroes = self._callers, self._zeroes
+
         def run(worker: int) -> None:
-            begin, end = part(last - first, self.workers.count, worker)
+            begin, end = part(last - first, workers.count, worker)
             with np.errstate(all="ignore"):
                 for index in range(begin, end):
+                    if zeroes:
+                        scratch[worker].flat[...] = 0.0
                     self._score_chunk(first + index, sums[index], params, state, scratch[worker])
 
         with users_code(f"scoring failed on rank {rank}"):
-            self.workers.run(run)
+            workers.run(run)
         return sums
 
     def _score_chunk(self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views) -> None:
@@ -86,8 +101,10 @@ class Evaluator:
 def predict_all(feeder: Feeder, params: Views, state: Views) -> Array:
     """The model's predictions for all examples of the feeder, (n, outputs), chunk by chunk."""
     total = len(feeder.examples)
+    params, state = params.read_only(), state.read_only()
     parts = []
     for start in range(0, total, CHUNK):
         batch = feeder.batch(np.arange(start, min(start + CHUNK, total)), state)
-        parts.append(np.ascontiguousarray(to_host(feeder.objective.predict(params, batch)).T))
+        predicted = to_host(feeder.objective.predict(params, batch))
+        parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
     return np.concatenate(parts) if parts else np.empty((0, 0), feeder.dtype)

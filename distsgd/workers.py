@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+
+from distsgd.components import Component, not_thread_safe
 
 WORK_THAT_PAYS = 30_000_000
 """Floating-point operations a lane above which a thread's hand-over is worth it: measured on 2 cores, a lane of
@@ -36,6 +39,28 @@ class Workers:
                 future.exception()  # waits
         for future in others:
             future.result()
+
+    def that_may_call(self, *components: Component) -> Workers:
+        """These workers, or worker 0 alone where one of the components doesn't declare `thread_safe`.
+
+        One thread, and not a lock that all take in turn: so calls come in the same order in every run, from the
+        thread that the user's own code runs in. The bits don't depend on who computes what.
+        """
+        if self.count == 1 or not not_thread_safe(*components):
+            return self
+        alone = copy(self)
+        alone.count = 1
+        return alone
+
+    def note(self, *components: Component) -> str | None:
+        """A line that names the components that keep all workers but one from them, where there are any."""
+        names = not_thread_safe(*components)
+        if self.count == 1 or not names:
+            return None
+        return (
+            f"note: only one of the {self.count} threads of a rank calls {', '.join(names)}; declare thread_safe=True "
+            "where several may call it at the same time, or start more ranks"
+        )
 
     def close(self) -> None:
         """Ends the threads."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from distsgd.communication.base import Communicator
 from distsgd.errors import ConfigurationError
+from distsgd.processes import print_stacks_when_asked
 from distsgd.runtime import launcher_size
 
 __all__ = ["Communicator", "is_mpi4pys", "of_mpi4py", "start"]
@@ -17,6 +18,7 @@ def start() -> Communicator:
 
     MPI is not even imported without a launcher, for on a login node that may abort.
     """
+    print_stacks_when_asked()
     size = launcher_size()
     if size is None:
         from distsgd.communication.serial import SerialCommunicator
@@ -47,4 +49,5 @@ def of_mpi4py(group: Any) -> Communicator:
             "communicator: expected a group that this process belongs to, got MPI.COMM_NULL or one that joins two "
             "groups; call fit on the members of one group"
         )
+    print_stacks_when_asked()
     return MPICommunicator.of(group)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from distsgd.device import Array
-from distsgd.errors import DistsgdError, users_code
+from distsgd.errors import ConfigurationError, DistsgdError, users_code
 
 T = TypeVar("T")
 
@@ -75,6 +77,24 @@ class Communicator(Watched, ABC):
     """The host name of each rank."""
     way: str = ""
     """How arrays of GPUs travel, in words; empty where there are none."""
+    in_use: threading.Lock | None = None
+    """Held by the fit that uses these ranks; None where nothing is sent, so that several may."""
+
+    @contextmanager
+    def used_by_one_fit(self) -> Iterator[None]:
+        """Inside, no other fit of this process uses these ranks. Raises ConfigurationError where one does."""
+        if self.in_use is None:
+            yield
+            return
+        if not self.in_use.acquire(blocking=False):
+            raise ConfigurationError(
+                "fit: another fit is under way on these ranks, and the messages of two would mix; call one when the "
+                "other has returned, on all ranks in the same order"
+            )
+        try:
+            yield
+        finally:
+            self.in_use.release()
 
     @abstractmethod
     def broadcast_object(self, value: T, root: int = 0) -> T:

@@ -77,7 +77,7 @@ class Partition:
 class Plan:
     """Everything about an exchange that is known beforehand, the same on all ranks but for `workers`.
 
-    workers  threads of this rank
+    workers  threads of this rank that compute gradients
     slots    buffers of optimizer state
     record   float64 numbers that each lane reports: loss sum, count, statistics
     device   where this rank's parameters, gradients and state lie

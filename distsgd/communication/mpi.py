@@ -25,7 +25,7 @@ from distsgd.communication.watchdog import Watchdog
 from distsgd.device import Array
 from distsgd.errors import DistsgdError, LauncherError
 from distsgd.launchers import library_path, mismatch
-from distsgd.output import say, tell_error, tell_launcher
+from distsgd.output import flush, leave, say_lines, tell_error, tell_launcher
 from distsgd.processes import die_with_parent
 
 T = TypeVar("T")
@@ -67,6 +67,7 @@ class MPICommunicator(Communicator):
         self._node: Communicator | None = None
         self._mpi = _load_mpi()
         self._watchdog: Watchdog | None = None
+        self.in_use = threading.Lock()
         self._stamp_with(stamps)
 
     def _stamp_with(self, stamps: Stamps) -> None:
@@ -196,13 +197,15 @@ class MPICommunicator(Communicator):
         return self._node
 
     def abort(self, status: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
         # An abort that hangs itself would leave all ranks waiting; one that dies is noticed by every launcher.
         fallback = threading.Timer(_ABORT_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
         fallback.daemon = True
         fallback.start()
-        self._mpi.COMM_WORLD.Abort(status)
+        flush()
+        try:
+            self._mpi.COMM_WORLD.Abort(status)
+        finally:  # it may return, where this rank or another has aborted already
+            leave(status)
 
     def abort_on_unhandled_errors(self) -> None:
         """From now on an exception that nobody handles ends all ranks, which would otherwise wait for this one."""
@@ -215,11 +218,17 @@ class MPICommunicator(Communicator):
                     time.sleep(_RANK_0_SPEAKS_FIRST)
                 tell_error(error)
                 self.abort(error.exit_status)
-                os._exit(error.exit_status)  # MPI_Abort may come back
+                return  # MPI_Abort may
             text = "".join(traceback.format_exception(kind, error, trace))
             host = self.hosts[self.rank]
             if not tell_launcher("raised", rank=self.rank, host=host, error=f"{kind.__name__}: {error}", text=text):
-                say(f"rank {self.rank} on {host}:\n{text}", sys.stderr)
+                say_lines(f"rank {self.rank} on {host}:\n{text}", sys.stderr)
             self.abort(1)
 
-        sys.excepthook = hook
+        def thread_hook(arguments: threading.ExceptHookArgs) -> None:
+            if isinstance(arguments.exc_value, DistsgdError):  # of fit, called by a thread of the user's
+                hook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+            else:
+                threading.__excepthook__(arguments)
+
+        sys.excepthook, threading.excepthook = hook, thread_hook

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
 from distsgd.communication.base import Communicator, Parts
 from distsgd.device import Array
+from distsgd.output import leave
 
 T = TypeVar("T")
 
@@ -45,6 +44,4 @@ class SerialCommunicator(Communicator):
         return self
 
     def abort(self, status: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
+import stat
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from distsgd.board import BOARD_VARIABLE, Board
+from distsgd.board import Board
 from distsgd.communication.base import Communicator
 from distsgd.device import Array, Shape
+from distsgd.output import BOARD_VARIABLE, launched, secret
 
 
 class NotShared(Exception):
@@ -50,12 +53,16 @@ def shared_board(node: Communicator, ranks: int) -> Board:
 
 
 def _launchers_board(ranks: int) -> Board | None:
-    """None where distsgd.launch didn't start this, or did so on another host."""
-    path = os.environ.get(BOARD_VARIABLE)
-    if path is None:
+    """None where distsgd.launch didn't start this, or did so on another host, where the path means something else: a
+    board holds the launch's secret."""
+    launch, path = launched(), os.environ.get(BOARD_VARIABLE, "")
+    if launch is None or not re.fullmatch(r"/proc/[0-9]+/fd/[0-9]+", path):
         return None
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode) or (about.st_uid, about.st_size) != (os.geteuid(), Board.bytes_for(ranks)):
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             memory = mmap.mmap(descriptor, Board.bytes_for(ranks))
         finally:
@@ -63,7 +70,7 @@ def _launchers_board(ranks: int) -> Board | None:
     except (OSError, ValueError):
         return None
     board = Board(memoryview(memory), ranks)
-    return board if board.marked else None
+    return board if board.marked and 0 != board.key == secret(launch) else None
 
 
 def _share(node: Communicator, size: int) -> mmap.mmap | None:

@@ -28,6 +28,7 @@ class ThreadCommunicator(Communicator):
     def __init__(self, rank: int, meeting: _Meeting, hosts: tuple[str, ...]) -> None:
         self.rank, self.size, self.hosts = rank, len(hosts), hosts
         self._meeting = meeting
+        self.in_use = threading.Lock()
         self._node: Communicator | None = None
 
     def _meet(self, value: Any, use: Callable[[list[Any]], T]) -> T:

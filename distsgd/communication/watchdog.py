@@ -7,7 +7,6 @@ counts as a stall.
 
 from __future__ import annotations
 
-import faulthandler
 import math
 import os
 import signal
@@ -18,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distsgd.board import Board, Collective, Field, Phase, where
-from distsgd.output import LAUNCH_VARIABLE, say, tell_launcher
-from distsgd.processes import alive, can_look, stat
+from distsgd.output import launched, say, tell_launcher
+from distsgd.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10
@@ -34,8 +33,6 @@ _ENDED = 1.0  # seconds in which the launcher ends everybody after one rank has 
 _PAUSE = 2.0  # seconds without a tick after which this process was itself stopped, or starved
 _STACK_SECONDS = 0.3
 _LEFT, _ENDED_THE_JOB = 1, 2  # what a line's LEFT says
-STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
-"""Makes a rank print the stacks of its threads."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begins to watch."""
-        if STACK_SIGNAL is not None:
-            faulthandler.register(STACK_SIGNAL, all_threads=True)
+        print_stacks_when_asked()  # once more, for MPI may have taken the signal when it began
         self.look(time.monotonic())
         self._thread.start()
 
@@ -96,7 +92,7 @@ class Watchdog:
 
     def _grandparent(self) -> int | None:
         """Under distsgd.launch a shell stands between a rank and mpirun, and the kernel looks at parents alone."""
-        found = stat(os.getppid()) if LAUNCH_VARIABLE in os.environ else None
+        found = stat(os.getppid()) if launched() is not None else None
         return None if found is None else found.parent
 
     def look(self, now: float) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from distsgd.datasets.streams import BLOCK, Stream, absolute, open_binary, reading
 from distsgd.errors import DataError
-from distsgd.files import make_folders, remove_empty
+from distsgd.files import make_folders, remove_empty, sync_folder
 
 
 def default_data_dir() -> Path:
@@ -83,6 +83,7 @@ def download(url: str, target: Path, checksums: Collection[str], *, progress: bo
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(part, target)
+            sync_folder(target.parent)
     except DataError:
         remove_empty(made)
         raise

@@ -1,15 +1,14 @@
 """Leaves nothing behind: ends every process of a start and removes its files, also when the launcher itself is killed.
 
 Processes are known by a variable in their environment, which everything inherits that a start has started on this
-host. A janitor, a process forked before all else, does the cleaning where the launcher no longer can.
+host. A janitor, a process forked before all else, does the cleaning where the launcher no longer can: it hears of each
+start's folder before that is made.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from distsgd.launching.private import PrivateFolder
 from distsgd.output import LAUNCH_VARIABLE
 from distsgd.processes import descendants, mapped_files, open_files, stat, with_variable
 
 _END_SECONDS = 5.0
+_DONE = b"done"
 _CLOCK_SLACK = 0.1  # seconds by which a file's time may be behind
 _SHARED_MEMORY = Path("/dev/shm")
 # What MPI libraries leave there when a rank is killed.
@@ -30,10 +31,9 @@ _HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # whatever 
 
 @dataclass(frozen=True)
 class Traces:
-    """What a start can leave on this host: `name` tags its processes, `folder` is its temporary folder."""
+    """What a launch can leave on this host: processes that `name` tags, and MPI's files that are younger than it."""
 
     name: str
-    folder: Path
     began: float = field(default_factory=time.time)
 
     def end_processes(self, keep: Iterable[int] = (), seconds: float = _END_SECONDS) -> bool:
@@ -54,15 +54,11 @@ class Traces:
                 return not running
             time.sleep(0.01)
 
-    def remove_files(self, at_end: bool = True) -> None:
-        """Removes what MPI has left, and the temporary folder, for good at the end."""
+    def remove_files(self) -> None:
+        """Removes what MPI has left."""
         for path in self.mpi_files():
             with suppress(OSError):
                 path.unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if not at_end:
-            with suppress(OSError):
-                self.folder.mkdir(mode=0o700)
 
     def mpi_files(self) -> list[Path]:
         """What MPI has left since the start, in shared memory and in /tmp: files of this user that nobody uses."""
@@ -90,25 +86,20 @@ def _reap(kept: set[int]) -> None:
             os.waitpid(child, os.WNOHANG)
 
 
-def new_traces() -> Traces:
-    """Those of a new start, with its temporary folder."""
-    folder = Path(tempfile.mkdtemp(prefix="distsgd-launch-"))
-    return Traces(f"{os.getpid()}-{time.time_ns():x}", folder)
-
-
 class Janitor:
     """A process of its own that waits for this one to end, and cleans up where this one didn't say it had."""
 
     def __init__(self, traces: Traces) -> None:
         self.traces = traces
         self.process = 0
+        self._folder: PrivateFolder | None = None
         if not hasattr(os, "fork"):
             return
-        waits, self._alive = os.pipe()
+        waits, self._tells = os.pipe()
         self.process = os.fork()
         if self.process == 0:
             try:
-                os.close(self._alive)
+                os.close(self._tells)
                 _wait_and_clean(waits, traces)
             finally:
                 os._exit(0)
@@ -122,12 +113,29 @@ class Janitor:
     ) -> None:
         """Cleans up here, and lets the janitor go."""
         if self.process:
-            self.traces.end_processes(keep=(self.process,))
-            self.traces.remove_files()
+            self.clean_up()
             with suppress(BrokenPipeError):
-                os.write(self._alive, b"done")
-            os.close(self._alive)
+                os.write(self._tells, _DONE)
+            os.close(self._tells)
             os.waitpid(self.process, 0)
+
+    def new_folder(self) -> Path:
+        """The temporary folder of a start, made for it. Raises LauncherError where there is no safe place for one."""
+        self._folder = PrivateFolder.make(self._announce)
+        return self._folder.path
+
+    def _announce(self, path: Path) -> None:
+        if self.process:
+            with suppress(BrokenPipeError):
+                os.write(self._tells, os.fsencode(path) + b"\0")
+
+    def clean_up(self) -> None:
+        """Ends what still runs of a start, and removes its files."""
+        self.traces.end_processes(keep=(self.process,))
+        self.traces.remove_files()
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
 
 def _wait_and_clean(waits: int, traces: Traces) -> None:
@@ -138,6 +146,15 @@ def _wait_and_clean(waits: int, traces: Traces) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
-    if not os.read(waits, 4):
-        traces.end_processes()
-        traces.remove_files()
+    heard = b""
+    while data := os.read(waits, 1 << 16):
+        heard += data
+    *folders, last = heard.split(b"\0")
+    if last == _DONE:
+        return
+    traces.end_processes()
+    traces.remove_files()
+    for name in folders:
+        left = PrivateFolder.find(Path(os.fsdecode(name)))
+        if left is not None:
+            left.remove()

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distsgd.files import open_regular, read_regular
+
 Signature = tuple[int, int, int]
 
 
 def signature(path: Path) -> Signature | None:
     """Differs where a file has been written anew; None where there is none. No clock is asked."""
     try:
-        with open(path, "rb") as file:  # opening makes network file systems look again
+        with open_regular(path) as file:  # opening makes network file systems look again
             about = os.fstat(file.fileno())
     except OSError:
         return None
@@ -33,10 +35,15 @@ class WatchedFolder:
     """A run folder, and what of it was there before."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._summary, self._config = path / "summary.json", path / "config.toml"
+        self.follow(path)
+        self.moved = False
         self._first_config = signature(self._config)
         self._before = signature(self._summary)
+
+    def follow(self, path: Path) -> None:
+        """The run has told that its folder is there now."""
+        self.path, self.moved = path, True
+        self._summary, self._config = path / "summary.json", path / "config.toml"
 
     def look(self) -> None:
         """A start is about to begin: what is there now is old."""
@@ -58,8 +65,8 @@ class WatchedFolder:
 
     def _read(self) -> dict[str, Any]:
         try:
-            summary = json.loads(self._summary.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            summary = json.loads(read_regular(self._summary))
+        except (OSError, ValueError, RecursionError):
             return {}
         return summary if isinstance(summary, dict) else {}
 

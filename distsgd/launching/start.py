@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from distsgd.board import BOARD_VARIABLE, Board, Field
+from distsgd.board import Board, Field
 from distsgd.launching.words import Stream, Words
+from distsgd.output import BOARD_VARIABLE, LAUNCH_VARIABLE, mark, secret
 from distsgd.processes import alive, can_look
 
 _TICK = 0.25  # seconds
@@ -42,6 +43,11 @@ class Ending:
     words: Words = field(default_factory=Words)
     forced: str | None = None
     places: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def rank_statuses(self) -> list[int]:
+        """The exit statuses that the ranks' shells have told."""
+        return [int(message["status"]) for message in self.words.of("exit")]
 
 
 class Stops:
@@ -81,7 +87,8 @@ class Start:
     ) -> None:
         self._ranks, self._stops, self._limits = ranks, stops, limits
         self._ending = Ending()
-        self._board, descriptor = _make_board(ranks)
+        launch = settings.get(LAUNCH_VARIABLE, "")
+        self._board, descriptor = _make_board(ranks, secret(launch))
         told = {} if self._board is None else {BOARD_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
         try:
             self._process = subprocess.Popen(
@@ -99,7 +106,7 @@ class Start:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._pipes = (self._process.stdout, self._process.stderr)
-        self._streams = {pipe.fileno(): Stream(self._ending.words) for pipe in self._pipes}
+        self._streams = {pipe.fileno(): Stream(self._ending.words, mark(launch).encode()) for pipe in self._pipes}
         self._targets = {self._pipes[0].fileno(): 1, self._pipes[1].fileno(): 2}
         self._descriptor = descriptor
         self._began = self._last = self._awake = time.monotonic()
@@ -214,14 +221,14 @@ class Start:
         return ending
 
 
-def _make_board(ranks: int) -> tuple[Board | None, int]:
+def _make_board(ranks: int, key: int) -> tuple[Board | None, int]:
     """(a board that ranks on this host can open, its descriptor), or (None, -1)."""
     if not hasattr(os, "memfd_create") or not can_look():
         return None, -1
     descriptor = os.memfd_create("distsgd-board", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, Board.bytes_for(ranks))
     board = Board(memoryview(mmap.mmap(descriptor, Board.bytes_for(ranks))), ranks)
-    board.mark()
+    board.mark(key)
     return board, descriptor
 
 

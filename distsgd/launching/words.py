@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distsgd.output import MARK
+from distsgd.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE
 
-_MARK = MARK.encode()
 _KEPT_NOISE = 200  # lines
 
 # Lines that Hydra and its proxies, MPICH and Open MPI print when a job ends badly; none is a rank's own.
@@ -30,15 +29,34 @@ _LAUNCHERS_BLOCK = re.compile(r"prterun|mpirun|mpiexec|orterun|prte|MPI_ABORT|Pr
 _LONGEST_BLOCK = 60  # lines
 
 
-RANK_SCRIPT = r"""
+RANK_SCRIPT = rf"""
+rank= ready= early=
+tell() {{ if [ "$rank" ] && [ "$ready" ]; then kill -$1 $rank; else early="$early $1"; fi; }}
+for name in TERM HUP USR1 USR2; do trap "tell $name" $name; done
+trap 'tell TERM' INT
+trap 'ready=yes' ALRM
 exec 3>&2 2>/dev/null
-"$@" 2>&3 3>&- & rank=$!
-for name in TERM INT HUP USR1 USR2; do trap "kill -$name $rank 2>/dev/null" $name; done
-while :; do wait $rank; status=$?; kill -0 $rank 2>/dev/null || break; done
-printf '\036distsgd {"kind": "exit", "process": %d, "status": %d, "host": "%s"}\n' $rank $status "$(uname -n)" >&3
+[ -z "${PROGRAM_VARIABLE}" ] || eval "set -- ${PROGRAM_VARIABLE}"
+unset {PROGRAM_VARIABLE}
+started=0; field() {{ shift 19; started=$1; }}
+read -r line </proc/$$/stat && field ${{line##*) }}
+export {PARENT_VARIABLE}=$$-$started
+(trap - TERM HUP INT USR1 USR2 ALRM; kill -ALRM $$; exec "$@") 2>&3 3>&- & rank=$!
+for try in 1 2 3 4 5 6 7 8 9 10; do [ "$ready" ] || sleep 0.1; done
+ready=yes
+for name in $early; do kill -$name $rank; done
+while :; do wait $rank; status=$?; kill -0 $rank || break; done
+printf '\036distsgd %s {{"kind": "exit", "process": %d, "status": %d, "host": "%s"}}\n' \
+    "${LAUNCH_VARIABLE}" $rank $status "$(uname -n)" >&3
 exit $status
 """
-"""What a shell runs around each rank: nobody but a process's parent learns how it ended, and not every mpirun says."""
+"""What a shell runs around each rank: nobody but a process's parent learns how it ended, and not every mpirun says.
+
+It passes signals on: one that comes early when the rank's process has said, with SIGALRM, that it no longer takes them
+for the shell's (a second at most), and SIGINT as SIGTERM, which means the same to training and isn't ignored in a
+shell's background. It names itself to the rank, as the proof that distsgd.launch has started it. On one host the rank's
+command comes in a variable, so that of all command lines the ranks' alone name the training.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,8 @@ class Stream:
     """One stream of mpirun's, standard output or standard error, taken in pieces."""
 
     words: Words
+    mark: bytes
+    """What a rank's message begins with."""
     _part: bytes = b""
     _block: list[bytes] | None = None
     _blank: bytes = b""
@@ -115,7 +135,7 @@ class Stream:
 
     def flush(self, at_end: bool = False) -> bytes:
         """The unfinished line, such as a progress bar's, when nothing has followed for a while."""
-        if self._part.startswith(_MARK[:1]) and not at_end:
+        if self._part.startswith(self.mark[:1]) and not at_end:
             return b""
         out, self._part = self._blank + self._part, b""
         self._blank = b""
@@ -124,7 +144,7 @@ class Stream:
         return out
 
     def _line(self, line: bytes) -> bytes:
-        before, mark, message = line.partition(_MARK)
+        before, mark, message = line.partition(self.mark)
         if mark:
             self.words.understand(message)
             return before + b"\n" if before else b""

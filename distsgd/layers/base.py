@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias
 
 from distsgd.batch import Batch
+from distsgd.components import Component
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.initializers import Initializer
 from distsgd.layout import Views
 
 Backward: TypeAlias = Callable[[Array, Views], "Array | None"]
-"""(dy, grads) -> dx. Overwrites the layer's own views in `grads` and changes neither dy nor anything that forward
-saw; None where no one needs dx (a dense layer on the model's own input)."""
+"""(dy, grads) -> dx. Writes the layer's own views in `grads` and changes neither dy nor anything that forward saw;
+None where no one needs dx (a dense layer on the model's own input). distsgd's own layers overwrite every view; a model
+with a layer of a user's finds all views at zero, so that such a layer may leave one out, or add to it."""
 
 
 def join(path: str, name: str) -> str:
@@ -44,7 +46,7 @@ def image_shape(shape: Shape, kind: str, channels: int | None = None) -> tuple[i
     return shape[0], shape[1], shape[2]
 
 
-class Layer(ABC):
+class Layer(Component, ABC):
     """A step of a network. Layers are frozen dataclasses and own no arrays: parameters are passed in.
 
     Arrays are batch-last, (features, n) or (channels, height, width, n). What backward needs lives in the closure
@@ -65,16 +67,16 @@ class Layer(ABC):
         """Names and shapes of what each lane reports for the running statistics; none by default."""
         return {}
 
-    def initialize(self, params: Views, seed: int, path: str) -> None:  # noqa: B027 (nothing to do without parameters)
+    def initialize(self, params: Views, seed: int, path: str) -> None:
         """Fills the layer's parameters; `path` is the layer's place in the model and names its random numbers."""
 
-    def initialize_state(self, state: Views) -> None:  # noqa: B027
+    def initialize_state(self, state: Views) -> None:
         """Fills the layer's running statistics."""
 
-    def combine_statistics(self, first: Views, second: Views) -> None:  # noqa: B027
+    def combine_statistics(self, first: Views, second: Views) -> None:
         """In place: puts into `first` what one lane with the examples of both would have reported. float64 views."""
 
-    def update_state(self, state: Views, statistics: Views) -> None:  # noqa: B027
+    def update_state(self, state: Views, statistics: Views) -> None:
         """In place: moves the running statistics by the statistics of a whole minibatch, all lanes combined."""
 
     def multiply_adds(self, shape: Shape) -> int:

@@ -88,7 +88,8 @@ class Convolution(Layer):
     def fused(self, following: Layer) -> Layer | None:
         # Keeping columns apart shortens the runs of what is shifted; it pays where there are more filters than that.
         pays = self.filters > self.channels * self.window.size[1]
-        if pays and isinstance(following, MaxPooling) and following.window.size == following.window.stride:
+        own = type(self) is Convolution and type(following) is MaxPooling  # a subclass may compute something else
+        if pays and own and isinstance(following, MaxPooling) and following.window.size == following.window.stride:
             return PooledConvolution(self, following)
         return None
 

@@ -93,18 +93,22 @@ class Sequential(Layer):
         return total
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        backwards = []
+        backwards: list[tuple[str, Backward]] = []
+        at_input = 0
         for name, layer, inside in self._steps(path):
             before = x
             x, backward_of_layer = layer.forward(params.scope(name), x, batch, inside)
             backwards.append((name, backward_of_layer))
-            if before is batch.x and isinstance(layer, Flatten):
-                batch = replace(batch, x=x)  # flat, it is the model's own input still, whose dx no one needs
+            if before is batch.x:
+                at_input += 1  # layers whose input is the model's own, whose dx no one needs
+                if type(layer) is Flatten:
+                    batch = replace(batch, x=x)  # flat, it is the model's own input still
 
         def backward(dy: Array, grads: Views) -> Array | None:
             d: Array | None = dy
             for name, backward_of_layer in reversed(backwards):
-                if d is None:  # only layers that pass the model's input on as it is are left
+                if d is None:
+                    self._check_rest(name, at_input)
                     return None
                 d = backward_of_layer(d, grads.scope(name))
                 if grads.completed is not None:
@@ -112,6 +116,19 @@ class Sequential(Layer):
             return d
 
         return x, backward
+
+    def _check_rest(self, name: str, at_input: int) -> None:
+        """Raises ConfigurationError where the layers up to `name` need the dx that the next one didn't give.
+
+        They don't where that one's input is the model's own, as that of the first `at_input` layers is.
+        """
+        names = [known for known, _ in self._fused]
+        rest = names.index(name) + 1
+        if rest >= at_input and any(layer.parameter_shapes() for _, layer in self._fused[:rest]):
+            raise ConfigurationError(
+                f"{names[rest]}: backward returned None, but {name} before it has to know dx; return the gradient of "
+                "the layer's input"
+            )
 
     @cached_property
     def _named(self) -> tuple[tuple[str, Layer], ...]:

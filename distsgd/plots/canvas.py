@@ -6,14 +6,17 @@ Figures are made without pyplot, so no window system is looked for and nothing o
 from __future__ import annotations
 
 import io
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.checkpoint import write_atomically
 from distsgd.errors import ConfigurationError, RunFolderError
+from distsgd.files import make_folders
+from distsgd.folders import Folder
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap
@@ -26,6 +29,7 @@ COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Those of Okabe and Ito, which people with any kind of colour vision can tell apart; their yellow is too pale."""
 SPLIT_WORDS = {"test": "test", "validation": "validation", "train": "training"}
 _DPI = 200
+_STYLING = threading.Lock()
 _STYLE = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -66,10 +70,13 @@ def check_installed() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc says."""
+    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc says.
+
+    matplotlib's settings are the whole process's: threads draw one after the other.
+    """
     import matplotlib
 
-    with matplotlib.rc_context():
+    with _STYLING, matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
@@ -92,11 +99,13 @@ def heading(figure: Figure, text: str) -> None:
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Writes NAME.png and NAME.svg, each whole or not at all. Raises RunFolderError where they can't be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
+        whole = Path(os.path.abspath(folder))
+        files = Folder(whole.parent).child(whole.name)
         for kind, said in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "distsgd"})):
             file = io.BytesIO()
             figure.savefig(file, format=kind, dpi=_DPI, metadata=said)
-            write_atomically(folder / f"{name}.{kind}", file.getvalue())
+            files.write(f"{name}.{kind}", file.getvalue())
     except OSError as error:
         raise RunFolderError(
             f"could not write pictures into {folder}: {error.strerror or error}; python -m distsgd.plot --out draws "

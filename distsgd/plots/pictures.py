@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.command_line import is_code
 from distsgd.config import TrainConfig
 from distsgd.device import Array
 from distsgd.errors import RAISED_BY_USERS, CheckpointError, ConfigurationError, DataError, DistsgdError, RunFolderError
@@ -24,6 +23,7 @@ from distsgd.plots.material import SPLITS, Material, Stored, TrainedJustNow
 from distsgd.plots.runs import Run, read_run
 from distsgd.plots.series import CurveOptions
 from distsgd.stored_model import StoredModel
+from distsgd.user_code import CodeName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +122,7 @@ def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: b
 
 def draw_finished(path: Path, config: TrainConfig) -> None:
     """As draw_after_training, of a run that had ended before."""
-    code = config.model if is_code(config.model) else None
+    code = config.model if isinstance(config.model, CodeName) else None
     _draw_and_tell(lambda: Stored(read_run(path), code, config.data_dir), path, config.quiet)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tools import CALLBACK, QUICK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left, sha256
+from tests.faults.tools import CALLBACK, LIMIT, QUICK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left, sha256
 from tests.parallel.launch import find_mpirun
 
 LONG = (*QUICK, "--epochs", "100000", "--checkpoint-every", "20")
@@ -197,6 +197,27 @@ def test_a_run_under_way_is_left_to_its_owner(tmp_path: Path) -> None:
         assert len(ended.lines) == 1
     os.kill(job.ranks()[0], signal.SIGTERM)
     assert job.end().out.startswith("stopped: ")
+
+
+def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
+    """Where a rank dies later, the run goes on in it, and its end is looked for there."""
+    job = launch(2, tmp_path, *LONG)
+    job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    until = time.monotonic() + LIMIT
+    while "was moved to" not in job.said():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    first = job.ranks()
+    os.kill(first[1], signal.SIGKILL)
+    while "going on from step" not in job.said() or not set(job.ranks().values()) - set(first.values()):
+        assert time.monotonic() < until, job.said()
+        time.sleep(0.05)
+    os.kill(job.process.pid, signal.SIGTERM)
+    with nothing_left(job) as ended:
+        assert ended.status == 75
+    assert json.loads((tmp_path / "moved" / "summary.json").read_text())["status"] == "stopped"
+    assert not (tmp_path / "run").exists()
 
 
 def wrapped(folder: Path, behind: str) -> Path:

@@ -80,6 +80,10 @@ class Job:
                 found[int(rank)] = number
         return found
 
+    def said(self) -> str:
+        """Standard error so far."""
+        return self._printed[1].read_text(errors="replace")
+
     def wait_for(self, path: Path) -> None:
         """Until the file exists."""
         until = time.monotonic() + LIMIT

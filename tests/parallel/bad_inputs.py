@@ -49,6 +49,13 @@ def toml(content: str | bytes) -> Make:
     return file("run.toml", content)
 
 
+def evil(content: str) -> Make:
+    """A configuration file, and code beside it, under two names, which leaves a file behind where it runs."""
+    return every(
+        toml(content), file("evil.py", "open('ran', 'w').close()\ndef f(*a): return 0"), link("notes.txt", "evil.py")
+    )
+
+
 OPTIONS: dict[str, Case] = {
     "a learning rate that is no number": Case("learning_rate", f"{QUICK} --lr nan"),
     "a word in place of a number": Case("expected a whole number, got 'ten'", f"{QUICK} --epochs ten"),
@@ -91,6 +98,20 @@ CONFIGURATIONS: dict[str, Case] = {
     "a date in place of a number": Case("expected a whole number", TOML, toml("epochs = 2020-01-01")),
     "infinitely many epochs": Case("expected a whole number, got inf", TOML, toml("epochs = inf")),
     "a list of text in place of numbers": Case("expected a whole number, got 'a'", TOML, toml("hidden = [1, 'a']")),
+    "a model of code in a configuration": Case("add --model evil.py:f to", TOML, evil("model = 'evil.py:f'")),
+    "a metric of code in a configuration": Case("add --metric evil.py:f to", TOML, evil("metric = 'evil.py:f'")),
+    "a callback of code in a configuration": Case("add --callback evil.py:f to", TOML, evil("callback = 'evil.py:f'")),
+    "code that only another option names": Case(
+        "add --callback evil.py:f to", f"{TOML} --out evil.py:f --model softmax", evil("callback = 'evil.py:f'")
+    ),
+    "a callback by what is no name": Case(
+        "callback: expected file.py:name", TOML, evil("callback = ['evil.py:not an identifier']")
+    ),
+    "a callback in a file of another kind": Case("callback: expected file", TOML, evil("callback = ['notes.txt:f']")),
+    "a metric by what is no name": Case("metric: expected one of", TOML, evil("metric = ['evil.py:not a name']")),
+    "a model by what is no name": Case(
+        "model: expected one of", f"{TOML} --epochs 1", evil("model = 'evil.py:not a name'")
+    ),
     "a configuration that is missing": Case("No such file", TOML),
     "a configuration that is a folder": Case("Is a directory", TOML, sub_folder("run.toml")),
     "a configuration that is a pipe": Case("a pipe", TOML, pipe("run.toml")),
@@ -135,6 +156,8 @@ RUNS: dict[str, Case] = {
         checkpoints(lambda data: None), unreadable("checkpoints/last.safetensors")), status=1),
     "a run of another learning rate": Case("learning_rate is", f"{GO_ON} --lr 0.3", run()),
     "a run of another model": Case("model is 'softmax' there", GO_ON.replace("softmax", "mlp"), run()),
+    "a run of code that the checkpoint names": Case(
+        "model is 'evil.py:f' there", GO_ON, every(evil(""), run(rewritten({"config": {"model": "evil.py:f"}})))),
     "parameters of another model": Case("for another model", "--hidden 9 --epochs 1 --init-from run", run(), status=1),
     "a best checkpoint to go on from": Case(
         "for another model", LAST.replace("step-3", "best") + f" {QUICK}", run(), status=1),
@@ -212,6 +235,15 @@ COMMANDS: dict[str, Case] = {
     "to evaluate a damaged run": Case("sha256", "run --dataset digits", run(flipped(-1)), 1, "evaluate"),
     "to evaluate another make": Case(
         "something else", "run --dataset digits", run(rewritten({"signature": {"a": 1}})), 1, "evaluate"),
+    "to evaluate a checkpoint that names code": Case(
+        "to run that code, add --model evil.py:f", "run --dataset digits", every(
+            evil(""), run(rewritten({"config": {"model": "evil.py:f"}}))), 2, "evaluate"),
+    "to evaluate a checkpoint that names code by no name": Case(
+        "model: expected one of", "run --dataset digits", every(
+            evil(""), run(rewritten({"config": {"model": "evil.py:a b"}}))), 2, "evaluate"),
+    "to predict by code of another name": Case(
+        "no readable file mine.py", "run x.npy -o o --model mine.py:f", every(
+            evil(""), npy(npy_bytes(X)), run(rewritten({"config": {"model": "evil.py:f"}}))), 2, "predict"),
     "to evaluate what is no run": Case("neither", ". --dataset digits", lambda folder: None, 1, "evaluate"),
     "to predict from other features": Case(
         "6 numbers each", "run data.npz -o out.npz", every(run(), npz()), 2, "predict"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distsgd.checkpoint import CheckpointFolder, read_checkpoint
+from distsgd.folders import Folder
 from tests.parallel.launch import Done, module, records, result, summary, train
 
 OPTIONS = (
@@ -17,6 +18,7 @@ OPTIONS = (
     *("--log-every", 4),
 )
 STEPS = 33
+FILES = ["metrics.jsonl", "summary.json"]
 
 # Imported on every rank; of the callbacks rank 0's are used.
 CODE = '''
@@ -24,6 +26,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -79,18 +82,29 @@ class Trouble(Callback):
         self.others = [callback for callback in trainer.callbacks if callback is not self]
 
     def on_step(self, step, loss, examples):
-        if step in (SETTING.get("full"), SETTING.get("away")):
+        if step in (SETTING.get("full"), SETTING.get("moved"), SETTING.get("removed")):
             assert not any([callback.busy(20) for callback in self.others]), "the checkpoint before hangs"
         if step == SETTING.get("full"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if step == SETTING.get("room"):
             time.sleep(0.1)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        if step == SETTING.get("away"):
+        if step == SETTING.get("moved"):
             os.rename("run", "gone")
+        if step == SETTING.get("removed"):
+            shutil.rmtree("run")
+        if step in (SETTING.get("moved"), SETTING.get("removed")) and "replaced" in SETTING:
+            shutil.copytree("other", "run")
         if step == SETTING.get("signal"):
             os.kill(os.getpid(), signal.SIGTERM)
 '''
+
+
+def newest(out: Path) -> int:
+    found, problems = CheckpointFolder(Folder(out / "checkpoints")).newest()
+    assert found is not None
+    assert problems == []
+    return int(found.document["step"])
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +167,59 @@ def test_a_disk_that_stays_full(out: Path, undisturbed: Path) -> None:
     assert result(out) == result(undisturbed)
 
 
-def test_a_folder_that_is_taken_away(out: Path, undisturbed: Path) -> None:
-    done = disturbed(out, 2, {"away": 12}, "--checkpoint-every", 5)
+@pytest.fixture
+def other(out: Path) -> Path:
+    """Another run, which is put in the first one's place."""
+    return a_run(out.with_name("other"))
+
+
+def a_run(out: Path) -> Path:
+    (out / "checkpoints").mkdir(parents=True)
+    for name in ("config.toml", "metrics.jsonl", "summary.json", "checkpoints/last.safetensors"):
+        (out / name).write_text(f"{name} of another run")
+    return out
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("setting", [{"moved": 12}, {"moved": 12, "replaced": True}, {"moved": 31}])
+def test_a_folder_that_is_moved(out: Path, other: Path, undisturbed: Path, ranks: int, setting: dict[str, Any]) -> None:
+    """All goes on in it; what takes its place isn't touched."""
+    done = disturbed(out, ranks, setting, "--checkpoint-every", 5)
+    moved = out.with_name("gone")
+    (line,) = done.err.splitlines()
+    assert line == f"warning: the run folder {out} was moved to {moved}; this run goes on writing into it"
+    assert str(moved) in done.out.splitlines()[-1]
+    assert result(moved) == result(undisturbed)
+    assert sorted(path.name for path in moved.iterdir()) == ["checkpoints", "config.toml", *FILES]
+    assert newest(moved) == STEPS
+    assert (files(out) == files(other)) if "replaced" in setting else not out.exists()
+
+
+def test_a_folder_that_is_removed(out: Path, undisturbed: Path) -> None:
+    done = disturbed(out, 2, {"removed": 12}, "--checkpoint-every", 5)
+    line = done.err.splitlines()[-1]
+    assert line == f"warning: the run folder {out} was removed; it is made anew, without the earlier records"
     assert summary(out) == summary(undisturbed)
     assert (out / "config.toml").exists()
     assert [record["step"] for record in records(out)][-1] == STEPS
+    assert newest(out) == STEPS
+
+
+def test_a_folder_that_is_removed_and_replaced(out: Path, other: Path) -> None:
+    done = disturbed(out, 3, {"removed": 12, "replaced": True}, "--checkpoint-every", 5, status=1)
+    said = f"the run folder {out} was removed; what is there now is another's, and left alone"
+    assert done.err.splitlines()[-1].startswith(f"distsgd: error: {said}")
     assert "Traceback" not in done.err
-    assert CheckpointFolder(out / "checkpoints").newest()[0].document["step"] == STEPS  # type: ignore[union-attr]
+    assert files(out) == files(other)
 
 
 def test_a_signal_while_it_is_written(out: Path, undisturbed: Path) -> None:
     disturbed(out, 3, {"slow": 0.1, "signal": 11}, "--checkpoint-every", 10, status=75)
-    found, problems = CheckpointFolder(out / "checkpoints").newest()
-    assert found is not None
-    assert problems == []
-    assert found.document["step"] == summary(out)["steps"] == 12
+    assert newest(out) == summary(out)["steps"] == 12
     train(2, out, *OPTIONS)
     assert result(out) == result(undisturbed)
 

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import distsgd
 from tests.parallel.launch import Done, ends_with, records, result, summary, train
 
 OPTIONS = (
@@ -184,6 +186,21 @@ def test_horizon_of_a_schedule_stays_that_of_the_first_start(tmp_path: Path) -> 
         train(None, out, *cosine, "--epochs", 6, "--max-steps", stop)
     train(2, out, *cosine, "--epochs", 6)
     assert result(out) == result(whole)
+
+
+def test_fit_goes_on_as_the_command_does(tmp_path: Path) -> None:
+    """With more epochs, and a schedule that depends on how many there are."""
+    x = np.random.default_rng(0).normal(size=(130, 6)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    cosine = ("--dataset", "data.npz", "--schedule", "cosine", "--hidden", 7, "--batch-size", 25)
+    options: dict[str, Any] = {"hidden": (7,), "schedule": "cosine", "batch_size": 25, "out": str(tmp_path / "fit")}
+    for epochs, steps in ((3, 7), (5, 1000)):
+        train(2, tmp_path / "command", *cosine, "--epochs", epochs, "--max-steps", steps)
+        distsgd.fit("mlp", (x, y), epochs=epochs, max_steps=steps, **options)
+        assert result(tmp_path / "fit") == result(tmp_path / "command")
+    train(None, tmp_path / "whole", *cosine, "--epochs", 5, "--schedule-epochs", 3)
+    assert result(tmp_path / "whole") == result(tmp_path / "fit")
 
 
 def test_from_a_named_checkpoint(tmp_path: Path, undisturbed: Path) -> None:

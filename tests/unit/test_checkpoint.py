@@ -23,10 +23,10 @@ from distsgd.checkpoint import (
     decode,
     encode,
     read_checkpoint,
-    write_atomically,
     write_checkpoint,
 )
 from distsgd.errors import CheckpointError
+from distsgd.folders import Folder, write_atomically
 
 SMALL = Checkpoint(
     {"parameters/w": np.array([[1.5, -0.0], [np.pi, 3e-42]], np.float32), "optimizer/velocity/w": np.arange(3.0)},
@@ -161,7 +161,7 @@ def test_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, failing, fail)
@@ -192,7 +192,7 @@ def newest_step(folder: CheckpointFolder) -> int | None:
 
 
 def test_folder_keeps_the_newest(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)
+    folder = CheckpointFolder(Folder(tmp_path / "checkpoints"), keep=2)
     assert not folder.exists()
     assert folder.newest() == (None, [])
     for step in (5, 9, 10, 100):
@@ -205,7 +205,7 @@ def test_folder_keeps_the_newest(tmp_path: Path) -> None:
 
 
 def test_going_back_drops_what_was_ahead(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path, keep=2)
+    folder = CheckpointFolder(Folder(tmp_path), keep=2)
     for step in (10, 20, 30, 12):
         folder.save(at_step(step), step)
     assert names(folder) == {"step-20.safetensors", "step-12.safetensors", "last.safetensors"} - {"step-20.safetensors"}
@@ -213,7 +213,7 @@ def test_going_back_drops_what_was_ahead(tmp_path: Path) -> None:
 
 
 def test_saving_the_same_step_again(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path)
+    folder = CheckpointFolder(Folder(tmp_path))
     for value in (1.0, 2.0):
         folder.save(Checkpoint({"w": np.array([value])}, {"step": 4}), 4)
     assert read_checkpoint(tmp_path / "last.safetensors").arrays["w"] == 2.0
@@ -227,7 +227,7 @@ def damage(path: Path) -> None:
 
 
 def test_damaged_newest(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path)
+    folder = CheckpointFolder(Folder(tmp_path))
     for step in (1, 2, 3):
         folder.save(at_step(step), step)
     damage(tmp_path / "step-3.safetensors")  # and last, the same file
@@ -245,18 +245,18 @@ def test_damaged_newest(tmp_path: Path) -> None:
 
 
 def test_last_alone(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path)
+    folder = CheckpointFolder(Folder(tmp_path))
     folder.save(at_step(7), 7)
     (tmp_path / "step-7.safetensors").unlink()
     assert newest_step(folder) == 7
 
 
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any, **keywords: Any) -> None:
         raise OSError("no hard links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    folder = CheckpointFolder(tmp_path, keep=1)
+    folder = CheckpointFolder(Folder(tmp_path), keep=1)
     for step in (1, 2):
         folder.save(at_step(step), step)
     assert names(folder) == {"step-2.safetensors", "last.safetensors"}
@@ -265,7 +265,7 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_other_files_in_the_folder_do_not_matter(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path, keep=1)
+    folder = CheckpointFolder(Folder(tmp_path), keep=1)
     for name in ("step-x.safetensors", "step-.safetensors", "notes.txt", ".step-9.safetensors.tmp"):
         (tmp_path / name).write_text("hello")
     folder.save(at_step(3), 3)

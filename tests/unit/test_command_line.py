@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import distsgd
-from distsgd.command_line import Finished, from_mapping, import_function, is_code, load_config, parse_arguments
+from distsgd.command_line import Finished, from_mapping, load_config, parse_arguments
 from distsgd.config import TrainConfig
 from distsgd.errors import ConfigurationError
+from distsgd.user_code import CodeName
 
 
 @pytest.fixture
@@ -136,56 +137,102 @@ def test_values_in_files() -> None:
     assert type(config.dropout) is float
 
 
+def evil(option: str) -> str:
+    """A line of TOML that names code."""
+    return "model = 'evil.py:run'" if option == "model" else f"{option} = ['evil.py:run']"
+
+
+UNNAMED: list[list[str]] = [
+    [],
+    ["--dataset", "evil.py:run"],  # the same words behind another option
+    ["--out=evil.py:run"],
+    ["--out=--OPTION=evil.py:run"],
+    ["--data-dir", "--OPTION", "evil.py:run"],
+    ["--OTHER", "evil.py:run"],
+    ["--OPTIO", "evil.py:run"],  # there are no short forms
+    ["--OPTIONS", "evil.py:run"],
+    ["-OPTION", "evil.py:run"],
+    ["--OPTION"],
+    ["--", "--OPTION", "evil.py:run"],
+    ["evil.py:run"],
+]
+
+
+@pytest.mark.parametrize("option", ["model", "callback"])
+@pytest.mark.parametrize("arguments", UNNAMED, ids=" ".join)
+def test_code_that_a_file_names_is_refused(toml: Any, option: str, arguments: list[str]) -> None:
+    """Or it counts for nothing: `--callback` without a value is an empty list."""
+    line = [argument.replace("OPTION", option).replace("OTHER", "metric") for argument in arguments]
+    given = [*line, "--config", toml(evil(option))]
+    if line == ["--callback"]:
+        assert load_config(given).callback == ()
+        return
+    with pytest.raises(ConfigurationError, match=r"names code, .*; to run it, add|\(see python|expected one"):
+        load_config(given)
+
+
 @pytest.mark.parametrize("option", ["model", "metric", "callback"])
-def test_code_runs_only_where_it_is_named_twice(toml: Any, option: str) -> None:
-    value = "'evil.py:run'" if option == "model" else "['evil.py:run']"
-    path = toml(f"{option} = {value}")
-    with pytest.raises(ConfigurationError, match=rf"names code.*add --{option} evil\.py:run"):
+def test_what_to_add_to_the_command_line(toml: Any, option: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"run\.toml names code, .*add --{option} evil\.py:run to the"):
+        load_config(["--config", toml(evil(option))])
+    path = toml("metric = ['accuracy', 'my code.py:run']")
+    with pytest.raises(ConfigurationError, match=r"add --metric accuracy 'my code\.py:run' to the command line"):
         load_config(["--config", path])
-    config = load_config(["--config", path, f"--{option}", "evil.py:run"])
-    assert "evil.py:run" in getattr(config, option)
-    other = load_config(["--config", path, f"--{option}", "mine.py:run"])
-    assert "evil.py:run" not in getattr(other, option)
-    assert "evil.py:run" in getattr(load_config([f"--{option}=evil.py:run", "--config", path]), option)
+
+
+@pytest.mark.parametrize("option", ["model", "callback"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--OPTION", "evil.py:run"], ("evil.py:run",)),
+        (["--OPTION=evil.py:run"], ("evil.py:run",)),
+        (["--OPTION", "mine.py:run"], ("mine.py:run",)),
+        (["--OPTION=-x.py:run"], ("-x.py:run",)),
+    ],
+)
+def test_code_that_the_command_line_names(toml: Any, option: str, arguments: list[str], expected: Any) -> None:
+    path, line = toml(evil(option)), [argument.replace("OPTION", option) for argument in arguments]
+    for given in ([*line, "--config", path], [f"--config={path}", *line]):
+        value = getattr(load_config(given), option)
+        assert value == (expected[0] if option == "model" else expected)
+        assert {type(text) for text in ((value,) if option == "model" else value)} == {CodeName}
+
+
+def test_the_command_line_replaces_what_a_file_names(toml: Any) -> None:
+    model, lists = toml(evil("model")), "metric = ['accuracy', 'evil.py:run']\ncallback = ['evil.py:a', 'evil.py:b']"
+    assert load_config(["--config", model, "--model", "softmax"]).model == "softmax"
+    assert load_config(["--config", model, "--model", "mlp"]).model == "mlp"  # the default, if somebody says it
+    assert load_config(["--config", model, "--model", "evil.py:run", "--model", "mlp"]).model == "mlp"
+    assert load_config(["--config", model, "--model", "mlp", "--model", "b.py:f"]).model == "b.py:f"
+    config = load_config(["--config", toml(lists), "--metric", "accuracy", "--callback", "evil.py:a", "c.py:C"])
+    assert (config.metric, config.callback) == (("accuracy",), ("evil.py:a", "c.py:C"))
+    assert load_config(["--config", toml("metric = ['accuracy']"), "--callback", "c.py:C"]).metric == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("callback = ['evil.py:not an identifier']", "callback: expected file.py:name of a distsgd.Callback"),
+        ("callback = ['notes.txt:f']", "callback: expected file.py:name"),
+        ("callback = ['mine.py:f', 'evil.py:1f']", "got 'evil.py:1f'"),
+        ("metric = ['evil.py:not an identifier']", "metric: expected one of"),
+        ("metric = ['notes.txt:f']", "or file.py:function, got 'notes.txt:f'"),
+    ],
+)
+def test_what_names_neither_code_nor_anything_else(toml: Any, text: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(told)):
+        load_config(["--config", toml(text), "--epochs", "1"])
 
 
 def test_names_of_models_need_no_repetition(toml: Any) -> None:
     assert load_config(["--config", toml("model = 'softmax'")]).model == "softmax"
 
 
-def test_named_elsewhere_is_not_named_twice(toml: Any) -> None:
-    """Only the option itself counts, not the same words behind another."""
-    path = toml("model = 'evil.py:run'")
-    with pytest.raises(ConfigurationError, match="names code"):
-        load_config(["--config", path, "--dataset", "evil.py:run"])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("a.py:f", True), ("/x/a b.py:f_1", True), ("mlp", False), ("a.py", False), ("a.py:1f", False), ("a:f", False)],
-)
-def test_is_code(name: str, expected: bool) -> None:
-    assert is_code(name) is expected
-
-
-def test_import_function(tmp_path: Path) -> None:
-    (tmp_path / "own_code.py").write_text("import dataclasses\n\n@dataclasses.dataclass\nclass A:\n    x: 'int' = 3\n")
-    path = str(tmp_path / "own_code.py")
-    assert import_function(f"{path}:A", "model")().x == 3
-    with pytest.raises(ConfigurationError, match=r"model: .* has no B"):
-        import_function(f"{path}:B", "model")
-    with pytest.raises(ConfigurationError, match="metric: there is no readable file"):
-        import_function(f"{path}x.py:A", "metric")
-
-
-def test_two_files_of_one_name(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "same.py").write_text(f"def which():\n    return '{folder}'\n")
-    assert [import_function(f"{tmp_path}/{folder}/same.py:which", "model")() for folder in ("one", "two")] == [
-        "one",
-        "two",
-    ]
+def test_one_configuration_file(toml: Any) -> None:
+    with pytest.raises(ConfigurationError, match="--config"):
+        load_config(["--config", toml(evil("model")), "--config", "evil.py:run"])
+    with pytest.raises(ConfigurationError, match=r"could not read the configuration evil\.py:run"):
+        load_config(["--config", "evil.py:run", "--model"])
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,3 +281,14 @@ def test_a_list_that_is_given_twice_would_lose_values() -> None:
 def test_values_of_another_kind_and_options_without_effect(arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(words)):
         load_config(arguments)
+
+
+def test_help_shows_a_files_values_as_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('out = "a\\u001b[31mred\\nX"\nfreeze = ["\\u001b]0;title\\u0007"]\n')
+    with pytest.raises(Finished):
+        load_config(["--config", str(path), "--help"])
+    out = capfd.readouterr().out
+    assert r"a\x1b[31mred\nX" in out
+    assert all(piece not in out for piece in ("\x1b]", "\x1b[31m", "\x07"))
+    assert load_config(["--config", str(path)]).out == "a\x1b[31mred\nX"

@@ -57,17 +57,28 @@ class Mortal:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, life: int) -> None:
         self.life = life
+        self._open: set[int] = set()
         for name in CALLS:
-            monkeypatch.setattr(os, name, self._wrap(getattr(os, name)))
+            monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
 
-    def _wrap(self, function: Any) -> Any:
+    def _wrap(self, name: str, function: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
             if self.life == 0:
                 raise Died
             self.life -= 1
-            return function(*arguments, **keywords)
+            result = function(*arguments, **keywords)
+            if name == "open":
+                self._open.add(result)
+            elif name == "close":
+                self._open.discard(arguments[0])
+            return result
 
         return call
+
+    def bury(self) -> None:
+        """Closes what is still open, and so lets go of locks, as the system does."""
+        for descriptor in self._open:
+            os.close(descriptor)
 
 
 def test_death_after_each_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +96,7 @@ def test_death_after_each_system_call(tmp_path: Path, monkeypatch: pytest.Monkey
             except Died:
                 pass
         survived = mortal.life > 0
-        folder.unlock()  # as the system does
+        mortal.bury()
         check(RunFolder(tmp_path / str(life), KEEP), completed)
         if survived:
             assert life > 20 * SAVES, "the calls were not counted"
@@ -244,11 +255,20 @@ class Recorder:
             tell = getattr(self, f"_{name}", None)
             result = self.real[name](*arguments, **keywords)
             if tell is not None:
-                tell(result, *arguments)
+                tell(result, *self._whole_paths(arguments, keywords))
             self.look()
             return result
 
         return call
+
+    def _whole_paths(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
+        """The arguments with paths that are relative to a descriptor's folder made whole."""
+        folders = [keywords.get(name) for name in ("dir_fd", "src_dir_fd", "dst_dir_fd") if name in keywords]
+        whole = [
+            argument if folder is None else self.disk.open[folder] / argument
+            for argument, folder in zip(arguments, folders, strict=False)
+        ]
+        return (*whole, *arguments[len(folders) :])
 
     def _open(self, descriptor: int, path: Any, flags: int, *rest: Any) -> None:
         self.disk.open[descriptor] = path = Path(path)
@@ -332,8 +352,6 @@ def test_power_cut_after_each_system_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", ["no fsync of the file", "rename first", "records last"])
 def test_the_disk_notices_what_a_careless_writer_would_lose(tmp_path: Path, broken: str) -> None:
     """The test above can fail: each shortcut leads to a state without the newest checkpoint, or its records."""
-    from distsgd import checkpoint as module
-
     root, lost = tmp_path / "run", []
     folder, disk = RunFolder(root, KEEP), Disk()
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -345,7 +363,9 @@ def test_the_disk_notices_what_a_careless_writer_would_lose(tmp_path: Path, brok
                 Recorder._fsync(recorder, _, descriptor) if stat.S_ISDIR(os.fstat(descriptor).st_mode) else None
             )
         if broken == "rename first":
-            monkeypatch.setattr(module, "sync_folder", lambda folder: None)
+            recorder._fsync = lambda _, descriptor: (  # type: ignore[method-assign]
+                None if stat.S_ISDIR(os.fstat(descriptor).st_mode) else Recorder._fsync(recorder, _, descriptor)
+            )
         if broken == "records last":
             monkeypatch.setattr(folder, "sync_metrics", lambda: None)
         save(folder, 1)

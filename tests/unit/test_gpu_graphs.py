@@ -202,6 +202,27 @@ def test_what_the_host_has_to_see_is_not_recorded(options: dict[str, Any]) -> No
     same(result, train("cpu", **{**MANY, **options}))
 
 
+class Repeating(Custom):
+    """A function that says that it does the same in each step."""
+
+    def repeats_itself(self) -> bool:
+        return True
+
+
+def test_gradients_start_at_zero_in_recorded_steps() -> None:
+    def adding(params: Any, grads: Any, batch: Any) -> tuple[Any, int]:
+        error = params["w"] @ batch.x - batch.y
+        grads["w"] += error @ batch.x.T
+        return 0.5 * np.add.reduce(np.square(error).ravel()), len(batch)
+
+    model = Repeating(adding, {"w": np.zeros((3, 12), np.float32)})
+    options = {**MANY, "train": (X, VALUES), "model": model, "learning_rate": 1e-3}
+    with strict_device(StrictModule()) as recorder:
+        result = train("gpu", **options)
+    assert launches(recorder)
+    same(result, train("cpu", **options))
+
+
 @dataclass(frozen=True)
 class Broken(Schedule):
     """No number from some step on."""

@@ -242,6 +242,26 @@ def test_a_function_of_the_users() -> None:
     assert recorder.of_step(1)[1:] == [RECORDS, FINITE]
 
 
+@pytest.mark.parametrize("how", ["left out", "added", "assigned"])
+def test_gradients_of_a_users_function_start_at_zero(how: str) -> None:
+    def conditional(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
+        if how == "left out" and batch.lane != 1:
+            return linear(params, {"w": batch.device.xp.zeros((3, 12), np.float32)}, batch)  # type: ignore[arg-type]
+        error = params["w"] @ batch.x - batch.y
+        if how == "added":
+            grads["w"] += error @ batch.x.T
+        else:
+            grads["w"] = error @ batch.x.T
+        return 0.5 * np.add.reduce(np.square(error).ravel()), len(batch)
+
+    model = Custom(conditional, {"w": np.zeros((3, 12), np.float32)})
+    options: dict[str, Any] = {"train": (X, VALUES), "model": model, "learning_rate": 0.001}
+    with strict_device(StrictModule()):
+        result = train("gpu", **options)
+    same(result, train("cpu", **options))
+    assert result.params["w"].any()
+
+
 def test_numpy_arrays_in_a_users_function_are_a_mistake() -> None:
     def wrong(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
         return linear({"w": np.ones((3, 12), np.float32)}, grads, batch)  # type: ignore[arg-type]

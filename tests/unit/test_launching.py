@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,6 @@ import pytest
 
 from distsgd import launch
 from distsgd.errors import ConfigurationError, LauncherError
-from distsgd.launching import cleaning
-from distsgd.launching.cleaning import Janitor, Traces, new_traces
 from distsgd.launching.folder import Outcome, WatchedFolder
 from distsgd.launching.mpirun import (
     Host,
@@ -31,8 +29,7 @@ from distsgd.launching.mpirun import (
     with_shares,
 )
 from distsgd.launching.start import Limits, Start, Stops
-from distsgd.output import LAUNCH_VARIABLE
-from distsgd.processes import alive, stat
+from distsgd.output import LAUNCH_VARIABLE, new_launch
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 NEVER = Limits(0, 0)
@@ -206,12 +203,18 @@ def stops() -> Iterator[Stops]:
 def begin(
     text: str, stops: Stops, limits: Limits = NEVER, ranks: int = 1, more: Mapping[str, str] | None = None
 ) -> Start:
-    return Start(["sh", "-c", text], {**os.environ, **(more or {})}, ranks, stops, limits)
+    settings = {**os.environ, LAUNCH_VARIABLE: new_launch(), **(more or {})}
+    return Start(["sh", "-c", text], settings, ranks, stops, limits)
 
 
-def roster_line(*processes: str) -> str:
-    ranks = ", ".join(f'[{rank}, \\"h\\", {process}]' for rank, process in enumerate(processes))
-    return f'printf "\\036distsgd {{\\"kind\\": \\"roster\\", \\"first\\": 0, \\"ranks\\": [{ranks}]}}\\n" >&2; '
+def message_line(text: str) -> str:
+    """A shell's command that says this to the launcher."""
+    return f'printf "\036distsgd %s %s\n" "$DISTSGD_LAUNCH" {shlex.quote(text)} >&2; '
+
+
+def roster_line(*processes: int) -> str:
+    ranks = [[rank, "h", process] for rank, process in enumerate(processes)]
+    return message_line(json.dumps({"kind": "roster", "first": 0, "ranks": ranks}))
 
 
 def test_a_start_passes_on_what_is_printed(stops: Stops, capfd: pytest.CaptureFixture[str]) -> None:
@@ -231,14 +234,14 @@ def test_a_start_whose_ranks_never_meet(stops: Stops) -> None:
 @pytest.mark.parametrize("kind", ["raised", "stalled", "exit"])
 def test_a_start_that_does_not_end_after_a_failure(stops: Stops, kind: str) -> None:
     began = time.monotonic()
-    begin(f'printf "\\036distsgd {{\\"kind\\": \\"{kind}\\"}}\\n" >&2; sleep 60', stops).run()
+    begin(message_line(json.dumps({"kind": kind})) + "sleep 60", stops).run()
     assert 1.5 < time.monotonic() - began < 5
 
 
 def test_a_signal_waits_until_the_ranks_are_there(stops: Stops, capfd: pytest.CaptureFixture[str]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     catch = "trap 'echo asked; exit 75' USR1; sleep 1; "
-    ending = begin(catch + roster_line("$$") + "while :; do sleep 0.1; done", stops).run()
+    ending = begin(catch + roster_line(0) + "while :; do sleep 0.1; done", stops).run()
     assert ending.status == 75
     assert capfd.readouterr().out == "asked\n"
 
@@ -264,7 +267,7 @@ def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     )
     path = str(Path(__file__).parents[2])
     began = time.monotonic()
-    line = f'{roster_line("1")} {shlex.quote(sys.executable)} -c "{beats}"'
+    line = f'{roster_line(1)} {shlex.quote(sys.executable)} -c "{beats}"'
     ending = begin(line, stops, Limits(0, 1.0), more={"PYTHONPATH": path}).run()
     assert 2.5 < time.monotonic() - began < 10
     assert ending.forced is not None
@@ -279,113 +282,3 @@ def test_starts_leak_no_descriptors(stops: Stops) -> None:
     for _ in range(5):
         begin("echo; sleep 0.01", stops).run()
     assert sorted(os.listdir("/proc/self/fd")) == before
-
-
-# cleaning
-
-
-@linux
-def test_processes_are_found_by_their_tag(tmp_path: Path) -> None:
-    traces = Traces("tag-of-this-test", tmp_path / "folder")
-    tagged = {**os.environ, LAUNCH_VARIABLE: traces.name}
-    # A child, and a grandchild that has left its session and its parent.
-    text = "import os, time; os.fork() or (os.setsid(), os.fork() and os._exit(0)); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", text], env=tagged, start_new_session=True)
-    other = subprocess.Popen(["sleep", "600"])
-    try:
-        while len(cleaning.with_variable(LAUNCH_VARIABLE, traces.name)) < 2:
-            time.sleep(0.02)
-        found = cleaning.with_variable(LAUNCH_VARIABLE, traces.name)
-        assert traces.end_processes(keep=(other.pid,))
-        assert [number for number in found if (left := stat(number)) is not None and not left.ended] == []
-        assert other.poll() is None
-    finally:
-        for started in (process, other):
-            started.kill()
-            started.wait()
-
-
-def test_files_are_removed_where_nobody_uses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
-    old, used, left = (tmp_path / f"mpich_shm_{name}" for name in ("old", "used", "left"))
-    mine = tmp_path / "mpich_thing"
-    old.touch()
-    time.sleep(0.3)
-    traces = Traces("name", tmp_path / "folder")
-    traces.folder.mkdir()
-    (traces.folder / "file").touch()
-    for path in (used, left, mine):
-        path.touch()
-    monkeypatch.setattr(cleaning, "mapped_files", lambda folder: {str(used)})
-    traces.remove_files(at_end=False)
-    assert [path.exists() for path in (old, used, left, mine)] == [True, True, False, True]
-    assert list(traces.folder.iterdir()) == []
-    traces.remove_files()
-    assert not traces.folder.exists()
-
-
-@linux
-def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path / "none")
-    monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
-    traces = Traces("name", tmp_path / "folder")
-    used, left = (tmp_path / f"hydra_hwloc_xmlfile_{name}" for name in ("used", "left"))
-    left.touch()
-    text = f"file = open({str(used)!r}, 'w'); print(flush=True); input()"
-    line = [sys.executable, "-c", text]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        traces.remove_files()
-        assert (used.exists(), left.exists()) == (True, False)
-    traces.remove_files()
-    assert not used.exists()
-
-
-@linux
-@pytest.mark.parametrize("orderly", [True, False])
-def test_a_janitor_cleans_up_whoever_kills_the_launcher(tmp_path: Path, orderly: bool) -> None:
-    text = (
-        "import os, signal, subprocess, sys, time\n"
-        "from distsgd.launching.cleaning import Janitor, new_traces\n"
-        "from distsgd.output import LAUNCH_VARIABLE\n"
-        "with Janitor(new_traces()) as janitor:\n"
-        "    tagged = {**os.environ, LAUNCH_VARIABLE: janitor.traces.name}\n"
-        "    child = subprocess.Popen(['sleep', '600'], env=tagged, start_new_session=True)\n"
-        "    print(child.pid, janitor.process, janitor.traces.folder, flush=True)\n"
-        f"    {'child.kill(); child.wait()' if orderly else 'os.kill(os.getpid(), signal.SIGKILL)'}\n"
-    )
-    settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", text], env=settings, capture_output=True, text=True, timeout=30)
-    child, janitor, folder = done.stdout.split()
-    until = time.monotonic() + 5
-    while time.monotonic() < until and (alive_or_zombie(int(child)) or alive_or_zombie(int(janitor))):
-        time.sleep(0.02)
-    assert not alive_or_zombie(int(child))
-    assert not alive_or_zombie(int(janitor))
-    assert not Path(folder).exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def alive_or_zombie(process: int) -> bool:
-    found = stat(process)
-    return found is not None and not found.ended
-
-
-@linux
-def test_a_process_is_known_by_its_start() -> None:
-    me = stat(os.getpid())
-    assert me is not None
-    assert alive(os.getpid(), me.started)
-    assert not alive(os.getpid(), me.started + 1)
-    assert not alive(2**22 + 1, 0)
-
-
-def test_the_launchers_folder_is_private() -> None:
-    traces = new_traces()
-    assert traces.folder.stat().st_mode & 0o777 == 0o700
-    traces.remove_files()
-    with Janitor(traces):
-        pass
-    assert not traces.folder.exists()

@@ -71,3 +71,38 @@ def test_one_number() -> None:
     views = Layout.of({"scale": ()}).views(np.array([3.0]))
     assert views["scale"].shape == ()
     assert views["scale"] == 3.0
+
+
+def test_assigning_writes_into_the_buffer() -> None:
+    layout = Layout.of({"a.w": (2, 3), "a.b": ()})
+    views = layout.views(np.zeros(layout.size, np.float32))
+    views["a.w"] = np.arange(6).reshape(2, 3)
+    views.scope("a")["b"] = 7.5
+    views["a.w"] += 1
+    assert views.flat.tolist() == [1, 2, 3, 4, 5, 6, 7.5]
+    with pytest.raises(TypeError, match="complex128"):
+        views["a.b"] = np.complex128(1j)
+
+
+def test_reading_alone() -> None:
+    layout = Layout.of({"a.w": (2,)})
+    views = layout.views(np.zeros(layout.size))
+    reading = views.read_only()
+    views["a.w"] = np.ones(2)
+    assert reading["a.w"].tolist() == reading.flat.tolist() == [1, 1]
+    for into in (reading, reading.scope("a")):
+        with pytest.raises(ConfigurationError, match="read-only"):
+            into[next(iter(into))] = np.zeros(2)
+    for array in (reading["a.w"], reading.flat):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0.0
+
+
+def test_names_that_are_not_there() -> None:
+    views = Layout.of({f"w{k}": (1,) for k in range(12)}).views(np.zeros(12))
+    assert "w12" not in views
+    assert views.get("w12") is None
+    with pytest.raises(ConfigurationError, match=r"^there is no array 'w12'; expected one of: w0, .*, w9, …$"):
+        views["w12"]
+    with pytest.raises(KeyError):
+        views["w12"] = np.ones(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,26 @@ def test_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_fit_draws_only_into_a_folder() -> None:
     with pytest.raises(ConfigurationError, match="out="):
         distsgd.fit("mlp", digits(), plot=True)
+
+
+def test_two_threads_leave_the_settings_of_matplotlib_as_they_were() -> None:
+    """matplotlib has one set of them: what a second thread found inside of the first one's style would stay."""
+    import matplotlib
+
+    before, inside, first_is_out = dict(matplotlib.rcParams), threading.Event(), threading.Event()
+
+    def draw() -> None:
+        with style():
+            inside.set()
+            first_is_out.wait(10)
+
+    thread = threading.Thread(target=draw)
+    with style():
+        thread.start()
+        inside.wait(0.2)
+    first_is_out.set()
+    thread.join()
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_without_plot_matplotlib_is_not_imported() -> None:

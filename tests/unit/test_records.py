@@ -112,11 +112,19 @@ def test_failure(folder: RunFolder) -> None:
 
 def test_moving_aside(folder: RunFolder) -> None:
     (folder.path.with_name("run.1")).mkdir()
-    folder.move_aside()
-    assert not folder.path.exists()
-    assert (folder.path.with_name("run.2") / "config.toml").exists()
-    folder.move_aside()
-    assert folder.aside().name == "run.3"
+    folder.unlock()
+    again = RunFolder(folder.path)
+    assert again.create("seed = 4\n", anew=True) == folder.path.with_name("run.2")
+    again.unlock()
+    for name, text in (("run.2", "seed = 3\n"), ("run", "seed = 4\n")):
+        assert (folder.path.with_name(name) / "config.toml").read_text() == text
+        assert sorted(path.name for path in folder.path.with_name(name).iterdir()) == ["checkpoints", "config.toml"]
+
+
+def test_nothing_is_moved_aside_where_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert RunFolder(tmp_path / "run").create("", anew=True) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
@@ -174,10 +182,10 @@ def test_syncing_nothing(folder: RunFolder) -> None:
 
 def test_a_folder_that_was_removed_is_made_again(folder: RunFolder) -> None:
     folder.add_metrics({"step": 1})
-    folder.make_again()
-    assert folder.read_metrics() == [{"step": 1}], "it is there"
+    assert folder.make_again() == "", "it is there"
+    assert folder.read_metrics() == [{"step": 1}]
     shutil.rmtree(folder.path)
-    folder.make_again()
+    assert "was removed; it is made anew" in folder.make_again()
     assert (folder.path / "config.toml").read_text() == "seed = 3\n"
     with pytest.raises(RunFolderError, match="another process is training"):
         RunFolder(folder.path).create("")

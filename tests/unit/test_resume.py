@@ -90,6 +90,27 @@ def test_stopping_at_every_single_step(tmp_path: Path) -> None:
     assert bits(train(tmp_path / "run"), tmp_path / "run") == whole
 
 
+@pytest.mark.parametrize("given", [{}, {"schedule_epochs": 2.5}])
+def test_more_epochs_leave_the_schedule_as_it_was(tmp_path: Path, given: dict[str, Any]) -> None:
+    """The horizon is that of the first start, as for the command: η = η₀ (1 + cos(π min(epoch / horizon, 1))) / 2."""
+    horizon, options = given.get("schedule_epochs", 3.0), {"schedule": "cosine", "learning_rate": 0.1}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = train(whole, epochs=5, **{**options, "schedule_epochs": horizon})
+    train(out, 2, epochs=3, max_steps=7, **options, **given)
+    train(out, 3, epochs=4, max_steps=12, **options)
+    again = train(out, 1, epochs=5, **options)
+    assert bits(again, out) == bits(uninterrupted, whole)
+    rates = [record["learning_rate"] for record in again.history]
+    steps = [record["step"] - 1 for record in again.history]  # the rate is that of the step before the record
+    right = [0.05 * (1 + np.cos(np.pi * min(step / 5 / horizon, 1))) for step in steps]
+    np.testing.assert_allclose(rates, right, rtol=1e-12, atol=1e-17)
+    assert steps == [14, 19, 24]
+    assert (
+        train(tmp_path / "longer", epochs=5, **options).summary["parameters_sha256"]
+        != again.summary["parameters_sha256"]
+    )
+
+
 def test_a_single_number_is_a_parameter_too(tmp_path: Path) -> None:
     def line(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
         error = params["slope"] * batch.x[0] + params["shift"][0] - batch.y

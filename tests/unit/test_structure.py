@@ -22,8 +22,10 @@ ROOT = Path(__file__).parents[2]
 # stands for its modules, which may import each other without a cycle, unless they have a row of their own.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("output", "runtime", "device", "processes", "board", "files", "launchers"),
-    ("layout",),
+    ("runtime", "device", "processes", "board", "files", "launchers"),
+    ("folders", "output"),
+    ("locks",),
+    ("layout", "user_code", "components"),
     ("random",),
     ("batch",),
     ("kernels",),
@@ -40,7 +42,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("agreement",),
     ("objective", "non_finite"),
     ("examples",),
-    ("regularization", "workers", "streaming"),
+    ("regularization", "workers", "streaming", "zero_gradients"),
     ("graphs",),
     ("update",),
     ("step",),

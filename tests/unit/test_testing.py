@@ -69,16 +69,45 @@ def test_a_wrong_gradient_is_found_and_named(spoil):
         along.raise_if_wrong()
 
 
-def test_adding_to_the_gradient_is_found():
+def test_adding_to_the_gradient_is_right_in_training_and_found_where_asked():
     def adding(params, grads, batch):
         before = grads["a"].copy()
         result = smooth(params, grads, batch)
-        grads["a"][...] += before
+        grads["a"] += before
         return result
 
-    result = check_gradient(adding, PARAMS, batch())
+    assert check_gradient(adding, PARAMS, batch()).ok
+    result = check_gradient(adding, PARAMS, batch(), start=np.nan)
     assert not result.ok
     assert result.worst == "a"
+
+
+def test_a_gradient_that_is_not_written_is_found():
+    def forgetful(params, grads, batch):
+        views = {"a": grads["a"], "b": np.empty((1, 2))}
+        return smooth(params, views, batch)
+
+    result = check_gradient(forgetful, PARAMS, batch())
+    assert not result.ok
+    assert result.worst == "b"
+
+
+def test_a_layer_of_distsgd_is_asked_for_more_than_a_users():
+    class Adding(Dense):
+        def forward(self, params, x, batch, path):
+            y, backward = super().forward(params, x, batch, path)
+
+            def added(dy, grads):
+                before = grads["bias"].copy()
+                dx = backward(dy, grads)
+                grads["bias"] += before
+                return dx
+
+            return y, added
+
+    assert check_layer_gradient(Adding(3, 2), (3,)).ok
+    Adding.__module__ = "distsgd.layers.adding"
+    assert not check_layer_gradient(Adding(3, 2), (3,)).ok
 
 
 def test_nothing_given_is_changed():

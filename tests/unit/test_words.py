@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from distsgd.launching.causes import Cause, cause_of, roster
 from distsgd.launching.start import Ending
 from distsgd.launching.words import RANK_SCRIPT, Death, Stream, Words
-from distsgd.output import MARK
+from distsgd.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE, mark, new_launch
+
+LAUNCH = new_launch()
+MARK = mark(LAUNCH)
 
 HYDRA = """
 ===================================================================================
@@ -56,7 +64,7 @@ def pieces(text: str, size: int) -> list[bytes]:
 
 def heard(text: str, size: int = 7) -> tuple[str, Words]:
     words = Words()
-    stream = Stream(words)
+    stream = Stream(words, MARK.encode())
     out = b"".join(stream.feed(piece) for piece in pieces(text, size)) + stream.flush(at_end=True)
     return out.decode(), words
 
@@ -115,14 +123,15 @@ def test_messages_are_taken_out() -> None:
 
 
 def test_an_unfinished_line_is_shown_when_nothing_follows() -> None:
-    stream = Stream(Words())
+    stream = Stream(Words(), MARK.encode())
     assert stream.feed(b"50 %") == b""
     assert stream.pending
     assert stream.flush() == b"50 %"
     assert not stream.pending
-    assert stream.feed(b" done\n\x1edist") == b" done\n"
+    message = f'{MARK}{{"kind": "ended"}}\n'.encode()
+    assert stream.feed(b" done\n" + message[:5]) == b" done\n"
     assert stream.flush() == b""  # may become a message
-    assert stream.feed(b'sgd {"kind": "ended"}\n') == b""
+    assert stream.feed(message[5:]) == b""
     assert stream.words.of("ended")
 
 
@@ -138,13 +147,56 @@ def test_an_unfinished_line_is_shown_when_nothing_follows() -> None:
 )
 def test_a_ranks_shell_tells_its_end_and_nothing_else(program: str, status: int, told: dict[str, int]) -> None:
     command = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", "sh", "-c", f"echo out; echo err >&2; {program}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    settings = {**os.environ, LAUNCH_VARIABLE: LAUNCH}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=20)
     assert done.returncode == status
     assert done.stdout == "out\n"
     out, words = heard(done.stderr)
     assert out == "err\n"
     (message,) = words.of("exit")
     assert message.items() >= told.items()
+
+
+def test_only_who_knows_the_launchs_secret_is_believed() -> None:
+    """A name with a line end may be printed by anybody; so may what another launch has told."""
+    forged = [mark(name) + json.dumps({"kind": "ended"}) for name in ("", "0-0", new_launch())]
+    forged += ['\x1edistsgd {"kind": "ended", "status": "finished"}', f'\x1edistsgd {LAUNCH}{{"kind": "ended"}}']
+    out, words = heard("".join(f"{text}\n" for text in forged))
+    assert out == "".join(f"{text}\n" for text in forged)
+    assert words.told == []
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1", "USR2"])
+def test_a_signal_that_comes_before_the_rank_is_passed_on(tmp_path: Path, name: str) -> None:
+    """The rank's command comes through a pipe here, so that there is no rank as long as that holds nothing."""
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    settings = {**os.environ, LAUNCH_VARIABLE: LAUNCH, PROGRAM_VARIABLE: f"$(cat {shlex.quote(str(held))})"}
+    process = subprocess.Popen(["sh", "-c", RANK_SCRIPT], env=settings, stderr=subprocess.PIPE, text=True)
+    with open(held, "w") as file:  # the shell is about to read
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        file.write("sleep 60")
+    told = getattr(signal, f"SIG{'TERM' if name == 'INT' else name}")  # a shell's background ignores SIGINT
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + told
+    (message,) = heard(err)[1].of("exit")
+    assert message["status"] == 128 + told
+
+
+def test_a_rank_is_known_by_its_shell() -> None:
+    """The variables alone, as a process below the rank inherits them, prove nothing."""
+    look = "from distsgd.output import launched; print(launched())"
+    below = f"import subprocess, sys; {look}; sys.stdout.flush(); subprocess.run([sys.executable, '-c', {look!r}])"
+    settings = {**os.environ, LAUNCH_VARIABLE: LAUNCH, "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = [sys.executable, "-c", below]
+    for given in ({PROGRAM_VARIABLE: shlex.join(program)}, {}):
+        command = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *([] if given else program)]
+        done = subprocess.run(command, env=settings | given, capture_output=True, text=True, timeout=20)
+        assert done.stdout == f"{LAUNCH}\nNone\n"
+    for parent in (None, str(os.getpid()), f"{os.getpid()}-1", "1-0", ""):
+        given = {} if parent is None else {PARENT_VARIABLE: parent}
+        done = subprocess.run(program, env=settings | given, capture_output=True, text=True, timeout=20)
+        assert done.stdout == "None\nNone\n"
 
 
 def ending(*messages: dict[str, object], noise: str = "", status: int = 1, **keywords: object) -> Ending:
