@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
-def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
+def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike: bool = True) -> int:
     """Runs `command(communicator, arguments)` on all ranks and returns the exit status, the same on each.
+
+    alike   whether all ranks must have the same command line, code and version
 
     An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
     traceback and ends all ranks.
@@ -36,6 +38,10 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int]) -> int:
             report(error)
         return error.exit_status
     try:
+        if alike:
+            from distsgd.agreement import agree_on_command
+
+            agree_on_command(communicator, sys.argv[1:])
         status = command(communicator, sys.argv[1:])
     except DistsgdError as error:
         if communicator.is_root:

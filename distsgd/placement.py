@@ -51,6 +51,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     if config.validation_last is not None:
         sets["validation"] = None
     data = split_data(communicator, config, names, sets, source.num_classes)
+    _check_hosts(communicator, data, sets)
     release_freed_memory()
     return data
 
@@ -61,24 +62,41 @@ def split_data(
     names: dict[str, str],
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
+    contents: str | None = None,
 ) -> Data:
     """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
     checks.
 
-    names   what to call each set in errors, and under "" the whole
+    names      what to call each set in errors, and under "" the whole
+    contents   the sets' fingerprint, where it is known
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
     train = sets["train"]
     assert train is not None, "there is always a training set"
     dtype = np.dtype(config.dtype)
-    classes, contents = communicator.on_root(lambda: (_check(names, sets, num_classes, dtype), fingerprint(sets)))
+
+    def check() -> tuple[int | None, str]:
+        return _check(names, sets, num_classes, dtype), contents or fingerprint(sets)
+
+    classes, found = communicator.on_root(check)
     validation = sets["validation"]
     if validation is None:
         train, validation = _split(train, config)
     train = _augmentable(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    return Data(names[""], train, validation, sets["test"], signature, contents)
+    return Data(names[""], train, validation, sets["test"], signature, found)
+
+
+def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
+    """Raises DataError where a host has read other files than rank 0's. Collective."""
+    speaks = communicator.node().is_root and not communicator.is_root
+    mine = communicator.everywhere(lambda: fingerprint(sets) if speaks else data.fingerprint)
+    for host, found in zip(communicator.hosts, communicator.allgather_object(mine), strict=True):
+        if found != data.fingerprint:
+            raise DataError(
+                f"{data.name}: {host} has other contents than {communicator.hosts[0]}; give all hosts the same files"
+            )
 
 
 def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from distsgd.communication.base import Communicator
+from distsgd.errors import ConfigurationError
 from distsgd.processes import print_stacks_when_asked
 from distsgd.runtime import launcher_size
 
-__all__ = ["Communicator", "start"]
+__all__ = ["Communicator", "is_mpi4pys", "of_mpi4py", "start"]
 
 
 def start() -> Communicator:
@@ -25,3 +29,25 @@ def start() -> Communicator:
     communicator = MPICommunicator.world(size)
     communicator.abort_on_unhandled_errors()
     return communicator
+
+
+def is_mpi4pys(group: Any) -> bool:
+    """Whether this is a communicator of mpi4py's. It isn't imported for that."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi is not None and isinstance(group, mpi.Comm)
+
+
+def of_mpi4py(group: Any) -> Communicator:
+    """The ranks of a communicator of mpi4py's, such as MPI.COMM_WORLD.Split(color). Collective over them.
+
+    Raises ConfigurationError for MPI.COMM_NULL, and for one that joins two groups.
+    """
+    from distsgd.communication.mpi import MPICommunicator
+
+    if not group or group.Is_inter():
+        raise ConfigurationError(
+            "communicator: expected a group that this process belongs to, got MPI.COMM_NULL or one that joins two "
+            "groups; call fit on the members of one group"
+        )
+    print_stacks_when_asked()
+    return MPICommunicator.of(group)

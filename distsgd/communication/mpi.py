@@ -13,6 +13,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -51,6 +52,12 @@ def _load_mpi() -> Any:
     return MPI
 
 
+@cache
+def _attribute(mpi: Any) -> Any:
+    """The key under which a communicator of mpi4py's keeps distsgd's."""
+    return mpi.Comm.Create_keyval()
+
+
 class MPICommunicator(Communicator):
     """A group of MPI processes."""
 
@@ -80,6 +87,29 @@ class MPICommunicator(Communicator):
         if expected_size is not None and comm.size != expected_size:
             version, library = mpi.Get_library_version(), library_path()
             raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
+        communicator, roster = cls._ranked(comm)
+        if communicator.is_root:
+            for first in range(0, len(roster), _TOLD_TOGETHER):
+                tell_launcher("roster", first=first, ranks=roster[first : first + _TOLD_TOGETHER])
+        return communicator
+
+    @classmethod
+    def of(cls, comm: Any) -> MPICommunicator:
+        """The processes of a communicator of mpi4py's. Collective over them.
+
+        It is made once, and kept with `comm`: making one takes messages and a thread.
+        """
+        die_with_parent()
+        found = comm.Get_attr(_attribute(_load_mpi()))
+        if found is None:
+            found, _ = cls._ranked(comm)
+            found.abort_on_unhandled_errors()
+            comm.Set_attr(_attribute(_load_mpi()), found)
+        return found  # type: ignore[no-any-return]
+
+    @classmethod
+    def _ranked(cls, comm: Any) -> tuple[MPICommunicator, list[tuple[int, str, int]]]:
+        """(these processes, ranked by host; the rank in `comm`, the host and the process of each)."""
         processes = comm.allgather((platform.node(), os.getpid()))
         names = [host for host, _ in processes]
         first_of_host = {host: names.index(host) for host in names}
@@ -87,11 +117,7 @@ class MPICommunicator(Communicator):
         group = comm.Split(0, order.index(comm.rank))
         communicator = cls(group, [names[rank] for rank in order], private_stamps())
         communicator._begin_watch()
-        if communicator.is_root:
-            roster = [(rank, *processes[rank]) for rank in order]  # the launcher's rank, host, process
-            for first in range(0, len(roster), _TOLD_TOGETHER):
-                tell_launcher("roster", first=first, ranks=roster[first : first + _TOLD_TOGETHER])
-        return communicator
+        return communicator, [(rank, *processes[rank]) for rank in order]
 
     def _begin_watch(self) -> None:
         """Collective."""

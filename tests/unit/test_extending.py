@@ -19,6 +19,7 @@ import pytest
 from distsgd import fit, option_values
 from distsgd.communication.threads import run_on_threads
 from distsgd.datasets import check_arrays, open_dataset, read_array
+from distsgd.identity import text_of
 from distsgd.initializers import parse_initializer
 from distsgd.layers import Activation, Dense, Sequential
 from distsgd.random import normal
@@ -89,8 +90,20 @@ def trained(targets: Any = LABELS, model: Any = "mlp", **options: Any) -> dict[s
 def test_every_block_is_used() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     unused = [place for place in BLOCKS if f'"{place.partition(", in ")[0]}"' not in source]
-    assert len(BLOCKS) == 22
+    assert len(BLOCKS) == 23
     assert not unused
+
+
+def test_identity_of_an_own_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("my_objects")
+    monkeypatch.setitem(sys.modules, "my_objects", module)
+    exec(BLOCKS["my_objects.py"], vars(module))
+    start = {"w": np.zeros(6)}
+    one, other = trained(model=module.Hinge(), params=start), trained(model=module.Hinge(0.5), params=start)
+    assert one["parameters_sha256"] != other["parameters_sha256"]
+    used = module.Hinge()
+    used.remembered["long ago"] = np.ones(2)
+    assert text_of(used) == text_of(module.Hinge()) != text_of(module.Hinge(0.5))
 
 
 def test_optimizer(added: Added) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import distsgd
+from distsgd import placement
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
 from distsgd.communication.threads import run_on_threads
+from distsgd.config import TrainConfig, resolved
 from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError, NonFiniteError, RunFolderError
 from distsgd.fitting import fit
 from distsgd.layout import Views
@@ -91,8 +93,33 @@ def test_ranks_with_other_arrays_are_told_so() -> None:
             fit("softmax", (x, LABELS[: len(x)]), communicator=communicator, **QUICK)
         return str(told.value)
 
+    told = run_on_threads(2, run)
+    assert told[0] == told[1]
+    assert told[0].startswith("fit: train x differs between ranks: float32 (120, 6), contents ")
+
+
+def test_hosts_with_other_files_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each host reads its own files: here the second has another label, as from an older copy."""
+
+    def reads(communicator: Communicator, source: Any) -> Any:
+        array = np.array(place(communicator, source))
+        if communicator.hosts[communicator.rank] == "b" and array.ndim == 1:
+            array[7] = 1 - array[7] % 2
+        return array
+
+    config = resolved(TrainConfig(dataset="moons"))
+    place = placement.place
+    assert len(run_on_threads(3, lambda c: placement.load_data(c, config).name, ("a", "b", "b"))) == 3
+    monkeypatch.setattr(placement, "place", reads)
+
+    def run(communicator: Communicator) -> str:
+        with pytest.raises(DataError) as told:
+            placement.load_data(communicator, config)
+        return str(told.value)
+
     assert (
-        run_on_threads(2, run) == ["fit: rank 1 was given other arrays than rank 0; every rank must pass the same"] * 2
+        run_on_threads(3, run, ("a", "b", "b"))
+        == ["moons: b has other contents than a; give all hosts the same files"] * 3
     )
 
 

@@ -1,0 +1,160 @@
+"""Short texts of single things (numbers, arrays, code), equal wherever the same thing is made.
+
+They hold no address and no number of an object, and don't depend on the process or on the order of a set.
+"""
+
+from __future__ import annotations
+
+import dis
+import hashlib
+import sys
+import types
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+_LONGEST = 80
+"""Characters of a text; of a longer one the beginning stays, and a digest of all of it."""
+_DIGITS = 16
+_HASHED_WHOLE = 1 << 20
+"""Bytes up to which an array is hashed as it is."""
+_COLUMNS, _ROWS = 8191, 32
+"""A larger array is first added up, so many rows of so many words at a time, which is five times as fast. The number
+of columns is a prime, so that the array's own rows don't lie below each other."""
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, types.EllipsisType, types.NotImplementedType}
+_KINDS_OF_CODE = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
+"""Of a code's flags: *args, **keywords, generators and coroutines; the others say where it was written."""
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def digest(text: str) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+
+
+def short(text: str) -> str:
+    """The text, or where it is long its beginning, its length, and a digest of all of it."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}… ({len(text):,} characters, digest {digest(text)})"
+
+
+def title(kind: type) -> str:
+    """`numpy.ndarray`; of Python's own classes and the program's the name alone."""
+    module = "" if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}."
+    return f"{module}{kind.__qualname__}"
+
+
+def plain_text(value: Any) -> str | None:
+    """The text of a single value, None for an object that has parts."""
+    if type(value) in _PLAIN:
+        is_long = type(value) is int and value.bit_length() > 1000
+        return hex(value) if is_long else repr(value)  # which refuses thousands of digits
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        return f"{value.dtype} {value!s}"
+    if isinstance(value, np.dtype):
+        return f"dtype {value}"
+    if isinstance(value, PurePath):
+        return f"{type(value).__name__}({str(value)!r})"
+    if isinstance(value, types.ModuleType):
+        return f"module {value.__name__}"
+    return None
+
+
+def array_text(array: np.ndarray[Any, Any]) -> str:
+    """`float32 (600, 20), contents 1a2b3c4d5e6f7a8b`; of an array of objects the dtype and the shape alone.
+
+    One pass at about the speed of memory. Contents in another order have another digest.
+    """
+    kind = f"{array.dtype} {array.shape}"
+    if array.dtype.hasobject:
+        return kind
+    contents = hashlib.sha256(array.dtype.str.encode())
+    if array.nbytes <= _HASHED_WHOLE:
+        contents.update(array.tobytes())
+        return f"{kind}, contents {contents.hexdigest()[:_DIGITS]}"
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    whole = len(data) // (8 * _COLUMNS) * (8 * _COLUMNS)
+    rows = data[:whole].view(np.uint64).reshape(-1, _COLUMNS)
+    for start in range(0, len(rows), _ROWS):
+        contents.update(np.add.reduce(rows[start : start + _ROWS], axis=0).tobytes())
+    contents.update(data[whole:].tobytes())
+    return f"{kind}, contents {contents.hexdigest()[:_DIGITS]}"
+
+
+def as_array(value: Any) -> np.ndarray[Any, Any] | None:
+    """NumPy's arrays, and those of other libraries where they come to the host; None for what is no array."""
+    if isinstance(value, np.ndarray):
+        return value
+    kind = type(value)
+    if hasattr(kind, "__cuda_array_interface__") and hasattr(kind, "get"):
+        return np.asarray(value.get())
+    if hasattr(kind, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype"):
+        try:
+            return np.asarray(value)
+        except Exception:  # it lies on a GPU, or holds nothing yet
+            return None
+    return None
+
+
+def code_text(code: types.CodeType) -> str:
+    """What a function's code does, not where it stands."""
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _KINDS_OF_CODE)
+    names = (code.co_names, code.co_varnames, code.co_cellvars, code.co_freevars)
+    constants = ", ".join(map(_constant_text, code.co_consts))
+    return f"{counts} {names} {code.co_code.hex()} {code.co_exceptiontable.hex()} ({constants})"
+
+
+def _constant_text(constant: Any) -> str:
+    if isinstance(constant, types.CodeType):
+        return f"<{code_text(constant)}>"
+    if isinstance(constant, tuple):
+        return f"({', '.join(map(_constant_text, constant))})"
+    if isinstance(constant, frozenset):
+        return f"{{{', '.join(sorted(map(_constant_text, constant)))}}}"
+    return plain_text(constant) or repr(constant)
+
+
+@lru_cache(1000)
+def global_names(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
+    """The global names that a function's code reads, each with the attributes that it reads of it: (module, name)."""
+    chains: list[list[str]] = []
+    reading = False
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            chains.append([instruction.argval])
+            reading = True
+        elif reading and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chains[-1].append(instruction.argval)
+        else:
+            reading = False
+    inner = [chain for item in code.co_consts if isinstance(item, types.CodeType) for chain in global_names(item)]
+    return tuple(dict.fromkeys([*map(tuple, chains), *inner]))
+
+
+def global_name(value: Any) -> str | None:
+    """Where Python finds this object by name, such as `numpy.exp`; None where it doesn't."""
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if not isinstance(name, str):
+        return None
+    own = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", None)
+    for module in dict.fromkeys((own, "numpy", "builtins")):
+        found: Any = sys.modules.get(module) if isinstance(module, str) else None
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is value:
+            return f"{module}.{name}"
+    return None
+
+
+def is_library(module: str) -> bool:
+    """Whether a module was installed, and not written for this program: then its name stands for what is in it."""
+    top = module.partition(".")[0]
+    if top == "distsgd" or top in sys.stdlib_module_names:
+        return True
+    if top == "__main__":
+        return False
+    file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None)
+    return isinstance(file, str) and not _INSTALLED.isdisjoint(Path(file).parts)
