@@ -11,7 +11,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
@@ -117,28 +117,32 @@ class Folder:
         finally:
             os.close(self._descriptor)
 
-    @contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self) -> AbstractContextManager[int]:
         """The folder's descriptor, for the time of one operation. Raises OSError."""
-        if self._descriptor is None:
-            descriptor = self._open()
-            try:
-                yield descriptor
-            finally:
-                os.close(descriptor)
-            return
+        return self._opened_now() if self._descriptor is None else self
+
+    @contextmanager
+    def _opened_now(self) -> Iterator[int]:
+        descriptor = self._open()
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> int:
+        """An operation begins; written out, for one comes with each record."""
         with self._lock:
-            if self._released:
+            if self._descriptor is None or self._released:
                 raise OSError(errno.EBADF, "the run has let go of its folder", os.fspath(self.path))
             self._users += 1
-        try:
-            yield self._descriptor
-        finally:
-            with self._lock:
-                self._users -= 1
-                last_user = self._released and self._users == 0
-            if last_user:
-                self._close()
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            last_user = self._released and self._users == 0
+        if last_user:
+            self._close()
 
     def _open(self) -> int:
         if self._inside is None:
