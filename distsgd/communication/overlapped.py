@@ -103,34 +103,6 @@ class TreeReduction(Reduction):
         return Parts.of(slice(span.start * width, span.stop * width) for span in spans)
 
 
-class SumReduction(Reduction):
-    """NCCL's own sum of what each rank has added up of its lanes: its bits depend on the number of ranks."""
-
-    def __init__(self, communicator: NcclCommunicator, plan: Plan, rows: Mapping[Span, Array]) -> None:
-        super().__init__(communicator, plan, rows)
-        only = next(iter(rows.values()))
-        self._own = only if len(rows) == 1 else plan.device.xp.empty(only.shape, plan.dtype)
-
-    def reduce(self, stretch: slice, bounds: tuple[int, ...]) -> None:
-        with np.errstate(all="ignore"):
-            own = self._of_rank(stretch, bounds)
-        spans = [_inside(stretch, self.partition.elements_of(rank), 0) for rank in range(self.partition.ranks)]
-        mine = _inside(stretch, self.owned, self.owned.start)
-        self.communicator.reduce_slices(own, [span.stop - span.start for span in spans], self.total[mine])
-
-    def _of_rank(self, stretch: slice, bounds: tuple[int, ...]) -> Array:
-        """The sum of this rank's lanes; zeros where they are all empty, for NCCL adds up all ranks."""
-        rows = [row[stretch] for node, row in self.rows.items() if bounds[node[0]] < bounds[node[1]]]
-        if len(rows) == 1:
-            return rows[0]
-        out = self._own[stretch]
-        if not rows:
-            out[:] = 0.0
-        for at, row in enumerate(rows[1:]):
-            np.add(out if at else rows[0], row, out=out)
-        return out
-
-
 class Overlapped:
     """Hands stretches to a reduction as they become complete, from the end of the buffer to its beginning.
 
@@ -175,17 +147,12 @@ class Overlapped:
         self._cuda.get_current_stream().wait_event(self._reduced)
 
 
-def make_overlapped(
-    communicator: NcclCommunicator, plan: Plan, rows: Mapping[Span, Array], same_bits: bool
-) -> Overlapped | None:
+def make_overlapped(communicator: NcclCommunicator, plan: Plan, rows: Mapping[Span, Array]) -> Overlapped | None:
     """For ranks by themselves; None where the tree's sums are to be sent when all of them are there."""
-    beside = communicator.beside()
-    if not same_bits:
-        return Overlapped(SumReduction(beside, plan, rows))
     partition = plan.partition
     if partition.lanes != partition.ranks or partition.elements <= _elements_together(plan):
         return None
-    return Overlapped(TreeReduction(beside, plan, rows))
+    return Overlapped(TreeReduction(communicator.beside(), plan, rows))
 
 
 def _elements_together(plan: Plan) -> int:

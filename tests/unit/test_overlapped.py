@@ -1,4 +1,4 @@
-"""Gradients that are sent while backward goes on, and sums that NCCL makes: results, order, what streams wait for."""
+"""Gradients that are sent while backward goes on: results, order, what streams wait for."""
 
 from __future__ import annotations
 
@@ -159,42 +159,3 @@ def test_what_a_model_of_the_users_writes_last_is_sent_last() -> None:
     with strict_device(StrictModule(gpus=2, nccl=StrictNccl())):
         result = on_ranks(2, **options)[0]
     same(result, train("cpu", **options))
-
-
-# NCCL's own sums
-
-
-@pytest.fixture
-def _two_blocks_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlapped, "STRETCH_BYTES", 2 * BLOCK * 8)
-
-
-@pytest.mark.usefixtures("_two_blocks_each")
-@pytest.mark.parametrize("setting", [*SETTINGS][:-1])
-@pytest.mark.parametrize(("size", "lanes"), [(2, 2), (2, 8), (3, 8), (4, 6)])
-def test_sums_of_nccl(size: int, lanes: int, setting: str) -> None:
-    """Those of the tree but for rounding: as many numbers, none twice, none left out."""
-    options = {**SETTINGS[setting], "logical_ranks": lanes, "dtype": "float64"}
-    if options.get("optimizer") == "adam":
-        options["epsilon"] = 1e-3  # else a gradient that is rounding alone makes a full step
-    module = StrictModule(gpus=size, nccl=StrictNccl())
-    with strict_device(module):
-        results = on_ranks(size, size, same_bits=False, **options)
-        # A message is a replica's parameters: nothing goes from one rank to another before it is added up.
-        assert module.nccl.calls["recv"] == size * (size - 1), "the trial's"
-        assert module.nccl.calls["reduce"] + module.nccl.calls["reduceScatter"] > 0
-    alone = train("cpu", **options)
-    for result in results:
-        for name, array in alone.params.items():
-            np.testing.assert_allclose(result.params[name], array, rtol=1e-9, atol=1e-11, err_msg=name)
-            assert result.params[name].tobytes() == results[0].params[name].tobytes(), "replicas agree"
-
-
-def test_other_bits_are_said_to_be_other_bits() -> None:
-    """The stand-in adds in an order that isn't the tree's: with 3 ranks or more that shows."""
-    options = {**DEEP, "logical_ranks": 4, "same_bits": False}
-    with strict_device(StrictModule(gpus=4, nccl=StrictNccl())):
-        found = [on_ranks(size, size, **options)[0] for size in (1, 3, 4)]
-    hashes = [result.summary["parameters_sha256"] for result in found]
-    assert hashes[0] == train("cpu", **{**options, "same_bits": True}).summary["parameters_sha256"]
-    assert len(set(hashes)) == 3

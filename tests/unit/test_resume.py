@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distsgd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from distsgd.communication import Communicator
+from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.threads import run_on_threads
 from distsgd.config import TrainConfig
 from distsgd.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
@@ -23,6 +24,7 @@ from distsgd.random import normal
 from distsgd.records import RunFolder
 from distsgd.resume import find_start
 from distsgd.snapshot import find_model
+from distsgd.stored_model import load_model
 
 X = normal((130, 6), 1, "x").astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
@@ -88,6 +90,25 @@ def test_stopping_at_every_single_step(tmp_path: Path) -> None:
     for stop in range(1, STEPS + 1):
         train(tmp_path / "run", 1 + stop % 3, max_steps=stop)
     assert bits(train(tmp_path / "run"), tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_checkpoint_of_before_the_option_for_other_sums_went(tmp_path: Path, said: bool) -> None:
+    whole = bits(train(tmp_path / "whole"), tmp_path / "whole")
+    train(tmp_path / "run", max_steps=7)
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        found = read_checkpoint(path)
+        write_checkpoint(
+            path, Checkpoint(found.arrays, found.document | {"config": found.document["config"] | {"same_bits": said}})
+        )
+    if said:
+        assert bits(train(tmp_path / "run", 2), tmp_path / "run") == whole
+        return
+    with pytest.raises(
+        ConfigurationError, match=r"same_bits: expected true, .*, got False; leave it out, and start anew"
+    ):
+        train(tmp_path / "run", 2)
+    assert load_model(SerialCommunicator(), str(tmp_path / "run"), None).params.flat.size  # its parameters are good
 
 
 def test_a_single_number_is_a_parameter_too(tmp_path: Path) -> None:
