@@ -91,10 +91,6 @@ class NcclCommunicator(PassingCommunicator):
         with _told("NCCL failed between steps"):
             self._comm.check_async_error()
 
-    def beside(self) -> NcclCommunicator:
-        """The same ranks for messages on another stream, which this one's `settle` doesn't wait for."""
-        return NcclCommunicator(self.inside, self.device, self._nccl, self._comm)
-
     def close(self) -> None:
         """Ends NCCL's part at once, on this rank."""
         self._comm.abort()

@@ -12,8 +12,6 @@ from distsgd.communication.base import Communicator
 from distsgd.communication.between_gpus import between_gpus
 from distsgd.communication.exchange import SCALARS, Exchange, LocalExchange, Plan
 from distsgd.communication.messages import MessageExchange
-from distsgd.communication.nccl import NcclCommunicator
-from distsgd.communication.overlapped import make_overlapped
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span
@@ -88,7 +86,8 @@ def make_exchange(communicator: Communicator, plan: Plan, communication: str) ->
     if communicator.size == 1:
         return LocalExchange(communicator, plan), None
     if not plan.device.is_cpu:
-        return _between_gpus(communicator, plan, communication)
+        joined, note = between_gpus(communicator, plan.device, communication)
+        return MessageExchange(joined, plan, SerialCommunicator()), note
     if communication == "mpi":
         return MessageExchange(communicator, plan, SerialCommunicator()), None
     try:
@@ -100,11 +99,3 @@ def make_exchange(communicator: Communicator, plan: Plan, communication: str) ->
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
     return MessageExchange(communicator, plan, SerialCommunicator()), note
-
-
-def _between_gpus(communicator: Communicator, plan: Plan, communication: str) -> tuple[Exchange, str | None]:
-    joined, note = between_gpus(communicator, plan.device, communication)
-    if not isinstance(joined, NcclCommunicator):
-        return MessageExchange(joined, plan, SerialCommunicator()), note
-    exchange = MessageExchange(joined, plan, SerialCommunicator(), lambda rows: make_overlapped(joined, plan, rows))
-    return exchange, note

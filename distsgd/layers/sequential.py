@@ -107,8 +107,6 @@ class Sequential(Layer):
                 if d is None:  # only layers that pass the model's input on as it is are left
                     return None
                 d = backward_of_layer(d, grads.scope(name))
-                if grads.completed is not None:
-                    grads.completed(name)
             return d
 
         return x, backward

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import doctor
+from distsgd import Layer, doctor
 from distsgd import train as command
+from distsgd.batch import Batch
 from distsgd.communication import Communicator, gpu_aware
 from distsgd.communication.base import Parts
 from distsgd.communication.between_gpus import between_gpus
 from distsgd.communication.nccl import version_words
 from distsgd.communication.threads import run_on_threads
-from distsgd.device import Array, choose_device, to_host
-from distsgd.errors import ConfigurationError
+from distsgd.device import Array, Shape, choose_device, to_host
+from distsgd.errors import ConfigurationError, LaneError
+from distsgd.layers import Dense, Sequential
+from distsgd.layers.base import Backward
+from distsgd.layout import Views
 from tests.strict_arrays import MPI, NCCL, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import NcclError, StrictNccl
@@ -178,6 +183,28 @@ def test_a_failure_in_the_middle_is_told() -> None:
 
     with strict_device(gpus(2, fails=fail)), pytest.raises(Exception, match="NCCL failed between steps: NCCL_ERROR_RE"):
         on_ranks(2)
+
+
+@dataclass(frozen=True)
+class Failing(Layer):
+    """Passes all on, and fails in backward of the second step's lane 1."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        def backward(dy: Array, grads: Views) -> Array:
+            if (batch.step, batch.lane) == (1, 1):
+                raise KeyError("in the middle of backward")
+            return dy
+
+        return x, backward
+
+
+def test_a_rank_that_fails_in_backward_leaves_nobody_waiting() -> None:
+    model = Sequential([Dense(12, 200), Failing(), Dense(200, 4)])
+    with strict_device(gpus(3)), pytest.raises(LaneError, match=r"failed on rank 1 .*step 2, lane 1"):
+        on_ranks(3, 3, model=model, learning_rate=0.01)
 
 
 @pytest.mark.parametrize(("number", "words"), [(2708, "2.7.8"), (21003, "2.10.3"), (22304, "2.23.4")])
