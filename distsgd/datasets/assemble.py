@@ -57,13 +57,7 @@ def assemble(name: str, arrays: Mapping[str, ArraySource]) -> DataSource:
         if weights is not None:
             checked[keys[2]] = _weights(f"{name}: {keys[2]}", weights, x.shape)
     _check_splits(name, checked)
-    classes = checked["y_train"].dtype == np.int64
-    return DataSource(
-        name,
-        checked,
-        scale=255.0 if checked["x_train"].dtype == np.uint8 else 1.0,
-        task="classification" if classes else "regression",
-    )
+    return DataSource(name, checked, scale=255.0 if checked["x_train"].dtype == np.uint8 else 1.0)
 
 
 def _native(source: ArraySource) -> ArraySource:

@@ -199,7 +199,7 @@ class Cifar10:
         target = folder / BINARY.archive
         try:
             address = f"{mirror(self.name, self.url)}/{target.name}"
-            download(address, target, self.checksums, progress=options.progress)
+            download(address, target, self.checksums)
         except DataError as problem:
             raise DataError(f"{self.name}: there is no {BINARY.archive} or {PYTHON.archive}; {problem}") from problem
         return Place(BINARY, target, packed=True)

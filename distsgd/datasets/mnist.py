@@ -36,13 +36,13 @@ class IdxDataset:
     checksums: Mapping[str, Collection[str]] = field(repr=False)
     citation: str = ""
 
-    def open(self, options: OpenOptions, *, url: str | None = None) -> DataSource:
+    def open(self, options: OpenOptions) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
         root = data_root(options.data_dir)
         paths = {key: self._find(root, file) for key, file in _FILES.items()}
         missing = [file for key, file in _FILES.items() if paths[key] is None]
         if missing:
-            self._fetch(missing, root / self.name, options, url or mirror(self.name, self.url))
+            self._fetch(missing, root / self.name, options)
             paths = {key: self._find(root, file) for key, file in _FILES.items()}
         arrays = {
             key: IdxSource.open(path, 3 if key.startswith("x") else 1)
@@ -60,7 +60,7 @@ class IdxDataset:
         found = (folder / name for folder in folders for name in names)
         return next((path for path in found if path.is_file()), None)
 
-    def _fetch(self, missing: list[str], folder: Path, options: OpenOptions, url: str) -> None:
+    def _fetch(self, missing: list[str], folder: Path, options: OpenOptions) -> None:
         if not options.download:
             raise DataError(
                 f"{self.name}: expected {', '.join(missing)} (or each with .gz) in {folder}, not found; "
@@ -68,12 +68,7 @@ class IdxDataset:
             )
         for file in missing:
             try:
-                download(
-                    f"{url.rstrip('/')}/{file}.gz",
-                    folder / f"{file}.gz",
-                    self.checksums[file],
-                    progress=options.progress,
-                )
+                download(f"{mirror(self.name, self.url)}/{file}.gz", folder / f"{file}.gz", self.checksums[file])
             except DataError as problem:
                 raise DataError(f"{self.name}: missing {', '.join(missing)} (or each with .gz); {problem}") from problem
 
