@@ -255,6 +255,8 @@ class TrainConfig:
                 "validate_every: the patience rule says itself how often it validates, min(minibatches an epoch, "
                 f"patience / 2); leave {self.validate_every!r} out"
             )
+        if self.early_stopping == "patience" and self.patience == 0:
+            raise ConfigurationError("patience: the patience rule expects at least 1 minibatch, got 0")
         if self.model == "softmax" and (self.dropout or self.batch_norm):
             raise ConfigurationError("dropout and batch_norm belong to hidden layers, and model softmax has none")
         if self.precision != FULL and self.dtype != FULL:
