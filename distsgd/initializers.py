@@ -171,14 +171,13 @@ INITIALIZERS: Mapping[str, Callable[..., Initializer]] = {
     "normal": Normal,
     "uniform": Uniform,
     "glorot": partial(Glorot, distribution="uniform"),
-    "glorot-uniform": partial(Glorot, distribution="uniform"),
-    "glorot-normal": partial(Glorot, distribution="normal"),
     "he": partial(He, distribution="normal"),
-    "he-uniform": partial(He, distribution="uniform"),
-    "he-normal": partial(He, distribution="normal"),
     "lecun": partial(LeCun, distribution="normal"),
-    "lecun-uniform": partial(LeCun, distribution="uniform"),
-    "lecun-normal": partial(LeCun, distribution="normal"),
+    **{
+        f"{name}-{distribution}": partial(kind, distribution=distribution)
+        for name, kind in (("glorot", Glorot), ("he", He), ("lecun", LeCun))
+        for distribution in ("uniform", "normal")
+    },
 }
 
 

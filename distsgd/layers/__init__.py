@@ -3,9 +3,8 @@
 from distsgd.layers.activation import ACTIVATIONS, Activation
 from distsgd.layers.base import Backward, Layer
 from distsgd.layers.convolution import Convolution
-from distsgd.layers.dense import Dense
+from distsgd.layers.dense import Dense, Flatten
 from distsgd.layers.dropout import Dropout
-from distsgd.layers.flatten import Flatten
 from distsgd.layers.normalization import BatchNormalization
 from distsgd.layers.pooling import AveragePooling, GlobalAveragePooling, MaxPooling
 from distsgd.layers.residual import Residual, Subsample
