@@ -21,8 +21,8 @@ class PassingCommunicator(Communicator):
         self.inside, self.device, self.way = inside, device, way
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
 
-    def broadcast_object(self, value: T, root: int = 0) -> T:
-        return self.inside.broadcast_object(value, root)
+    def broadcast_object(self, value: T) -> T:
+        return self.inside.broadcast_object(value)
 
     def allgather_object(self, value: T) -> list[T]:
         return self.inside.allgather_object(value)
@@ -35,9 +35,6 @@ class PassingCommunicator(Communicator):
 
     def barrier(self) -> None:
         self.inside.barrier()
-
-    def takes_gpu_memory(self) -> bool | None:
-        return self.inside.takes_gpu_memory()
 
     def node(self) -> Communicator:
         return self.inside.node()
