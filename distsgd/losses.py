@@ -31,9 +31,13 @@ class Loss(ABC):
         where the loss doesn't fit the targets.
         """
 
-    @abstractmethod
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        """Stored targets (n, …) in the form that the loss takes: labels (n,), or values (k, n) of `dtype`."""
+        """Stored targets (n, …) in the form that the loss takes: values (k, n) of `dtype` by default, or labels (n,).
+
+        Their rows are contiguous over the batch.
+        """
+        columns: Array = rows.reshape(rows.shape[0], prod(rows.shape[1:])).T
+        return columns.astype(dtype, order="C", copy=False)
 
     @abstractmethod
     def predict(self, outputs: Array) -> Array:
@@ -103,7 +107,7 @@ class SoftmaxCrossEntropy(Loss):
         return size
 
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return rows if rows.ndim == 1 else _values_last(rows, dtype)
+        return rows if rows.ndim == 1 else super().targets(rows, dtype)
 
     def predict(self, outputs: Array) -> Array:
         p: Array = np.exp(outputs - outputs.max(axis=0))
@@ -167,9 +171,6 @@ class BinaryCrossEntropy(Loss):
             )
         return prod(target_shape)
 
-    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return _values_last(rows, dtype)
-
     def predict(self, outputs: Array) -> Array:
         decay: Array = np.exp(-np.abs(outputs))
         return _sigmoid(outputs, decay)
@@ -195,9 +196,6 @@ class SquaredError(Loss):
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
         return prod(target_shape)
 
-    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return _values_last(rows, dtype)
-
     def predict(self, outputs: Array) -> Array:
         return outputs
 
@@ -214,12 +212,6 @@ LOSSES: Mapping[str, type[Loss]] = {
     "binary-cross-entropy": BinaryCrossEntropy,
     "squared-error": SquaredError,
 }
-
-
-def _values_last(rows: Array, dtype: np.dtype[np.generic]) -> Array:
-    """(n, …) -> (k, n), with rows that are contiguous over the batch; (n,) -> (1, n)."""
-    columns: Array = rows.reshape(rows.shape[0], prod(rows.shape[1:])).T
-    return columns.astype(dtype, order="C", copy=False)
 
 
 def _check_values(name: str, outputs: Array, y: Array) -> None:

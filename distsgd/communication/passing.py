@@ -20,6 +20,8 @@ class PassingCommunicator(Communicator):
     def __init__(self, inside: Communicator, device: Device, way: str) -> None:
         self.inside, self.device, self.way = inside, device, way
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+        self.waits, self.goes_on = inside.waits, inside.goes_on  # type: ignore[method-assign]
+        self.at, self.progressed = inside.at, inside.progressed  # type: ignore[method-assign]
 
     def broadcast_object(self, value: T) -> T:
         return self.inside.broadcast_object(value)
@@ -41,18 +43,6 @@ class PassingCommunicator(Communicator):
 
     def abort(self, status: int) -> None:
         self.inside.abort(status)
-
-    def waits(self, collective: int) -> None:
-        self.inside.waits(collective)
-
-    def goes_on(self) -> None:
-        self.inside.goes_on()
-
-    def at(self, phase: int, step: int = 0) -> None:
-        self.inside.at(phase, step)
-
-    def progressed(self) -> None:
-        self.inside.progressed()
 
     def watch(self, limit: float, stacks: bool = False) -> None:
         self.inside.watch(limit, stacks)

@@ -57,7 +57,6 @@ class DataSource:
     arrays: Mapping[str, ArraySource]
     scale: float = 1.0
     num_classes: int | None = None
-    citation: str = ""
 
 
 @dataclass(frozen=True)

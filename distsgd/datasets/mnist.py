@@ -1,4 +1,9 @@
-"""MNIST and Fashion-MNIST: the four IDX files each, from a folder of the user's or from a mirror."""
+"""MNIST and Fashion-MNIST: the four IDX files each, from a folder of the user's or from a mirror.
+
+Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits, 1998. CC BY-SA 3.0
+H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms.
+arXiv:1708.07747, 2017. MIT
+"""
 
 from __future__ import annotations
 
@@ -34,7 +39,6 @@ class IdxDataset:
     name: str
     url: str
     checksums: Mapping[str, Collection[str]] = field(repr=False)
-    citation: str = ""
 
     def open(self, options: OpenOptions) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
@@ -49,7 +53,7 @@ class IdxDataset:
             for key, path in paths.items()
             if path is not None
         }
-        return replace(assemble(self.name, arrays), scale=255.0, num_classes=10, citation=self.citation)
+        return replace(assemble(self.name, arrays), scale=255.0, num_classes=10)
 
     def _find(self, root: Path, file: str) -> Path | None:
         folders = [root / self.name]
@@ -82,7 +86,6 @@ MNIST = IdxDataset(
         "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
         "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
     },
-    "Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits, 1998. CC BY-SA 3.0",
 )
 FASHION_MNIST = IdxDataset(
     "fashion-mnist",
@@ -93,8 +96,6 @@ FASHION_MNIST = IdxDataset(
         "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79",),
         "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310",),
     },
-    "H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine learning "
-    "algorithms. arXiv:1708.07747, 2017. MIT",
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -100,11 +99,6 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
         f"{start}, or name {theirs}'s library with MPI4PY_LIBMPI=/path/to/libmpi.so"
     )
     return facts, [problem]
-
-
-def find_launcher() -> str | None:
-    """The launcher on the path."""
-    return shutil.which("mpirun") or shutil.which("mpiexec") or shutil.which("srun")
 
 
 def describe_gpus(gpus: str, aware: bool | None) -> str:
