@@ -269,7 +269,7 @@ def test_refused(options: dict[str, Any], told: str, size: int) -> None:
     ("x", "y", "told"),
     [
         (np.full((5, 2), np.nan), np.zeros(5, int), "example 0 holds nan"),
-        (np.zeros((5, 2)), np.zeros(4, int), "expected 5 targets"),
+        (np.zeros((5, 2)), np.zeros(4, int), "targets: expected 5 entries"),
         (np.zeros((5, 2)), np.full(5, -1), "-1"),
         (np.zeros((0, 2)), np.zeros(0, int), "at least one example"),
         (np.array([["a"]]), np.zeros(1, int), "dtype"),
