@@ -21,7 +21,6 @@ from distsgd.communication import Communicator, gpu_aware
 from distsgd.communication.base import Parts
 from distsgd.communication.between_gpus import between_gpus
 from distsgd.communication.nccl import version_words
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array, Shape, choose_device, to_host
 from distsgd.errors import ConfigurationError, LaneError
 from distsgd.layers import Dense, Sequential
@@ -30,6 +29,7 @@ from distsgd.layout import Views
 from tests.strict_arrays import MPI, NCCL, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import NcclError, StrictNccl
+from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 from tests.unit.test_gpu_training import SETTINGS, on_ranks, same, train
 

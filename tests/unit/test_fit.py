@@ -13,13 +13,13 @@ import distsgd
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
 from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError
 from distsgd.fitting import Result, fit
 from distsgd.layout import Views
 from distsgd.metrics import UserMetric
 from distsgd.random import normal
 from distsgd.schedules import Constant, InverseTime
+from tests.threads import run_on_threads
 
 X = normal((210, 8), 1, "x").astype(np.float32)
 LABELS = (X[:, 0] + X[:, 1] > 0).astype(np.int64)

@@ -10,7 +10,6 @@ import pytest
 
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import Device
 from distsgd.errors import NonFiniteError
 from distsgd.graphs import UNDER_WAY
@@ -18,6 +17,7 @@ from tests.strict_arrays import GRAPH, MPI, NCCL
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
 from tests.strict_streams import StrictStream
+from tests.threads import run_on_threads
 from tests.unit.test_gpu_training import LABELS, SETTINGS, VALUES, X, on_ranks, same, train, watched, without_run
 
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 6}

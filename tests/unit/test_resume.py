@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from distsgd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from distsgd.communication import Communicator
 from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.config import TrainConfig
 from distsgd.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.fitting import Result, fit
@@ -25,6 +24,7 @@ from distsgd.records import RunFolder
 from distsgd.resume import find_start
 from distsgd.snapshot import find_model
 from distsgd.stored_model import load_model
+from tests.threads import run_on_threads
 
 X = normal((130, 6), 1, "x").astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
