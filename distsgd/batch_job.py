@@ -99,12 +99,7 @@ def _ask(*command: str) -> str:
     settings = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command,
-            env=settings,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_ASK_SECONDS,
+            command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

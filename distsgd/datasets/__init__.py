@@ -18,17 +18,9 @@ from distsgd.datasets.mnist import FASHION_MNIST, MNIST, load_mnist
 from distsgd.errors import DataError
 
 __all__ = [
-    "DATASETS",
-    "ArraySource",
-    "DataSource",
-    "OpenOptions",
-    "check_arrays",
-    "load_mnist",
-    "make_moons",
-    "open_dataset",
-    "open_inputs",
-    "read_array",
-]
+    "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
+    "open_dataset", "open_inputs", "read_array",
+]  # fmt: skip
 
 DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
     "digits": open_digits,

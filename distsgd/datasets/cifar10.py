@@ -16,7 +16,7 @@ import numpy as np
 
 from distsgd.datasets.assemble import assemble
 from distsgd.datasets.base import ArraySource, DataSource, OpenOptions
-from distsgd.datasets.download import data_root, download, mirror
+from distsgd.datasets.download import data_root, fetch
 from distsgd.datasets.sources import ValuesSource
 from distsgd.datasets.streams import BLOCK, Stream, check_out, expect_end, fill, reading
 from distsgd.datasets.tar import Visit, read_members
@@ -192,18 +192,9 @@ class Cifar10:
         return None
 
     def _fetch(self, folder: Path, options: OpenOptions) -> Place:
-        if not options.download:
-            raise DataError(
-                f"{self.name}: expected {BINARY.archive} or {PYTHON.archive}, packed or unpacked, in {folder}, not "
-                "found; put one there, set --data-dir, or allow the download"
-            )
-        target = folder / BINARY.archive
-        try:
-            address = f"{mirror(self.name, self.url)}/{target.name}"
-            download(address, target, self.checksums)
-        except DataError as problem:
-            raise DataError(f"{self.name}: there is no {BINARY.archive} or {PYTHON.archive}; {problem}") from problem
-        return Place(BINARY, target, packed=True)
+        wanted = f"{BINARY.archive} or {PYTHON.archive}, packed or unpacked,"
+        fetch(self.name, self.url, {BINARY.archive: self.checksums}, wanted, folder, options.download)
+        return Place(BINARY, folder / BINARY.archive, packed=True)
 
 
 CIFAR_10 = Cifar10("https://www.cs.toronto.edu/~kriz", ("c32a1d4ab5d03f1284b67883e8d87530",))

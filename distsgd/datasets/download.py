@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -53,6 +53,25 @@ def _md5(stream: Stream) -> str:
     while block := stream.read(BLOCK):
         digest.update(block)
     return digest.hexdigest()
+
+
+def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool) -> None:
+    """Downloads the files of a data set, by their names, with their checksums, into its folder, where that is allowed.
+
+    url      where they are, if the environment doesn't say otherwise
+    wanted   what is missing, in words
+    Raises DataError.
+    """
+    if not allowed:
+        raise DataError(
+            f"{name}: expected {wanted} in {folder}, not found; put the files there, set --data-dir, or allow the "
+            "download"
+        )
+    for file, checksums in files.items():
+        try:
+            download(f"{mirror(name, url)}/{file}", folder / file, checksums)
+        except DataError as problem:
+            raise DataError(f"{name}: missing {wanted}; {problem}") from problem
 
 
 def download(url: str, target: Path, checksums: Collection[str]) -> None:

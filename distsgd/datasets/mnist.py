@@ -15,10 +15,9 @@ import numpy as np
 
 from distsgd.datasets.assemble import assemble
 from distsgd.datasets.base import DataSource, OpenOptions, read_array
-from distsgd.datasets.download import data_root, download, mirror
+from distsgd.datasets.download import data_root, fetch
 from distsgd.datasets.idx import IdxSource
 from distsgd.device import Array
-from distsgd.errors import DataError
 
 _FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -46,7 +45,9 @@ class IdxDataset:
         paths = {key: self._find(root, file) for key, file in _FILES.items()}
         missing = [file for key, file in _FILES.items() if paths[key] is None]
         if missing:
-            self._fetch(missing, root / self.name, options)
+            files = {f"{file}.gz": self.checksums[file] for file in missing}
+            wanted = f"{', '.join(missing)} (or each with .gz)"
+            fetch(self.name, self.url, files, wanted, root / self.name, options.download)
             paths = {key: self._find(root, file) for key, file in _FILES.items()}
         arrays = {
             key: IdxSource.open(path, 3 if key.startswith("x") else 1)
@@ -63,18 +64,6 @@ class IdxDataset:
         names = (f"{file}.gz", file)
         found = (folder / name for folder in folders for name in names)
         return next((path for path in found if path.is_file()), None)
-
-    def _fetch(self, missing: list[str], folder: Path, options: OpenOptions) -> None:
-        if not options.download:
-            raise DataError(
-                f"{self.name}: expected {', '.join(missing)} (or each with .gz) in {folder}, not found; "
-                "put the files there, set --data-dir, or allow the download"
-            )
-        for file in missing:
-            try:
-                download(f"{mirror(self.name, self.url)}/{file}.gz", folder / f"{file}.gz", self.checksums[file])
-            except DataError as problem:
-                raise DataError(f"{self.name}: missing {', '.join(missing)} (or each with .gz); {problem}") from problem
 
 
 MNIST = IdxDataset(

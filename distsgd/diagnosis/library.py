@@ -58,12 +58,7 @@ def told_by(launcher: str) -> str:
     """What a launcher says of itself."""
     try:
         done = subprocess.run(
-            [launcher, "--version"],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            [launcher, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

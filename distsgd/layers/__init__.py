@@ -11,19 +11,6 @@ from distsgd.layers.residual import Residual, Subsample
 from distsgd.layers.sequential import Sequential
 
 __all__ = [
-    "ACTIVATIONS",
-    "Activation",
-    "AveragePooling",
-    "Backward",
-    "BatchNormalization",
-    "Convolution",
-    "Dense",
-    "Dropout",
-    "Flatten",
-    "GlobalAveragePooling",
-    "Layer",
-    "MaxPooling",
-    "Residual",
-    "Sequential",
-    "Subsample",
-]
+    "ACTIVATIONS", "Activation", "AveragePooling", "Backward", "BatchNormalization", "Convolution", "Dense",
+    "Dropout", "Flatten", "GlobalAveragePooling", "Layer", "MaxPooling", "Residual", "Sequential", "Subsample",
+]  # fmt: skip

@@ -161,7 +161,7 @@ def test_cifar_that_is_another_file_or_breaks_off(
 ) -> None:
     pytest.importorskip("pooch")
     monkeypatch.setenv("DISTSGD_CIFAR_10_URL", f"{site[0]}{address}/")
-    with pytest.raises(DataError, match=r"^cifar-10: there is no .*; ") as caught:
+    with pytest.raises(DataError, match=r"^cifar-10: missing .*; ") as caught:
         open_dataset("cifar-10", data_dir=str(tmp_path))
     assert address or "MD5 c32a1d4ab5d03f1284b67883e8d87530, got" in str(caught.value)
     assert f"{site[0]}{address}/{CIFAR}" in str(caught.value)
