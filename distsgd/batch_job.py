@@ -8,13 +8,13 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate
 
 from distsgd.option_values import parse_duration
 
 MARGIN = 120.0
 """Seconds that are left for the last step, the test set and the checkpoint; a tenth of what is left where less is."""
 _ASK_SECONDS = 10.0
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def _pbs_seconds(job: str, environment: Mapping[str, str]) -> float | None:
     if facts.get("Walltime.Remaining", "").isdecimal():  # Torque
         return float(facts["Walltime.Remaining"])
     limit = _clock(facts.get("Resource_List.walltime", ""))
-    began = _date(facts.get("stime") or facts.get("start_time", ""))
-    return None if limit is None or began is None else began + limit - time.time()
+    began = parsedate(facts.get("stime") or facts.get("start_time"))  # such as Sat Nov 22 02:00:05 2025, a local time
+    return None if limit is None or began is None else time.mktime(began) + limit - time.time()
 
 
 def _lsf_seconds(job: str, environment: Mapping[str, str]) -> float | None:
@@ -99,12 +99,7 @@ def _ask(*command: str) -> str:
     settings = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command,
-            env=settings,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_ASK_SECONDS,
+            command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -120,12 +115,3 @@ def _clock(text: str) -> float | None:
     for part in found[2].split(":"):
         seconds = seconds * 60 + int(part)
     return float(int(found[1] or 0) * 86400 + seconds)
-
-
-def _date(text: str) -> float | None:
-    """Seconds since 1970 of `Sat Nov 22 02:00:05 2025`, a local time; None of anything else."""
-    found = re.fullmatch(r"\w{3} (\w{3}) +(\d+) (\d+):(\d+):(\d+) (\d{4})", text.strip())
-    if found is None or found[1] not in _MONTHS:
-        return None
-    day, hour, minute, second, year = map(int, found.groups()[1:])
-    return time.mktime((year, _MONTHS.index(found[1]) + 1, day, hour, minute, second, 0, 0, -1))

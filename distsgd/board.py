@@ -34,8 +34,7 @@ class Collective(IntEnum):
     ALLGATHER = 3
     ALLTOALL = 4
     BARRIER = 5
-    REDUCTION = 6
-    SPLIT = 7
+    SPLIT = 6
 
     @property
     def title(self) -> str:

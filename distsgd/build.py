@@ -316,7 +316,7 @@ def _build_step(
     communicator.everywhere(lambda: device.check_room(there, said))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
-    exchange, note = make_exchange(communicator, plan, config.communication, config.same_bits)
+    exchange, note = make_exchange(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
     feeder = Feeder(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from distsgd.config import TrainConfig, field_names, option_types
+from distsgd.config import TrainConfig, check_same_bits, field_names, option_types
 from distsgd.errors import ConfigurationError, DistsgdError, visible
 from distsgd.files import read_regular
 from distsgd.user_code import allow_code, code_in, texts_of
@@ -191,6 +191,9 @@ def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
     for key, value in document.items():
         name = key.replace("-", "_")
         name = "learning_rate" if name == "lr" else name
+        if name == "same_bits":
+            check_same_bits(value, source)
+            continue
         if name not in names:
             close = get_close_matches(name, names, n=1)
             hint = f"; did you mean {close[0]}?" if close else "; see python -m distsgd.train --help"

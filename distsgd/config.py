@@ -26,7 +26,7 @@ OPERATIONAL = (
     "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
-_NAMELESS = {"precision": FULL, "loss_scale": None, "same_bits": True}
+_NAMELESS = {"precision": FULL, "loss_scale": None}
 """Fields younger than the first runs, whose names they leave alone while they have these values."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
@@ -155,9 +155,6 @@ class TrainConfig:
     """Of everything random."""
     dtype: str = "float32"
     """float32 or float64."""
-    same_bits: bool = True
-    """--no-same-bits lets NCCL add up gradients in its own order: fewer bytes between GPUs, and results that depend on
-    the number of ranks."""
     precision: str = "float32"
     """What a GPU rounds numbers to as it multiplies matrices: float32, tf32, bfloat16 or float16. Parameters, gradients
     and sums stay float32."""
@@ -260,6 +257,8 @@ class TrainConfig:
                 "validate_every: the patience rule says itself how often it validates, min(minibatches an epoch, "
                 f"patience / 2); leave {self.validate_every!r} out"
             )
+        if self.early_stopping == "patience" and self.patience == 0:
+            raise ConfigurationError("patience: the patience rule expects at least 1 minibatch, got 0")
         if self.model == "softmax" and (self.dropout or self.batch_norm):
             raise ConfigurationError("dropout and batch_norm belong to hidden layers, and model softmax has none")
         if self.precision != FULL and self.dtype != FULL:
@@ -296,6 +295,15 @@ class TrainConfig:
         named = {key: value for key, value in self.identity().items() if _NAMELESS.get(key, ...) != value}
         digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
+
+
+def check_same_bits(value: Any, where: str) -> None:
+    """Raises ConfigurationError unless this value of an option that is gone, read from a file, is true."""
+    if value is not True:
+        raise ConfigurationError(
+            f"{where}: same_bits: expected true, as every run has the same bits on any number of ranks, got {value!r}; "
+            "leave it out, and start anew with --resume never"
+        )
 
 
 def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:

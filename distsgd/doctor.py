@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from distsgd.commands import run_command
@@ -24,22 +24,6 @@ wrong with it, with the remedy. Takes no arguments. Exit status: 0, or 1 where t
 
 _EXAMPLE = 1_000_000
 """Parameters of the model that memory is worked out for."""
-
-
-@dataclass
-class Findings:
-    """Lines to print, and problems with what to do about them."""
-
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def print(self) -> None:
-        """Prints facts, then problems."""
-        for name, value in self.facts:
-            say(f"{name:<14} {value}")
-        for problem in self.problems:
-            say(f"problem        {problem}")
-        say("no problem found" if not self.problems else f"{len(self.problems)} problem(s) found")
 
 
 def main() -> int:
@@ -65,21 +49,23 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     own, shared = (None, False) if alone else exchange_speed(communicator)
     theirs = None if alone else allreduce_speed(communicator)
     ranks = communicator.gather_object(mine)
-    findings = Findings()
+    problems: list[str] = []
     if ranks is not None:
         looks = list(zip(communicator.hosts, ranks, strict=True))
         libraries, problems = _libraries(ranks, communicator.takes_gpu_memory())
-        findings.facts = [
-            *_software(ranks[0]),
-            *libraries,
-            ("device", device),
-            *_hosts(looks),
-            *_memory(ranks),
-            *_reductions(own, theirs, shared),
-        ]
-        findings.problems = [*problems, *find_problems(looks, own)]
-        findings.print()
-    return communicator.broadcast_object(1 if findings.problems else 0)
+        problems += find_problems(looks, own)
+        facts = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
+        show([*facts, *_reductions(own, theirs, shared)], problems)
+    return communicator.broadcast_object(1 if problems else 0)
+
+
+def show(facts: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
+    """Prints facts by name, then problems."""
+    for name, value in facts:
+        say(f"{name:<14} {value}")
+    for problem in problems:
+        say(f"problem        {problem}")
+    say("no problem found" if not problems else f"{len(problems)} problem(s) found")
 
 
 def _device(communicator: Communicator) -> str:
@@ -107,18 +93,12 @@ def _software(look: Look) -> list[tuple[str, str]]:
 
 def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[str, str]], list[str]]:
     """(lines about the MPI library, the launcher and GPUs; problems)."""
-    from distsgd.diagnosis.library import (
-        describe_alone,
-        describe_gpus,
-        describe_started,
-        find_launcher,
-        installed,
-        loaded,
-    )
+    from distsgd.diagnosis.library import describe_alone, describe_gpus, describe_started, installed, loaded
     from distsgd.runtime import launcher_size
 
     if launcher_size() is None:
-        facts, problems = describe_alone(installed(), find_launcher())
+        launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun"))), None)
+        facts, problems = describe_alone(installed(), launcher)
     else:
         facts, problems = describe_started(loaded()), []
     gpus = ", ".join(dict.fromkeys(look.gpus for look in looks if look.gpus))

@@ -61,13 +61,7 @@ class EpochsRule(StoppingRule):
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0, mode: Mode = "min") -> None:
-        if not isinstance(patience, int) or patience < 0:
-            raise ConfigurationError(f"patience must be a whole number of validations, 0 for never, got {patience!r}")
-        if mode not in ("min", "max"):
-            raise ConfigurationError(f"mode must be min or max, got {mode!r}")
-        self.patience = patience
-        self.min_delta = _number("min_delta", min_delta, 0.0, math.inf)
-        self.mode = mode
+        self.patience, self.min_delta, self.mode = patience, min_delta, mode
         self._without_improvement = 0
         self._last_step: int | None = None
 
@@ -111,11 +105,8 @@ class PatienceRule(StoppingRule):
     """
 
     def __init__(self, patience: int, patience_increase: float = 2, improvement_threshold: float = 0.995) -> None:
-        if not isinstance(patience, int) or patience < 1:
-            raise ConfigurationError(f"patience must be a whole number of minibatches at least 1, got {patience!r}")
         self.patience: float = patience
-        self.patience_increase = _number("patience_increase", patience_increase, 0.0, math.inf)
-        self.improvement_threshold = _number("improvement_threshold", improvement_threshold, 0.0, 1.0)
+        self.patience_increase, self.improvement_threshold = patience_increase, improvement_threshold
         self._initial_patience = patience
 
     def validation_frequency(self, batches_per_epoch: int) -> int:
@@ -150,8 +141,6 @@ class PatienceRule(StoppingRule):
         self.patience = max(self._initial_patience, state.get("patience") or 0)
 
 
-RULES: dict[str, type[StoppingRule]] = {"epochs": EpochsRule, "patience": PatienceRule}
-
 _LESS_IS_BETTER = ("loss", "error")
 _MORE_IS_BETTER = ("accuracy", "r2")
 
@@ -178,15 +167,3 @@ def reaches(target: tuple[str, float], scores: Mapping[str, float]) -> bool:
     name, wanted = target
     value = scores.get(name, math.nan)
     return value >= wanted if monitor_mode(name) == "max" else value <= wanted
-
-
-def _number(name: str, given: float, low: float, high: float) -> float:
-    """`given` as a Python float, finite and from `low` to `high`."""
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not (low <= value <= high and math.isfinite(value)):
-        limit = "" if high == math.inf else f" and at most {high:g}"
-        raise ConfigurationError(f"{name} must be a finite number at least {low:g}{limit}, got {given!r}")
-    return value

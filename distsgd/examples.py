@@ -9,7 +9,7 @@ import numpy as np
 
 from distsgd.augmentation import Augmentation, example_words, move
 from distsgd.batch import Batch
-from distsgd.device import CPU, Array, Device, Shape, is_on_host
+from distsgd.device import CPU, Array, Device, Shape, array_module, is_on_host
 from distsgd.errors import DataError
 from distsgd.layout import Views
 from distsgd.objective import Objective
@@ -144,42 +144,33 @@ class Feeder:
         of what GEMM computes.
         """
         if not is_on_host(self.examples.x):
-            return self._gather_there(indices, room, numbers)
+            inside = self.examples.rows(indices)
+            return self._take(indices, inside, self.device.put(inside) if numbers is None else numbers, None, room)
         rows = self.gather_here(indices, epoch, room)
         return rows if self.device.is_cpu else rows.on(self.device)
 
     def gather_here(self, indices: Array, epoch: int | None = None, room: Array | None = None) -> Rows:
         """The same of examples in the host's memory, in the host's memory."""
-        examples, inside = self.examples, self.examples.rows(indices)
+        inside = self.examples.rows(indices)
+        # Without "clip" NumPy takes into memory of its own first, in case an index is wrong.
+        return self._take(indices, inside, inside, epoch, room, mode="clip")
+
+    def _take(
+        self, indices: Array, inside: Array, there: Array, epoch: int | None, room: Array | None, **how: str
+    ) -> Rows:
+        """The examples in rows `inside` of the data set, which are `there` where the data set lies."""
+        examples = self.examples
         shape = (len(inside), *examples.x.shape[1:])
         out = None if room is None else room[: len(inside)].reshape(shape)
         as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
-        # Without "clip" NumPy takes into memory of its own first, in case an index is wrong.
-        x = examples.x.take(inside, axis=0, out=out if as_it_is else None, mode="clip")
+        x = examples.x.take(there, axis=0, out=out if as_it_is else None, **how)  # type: ignore[call-overload]
         self._change(x, examples.numbers(indices), epoch)
         if examples.scale != 1.0:
             x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
         elif x.dtype != self.dtype:
             x = x.astype(self.dtype)
-        y = examples.y.take(inside, axis=0) if self.with_targets else np.empty(len(inside), self.dtype)
-        weights = None if examples.weights is None else examples.weights.take(inside).astype(self.dtype)
-        return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
-
-    def _gather_there(self, indices: Array, room: Array | None, numbers: Array | None) -> Rows:
-        """The same of examples that lie on the device: what goes there are their numbers alone."""
-        examples, inside = self.examples, self.examples.rows(indices)
-        if numbers is None:
-            numbers = self.device.put(inside)
-        shape = (len(inside), *examples.x.shape[1:])
-        out = None if room is None else room[: len(inside)].reshape(shape)
-        as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
-        x = examples.x.take(numbers, axis=0, out=out if as_it_is else None)
-        if examples.scale != 1.0:
-            x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
-        elif x.dtype != self.dtype:
-            x = x.astype(self.dtype)
-        y = examples.y.take(numbers, axis=0) if self.with_targets else self.device.xp.empty(len(inside), self.dtype)
-        weights = None if examples.weights is None else examples.weights.take(numbers).astype(self.dtype)
+        y = examples.y.take(there, axis=0) if self.with_targets else array_module(x).empty(len(inside), self.dtype)
+        weights = None if examples.weights is None else examples.weights.take(there).astype(self.dtype)
         return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
 
     def room(self, count: int) -> Array:

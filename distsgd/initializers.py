@@ -6,6 +6,7 @@ The variance rules keep the size of activations and gradients about equal from l
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -44,19 +45,6 @@ def _finite(what: str, value: float, minimum: float | None = None) -> None:
     if not isfinite(value) or (minimum is not None and value < minimum):
         wanted = "a finite number" if minimum is None else f"a finite number of at least {minimum:g}"
         raise ConfigurationError(f"{what}: expected {wanted}, got {value!r}")
-
-
-def _scaled(variance: float, distribution: str, shape: Shape, seed: int, purpose: str) -> Array:
-    """Values of mean zero and this variance; a uniform distribution on [-a, a) has variance a²/3."""
-    if distribution == "normal":
-        return sqrt(variance) * random.normal(shape, seed, purpose)
-    return sqrt(3.0 * variance) * (2.0 * random.uniform(shape, seed, purpose) - 1.0)
-
-
-def _check_scaled(name: str, gain: float, distribution: str) -> None:
-    _finite(f"{name} gain", gain, 0.0)
-    if distribution not in ("normal", "uniform"):
-        raise ConfigurationError(f"{name} distribution: expected normal or uniform, got {distribution!r}")
 
 
 @dataclass(frozen=True)
@@ -111,57 +99,65 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Glorot:
+class _Scaled(ABC):
+    """Values of mean zero, normal or uniform, whose variance a rule gives by the shape."""
+
+    gain: float = 1.0
+    distribution: str = "normal"
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
+        _finite(f"{name} gain", self.gain, 0.0)
+        if self.distribution not in ("normal", "uniform"):
+            raise ConfigurationError(f"{name} distribution: expected normal or uniform, got {self.distribution!r}")
+
+    @abstractmethod
+    def variance(self, shape: Shape) -> float:
+        """Of each value."""
+
+    def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
+        if self.distribution == "normal":
+            return sqrt(self.variance(shape)) * random.normal(shape, seed, purpose)
+        # Uniform on [-a, a), which has variance a²/3.
+        return sqrt(3.0 * self.variance(shape)) * (2.0 * random.uniform(shape, seed, purpose) - 1.0)
+
+
+@dataclass(frozen=True)
+class Glorot(_Scaled):
     """variance := gain² · 2 / (fan_in + fan_out), for tanh and sigmoid units (for a sigmoid, a gain of 4 is usual).
 
     Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
     """
 
-    gain: float = 1.0
     distribution: str = "uniform"
 
-    def __post_init__(self) -> None:
-        _check_scaled("glorot", self.gain, self.distribution)
-
-    def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
-        variance = self.gain * self.gain * 2.0 / sum(fans(shape))
-        return _scaled(variance, self.distribution, shape, seed, purpose)
+    def variance(self, shape: Shape) -> float:
+        """See the class."""
+        return self.gain * self.gain * 2.0 / sum(fans(shape))
 
 
 @dataclass(frozen=True)
-class He:
+class He(_Scaled):
     """variance := gain² · 2 / fan_in, for units that pass about half of their inputs: ReLU and its relatives.
 
     He, Zhang, Ren & Sun, "Delving deep into rectifiers", ICCV 2015.
     """
 
-    gain: float = 1.0
-    distribution: str = "normal"
-
-    def __post_init__(self) -> None:
-        _check_scaled("he", self.gain, self.distribution)
-
-    def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
-        variance = self.gain * self.gain * 2.0 / fans(shape)[0]
-        return _scaled(variance, self.distribution, shape, seed, purpose)
+    def variance(self, shape: Shape) -> float:
+        """See the class."""
+        return self.gain * self.gain * 2.0 / fans(shape)[0]
 
 
 @dataclass(frozen=True)
-class LeCun:
+class LeCun(_Scaled):
     """variance := gain² / fan_in.
 
     LeCun, Bottou, Orr & Müller, "Efficient BackProp", in Neural Networks: Tricks of the Trade, 1998.
     """
 
-    gain: float = 1.0
-    distribution: str = "normal"
-
-    def __post_init__(self) -> None:
-        _check_scaled("lecun", self.gain, self.distribution)
-
-    def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
-        variance = self.gain * self.gain / fans(shape)[0]
-        return _scaled(variance, self.distribution, shape, seed, purpose)
+    def variance(self, shape: Shape) -> float:
+        """See the class."""
+        return self.gain * self.gain / fans(shape)[0]
 
 
 # The distribution is bound by keyword, so that the text form takes the gain alone.
@@ -171,14 +167,13 @@ INITIALIZERS: Mapping[str, Callable[..., Initializer]] = {
     "normal": Normal,
     "uniform": Uniform,
     "glorot": partial(Glorot, distribution="uniform"),
-    "glorot-uniform": partial(Glorot, distribution="uniform"),
-    "glorot-normal": partial(Glorot, distribution="normal"),
     "he": partial(He, distribution="normal"),
-    "he-uniform": partial(He, distribution="uniform"),
-    "he-normal": partial(He, distribution="normal"),
     "lecun": partial(LeCun, distribution="normal"),
-    "lecun-uniform": partial(LeCun, distribution="uniform"),
-    "lecun-normal": partial(LeCun, distribution="normal"),
+    **{
+        f"{name}-{distribution}": partial(kind, distribution=distribution)
+        for name, kind in (("glorot", Glorot), ("he", He), ("lecun", LeCun))
+        for distribution in ("uniform", "normal")
+    },
 }
 
 

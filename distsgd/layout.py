@@ -6,7 +6,7 @@ same layout, so a span of one is the same span of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -24,17 +24,15 @@ class Views(Mapping[str, Array]):
     """Named views of one flat buffer: `views["dense1.weight"]`, or `views.scope("dense1")["weight"]`.
 
     Writing into a view writes into the buffer, and so does assigning: `grads["w"] = value` is `grads["w"][...] = value`
-    for a value of the view's own shape. `flat` is the whole buffer. `completed` is called with a layer's name where
-    gradients are waited for while backward goes on, as soon as the layer's are there.
+    for a value of the view's own shape. `flat` is the whole buffer.
     """
 
-    __slots__ = ("_arrays", "_scopes", "_writable", "completed", "flat")
+    __slots__ = ("_arrays", "_scopes", "_writable", "flat")
 
     def __init__(self, arrays: Mapping[str, Array], flat: Array, writable: bool = True) -> None:
         self._arrays, self._writable = dict(arrays), writable
         self._scopes: dict[str, Views] = {}
         self.flat = flat
-        self.completed: Callable[[str], None] | None = None
 
     def __getitem__(self, name: str) -> Array:
         try:

@@ -32,9 +32,13 @@ class Loss(Component, ABC):
         where the loss doesn't fit the targets.
         """
 
-    @abstractmethod
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        """Stored targets (n, …) in the form that the loss takes: labels (n,), or values (k, n) of `dtype`."""
+        """Stored targets (n, …) in the form that the loss takes: values (k, n) of `dtype` by default, or labels (n,).
+
+        Their rows are contiguous over the batch.
+        """
+        columns: Array = rows.reshape(rows.shape[0], prod(rows.shape[1:])).T
+        return columns.astype(dtype, order="C", copy=False)
 
     @abstractmethod
     def predict(self, outputs: Array) -> Array:
@@ -104,7 +108,7 @@ class SoftmaxCrossEntropy(Loss):
         return size
 
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return rows if rows.ndim == 1 else _values_last(rows, dtype)
+        return rows if rows.ndim == 1 else super().targets(rows, dtype)
 
     def predict(self, outputs: Array) -> Array:
         p: Array = np.exp(outputs - outputs.max(axis=0))
@@ -168,9 +172,6 @@ class BinaryCrossEntropy(Loss):
             )
         return prod(target_shape)
 
-    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return _values_last(rows, dtype)
-
     def predict(self, outputs: Array) -> Array:
         decay: Array = np.exp(-np.abs(outputs))
         return _sigmoid(outputs, decay)
@@ -196,9 +197,6 @@ class SquaredError(Loss):
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
         return prod(target_shape)
 
-    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return _values_last(rows, dtype)
-
     def predict(self, outputs: Array) -> Array:
         return outputs
 
@@ -215,12 +213,6 @@ LOSSES: Mapping[str, type[Loss]] = {
     "binary-cross-entropy": BinaryCrossEntropy,
     "squared-error": SquaredError,
 }
-
-
-def _values_last(rows: Array, dtype: np.dtype[np.generic]) -> Array:
-    """(n, …) -> (k, n), with rows that are contiguous over the batch; (n,) -> (1, n)."""
-    columns: Array = rows.reshape(rows.shape[0], prod(rows.shape[1:])).T
-    return columns.astype(dtype, order="C", copy=False)
 
 
 def _check_values(name: str, outputs: Array, y: Array) -> None:

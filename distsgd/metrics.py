@@ -245,30 +245,26 @@ METRICS: dict[str, Callable[[int], Metric]] = {
 
 
 def default_metrics(
-    task: str, num_outputs: int, top_k: int | None = None, *, threshold: float = 0.0, confusion: bool = False
+    task: Literal["classification", "regression"], num_outputs: int, top_k: int | None = None, *, threshold: float = 0.0
 ) -> tuple[Metric, ...]:
     """The metrics of a `classification` or a `regression` with K = num_outputs outputs.
 
-    `threshold` is where class 1 begins if there is one output: 0 for a logit, 0.5 behind a sigmoid. `confusion` adds
-    the confusion matrix. Raises ConfigurationError for another task, or a top_k that doesn't fit.
+    `threshold` is where class 1 begins if there is one output: 0 for a logit, 0.5 behind a sigmoid. Raises
+    ConfigurationError for a top_k that doesn't fit.
     """
     if task == "regression":
-        if top_k is not None or confusion:
-            raise ConfigurationError("metrics: top-k and confusion matrix need classification, the task is regression")
+        if top_k is not None:
+            raise ConfigurationError("metrics: top-k needs classification, the task is regression")
         return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs))
-    if task != "classification":
-        raise ConfigurationError(f"metrics: expected the task classification or regression, got {task!r}")
-    metrics: list[Metric] = [Accuracy(threshold), Error(threshold)]
-    if top_k is not None:
-        if num_outputs == 1 or not 1 <= top_k <= num_outputs:
-            raise ConfigurationError(
-                f"metrics: top-k needs a model with at least 2 outputs and a k up to their number, got {num_outputs} "
-                f"outputs and k = {top_k}"
-            )
-        metrics.append(TopK(top_k))
-    if confusion:
-        metrics.append(ConfusionMatrix(max(num_outputs, 2), threshold))
-    return tuple(metrics)
+    metrics = (Accuracy(threshold), Error(threshold))
+    if top_k is None:
+        return metrics
+    if num_outputs == 1 or not 1 <= top_k <= num_outputs:
+        raise ConfigurationError(
+            f"metrics: top-k needs a model with at least 2 outputs and a k up to their number, got {num_outputs} "
+            f"outputs and k = {top_k}"
+        )
+    return (*metrics, TopK(top_k))
 
 
 def predicted_classes(outputs: Array, threshold: float = 0.0) -> Array:

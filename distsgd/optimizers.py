@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar, final
-
-import numpy as np
+from typing import ClassVar, TypeAlias, final
 
 from distsgd.components import Component
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
+
+Slots: TypeAlias = tuple[Array, ...]
+Scalars: TypeAlias = tuple[float, ...]
 
 
 class Optimizer(Component, ABC):
@@ -26,7 +27,8 @@ class Optimizer(Component, ABC):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
-    """Names of the state buffers, in the order in which `update` takes them; each has the layout of the parameters."""
+    """Names of the state buffers, in the order in which `update` takes them; each has the layout of the parameters, and
+    begins as zeros."""
 
     decoupled: ClassVar[bool] = False
     """Whether weight decay bypasses the gradient, w := (1 - ηλ) w."""
@@ -44,22 +46,12 @@ class Optimizer(Component, ABC):
     def __post_init__(self) -> None:
         _check(self)
 
-    def initial_state(self, params: Array) -> tuple[Array, ...]:
-        """New state buffers for `params`. Every slot starts at zero, so memory that is zero already will do as well."""
-        return tuple(np.zeros_like(params) for _ in self.slots)
-
-    def scalars(self, learning_rate: float, updates: int) -> tuple[float, ...]:
+    def scalars(self, learning_rate: float, updates: int) -> Scalars:
         """All that depends on the step, η first. `learning_rate` is the schedule's, `updates` counts this one too."""
         return (float(learning_rate),)
 
     def update(
-        self,
-        params: Array,
-        grads: Array,
-        state: tuple[Array, ...],
-        scalars: tuple[float, ...],
-        weight_decay: float,
-        scratch: Array,
+        self, params: Array, grads: Array, state: Slots, scalars: Scalars, weight_decay: float, scratch: Array
     ) -> None:
         """Makes one step on one block, in place: params and state are updated, grads may be overwritten.
 
@@ -76,9 +68,7 @@ class Optimizer(Component, ABC):
         self._step(params, grads, state, scalars, spare)
 
     @abstractmethod
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         """The step behind weight decay; `spare` is a scratch block (n,)."""
 
 
@@ -90,9 +80,7 @@ class SGD(Optimizer):
     learning_rate: float = 0.1
     weight_decay: float = 0.0
 
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).sgd(params, grads, scalars[0])
 
 
@@ -117,9 +105,7 @@ class Momentum(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
 
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).momentum(params, grads, state[0], scalars[0], self.momentum, self.dampening)
 
 
@@ -139,9 +125,7 @@ class Nesterov(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
 
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).nesterov(params, grads, state[0], scalars[0], self.momentum, spare)
 
 
@@ -159,9 +143,7 @@ class Adagrad(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("square_sum",)
 
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).adagrad(params, grads, state[0], scalars[0], self.epsilon, spare)
 
 
@@ -180,18 +162,16 @@ class RMSprop(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("square_mean",)
 
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).rmsprop(params, grads, state[0], scalars[0], self.alpha, self.epsilon, spare)
 
 
-@final
 @dataclass(frozen=True)
-class Adam(Optimizer):
-    """m := β₁m + (1 - β₁) g;  v := β₂v + (1 - β₂) g²;  w := w - η m̂ / (√v̂ + ε), from m = v = 0.
+class _Moments(Optimizer):
+    """What Adam and AdamW have in common: all but weight decay.
 
-    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) (Kingma & Ba, "Adam: a method for stochastic optimization", 2015).
+    The state holds the sums M := m / (1 - β₁) and V := v / (1 - β₂), which take two multiplications fewer a step. Then
+    m̂ = M (1 - β₁) / (1 - β₁ᵗ) and √v̂ = r √V with r := √((1 - β₂) / (1 - β₂ᵗ)), and m̂ / (√v̂ + ε) is expanded by 1 / r.
     """
 
     learning_rate: float = 1e-3
@@ -202,44 +182,38 @@ class Adam(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
 
-    def scalars(self, learning_rate: float, updates: int) -> tuple[float, ...]:
-        """(η, step size, ε), the last two as `kernels.cpu.adam` takes them, with the corrections for bias."""
-        return _adam_scalars(learning_rate, updates, self.beta1, self.beta2, self.epsilon)
+    def scalars(self, learning_rate: float, updates: int) -> Scalars:
+        """(η, step size, ε), the last two as `kernels.cpu.adam` takes them: η (1 - β₁) / ((1 - β₁ᵗ) r) and ε / r."""
+        root = math.sqrt((1.0 - self.beta2) / (1.0 - self.beta2**updates))
+        step_size = float(learning_rate) * (1.0 - self.beta1) / ((1.0 - self.beta1**updates) * root)
+        return float(learning_rate), step_size, self.epsilon / root
 
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         _, step_size, epsilon = scalars
         kernels_for(params).adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
 
 
 @final
 @dataclass(frozen=True)
-class AdamW(Optimizer):
+class Adam(_Moments):
+    """m := β₁m + (1 - β₁) g;  v := β₂v + (1 - β₂) g²;  w := w - η m̂ / (√v̂ + ε), from m = v = 0.
+
+    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) (Kingma & Ba, "Adam: a method for stochastic optimization", 2015).
+    """
+
+
+@final
+@dataclass(frozen=True)
+class AdamW(_Moments):
     """Adam with decoupled weight decay: w := (1 - ηλ) w, then Adam's step with the plain gradient.
 
     Loshchilov & Hutter, "Decoupled weight decay regularization", 2019. λ is 0.01 by default, as in PyTorch; it is the
     one optimizer whose weight decay isn't 0 unless set.
     """
 
-    learning_rate: float = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
     weight_decay: float = 1e-2
 
-    slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
     decoupled: ClassVar[bool] = True
-
-    def scalars(self, learning_rate: float, updates: int) -> tuple[float, ...]:
-        """As Adam's: (η, step size, ε)."""
-        return _adam_scalars(learning_rate, updates, self.beta1, self.beta2, self.epsilon)
-
-    def _step(
-        self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
-    ) -> None:
-        _, step_size, epsilon = scalars
-        kernels_for(params).adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
@@ -279,19 +253,6 @@ def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) 
     if batch_size < 1 or base_batch_size < 1:
         raise ConfigurationError(f"linear scaling: batch sizes must be at least 1, got {batch_size}, {base_batch_size}")
     return float(learning_rate) * batch_size / base_batch_size
-
-
-def _adam_scalars(
-    learning_rate: float, updates: int, beta1: float, beta2: float, epsilon: float
-) -> tuple[float, float, float]:
-    """η, η (1 - β₁) / ((1 - β₁ᵗ) r) and ε / r, with r := √((1 - β₂) / (1 - β₂ᵗ)).
-
-    The state holds the sums M := m / (1 - β₁) and V := v / (1 - β₂), which take two multiplications fewer a step. Then
-    m̂ = M (1 - β₁) / (1 - β₁ᵗ) and √v̂ = r √V, and m̂ / (√v̂ + ε) is expanded by 1 / r.
-    """
-    root = math.sqrt((1.0 - beta2) / (1.0 - beta2**updates))
-    step_size = float(learning_rate) * (1.0 - beta1) / ((1.0 - beta1**updates) * root)
-    return float(learning_rate), step_size, epsilon / root
 
 
 # Lower bound, whether it is itself allowed, and upper bound, which never is.

@@ -30,10 +30,10 @@ CHOICES = {
 AT_LEAST = {
     "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
     "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
-    "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0,
+    "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0, "improvement_threshold": 0,
 }  # fmt: skip
-AT_MOST = {"logical_ranks": 65_536, "threads": 1024}
-"""What nobody needs and no machine stands."""
+AT_MOST = {"logical_ranks": 65_536, "threads": 1024, "improvement_threshold": 1}
+"""Of the first two more is what nobody needs and no machine stands."""
 LARGEST_LOSS_SCALE = 1 << 24
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 

@@ -39,6 +39,8 @@ def main() -> int:
 
 def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Predicts each rank's part of the examples; rank 0 writes. Collective."""
+    from dataclasses import replace
+
     import numpy as np
 
     from distsgd.command_line import parse_positional
@@ -61,9 +63,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
         say(doubt, sys.stderr)
     # Whole chunks to each rank, so that predictions are the same on any number of them.
     first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
-    mine = Feeder(
-        examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))), stored.objective, feeder.dtype, 0, False
-    )
+    mine = replace(feeder, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))
     predicted = communicator.everywhere(lambda: predict_all(mine, stored.params, stored.state))
     parts = communicator.gather_object(predicted)
     communicator.on_root(lambda: write(parts or [], stored, options.out))

@@ -5,7 +5,6 @@ They are added once, to the summed and divided gradient, by the rank that owns t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -40,12 +39,6 @@ class Regularization:
     l2: float = 0.0
     penalize: tuple[str, ...] = ("weights",)
     freeze: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("l1", "l2"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigurationError(f"{name} must be a finite number of at least 0, got {value}")
 
     @property
     def penalizes(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from distsgd.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint, understanding
 from distsgd.communication import Communicator
-from distsgd.config import TrainConfig
+from distsgd.config import TrainConfig, check_same_bits
 from distsgd.early_stopping import reaches
 from distsgd.errors import CheckpointError, ConfigurationError, RunFolderError
 from distsgd.folders import Folder
@@ -165,11 +165,13 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkp
 
 
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
-    """The configuration to go on with. Raises RunFolderError where the checkpoint's says another run."""
+    """The configuration to go on with. Raises RunFolderError where the checkpoint's says another run, and
+    ConfigurationError where no run says that any more."""
     horizon = checkpoint.document.get("schedule_epochs")
     if config.schedule_epochs is None:
         config = replace(config, schedule_epochs=horizon)
-    theirs, mine = {"same_bits": True} | checkpoint.document.get("config", {}), config.identity()
+    theirs, mine = checkpoint.document.get("config", {}), config.identity()
+    check_same_bits(theirs.get("same_bits", True), where)
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]

@@ -31,7 +31,7 @@ class Rhythm:
     """What happens how often; records come at each epoch's end and each validation, and every log_every steps."""
 
     validate_steps: int
-    checkpoint: Every | None = None
+    checkpoint: Every
     log_every: int | None = None
 
     def record_due(self, step: int, steps_per_epoch: int, validates: bool) -> str | None:
@@ -44,14 +44,11 @@ class Rhythm:
 
     def saves_at(self, step: int) -> bool:
         """Whether there is a checkpoint after this step, whatever time it is."""
-        every = self.checkpoint
-        return every is not None and every.unit == "steps" and step % int(every.amount) == 0
+        return self.checkpoint.unit == "steps" and step % int(self.checkpoint.amount) == 0
 
     def checkpoint_due(self, step: int, steps_per_epoch: int, seconds: float, has_room: Callable[[], bool]) -> bool:
         """Whether to save after this step, `seconds` after the last time; `has_room`: nobody is still writing."""
         every = self.checkpoint
-        if every is None:
-            return False
         if every.unit == "seconds":
             return seconds >= every.amount and has_room()
         if every.unit == "steps":

@@ -53,29 +53,29 @@ def _keep_freed_memory() -> None:
     It gives large arrays back by default; for a deep convolutional network that is a sixth of a step. Left alone where
     the user has set MALLOC_… variables, and where there is no mallopt.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+    mallopt = None if any(name.startswith("MALLOC_") for name in os.environ) else _glibc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
 def release_freed_memory() -> None:
     """Gives back what malloc keeps, where glibc is: for after the loading of data, which no step needs again."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of Linux's C library, None where it has none of that name."""
     if sys.platform != "linux":
-        return
+        return None
     import ctypes
 
     try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return
-    trim(0)
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:
+        return None
 
 
 def openblas_kernels(cpuinfo: str) -> str | None:

@@ -62,10 +62,6 @@ class Sampler:
     _order: tuple[int, Array] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.num_examples < 1:
-            raise ConfigurationError(f"there must be at least 1 training example, got {self.num_examples}")
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.steps_per_epoch == 0:
             raise ConfigurationError(
                 f"with drop_last an epoch of {self.num_examples} examples has no minibatch of {self.batch_size}; "

@@ -26,6 +26,13 @@ class Schedule(ABC):
         return float(base) * self.multiplier(step, steps_per_epoch)
 
 
+class _Checked(Schedule):
+    """A schedule of this module that has numbers; one of the user's own checks what is its own."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
@@ -38,15 +45,12 @@ class Constant(Schedule):
 
 @final
 @dataclass(frozen=True)
-class InverseTime(Schedule):
+class InverseTime(_Checked):
     """η = η₀ / (1 + decay_rate t) (Robbins & Monro, "A stochastic approximation method", 1951)."""
 
     decay_rate: float = 1.0
     decay_epochs: float = 1.0
     staircase: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
         """1 / (1 + decay_rate t)."""
@@ -55,15 +59,12 @@ class InverseTime(Schedule):
 
 @final
 @dataclass(frozen=True)
-class InverseSqrt(Schedule):
+class InverseSqrt(_Checked):
     """η = η₀ / √(1 + decay_rate t) (Zinkevich, "Online convex programming", 2003, whose step sizes are 1/√t)."""
 
     decay_rate: float = 1.0
     decay_epochs: float = 1.0
     staircase: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
         """1 / √(1 + decay_rate t)."""
@@ -73,14 +74,11 @@ class InverseSqrt(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Step(Schedule):
+class Step(_Checked):
     """η = η₀ factor^⌊epoch / decay_epochs⌋: drops to `factor` of itself every `decay_epochs` epochs."""
 
     factor: float = 0.1
     decay_epochs: float = 10.0
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
         """factor^⌊t⌋."""
@@ -89,15 +87,12 @@ class Step(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Exponential(Schedule):
+class Exponential(_Checked):
     """η = η₀ factor^t; factor = exp(-k) is the form η₀ exp(-k t)."""
 
     factor: float = 0.95
     decay_epochs: float = 1.0
     staircase: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
         """factor^t."""
@@ -106,16 +101,13 @@ class Exponential(Schedule):
 
 @final
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(_Checked):
     """η = η₀ (1 + cos(π min(epoch / epochs, 1))) / 2: half a cosine down to 0 at `epochs`, and 0 from there on.
 
     Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
     """
 
     epochs: float
-
-    def __post_init__(self) -> None:
-        _check(self)
 
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
         """(1 + cos(π min(epoch / epochs, 1))) / 2."""
@@ -177,12 +169,7 @@ def build_schedule(
     if name not in SCHEDULES:
         raise ConfigurationError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
     known = [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
-    options = {
-        "decay_rate": decay_rate,
-        "decay_epochs": decay_epochs,
-        "factor": factor,
-        "staircase": staircase or None,
-    }
+    options = {"decay_rate": decay_rate, "decay_epochs": decay_epochs, "factor": factor, "staircase": staircase or None}
     said: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     for key in said:
         if key not in known:

@@ -15,10 +15,9 @@ from distsgd.device import Array, Device, to_host
 from distsgd.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.examples import Feeder, Rows
 from distsgd.graphs import StepInputs
-from distsgd.layers import Sequential
 from distsgd.layout import Layout, Views
 from distsgd.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
-from distsgd.objective import Objective, Supervised
+from distsgd.objective import Objective
 from distsgd.optimizers import Optimizer
 from distsgd.regularization import Regularization
 from distsgd.sampling import lane_bounds
@@ -112,8 +111,6 @@ class TrainingStep:
         self._statistics_layout = statistics
         self._statistics = [statistics.views(record[2:]) for record in exchange.records]
         self._buffers = [self._lane_buffers(worker) for worker in range(self._callers.count)]
-        if exchange.takes_parts:
-            self._tell_what_is_complete()
         self._update = SliceUpdate(
             self.optimizer, self.regularization, exchange, self.workers, self.layout, self.clip_norm, self.guarded
         )
@@ -164,7 +161,6 @@ class TrainingStep:
     def compute_recorded(self, bounds: tuple[int, ...], inputs: StepInputs) -> tuple[Array, tuple[Array, ...]]:
         """All of a step for `StepGraphs`, on the minibatch whose numbers the GPU has. Looks at no number."""
         indices = np.zeros(bounds[-1], np.int64)  # the host's: nobody looks at them
-        self.exchange.begin(bounds)
         self.exchange.records[:] = 0.0
         self._error = None
         self._compute(0, 0, 0, indices, bounds, inputs)
@@ -174,23 +170,6 @@ class TrainingStep:
         self._update.launch(bounds, bounds[-1] * self.objective.loss_scale, inputs)
         self.exchange.publish()
         return self.exchange.records, (self._rooms[0],)
-
-    def _tell_what_is_complete(self) -> None:
-        """The exchange is told of each layer's gradient as soon as it is there, where the layers lie in order.
-
-        A model of the user's own may write what comes first last: its gradient is complete when all is computed.
-        """
-        if not isinstance(self.objective, Supervised) or type(self.objective.model) is not Sequential:
-            return
-        firsts: dict[str, int] = {}
-        for name, span in self.layout.spans.items():
-            firsts.setdefault(name.partition(".")[0], span.start)
-
-        def completed(layer: str) -> None:
-            if layer in firsts:
-                self.exchange.complete(firsts[layer])
-
-        self._buffers[0][0].views[0].completed = completed
 
     def bounds(self, order: StepOrder) -> tuple[int, ...]:
         """The bounds of the lanes of a step's minibatch."""
@@ -206,7 +185,6 @@ class TrainingStep:
         step, indices = order.step, order.indices
         exchange = self.exchange
         bounds = self.bounds(order)
-        exchange.begin(bounds)
         exchange.records[:] = 0.0
         if not self._on_cpu:
             self._model_running = self.model_running().read_only()

@@ -66,6 +66,7 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
 
     arrays: dict[str, Any] = {}
     said, signature = communicator.on_root(read)
+    said.pop("same_bits", None)  # however the gradients were added, these are the parameters
     config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:

@@ -39,8 +39,10 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
     check_ranks(communicator, config)
-    if config.plot:
-        check_matplotlib(communicator)
+    if config.plot:  # told before training, not behind it
+        from distsgd.plots.canvas import check_installed
+
+        communicator.on_root(check_installed)
     device_of_rank(communicator, config.device, config.precision)
     folder = run_folder(config)
     with beginning(communicator, config, folder) as start:
@@ -48,7 +50,9 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
             return run(communicator, folder, start, signals)
         if communicator.is_root:
             if config.plot:
-                plot_finished(folder, config)
+                from distsgd.plots.pictures import draw_finished
+
+                draw_finished(folder.path, config)
             tell_launcher("ended", status="finished")
             say(start.finished)
     return 0
@@ -185,13 +189,6 @@ def describe(config: TrainConfig, trainer: Trainer) -> str:
     return layers if "," in name else f"{name} {layers}"
 
 
-def check_matplotlib(communicator: Communicator) -> None:
-    """Tells before training that --plot could draw nothing after it. Collective."""
-    from distsgd.plots.canvas import check_installed
-
-    communicator.on_root(check_installed)
-
-
 def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -> None:
     """Draws the run that has just ended, on rank 0."""
     from distsgd.plots.pictures import draw_after_training
@@ -200,13 +197,6 @@ def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -
     step = trainer.step
     stored = StoredModel(config, data.signature, step.objective, step.host_params(), step.running)
     draw_after_training(folder.place(), stored, data, quiet=config.quiet)
-
-
-def plot_finished(folder: RunFolder, config: TrainConfig) -> None:
-    """Draws a run that had nothing left to do, on rank 0."""
-    from distsgd.plots.pictures import draw_finished
-
-    draw_finished(folder.path, config)
 
 
 def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, objective: Objective) -> int:

@@ -2,7 +2,7 @@
 
 Everything that one rank puts into a group is compared with what the others have in theirs: messages by their peers,
 in order, with their bytes and types, collectives by all that they say. Addresses have to lie inside arrays of the own
-GPU. Two ranks on one GPU are refused, as NCCL does. Sums are added in an order that is nobody else's.
+GPU. Two ranks on one GPU are refused, as NCCL does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.strict_arrays import NCCL, RECORDER
 
 SECONDS = 10.0
 """What is as long as this without a partner hangs."""
-_WIDTHS = {1: 1, 7: 4, 8: 8}
+_WIDTHS = {1: 1}
 
 
 class NcclError(RuntimeError):
@@ -76,7 +76,7 @@ class StrictNccl:
     """
 
     available = True
-    NCCL_UINT8, NCCL_FLOAT32, NCCL_FLOAT64, NCCL_SUM = 1, 7, 8, 0
+    NCCL_UINT8 = 1
 
     def __init__(
         self,
@@ -144,16 +144,6 @@ class StrictComm:
     def allGather(self, send: int, receive: int, count: int, datatype: int, stream: int) -> None:  # noqa: N802
         self._add(stream, Call("allGather", count, datatype, None, send, receive))
 
-    def reduceScatter(  # noqa: N802
-        self, send: int, receive: int, count: int, datatype: int, op: int, stream: int
-    ) -> None:
-        assert op == self.nccl.NCCL_SUM
-        self._add(stream, Call("reduceScatter", count, datatype, None, send, receive))
-
-    def reduce(self, send: int, receive: int, count: int, datatype: int, op: int, root: int, stream: int) -> None:
-        assert op == self.nccl.NCCL_SUM
-        self._add(stream, Call("reduce", count, datatype, root, send, receive))
-
     def check_async_error(self) -> None:
         self.nccl.fails("check_async_error", self.rank)
 
@@ -178,7 +168,7 @@ class StrictComm:
             RECORDER.tape.messengers.append(self)
         for call in group:
             if self._sends(call):
-                RECORDER.streams.use(RECORDER.memory(call.send, self._bytes_sent(call)), writes=False)
+                RECORDER.streams.use(RECORDER.memory(call.send, call.size), writes=False)
             if self._receives(call):
                 RECORDER.streams.use(RECORDER.memory(call.receive, self._bytes_received(call)), writes=True)
         RECORDER.write(lambda: self._pass(group))
@@ -186,9 +176,7 @@ class StrictComm:
     def _pass(self, group: list[Call]) -> None:
         """What is sent arrives; from a graph, at each of its starts."""
         self.nccl.calls.update(call.kind for call in group)
-        sent = [
-            RECORDER.memory(call.send, self._bytes_sent(call)).copy() if self._sends(call) else None for call in group
-        ]
+        sent = [RECORDER.memory(call.send, call.size).copy() if self._sends(call) else None for call in group]
         everyone = self.world.meet(self.rank, list(zip(group, sent, strict=True)))
         shared = [[call.said for call, _ in calls if call.kind not in ("send", "recv")] for calls in everyone]
         assert all(said == shared[0] for said in shared), f"ranks call different collectives: {shared}"
@@ -209,13 +197,10 @@ class StrictComm:
         return call.kind != "recv" and (call.kind != "broadcast" or call.peer == self.rank)
 
     def _receives(self, call: Call) -> bool:
-        return call.kind != "send" and (call.kind != "reduce" or call.peer == self.rank)
+        return call.kind != "send"
 
     def _bytes_received(self, call: Call) -> int:
         return call.size * (self.size if call.kind == "allGather" else 1)
-
-    def _bytes_sent(self, call: Call) -> int:
-        return call.size * (self.size if call.kind == "reduceScatter" else 1)
 
     def _check_messages(self, everyone: list[list[tuple[Call, Any]]]) -> None:
         """What each sends to this rank is what this rank takes, in order."""
@@ -235,11 +220,3 @@ class StrictComm:
             RECORDER.memory(call.receive, call.size)[:] = data[call.peer or 0]
         elif call.kind == "allGather":
             RECORDER.memory(call.receive, call.size * self.size)[:] = np.concatenate(data)
-        elif call.kind == "reduceScatter" or call.peer == self.rank:
-            dtype = np.float32 if call.datatype == self.nccl.NCCL_FLOAT32 else np.float64
-            first = self.rank * call.size if call.kind == "reduceScatter" else 0
-            parts = [one[first : first + call.size].view(dtype) for one in data]
-            total = parts[self.rank].copy()
-            for ahead in range(1, self.size):
-                total += parts[(self.rank + ahead) % self.size]
-            RECORDER.memory(call.receive, call.size)[:] = total.view(np.uint8)

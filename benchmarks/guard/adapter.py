@@ -61,9 +61,9 @@ def compiler() -> str | None:
 
 def on_gpus(count: int, train: Callable[..., Any]) -> Any:
     """Rank 0's train(communicator=…) on so many ranks, each with a stand-in for a GPU and NCCL between them."""
-    from distsgd.communication.threads import run_on_threads
     from tests.strict_device import StrictModule, strict_device
     from tests.strict_nccl import StrictNccl
+    from tests.threads import run_on_threads
 
     with strict_device(StrictModule(gpus=count, nccl=StrictNccl()), own_kernels=True):
         return run_on_threads(count, lambda communicator: train(communicator=communicator))[0]

@@ -97,8 +97,8 @@ class Communicator(Watched, ABC):
             self.in_use.release()
 
     @abstractmethod
-    def broadcast_object(self, value: T, root: int = 0) -> T:
-        """Root's value, on every rank."""
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
 
     @abstractmethod
     def allgather_object(self, value: T) -> list[T]:

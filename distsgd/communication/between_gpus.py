@@ -14,14 +14,11 @@ from distsgd.errors import ConfigurationError, DistsgdError, first_line
 _WORD = np.dtype(np.int32)
 
 
-def between_gpus(
-    communicator: Communicator, device: Device, communication: str, same_bits: bool = True
-) -> tuple[Communicator, str | None]:
+def between_gpus(communicator: Communicator, device: Device, communication: str) -> tuple[Communicator, str | None]:
     """(a communicator for arrays on `device`, why it is not NCCL's under `auto`), alike on all ranks. Collective.
 
     communication   nccl: that, or an error; mpi: MPI, with GPU memory where the library says that it takes it; auto:
                     the first of these three ways that all ranks have
-    same_bits       False takes what NCCL adds up, and so needs it
 
     Raises ConfigurationError, on all ranks, for what isn't to be had.
     """
@@ -34,15 +31,8 @@ def between_gpus(
             return found, None
     if communication == "nccl":
         raise ConfigurationError(f"communication nccl: {why}; use auto or mpi")
-    refuse_other_sums(same_bits, why)
     way = _mpi(communicator, device)
     return way, None if communication == "mpi" else f"gradients travel {way.way}: {why}"
-
-
-def refuse_other_sums(same_bits: bool, why: str) -> None:
-    """Raises ConfigurationError for --no-same-bits where NCCL doesn't add."""
-    if not same_bits:
-        raise ConfigurationError(f"same_bits: --no-same-bits takes the sums that NCCL makes, and {why}; leave it out")
 
 
 def _nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:

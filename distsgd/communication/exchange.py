@@ -134,17 +134,6 @@ class Exchange(ABC):
         subtrees = (maximal_subtrees(*span, self.partition.lanes) for span in self.worker_spans)
         return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
 
-    @property
-    def takes_parts(self) -> bool:
-        """Whether it wants to be told by `complete` of what is there, while the rest is still computed."""
-        return False
-
-    def begin(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (most have nothing to prepare)
-        """A step begins, whose lanes have these bounds: the rows are filled from now on."""
-
-    def complete(self, first: int) -> None:  # noqa: B027
-        """The row of this rank's only lane is complete from element `first` on, and will not change."""
-
     @abstractmethod
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         """Makes the rows' owned elements of all ranks visible here; `bounds` are the lanes' bounds.

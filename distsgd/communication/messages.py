@@ -7,9 +7,8 @@ not once a rank. A rank speaks with the rank of each other group that has its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -20,23 +19,6 @@ from distsgd.communication.tree import Span, TreeSum, maximal_subtrees, scratch_
 from distsgd.device import Array, Shape, to_host
 
 _BYTES = np.dtype(np.uint8)
-
-
-class Overlapped(Protocol):
-    """What sums gradients while backward goes on; see communication.overlapped."""
-
-    @property
-    def sums(self) -> dict[Span, Array]: ...
-
-    def begin(self, bounds: tuple[int, ...]) -> None: ...
-
-    def complete(self, first: int) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-MakeOverlapped = Callable[[dict[Span, Array]], Overlapped | None]
-"""Makes one from the rows of a rank, where it pays."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +59,7 @@ class MessageExchange(OwnState):
     """One replica a group. A step is an all-gather of flags and records, an all-to-all of sums, the update, and an
     all-to-all of parameters. Raises NotShared, on all ranks, where a group can't share memory."""
 
-    def __init__(
-        self, communicator: Communicator, plan: Plan, group: Communicator, overlap: MakeOverlapped | None = None
-    ) -> None:
+    def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
         super().__init__(communicator, plan)
         self.goes_by_itself = communicator.goes_by_itself
         self.group, self.groups = group, Groups.of(communicator, group)
@@ -94,11 +74,7 @@ class MessageExchange(OwnState):
         self._rows = dict(zip(nodes, rows, strict=True))
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
-        self._overlapped = None if overlap is None else overlap(self.rows)
-        if self._overlapped is None:
-            self._prepare_sums()
-        else:
-            self._sums = self._overlapped.sums
+        self._prepare_sums()
         self._prepare_publishing()
 
     def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
@@ -209,37 +185,16 @@ class MessageExchange(OwnState):
                         sums.append((total, place))
         return sums
 
-    @property
-    def takes_parts(self) -> bool:
-        return self._overlapped is not None and self.last_lane - self.first_lane == 1
-
-    def begin(self, bounds: tuple[int, ...]) -> None:
-        if self._overlapped is not None:
-            self._overlapped.begin(bounds)
-
-    def complete(self, first: int) -> None:
-        if self._overlapped is not None:
-            self._overlapped.complete(first)
-
     def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        if self._overlapped is not None:  # first of all: a rank that failed sends as much as the others do, and then
-            self._overlapped.finish()
         self.communicator.settle()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
         # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
         self.communicator.allgather_slices(self._heads, self._head_counts)
-        if self._overlapped is None:
-            self._exchange_sums(bounds)
+        self.launch_sums(bounds)
         return self._heads[self._flags_at], self._heads[self._records_at]
 
     def launch_sums(self, bounds: tuple[int, ...]) -> None:
-        if self._overlapped is None:
-            self._exchange_sums(bounds)
-        else:
-            self._overlapped.finish()
-
-    def _exchange_sums(self, bounds: tuple[int, ...]) -> None:
         if bounds not in self._to_send:
             self._to_send[bounds] = self._sums_to_send(bounds)
         with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name

@@ -135,11 +135,11 @@ class MPICommunicator(Communicator):
         if self._watchdog is not None:
             self._watchdog.limit, self._watchdog.stacks = limit, stacks
 
-    def broadcast_object(self, value: T, root: int = 0) -> T:
+    def broadcast_object(self, value: T) -> T:
         self.waits(_BROADCAST)
-        received = self._comm.bcast(value, root=root)
+        received = self._comm.bcast(value, root=0)
         self.goes_on()
-        return value if self.rank == root else received  # root's own object, which need not pickle whole
+        return value if self.is_root else received  # rank 0's own object, which need not pickle whole
 
     def allgather_object(self, value: T) -> list[T]:
         self.waits(_ALLGATHER)

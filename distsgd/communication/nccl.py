@@ -1,7 +1,6 @@
 """Messages of ranks on GPUs by NCCL, through CuPy: from GPU to GPU, on the stream that computes, without the host.
 
-NCCL carries bytes here and adds nothing, so a step's bits are those of every other way. The one method that does add,
-`reduce_slices`, is for runs that gave up the same bits.
+NCCL carries bytes here and adds nothing, so a step's bits are those of every other way.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CU
 _OLDEST = 20906
 """NCCL 2.9.6, the first whose messages between ranks a CUDA graph may hold."""
 _BROADCAST, _ALLGATHER, _ALLTOALL = int(Collective.BROADCAST), int(Collective.ALLGATHER), int(Collective.ALLTOALL)
-_REDUCTION, _BARRIER = int(Collective.REDUCTION), int(Collective.BARRIER)
+_BARRIER = int(Collective.BARRIER)
 
 
 class NcclCommunicator(PassingCommunicator):
@@ -38,7 +37,6 @@ class NcclCommunicator(PassingCommunicator):
         self._nccl, self._comm = nccl, comm
         self._sent = device.xp.cuda.Event(disable_timing=True)
         self._under_way = False
-        self._types = {"f": nccl.NCCL_FLOAT32, "d": nccl.NCCL_FLOAT64}
 
     def broadcast(self, array: Array) -> None:
         if is_on_host(array):
@@ -79,21 +77,6 @@ class NcclCommunicator(PassingCommunicator):
                     self._comm.broadcast(at, at, count * width, byte, root, stream)
                 at += count * width
 
-    def reduce_slices(self, flat: Array, counts: Sequence[int], out: Array) -> None:
-        """`out` := the sum over ranks of what `flat` holds of this rank's slice, of so many elements each; NCCL adds,
-        in an order of its own, which depends on the number of ranks."""
-        at, kind, add = _address(flat), self._types[flat.dtype.char], self._nccl.NCCL_SUM
-        into = _address(out)
-        with self._group(_REDUCTION) as stream:
-            if len(set(counts)) == 1:
-                if counts[0]:
-                    self._comm.reduceScatter(at, into, counts[0], kind, add, stream)
-                return
-            for root, count in enumerate(counts):
-                if count:
-                    self._comm.reduce(at, into, count, kind, add, root, stream)
-                at += count * flat.itemsize
-
     def launched(self) -> None:
         self._sent.record(self.device.xp.cuda.get_current_stream())
         self._under_way = True
@@ -107,10 +90,6 @@ class NcclCommunicator(PassingCommunicator):
         self._under_way = False
         with _told("NCCL failed between steps"):
             self._comm.check_async_error()
-
-    def beside(self) -> NcclCommunicator:
-        """The same ranks for messages on another stream, which this one's `settle` doesn't wait for."""
-        return NcclCommunicator(self.inside, self.device, self._nccl, self._comm)
 
     def close(self) -> None:
         """Ends NCCL's part at once, on this rank."""

@@ -20,9 +20,11 @@ class PassingCommunicator(Communicator):
     def __init__(self, inside: Communicator, device: Device, way: str) -> None:
         self.inside, self.device, self.way = inside, device, way
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+        self.waits, self.goes_on = inside.waits, inside.goes_on  # type: ignore[method-assign]
+        self.at, self.progressed = inside.at, inside.progressed  # type: ignore[method-assign]
 
-    def broadcast_object(self, value: T, root: int = 0) -> T:
-        return self.inside.broadcast_object(value, root)
+    def broadcast_object(self, value: T) -> T:
+        return self.inside.broadcast_object(value)
 
     def allgather_object(self, value: T) -> list[T]:
         return self.inside.allgather_object(value)
@@ -36,26 +38,11 @@ class PassingCommunicator(Communicator):
     def barrier(self) -> None:
         self.inside.barrier()
 
-    def takes_gpu_memory(self) -> bool | None:
-        return self.inside.takes_gpu_memory()
-
     def node(self) -> Communicator:
         return self.inside.node()
 
     def abort(self, status: int) -> None:
         self.inside.abort(status)
-
-    def waits(self, collective: int) -> None:
-        self.inside.waits(collective)
-
-    def goes_on(self) -> None:
-        self.inside.goes_on()
-
-    def at(self, phase: int, step: int = 0) -> None:
-        self.inside.at(phase, step)
-
-    def progressed(self) -> None:
-        self.inside.progressed()
 
     def watch(self, limit: float, stacks: bool = False) -> None:
         self.inside.watch(limit, stacks)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from distsgd.communication.base import Communicator
-from distsgd.communication.between_gpus import between_gpus, refuse_other_sums
+from distsgd.communication.between_gpus import between_gpus
 from distsgd.communication.exchange import SCALARS, Exchange, LocalExchange, Plan
 from distsgd.communication.messages import MessageExchange
-from distsgd.communication.nccl import NcclCommunicator
-from distsgd.communication.overlapped import make_overlapped
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.shared_memory import NotShared, shared_array
 from distsgd.communication.tree import Span
@@ -77,23 +75,19 @@ class SharedExchange(Exchange):
         self.communicator.barrier()
 
 
-def make_exchange(
-    communicator: Communicator, plan: Plan, communication: str, same_bits: bool = True
-) -> tuple[Exchange, str | None]:
+def make_exchange(communicator: Communicator, plan: Plan, communication: str) -> tuple[Exchange, str | None]:
     """(the exchange that fits these ranks, a line to print where it isn't the one hoped for). Collective.
 
     communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
                     possible; of ranks on GPUs, see `between_gpus`
-    same_bits       False lets NCCL add up gradients, in an order that depends on the number of ranks
     """
-    if plan.device.is_cpu:
-        if communication == "nccl":
-            raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
-        refuse_other_sums(same_bits, "this run computes on the CPU")
+    if plan.device.is_cpu and communication == "nccl":
+        raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
     if communicator.size == 1:
         return LocalExchange(communicator, plan), None
     if not plan.device.is_cpu:
-        return _between_gpus(communicator, plan, communication, same_bits)
+        joined, note = between_gpus(communicator, plan.device, communication)
+        return MessageExchange(joined, plan, SerialCommunicator()), note
     if communication == "mpi":
         return MessageExchange(communicator, plan, SerialCommunicator()), None
     try:
@@ -105,17 +99,3 @@ def make_exchange(
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
     return MessageExchange(communicator, plan, SerialCommunicator()), note
-
-
-def _between_gpus(
-    communicator: Communicator, plan: Plan, communication: str, same_bits: bool
-) -> tuple[Exchange, str | None]:
-    joined, note = between_gpus(communicator, plan.device, communication, same_bits)
-    if not isinstance(joined, NcclCommunicator):
-        return MessageExchange(joined, plan, SerialCommunicator()), note
-    exchange = MessageExchange(
-        joined, plan, SerialCommunicator(), lambda rows: make_overlapped(joined, plan, rows, same_bits)
-    )
-    if not same_bits:
-        note = f"NCCL adds up gradients: results depend on the number of ranks, {communicator.size} here"
-    return exchange, note

@@ -19,7 +19,7 @@ class SerialCommunicator(Communicator):
     def __init__(self) -> None:
         self.rank, self.size, self.hosts = 0, 1, (platform.node(),)
 
-    def broadcast_object(self, value: T, root: int = 0) -> T:
+    def broadcast_object(self, value: T) -> T:
         return value
 
     def allgather_object(self, value: T) -> list[T]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from distsgd.datasets.base import ARRAY_NAMES, ArraySource, DataSource, OpenOptions, Task, read_array
+from distsgd.datasets.base import ArraySource, DataSource, OpenOptions, read_array
 from distsgd.datasets.checks import check_arrays
 from distsgd.datasets.cifar10 import CIFAR_10
 from distsgd.datasets.digits import open_digits
@@ -18,19 +18,9 @@ from distsgd.datasets.mnist import FASHION_MNIST, MNIST, load_mnist
 from distsgd.errors import DataError
 
 __all__ = [
-    "ARRAY_NAMES",
-    "DATASETS",
-    "ArraySource",
-    "DataSource",
-    "OpenOptions",
-    "Task",
-    "check_arrays",
-    "load_mnist",
-    "make_moons",
-    "open_dataset",
-    "open_inputs",
-    "read_array",
-]
+    "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
+    "open_dataset", "open_inputs", "read_array",
+]  # fmt: skip
 
 DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
     "digits": open_digits,
@@ -42,9 +32,7 @@ DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
 }
 
 
-def open_dataset(
-    name_or_path: str, *, data_dir: str | None = None, seed: int = 0, download: bool = True, progress: bool = False
-) -> DataSource:
+def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 0, download: bool = True) -> DataSource:
     """The data set of this name, or in this file or folder (files.open_path says which); reads headers alone.
 
     data_dir  where files of named data sets are, or are downloaded to; None: the user's cache folder
@@ -54,7 +42,7 @@ def open_dataset(
     """
     opener = DATASETS.get(name_or_path)
     if opener is not None:
-        return opener(OpenOptions(data_dir, seed, download, progress))
+        return opener(OpenOptions(data_dir, seed, download))
     if looks_like_path(name_or_path):
         return open_path(name_or_path)
     close = get_close_matches(name_or_path.lower().replace("_", "-"), DATASETS, n=1)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from distsgd.datasets.base import ARRAY_NAMES, SPLITS, ArraySource, DataSource
+from distsgd.datasets.checks import check_dtype, check_targets, check_weights
 from distsgd.datasets.sources import converted
-from distsgd.device import Shape
 from distsgd.errors import DataError
 
 ALIASES = {"x": "x_train", "y": "y_train", "weights": "weights_train"}
@@ -53,32 +53,19 @@ def assemble(name: str, arrays: Mapping[str, ArraySource]) -> DataSource:
             there = ", ".join(arrays) or "none"
             raise DataError(f"{name}: expected the arrays {keys[0]} and {keys[1]}, got {there}; add {missing}")
         checked[keys[0]] = inputs(f"{name}: {keys[0]}", x)
-        checked[keys[1]] = _targets(f"{name}: {keys[1]}", y, x.shape)
+        checked[keys[1]] = _targets(f"{name}: {keys[1]}", y, x.shape[0])
         if weights is not None:
-            checked[keys[2]] = _weights(f"{name}: {keys[2]}", weights, x.shape)
+            checked[keys[2]] = _weights(f"{name}: {keys[2]}", weights, x.shape[0])
     _check_splits(name, checked)
-    classes = checked["y_train"].dtype == np.int64
-    return DataSource(
-        name,
-        checked,
-        scale=255.0 if checked["x_train"].dtype == np.uint8 else 1.0,
-        task="classification" if classes else "regression",
-    )
+    return DataSource(name, checked, scale=255.0 if checked["x_train"].dtype == np.uint8 else 1.0)
 
 
 def _native(source: ArraySource) -> ArraySource:
     return converted(source, source.dtype.newbyteorder("="))
 
 
-def _numbers(where: str, source: ArraySource) -> None:
-    if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
-        raise DataError(
-            f"{where}: expected integers or floats of at most 64 bits, got dtype {source.dtype}; convert it"
-        )
-
-
 def inputs(where: str, x: ArraySource) -> ArraySource:
-    _numbers(where, x)
+    check_dtype(where, x)
     if len(x.shape) < 2:
         raise DataError(f"{where}: expected shape (examples, features, …), got {x.shape}; reshape it, say to (n, 1)")
     if x.nbytes == 0:
@@ -87,33 +74,14 @@ def inputs(where: str, x: ArraySource) -> ArraySource:
     return converted(x, np.int8) if x.dtype.kind == "b" else _native(x)
 
 
-def _targets(where: str, y: ArraySource, x_shape: Shape) -> ArraySource:
-    _numbers(where, y)
-    _same_length(where, y, x_shape)
-    if y.dtype.kind == "f":
-        if len(y.shape) > 2 or y.nbytes == 0:
-            raise DataError(f"{where}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape it")
-        return _native(y)
-    if len(y.shape) != 1 and y.shape[1:] != (1,):
-        raise DataError(
-            f"{where}: expected integer labels of shape (n,), got {y.shape}; give one label an example, or floats"
-        )
-    return converted(y, np.int64, (y.shape[0],))
+def _targets(where: str, y: ArraySource, examples: int) -> ArraySource:
+    return _native(y) if check_targets(where, y, examples) else converted(y, np.int64, (examples,))
 
 
-def _weights(where: str, weights: ArraySource, x_shape: Shape) -> ArraySource:
-    _numbers(where, weights)
-    _same_length(where, weights, x_shape)
-    if len(weights.shape) != 1 and weights.shape[1:] != (1,):
-        raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape it")
+def _weights(where: str, weights: ArraySource, examples: int) -> ArraySource:
+    check_weights(where, weights, examples)
     dtype = weights.dtype.newbyteorder("=") if weights.dtype.kind == "f" else np.float64
-    return converted(weights, dtype, (weights.shape[0],))
-
-
-def _same_length(where: str, source: ArraySource, x_shape: Shape) -> None:
-    if source.shape[:1] != x_shape[:1]:
-        got = source.shape[0] if source.shape else "a single number"
-        raise DataError(f"{where}: expected {x_shape[0]} entries, one an example, got {got}; make both equally long")
+    return converted(weights, dtype, (examples,))
 
 
 def _check_splits(name: str, arrays: Mapping[str, ArraySource]) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from math import prod
+from typing import Any
 
 import numpy as np
 
 from distsgd.device import Array, Shape
-
-Task: TypeAlias = Literal["classification", "regression"]
 
 SPLITS = ("train", "validation", "test")
 ARRAY_NAMES = tuple(f"{kind}_{split}" for split in SPLITS for kind in ("x", "y", "weights"))
@@ -30,10 +29,7 @@ class ArraySource(ABC):
     @property
     def nbytes(self) -> int:
         """Bytes that the array takes in memory."""
-        size = self.dtype.itemsize
-        for length in self.shape:
-            size *= length
-        return size
+        return prod(self.shape) * self.dtype.itemsize
 
     @abstractmethod
     def read_into(self, out: Array) -> None:
@@ -55,15 +51,12 @@ class DataSource:
                  examples come first, labels are (n,) int64
     scale        inputs are divided by it when a minibatch is gathered
     num_classes  of integer labels, where it is known; `check_arrays` finds it otherwise
-    task         classification for integer labels, regression for float targets
     """
 
     name: str
     arrays: Mapping[str, ArraySource]
     scale: float = 1.0
     num_classes: int | None = None
-    task: Task = "classification"
-    citation: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +66,6 @@ class OpenOptions:
     data_dir: str | None = None
     seed: int = 0
     download: bool = True
-    progress: bool = False
 
 
 def read_array(source: ArraySource) -> Array:

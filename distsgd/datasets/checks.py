@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.datasets.base import ArraySource
 from distsgd.datasets.streams import BLOCK
 from distsgd.device import Array
 from distsgd.errors import DataError
@@ -31,32 +32,55 @@ def check_arrays(
 
     Raises DataError, which calls the data `name` and numbers examples from 0.
     """
-    _check_dtype(f"{name}: inputs", x)
-    _check_dtype(f"{name}: targets", y)
+    check_dtype(f"{name}: inputs", x)
     if x.size == 0:
         raise DataError(f"{name}: expected at least one example and one feature, got inputs of shape {x.shape}")
-    for what, other in (("targets", y), ("weights", weights)):
-        if other is not None and other.shape[:1] != x.shape[:1]:
-            got = len(other) if other.ndim else "a single number"
-            raise DataError(f"{name}: expected {len(x)} {what}, one an example, got {got}; make both equally long")
+    is_float = check_targets(f"{name}: targets", y, len(x))
+    if weights is not None:
+        check_weights(f"{name}: weights", weights, len(x))
     _check_finite(f"{name}: inputs", x, dtype)
     if weights is not None:
         _check_weights(f"{name}: weights", weights, dtype)
-    if y.dtype.kind == "f":
-        if y.ndim > 2 or y.size == 0:
-            raise DataError(
-                f"{name}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape them"
-            )
+    if is_float:
         _check_finite(f"{name}: targets", y, dtype)
         return None
     return _check_labels(name, y, num_classes)
 
 
-def _check_dtype(where: str, array: Array) -> None:
+def check_dtype(where: str, array: Array | ArraySource) -> None:
+    """DataError for what isn't numbers."""
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise DataError(
             f"{where}: expected integers or floats of at most 64 bits, got dtype {array.dtype}; convert them"
         )
+
+
+def check_targets(where: str, y: Array | ArraySource, examples: int) -> bool:
+    """Whether targets of so many examples are floats, and not labels; DataError where they can be neither."""
+    check_dtype(where, y)
+    _check_length(where, y, examples)
+    is_float = y.dtype.kind == "f"
+    if is_float and (len(y.shape) > 2 or 0 in y.shape):
+        raise DataError(f"{where}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape them")
+    if not is_float and len(y.shape) != 1 and y.shape[1:] != (1,):
+        raise DataError(
+            f"{where}: expected integer labels of shape (n,), got {y.shape}; give one label an example, or floats"
+        )
+    return is_float
+
+
+def check_weights(where: str, weights: Array | ArraySource, examples: int) -> None:
+    """DataError for what can't be weights of so many examples."""
+    check_dtype(where, weights)
+    _check_length(where, weights, examples)
+    if len(weights.shape) != 1 and weights.shape[1:] != (1,):
+        raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape them")
+
+
+def _check_length(where: str, array: Array | ArraySource, examples: int) -> None:
+    if array.shape[:1] != (examples,):
+        got = array.shape[0] if array.shape else "a single number"
+        raise DataError(f"{where}: expected {examples} entries, one an example, got {got}; make both equally long")
 
 
 def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
@@ -85,9 +109,6 @@ def _check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None
 
 
 def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:
-    _check_dtype(where, weights)
-    if weights.size != len(weights):
-        raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape them")
     _check_finite(where, weights, dtype)
     some = False
     for start, block in _blocks(weights):
@@ -100,8 +121,6 @@ def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> N
 
 
 def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
-    if y.ndim != 1 and y.shape[1:] != (1,):
-        raise DataError(f"{name}: expected integer labels of shape (n,), got {y.shape}; give one label an example")
     # A million classes of three examples is a column of identifiers, not of labels.
     limit = max(1000, len(y)) if num_classes is None else num_classes
     greatest = 0

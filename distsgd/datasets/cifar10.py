@@ -1,6 +1,8 @@
 """CIFAR-10 as it is published: six files of 10,000 images, in a binary or in a Python form, as an archive or a folder.
 
 The images are read where they are, straight into the array; the labels, which are few, when the data set is opened.
+
+A. Krizhevsky: Learning multiple layers of features from tiny images. University of Toronto, 2009
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 
 from distsgd.datasets.assemble import assemble
 from distsgd.datasets.base import ArraySource, DataSource, OpenOptions
-from distsgd.datasets.download import data_root, download, mirror
+from distsgd.datasets.download import data_root, fetch
 from distsgd.datasets.sources import ValuesSource
 from distsgd.datasets.streams import BLOCK, Stream, check_out, expect_end, fill, reading
 from distsgd.datasets.tar import Visit, read_members
@@ -163,7 +165,6 @@ class Cifar10:
     url: str
     checksums: tuple[str, ...]
     name: str = "cifar-10"
-    citation: str = ""
 
     def open(self, options: OpenOptions) -> DataSource:
         """The data set; where there is none, the binary archive is downloaded into `data_dir`/cifar-10, if `options`
@@ -177,7 +178,7 @@ class Cifar10:
             counts = {name: len(labels[name]) for name in names}
             arrays[f"x_{split}"] = CifarSource((len(y), *SHAPE), np.dtype(np.uint8), place, counts)
             arrays[f"y_{split}"] = ValuesSource.of(y)
-        return replace(assemble(self.name, arrays), num_classes=CLASSES, citation=self.citation)
+        return replace(assemble(self.name, arrays), num_classes=CLASSES)
 
     def _find(self, root: Path) -> Place | None:
         """The files in `root`/cifar-10 or in `root` itself; what is unpacked goes before what is packed."""
@@ -191,22 +192,9 @@ class Cifar10:
         return None
 
     def _fetch(self, folder: Path, options: OpenOptions) -> Place:
-        if not options.download:
-            raise DataError(
-                f"{self.name}: expected {BINARY.archive} or {PYTHON.archive}, packed or unpacked, in {folder}, not "
-                "found; put one there, set --data-dir, or allow the download"
-            )
-        target = folder / BINARY.archive
-        try:
-            address = f"{mirror(self.name, self.url)}/{target.name}"
-            download(address, target, self.checksums, progress=options.progress)
-        except DataError as problem:
-            raise DataError(f"{self.name}: there is no {BINARY.archive} or {PYTHON.archive}; {problem}") from problem
-        return Place(BINARY, target, packed=True)
+        wanted = f"{BINARY.archive} or {PYTHON.archive}, packed or unpacked,"
+        fetch(self.name, self.url, {BINARY.archive: self.checksums}, wanted, folder, options.download)
+        return Place(BINARY, folder / BINARY.archive, packed=True)
 
 
-CIFAR_10 = Cifar10(
-    "https://www.cs.toronto.edu/~kriz",
-    ("c32a1d4ab5d03f1284b67883e8d87530",),
-    citation="A. Krizhevsky: Learning multiple layers of features from tiny images. University of Toronto, 2009",
-)
+CIFAR_10 = Cifar10("https://www.cs.toronto.edu/~kriz", ("c32a1d4ab5d03f1284b67883e8d87530",))

@@ -6,11 +6,10 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,26 @@ def _md5(stream: Stream) -> str:
     return digest.hexdigest()
 
 
-def download(url: str, target: Path, checksums: Collection[str], *, progress: bool = False) -> None:
+def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool) -> None:
+    """Downloads the files of a data set, by their names, with their checksums, into its folder, where that is allowed.
+
+    url      where they are, if the environment doesn't say otherwise
+    wanted   what is missing, in words
+    Raises DataError.
+    """
+    if not allowed:
+        raise DataError(
+            f"{name}: expected {wanted} in {folder}, not found; put the files there, set --data-dir, or allow the "
+            "download"
+        )
+    for file, checksums in files.items():
+        try:
+            download(f"{mirror(name, url)}/{file}", folder / file, checksums)
+        except DataError as problem:
+            raise DataError(f"{name}: missing {wanted}; {problem}") from problem
+
+
+def download(url: str, target: Path, checksums: Collection[str]) -> None:
     """Puts the file at `url` at `target`, at once and whole, if the MD5 of it or of its content is in `checksums`.
 
     Raises DataError where there is no pooch, no network, no room, or another file than expected.
@@ -68,7 +86,6 @@ def download(url: str, target: Path, checksums: Collection[str], *, progress: bo
             f'{target.name}: expected pooch to download it, it isn\'t installed; pip install "distsgd[download]", '
             f"or put the file into {target.parent}"
         ) from None
-    bar = progress and find_spec("tqdm") is not None
     made: list[Path] = []
     try:
         made = make_folders(target.parent)
@@ -78,7 +95,7 @@ def download(url: str, target: Path, checksums: Collection[str], *, progress: bo
             part = Path(folder) / target.name
             # pooch leaves the connection open where an answer is an error or breaks off.
             hooks = {"response": partial(_close_later, stack)}
-            pooch.HTTPDownloader(progressbar=bar, chunk_size=BLOCK, hooks=hooks)(url, str(part), None)
+            pooch.HTTPDownloader(chunk_size=BLOCK, hooks=hooks)(url, str(part), None)
             _check(part, url, checksums)
             with open(part, "rb") as stream:
                 os.fsync(stream.fileno())

@@ -1,4 +1,9 @@
-"""MNIST and Fashion-MNIST: the four IDX files each, from a folder of the user's or from a mirror."""
+"""MNIST and Fashion-MNIST: the four IDX files each, from a folder of the user's or from a mirror.
+
+Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits, 1998. CC BY-SA 3.0
+H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms.
+arXiv:1708.07747, 2017. MIT
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,9 @@ import numpy as np
 
 from distsgd.datasets.assemble import assemble
 from distsgd.datasets.base import DataSource, OpenOptions, read_array
-from distsgd.datasets.download import data_root, download, mirror
+from distsgd.datasets.download import data_root, fetch
 from distsgd.datasets.idx import IdxSource
 from distsgd.device import Array
-from distsgd.errors import DataError
 
 _FILES = {
     "x_train": "train-images-idx3-ubyte",
@@ -34,22 +38,23 @@ class IdxDataset:
     name: str
     url: str
     checksums: Mapping[str, Collection[str]] = field(repr=False)
-    citation: str = ""
 
-    def open(self, options: OpenOptions, *, url: str | None = None) -> DataSource:
+    def open(self, options: OpenOptions) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
         root = data_root(options.data_dir)
         paths = {key: self._find(root, file) for key, file in _FILES.items()}
         missing = [file for key, file in _FILES.items() if paths[key] is None]
         if missing:
-            self._fetch(missing, root / self.name, options, url or mirror(self.name, self.url))
+            files = {f"{file}.gz": self.checksums[file] for file in missing}
+            wanted = f"{', '.join(missing)} (or each with .gz)"
+            fetch(self.name, self.url, files, wanted, root / self.name, options.download)
             paths = {key: self._find(root, file) for key, file in _FILES.items()}
         arrays = {
             key: IdxSource.open(path, 3 if key.startswith("x") else 1)
             for key, path in paths.items()
             if path is not None
         }
-        return replace(assemble(self.name, arrays), scale=255.0, num_classes=10, citation=self.citation)
+        return replace(assemble(self.name, arrays), scale=255.0, num_classes=10)
 
     def _find(self, root: Path, file: str) -> Path | None:
         folders = [root / self.name]
@@ -59,23 +64,6 @@ class IdxDataset:
         names = (f"{file}.gz", file)
         found = (folder / name for folder in folders for name in names)
         return next((path for path in found if path.is_file()), None)
-
-    def _fetch(self, missing: list[str], folder: Path, options: OpenOptions, url: str) -> None:
-        if not options.download:
-            raise DataError(
-                f"{self.name}: expected {', '.join(missing)} (or each with .gz) in {folder}, not found; "
-                "put the files there, set --data-dir, or allow the download"
-            )
-        for file in missing:
-            try:
-                download(
-                    f"{url.rstrip('/')}/{file}.gz",
-                    folder / f"{file}.gz",
-                    self.checksums[file],
-                    progress=options.progress,
-                )
-            except DataError as problem:
-                raise DataError(f"{self.name}: missing {', '.join(missing)} (or each with .gz); {problem}") from problem
 
 
 MNIST = IdxDataset(
@@ -87,7 +75,6 @@ MNIST = IdxDataset(
         "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
         "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
     },
-    "Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits, 1998. CC BY-SA 3.0",
 )
 FASHION_MNIST = IdxDataset(
     "fashion-mnist",
@@ -98,8 +85,6 @@ FASHION_MNIST = IdxDataset(
         "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79",),
         "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310",),
     },
-    "H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine learning "
-    "algorithms. arXiv:1708.07747, 2017. MIT",
 )
 
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from distsgd.datasets.base import ArraySource
 from distsgd.datasets.streams import (
+    DEFLATE_LIMIT,
     Stream,
     absolute,
     check_out,
     check_shape,
-    deflated_limit,
     expect_end,
     fill,
     fill_fortran,
@@ -195,7 +195,7 @@ def _open_member(archive: zipfile.ZipFile, key: str, path: str, archive_size: in
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"{where}: expected stored or deflated data, got another compression; use numpy.savez")
         packed = min(info.compress_size, archive_size)
-        if info.file_size > deflated_limit(packed):
+        if info.file_size > packed * DEFLATE_LIMIT:
             raise DataError(f"{where}: {packed} packed bytes can't hold the promised {info.file_size}; make it again")
         with archive.open(info) as stream:
             header = read_header(stream, where)

@@ -24,7 +24,8 @@ Stream: TypeAlias = IO[bytes]
 BLOCK = 1 << 20
 """Bytes that are read, converted or checked at once."""
 
-_DEFLATE_LIMIT = 1040  # deflate can't expand by more than 1,032
+DEFLATE_LIMIT = 1040
+"""Times its own length that deflate can't expand to: 1,032, and some room for headers."""
 _DAMAGE = (
     OSError,
     EOFError,
@@ -72,7 +73,7 @@ def open_binary(path: str) -> tuple[Stream, int]:
         raise
     if not packed:
         return raw, size
-    return _OwningGzipFile(raw), size * _DEFLATE_LIMIT  # type: ignore[return-value]
+    return _OwningGzipFile(raw), size * DEFLATE_LIMIT  # type: ignore[return-value]
 
 
 class _OwningGzipFile(gzip.GzipFile):
@@ -87,11 +88,6 @@ class _OwningGzipFile(gzip.GzipFile):
             super().close()
         finally:
             self._raw_file.close()
-
-
-def deflated_limit(packed_size: int) -> int:
-    """The most bytes that `packed_size` bytes of deflate can unpack to."""
-    return packed_size * _DEFLATE_LIMIT
 
 
 def read_exactly(stream: Stream, count: int, where: str) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,12 +58,7 @@ def told_by(launcher: str) -> str:
     """What a launcher says of itself."""
     try:
         done = subprocess.run(
-            [launcher, "--version"],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            [launcher, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
@@ -100,11 +94,6 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
         f"{start}, or name {theirs}'s library with MPI4PY_LIBMPI=/path/to/libmpi.so"
     )
     return facts, [problem]
-
-
-def find_launcher() -> str | None:
-    """The launcher on the path."""
-    return shutil.which("mpirun") or shutil.which("mpiexec") or shutil.which("srun")
 
 
 def describe_gpus(gpus: str, aware: bool | None) -> str:

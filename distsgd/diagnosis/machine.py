@@ -15,6 +15,7 @@ import numpy as np
 
 from distsgd.communication import Communicator
 from distsgd.communication.shared_memory import shared_array
+from distsgd.processes import mapped_files
 from distsgd.runtime import affinity, available_memory, blas_description, cores_per_rank, cpu_probe
 
 GEMM = 512
@@ -125,20 +126,11 @@ def abandoned() -> tuple[int, int]:
         files = [path for path in _SHARED.iterdir() if path.name.startswith(_QUEUES)]
     except OSError:
         return 0, 0
-    used: set[str] = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            maps = (process / "maps").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        used.update(line.split()[5] for line in maps.splitlines() if "/dev/shm/" in line)
-    left = [path for path in files if str(path) not in used]
-    sizes = []
-    for path in left:
-        try:
-            sizes.append(path.stat().st_blocks * 512)
-        except OSError:
-            continue
+    used, sizes = mapped_files(str(_SHARED)), []
+    for path in files:
+        with suppress(OSError):
+            if str(path) not in used:
+                sizes.append(path.stat().st_blocks * 512)
     return len(sizes), sum(sizes)
 
 

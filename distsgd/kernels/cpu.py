@@ -1,4 +1,5 @@
-"""The kernels of the CPU: those of the modules beside this one, and here one optimizer step on one block.
+"""The kernels of the CPU: those of the modules beside this one, and here the loss of classes, and one optimizer step on
+one block.
 
 A step's functions work in place, are elementwise and use correctly rounded operations alone (+, -, *, /, square root),
 so that their bits depend neither on where a block begins and ends nor on the CPU. Their arrays are one-dimensional,
@@ -14,7 +15,6 @@ import numpy as np
 
 from distsgd.device import Array, Shape
 from distsgd.kernels.convolution import convolve, input_gradient, weight_gradient
-from distsgd.kernels.cross_entropy import softmax_cross_entropy
 from distsgd.kernels.normalization import normalize, normalize_backward, transform, transform_backward
 from distsgd.kernels.pooling import (
     average_pool,
@@ -30,38 +30,29 @@ from distsgd.random import Stream, words_of
 from distsgd.random import keep_mask as mask_of_words
 
 __all__ = [
-    "COLUMNS_APART",
-    "adagrad",
-    "adam",
-    "add_scaled",
-    "average_pool",
-    "average_pool_backward",
-    "block_squares",
-    "convolve",
-    "input_gradient",
-    "keep_mask",
-    "max_pool",
-    "max_pool_apart",
-    "max_pool_apart_backward",
-    "max_pool_backward",
-    "momentum",
-    "multiply",
-    "nesterov",
-    "normalize",
-    "normalize_backward",
-    "positive",
-    "rmsprop",
-    "row_sums",
-    "scale",
-    "sgd",
-    "softmax_cross_entropy",
-    "transform",
-    "transform_backward",
-    "weight_gradient",
-]
+    "COLUMNS_APART", "adagrad", "adam", "add_scaled", "average_pool", "average_pool_backward", "block_squares",
+    "convolve", "input_gradient", "keep_mask", "max_pool", "max_pool_apart", "max_pool_apart_backward",
+    "max_pool_backward", "momentum", "multiply", "nesterov", "normalize", "normalize_backward", "positive", "rmsprop",
+    "row_sums", "scale", "sgd", "softmax_cross_entropy", "transform", "transform_backward", "weight_gradient",
+]  # fmt: skip
 
 COLUMNS_APART = True
 """Whether a convolution and the pooling behind it go faster together, with the columns kept apart."""
+
+
+def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    """(-log p[label] of each example (n,), the gradient p - t (classes, n) where it is wanted), with p := softmax."""
+    z = outputs - np.maximum.reduce(outputs, axis=0)  # the largest becomes 0, so that exp can't overflow
+    p = np.exp(z)
+    total = np.add.reduce(p, axis=0)
+    columns = np.arange(len(labels))
+    losses = np.log(total)
+    losses -= z[labels, columns]
+    if not want_grad:
+        return losses, None
+    p /= total
+    p[labels, columns] -= 1.0
+    return losses, p
 
 
 def keep_mask(like: Array, shape: Shape, keep: float, place: Stream) -> Array:

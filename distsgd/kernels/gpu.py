@@ -62,6 +62,11 @@ def _launch(name: str, like: Array, threads: int, *arguments: Any) -> None:
     _kernel(array_module(like), name, like.dtype.char)((blocks,), (_THREADS,), arguments)
 
 
+def _on_each(name: str, first: Array, *arguments: Any) -> None:
+    """Starts a thread for each element of the first array; the kernel takes their number last."""
+    _launch(name, first, first.size, first, *arguments, first.size)
+
+
 def _number(value: Number) -> tuple[float, Any]:
     """As kernels.cu takes a STEP_NUMBER."""
     return (value, _NOWHERE) if isinstance(value, float) else (0.0, value)
@@ -69,49 +74,45 @@ def _number(value: Number) -> tuple[float, Any]:
 
 def add_scaled(target: Array, source: Array, factor: float, scratch: Array) -> None:
     """target := target + factor source."""
-    _launch("add_scaled", target, target.size, target, source, factor, target.size)
+    _on_each("add_scaled", target, source, factor)
 
 
 def scale(target: Array, factor: Number) -> None:
     """target := factor target."""
-    _launch("scale", target, target.size, target, *_number(factor), target.size)
+    _on_each("scale", target, *_number(factor))
 
 
 def sgd(params: Array, grads: Array, learning_rate: Number) -> None:
     """w := w - ηg."""
-    _launch("sgd", params, params.size, params, grads, *_number(learning_rate), params.size)
+    _on_each("sgd", params, grads, *_number(learning_rate))
 
 
 def momentum(
     params: Array, grads: Array, velocity: Array, learning_rate: Number, momentum: float, dampening: float
 ) -> None:
     """v := μv + (1 - dampening) g;  w := w - ηv."""
-    rest = (*_number(learning_rate), momentum, 1.0 - dampening, params.size)
-    _launch("momentum", params, params.size, params, grads, velocity, *rest)
+    _on_each("momentum", params, grads, velocity, *_number(learning_rate), momentum, 1.0 - dampening)
 
 
 def nesterov(
     params: Array, grads: Array, velocity: Array, learning_rate: Number, momentum: float, scratch: Array
 ) -> None:
     """v := μv + g;  w := w - η(g + μv)."""
-    rest = (*_number(learning_rate), momentum, params.size)
-    _launch("nesterov", params, params.size, params, grads, velocity, *rest)
+    _on_each("nesterov", params, grads, velocity, *_number(learning_rate), momentum)
 
 
 def adagrad(
     params: Array, grads: Array, square_sum: Array, learning_rate: Number, epsilon: float, scratch: Array
 ) -> None:
     """s := s + g²;  w := w - ηg / (√s + ε)."""
-    rest = (*_number(learning_rate), epsilon, params.size)
-    _launch("adagrad", params, params.size, params, grads, square_sum, *rest)
+    _on_each("adagrad", params, grads, square_sum, *_number(learning_rate), epsilon)
 
 
 def rmsprop(
     params: Array, grads: Array, square_mean: Array, learning_rate: Number, alpha: float, epsilon: float, scratch: Array
 ) -> None:
     """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε)."""
-    rest = (*_number(learning_rate), alpha, 1.0 - alpha, epsilon, params.size)
-    _launch("rmsprop", params, params.size, params, grads, square_mean, *rest)
+    _on_each("rmsprop", params, grads, square_mean, *_number(learning_rate), alpha, 1.0 - alpha, epsilon)
 
 
 def adam(
@@ -126,8 +127,8 @@ def adam(
     scratch: Array,
 ) -> None:
     """m := β₁m + g;  v := β₂v + g²;  w := w - step_size m / (√v + ε)."""
-    rest = (*_number(step_size), beta1, beta2, *_number(epsilon), params.size)
-    _launch("adam", params, params.size, params, grads, first_moment, second_moment, *rest)
+    numbers = (*_number(step_size), beta1, beta2, *_number(epsilon))
+    _on_each("adam", params, grads, first_moment, second_moment, *numbers)
 
 
 def find_trouble(values: Array, trouble: Array) -> None:

@@ -126,8 +126,6 @@ class PooledConvolution(Layer):
     convolution: Convolution
     pooling: MaxPooling
 
-    kind: ClassVar[str] = "conv"
-
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return self.convolution.parameter_shapes()
 
@@ -136,9 +134,6 @@ class PooledConvolution(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         return self.pooling.output_shape(self.convolution.output_shape(shape))
-
-    def multiply_adds(self, shape: Shape) -> int:
-        return self.convolution.multiply_adds(shape)
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         kernels, xp = kernels_for(x), array_module(x)

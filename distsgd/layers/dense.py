@@ -1,9 +1,10 @@
-"""The dense layer: every output is a weighted sum of every input."""
+"""The dense layer: every output is a weighted sum of every input; and what makes vectors of images in front of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 from distsgd.batch import Batch
@@ -73,3 +74,16 @@ class Dense(Layer):
             return kernels.multiply(weight.T, dy) if needs_dx else None
 
         return y, backward
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """y (features, n) := x with all but the batch in one axis, channels slowest."""
+
+    kind: ClassVar[str] = "flatten"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (prod(shape),)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return x.reshape(-1, x.shape[-1]), lambda dy, grads: dy.reshape(x.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -44,10 +43,6 @@ class _Pooling(Layer):
             kh, kw = self.window.size
             raise ConfigurationError(f"{self.kind}: a window of {kh}x{kw} doesn't fit images of {height}x{width}")
         return (channels, *out)
-
-    @abstractmethod
-    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        """See Layer."""
 
 
 @dataclass(frozen=True)

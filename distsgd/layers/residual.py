@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -13,15 +12,14 @@ from distsgd.batch import Batch
 from distsgd.device import Array, Shape, array_module
 from distsgd.errors import ConfigurationError
 from distsgd.layers.base import Backward, Layer, image_shape, join
-from distsgd.layers.sequential import Sequential
+from distsgd.layers.sequential import Composite
 from distsgd.layout import Views
 
 
 @dataclass(frozen=True)
-class Residual(Layer):
+class Residual(Composite):
     """y := body(x) + shortcut(x), the shortcut being x itself where it is None; dx is the sum of both ways back.
 
-    Parameters, state and statistics are called `body.theirs` and `shortcut.theirs`.
     He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016.
     """
 
@@ -31,37 +29,12 @@ class Residual(Layer):
     kind: ClassVar[str] = "residual"
 
     def __post_init__(self) -> None:
-        self._parts  # noqa: B018 (checks that both are layers)
+        if not isinstance(self.body, Layer) or not isinstance(self.shortcut, Layer | None):
+            raise ConfigurationError(f"residual: expected layers, got {self.body!r} and {self.shortcut!r}")
 
     @cached_property
-    def _parts(self) -> Sequential:
-        """Body and shortcut by name; a Sequential knows how to pass everything but forward on to its layers."""
-        return (
-            Sequential([self.body], ["body"])
-            if self.shortcut is None
-            else Sequential([self.body, self.shortcut], ["body", "shortcut"])
-        )
-
-    def parameter_shapes(self) -> Mapping[str, Shape]:
-        return self._parts.parameter_shapes()
-
-    def state_shapes(self) -> Mapping[str, Shape]:
-        return self._parts.state_shapes()
-
-    def statistics_shapes(self) -> Mapping[str, Shape]:
-        return self._parts.statistics_shapes()
-
-    def initialize(self, params: Views, seed: int, path: str) -> None:
-        self._parts.initialize(params, seed, path)
-
-    def initialize_state(self, state: Views) -> None:
-        self._parts.initialize_state(state)
-
-    def combine_statistics(self, first: Views, second: Views) -> None:
-        self._parts.combine_statistics(first, second)
-
-    def update_state(self, state: Views, statistics: Views) -> None:
-        self._parts.update_state(state, statistics)
+    def _named(self) -> tuple[tuple[str, Layer], ...]:
+        return (("body", self.body), *([] if self.shortcut is None else [("shortcut", self.shortcut)]))
 
     def output_shape(self, shape: Shape) -> Shape:
         body = self.body.output_shape(shape)
@@ -73,7 +46,7 @@ class Residual(Layer):
         return body
 
     def multiply_adds(self, shape: Shape) -> int:
-        return sum(part.multiply_adds(shape) for part in (self.body, self.shortcut) if part is not None)
+        return sum(layer.multiply_adds(shape) for _, layer in self._named)
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         y, body_backward = self.body.forward(params.scope("body"), x, batch, join(path, "body"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +13,50 @@ from distsgd.batch import Batch
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.layers.base import Backward, Layer, join
-from distsgd.layers.flatten import Flatten
+from distsgd.layers.dense import Flatten
 from distsgd.layout import Views
 
 
+class Composite(Layer):
+    """Layers under names of their own. Their parameters, state and statistics are called `name.theirs`."""
+
+    @property
+    @abstractmethod
+    def _named(self) -> tuple[tuple[str, Layer], ...]:
+        """The layers by their names, in order."""
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.parameter_shapes().items()}
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.state_shapes().items()}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.statistics_shapes().items()}
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        for name, layer in self._named:
+            layer.initialize(params.scope(name), seed, join(path, name))
+
+    def initialize_state(self, state: Views) -> None:
+        for name, layer in self._stateful:
+            layer.initialize_state(state.scope(name))
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        for name, layer in self._stateful:
+            layer.combine_statistics(first.scope(name), second.scope(name))
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        for name, layer in self._stateful:
+            layer.update_state(state.scope(name), statistics.scope(name))
+
+    @cached_property
+    def _stateful(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple((name, layer) for name, layer in self._named if layer.state_shapes() or layer.statistics_shapes())
+
+
 @dataclass(frozen=True, init=False)
-class Sequential(Layer):
+class Sequential(Composite):
     """y := layerₖ(… layer₂(layer₁(x))).
 
     Without `names` the layers are called by kind and counted from 1: dense1, activation1, dense2, … A layer's
@@ -51,31 +90,6 @@ class Sequential(Layer):
                     f"sequential: expected names that are different, not empty and without dots, got {name!r}"
                     + (f" {times} times" if times > 1 else "")
                 )
-
-    def parameter_shapes(self) -> Mapping[str, Shape]:
-        return {join(name, key): s for name, layer in self._named for key, s in layer.parameter_shapes().items()}
-
-    def state_shapes(self) -> Mapping[str, Shape]:
-        return {join(name, key): s for name, layer in self._named for key, s in layer.state_shapes().items()}
-
-    def statistics_shapes(self) -> Mapping[str, Shape]:
-        return {join(name, key): s for name, layer in self._named for key, s in layer.statistics_shapes().items()}
-
-    def initialize(self, params: Views, seed: int, path: str) -> None:
-        for name, layer in self._named:
-            layer.initialize(params.scope(name), seed, join(path, name))
-
-    def initialize_state(self, state: Views) -> None:
-        for name, layer in self._stateful:
-            layer.initialize_state(state.scope(name))
-
-    def combine_statistics(self, first: Views, second: Views) -> None:
-        for name, layer in self._stateful:
-            layer.combine_statistics(first.scope(name), second.scope(name))
-
-    def update_state(self, state: Views, statistics: Views) -> None:
-        for name, layer in self._stateful:
-            layer.update_state(state.scope(name), statistics.scope(name))
 
     def output_shape(self, shape: Shape) -> Shape:
         for name, layer in self._named:
@@ -111,8 +125,6 @@ class Sequential(Layer):
                     self._check_rest(name, at_input)
                     return None
                 d = backward_of_layer(d, grads.scope(name))
-                if grads.completed is not None:
-                    grads.completed(name)
             return d
 
         return x, backward
@@ -145,10 +157,6 @@ class Sequential(Layer):
             else:
                 found[-1] = (found[-1][0], together)
         return tuple(found)
-
-    @cached_property
-    def _stateful(self) -> tuple[tuple[str, Layer], ...]:
-        return tuple((name, layer) for name, layer in self._named if layer.state_shapes() or layer.statistics_shapes())
 
     def _steps(self, path: str) -> tuple[tuple[str, Layer, str], ...]:
         """Names, layers and paths; kept for each path, because joining names costs more than a small GEMM."""

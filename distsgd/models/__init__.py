@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from distsgd.device import Shape
 from distsgd.errors import ConfigurationError
 from distsgd.layers import Layer
 from distsgd.models.describe import describe
-from distsgd.models.networks import lasagne_cnn, lenet, network3, resnet20
+from distsgd.models.networks import LASAGNE, LENET, NETWORK3, resnet20
 from distsgd.models.options import ModelBuilder, ModelOptions
 from distsgd.models.plain import mlp, softmax
 from distsgd.models.shapes import accepted_shape
@@ -17,9 +18,9 @@ from distsgd.models.text import from_text, is_text
 MODELS: Mapping[str, ModelBuilder] = {
     "softmax": softmax,
     "mlp": mlp,
-    "lenet": lenet,
-    "network3": network3,
-    "lasagne-cnn": lasagne_cnn,
+    "lenet": partial(from_text, LENET),
+    "network3": partial(from_text, NETWORK3),
+    "lasagne-cnn": partial(from_text, LASAGNE),
     "resnet20": resnet20,
 }
 

@@ -17,36 +17,21 @@ from distsgd.layers import (
 )
 from distsgd.models.options import ModelOptions
 from distsgd.models.shapes import as_images
-from distsgd.models.text import from_text
 
 LENET = "lenet: conv 20 5x5, pool 2, tanh, conv 50 5x5, pool 2, tanh, dense 500, tanh, dense"
+"""The network of Theano's tutorial "Convolutional neural networks (LeNet)", for images of 28x28. The tutorial adds its
+biases behind the pooling, where they make the same sums."""
+
 NETWORK3 = "network3: conv 20 5x5, pool 2, sigmoid, conv 40 5x5, pool 2, sigmoid, dense 100, sigmoid, dense"
+"""Two ConvPoolLayers, a FullyConnectedLayer and a SoftmaxLayer, with sigmoids; its other networks are lists, such as
+"network3: dense 100, sigmoid, dense". Nielsen, "Neural networks and deep learning", Determination Press, 2015, chapter
+6."""
+
 LASAGNE = (
     "lasagne-cnn: conv 32 5x5, relu, pool 2, conv 32 5x5, relu, pool 2, "
     "dropout 0.5, dense 256, relu, dropout 0.5, dense"
 )
-
-
-def lenet(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
-    """The network of Theano's tutorial "Convolutional neural networks (LeNet)", for images of 28x28.
-
-    The tutorial adds its biases behind the pooling, where they make the same sums.
-    """
-    return from_text(LENET, input_shape, outputs, options)
-
-
-def network3(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
-    """Two ConvPoolLayers, a FullyConnectedLayer and a SoftmaxLayer, with sigmoids.
-
-    Its other networks are lists: "network3: dense 100, sigmoid, dense".
-    Nielsen, "Neural networks and deep learning", Determination Press, 2015, chapter 6.
-    """
-    return from_text(NETWORK3, input_shape, outputs, options)
-
-
-def lasagne_cnn(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
-    """The network `cnn` of Lasagne's examples/mnist.py."""
-    return from_text(LASAGNE, input_shape, outputs, options)
+"""The network `cnn` of Lasagne's examples/mnist.py."""
 
 
 def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:

@@ -125,7 +125,7 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
         _draw_regions(panel, boundary, regions)
     for label in range(boundary.classes or 0):
         mine = boundary.targets == label
-        panel.plot(*boundary.points[mine].T, _marker(label), label=f"class {label}", **_point(label))
+        panel.plot(*boundary.points[mine].T, label=f"class {label}", **_point(label))
     wrong = boundary.wrong
     if wrong.any():
         panel.plot(*boundary.points[wrong].T, "o", markersize=10, fillstyle="none", color="black",
@@ -165,12 +165,9 @@ def _colour(label: int) -> str:
     return order[label % len(order)]
 
 
-def _marker(label: int) -> str:
-    return _MARKERS[label % len(_MARKERS)]
-
-
 def _point(label: int) -> dict[str, Any]:
-    return {"color": _colour(label), "markersize": 5.0, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    look = {"linestyle": "none", "marker": _MARKERS[label % len(_MARKERS)], "color": _colour(label)}
+    return look | {"markersize": 5.0, "markeredgecolor": "white", "markeredgewidth": 0.6}
 
 
 def _title(boundary: Boundary) -> str:

@@ -52,12 +52,6 @@ def from_summary(matrices: Any, split: str) -> Confusion | None:
     return Confusion(split, counts) if sound else None
 
 
-def count(split: str, true: Array, predicted: Array, classes: int) -> Confusion:
-    """The matrix of labels (n,) and predicted classes (n,); an example without one (-1) is in no cell."""
-    cells = (true * classes + predicted)[predicted >= 0]
-    return Confusion(split, np.bincount(cells, minlength=classes * classes).reshape(classes, classes))
-
-
 def draw_confusion(confusion: Confusion) -> Figure:
     """The figure: right answers in blue, wrong ones in orange on a scale of their own, and beside it each class's
     error."""

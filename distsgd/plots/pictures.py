@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from distsgd.config import TrainConfig
 from distsgd.device import Array
 from distsgd.errors import RAISED_BY_USERS, CheckpointError, ConfigurationError, DataError, DistsgdError, RunFolderError
 from distsgd.examples import Examples
-from distsgd.metrics import predicted_classes
+from distsgd.metrics import ConfusionMatrix
 from distsgd.output import say
 from distsgd.placement import Data
 from distsgd.plots import boundary, confusion, filters, misclassified
@@ -158,9 +160,9 @@ def _confusion(material: Material, choices: Choices) -> Figure:
     if classes > _CLASSES:
         raise NothingToDraw(f"confusion: {classes} classes are too many to look at, up to {_CLASSES} are drawn")
     split, examples = material.examples(choices.split)
-    predictions, labels = material.predictions(split, examples), _labels(examples)
-    predicted = predicted_classes(predictions.T, threshold=0.5)
-    return confusion.draw_confusion(confusion.count(split, labels, predicted, max(classes, 2)))
+    metric = ConfusionMatrix(max(classes, 2), threshold=0.5)
+    matrix = metric.value(metric.sums(material.predictions(split, examples).T, _labels(examples)))
+    return confusion.draw_confusion(confusion.Confusion(split, np.array(matrix)))
 
 
 def _misclassified(material: Material, choices: Choices) -> Figure:
@@ -196,4 +198,4 @@ def _chosen(examples: Examples) -> tuple[Array, Array]:
 
 
 def _labels(examples: Examples) -> Array:
-    return examples.y if examples.indices is None else examples.y[examples.indices]
+    return _chosen(examples)[1]

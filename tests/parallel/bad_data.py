@@ -223,7 +223,7 @@ PICKLES_AND_ARCHIVES: dict[str, Case] = {
     "an archive of a million files": Case("at most 10000 files", CIFAR, file(CIFAR_NAME, tar_entries(1_000_000))),
     "an archive of 2 GB": Case(
         "the archive holds more", CIFAR, file(CIFAR_NAME, gzip.compress(bytes(MB), mtime=0) * 2048)),
-    "an archive that is none": Case("a header in it is", CIFAR, file(CIFAR_NAME, gzip.compress(b"hello" * 999))),
+    "an archive that is none": Case("a damaged header", CIFAR, file(CIFAR_NAME, gzip.compress(b"hello" * 999))),
     "a pickled part that calls": Case(
         "calls for 'posix.system'", CIFAR, every(*(
             file(f"cifar-10-batches-py/{name}", attack(os.system, "touch ran"))

@@ -24,8 +24,8 @@ class Counting(Communicator):
         self.calls[self.prefix + name] += 1
         return getattr(self.inside, name)(*arguments)
 
-    def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        return self._pass("broadcast_object", value, root)
+    def broadcast_object(self, value: Any) -> Any:
+        return self._pass("broadcast_object", value)
 
     def allgather_object(self, value: Any) -> Any:
         return self._pass("allgather_object", value)

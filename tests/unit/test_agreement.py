@@ -9,10 +9,10 @@ import pytest
 
 from distsgd.agreement import agreed, command_identity, compare, rank_names
 from distsgd.communication import Communicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ConfigurationError, DataError, DistsgdError
 from distsgd.fitting import fit
 from distsgd.identity import Identity
+from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
 X = np.arange(40.0).reshape(20, 2)

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import platform
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,19 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import doctor
+from distsgd import Layer, doctor
 from distsgd import train as command
+from distsgd.batch import Batch
 from distsgd.communication import Communicator, gpu_aware
 from distsgd.communication.base import Parts
 from distsgd.communication.between_gpus import between_gpus
 from distsgd.communication.nccl import version_words
-from distsgd.communication.threads import run_on_threads
-from distsgd.config import TrainConfig, to_toml
-from distsgd.device import Array, choose_device, to_host
-from distsgd.errors import ConfigurationError, RunFolderError
+from distsgd.device import Array, Shape, choose_device, to_host
+from distsgd.errors import ConfigurationError, LaneError
+from distsgd.layers import Dense, Sequential
+from distsgd.layers.base import Backward
+from distsgd.layout import Views
 from tests.strict_arrays import MPI, NCCL, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import NcclError, StrictNccl
+from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 from tests.unit.test_gpu_training import SETTINGS, on_ranks, same, train
 
@@ -126,8 +130,6 @@ def test_another_way_where_nccl_cannot_be_used(module: StrictModule, why: str) -
             raise AssertionError(found[0][2])
         with pytest.raises(ConfigurationError, match=f"communication nccl: {why}; use auto or mpi"):
             way(2, "nccl", hosts=("a", "a"))
-        with pytest.raises(ConfigurationError, match=f"--no-same-bits takes the sums that NCCL makes, and {why}"):
-            way(2, hosts=("a", "a"), same_bits=False)
 
 
 @pytest.mark.parametrize("name", ["NcclCommunicator", "groupEnd"])
@@ -161,21 +163,14 @@ def test_other_ways_than_nccl_are_refused_by_name() -> None:
         assert way(2, "mpi") == [(STAGED, HOST, None)] * 2
         with pytest.raises(ConfigurationError, match="have a replica each"):
             way(2, "shared")
-        with pytest.raises(ConfigurationError, match="--communication mpi goes without NCCL; leave it out"):
-            way(2, "mpi", same_bits=False)
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_on_the_cpu(size: int) -> None:
-    def fail(**options: Any) -> None:
-        run_on_threads(size, lambda c: train("cpu", communicator=c, **options))
-
     with pytest.raises(
         ConfigurationError, match="communication nccl: NCCL joins GPUs, and this run computes on the CPU"
     ):
-        fail(communication="nccl")
-    with pytest.raises(ConfigurationError, match=r"same_bits: .* this run computes on the CPU; leave it out"):
-        fail(same_bits=False)
+        run_on_threads(size, lambda c: train("cpu", communicator=c, communication="nccl"))
 
 
 def test_a_failure_in_the_middle_is_told() -> None:
@@ -188,6 +183,28 @@ def test_a_failure_in_the_middle_is_told() -> None:
 
     with strict_device(gpus(2, fails=fail)), pytest.raises(Exception, match="NCCL failed between steps: NCCL_ERROR_RE"):
         on_ranks(2)
+
+
+@dataclass(frozen=True)
+class Failing(Layer):
+    """Passes all on, and fails in backward of the second step's lane 1."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        def backward(dy: Array, grads: Views) -> Array:
+            if (batch.step, batch.lane) == (1, 1):
+                raise KeyError("in the middle of backward")
+            return dy
+
+        return x, backward
+
+
+def test_a_rank_that_fails_in_backward_leaves_nobody_waiting() -> None:
+    model = Sequential([Dense(12, 200), Failing(), Dense(200, 4)])
+    with strict_device(gpus(3)), pytest.raises(LaneError, match=r"failed on rank 1 .*step 2, lane 1"):
+        on_ranks(3, 3, model=model, learning_rate=0.01)
 
 
 @pytest.mark.parametrize(("number", "words"), [(2708, "2.7.8"), (21003, "2.10.3"), (22304, "2.23.4")])
@@ -209,23 +226,11 @@ def test_header_and_doctor_say_which(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert set(run_on_threads(2, doctor._device)) == {
             "auto is Strict (gpu:0), Strict (gpu:1); gradients travel by NCCL 2.23.4"
         }
-        run_on_threads(2, lambda c: command.train(c, [*options, "--no-same-bits"], signals))
-        assert "NCCL adds up gradients: results depend on the number of ranks, 2 here\n" in capsys.readouterr().err
     with strict_device(gpus(1)):
         assert run_on_threads(2, doctor._device, ("a", "a"))[0] == (
             "auto is Strict (gpu:0); warning: a: 2 ranks share 1 GPU(s); one rank a GPU is faster; "
             f"gradients travel {HOST}: ranks 0 and 1 share a GPU of a, and NCCL takes one rank a GPU"
         )
-
-
-def test_other_sums_are_another_run(tmp_path: Path) -> None:
-    assert TrainConfig(same_bits=False).name() != TrainConfig().name()
-    assert "same_bits = false" in to_toml(TrainConfig(same_bits=False))
-    out = str(tmp_path / "run")
-    with strict_device(gpus(2)):
-        on_ranks(2, out=out)
-        with pytest.raises(RunFolderError, match="same_bits is True there, False here"):
-            on_ranks(2, out=out, same_bits=False)
 
 
 # MPI that takes GPU memory
@@ -382,9 +387,8 @@ def test_the_strict_nccl_has_no_name_that_cupys_has_not() -> None:
     if not nccl.available:
         pytest.skip("CuPy finds no NCCL")
     strict = StrictNccl()
-    for name in ("NCCL_UINT8", "NCCL_FLOAT32", "NCCL_FLOAT64", "NCCL_SUM"):
-        assert getattr(strict, name) == getattr(nccl, name)
+    assert strict.NCCL_UINT8 == nccl.NCCL_UINT8
     for name in ("get_version", "get_unique_id", "groupStart", "groupEnd", "NcclCommunicator"):
         assert hasattr(nccl, name)
-    for name in ("send", "recv", "broadcast", "allGather", "reduceScatter", "reduce", "check_async_error", "abort"):
+    for name in ("send", "recv", "broadcast", "allGather", "check_async_error", "abort"):
         assert hasattr(nccl.NcclCommunicator, name)

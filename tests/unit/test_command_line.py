@@ -30,6 +30,16 @@ def test_defaults() -> None:
     assert load_config([]) == TrainConfig()
 
 
+@pytest.mark.parametrize("name", ["same_bits", "same-bits"])
+def test_a_file_of_before_the_option_for_other_sums_went(name: str, toml: Any) -> None:
+    assert load_config(["--config", toml(f"{name} = true\nseed = 3")]) == TrainConfig(seed=3)
+    path = toml(f"{name} = false")
+    with pytest.raises(ConfigurationError, match=f"{path}: same_bits: expected true, .*, got False; leave it out"):
+        load_config(["--config", path])
+    with pytest.raises(ConfigurationError, match="unknown option --no-same-bits"):
+        load_config(["--no-same-bits"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -32,6 +32,7 @@ BAD: list[tuple[str, Any]] = [
     *[(name, value) for name in ("learning_rate", "weight_decay", "l1", "l2", "min_delta") for value in (-1, NAN, INF)],
     *[(name, value) for name in ("scale", "clip_norm", "schedule_epochs") for value in (0, -1, NAN, INF)],
     *[(name, 0) for name in ("logical_ranks", "keep", "log_every", "threads", "top_k", "validation_last")],
+    *[("improvement_threshold", value) for value in (-0.1, 1.1, NAN, INF)],
     *[(name, -1) for name in ("epochs", "max_steps", "patience", "warmup_steps", "seed", "logical_ranks")],
     *[("validation_fraction", value) for value in (-0.1, 1.0, 1.5, NAN)],
     ("batch_size", 0),
@@ -60,6 +61,12 @@ def test_bad_values_are_refused_in_one_sentence(name: str, value: Any) -> None:
     assert text.startswith(f"{name}: expected ")
     assert "\n" not in text
     assert "got" in text
+
+
+def test_the_patience_rule_counts_minibatches() -> None:
+    assert TrainConfig(patience=0).patience == 0
+    with pytest.raises(ConfigurationError, match="patience: the patience rule expects at least 1 minibatch, got 0"):
+        TrainConfig(early_stopping="patience", patience=0)
 
 
 def test_two_kinds_of_validation_exclude_each_other() -> None:

@@ -25,7 +25,7 @@ def saved(folder: Path, **arrays: Any) -> str:
 
 def test_npz_with_x_y_weights(tmp_path: Path) -> None:
     source = pickle.loads(pickle.dumps(open_dataset(saved(tmp_path, x=X, y=Y, weights=W, names=np.array(["a"])))))
-    assert (source.task, source.scale, source.num_classes) == ("classification", 1.0, None)
+    assert (source.scale, source.num_classes) == (1.0, None)
     assert list(source.arrays) == ["x_train", "y_train", "weights_train"]
     np.testing.assert_array_equal(read_array(source.arrays["x_train"]), X, strict=True)
     np.testing.assert_array_equal(read_array(source.arrays["y_train"]), Y.astype(np.int64), strict=True)
@@ -40,21 +40,21 @@ def test_npz_with_all_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("y", "task", "shape", "dtype"),
+    ("y", "shape", "dtype"),
     [
-        (Y, "classification", (6,), np.int64),
-        (Y.reshape(6, 1).astype(np.int32), "classification", (6,), np.int64),
-        (Y > 0, "classification", (6,), np.int64),
-        (Y.astype(">i2"), "classification", (6,), np.int64),
-        (Y.astype("f8"), "regression", (6,), np.float64),
-        (np.zeros((6, 3), np.float32), "regression", (6, 3), np.float32),
-        (np.zeros((6, 1), ">f4"), "regression", (6, 1), np.float32),
+        (Y, (6,), np.int64),
+        (Y.reshape(6, 1).astype(np.int32), (6,), np.int64),
+        (Y > 0, (6,), np.int64),
+        (Y.astype(">i2"), (6,), np.int64),
+        (Y.astype("f8"), (6,), np.float64),
+        (np.zeros((6, 3), np.float32), (6, 3), np.float32),
+        (np.zeros((6, 1), ">f4"), (6, 1), np.float32),
     ],
 )
-def test_targets(tmp_path: Path, y: Any, task: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+def test_targets(tmp_path: Path, y: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
     source = open_dataset(saved(tmp_path, x=X, y=y))
     found = source.arrays["y_train"]
-    assert (source.task, found.shape) == (task, shape)
+    assert found.shape == shape
     assert found.dtype == dtype
     assert found.dtype.isnative
     np.testing.assert_array_equal(read_array(found), y.reshape(shape).astype(dtype), strict=True)

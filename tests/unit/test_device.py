@@ -14,11 +14,11 @@ import pytest
 from distsgd import device
 from distsgd.communication import Communicator
 from distsgd.communication.devices import device_of_rank
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import CPU, array_module, choose_device, host_copy, is_on_host, to_host
 from distsgd.errors import ConfigurationError
 from tests.strict_arrays import StrictArray
 from tests.strict_device import StrictModule, strict_device
+from tests.threads import run_on_threads
 
 
 def test_the_cpu_is_always_there() -> None:

@@ -105,7 +105,7 @@ def test_problems(hosts: str, changes: dict[int, dict[str, Any]], speed: Speed |
 
 
 def test_problems_are_printed_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.Findings([("a", "b")], ["c; do d"]).print()
+    doctor.show([("a", "b")], ["c; do d"])
     assert capsys.readouterr().out == "a              b\nproblem        c; do d\n1 problem(s) found\n"
 
 

@@ -18,13 +18,13 @@ from distsgd.communication.messages import MessageExchange
 from distsgd.communication.replica import SharedExchange, make_exchange
 from distsgd.communication.serial import SerialCommunicator
 from distsgd.communication.shared_memory import shared_array
-from distsgd.communication.threads import run_on_threads
 from distsgd.communication.tree import scratch_levels, tree_sum
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError
 from distsgd.fitting import fit
 from distsgd.random import normal
 from distsgd.sampling import lane_bounds
+from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
 LANES, ELEMENTS = 8, 3 * BLOCK + 17

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 from distsgd import fit, option_values
-from distsgd.communication.threads import run_on_threads
 from distsgd.datasets import check_arrays, open_dataset, read_array
 from distsgd.identity import text_of
 from distsgd.initializers import parse_initializer
@@ -25,6 +24,7 @@ from distsgd.layers import Activation, Dense, Sequential
 from distsgd.random import normal
 from distsgd.schedules import build_schedule
 from distsgd.testing import check_layer_gradient
+from tests.threads import run_on_threads
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

@@ -13,13 +13,13 @@ import distsgd
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
 from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError
 from distsgd.fitting import Result, fit
 from distsgd.layout import Views
 from distsgd.metrics import UserMetric
 from distsgd.random import normal
 from distsgd.schedules import Constant, InverseTime
+from tests.threads import run_on_threads
 
 X = normal((210, 8), 1, "x").astype(np.float32)
 LABELS = (X[:, 0] + X[:, 1] > 0).astype(np.int64)
@@ -269,7 +269,7 @@ def test_refused(options: dict[str, Any], told: str, size: int) -> None:
     ("x", "y", "told"),
     [
         (np.full((5, 2), np.nan), np.zeros(5, int), "example 0 holds nan"),
-        (np.zeros((5, 2)), np.zeros(4, int), "expected 5 targets"),
+        (np.zeros((5, 2)), np.zeros(4, int), "targets: expected 5 entries"),
         (np.zeros((5, 2)), np.full(5, -1), "-1"),
         (np.zeros((0, 2)), np.zeros(0, int), "at least one example"),
         (np.array([["a"]]), np.zeros(1, int), "dtype"),

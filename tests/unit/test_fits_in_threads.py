@@ -13,9 +13,9 @@ import pytest
 
 from distsgd.communication import Communicator
 from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ConfigurationError
 from distsgd.runtime import single_threaded_blas
+from tests.threads import run_on_threads
 
 ROOT = Path(__file__).parents[2]
 

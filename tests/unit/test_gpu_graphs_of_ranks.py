@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from distsgd.callbacks import Callback
-from distsgd.communication import Communicator, overlapped
-from distsgd.communication.exchange import BLOCK
-from distsgd.communication.threads import run_on_threads
+from distsgd.communication import Communicator
 from distsgd.device import Device
 from distsgd.errors import NonFiniteError
 from distsgd.graphs import UNDER_WAY
@@ -19,6 +17,7 @@ from tests.strict_arrays import GRAPH, MPI, NCCL
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
 from tests.strict_streams import StrictStream
+from tests.threads import run_on_threads
 from tests.unit.test_gpu_training import LABELS, SETTINGS, VALUES, X, on_ranks, same, train, watched, without_run
 
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 6}
@@ -44,18 +43,6 @@ def test_the_same_bits(size: int, setting: str) -> None:
         same(result, alone)
     history, other = ([without_run(record) for record in result.history] for result in (results[0], alone))
     assert history == other
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_the_same_bits_in_stretches_while_backward_goes_on(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlapped, "STRETCH_BYTES", BLOCK * 4)
-    options: dict[str, Any] = {"hidden": (200, 200, 100), "max_steps": 9, "logical_ranks": size, **MANY}
-    with strict_device(gpus(size)) as recorder:
-        results = on_ranks(size, size, **options)
-    alone = train("cpu", **options)
-    for rank, result in enumerate(results):
-        assert launches(recorder, rank)
-        same(result, alone)
 
 
 @pytest.mark.parametrize("options", [{}, {"cuda_graphs": False}, {"learning_rate": 1e30}], ids=str)

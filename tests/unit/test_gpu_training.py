@@ -14,7 +14,6 @@ from distsgd.batch import Batch
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import choose_device
 from distsgd.errors import ConfigurationError, NonFiniteError
 from distsgd.fitting import Result, fit
@@ -23,6 +22,7 @@ from distsgd.random import normal, uniform
 from tests import emulated_kernels
 from tests.strict_arrays import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
+from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
 EXAMPLES, CLASSES, LANES = 90, 4, 3

@@ -12,13 +12,13 @@ import distsgd
 from distsgd import placement
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.config import TrainConfig, resolved
 from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError, NonFiniteError, RunFolderError
 from distsgd.fitting import fit
 from distsgd.layout import Views
 from distsgd.metrics import UserMetric
 from distsgd.random import normal
+from tests.threads import run_on_threads
 
 X = normal((120, 6), 1, "x").astype(np.float32)
 LABELS = (X[:, 0] > 0).astype(np.int64)

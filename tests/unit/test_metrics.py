@@ -184,11 +184,10 @@ def test_default_metrics() -> None:
         return [metric.name for metric in default_metrics(*args, **options)]
 
     assert names("classification", 10) == ["accuracy", "error"]
-    assert names("classification", 10, 5, confusion=True) == ["accuracy", "error", "top_5_accuracy", "confusion_matrix"]
+    assert names("classification", 10, 5) == ["accuracy", "error", "top_5_accuracy"]
     assert names("regression", 3) == ["mean_squared_error", "mean_absolute_error", "r2"]
     assert [metric.width() for metric in default_metrics("regression", 3)] == [2, 2, 10]
-    binary = default_metrics("classification", 1, threshold=0.5, confusion=True)
-    assert binary == (Accuracy(0.5), Error(0.5), ConfusionMatrix(2, 0.5))
+    assert default_metrics("classification", 1, threshold=0.5) == (Accuracy(0.5), Error(0.5))
 
 
 def test_registry_names_are_the_metrics_names() -> None:
@@ -205,10 +204,9 @@ def test_registry_names_are_the_metrics_names() -> None:
         (lambda: TopK(0), "k must be a whole number at least 1"),
         (lambda: ConfusionMatrix(0), "num_classes must be"),
         (lambda: R2(1.5), "num_outputs must be"),  # type: ignore[arg-type]
-        (lambda: default_metrics("ranking", 2), "expected the task classification or regression"),
         (lambda: default_metrics("classification", 3, 4), "got 3 outputs and k = 4"),
         (lambda: default_metrics("classification", 1, 1), "at least 2 outputs"),
-        (lambda: default_metrics("regression", 3, 2), "need classification"),
+        (lambda: default_metrics("regression", 3, 2), "needs classification"),
         (lambda: value(MeanSquaredError(), np.ones((2, 4)), np.ones((1, 4))), "as many outputs as"),
         (lambda: value(MeanSquaredError(), np.ones((2, 4)), np.ones(4)), "as many outputs as"),
     ],

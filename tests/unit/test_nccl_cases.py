@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from distsgd.communication import overlapped
-from distsgd.communication.exchange import BLOCK
 from distsgd.device import Device, choose_device
 from tests import emulated_kernels
 from tests.gpu_cases.nccl import *  # noqa: F403
@@ -20,6 +18,5 @@ pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulat
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     monkeypatch.setitem(DEEP, "hidden", (300, 200))  # noqa: F405
-    monkeypatch.setattr(overlapped, "STRETCH_BYTES", 4 * BLOCK)
     with strict_device(StrictModule(gpus=3, nccl=StrictNccl()), own_kernels=True):
         yield choose_device("gpu:0")[0]

@@ -15,7 +15,6 @@ from distsgd.batch import Batch
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
-from distsgd.communication.threads import run_on_threads
 from distsgd.config import TrainConfig
 from distsgd.errors import ConfigurationError, NonFiniteError
 from distsgd.fitting import Result, fit
@@ -23,6 +22,7 @@ from distsgd.layout import Views
 from distsgd.non_finite import IN_A_ROW, UPDATE, NonFinite, goes_back
 from distsgd.random import normal
 from distsgd.sampling import Sampler
+from tests.threads import run_on_threads
 
 X = normal((48, 5), 1, "x")
 Y = (X @ normal((5,), 1, "true weights") + 0.3)[:, np.newaxis]

@@ -69,11 +69,9 @@ def test_confusion() -> None:
     outputs, labels = rng.normal(size=(4, 200)), rng.integers(0, 3, 200)
     metric = ConfusionMatrix(4)
     expected = metric.value(metric.sums(outputs, labels))
-    found = confusion.count("test", labels, outputs.argmax(axis=0), 4)
+    found = confusion.from_summary({"test": expected}, "test")
+    assert found is not None
     assert found.counts.tolist() == expected
-    again = confusion.from_summary({"test": expected}, "test")
-    assert again is not None
-    assert again.counts.tolist() == expected
     wrong = labels != outputs.argmax(axis=0)
     assert found.error() == pytest.approx(wrong.mean())
     np.testing.assert_allclose(found.class_errors()[:3], [wrong[labels == label].mean() for label in range(3)])

@@ -11,11 +11,11 @@ import pytest
 from distsgd.callbacks import Callback
 from distsgd.communication import Communicator
 from distsgd.communication.messages import MessageExchange
-from distsgd.communication.threads import run_on_threads
 from distsgd.errors import ReplicaError
 from distsgd.fitting import Result, fit
 from distsgd.random import normal
 from distsgd.step import TrainingStep
+from tests.threads import run_on_threads
 
 X = normal((64, 6), 1, "x").astype(np.float32)
 LABELS = np.arange(64) % 3

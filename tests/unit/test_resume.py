@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distsgd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from distsgd.communication import Communicator
-from distsgd.communication.threads import run_on_threads
+from distsgd.communication.serial import SerialCommunicator
 from distsgd.config import TrainConfig
 from distsgd.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.fitting import Result, fit
@@ -23,6 +23,8 @@ from distsgd.random import normal
 from distsgd.records import RunFolder
 from distsgd.resume import find_start
 from distsgd.snapshot import find_model
+from distsgd.stored_model import load_model
+from tests.threads import run_on_threads
 
 X = normal((130, 6), 1, "x").astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
@@ -109,6 +111,25 @@ def test_more_epochs_leave_the_schedule_as_it_was(tmp_path: Path, given: dict[st
         train(tmp_path / "longer", epochs=5, **options).summary["parameters_sha256"]
         != again.summary["parameters_sha256"]
     )
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_checkpoint_of_before_the_option_for_other_sums_went(tmp_path: Path, said: bool) -> None:
+    whole = bits(train(tmp_path / "whole"), tmp_path / "whole")
+    train(tmp_path / "run", max_steps=7)
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        found = read_checkpoint(path)
+        write_checkpoint(
+            path, Checkpoint(found.arrays, found.document | {"config": found.document["config"] | {"same_bits": said}})
+        )
+    if said:
+        assert bits(train(tmp_path / "run", 2), tmp_path / "run") == whole
+        return
+    with pytest.raises(
+        ConfigurationError, match=r"same_bits: expected true, .*, got False; leave it out, and start anew"
+    ):
+        train(tmp_path / "run", 2)
+    assert load_model(SerialCommunicator(), str(tmp_path / "run"), None).params.flat.size  # its parameters are good
 
 
 def test_a_single_number_is_a_parameter_too(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import BLOCK
-from distsgd.communication.threads import run_on_threads
 from distsgd.fitting import Result, fit
 from distsgd.optimizers import OPTIMIZERS
 from distsgd.random import normal, uniform
+from tests.threads import run_on_threads
 
 EXAMPLES, FEATURES, CLASSES = 301, 24, 5
 HIDDEN = (300, 70)  # 29,000 parameters: two blocks, so that two ranks own something and others nothing

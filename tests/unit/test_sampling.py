@@ -93,9 +93,3 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     orders = {(seed, epoch): tuple(epoch_order(40, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(set(orders.values())) == 9
     assert tuple(epoch_order(40, 2, 1)) == orders[2, 1]
-
-
-@pytest.mark.parametrize(("examples", "batch"), [(0, 5), (5, 0), (-1, 5)])
-def test_refused(examples: int, batch: int) -> None:
-    with pytest.raises(ConfigurationError, match="at least 1"):
-        Sampler(examples, batch)

@@ -15,12 +15,12 @@ from distsgd import build, callbacks
 from distsgd.background import BackgroundWriter
 from distsgd.callbacks import Callback, FolderWriter
 from distsgd.checkpoint import Checkpoint, CheckpointFolder
-from distsgd.communication.threads import run_on_threads
 from distsgd.errors import CheckpointError, LaneError, OutputError
 from distsgd.fitting import Result, fit
 from distsgd.option_values import Every
 from distsgd.random import normal
 from distsgd.records import RunFolder
+from tests.threads import run_on_threads
 
 X = normal((64, 6), 1, "x").astype(np.float32)
 LABELS = np.arange(64) % 3

@@ -18,7 +18,7 @@ from benchmarks.scaling_model import pays, scaling_table
 from distsgd.communication import Communicator
 from distsgd.communication.exchange import Partition, Plan
 from distsgd.communication.replica import make_exchange
-from distsgd.communication.threads import run_on_threads
+from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
 P = 669_706

@@ -12,13 +12,13 @@ import pytest
 
 from distsgd.communication import Communicator
 from distsgd.communication.devices import device_of_rank
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import PRECISIONS
 from distsgd.errors import ConfigurationError
 from distsgd.kernels import cublas, gpu
 from tests import cublas_stand_in, emulated_kernels
 from tests.strict_arrays import StrictArray
 from tests.strict_device import RECORDER, StrictModule, strict_device
+from tests.threads import run_on_threads
 
 pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
 

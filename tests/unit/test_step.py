@@ -10,13 +10,13 @@ import pytest
 from distsgd import SGD, Custom, Momentum
 from distsgd.batch import Batch
 from distsgd.communication import Communicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError, DistsgdError, LaneError, NonFiniteError, OutOfMemoryError
 from distsgd.fitting import Result, fit
 from distsgd.layout import Views
 from distsgd.random import normal
 from distsgd.sampling import Sampler
+from tests.threads import run_on_threads
 
 X = normal((37, 5), 1, "x")
 Y = (X @ normal((5,), 1, "true weights") + 0.3)[:, np.newaxis]

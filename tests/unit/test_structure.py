@@ -71,7 +71,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("train", "evaluate", "predict", "plot", "doctor", "launch"),
 )
 MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
-LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich", "tqdm"}  # extras, and MPI, which may abort where it loads
+LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich"}  # extras, and MPI, which may abort where it loads
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 100
 

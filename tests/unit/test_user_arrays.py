@@ -11,13 +11,13 @@ import pytest
 
 from distsgd import SGD, BatchNormalization, Custom, Dense, Sequential
 from distsgd.batch import Batch
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array
 from distsgd.errors import ConfigurationError, LaneError
 from distsgd.fitting import Result, fit
 from distsgd.layers import Backward, Convolution, Flatten, Layer, MaxPooling
 from distsgd.layout import Views
 from distsgd.random import normal
+from tests.threads import run_on_threads
 
 X = normal((700, 5), 1, "x")
 Y = normal((700, 1), 2, "y")

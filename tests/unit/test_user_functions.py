@@ -15,7 +15,6 @@ import pytest
 import distsgd
 from distsgd import SGD, Activation, Custom, Dense, Layer, Sequential
 from distsgd.batch import Batch
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array, Shape
 from distsgd.errors import ConfigurationError
 from distsgd.fitting import Result, fit
@@ -27,6 +26,7 @@ from distsgd.objective import Objective, Supervised
 from distsgd.optimizers import Optimizer
 from distsgd.random import normal
 from distsgd.sampling import Sampler
+from tests.threads import run_on_threads
 
 X = normal((1400, 6), 1, "x")
 Y = normal((1400, 1), 2, "y")

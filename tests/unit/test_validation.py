@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from distsgd.communication import Communicator
-from distsgd.communication.threads import run_on_threads
 from distsgd.device import Array
 from distsgd.errors import LaneError
 from distsgd.examples import Examples, Feeder
@@ -21,6 +20,7 @@ from distsgd.objective import Supervised
 from distsgd.random import normal
 from distsgd.validation import CHUNK, Evaluator, predict_all
 from distsgd.workers import Workers
+from tests.threads import run_on_threads
 
 FEATURES, CLASSES = 7, 4
 X = normal((3 * CHUNK + 77, FEATURES), 1, "x").astype(np.float32)

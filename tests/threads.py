@@ -38,8 +38,8 @@ class ThreadCommunicator(Communicator):
         self._meeting.barrier.wait()
         return result
 
-    def broadcast_object(self, value: T, root: int = 0) -> T:
-        return self._meet(value, lambda table: table[root])  # type: ignore[no-any-return]
+    def broadcast_object(self, value: T) -> T:
+        return self._meet(value, lambda table: table[0])  # type: ignore[no-any-return]
 
     def allgather_object(self, value: T) -> list[T]:
         return self._meet(value, list)
