@@ -17,7 +17,9 @@ from distsgd.errors import ConfigurationError
 from distsgd.kernels import kernels_for
 
 Slots: TypeAlias = tuple[Array, ...]
+"""A block of each state buffer."""
 Scalars: TypeAlias = tuple[float, ...]
+"""What depends on the step, η first."""
 
 
 class Optimizer(Component, ABC):

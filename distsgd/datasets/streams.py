@@ -25,7 +25,8 @@ BLOCK = 1 << 20
 """Bytes that are read, converted or checked at once."""
 
 DEFLATE_LIMIT = 1040
-"""Times its own length that deflate can't expand to: 1,032, and some room for headers."""
+"""Times its packed length that data is at most: deflate reaches 1,032."""
+
 _DAMAGE = (
     OSError,
     EOFError,
