@@ -217,8 +217,13 @@ OWN_CODE: dict[str, Case] = {
     "a model of a petabyte": Case("out of memory", CODE, code(
         f"{LAYERS}def f(s, o): return Custom(print, {{'w': np.zeros(10**15)}})"), 1),
     "a model whose parameters are NaN": Case("no longer finite", CODE, code(
-        f"{LAYERS}def f(s, o): return Custom(lambda p, g, b: (1.0, len(b)), {{'w': np.full(3, np.nan)}})"), 1,
+        WRONG_GRADIENT.replace("np.zeros(7)", "1.0").replace("np.zeros(5)", "np.full(3, np.nan)")), 1,
         leaves=("runs",)),
+    **{name: Case(told, CODE, code(WRONG_GRADIENT.replace('grads["w"][...]', where)), leaves=("runs",))
+       for name, told, where in (
+           ("a gradient that is assigned with another shape", "expected a value of shape (5,), got (7,)", 'grads["w"]'),
+           ("a gradient of another name", "there is no array 'v'; expected one of: w", 'grads["v"]'),
+           ("parameters that are assigned", "read-only", 'params["w"]'))},
     "a gradient of another shape": Case(
         "could not broadcast", CODE, code(WRONG_GRADIENT), 1, trace=True, leaves=("runs",)),
     "a metric of another shape": Case(

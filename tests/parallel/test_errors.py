@@ -23,7 +23,7 @@ from distsgd import Custom
 
 
 def boom(params, grads, batch):
-    grads["w"][...] = 0.0
+    grads["w"][...] = 1.0
     if batch.step == 2 and batch.lane == 3:
         raise ZeroDivisionError("the user's own mistake")
     return 1.0 * len(batch), len(batch)
@@ -34,7 +34,7 @@ def raising(shape, outputs):
 
 
 def nan(params, grads, batch):
-    grads["w"][...] = 0.0
+    grads["w"][...] = 1.0
     return (float("nan") if batch.step == 1 and batch.lane == 2 else 1.0), len(batch)
 
 

@@ -219,3 +219,21 @@ def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
     plain = predicted(Convolution(1, 20, 3), MaxPooling(2))
     np.testing.assert_allclose(predicted(Convolution(1, 20, 3), Negated(2)), -plain, atol=1e-5)
     assert np.abs(predicted(Silent(1, 20, 3), MaxPooling(2))).max() < 1e-5 < np.abs(plain).max()
+
+
+@dataclass(frozen=True)
+class Passing(Layer):
+    """y := x, and a gradient of the model's input for nobody."""
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return x + 0.0, lambda dy, grads: None
+
+
+def test_a_layer_that_forgets_to_return_dx_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="passing1: backward returned None, but dense1 before it") as caught:
+        train(model=Sequential([Dense(5, 4), Passing(), Dense(4, 1)], ["dense1", "passing1", "dense2"]))
+    assert "\n" not in str(caught.value)
+    train(model=Sequential([Passing(), Dense(5, 1)]))  # the model's own input needs none
