@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
@@ -30,8 +31,8 @@ def of_steps(names: Iterable[str], progress: Callable[[str], object], rounds: in
 
 
 def noise(ratios: Sequence[float]) -> float:
-    """Percent by which the rounds lie around their middle: half of the way from the least to the most."""
-    return 50.0 * (max(ratios) - min(ratios)) / median(ratios)
+    """Percent by which the median of these rounds may be off: half of their range, over the root of their number."""
+    return 50.0 * (max(ratios) - min(ratios)) / median(ratios) / math.sqrt(len(ratios))
 
 
 def slower(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
@@ -43,6 +44,6 @@ def slower(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
 def sentence(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Both, with their noise."""
     then, now = (f"{median(one['ratios']):.3f} ± {noise(one['ratios']):.1f} %" for one in (old, new))
-    change, least = slower(old, new), noise(old["ratios"]) + noise(new["ratios"])
+    change, least = slower(old, new), math.hypot(noise(old["ratios"]), noise(new["ratios"]))
     doubt = ", less than the noise" if abs(change) < least else ""
     return f"step of {name}: {change:+.1f} %{doubt} ({then}, now {now} of the loop's time)"
