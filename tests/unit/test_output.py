@@ -84,7 +84,11 @@ def test_a_rank_tells_its_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert err.count("\x1e") == err.count("\n") == 1
 
 
-@pytest.mark.parametrize("parent", [None, "", "1-0", f"{os.getppid()}-1", f"{os.getpid()}-0"])
+@pytest.mark.parametrize(
+    "parent",
+    [None, "", "1-0", f"{os.getppid()}-1", f"{os.getpid()}-0"],
+    ids=["none", "empty", "another", "parent at another time", "itself"],
+)
 def test_a_launch_that_is_not_this_processes_is_not_believed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], parent: str | None
 ) -> None:
