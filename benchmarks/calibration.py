@@ -16,7 +16,7 @@ from benchmarks.hosts import two_hosts, under_two_hosts
 from benchmarks.model import TCP_MESSAGE, WIDTH, Curve, Host, Job, Network, Parts, Rates, fit, step
 from benchmarks.processes import child, measure
 from benchmarks.workloads import workload
-from distsgd.communication.exchange import ROWS
+from distsgd.parallel.reduction import ROWS
 
 SMALL = "two-layer"
 """The network whose update shows what calls cost."""

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from distsgd.communication.exchange import ROWS, Partition
-from distsgd.communication.messages import Groups
-from distsgd.communication.tree import maximal_subtrees, part
+from distsgd.parallel.message_reduction import Groups
+from distsgd.parallel.reduction import ROWS, Partition
+from distsgd.parallel.tree import maximal_subtrees, part
 
 FARTHEST = 1024
 """Ranks up to which curves go."""

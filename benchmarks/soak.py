@@ -29,7 +29,7 @@ from benchmarks.common import RESULTS, machine, table
 from benchmarks.faults import sha256
 from benchmarks.processes import ROOT, environment, mpirun
 from distsgd.launching.folder import WatchedFolder
-from distsgd.processes import mapped_files, open_files, stat, with_variable
+from distsgd.parallel.processes import mapped_files, open_files, stat, with_variable
 
 RANKS = 3
 MINUTES = 30.0

@@ -11,57 +11,57 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "SGD": "optimizers", "Momentum": "optimizers", "Nesterov": "optimizers", "Adagrad": "optimizers",
-    "RMSprop": "optimizers", "Adam": "optimizers", "AdamW": "optimizers", "linear_scaling": "optimizers",
-    "Activation": "layers", "BatchNormalization": "layers", "Dense": "layers", "Dropout": "layers",
-    "Layer": "layers", "Sequential": "layers",
-    "SoftmaxCrossEntropy": "losses", "BinaryCrossEntropy": "losses", "SquaredError": "losses", "Loss": "losses",
-    "Glorot": "initializers", "He": "initializers", "LeCun": "initializers", "Zeros": "initializers",
-    "Constant": "initializers", "Normal": "initializers", "Uniform": "initializers",
-    "Batch": "batch", "Views": "layout", "Layout": "layout",
-    "Custom": "objective", "LossAndGrad": "objective",
-    "Callback": "callbacks", "build_schedule": "schedules",
-    "load_mnist": "datasets", "open_dataset": "datasets",
-    "fit": "fitting", "Result": "fitting",
+    "SGD": "optim.optimizers", "Momentum": "optim.optimizers", "Nesterov": "optim.optimizers", "Adagrad": "optim.optimizers",
+    "RMSprop": "optim.optimizers", "Adam": "optim.optimizers", "AdamW": "optim.optimizers", "linear_scaling": "optim.optimizers",
+    "Activation": "nn.layers", "BatchNormalization": "nn.layers", "Dense": "nn.layers", "Dropout": "nn.layers",
+    "Layer": "nn.layers", "Sequential": "nn.layers",
+    "SoftmaxCrossEntropy": "nn.losses", "BinaryCrossEntropy": "nn.losses", "SquaredError": "nn.losses", "Loss": "nn.losses",
+    "Glorot": "nn.initializers", "He": "nn.initializers", "LeCun": "nn.initializers", "Zeros": "nn.initializers",
+    "Constant": "nn.initializers", "Normal": "nn.initializers", "Uniform": "nn.initializers",
+    "Batch": "nn.batch", "Views": "core.layout", "Layout": "core.layout",
+    "Custom": "nn.objective", "LossAndGrad": "nn.objective",
+    "Callback": "training.callbacks", "build_schedule": "optim.schedules",
+    "load_mnist": "data.sources", "open_dataset": "data.sources",
+    "fit": "run.fit", "Result": "run.fit",
 }  # fmt: skip
 
 if TYPE_CHECKING:
-    from distsgd.batch import Batch as Batch
-    from distsgd.callbacks import Callback as Callback
-    from distsgd.datasets import load_mnist as load_mnist
-    from distsgd.datasets import open_dataset as open_dataset
-    from distsgd.fitting import Result as Result
-    from distsgd.fitting import fit as fit
-    from distsgd.initializers import Constant as Constant
-    from distsgd.initializers import Glorot as Glorot
-    from distsgd.initializers import He as He
-    from distsgd.initializers import LeCun as LeCun
-    from distsgd.initializers import Normal as Normal
-    from distsgd.initializers import Uniform as Uniform
-    from distsgd.initializers import Zeros as Zeros
-    from distsgd.layers import Activation as Activation
-    from distsgd.layers import BatchNormalization as BatchNormalization
-    from distsgd.layers import Dense as Dense
-    from distsgd.layers import Dropout as Dropout
-    from distsgd.layers import Layer as Layer
-    from distsgd.layers import Sequential as Sequential
-    from distsgd.layout import Layout as Layout
-    from distsgd.layout import Views as Views
-    from distsgd.losses import BinaryCrossEntropy as BinaryCrossEntropy
-    from distsgd.losses import Loss as Loss
-    from distsgd.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
-    from distsgd.losses import SquaredError as SquaredError
-    from distsgd.objective import Custom as Custom
-    from distsgd.objective import LossAndGrad as LossAndGrad
-    from distsgd.optimizers import SGD as SGD
-    from distsgd.optimizers import Adagrad as Adagrad
-    from distsgd.optimizers import Adam as Adam
-    from distsgd.optimizers import AdamW as AdamW
-    from distsgd.optimizers import Momentum as Momentum
-    from distsgd.optimizers import Nesterov as Nesterov
-    from distsgd.optimizers import RMSprop as RMSprop
-    from distsgd.optimizers import linear_scaling as linear_scaling
-    from distsgd.schedules import build_schedule as build_schedule
+    from distsgd.core.layout import Layout as Layout
+    from distsgd.core.layout import Views as Views
+    from distsgd.data.sources import load_mnist as load_mnist
+    from distsgd.data.sources import open_dataset as open_dataset
+    from distsgd.nn.batch import Batch as Batch
+    from distsgd.nn.initializers import Constant as Constant
+    from distsgd.nn.initializers import Glorot as Glorot
+    from distsgd.nn.initializers import He as He
+    from distsgd.nn.initializers import LeCun as LeCun
+    from distsgd.nn.initializers import Normal as Normal
+    from distsgd.nn.initializers import Uniform as Uniform
+    from distsgd.nn.initializers import Zeros as Zeros
+    from distsgd.nn.layers import Activation as Activation
+    from distsgd.nn.layers import BatchNormalization as BatchNormalization
+    from distsgd.nn.layers import Dense as Dense
+    from distsgd.nn.layers import Dropout as Dropout
+    from distsgd.nn.layers import Layer as Layer
+    from distsgd.nn.layers import Sequential as Sequential
+    from distsgd.nn.losses import BinaryCrossEntropy as BinaryCrossEntropy
+    from distsgd.nn.losses import Loss as Loss
+    from distsgd.nn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+    from distsgd.nn.losses import SquaredError as SquaredError
+    from distsgd.nn.objective import Custom as Custom
+    from distsgd.nn.objective import LossAndGrad as LossAndGrad
+    from distsgd.optim.optimizers import SGD as SGD
+    from distsgd.optim.optimizers import Adagrad as Adagrad
+    from distsgd.optim.optimizers import Adam as Adam
+    from distsgd.optim.optimizers import AdamW as AdamW
+    from distsgd.optim.optimizers import Momentum as Momentum
+    from distsgd.optim.optimizers import Nesterov as Nesterov
+    from distsgd.optim.optimizers import RMSprop as RMSprop
+    from distsgd.optim.optimizers import linear_scaling as linear_scaling
+    from distsgd.optim.schedules import build_schedule as build_schedule
+    from distsgd.run.fit import Result as Result
+    from distsgd.run.fit import fit as fit
+    from distsgd.training.callbacks import Callback as Callback
 
 __all__ = ["__version__", *_WHERE]
 

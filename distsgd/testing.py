@@ -8,12 +8,12 @@ from math import isfinite
 
 import numpy as np
 
-from distsgd import random
-from distsgd.batch import Batch
-from distsgd.components import is_own
-from distsgd.device import Array, Shape
-from distsgd.layers.base import Layer
-from distsgd.layout import Layout, Views
+from distsgd.core import random
+from distsgd.core.components import is_own
+from distsgd.core.device import Array, Shape
+from distsgd.core.layout import Layout, Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Layer
 
 LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import distsgd
 from distsgd import Activation, Dense, Sequential
-from distsgd.fitting import communicator_of_this_run
+from distsgd.run.fit import communicator_of_this_run
 
 PRINTED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("gd", "none"): (0.702405, 0.668101, 0.635288, 0.600491, 0.573367),

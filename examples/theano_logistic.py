@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import distsgd
-from distsgd.fitting import communicator_of_this_run
+from distsgd.run.fit import communicator_of_this_run
 
 BATCH = 600
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import distsgd
 from distsgd import Activation, Batch, Dense, Layout, Normal, Sequential, SoftmaxCrossEntropy
-from distsgd.fitting import communicator_of_this_run
+from distsgd.run.fit import communicator_of_this_run
 
 network = Sequential(
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from distsgd import runtime
+from distsgd.core import runtime
 
 # Scripts that made the stored references import what only they need.
 collect_ignore_glob = ["reference/*.py"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.kernels.cublas import SIGNATURES, WORKSPACE_BYTES
+from distsgd.gpu.cublas import SIGNATURES, WORKSPACE_BYTES
 from tests.strict_arrays import RECORDER
 
 HANDLES, STREAMS, COMPUTED = [0xB1A5], {}, []

@@ -29,26 +29,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from distsgd import runtime
+from distsgd.core import runtime
 
 runtime.prepare()
 
 import numpy as np  # noqa: E402
 
-from distsgd.checkpoint import Checkpoint, decode, encode  # noqa: E402
-from distsgd.command_line import read_toml  # noqa: E402
-from distsgd.communication.serial import SerialCommunicator  # noqa: E402
-from distsgd.config import TrainConfig, to_toml  # noqa: E402
-from distsgd.datasets.base import read_array  # noqa: E402
-from distsgd.datasets.cifar10 import CIFAR_10, OpenOptions, read_python  # noqa: E402
-from distsgd.datasets.files import open_path  # noqa: E402
-from distsgd.datasets.idx import IdxSource  # noqa: E402
-from distsgd.errors import DistsgdError, LaneError, OutOfMemoryError  # noqa: E402
-from distsgd.fitting import fit  # noqa: E402
-from distsgd.outcome import last_line  # noqa: E402
-from distsgd.records import RunFolder  # noqa: E402
-from distsgd.resume import find_start, is_finished  # noqa: E402
-from distsgd.stored_model import load_model  # noqa: E402
+from distsgd.cli.command_line import read_toml  # noqa: E402
+from distsgd.core.checkpoint import Checkpoint, decode, encode  # noqa: E402
+from distsgd.core.errors import DistsgdError, LaneError, OutOfMemoryError  # noqa: E402
+from distsgd.data.sources.base import read_array  # noqa: E402
+from distsgd.data.sources.cifar10 import CIFAR_10, OpenOptions, read_python  # noqa: E402
+from distsgd.data.sources.files import open_path  # noqa: E402
+from distsgd.data.sources.idx import IdxSource  # noqa: E402
+from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
+from distsgd.run.config import TrainConfig, to_toml  # noqa: E402
+from distsgd.run.fit import fit  # noqa: E402
+from distsgd.run.folder import RunFolder  # noqa: E402
+from distsgd.run.resume import find_start, is_finished  # noqa: E402
+from distsgd.run.stored_model import load_model  # noqa: E402
+from distsgd.run.summary import last_line  # noqa: E402
 
 LIMIT_BYTES = 64 << 20
 LIMIT_SECONDS = 1.0

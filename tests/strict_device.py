@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import device, kernels
-from distsgd.communication import nccl
-from distsgd.kernels import cpu
-from distsgd.random import Stream
-from distsgd.step import StepOrder
-from distsgd.under_way import Steps
+from distsgd.core import device, kernels
+from distsgd.core.kernels import cpu
+from distsgd.core.random import Stream
+from distsgd.gpu import nccl
+from distsgd.gpu.graph_steps import Steps
+from distsgd.training.step import StepOrder
 from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import FUNCTIONS, KERNEL, POOL, RECORDER, Recorder, StrictArray, close, open_up
@@ -215,7 +215,8 @@ def _sum_of_rows(rows: Any, sums: Any) -> Callable[[StrictArray, float], None]:
 @contextmanager
 def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[Recorder]:
     """Inside, `--device gpu` computes on `module`, with the kernels of the CPU or those of kernels.cu."""
-    from distsgd.kernels import cublas, gpu
+    from distsgd.gpu import cublas
+    from distsgd.gpu import kernels as gpu
 
     advance = Steps.advance
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from distsgd.communication.base import Communicator, Parts
-from distsgd.device import Array
+from distsgd.core.device import Array
+from distsgd.parallel.communicator import Communicator, Parts
 
 T = TypeVar("T")
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from benchmarks.children.protocol import settings, tell
 from benchmarks.workloads import workload
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
 
 import numpy as np  # noqa: E402
 
-from distsgd.communication import start  # noqa: E402
+from distsgd.parallel import start  # noqa: E402
 
 PARTS = 5
 LARGE, SMALL = 1 << 27, 1 << 18

@@ -8,13 +8,13 @@ from typing import Any
 
 from benchmarks.children.protocol import LEAST, WARM_UP, Memory, settings, tell
 from benchmarks.workloads import synthetic, workload
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()  # as every command does, before NumPy loads
 
 import distsgd  # noqa: E402
-from distsgd.trainer import Trainer  # noqa: E402
+from distsgd.training.trainer import Trainer  # noqa: E402
 
 WINDOW = 0.5
 """Seconds behind a checkpoint's beginning in which its writing is over."""

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.children.protocol import settings, tell
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
 
 import numpy as np  # noqa: E402
 
-from distsgd.communication import start  # noqa: E402
-from distsgd.communication.exchange import STRETCH, Exchange, Partition, Plan, stretches  # noqa: E402
-from distsgd.communication.replica import make_exchange  # noqa: E402
-from distsgd.communication.tree import scratch_levels  # noqa: E402
+from distsgd.parallel import start  # noqa: E402
+from distsgd.parallel.reduction import STRETCH, Exchange, Partition, Plan, stretches  # noqa: E402
+from distsgd.parallel.shared_reduction import make_exchange  # noqa: E402
+from distsgd.parallel.tree import scratch_levels  # noqa: E402
 
 
 class Reduction:

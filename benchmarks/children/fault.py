@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from distsgd import Callback
-from distsgd.communication.exchange import LocalExchange
-from distsgd.communication.messages import MessageExchange
-from distsgd.communication.replica import SharedExchange
-from distsgd.processes import mapped_files, open_files, stat
-from distsgd.step import TrainingStep
-from distsgd.trainer import Trainer
-from distsgd.validation import Evaluator
+from distsgd.parallel.message_reduction import MessageExchange
+from distsgd.parallel.processes import mapped_files, open_files, stat
+from distsgd.parallel.reduction import LocalExchange
+from distsgd.parallel.shared_reduction import SharedExchange
+from distsgd.training.evaluator import Evaluator
+from distsgd.training.step import TrainingStep
+from distsgd.training.trainer import Trainer
 
 FAULT = json.loads(os.environ["DISTSGD_FAULT"])
 RANK = next((int(os.environ[name]) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK") if name in os.environ), 0)

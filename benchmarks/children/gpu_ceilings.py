@@ -8,15 +8,15 @@ from statistics import median
 
 from benchmarks.children.protocol import settings, tell
 from benchmarks.workloads import gpu_workload
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
 
 import numpy as np  # noqa: E402
 
-from distsgd.device import Array, Device, choose_device  # noqa: E402
-from distsgd.kernels import kernels_for  # noqa: E402
+from distsgd.core.device import Array, Device, choose_device  # noqa: E402
+from distsgd.core.kernels import kernels_for  # noqa: E402
 
 PARTS = 5
 

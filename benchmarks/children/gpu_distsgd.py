@@ -7,13 +7,13 @@ from typing import Any
 
 from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
 from benchmarks.workloads import gpu_workload, synthetic
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
 
 import distsgd  # noqa: E402
-from distsgd.trainer import Trainer  # noqa: E402
+from distsgd.training.trainer import Trainer  # noqa: E402
 
 
 class Clock(distsgd.Callback):

@@ -12,18 +12,18 @@ from typing import Any
 
 from benchmarks.children.protocol import LEAST, settings, tell
 from benchmarks.workloads import gpu_workload, synthetic
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
 
 import distsgd  # noqa: E402
-from distsgd.communication.exchange import LocalExchange  # noqa: E402
-from distsgd.device import Device  # noqa: E402
-from distsgd.examples import Feeder  # noqa: E402
-from distsgd.objective import Supervised  # noqa: E402
-from distsgd.trainer import Trainer  # noqa: E402
-from distsgd.update import SliceUpdate  # noqa: E402
+from distsgd.core.device import Device  # noqa: E402
+from distsgd.data.examples import Feeder  # noqa: E402
+from distsgd.nn.objective import Supervised  # noqa: E402
+from distsgd.parallel.reduction import LocalExchange  # noqa: E402
+from distsgd.training.trainer import Trainer  # noqa: E402
+from distsgd.training.update import SliceUpdate  # noqa: E402
 
 PARTS = ("gather", "forward", "backward", "reduction", "update")
 STEPS = 40

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.children.protocol import settings, tell
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
 
 import numpy as np  # noqa: E402
 
-from distsgd.communication import start  # noqa: E402
-from distsgd.communication.base import Parts  # noqa: E402
-from distsgd.communication.exchange import Partition, Plan  # noqa: E402
-from distsgd.communication.messages import MessageExchange  # noqa: E402
-from distsgd.communication.serial import SerialCommunicator  # noqa: E402
+from distsgd.parallel import start  # noqa: E402
+from distsgd.parallel.communicator import Parts  # noqa: E402
+from distsgd.parallel.message_reduction import MessageExchange  # noqa: E402
+from distsgd.parallel.reduction import Partition, Plan  # noqa: E402
+from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 
 FEW, MANY = 2, 512
 BYTES = 128

@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.children.mnist import load
 from benchmarks.children.protocol import settings, tell
 from benchmarks.workloads import workload
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
 from benchmarks.workloads import synthetic, workload
-from distsgd import runtime
+from distsgd.core import runtime
 
 wanted = settings()
 runtime.prepare()
@@ -20,11 +20,11 @@ runtime.prepare()
 import numpy as np  # noqa: E402
 
 import distsgd  # noqa: E402
-from distsgd.communication import Communicator, start  # noqa: E402
-from distsgd.communication.exchange import LocalExchange  # noqa: E402
-from distsgd.communication.messages import MessageExchange  # noqa: E402
-from distsgd.communication.replica import SharedExchange  # noqa: E402
-from distsgd.trainer import Trainer  # noqa: E402
+from distsgd.parallel import Communicator, start  # noqa: E402
+from distsgd.parallel.message_reduction import MessageExchange  # noqa: E402
+from distsgd.parallel.reduction import LocalExchange  # noqa: E402
+from distsgd.parallel.shared_reduction import SharedExchange  # noqa: E402
+from distsgd.training.trainer import Trainer  # noqa: E402
 
 PARTS = ("compute", "gather", "update", "publish")
 noted: list[float] = []

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
-from distsgd.runtime import blas_description as blas_description
-from distsgd.runtime import cpu_probe as cpu_probe
-from distsgd.runtime import prepare as prepare
+from distsgd.core.runtime import blas_description as blas_description
+from distsgd.core.runtime import cpu_probe as cpu_probe
+from distsgd.core.runtime import prepare as prepare
 
 OPTION_NAMES = {"microbatches": "logical_ranks"}
 """Options by the guard's name for them, where distsgd has another one."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distsgd.files import open_regular, read_regular
+from distsgd.core.files import open_regular, read_regular
 
 Signature = tuple[int, int, int]
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from distsgd.errors import ConfigurationError, LauncherError
+from distsgd.core.errors import ConfigurationError, LauncherError
 
 _NAMES = ("mpirun", "mpiexec")
 _ASK_SECONDS = 20.0

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from distsgd.errors import LauncherError
+from distsgd.core.errors import LauncherError
 
 _PREFIX = "distsgd-launch-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

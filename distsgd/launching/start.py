@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from distsgd.board import Board, Field
+from distsgd.core.output import BOARD_VARIABLE, LAUNCH_VARIABLE, mark, secret
 from distsgd.launching.words import Stream, Words
-from distsgd.output import BOARD_VARIABLE, LAUNCH_VARIABLE, mark, secret
-from distsgd.processes import alive, can_look
+from distsgd.parallel.processes import alive, can_look
+from distsgd.parallel.status_table import Board, Field
 
 _TICK = 0.25  # seconds
 _SHOWN_SOON = 0.05

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distsgd.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE
+from distsgd.core.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE
 
 _KEPT_NOISE = 200  # lines
 

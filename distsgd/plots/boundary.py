@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distsgd.device import Array, Shape
-from distsgd.metrics import predicted_classes
+from distsgd.core.device import Array, Shape
 from distsgd.plots.canvas import BLUE, COLOURS, VERMILLION, NothingToDraw, heading, new_figure
 from distsgd.plots.misclassified import are_probabilities
+from distsgd.training.metrics import predicted_classes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.errors import ConfigurationError, RunFolderError
-from distsgd.files import make_folders
-from distsgd.folders import Folder
+from distsgd.core.errors import ConfigurationError, RunFolderError
+from distsgd.core.files import make_folders
+from distsgd.core.folders import Folder
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap

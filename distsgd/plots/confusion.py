@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distsgd.device import Array
+from distsgd.core.device import Array
 from distsgd.plots.canvas import BLUE, GREY, SPLIT_WORDS, VERMILLION, WIDTH, heading, new_figure
 
 if TYPE_CHECKING:

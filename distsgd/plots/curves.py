@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distsgd.errors import RunFolderError
+from distsgd.core.errors import RunFolderError
 from distsgd.plots.canvas import BLUE, COLOURS, GREEN, GREY, VERMILLION, heading, new_figure, wrapped
-from distsgd.plots.runs import Run
 from distsgd.plots.series import (
     SPLITS,
     CurveOptions,
@@ -19,6 +18,7 @@ from distsgd.plots.series import (
     run_curves,
     training_label,
 )
+from distsgd.run.picture_runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

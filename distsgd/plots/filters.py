@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distsgd.device import Array, Shape
+from distsgd.core.device import Array, Shape
 from distsgd.plots.canvas import WIDTH, NothingToDraw, diverging, heading
 from distsgd.plots.images import as_images, coloured, image_shape, mosaic
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distsgd.device import Array, Shape
+from distsgd.core.device import Array, Shape
 from distsgd.plots.canvas import WIDTH, new_figure
 
 if TYPE_CHECKING:

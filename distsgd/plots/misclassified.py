@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distsgd.device import Array, Shape
-from distsgd.metrics import predicted_classes
+from distsgd.core.device import Array, Shape
 from distsgd.plots.canvas import GREY, SPLIT_WORDS, WIDTH, NothingToDraw, heading
 from distsgd.plots.images import as_images, mosaic, pictured
+from distsgd.training.metrics import predicted_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

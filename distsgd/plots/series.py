@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distsgd.errors import ConfigurationError
-from distsgd.plots.runs import Run, differences, names, steps_per_epoch
+from distsgd.core.errors import ConfigurationError
+from distsgd.run.picture_runs import Run, differences, names, steps_per_epoch
 
 SPLITS = ("training", "validation", "test")
 _KEYS = {"training": "train_full", "validation": "validation", "test": "test"}

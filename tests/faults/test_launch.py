@@ -99,7 +99,7 @@ RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0))
 
 class Defect(distsgd.Callback):
     def __init__(self):
-        from distsgd.step import TrainingStep
+        from distsgd.training.step import TrainingStep
         run = TrainingStep.run
 
         def broken(self, order, *arguments, **keywords):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.output import LAUNCH_VARIABLES
+from distsgd.core.output import LAUNCH_VARIABLES
 from tests.faults.tools import CALLBACK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left
 from tests.parallel.launch import environment, find_mpirun
 
@@ -178,8 +178,8 @@ from types import SimpleNamespace
 import numpy as np
 
 import distsgd
-from distsgd.communication import mpi
-from distsgd.errors import DataError
+from distsgd.parallel import mpi
+from distsgd.core.errors import DataError
 
 load = mpi._load_mpi
 
@@ -200,7 +200,7 @@ class MPI:
 
 
 mpi._load_mpi = MPI
-from distsgd.fitting import communicator_of_this_run
+from distsgd.run.fit import communicator_of_this_run
 
 me = communicator_of_this_run()
 if HOW == "sentence":

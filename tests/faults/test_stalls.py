@@ -42,7 +42,7 @@ def stuck(shape, outputs):
 
 
 def Stuck(model):
-    from distsgd.step import TrainingStep
+    from distsgd.training.step import TrainingStep
     run = TrainingStep.run
 
     def hang(self, order, *arguments, **keywords):
@@ -116,4 +116,4 @@ def test_a_ranks_stacks_can_be_asked_for(tmp_path: Path) -> None:
     ended = job.end()
     assert ended.out.startswith("stopped: ")
     assert "most recent call first" in ended.err
-    assert "distsgd/trainer.py" in ended.err
+    assert "distsgd/training/trainer.py" in ended.err

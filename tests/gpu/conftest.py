@@ -6,8 +6,8 @@ import importlib.util
 
 import pytest
 
-from distsgd.device import Device, choose_device
-from distsgd.errors import ConfigurationError
+from distsgd.core.device import Device, choose_device
+from distsgd.core.errors import ConfigurationError
 
 
 @pytest.fixture(scope="session")

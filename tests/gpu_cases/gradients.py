@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.device import Array, Device, Shape, to_host
-from distsgd.layers import Layer
-from distsgd.layers.base import Backward
-from distsgd.layout import Layout, Views
+from distsgd.core.device import Array, Device, Shape, to_host
+from distsgd.core.layout import Layout, Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import Layer
+from distsgd.nn.layers.base import Backward
 from distsgd.testing import check_gradient, check_layer_gradient
 from tests.unit import test_convolution, test_layers, test_losses
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.communication.tree import scratch_levels, tree_sum
-from distsgd.device import Array, Device, to_host
-from distsgd.kernels import cpu, kernels_for
-from distsgd.kernels.convolution import Window
-from distsgd.optimizers import OPTIMIZERS, build_optimizer
-from distsgd.random import normal, stream
-from distsgd.sampling import lane_bounds
+from distsgd.core.device import Array, Device, to_host
+from distsgd.core.kernels import cpu, kernels_for
+from distsgd.core.kernels.convolution import Window
+from distsgd.core.random import normal, stream
+from distsgd.data.sampling import lane_bounds
+from distsgd.optim.optimizers import OPTIMIZERS, build_optimizer
+from distsgd.parallel.tree import scratch_levels, tree_sum
 
 DTYPES = [np.float32, np.float64]
 IMAGES = (3, 8, 6, 5)

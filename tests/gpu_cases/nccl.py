@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.communication.base import Parts
-from distsgd.communication.nccl import NcclCommunicator, open_nccl
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.tree import scratch_levels, tree_sum
-from distsgd.device import Array, Device, gpu_count, to_host
-from distsgd.random import normal
+from distsgd.core.device import Array, Device, gpu_count, to_host
+from distsgd.core.random import normal
+from distsgd.gpu.nccl import NcclCommunicator, open_nccl
+from distsgd.parallel.communicator import Parts
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.tree import scratch_levels, tree_sum
 from tests.unit.test_gpu_training import SETTINGS, on_ranks, same, train
 
 DEEP: dict[str, Any] = {"hidden": (2000, 1000), "max_steps": 4}

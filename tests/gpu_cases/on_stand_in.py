@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from distsgd import runtime
+from distsgd.core import runtime
 
 runtime.prepare()
 
-from distsgd.train import main  # noqa: E402
+from distsgd.cli.train import main  # noqa: E402
 from tests.strict_device import StrictModule, strict_device  # noqa: E402
 
 if __name__ == "__main__":

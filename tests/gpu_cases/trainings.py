@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.batch import Batch
-from distsgd.device import Array, Device, Shape, to_host
-from distsgd.errors import DistsgdError, OutOfMemoryError
-from distsgd.fitting import Result, fit
-from distsgd.layers.base import Backward
-from distsgd.layout import Views
-from distsgd.random import normal, uniform
+from distsgd.core.device import Array, Device, Shape, to_host
+from distsgd.core.errors import DistsgdError, OutOfMemoryError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal, uniform
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Backward
+from distsgd.run.fit import Result, fit
 
 EXAMPLES, CLASSES = 120, 4
 X = normal((EXAMPLES, 12), 1, "x").astype(np.float32)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.checkpoint import Checkpoint, decode, encode
+from distsgd.core.checkpoint import Checkpoint, decode, encode
 
 Make = Callable[[Path], object]
 """Puts something into a folder."""

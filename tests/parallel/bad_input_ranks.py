@@ -46,8 +46,8 @@ def run_case(folder: Path, kept: Path, command: str, arguments: list[str], rank:
 
 def main(place: Path) -> None:
     """Runs the cases that `cases.json` names; a line in done.RANK for each."""
-    from distsgd import communication
-    from distsgd.commands import launcher_rank
+    from distsgd import parallel as communication
+    from distsgd.cli.commands import launcher_rank
 
     communication.start = cache(communication.start)  # type: ignore[assignment]
     rank = launcher_rank()

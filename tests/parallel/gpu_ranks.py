@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from distsgd import communication
-from distsgd.communication.mpi import MPICommunicator
+from distsgd import parallel as communication
+from distsgd.parallel.mpi import MPICommunicator
 from tests.strict_device import StrictModule, strict_device
 from tests.unit.test_gpu_training import train
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import distsgd
-from distsgd.errors import DistsgdError
+from distsgd.core.errors import DistsgdError
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)

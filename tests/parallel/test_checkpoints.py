@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from distsgd.checkpoint import CheckpointFolder, read_checkpoint
-from distsgd.folders import Folder
+from distsgd.core.checkpoint import CheckpointFolder, read_checkpoint
+from distsgd.core.folders import Folder
 from tests.parallel.launch import Done, module, records, result, summary, train
 
 OPTIONS = (

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.device import Array
+from distsgd.core.device import Array
 from tests.parallel.launch import ROOT, environment, find_mpirun, module, result, summary, train
 
 MNIST = ROOT.parent / "shared" / "data"

@@ -69,7 +69,7 @@ def flat_metric(outputs, y):
 class Stop(distsgd.Callback):
     def on_step(self, step, loss, examples):
         if step == 2:
-            raise distsgd.errors.ConfigurationError("the callback had enough")
+            raise distsgd.core.errors.ConfigurationError("the callback had enough")
 
 
 class Broken(distsgd.Callback):

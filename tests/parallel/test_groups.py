@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import distsgd
-from distsgd.communication.serial import SerialCommunicator
+from distsgd.parallel.serial import SerialCommunicator
 from tests.parallel.group_ranks import X, Y
 from tests.parallel.launch import run_command
 

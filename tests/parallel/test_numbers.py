@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from distsgd import Custom
-from distsgd.communication.messages import MessageExchange
+from distsgd.parallel.message_reduction import MessageExchange
 
 BAD = {3: "nan", 9: "gradient", 10: "gradient", 21: "nan"}
 

@@ -15,7 +15,7 @@ import os
 import sys
 
 import distsgd
-from distsgd.commands import launcher_rank
+from distsgd.cli.commands import launcher_rank
 
 
 def told():

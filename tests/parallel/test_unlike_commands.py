@@ -16,7 +16,7 @@ OF_ANOTHER_VERSION = "import {0}; {0}.__version__ = '9.8'; from distsgd.train im
 NET = """
 from math import prod
 
-from distsgd.layers import Dense, Flatten, Sequential
+from distsgd.nn.layers import Dense, Flatten, Sequential
 
 def build(shape, outputs):
     return Sequential([Flatten(), Dense(prod(shape), {0}), Dense({0}, outputs)])

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import distsgd
-from distsgd import schedules
-from distsgd.metrics import Accuracy, TopK, UserMetric
+from distsgd.optim import schedules
+from distsgd.training.metrics import Accuracy, TopK, UserMetric
 from tests.parallel.unlike_objects import (
     Color,
     Half,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 import distsgd
-from distsgd import schedules
-from distsgd.metrics import Metric
-from distsgd.optimizers import Optimizer
+from distsgd.optim import schedules
+from distsgd.optim.optimizers import Optimizer
+from distsgd.training.metrics import Metric
 
 
 def network(units: int, activation: str = "relu") -> distsgd.Layer:

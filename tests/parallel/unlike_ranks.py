@@ -18,7 +18,7 @@ from typing import Any
 from mpi4py import MPI
 
 import distsgd
-from distsgd.fitting import communicator_of_this_run
+from distsgd.run.fit import communicator_of_this_run
 from tests.parallel.unlike import DIFFERENT, SAME, Row, X, Y
 
 HANGS = 20.0

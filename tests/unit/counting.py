@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from distsgd.communication.base import Communicator, Parts
-from distsgd.device import Array
+from distsgd.core.device import Array
+from distsgd.parallel.communicator import Communicator, Parts
 
 
 class Counting(Communicator):

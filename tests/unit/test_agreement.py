@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.agreement import agreed, command_identity, compare, rank_names
-from distsgd.communication import Communicator
-from distsgd.errors import ConfigurationError, DataError, DistsgdError
-from distsgd.fitting import fit
-from distsgd.identity import Identity
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
+from distsgd.parallel import Communicator
+from distsgd.run.agreement import agreed, command_identity, compare, rank_names
+from distsgd.run.fit import fit
+from distsgd.run.identity import Identity
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.augmentation import ONE_PIXEL, Augmentation, example_words, move, parse_augmentation
-from distsgd.config import TrainConfig, resolved
-from distsgd.device import Array
-from distsgd.errors import ConfigurationError
-from distsgd.examples import Examples, Feeder
-from distsgd.fitting import fit
-from distsgd.layers import Dense
-from distsgd.layout import Layout, Views
-from distsgd.losses import SoftmaxCrossEntropy
-from distsgd.objective import Supervised
-from distsgd.random import normal, uniform
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout, Views
+from distsgd.core.random import normal, uniform
+from distsgd.data.augmentation import ONE_PIXEL, Augmentation, example_words, move, parse_augmentation
+from distsgd.data.examples import Examples, Feeder
+from distsgd.nn.layers import Dense
+from distsgd.nn.losses import SoftmaxCrossEntropy
+from distsgd.nn.objective import Supervised
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.fit import fit
 
 NOTHING = Layout.of({}).views(np.zeros(0))
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from distsgd.background import BackgroundWriter, Task
-from distsgd.errors import CheckpointError, LaneError, OutputError
+from distsgd.core.errors import CheckpointError, LaneError, OutputError
+from distsgd.run.background import BackgroundWriter, Task
 
 
 class Bench:

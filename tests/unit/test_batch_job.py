@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.batch_job import Job, current_job, in_words, time_limit
-from distsgd.config import TrainConfig
-from distsgd.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError
+from distsgd.run.batch_job import Job, current_job, in_words, time_limit
+from distsgd.run.config import TrainConfig
 from tests.parallel.launch import module, summary
 
 
@@ -116,7 +116,7 @@ def test_a_job_without_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_command_that_hangs(answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.batch_job._ASK_SECONDS", 0.2)
+    monkeypatch.setattr("distsgd.run.batch_job._ASK_SECONDS", 0.2)
     (answers / "squeue").write_text("#!/bin/sh\nexec sleep 20\n")
     (answers / "squeue").chmod(0o755)
     began = time.monotonic()

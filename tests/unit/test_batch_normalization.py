@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.layers import BatchNormalization, Dense, Sequential
-from distsgd.layers.normalization import combine
-from distsgd.layout import Layout
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.nn.layers import BatchNormalization, Dense, Sequential
+from distsgd.nn.layers.normalization import combine
 from tests.unit.test_layers import N, make, with_statistics
 
 

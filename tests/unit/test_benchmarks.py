@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import common, processes
 from benchmarks.workloads import WORKLOADS
-from distsgd import device
-from distsgd.layout import Layout
-from distsgd.models import MODELS, ModelOptions
+from distsgd.core import device
+from distsgd.core.layout import Layout
+from distsgd.nn.models import MODELS, ModelOptions
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "/nowhere/python"

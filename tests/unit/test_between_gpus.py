@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import Layer, doctor
-from distsgd import train as command
-from distsgd.batch import Batch
-from distsgd.communication import Communicator, gpu_aware
-from distsgd.communication.base import Parts
-from distsgd.communication.between_gpus import between_gpus
-from distsgd.communication.nccl import version_words
-from distsgd.device import Array, Shape, choose_device, to_host
-from distsgd.errors import ConfigurationError, LaneError
-from distsgd.layers import Dense, Sequential
-from distsgd.layers.base import Backward
-from distsgd.layout import Views
+from distsgd import Layer
+from distsgd.cli import doctor
+from distsgd.cli import train as command
+from distsgd.core.device import Array, Shape, choose_device, to_host
+from distsgd.core.errors import ConfigurationError, LaneError
+from distsgd.core.layout import Views
+from distsgd.gpu.choose_transport import between_gpus
+from distsgd.gpu.nccl import version_words
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import Dense, Sequential
+from distsgd.nn.layers.base import Backward
+from distsgd.parallel import Communicator, gpu_aware
+from distsgd.parallel.communicator import Parts
 from tests.strict_arrays import MPI, NCCL, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import NcclError, StrictNccl

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from distsgd import checkpoint as module
-from distsgd.checkpoint import (
+from distsgd.core import checkpoint as module
+from distsgd.core.checkpoint import (
     _KINDS,
     Checkpoint,
     CheckpointFolder,
@@ -25,8 +25,8 @@ from distsgd.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from distsgd.errors import CheckpointError
-from distsgd.folders import Folder, write_atomically
+from distsgd.core.errors import CheckpointError
+from distsgd.core.folders import Folder, write_atomically
 
 SMALL = Checkpoint(
     {"parameters/w": np.array([[1.5, -0.0], [np.pi, 3e-42]], np.float32), "optimizer/velocity/w": np.arange(3.0)},

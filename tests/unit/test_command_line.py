@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import distsgd
-from distsgd.command_line import Finished, from_mapping, load_config, parse_arguments
-from distsgd.config import TrainConfig
-from distsgd.errors import ConfigurationError
-from distsgd.user_code import CodeName
+from distsgd.cli.command_line import Finished, from_mapping, load_config, parse_arguments
+from distsgd.core.errors import ConfigurationError
+from distsgd.run.config import TrainConfig
+from distsgd.run.user_code import CodeName
 
 
 @pytest.fixture

@@ -12,19 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.command_line import from_mapping, read_toml
-from distsgd.config import (
-    NOT_WRITTEN,
-    OPERATIONAL,
-    STOP_CONDITIONS,
-    TrainConfig,
-    field_names,
-    resolved,
-    to_toml,
-)
-from distsgd.errors import ConfigurationError
-from distsgd.optimizers import OPTIMIZERS
-from distsgd.option_values import Every, parse_duration, parse_every, parse_target
+from distsgd.cli.command_line import from_mapping, read_toml
+from distsgd.core.errors import ConfigurationError
+from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.run.config import NOT_WRITTEN, OPERATIONAL, STOP_CONDITIONS, TrainConfig, field_names, resolved, to_toml
+from distsgd.run.option_values import Every, parse_duration, parse_every, parse_target
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.errors import ConfigurationError
-from distsgd.layers import (
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import (
     Activation,
     AveragePooling,
     BatchNormalization,
@@ -24,8 +25,7 @@ from distsgd.layers import (
     Sequential,
     Subsample,
 )
-from distsgd.layers.convolution import PooledConvolution
-from distsgd.layout import Layout
+from distsgd.nn.layers.convolution import PooledConvolution
 from distsgd.testing import check_layer_gradient
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "images.npz")

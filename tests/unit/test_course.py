@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd import sampling
-from distsgd.schedules import Schedule
+from distsgd.data import sampling
+from distsgd.optim.schedules import Schedule
 from examples import optimization_course as course
 
 RATES = {("gd", "schedule"): 0.1, ("momentum", "schedule"): 0.1, ("adam", "schedule"): 0.01, ("gd", "every-epoch"): 0.1}

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import callbacks
-from distsgd.background import BackgroundWriter
-from distsgd.callbacks import FolderWriter
-from distsgd.checkpoint import Checkpoint
-from distsgd.errors import CheckpointError
-from distsgd.records import RunFolder
+from distsgd.core.checkpoint import Checkpoint
+from distsgd.core.errors import CheckpointError
+from distsgd.run.background import BackgroundWriter
+from distsgd.run.folder import RunFolder
+from distsgd.training import callbacks
+from distsgd.training.callbacks import FolderWriter
 
 SAVES, KEEP = 3, 2
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.datasets import check_arrays
-from distsgd.device import Array
-from distsgd.errors import DataError
+from distsgd.core.device import Array
+from distsgd.core.errors import DataError
+from distsgd.data.sources import check_arrays
 
 N = 200_000
 X = np.zeros((N, 3), np.float32)

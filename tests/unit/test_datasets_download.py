@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.datasets import OpenOptions, open_dataset, read_array
-from distsgd.datasets.cifar10 import TEST, TRAIN, Cifar10
-from distsgd.datasets.download import checksums_of, default_data_dir, download
-from distsgd.datasets.mnist import FASHION_MNIST, MNIST, IdxDataset
-from distsgd.errors import DataError
+from distsgd.core.errors import DataError
+from distsgd.data.sources import OpenOptions, open_dataset, read_array
+from distsgd.data.sources.cifar10 import TEST, TRAIN, Cifar10
+from distsgd.data.sources.download import checksums_of, default_data_dir, download
+from distsgd.data.sources.mnist import FASHION_MNIST, MNIST, IdxDataset
 
 FILES = tuple(MNIST.checksums)
 LABELS = FILES[1]

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distsgd.datasets.base import ArraySource, read_array
-from distsgd.datasets.files import open_path
-from distsgd.datasets.idx import IdxSource
-from distsgd.errors import DataError
+from distsgd.core.errors import DataError
+from distsgd.data.sources.base import ArraySource, read_array
+from distsgd.data.sources.files import open_path
+from distsgd.data.sources.idx import IdxSource
 
 X = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 

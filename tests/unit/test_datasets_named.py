@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.datasets import DATASETS, check_arrays, load_mnist, make_moons, open_dataset, read_array
-from distsgd.datasets import digits as digits_module
-from distsgd.datasets.base import ARRAY_NAMES
-from distsgd.datasets.cifar10 import TEST, TRAIN
-from distsgd.device import Array
-from distsgd.errors import DataError
+from distsgd.core.device import Array
+from distsgd.core.errors import DataError
+from distsgd.data.sources import DATASETS, check_arrays, load_mnist, make_moons, open_dataset, read_array
+from distsgd.data.sources import digits as digits_module
+from distsgd.data.sources.base import ARRAY_NAMES
+from distsgd.data.sources.cifar10 import TEST, TRAIN
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"

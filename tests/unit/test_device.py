@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import device
-from distsgd.communication import Communicator
-from distsgd.communication.devices import device_of_rank
-from distsgd.device import CPU, array_module, choose_device, host_copy, is_on_host, to_host
-from distsgd.errors import ConfigurationError
+from distsgd.core import device
+from distsgd.core.device import CPU, array_module, choose_device, host_copy, is_on_host, to_host
+from distsgd.core.errors import ConfigurationError
+from distsgd.gpu.devices import device_of_rank
+from distsgd.parallel import Communicator
 from tests.strict_arrays import StrictArray
 from tests.strict_device import StrictModule, strict_device
 from tests.threads import run_on_threads
@@ -95,7 +95,9 @@ def test_a_gpu_that_lets_nobody_in() -> None:
 
 
 def test_auto_does_not_load_cupy_where_there_is_none_or_no_gpu() -> None:
-    code = "import sys; from distsgd.device import choose_device; choose_device('auto'); print('cupy' in sys.modules)"
+    code = (
+        "import sys; from distsgd.core.device import choose_device; choose_device('auto'); print('cupy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     has_driver = any(Path(name).exists() for name in device._DRIVER_FILES)
     assert done.stdout.strip() == str(has_driver and importlib.util.find_spec("cupy") is not None)
@@ -152,8 +154,8 @@ def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.Monkey
     def choose(name: str, local_rank: int) -> Any:
         return (device.Device("gpu:0", StrictModule), None) if local_rank == 0 else (CPU, None)
 
-    monkeypatch.setattr("distsgd.communication.devices.choose_device", choose)
-    monkeypatch.setattr("distsgd.communication.devices.problem_of", lambda device: None)
+    monkeypatch.setattr("distsgd.gpu.devices.choose_device", choose)
+    monkeypatch.setattr("distsgd.gpu.devices.problem_of", lambda device: None)
     found = devices("auto", ("a", "a"))
     assert found == [("cpu", ["device auto computes on the CPU: a has no CuPy, other hosts have"])] * 2
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.digests import array_text, global_names, short
+from distsgd.run.digests import array_text, global_names, short
 
 
 @given(st.integers(0, 5), st.data())

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from distsgd import doctor, launchers
-from distsgd.diagnosis import library, machine
-from distsgd.diagnosis.library import Library
-from distsgd.diagnosis.machine import Look
-from distsgd.diagnosis.problems import find_problems
-from distsgd.diagnosis.speed import LARGE, Speed
+from distsgd.cli import doctor
+from distsgd.launching.doctor import library, machine
+from distsgd.launching.doctor.library import Library
+from distsgd.launching.doctor.machine import Look
+from distsgd.launching.doctor.problems import find_problems
+from distsgd.launching.doctor.speed import LARGE, Speed
+from distsgd.parallel import launchers
 
 ROOT = Path(__file__).parents[2]
 MPICH = "MPICH Version:      4.3.2\nMPICH Release date: Mon Oct  6\nMPICH ABI:          17:2:5\n"

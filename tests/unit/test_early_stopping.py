@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
-from distsgd.errors import ConfigurationError
-from distsgd.metrics import UserMetric, default_metrics
+from distsgd.core.errors import ConfigurationError
+from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
+from distsgd.training.metrics import UserMetric, default_metrics
 
 # Few different values, so that ties and NaN come up.
 values = st.one_of(st.integers(0, 12).map(lambda n: n / 8), st.floats(0, 2), st.just(math.nan), st.just(math.inf))

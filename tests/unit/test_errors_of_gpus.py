@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distsgd.errors import MIXED_ADVICE, DistsgdError, LaneError, OutOfMemoryError, users_code
+from distsgd.core.errors import MIXED_ADVICE, DistsgdError, LaneError, OutOfMemoryError, users_code
 from tests.strict_arrays import OutOfMemoryError as OnTheGpu
 
 CUDA = type("CUDARuntimeError", (RuntimeError,), {})

@@ -12,18 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.communication import Communicator
-from distsgd.communication.exchange import BLOCK, SCALARS, LocalExchange, Partition, Plan
-from distsgd.communication.messages import MessageExchange
-from distsgd.communication.replica import SharedExchange, make_exchange
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.shared_memory import shared_array
-from distsgd.communication.tree import scratch_levels, tree_sum
-from distsgd.device import Array
-from distsgd.errors import ConfigurationError
-from distsgd.fitting import fit
-from distsgd.random import normal
-from distsgd.sampling import lane_bounds
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.random import normal
+from distsgd.data.sampling import lane_bounds
+from distsgd.parallel import Communicator
+from distsgd.parallel.message_reduction import MessageExchange
+from distsgd.parallel.reduction import BLOCK, SCALARS, LocalExchange, Partition, Plan
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.shared_memory import shared_array
+from distsgd.parallel.shared_reduction import SharedExchange, make_exchange
+from distsgd.parallel.tree import scratch_levels, tree_sum
+from distsgd.run.fit import fit
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
@@ -145,7 +145,7 @@ def test_messages_where_memory_cannot_be_shared(monkeypatch: pytest.MonkeyPatch)
     def refuse(size: int) -> Any:
         raise OSError("no memory files here")
 
-    monkeypatch.setattr("distsgd.communication.shared_memory._create", refuse)
+    monkeypatch.setattr("distsgd.parallel.shared_memory._create", refuse)
 
     def kind(communicator: Communicator, asked: str) -> Any:
         plan = Plan(Partition(4, communicator.size, 10), 1, F32, 1, 2)

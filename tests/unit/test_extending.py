@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import fit, option_values
-from distsgd.datasets import check_arrays, open_dataset, read_array
-from distsgd.identity import text_of
-from distsgd.initializers import parse_initializer
-from distsgd.layers import Activation, Dense, Sequential
-from distsgd.random import normal
-from distsgd.schedules import build_schedule
+from distsgd import fit
+from distsgd.core.random import normal
+from distsgd.data.sources import check_arrays, open_dataset, read_array
+from distsgd.nn.initializers import parse_initializer
+from distsgd.nn.layers import Activation, Dense, Sequential
+from distsgd.optim.schedules import build_schedule
+from distsgd.run import option_values
+from distsgd.run.identity import text_of
 from distsgd.testing import check_layer_gradient
 from tests.threads import run_on_threads
 
@@ -107,22 +108,22 @@ def test_identity_of_an_own_object(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_optimizer(added: Added) -> None:
-    added.both("distsgd/optimizers.py", "OPTIMIZERS")
+    added.both("distsgd/optim/optimizers.py", "OPTIMIZERS")
     losses = [trained(optimizer="signum", epochs=epochs)["train_loss"] for epochs in (1, 20)]
     assert losses[1] < losses[0]
 
 
 def test_layer(added: Added) -> None:
-    scale = added.block("distsgd/layers/scale.py").Scale
+    scale = added.block("distsgd/nn/layers/scale.py").Scale
     layers: dict[str, Any] = {}
-    exec(BLOCKS["distsgd/layers/__init__.py"], layers)
+    exec(BLOCKS["distsgd/nn/layers/__init__.py"], layers)
     assert layers["Scale"] is scale
     check_layer_gradient(scale(5), (5,)).raise_if_wrong()
     trained(model=Sequential([scale(6), Dense(6, 4), Activation("tanh"), scale(4), Dense(4, 2)]))
 
 
 def test_layer_of_layers(added: Added) -> None:
-    concatenated = added.block("distsgd/layers/concatenated.py").Concatenated
+    concatenated = added.block("distsgd/nn/layers/concatenated.py").Concatenated
     inner = Sequential([Dense(5, 4), Activation("tanh"), Dense(4, 5)])
     check_layer_gradient(concatenated(inner), (5,)).raise_if_wrong()
     model = Sequential([Dense(6, 5), concatenated(inner), Dense(10, 2)])
@@ -136,7 +137,7 @@ def test_layer_of_layers(added: Added) -> None:
 
 
 def test_activation(added: Added) -> None:
-    added.both("distsgd/layers/activation.py", "ACTIVATIONS")
+    added.both("distsgd/nn/layers/activation.py", "ACTIVATIONS")
     check_layer_gradient(Activation("swish"), (5,)).raise_if_wrong()
     trained(activation="swish")
 
@@ -144,10 +145,10 @@ def test_activation(added: Added) -> None:
 def test_named_model(added: Added) -> None:
     from dataclasses import replace
 
-    from distsgd.models import describe
+    from distsgd.nn.models import describe
 
-    module = added.block("distsgd/models/plain.py")
-    added.register(module, "distsgd/models/__init__.py", "MODELS")
+    module = added.block("distsgd/nn/models/plain.py")
+    added.register(module, "distsgd/nn/models/__init__.py", "MODELS")
     vars(module)["replace"] = replace  # the page says to import it
     layer = module.autoencoder((64,), 64, module.ModelOptions(hidden=(32, 8)))
     assert describe(layer) == "64-32-8-32-64 relu"
@@ -155,7 +156,7 @@ def test_named_model(added: Added) -> None:
 
 
 def test_loss(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = added.both("distsgd/losses.py", "LOSSES")
+    module = added.both("distsgd/nn/losses.py", "LOSSES")
     outputs, y = X[:, :3].T.astype(np.float64), X[:, 3:].T.astype(np.float64)
     total, gradient = module.AbsoluteError().loss_and_grad(outputs, y)
     assert total == pytest.approx(np.abs(outputs - y).sum())
@@ -168,13 +169,13 @@ def test_loss(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_initializer(added: Added) -> None:
-    added.both("distsgd/initializers.py", "INITIALIZERS")
+    added.both("distsgd/nn/initializers.py", "INITIALIZERS")
     np.testing.assert_array_equal(parse_initializer("identity(0.5)")((2, 3), 0, ""), [[0.5, 0, 0], [0, 0.5, 0]])
     trained(weight_initializer="identity")
 
 
 def test_schedule(added: Added) -> None:
-    added.both("distsgd/schedules.py", "SCHEDULES")
+    added.both("distsgd/optim/schedules.py", "SCHEDULES")
     schedule = build_schedule("triangle", factor=0.5, decay_epochs=4)
     rates = [schedule.learning_rate(1.0, step, steps_per_epoch=1) for step in range(9)]
     assert rates == [0.5, 0.75, 1.0, 0.75, 0.5, 0.75, 1.0, 0.75, 0.5]
@@ -182,8 +183,8 @@ def test_schedule(added: Added) -> None:
 
 
 def test_data_set(added: Added) -> None:
-    module = added.block("distsgd/datasets/spirals.py")
-    added.register(module, "distsgd/datasets/__init__.py", "DATASETS")
+    module = added.block("distsgd/data/sources/spirals.py")
+    added.register(module, "distsgd/data/sources/__init__.py", "DATASETS")
     source = open_dataset("spirals", seed=3)
     x, y = read_array(source.arrays["x_train"]), read_array(source.arrays["y_train"])
     assert check_arrays("spirals", x, y) == 2
@@ -191,7 +192,7 @@ def test_data_set(added: Added) -> None:
 
 
 def test_metric(added: Added) -> None:
-    added.both("distsgd/metrics.py", "METRICS")
+    added.both("distsgd/training/metrics.py", "METRICS")
     summary = trained(VALUES, metric=("root_mean_squared_error",))
     squared = summary["validation_mean_squared_error"]
     assert summary["validation_root_mean_squared_error"] == pytest.approx(squared**0.5)

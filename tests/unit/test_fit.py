@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.batch import Batch
-from distsgd.communication import Communicator
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError
-from distsgd.fitting import Result, fit
-from distsgd.layout import Views
-from distsgd.metrics import UserMetric
-from distsgd.random import normal
-from distsgd.schedules import Constant, InverseTime
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, LaneError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal
+from distsgd.nn.batch import Batch
+from distsgd.optim.schedules import Constant, InverseTime
+from distsgd.parallel import Communicator
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.fit import Result, fit
+from distsgd.training.metrics import UserMetric
 from tests.threads import run_on_threads
 
 X = normal((210, 8), 1, "x").astype(np.float32)
@@ -301,6 +301,6 @@ def test_arrays_in_any_order_of_memory() -> None:
     wide = np.zeros((210, 20), np.float32)
     wide[:, 4:12] = X
     assert sha256(np.asfortranarray(X)) == sha256(wide[:, 4:12]) == sha256(X)
-    examples = distsgd.fitting._examples((np.asfortranarray(X), LABELS), "train")
+    examples = distsgd.run.fit._examples((np.asfortranarray(X), LABELS), "train")
     assert examples is not None
     assert examples.x.flags.c_contiguous, "else each minibatch copies the whole set"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.communication import Communicator
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.errors import ConfigurationError
-from distsgd.runtime import single_threaded_blas
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.runtime import single_threaded_blas
+from distsgd.parallel import Communicator
+from distsgd.parallel.serial import SerialCommunicator
 from tests.threads import run_on_threads
 
 ROOT = Path(__file__).parents[2]

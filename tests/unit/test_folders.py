@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.checkpoint import Checkpoint
-from distsgd.errors import OutputError
-from distsgd.folders import Folder, is_leftover, open_folder, write_atomically
-from distsgd.records import RunFolder
+from distsgd.core.checkpoint import Checkpoint
+from distsgd.core.errors import OutputError
+from distsgd.core.folders import Folder, is_leftover, open_folder, write_atomically
+from distsgd.run.folder import RunFolder
 
 OLD_NAMES = (".config.toml.tmp", ".summary.json.tmp", ".metrics.jsonl.tmp")
 OLD_CHECKPOINTS = (".step-1.safetensors.tmp", ".last.safetensors.tmp", ".best.safetensors.tmp")

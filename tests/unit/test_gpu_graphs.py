@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from distsgd import Custom
-from distsgd.callbacks import Callback
-from distsgd.communication.exchange import LocalExchange, Partition, Plan
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.device import Device
-from distsgd.errors import NonFiniteError
-from distsgd.examples import Examples, Feeder
-from distsgd.graphs import UNDER_WAY, StepGraphs, StepInputs
-from distsgd.layers import Activation, Dense, Sequential
-from distsgd.objective import Objective
-from distsgd.optimizers import Optimizer
-from distsgd.schedules import Schedule
+from distsgd.core.device import Device
+from distsgd.core.errors import NonFiniteError
+from distsgd.data.examples import Examples, Feeder
+from distsgd.gpu.graphs import UNDER_WAY, StepGraphs, StepInputs
+from distsgd.nn.layers import Activation, Dense, Sequential
+from distsgd.nn.objective import Objective
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.schedules import Schedule
+from distsgd.parallel.reduction import LocalExchange, Partition, Plan
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.training.callbacks import Callback
 from tests import emulated_kernels
 from tests.strict_arrays import GRAPH, TO_DEVICE, TO_HOST
 from tests.strict_device import StrictModule, strict_device

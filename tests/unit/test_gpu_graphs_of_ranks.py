@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.callbacks import Callback
-from distsgd.communication import Communicator
-from distsgd.device import Device
-from distsgd.errors import NonFiniteError
-from distsgd.graphs import UNDER_WAY
+from distsgd.core.device import Device
+from distsgd.core.errors import NonFiniteError
+from distsgd.gpu.graphs import UNDER_WAY
+from distsgd.parallel import Communicator
+from distsgd.training.callbacks import Callback
 from tests.strict_arrays import GRAPH, MPI, NCCL
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.communication.tree import scratch_levels, tree_sum
-from distsgd.kernels import cpu, gpu
-from distsgd.layers import BatchNormalization
-from distsgd.layout import Views
-from distsgd.option_values import AT_MOST
-from distsgd.random import normal, random_words, stream
-from distsgd.sampling import lane_bounds
+from distsgd.core.kernels import cpu
+from distsgd.core.layout import Views
+from distsgd.core.random import normal, random_words, stream
+from distsgd.data.sampling import lane_bounds
+from distsgd.gpu import kernels as gpu
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import BatchNormalization
+from distsgd.parallel.tree import scratch_levels, tree_sum
+from distsgd.run.option_values import AT_MOST
 from tests import emulated_kernels
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import KERNEL, close

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from distsgd import Custom
-from distsgd.batch import Batch
-from distsgd.communication import Communicator
-from distsgd.communication.exchange import Partition, Plan
-from distsgd.communication.replica import make_exchange
-from distsgd.device import choose_device
-from distsgd.errors import ConfigurationError, NonFiniteError
-from distsgd.fitting import Result, fit
-from distsgd.layout import Views
-from distsgd.random import normal, uniform
+from distsgd.core.device import choose_device
+from distsgd.core.errors import ConfigurationError, NonFiniteError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal, uniform
+from distsgd.nn.batch import Batch
+from distsgd.parallel import Communicator
+from distsgd.parallel.reduction import Partition, Plan
+from distsgd.parallel.shared_reduction import make_exchange
+from distsgd.run.fit import Result, fit
 from tests import emulated_kernels
 from tests.strict_arrays import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device

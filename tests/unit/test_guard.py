@@ -14,11 +14,11 @@ from benchmarks.guard import __main__ as guard
 from benchmarks.guard import files, recording, runs, times
 from benchmarks.guard.configurations import CONFIGURATIONS, STAND_INS
 from benchmarks.guard.recording import Renames, compare_entries
-from distsgd.layers import ACTIVATIONS
-from distsgd.losses import LOSSES
-from distsgd.models import MODELS
-from distsgd.optimizers import OPTIMIZERS
-from distsgd.schedules import SCHEDULES
+from distsgd.nn.layers import ACTIVATIONS
+from distsgd.nn.losses import LOSSES
+from distsgd.nn.models import MODELS
+from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.schedules import SCHEDULES
 from tests import emulated_kernels
 
 RECORDS = [{"step": 1, "loss": 0.5, "run": {"seconds": 1.0}}, {"step": 2, "loss": 0.25, "best": True}]

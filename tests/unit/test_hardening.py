@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd import placement
-from distsgd.batch import Batch
-from distsgd.communication import Communicator
-from distsgd.config import TrainConfig, resolved
-from distsgd.errors import ConfigurationError, DataError, DistsgdError, LaneError, NonFiniteError, RunFolderError
-from distsgd.fitting import fit
-from distsgd.layout import Views
-from distsgd.metrics import UserMetric
-from distsgd.random import normal
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, LaneError, NonFiniteError, RunFolderError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal
+from distsgd.nn.batch import Batch
+from distsgd.parallel import Communicator
+from distsgd.run import placement
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.fit import fit
+from distsgd.training.metrics import UserMetric
 from tests.threads import run_on_threads
 
 X = normal((120, 6), 1, "x").astype(np.float32)

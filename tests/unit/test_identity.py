@@ -24,8 +24,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.identity import Identity, text_of
-from distsgd.schedules import InverseTime
+from distsgd.optim.schedules import InverseTime
+from distsgd.run.identity import Identity, text_of
 
 ADDRESS = re.compile(r"\bat 0x|0x[0-9a-f]{8,16}\b")
 RATE = 0.5

@@ -5,8 +5,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from distsgd.errors import ConfigurationError
-from distsgd.initializers import (
+from distsgd.core.errors import ConfigurationError
+from distsgd.nn.initializers import (
     INITIALIZERS,
     Constant,
     Glorot,

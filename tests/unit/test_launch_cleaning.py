@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from distsgd.errors import LauncherError
+from distsgd.core.errors import LauncherError
+from distsgd.core.output import LAUNCH_VARIABLE
 from distsgd.launching import cleaning, private
 from distsgd.launching.cleaning import Janitor, Traces
 from distsgd.launching.private import PrivateFolder
-from distsgd.output import LAUNCH_VARIABLE
-from distsgd.processes import alive, stat
+from distsgd.parallel.processes import alive, stat
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
@@ -83,7 +83,7 @@ def test_a_janitor_cleans_up_whoever_kills_the_launcher(tmp_path: Path, orderly:
     text = (
         "import os, signal, subprocess, sys, time\n"
         "from distsgd.launching.cleaning import Janitor, Traces\n"
-        "from distsgd.output import LAUNCH_VARIABLE\n"
+        "from distsgd.core.output import LAUNCH_VARIABLE\n"
         "with Janitor(Traces('tag-of-a-janitors-test')) as janitor:\n"
         "    tagged = {**os.environ, LAUNCH_VARIABLE: janitor.traces.name}\n"
         "    child = subprocess.Popen(['sleep', '600'], env=tagged, start_new_session=True)\n"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from distsgd import launch
-from distsgd.errors import ConfigurationError, LauncherError
+from distsgd.cli import launch
+from distsgd.core.errors import ConfigurationError, LauncherError
+from distsgd.core.output import LAUNCH_VARIABLE, new_launch
 from distsgd.launching.folder import Outcome, WatchedFolder
 from distsgd.launching.mpirun import (
     Host,
@@ -29,7 +30,6 @@ from distsgd.launching.mpirun import (
     with_shares,
 )
 from distsgd.launching.start import Limits, Start, Stops
-from distsgd.output import LAUNCH_VARIABLE, new_launch
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 NEVER = Limits(0, 0)
@@ -258,7 +258,7 @@ def test_two_signals_end_at_once(stops: Stops) -> None:
 @linux
 def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     beats = (
-        "import mmap, os, time; from distsgd.board import Board, Field; "
+        "import mmap, os, time; from distsgd.parallel.status_table import Board, Field; "
         "memory = mmap.mmap(os.open(os.environ['DISTSGD_BOARD'], os.O_RDWR), Board.bytes_for(1)); "
         "board = Board(memoryview(memory), 1); assert board.marked; "
         "board.line(0)[Field.PLACE] = 57 * 16 + 2; board.line(0)[Field.PROCESS] = os.getpid(); "

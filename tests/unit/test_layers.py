@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.errors import ConfigurationError
-from distsgd.initializers import Constant
-from distsgd.layers import ACTIVATIONS, Activation, BatchNormalization, Dense, Dropout, Layer, Sequential
-from distsgd.layout import Layout
-from distsgd.losses import SoftmaxCrossEntropy
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.nn.batch import Batch
+from distsgd.nn.initializers import Constant
+from distsgd.nn.layers import ACTIVATIONS, Activation, BatchNormalization, Dense, Dropout, Layer, Sequential
+from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.testing import check_layer_gradient
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "layers.npz")

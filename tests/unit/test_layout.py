@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.layout import Layout
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
 
 names = st.lists(st.sampled_from(["w", "b", "a.w", "a.b", "a.c.w", "ab.w", "z"]), unique=True, max_size=7)
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.errors import RunFolderError
-from distsgd.fitting import fit
-from distsgd.locks import lock_folder
-from distsgd.records import RunFolder
+from distsgd.core.errors import RunFolderError
+from distsgd.core.locks import lock_folder
+from distsgd.run.fit import fit
+from distsgd.run.folder import RunFolder
 from tests.parallel.launch import environment
 
 X = np.arange(60.0).reshape(20, 3) % 7
@@ -27,7 +27,7 @@ QUICK = {"epochs": 1, "batch_size": 10, "validation_fraction": 0.0}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.locks._PATIENCE", 0.0)
+    monkeypatch.setattr("distsgd.core.locks._PATIENCE", 0.0)
 
 
 def train(out: Path, **options: object) -> None:
@@ -41,7 +41,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 HOLD = """
-from distsgd.records import RunFolder
+from distsgd.run.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.create("")
 print("has it", flush=True)
@@ -91,8 +91,8 @@ def test_a_child_of_a_fork_does_not_keep_the_folder(tmp_path: Path) -> None:
 def test_one_at_a_time(tmp_path: Path) -> None:
     """Lock files are made and removed all the time; still, never are two processes inside."""
     code = """
-from distsgd.locks import lock_folder
-from distsgd.errors import RunFolderError
+from distsgd.core.locks import lock_folder
+from distsgd.core.errors import RunFolderError
 path, inside, times = Path(sys.argv[1]) / "run", Path(sys.argv[1]) / "inside", 0
 until = time.monotonic() + 60
 while times < 150 and time.monotonic() < until:
@@ -212,7 +212,7 @@ def test_without_locks_a_run_that_may_still_be_there_is_named(
 
 
 def test_a_start_waits_for_one_that_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.locks._PATIENCE", 60.0)
+    monkeypatch.setattr("distsgd.core.locks._PATIENCE", 60.0)
     first = child(HOLD + "time.sleep(1)\nfolder.unlock()", tmp_path / "run")
     assert listen(first) == "has it"
     train(tmp_path / "run")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.errors import ConfigurationError
-from distsgd.losses import LOSSES, BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
+from distsgd.core.errors import ConfigurationError
+from distsgd.nn.batch import Batch
+from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, SoftmaxCrossEntropy, SquaredError
 from distsgd.testing import check_gradient
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "layers.npz")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.metrics import (
+from distsgd.core.errors import ConfigurationError
+from distsgd.training.metrics import (
     METRICS,
     R2,
     Accuracy,

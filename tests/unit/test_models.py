@@ -5,11 +5,11 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.errors import ConfigurationError
-from distsgd.layers import ACTIVATIONS, Activation, BatchNormalization, Dense, Dropout, Sequential
-from distsgd.layout import Layout
-from distsgd.models import MODELS, ModelOptions, accepted_shape, describe
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import ACTIVATIONS, Activation, BatchNormalization, Dense, Dropout, Sequential
+from distsgd.nn.models import MODELS, ModelOptions, accepted_shape, describe
 from distsgd.testing import check_layer_gradient
 
 

@@ -7,9 +7,10 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.errors import ConfigurationError
-from distsgd.layers import (
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import (
     AveragePooling,
     BatchNormalization,
     Convolution,
@@ -18,8 +19,7 @@ from distsgd.layers import (
     GlobalAveragePooling,
     MaxPooling,
 )
-from distsgd.layout import Layout
-from distsgd.models import MODELS, ModelOptions, accepted_shape, build_model, describe
+from distsgd.nn.models import MODELS, ModelOptions, accepted_shape, build_model, describe
 from distsgd.testing import check_layer_gradient
 
 CONV = "conv 20 5x5, pool 2, relu, conv 40 5x5, pool 2, relu, dense 100, relu, dense 10"

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.batch import Batch
-from distsgd.callbacks import Callback
-from distsgd.communication import Communicator
-from distsgd.communication.exchange import BLOCK
-from distsgd.config import TrainConfig
-from distsgd.errors import ConfigurationError, NonFiniteError
-from distsgd.fitting import Result, fit
-from distsgd.layout import Views
-from distsgd.non_finite import IN_A_ROW, UPDATE, NonFinite, goes_back
-from distsgd.random import normal
-from distsgd.sampling import Sampler
+from distsgd.core.errors import ConfigurationError, NonFiniteError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal
+from distsgd.data.sampling import Sampler
+from distsgd.nn.batch import Batch
+from distsgd.parallel import Communicator
+from distsgd.parallel.reduction import BLOCK
+from distsgd.run.config import TrainConfig
+from distsgd.run.fit import Result, fit
+from distsgd.training.callbacks import Callback
+from distsgd.training.non_finite import IN_A_ROW, UPDATE, NonFinite, goes_back
 from tests.threads import run_on_threads
 
 X = normal((48, 5), 1, "x")

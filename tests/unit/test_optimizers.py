@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.optimizers import (
+from distsgd.core.errors import ConfigurationError
+from distsgd.optim.optimizers import (
     OPTIMIZERS,
     SGD,
     Adam,

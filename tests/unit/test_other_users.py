@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.checkpoint import Checkpoint
-from distsgd.command_line import read_toml
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.errors import DistsgdError
-from distsgd.fitting import fit
-from distsgd.folders import Folder
-from distsgd.records import RunFolder
-from distsgd.resume import beginning
+from distsgd.cli.command_line import read_toml
+from distsgd.core.checkpoint import Checkpoint
+from distsgd.core.errors import DistsgdError
+from distsgd.core.folders import Folder
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.fit import fit
+from distsgd.run.folder import RunFolder
+from distsgd.run.resume import beginning
 
 VICTIM, ATTACKER = 60001, 60002
 X = np.arange(60.0).reshape(20, 3) % 7

@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from distsgd import output
-from distsgd.board import Board
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.communication.shared_memory import shared_board
-from distsgd.errors import ConfigurationError, LaneError
-from distsgd.output import (
+from distsgd.core import output
+from distsgd.core.errors import ConfigurationError, LaneError
+from distsgd.core.output import (
     BOARD_VARIABLE,
     LAUNCH_VARIABLE,
     PARENT_VARIABLE,
@@ -32,7 +29,10 @@ from distsgd.output import (
     tell_error,
     tell_launcher,
 )
-from distsgd.processes import stat
+from distsgd.parallel.processes import stat
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.shared_memory import shared_board
+from distsgd.parallel.status_table import Board
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the board is a file without a name, seen in /proc")
 
@@ -163,7 +163,7 @@ WAITS = "print('ready', flush=True); import time; time.sleep(60)"
 @pytest.mark.parametrize(
     "program",
     [
-        f"from distsgd.commands import run_command; run_command(lambda *arguments: exec({WAITS!r}))",
+        f"from distsgd.cli.commands import run_command; run_command(lambda *arguments: exec({WAITS!r}))",
         (
             "from distsgd import commands, runtime\n"  # before anything else
             f"runtime.prepare = lambda: exec({WAITS!r})\ncommands.run_command(None)"

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.config import TrainConfig
-from distsgd.datasets import open_dataset, read_array
-from distsgd.errors import ConfigurationError, DistsgdError, RunFolderError
-from distsgd.plot import draw
+from distsgd.cli.plot import draw
+from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
+from distsgd.data.sources import open_dataset, read_array
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
 from distsgd.plots.curves import draw_curves
 from distsgd.plots.filters import draw_filters, find_filters
-from distsgd.plots.material import Stored
-from distsgd.plots.pictures import Choices, draw_overlay, draw_run
-from distsgd.plots.runs import Run, read_run
 from distsgd.plots.series import CurveOptions
+from distsgd.run.config import TrainConfig
+from distsgd.run.picture_material import Stored
+from distsgd.run.picture_runs import Run, read_run
+from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
 SVG = "{http://www.w3.org/2000/svg}svg"
 
@@ -83,7 +83,7 @@ def test_what_lacks_its_data_is_left_out_with_a_sentence(runs: Path) -> None:
     (note,) = drawn.notes
     assert note.startswith("misclassified left out: ")
     assert "arrays in memory" in note
-    with pytest.raises(distsgd.errors.DataError, match="arrays in memory"):
+    with pytest.raises(distsgd.core.errors.DataError, match="arrays in memory"):
         draw_run(Stored(read_run(runs / "softmax")), runs / "no", Choices(only=("misclassified",)))
 
 
@@ -205,7 +205,7 @@ def test_two_threads_leave_the_settings_of_matplotlib_as_they_were() -> None:
 
 def test_without_plot_matplotlib_is_not_imported() -> None:
     code = (
-        "import sys, numpy as np, distsgd, distsgd.train, distsgd.plot, distsgd.plots.pictures\n"
+        "import sys, numpy as np, distsgd, distsgd.train, distsgd.plot, distsgd.run.pictures\n"
         "x = np.random.default_rng(0).normal(size=(40, 3)); distsgd.fit('mlp', (x, x[:, 0]), epochs=1)\n"
         "print('matplotlib' in sys.modules)"
     )

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.config import TrainConfig, resolved, to_toml
-from distsgd.errors import ConfigurationError, RunFolderError
-from distsgd.plots.runs import Run, differences, names, read_records, read_run, steps_per_epoch
+from distsgd.core.errors import ConfigurationError, RunFolderError
 from distsgd.plots.series import (
     CurveOptions,
     RunCurves,
@@ -25,6 +23,8 @@ from distsgd.plots.series import (
     training_label,
     training_losses,
 )
+from distsgd.run.config import TrainConfig, resolved, to_toml
+from distsgd.run.picture_runs import Run, differences, names, read_records, read_run, steps_per_epoch
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 5, "epoch": 1, "train_loss": 2.0, "validation_loss": 1.5, "validation_accuracy": 0.5, "best": True,

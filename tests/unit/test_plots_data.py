@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.metrics import ConfusionMatrix
 from distsgd.plots import boundary, confusion
 from distsgd.plots.canvas import NothingToDraw
 from distsgd.plots.filters import find_filters
 from distsgd.plots.images import as_images, image_shape, mosaic, pictured
 from distsgd.plots.misclassified import are_probabilities, find_mistakes
+from distsgd.training.metrics import ConfusionMatrix
 
 
 def naive_mistakes(p: np.ndarray, labels: np.ndarray, most: int) -> list[tuple[int, int, float]]:

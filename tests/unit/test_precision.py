@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.batch import Batch
-from distsgd.config import TrainConfig, resolved
-from distsgd.device import FULL, PRECISIONS, Device, choose_device, to_host
-from distsgd.errors import ConfigurationError, NonFiniteError, RunFolderError
-from distsgd.fitting import Result, fit
-from distsgd.kernels import cublas, kernels_for
-from distsgd.layers import Activation, Dense, Sequential
-from distsgd.layout import Layout
-from distsgd.losses import SoftmaxCrossEntropy
-from distsgd.objective import Supervised
+from distsgd.core.device import FULL, PRECISIONS, Device, choose_device, to_host
+from distsgd.core.errors import ConfigurationError, NonFiniteError, RunFolderError
+from distsgd.core.kernels import kernels_for
+from distsgd.core.layout import Layout
+from distsgd.gpu import cublas
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import Activation, Dense, Sequential
+from distsgd.nn.losses import SoftmaxCrossEntropy
+from distsgd.nn.objective import Supervised
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.fit import Result, fit
 from tests import cublas_stand_in, emulated_kernels
 from tests.strict_device import StrictModule, strict_device
 
@@ -247,7 +248,7 @@ def test_what_overflows_in_float16_is_told(gpu: Device) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_the_cpu_has_one_precision(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.device._is_installed", lambda: False)
+    monkeypatch.setattr("distsgd.core.device._is_installed", lambda: False)
     said = "precision tf32: the CPU multiplies in float32 alone; leave --precision out, or .* --device gpu"
     with pytest.raises(ConfigurationError, match=said):
         train("tf32", device=device)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.kernels import products
-from distsgd.kernels.products import multiply
+from distsgd.core.kernels import products
+from distsgd.core.kernels.products import multiply
 
 lengths = st.integers(1, 90)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd import random
+from distsgd.core import random
 
 integers = st.integers(0, 2**63 - 1)
 

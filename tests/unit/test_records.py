@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import OutputError, RunFolderError
-from distsgd.records import RunFolder, finite
+from distsgd.core.errors import OutputError, RunFolderError
+from distsgd.run.folder import RunFolder, finite
 
 NAN, INF = float("nan"), float("inf")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.layout import Layout
-from distsgd.regularization import Regularization, Segment
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.optim.regularization import Regularization, Segment
 
 LAYOUT = Layout.of({
     "dense1.weight": (4, 3), "dense1.bias": (4,), "norm1.scale": (4,), "dense2.weight": (2, 4), "dense2.bias": (2,)

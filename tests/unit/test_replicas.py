@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.callbacks import Callback
-from distsgd.communication import Communicator
-from distsgd.communication.messages import MessageExchange
-from distsgd.errors import ReplicaError
-from distsgd.fitting import Result, fit
-from distsgd.random import normal
-from distsgd.step import TrainingStep
+from distsgd.core.errors import ReplicaError
+from distsgd.core.random import normal
+from distsgd.parallel import Communicator
+from distsgd.parallel.message_reduction import MessageExchange
+from distsgd.run.fit import Result, fit
+from distsgd.training.callbacks import Callback
+from distsgd.training.step import TrainingStep
 from tests.threads import run_on_threads
 
 X = normal((64, 6), 1, "x").astype(np.float32)

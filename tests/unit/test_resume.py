@@ -12,18 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distsgd.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from distsgd.communication import Communicator
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.config import TrainConfig
-from distsgd.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
-from distsgd.fitting import Result, fit
-from distsgd.optimizers import OPTIMIZERS
-from distsgd.random import normal
-from distsgd.records import RunFolder
-from distsgd.resume import find_start
-from distsgd.snapshot import find_model
-from distsgd.stored_model import load_model
+from distsgd.core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from distsgd.core.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
+from distsgd.core.random import normal
+from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.parallel import Communicator
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.config import TrainConfig
+from distsgd.run.fit import Result, fit
+from distsgd.run.folder import RunFolder
+from distsgd.run.resume import find_start
+from distsgd.run.stored_model import load_model
+from distsgd.training.state import find_model
 from tests.threads import run_on_threads
 
 X = normal((130, 6), 1, "x").astype(np.float32)
@@ -207,7 +207,7 @@ def test_best_checkpoint_alone_is_no_run_to_go_on_with(stopped: Path) -> None:
 
 
 def test_another_cpu_is_told(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distsgd import leg
+    from distsgd.run import lifecycle as leg
 
     trainers: list[Any] = []
     begin = leg.Leg.begin

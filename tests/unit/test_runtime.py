@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd import commands, runtime
-from distsgd.communication import Communicator, start
-from distsgd.communication.serial import SerialCommunicator
-from distsgd.errors import ConfigurationError, DistsgdError, LauncherError
-from distsgd.workers import WORK_THAT_PAYS, Workers, worker_count
+from distsgd.cli import commands
+from distsgd.core import runtime
+from distsgd.core.errors import ConfigurationError, DistsgdError, LauncherError
+from distsgd.parallel import Communicator, start
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.thread_pool import WORK_THAT_PAYS, Workers, worker_count
 
 ROOT = Path(__file__).parents[2]
 AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
@@ -154,7 +155,7 @@ def test_probe_and_description() -> None:
 def test_no_mpi_without_a_launcher() -> None:
     code = """
 import sys
-from distsgd.communication import start
+from distsgd.parallel import start
 print(type(start()).__name__, "mpi4py" in sys.modules)
 """
     assert in_a_process(code) == "SerialCommunicator False"
@@ -169,8 +170,8 @@ try:
     import mpi4py.MPI
 except Exception:
     print("no MPI here"); sys.exit()
-from distsgd.communication import start
-from distsgd.errors import LauncherError
+from distsgd.parallel import start
+from distsgd.core.errors import LauncherError
 try:
     start()
 except LauncherError as error:
@@ -249,7 +250,7 @@ def test_command_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def refuse() -> Communicator:
         raise LauncherError("no MPI")
 
-    monkeypatch.setattr("distsgd.communication.start", refuse)
+    monkeypatch.setattr("distsgd.parallel.start", refuse)
     for rank, told in (("0", "distsgd: error: no MPI\n"), ("1", "")):
         monkeypatch.setenv("PMI_RANK", rank)
         assert ends(lambda communicator, arguments: 0, monkeypatch) == 2

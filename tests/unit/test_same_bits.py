@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.communication import Communicator
-from distsgd.communication.exchange import BLOCK
-from distsgd.fitting import Result, fit
-from distsgd.optimizers import OPTIMIZERS
-from distsgd.random import normal, uniform
+from distsgd.core.random import normal, uniform
+from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.parallel import Communicator
+from distsgd.parallel.reduction import BLOCK
+from distsgd.run.fit import Result, fit
 from tests.threads import run_on_threads
 
 EXAMPLES, FEATURES, CLASSES = 301, 24, 5
@@ -196,7 +196,7 @@ def test_augmented_images(setting: str, kind: str, monkeypatch: pytest.MonkeyPat
     options = {"hidden": (20,), **AUGMENTED[setting]}
     together = check(4, train=data, **options)
     assert together.summary["parameters_sha256"] != check(4, train=data, hidden=(20,)).summary["parameters_sha256"]
-    monkeypatch.setattr("distsgd.step._GATHERED_TOGETHER", 0)  # every lane by itself, as with large images
+    monkeypatch.setattr("distsgd.training.step._GATHERED_TOGETHER", 0)  # every lane by itself, as with large images
     same([together, *train(2, data, threads=2, **options)])
 
 

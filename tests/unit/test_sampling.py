@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.sampling import Sampler, epoch_order, lane_bounds, split_off
+from distsgd.core.errors import ConfigurationError
+from distsgd.data.sampling import Sampler, epoch_order, lane_bounds, split_off
 
 counts = st.integers(1, 120)
 

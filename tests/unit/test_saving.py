@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import build, callbacks
-from distsgd.background import BackgroundWriter
-from distsgd.callbacks import Callback, FolderWriter
-from distsgd.checkpoint import Checkpoint, CheckpointFolder
-from distsgd.errors import CheckpointError, LaneError, OutputError
-from distsgd.fitting import Result, fit
-from distsgd.option_values import Every
-from distsgd.random import normal
-from distsgd.records import RunFolder
+from distsgd.core.checkpoint import Checkpoint, CheckpointFolder
+from distsgd.core.errors import CheckpointError, LaneError, OutputError
+from distsgd.core.random import normal
+from distsgd.run import build
+from distsgd.run.background import BackgroundWriter
+from distsgd.run.fit import Result, fit
+from distsgd.run.folder import RunFolder
+from distsgd.run.option_values import Every
+from distsgd.training import callbacks
+from distsgd.training.callbacks import Callback, FolderWriter
 from tests.threads import run_on_threads
 
 X = normal((64, 6), 1, "x").astype(np.float32)
@@ -111,7 +112,7 @@ def test_one_that_hangs_is_not_waited_for_twice(
                 go_on.set()
 
     monkeypatch.setattr(CheckpointFolder, "save", hang)
-    monkeypatch.setattr("distsgd.trainer.PATIENCE", 0.05)
+    monkeypatch.setattr("distsgd.training.trainer.PATIENCE", 0.05)
     train(callbacks=[Release()], out=str(tmp_path / "run"), checkpoint_every="2", keep=100)
     said = capsys.readouterr().err.splitlines()
     assert said == ["warning: the checkpoint of step 2 is still being written after 0.05 s; others are left out"]

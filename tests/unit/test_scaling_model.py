@@ -15,9 +15,9 @@ from benchmarks.common import Series
 from benchmarks.model import NETWORKS, WIDTH, Curve, Host, Job, Network, Rates, Traffic, fit, step
 from benchmarks.processes import Unavailable
 from benchmarks.scaling_model import pays, scaling_table
-from distsgd.communication import Communicator
-from distsgd.communication.exchange import Partition, Plan
-from distsgd.communication.replica import make_exchange
+from distsgd.parallel import Communicator
+from distsgd.parallel.reduction import Partition, Plan
+from distsgd.parallel.shared_reduction import make_exchange
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.errors import ConfigurationError
-from distsgd.schedules import SCHEDULES, Cosine, InverseTime, Schedule, Step, Warmup, build_schedule
+from distsgd.core.errors import ConfigurationError
+from distsgd.optim.schedules import SCHEDULES, Cosine, InverseTime, Schedule, Step, Warmup, build_schedule
 
 every_schedule = pytest.mark.parametrize("name", list(SCHEDULES))
 PER_EPOCH = 8

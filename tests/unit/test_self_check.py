@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.communication import Communicator
-from distsgd.communication.devices import device_of_rank
-from distsgd.device import PRECISIONS
-from distsgd.errors import ConfigurationError
-from distsgd.kernels import cublas, gpu
+from distsgd.core.device import PRECISIONS
+from distsgd.core.errors import ConfigurationError
+from distsgd.gpu import cublas
+from distsgd.gpu import kernels as gpu
+from distsgd.gpu.devices import device_of_rank
+from distsgd.parallel import Communicator
 from tests import cublas_stand_in, emulated_kernels
 from tests.strict_arrays import StrictArray
 from tests.strict_device import RECORDER, StrictModule, strict_device
@@ -133,9 +134,9 @@ def test_a_gpu_that_is_wrong(module: StrictModule, name: str, monkeypatch: pytes
 
 def test_on_the_cpu_nothing_is_checked() -> None:
     code = (
-        "import sys; from distsgd.communication.serial import SerialCommunicator\n"
-        "from distsgd.communication.devices import device_of_rank\n"
-        "print(device_of_rank(SerialCommunicator(), 'cpu')[0], *{'distsgd.kernels.gpu', 'cupy'} & set(sys.modules))"
+        "import sys; from distsgd.parallel.serial import SerialCommunicator\n"
+        "from distsgd.gpu.devices import device_of_rank\n"
+        "print(device_of_rank(SerialCommunicator(), 'cpu')[0], *{'distsgd.gpu.kernels', 'cupy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["cpu"]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from distsgd import SGD, Custom, Momentum
-from distsgd.batch import Batch
-from distsgd.communication import Communicator
-from distsgd.device import Array
-from distsgd.errors import ConfigurationError, DistsgdError, LaneError, NonFiniteError, OutOfMemoryError
-from distsgd.fitting import Result, fit
-from distsgd.layout import Views
-from distsgd.random import normal
-from distsgd.sampling import Sampler
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, DistsgdError, LaneError, NonFiniteError, OutOfMemoryError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal
+from distsgd.data.sampling import Sampler
+from distsgd.nn.batch import Batch
+from distsgd.parallel import Communicator
+from distsgd.run.fit import Result, fit
 from tests.threads import run_on_threads
 
 X = normal((37, 5), 1, "x")

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distsgd.batch import Batch
-from distsgd.layers import Dense
-from distsgd.layers.activation import Activation
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import Dense
+from distsgd.nn.layers.activation import Activation
 from distsgd.testing import check_gradient, check_layer_gradient
 
 PARAMS = {"a": np.array([0.5, -1.5, 2.0], np.float32), "b": np.array([[1.0, 2.0]], np.float32)}
@@ -106,7 +106,7 @@ def test_a_layer_of_distsgd_is_asked_for_more_than_a_users():
             return y, added
 
     assert check_layer_gradient(Adding(3, 2), (3,)).ok
-    Adding.__module__ = "distsgd.layers.adding"
+    Adding.__module__ = "distsgd.nn.layers.adding"
     assert not check_layer_gradient(Adding(3, 2), (3,)).ok
 
 

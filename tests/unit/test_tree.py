@@ -8,7 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.communication.tree import (
+from distsgd.core.device import Array
+from distsgd.data.sampling import lane_bounds
+from distsgd.parallel.tree import (
     buffers_needed,
     maximal_subtrees,
     part,
@@ -17,8 +19,6 @@ from distsgd.communication.tree import (
     split_nodes,
     tree_sum,
 )
-from distsgd.device import Array
-from distsgd.sampling import lane_bounds
 
 lane_counts = st.integers(1, 40)
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from distsgd import SGD, BatchNormalization, Custom, Dense, Sequential
-from distsgd.batch import Batch
-from distsgd.device import Array
-from distsgd.errors import ConfigurationError, LaneError
-from distsgd.fitting import Result, fit
-from distsgd.layers import Backward, Convolution, Flatten, Layer, MaxPooling
-from distsgd.layout import Views
-from distsgd.random import normal
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, LaneError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import Backward, Convolution, Flatten, Layer, MaxPooling
+from distsgd.run.fit import Result, fit
 from tests.threads import run_on_threads
 
 X = normal((700, 5), 1, "x")

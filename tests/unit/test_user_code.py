@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.command_line import from_mapping, load_config, parse_arguments, read_toml
-from distsgd.config import TrainConfig, resolved, to_toml
-from distsgd.errors import ConfigurationError
-from distsgd.user_code import CODE_OPTIONS, CodeName, allow_code, import_function, names_code
+from distsgd.cli.command_line import from_mapping, load_config, parse_arguments, read_toml
+from distsgd.core.errors import ConfigurationError
+from distsgd.run.config import TrainConfig, resolved, to_toml
+from distsgd.run.user_code import CODE_OPTIONS, CodeName, allow_code, import_function, names_code
 
 ROOT = Path(distsgd.__file__).parent
 X, Y = np.random.default_rng(0).normal(size=(60, 4)).astype("f4"), np.arange(60) % 2
@@ -160,9 +160,9 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_configuration_of_code_that_nobody_gave_runs_nothing(folder: Path) -> None:
     """As if a command forgot to ask: the trainer's own builders refuse what comes from a file."""
-    from distsgd.build import build_metrics, build_objective, user_code
-    from distsgd.communication.serial import SerialCommunicator
-    from distsgd.examples import Signature
+    from distsgd.data.examples import Signature
+    from distsgd.parallel.serial import SerialCommunicator
+    from distsgd.run.build import build_metrics, build_objective, user_code
 
     alone, signature = SerialCommunicator(), Signature((4,), (), 2)
     config = from_mapping({"model": "evil.py:f", "metric": ["evil.py:f"], "callback": ["evil.py:f"]}, "a file")

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from distsgd import SGD, Activation, Custom, Dense, Layer, Sequential, SoftmaxCrossEntropy
-from distsgd.batch import Batch
-from distsgd.device import Array, Shape
-from distsgd.errors import ConfigurationError
-from distsgd.fitting import Result, fit
-from distsgd.layers import Backward
-from distsgd.layout import Views
-from distsgd.losses import SquaredError
-from distsgd.metrics import Accuracy, Metric, UserMetric
-from distsgd.objective import Objective, Supervised
-from distsgd.optimizers import Optimizer
-from distsgd.random import normal
-from distsgd.sampling import Sampler
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Views
+from distsgd.core.random import normal
+from distsgd.data.sampling import Sampler
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers import Backward
+from distsgd.nn.losses import SquaredError
+from distsgd.nn.objective import Objective, Supervised
+from distsgd.optim.optimizers import Optimizer
+from distsgd.run.fit import Result, fit
+from distsgd.training.metrics import Accuracy, Metric, UserMetric
 from tests.threads import run_on_threads
 
 X = normal((1400, 6), 1, "x")
@@ -202,7 +202,7 @@ def test_one_thread_calls_what_does_not_declare_more(case: str, capfd: pytest.Ca
 
 
 def test_threads_by_default_leave_a_function_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.build.affinity", lambda: {0, 1})
+    monkeypatch.setattr("distsgd.run.build.affinity", lambda: {0, 1})
     start = {"w": np.zeros((1, 6)), "unused": np.zeros(200_000)}
     watch = Watch()
     result = train(line(watch), params=start, threads=None)

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.communication import Communicator
-from distsgd.device import Array
-from distsgd.errors import LaneError
-from distsgd.examples import Examples, Feeder
-from distsgd.fitting import fit
-from distsgd.layers import Dense
-from distsgd.layout import Layout, Views
-from distsgd.losses import SoftmaxCrossEntropy
-from distsgd.metrics import Accuracy, ConfusionMatrix, Metric, TopK, UserMetric
-from distsgd.objective import Supervised
-from distsgd.random import normal
-from distsgd.validation import CHUNK, Evaluator, predict_all
-from distsgd.workers import Workers
+from distsgd.core.device import Array
+from distsgd.core.errors import LaneError
+from distsgd.core.layout import Layout, Views
+from distsgd.core.random import normal
+from distsgd.data.examples import Examples, Feeder
+from distsgd.nn.layers import Dense
+from distsgd.nn.losses import SoftmaxCrossEntropy
+from distsgd.nn.objective import Supervised
+from distsgd.parallel import Communicator
+from distsgd.parallel.thread_pool import Workers
+from distsgd.run.fit import fit
+from distsgd.training.evaluator import CHUNK, Evaluator, predict_all
+from distsgd.training.metrics import Accuracy, ConfusionMatrix, Metric, TopK, UserMetric
 from tests.threads import run_on_threads
 
 FEATURES, CLASSES = 7, 4

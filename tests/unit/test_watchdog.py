@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from distsgd.board import Board, Collective, Field, Phase, Stamps, private_stamps, where
-from distsgd.communication import watchdog
-from distsgd.communication.watchdog import Watchdog
-from distsgd.processes import ProcessStat
+from distsgd.parallel import watchdog
+from distsgd.parallel.processes import ProcessStat
+from distsgd.parallel.status_table import Board, Collective, Field, Phase, Stamps, private_stamps, where
+from distsgd.parallel.watchdog import Watchdog
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="what processes do is read from /proc")
 

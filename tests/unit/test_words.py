@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from distsgd.core.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE, mark, new_launch
 from distsgd.launching.causes import Cause, cause_of, roster
 from distsgd.launching.start import Ending
 from distsgd.launching.words import RANK_SCRIPT, Death, Stream, Words
-from distsgd.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE, mark, new_launch
 
 LAUNCH = new_launch()
 MARK = mark(LAUNCH)
@@ -185,7 +185,7 @@ def test_a_signal_that_comes_before_the_rank_is_passed_on(tmp_path: Path, name: 
 
 def test_a_rank_is_known_by_its_shell() -> None:
     """The variables alone, as a process below the rank inherits them, prove nothing."""
-    look = "from distsgd.output import launched; print(launched())"
+    look = "from distsgd.core.output import launched; print(launched())"
     below = f"import subprocess, sys; {look}; sys.stdout.flush(); subprocess.run([sys.executable, '-c', {look!r}])"
     settings = {**os.environ, LAUNCH_VARIABLE: LAUNCH, "PYTHONPATH": str(Path(__file__).parents[2])}
     program = [sys.executable, "-c", below]

@@ -1,0 +1,1 @@
+"""The command line: arguments, help, exit status and terminal output; one file per subcommand."""

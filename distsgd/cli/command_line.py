@@ -1,0 +1,244 @@
+"""From arguments and a TOML file to a configuration: defaults < TOML < command line. Rank 0 alone does this."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import sys
+import tomllib
+import types
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from distsgd.core.errors import ConfigurationError, DistsgdError, visible
+from distsgd.core.files import read_regular
+from distsgd.run.config import TrainConfig, check_same_bits, field_names, option_types
+from distsgd.run.user_code import allow_code, code_in, texts_of
+
+T = TypeVar("T")
+_WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
+_NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
+_WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
+_CONFIG_SIZE_LIMIT = 1_000_000  # bytes
+_SHORT = re.compile(r"^--lr(=.*)?$")
+
+
+class Finished(DistsgdError):
+    """The command line asked for a text alone, such as --help; it has been printed."""
+
+    exit_status = 0
+
+
+def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
+    """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished.
+
+    default   values from a file, for options that aren't given. What names code there is left out: what names code in
+              the result is the command line's own, and the importer takes it.
+    """
+    import tyro
+
+    arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
+    _check_lists_are_said_once(kind, arguments)
+    if default is not None and {"--help", "-h"} & set(arguments):
+        default = _printable(default)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            if default is None:
+                return allow_code(tyro.cli(kind, args=arguments, prog=prog))
+            return allow_code(tyro.cli(kind, args=arguments, prog=prog, default=_without_code(default)))
+    except SystemExit as stop:
+        if not stop.code:
+            raise Finished from None
+        problem = _unknown_option(kind, said.getvalue()) or _sentence(said.getvalue())
+        raise ConfigurationError(f"{problem} (see {prog} --help)") from None
+
+
+def _without_code(default: T) -> T:
+    """The defaults of these options in place of what names code."""
+    own = {field.name: field.default for field in fields(default)}  # type: ignore[arg-type]
+    return replace(default, **{option: own[option] for option in code_in(default)})  # type: ignore[type-var]
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    """The options that are given, by their names with dashes: whatever begins with two dashes is one, or refused."""
+    return [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
+
+
+def _printable(default: T) -> T:
+    """The same with what isn't printable escaped: --help shows the values of a configuration file as defaults."""
+    texts = {field.name: getattr(default, field.name) for field in fields(default)}  # type: ignore[arg-type]
+    changed: dict[str, Any] = {key: visible(text) for key, text in texts.items() if isinstance(text, str)}
+    for key, items in texts.items():
+        if isinstance(items, tuple):
+            changed[key] = tuple(visible(item) if isinstance(item, str) else item for item in items)
+    return replace(default, **changed)  # type: ignore[type-var]
+
+
+def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
+    """Of an option that is said twice the last counts, as everywhere; of a list, values would be lost silently."""
+    lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
+    said = _names(arguments)
+    for name in lists:
+        if said.count(name) > 1:
+            raise ConfigurationError(f"{name} is given {said.count(name)} times; give it once, with all its values")
+
+
+def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
+    """As parse_arguments, for options whose annotations say `tyro.conf.Positional`.
+
+    Their modules don't import tyro, which only rank 0 needs; it gets its name there here.
+    """
+    import tyro
+
+    vars(sys.modules[kind.__module__])["tyro"] = tyro
+    return parse_arguments(kind, arguments, prog=prog)
+
+
+def _unknown_option(kind: type[Any], box: str) -> str | None:
+    """The sentence about the first option that `kind` hasn't, None where the problem is another."""
+    found = re.search(r"Unrecognized options: (--[\w-]+)", box)
+    if found is None:
+        return None
+    names = [f"--{name.replace('_', '-')}" for name in get_type_hints(kind)]
+    close = get_close_matches(found[1].replace("_", "-"), names, n=1)
+    return f"unknown option {found[1]}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _sentence(box: str) -> str:
+    """The message inside the box that tyro draws around it."""
+    lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
+    told: list[str] = []
+    for line in lines[1:]:
+        if not line and told:
+            break
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        if line and not line.startswith("- "):
+            told.append(line)
+    text = " ".join(told)
+    found = _WRONG_VALUE.match(text)
+    if found is not None:
+        kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
+        return f"{found[1]}: expected {' or '.join(kinds)}, got {found[3]!r}"
+    found = _NO_NUMBER.match(text)
+    if found is not None:
+        return f"{found[1]}: expected {'a whole number' if 'int' in found[2] else 'a number'}, got {found[3]!r}"
+    return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
+
+
+def load_config(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration of `python -m distsgd.train ARGUMENTS`."""
+    arguments = list(arguments)
+    path = _take_config(arguments)
+    if "--version" in arguments:
+        from distsgd import __version__
+
+        print(f"distsgd {__version__}")
+        raise Finished
+    default = TrainConfig() if path is None else read_toml(Path(path))
+    config = parse_arguments(TrainConfig, arguments, prog="python -m distsgd.train", default=default)
+    if path is not None:
+        _check_code_is_repeated(default, path, arguments)
+    return config
+
+
+def _take_config(arguments: list[str]) -> str | None:
+    """Removes `--config PATH` or `--config=PATH` and returns the path."""
+    for index, argument in enumerate(arguments):
+        if argument == "--config":
+            if index + 1 >= len(arguments):
+                raise ConfigurationError("--config: expected the path of a TOML file behind it")
+            path = arguments[index + 1]
+            del arguments[index : index + 2]
+            return path
+        if argument.startswith("--config="):
+            del arguments[index]
+            return argument.removeprefix("--config=")
+    return None
+
+
+def _check_code_is_repeated(default: TrainConfig, path: str, arguments: Sequence[str]) -> None:
+    """Raises ConfigurationError for an option of the file that names code, and that the command line doesn't give."""
+    given = _names(arguments)
+    for option, value in code_in(default).items():
+        if f"--{option}" not in given:
+            values = " ".join(map(shlex.quote, texts_of(value)))
+            raise ConfigurationError(
+                f"{path} names code, {option} = {value!r}; to run it, add --{option} {values} to the command line"
+            )
+
+
+def read_toml(path: Path) -> TrainConfig:
+    """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
+    try:
+        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
+    except OSError as error:
+        raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits
+        raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
+    return from_mapping(document, str(path))
+
+
+def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
+    """The configuration with these values, dashes and underscores alike; `source` names them in errors."""
+    kinds, names, values = option_types(), field_names(), {}
+    for key, value in document.items():
+        name = key.replace("-", "_")
+        name = "learning_rate" if name == "lr" else name
+        if name == "same_bits":
+            check_same_bits(value, source)
+            continue
+        if name not in names:
+            close = get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; see python -m distsgd.train --help"
+            raise ConfigurationError(f"{source}: unknown option {key!r}{hint}")
+        values[name] = _coerce(value, kinds[name], f"{source}: {name}")
+    try:
+        return TrainConfig(**values)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+
+
+def _coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` as the type `kind`: lists become tuples, whole numbers floats; anything else is refused."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _coerce(value, get_args(kind)[0], where)
+    if origin in (Union, types.UnionType):
+        for option in get_args(kind):
+            try:
+                return _coerce(value, option, where)
+            except ConfigurationError:
+                continue
+    elif origin is Literal:
+        if value in get_args(kind):
+            return value
+    elif origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_coerce(item, get_args(kind)[0], where) for item in items)
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif kind is type(None):
+        if value is None:
+            return None
+    elif isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
+        return value
+    raise ConfigurationError(f"{where}: expected {_kind_name(kind)}, got {value!r}")
+
+
+def _kind_name(kind: Any) -> str:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_kind_name(option) for option in get_args(kind) if option is not type(None))
+    if origin is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if origin is tuple:
+        return f"a list of {_kind_name(get_args(kind)[0])}"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    return names.get(kind, str(kind))

@@ -1,0 +1,139 @@
+"""python -m distsgd.doctor: what this machine and this MPI are, what is wrong with them, and the remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distsgd.cli.commands import run_command
+from distsgd.core.output import say, say_lines
+
+if TYPE_CHECKING:
+    from distsgd.launching.doctor.machine import Look
+    from distsgd.launching.doctor.speed import Speed
+    from distsgd.parallel import Communicator
+
+_HELP = """usage: [mpirun -n R] python -m distsgd.doctor
+
+Prints what these ranks have (versions, MPI, BLAS, cores, memory, devices, how fast gradients are added up) and what is
+wrong with it, with the remedy. Takes no arguments. Exit status: 0, or 1 where there are problems."""
+
+_EXAMPLE = 1_000_000
+"""Parameters of the model that memory is worked out for."""
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    return run_command(doctor, alike=False)  # it says itself what differs
+
+
+def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
+    """Looks around and prints on rank 0; 1 where there are problems. Collective."""
+    from distsgd.core.errors import ConfigurationError
+    from distsgd.launching.doctor.machine import look
+    from distsgd.launching.doctor.problems import find_problems
+    from distsgd.launching.doctor.speed import allreduce_speed, exchange_speed
+
+    if list(arguments) in (["--help"], ["-h"]):
+        if communicator.is_root:
+            say_lines(_HELP)
+        return 0
+    if arguments:
+        raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
+    mine, device = look(communicator), _device(communicator)
+    alone = communicator.size == 1
+    own, shared = (None, False) if alone else exchange_speed(communicator)
+    theirs = None if alone else allreduce_speed(communicator)
+    ranks = communicator.gather_object(mine)
+    problems: list[str] = []
+    if ranks is not None:
+        looks = list(zip(communicator.hosts, ranks, strict=True))
+        libraries, problems = _libraries(ranks, communicator.takes_gpu_memory())
+        problems += find_problems(looks, own)
+        facts = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
+        show([*facts, *_reductions(own, theirs, shared)], problems)
+    return communicator.broadcast_object(1 if problems else 0)
+
+
+def show(facts: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
+    """Prints facts by name, then problems."""
+    for name, value in facts:
+        say(f"{name:<14} {value}")
+    for problem in problems:
+        say(f"problem        {problem}")
+    say("no problem found" if not problems else f"{len(problems)} problem(s) found")
+
+
+def _device(communicator: Communicator) -> str:
+    """What `--device auto` comes to on all ranks, and how gradients travel between GPUs. Collective."""
+    from distsgd.gpu.choose_transport import between_gpus
+    from distsgd.gpu.devices import device_of_rank
+
+    device, notes = device_of_rank(communicator, "auto")
+    found = dict.fromkeys(communicator.allgather_object(str(device)))
+    if not device.is_cpu and communicator.size > 1:
+        joined, why = between_gpus(communicator, device, "auto")
+        notes = [*notes, why or f"gradients travel {joined.way}"]
+    return "; ".join([f"auto is {', '.join(found)}", *notes])
+
+
+def _software(look: Look) -> list[tuple[str, str]]:
+    forced = os.environ.get("OPENBLAS_CORETYPE")
+    return [
+        ("distsgd", look.versions["distsgd"]),
+        ("python", f"{look.versions['python']} on {platform.system()} {platform.machine()}"),
+        ("numpy", look.versions["numpy"]),
+        ("blas", f"{look.blas}, {look.blas_threads} thread(s)" + (f", OPENBLAS_CORETYPE={forced}" if forced else "")),
+    ]
+
+
+def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """(lines about the MPI library, the launcher and GPUs; problems)."""
+    from distsgd.core.runtime import launcher_size
+    from distsgd.launching.doctor.library import describe_alone, describe_gpus, describe_started, installed, loaded
+
+    if launcher_size() is None:
+        launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun"))), None)
+        facts, problems = describe_alone(installed(), launcher)
+    else:
+        facts, problems = describe_started(loaded()), []
+    gpus = ", ".join(dict.fromkeys(look.gpus for look in looks if look.gpus))
+    return [*facts, ("gpu", describe_gpus(gpus, aware))], problems
+
+
+def _hosts(looks: Sequence[tuple[str, Look]]) -> list[tuple[str, str]]:
+    hosts = list(dict.fromkeys(host for host, _ in looks))
+    facts = [("ranks", f"{len(looks)} on {len(hosts)} host(s)")]
+    for host in hosts:
+        inside = {rank: look for rank, (name, look) in enumerate(looks) if name == host}
+        first, last = min(inside), max(inside)
+        numbers = f"rank {first}" if first == last else f"ranks {first} to {last}"
+        cores = ", ".join(str(look.cores) for look in inside.values())
+        speed = ", ".join(f"{look.gflops:.0f}" for look in inside.values())
+        facts.append((host, f"{numbers}; cores {cores}; GFLOP/s in a GEMM {speed}"))
+    return facts
+
+
+def _memory(looks: Sequence[Look]) -> list[tuple[str, str]]:
+    least = min((look.memory for look in looks if look.memory is not None), default=None)
+    facts = [] if least is None else [("memory", f"{least / 1e9:.1f} GB left on the host that has least")]
+    spaces = [look.shared for look in looks if look.shared is not None]
+    words = (
+        "works on every host" if all(look.shares for look in looks) else "not to be had: gradients travel in messages"
+    )
+    if spaces:
+        total, free = min(spaces, key=lambda space: space[1])
+        words += f"; {free / 1e9:.1f} of {total / 1e9:.1f} GB free in /dev/shm, for MPI"
+    # Parameters, Adam's two moments, and two rows of gradients a rank; distsgd's memory is a file without a name.
+    needed = 4 * _EXAMPLE * (3 + 2 * len(looks)) / 1e6
+    return [*facts, ("shared memory", f"{words}; a model of {_EXAMPLE:,} parameters takes {needed:.0f} MB with Adam")]
+
+
+def _reductions(own: Speed | None, theirs: Speed | None, shared: bool) -> list[tuple[str, str]]:
+    if own is None or theirs is None:
+        return [("reduction", "one rank has nobody to exchange gradients with; start doctor with mpirun to time it")]
+    way = "in shared memory" if shared else "in messages"
+    return [("reduction", f"{own}, {way}"), ("MPI_Allreduce", f"{theirs}")]

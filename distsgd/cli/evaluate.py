@@ -1,0 +1,96 @@
+"""python -m distsgd.evaluate RUN --dataset …: score a trained model, on one rank or many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distsgd.cli.commands import run_command
+from distsgd.core.output import say
+
+if TYPE_CHECKING:
+    import tyro
+
+    from distsgd.data.sources import DataSource
+    from distsgd.parallel import Communicator
+
+
+@dataclass(frozen=True)
+class Options:
+    """Score a trained model on a data set; prints one line of JSON."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, or a checkpoint."""
+    dataset: str
+    """The name of a data set, or a path."""
+    split: str | None = None
+    """test, validation or train. Default: test, or train where the data set has no test part."""
+    data_dir: str | None = None
+    """Where data-set files are."""
+    top_k: int | None = None
+    """Adds top-k accuracy."""
+    model: str | None = None
+    """file.py:function, where the run's model is your own code."""
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    return run_command(evaluate)
+
+
+def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
+    """Scores, and prints on rank 0. Collective."""
+    import json
+    from dataclasses import replace
+
+    import numpy as np
+
+    from distsgd.cli.command_line import parse_positional
+    from distsgd.core.layout import Layout
+    from distsgd.data.examples import Feeder
+    from distsgd.data.sources import check_arrays
+    from distsgd.parallel.thread_pool import Workers
+    from distsgd.run.build import build_metrics, confusion_matrix
+    from distsgd.run.folder import finite
+    from distsgd.run.placement import open_source, place_split
+    from distsgd.run.stored_model import load_model
+    from distsgd.training.evaluator import Evaluator
+
+    options = communicator.on_root(lambda: parse_positional(Options, arguments, "python -m distsgd.evaluate"))
+    stored = load_model(communicator, options.run, options.model)
+    config, signature = replace(stored.config, top_k=options.top_k), stored.signature
+    source = open_source(communicator, options.dataset, options.data_dir)
+    split = communicator.on_root(lambda: choose_split(source, options.split))
+    placed = place_split(communicator, source, split)
+    assert placed is not None, "choose_split names a split that is there"
+    examples = replace(placed, scale=signature.scale)
+    communicator.on_root(
+        lambda: check_arrays(source.name, examples.x, examples.y, examples.weights, num_classes=signature.num_classes)
+    )
+    feeder = Feeder(examples, stored.objective, np.dtype(config.dtype), config.seed)
+    feeder.check()
+    signature.check_axes(examples.x.shape[1:])
+    if communicator.is_root and (doubt := stored.doubt(examples.x)):
+        say(doubt, sys.stderr)
+    metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
+    confusion = confusion_matrix(signature, metrics)
+    evaluator = Evaluator(communicator, feeder, [*metrics, *([confusion] if confusion else [])], Workers(1))
+    layout = Layout.of(stored.objective.parameter_shapes())
+    scratch = layout.views(np.zeros(layout.size, feeder.dtype))
+    scores = evaluator.run(stored.params, stored.state, [scratch])
+    if communicator.is_root:
+        say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(examples), **scores})))
+    return 0
+
+
+def choose_split(source: DataSource, wanted: str | None) -> str:
+    """The part of the data set to score. Raises ConfigurationError where it hasn't any of that name."""
+    from distsgd.core.errors import ConfigurationError
+
+    there = [name.removeprefix("x_") for name in source.arrays if name.startswith("x_")]
+    split = wanted or ("test" if "test" in there else "train")
+    if split not in there:
+        raise ConfigurationError(f"split: {source.name} has {', '.join(there)}, got {split!r}")
+    return split

@@ -1,0 +1,89 @@
+"""python -m distsgd.plot RUN …: pictures of a run, or of several runs over each other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distsgd.cli.commands import run_command
+from distsgd.core.output import say
+
+if TYPE_CHECKING:
+    import tyro
+
+    from distsgd.parallel import Communicator
+    from distsgd.run.pictures import Drawn
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw pictures of a run, as PNG and SVG: curves, filters, confusion, misclassified and boundary.
+
+    Several runs are drawn over each other in one picture of curves. Needs matplotlib: pip install 'distsgd[plot]'.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """The runs' folders."""
+    out: str | None = None
+    """The folder to draw into. Default: plots in the run's folder; of several runs, plots here."""
+    only: tuple[str, ...] = ()
+    """Some of curves, filters, confusion, misclassified and boundary. Default: all that the run has something for."""
+    axis: str = "epochs"
+    """What curves run over: epochs or steps."""
+    loss_scale: str = "auto"
+    """linear, log, or auto: log where the losses span more than a factor of 100."""
+    score: str = "accuracy"
+    """Beside the loss: accuracy or error."""
+    split: str | None = None
+    """Of confusion and misclassified: test, validation or train. Default: test, or validation without a test set."""
+    examples: int = 25
+    """How many misclassified examples to show."""
+    filters: int = 64
+    """How many units or filters of the first layer to show, the strongest first."""
+    data_dir: str | None = None
+    """Where data-set files are. Default: where the run had them."""
+    model: str | None = None
+    """file.py:function, where the run's model is your own code."""
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    return run_command(plot)
+
+
+def plot(communicator: Communicator, arguments: Sequence[str]) -> int:
+    """Draws on rank 0. Collective."""
+    drawn = communicator.on_root(lambda: draw(arguments))
+    if communicator.is_root:
+        for name in drawn.names:
+            say(f"{drawn.folder / name}.png and .svg")
+        for note in drawn.notes:
+            say(f"warning: {note}", sys.stderr)
+    return 0
+
+
+def draw(arguments: Sequence[str]) -> Drawn:
+    """Parses and draws."""
+    from pathlib import Path
+
+    from distsgd.cli.command_line import parse_positional
+    from distsgd.core.errors import ConfigurationError
+    from distsgd.plots.canvas import check_installed
+    from distsgd.plots.series import CurveOptions
+    from distsgd.run.picture_material import Stored
+    from distsgd.run.picture_runs import read_run
+    from distsgd.run.pictures import Choices, draw_overlay, draw_run
+
+    options = parse_positional(Options, arguments, "python -m distsgd.plot")
+    curves = CurveOptions(options.axis, options.loss_scale, options.score)
+    choices = Choices(options.only, curves, options.split, options.examples, options.filters)
+    if not options.runs:
+        raise ConfigurationError("expected the folder of a run, or several (see python -m distsgd.plot --help)")
+    check_installed()
+    runs = [read_run(Path(path)) for path in options.runs]
+    if len(runs) > 1:
+        return draw_overlay(runs, Path(options.out or "plots"), choices)
+    folder = Path(options.out) if options.out is not None else runs[0].path / "plots"
+    return draw_run(Stored(runs[0], options.model, options.data_dir), folder, choices)

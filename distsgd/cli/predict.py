@@ -1,0 +1,97 @@
+"""python -m distsgd.predict RUN INPUT -o OUT.npz: what a trained model says of new examples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distsgd.cli.commands import run_command
+from distsgd.core.output import say
+
+if TYPE_CHECKING:
+    import tyro
+
+    from distsgd.core.device import Array
+    from distsgd.parallel import Communicator
+    from distsgd.run.stored_model import StoredModel
+
+
+@dataclass(frozen=True)
+class Options:
+    """Predict with a trained model: OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,)."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder, or a checkpoint."""
+    input: tyro.conf.Positional[str]
+    """A .npz file with x, or a .npy file: examples first."""
+    out: str
+    """-o for short: the .npz file to write. A link there is replaced."""
+    model: str | None = None
+    """file.py:function, where the run's model is your own code."""
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    return run_command(predict)
+
+
+def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
+    """Predicts each rank's part of the examples; rank 0 writes. Collective."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from distsgd.cli.command_line import parse_positional
+    from distsgd.data.examples import Examples, Feeder
+    from distsgd.data.sources import open_inputs
+    from distsgd.parallel.tree import part
+    from distsgd.run.placement import place
+    from distsgd.run.stored_model import load_model
+    from distsgd.training.evaluator import CHUNK, predict_all
+
+    named = ["--out" if argument == "-o" else argument for argument in arguments]
+    options = communicator.on_root(lambda: parse_positional(Options, named, "python -m distsgd.predict"))
+    stored = load_model(communicator, options.run, options.model)
+    x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
+    examples = Examples(x, x, scale=stored.signature.scale)
+    feeder = Feeder(examples, stored.objective, np.dtype(stored.config.dtype), 0, with_targets=False)
+    feeder.check()
+    stored.signature.check_axes(x.shape[1:])
+    if communicator.is_root and (doubt := stored.doubt(x)):
+        say(doubt, sys.stderr)
+    # Whole chunks to each rank, so that predictions are the same on any number of them.
+    first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
+    mine = replace(feeder, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))
+    predicted = communicator.everywhere(lambda: predict_all(mine, stored.params, stored.state))
+    parts = communicator.gather_object(predicted)
+    communicator.on_root(lambda: write(parts or [], stored, options.out))
+    return 0
+
+
+def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
+    """Writes the ranks' predictions to one file, whole or not at all. Raises RunFolderError where it can't."""
+    import io
+    from pathlib import Path
+
+    import numpy as np
+
+    from distsgd.core.errors import RunFolderError
+    from distsgd.core.folders import write_atomically
+    from distsgd.training.metrics import predicted_classes
+
+    predictions = np.concatenate([part for part in parts if len(part)])
+    arrays = {"predictions": predictions}
+    if stored.signature.num_classes is not None:
+        arrays["labels"] = predicted_classes(predictions.T, threshold=0.5)
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    path = Path(out if out.endswith(".npz") else f"{out}.npz")
+    try:
+        write_atomically(path, file.getvalue())
+    except OSError as error:
+        raise RunFolderError(
+            f"could not write {path}: {error.strerror or error}; choose another place with -o"
+        ) from None
+    say(f"{len(predictions):,} predictions in {path}")

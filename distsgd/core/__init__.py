@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, devices, the flat buffer, random numbers, files and kernels."""

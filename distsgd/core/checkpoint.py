@@ -1,0 +1,283 @@
+"""Checkpoints: one safetensors file each, written atomically, hashed as a whole, and never unpickled.
+
+What isn't an array is JSON under the one metadata key `distsgd`, with floats as hexadecimal, so that nothing is
+rounded. The JSON holds the sha256 of the whole file, computed with the digest's own digits as zeros: safetensors has
+no checksum of its own. The digest is checked before anything in the file is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import CheckpointError
+from distsgd.core.files import open_regular
+from distsgd.core.folders import Bytes, Folder, identity, write_atomically
+
+FORMAT = 1
+_ZEROS = "0" * 64
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_TOO_SHORT = "damaged: it is shorter than its header says"
+_KINDS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "count": (int,), "loss_sum": (float,), "config": (dict,), "signature": (dict,), "contents": (str,),
+    "examples": (list,), "best": (dict, type(None)), "scores": (dict, type(None)), "rule": (dict, type(None)),
+}  # fmt: skip
+"""What the document's entries are, where they are there."""
+_DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
+_DTYPES = {
+    "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
+    "u8": "U64", "u4": "U32", "u2": "U16", "u1": "U8", "b1": "BOOL",
+}  # fmt: skip
+"""safetensors' names of NumPy's types."""
+_LAST = "last.safetensors"
+_NUMBERED = re.compile(r"step-(.*)\.safetensors", re.DOTALL)
+
+
+@dataclass
+class Checkpoint:
+    """Named arrays and a JSON document."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+
+    def group(self, prefix: str) -> dict[str, Array]:
+        """The arrays whose names begin with `prefix` and a slash, without both."""
+        head = prefix + "/"
+        return {name[len(head) :]: array for name, array in self.arrays.items() if name.startswith(head)}
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes the file whole or not at all. Raises CheckpointError where it can't be written."""
+    try:
+        write_atomically(path, *pieces(checkpoint))
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
+def _unwritten(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}")
+
+
+def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
+    """The checkpoint at `path`, which is in `folder`, where one is given.
+
+    Raises CheckpointError where the file can't be read, is damaged, or is of another format.
+    """
+    try:
+        with open_regular(path) if folder is None else folder.open(path.name) as file:
+            _check_length(file)
+            data = file.read()
+    except OSError as error:
+        raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    try:
+        return decode(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _check_length(file: BinaryIO) -> None:
+    """Refuses, before it is in memory, what can't be a whole checkpoint: it may be of any length."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > min(_HEADER_LIMIT, size - 8):
+        raise CheckpointError(_TOO_SHORT)
+    _find_digest(bytearray(start + file.read(length)), size)
+    file.seek(0)
+
+
+@contextmanager
+def understanding(what: str) -> Iterator[None]:
+    """Turns what an intact document of another make raises where it is used into a CheckpointError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{what}: expected what this version of distsgd writes, got something else ({type(error).__name__}: "
+            f"{error}); use the version that wrote it, or start anew with --resume never"
+        ) from error
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """The bytes of a checkpoint file."""
+    return b"".join(pieces(checkpoint))
+
+
+def pieces(checkpoint: Checkpoint) -> list[Bytes]:
+    """The bytes of a checkpoint file: its header, and then the arrays' own memory, which isn't copied.
+
+    The same bytes as safetensors' own `save` gives, which makes two copies of everything while other threads wait.
+    """
+    document = {**checkpoint.document, "format": FORMAT, "sha256": _ZEROS}
+    text = json.dumps(_to_hex(document), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    arrays = {
+        name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in checkpoint.arrays.items()
+    }
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))  # so that each is aligned
+    header: dict[str, Any] = {"__metadata__": {"distsgd": text}}
+    end = 0
+    for name in order:
+        array, start, end = arrays[name], end, end + arrays[name].nbytes
+        dtype = _DTYPES[array.dtype.str[1:]]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    first = bytearray(len(head).to_bytes(8, "little") + head)
+    rest = [arrays[name].reshape(-1).view(np.uint8).data for name in order]
+    digest = hashlib.sha256(first)
+    for piece in rest:
+        digest.update(piece)
+    first[_find_digest(first)] = digest.hexdigest().encode()
+    return [first, *rest]
+
+
+def decode(data: bytes | bytearray) -> Checkpoint:
+    """The checkpoint in these bytes. Raises CheckpointError where they aren't a whole, undamaged one."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    zeroed = bytearray(data)
+    place = _find_digest(zeroed)
+    said = bytes(zeroed[place]).decode()
+    zeroed[place] = _ZEROS.encode()
+    if hashlib.sha256(zeroed).hexdigest() != said:
+        raise CheckpointError("damaged: its contents do not have the sha256 that it names")
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        document = _from_hex(json.loads(header["__metadata__"]["distsgd"]))
+        _check_document(document)
+        arrays = load(bytes(data))
+    except CheckpointError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"not a checkpoint of distsgd ({type(error).__name__}: {error})") from None
+    return Checkpoint(arrays, document)
+
+
+def _check_document(document: Any) -> None:
+    """Raises CheckpointError where this is no document of this format."""
+    if not isinstance(document, dict):
+        raise CheckpointError(f"not a checkpoint of distsgd: its document is a {type(document).__name__}")
+    if document.get("format") != FORMAT:
+        raise CheckpointError(
+            f"has format {document.get('format')!r}, this version reads format {FORMAT}; "
+            "use the version of distsgd that wrote it"
+        )
+    for key, kinds in _KINDS.items():
+        if not isinstance(document.get(key, kinds[0]()), kinds):
+            raise CheckpointError(f"not a checkpoint of distsgd: its {key} is {document[key]!r}")
+
+
+def _find_digest(data: bytearray, size: int | None = None) -> slice:
+    """Where the file's own digest stands, without parsing the header; `size` of the file where `data` is its start."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or length > min(_HEADER_LIMIT, (len(data) if size is None else size) - 8):
+        raise CheckpointError(_TOO_SHORT)
+    found = list(_DIGEST.finditer(data, 8, 8 + length))
+    if len(found) != 1:
+        raise CheckpointError("not a checkpoint of distsgd: it names no sha256 of itself")
+    return slice(*found[0].span(1))
+
+
+def _to_hex(value: Any) -> Any:
+    if isinstance(value, float):
+        return {"hex": value.hex()}
+    if isinstance(value, Mapping):
+        return {str(key): _to_hex(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_hex(item) for item in value]
+    return value
+
+
+def _from_hex(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"hex"}:
+            return float.fromhex(value["hex"])
+        return {key: _from_hex(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_hex(item) for item in value]
+    return value
+
+
+class CheckpointFolder:
+    """`last`, `best` and the newest `keep` numbered checkpoints of a run."""
+
+    def __init__(self, files: Folder, keep: int = 3) -> None:
+        self.folder, self._files, self._keep = files.path, files, keep
+
+    def save(self, checkpoint: Checkpoint, step: int) -> None:
+        """Writes step-N.safetensors, points last.safetensors to it, and removes old ones. Raises CheckpointError."""
+        numbered = _numbered_name(step)
+        try:
+            self._files.make()
+            self._files.write(numbered, *pieces(checkpoint))
+            self._files.link(numbered, _LAST)
+            numbers = self._numbered()
+            # Those behind this step are of a course that the run has left, by going back to an older checkpoint.
+            left = [number for number in numbers if number > step]
+            for number in left + [number for number in numbers if number <= step][self._keep :]:
+                self._files.remove(_numbered_name(number))
+            self._files.remove_leftovers()  # where not even removing it was possible
+        except OSError as error:
+            raise _unwritten(self.folder / numbered, error) from None
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Writes best.safetensors. Raises CheckpointError."""
+        try:
+            self._files.write("best.safetensors", *pieces(checkpoint))
+        except OSError as error:
+            raise _unwritten(self.folder / "best.safetensors", error) from None
+
+    def _numbered(self) -> list[int]:
+        """The steps of the numbered checkpoints, newest first."""
+        steps = [found[1] for name in self._files.names() if (found := _NUMBERED.fullmatch(name))]
+        return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
+
+    def _candidates(self) -> Iterator[str]:
+        """Names of files that may hold the newest checkpoint, and then of older ones."""
+        last = self._files.status(_LAST)
+        numbered = [_numbered_name(step) for step in self._numbered()]
+        newest = self._files.status(numbered[0]) if numbered else None
+        if last is not None and (newest is None or identity(last) != identity(newest)):
+            yield _LAST
+        yield from numbered
+
+    def exists(self) -> bool:
+        """Whether there is any checkpoint, valid or not."""
+        return any(True for _ in self._candidates())
+
+    def newest(self, limit: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The valid checkpoint with most steps, up to `limit` where one is given, None where there is none; and what
+        was wrong with newer ones."""
+        problems: list[str] = []
+        best: Checkpoint | None = None
+        for name in self._candidates():
+            try:
+                found = read_checkpoint(self.folder / name, self._files)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            step = found.document.get("step", 0)
+            if limit is not None and step > limit:
+                continue
+            if best is None or step > best.document.get("step", 0):
+                best = found
+            if name != _LAST:
+                break
+        return best, problems
+
+
+def _numbered_name(step: int) -> str:
+    return f"step-{step}.safetensors"

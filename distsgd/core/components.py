@@ -1,0 +1,81 @@
+"""The components of a training that users may write themselves, and what distsgd knows of each.
+
+distsgd's own layers, losses, objectives, optimizers and metrics keep nothing between calls and write every array that
+they are to write. Nothing is known of a user's: one thread calls it, until its class declares `thread_safe`, and its
+gradients start at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from distsgd.core.errors import ConfigurationError
+
+
+class Component:
+    """A layer, a loss, an objective, an optimizer or a metric."""
+
+    thread_safe: bool = False
+    """Whether several threads may call this at the same time. A user's class declares it in its own body and a
+    subclass doesn't inherit it, for what a subclass adds may keep state."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "thread_safe" not in cls.__dict__:
+            cls.thread_safe = _is_of_this_package(cls)
+
+    def user_functions(self) -> tuple[Callable[..., Any], ...]:
+        """The functions of a user's that this calls; each may declare `thread_safe` as an attribute."""
+        return ()
+
+
+def _is_of_this_package(cls: type) -> bool:
+    return cls.__module__.startswith("distsgd.")  # with the dot: a user's file may be called distsgd.py
+
+
+def components_inside(component: Component) -> Iterator[Component]:
+    """The component itself and all in its attributes, in tuples, lists and dictionaries too; each once."""
+    seen: dict[int, Any] = {}
+    waiting: list[Any] = [component]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one  # kept, or another object could get its id
+        if isinstance(one, Component):
+            yield one
+            if is_dataclass(one):  # with slots, its values aren't in vars()
+                waiting += [getattr(one, field.name, None) for field in fields(one)]
+            waiting += vars(one).values()
+        elif isinstance(one, tuple | list):
+            waiting += one
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+
+
+def is_own(component: Component) -> bool:
+    """Whether distsgd defines the class of this component and of all inside it."""
+    return all(_is_of_this_package(type(one)) for one in components_inside(component))
+
+
+def not_thread_safe(*components: Component) -> list[str]:
+    """The names of these components, and of those inside them, that one thread has to call; each name once."""
+    names = [name for outer in components for one in components_inside(outer) for name in _undeclared(one)]
+    return list(dict.fromkeys(names))
+
+
+def _undeclared(component: Component) -> list[str]:
+    if not isinstance(component.thread_safe, bool):
+        raise ConfigurationError(
+            f"{type(component).__name__}: thread_safe must be True or False, got {component.thread_safe!r}; declare "
+            "one of them"
+        )
+    if component.thread_safe:
+        return []
+    functions = component.user_functions()
+    if not functions:
+        return [type(component).__name__]
+    wrong = [one for one in functions if getattr(one, "thread_safe", False) is not True]
+    return [getattr(one, "__name__", type(one).__name__) for one in wrong]

@@ -1,0 +1,232 @@
+"""Convolution as matrix products of shifted rows, with NumPy; arrays are (channels, height, width, n), contiguous.
+
+With the batch last, the kw shifted copies of an input row, (channels, kw, out_width, n), are long runs, and kh such
+rows behind each other are the (kh·channels·kw, out_width·n) columns of an output row as they lie: im2col would copy
+each value kh·kw times, this copies it kw times. The gradient of x goes the same way back: a product that has the kh
+output rows of an input row behind each other, and a sum over kw shifts.
+
+Work is cut into blocks of rows that fit the cache, and products into pieces that BLAS likes. Both are functions of the
+shapes alone, for they are part of the order in which numbers are added.
+
+Where pooling follows, the columns of the output are kept `apart`: column w at [w % apart, w // apart], so that what a
+pooling window compares lies in long runs. y is then (filters, out_height, apart, out_width / apart, n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from distsgd.core.device import Array
+
+BLOCK_BYTES = 1 << 19
+"""About how much of the shifted rows is worked on at a time: half of a core's second cache."""
+
+SMALL_PRODUCT = 1_000_000
+"""Multiply-adds up to which OpenBLAS multiplies matrices where they lie, without copying them first."""
+_LEAST_PIECE = 32
+
+
+@dataclass(frozen=True)
+class Window:
+    """A kernel's or a pooling window's size, step and zero padding along the two axes of an image."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int] = (0, 0)
+    behind: tuple[int, int] = (0, 0)
+
+    def output(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output; below 1 where the window is larger than the padded image."""
+        padded = (height + self.before[0] + self.behind[0], width + self.before[1] + self.behind[1])
+        return (
+            (padded[0] - self.size[0]) // self.stride[0] + 1,
+            (padded[1] - self.size[1]) // self.stride[1] + 1,
+        )
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether output pixels are functions of the input pixels at their own places."""
+        return self.size == self.stride == (1, 1) and self.before == self.behind == (0, 0)
+
+    def cropped(self, height: int, width: int, multiple: tuple[int, int]) -> Window:
+        """The window whose output has the largest height and width that are multiples: last rows and columns go."""
+        out = self.output(height, width)
+        left = (out[0] % multiple[0] * self.stride[0], out[1] % multiple[1] * self.stride[1])
+        return replace(self, behind=(self.behind[0] - left[0], self.behind[1] - left[1]))
+
+
+def convolve(x: Array, weight: Array, window: Window, apart: int = 1) -> Array:
+    """y[f, h, w] := Σ weight[f, c, i, j] x[c, h s + i - before, w s + j - before], without the kernel turned over.
+
+    x (channels, height, width, n), weight (filters, channels, kh, kw), y (filters, out_height, out_width, n).
+    """
+    filters, (_, height, width, n) = len(weight), x.shape
+    out_height, out_width = window.output(height, width)
+    if window.is_pointwise and apart == 1:
+        y = np.empty((filters, height, width, n), x.dtype)
+        np.matmul(weight.reshape(filters, -1), x.reshape(len(x), -1), out=y.reshape(filters, -1))
+        return y
+    y = np.empty((filters, out_height, apart, out_width // apart, n), x.dtype)
+    matrix = np.ascontiguousarray(weight.transpose(2, 1, 3, 0)).reshape(-1, filters).T
+    rows = y.reshape(filters, out_height, -1).transpose(1, 0, 2)
+    for first, last, columns in _column_blocks(x, window, apart):
+        _multiply(matrix, columns, rows[first:last])
+    return y.reshape(filters, out_height, out_width, n) if apart == 1 else y
+
+
+def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array, apart: int = 1) -> None:
+    """dweight[f, c, i, j] := Σ dy[f, h, w] x[c, h s + i - before, w s + j - before], overwritten."""
+    filters, channels, kh, kw = dweight.shape
+    if window.is_pointwise and apart == 1:
+        np.matmul(dy.reshape(filters, -1), x.reshape(channels, -1).T, out=dweight.reshape(filters, -1))
+        return
+    rows = dy.reshape(filters, dy.shape[1], -1).transpose(1, 2, 0)
+    # Transposed, (kh·channels·kw, filters), the product is half as fast again: BLAS prefers the long side first.
+    total = np.zeros((kh * channels * kw, filters), dy.dtype)
+    for first, last, columns in _column_blocks(x, window, apart):
+        total += np.add.reduce(np.matmul(columns, rows[first:last]), axis=0)
+    dweight[...] = total.reshape(kh, channels, kw, filters).transpose(3, 1, 0, 2)
+
+
+def input_gradient(weight: Array, dy: Array, window: Window, height: int, width: int, apart: int = 1) -> Array:
+    """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
+    filters, channels, _, kw = weight.shape
+    out_height, n = dy.shape[1], dy.shape[-1]
+    dx = np.empty((channels, height, width, n), dy.dtype)
+    if window.is_pointwise and apart == 1:
+        np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1), out=dx.reshape(channels, -1))
+        return dx
+    dy_rows = dy.reshape(filters, out_height, -1).transpose(1, 0, 2).reshape(out_height * filters, -1)
+    step, row = window.stride[0], channels * kw * dy_rows[0].nbytes
+    together = min(max(1, BLOCK_BYTES // row), height)
+    shifted = np.empty((together, channels, kw, apart, dy_rows.shape[1] // (apart * n), n), dy.dtype)
+    matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
+    partners = _partners(window, height, out_height)
+    for first in range(0, height, together):
+        last = min(first + together, height)
+        for h, (i, skipped, low, high) in enumerate(partners[first:last]):
+            part = matrices[i][:, skipped * filters : (skipped + high - low) * filters]
+            out = shifted[h].reshape(1, channels * kw, -1)
+            _multiply(part, dy_rows[None, low * filters : high * filters], out)
+        _sum_shifted(shifted[: last - first], dx[:, first:last], window)
+    return dx
+
+
+@lru_cache(maxsize=256)
+def _partners(window: Window, height: int, out_height: int) -> tuple[tuple[int, int, int, int], ...]:
+    """(i, skipped, low, high) for each input row: it takes part in the output rows [low, high).
+
+    Input row h takes part in output row r at place i of the window where h + before = r s + i. So it is in as many
+    output rows behind each other as there are places i, i + s, i + 2 s, …, the last place in the first of these rows;
+    `skipped` of these rows would lie above the output.
+    """
+    found = []
+    for h in range(height):
+        top, i = divmod(h + window.before[0], window.stride[0])
+        bottom = top + 1 - len(range(i, window.size[0], window.stride[0]))
+        low, high = max(bottom, 0), min(top + 1, out_height)
+        found.append((i, low - bottom, low, max(low, high)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _overlaps(window: Window, width: int, out_width: int, apart: int) -> tuple[tuple[int, int, slice, slice], ...]:
+    """(j, g, output columns, input columns) where column j of the window lies inside the image, not on its padding.
+
+    Output columns are those of group g, the ones with w % apart = g. What covers most of the input comes first.
+    """
+    step, found = window.stride[1] * apart, []
+    for j in range(window.size[1]):
+        for g in range(apart):
+            offset = j + g * window.stride[1] - window.before[1]
+            first = min(max(0, -(offset // step)), out_width)
+            last = max(min(out_width, (width - 1 - offset) // step + 1), first)
+            begin = first * step + offset
+            source = slice(begin, begin + (last - first - 1) * step + 1, step) if last > first else slice(0, 0, step)
+            found.append((j, g, slice(first, last), source))
+    return tuple(sorted(found, key=lambda one: one[2].start - one[2].stop))
+
+
+def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
+    """dx := the sum of what each column of the window says of these rows, (rows, channels, kw, apart, out_width, n)."""
+    width, (apart, out_width) = dx.shape[2], shifted.shape[3:5]
+    for index, (j, g, source, to) in enumerate(_overlaps(window, width, out_width, apart)):
+        part, into = shifted[:, :, j, g, source].transpose(1, 0, 2, 3), dx[:, :, to]
+        if index == 0 and part.shape == dx.shape:
+            dx[...] = part
+            continue
+        if index == 0:
+            dx[...] = 0.0
+        np.add(into, part, out=into)
+
+
+def _multiply(matrix: Array, columns: Array, out: Array) -> None:
+    """out[r] := matrix @ columns[r], in pieces of the columns' width."""
+    rows, inner, width = columns.shape
+    piece = _piece(len(matrix) * inner, width)
+    if piece == width:
+        np.matmul(matrix, columns, out=out)
+        return
+    even = width // piece * piece
+    split = (rows, -1, even // piece, piece)
+    np.matmul(
+        matrix,
+        columns[:, :, :even].reshape(split).transpose(0, 2, 1, 3),
+        out=out[:, :, :even].reshape(split).transpose(0, 2, 1, 3),
+    )
+    if even < width:
+        np.matmul(matrix, columns[:, :, even:], out=out[:, :, even:])
+
+
+def _piece(area: int, width: int) -> int:
+    """How many columns to multiply at a time with a matrix of `area` elements: all, where pieces would be narrow."""
+    widest = SMALL_PRODUCT // max(area, 1)
+    if widest >= width or widest < _LEAST_PIECE:
+        return width
+    even = -(-width // -(-width // widest))  # pieces about equally wide,
+    return min(-(-even // 16) * 16, widest // 16 * 16)  # and as wide as registers
+
+
+def _column_blocks(x: Array, window: Window, apart: int) -> Iterator[tuple[int, int, Array]]:
+    """(first, last, columns) for blocks of output rows; columns are (last - first, kh·channels·kw, out_width·n).
+
+    Each block's columns lie where the last one's were.
+    """
+    channels, height, width, n = x.shape
+    (kh, kw), step = window.size, window.stride[0]
+    out_height, out_width = window.output(height, width)
+    row = channels * kw * out_width * n
+    together = min(max(kh, BLOCK_BYTES // (row * x.itemsize * step)), out_height)
+    rows = np.empty(((together - 1) * step + kh, channels, kw, apart, out_width // apart, n), x.dtype)
+    strides = (step * row * x.itemsize, out_width * n * x.itemsize, x.itemsize)
+    kept = 0
+    for first in range(0, out_height, together):
+        last = min(first + together, out_height)
+        stop = (last - 1) * step + kh
+        _shift_rows(x, window, first * step + kept, rows[kept : stop - first * step])
+        yield first, last, np.ndarray((last - first, kh * channels * kw, out_width * n), x.dtype, rows, 0, strides)
+        if last < out_height:
+            kept = max(kh - step, 0)
+            rows[:kept] = rows[len(rows) - kept :]
+
+
+def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
+    """Fills rows (…, channels, kw, apart, out_width, n): the padded x from `start` on, shifted by each column."""
+    height, width, (apart, out_width) = x.shape[1], x.shape[2], rows.shape[3:5]
+    top = min(max(window.before[0] - start, 0), len(rows))
+    bottom = max(min(window.before[0] + height - start, len(rows)), top)
+    rows[:top] = 0.0
+    rows[bottom:] = 0.0
+    first = start + top - window.before[0]
+    inside = x[:, first : first + bottom - top].transpose(1, 0, 2, 3)
+    for j, g, to, source in _overlaps(window, width, out_width, apart):
+        into = rows[top:bottom, :, j, g]
+        if to.start:
+            into[:, :, : to.start] = 0.0
+        if to.stop < out_width:
+            into[:, :, to.stop :] = 0.0
+        into[:, :, to] = inside[:, :, source]

@@ -1,0 +1,293 @@
+"""One process at a time: a lock file in a folder, which the kernel unlocks when its holder ends, however it ends.
+
+The file has mode 0600, for whoever may open a file may lock it, and its holder removes it. `docs/decisions/0029` has
+the reasons.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.errors import RunFolderError, one_line
+from distsgd.core.files import make_folders, remove_empty
+from distsgd.core.folders import Folder, identity, is_at, is_own, open_folder
+from distsgd.core.output import LAUNCH_VARIABLE
+
+LOCK_FILE = ".lock"
+_LIMIT = 2000  # bytes of a holder
+_MODE = 0o600
+_PATIENCE, _PAUSE = 2.0, 0.05
+"""Seconds that a start waits for a lock, for the process before it may be ending; and between two looks."""
+_PATIENCE_WITH_OWN = 120.0
+"""The first where distsgd.launch has seen the holder end: a file server takes as long to miss a host that is lost."""
+_TRIES = 100
+"""How often a folder is looked for that others move or remove in the same moment."""
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_LOCAL_OPTIONS = {"nolock", "localflock", "local_lock=all", "local_lock=flock"}
+"""Mount options of NFS and Lustre with which a lock is unknown to other hosts."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has locked a folder, as far as it is known; `launch` names the distsgd.launch that started it."""
+
+    host: str = ""
+    process: int = 0
+    since: str = ""
+    launch: str = ""
+
+    @classmethod
+    def this(cls) -> Holder:
+        """This process."""
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        return cls(socket.gethostname(), os.getpid(), now, os.environ.get(LAUNCH_VARIABLE, ""))
+
+    @classmethod
+    def read(cls, descriptor: int) -> Holder:
+        """What a lock file says, which may be anything."""
+        try:
+            found: Any = json.loads(os.pread(descriptor, _LIMIT, 0))
+            return cls(**{key: type(getattr(cls, key))(value) for key, value in found.items()})
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            return cls()
+
+    def __str__(self) -> str:
+        return one_line(f" (process {self.process} on {self.host}, since {self.since})") if self.host else ""
+
+    @property
+    def same_launch(self) -> bool:
+        """Whether the distsgd.launch that started this process started the holder, too, and has seen its end."""
+        return bool(self.launch) and self.launch == os.environ.get(LAUNCH_VARIABLE, "")
+
+
+class LockHeldError(Exception):
+    """Another process has the lock; `holder` says which."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__()
+        self.holder = holder
+
+
+class LockChangedError(Exception):
+    """The lock file, or its folder, was removed or moved while it was being locked: look again."""
+
+
+class FolderInUseError(RunFolderError):
+    """Another run has the folder."""
+
+
+@dataclass(frozen=True)
+class Locked:
+    """A folder that this process has locked, until `folder` is released.
+
+    made   the folders that had to be made, the innermost first
+    note   a line where the lock doesn't keep everybody out, else nothing
+    sure   whether it keeps other processes of this host out
+    """
+
+    folder: Folder
+    made: list[Path]
+    note: str
+    sure: bool
+
+
+def lock_folder(path: Path) -> Locked:
+    """Locks the folder at `path`, which is made where there is none; waits a moment for a holder that is ending.
+
+    Raises FolderInUseError where another run has it, RunFolderError where somebody has put something else in the lock
+    file's place, and OSError where there can be no lock file.
+    """
+    began, tries = time.monotonic(), 0
+    while True:
+        try:
+            return _try_to_lock(path)
+        except LockHeldError as held:
+            patience = _PATIENCE_WITH_OWN if held.holder.same_launch else _PATIENCE
+            if time.monotonic() - began > patience:
+                raise FolderInUseError(
+                    f"another process is training in {path}{held.holder}; wait for it, or choose another folder with "
+                    "--out"
+                ) from None
+            time.sleep(_PAUSE)
+        except (LockChangedError, FileNotFoundError) as error:
+            tries += 1
+            if tries < _TRIES:
+                continue
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise FolderInUseError(
+                f"{path} is moved or removed each time that it is looked for; choose another folder with --out"
+            ) from None
+
+
+def _try_to_lock(path: Path) -> Locked:
+    made = make_folders(path)
+    descriptor = -1
+    try:
+        descriptor = open_folder(path)
+        lock = _lock_opened(descriptor, path)
+        if not is_at(descriptor, path):  # --resume never has moved it aside
+            lock.release(descriptor)
+            raise LockChangedError
+    except BaseException:
+        if descriptor >= 0:
+            os.close(descriptor)
+        remove_empty(made)
+        raise
+    folder = Folder(path)
+    folder.hold(descriptor, lock.release)
+    return Locked(folder, made, lock.note, lock.sure)
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that this process has; `note` says where it doesn't keep everybody out, `sure` whether it keeps others of
+    this host out at least."""
+
+    descriptor: int
+    note: str = ""
+    sure: bool = True
+
+    def release(self, folder: int) -> None:
+        """Removes the lock file and lets others in. Nothing may be written into the folder afterwards."""
+        if self.descriptor not in _of_this_process:  # a child of a fork has it no more
+            return
+        with suppress(OSError):
+            if _is_named(self.descriptor, folder):
+                os.unlink(LOCK_FILE, dir_fd=folder)
+        _of_this_process.discard(self.descriptor)
+        os.close(self.descriptor)
+
+
+def _lock_opened(folder: int, path: Path) -> Lock:
+    """Locks the folder with this descriptor, which was opened at `path`.
+
+    Raises LockHeldError; LockChangedError; RunFolderError where somebody has put something else there; and OSError
+    where there can be no lock file.
+    """
+    descriptor, is_new = _open(folder, path)
+    try:
+        _check(descriptor, folder, path, is_new)
+        note, sure = _flock(descriptor, path)
+        if not _is_named(descriptor, folder):
+            raise LockChangedError
+        with suppress(OSError):  # on a full disk nobody is told who it is
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(asdict(Holder.this())).encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _of_this_process.add(descriptor)
+    return Lock(descriptor, note, sure)
+
+
+def _open(folder: int, path: Path) -> tuple[int, bool]:
+    """(descriptor of the lock file, whether it was made)."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(LOCK_FILE, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=folder), True
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise LockChangedError from None  # the folder is no more
+    try:
+        return os.open(LOCK_FILE, flags, dir_fd=folder), False
+    except FileNotFoundError:
+        raise LockChangedError from None
+    except OSError as error:
+        raise _foreign(path, f"it can't be opened ({error.strerror or error})") from None
+
+
+def _check(descriptor: int, folder: int, path: Path, is_new: bool) -> None:
+    """Raises RunFolderError where the lock file isn't this user's own, for its owner decides who is kept out."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _foreign(path, "it is not a file")
+    if not is_new and not is_own(status, folder):
+        raise _foreign(path, f"it belongs to user {status.st_uid}")
+    if status.st_nlink > 1 and not Holder.read(descriptor).host:  # else of a backup that is made of links
+        raise _foreign(path, "it is another file, too")
+    if stat.S_IMODE(status.st_mode) != _MODE:
+        with suppress(OSError):  # a file system without modes
+            os.fchmod(descriptor, _MODE)
+
+
+def _foreign(path: Path, reason: str) -> RunFolderError:
+    return RunFolderError(
+        f"can't lock the run folder {path}: expected {LOCK_FILE} in it to be a file of yours, but {reason}; remove it "
+        "if no run uses the folder, or choose another with --out"
+    )
+
+
+def _flock(descriptor: int, path: Path) -> tuple[str, bool]:
+    """(what it doesn't keep out, whether there is a lock at all)."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            raise LockHeldError(Holder.read(descriptor)) from None
+        if error.errno not in _NO_LOCKS:
+            raise
+        last = Holder.read(descriptor)
+        doubt = f"; a run there has not ended in order{last}, or still goes on" if last.host else ""
+        return (
+            f"warning: the file system of {path} has no locks ({error.strerror}), so nothing keeps a second run out of "
+            f"this folder{doubt}; start one at a time"
+        ), False
+    if _LOCAL_OPTIONS & _mount_options(descriptor):
+        return (
+            f"warning: the file system of {path} is mounted with locks that other hosts don't see, so nothing keeps a "
+            "second run on another host out of this folder; start one at a time"
+        ), True
+    if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+        return f"warning: the file system of {path} lets other users lock the run folder, and so keep you out", True
+    return "", True
+
+
+def _mount_options(descriptor: int) -> set[str]:
+    """Of the file system of an open file; none where the system doesn't say."""
+    device = os.fstat(descriptor).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            fields = [line.split() for line in mounts]
+    except OSError:
+        return set()
+    return {option for found in fields if len(found) > 6 and found[2] == number for option in found[-1].split(",")}
+
+
+def _is_named(descriptor: int, folder: int) -> bool:
+    """Whether the open lock file is the one that others find, which is opened: so network file systems look again."""
+    try:
+        other = os.open(LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        return identity(os.fstat(other)) == identity(os.fstat(descriptor))
+    finally:
+        os.close(other)
+
+
+_of_this_process: set[int] = set()
+
+
+def _forget() -> None:
+    """In a child of a fork: it must not keep the folder locked when this process has ended."""
+    for descriptor in _of_this_process:
+        with suppress(OSError):
+            os.close(descriptor)
+    _of_this_process.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,235 @@
+"""What must be settled before NumPy loads, and what the machine under this process is.
+
+BLAS gives other bits with other thread counts, so it always runs with one thread, and cores are used by lanes side by
+side. This module imports nothing heavy, so that `prepare()` can run first of all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.errors import OutOfMemoryError
+
+BLAS_THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+_AVX512_OF_SKYLAKEX = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
+_KEPT_BYTES = 1 << 30
+"""Freed memory that malloc keeps in all."""
+_LARGEST_KEPT = 32 << 20
+"""Arrays above this come from the system and go back: data sets, not activations. The most that older glibc takes."""
+
+
+def prepare() -> None:
+    """What NumPy is to find when it loads: one BLAS thread, OpenBLAS's kernels; and malloc's thresholds.
+
+    Called first by every command.
+    """
+    for variable in BLAS_THREAD_VARIABLES:
+        os.environ[variable] = "1"
+    if "OPENBLAS_CORETYPE" not in os.environ:
+        kernels = openblas_kernels(_cpuinfo())
+        if kernels:
+            os.environ["OPENBLAS_CORETYPE"] = kernels
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed: a step needs arrays as large as the last one's, and a fresh page costs a fault.
+
+    It gives large arrays back by default; for a deep convolutional network that is a sixth of a step. Left alone where
+    the user has set MALLOC_… variables, and where there is no mallopt.
+    """
+    mallopt = None if any(name.startswith("MALLOC_") for name in os.environ) else _glibc("mallopt")
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+
+
+def release_freed_memory() -> None:
+    """Gives back what malloc keeps, where glibc is: for after the loading of data, which no step needs again."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of Linux's C library, None where it has none of that name."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:
+        return None
+
+
+def openblas_kernels(cpuinfo: str) -> str | None:
+    """The kernels that OpenBLAS should be told to take on this CPU, None where it chooses well by itself.
+
+    It takes its AVX2 kernels on AMD's Zen 4 and 5, where its AVX-512 kernels are about twice as fast.
+    """
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    amd = fields.get("vendor_id") == "AuthenticAMD"
+    return "SKYLAKEX" if amd and set(fields.get("flags", "").split()) >= _AVX512_OF_SKYLAKEX else None
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return ""
+
+
+def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
+    """How many processes the MPI launcher says it started; None without a launcher."""
+    for variable in _SIZE_VARIABLES:
+        if environment.get(variable, "").isdigit():
+            return int(environment[variable])
+    # sbatch and salloc set SLURM_NTASKS as well; only inside srun is there a step and a process number.
+    if environment.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in environment:
+        size = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", ""))
+        return int(size) if size.isdigit() else None
+    return None
+
+
+def affinity() -> tuple[int, ...]:
+    """The processors this process may run on (all of them where the system doesn't say)."""
+    if sys.platform == "linux":
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def cores_per_rank(masks: Sequence[tuple[int, ...]], local_rank: int) -> int:
+    """Cores for this rank, from the affinity masks of all ranks of its node.
+
+    Ranks that share one mask share its cores; a launcher that has bound the ranks has divided them already.
+    """
+    mine = masks[local_rank]
+    return max(1, len(mine) // sum(mask == mine for mask in masks))
+
+
+def available_memory() -> int | None:
+    """Bytes that this host, or the job's share of it (its control groups), has left; None where that can't be seen."""
+    found = []
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    groups = {line.rpartition(":")[2].strip("/\n") for line in _lines("/proc/self/cgroup")} | {""}
+    for group in groups:
+        for path in (f"/sys/fs/cgroup/{group}/memory.max", f"/sys/fs/cgroup/memory/{group}/memory.limit_in_bytes"):
+            found += [int(line) for line in _lines(path) if line.strip().isdigit()]
+    return min(found, default=None)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raises OutOfMemoryError where `needed` bytes for `what` are more than this host has left."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise OutOfMemoryError(
+            f"{what} takes {needed / 1e9:.1f} GB of memory, this host has {available / 1e9:.1f} GB left; use a larger "
+            "host, or a smaller one of these"
+        )
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+class _BlasLimit:
+    """The limit of one BLAS thread, which holds for the whole process. It is counted: whoever comes first keeps what
+    was, and whoever leaves last puts it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+        self._before: dict[str, tuple[Any, int]] = {}
+
+    def enter(self) -> None:
+        """One thread from now on, also in libraries that were loaded since others came."""
+        from threadpoolctl import ThreadpoolController
+
+        with self._lock:
+            for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+                self._before.setdefault(library.filepath, (library, library.num_threads))
+                _set_threads(library, 1)
+            self._count += 1
+
+    def leave(self) -> None:
+        """As before, where nobody else is inside."""
+        with self._lock:
+            self._count -= 1
+            if self._count == 0:
+                for library, threads in self._before.values():
+                    _set_threads(library, threads)
+                self._before.clear()
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """Sets a library's threads, for the process: of OpenBLAS, threadpoolctl since 3.8 obeys the first thread that sets
+    them, as long as it lives, and silently ignores all others."""
+    release = getattr(library, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    library.set_num_threads(threads)
+    release(force=True)
+
+
+_BLAS_LIMIT = _BlasLimit()
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before when the last of the
+    threads that are inside at the same time has left."""
+    _BLAS_LIMIT.enter()
+    try:
+        yield
+    finally:
+        _BLAS_LIMIT.leave()
+
+
+def blas_description() -> str:
+    """Which BLAS NumPy uses, with its kernels, such as `openblas 0.3.31 SkylakeX`; `unknown BLAS` where unseen."""
+    import numpy  # noqa: F401  (its BLAS has to be loaded to be seen)
+    from threadpoolctl import threadpool_info
+
+    names = [
+        " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
+        for pool in threadpool_info()
+        if pool.get("user_api") == "blas"
+    ]
+    return names[0] if names else "unknown BLAS"
+
+
+def cpu_probe() -> str:
+    """16 hex digits that depend on the bits of this CPU's GEMM and elementary functions: equal where runs agree."""
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for dtype in (np.float32, np.float64):
+        x = np.divide(np.arange(1, 64 * 48 + 1) % 97, 41, dtype=dtype).reshape(64, 48)
+        for array in (x @ x.T, x.T @ x, np.exp(x), np.log(x + 1), np.tanh(x), np.power(x + 1, 0.3), np.log1p(x)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Examples and how they are drawn: sampling, augmentation, loading and sources."""

@@ -1,0 +1,148 @@
+"""Training images moved and mirrored at random: a pure function of (seed, epoch, example), whoever computes it.
+
+A moved image is a run of the flat pixels that begins elsewhere. One copy a batch takes all runs, and a mask puts zeros
+where a run brings in pixels of another row, channel or image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.random import random_words
+
+ONE_PIXEL = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+"""(down, right) of an image as it is and moved by one pixel up, down, left and right: Nielsen's expanded MNIST."""
+
+_BLOCK = 1 << 18
+"""Bytes of images that are moved at once: they and their copies stay in the cache."""
+
+_OFFSET_BITS = 31
+"""Random bits of one offset, which comes out even to 2**-31 times the number of offsets."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to each image of a training batch, with one random word.
+
+    reach   moved by -reach … reach pixels down and as many to the right, each offset equally likely, filled with zeros
+    mirror  left and right exchanged with probability 1/2
+    """
+
+    reach: int = 0
+    mirror: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The one way to write it that a configuration is stored with."""
+        return (*([f"shift {self.reach}"] if self.reach else []), *(["flip"] if self.mirror else []))
+
+    def check(self, shape: Shape) -> None:
+        """Raises ConfigurationError where examples of this shape aren't images, or are smaller than the shift."""
+        check_images(f"augment {', '.join(self.words)}", shape, self.reach)
+
+    def apply(self, images: Array, words: Array) -> None:
+        """In place, changes C-ordered images (n, …, height, width) as the words (n,) uint64 say."""
+        if self.reach:
+            down, right = (self._offsets(words >> np.uint64(bits)) for bits in (0, _OFFSET_BITS))
+            move(images, down, right, self.reach)
+        if self.mirror:
+            chosen = np.flatnonzero(words >> np.uint64(2 * _OFFSET_BITS + 1))
+            images[chosen] = images[chosen][..., ::-1]
+
+    def _offsets(self, words: Array) -> Array:
+        """Offsets from -reach to reach, from the lowest bits of each word."""
+        bits = words & np.uint64((1 << _OFFSET_BITS) - 1)
+        return (bits * np.uint64(2 * self.reach + 1) >> np.uint64(_OFFSET_BITS)).astype(np.int64) - self.reach
+
+
+def parse_augmentation(words: Sequence[str]) -> Augmentation | None:
+    """The augmentation that these words say, such as `crop 4, flip`, in any order and however they are split.
+
+    Raises ConfigurationError with one sentence. None where there are no words.
+    """
+    text = " ".join(" ".join(words).replace(",", " ").split())
+    if not text:
+        return None
+    found = re.findall(r"(?:(?:shift|crop) \d{1,9}|flip)(?= |$)", text)
+    if " ".join(found) != text:
+        raise ConfigurationError(f"augment: expected shift N, crop N and flip, such as crop 4 flip, got {text!r}")
+    amounts = [int(part.split()[1]) for part in found if part != "flip"]
+    if len(amounts) > 1 or found.count("flip") > 1:
+        raise ConfigurationError(
+            f"augment: expected each word once, and one of shift and crop, which say the same, got {text!r}"
+        )
+    if 0 in amounts:
+        raise ConfigurationError(f"augment: expected at least 1 pixel to shift or crop by, got {text!r}; leave it out")
+    return Augmentation(amounts[0] if amounts else 0, "flip" in found)
+
+
+def check_images(option: str, shape: Shape, reach: int) -> None:
+    """Raises ConfigurationError, in the name of `option`, where examples of this shape aren't images that can be moved
+    by `reach` pixels."""
+    if len(shape) not in (2, 3):
+        raise ConfigurationError(
+            f"{option}: expected images, (height, width) or (channels, height, width), got examples of shape {shape}; "
+            "reshape them, or leave the option out"
+        )
+    if reach >= min(shape[-2:]):
+        raise ConfigurationError(
+            f"{option}: expected to move an image by fewer pixels than it has, got {reach} for {shape[-2]}×{shape[-1]}"
+        )
+
+
+@lru_cache(maxsize=1)
+def example_words(count: int, seed: int, epoch: int) -> Array:
+    """One random word for each of `count` examples in this epoch; word i doesn't depend on `count`. Read only.
+
+    All of an epoch's are made at once, 3 ns each, and kept: Philox is slow to start and fast to go on.
+    """
+    words = random_words(count, seed, "augmentation", epoch)
+    words.flags.writeable = False
+    return words
+
+
+def move(images: Array, down: Array, right: Array, reach: int) -> None:
+    """In place, moves image i of C-ordered (n, …, height, width) by (down[i], right[i]) pixels; zeros come in.
+
+    reach   the largest offset there is, less than height and width
+    """
+    height, width = images.shape[-2:]
+    count, pixels = len(images), prod(images.shape[1:])
+    bits, item = np.dtype(f"u{images.itemsize}"), images.itemsize
+    rows, columns = _masks(height, width, reach, bits.str)
+    flat = images.reshape(count, pixels).view(bits)
+    step = max(1, min(count, _BLOCK // (pixels * item)))
+    # An image more at both ends, whatever it holds: runs reach into it, and the mask clears what they bring from there.
+    room = np.empty((step + 2, pixels), bits)
+    runs = np.ndarray(((step + 1) * pixels + 1, pixels), bits, room, strides=(item, item))
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        block, below, beside = flat[part], down[part], right[part]
+        room[1 : len(block) + 1] = block
+        block[...] = runs[np.arange(1, len(block) + 1) * pixels - (below * width + beside)]
+        mask = rows.take(below + reach, axis=0)
+        mask &= columns.take(beside + reach, axis=0)
+        by_channel = block.reshape(len(block), -1, height * width)
+        by_channel &= mask[:, np.newaxis]
+
+
+@lru_cache(maxsize=8)
+def _masks(height: int, width: int, reach: int, dtype: str) -> tuple[Array, Array]:
+    """Of each offset, -reach first, the pixels (height · width) whose row, and whose column, comes from the image.
+
+    As bits, all or none: and with them gives +0 for any number, -1 and NaN too.
+    """
+    offsets = np.arange(-reach, reach + 1)[:, np.newaxis]
+    ones = np.array(np.iinfo(dtype).max, dtype)
+    row, column = (np.arange(length) - offsets for length in (height, width))
+    rows = np.repeat((row >= 0) & (row < height), width, axis=1) * ones
+    columns = np.tile((column >= 0) & (column < width), (1, height)) * ones
+    return rows, columns

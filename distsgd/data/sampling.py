@@ -1,0 +1,94 @@
+"""Which examples make up which minibatch, and how a minibatch is cut into lanes: pure functions of integers.
+
+Every rank computes the same order, so nothing about it is ever sent, and training can start at any step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.random import permutation, uniform
+
+
+def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
+    """The order in which an epoch visits its examples: a permutation of range(num_examples).
+
+    As int32 where that is enough, for every rank keeps it.
+    """
+    return permutation(num_examples, seed, "epoch order", epoch).astype(index_dtype(num_examples))
+
+
+def lane_bounds(batch_length: int, lanes: int) -> list[int]:
+    """Lane k is the slice bounds[k] : bounds[k + 1] of the minibatch; lanes may be empty, lengths differ by at most 1.
+
+    >>> lane_bounds(10, 4)
+    [0, 2, 5, 7, 10]
+    """
+    return [batch_length * lane // lanes for lane in range(lanes + 1)]
+
+
+def split_off(num_examples: int, count: int, seed: int) -> tuple[Array, Array]:
+    """(rest, `count` random examples), both as sorted indices: a fixed function of the seed."""
+    order = permutation(num_examples, seed, "validation split")
+    order = order.astype(index_dtype(num_examples))
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def index_dtype(count: int) -> type[np.signedinteger[Any]]:
+    """The smallest type, int32 or int64, that numbers `count` examples."""
+    return np.int32 if count < 2**31 else np.int64
+
+
+@dataclass
+class Sampler:
+    """Cuts epochs of `num_examples` into minibatches of `batch_size`.
+
+    By default every example comes exactly once an epoch, in an order shuffled anew, and the last minibatch holds
+    what is left over. `drop_last` leaves that short minibatch out, `shuffle=False` keeps the order of the data, and
+    `replacement` draws every minibatch independently (an epoch is then ceil(num_examples / batch_size) minibatches).
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    replacement: bool = False
+    _order: tuple[int, Array] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise ConfigurationError(
+                f"with drop_last an epoch of {self.num_examples} examples has no minibatch of {self.batch_size}; "
+                "set a smaller batch_size"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Minibatches an epoch."""
+        if self.drop_last and not self.replacement:
+            return self.num_examples // self.batch_size
+        return -(-self.num_examples // self.batch_size)
+
+    def minibatch(self, step: int) -> Array:
+        """Indices of the examples of minibatch `step`, counted from 0 over all epochs. Read only: models see them."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        if self.replacement:
+            draws = uniform((self.batch_size,), self.seed, "with replacement", step)
+            return _read_only((draws * self.num_examples).astype(np.int64))
+        if not self.shuffle:
+            return _read_only(np.arange(start, min(start + self.batch_size, self.num_examples)))
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, _read_only(epoch_order(self.num_examples, self.seed, epoch)))
+        return self._order[1][start : start + self.batch_size]
+
+
+def _read_only(indices: Array) -> Array:
+    indices.flags.writeable = False
+    return indices

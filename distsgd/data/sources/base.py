@@ -1,0 +1,77 @@
+"""What a data set is before it is in memory: names of arrays, and sources that can fill a buffer someone else owns.
+
+Nothing here holds a big array, so that one copy per node, in shared memory, is enough.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape
+
+SPLITS = ("train", "validation", "test")
+ARRAY_NAMES = tuple(f"{kind}_{split}" for split in SPLITS for kind in ("x", "y", "weights"))
+
+
+@dataclass(frozen=True)
+class ArraySource(ABC):
+    """One array of a data set: shape and dtype, known from a header, and how to read it. Can be pickled."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the array takes in memory."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @abstractmethod
+    def read_into(self, out: Array) -> None:
+        """Overwrites `out`, a C-ordered array of this shape and dtype, without a second whole copy.
+
+        Raises DataError where the file is missing, damaged, or no longer what it was when it was opened.
+        """
+
+    def mapped(self) -> Array | None:
+        """A read-only memory map of the array, or None where the file can't be mapped."""
+        return None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set that is described, not loaded. Can be pickled.
+
+    arrays       by name: x_train, y_train, and where there are any weights_train, x_validation, … and x_test, …;
+                 examples come first, labels are (n,) int64
+    scale        inputs are divided by it when a minibatch is gathered
+    num_classes  of integer labels, where it is known; `check_arrays` finds it otherwise
+    """
+
+    name: str
+    arrays: Mapping[str, ArraySource]
+    scale: float = 1.0
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What a registered data set may depend on: where files are, the seed of generated points, and the network."""
+
+    data_dir: str | None = None
+    seed: int = 0
+    download: bool = True
+
+
+def read_array(source: ArraySource) -> Array:
+    """The array itself: the file's read-only map where there is one, else a fresh array."""
+    found = source.mapped()
+    if found is None:
+        found = np.empty(source.shape, source.dtype)
+        source.read_into(found)
+    return found

@@ -1,0 +1,137 @@
+"""What training needs of loaded arrays, checked once, a block at a time: whole-size temporaries would double memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import DataError
+from distsgd.data.sources.base import ArraySource
+from distsgd.data.sources.streams import BLOCK
+
+
+def check_arrays(
+    name: str,
+    x: Array,
+    y: Array,
+    weights: Array | None = None,
+    *,
+    num_classes: int | None = None,
+    dtype: np.dtype[Any] | None = None,
+) -> int | None:
+    """Checks that examples can be trained on; returns the number of classes, None for float targets.
+
+    x        (n, features…), finite
+    y        integer labels (n,) or (n, 1), from 0 to `num_classes` - 1 (where it is None, the greatest label + 1 is
+             returned), or finite floats (n,) or (n, outputs)
+    weights  (n,), finite, not negative, not all 0
+    dtype    of the model, where it is known: what it can't hold isn't finite either
+
+    Raises DataError, which calls the data `name` and numbers examples from 0.
+    """
+    check_dtype(f"{name}: inputs", x)
+    if x.size == 0:
+        raise DataError(f"{name}: expected at least one example and one feature, got inputs of shape {x.shape}")
+    is_float = check_targets(f"{name}: targets", y, len(x))
+    if weights is not None:
+        check_weights(f"{name}: weights", weights, len(x))
+    _check_finite(f"{name}: inputs", x, dtype)
+    if weights is not None:
+        _check_weights(f"{name}: weights", weights, dtype)
+    if is_float:
+        _check_finite(f"{name}: targets", y, dtype)
+        return None
+    return _check_labels(name, y, num_classes)
+
+
+def check_dtype(where: str, array: Array | ArraySource) -> None:
+    """DataError for what isn't numbers."""
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise DataError(
+            f"{where}: expected integers or floats of at most 64 bits, got dtype {array.dtype}; convert them"
+        )
+
+
+def check_targets(where: str, y: Array | ArraySource, examples: int) -> bool:
+    """Whether targets of so many examples are floats, and not labels; DataError where they can be neither."""
+    check_dtype(where, y)
+    _check_length(where, y, examples)
+    is_float = y.dtype.kind == "f"
+    if is_float and (len(y.shape) > 2 or 0 in y.shape):
+        raise DataError(f"{where}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape them")
+    if not is_float and len(y.shape) != 1 and y.shape[1:] != (1,):
+        raise DataError(
+            f"{where}: expected integer labels of shape (n,), got {y.shape}; give one label an example, or floats"
+        )
+    return is_float
+
+
+def check_weights(where: str, weights: Array | ArraySource, examples: int) -> None:
+    """DataError for what can't be weights of so many examples."""
+    check_dtype(where, weights)
+    _check_length(where, weights, examples)
+    if len(weights.shape) != 1 and weights.shape[1:] != (1,):
+        raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape them")
+
+
+def _check_length(where: str, array: Array | ArraySource, examples: int) -> None:
+    if array.shape[:1] != (examples,):
+        got = array.shape[0] if array.shape else "a single number"
+        raise DataError(f"{where}: expected {examples} entries, one an example, got {got}; make both equally long")
+
+
+def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    rows = max(1, BLOCK // max(1, array.nbytes // len(array)))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+
+
+def _first(bad: Array) -> int:
+    """The first row with a true element."""
+    return int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
+
+
+def _check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
+    if array.dtype.kind != "f":
+        return
+    narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
+    for start, block in _blocks(array):
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(block.astype(dtype) if narrower else block)
+        if not finite.all():
+            row = _first(~finite)
+            value = block[row][~finite[row]].flat[0]
+            kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
+            raise DataError(f"{where}: expected {kind}, example {start + row} holds {value}; remove or repair it")
+
+
+def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:
+    _check_finite(where, weights, dtype)
+    some = False
+    for start, block in _blocks(weights):
+        if (block < 0).any():
+            row = _first(block < 0)
+            raise DataError(f"{where}: expected none below 0, example {start + row} has {block[row]}; correct it")
+        some = some or bool((block > 0).any())
+    if not some:
+        raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or leave them out")
+
+
+def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
+    # A million classes of three examples is a column of identifiers, not of labels.
+    limit = max(1000, len(y)) if num_classes is None else num_classes
+    greatest = 0
+    for start, block in _blocks(y):
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high >= limit:
+            row = _first((block < 0) | (block >= limit))
+            remedy = "number the classes from 0" if num_classes is None else "correct it, or set the number of classes"
+            raise DataError(
+                f"{name}: expected labels from 0 to {limit - 1}, "
+                f"example {start + row} has {int(block[row].flat[0])}; {remedy}"
+            )
+        greatest = max(greatest, high)
+    return greatest + 1 if num_classes is None else num_classes

@@ -1,0 +1,132 @@
+"""Where data-set files are kept, and how they get there: checked before they take their name, never half a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.errors import DataError
+from distsgd.core.files import make_folders, remove_empty, sync_folder
+from distsgd.data.sources.streams import BLOCK, Stream, absolute, open_binary, reading
+
+
+def default_data_dir() -> Path:
+    """`distsgd` in the user's cache folder: $XDG_CACHE_HOME, else ~/.cache (macOS: ~/Library/Caches)."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # the XDG specification: a relative path is to be ignored
+        return Path(given) / "distsgd"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise DataError("data folder: expected a home folder to keep files in, found none; set --data-dir") from None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "distsgd"
+
+
+def data_root(data_dir: str | None) -> Path:
+    """The folder of `--data-dir`, else the default one."""
+    return Path(absolute(data_dir)) if data_dir else default_data_dir()
+
+
+def mirror(name: str, url: str) -> str:
+    """Where the files of this data set are downloaded from: DISTSGD_<NAME>_URL of the environment, else `url`."""
+    return (os.environ.get(f"DISTSGD_{name.upper().replace('-', '_')}_URL") or url).rstrip("/")
+
+
+def checksums_of(path: str | os.PathLike[str]) -> set[str]:
+    """MD5, in hexadecimal, of the file's bytes and, where it is gzipped, of its content."""
+    with reading(os.fspath(path)):
+        unpacked, _ = open_binary(os.fspath(path))
+        with unpacked, open(path, "rb") as stream:
+            return {_md5(stream), _md5(unpacked)}
+
+
+def _md5(stream: Stream) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    while block := stream.read(BLOCK):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool) -> None:
+    """Downloads the files of a data set, by their names, with their checksums, into its folder, where that is allowed.
+
+    url      where they are, if the environment doesn't say otherwise
+    wanted   what is missing, in words
+    Raises DataError.
+    """
+    if not allowed:
+        raise DataError(
+            f"{name}: expected {wanted} in {folder}, not found; put the files there, set --data-dir, or allow the "
+            "download"
+        )
+    for file, checksums in files.items():
+        try:
+            download(f"{mirror(name, url)}/{file}", folder / file, checksums)
+        except DataError as problem:
+            raise DataError(f"{name}: missing {wanted}; {problem}") from problem
+
+
+def download(url: str, target: Path, checksums: Collection[str]) -> None:
+    """Puts the file at `url` at `target`, at once and whole, if the MD5 of it or of its content is in `checksums`.
+
+    Raises DataError where there is no pooch, no network, no room, or another file than expected.
+    """
+    try:
+        pooch = import_module("pooch")
+    except ImportError:
+        raise DataError(
+            f'{target.name}: expected pooch to download it, it isn\'t installed; pip install "distsgd[download]", '
+            f"or put the file into {target.parent}"
+        ) from None
+    made: list[Path] = []
+    try:
+        made = make_folders(target.parent)
+        # In the same folder, for the move to be atomic; of its own, for two runs may download at once.
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent))
+            part = Path(folder) / target.name
+            # pooch leaves the connection open where an answer is an error or breaks off.
+            hooks = {"response": partial(_close_later, stack)}
+            pooch.HTTPDownloader(chunk_size=BLOCK, hooks=hooks)(url, str(part), None)
+            _check(part, url, checksums)
+            with open(part, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(part, target)
+            sync_folder(target.parent)
+    except DataError:
+        remove_empty(made)
+        raise
+    except (OSError, ValueError) as problem:  # of requests, too: its exceptions are OSErrors
+        remove_empty(made)
+        raise DataError(
+            f"{target.name}: expected to download it from {url}, that failed ({_short(problem)}); "
+            f"put the file into {target.parent} yourself"
+        ) from problem
+
+
+def _close_later(stack: ExitStack, response: Any, **_: object) -> None:
+    stack.callback(response.close)
+
+
+def _check(part: Path, url: str, checksums: Collection[str]) -> None:
+    try:
+        found = checksums_of(part)
+    except DataError:
+        found = {"no whole file"}
+    if found.isdisjoint(checksums):
+        raise DataError(
+            f"{url}: expected a file with MD5 {' or '.join(sorted(checksums))}, "
+            f"got {' and '.join(sorted(found))}; try again, or set another mirror"
+        )
+
+
+def _short(problem: Exception) -> str:
+    return " ".join((str(problem) or type(problem).__name__).split())[:200]

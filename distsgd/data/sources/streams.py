@@ -1,0 +1,142 @@
+"""Filling an array from a file, a block at a time, and one sentence for whatever can be wrong with a file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import IO, TypeAlias
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import DataError
+from distsgd.core.files import open_regular
+from distsgd.data.sources.base import ArraySource
+
+Stream: TypeAlias = IO[bytes]
+
+BLOCK = 1 << 20
+"""Bytes that are read, converted or checked at once."""
+
+DEFLATE_LIMIT = 1040
+"""Times its packed length that data is at most: deflate reaches 1,032."""
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turns what a missing, unreadable or damaged file raises into a DataError that names `where`."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{where}: expected a file, found none; check the path") from None
+    except PermissionError:
+        raise DataError(f"{where}: expected a readable file, access is denied; check its permissions") from None
+    except IsADirectoryError:
+        raise DataError(f"{where}: expected a file, got a folder; name the file in it") from None
+    except _DAMAGE as problem:
+        reason = str(problem) or type(problem).__name__
+        raise DataError(f"{where}: expected an intact file, reading it failed ({reason}); make it again") from problem
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The absolute path: other ranks of the node may be in another folder."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def open_binary(path: str) -> tuple[Stream, int]:
+    """A file, unpacked on the fly where its content (not its name) is gzip, and an upper limit of its length."""
+    raw = open_regular(path)
+    try:
+        size = os.fstat(raw.fileno()).st_size
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+    except BaseException:
+        raw.close()
+        raise
+    if not packed:
+        return raw, size
+    return _OwningGzipFile(raw), size * DEFLATE_LIMIT  # type: ignore[return-value]
+
+
+class _OwningGzipFile(gzip.GzipFile):
+    """A GzipFile that closes the file under it."""
+
+    def __init__(self, raw: Stream) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._raw_file = raw
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._raw_file.close()
+
+
+def read_exactly(stream: Stream, count: int, where: str) -> bytes:
+    """`count` bytes (a header: few), or DataError."""
+    found = stream.read(count)
+    if len(found) != count:
+        raise DataError(f"{where}: expected a header of {count} bytes, the file ends after {len(found)}; make it again")
+    return found
+
+
+def check_shape(shape: Shape, where: str) -> None:
+    """DataError where no array can have this shape, though it may have no elements at all."""
+    if prod(max(1, length) for length in shape) >= 1 << 56 or len(shape) > 16:
+        raise DataError(f"{where}: expected the shape of an array, the header says {shape}; make it again")
+
+
+def check_out(source: ArraySource, out: Array) -> None:
+    """ValueError unless `out` is what `source.read_into` needs."""
+    if out.shape != source.shape or out.dtype != source.dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"expected a C-ordered buffer of shape {source.shape} and dtype {source.dtype}, "
+            f"got shape {out.shape} and dtype {out.dtype}"
+        )
+
+
+def fill(stream: Stream, out: Array, where: str) -> None:
+    """Overwrites C-ordered `out` with the next bytes of `stream`; DataError where it ends early."""
+    view = out.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        got = stream.readinto(view[done : done + BLOCK])  # type: ignore[attr-defined]
+        if not got:
+            raise DataError(f"{where}: expected {len(view)} bytes of data, the file ends after {done}; make it again")
+        done += got
+
+
+def fill_fortran(stream: Stream, out: Array, where: str) -> None:
+    """Overwrites `out` with Fortran-ordered data (first index fastest)."""
+    flat = out.T.flat
+    rows = max(1, BLOCK // out.itemsize)
+    block = np.empty(min(rows, out.size), out.dtype)
+    for start in range(0, out.size, rows):
+        part = block[: min(rows, out.size - start)]
+        fill(stream, part, where)
+        flat[start : start + len(part)] = part
+
+
+def expect_end(stream: Stream, where: str) -> None:
+    """DataError where `stream` goes on; at its end gzip and zip compare their checksums."""
+    if stream.read(1):
+        raise DataError(f"{where}: expected the data to end where its header says, the file goes on; make it again")

@@ -1,0 +1,1 @@
+"""Everything that knows CuPy, CUDA or NCCL: kernels, transports and recorded steps."""

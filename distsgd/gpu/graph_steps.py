@@ -1,0 +1,111 @@
+"""Steps one after the other: each ends before the next begins, or a GPU goes on with many by itself."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.output import say
+from distsgd.gpu.graphs import UNDER_WAY, NotRecorded, StepGraphs
+from distsgd.training.non_finite import NonFinite
+from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
+
+
+class Steps:
+    """Begins steps, and hands out the results of those that have ended, in order.
+
+    graphs   how a GPU makes steps by itself; without, a step ends before `advance` returns
+    """
+
+    def __init__(self, step: TrainingStep, graphs: StepGraphs | None) -> None:
+        self._step, self._graphs, self._communicator = step, graphs, step.exchange.communicator
+        self._alone, self._asked_for = self._communicator.size == 1, False
+        self._started: list[StepOrder] = []
+
+    @property
+    def under_way(self) -> int:
+        """Steps begun whose results nobody has seen yet."""
+        return len(self._started)
+
+    def advance(
+        self,
+        order: StepOrder,
+        flags: Flag,
+        want_norm: bool = False,
+        leave_out: NonFinite | None = None,
+        wait: bool = True,
+    ) -> list[StepResult]:
+        """Begins a step, as `TrainingStep.run` makes one; the results of steps that have ended since.
+
+        wait   end all steps, this one included, on all ranks; so does one whose norm is wanted, or that is left out
+        A result with a problem is the last one, and of the steps begun after it nothing is left. Several ranks whose
+        GPUs go by themselves hear of each other's flags when they look at results.
+        """
+        if self._graphs is None:
+            return [self._step.run(order, flags, want_norm, leave_out)]
+        by_itself = not (wait or want_norm or leave_out or self._is_asked_for(flags))
+        if by_itself and self._start(order):
+            return self._end(flags) if self.under_way == UNDER_WAY else []
+        results = self._end(flags)
+        if results and results[-1].problem is not None:
+            return results
+        results.append(self._step.run(order, flags, want_norm, leave_out))
+        if not self._alone:
+            self._asked_for = not all(self._communicator.allgather_object(self._step.finite))
+        return results
+
+    def _is_asked_for(self, flags: Flag) -> bool:
+        """Whether the next step has to be one in which all ranks say their flags; the same answer on all of them."""
+        return bool(flags) or not self._step.finite if self._alone else self._asked_for
+
+    def _start(self, order: StepOrder) -> bool:
+        """Lets the GPU make a step by itself; False where it can't, or not yet."""
+        assert self._graphs is not None
+        bounds = self._step.bounds(order)
+        if not self._graphs.is_known(bounds):
+            return False
+        scalars = self._step.optimizer.scalars(order.learning_rate, order.updates + 1)
+        if not all(map(math.isfinite, scalars)):  # from a schedule; a graph would take NaN for trouble of before
+            return False
+        try:
+            self._graphs.start(bounds, order.indices, order.epoch, order.step, scalars)
+        except NotRecorded as problem:
+            if self._communicator.is_root:
+                line = f"warning: steps can't be recorded as a CUDA graph ({problem}) and are slower without"
+                say(line, sys.stderr)
+            self._graphs.refuse()
+            return False
+        self._started.append(order)
+        return True
+
+    def _end(self, flags: Flag) -> list[StepResult]:
+        """Waits for the steps under way; their results. A gradient that wasn't finite is looked at once more."""
+        if not self._started:
+            return []
+        started, self._started = self._started, []
+        results: list[StepResult] = []
+        for one, (records, trouble) in zip(started, self._reports(flags), strict=True):
+            bounds = self._step.bounds(one)
+            loss_sum, count, problem = self._step.totals(records, one.step, one.indices, bounds)
+            if problem is None and trouble:  # the parameters are still those before this step
+                self._step.run(one, NOTHING)
+                problem = self._step.wrong_update(one.step + 1)
+            if problem is not None:
+                return [*results, StepResult(0.0, 0, NOTHING, None, problem)]
+            self._step.update_running(records, bounds)
+            results.append(StepResult(loss_sum, count, NOTHING, None))
+        return results
+
+    def _reports(self, flags: Flag) -> list[tuple[Array, bool]]:
+        """(the records of all lanes, whether there was trouble) of each step under way; ranks tell each other."""
+        assert self._graphs is not None
+        reports = self._graphs.reports()
+        if self._alone:
+            return [(report.records, report.trouble) for report in reports]
+        told = self._communicator.allgather_object((flags, self._step.finite, [report.records for report in reports]))
+        self._asked_for = any(theirs or not finite for theirs, finite, _ in told)
+        lanes = [np.concatenate(of_step) for of_step in zip(*(records for _, _, records in told), strict=True)]
+        return [(records, report.trouble) for records, report in zip(lanes, reports, strict=True)]

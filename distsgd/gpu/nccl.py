@@ -1,0 +1,205 @@
+"""Messages of ranks on GPUs by NCCL, through CuPy: from GPU to GPU, on the stream that computes, without the host.
+
+NCCL carries bytes here and adds nothing, so a step's bits are those of every other way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from distsgd.core.device import Array, Device, is_on_host
+from distsgd.core.errors import DistsgdError, first_line
+from distsgd.gpu.wrapping import PassingCommunicator
+from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.parallel.status_table import Collective
+
+_INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CUDA 12"
+_OLDEST = 20906
+"""NCCL 2.9.6, the first whose messages between ranks a CUDA graph may hold."""
+_BROADCAST, _ALLGATHER, _ALLTOALL = int(Collective.BROADCAST), int(Collective.ALLGATHER), int(Collective.ALLTOALL)
+_BARRIER = int(Collective.BARRIER)
+
+
+class NcclCommunicator(PassingCommunicator):
+    """Arrays on a device go by NCCL, each method a call on the current stream; all else goes to `inside`.
+
+    The methods return before anything has travelled. What this rank's stream does next waits for it; the host waits in
+    `settle`, or wherever it reads what came.
+    """
+
+    goes_by_itself = True
+
+    def __init__(self, inside: Communicator, device: Device, nccl: Any, comm: Any) -> None:
+        super().__init__(inside, device, f"by NCCL {version_words(int(nccl.get_version()))}")
+        self._nccl, self._comm = nccl, comm
+        self._sent = device.xp.cuda.Event(disable_timing=True)
+        self._under_way = False
+
+    def broadcast(self, array: Array) -> None:
+        if is_on_host(array):
+            self.inside.broadcast(array)
+            return
+        at, count = _address(array), array.nbytes
+        with self._group(_BROADCAST) as stream:
+            if count:
+                self._comm.broadcast(at, at, count, self._nccl.NCCL_UINT8, 0, stream)
+
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
+        if is_on_host(send) and is_on_host(receive):
+            self.inside.alltoall(send, sent, receive, received)
+            return
+        source, target, byte = _address(send), _address(receive), self._nccl.NCCL_UINT8
+        with self._group(_ALLTOALL) as stream:
+            for peer in self._others():
+                if sent.counts[peer]:
+                    self._comm.send(source + sent.starts[peer], sent.counts[peer], byte, peer, stream)
+                if received.counts[peer]:
+                    self._comm.recv(target + received.starts[peer], received.counts[peer], byte, peer, stream)
+        if sent.counts[self.rank]:
+            receive[received[self.rank]] = send[sent[self.rank]]
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        if is_on_host(flat):
+            self.inside.allgather_slices(flat, counts)
+            return
+        at, width, byte = _address(flat), flat.itemsize, self._nccl.NCCL_UINT8
+        with self._group(_ALLGATHER) as stream:
+            if len(set(counts)) == 1:
+                if counts[0]:
+                    own = at + self.rank * counts[0] * width
+                    self._comm.allGather(own, at, counts[0] * width, byte, stream)
+                return
+            for root, count in enumerate(counts):  # rings and trees, so that a network carries each slice once a host
+                if count:
+                    self._comm.broadcast(at, at, count * width, byte, root, stream)
+                at += count * width
+
+    def launched(self) -> None:
+        self._sent.record(self.device.xp.cuda.get_current_stream())
+        self._under_way = True
+
+    def settle(self) -> None:
+        if not self._under_way:
+            return
+        self.waits(_ALLTOALL)
+        self._sent.synchronize()
+        self.goes_on()
+        self._under_way = False
+        with _told("NCCL failed between steps"):
+            self._comm.check_async_error()
+
+    def close(self) -> None:
+        """Ends NCCL's part at once, on this rank."""
+        self._comm.abort()
+
+    def _others(self) -> Iterator[int]:
+        """The other ranks, each rank's list beginning behind itself, so that not all speak with the same one first."""
+        return ((self.rank + ahead) % self.size for ahead in range(1, self.size))
+
+    @contextmanager
+    def _group(self, collective: int) -> Iterator[int]:
+        """What is called inside goes together; gives the current stream's number."""
+        stream = self.device.xp.cuda.get_current_stream()
+        self.waits(collective)  # NCCL connects to a rank when it first sends to it, and that waits for the rank
+        with _told("NCCL failed"):
+            self._nccl.groupStart()
+            try:
+                yield stream.ptr
+            finally:
+                self._nccl.groupEnd()
+        self.goes_on()
+        if not stream.is_capturing():
+            self.launched()
+
+
+def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:
+    """(the communicator, "") or (None, why there is none), the same on every rank. Collective.
+
+    `device` is chosen and in use: NCCL takes the rank's current one.
+    """
+    nccl, problem = _load()
+    if not problem and nccl.get_version() < _OLDEST:
+        problem = f"NCCL {version_words(nccl.get_version())} is older than 2.9.6"
+    host = communicator.hosts[communicator.rank]
+    told = communicator.allgather_object((problem and f"{problem} (rank {communicator.rank} on {host})", device.bus))
+    problem = next((theirs for theirs, _ in told if theirs), "") or _shared(
+        list(zip(communicator.hosts, (bus for _, bus in told), strict=True))
+    )
+    if problem:
+        return None, problem
+    number, problem = communicator.broadcast_object(
+        _attempt(nccl.get_unique_id) if communicator.is_root else (None, "")
+    )
+    if problem:
+        return None, f"NCCL did not start ({problem})"
+    communicator.waits(_BARRIER)
+    comm, problem = _attempt(lambda: nccl.NcclCommunicator(communicator.size, number, communicator.rank))
+    communicator.goes_on()
+    problems = communicator.allgather_object(problem)
+    found = next((f"NCCL did not start ({one}; rank {rank})" for rank, one in enumerate(problems) if one), "")
+    if found:
+        if comm is not None:
+            _attempt(comm.abort)
+        return None, found
+    return NcclCommunicator(communicator, device, nccl, comm), ""
+
+
+def version_words(number: int) -> str:
+    """NCCL's version in the form that people know: 22304 is 2.23.4, and 2708 was 2.7.8.
+
+    >>> version_words(22304), version_words(2708)
+    ('2.23.4', '2.7.8')
+    """
+    major = 1_000 if number < 10_000 else 10_000
+    return f"{number // major}.{number % major // 100}.{number % 100}"
+
+
+def _load() -> tuple[Any, str]:
+    """(CuPy's NCCL, "") or (None, why there is none)."""
+    try:
+        with warnings.catch_warnings():  # CuPy warns of a library that isn't there, which is told below
+            warnings.simplefilter("ignore")
+            from cupy.cuda import nccl
+    except Exception as error:  # whatever a library that doesn't fit comes up with
+        return None, f"CuPy can't load NCCL: {first_line(error)}"
+    return (nccl, "") if nccl.available else (None, f"NCCL isn't installed: {_INSTALL}")
+
+
+def _shared(places: Sequence[tuple[str, str]]) -> str:
+    """Which ranks share a GPU, in words; empty where none do. `places` are (host, GPU's place on it), by rank."""
+    for rank, place in enumerate(places):
+        first = places.index(place)
+        if first != rank:
+            return f"ranks {first} and {rank} share a GPU of {place[0]}, and NCCL takes one rank a GPU"
+    return ""
+
+
+def _attempt(function: Any) -> tuple[Any, str]:
+    """(function()'s result, "") or (None, what it raised)."""
+    try:
+        return function(), ""
+    except Exception as error:  # NcclError, and what CuPy raises of CUDA
+        return None, first_line(error)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """NCCL's errors as a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "NcclError":
+            raise
+        raise DistsgdError(
+            f"{what}: {first_line(error)}; NCCL_DEBUG=INFO tells more, --communication mpi goes without"
+        ) from error
+
+
+def _address(array: Array) -> int:
+    """Where an array on a device begins."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"NCCL: expected a contiguous array, got one of shape {array.shape} that isn't")
+    return int(array.data.ptr)  # type: ignore[attr-defined]

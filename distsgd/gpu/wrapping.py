@@ -1,0 +1,48 @@
+"""What the communicators of ranks on GPUs have in common: all but their arrays goes to the one that they wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from distsgd.core.device import Array, Device, to_host
+from distsgd.parallel.communicator import Communicator
+
+T = TypeVar("T")
+
+
+class PassingCommunicator(Communicator):
+    """Passes all on to `inside`, but for what a kind says of arrays on its device.
+
+    A kind defines broadcast, alltoall and allgather_slices, each for arrays of the host, too.
+    """
+
+    def __init__(self, inside: Communicator, device: Device, way: str) -> None:
+        self.inside, self.device, self.way = inside, device, way
+        self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+        self.waits, self.goes_on = inside.waits, inside.goes_on  # type: ignore[method-assign]
+        self.at, self.progressed = inside.at, inside.progressed  # type: ignore[method-assign]
+
+    def broadcast_object(self, value: T) -> T:
+        return self.inside.broadcast_object(value)
+
+    def allgather_object(self, value: T) -> list[T]:
+        return self.inside.allgather_object(value)
+
+    def gather_object(self, value: T) -> list[T] | None:
+        return self.inside.gather_object(value)
+
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        self.inside.gather_slices(to_host(part), counts, whole)
+
+    def barrier(self) -> None:
+        self.inside.barrier()
+
+    def node(self) -> Communicator:
+        return self.inside.node()
+
+    def abort(self, status: int) -> None:
+        self.inside.abort(status)
+
+    def watch(self, limit: float, stacks: bool = False) -> None:
+        self.inside.watch(limit, stacks)

@@ -1,0 +1,108 @@
+"""The MPI library and the launcher: what they are, whether they belong together, and whether they know of GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsgd.parallel.launchers import family, launcher_name, library_path, mpirun_of, short_version
+
+_SECONDS = 20
+_INSTALL = "load the cluster's MPI module, or pip install 'distsgd[mpich]'"
+# In a process of its own, for on a login node loading MPI may abort.
+_ASK = """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+from distsgd.parallel.launchers import library_path
+print(library_path() or "")
+print(MPI.Get_library_version())
+"""
+
+
+@dataclass(frozen=True)
+class Library:
+    """An MPI library: its version in short, and its file, where they can be seen."""
+
+    version: str | None
+    path: Path | None
+    reason: str = ""
+
+
+def loaded() -> Library:
+    """The library in this process, which a launcher started."""
+    from mpi4py import MPI
+
+    return Library(short_version(MPI.Get_library_version()), library_path())
+
+
+def installed() -> Library:
+    """The library that mpi4py would load, which is not loaded into this process."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Library(None, None, str(error))
+    path, _, version = done.stdout.partition("\n")
+    if done.returncode or not version.strip():
+        told = done.stderr.strip().splitlines()
+        return Library(None, None, told[-1] if told else f"exit status {done.returncode}")
+    return Library(short_version(version), Path(path) if path else None)
+
+
+def told_by(launcher: str) -> str:
+    """What a launcher says of itself."""
+    try:
+        done = subprocess.run(
+            [launcher, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
+
+
+def describe_started(library: Library) -> list[tuple[str, str]]:
+    """The lines for a process that a launcher started: had they not fitted, it would have been refused."""
+    at = "" if library.path is None else f" ({library.path})"
+    return [("mpi", f"{library.version}{at}"), ("launcher", f"{launcher_name()}, which fits")]
+
+
+def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[str, str]], list[str]]:
+    """(lines, problems) for a process that no launcher started: what would happen if one did."""
+    if library.version is None:
+        return [("mpi", f"none that mpi4py can load ({library.reason}); {_INSTALL}")], []
+    at = "" if library.path is None else f" ({library.path})"
+    facts = [("mpi", f"{library.version}{at}")]
+    beside = mpirun_of(library.path)
+    if launcher is None:
+        own = f"; {beside} belongs to that library" if beside else ""
+        return [*facts, ("launcher", f"no mpirun, mpiexec or srun on the path{own}")], []
+    if os.path.basename(launcher) == "srun":
+        return [*facts, ("launcher", f"{launcher}, Slurm's; srun --mpi=list says which libraries it can start")], []
+    theirs, ours = family(told_by(launcher)), family(library.version)
+    facts.append(("launcher", f"{launcher}, of {theirs or 'an MPI that it does not name'}"))
+    both = {theirs, ours}
+    if None in both or theirs == ours or both <= {"MPICH", "Intel MPI", "MVAPICH"}:
+        return facts, []
+    start = str(beside) if beside else f"the mpirun of {ours}"
+    problem = (
+        f"{launcher} belongs to {theirs}, and mpi4py loads {library.version}: each process would be alone; start with "
+        f"{start}, or name {theirs}'s library with MPI4PY_LIBMPI=/path/to/libmpi.so"
+    )
+    return facts, [problem]
+
+
+def describe_gpus(gpus: str, aware: bool | None) -> str:
+    """The line about GPUs."""
+    if not gpus:
+        return "none on these hosts"
+    words = {
+        True: "takes GPU memory",
+        False: "doesn't take GPU memory",
+        None: "doesn't say whether it takes GPU memory",
+    }
+    return f"{gpus}; MPI {words[aware]}"

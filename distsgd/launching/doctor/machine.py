@@ -1,0 +1,142 @@
+"""What one rank sees of its host and of itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from distsgd.core.runtime import affinity, available_memory, blas_description, cores_per_rank, cpu_probe
+from distsgd.parallel import Communicator
+from distsgd.parallel.processes import mapped_files
+from distsgd.parallel.shared_memory import shared_array
+
+GEMM = 512
+"""Rows and columns of the matrices that are multiplied."""
+_REPEATS = 15
+_SHARED = Path("/dev/shm")
+_QUEUES = ("mpich_shm_", "Intel_MPI_", "sm_segment", "vader_segment", "ucx_shm_", "psm2_shm", "psm3_shm")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one rank sees.
+
+    processors     that it may run on
+    cores          of these that are its own
+    probe          hexadecimal digits of this CPU's bits
+    gemm_seconds   for one product of two (GEMM, GEMM) float32 matrices
+    blas           BLAS library and kernels
+    blas_threads   that it uses
+    versions       of Python and packages, by name
+    memory         bytes left for this job on its host
+    shared         bytes (in all, free) in /dev/shm, where MPI libraries keep their queues
+    shares         whether the ranks of the host can share memory
+    gpus           kinds and numbers of GPUs of the host, in words; empty where there are none
+    """
+
+    processors: tuple[int, ...] = (0,)
+    cores: int = 1
+    probe: str = ""
+    gemm_seconds: float = 1.0
+    blas: str = ""
+    blas_threads: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    memory: int | None = None
+    shared: tuple[int, int] | None = None
+    shares: bool = True
+    gpus: str = ""
+
+    @property
+    def gflops(self) -> float:
+        """Billions of floating-point operations in a second."""
+        return 2 * GEMM**3 / self.gemm_seconds / 1e9
+
+
+def look(communicator: Communicator) -> Look:
+    """This rank's look. Collective: all ranks multiply at once, as in a step."""
+    node = communicator.node()
+    masks = node.allgather_object(affinity())
+    _, shares = shared_array(node, (1024,), np.dtype(np.float32))
+    communicator.barrier()
+    seconds = time_gemm()
+    return Look(
+        processors=affinity(),
+        cores=cores_per_rank(masks, node.rank),
+        probe=cpu_probe(),
+        gemm_seconds=seconds,
+        blas=blas_description(),
+        blas_threads=blas_threads(),
+        versions=versions(),
+        memory=available_memory(),
+        shared=shared_space(),
+        shares=shares,
+        gpus=gpus(),
+    )
+
+
+def time_gemm() -> float:
+    """Seconds of one product, the median of several."""
+    a = np.ones((GEMM, GEMM), np.float32)
+    b, out = a.copy(), np.empty_like(a)
+    times = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        np.matmul(a, b, out=out)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+def blas_threads() -> int:
+    """Threads that BLAS uses, 1 where that can't be seen."""
+    from threadpoolctl import threadpool_info
+
+    return max((pool["num_threads"] for pool in threadpool_info() if pool.get("user_api") == "blas"), default=1)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what has to be the same on all ranks."""
+    import distsgd
+
+    found = {"distsgd": distsgd.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    with suppress(PackageNotFoundError):
+        found["mpi4py"] = version("mpi4py")
+    return found
+
+
+def shared_space() -> tuple[int, int] | None:
+    """Bytes (in all, free) in /dev/shm, None where there is none."""
+    try:
+        usage = os.statvfs(_SHARED)
+    except OSError:
+        return None
+    return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
+
+
+def abandoned() -> tuple[int, int]:
+    """(how many, bytes) of MPI libraries' files in /dev/shm that no process we can see has in use: of killed jobs."""
+    try:
+        files = [path for path in _SHARED.iterdir() if path.name.startswith(_QUEUES)]
+    except OSError:
+        return 0, 0
+    used, sizes = mapped_files(str(_SHARED)), []
+    for path in files:
+        with suppress(OSError):
+            if str(path) not in used:
+                sizes.append(path.stat().st_blocks * 512)
+    return len(sizes), sum(sizes)
+
+
+def gpus(devices: Path = Path("/dev")) -> str:
+    """The GPUs of this host in words, empty where there are none."""
+    nvidia = [path for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
+    amd = list(devices.glob("dri/renderD*")) if (devices / "kfd").exists() else []
+    found = [f"{len(paths)} of {maker}" for paths, maker in ((nvidia, "NVIDIA"), (amd, "AMD")) if paths]
+    return " and ".join(found)

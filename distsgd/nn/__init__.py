@@ -1,0 +1,1 @@
+"""Models: layers, losses, initializers and the objective that training minimizes."""

@@ -1,0 +1,96 @@
+"""What a layer is: it declares parameters, initializes them, and computes forward with a closure for backward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeAlias
+
+from distsgd.core.components import Component
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.initializers import Initializer
+
+Backward: TypeAlias = Callable[[Array, Views], "Array | None"]
+"""(dy, grads) -> dx. Writes the layer's own views in `grads` and changes neither dy nor anything that forward saw;
+None where no one needs dx (a dense layer on the model's own input). distsgd's own layers overwrite every view; a model
+with a layer of a user's finds all views at zero, so that such a layer may leave one out, or add to it."""
+
+
+def join(path: str, name: str) -> str:
+    """`name` inside `path`, with a dot between them; the whole model's path is empty."""
+    return f"{path}.{name}" if path else name
+
+
+def initialize_arrays(params: Views, initializers: Mapping[str, Initializer], seed: int, path: str) -> None:
+    """Fills each of `params` by the initializer of its name; path and name name its random numbers."""
+    for name, array in params.items():
+        array[...] = initializers[name](array.shape, seed, f"initialize {join(path, name)}")
+
+
+def pair(value: int | tuple[int, int], what: str) -> tuple[int, int]:
+    """(height, width) of a number for both, or of two numbers from 1."""
+    both = value if isinstance(value, tuple) else (value, value)
+    if len(both) != 2 or not all(isinstance(one, int) and one >= 1 for one in both):
+        raise ConfigurationError(f"{what}: expected a number from 1, or (height, width), got {value!r}")
+    return both
+
+
+def image_shape(shape: Shape, kind: str, channels: int | None = None) -> tuple[int, int, int]:
+    """`shape` as (channels, height, width); ConfigurationError where it is another, or has other channels."""
+    if len(shape) != 3 or channels not in (None, shape[0]):
+        wanted = "(channels, height, width)" if channels is None else f"({channels}, height, width)"
+        raise ConfigurationError(f"{kind}: expected images of shape {wanted}, got {shape}")
+    return shape[0], shape[1], shape[2]
+
+
+class Layer(Component, ABC):
+    """A step of a network. Layers are frozen dataclasses and own no arrays: parameters are passed in.
+
+    Arrays are batch-last, (features, n) or (channels, height, width, n). What backward needs lives in the closure
+    that forward returns, and dies with it. `kind` names the layers of a Sequential: dense1, dense2, …
+    """
+
+    kind: ClassVar[str] = ""
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of the parameters, in order; none by default."""
+        return {}
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of running statistics that are not trained; none by default."""
+        return {}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of what each lane reports for the running statistics; none by default."""
+        return {}
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        """Fills the layer's parameters; `path` is the layer's place in the model and names its random numbers."""
+
+    def initialize_state(self, state: Views) -> None:
+        """Fills the layer's running statistics."""
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        """In place: puts into `first` what one lane with the examples of both would have reported. float64 views."""
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        """In place: moves the running statistics by the statistics of a whole minibatch, all lanes combined."""
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """How many forward makes for one example of `shape`, by which the work is estimated; 0 by default."""
+        return 0
+
+    def fused(self, following: Layer) -> Layer | None:
+        """One layer with this one's parameters that computes this one and the following, None where there is none."""
+        return None
+
+    @abstractmethod
+    def output_shape(self, shape: Shape) -> Shape:
+        """The shape of one example behind this layer, for examples of `shape`; ConfigurationError where it can't."""
+
+    @abstractmethod
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        """y, and the closure that computes dx from dy."""

@@ -1,0 +1,168 @@
+"""The convolution layer: every output pixel is a weighted sum of a window of input pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from distsgd.core.device import Array, Shape, array_module
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
+from distsgd.core.kernels.convolution import Window
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.initializers import He, Initializer, Zeros
+from distsgd.nn.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
+from distsgd.nn.layers.pooling import MaxPooling
+
+_HE, _ZEROS = He(), Zeros()
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """y[f, h, w] := Σ W[f, c, i, j] x[c, s h + i - p, s w + j - p] + b[f], over c, i and j.
+
+    x is (channels, height, width, n), y (filters, out_height, out_width, n), weight W (filters, channels, kh, kw),
+    bias b (filters,), kernel k (a number, or (kh, kw)), stride s, p zeros of padding: "valid" for none; "same" for
+    (k - 1) // 2 before and k // 2 behind, which keep height and width where the stride is 1; or a number, for both
+    sides. Each output length is (length + padding - k) // s + 1. The kernel isn't turned over, as in all libraries.
+
+    dW, db and dx are sums over the same products. Where x is the model's own input, dx is not computed.
+    """
+
+    channels: int
+    filters: int
+    kernel: int | tuple[int, int]
+    stride: int | tuple[int, int] = 1
+    padding: str | int = "valid"
+    bias: bool = True
+    weight_initializer: Initializer = _HE
+    bias_initializer: Initializer = _ZEROS
+
+    kind: ClassVar[str] = "conv"
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.filters < 1:
+            raise ConfigurationError(
+                f"conv: expected at least one channel and one filter, got {self.channels} and {self.filters}"
+            )
+        if self.padding not in ("valid", "same") and not (isinstance(self.padding, int) and self.padding >= 0):
+            raise ConfigurationError(f"conv padding: expected valid, same or a number from 0, got {self.padding!r}")
+        self.window  # noqa: B018 (checks kernel and stride)
+
+    @cached_property
+    def window(self) -> Window:
+        """Kernel, stride and padding along both axes."""
+        size, stride = pair(self.kernel, "conv kernel"), pair(self.stride, "conv stride")
+        if self.padding == "same":
+            return Window(size, stride, ((size[0] - 1) // 2, (size[1] - 1) // 2), (size[0] // 2, size[1] // 2))
+        zeros = 0 if self.padding == "valid" else int(self.padding)
+        return Window(size, stride, (zeros, zeros), (zeros, zeros))
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        shapes: dict[str, Shape] = {"weight": (self.filters, self.channels, *self.window.size)}
+        if self.bias:
+            shapes["bias"] = (self.filters,)
+        return shapes
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        initialize_arrays(params, {"weight": self.weight_initializer, "bias": self.bias_initializer}, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _, height, width = image_shape(shape, "conv", self.channels)
+        out = self.window.output(height, width)
+        if min(out) < 1:
+            kh, kw = self.window.size
+            raise ConfigurationError(
+                f"conv: a kernel of {kh}x{kw} doesn't fit images of {height}x{width}; take a smaller one, or padding"
+            )
+        return (self.filters, *out)
+
+    def multiply_adds(self, shape: Shape) -> int:
+        _, height, width = self.output_shape(shape)
+        kh, kw = self.window.size
+        return self.filters * height * width * self.channels * kh * kw
+
+    def fused(self, following: Layer) -> Layer | None:
+        # Keeping columns apart shortens the runs of what is shifted; it pays where there are more filters than that.
+        pays = self.filters > self.channels * self.window.size[1]
+        own = type(self) is Convolution and type(following) is MaxPooling  # a subclass may compute something else
+        if pays and own and isinstance(following, MaxPooling) and following.window.size == following.window.stride:
+            return PooledConvolution(self, following)
+        return None
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        weight, needs_dx, xp = params["weight"], x is not batch.x, array_module(x)
+        kernels = kernels_for(x, batch.device.precision)
+        images = xp.ascontiguousarray(x)
+        y: Array = kernels.convolve(images, weight, self.window)
+        if self.bias:
+            y += params["bias"][:, None, None, None]
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            dy = xp.ascontiguousarray(dy)
+            self.add_up_bias(dy, grads)
+            kernels.weight_gradient(images, dy, self.window, grads["weight"])
+            return kernels.input_gradient(weight, dy, self.window, x.shape[1], x.shape[2]) if needs_dx else None
+
+        return y, backward
+
+    def add_up_bias(self, dy: Array, grads: Views) -> None:
+        """The bias's gradient, where there is a bias."""
+        if self.bias:
+            kernels_for(dy).row_sums(dy.reshape(len(dy), -1), grads["bias"])
+
+
+@dataclass(frozen=True)
+class PooledConvolution(Layer):
+    """A convolution and the max-pooling behind it, whose windows don't overlap: the same numbers, sooner.
+
+    The bias is added behind the pooling, where there is less to add it to; what goes back through the pooling is which
+    place of each window was the largest, a byte for each value of the convolution.
+    """
+
+    convolution: Convolution
+    pooling: MaxPooling
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.convolution.parameter_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self.convolution.initialize(params, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.pooling.output_shape(self.convolution.output_shape(shape))
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        kernels, xp = kernels_for(x), array_module(x)
+        if not kernels.COLUMNS_APART:
+            return self._one_behind_the_other(params, x, batch, path)
+        weight, needs_dx, (rows, apart) = params["weight"], x is not batch.x, self.pooling.window.size
+        images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
+        window = self.convolution.window.cropped(height, width, (rows, apart))
+        inside = kernels.convolve(images, weight, window, apart)
+        y, chosen = kernels.max_pool_apart(inside.reshape(*inside.shape[:2], apart, -1, n), rows)
+        if self.convolution.bias:
+            y += params["bias"][:, None, None, None]
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            self.convolution.add_up_bias(xp.ascontiguousarray(dy), grads)
+            inside = kernels.max_pool_apart_backward(chosen, dy, rows)
+            kernels.weight_gradient(images, inside, window, grads["weight"], apart)
+            return kernels.input_gradient(weight, inside, window, height, width, apart) if needs_dx else None
+
+        return y, backward
+
+    def _one_behind_the_other(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        """Where the kernels gain nothing from doing both together."""
+        inside, convolution_backward = self.convolution.forward(params, x, batch, path)
+        y, pooling_backward = self.pooling.forward(params, inside, batch, path)
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            d_inside = pooling_backward(dy, grads)
+            assert d_inside is not None, "pooling knows its gradient"
+            return convolution_backward(d_inside, grads)
+
+        return y, backward

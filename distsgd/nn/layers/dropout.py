@@ -1,0 +1,53 @@
+"""Dropout: noise in training that depends on (seed, epoch, step, lane, path) and never on the number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Backward, Layer, image_shape
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """In training y := x m / (1 - rate) with m 1 or 0, 0 with probability `rate`; otherwise y := x.
+
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+    overfitting", JMLR 15, 2014; "inverted": scaled in training, so that evaluation has nothing to do.
+
+    With `channels`, whole channels of images (channels, height, width, n) are dropped, each of each example by itself:
+    neighbouring pixels are so alike that single ones tell each other. Tompson, Goroshin, Jain, LeCun & Bregler,
+    "Efficient object localization using convolutional networks", CVPR 2015.
+    """
+
+    rate: float = 0.5
+    channels: bool = False
+
+    kind: ClassVar[str] = "dropout"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.rate < 1.0:
+            raise ConfigurationError(f"dropout rate: expected at least 0 and less than 1, got {self.rate!r}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return image_shape(shape, "channel dropout") if self.channels else shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        if not batch.training or self.rate == 0.0:
+            return x, lambda dy, grads: dy
+        keep = 1.0 - self.rate
+        shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.channels else x.shape
+        mask = kernels_for(x).keep_mask(x, shape, keep, batch.random_stream("dropout " + path))
+        scale = 1.0 / keep
+
+        def apply(values: Array) -> Array:
+            kept: Array = values * mask
+            kept *= scale
+            return kept
+
+        return apply(x), lambda dy, grads: apply(dy)

@@ -1,0 +1,141 @@
+"""Batch normalization per lane, with running statistics that are combined over lanes and kept as state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape, array_module
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Backward, Layer, join
+
+
+def combine(first: tuple[float, Array, Array], second: tuple[float, Array, Array]) -> tuple[float, Array, Array]:
+    """(count, mean, M2) of two samples together, M2 being the sum of squared differences from the mean; float64.
+
+    δ := mean_b - mean_a; mean := mean_a + δ n_b/n; M2 := M2_a + M2_b + δ² n_a n_b/n, with n := n_a + n_b.
+    A sample with count 0 is left out. Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances", Stanford STAN-CS-79-773, 1979.
+    """
+    if second[0] == 0:
+        return first
+    if first[0] == 0:
+        return second
+    (count_a, mean_a, m2_a), (count_b, mean_b, m2_b) = first, second
+    count = count_a + count_b
+    delta = mean_b - mean_a
+    mean = mean_a + delta * (count_b / count)
+    m2 = m2_a + m2_b + np.square(delta) * (count_a * count_b / count)
+    return count, mean, m2
+
+
+def update_running(running: Array, value: Array, momentum: float) -> None:
+    """In place: running := running + momentum (value - running), computed in float64. PyTorch's convention."""
+    wide = running.astype(np.float64)
+    running[...] = wide + momentum * (value - wide)
+
+
+@dataclass(frozen=True)
+class BatchNormalization(Layer):
+    """y := scale (x - mean) / √(variance + epsilon) + shift, for each feature (the first axis of x).
+
+    In training, mean and biased variance are those of the lane ("ghost" batch normalization: Hoffer, Hubara & Soudry,
+    "Train longer, generalize better", NeurIPS 2017), so the result depends on `logical_ranks`, never on the number of
+    ranks; a lane with one value a feature gives y = shift. In evaluation they are the running ones in `batch.state`. A
+    minibatch with one value a feature leaves these as they are.
+    With dx̂ := dy scale and x̂ the normalized x, in training
+    dx := (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / √(variance + epsilon), dscale := Σ dy x̂, dshift := Σ dy.
+    Ioffe & Szegedy, "Batch normalization", ICML 2015.
+    """
+
+    features: int
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    kind: ClassVar[str] = "batchnorm"
+
+    def __post_init__(self) -> None:
+        if self.features < 1:
+            raise ConfigurationError(f"batch normalization: expected at least one feature, got {self.features}")
+        if not 0.0 <= self.momentum <= 1.0:
+            raise ConfigurationError(f"batch normalization momentum: expected 0 to 1, got {self.momentum!r}")
+        if not (isfinite(self.epsilon) and self.epsilon > 0.0):
+            raise ConfigurationError(f"batch normalization epsilon: expected more than 0, got {self.epsilon!r}")
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return {"scale": (self.features,), "shift": (self.features,)}
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return {"running_mean": (self.features,), "running_variance": (self.features,)}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return {"count": (), "mean": (self.features,), "m2": (self.features,)}
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        params["scale"][...] = 1.0
+        params["shift"][...] = 0.0
+
+    def initialize_state(self, state: Views) -> None:
+        state["running_mean"][...] = 0.0
+        state["running_variance"][...] = 1.0
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        count, mean, m2 = combine(_statistics(first), _statistics(second))
+        first["count"][...], first["mean"][...], first["m2"][...] = count, mean, m2
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        count, mean, m2 = _statistics(statistics)
+        if count < 2:
+            return  # one value has no variance, and its zero would draw the running one away from the data's
+        update_running(state["running_mean"], mean, self.momentum)
+        update_running(state["running_variance"], m2 / (count - 1.0), self.momentum)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if not shape or shape[0] != self.features:
+            raise ConfigurationError(
+                f"batch normalization: expected examples with {self.features} features first, got shape {shape}"
+            )
+        return shape
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        xp, kernels = array_module(x), kernels_for(x)
+        rows, scale, shift = xp.ascontiguousarray(x).reshape(self.features, -1), params["scale"], params["shift"]
+        if batch.training:
+            y, mean, m2, inverse = kernels.normalize(rows, scale, shift, self.epsilon)
+            if join(path, "count") in batch.statistics:
+                batch.statistics[join(path, "count")][...] = rows.shape[1]
+                batch.statistics[join(path, "mean")][...] = mean
+                batch.statistics[join(path, "m2")][...] = m2
+        else:
+            mean, variance = (values.astype(x.dtype, copy=False) for values in self._running(batch, path))
+            inverse = 1.0 / np.sqrt(variance + self.epsilon)
+            y = kernels.transform(rows, mean, scale * inverse, shift)
+        way_back = kernels.normalize_backward if batch.training else kernels.transform_backward
+
+        def backward(dy: Array, grads: Views) -> Array:
+            dy_rows = xp.ascontiguousarray(dy).reshape(rows.shape)
+            dx: Array = way_back(rows, mean, inverse, scale, dy_rows, grads["scale"], grads["shift"])
+            return dx.reshape(dy.shape)
+
+        return y.reshape(x.shape), backward
+
+    def _running(self, batch: Batch, path: str) -> tuple[Array, Array]:
+        """Running mean and variance. Raises ConfigurationError where there are none."""
+        try:
+            return batch.state[join(path, "running_mean")], batch.state[join(path, "running_variance")]
+        except KeyError as missing:
+            raise ConfigurationError(
+                f"batch normalization: evaluation needs the running statistics, but batch.state has no {missing}; "
+                "pass the state of the model"
+            ) from None
+
+
+def _statistics(views: Views) -> tuple[float, Array, Array]:
+    return float(views["count"]), views["mean"], views["m2"]

@@ -1,0 +1,90 @@
+"""Pooling layers: one number for each window of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape, array_module
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
+from distsgd.core.kernels.convolution import Window
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Backward, Layer, image_shape, pair
+
+
+@dataclass(frozen=True)
+class _Pooling(Layer):
+    """A window that moves by `stride` (by its own size where it is None) and stays inside the image.
+
+    Window and stride are numbers, or (height, width). Rows and columns that no whole window covers are left out.
+    """
+
+    size: int | tuple[int, int] = 2
+    stride: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        self.window  # noqa: B018 (checks both)
+
+    @cached_property
+    def window(self) -> Window:
+        """Size and stride along both axes."""
+        size = pair(self.size, f"{self.kind} window")
+        return Window(size, size if self.stride is None else pair(self.stride, f"{self.kind} stride"))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = image_shape(shape, self.kind)
+        out = self.window.output(height, width)
+        if min(out) < 1:
+            kh, kw = self.window.size
+            raise ConfigurationError(f"{self.kind}: a window of {kh}x{kw} doesn't fit images of {height}x{width}")
+        return (channels, *out)
+
+
+@dataclass(frozen=True)
+class MaxPooling(_Pooling):
+    """y := the largest value of each window; dy goes to the first place where it stands, in the order of rows."""
+
+    kind: ClassVar[str] = "pool"
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        images, kernels = array_module(x).ascontiguousarray(x), kernels_for(x)
+        y = kernels.max_pool(images, self.window)
+        return y, lambda dy, grads: kernels.max_pool_backward(images, y, dy, self.window)
+
+
+@dataclass(frozen=True)
+class AveragePooling(_Pooling):
+    """y := the mean of each window; dx := dy / (values in a window), summed where windows overlap."""
+
+    kind: ClassVar[str] = "averagepool"
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        images, kernels = array_module(x).ascontiguousarray(x), kernels_for(x)
+        y = kernels.average_pool(images, self.window)
+        return y, lambda dy, grads: kernels.average_pool_backward(images, dy, self.window)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePooling(Layer):
+    """y (channels, n) := the mean of x (channels, height, width, n) over each image; dx := dy / (height width)."""
+
+    kind: ClassVar[str] = "globalpool"
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return image_shape(shape, self.kind)[:1]
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        channels, height, width, n = x.shape
+        y: Array = np.add.reduce(array_module(x).ascontiguousarray(x).reshape(channels, height * width, n), axis=1)
+        y *= 1.0 / (height * width)
+
+        def backward(dy: Array, grads: Views) -> Array:
+            part = dy * (1.0 / (height * width))
+            return np.repeat(part[:, None], height * width, axis=1).reshape(x.shape)
+
+        return y, backward

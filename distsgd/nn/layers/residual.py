@@ -1,0 +1,104 @@
+"""Residual blocks: layers that compute what is to be added to their own input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape, array_module
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Backward, Layer, image_shape, join
+from distsgd.nn.layers.sequential import Composite
+
+
+@dataclass(frozen=True)
+class Residual(Composite):
+    """y := body(x) + shortcut(x), the shortcut being x itself where it is None; dx is the sum of both ways back.
+
+    He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016.
+    """
+
+    body: Layer
+    shortcut: Layer | None = None
+
+    kind: ClassVar[str] = "residual"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.body, Layer) or not isinstance(self.shortcut, Layer | None):
+            raise ConfigurationError(f"residual: expected layers, got {self.body!r} and {self.shortcut!r}")
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, Layer], ...]:
+        return (("body", self.body), *([] if self.shortcut is None else [("shortcut", self.shortcut)]))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        body = self.body.output_shape(shape)
+        shortcut = shape if self.shortcut is None else self.shortcut.output_shape(shape)
+        if body != shortcut:
+            raise ConfigurationError(
+                f"residual: the body puts out shape {body} and the shortcut {shortcut}; give a shortcut that fits"
+            )
+        return body
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return sum(layer.multiply_adds(shape) for _, layer in self._named)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        y, body_backward = self.body.forward(params.scope("body"), x, batch, join(path, "body"))
+        around, shortcut_backward = x, None
+        if self.shortcut is not None:
+            inside = join(path, "shortcut")
+            around, shortcut_backward = self.shortcut.forward(params.scope("shortcut"), x, batch, inside)
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            dx = body_backward(dy, grads.scope("body"))
+            other: Array | None = dy
+            if shortcut_backward is not None:
+                other = shortcut_backward(dy, grads.scope("shortcut"))
+            return None if dx is None or other is None else np.add(dx, other)
+
+        return np.add(y, around), backward
+
+
+@dataclass(frozen=True)
+class Subsample(Layer):
+    """Every `stride`-th row and column, and zeros for channels that x hasn't: a shortcut without parameters.
+
+    y[c, h, w] := x[c, s h, s w] for the channels of x, 0 for further ones up to `channels`; "option A" of He, Zhang,
+    Ren & Sun, CVPR 2016, section 3.3.
+    """
+
+    channels: int
+    stride: int = 2
+
+    kind: ClassVar[str] = "subsample"
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.stride < 1:
+            raise ConfigurationError(
+                f"subsample: expected at least one channel and a stride from 1, got {self.channels} and {self.stride}"
+            )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = image_shape(shape, self.kind)
+        if channels > self.channels:
+            raise ConfigurationError(f"subsample: expected at most {self.channels} channels, got shape {shape}")
+        return (self.channels, -(-height // self.stride), -(-width // self.stride))
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        channels, xp = x.shape[0], array_module(x)
+        chosen = x[:, :: self.stride, :: self.stride]
+        y: Array = xp.zeros((self.channels, *chosen.shape[1:]), x.dtype)
+        y[:channels] = chosen
+
+        def backward(dy: Array, grads: Views) -> Array:
+            dx: Array = xp.zeros(x.shape, dy.dtype)
+            dx[:, :: self.stride, :: self.stride] = dy[:channels]
+            return dx
+
+        return y, backward

@@ -1,0 +1,181 @@
+"""Layers one behind the other, each under its own name."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Views
+from distsgd.nn.batch import Batch
+from distsgd.nn.layers.base import Backward, Layer, join
+from distsgd.nn.layers.dense import Flatten
+
+
+class Composite(Layer):
+    """Layers under names of their own. Their parameters, state and statistics are called `name.theirs`."""
+
+    @property
+    @abstractmethod
+    def _named(self) -> tuple[tuple[str, Layer], ...]:
+        """The layers by their names, in order."""
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.parameter_shapes().items()}
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.state_shapes().items()}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return {join(name, key): s for name, layer in self._named for key, s in layer.statistics_shapes().items()}
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        for name, layer in self._named:
+            layer.initialize(params.scope(name), seed, join(path, name))
+
+    def initialize_state(self, state: Views) -> None:
+        for name, layer in self._stateful:
+            layer.initialize_state(state.scope(name))
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        for name, layer in self._stateful:
+            layer.combine_statistics(first.scope(name), second.scope(name))
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        for name, layer in self._stateful:
+            layer.update_state(state.scope(name), statistics.scope(name))
+
+    @cached_property
+    def _stateful(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple((name, layer) for name, layer in self._named if layer.state_shapes() or layer.statistics_shapes())
+
+
+@dataclass(frozen=True, init=False)
+class Sequential(Composite):
+    """y := layerₖ(… layer₂(layer₁(x))).
+
+    Without `names` the layers are called by kind and counted from 1: dense1, activation1, dense2, … A layer's
+    parameters, state and statistics are called `name.theirs`, such as dense1.weight.
+    """
+
+    layers: tuple[Layer, ...]
+    names: tuple[str, ...]
+
+    kind: ClassVar[str] = "sequential"
+
+    def __init__(self, layers: Iterable[Layer], names: Iterable[str] | None = None) -> None:
+        layers = tuple(layers)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "names", _count_kinds(layers) if names is None else tuple(names))
+        self._check()
+
+    def _check(self) -> None:
+        if not self.layers:
+            raise ConfigurationError("sequential: expected at least one layer, got none")
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise ConfigurationError(f"sequential: expected layers, got {layer!r}; wrap it in a Layer")
+        if len(self.names) != len(self.layers):
+            raise ConfigurationError(
+                f"sequential: expected a name for each of the {len(self.layers)} layers, got {len(self.names)} names"
+            )
+        for name, times in Counter(self.names).items():
+            if times > 1 or not name or "." in name:
+                raise ConfigurationError(
+                    f"sequential: expected names that are different, not empty and without dots, got {name!r}"
+                    + (f" {times} times" if times > 1 else "")
+                )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for name, layer in self._named:
+            try:
+                shape = layer.output_shape(shape)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{name}: {error}") from None
+        return shape
+
+    def multiply_adds(self, shape: Shape) -> int:
+        total = 0
+        for layer in self.layers:
+            total += layer.multiply_adds(shape)
+            shape = layer.output_shape(shape)
+        return total
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        backwards: list[tuple[str, Backward]] = []
+        at_input = 0
+        for name, layer, inside in self._steps(path):
+            before = x
+            x, backward_of_layer = layer.forward(params.scope(name), x, batch, inside)
+            backwards.append((name, backward_of_layer))
+            if before is batch.x:
+                at_input += 1  # layers whose input is the model's own, whose dx no one needs
+                if type(layer) is Flatten:
+                    batch = replace(batch, x=x)  # flat, it is the model's own input still
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            d: Array | None = dy
+            for name, backward_of_layer in reversed(backwards):
+                if d is None:
+                    self._check_rest(name, at_input)
+                    return None
+                d = backward_of_layer(d, grads.scope(name))
+            return d
+
+        return x, backward
+
+    def _check_rest(self, name: str, at_input: int) -> None:
+        """Raises ConfigurationError where the layers up to `name` need the dx that the next one didn't give.
+
+        They don't where that one's input is the model's own, as that of the first `at_input` layers is.
+        """
+        names = [known for known, _ in self._fused]
+        rest = names.index(name) + 1
+        if rest >= at_input and any(layer.parameter_shapes() for _, layer in self._fused[:rest]):
+            raise ConfigurationError(
+                f"{names[rest]}: backward returned None, but {name} before it has to know dx; return the gradient of "
+                "the layer's input"
+            )
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, Layer], ...]:
+        return tuple(zip(self.names, self.layers, strict=True))
+
+    @cached_property
+    def _fused(self) -> tuple[tuple[str, Layer], ...]:
+        """What is computed: layers that do so better together are one, under the first one's name."""
+        found: list[tuple[str, Layer]] = []
+        for name, layer in self._named:
+            together = found[-1][1].fused(layer) if found else None
+            if together is None:
+                found.append((name, layer))
+            else:
+                found[-1] = (found[-1][0], together)
+        return tuple(found)
+
+    def _steps(self, path: str) -> tuple[tuple[str, Layer, str], ...]:
+        """Names, layers and paths; kept for each path, because joining names costs more than a small GEMM."""
+        steps = self._steps_by_path.get(path)
+        if steps is None:
+            steps = tuple((name, layer, join(path, name)) for name, layer in self._fused)
+            self._steps_by_path[path] = steps
+        return steps
+
+    @cached_property
+    def _steps_by_path(self) -> dict[str, tuple[tuple[str, Layer, str], ...]]:
+        return {}
+
+
+def _count_kinds(layers: Iterable[Layer]) -> tuple[str, ...]:
+    counter: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        kind = getattr(layer, "kind", "") or type(layer).__name__.lower()
+        counter[kind] += 1
+        names.append(f"{kind}{counter[kind]}")
+    return tuple(names)

@@ -1,0 +1,230 @@
+"""Losses: what a model's outputs cost against the targets, as a SUM over examples and its gradient.
+
+Sums, because the trainer adds them over lanes and divides once, by the number of examples. Arrays are batch-last.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, prod
+
+import numpy as np
+
+from distsgd.core.components import Component
+from distsgd.core.device import Array, Shape, array_module, constants
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
+
+
+class Loss(Component, ABC):
+    """A loss of outputs (k, n) against y: labels (n,), integers, or values (k, n).
+
+    An example's sample weight multiplies its loss and its gradient; the mean still divides by the number of examples.
+    """
+
+    @abstractmethod
+    def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
+        """How many outputs a model needs for targets of `target_shape` an example; `()` means labels or single values.
+
+        `num_classes` counts the classes of integer labels and is None for other targets. Raises ConfigurationError
+        where the loss doesn't fit the targets.
+        """
+
+    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
+        """Stored targets (n, …) in the form that the loss takes: values (k, n) of `dtype` by default, or labels (n,).
+
+        Their rows are contiguous over the batch.
+        """
+        columns: Array = rows.reshape(rows.shape[0], prod(rows.shape[1:])).T
+        return columns.astype(dtype, order="C", copy=False)
+
+    @abstractmethod
+    def predict(self, outputs: Array) -> Array:
+        """What the outputs (k, n) say about the targets: probabilities or values, (k, n)."""
+
+    @abstractmethod
+    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+        """Loss of each example (n,) and, where wanted, the gradient (k, n) of their sum: a new array."""
+
+    def per_example(self, outputs: Array, y: Array) -> Array:
+        """The loss of each example (n,), without sample weights."""
+        return self._losses(outputs, y, want_grad=False)[0]
+
+    def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
+        """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype.
+
+        On a GPU the sum is an array without dimensions, so that nobody has to wait for it yet.
+        """
+        losses, grad = self._losses(outputs, y, want_grad=True)
+        assert grad is not None
+        if weights is not None:
+            if weights.shape != losses.shape:
+                raise ConfigurationError(
+                    f"sample weights: expected shape {losses.shape}, got {weights.shape}; give one for each example"
+                )
+            losses = losses * weights
+            grad *= weights
+        total = np.add.reduce(losses, dtype=np.float64)
+        return (float(total) if isinstance(total, float) else total), grad
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy(Loss):
+    """loss := -Σ_c w_c t_c log p_c with p := softmax(outputs); gradient p Σ_c w_c t_c - w t.
+
+    t is 1 for the label's class and 0 for the others, or the targets themselves where they are probabilities (k, n).
+    `label_smoothing` ε replaces t by (1 - ε) t + ε/k (Szegedy et al., "Rethinking the Inception architecture", CVPR
+    2016). `class_weights` are the w_c, 1 by default. Both as in PyTorch but for the mean: it divides by the number of
+    examples, where PyTorch divides by the sum of the labels' weights.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ConfigurationError(
+                f"label smoothing: expected at least 0 and less than 1, got {self.label_smoothing!r}"
+            )
+        weights = self.class_weights
+        if weights is not None and not (all(isfinite(w) and w >= 0 for w in weights) and any(weights)):
+            raise ConfigurationError(
+                f"class weights: expected finite numbers of at least 0 and one that is more, got {weights!r}"
+            )
+
+    def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
+        if len(target_shape) == 1:
+            size = target_shape[0]
+        elif target_shape == () and num_classes is not None:
+            size = num_classes
+        else:
+            raise ConfigurationError(
+                "softmax-cross-entropy: expected integer labels or one row of probabilities an example, got targets "
+                f"of shape {target_shape} an example; use squared-error for other values"
+            )
+        self._check_classes(size)
+        return size
+
+    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
+        return rows if rows.ndim == 1 else super().targets(rows, dtype)
+
+    def predict(self, outputs: Array) -> Array:
+        p: Array = np.exp(outputs - outputs.max(axis=0))
+        p /= np.add.reduce(p, axis=0)
+        return p
+
+    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+        labels = y.ndim == 1
+        if y.shape != (outputs.shape[1:] if labels else outputs.shape) or (labels and y.dtype.kind not in "iu"):
+            raise ConfigurationError(
+                f"softmax-cross-entropy: expected integer labels (n,) or probabilities {outputs.shape} for outputs of "
+                f"that shape, got {y.dtype} of shape {y.shape}; choose the model's outputs or the loss to fit"
+            )
+        if labels and not self.label_smoothing and self.class_weights is None:
+            return kernels_for(outputs).softmax_cross_entropy(outputs, y, want_grad)  # type: ignore[no-any-return]
+        z = outputs - outputs.max(axis=0)  # the largest becomes 0, so that exp can't overflow
+        p = np.exp(z)
+        total = np.add.reduce(p, axis=0)
+        t = self._weighted_targets(y, outputs)
+        mass = np.add.reduce(t, axis=0)
+        losses = np.log(total) * mass - np.add.reduce(t * z, axis=0)
+        if not want_grad:
+            return losses, None
+        p *= mass / total
+        p -= t
+        return losses, p
+
+    def _weighted_targets(self, y: Array, outputs: Array) -> Array:
+        """w_c t_c, smoothed, a new array (k, n)."""
+        classes = outputs.shape[0]
+        if y.ndim == 1:
+            t = np.zeros_like(outputs)
+            t[y, array_module(outputs).arange(len(y))] = 1.0
+        else:
+            t = y.astype(outputs.dtype)
+        if self.label_smoothing:
+            t *= 1.0 - self.label_smoothing
+            t += self.label_smoothing / classes
+        if self.class_weights is not None:
+            self._check_classes(classes)
+            t *= constants(outputs, self.class_weights)[:, None]
+        return t
+
+    def _check_classes(self, classes: int) -> None:
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise ConfigurationError(f"class weights: expected {classes} numbers, got {len(self.class_weights)}")
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Loss):
+    """loss := Σₖ log(1 + exp(z)) - t z over the outputs z (k, n), independent yes-no answers; gradient sigmoid(z) - t.
+
+    Computed as max(z, 0) - t z + log(1 + exp(-|z|)), which can't overflow. Targets are 0, 1 or probabilities; integer
+    labels 0 and 1 are one answer.
+    """
+
+    def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
+        if target_shape == () and num_classes is not None and num_classes > 2:
+            raise ConfigurationError(
+                f"binary-cross-entropy: expected labels 0 and 1, got {num_classes} classes; use softmax-cross-entropy"
+            )
+        return prod(target_shape)
+
+    def predict(self, outputs: Array) -> Array:
+        decay: Array = np.exp(-np.abs(outputs))
+        return _sigmoid(outputs, decay)
+
+    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+        _check_values("binary-cross-entropy", outputs, y)
+        decay: Array = np.exp(-np.abs(outputs))
+        terms = np.maximum(outputs, 0.0)
+        terms -= outputs * y
+        terms += np.log1p(decay)
+        losses = np.add.reduce(terms, axis=0)
+        if not want_grad:
+            return losses, None
+        grad = _sigmoid(outputs, decay)
+        grad -= y
+        return losses, grad
+
+
+@dataclass(frozen=True)
+class SquaredError(Loss):
+    """loss := ½ Σₖ (output - t)², gradient output - t. Targets with several dimensions are flattened to k values."""
+
+    def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
+        return prod(target_shape)
+
+    def predict(self, outputs: Array) -> Array:
+        return outputs
+
+    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+        _check_values("squared-error", outputs, y)
+        difference: Array = outputs - y
+        losses = np.add.reduce(np.square(difference), axis=0)
+        losses *= 0.5
+        return losses, difference
+
+
+LOSSES: Mapping[str, type[Loss]] = {
+    "softmax-cross-entropy": SoftmaxCrossEntropy,
+    "binary-cross-entropy": BinaryCrossEntropy,
+    "squared-error": SquaredError,
+}
+
+
+def _check_values(name: str, outputs: Array, y: Array) -> None:
+    if y.shape != outputs.shape or y.dtype != outputs.dtype:
+        raise ConfigurationError(
+            f"{name}: expected targets of shape {outputs.shape} and {outputs.dtype} like the outputs, got {y.shape} "
+            f"and {y.dtype}; bring them into that form with the loss's `targets`, and give the model as many outputs"
+        )
+
+
+def _sigmoid(z: Array, decay: Array) -> Array:
+    """1 / (1 + exp(-z)) from `decay` = exp(-|z|), to full relative precision at both ends."""
+    numerator: Array = np.maximum(z >= 0, decay, dtype=z.dtype)
+    numerator /= 1.0 + decay
+    return numerator

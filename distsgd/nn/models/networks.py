@@ -1,0 +1,80 @@
+"""The named convolutional networks, as their authors published them."""
+
+from __future__ import annotations
+
+from distsgd.core.device import Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.nn.layers import (
+    Activation,
+    BatchNormalization,
+    Convolution,
+    Dense,
+    GlobalAveragePooling,
+    Layer,
+    Residual,
+    Sequential,
+    Subsample,
+)
+from distsgd.nn.models.options import ModelOptions
+from distsgd.nn.models.shapes import as_images
+
+LENET = "lenet: conv 20 5x5, pool 2, tanh, conv 50 5x5, pool 2, tanh, dense 500, tanh, dense"
+"""The network of Theano's tutorial "Convolutional neural networks (LeNet)", for images of 28x28. The tutorial adds its
+biases behind the pooling, where they make the same sums."""
+
+NETWORK3 = "network3: conv 20 5x5, pool 2, sigmoid, conv 40 5x5, pool 2, sigmoid, dense 100, sigmoid, dense"
+"""Two ConvPoolLayers, a FullyConnectedLayer and a SoftmaxLayer, with sigmoids; its other networks are lists, such as
+"network3: dense 100, sigmoid, dense". Nielsen, "Neural networks and deep learning", Determination Press, 2015, chapter
+6."""
+
+LASAGNE = (
+    "lasagne-cnn: conv 32 5x5, relu, pool 2, conv 32 5x5, relu, pool 2, "
+    "dropout 0.5, dense 256, relu, dropout 0.5, dense"
+)
+"""The network `cnn` of Lasagne's examples/mnist.py."""
+
+
+def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
+    """A convolution, three stages of three residual blocks with 16, 32 and 64 filters, the mean of each map, dense.
+
+    He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2: each block is 3x3
+    convolution, batch normalization, ReLU, convolution, batch normalization, and a ReLU behind the sum; the second and
+    third stage begin with stride 2, and shortcuts have no parameters ("option A"), so that there are 0.27 million.
+    Convolutions have no biases, which batch normalization would take out again.
+    """
+    options.check_left_out("resnet20")
+    shape = as_images(input_shape)
+    if len(shape) != 3:
+        raise ConfigurationError(f"resnet20: expected images of shape (channels, height, width), got {input_shape}")
+    layers: dict[str, Layer] = {
+        "conv": _conv(shape[0], 16, 1, options),
+        "batchnorm": BatchNormalization(16),
+        "relu": Activation("relu"),
+    }
+    channels = 16
+    for stage, filters in enumerate((16, 32, 64), start=1):
+        for number in range(1, 4):
+            layers[f"block{stage}{number}"] = _block(channels, filters, options)
+            layers[f"relu{stage}{number}"] = Activation("relu")
+            channels = filters
+    layers["pool"] = GlobalAveragePooling()
+    layers["dense"] = Dense(channels, outputs, options.bias, options.weights("he"), options.biases)
+    return Sequential(layers.values(), layers)
+
+
+def _conv(channels: int, filters: int, stride: int, options: ModelOptions) -> Layer:
+    weights = options.weights("he")
+    return Convolution(channels, filters, 3, stride, "same", bias=False, weight_initializer=weights)
+
+
+def _block(channels: int, filters: int, options: ModelOptions) -> Layer:
+    """A residual block; one with more filters than channels halves height and width."""
+    stride = 1 if channels == filters else 2
+    body = [
+        _conv(channels, filters, stride, options),
+        BatchNormalization(filters),
+        Activation("relu"),
+        _conv(filters, filters, 1, options),
+        BatchNormalization(filters),
+    ]
+    return Residual(Sequential(body), None if stride == 1 else Subsample(filters, stride))

@@ -1,0 +1,70 @@
+"""What a named model can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distsgd.core.device import Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.nn.initializers import Initializer, parse_initializer
+from distsgd.nn.layers import Activation, Dropout, Layer
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a named model can be told; all but `mlp` take the initializers and the bias alone.
+
+    hidden               units of each hidden layer
+    activation           behind each hidden layer
+    dropout              rate behind each hidden activation; 0 for none
+    batch_norm           batch normalization between each hidden layer and its activation
+    weight_initializer   such as "glorot(4)"; None for He's with ReLU and its relatives, Glorot's with the others, zeros
+                         in `softmax`, whose loss is convex, and its author's in a published network
+    bias_initializer     "zeros" for a published network's own, too
+    output_activation    linear, or sigmoid for outputs between 0 and 1 under a squared error; the losses with "cross-
+                         entropy" in their names take linear outputs
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    activation: str = "relu"
+    dropout: float = 0.0
+    batch_norm: bool = False
+    weight_initializer: str | None = None
+    bias_initializer: str = "zeros"
+    bias: bool = True
+    output_activation: str = "linear"
+
+    def __post_init__(self) -> None:
+        if any(units < 1 for units in self.hidden):
+            raise ConfigurationError(f"hidden: expected at least one unit in each layer, got {self.hidden}")
+        if self.output_activation not in ("linear", "sigmoid"):
+            raise ConfigurationError(f"output activation: expected linear or sigmoid, got {self.output_activation!r}")
+        # What the layers check themselves is checked here too, so that a wrong option is told before data are read.
+        Activation(self.activation)
+        Dropout(self.dropout)
+        for text in (self.weight_initializer, self.bias_initializer):
+            if text is not None:
+                parse_initializer(text)
+
+    def check_left_out(self, model: str) -> None:
+        """Raises ConfigurationError where an option of mlp's alone is set, for a model that would ignore it."""
+        for name in ("hidden", "activation", "dropout", "batch_norm", "output_activation"):
+            if getattr(self, name) != getattr(ModelOptions, name):
+                raise ConfigurationError(
+                    f"{name} is an option of mlp, got it with {model!r}; say it in a list of layers, such as "
+                    "'conv 20 5x5, batch-norm, relu, dropout 0.5, dense 10'"
+                )
+
+    def weights(self, default: str) -> Initializer:
+        """The weights' initializer, `default` where none is chosen."""
+        return parse_initializer(self.weight_initializer or default)
+
+    @property
+    def biases(self) -> Initializer:
+        """The biases' initializer."""
+        return parse_initializer(self.bias_initializer)
+
+
+ModelBuilder = Callable[[Shape, int, ModelOptions], Layer]
+"""(shape of an example, number of outputs, options) -> the model."""

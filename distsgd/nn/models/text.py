@@ -1,0 +1,187 @@
+"""Networks in words: "conv 20 5x5, pool 2, relu, dense 100, relu, dense 10"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from math import prod
+
+from distsgd.core.device import Shape
+from distsgd.core.errors import ConfigurationError
+from distsgd.nn.layers import (
+    ACTIVATIONS,
+    Activation,
+    AveragePooling,
+    BatchNormalization,
+    Convolution,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePooling,
+    Layer,
+    MaxPooling,
+    Sequential,
+)
+from distsgd.nn.models.first_values import FIRST_VALUES, FirstValues, Place, by_activation
+from distsgd.nn.models.options import ModelOptions
+from distsgd.nn.models.shapes import as_images
+
+_NUMBER = r"\d{1,9}"
+_BOTH = rf"{_NUMBER}(?:x{_NUMBER})?"
+_SIZE = rf"(?P<size>{_BOTH})"
+_STRIDE = rf"(?: stride (?P<stride>{_BOTH}))?"
+_RATE = r"(?P<rate>\d*\.?\d+)"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A kind of layer: what may stand behind its name, how to say so, and how it is made of what was found."""
+
+    pattern: str
+    usage: str
+    make: Callable[[Mapping[str, str | None], Shape], Layer]
+
+
+Part = tuple[str, Mapping[str, str | None]]
+"""A layer in words, and what was found behind its name."""
+
+
+def _pair(text: str | None) -> tuple[int, int]:
+    numbers = [int(number) for number in (text or "1").split("x")]
+    return numbers[0], numbers[-1]
+
+
+def _conv(found: Mapping[str, str | None], shape: Shape) -> Layer:
+    padding = found["padding"] or "valid"
+    return Convolution(
+        shape[0] if len(shape) == 3 else 1,
+        int(found["filters"] or 0),
+        _pair(found["size"]),
+        _pair(found["stride"]),
+        int(padding.removeprefix("padding ")) if padding.startswith("padding") else padding,
+    )
+
+
+def _stride(found: Mapping[str, str | None]) -> tuple[int, int] | None:
+    return None if found["stride"] is None else _pair(found["stride"])
+
+
+def _activation(name: str) -> Word:
+    return Word("", "", lambda found, shape: Activation(name))
+
+
+WORDS: Mapping[str, Word] = {
+    "conv": Word(
+        rf"(?P<filters>{_NUMBER}) {_SIZE}(?: (?P<padding>same|valid|padding {_NUMBER}))?{_STRIDE}",
+        "FILTERS HEIGHTxWIDTH [same | padding N] [stride N]",
+        _conv,
+    ),
+    "pool": Word(_SIZE + _STRIDE, "SIZE [stride N]", lambda f, _: MaxPooling(_pair(f["size"]), _stride(f))),
+    "average-pool": Word(_SIZE + _STRIDE, "SIZE [stride N]", lambda f, _: AveragePooling(_pair(f["size"]), _stride(f))),
+    "global-pool": Word("", "", lambda f, _: GlobalAveragePooling()),
+    "batch-norm": Word("", "", lambda f, shape: BatchNormalization(shape[0])),
+    "dropout": Word(_RATE, "RATE", lambda f, _: Dropout(float(f["rate"] or 0))),
+    "channel-dropout": Word(_RATE, "RATE", lambda f, _: Dropout(float(f["rate"] or 0), channels=True)),
+    "flatten": Word("", "", lambda f, _: Flatten()),
+    "dense": Word(rf"(?P<units>{_NUMBER})?", "[UNITS]", lambda f, shape: Dense(prod(shape), int(f["units"] or 0))),
+    **{name: _activation(name) for name in ACTIVATIONS},
+}
+"""The layers that a list can be made of."""
+
+
+def is_text(model: str) -> bool:
+    """Whether this means a list of layers, right or wrong, rather than a name."""
+    name, _, behind = _words(model).rpartition(":")
+    return "," in model or name in FIRST_VALUES or behind.strip().partition(" ")[0] in WORDS
+
+
+def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
+    """The network that `text` lists, layer by layer with commas between them: see WORDS.
+
+    Examples of shape (height, width) are images of one channel. In front of `dense`, images are flattened; `dense`
+    without a number has as many units as the data needs outputs. First values are He's in front of a ReLU or one of its
+    relatives, else Glorot's, without biases; `NAME: list` takes those of lenet, network3 or lasagne-cnn; the options
+    for initializers go before both. Raises ConfigurationError with one sentence.
+    """
+    name, listed, rest = text.partition(":")
+    options.check_left_out(name if listed else text)
+    first_values, layers_text = (_first_values(name.strip()), rest) if listed else (by_activation, text)
+    parts = [_parse(part) for part in layers_text.split(",")]
+    shape = as_images(input_shape)
+    layers: list[Layer] = []
+    for index, (word, found) in enumerate(parts):
+        if word == "dense" and len(shape) > 1:
+            layers.append(Flatten())
+            shape = layers[-1].output_shape(shape)
+        if word == "dense" and found["units"] is None:
+            found = {**found, "units": str(outputs)}
+        try:
+            layer = WORDS[word].make(found, shape)
+            if isinstance(layer, Convolution | Dense):
+                layer = _with_first_values(layer, parts[index + 1 :], first_values, options)
+            layers.append(layer)
+            shape = layer.output_shape(shape)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"model: layer {index + 1}, {word}: {error}") from None
+    return Sequential(layers)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().replace("_", "-").split())
+
+
+def _first_values(name: str) -> FirstValues:
+    if name not in FIRST_VALUES:
+        raise ConfigurationError(
+            f"model: expected one of {', '.join(FIRST_VALUES)} in front of a list of layers and a colon, got {name!r}"
+        )
+    return FIRST_VALUES[name]
+
+
+def _parse(text: str) -> Part:
+    """One layer's words. Raises ConfigurationError with the word, what was expected, and what there is."""
+    words = _words(text)
+    name, _, behind = words.partition(" ")
+    if name not in WORDS:
+        close = get_close_matches(name, WORDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigurationError(
+            f"model: expected layers such as 'conv 20 5x5, pool 2, relu, dense 10', made of {', '.join(WORDS)}, "
+            f"got {words!r}{hint}"
+        )
+    found = re.fullmatch(WORDS[name].pattern, behind)
+    if found is None:
+        usage = WORDS[name].usage
+        raise ConfigurationError(
+            f"model: expected {name} {usage}, got {words!r}" if usage else
+            f"model: expected {name} with nothing behind it, got {words!r}; put a comma between layers"
+        )  # fmt: skip
+    return name, found.groupdict()
+
+
+def _with_first_values(
+    layer: Convolution | Dense, behind: Sequence[Part], first_values: FirstValues, options: ModelOptions
+) -> Layer:
+    """The layer with its initializers, and with biases as the options say."""
+    following = []
+    for word, found in behind:
+        if word in ("conv", "dense"):
+            break
+        following.append((word, found))
+    last = len(following) == len(behind)
+    activation = next((word for word, _ in following if word in ACTIVATIONS), None)
+    pooled = next((prod(_pair(found["size"])) for word, found in following if word.endswith("pool") and found), 1)
+    if isinstance(layer, Dense):
+        place = Place(layer.fan_in, layer.fan_out, activation, last)
+    else:
+        positions = prod(layer.window.size)
+        fan_out = max(layer.filters * positions // pooled, 1)
+        place = Place(layer.channels * positions, fan_out, activation, last)
+    weights, biases = first_values(place)
+    if options.weight_initializer is not None:
+        weights = options.weights("")
+    if options.bias_initializer != "zeros":
+        biases = options.biases
+    return replace(layer, bias=options.bias, weight_initializer=weights, bias_initializer=biases)

@@ -1,0 +1,293 @@
+"""Optimizers: frozen hyper-parameters, and an in-place update of one block of the flat buffers.
+
+An optimizer owns no arrays. Rank 0 computes a step's `scalars` and tells the others; then each rank calls `update` on
+the blocks of its own slice. Symbols: w params, g gradient, η learning rate, λ weight decay, t updates made so far.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import ClassVar, TypeAlias, final
+
+from distsgd.core.components import Component
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
+
+Slots: TypeAlias = tuple[Array, ...]
+"""A block of each state buffer."""
+Scalars: TypeAlias = tuple[float, ...]
+"""What depends on the step, η first."""
+
+
+class Optimizer(Component, ABC):
+    """What every optimizer is: a frozen dataclass of Python floats, `learning_rate` first and `weight_decay` last.
+
+    Weight decay is coupled, g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    """Names of the state buffers, in the order in which `update` takes them; each has the layout of the parameters, and
+    begins as zeros."""
+
+    decoupled: ClassVar[bool] = False
+    """Whether weight decay bypasses the gradient, w := (1 - ηλ) w."""
+
+    @property
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """η before any schedule."""
+
+    @property
+    @abstractmethod
+    def weight_decay(self) -> float:
+        """λ of the parameters that decay."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def scalars(self, learning_rate: float, updates: int) -> Scalars:
+        """All that depends on the step, η first. `learning_rate` is the schedule's, `updates` counts this one too."""
+        return (float(learning_rate),)
+
+    def update(
+        self, params: Array, grads: Array, state: Slots, scalars: Scalars, weight_decay: float, scratch: Array
+    ) -> None:
+        """Makes one step on one block, in place: params and state are updated, grads may be overwritten.
+
+        params, grads and each array of `state` are contiguous blocks (n,) of one dtype; the cut into blocks doesn't
+        change the result's bits. `weight_decay` is what applies to this block, 0.0 where it is masked out. `scratch`
+        is (2, m) with m >= n, of the same dtype.
+        """
+        spare = scratch[0, : len(params)]
+        if weight_decay != 0.0:
+            if self.decoupled:
+                kernels_for(params).scale(params, 1.0 - scalars[0] * weight_decay)
+            else:
+                kernels_for(params).add_scaled(grads, params, weight_decay, spare)
+        self._step(params, grads, state, scalars, spare)
+
+    @abstractmethod
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        """The step behind weight decay; `spare` is a scratch block (n,)."""
+
+
+@final
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """w := w - ηg (Robbins & Monro, "A stochastic approximation method", 1951)."""
+
+    learning_rate: float = 0.1
+    weight_decay: float = 0.0
+
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        kernels_for(params).sgd(params, grads, scalars[0])
+
+
+@final
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """v := μv + (1 - dampening) g;  w := w - ηv, from v = 0 (Polyak, "Some methods of speeding up …", 1964).
+
+    The velocity holds no learning rate, as in PyTorch. Many tutorials write v := μv - ηg;  w := w + v. The two are the
+    same while η is constant, their v being -η times this one. When η changes, the tutorials' velocity keeps each
+    gradient at the η of its own step, and this one applies the new η to the whole velocity at once, so that a drop of
+    the learning rate takes effect in the very next step.
+
+    dampening = μ gives the exponentially averaged form v := μv + (1 - μ) g. Dampening applies from the first step on,
+    v = (1 - dampening) g; PyTorch leaves it out there and starts from v = g.
+    """
+
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+
+    slots: ClassVar[tuple[str, ...]] = ("velocity",)
+
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        kernels_for(params).momentum(params, grads, state[0], scalars[0], self.momentum, self.dampening)
+
+
+@final
+@dataclass(frozen=True)
+class Nesterov(Optimizer):
+    """v := μv + g;  w := w - η(g + μv), from v = 0.
+
+    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", 1983, in the form of
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, written as in PyTorch:
+    w is the point at which the gradient is taken, so nothing has to be shifted before or after a step.
+    """
+
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    slots: ClassVar[tuple[str, ...]] = ("velocity",)
+
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        kernels_for(params).nesterov(params, grads, state[0], scalars[0], self.momentum, spare)
+
+
+@final
+@dataclass(frozen=True)
+class Adagrad(Optimizer):
+    """s := s + g²;  w := w - ηg / (√s + ε), from s = 0.
+
+    Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
+    """
+
+    learning_rate: float = 1e-2
+    epsilon: float = 1e-10
+    weight_decay: float = 0.0
+
+    slots: ClassVar[tuple[str, ...]] = ("square_sum",)
+
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        kernels_for(params).adagrad(params, grads, state[0], scalars[0], self.epsilon, spare)
+
+
+@final
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε), from s = 0.
+
+    Tieleman & Hinton, "Lecture 6.5, rmsprop", Coursera, 2012; ε is outside the square root, as in PyTorch.
+    """
+
+    learning_rate: float = 1e-3
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    slots: ClassVar[tuple[str, ...]] = ("square_mean",)
+
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        kernels_for(params).rmsprop(params, grads, state[0], scalars[0], self.alpha, self.epsilon, spare)
+
+
+@dataclass(frozen=True)
+class _Moments(Optimizer):
+    """What Adam and AdamW have in common: all but weight decay.
+
+    The state holds the sums M := m / (1 - β₁) and V := v / (1 - β₂), which take two multiplications fewer a step. Then
+    m̂ = M (1 - β₁) / (1 - β₁ᵗ) and √v̂ = r √V with r := √((1 - β₂) / (1 - β₂ᵗ)), and m̂ / (√v̂ + ε) is expanded by 1 / r.
+    """
+
+    learning_rate: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    slots: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
+
+    def scalars(self, learning_rate: float, updates: int) -> Scalars:
+        """(η, step size, ε), the last two as `kernels.cpu.adam` takes them: η (1 - β₁) / ((1 - β₁ᵗ) r) and ε / r."""
+        root = math.sqrt((1.0 - self.beta2) / (1.0 - self.beta2**updates))
+        step_size = float(learning_rate) * (1.0 - self.beta1) / ((1.0 - self.beta1**updates) * root)
+        return float(learning_rate), step_size, self.epsilon / root
+
+    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+        _, step_size, epsilon = scalars
+        kernels_for(params).adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
+
+
+@final
+@dataclass(frozen=True)
+class Adam(_Moments):
+    """m := β₁m + (1 - β₁) g;  v := β₂v + (1 - β₂) g²;  w := w - η m̂ / (√v̂ + ε), from m = v = 0.
+
+    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) (Kingma & Ba, "Adam: a method for stochastic optimization", 2015).
+    """
+
+
+@final
+@dataclass(frozen=True)
+class AdamW(_Moments):
+    """Adam with decoupled weight decay: w := (1 - ηλ) w, then Adam's step with the plain gradient.
+
+    Loshchilov & Hutter, "Decoupled weight decay regularization", 2019. λ is 0.01 by default, as in PyTorch; it is the
+    one optimizer whose weight decay isn't 0 unless set.
+    """
+
+    weight_decay: float = 1e-2
+
+    decoupled: ClassVar[bool] = True
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "nesterov": Nesterov,
+    "adagrad": Adagrad,
+    "rmsprop": RMSprop,
+    "adam": Adam,
+    "adamw": AdamW,
+}
+
+
+def build_optimizer(name: str, **hyper_parameters: float | None) -> Optimizer:
+    """The optimizer called `name`; hyper-parameters that are None keep its defaults.
+
+    Raises ConfigurationError for an unknown name, a hyper-parameter the optimizer doesn't have, or a bad value.
+
+    >>> build_optimizer("momentum", momentum=0.8, learning_rate=None)
+    Momentum(learning_rate=0.05, momentum=0.8, dampening=0.0, weight_decay=0.0)
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigurationError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+    said = {key: value for key, value in hyper_parameters.items() if value is not None}
+    known = _names(OPTIMIZERS[name])
+    for key in said:
+        if key not in known:
+            raise ConfigurationError(f"optimizer {name}: has no {key}, only {', '.join(known)}; leave {key} out")
+    return OPTIMIZERS[name](**said)
+
+
+def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
+    """η B / B₀: the learning rate for a batch of B examples where η suits B₀.
+
+    Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, who add a warm-up to it.
+    """
+    if batch_size < 1 or base_batch_size < 1:
+        raise ConfigurationError(f"linear scaling: batch sizes must be at least 1, got {batch_size}, {base_batch_size}")
+    return float(learning_rate) * batch_size / base_batch_size
+
+
+# Lower bound, whether it is itself allowed, and upper bound, which never is.
+_RANGES = {
+    "learning_rate": (0.0, True, math.inf),
+    "momentum": (0.0, True, 1.0),
+    "dampening": (0.0, True, 1.0),
+    "alpha": (0.0, True, 1.0),
+    "beta1": (0.0, True, 1.0),
+    "beta2": (0.0, True, 1.0),
+    "epsilon": (0.0, False, math.inf),
+    "weight_decay": (0.0, True, math.inf),
+}
+
+
+def _names(kind: type[Optimizer]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
+
+
+def _check(optimizer: Optimizer) -> None:
+    """Makes every hyper-parameter a Python float, for a NumPy scalar gives other bits, and checks its range."""
+    for name in _names(type(optimizer)):
+        if name not in _RANGES:  # a user's own optimizer checks what is its own
+            continue
+        given = getattr(optimizer, name)
+        low, inclusive, high = _RANGES[name]
+        try:
+            value = float(given)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not (low < value < high or (inclusive and value == low)):
+            bound = f"{'at least' if inclusive else 'above'} {low:g}"
+            limit = "" if high == math.inf else f" and below {high:g}"
+            kind = type(optimizer).__name__
+            raise ConfigurationError(f"{kind}: {name} must be a finite number {bound}{limit}, got {given!r}")
+        object.__setattr__(optimizer, name, value)

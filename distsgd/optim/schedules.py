@@ -1,0 +1,214 @@
+"""Learning-rate schedules: pure functions of the step number, in Python floats, computed on rank 0.
+
+Symbols: η₀ the optimizer's learning rate, `step` counts from 0 and is never reset, epoch = step / steps_per_epoch (a
+fraction), and t = epoch / decay_epochs, rounded down where `staircase` is set.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, final
+
+from distsgd.core.errors import ConfigurationError
+
+
+class Schedule(ABC):
+    """What every schedule is: a frozen dataclass that says by what the learning rate is multiplied at a step."""
+
+    @abstractmethod
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """η / η₀ at `step`, from 0 to 1."""
+
+    def learning_rate(self, base: float, step: int, steps_per_epoch: int) -> float:
+        """η of the step that comes after `step` steps, where η₀ is `base`."""
+        return float(base) * self.multiplier(step, steps_per_epoch)
+
+
+class _Checked(Schedule):
+    """A schedule of this module that has numbers; one of the user's own checks what is its own."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@final
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """η = η₀."""
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """1."""
+        return 1.0
+
+
+@final
+@dataclass(frozen=True)
+class InverseTime(_Checked):
+    """η = η₀ / (1 + decay_rate t) (Robbins & Monro, "A stochastic approximation method", 1951)."""
+
+    decay_rate: float = 1.0
+    decay_epochs: float = 1.0
+    staircase: bool = False
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """1 / (1 + decay_rate t)."""
+        return 1.0 / (1.0 + self.decay_rate * _time(step, steps_per_epoch, self.decay_epochs, self.staircase))
+
+
+@final
+@dataclass(frozen=True)
+class InverseSqrt(_Checked):
+    """η = η₀ / √(1 + decay_rate t) (Zinkevich, "Online convex programming", 2003, whose step sizes are 1/√t)."""
+
+    decay_rate: float = 1.0
+    decay_epochs: float = 1.0
+    staircase: bool = False
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """1 / √(1 + decay_rate t)."""
+        t = _time(step, steps_per_epoch, self.decay_epochs, self.staircase)
+        return 1.0 / math.sqrt(1.0 + self.decay_rate * t)
+
+
+@final
+@dataclass(frozen=True)
+class Step(_Checked):
+    """η = η₀ factor^⌊epoch / decay_epochs⌋: drops to `factor` of itself every `decay_epochs` epochs."""
+
+    factor: float = 0.1
+    decay_epochs: float = 10.0
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """factor^⌊t⌋."""
+        return float(self.factor ** _time(step, steps_per_epoch, self.decay_epochs, staircase=True))
+
+
+@final
+@dataclass(frozen=True)
+class Exponential(_Checked):
+    """η = η₀ factor^t; factor = exp(-k) is the form η₀ exp(-k t)."""
+
+    factor: float = 0.95
+    decay_epochs: float = 1.0
+    staircase: bool = False
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """factor^t."""
+        return float(self.factor ** _time(step, steps_per_epoch, self.decay_epochs, self.staircase))
+
+
+@final
+@dataclass(frozen=True)
+class Cosine(_Checked):
+    """η = η₀ (1 + cos(π min(epoch / epochs, 1))) / 2: half a cosine down to 0 at `epochs`, and 0 from there on.
+
+    Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
+    """
+
+    epochs: float
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """(1 + cos(π min(epoch / epochs, 1))) / 2."""
+        return 0.5 * (1.0 + math.cos(math.pi * min(_time(step, steps_per_epoch, self.epochs, staircase=False), 1.0)))
+
+
+@final
+@dataclass(frozen=True)
+class Warmup(Schedule):
+    """Linear warm-up in front of another schedule: its learning rate times (step + 1) / warmup_steps, at most 1.
+
+    The inner schedule's clock starts at step 0, not behind the warm-up, so there is no jump at its end.
+    Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017.
+    """
+
+    schedule: Schedule
+    warmup_steps: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 1:
+            raise ConfigurationError(
+                f"warmup_steps must be a whole number, 0 for none and at least 1 in Warmup, got {self.warmup_steps!r}"
+            )
+
+    def multiplier(self, step: int, steps_per_epoch: int) -> float:
+        """min((step + 1) / warmup_steps, 1) times the inner schedule's."""
+        return min((step + 1) / self.warmup_steps, 1.0) * self.schedule.multiplier(step, steps_per_epoch)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "inverse-time": InverseTime,
+    "inverse-sqrt": InverseSqrt,
+    "step": Step,
+    "exponential": Exponential,
+    "cosine": Cosine,
+}
+
+
+def build_schedule(
+    name: str,
+    *,
+    warmup_steps: int = 0,
+    decay_rate: float | None = None,
+    decay_epochs: float | None = None,
+    factor: float | None = None,
+    staircase: bool = False,
+    epochs: float | None = None,
+) -> Schedule:
+    """The schedule called `name`, behind `warmup_steps` steps of linear warm-up.
+
+    None and False keep the schedule's defaults. `epochs` is the horizon: the cosine schedule needs it, the others
+    have none and don't look at it. Raises ConfigurationError for an unknown name, a setting that the schedule doesn't
+    have, or a bad value.
+
+    >>> build_schedule("step", decay_epochs=30).learning_rate(0.5, step=6000, steps_per_epoch=100)
+    0.005000000000000001
+    """
+    if name not in SCHEDULES:
+        raise ConfigurationError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
+    known = [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
+    options = {"decay_rate": decay_rate, "decay_epochs": decay_epochs, "factor": factor, "staircase": staircase or None}
+    said: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    for key in said:
+        if key not in known:
+            raise ConfigurationError(f"schedule {name}: has no {key}; leave {key} out or choose another schedule")
+    if "epochs" in known:
+        if epochs is None:
+            raise ConfigurationError(f"schedule {name}: needs its horizon in epochs; set the schedule's epochs")
+        said["epochs"] = epochs
+    schedule = SCHEDULES[name](**said)
+    return schedule if warmup_steps == 0 else Warmup(schedule, warmup_steps)
+
+
+def has_horizon(name: str) -> bool:
+    """Whether the schedule called `name` depends on how many epochs there will be."""
+    return name in SCHEDULES and "epochs" in [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
+
+
+def _time(step: int, steps_per_epoch: int, decay_epochs: float, staircase: bool) -> float:
+    """t = step / (steps_per_epoch decay_epochs): one division, so that whole numbers come out whole."""
+    t = step / (steps_per_epoch * decay_epochs)
+    return float(math.floor(t)) if staircase else t
+
+
+def _check(schedule: Schedule) -> None:
+    """Makes every number a Python float and checks its range."""
+    for field in fields(schedule):  # type: ignore[arg-type]
+        name, given = field.name, getattr(schedule, field.name)
+        if name == "staircase":
+            continue
+        try:
+            value = float(given)
+        except (TypeError, ValueError):
+            value = math.nan
+        if name == "decay_rate":
+            fits, bound = 0.0 <= value < math.inf, "a finite number at least 0"
+        elif name == "factor":
+            fits, bound = 0.0 < value <= 1.0, "a number above 0 and at most 1"
+        else:
+            fits, bound = 0.0 < value < math.inf, "a finite number above 0"
+        if not fits:
+            raise ConfigurationError(f"{type(schedule).__name__}: {name} must be {bound}, got {given!r}")
+        object.__setattr__(schedule, name, value)

@@ -1,0 +1,223 @@
+"""Replicas that lie apart: sums travel in messages between those who share memory, and parameters travel back.
+
+Ranks that share a replica are a *group*: those of a node, or each rank by itself. A group adds the rows of its lanes as
+far as the tree has them together, and sends these sums alone, so that a network carries each gradient once a node and
+not once a rank. A rank speaks with the rank of each other group that has its own place there, modulo that group's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape, to_host
+from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.parallel.reduction import SCALARS, OwnState, Plan, stretches
+from distsgd.parallel.shared_memory import NotShared, shared_array
+from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, scratch_levels, tree_sum
+
+_BYTES = np.dtype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which ranks share a replica: group g is the ranks from firsts[g] to before firsts[g + 1]."""
+
+    firsts: tuple[int, ...]
+    ranks: int
+
+    @property
+    def apart(self) -> bool:
+        """Whether every rank is by itself."""
+        return len(self.firsts) == self.ranks
+
+    def members(self, group: int) -> range:
+        """The ranks of a group."""
+        return range(*(*self.firsts, self.ranks)[group : group + 2])
+
+    def group_of(self, rank: int) -> int:
+        """The group of a rank."""
+        return int(np.searchsorted(self.firsts, rank, side="right")) - 1
+
+    def partner(self, rank: int, group: int) -> int:
+        """Who in a group sends to `rank` what the group has for it, and gets from `rank` what that one owns."""
+        members, place = self.members(group), rank - self.members(self.group_of(rank)).start
+        return members[place % len(members)]
+
+    @classmethod
+    def of(cls, communicator: Communicator, group: Communicator) -> Groups:
+        """From what each rank knows of its own. Raises NotShared where a group isn't consecutive. Collective."""
+        firsts = communicator.allgather_object(group.broadcast_object(communicator.rank))
+        if firsts != sorted(firsts):  # containers of one host name, say
+            raise NotShared(communicator.hosts[0])
+        return cls(tuple(sorted(set(firsts))), communicator.size)
+
+
+class MessageExchange(OwnState):
+    """One replica a group. A step is an all-gather of flags and records, an all-to-all of sums, the update, and an
+    all-to-all of parameters. Raises NotShared, on all ranks, where a group can't share memory."""
+
+    def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
+        super().__init__(communicator, plan)
+        self.goes_by_itself = communicator.goes_by_itself
+        self.group, self.groups = group, Groups.of(communicator, group)
+        self.speaks_for_replica = group.is_root
+        elements = self.partition.elements
+        nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
+        self.params, has_params = self._array(group, (elements,))
+        rows, has_rows = self._rows_for(group, len(nodes))
+        shared = communicator.allgather_object((has_params and has_rows) or elements == 0)
+        if not all(shared):
+            raise NotShared(communicator.hosts[shared.index(False)])
+        self._rows = dict(zip(nodes, rows, strict=True))
+        self.rows = {node: self._rows[node] for node in self.nodes()}
+        self._prepare_heads()
+        self._prepare_sums()
+        self._prepare_publishing()
+
+    def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
+        """(memory for the group's replica, whether the group shares it); on a GPU each rank has its own."""
+        if self.plan.device.is_cpu:
+            return shared_array(group, shape, self.plan.dtype)
+        return self.plan.device.xp.zeros(shape, self.plan.dtype), True
+
+    def _rows_for(self, group: Communicator, count: int) -> tuple[Sequence[Array], bool]:
+        """(a row of the parameters' length for each node, whether the group shares them).
+
+        On a GPU each is memory of its own: cuBLAS, which writes gradients there, chooses how by alignment, and that
+        may depend on no number of ranks.
+        """
+        elements = self.partition.elements
+        if self.plan.device.is_cpu:
+            rows, shared = self._array(group, (count, elements))
+            return list(rows), shared
+        return [self.plan.device.xp.zeros(elements, self.plan.dtype) for _ in range(count)], True
+
+    def _prepare_heads(self) -> None:
+        """What all ranks say lies in rank order: the flags of a rank, then the records of its lanes."""
+        partition, width = self.partition, self.plan.record
+        spans = [partition.lanes_of(rank) for rank in range(partition.ranks)]
+        self._head_counts = [1 + SCALARS + (last - first) * width for first, last in spans]
+        starts = np.cumsum([0, *self._head_counts])
+        self._heads = np.zeros(starts[-1])
+        self._flags_at = starts[:-1, np.newaxis] + np.arange(1 + SCALARS)
+        records = [np.arange(starts[rank] + 1 + SCALARS, starts[rank + 1]) for rank in range(partition.ranks)]
+        self._records_at = np.concatenate(records).reshape(partition.lanes, width)
+        own = self._heads[starts[self.communicator.rank] : starts[self.communicator.rank + 1]]
+        self.flags, self._own_records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+        device = self.plan.device
+        self.records = self._own_records if device.is_cpu else device.xp.zeros(self._own_records.shape)
+
+    def _prepare_sums(self) -> None:
+        """Who sends which sums to whom, in bytes: to who owns the elements."""
+        partition, groups, me = self.partition, self.groups, self.communicator.rank
+        own_group, width = groups.group_of(me), self.plan.dtype.itemsize
+        count = self.owned.stop - self.owned.start
+        self._nodes = maximal_subtrees(*self._lanes_of(own_group), partition.lanes)
+        self._owners = self._partners(own_group)
+        nodes_of = {
+            groups.partner(me, group): maximal_subtrees(*self._lanes_of(group), partition.lanes)
+            for group in range(len(groups.firsts))
+            if group != own_group
+        }
+        served = set(self._owners)
+        self._sent = Parts.behind_each_other(
+            len(self._nodes) * length * width * (rank in served) for rank, length in enumerate(partition.counts())
+        )
+        self._received = Parts.behind_each_other(
+            len(nodes_of.get(rank, ())) * count * width for rank in range(partition.ranks)
+        )
+        xp = self.plan.device.xp
+        self._send, self._receive = (xp.empty(parts.end, _BYTES) for parts in (self._sent, self._received))
+        self._sums = {node: row[self.owned] for node, row in self._rows.items()}
+        for rank, nodes in nodes_of.items():
+            arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
+            self._sums.update(zip(nodes, arrived, strict=True))
+        levels = scratch_levels(partition.lanes, self.plan.device.is_cpu)
+        self._scratch = xp.empty((levels - 1, self.plan.stretch), self.plan.dtype)
+        self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
+
+    def _prepare_publishing(self) -> None:
+        """Who sends which parameters to whom, in bytes: those who own them to their partners."""
+        partition, groups, me = self.partition, self.groups, self.communicator.rank
+        own_group, width = groups.group_of(me), self.plan.dtype.itemsize
+        self._lengths = lengths = partition.counts()
+        # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
+        taken = {rank: partition.elements_of(rank) for rank in self._partners(own_group) if lengths[rank]}
+        first = min((span.start for span in taken.values()), default=partition.elements)
+        nothing, mine = slice(0, 0), slice(0, lengths[me] * width)
+        given = {groups.partner(me, group) for group in range(len(groups.firsts)) if group != own_group}
+        self._published = Parts.of(mine if rank in given else nothing for rank in range(partition.ranks))
+        self._taken = Parts.of(
+            slice((taken[rank].start - first) * width, (taken[rank].stop - first) * width) if rank in taken else nothing
+            for rank in range(partition.ranks)
+        )
+        params = self.params.view(_BYTES)
+        self._mine = params[self.owned.start * width : self.owned.stop * width]
+        self._others = params[first * width :]
+
+    def _partners(self, own_group: int) -> list[int]:
+        """The ranks of other groups that speak with this one."""
+        groups, me = self.groups, self.communicator.rank
+        return [
+            rank
+            for rank in range(self.partition.ranks)
+            if groups.group_of(rank) != own_group and groups.partner(rank, own_group) == me
+        ]
+
+    def _lanes_of(self, group: int) -> Span:
+        members = self.groups.members(group)
+        return self.partition.lanes_of(members[0])[0], self.partition.lanes_of(members[-1])[1]
+
+    def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
+        """(the sum of the group's lanes on a stretch, where it lies in the message) for all that this rank sends."""
+        sums = []
+        for owner in self._owners:
+            span = self.partition.elements_of(owner)
+            message = self._send[self._sent[owner]].view(self.plan.dtype).reshape(len(self._nodes), -1)
+            for node, row in zip(self._nodes, message, strict=True):
+                for stretch in stretches(span, self.plan.stretch):
+                    place = row[stretch.start - span.start : stretch.stop - span.start]
+                    total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch])
+                    if total is not None:  # else all its lanes are empty: a gap that nobody reads
+                        sums.append((total, place))
+        return sums
+
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        self.communicator.settle()
+        if self.records is not self._own_records:
+            to_host(self.records, self._own_records)
+        # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
+        self.communicator.allgather_slices(self._heads, self._head_counts)
+        self.launch_sums(bounds)
+        return self._heads[self._flags_at], self._heads[self._records_at]
+
+    def launch_sums(self, bounds: tuple[int, ...]) -> None:
+        if bounds not in self._to_send:
+            self._to_send[bounds] = self._sums_to_send(bounds)
+        with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
+            for total, place in self._to_send[bounds]:
+                summed = total.compute()
+                if total.rows == 1:  # it isn't in its place yet
+                    place[:] = summed
+        self.communicator.alltoall(self._send, self._sent, self._receive, self._received)
+
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self._sums, self.owned.start
+
+    def publish(self) -> None:
+        if self.groups.apart:  # a collective for which the library knows its network
+            self.communicator.allgather_slices(self.params, self._lengths)
+            return
+        self.communicator.alltoall(self._mine, self._published, self._others, self._taken)
+        self.group.barrier()
+
+    def load_params(self, params: Array | None) -> None:
+        self.group.barrier()  # nobody is still reading
+        if params is not None:
+            self.params[:] = self.plan.device.put(params)
+        whole = self.params if self.group.is_root else np.empty_like(self.params)
+        self.communicator.broadcast(whole)
+        self.group.barrier()

@@ -1,0 +1,234 @@
+"""Ranks as MPI processes, through mpi4py; imported only where a launcher has started them."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from types import TracebackType
+from typing import Any, TypeVar
+
+from distsgd.core.device import Array
+from distsgd.core.errors import DistsgdError, LauncherError
+from distsgd.core.output import flush, leave, say_lines, tell_error, tell_launcher
+from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.parallel.gpu_aware import takes_gpu_memory
+from distsgd.parallel.launchers import library_path, mismatch
+from distsgd.parallel.processes import die_with_parent
+from distsgd.parallel.shared_memory import shared_board
+from distsgd.parallel.status_table import Collective, Stamps, private_stamps
+from distsgd.parallel.watchdog import Watchdog
+
+T = TypeVar("T")
+_RANK_0_SPEAKS_FIRST = 1.0  # seconds
+_ABORT_SECONDS = 1.0
+_TOLD_TOGETHER = 40  # ranks; what is longer than a pipe's 4,096 bytes may be mixed with another rank's
+
+# Plain numbers, for they are stored twice in every collective.
+_BROADCAST, _GATHER, _ALLGATHER = int(Collective.BROADCAST), int(Collective.GATHER), int(Collective.ALLGATHER)
+_ALLTOALL, _BARRIER, _SPLIT = int(Collective.ALLTOALL), int(Collective.BARRIER), int(Collective.SPLIT)
+
+
+def _load_mpi() -> Any:
+    try:
+        with warnings.catch_warnings():  # of a launcher that doesn't fit: what is done about it is said once, below
+            warnings.filterwarnings("ignore", "suspicious MPI", RuntimeWarning)
+            from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError where mpi4py finds no MPI library
+        reason = str(error).splitlines()[0]
+        raise LauncherError(
+            f"an MPI launcher started this process, but mpi4py could not load an MPI library ({reason}); "
+            "load the cluster's MPI module, or install one with: pip install '.[mpich]' in distsgd's folder"
+        ) from None
+    return MPI
+
+
+@cache
+def _attribute(mpi: Any) -> Any:
+    """The key under which a communicator of mpi4py's keeps distsgd's."""
+    return mpi.Comm.Create_keyval()
+
+
+class MPICommunicator(Communicator):
+    """A group of MPI processes."""
+
+    def __init__(self, comm: Any, hosts: Sequence[str], stamps: Stamps) -> None:
+        self._comm = comm
+        self.rank, self.size, self.hosts = comm.rank, comm.size, tuple(hosts)
+        self._node: Communicator | None = None
+        self._mpi = _load_mpi()
+        self._watchdog: Watchdog | None = None
+        self.in_use = threading.Lock()
+        self._stamp_with(stamps)
+
+    def _stamp_with(self, stamps: Stamps) -> None:
+        """The watchdog's hooks are the stamps' own methods: there is nothing between them in a step."""
+        self.waits, self.goes_on = stamps.waits, stamps.goes_on  # type: ignore[method-assign]
+        self.at, self.progressed = stamps.at, stamps.progressed  # type: ignore[method-assign]
+
+    @classmethod
+    def world(cls, expected_size: int | None) -> MPICommunicator:
+        """All processes of this run, ranked by (node, place on the node) whatever order the launcher gave them.
+
+        Raises LauncherError where the launcher started `expected_size` processes and MPI sees another number.
+        """
+        die_with_parent()
+        mpi = _load_mpi()
+        comm = mpi.COMM_WORLD
+        if expected_size is not None and comm.size != expected_size:
+            version, library = mpi.Get_library_version(), library_path()
+            raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
+        communicator, roster = cls._ranked(comm)
+        if communicator.is_root:
+            for first in range(0, len(roster), _TOLD_TOGETHER):
+                tell_launcher("roster", first=first, ranks=roster[first : first + _TOLD_TOGETHER])
+        return communicator
+
+    @classmethod
+    def of(cls, comm: Any) -> MPICommunicator:
+        """The processes of a communicator of mpi4py's. Collective over them.
+
+        It is made once, and kept with `comm`: making one takes messages and a thread.
+        """
+        die_with_parent()
+        found = comm.Get_attr(_attribute(_load_mpi()))
+        if found is None:
+            found, _ = cls._ranked(comm)
+            found.abort_on_unhandled_errors()
+            comm.Set_attr(_attribute(_load_mpi()), found)
+        return found  # type: ignore[no-any-return]
+
+    @classmethod
+    def _ranked(cls, comm: Any) -> tuple[MPICommunicator, list[tuple[int, str, int]]]:
+        """(these processes, ranked by host; the rank in `comm`, the host and the process of each)."""
+        processes = comm.allgather((platform.node(), os.getpid()))
+        names = [host for host, _ in processes]
+        first_of_host = {host: names.index(host) for host in names}
+        order = sorted(range(comm.size), key=lambda rank: (first_of_host[names[rank]], rank))
+        group = comm.Split(0, order.index(comm.rank))
+        communicator = cls(group, [names[rank] for rank in order], private_stamps())
+        communicator._begin_watch()
+        return communicator, [(rank, *processes[rank]) for rank in order]
+
+    def _begin_watch(self) -> None:
+        """Collective."""
+        node = self.node()
+        board = shared_board(node, self.size)
+        neighbours = node.allgather_object(self.rank)
+        stamps = Stamps(board.line(self.rank))
+        self._watchdog = Watchdog(board, self.rank, self.hosts, neighbours, lambda: self.abort(1))
+        self._watchdog.start()
+        atexit.register(self._watchdog.leave)
+        for communicator in (self, node):
+            communicator._stamp_with(stamps)  # type: ignore[attr-defined]
+
+    def watch(self, limit: float, stacks: bool = False) -> None:
+        if self._watchdog is not None:
+            self._watchdog.limit, self._watchdog.stacks = limit, stacks
+
+    def broadcast_object(self, value: T) -> T:
+        self.waits(_BROADCAST)
+        received = self._comm.bcast(value, root=0)
+        self.goes_on()
+        return value if self.is_root else received  # rank 0's own object, which need not pickle whole
+
+    def allgather_object(self, value: T) -> list[T]:
+        self.waits(_ALLGATHER)
+        received = self._comm.allgather(value)
+        self.goes_on()
+        return received  # type: ignore[no-any-return]
+
+    def gather_object(self, value: T) -> list[T] | None:
+        self.waits(_GATHER)
+        received = self._comm.gather(value, root=0)
+        self.goes_on()
+        return received  # type: ignore[no-any-return]
+
+    def broadcast(self, array: Array) -> None:
+        self.waits(_BROADCAST)
+        self._comm.Bcast(array, root=0)
+        self.goes_on()
+
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
+        byte = self._mpi.BYTE
+        self.waits(_ALLTOALL)
+        self._comm.Alltoallv([send, sent.counts, sent.starts, byte], [receive, received.counts, received.starts, byte])
+        self.goes_on()
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        width = flat.itemsize
+        sizes = [count * width for count in counts]
+        self.waits(_ALLGATHER)
+        self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
+        self.goes_on()
+
+    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
+        byte, sizes = self._mpi.BYTE, [count * part.itemsize for count in counts]
+        self.waits(_GATHER)
+        self._comm.Gatherv([part, byte], None if whole is None else [whole, sizes, byte], root=0)
+        self.goes_on()
+
+    def barrier(self) -> None:
+        self.waits(_BARRIER)
+        self._comm.Barrier()
+        self.goes_on()
+
+    def takes_gpu_memory(self) -> bool | None:
+        info = self._comm.Get_info()
+        kinds = info.Get("mpi_memory_alloc_kinds")
+        info.Free()
+        return takes_gpu_memory(library_path(), kinds, self._mpi.Get_library_version())
+
+    def node(self) -> Communicator:
+        if self._node is None:
+            self.waits(_SPLIT)
+            group = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
+            self.goes_on()
+            self._node = MPICommunicator(group, [self.hosts[self.rank]] * group.size, private_stamps())
+        return self._node
+
+    def abort(self, status: int) -> None:
+        # An abort that hangs itself would leave all ranks waiting; one that dies is noticed by every launcher.
+        fallback = threading.Timer(_ABORT_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
+        fallback.daemon = True
+        fallback.start()
+        flush()
+        try:
+            self._mpi.COMM_WORLD.Abort(status)
+        finally:  # it may return, where this rank or another has aborted already
+            leave(status)
+
+    def abort_on_unhandled_errors(self) -> None:
+        """From now on an exception that nobody handles ends all ranks, which would otherwise wait for this one."""
+        faulthandler.enable(all_threads=False)
+
+        def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+            if isinstance(error, DistsgdError):
+                # Most are raised on all ranks: rank 0 speaks for them. One that isn't is told by its own rank.
+                if self.rank != 0:
+                    time.sleep(_RANK_0_SPEAKS_FIRST)
+                tell_error(error)
+                self.abort(error.exit_status)
+                return  # MPI_Abort may
+            text = "".join(traceback.format_exception(kind, error, trace))
+            host = self.hosts[self.rank]
+            if not tell_launcher("raised", rank=self.rank, host=host, error=f"{kind.__name__}: {error}", text=text):
+                say_lines(f"rank {self.rank} on {host}:\n{text}", sys.stderr)
+            self.abort(1)
+
+        def thread_hook(arguments: threading.ExceptHookArgs) -> None:
+            if isinstance(arguments.exc_value, DistsgdError):  # of fit, called by a thread of the user's
+                hook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+            else:
+                threading.__excepthook__(arguments)
+
+        sys.excepthook, threading.excepthook = hook, thread_hook

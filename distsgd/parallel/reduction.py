@@ -1,0 +1,248 @@
+"""The one reduction of a step: lane gradients in, updated parameters out, the same bits on any number of ranks.
+
+A step has three parts. Each rank writes the gradients of its lanes into its rows. `gather` makes all rows visible for
+the elements that a rank owns, and everybody's records with them. Each rank sums and updates its own elements, and
+`publish` gives the parameters back to all. No float is ever added by MPI, whose order depends on size and library.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.device import CPU, Array, Device, to_host
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
+
+BLOCK = 16_384
+"""Elements of a flat buffer that are updated together: what fits the cache. Slices are cut at block edges, and norms
+are sums over blocks, so that neither depends on the number of ranks."""
+
+STRETCH = 2 * BLOCK
+"""Elements that are summed and updated in one go: enough that NumPy's cost for a call doesn't show, and still in the
+second-level cache with the parameters, the optimizer's state and the temporaries."""
+
+ROWS = 2
+"""Rows that a rank fills at least, where it has so many lanes. What a rank doesn't add up is added where the sum is
+used, a stretch at a time in the cache, which spares the memory a pass. More rows than two crowd the third-level cache
+(measured on 1 and 2 ranks with 4 and 8 lanes)."""
+
+ROWS_OF_GPUS = 4
+"""The same for GPUs, where the rows are added in one pass over all of them."""
+
+SCALARS = 8
+"""How many scalars rank 0 can tell the others with a step."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Who computes which lanes and updates which elements."""
+
+    lanes: int
+    ranks: int
+    elements: int
+
+    def lanes_of(self, rank: int) -> Span:
+        """The contiguous lanes [first, last) of a rank."""
+        return part(self.lanes, self.ranks, rank)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the flat buffer."""
+        return -(-self.elements // BLOCK)
+
+    def block(self, index: int) -> slice:
+        """The elements of one block."""
+        return slice(index * BLOCK, min((index + 1) * BLOCK, self.elements))
+
+    def blocks_of(self, rank: int) -> range:
+        """The blocks whose elements a rank updates."""
+        return range(*part(self.blocks, self.ranks, rank))
+
+    def elements_of(self, rank: int) -> slice:
+        """The elements that a rank updates."""
+        blocks = self.blocks_of(rank)
+        return slice(min(blocks.start * BLOCK, self.elements), min(blocks.stop * BLOCK, self.elements))
+
+    def counts(self) -> list[int]:
+        """How many elements each rank updates."""
+        spans = [self.elements_of(rank) for rank in range(self.ranks)]
+        return [span.stop - span.start for span in spans]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about an exchange that is known beforehand, the same on all ranks but for `workers`.
+
+    workers  threads of this rank that compute gradients
+    slots    buffers of optimizer state
+    record   float64 numbers that each lane reports: loss sum, count, statistics
+    device   where this rank's parameters, gradients and state lie
+    """
+
+    partition: Partition
+    workers: int
+    dtype: np.dtype
+    slots: int
+    record: int
+    device: Device = CPU
+
+    @property
+    def stretch(self) -> int:
+        """Elements that are summed and updated in one go: on a GPU all, for each operation is launched by itself."""
+        return STRETCH if self.device.is_cpu else max(self.partition.elements, 1)
+
+
+class Exchange(ABC):
+    """The memory of this rank's replica, and the reduction.
+
+    params   flat parameters, (elements,)
+    rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
+    flags    (1 + SCALARS,) float64: what this rank says with the step, then what rank 0 tells
+    records  (lanes of this rank, record width) float64: loss sum, count and statistics of each
+
+    All but the flags lie on the plan's device.
+    """
+
+    params: Array
+    rows: dict[Span, Array]
+    flags: Array
+    records: Array
+
+    goes_by_itself: bool = False
+    """Whether `launch_sums` and `publish` are for a GPU alone to do, which may record them."""
+
+    speaks_for_replica: bool = True
+    """Whether this rank is the one to say what the parameters are, in a comparison of replicas."""
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        self.communicator, self.plan, self.partition = communicator, plan, plan.partition
+        self.owned = self.partition.elements_of(communicator.rank)
+        self.first_lane, self.last_lane = self.partition.lanes_of(communicator.rank)
+        count = self.last_lane - self.first_lane
+        self.worker_spans = [
+            (self.first_lane + a, self.first_lane + b)
+            for a, b in (part(count, plan.workers, worker) for worker in range(plan.workers))
+        ]
+
+    def nodes(self) -> list[Span]:
+        """The nodes of the tree that this rank's workers compute, a row for each."""
+        limit = max(1, (ROWS if self.plan.device.is_cpu else ROWS_OF_GPUS) // self.plan.workers)
+        subtrees = (maximal_subtrees(*span, self.partition.lanes) for span in self.worker_spans)
+        return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
+
+    @abstractmethod
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        """Makes the rows' owned elements of all ranks visible here; `bounds` are the lanes' bounds.
+
+        Returns what all said: flags (ranks, 1 + SCALARS) and records (lanes, record width), in the host's memory and
+        this rank's to overwrite.
+        """
+
+    def launch_sums(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (one rank has them already)
+        """Makes the rows' owned elements of all ranks visible here, as `gather` does, and says nothing to the host."""
+
+    @abstractmethod
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        """(what is added on the elements that this rank owns, by node of the tree; the place of its first element)."""
+
+    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+        """How to sum over all lanes on elements that this rank owns; `scratch` as `tree_sum` takes it."""
+        sums, first = self.sums()
+        inside = slice(span.start - first, span.stop - first)
+        total = tree_sum(sums, (0, self.partition.lanes), bounds, inside, scratch)
+        assert total is not None, "a minibatch has at least one example"
+        return total
+
+    def not_finite(self, bounds: tuple[int, ...], span: slice) -> set[Span]:
+        """The nodes whose sums aren't all finite on elements that this rank owns; before the next step begins."""
+        sums, first = self.sums()
+        inside = slice(span.start - first, span.stop - first)
+        used = {node: row[inside] for node, row in sums.items() if bounds[node[0]] < bounds[node[1]]}
+        return {node for node, row in used.items() if not np.isfinite(row).all()}
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Makes every rank's updated parameters visible to all."""
+
+    @abstractmethod
+    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
+        """The optimizer state of elements that this rank owns, one array a slot."""
+
+    @abstractmethod
+    def gather_slots(self) -> list[Array] | None:
+        """A copy of the whole optimizer state, one flat array of the host a slot, on rank 0; None elsewhere.
+        Collective."""
+
+    @abstractmethod
+    def load_params(self, params: Array | None) -> None:
+        """Takes rank 0's parameters from the host (None elsewhere, and where they are in place already). Collective."""
+
+    @abstractmethod
+    def load_slots(self, slots: list[Array] | None) -> None:
+        """Takes rank 0's optimizer state (None elsewhere), each rank what it owns. Collective."""
+
+
+class OwnState(Exchange):
+    """An exchange whose ranks have the optimizer state of what they own, and of nothing else."""
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        self._slots = plan.device.xp.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
+
+    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
+        return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
+
+    def gather_slots(self) -> list[Array] | None:
+        found: list[Array] | None = None
+        if self.communicator.is_root:
+            found = [np.empty(self.partition.elements, self.plan.dtype) for _ in self._slots]
+        counts = self.partition.counts()
+        for index, own in enumerate(self._slots):
+            self.communicator.gather_slices(to_host(own), counts, None if found is None else found[index])
+        return found
+
+    def load_slots(self, slots: list[Array] | None) -> None:
+        for index in range(self.plan.slots):
+            whole = np.empty(self.partition.elements, self.plan.dtype)
+            if slots is not None:
+                whole[:] = slots[index]
+            self.communicator.broadcast(whole)
+            self._slots[index] = self.plan.device.put(whole[self.owned])
+
+
+class LocalExchange(OwnState):
+    """One rank alone: everything is here already."""
+
+    goes_by_itself = True
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        elements, xp = self.partition.elements, plan.device.xp
+        self._on_cpu = plan.device.is_cpu
+        self.params = xp.zeros(elements, plan.dtype)
+        self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
+        self.flags = np.zeros(1 + SCALARS)
+        self.records = xp.zeros((self.last_lane - self.first_lane, plan.record))
+
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        return self.flags[np.newaxis], self.records if self._on_cpu else to_host(self.records)
+
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self.rows, 0
+
+    def publish(self) -> None:
+        pass
+
+    def load_params(self, params: Array | None) -> None:
+        if params is not None:
+            self.params[:] = self.plan.device.put(params)
+
+
+def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:
+    """The span in stretches of at most `length` elements."""
+    for start in range(span.start, span.stop, length):
+        yield slice(start, min(start + length, span.stop))

@@ -1,0 +1,123 @@
+"""One copy of an array per node, in memory that survives a peer's death and leaves nothing behind.
+
+The memory is a file without a name: made with memfd_create and opened by the neighbours through /proc, or, where
+that is not to be had (macOS), a temporary file that is unlinked as soon as all have opened it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape
+from distsgd.core.output import BOARD_VARIABLE, launched, secret
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.status_table import Board
+
+
+class NotShared(Exception):
+    """Memory can't be shared on the host that this names."""
+
+
+def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Array, bool]:
+    """(zeros of this shape, whether all ranks of `node` see the same memory). Collective over the node.
+
+    Where memory can't be shared, each rank gets an array of its own.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    if node.size == 1 or size == 0:
+        return np.zeros(shape, dtype), node.size == 1
+    memory = _share(node, size)
+    if memory is None:
+        return np.zeros(shape, dtype), False
+    return np.ndarray(shape, dtype, buffer=memory), True
+
+
+def shared_board(node: Communicator, ranks: int) -> Board:
+    """The board of this host for a run of so many ranks: distsgd.launch's where it made one. Collective over the node.
+
+    Where memory can't be shared, each rank has a board of its own, with its own line alone.
+    """
+    board = _launchers_board(ranks)
+    if not all(node.allgather_object(board is not None)):
+        array, _ = shared_array(node, (Board.bytes_for(ranks),), np.dtype(np.uint8))
+        board = Board(array.data, ranks)
+    assert board is not None
+    return board
+
+
+def _launchers_board(ranks: int) -> Board | None:
+    """None where distsgd.launch didn't start this, or did so on another host, where the path means something else: a
+    board holds the launch's secret."""
+    launch, path = launched(), os.environ.get(BOARD_VARIABLE, "")
+    if launch is None or not re.fullmatch(r"/proc/[0-9]+/fd/[0-9]+", path):
+        return None
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode) or (about.st_uid, about.st_size) != (os.geteuid(), Board.bytes_for(ranks)):
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            memory = mmap.mmap(descriptor, Board.bytes_for(ranks))
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
+        return None
+    board = Board(memoryview(memory), ranks)
+    return board if board.marked and 0 != board.key == secret(launch) else None
+
+
+def _share(node: Communicator, size: int) -> mmap.mmap | None:
+    descriptor, path, named = -1, None, None
+    if node.is_root:
+        try:
+            descriptor, path, named = _create(size)
+        except OSError:
+            path = None
+    path, identity = node.broadcast_object((path, None if path is None else _identity(descriptor)))
+    memory = None
+    try:
+        if path is not None:
+            if not node.is_root:
+                descriptor = os.open(path, os.O_RDWR)
+            # In another container of the same host name the path may lead to somebody else's file.
+            if _identity(descriptor) == identity:
+                memory = mmap.mmap(descriptor, size)
+    except (OSError, ValueError):
+        memory = None
+    everyone = all(node.allgather_object(memory is not None))
+    if named is not None:
+        named.unlink(missing_ok=True)
+    if descriptor >= 0:
+        os.close(descriptor)
+    return memory if everyone else None
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """The file system and the number of a file, which no other file of this host has."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _create(size: int) -> tuple[int, str, Path | None]:
+    """(descriptor, the path by which neighbours open it, the file to unlink afterwards)."""
+    if hasattr(os, "memfd_create"):
+        descriptor, named = os.memfd_create("distsgd", os.MFD_CLOEXEC), None
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    else:
+        descriptor, path = tempfile.mkstemp(prefix="distsgd-")
+        named = Path(path)
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        if named is not None:
+            named.unlink(missing_ok=True)
+        raise
+    return descriptor, path, named

@@ -1,0 +1,101 @@
+"""One replica per node: ranks of a node share parameters, optimizer state and each other's gradient rows.
+
+A step is then two barriers: compute into my rows, barrier, sum and update my elements over all rows, barrier.
+Nothing is copied and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.gpu.choose_transport import between_gpus
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.message_reduction import MessageExchange
+from distsgd.parallel.reduction import SCALARS, Exchange, LocalExchange, Plan
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.shared_memory import NotShared, shared_array
+from distsgd.parallel.tree import Span
+
+
+class SharedExchange(Exchange):
+    """All ranks are on one node. Raises NotShared, on all of them, where memory can't be shared."""
+
+    def __init__(self, communicator: Communicator, plan: Plan) -> None:
+        super().__init__(communicator, plan)
+        self.speaks_for_replica = False  # it is the only one
+        elements = self.partition.elements
+        nodes = communicator.allgather_object(self.nodes())
+        order = [node for of_rank in nodes for node in of_rank]
+        self.params = self._shared((elements,), plan.dtype)
+        self._slots = self._shared((plan.slots, elements), plan.dtype)
+        rows = self._shared((len(order), elements), plan.dtype)
+        self._all_flags = self._shared((self.partition.ranks, 1 + SCALARS), np.dtype(np.float64))
+        self._all_records = self._shared((self.partition.lanes, plan.record), np.dtype(np.float64))
+        self._all_rows = dict(zip(order, rows, strict=True))
+        self.rows = {node: self._all_rows[node] for node in self.nodes()}
+        self.flags = self._all_flags[communicator.rank]
+        self.records = self._all_records[self.first_lane : self.last_lane]
+
+    def _shared(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+        array, is_shared = shared_array(self.communicator, shape, dtype)
+        if not is_shared and array.size:
+            raise NotShared(self.communicator.hosts[0])
+        return array
+
+    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        self.communicator.barrier()
+        # Copies: another rank may be through with this step, and at the next one, while this one still reads.
+        return self._all_flags.copy(), self._all_records.copy()
+
+    def sums(self) -> tuple[dict[Span, Array], int]:
+        return self._all_rows, 0
+
+    def publish(self) -> None:
+        self.communicator.barrier()
+
+    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
+        return tuple(self._slots[:, start:stop])
+
+    def gather_slots(self) -> list[Array] | None:
+        self.communicator.barrier()
+        return [slot.copy() for slot in self._slots] if self.communicator.is_root else None
+
+    def load_params(self, params: Array | None) -> None:
+        self.communicator.barrier()  # nobody is still reading
+        if params is not None:
+            self.params[:] = params
+        self.communicator.barrier()
+
+    def load_slots(self, slots: list[Array] | None) -> None:
+        if slots is not None:
+            for own, new in zip(self._slots, slots, strict=True):
+                own[:] = new
+        self.communicator.barrier()
+
+
+def make_exchange(communicator: Communicator, plan: Plan, communication: str) -> tuple[Exchange, str | None]:
+    """(the exchange that fits these ranks, a line to print where it isn't the one hoped for). Collective.
+
+    communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
+                    possible; of ranks on GPUs, see `between_gpus`
+    """
+    if plan.device.is_cpu and communication == "nccl":
+        raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
+    if communicator.size == 1:
+        return LocalExchange(communicator, plan), None
+    if not plan.device.is_cpu:
+        joined, note = between_gpus(communicator, plan.device, communication)
+        return MessageExchange(joined, plan, SerialCommunicator()), note
+    if communication == "mpi":
+        return MessageExchange(communicator, plan, SerialCommunicator()), None
+    try:
+        if len(set(communicator.hosts)) == 1:
+            return SharedExchange(communicator, plan), None
+        return MessageExchange(communicator, plan, communicator.node()), None
+    except NotShared as host:
+        if communication == "shared":
+            raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
+        note = f"no shared memory on {host}: gradients travel in messages"
+    return MessageExchange(communicator, plan, SerialCommunicator()), note

@@ -1,0 +1,181 @@
+"""The fixed binary tree over lanes in which gradients are added, whatever the number of ranks.
+
+A node is a span (first, last) of lanes; lanes [a, b) split at (a + b) // 2. Floating-point sums depend on their order,
+and this order depends on the number of lanes alone. (Logical workers with fixed bits: EasyScale, SC'23.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+
+from distsgd.core.device import Array, is_on_host
+from distsgd.core.kernels import kernels_for
+
+Span: TypeAlias = tuple[int, int]
+
+
+def part(total: int, parts: int, index: int) -> Span:
+    """(first, last) of the `index`-th of `parts` contiguous parts of range(total).
+
+    >>> [part(8, 3, i) for i in range(3)]
+    [(0, 2), (2, 5), (5, 8)]
+    """
+    return total * index // parts, total * (index + 1) // parts
+
+
+def maximal_subtrees(first: int, last: int, lanes: int) -> list[Span]:
+    """The fewest nodes of the tree over `lanes` lanes that together are lanes [first, last), in order.
+
+    >>> maximal_subtrees(2, 5, 8)
+    [(2, 4), (4, 5)]
+    """
+
+    def cover(a: int, b: int) -> list[Span]:
+        if b <= first or last <= a:
+            return []
+        if first <= a and b <= last:
+            return [(a, b)]
+        middle = (a + b) // 2
+        return cover(a, middle) + cover(middle, b)
+
+    return cover(0, lanes)
+
+
+def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
+    """The same lanes in up to `limit` nodes of the tree, where there are fewer: the widest are cut first.
+
+    >>> split_nodes([(0, 4)], 3)
+    [(0, 1), (1, 2), (2, 4)]
+    """
+    found = list(nodes)
+    while len(found) < limit:
+        index, (first, last) = max(enumerate(found), key=lambda item: item[1][1] - item[1][0], default=(0, (0, 0)))
+        if last - first < 2:
+            break
+        middle = (first + last) // 2
+        found[index : index + 1] = [(first, middle), (middle, last)]
+    return found
+
+
+@dataclass(frozen=True)
+class LaneStep:
+    """Compute `lane` into buffer `target`, then add each (into, from) pair of buffers in turn."""
+
+    lane: int
+    target: int
+    additions: tuple[Span, ...]
+
+
+@lru_cache(maxsize=1024)
+def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[LaneStep, ...]:
+    """How one core sums lanes [first, last), a node of the tree, into buffer 0, with one scratch buffer a level.
+
+    Lane k is empty where bounds[k] == bounds[k + 1]: it is left out, never added as zeros, for -0.0 + 0.0 is +0.0.
+    """
+
+    def visit(a: int, b: int, target: int, free: int) -> list[LaneStep]:
+        if bounds[a] == bounds[b]:
+            return []
+        if b - a == 1:
+            return [LaneStep(a, target, ())]
+        middle = (a + b) // 2
+        left = visit(a, middle, target, free)
+        if not left:
+            return visit(middle, b, target, free)
+        right = visit(middle, b, free, free + 1)
+        if right:
+            end = right[-1]
+            right[-1] = LaneStep(end.lane, end.target, (*end.additions, (target, free)))
+        return left + right
+
+    return tuple(visit(first, last, 0, 1))
+
+
+def buffers_needed(first: int, last: int) -> int:
+    """Buffers that `schedule` uses for this node at most: itself and one a level."""
+    return 1 + (last - first - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class TreeSum:
+    """How a sum is made in the tree's order, and the array where it will be.
+
+    Planned once and computed in every step, for planning costs more than adding a stretch that fits the cache.
+
+    result     a row, where there is only one, else a part of the scratch memory
+    rows       how many are added
+    additions  (left, right, out) in turn, on the CPU
+    at_once    (out, divisor), on a GPU: all additions and a division in one launch
+    """
+
+    result: Array
+    rows: int
+    additions: tuple[tuple[Array, Array, Array], ...] = ()
+    at_once: Callable[[Array, float], None] | None = None
+
+    def compute(self) -> Array:
+        """Adds; returns `result`."""
+        if self.at_once is not None and self.rows > 1:
+            self.at_once(self.result, 1.0)
+        for left, right, out in self.additions:
+            np.add(left, right, out=out)
+        return self.result
+
+    def divided(self, count: float, out: Array) -> Array:
+        """Adds, and puts the sum over `count` into `out`, which it returns."""
+        if self.at_once is None:
+            return np.divide(self.compute(), count, out=out)
+        self.at_once(out, count)
+        return out
+
+
+def tree_sum(
+    rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice, scratch: Sequence[Array] | Array
+) -> TreeSum | None:
+    """The sum of lanes `node` on the elements `span`, in the tree's order; None where all of its lanes are empty.
+
+    `rows` holds the sums that exist already, by node; they are only read. `scratch` is an array for each of
+    `scratch_levels(lanes)`, of at least the span's length. The result is the beginning of scratch[0], or a part of a
+    row where there is nothing to add.
+    """
+    leaves: list[Array] = []
+    sums: list[int] = []  # how many additions follow each leaf, each of the last two sums that are there
+
+    def visit(first: int, last: int) -> bool:
+        if bounds[first] == bounds[last]:
+            return False
+        row = rows.get((first, last))
+        if row is not None:
+            leaves.append(row[span])
+            sums.append(0)
+            return True
+        middle = (first + last) // 2
+        left, right = visit(first, middle), visit(middle, last)
+        if left and right:
+            sums[-1] += 1
+        return left or right
+
+    if not visit(*node):
+        return None
+    if not is_on_host(leaves[0]):
+        result = leaves[0] if len(leaves) == 1 else scratch[0][: leaves[0].size]
+        return TreeSum(result, len(leaves), at_once=kernels_for(result).sum_of_rows(leaves, sums))
+    additions: list[tuple[Array, Array, Array]] = []
+    there: list[Array] = []
+    for leaf, count in zip(leaves, sums, strict=True):
+        there.append(leaf)
+        for _ in range(count):
+            right, left = there.pop(), there.pop()
+            there.append(scratch[len(there)][: left.size])  # what is left of it stays, in the levels before
+            additions.append((left, right, there[-1]))
+    return TreeSum(there[0], len(leaves), tuple(additions))
+
+
+def scratch_levels(lanes: int, on_cpu: bool = True) -> int:
+    """Levels of scratch that `tree_sum` needs for a tree over this many lanes."""
+    return 1 + (lanes - 1).bit_length() if on_cpu else 1

@@ -1,0 +1,233 @@
+"""The watchdog: a thread of each rank that ends the job, with a reason, where ranks would wait for ever.
+
+It looks at its rank's line on the host's board twice a second. Where the rank has been in one collective for too long,
+the neighbours' lines and the system say which of them are missing and what they do. `docs/reliability.md` says what
+counts as a stall.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distsgd.core.output import launched, say, tell_launcher
+from distsgd.parallel.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
+from distsgd.parallel.status_table import Board, Collective, Field, Phase, where
+
+DEFAULT_LIMIT = 120.0
+OUTSIDE_STEPS = 10
+"""How many times as long ranks may wait between steps, where one of them may have work of its own."""
+
+_TICK = 0.5  # seconds
+_GONE = 2.0  # seconds that the MPI launcher is given to notice by itself that a process has ended
+_OTHERS_FIRST = 2.0  # seconds that a host without a missing rank gives the hosts that may have one
+_SPEAKER_FIRST = 3.0
+_BEATS = 2.0  # seconds after which a rank that lives has looked again
+_ENDED = 1.0  # seconds in which the launcher ends everybody after one rank has ended the job
+_PAUSE = 2.0  # seconds without a tick after which this process was itself stopped, or starved
+_STACK_SECONDS = 0.3
+_LEFT, _ENDED_THE_JOB = 1, 2  # what a line's LEFT says
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A rank of this host that the others wait for. `limit` is how long they may, inf for ever."""
+
+    rank: int
+    what: str
+    limit: float
+    waited: float
+
+
+class Watchdog:
+    """Watches one rank; `neighbours` are the ranks of its host, itself among them."""
+
+    def __init__(
+        self, board: Board, rank: int, hosts: Sequence[str], neighbours: Sequence[int], end: Callable[[], None]
+    ) -> None:
+        self.limit, self.stacks = DEFAULT_LIMIT, False
+        self._board, self._rank, self._hosts, self._end = board, rank, tuple(hosts), end
+        self._host = self._hosts[rank]
+        self._lines = {neighbour: board.line(neighbour) for neighbour in neighbours}
+        self._line = self._lines[rank]
+        found = stat(os.getpid())
+        self._line[Field.STARTED] = 0 if found is None else found.started
+        self._line[Field.PROCESS] = os.getpid()
+        self._last = time.monotonic()
+        self._state = 0
+        self._work, self._unchanged = (0, 0, 0), self._last
+        self._progress: dict[int, tuple[int, float]] = {}
+        self._gone: dict[int, float] = {}
+        self._ended: float | None = None
+        self._stop = threading.Event()
+        self._above = self._grandparent()
+        self._thread = threading.Thread(target=self._run, name="distsgd-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begins to watch."""
+        print_stacks_when_asked()  # once more, for MPI may have taken the signal when it began
+        self.look(time.monotonic())
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Says that this rank's program is over: whoever waits for it from now on waits in vain."""
+        self._stop.set()
+        self._line[Field.LEFT] = _LEFT
+
+    def _run(self) -> None:
+        while not self._stop.wait(min(_TICK, max(self.limit / 8, 0.05)) if self.limit else _TICK):
+            if self._grandparent() != self._above:
+                os.kill(os.getpid(), signal.SIGKILL)
+            problem = self.look(time.monotonic())
+            if self.left_alone(time.monotonic()):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if problem is not None:
+                self._speak(problem)
+
+    def _grandparent(self) -> int | None:
+        """Under distsgd.launch a shell stands between a rank and mpirun, and the kernel looks at parents alone."""
+        found = stat(os.getppid()) if launched() is not None else None
+        return None if found is None else found.parent
+
+    def look(self, now: float) -> str | None:
+        """One look: what is wrong, where something is and this rank is the one to say it."""
+        line = self._line
+        line[Field.BEAT] = int(now * 1e9)
+        state, paused = line[Field.STATE], now - self._last > _PAUSE
+        self._last = now
+        if not state % 16:
+            line[Field.SINCE] = 0
+            return self._held_by_files(now, (state, line[Field.PLACE], line[Field.PROGRESS]), paused)
+        if state != self._state or paused:  # what others did while this process was stopped, it can't judge
+            self._state = state
+            line[Field.SINCE] = int(now * 1e9)
+            self._progress = {rank: (other[Field.PROGRESS], now) for rank, other in self._lines.items()}
+            return None
+        return self._judge(now, now - line[Field.SINCE] / 1e9)
+
+    def left_alone(self, now: float) -> bool:
+        """Whether a neighbour has ended the job, and this rank still runs: then no launcher will end it."""
+        if all(line[Field.LEFT] != _ENDED_THE_JOB for line in self._lines.values()):
+            return False
+        self._ended = now if self._ended is None else self._ended
+        return now - self._ended > _ENDED
+
+    def _judge(self, now: float, waited: float) -> str | None:
+        """What is to say after this rank has waited so long, None while it may wait on."""
+        if any(line[Field.LEFT] == _ENDED_THE_JOB for line in self._lines.values()):
+            return None  # all is said
+        missing = [found for rank in self._lines if (found := self._missing(rank, now, waited)) is not None]
+        late = max((found.waited - found.limit for found in missing), default=-math.inf)
+        told = f"in {Collective(self._state % 16).title} {where(self._line[Field.PLACE])}"
+        if late > 0 and self._speaks(now, late):
+            there = [rank for rank in self._lines if rank not in {found.rank for found in missing}]
+            named = "; ".join(f"rank {found.rank} on {self._host} {found.what}" for found in missing)
+            return f"{named}; {_ranks(there)} waited {waited:.0f} s for {_it(missing)} {told}"
+        # A neighbour that worked for long and came only now has not kept anybody waiting since.
+        together = min(now - line[Field.SINCE] / 1e9 if line[Field.SINCE] else 0.0 for line in self._lines.values())
+        late = together - self._limit_at(self._line[Field.PLACE]) - _OTHERS_FIRST
+        if missing or late <= 0 or not self._speaks(now, late):
+            return None
+        here = f"{_ranks(list(self._lines), self._host)} waited {waited:.0f} s {told}"
+        others = sorted(set(self._hosts) - {self._host})
+        if others:
+            return f"{here}, and all ranks of that host are there: somebody on {', '.join(others)} is missing"
+        return f"{here}, and nobody is missing: they wait for each other"
+
+    def _missing(self, rank: int, now: float, waited: float) -> Missing | None:
+        """Whether and why a neighbour isn't waiting as this rank is."""
+        line = self._lines[rank]
+        process, place = line[Field.PROCESS], where(line[Field.PLACE])
+        if rank == self._rank or not process:
+            return None
+        if line[Field.LEFT] or _dead(line):
+            return Missing(rank, f"has left early, {place}", _GONE, now - self._gone.setdefault(rank, now))
+        found, limit = stat(process), self.limit or math.inf
+        silent = now - line[Field.BEAT] / 1e9
+        if found is not None and found.state in "tT":
+            return Missing(rank, f"is stopped {place} (process {process})", limit, waited)
+        if silent > max(2.0, min(limit / 4, 10.0)):
+            return Missing(rank, f"shows no sign of life {place} (process {process})", limit, min(waited, silent))
+        if line[Field.STATE] % 16:
+            return None
+        before, when = self._progress.get(rank, (0, now))
+        if line[Field.PROGRESS] != before:
+            when = now
+            self._progress[rank] = (line[Field.PROGRESS], now)
+        doing = "waits for files or devices" if found is not None and found.state == "D" else "is busy"
+        what = f"{doing} {place} (process {process})"
+        return Missing(rank, what, self._limit_at(line[Field.PLACE]), min(waited, now - when))
+
+    def _limit_at(self, place: int) -> float:
+        """How long others may wait for a rank that is at this place and works."""
+        phase = place % 16
+        if not self.limit or phase == Phase.OUTSIDE:
+            return math.inf
+        return self.limit if phase == Phase.STEP else OUTSIDE_STEPS * self.limit
+
+    def _speaks(self, now: float, late: float) -> bool:
+        """Whether this is the first of its host's ranks that wait, which speaks for them, or that one didn't speak."""
+        waiting = [
+            rank
+            for rank, line in self._lines.items()
+            if line[Field.SINCE]
+            and not line[Field.LEFT]
+            and now - line[Field.BEAT] / 1e9 < _BEATS
+            and not _dead(line)  # such as one that has spoken, and whose abort ended itself alone
+        ]
+        return min([self._rank, *waiting]) == self._rank or late > _SPEAKER_FIRST
+
+    def _held_by_files(self, now: float, work: tuple[int, int, int], paused: bool) -> str | None:
+        """A stuck file system may hold all ranks at once, and then nobody waits in a collective."""
+        found = stat(os.getpid()) if work == self._work and self.limit else None
+        if found is None or found.state != "D" or paused:
+            self._work, self._unchanged = work, now
+            return None
+        if now - self._unchanged <= self.limit:
+            return None
+        place = where(self._line[Field.PLACE])
+        return (
+            f"rank {self._rank} on {self._host} has waited {now - self._unchanged:.0f} s for files or devices {place}"
+        )
+
+    def _speak(self, problem: str) -> None:
+        """Says what is wrong and ends the job."""
+        if not tell_launcher("stalled", rank=self._rank, host=self._host, text=problem):
+            say(f"distsgd: error: {problem}", sys.stderr)
+        if self.stacks:
+            self._print_stacks()
+        self._line[Field.LEFT] = _ENDED_THE_JOB
+        self._end()
+
+    def _print_stacks(self) -> None:
+        if STACK_SIGNAL is None:
+            return
+        for rank, line in self._lines.items():
+            if alive(line[Field.PROCESS], line[Field.STARTED]):
+                say(f"stacks of rank {rank} on {self._host}:", sys.stderr)
+                os.kill(line[Field.PROCESS], STACK_SIGNAL)
+                time.sleep(min(_STACK_SECONDS, _SPEAKER_FIRST / 2 / len(self._lines)))
+
+
+def _dead(line: memoryview) -> bool:
+    return can_look() and not alive(line[Field.PROCESS], line[Field.STARTED])
+
+
+def _ranks(ranks: Sequence[int], host: str | None = None) -> str:
+    """`rank 3 has`, `ranks 0 to 3 have` or `ranks 0, 2 have`, with the host behind the numbers."""
+    at = "" if host is None else f" on {host}"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}{at} has"
+    if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+        return f"ranks {ranks[0]} to {ranks[-1]}{at} have"
+    return f"ranks {', '.join(map(str, ranks))}{at} have"
+
+
+def _it(missing: Sequence[Missing]) -> str:
+    return "it" if len(missing) == 1 else "them"

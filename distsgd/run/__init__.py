@@ -1,0 +1,1 @@
+"""A run's life: from what is asked, through its start, training and end, to what is saved."""

@@ -1,0 +1,178 @@
+"""Whether all ranks were given the same, before anything else is communicated; where not, the sentence that says what.
+
+Each rank puts what it was given into texts (see identity) and sends one digest of them. Only where digests differ
+do the texts travel. An error of one rank alone travels with the digests, so that no rank waits for another in vain.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, LaneError, users_code
+from distsgd.core.files import read_regular
+from distsgd.core.output import say
+from distsgd.parallel.communicator import Communicator
+from distsgd.run.digests import digest
+from distsgd.run.identity import Identity
+
+T = TypeVar("T")
+NUMPY = "NumPy"
+_REMEDY = {
+    "fit": "give all ranks the same, or each group of ranks a communicator= of its own",
+    "the command line": "start all ranks with the same",
+}
+_REMEDY_OF = {
+    "distsgd": "install one version on all hosts",
+    "Python": "start all ranks with one version",
+    "train": "give every rank all examples in the same order; distsgd shares each minibatch out",
+}
+_NOT_GIVEN = "not given"
+_NAMED = 5
+"""How many names, values or ranks a sentence has at most."""
+_CODE_LIMIT = 10_000_000  # bytes
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+"""Python's own text of an object ends with one, which is another on each rank."""
+
+
+def agreed(communicator: Communicator, caller: str, look: Callable[[], tuple[T, Identity]]) -> T:
+    """look()'s first result, where its second is the same on all ranks. Collective, in one all-gather.
+
+    Raises the same error on all ranks: what look() raises on one of them, or ConfigurationError (DataError for arrays)
+    with what differs. `caller` begins the sentence.
+    """
+    value: T
+    identity, problem, stop = Identity(), None, None
+    where = f"rank {communicator.rank} on {communicator.hosts[communicator.rank]}"
+    try:
+        with users_code(f"{where} failed"):
+            value, identity = look()
+    except DistsgdError as error:
+        problem = error
+    except BaseException as error:  # Ctrl-C, which the others would wait for
+        problem, stop = LaneError(f"{where} was ended by {type(error).__name__}"), error
+    everyone = communicator.allgather_object((identity.digest(), problem))
+    if stop is not None:
+        raise stop
+    _raise_problem([theirs for _, theirs in everyone])
+    if any(theirs != everyone[0][0] for theirs, _ in everyone):
+        ranks = communicator.gather_object(identity.texts)
+        for note in communicator.on_root(lambda: compare(caller, ranks or [])):
+            if communicator.is_root:
+                say(note, sys.stderr)
+    if communicator.is_root and communicator.size > 1 and identity.unknown:
+        say(f"note: {_listed(identity.unknown)} could not be compared between ranks", sys.stderr)
+    return value
+
+
+def compare(caller: str, ranks: Sequence[Mapping[str, str]]) -> list[str]:
+    """Raises the sentence about what differs between the texts of all ranks; returns warnings where it may differ."""
+    names = dict.fromkeys(name for texts in ranks for name in texts)
+    differing = [name for name in names if len({texts.get(name) for texts in ranks}) > 1]
+    notes = []
+    if NUMPY in differing:
+        differing.remove(NUMPY)
+        notes.append(
+            f"warning: {_difference(NUMPY, ranks)}; replicas agree, but another number of ranks may give other results"
+        )
+    if not differing:
+        return notes
+    first = differing[0]
+    argument = first.partition(" ")[0]
+    others = f"; also different: {_listed(differing[1:])}" if len(differing) > 1 else ""
+    is_data = argument in ("train", "validation", "test")
+    remedy = _REMEDY_OF.get("train" if is_data else argument, _REMEDY[caller])
+    raise (DataError if is_data else ConfigurationError)(f"{caller}: {_difference(first, ranks)}{others}; {remedy}")
+
+
+def _difference(name: str, ranks: Sequence[Mapping[str, str]]) -> str:
+    """`learning_rate differs between ranks: 0.1 on ranks 0 to 2, 0.2 on rank 3`."""
+    holders: dict[str, list[int]] = {}
+    for rank, texts in enumerate(ranks):
+        holders.setdefault(texts.get(name, _NOT_GIVEN), []).append(rank)
+    values = [f"{text} on {rank_names(numbers)}" for text, numbers in holders.items()]
+    return f"{name} differs between ranks: {_listed(values)}"
+
+
+def _raise_problem(problems: Sequence[DistsgdError | None]) -> None:
+    """Raises the lowest rank's error, and says whose it is where not all ranks have the same."""
+    first = next((problem for problem in problems if problem is not None), None)
+    if first is None:
+        return
+    told = [None if problem is None else _ADDRESS.sub("", str(problem)) for problem in problems]
+    mine = _ADDRESS.sub("", str(first))
+    if told == [mine] * len(told) or mine.startswith("rank "):
+        raise first
+    raise type(first)(f"on {rank_names([rank for rank, text in enumerate(told) if text == mine])}: {first}")
+
+
+def rank_names(numbers: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0 to 3`, or `ranks 0, 2 and 5`."""
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"ranks {numbers[0]} to {numbers[-1]}"
+    names = [str(number) for number in numbers]
+    return f"ranks {_listed(names)}" if len(names) > _NAMED else f"ranks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    """The first of the items, and how many more there are."""
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more
+
+
+def add_versions(identity: Identity) -> None:
+    """What code and bits depend on besides what was given."""
+    import numpy as np
+
+    from distsgd import __version__
+
+    identity.say("distsgd", __version__)
+    identity.say("Python", ".".join(platform.python_version_tuple()[:2]))
+    identity.say(NUMPY, np.__version__)
+
+
+def agree_on_command(communicator: Communicator, arguments: Sequence[str]) -> None:
+    """Raises ConfigurationError where ranks have other command lines, or other files of code that these name.
+
+    Collective. Another order of options, and `--name=value` for `--name value`, are the same.
+    """
+    agreed(communicator, "the command line", lambda: (None, command_identity(arguments)))
+
+
+def command_identity(arguments: Sequence[str]) -> Identity:
+    """What a command was given: options by name, and the contents of the user's own code."""
+    identity = Identity()
+    add_versions(identity)
+    for name, values in sorted(_options(arguments).items()):
+        identity.say(name, repr(" ".join(values)) if values else "given")
+        for file, _, function in (value.rpartition(":") for value in values):
+            if file.endswith(".py") and function.isidentifier():
+                identity.say(f"{name}'s file {file}", _file_text(file))
+    return identity
+
+
+def _file_text(file: str) -> str:
+    try:
+        return f"contents {digest(read_regular(file, _CODE_LIMIT).hex())}"
+    except (OSError, ValueError):
+        return "not readable"
+
+
+def _options(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """The words behind each option, and under "arguments" those before the first."""
+    found: dict[str, list[str]] = {}
+    name = "arguments"
+    for word in arguments:
+        is_option = word.startswith("-") and not word[1:2].isdigit() and word[1:2] != "."
+        if is_option:
+            option, equals, value = word.partition("=")
+            name = {"--lr": "--learning-rate", "-o": "--out"}.get(option, option.replace("_", "-"))
+            found.setdefault(name, []).extend([value] if equals else [])
+        else:
+            found.setdefault(name, []).append(word)
+    return found

@@ -1,0 +1,328 @@
+"""distsgd.fit: training from Python, the same under mpirun and without."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.cli.command_line import from_mapping
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, DataError, first_line
+from distsgd.core.layout import Views
+from distsgd.core.output import say
+from distsgd.core.runtime import single_threaded_blas
+from distsgd.data.examples import Examples, Feeder, Signature
+from distsgd.nn.layers import Layer
+from distsgd.nn.models import build_model
+from distsgd.nn.objective import Custom, LossAndGrad, Objective
+from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
+from distsgd.optim.schedules import Schedule
+from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
+from distsgd.parallel.status_table import Phase
+from distsgd.plots.canvas import check_installed
+from distsgd.run.agreement import add_versions, agreed
+from distsgd.run.build import (
+    OWN_MODEL,
+    as_objective,
+    build_loss,
+    build_metrics,
+    build_own_optimizer,
+    check_targets,
+    model_options,
+)
+from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, resolved
+from distsgd.run.digests import array_text
+from distsgd.run.folder import RunFolder
+from distsgd.run.identity import Identity
+from distsgd.run.lifecycle import Leg
+from distsgd.run.pictures import draw_after_training
+from distsgd.run.placement import fingerprint, split_data
+from distsgd.run.resume import beginning
+from distsgd.run.stored_model import StoredModel
+from distsgd.run.user_code import allow_code, names_code
+from distsgd.training.callbacks import Callback, FolderWriter, History
+from distsgd.training.evaluator import predict_all
+from distsgd.training.metrics import Metric
+from distsgd.training.step import TrainingStep
+
+_communicators: list[Communicator] = []
+_starting = threading.Lock()
+
+
+@dataclass
+class Result:
+    """What fit returns, on every rank.
+
+    params    the best parameters by name (the last where nothing was validated)
+    state     running statistics by name
+    history   the records of metrics.jsonl, on rank 0
+    summary   what summary.json says
+    """
+
+    params: dict[str, Array]
+    state: dict[str, Array]
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    _objective: Objective = field(repr=False)
+    _signature: Signature = field(repr=False)
+
+    def predict(self, x: Array) -> Array:
+        """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
+        x = np.asarray(x)
+        dtype = next(iter(self.params.values())).dtype
+        examples = Examples(x, x, scale=self._signature.scale)
+        feeder = Feeder(examples, self._objective, dtype, 0, with_targets=False)
+        feeder.check()
+        self._signature.check_axes(x.shape[1:])
+        params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
+        with single_threaded_blas():
+            return predict_all(feeder, params, state)
+
+
+def communicator_of_this_run() -> Communicator:
+    """The communicator that all calls of fit in this process share."""
+    with _starting:
+        if not _communicators:
+            _communicators.append(start())
+        return _communicators[0]
+
+
+def fit(
+    model: Any,
+    train: tuple[Any, ...],
+    validation: tuple[Any, ...] | None = None,
+    *,
+    test: tuple[Any, ...] | None = None,
+    params: Mapping[str, Array] | None = None,
+    optimizer: Optimizer | str | None = None,
+    schedule: Schedule | str | None = None,
+    metrics: Sequence[Metric] = (),
+    callbacks: Sequence[Callback] = (),
+    communicator: Communicator | Any | None = None,
+    **options: Any,
+) -> Result:
+    """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arguments.
+
+    model       a Layer; the name of a model; a Custom; or a function (params, grads, batch) -> (loss_sum, count) with
+                its first parameters in `params`
+    validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
+    optimizer   such as distsgd.Adam(1e-3), or a name
+    callbacks   called on rank 0, the only arguments that ranks may be given differently
+    communicator  for a group of ranks that trains by itself: mpi4py's, such as MPI.COMM_WORLD.Split(color)
+    options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
+                out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
+
+    BLAS has one thread in the whole process as long as any fit runs. Without MPI, several threads may call fit at the
+    same time; under mpirun one call at a time uses the ranks.
+
+    Raises ConfigurationError or DataError with one sentence, on all ranks, also where one of them alone is wrong.
+    """
+    arrays = {"train": train, "validation": validation, "test": test}
+
+    def look() -> tuple[_Asked, Identity]:
+        _check_communicator(given)
+        return _asked(model, arrays, params, optimizer, schedule, metrics, callbacks, options)
+
+    given, communicator = communicator, _communicator(communicator)
+    with communicator.used_by_one_fit(), single_threaded_blas():
+        asked = agreed(communicator, "fit", look)
+        config = asked.config
+        if config.plot:
+            communicator.on_root(check_installed)
+        communicator.watch(config.stall_seconds, config.stall_stacks)
+        communicator.at(Phase.START)
+        folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
+        with beginning(communicator, config, folder) as begin:
+            config = begin.config
+            names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
+            data = split_data(communicator, config, names, asked.sets, contents=asked.contents)
+            objective = _objective(model, params, config, data.signature)
+            planned = schedule if isinstance(schedule, Schedule) else None
+            check_targets(communicator, objective, data)
+            measured = [*build_metrics(communicator, config, data.signature, objective), *asked.metrics]
+            history = History()
+            watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *asked.callbacks]
+            leg = Leg(data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
+            trainer = leg.begin(communicator)
+            if communicator.is_root:
+                for note in (*begin.notes, *trainer.notes):
+                    say(note, sys.stderr)
+            summary = leg.run(communicator, trainer)
+            step = trainer.step
+            if config.plot and folder is not None and communicator.is_root:
+                stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
+                draw_after_training(folder.place(), stored, data, quiet=True)
+    return _result(step, summary, history, data.signature)
+
+
+def _result(step: TrainingStep, summary: dict[str, Any], history: History, signature: Signature) -> Result:
+    """What fit returns: copies, for the step's memory is the run's."""
+    params, state = (
+        {name: array.copy() for name, array in arrays.items()} for arrays in (step.host_params(), step.running)
+    )
+    return Result(params, state, summary, history.records, step.objective, signature)
+
+
+_NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one rank was asked for, checked as far as that is possible without the others."""
+
+    config: TrainConfig
+    sets: dict[str, Examples | None]
+    contents: str
+    optimizer: Optimizer
+    metrics: tuple[Metric, ...]
+    callbacks: tuple[Callback, ...]
+
+
+def _communicator(given: Any) -> Communicator:
+    """The communicator to train in: another of distsgd's or of mpi4py's, else this run's. Collective."""
+    if isinstance(given, Communicator):
+        return given
+    return of_mpi4py(given) if is_mpi4pys(given) else communicator_of_this_run()
+
+
+def _check_communicator(given: Any) -> None:
+    """Raises ConfigurationError for what is no communicator; this run's ranks are told then."""
+    if given is not None and not isinstance(given, Communicator) and not is_mpi4pys(given):
+        raise ConfigurationError(f"fit: communicator must be one of mpi4py's, or None, got {type(given).__name__}")
+
+
+def _asked(
+    model: Any,
+    arrays: Mapping[str, Any],
+    params: Any,
+    optimizer: Any,
+    schedule: Any,
+    metrics: Any,
+    callbacks: Any,
+    options: dict[str, Any],
+) -> tuple[_Asked, Identity]:
+    """What this rank's arguments ask for, and their identity. Callbacks have none, for rank 0's alone are called."""
+    metrics, callbacks = _listed("metrics", metrics), _listed("callbacks", callbacks)
+    _check_kinds(optimizer, schedule, metrics, callbacks, options)
+    if params is not None and not isinstance(params, Mapping):
+        raise ConfigurationError(f"fit: params must be arrays by name, got {type(params).__name__}")
+    config = _config(options, model, optimizer, schedule)
+    if config.plot and config.out is None:
+        raise ConfigurationError("fit: plot draws into the run's folder; say which with out=")
+    sets = {name: _examples(given, name) for name, given in arrays.items()}
+    if sets["train"] is None:
+        raise ConfigurationError("fit: train must be (x, y) or (x, y, weights), got None")
+    built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
+    identity = Identity()
+    add_versions(identity)
+    identity.add("model", model)
+    identity.add("params", params)
+    shapes = model.parameter_shapes() if isinstance(model, Objective | Layer) else params or {}
+    identity.say("order of parameters", ", ".join(map(str, shapes)))
+    objects = {"optimizer": built, "schedule": schedule}
+    for option in field_names():
+        own = objects.get(option)
+        if option not in _NOT_FOR_FIT:
+            identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
+    for number, metric in enumerate(metrics):
+        identity.add(f"metrics[{number}]", metric)
+    for name, part in sets.items():
+        _add_examples(identity, name, part)
+    return _Asked(config, sets, fingerprint(sets), built, metrics, callbacks), identity
+
+
+def _is_named(value: Any) -> bool:
+    """Whether the options say all about this optimizer or schedule."""
+    return isinstance(value, str) or type(value) in OPTIMIZERS.values()
+
+
+def _add_examples(identity: Identity, name: str, part: Examples | None) -> None:
+    arrays = {} if part is None else {"x": part.x, "y": part.y, "weights": part.weights}
+    given = {key: array for key, array in arrays.items() if array is not None}
+    identity.say(name, f"({', '.join(given)})" if given else "None")
+    for key, array in given.items():
+        identity.say(f"{name} {key}", array_text(array))
+
+
+def _listed(name: str, given: Any) -> tuple[Any, ...]:
+    """A list's items, or any other iterable's, which may be gone through once."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"fit: {name} must be a list, got {type(given).__name__}; put it in brackets")
+    return tuple(given)
+
+
+def _check_kinds(
+    optimizer: Any, schedule: Any, metrics: Sequence[Any], callbacks: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
+    expected: list[tuple[str, Any, type]] = [("metrics", item, Metric) for item in metrics]
+    expected += [("callbacks", item, Callback) for item in callbacks]
+    expected += [("optimizer", optimizer, Optimizer)] if not isinstance(optimizer, str | None) else []
+    expected += [("schedule", schedule, Schedule)] if not isinstance(schedule, str | None) else []
+    for name, value, kind in expected:
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
+    known = {item.name for item in fields(TrainConfig)}
+    for name in options:
+        if name not in known or name in _NOT_FOR_FIT:
+            raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
+        if isinstance(optimizer, Optimizer) and name in HYPER_PARAMETERS:
+            raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {type(optimizer).__name__}(…)")
+
+
+def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) -> TrainConfig:
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
+    names = {"optimizer": optimizer, "schedule": schedule, "model": model}
+    named = {key: name for key, name in names.items() if isinstance(name, str)}
+    config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit"))
+    if not isinstance(optimizer, Optimizer):
+        return resolved(config)
+    kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+    own = re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))  # a run has the same name wherever its objects lie
+    return replace(resolved(config, optimizer), optimizer=kinds[0] if kinds else own)
+
+
+def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
+    if arrays is None:
+        return None
+    if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
+        raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
+    parts = zip(("x", "y", "weights"), arrays, strict=False)
+    x, y, *rest = (_array(array, f"{name} {part}") for part, array in parts)
+    if x.ndim == 0 or y.ndim == 0:
+        single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
+        raise ConfigurationError(f"fit: {name} must be arrays of examples, got {single}")
+    if y.dtype.kind in "biu":
+        y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
+    return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
+
+
+def _array(given: Any, name: str) -> Array:
+    """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
+    try:
+        return np.asarray(given, order="C")
+    except (ValueError, TypeError) as error:  # such as rows of different lengths
+        raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
+
+
+def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConfig, data: Signature) -> Objective:
+    if isinstance(model, Objective):
+        return model
+    if isinstance(model, str) and names_code(model):
+        raise ConfigurationError(
+            f"fit: {model} is for the command line; import that function, and give what it returns"
+        )
+    if isinstance(model, str):
+        outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
+        model = build_model(model, data.example_shape, outputs, model_options(config))
+    elif params is not None:
+        function: LossAndGrad = model
+        return Custom(function, params)
+    return as_objective(model, build_loss(config, data), data)

@@ -1,0 +1,323 @@
+"""What a run leaves behind: config.toml, metrics.jsonl and summary.json in its folder, written by rank 0 alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.checkpoint import CheckpointFolder
+from distsgd.core.errors import OutputError, RunFolderError
+from distsgd.core.files import remove_empty
+from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of
+from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+def finite(value: Any) -> Any:
+    """The value for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+class RunFolder:
+    """The folder of one run. Records may be added by one thread while another syncs them.
+
+    `lock` comes before all that writes. From then on the run has this very folder, wherever it is moved to.
+    """
+
+    def __init__(self, path: Path, keep: int = 3) -> None:
+        self._whole = Path(os.path.abspath(path))  # the user's own code may change the working directory
+        self.path = path = self._whole if path.name in ("", "..") else path
+        self._keep = keep
+        self.metrics, self.summary = path / "metrics.jsonl", path / "summary.json"
+        self._use(Folder(path))
+        self._unlockable: RunFolderError | None = None
+        self._can_lock = self._stays = True
+        self._made: list[Path] = []
+        self._config = ""
+        self._metrics_file: Identity | None = None
+        self._unwritten, self._one_at_a_time = b"", threading.Lock()
+
+    def _use(self, files: Folder) -> None:
+        self.files = files
+        self._checkpoint_files = files.child("checkpoints")
+        self.checkpoints = CheckpointFolder(self._checkpoint_files, self._keep)
+
+    def lock(self) -> str:
+        """Keeps other runs out until `unlock`, or until this process ends; makes the folder where there is none.
+
+        Returns a line where others aren't kept out, else nothing. Raises FolderInUseError where another run has the
+        folder. Where it can't be locked, `check_locked` says why: a run that is finished needs no lock.
+        """
+        self._unlockable = None
+        try:
+            return "" if self.files.held else self._lock()
+        except FolderInUseError:
+            raise
+        except RunFolderError as error:
+            self._unlockable = error
+            return ""
+
+    def _lock(self, again: bool = False) -> str:
+        try:
+            locked = lock_folder(self._whole if again else self.path)
+        except OSError as error:
+            raise self._not_writable(error) from None
+        self._use(locked.folder)
+        self._made, self._can_lock = locked.made, locked.sure
+        return locked.note
+
+    def _not_writable(self, error: OSError) -> RunFolderError:
+        where = error.filename if isinstance(error.filename, str) else self.path
+        return RunFolderError(
+            f"could not write the run folder {self.path} ({where}: {error.strerror or error}); choose another with "
+            "--out"
+        )
+
+    def check_locked(self) -> None:
+        """Raises RunFolderError where the folder can't be locked, or written."""
+        if not self.files.held:
+            raise self._unlockable or RunFolderError(f"the run folder {self.path} is not locked")
+
+    def unlock(self) -> None:
+        """Lets other processes in; nothing more can be written. A folder that was only made to be locked is removed."""
+        unused, self._made = self._made, []
+        try:
+            with self.files.opened() as folder:
+                unused = unused if is_at(folder, self._whole) else []
+        except OSError:
+            unused = []
+        self.files.release()
+        remove_empty(unused)
+
+    def create(self, config_toml: str, anew: bool = False) -> Path | None:
+        """Writes config.toml; with `anew` into a new folder, where there is a run: returns where that is moved to.
+
+        Locks the folder where that is yet to be done. Raises RunFolderError; the folder is then as it was.
+        """
+        self._config = config_toml
+        if self._unlockable is None:
+            self.lock()
+        self.check_locked()
+        if not anew or self.is_unused():
+            self._begin()
+            return None
+        aside = self._move_aside()
+        try:
+            self._take_another()
+        except RunFolderError as error:
+            try:
+                os.rename(aside, self._whole)
+            except OSError:
+                raise RunFolderError(f"{error}; the run that was there is in {aside} now") from None
+            raise
+        return self.path.with_name(aside.name)
+
+    def is_unused(self) -> bool:
+        """Whether there is nothing but what a start leaves that was killed before it had begun. Raises OSError."""
+        names = {name for name in self.files.names() if not is_leftover(name)} - {LOCK_FILE}
+        return not names or (names == {"checkpoints"} and not self._checkpoint_files.names())
+
+    def _begin(self) -> None:
+        made = False
+        try:
+            self.read_metrics()  # cut_metrics will need them: before anything is changed
+            made = self._checkpoint_files.make()
+            with self._checkpoint_files.opened():
+                pass  # raises where that is a link of somebody else, or no folder
+            for part in (self.files, self._checkpoint_files, self.files.child("plots")):
+                part.remove_leftovers()
+            self.files.write("config.toml", self._config.encode())
+        except OSError as error:
+            if made:
+                self._checkpoint_files.remove_if_empty()
+            raise self._not_writable(error) from None
+        self._made = []
+
+    def _move_aside(self) -> Path:
+        """Renames the folder to NAME.1, NAME.2, …: the first that is free. Raises RunFolderError."""
+        if not self._can_lock:
+            raise RunFolderError(
+                f"--resume never would move {self.path} aside, but its file system has no locks that say whether a run "
+                "writes there; move it yourself, or choose another folder with --out"
+            )
+        number = 1
+        while os.path.lexists(aside := self._whole.with_name(f"{self._whole.name}.{number}")):
+            number += 1
+        try:
+            with self.files.opened() as folder:
+                if not is_at(folder, self._whole):
+                    raise RunFolderError(f"{self.path} was moved while this run began; start it again")
+                os.rename(self._whole, aside)
+        except OSError as error:
+            raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
+        return aside
+
+    def _take_another(self) -> None:
+        """Takes a new folder where the run's own is no more. Raises RunFolderError; it has its old one then."""
+        before = self.files
+        try:
+            self._lock(again=True)
+            if not self.is_unused():
+                raise RunFolderError(f"another run has begun in {self.path} meanwhile; choose another with --out")
+            self._begin()
+        except (RunFolderError, OSError) as error:
+            if self.files is not before:
+                self.unlock()
+                self._use(before)
+            raise error if isinstance(error, RunFolderError) else self._not_writable(error) from None
+        before.release()
+        self._stays, self._metrics_file = True, None
+
+    def make_again(self) -> str:
+        """Makes the folder anew where somebody has removed it under the run; returns a line that says so, or nothing.
+        Raises OutputError where that can't be done."""
+        try:
+            with self.files.opened() as folder:
+                removed = os.fstat(folder).st_nlink == 0
+        except OSError as error:
+            removed = error.errno == errno.ESTALE
+        if not removed:
+            return ""
+        if os.path.lexists(self._whole):
+            raise OutputError(f"the run folder {self.path} was removed; what is there now is another's, and left alone")
+        try:
+            self._take_another()
+        except RunFolderError as error:
+            raise OutputError(f"the run folder {self.path} was removed: {error}") from None
+        return f"the run folder {self.path} was removed; it is made anew, without the earlier records"
+
+    def moved(self) -> str:
+        """A line where the folder is no longer where it was, the first time; else nothing."""
+        try:
+            with self.files.opened() as folder:
+                if not self._stays or is_at(folder, self._whole) or os.fstat(folder).st_nlink == 0:
+                    return ""
+        except OSError:
+            return ""  # writing says what it is
+        self._stays = False
+        to = self.place()
+        where = "" if to == self.path else f" to {to}"
+        return f"the run folder {self.path} was moved{where}; this run goes on writing into it"
+
+    def place(self) -> Path:
+        """Where the folder is now, as far as the system says."""
+        try:
+            with self.files.opened() as folder:
+                return self.path if is_at(folder, self._whole) else path_of(folder) or self.path
+        except OSError:
+            return self.path
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is this folder, or inside it."""
+        return path.resolve().is_relative_to(self.path.resolve())
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the records behind `step`, a last line that was cut short, and the summary: the run isn't done now."""
+        with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
+            self._write_metrics()
+        try:
+            kept = (
+                json.dumps(record).encode() + b"\n" for record in self._each_record() if record.get("step", 0) <= step
+            )
+            self._metrics_file = self.files.write(self.metrics.name, b"".join(kept))
+            self.files.remove(self.summary.name)
+        except OSError as error:
+            raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The whole records of metrics.jsonl. Raises OSError."""
+        return list(self._each_record())
+
+    def _each_record(self) -> Iterator[dict[str, Any]]:
+        """One at a time, for all at once take five times the file's length."""
+        try:
+            lines = BytesIO(self.files.read_no_link(self.metrics.name))
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                record = json.loads(line.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step", 0), int):
+                yield record
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one record. Raises OutputError where it can't be written now: it is kept, and goes before the next.
+
+        A part of a line that found no room any more is completed later, too.
+        """
+        with self._one_at_a_time:
+            self._unwritten += f"{_encode(finite(record))}\n".encode()
+            self._write_metrics()
+
+    def sync_metrics(self) -> None:
+        """Makes the records so far last through a power cut, as a checkpoint behind them does. Raises OutputError."""
+        with self._one_at_a_time:
+            self._write_metrics()
+        try:
+            descriptor, _ = self.files.open_own("metrics.jsonl", os.O_RDONLY, self._metrics_file)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return  # there is none yet
+        except OSError as error:
+            raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
+
+    def _write_metrics(self) -> None:
+        if not self._unwritten:
+            return
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            descriptor, self._metrics_file = self.files.open_own("metrics.jsonl", flags, self._metrics_file)
+            try:
+                while self._unwritten:
+                    self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json: the proof that a leg came to its end. Raises OutputError."""
+        text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
+        try:
+            self.files.write(self.summary.name, text.encode())
+        except OSError as error:
+            raise OutputError(
+                f"could not write {self.summary}: {error.strerror or error}; the checkpoints are complete: put this "
+                "right, and the same command finishes the run"
+            ) from None
+
+    def write_failure(self, message: str, step: int) -> None:
+        """Writes a summary of a leg that failed, as far as the folder can be written at all."""
+        with suppress(OutputError):
+            self.write_summary({"status": "failed", "steps": step, "error": message})
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary, or None where there is no whole one."""
+        try:
+            with self.files.open(self.summary.name) as file:
+                summary = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return summary if isinstance(summary, dict) else None

@@ -1,0 +1,160 @@
+"""One leg of a run: from its start, wherever that is, to a limit, a decision or a signal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.device import Device
+from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, LaneError, RunFolderError
+from distsgd.core.output import say, say_lines
+from distsgd.core.runtime import cpu_probe
+from distsgd.nn.objective import Objective
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.schedules import Schedule
+from distsgd.parallel import Communicator
+from distsgd.parallel.status_table import Phase
+from distsgd.run.build import build_own_schedule, build_trainer, confusion_matrix
+from distsgd.run.config import TrainConfig, to_toml
+from distsgd.run.folder import RunFolder
+from distsgd.run.placement import Data
+from distsgd.run.resume import Start
+from distsgd.run.summary import finish
+from distsgd.training.callbacks import Callback
+from distsgd.training.metrics import Metric
+from distsgd.training.state import fill_model, find_model, running_layout
+from distsgd.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Leg:
+    """Everything that a leg is made from.
+
+    schedule   the user's own; None for the configuration's, whose horizon is that of the run's first start
+    folder     None for a run that leaves nothing behind
+    """
+
+    data: Data
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Schedule | None
+    metrics: Sequence[Metric]
+    callbacks: Sequence[Callback]
+    folder: RunFolder | None
+    start: Start
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration that the start has decided on."""
+        return self.start.config
+
+    def begin(self, communicator: Communicator) -> Trainer:
+        """The trainer, where the leg starts. Collective."""
+        if self.config.on_non_finite == "rollback" and self.folder is None:
+            raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
+        schedule = build_own_schedule(self.config) if self.schedule is None else self.schedule
+        trainer = build_trainer(
+            communicator,
+            self.config,
+            self.data,
+            self.objective,
+            self.optimizer,
+            schedule,
+            self.metrics,
+            self.callbacks,
+        )
+        if self.start.has_checkpoint:
+            facts = self._facts(trainer.step.device)
+            trainer.notes = [*trainer.notes, *communicator.on_root(lambda: self._compare_facts(facts))]
+            trainer.restore(self.start.checkpoint)
+        elif self.config.init_from is not None:
+            self._initialize_from(communicator, trainer, Path(self.config.init_from))
+        trainer.progress.facts = self._facts(trainer.step.device)
+        return trainer
+
+    def run(self, communicator: Communicator, trainer: Trainer) -> dict[str, Any]:
+        """Trains, hands over, and returns the summary on every rank. Collective.
+
+        An error leaves a summary that says so behind, and the last checkpoint as it was.
+        """
+        communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
+        try:
+            status = trainer.fit()
+            communicator.at(Phase.END, trainer.progress.step)
+            summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
+            trainer.end(summary)
+            trainer.step.device.synchronize()
+            communicator.barrier()  # nobody's messages are still on their way
+            trainer.close()
+        except DistsgdError as error:
+            trainer.close()
+            if communicator.is_root and self.folder is not None:
+                self.folder.write_failure(str(error), trainer.progress.step)
+            raise
+        finally:
+            communicator.at(Phase.OUTSIDE, trainer.progress.step)
+            trainer.step.workers.close()
+            if communicator.is_root:
+                self._close()
+        return summary
+
+    def _close(self) -> None:
+        for callback in self.callbacks:
+            try:
+                callback.close()
+            except RAISED_BY_USERS:
+                say_lines(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
+
+    def _facts(self, device: Device) -> dict[str, Any]:
+        """What a checkpoint says besides numbers and the state of training."""
+        validation, test, said = self.data.validation, self.data.test, asdict(self.data.signature)
+        return {
+            "config": self.config.identity(),
+            "schedule_epochs": self.config.schedule_epochs or float(max(self.config.epochs, 1)),
+            "signature": {key: list(v) if isinstance(v, tuple) else v for key, v in said.items()},
+            "contents": self.data.fingerprint,
+            "examples": [len(self.data.train), len(validation or ()), len(test or ())],
+            "probe": cpu_probe(),
+            **({} if device.is_cpu else {"gpu": device.description}),
+        }
+
+    def _compare_facts(self, mine: dict[str, Any]) -> list[str]:
+        """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
+        assert self.start.checkpoint is not None
+        theirs = self.start.checkpoint.document
+        for key in ("signature", "examples", "contents"):
+            if key in theirs and theirs[key] != mine[key]:
+                raise RunFolderError(
+                    f"{self.data.name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
+                    "give it the same data, or another folder with --out"
+                )
+        if theirs.get("gpu") != mine.get("gpu"):
+            began, now = (facts.get("gpu", "the CPU") for facts in (theirs, mine))
+            return [f"warning: the run began on {began}; {now} computes other bits"]
+        if theirs.get("probe") in (None, mine["probe"]):
+            return []
+        return ["warning: this CPU computes other bits than the one that the run began on"]
+
+    def _initialize_from(self, communicator: Communicator, trainer: Trainer, path: Path) -> None:
+        step = trainer.step
+        params = step.room_for_params()
+
+        def fill() -> None:
+            found = find_model(path)
+            fill_model(params.flat, step.layout, found.group("parameters"), str(path))
+            fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
+
+        communicator.on_root(fill)
+        step.load(params)
+        communicator.broadcast(step.running.flat)
+
+    def _prepare_folder(self, step: int) -> None:
+        if self.folder is None:
+            return
+        aside = self.folder.create(to_toml(self.config), anew=self.config.resume == "never")
+        if aside is not None:
+            say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
+        self.folder.cut_metrics(step)

@@ -1,0 +1,208 @@
+"""Which pictures a run has something for, and all of them drawn: for --plot, for fit, and for the command plot."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import (
+    RAISED_BY_USERS,
+    CheckpointError,
+    ConfigurationError,
+    DataError,
+    DistsgdError,
+    RunFolderError,
+)
+from distsgd.core.output import say
+from distsgd.data.examples import Examples
+from distsgd.plots import boundary, confusion, filters, misclassified
+from distsgd.plots.canvas import NothingToDraw, save, style
+from distsgd.plots.curves import draw_curves
+from distsgd.plots.images import image_shape
+from distsgd.plots.series import CurveOptions
+from distsgd.run.config import TrainConfig
+from distsgd.run.picture_material import SPLITS, Material, Stored, TrainedJustNow
+from distsgd.run.picture_runs import Run, read_run
+from distsgd.run.placement import Data
+from distsgd.run.stored_model import StoredModel
+from distsgd.run.user_code import CodeName
+from distsgd.training.metrics import ConfusionMatrix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURES = ("curves", "filters", "confusion", "misclassified", "boundary")
+_CLASSES = 100
+"""Above this many classes a confusion matrix is no longer something to look at."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Which pictures, of what, and how.
+
+    only       the pictures that are wanted; empty for all that the run has something for
+    split      of confusion and misclassified; None for test, or validation where there is no test set
+    examples   how many misclassified examples
+    filters    how many units or filters of the first layer
+    """
+
+    only: tuple[str, ...] = ()
+    curves: CurveOptions = field(default_factory=CurveOptions)
+    split: str | None = None
+    examples: int = 25
+    filters: int = 64
+
+    def __post_init__(self) -> None:
+        for name in self.only:
+            if name not in PICTURES:
+                raise ConfigurationError(f"only: expected some of {', '.join(PICTURES)}, got {name!r}")
+        if self.split is not None and self.split not in SPLITS:
+            raise ConfigurationError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
+        for name in ("examples", "filters"):
+            if not 1 <= getattr(self, name) <= 400:
+                raise ConfigurationError(f"{name}: expected a number from 1 to 400, got {getattr(self, name)}")
+
+
+@dataclass
+class Drawn:
+    """What came of it: names of pictures in `folder`, and those left out by the sentence that says why."""
+
+    folder: Path
+    names: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """One sentence for each reason."""
+        return [f"{', '.join(names)} left out: {reason}" for reason, names in self.left_out.items()]
+
+
+def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
+    """Draws the pictures into `folder`, and returns which.
+
+    What the run has nothing for is skipped, what lacks a file that can't be read is left out with a sentence. Raises
+    it instead where `choices.only` names the picture, or where there would be none.
+    """
+    drawn, problem = Drawn(folder), None
+    makers: dict[str, Callable[[], Figure]] = {
+        "curves": lambda: draw_curves([material.run], choices.curves),
+        "filters": lambda: _filters(material, choices),
+        "confusion": lambda: _confusion(material, choices),
+        "misclassified": lambda: _misclassified(material, choices),
+        "boundary": lambda: _boundary(material),
+    }
+    with style():
+        for name in choices.only or PICTURES:
+            try:
+                figure = makers[name]()
+            except (CheckpointError, ConfigurationError, DataError, RunFolderError) as error:
+                if choices.only or (type(error) is ConfigurationError and error is not material.failed):
+                    raise
+                problem = problem or error
+                if not isinstance(error, NothingToDraw):
+                    drawn.left_out.setdefault(str(error), []).append(name)
+                continue
+            save(figure, folder, name)
+            drawn.names.append(name)
+    if problem is not None and not drawn.names:
+        raise problem
+    return drawn
+
+
+def draw_overlay(runs: Sequence[Run], folder: Path, choices: Choices) -> Drawn:
+    """Draws the curves of several runs over each other."""
+    if set(choices.only) - {"curves"}:
+        raise ConfigurationError(f"only: several runs share a picture of curves alone, got {' '.join(choices.only)}")
+    with style():
+        save(draw_curves(runs, choices.curves), folder, "curves")
+    return Drawn(folder, ["curves"])
+
+
+def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: bool = False) -> None:
+    """Draws into `path`/plots when a run has ended, on rank 0; what goes wrong is told in one line and never raised."""
+    _draw_and_tell(lambda: TrainedJustNow(read_run(path), stored, data), path, quiet)
+
+
+def draw_finished(path: Path, config: TrainConfig) -> None:
+    """As draw_after_training, of a run that had ended before."""
+    code = config.model if isinstance(config.model, CodeName) else None
+    _draw_and_tell(lambda: Stored(read_run(path), code, config.data_dir), path, config.quiet)
+
+
+def _draw_and_tell(material: Callable[[], Material], path: Path, quiet: bool) -> None:
+    try:
+        drawn = draw_run(material(), path / "plots", Choices())
+    except RAISED_BY_USERS as error:
+        said = str(error) if isinstance(error, DistsgdError) else f"{type(error).__name__}: {error}"
+        say(f"warning: plot: {' '.join(said.split())}", sys.stderr)
+        return
+    for note in drawn.notes:
+        say(f"warning: plot: {note}", sys.stderr)
+    if not quiet:
+        say(f"pictures   {drawn.folder}: {', '.join(drawn.names)}")
+
+
+def _filters(material: Material, choices: Choices) -> Figure:
+    params, signature = material.weights()
+    found = filters.find_filters(params, signature.example_shape, signature.num_classes, choices.filters)
+    return filters.draw_filters(found)
+
+
+def _confusion(material: Material, choices: Choices) -> Figure:
+    matrices = (material.run.summary or {}).get("confusion_matrix")
+    for split in [choices.split] if choices.split else SPLITS[:2]:
+        found = confusion.from_summary(matrices, split)
+        if found is not None:
+            return confusion.draw_confusion(found)
+    _, signature = material.weights()
+    classes = signature.num_classes
+    if classes is None:
+        raise NothingToDraw("confusion: the targets are no classes")
+    if classes > _CLASSES:
+        raise NothingToDraw(f"confusion: {classes} classes are too many to look at, up to {_CLASSES} are drawn")
+    split, examples = material.examples(choices.split)
+    metric = ConfusionMatrix(max(classes, 2), threshold=0.5)
+    matrix = metric.value(metric.sums(material.predictions(split, examples).T, _labels(examples)))
+    return confusion.draw_confusion(confusion.Confusion(split, np.array(matrix)))
+
+
+def _misclassified(material: Material, choices: Choices) -> Figure:
+    _, signature = material.weights()
+    if signature.num_classes is None or image_shape(signature.example_shape) is None:
+        raise NothingToDraw("misclassified: the examples are no images of classes")
+    split, examples = material.examples(choices.split)
+    mistakes = misclassified.find_mistakes(
+        split, material.predictions(split, examples), _labels(examples), choices.examples
+    )
+    inside = mistakes.chosen if examples.indices is None else examples.indices[mistakes.chosen]
+    return misclassified.draw_mistakes(mistakes, examples.x[inside], signature.example_shape)
+
+
+def _boundary(material: Material) -> Figure:
+    _, signature = material.weights()
+    if not boundary.may_be_flat(signature.example_shape):
+        raise NothingToDraw(f"boundary: examples of shape {signature.example_shape} have not two inputs")
+    _, data = material.trained()
+    x, y = _chosen(data.train)
+
+    def predict(rows: Array) -> Array:
+        return material.predict(Examples(rows, rows, scale=data.train.scale))
+
+    return boundary.draw_boundary(boundary.find_boundary(x, y, signature.num_classes, predict))
+
+
+def _chosen(examples: Examples) -> tuple[Array, Array]:
+    """The inputs and targets of a set, in its order."""
+    if examples.indices is None:
+        return examples.x, examples.y
+    return examples.x[examples.indices], examples.y[examples.indices]
+
+
+def _labels(examples: Examples) -> Array:
+    return _chosen(examples)[1]

@@ -1,0 +1,254 @@
+"""Puts a data set into memory once per node, and turns it into training, validation and test examples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from distsgd.core.device import Array, Device
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.core.runtime import check_memory, release_freed_memory
+from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.sampling import split_off
+from distsgd.data.sources import ArraySource, DataSource, check_arrays, open_dataset
+from distsgd.parallel import Communicator
+from distsgd.parallel.shared_memory import shared_array
+from distsgd.run.config import TrainConfig
+
+_HASHED_INPUTS = 4096
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a run."""
+
+    name: str
+    train: Examples
+    validation: Examples | None
+    test: Examples | None
+    signature: Signature
+    fingerprint: str = ""
+
+
+def load_data(communicator: Communicator, config: TrainConfig) -> Data:
+    """The data set of the configuration, with its splits. Collective."""
+    source = open_source(communicator, config.dataset, config.data_dir, config.seed)
+    sets = {"train": place_split(communicator, source, "train")}
+    names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
+    for split in ("validation", "test"):
+        path = getattr(config, split)
+        if path is None:
+            sets[split] = place_split(communicator, source, split)
+            continue
+        other = open_source(communicator, path, config.data_dir, config.seed)
+        sets[split] = place_split(communicator, other, split if f"x_{split}" in other.arrays else "train")
+        names[split] = other.name
+    if config.validation_last is not None:
+        sets["validation"] = None
+    data = split_data(communicator, config, names, sets, source.num_classes)
+    _check_hosts(communicator, data, sets)
+    release_freed_memory()
+    return data
+
+
+def split_data(
+    communicator: Communicator,
+    config: TrainConfig,
+    names: dict[str, str],
+    sets: dict[str, Examples | None],
+    num_classes: int | None = None,
+    contents: str | None = None,
+) -> Data:
+    """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
+    checks.
+
+    names      what to call each set in errors, and under "" the whole
+    contents   the sets' fingerprint, where it is known
+    """
+    if config.scale is not None:
+        sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
+    train = sets["train"]
+    assert train is not None, "there is always a training set"
+    dtype = np.dtype(config.dtype)
+
+    def check() -> tuple[int | None, str]:
+        return _check(names, sets, num_classes, dtype), contents or fingerprint(sets)
+
+    classes, found = communicator.on_root(check)
+    validation = sets["validation"]
+    if validation is None:
+        train, validation = _split(train, config)
+    train = _augmentable(train, config)
+    signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
+    return Data(names[""], train, validation, sets["test"], signature, found)
+
+
+def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
+    """Raises DataError where a host has read other files than rank 0's. Collective."""
+    speaks = communicator.node().is_root and not communicator.is_root
+    mine = communicator.everywhere(lambda: fingerprint(sets) if speaks else data.fingerprint)
+    for host, found in zip(communicator.hosts, communicator.allgather_object(mine), strict=True):
+        if found != data.fingerprint:
+            raise DataError(
+                f"{data.name}: {host} has other contents than {communicator.hosts[0]}; give all hosts the same files"
+            )
+
+
+def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:
+    """The data set of this name or path, described, on every rank. Collective; rank 0 looks."""
+
+    def read() -> DataSource:
+        try:
+            return open_dataset(name, data_dir=data_dir, seed=seed)
+        except OSError as error:
+            raise DataError(f"could not read {name}: {error}") from None
+
+    return communicator.on_root(read)
+
+
+def place_split(communicator: Communicator, source: DataSource, split: str) -> Examples | None:
+    """One split's examples, each array once per node; None where the data set hasn't that split. Collective."""
+    if f"x_{split}" not in source.arrays:
+        return None
+    x, y, weights = (
+        place(communicator, source.arrays[f"{kind}_{split}"]) if f"{kind}_{split}" in source.arrays else None
+        for kind in ("x", "y", "weights")
+    )
+    assert x is not None
+    assert y is not None, "a data set has targets for all of its inputs"
+    return Examples(x, y, weights, source.scale)
+
+
+def place(communicator: Communicator, source: ArraySource) -> Array:
+    """The array in memory that the ranks of a node share: the mapped file where it can be mapped, else a copy that
+    one rank reads for all. Collective."""
+    node = communicator.node()
+    mapped = communicator.everywhere(source.mapped)
+    if all(communicator.allgather_object(mapped is not None)):
+        assert mapped is not None
+        return np.asarray(mapped)
+    communicator.everywhere(lambda: check_memory(source.nbytes, f"a data array of shape {source.shape}"))
+    array, is_shared = shared_array(node, source.shape, source.dtype)
+
+    def read() -> None:
+        if node.is_root or not is_shared:
+            source.read_into(array)
+
+    communicator.everywhere(read)
+    array.flags.writeable = False
+    return array
+
+
+def on_device(communicator: Communicator, data: Data, device: Device, *, augmented: bool) -> Data:
+    """The data set on the device, each array once, where all of it takes up to half of the free memory. Collective.
+
+    On all ranks or on none, for they record the same graphs. Elsewhere minibatches are gathered on the host and sent;
+    so are those of training images that are moved or mirrored, which the CPU does.
+    """
+    free = device.free_bytes()
+    if free is None:
+        return data
+    sets = [part for part in (data.train, data.validation, data.test) if part is not None]
+    arrays = {id(array): array for part in sets for array in (part.x, part.y, part.weights) if array is not None}
+    place = (communicator.hosts[communicator.rank], device.bus)
+    everyone = communicator.allgather_object((free, place))
+    shares = Counter(where for _, where in everyone)
+    if any(sum(array.nbytes for array in arrays.values()) > free // 2 // shares[where] for free, where in everyone):
+        return data
+    return communicator.everywhere(lambda: _copied(data, device, augmented))
+
+
+def _copied(data: Data, device: Device, augmented: bool) -> Data:
+    copies: dict[int, Array] = {}
+
+    def put(array: Array) -> Array:
+        if id(array) not in copies:
+            copies[id(array)] = device.put(array)
+        return copies[id(array)]
+
+    def moved(part: Examples | None) -> Examples | None:
+        if part is None or len(part.shifts) > 1:
+            return part
+        weights = None if part.weights is None else put(part.weights)
+        return replace(part, x=put(part.x), y=put(part.y), weights=weights)
+
+    train = data.train if augmented else moved(data.train)
+    assert train is not None
+    return replace(data, train=train, validation=moved(data.validation), test=moved(data.test))
+
+
+def _check(
+    names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None, dtype: np.dtype
+) -> int | None:
+    """The number of classes. Raises DataError where arrays can't be trained on or sets don't fit each other."""
+    train = sets["train"]
+    assert train is not None
+    classes = check_arrays(names["train"], train.x, train.y, train.weights, num_classes=num_classes, dtype=dtype)
+    for key, part in sets.items():
+        if part is None or part is train:
+            continue
+        if part.x.shape[1:] != train.x.shape[1:] or part.y.shape[1:] != train.y.shape[1:]:
+            raise DataError(
+                f"{names[key]}: {key} examples have shape {part.x.shape[1:]} and targets {part.y.shape[1:]}, training "
+                f"examples {train.x.shape[1:]} and {train.y.shape[1:]}; they must be alike"
+            )
+        if part.scale != train.scale:
+            raise DataError(
+                f"{names[key]}: these inputs are divided by {part.scale:g}, the training inputs by {train.scale:g}; "
+                "give both as the same kind of numbers, or set --scale"
+            )
+        found = check_arrays(names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype)
+        if (found is None) != (classes is None):
+            raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
+    return classes
+
+
+def fingerprint(sets: Mapping[str, Examples | None]) -> str:
+    """16 hexadecimal digits of shapes, dtypes, targets, weights, and up to 4,096 evenly spread inputs of each set."""
+    digest = hashlib.sha256()
+    for name, part in sets.items():
+        if part is None:
+            continue
+        digest.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
+        chosen = np.linspace(0, len(part.x) - 1, min(len(part.x), _HASHED_INPUTS)).astype(np.int64)
+        for array in (part.x[chosen], part.y, part.weights):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _augmentable(train: Examples, config: TrainConfig) -> Examples:
+    """The training examples, expanded where the configuration says so. Raises ConfigurationError where they are no
+    images, and it asks for what needs some."""
+    shape, augmentation = train.x.shape[1:], parse_augmentation(config.augment)
+    if augmentation is not None:
+        augmentation.check(shape)
+    if config.expand == "none":
+        return train
+    check_images(f"expand {config.expand}", shape, 1)
+    return train.expanded(ONE_PIXEL)
+
+
+def _split(train: Examples, config: TrainConfig) -> tuple[Examples, Examples | None]:
+    total = len(train)
+    if config.validation_last is not None:
+        if config.validation_last >= total:
+            raise ConfigurationError(
+                f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
+            )
+        cut = total - config.validation_last
+        return train.subset(np.arange(cut)), train.subset(np.arange(cut, total))
+    count = round(total * config.validation_fraction)
+    if count == 0:
+        return train, None
+    rest, chosen = split_off(total, count, config.seed)
+    if len(rest) == 0:
+        raise ConfigurationError(
+            f"validation_fraction {config.validation_fraction} leaves none of {total} examples to train on"
+        )
+    return train.subset(rest), train.subset(chosen)

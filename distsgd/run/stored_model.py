@@ -1,0 +1,97 @@
+"""A trained model, from its checkpoint alone: what evaluate and predict start with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distsgd.cli.command_line import from_mapping
+from distsgd.core.checkpoint import understanding
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout, Views
+from distsgd.core.runtime import check_memory
+from distsgd.data.examples import Signature
+from distsgd.nn.objective import Objective
+from distsgd.parallel import Communicator
+from distsgd.run.build import OWN_MODEL, build_objective
+from distsgd.run.config import TrainConfig
+from distsgd.run.user_code import names_code
+from distsgd.training.state import fill_model, find_model
+
+_LOOKED_AT = 1000
+"""Examples whose numbers are looked at."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """An objective with its trained parameters and running statistics, on every rank."""
+
+    config: TrainConfig
+    signature: Signature
+    objective: Objective
+    params: Views
+    state: Views
+
+    def doubt(self, x: Array) -> str | None:
+        """A line about inputs of another kind than those of training, which are divided by its scale all the same."""
+        if self.config.scale is not None or self.signature.scale == 1.0 or x.dtype.kind != "f" or not len(x):
+            return None
+        first = x[:_LOOKED_AT]
+        if first.min() < 0.0 or first.max() > 1.0:
+            return None
+        return (
+            f"warning: the inputs lie between 0 and 1, and are divided by {self.signature.scale:g} as the bytes that "
+            "the model was trained on; multiply them by that, or give bytes"
+        )
+
+
+def load_model(communicator: Communicator, path: str, code: str | None) -> StoredModel:
+    """The model of the run folder or checkpoint at `path`. Collective.
+
+    code   file.py:function, where the run's model is the user's own: a checkpoint names code, but never runs it
+    """
+
+    def read() -> tuple[dict[str, Any], Signature]:
+        found = find_model(Path(path))
+        arrays.update(found.arrays)
+        with understanding(path):
+            said, shapes = found.document["config"], found.document["signature"]
+            example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
+            signature = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
+        return said, signature
+
+    arrays: dict[str, Any] = {}
+    said, signature = communicator.on_root(read)
+    said.pop("same_bits", None)  # however the gradients were added, these are the parameters
+    config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
+    if names_code(config.model) or config.model == OWN_MODEL:
+        if code is None and config.model == OWN_MODEL:
+            raise ConfigurationError(f"{path} was trained with a model of your own; add --model file.py:function")
+        if code is None:
+            raise ConfigurationError(
+                f"{path} was trained with {config.model}; to run that code, add --model {config.model}"
+            )
+        config = replace(config, model=code)
+    objective = build_objective(communicator, config, signature)
+    dtype = np.dtype(config.dtype)
+    layouts = {
+        "parameters": Layout.of(objective.parameter_shapes()),
+        "statistics": Layout.of(objective.state_shapes()),
+    }
+    size = sum(layout.size for layout in layouts.values())
+    communicator.everywhere(lambda: check_memory(size * dtype.itemsize, f"a model of {size:,} parameters"))
+    views = {name: layout.views(np.zeros(layout.size, dtype)) for name, layout in layouts.items()}
+
+    def fill() -> None:
+        for name, layout in layouts.items():
+            inside = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
+            fill_model(views[name].flat, layout, inside, path)
+
+    communicator.on_root(fill)
+    for view in views.values():
+        communicator.broadcast(view.flat)
+    return StoredModel(config, signature, objective, views["parameters"], views["statistics"])

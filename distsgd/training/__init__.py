@@ -1,0 +1,1 @@
+"""The training loop: step, update, evaluation, early stopping and callbacks."""

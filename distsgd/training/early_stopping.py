@@ -1,0 +1,169 @@
+"""When training stops because validation no longer improves: two rules, state machines that rank 0 keeps.
+
+A rule is told each validation's value and says from how many steps on the run is over; its state is part of the
+checkpoint. Steps count the updates made since the run's beginning.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, final
+
+from distsgd.core.errors import ConfigurationError
+
+Mode: TypeAlias = Literal["min", "max"]
+State: TypeAlias = dict[str, float | None]
+
+
+class StoppingRule(ABC):
+    """What a rule is. `best` is the best value so far and `best_step` its step, both None before the first.
+
+    A value that is NaN or infinite never improves. Of equal values the first stays.
+    """
+
+    mode: Mode = "min"
+    """Whether less or more is better."""
+
+    best: float | None = None
+    best_step: int | None = None
+
+    @abstractmethod
+    def validated(self, step: int, value: float) -> bool:
+        """Takes in `value`, measured after `step` steps; whether it improved on the best."""
+
+    @abstractmethod
+    def stop_step(self) -> int | None:
+        """The run stops as soon as the steps made are at least this many; None: not as things stand."""
+
+    def state(self) -> State:
+        """All that the rule has learned, for JSON; every value is finite or None."""
+        return {"best": self.best, "best_step": self.best_step}
+
+    def restore(self, state: Mapping[str, float | None]) -> None:
+        """Goes on from an earlier rule's `state()`.
+
+        Settings are not in it, and it need not come from the same kind of rule, if that watched the same value: what
+        the other didn't know begins anew.
+        """
+        best, best_step = state.get("best"), state.get("best_step")
+        self.best = None if best is None else float(best)
+        self.best_step = None if best_step is None else int(best_step)
+
+
+@final
+class EpochsRule(StoppingRule):
+    """Stops at the `patience`-th validation in a row without improvement; patience 0 never stops.
+
+    value < best - min_delta is an improvement where less is better (`mode` "min"), and value > best + min_delta where
+    more is ("max").
+    """
+
+    def __init__(self, patience: int, min_delta: float = 0.0, mode: Mode = "min") -> None:
+        self.patience, self.min_delta, self.mode = patience, min_delta, mode
+        self._without_improvement = 0
+        self._last_step: int | None = None
+
+    def validated(self, step: int, value: float) -> bool:
+        """Counts the validation; see StoppingRule."""
+        value, sign = float(value), 1.0 if self.mode == "min" else -1.0
+        best = math.inf if self.best is None else sign * self.best
+        improved = math.isfinite(value) and sign * value < best - self.min_delta
+        self._last_step = step
+        if improved:
+            self.best, self.best_step, self._without_improvement = value, step, 0
+        else:
+            self._without_improvement += 1
+        return improved
+
+    def stop_step(self) -> int | None:
+        """The last validation's step where patience has run out, else None."""
+        return self._last_step if 0 < self.patience <= self._without_improvement else None
+
+    def state(self) -> State:
+        """See StoppingRule."""
+        own: State = {"without_improvement": self._without_improvement, "last_step": self._last_step}
+        return super().state() | own
+
+    def restore(self, state: Mapping[str, float | None]) -> None:
+        """See StoppingRule."""
+        super().restore(state)
+        last_step = state.get("last_step")
+        self._last_step = None if last_step is None else int(last_step)
+        self._without_improvement = int(state.get("without_improvement") or 0)
+
+
+@final
+class PatienceRule(StoppingRule):
+    """The rule of Theano's deep-learning tutorials (deeplearning.net): patience in minibatches, extended by success.
+
+    With i = step - 1, the number of the last minibatch counted from 0: a value below the best is the new best, and if
+    it is even below best · improvement_threshold, patience := max(patience, i · patience_increase). The run stops
+    behind the first minibatch with i >= patience. Less is better: watch the error, not the accuracy; of a negative best
+    every improvement counts as a large one.
+    """
+
+    def __init__(self, patience: int, patience_increase: float = 2, improvement_threshold: float = 0.995) -> None:
+        self.patience: float = patience
+        self.patience_increase, self.improvement_threshold = patience_increase, improvement_threshold
+        self._initial_patience = patience
+
+    def validation_frequency(self, batches_per_epoch: int) -> int:
+        """Minibatches from one validation to the next: min(batches_per_epoch, patience // 2), at least 1.
+
+        From the patience that was set, not from what it has grown to. A validation is due where step is a multiple.
+        """
+        return max(1, min(batches_per_epoch, self._initial_patience // 2))
+
+    def validated(self, step: int, value: float) -> bool:
+        """Takes in the value, and extends patience where it is much better than the best; see StoppingRule."""
+        value = float(value)
+        best = math.inf if self.best is None else self.best
+        if not (math.isfinite(value) and value < best):
+            return False
+        if value < best * self.improvement_threshold:
+            self.patience = max(self.patience, (step - 1) * self.patience_increase)
+        self.best, self.best_step = value, step
+        return True
+
+    def stop_step(self) -> int:
+        """The first step with step - 1 >= patience."""
+        return math.ceil(self.patience) + 1
+
+    def state(self) -> State:
+        """See StoppingRule."""
+        return super().state() | {"patience": self.patience}
+
+    def restore(self, state: Mapping[str, float | None]) -> None:
+        """See StoppingRule. Patience is what it had grown to, or what is set now if that is more."""
+        super().restore(state)
+        self.patience = max(self._initial_patience, state.get("patience") or 0)
+
+
+_LESS_IS_BETTER = ("loss", "error")
+_MORE_IS_BETTER = ("accuracy", "r2")
+
+
+def monitor_mode(name: str) -> Mode:
+    """Which way the metric called `name` gets better, by how its name ends: loss, error: min; accuracy, r2: max.
+
+    `validation_loss`, `mean_squared_error`, `validation_top_5_accuracy`. Raises ConfigurationError for other names,
+    for a wrong guess would hand over the worst parameters.
+    """
+    last = name.rsplit("_", 1)[-1]
+    if last in _LESS_IS_BETTER:
+        return "min"
+    if last in _MORE_IS_BETTER:
+        return "max"
+    endings = ", ".join(_LESS_IS_BETTER + _MORE_IS_BETTER)
+    raise ConfigurationError(
+        f"monitor {name!r}: expected a name that ends in one of {endings}, which says whether less or more is better"
+    )
+
+
+def reaches(target: tuple[str, float], scores: Mapping[str, float]) -> bool:
+    """Whether the score called target[0] is as good as target[1] or better; see monitor_mode."""
+    name, wanted = target
+    value = scores.get(name, math.nan)
+    return value >= wanted if monitor_mode(name) == "max" else value <= wanted

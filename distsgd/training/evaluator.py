@@ -1,0 +1,110 @@
+"""Scores of a whole set of examples: sums over fixed chunks, added in chunk order on rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from distsgd.core.device import Array, to_host
+from distsgd.core.errors import users_code
+from distsgd.core.layout import Views
+from distsgd.data.examples import Feeder
+from distsgd.parallel import Communicator
+from distsgd.parallel.thread_pool import Workers
+from distsgd.parallel.tree import part
+from distsgd.training.metrics import Metric, Value
+
+CHUNK = 512
+"""Examples scored together. Fixed, so that chunks, and with them the bits of every metric, are the same on any number
+of ranks."""
+
+
+@dataclass
+class Evaluator:
+    """Scores one set of examples with a model's parameters; the ranks share the chunks."""
+
+    communicator: Communicator
+    feeder: Feeder
+    metrics: Sequence[Metric]
+    workers: Workers
+    on_root_alone: bool = False
+
+    @cached_property
+    def _callers(self) -> Workers:
+        return self.workers.that_may_call(self.feeder.objective, *self.metrics)
+
+    @cached_property
+    def _zeroes(self) -> bool:
+        """Whether gradients, which are scratch memory here, have to start at zero."""
+        return not self.feeder.objective.overwrites_gradients()
+
+    def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
+        """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
+        params, state = params.read_only(), state.read_only()  # ranks may share them
+        sums = self.communicator.everywhere(lambda: self._own_sums(params, state, scratch))
+        parts = self.communicator.gather_object(sums)
+        if parts is not None:
+            return self.communicator.broadcast_object(self._values(parts))
+        return self.communicator.broadcast_object({})
+
+    def _own_sums(self, params: Views, state: Views, scratch: Sequence[Views]) -> Array:
+        """(chunks of this rank, 2 + widths of the metrics) float64."""
+        chunks = -(-len(self.feeder.examples) // CHUNK)
+        rank, size = self.communicator.rank, self.communicator.size
+        first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
+        sums = np.zeros((last - first, 2 + sum(metric.width() for metric in self.metrics)))
+
+        workers, zeroes = self._callers, self._zeroes
+
+        def run(worker: int) -> None:
+            begin, end = part(last - first, workers.count, worker)
+            with np.errstate(all="ignore"):
+                for index in range(begin, end):
+                    if zeroes:
+                        scratch[worker].flat[...] = 0.0
+                    self._score_chunk(first + index, sums[index], params, state, scratch[worker])
+
+        with users_code(f"scoring failed on rank {rank}"):
+            workers.run(run)
+        return sums
+
+    def _score_chunk(self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views) -> None:
+        indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feeder.examples)))
+        batch = self.feeder.batch(indices, state)
+        loss_sum, count, outputs = self.feeder.objective.score(params, scratch, batch)
+        self.communicator.progressed()
+        sums[:2] = float(loss_sum), count
+        if outputs is not None:
+            outputs, y = to_host(outputs), to_host(batch.y)
+        start = 2
+        for metric in self.metrics:
+            if outputs is not None:
+                sums[start : start + metric.width()] = metric.sums(outputs, y)
+            start += metric.width()
+
+    def _values(self, parts: Sequence[Array]) -> dict[str, Value]:
+        total = np.zeros(2 + sum(metric.width() for metric in self.metrics))
+        for sums in parts:
+            for chunk in sums:
+                total += chunk
+        values: dict[str, Value] = {"loss": float(total[0] / total[1]) if total[1] else float("nan")}
+        start = 2
+        for metric in self.metrics:
+            values[metric.name] = metric.value(total[start : start + metric.width()])
+            start += metric.width()
+        return values
+
+
+def predict_all(feeder: Feeder, params: Views, state: Views) -> Array:
+    """The model's predictions for all examples of the feeder, (n, outputs), chunk by chunk."""
+    total = len(feeder.examples)
+    params, state = params.read_only(), state.read_only()
+    parts = []
+    for start in range(0, total, CHUNK):
+        batch = feeder.batch(np.arange(start, min(start + CHUNK, total)), state)
+        predicted = to_host(feeder.objective.predict(params, batch))
+        parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
+    return np.concatenate(parts) if parts else np.empty((0, 0), feeder.dtype)

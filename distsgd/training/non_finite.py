@@ -1,0 +1,98 @@
+"""Numbers that aren't finite: where they were seen, and what is done about the minibatch that brought them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import NonFiniteError
+from distsgd.parallel.tree import Span
+
+POLICIES = ("stop", "skip", "rollback")
+IN_A_ROW = 10
+"""So many minibatches in a row that are left out end the run: it is no longer the data that is at fault."""
+NAMED = 8
+"""So many examples are named in the sentence; records have all of them."""
+GRADIENT = "the gradient is not finite"
+UPDATE = "the update is not finite, though the gradients are,"
+PARAMETERS = "the parameters are no longer finite"
+_ADVICE = "a smaller learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"
+_ADVICE_ON_GRADIENTS = "the loss is finite: check the gradient with --check-gradient, or try a smaller learning rate"
+_WAY_OUT = "--on-non-finite skip goes on without the minibatch"
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """A minibatch whose update wasn't made, or has to be undone.
+
+    step      its number, from 1
+    what      what isn't finite, as the beginning of a sentence
+    lanes     the lanes [first, last) in which that was seen; None where the lanes' own gradients are finite
+    examples  rows of the data set that these lanes hold
+    """
+
+    step: int
+    what: str
+    lanes: Span | None = None
+    examples: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        where = ""
+        if self.lanes is not None:
+            first, last = self.lanes
+            lanes = f"lane {first}" if last == first + 1 else f"lanes {first} to {last - 1}"
+            more = " …" if len(self.examples) > NAMED else ""
+            where = f", {lanes} (examples {', '.join(map(str, self.examples[:NAMED]))}{more})"
+        return f"{self.what} at step {self.step}{where}"
+
+    def error(self, more: str | None = None) -> NonFiniteError:
+        """As an error that ends the run."""
+        advice = f"{_ADVICE_ON_GRADIENTS if self.what == GRADIENT else _ADVICE}; {_WAY_OUT}"
+        return NonFiniteError(f"{self}; {more or advice}")
+
+    def record(self) -> dict[str, Any]:
+        """For metrics.jsonl and checkpoints."""
+        lanes = None if self.lanes is None else list(self.lanes)
+        return {"step": self.step, "what": self.what, "lanes": lanes, "examples": list(self.examples)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> NonFinite:
+        """Back from a record."""
+        lanes = record["lanes"]
+        return cls(
+            record["step"], record["what"], None if lanes is None else (lanes[0], lanes[1]), tuple(record["examples"])
+        )
+
+
+def all_finite(array: Array) -> bool:
+    """Whether a one-dimensional array holds neither NaN nor infinity.
+
+    A sum of squares is finite where all numbers are, unless they are huge, and costs less than a look at each.
+    """
+    return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+
+
+def goes_back(policy: str, found: NonFinite, left_out: Mapping[int, NonFinite], step: int) -> bool:
+    """Whether a run under this policy goes back to its last checkpoint, or only leaves the minibatch out.
+
+    left_out   what has been left out before, by step
+    step       updates up to this one are made: found.step is the next one, or this one, which was made and is wrong
+    Raises NonFiniteError where the run has to end.
+    """
+    if policy == "stop":
+        raise found.error()
+    if policy == "skip" and found.step <= step:
+        raise found.error("its update is made already, so it can't be left out: --on-non-finite rollback could")
+    first = last = found.step
+    while first - 1 in left_out:
+        first -= 1
+    while last + 1 in left_out:
+        last += 1
+    if last - first + 1 >= IN_A_ROW:
+        raise NonFiniteError(f"{IN_A_ROW} minibatches in a row can't be used, and now because {found}; {_ADVICE}")
+    return policy == "rollback"
