@@ -1,6 +1,7 @@
 """The runs that give the scaling model its constants, the runs that check it, and the fit between them.
 
-Constants come from runs on 1 and 2 ranks alone. The checked runs have other lanes, and up to as many ranks as wanted.
+Constants come from runs on 1 and 2 ranks alone. The checked runs have other microbatches, and up to as many ranks as
+wanted.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ SENT = (SMALL, "mlp512", "wide-adam")
 """The networks whose gradients show what messages cost: 0.16, 2.7 and 23 MB."""
 ALONE, BUSY = 1, 2
 """Ranks of the runs for the constants: one core works while the others idle, or two work at once."""
-LANES = ((1, 8), (1, 32), (1, 96), (1, 384), (2, 32), (2, 96), (4, 48))
-LANES_OF_SMALL = ((1, 64), (2, 64))
-"""(lanes of a rank, examples of a lane) in those runs."""
+MICROBATCHES = ((1, 8), (1, 32), (1, 96), (1, 384), (2, 32), (2, 96), (4, 48))
+MICROBATCHES_OF_SMALL = ((1, 64), (2, 64))
+"""(microbatches of a rank, examples of a microbatch) in those runs."""
 LINKS = (1.0, 10.0)
 """Gbit/s of the links between two hosts on this machine."""
 KERNEL_LATENCY = 25e-6
@@ -39,7 +40,7 @@ class Run:
 
     workload: str
     ranks: int
-    lanes: int
+    microbatches: int
     batch: int
     communication: str
     gigabits: float | None = None
@@ -47,7 +48,7 @@ class Run:
     @property
     def name(self) -> str:
         """Such as `mlp512, shared, L=4, B=256`."""
-        return f"{self.workload}, {self.communication}, L={self.lanes}, B={self.batch}"
+        return f"{self.workload}, {self.communication}, L={self.microbatches}, B={self.batch}"
 
     @property
     def place(self) -> str:
@@ -60,13 +61,13 @@ class Run:
         """What the model is asked."""
         on_node = self.ranks if self.gigabits is None else self.ranks // 2
         elements, messages = workload(self.workload).parameters, self.communication == "mpi"
-        return Job(elements, self.batch, self.lanes, self.ranks, on_node, messages)
+        return Job(elements, self.batch, self.microbatches, self.ranks, on_node, messages)
 
 
 def calibration(name: str) -> Iterator[Run]:
     """The runs that a network's own constants come from."""
     for ranks in (ALONE, BUSY):
-        for own, examples in LANES_OF_SMALL if name == SMALL else LANES:
+        for own, examples in MICROBATCHES_OF_SMALL if name == SMALL else MICROBATCHES:
             yield Run(name, ranks, own * ranks, own * ranks * examples, "shared" if ranks > 1 else "auto")
 
 
@@ -155,20 +156,20 @@ class Measurements:
         sent = messages()
         # Both halves move as many bytes; the first packs them as well. Noise must not leave less than nothing.
         copying = [((1.0, _bytes(run)), _rest(self.seconds(run, "publish"), message)) for run in sent]
-        publish, copy = fit(copying)
+        all_gather, copy = fit(copying)
         packing = []
         for run in sent:
             others = message + peer + barrier + copy * _bytes(run)
             packing.append(((1.0, run.job.traffic.sent), _rest(self.seconds(run, "gather"), others)))
         gather, pack = fit(packing)
-        return Host(cores, barrier, update, gather, publish, pack, copy, message, peer)
+        return Host(cores, barrier, update, gather, all_gather, pack, copy, message, peer)
 
     def _rates(self, name: str, ranks: int, host: Host) -> Rates:
         computes, updates = [], []
         for run in calibration(name):
             if run.ranks != ranks:
                 continue
-            own, seconds = run.lanes // ranks, self.seconds(run, "update")
+            own, seconds = run.microbatches // ranks, self.seconds(run, "update")
             columns = (1.0, own, run.batch / ranks, max(0, own - ROWS) * run.job.elements)
             computes.append((columns, self.seconds(run, "compute")))
             updates.append((_update_columns(run), _rest(seconds, host.update)))
@@ -191,10 +192,10 @@ def _rest(seconds: float, known: float) -> float:
 def _update_columns(run: Run) -> tuple[float, float]:
     """(elements of a rank, additions to them)."""
     own = max(run.job.own)
-    rows = run.ranks * min(run.lanes // run.ranks, ROWS)
+    rows = run.ranks * min(run.microbatches // run.ranks, ROWS)
     return own, own * (rows - 1)
 
 
 def _bytes(run: Run) -> float:
-    """What a rank receives in each half of the exchange, at most."""
+    """What a rank receives in each half of the reduction, at most."""
     return WIDTH * (run.job.elements - min(run.job.own))

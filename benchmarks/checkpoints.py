@@ -21,7 +21,7 @@ from benchmarks.workloads import describe, workload
 
 DEFAULT = ("mlp512-adam",)
 RANKS = 2
-LANES = 4
+MICROBATCHES = 4
 NONE = "no checkpoints"
 OPTIONS = {
     NONE: {},
@@ -37,7 +37,7 @@ def contender(name: str, work: str, kind: str, chosen: argparse.Namespace) -> Co
         "workload": work,
         "seconds": 10 * chosen.seconds,
         "examples": chosen.examples,
-        "lanes": LANES,
+        "microbatches": MICROBATCHES,
         "threads": 1,
         "communication": kind,
         **OPTIONS[name],
@@ -49,23 +49,23 @@ def contender(name: str, work: str, kind: str, chosen: argparse.Namespace) -> Co
     def run(_: int) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(under_mpirun(RANKS, child("distsgd_steps", {**settings, "out": f"{folder}/run"})))
-        facts = found["facts"]
-        stopped.extend(facts["stopped_seconds"])
-        lost.extend(facts["lost_seconds"])
-        return {**found, "facts": {**facts, "stopped_seconds": stopped, "lost_seconds": lost}}
+        metadata = found["metadata"]
+        stopped.extend(metadata["stopped_seconds"])
+        lost.extend(metadata["lost_seconds"])
+        return {**found, "metadata": {**metadata, "stopped_seconds": stopped, "lost_seconds": lost}}
 
     return Contender(name, run)
 
 
 def cost_table(found: Mapping[str, Series]) -> str:
     """Examples per second, what checkpoints cost of it, how many there were, how long one stopped rank 0, and all that
-    one cost. The facts are of all rounds."""
+    one cost. The metadata are of all rounds."""
     rows = []
     for series in found.values():
         part = ratio(series, found[NONE])
         if part is None:
             continue
-        stopped, lost = series.facts["stopped_seconds"], series.facts["lost_seconds"]
+        stopped, lost = series.metadata["stopped_seconds"], series.metadata["lost_seconds"]
         speed = f"{series.median('examples_per_second'):,.0f}"
         rows.append((series.name, speed, f"{1 - part:+.1%}", len(stopped), _typical(stopped), _average(lost)))
     return with_skipped(

@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, facts about the machine, interleaved repetitions, tables and JSON."""
+"""What all benchmarks share: options, metadata about the machine, interleaved repetitions, tables and JSON."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def options(
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to measure: `measure(round)` returns numbers by name, and `facts` where it has any."""
+    """Something to measure: `measure(round)` returns numbers by name, and `metadata` where it has any."""
 
     name: str
     measure: Callable[[int], Mapping[str, Any]]
@@ -69,7 +69,7 @@ class Series:
 
     name: str
     samples: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     skipped: str | None = None
 
     def values(self, key: str) -> list[float]:
@@ -99,7 +99,7 @@ def interleave(contenders: Iterable[Contender], rounds: int) -> dict[str, Series
             except Unavailable as error:
                 series.skipped, series.samples = str(error), []
                 continue
-            series.facts = sample.pop("facts", {})
+            series.metadata = sample.pop("metadata", {})
             series.samples.append(sample)
     _progress("")
     return found
@@ -183,7 +183,7 @@ class Report:
             {
                 "name": one.name,
                 "skipped": one.skipped,
-                "facts": one.facts,
+                "metadata": one.metadata,
                 "medians": {key: one.median(key) for key in (one.samples[0] if one.samples else ())},
                 "samples": one.samples,
             }

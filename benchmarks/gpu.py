@@ -52,8 +52,8 @@ def contenders(name: str, chosen: argparse.Namespace) -> list[Contender]:
         return run
 
     found = [
-        Contender(ONE, ours("gpu_distsgd", lanes=1)),
-        Contender(FOUR, ours("gpu_distsgd", lanes=4)),
+        Contender(ONE, ours("gpu_distsgd", microbatches=1)),
+        Contender(FOUR, ours("gpu_distsgd", microbatches=4)),
         Contender(EAGER, peer()),
     ]
     if work.image:
@@ -109,8 +109,8 @@ def race(chosen: argparse.Namespace) -> list[Contender]:
         return finished("mnist_torch", seed, chosen.torch_python)
 
     return [
-        Contender(ONE, lambda seed: finished("mnist_distsgd", seed, lanes=1)),
-        Contender(FOUR, lambda seed: finished("mnist_distsgd", seed, lanes=4)),
+        Contender(ONE, lambda seed: finished("mnist_distsgd", seed, microbatches=1)),
+        Contender(FOUR, lambda seed: finished("mnist_distsgd", seed, microbatches=4)),
         Contender(EAGER, torch),
     ]
 

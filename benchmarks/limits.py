@@ -13,8 +13,8 @@ from benchmarks.common import Contender, Report, Series, interleave, job, option
 from benchmarks.peers import FOUR, ONE, ours
 from benchmarks.workloads import Workload, describe, workload
 
-CEILINGS = {"1 core": (None, 1), "1 core, 4 lanes": (None, 4), "2 cores": (2, 1)}
-"""Ranks (None: without mpirun) and lanes that the minibatch is cut into."""
+CEILINGS = {"1 core": (None, 1), "1 core, 4 microbatches": (None, 4), "2 cores": (2, 1)}
+"""Ranks (None: without mpirun) and microbatches that the minibatch is cut into."""
 COPIES = ("copy, memory", "copy, cache")
 
 
@@ -22,8 +22,8 @@ def contenders(name: str, chosen: argparse.Namespace) -> list[Contender]:
     """The ceilings and the steps."""
     shared = {"workload": name, "seconds": chosen.seconds, "examples": chosen.examples}
     ceilings = [
-        job(title, "ceilings", {**shared, "lanes": lanes, "cores": 1 if ranks is None else None}, ranks)
-        for title, (ranks, lanes) in CEILINGS.items()
+        job(title, "ceilings", {**shared, "microbatches": microbatches, "cores": 1 if ranks is None else None}, ranks)
+        for title, (ranks, microbatches) in CEILINGS.items()
     ]
     return [*ceilings, ours(ONE, shared), ours(FOUR, shared)]
 
@@ -41,12 +41,12 @@ def products_table(work: Workload, found: dict[str, Series]) -> str:
     return table(("", *titles), rows)
 
 
-def gemm_seconds(work: Workload, ceiling: Series, lanes: int) -> tuple[list[float], list[float]]:
+def gemm_seconds(work: Workload, ceiling: Series, microbatches: int) -> tuple[list[float], list[float]]:
     """By round: seconds of a step's products, each at its own rate, and all at the rate of the fastest."""
-    products = work.gemms(work.batch // lanes)
+    products = work.gemms(work.batch // microbatches)
     own, best = [], []
     for sample in ceiling.samples:
-        own.append(lanes * sum(sample[name] for name, *_ in products))
+        own.append(microbatches * sum(sample[name] for name, *_ in products))
         best.append(work.flop(work.batch) / max(2 * m * k * n / sample[name] for name, m, k, n in products))
     return own, best
 
@@ -54,15 +54,15 @@ def gemm_seconds(work: Workload, ceiling: Series, lanes: int) -> tuple[list[floa
 def fractions_table(work: Workload, found: dict[str, Series]) -> str:
     """A step, and the part of it that its products need."""
     rows = []
-    for label, title, lanes in ((ONE, "1 core", 1), (FOUR, "1 core", 1), (FOUR, "1 core, 4 lanes", 4)):
+    for label, title, microbatches in ((ONE, "1 core", 1), (FOUR, "1 core", 1), (FOUR, "1 core, 4 microbatches", 4)):
         step, ceiling = found[label], found[title]
         if step.skipped is not None or ceiling.skipped is not None:
             continue
         took = [work.batch / rate for rate in step.values("examples_per_second")]
-        own, best = gemm_seconds(work, ceiling, lanes)
+        own, best = gemm_seconds(work, ceiling, microbatches)
         parts = [median(x / y for x, y in zip(ceilings, took, strict=True)) for ceilings in (own, best)]
         shown = [f"{median(seconds) * 1e6:,.0f}" for seconds in (took, own, best)]
-        rows.append((f"{label}; products of {lanes} lane(s)", *shown, *(f"{part:.0%}" for part in parts)))
+        rows.append((f"{label}; products of {microbatches} microbatch(s)", *shown, *(f"{part:.0%}" for part in parts)))
     header = ("", "step, µs", "products, µs", "at the fastest, µs", "products / step", "at the fastest / step")
     return with_skipped(table(header, rows), found)
 

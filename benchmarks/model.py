@@ -1,10 +1,10 @@
 """Seconds of a training step on any number of ranks and nodes, from constants that a small machine can measure.
 
-A step has four parts, one behind the other. `compute`: a rank's lanes. `gather`: gradients go to who owns the elements.
-`update`: the owner adds all rows and updates. `publish`: the parameters go to everybody. On one node `gather` and
-`publish` are a barrier each; between nodes, an all-to-all and an all-gather, whose messages cost software, copies in
-the host, latency and time on the node's link, none of which hides another. (In the manner of LogGP: Alexandrov,
-Ionescu, Schauser & Scheiman, SPAA 1995.)
+A step has four parts, one behind the other. `compute`: a rank's microbatches. `gather`: gradients go to who owns the
+elements. `update`: the owner adds all rows and updates. `all_gather`: the parameters go to everybody. On one node
+`gather` and `all_gather` are a barrier each; between nodes, an all-to-all and an all-gather, whose messages cost
+software, copies in the host, latency and time on the node's link, none of which hides another. (In the manner of LogGP:
+Alexandrov, Ionescu, Schauser & Scheiman, SPAA 1995.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FARTHEST = 1024
 WIDTH = 4
 """Bytes of a float32."""
 IN_FLIGHT = 32
-"""Messages that an all-to-all keeps under way at a time (MPICH's MPIR_CVAR_ALLTOALL_THROTTLE)."""
+"""Messages that an all-to-all keeps in flight at a time (MPICH's MPIR_CVAR_ALLTOALL_THROTTLE)."""
 USABLE = 0.94
 """The part of a link's nominal bandwidth that carries payload: TCP's, in Ethernet's packets of 1,500 bytes."""
 
@@ -34,15 +34,15 @@ class Rates:
     """What training one network costs a core, in seconds.
 
     step      once a step, whatever it holds
-    lane      a lane, however short: calls, and all weights read and all gradients written once
+    microbatch      a microbatch, however short: calls, and all weights read and all gradients written once
     example   an example
-    addition  an element, for each addition that a rank makes of its own lanes
+    addition  an element, for each addition that a rank makes of its own microbatches
     update    an element that a rank owns
     total     an element that a rank owns, for each addition of another row to it
     """
 
     step: float
-    lane: float
+    microbatch: float
     example: float
     addition: float
     update: float
@@ -67,7 +67,7 @@ class Host:
     barrier: float
     update: float
     gather: float
-    publish: float
+    all_gather: float
     pack: float
     copy: float
     message: float
@@ -117,7 +117,7 @@ class Job:
 
     elements: int
     batch: int
-    lanes: int
+    microbatches: int
     ranks: int
     on_node: int
     messages: bool = False
@@ -145,20 +145,26 @@ class Job:
     @cached_property
     def own(self) -> list[int]:
         """Elements that each rank updates."""
-        return Partition(self.lanes, self.ranks, self.elements).counts()
+        return Partition(self.microbatches, self.ranks, self.elements).counts()
 
     @cached_property
     def sums(self) -> list[int]:
-        """Sums that each group sends: the fewest nodes of the tree over its lanes."""
-        lanes = [part(self.lanes, self.ranks, rank) for rank in range(self.ranks)]
-        ends = [(lanes[first][0], lanes[min(first + self.together, self.ranks) - 1][1]) for first in self.groups.firsts]
-        return [len(maximal_subtrees(*span, self.lanes)) for span in ends]
+        """Sums that each group sends: the fewest nodes of the tree over its microbatches."""
+        microbatches = [part(self.microbatches, self.ranks, rank) for rank in range(self.ranks)]
+        ends = [
+            (microbatches[first][0], microbatches[min(first + self.together, self.ranks) - 1][1])
+            for first in self.groups.firsts
+        ]
+        return [len(maximal_subtrees(*span, self.microbatches)) for span in ends]
 
     @cached_property
     def rows(self) -> list[int]:
         """Rows that the ranks of each group fill, all together."""
-        lanes = [part(self.lanes, self.ranks, rank) for rank in range(self.ranks)]
-        rows = [max(min(last - first, ROWS), len(maximal_subtrees(first, last, self.lanes))) for first, last in lanes]
+        microbatches = [part(self.microbatches, self.ranks, rank) for rank in range(self.ranks)]
+        rows = [
+            max(min(last - first, ROWS), len(maximal_subtrees(first, last, self.microbatches)))
+            for first, last in microbatches
+        ]
         return [sum(rows[first : first + self.together]) for first in self.groups.firsts]
 
     @cached_property
@@ -204,12 +210,12 @@ class Parts:
     compute: float
     gather: float
     update: float
-    publish: float
+    all_gather: float
 
     @property
     def step(self) -> float:
         """All of it."""
-        return self.compute + self.gather + self.update + self.publish
+        return self.compute + self.gather + self.update + self.all_gather
 
 
 def step(job: Job, rates: Rates, host: Host, network: Network | None = None) -> Parts:
@@ -224,15 +230,15 @@ def step(job: Job, rates: Rates, host: Host, network: Network | None = None) -> 
     if job.nodes == 1 and not job.messages:
         barrier = _barrier(job.ranks, host)
         return Parts(compute, barrier, crowd * _update(job, rates, host), barrier)
-    gather, publish = _gather(job, rates, host, network), _publish(job, host, network)
-    return Parts(compute, gather, crowd * _update(job, rates, host), publish)
+    gather, all_gather = _gather(job, rates, host, network), _publish(job, host, network)
+    return Parts(compute, gather, crowd * _update(job, rates, host), all_gather)
 
 
 def _compute(job: Job, rates: Rates) -> float:
-    lanes = -(-job.lanes // job.ranks)
-    additions = max(0, lanes - ROWS) * job.elements
-    examples = math.ceil(lanes * job.batch / job.lanes)
-    return rates.step + lanes * rates.lane + examples * rates.example + additions * rates.addition
+    microbatches = -(-job.microbatches // job.ranks)
+    additions = max(0, microbatches - ROWS) * job.elements
+    examples = math.ceil(microbatches * job.batch / job.microbatches)
+    return rates.step + microbatches * rates.microbatch + examples * rates.example + additions * rates.addition
 
 
 def _update(job: Job, rates: Rates, host: Host) -> float:
@@ -278,19 +284,19 @@ def _publish(job: Job, host: Host, network: Network | None) -> float:
         least = min(sum(job.own[first : first + job.on_node]) for first in range(0, job.ranks, job.on_node))
         link = WIDTH * (job.elements - least)
         away = len(job.groups.firsts) - 1
-        software = host.publish + away * network.message + link / job.neighbours * host.copy
+        software = host.all_gather + away * network.message + link / job.neighbours * host.copy
         latency = math.ceil(away / IN_FLIGHT) * network.latency
         return crowd * software + latency + link * network.seconds_per_byte + _barrier(job.neighbours, host)
     received = WIDTH * (job.elements - min(job.own))
     if network is None or job.nodes == 1:
-        return crowd * (host.publish + others * host.message + received * host.copy)
-    seconds = crowd * (host.publish + others * max(host.message, network.message) + received * host.copy)
+        return crowd * (host.all_gather + others * host.message + received * host.copy)
+    seconds = crowd * (host.all_gather + others * max(host.message, network.message) + received * host.copy)
     return seconds + (job.nodes - 1) * network.latency + received * network.seconds_per_byte
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How a network of `elements` parameters scales with one lane a rank, on nodes with a core for each rank.
+    """How a network of `elements` parameters scales with one microbatch a rank, on nodes with a core for each rank.
 
     batch  examples of a step, or of a rank where `weak`
     alone  a core's rates while the others idle; busy: while all work
@@ -326,15 +332,15 @@ class Curve:
         one = self.examples_per_second(1, on_node, network)
         return self.examples_per_second(ranks, on_node, network, messages) / one
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """For a file; `Curve.of` reads them."""
         return asdict(self)
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Curve:
-        """The curve that these facts tell of."""
-        rates = {key: Rates(**facts[key]) for key in ("alone", "busy")}
-        return cls(facts["elements"], facts["batch"], facts["weak"], **rates, host=Host(**facts["host"]))
+    def of(cls, metadata: Mapping[str, Any]) -> Curve:
+        """The curve that these metadata tell of."""
+        rates = {key: Rates(**metadata[key]) for key in ("alone", "busy")}
+        return cls(metadata["elements"], metadata["batch"], metadata["weak"], **rates, host=Host(**metadata["host"]))
 
 
 def fit(points: Sequence[tuple[Sequence[float], float]]) -> list[float]:

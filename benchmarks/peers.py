@@ -15,25 +15,25 @@ from benchmarks.processes import child, measure, require, under_torchrun
 from benchmarks.workloads import WORKLOADS, describe, workload
 
 ONE, FOUR = "distsgd, 1 rank, L=1", "distsgd, 1 rank, L=4"
-TWO_RANKS, TWO_LANES = "distsgd, 2 ranks, L=4", "distsgd, 2 ranks, L=2"
+TWO_RANKS, TWO_MICROBATCHES = "distsgd, 2 ranks, L=4", "distsgd, 2 ranks, L=2"
 THREADS = "distsgd, 1 process on 2 cores, L=4"
 TORCH, TORCH_TWO, DDP = "PyTorch eager, 1 thread", "PyTorch eager, 2 threads", "PyTorch DDP gloo, 2 processes"
 TORCH_LAST, DDP_LAST = f"{TORCH}, channels last", f"{DDP}, channels last"
 JAX, SKLEARN = "JAX jit, 1 core", "scikit-learn, 1 core"
 
 OURS: Mapping[str, tuple[int | None, dict[str, Any]]] = {
-    ONE: (None, {"lanes": 1, "cores": 1}),
-    FOUR: (None, {"lanes": 4, "cores": 1}),
-    TWO_RANKS: (2, {"lanes": 4, "threads": 1}),
-    TWO_LANES: (2, {"lanes": 2, "threads": 1}),
-    THREADS: (None, {"lanes": 4, "cores": 2}),
+    ONE: (None, {"microbatches": 1, "cores": 1}),
+    FOUR: (None, {"microbatches": 4, "cores": 1}),
+    TWO_RANKS: (2, {"microbatches": 4, "threads": 1}),
+    TWO_MICROBATCHES: (2, {"microbatches": 2, "threads": 1}),
+    THREADS: (None, {"microbatches": 4, "cores": 2}),
 }
 """Ranks (None: without mpirun) and settings; `cores` binds the process, `threads` are distsgd's choice if not given."""
 
 PAIRS = (
-    (ONE, TORCH), (FOUR, TORCH), (ONE, JAX), (ONE, SKLEARN), (TWO_RANKS, DDP), (TWO_LANES, DDP), (THREADS, DDP),
-    (ONE, TORCH_LAST), (FOUR, TORCH_LAST), (TWO_RANKS, DDP_LAST), (TWO_LANES, DDP_LAST),
-    (TWO_RANKS, TORCH_TWO), (FOUR, ONE), (TWO_RANKS, FOUR), (TWO_LANES, ONE), (THREADS, TWO_RANKS),
+    (ONE, TORCH), (FOUR, TORCH), (ONE, JAX), (ONE, SKLEARN), (TWO_RANKS, DDP), (TWO_MICROBATCHES, DDP), (THREADS, DDP),
+    (ONE, TORCH_LAST), (FOUR, TORCH_LAST), (TWO_RANKS, DDP_LAST), (TWO_MICROBATCHES, DDP_LAST),
+    (TWO_RANKS, TORCH_TWO), (FOUR, ONE), (TWO_RANKS, FOUR), (TWO_MICROBATCHES, ONE), (THREADS, TWO_RANKS),
 )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ def main() -> None:
     chosen = options(__doc__)
     report = Report("reduction", chosen)
     sizes = {name: workload(name).parameters for name in chosen.workload or DEFAULT}
-    jobs = [job(name, "exchange", {"elements": size, "seconds": chosen.seconds}, RANKS) for name, size in sizes.items()]
+    jobs = [
+        job(name, "reduction", {"elements": size, "seconds": chosen.seconds}, RANKS) for name, size in sizes.items()
+    ]
     found = interleave(jobs, chosen.rounds)
     rows = []
     for name, series in found.items():

@@ -12,7 +12,7 @@ from benchmarks.common import Contender, Report, Series, interleave, job, option
 from benchmarks.workloads import describe, workload
 
 DEFAULT = ("mlp512", "wide-adam")
-LANES = 4
+MICROBATCHES = 4
 
 
 def contenders(name: str, kind: str, chosen: argparse.Namespace) -> list[Contender]:
@@ -24,7 +24,7 @@ def contenders(name: str, kind: str, chosen: argparse.Namespace) -> list[Contend
             "seconds": chosen.seconds,
             "examples": chosen.examples,
             "batch": workload(name).batch * (ranks if kind == "weak" else 1),
-            "lanes": ranks if kind == "lane a rank" else max(LANES, ranks),
+            "microbatches": ranks if kind == "microbatch a rank" else max(MICROBATCHES, ranks),
             "threads": 1,
             "cores": 1 if ranks == 1 else None,
         }
@@ -50,9 +50,9 @@ def main() -> None:
     chosen = options(__doc__)
     report = Report("scaling", chosen)
     kinds = {
-        "strong": f"one minibatch for all ranks, L={LANES}",
-        "lane a rank": "one minibatch for all ranks, as many lanes as ranks",
-        "weak": f"one minibatch for each rank, L={LANES}",
+        "strong": f"one minibatch for all ranks, L={MICROBATCHES}",
+        "microbatch a rank": "one minibatch for all ranks, as many microbatches as ranks",
+        "weak": f"one minibatch for each rank, L={MICROBATCHES}",
     }
     for name in chosen.workload or DEFAULT:
         for kind, meaning in kinds.items():

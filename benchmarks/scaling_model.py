@@ -29,14 +29,14 @@ def constants_table(curves: Mapping[str, Curve]) -> str:
         ("barrier of 2 ranks, µs", host.barrier * 1e6),
         ("update, whatever its size, µs", host.update * 1e6),
         ("all-to-all, whatever its size, µs", host.gather * 1e6),
-        ("all-gather, whatever its size, µs", host.publish * 1e6),
+        ("all-gather, whatever its size, µs", host.all_gather * 1e6),
         ("a message each way, µs", host.message * 1e6),
         ("another rank in distsgd's bookkeeping, µs", host.peer * 1e6),
         ("packing, ns an element", host.pack * 1e9),
         ("copying messages, ns a byte", host.copy * 1e9),
     ]
     rows: list[tuple[object, ...]] = [(title, f"{value:.3g}", "") for title, value in shown]
-    titles = ("step, µs", "lane, µs", "example, µs", "addition of lanes, ns an element", "update, ns an element",
+    titles = ("step, µs", "microbatch, µs", "example, µs", "addition of microbatches, ns an element", "update, ns an element",
               "addition of rows, ns an element")  # fmt: skip
     for name, curve in curves.items():
         pairs = zip(titles, asdict(curve.alone).values(), asdict(curve.busy).values(), strict=True)
@@ -52,7 +52,7 @@ def checks_table(name: str, chosen: argparse.Namespace, measurements: Measuremen
     for what, run in checks(name, chosen):
         if measurements.found[run.place].skipped is None:
             took, said = measurements.seconds(run, "step"), measurements.said(run, curve).step
-            title = f"{what}, L={run.lanes}, B={run.batch}"
+            title = f"{what}, L={run.microbatches}, B={run.batch}"
             rows.append((title, f"{took * 1e6:,.0f}", f"{said * 1e6:,.0f}", f"{said / took - 1:+.0%}"))
     return table(("", "measured, µs", "model, µs", "error"), rows)
 
@@ -121,7 +121,7 @@ def main() -> None:
         report.add(f"the model and measurements of {work}", {}, checks_table(name, chosen, measurements, weak))
         for curve in curves_of(weak):
             title = f"{curve.title}; speed-up, {SHOWN} ranks a node; {work}"
-            series = Series(curve.title, facts={"workload": name, **curve.facts()})
+            series = Series(curve.title, metadata={"workload": name, **curve.metadata()})
             report.add(title, {name: series}, scaling_table(curve), limits_table(curve))
     report.write()
 

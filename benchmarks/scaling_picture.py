@@ -41,9 +41,9 @@ def curves(paths: Iterable[Path]) -> dict[str, list[Curve]]:
     for path in paths:
         for section in json.loads(path.read_text(encoding="utf-8"))["sections"]:
             for series in section["series"]:
-                facts = series["facts"]
-                if "workload" in facts:
-                    found.setdefault(facts.pop("workload"), []).append(Curve.of(facts))
+                metadata = series["metadata"]
+                if "workload" in metadata:
+                    found.setdefault(metadata.pop("workload"), []).append(Curve.of(metadata))
     return {
         name: [max((one for one in of_name if not one.weak), key=lambda one: one.batch), of_name[-1]]
         for name, of_name in found.items()

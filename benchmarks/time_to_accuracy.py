@@ -38,8 +38,10 @@ def contenders(chosen: argparse.Namespace) -> list[Contender]:
             raise Unavailable(f"reached {told['accuracy']} in {told['epochs']} epochs")
         return told
 
-    def ours(lanes: int) -> Any:
-        return lambda seed: finished(under_mpirun(RANKS, child("mnist_distsgd", settings(seed, lanes=lanes))))
+    def ours(microbatches: int) -> Any:
+        return lambda seed: finished(
+            under_mpirun(RANKS, child("mnist_distsgd", settings(seed, microbatches=microbatches)))
+        )
 
     def ddp(seed: int) -> dict[str, Any]:
         command = child("mnist_torch", settings(seed), chosen.torch_python)

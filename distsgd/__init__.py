@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from distsgd.nn.losses import Loss as Loss
     from distsgd.nn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
     from distsgd.nn.losses import SquaredError as SquaredError
-    from distsgd.nn.objective import Custom as Custom
+    from distsgd.nn.objective import FunctionObjective as FunctionObjective
     from distsgd.nn.objective import LossAndGrad as LossAndGrad
     from distsgd.optim.optimizers import SGD as SGD
     from distsgd.optim.optimizers import Adagrad as Adagrad

@@ -26,11 +26,11 @@ def run_result(row: Row, folder: Path, seed: int) -> dict[str, Any] | None:
     known = {**last, **(summary if status in DONE else _best(records)), **_read(folder / "figures.json")}
     if row.reach is not None:
         known["epochs_to_target"] = _epochs_to(row.reach, records)
-    facts = ("epochs", "steps", "best_epoch", "parameters_sha256")
+    metadata = ("epochs", "steps", "best_epoch", "parameters_sha256")
     return {
         "seed": seed,
         "status": status if status in DONE else "unfinished",
-        **{name: known[name] for name in facts if known.get(name) is not None},
+        **{name: known[name] for name in metadata if known.get(name) is not None},
         "seconds": round(_seconds(records), 1),
         "ranks": summary.get("run", {}).get("ranks"),
         "versions": summary.get("run", {}).get("versions"),
@@ -73,7 +73,7 @@ def _epochs_to(target: str, records: list[dict[str, Any]]) -> int | None:
 
 
 def _seconds(records: list[dict[str, Any]]) -> float:
-    """Seconds of all legs: a leg's clock begins at 0."""
+    """Seconds of all attempts: a attempt's clock begins at 0."""
     total = before = 0.0
     for record in records:
         now = record.get("run", {}).get("seconds", 0.0)

@@ -46,7 +46,7 @@ def main() -> None:
         drop_last=chosen.drop_last,
         epochs=10,  # for n in xrange(n_epochs)
         seed=chosen.seed,
-        logical_ranks=2,
+        microbatches=2,
         callbacks=[sizes],
         out=chosen.out,
     )

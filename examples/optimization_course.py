@@ -97,7 +97,7 @@ def main() -> None:
         validation_fraction=0.0,
         train_metrics="full",
         seed=chosen.seed,
-        logical_ranks=2,
+        microbatches=2,
         checkpoint_every="30s",
         out=chosen.out,
     )

@@ -53,7 +53,7 @@ def main() -> None:
         improvement_threshold=0.995,
         epochs=chosen.epochs,
         seed=chosen.seed,
-        logical_ranks=2,
+        microbatches=2,
         out=chosen.out,
     )
     wrong = [np.mean(result.predict(part).argmax(axis=1) != labels) for part, labels in ((x[cut:], y[cut:]),

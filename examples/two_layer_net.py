@@ -71,7 +71,7 @@ def main() -> None:
         train_metrics="full",
         patience=0,
         seed=chosen.seed,
-        logical_ranks=2,
+        microbatches=2,
         out=chosen.out,
     )
     if not communicator_of_this_run().is_root:

@@ -11,7 +11,7 @@
 # Yours: modules, the environment, and what to train; above, -pe names a parallel environment of your cluster.
 # module load python mpi
 . .venv/bin/activate || exit 1
-options=(--dataset digits --logical-ranks 4 --out "runs/gridengine-$JOB_ID")
+options=(--dataset digits --microbatches 4 --out "runs/gridengine-$JOB_ID")
 
 trap 'kill -USR1 "$run" 2>/dev/null' USR1 USR2
 # SIGUSR2, which -notify has Grid Engine send before it kills, would end MPICH's mpirun.

@@ -12,7 +12,7 @@
 # Yours: modules, the environment, and what to train.
 # module load python mpi
 . .venv/bin/activate || exit 1
-options=(--dataset digits --logical-ranks 4 --out "runs/lsf-$LSB_JOBID")
+options=(--dataset digits --microbatches 4 --out "runs/lsf-$LSB_JOBID")
 
 killed=no
 trap 'kill -USR1 "$run" 2>/dev/null' USR1 USR2

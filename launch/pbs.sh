@@ -10,7 +10,7 @@ cd "$PBS_O_WORKDIR" || exit 1
 script=launch/pbs.sh
 # module load python mpi
 . .venv/bin/activate || exit 1
-options=(--dataset digits --logical-ranks 4 --out runs/pbs)
+options=(--dataset digits --microbatches 4 --out runs/pbs)
 
 ranks=$(wc -l <"$PBS_NODEFILE")
 told=no

@@ -37,7 +37,7 @@ import numpy as np  # noqa: E402
 
 from distsgd.cli.command_line import read_toml  # noqa: E402
 from distsgd.core.checkpoint import Checkpoint, decode, encode  # noqa: E402
-from distsgd.core.errors import DistsgdError, LaneError, OutOfMemoryError  # noqa: E402
+from distsgd.core.errors import DistsgdError, OutOfMemoryError, UserCodeError  # noqa: E402
 from distsgd.data.sources.base import read_array  # noqa: E402
 from distsgd.data.sources.cifar10 import CIFAR_10, OpenOptions, read_python  # noqa: E402
 from distsgd.data.sources.files import open_path  # noqa: E402
@@ -243,7 +243,7 @@ def one(read: Callable[[Path, bytes], object], content: bytes) -> str | None:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
             began = time.monotonic()
             read(Path(folder) / "data.npz", content)
-    except (LaneError, OutOfMemoryError) as error:
+    except (UserCodeError, OutOfMemoryError) as error:
         return str(error)
     except DistsgdError as error:
         if not str(error).isprintable():

@@ -29,7 +29,7 @@ class Event:
 
 @dataclass
 class Recorder:
-    """What has happened, and what each thread is about: its GPU, its step, its copies that may be under way.
+    """What has happened, and what each thread is about: its GPU, its step, its copies that may be in flight.
 
     waits       the steps in which the host has waited for the GPU, once each time; None between steps
     addresses   arrays whose place in memory was asked for, by that place: (the array, its GPU)
@@ -52,7 +52,7 @@ class Recorder:
         assert self.tape is None, "a copy can't be recorded"
         self.note(TO_DEVICE, host.nbytes)
         self._unchanged()
-        self.under_way.append((host, host.tobytes(), *self.streams.now))
+        self.in_flight.append((host, host.tobytes(), *self.streams.now))
 
     def arriving(self, host: np.ndarray, content: np.ndarray) -> None:
         """From now on, to the host, where it can be read when the host has waited."""
@@ -60,9 +60,9 @@ class Recorder:
         self.on_the_way.append((host, content, *self.streams.now))
 
     @property
-    def under_way(self) -> list[tuple[np.ndarray, bytes, int, int]]:
+    def in_flight(self) -> list[tuple[np.ndarray, bytes, int, int]]:
         """Copies to a GPU that the host doesn't know the end of: from where, what, and when on which stream."""
-        return self.threads.__dict__.setdefault("under_way", [])
+        return self.threads.__dict__.setdefault("in_flight", [])
 
     @property
     def on_the_way(self) -> list[tuple[np.ndarray, np.ndarray, int, int]]:
@@ -70,7 +70,7 @@ class Recorder:
         return self.threads.__dict__.setdefault("on_the_way", [])
 
     def _unchanged(self) -> None:
-        for host, content, _, _ in self.under_way:
+        for host, content, _, _ in self.in_flight:
             assert host.tobytes() == content, "the host wrote to memory that was being copied to a GPU"
 
     @property
@@ -108,13 +108,13 @@ class Recorder:
     def wait(self, told: dict[int, int] | None = None) -> None:
         """The host waits for the GPU: for its current stream, or for what an event tells of."""
         assert self.tape is None, "waiting can't be recorded"
-        self.waits.append(getattr(self.threads, "step", None))
+        self.enter.append(getattr(self.threads, "step", None))
         known = self.streams.host_waits(told)
         self._unchanged()
         for host, content, stream, time in self.on_the_way:
             if known.get(stream, -1) >= time:
                 host[...] = content
-        for copies in (self.under_way, self.on_the_way):
+        for copies in (self.in_flight, self.on_the_way):
             copies[:] = [copy for copy in copies if known.get(copy[2], -1) < copy[3]]
         self.threads.busy = False
 

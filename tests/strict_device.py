@@ -2,7 +2,7 @@
 
 Its arrays refuse what CuPy's refuse (conversion by NumPy, NumPy's arrays as operands, ufunc methods that CuPy hasn't)
 and some of what CuPy lets pass: NumPy's arrays as indices, operands of another GPU. Copies and launches are recorded,
-and memory of the host must not change while a copy from it may be under way.
+and memory of the host must not change while a copy from it may be in flight.
 """
 
 from __future__ import annotations
@@ -176,19 +176,19 @@ def _read(argument: Any) -> Any:
 def cpu_kernels() -> Any:
     """The CPU's kernels for arrays of this module: with them a run has the bits of the CPU."""
 
-    def find_trouble(values: np.ndarray, trouble: np.ndarray) -> None:
+    def find_non_finite(values: np.ndarray, non_finite: np.ndarray) -> None:
         if not np.isfinite(values).all():
-            trouble[0] = 1.0
+            non_finite[0] = 1.0
 
-    def find_trouble_in_losses(records: np.ndarray, trouble: np.ndarray, like: np.ndarray) -> None:
-        find_trouble(records[:, 0], trouble)
+    def find_non_finite_losses(records: np.ndarray, non_finite: np.ndarray, like: np.ndarray) -> None:
+        find_non_finite(records[:, 0], non_finite)
 
-    def hold_after_trouble(trouble: np.ndarray, numbers: np.ndarray, like: np.ndarray) -> None:
-        if trouble.any():
+    def hold_after_non_finite(non_finite: np.ndarray, numbers: np.ndarray, like: np.ndarray) -> None:
+        if non_finite.any():
             numbers[:] = np.nan
 
     names = {name: getattr(cpu, name) for name in cpu.__all__}
-    made_for_graphs = (find_trouble, find_trouble_in_losses, hold_after_trouble)
+    made_for_graphs = (find_non_finite, find_non_finite_losses, hold_after_non_finite)
     names |= {function.__name__: function for function in made_for_graphs}
     found = {name: _on_strict_arrays(v) if callable(v) else v for name, v in names.items()}
     return SimpleNamespace(**found, sum_of_rows=_sum_of_rows)
@@ -237,5 +237,5 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
         patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
         patch.setattr(Steps, "advance", recorded)
         cublas_stand_in.COMPUTED.clear()
-        RECORDER.events, RECORDER.waits, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}
+        RECORDER.events, RECORDER.enter, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}
         yield RECORDER

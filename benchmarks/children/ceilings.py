@@ -73,7 +73,7 @@ def main() -> None:
     work = workload(wanted["workload"])
     seconds = wanted["seconds"] / 10
     result: dict[str, float] = {}
-    products = work.gemms(work.batch // wanted["lanes"])
+    products = work.gemms(work.batch // wanted["microbatches"])
     first = products[0][0].split()[0]
     for name, m, k, n in products:
         call = product(name, m, k, n, name.startswith(first))
@@ -86,7 +86,7 @@ def main() -> None:
     found = communicator.gather_object(result)
     if found is not None:  # as if all ranks' work were one rank's
         together = {name: 1 / sum(1 / one[name] for one in found) for name in result}
-        tell({**together, "facts": {"blas": runtime.blas_description(), "ranks": communicator.size}})
+        tell({**together, "metadata": {"blas": runtime.blas_description(), "ranks": communicator.size}})
 
 
 main()

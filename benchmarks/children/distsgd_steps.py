@@ -29,7 +29,7 @@ class Clock(distsgd.Callback):
         self.result: dict[str, float] = {}
         self.stops: list[float] = []
         self.begun: list[float] = []
-        self.stamps: list[float] = []
+        self.heartbeat: list[float] = []
 
     def on_start(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -48,7 +48,7 @@ class Clock(distsgd.Callback):
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         now = time.perf_counter()
-        self.stamps.append(now)
+        self.heartbeat.append(now)
         if self.result:
             return  # the step in which all ranks hear of the end
         if self.warm_steps < LEAST or (self.steps == 0 and now - self.began < self.seconds * WARM_UP):
@@ -64,12 +64,12 @@ class Clock(distsgd.Callback):
 
     def lost(self) -> list[float]:
         """Seconds that each checkpoint took from training: fewer steps in the window behind it than in that before."""
-        steps = median(after - before for before, after in zip(self.stamps, self.stamps[1:], strict=False))
+        steps = median(after - before for before, after in zip(self.heartbeat, self.heartbeat[1:], strict=False))
 
         def count(start: float) -> int:
-            return sum(start < stamp <= start + WINDOW for stamp in self.stamps)
+            return sum(start < stamp <= start + WINDOW for stamp in self.heartbeat)
 
-        whole = [at for at in self.begun if at - WINDOW > self.stamps[0] and at + WINDOW < self.stamps[-1]]
+        whole = [at for at in self.begun if at - WINDOW > self.heartbeat[0] and at + WINDOW < self.heartbeat[-1]]
         return [(count(at - WINDOW) - count(at)) * steps for at in whole]
 
 
@@ -95,7 +95,7 @@ def main() -> None:
         examples,
         **work.fit_options(),
         device="cpu",
-        logical_ranks=wanted["lanes"],
+        microbatches=wanted["microbatches"],
         threads=wanted.get("threads"),
         communication=wanted.get("communication", "auto"),
         validation_fraction=0.0,
@@ -105,16 +105,16 @@ def main() -> None:
     )
     if clock.result:  # rank 0
         step = clock.trainer.step
-        facts = {
+        metadata = {
             "blas": runtime.blas_description(),
             "threads": step.workers.count,
-            "exchange": type(step.exchange).__name__,
-            "state_bytes": step.exchange.params.nbytes * (1 + len(step.optimizer.slots)),
+            "reduction": type(step.reduction).__name__,
+            "state_bytes": step.reduction.params.nbytes * (1 + len(step.optimizer.slots)),
             "checkpoints": len(clock.stops),
             "stopped_seconds": clock.stops,
             "lost_seconds": clock.lost(),
         }
-        tell({**clock.result, **memory.grown(), "facts": facts})
+        tell({**clock.result, **memory.grown(), "metadata": metadata})
 
 
 main()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from distsgd import Callback
-from distsgd.parallel.message_reduction import MessageExchange
+from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.processes import mapped_files, open_files, stat
-from distsgd.parallel.reduction import LocalExchange
-from distsgd.parallel.shared_reduction import SharedExchange
+from distsgd.parallel.reduction import LocalReduction
+from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.training.evaluator import Evaluator
 from distsgd.training.step import TrainingStep
 from distsgd.training.trainer import Trainer
@@ -28,10 +28,10 @@ FAULT = json.loads(os.environ["DISTSGD_FAULT"])
 RANK = next((int(os.environ[name]) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK") if name in os.environ), 0)
 MARKER = Path(FAULT["marker"])
 
-EXCHANGES = (SharedExchange, MessageExchange, LocalExchange)
+EXCHANGES = (SharedReduction, MessageReduction, LocalReduction)
 MOMENTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "step": ((TrainingStep, "run"),),
-    "reduction": tuple((exchange, name) for exchange in EXCHANGES for name in ("gather", "publish")),
+    "reduction": tuple((reduction, name) for reduction in EXCHANGES for name in ("gather", "publish")),
     "validation": ((Evaluator, "run"),),
     # Rank 0 writes: at each point where what is on the disk changes. The others stand by.
     "checkpoint": ((os, "fsync"), (os, "replace"), (os, "link")) if RANK == 0 else ((Trainer, "checkpoint"),),

@@ -61,7 +61,7 @@ def main() -> None:
     side = 256 if wanted["quick"] else 8192
     largest = product("forward", side, side, side, device, work.precision)
     result["flops"] = 2 * side**3 / seconds_of(largest, seconds, device)
-    tell({**result, "facts": {"device": str(device), "side": side}})
+    tell({**result, "metadata": {"device": str(device), "side": side}})
 
 
 main()

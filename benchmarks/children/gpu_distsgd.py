@@ -55,7 +55,7 @@ class Clock(distsgd.Callback):
         return time.perf_counter(), steps
 
 
-def facts(trainer: Trainer) -> dict[str, Any]:
+def metadata(trainer: Trainer) -> dict[str, Any]:
     """What the result depends on, besides the machine."""
     device = trainer.step.device
     if device.is_cpu:
@@ -73,13 +73,13 @@ def main() -> None:
         synthetic(work),
         **work.fit_options(),
         device=wanted["device"],
-        logical_ranks=wanted["lanes"],
+        microbatches=wanted["microbatches"],
         threads=1,
         validation_fraction=0.0,
         epochs=1_000_000,
         callbacks=[clock],
     )
-    tell({**clock.result, "facts": facts(clock.trainer)})
+    tell({**clock.result, "metadata": metadata(clock.trainer)})
 
 
 main()

@@ -58,7 +58,7 @@ def main() -> None:
     steps = Steps(work, wanted.get("channels_last", False), wanted.get("compiled", False))
     result = timed_steps(steps, wanted["seconds"], finish=torch.cuda.synchronize if ON_GPU else lambda: None)
     name = torch.cuda.get_device_name() if ON_GPU else "cpu"
-    tell({**result, "facts": {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}})
+    tell({**result, "metadata": {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}})
 
 
 main()

@@ -19,9 +19,9 @@ runtime.prepare()
 
 import distsgd  # noqa: E402
 from distsgd.core.device import Device  # noqa: E402
-from distsgd.data.examples import Feeder  # noqa: E402
+from distsgd.data.examples import Loader  # noqa: E402
 from distsgd.nn.objective import Supervised  # noqa: E402
-from distsgd.parallel.reduction import LocalExchange  # noqa: E402
+from distsgd.parallel.reduction import LocalReduction  # noqa: E402
 from distsgd.training.trainer import Trainer  # noqa: E402
 from distsgd.training.update import SliceUpdate  # noqa: E402
 
@@ -92,8 +92,8 @@ def watch(marks: Marks) -> None:
         return loss_sum, len(batch)
 
     Supervised.loss_and_grad = loss_and_grad  # type: ignore[method-assign]
-    wrapped(Feeder, "gather", "gather", first=True)
-    wrapped(LocalExchange, "gather", "reduction")
+    wrapped(Loader, "gather", "gather", first=True)
+    wrapped(LocalReduction, "gather", "reduction")
     wrapped(SliceUpdate, "run", "update")
 
 
@@ -124,7 +124,7 @@ def main() -> None:
         **work.fit_options(),
         device=wanted["device"],
         cuda_graphs=False,  # a graph has no parts to mark
-        logical_ranks=1,
+        microbatches=1,
         threads=1,
         validation_fraction=0.0,
         epochs=1_000_000,
@@ -133,7 +133,7 @@ def main() -> None:
     assert marks.device is not None
     steps = marks.steps()[1:-1]
     result = {part: median(step[part] for step in steps) for part in PARTS}
-    tell({**result, "step": median(sum(step.values()) for step in steps), "facts": {"device": str(marks.device)}})
+    tell({**result, "step": median(sum(step.values()) for step in steps), "metadata": {"device": str(marks.device)}})
 
 
 main()

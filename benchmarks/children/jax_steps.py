@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 ACTIVATIONS = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
-def first_values(work: Workload) -> list[tuple[Any, Any]]:
+def initial_values(work: Workload) -> list[tuple[Any, Any]]:
     """(weight, bias) of each layer."""
     rng = np.random.default_rng(1)
     found = []
@@ -64,7 +64,7 @@ class Steps:
         self.work = work
         x, y = synthetic(work)
         self.x, self.y = jnp.asarray(x), jnp.asarray(y.astype(np.int32))
-        self.params = first_values(work)
+        self.params = initial_values(work)
         first, second = (jax.tree.map(jnp.zeros_like, self.params) for _ in range(2))
         self.state = (first, second, jnp.float32(0)) if work.optimizer == "adam" else (first,)
         self.update = adam if work.optimizer == "adam" else momentum
@@ -97,7 +97,7 @@ class Steps:
 def main() -> None:
     steps = Steps(workload(wanted["workload"], wanted["examples"]))
     result = timed_steps(steps, wanted["seconds"], finish=steps.wait)
-    tell({**result, "facts": {"jax": jax.__version__, "device": jax.devices()[0].platform}})
+    tell({**result, "metadata": {"jax": jax.__version__, "device": jax.devices()[0].platform}})
 
 
 main()

@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 
 from distsgd.parallel import start  # noqa: E402
 from distsgd.parallel.communicator import Parts  # noqa: E402
-from distsgd.parallel.message_reduction import MessageExchange  # noqa: E402
+from distsgd.parallel.message_reduction import MessageReduction  # noqa: E402
 from distsgd.parallel.reduction import Partition, Plan  # noqa: E402
 from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 
@@ -60,12 +60,12 @@ def in_library(other: int, count: int, repetitions: int) -> float:
     sends = [MPI.COMM_WORLD.Send_init(row, other, tag) for tag, row in enumerate(out)]
     requests = receives + sends
 
-    def exchange() -> None:
+    def reduction() -> None:
         MPI.Prequest.Startall(requests)
         MPI.Request.Waitall(requests)
 
-    exchange()
-    seconds = seconds_of(exchange, repetitions)
+    reduction()
+    seconds = seconds_of(reduction, repetitions)
     for request in requests:
         request.Free()
     return seconds
@@ -74,10 +74,10 @@ def in_library(other: int, count: int, repetitions: int) -> float:
 def in_bookkeeping(ranks: int, repetitions: int) -> float:
     """Seconds of a gather whose messages go nowhere. As many elements and rows, whatever the ranks."""
     plan = Plan(Partition(ranks, ranks, wanted["elements"]), 1, np.dtype(np.float32), 0, 2)
-    exchange = MessageExchange(Crowd(ranks), plan, SerialCommunicator())
+    reduction = MessageReduction(Crowd(ranks), plan, SerialCommunicator())
     bounds = tuple(range(ranks + 1))
-    exchange.gather(bounds)
-    return seconds_of(lambda: exchange.gather(bounds), repetitions)
+    reduction.reduce_scatter(bounds)
+    return seconds_of(lambda: reduction.reduce_scatter(bounds), repetitions)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def main() -> None:
         (data["x_train"], data["y_train"]),
         (data["x_test"], data["y_test"]),  # validated after each epoch
         **work.fit_options(),
-        logical_ranks=wanted["lanes"],
+        microbatches=wanted["microbatches"],
         threads=1,
         device=wanted.get("device", "cpu"),
         seed=wanted["seed"],

@@ -49,8 +49,8 @@ def main() -> None:
     took = fit(1 + epochs) - short
     steps = epochs * BATCHES
     rate = steps * work.batch / took
-    facts = {"sklearn": sklearn.__version__}
-    tell({"examples_per_second": rate, "steps": steps, "seconds": took, "facts": facts})
+    metadata = {"sklearn": sklearn.__version__}
+    tell({"examples_per_second": rate, "steps": steps, "seconds": took, "metadata": metadata})
 
 
 main()

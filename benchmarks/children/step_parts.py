@@ -1,6 +1,6 @@
 """Times the four parts of a step inside ordinary distsgd.fit runs, several runs one after the other in one job.
 
-All ranks note when they enter and leave the exchange's two halves; a part lasts from the last rank's end of the part
+All ranks note when they enter and leave the reduction's two halves; a part lasts from the last rank's end of the part
 before to its own last rank's end, so that the parts add up to the step and contain the wait for the slowest rank.
 """
 
@@ -21,9 +21,9 @@ import numpy as np  # noqa: E402
 
 import distsgd  # noqa: E402
 from distsgd.parallel import Communicator, start  # noqa: E402
-from distsgd.parallel.message_reduction import MessageExchange  # noqa: E402
-from distsgd.parallel.reduction import LocalExchange  # noqa: E402
-from distsgd.parallel.shared_reduction import SharedExchange  # noqa: E402
+from distsgd.parallel.message_reduction import MessageReduction  # noqa: E402
+from distsgd.parallel.reduction import LocalReduction  # noqa: E402
+from distsgd.parallel.shared_reduction import SharedReduction  # noqa: E402
 from distsgd.training.trainer import Trainer  # noqa: E402
 
 PARTS = ("compute", "gather", "update", "publish")
@@ -32,8 +32,8 @@ noted: list[float] = []
 
 
 def watch(kind: type) -> None:
-    """From now on this kind of exchange notes the time around its two halves."""
-    gather, publish = kind.gather, kind.publish  # type: ignore[attr-defined]
+    """From now on this kind of reduction notes the time around its two halves."""
+    gather, all_gather = kind.gather, kind.all_gather  # type: ignore[attr-defined]
 
     def noting_gather(self: Any, bounds: tuple[int, ...]) -> Any:
         noted.append(time.perf_counter())
@@ -43,10 +43,10 @@ def watch(kind: type) -> None:
 
     def noting_publish(self: Any) -> None:
         noted.append(time.perf_counter())
-        publish(self)
+        all_gather(self)
         noted.append(time.perf_counter())
 
-    kind.gather, kind.publish = noting_gather, noting_publish  # type: ignore[attr-defined]
+    kind.gather, kind.all_gather = noting_gather, noting_publish  # type: ignore[attr-defined]
 
 
 class Clock(distsgd.Callback):
@@ -78,7 +78,7 @@ def parts(communicator: Communicator) -> dict[str, float] | None:
 
 def main() -> None:
     communicator = start()
-    for kind in (LocalExchange, MessageExchange, SharedExchange):
+    for kind in (LocalReduction, MessageReduction, SharedReduction):
         watch(kind)
     x, y = synthetic(workload(wanted["runs"][0]["workload"], wanted["examples"]))
     found = {}
@@ -90,7 +90,7 @@ def main() -> None:
             (x[: work.examples], y[: work.examples]),
             **work.fit_options(),
             communicator=communicator,
-            logical_ranks=run["lanes"],
+            microbatches=run["microbatches"],
             threads=1,
             communication=run["communication"],
             validation_fraction=0.0,

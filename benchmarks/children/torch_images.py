@@ -28,7 +28,7 @@ class Block(nn.Module):
 
 
 def network_of_images(work: Workload) -> nn.Module:
-    """The network that the workload names, with PyTorch's first values."""
+    """The network that the workload names, with PyTorch's initial values."""
     model = residual_network(work.image[0], work.sizes[-1]) if work.model == "resnet20" else listed(work)
     with torch.no_grad():
         model(torch.zeros(2, *work.image))  # settles the shapes

@@ -39,7 +39,7 @@ def network(work: Workload, channels_last: bool = False) -> nn.Module:
 
 
 def fully_connected(work: Workload) -> nn.Module:
-    """Dense layers with the first values that distsgd gives them by default (He's)."""
+    """Dense layers with the initial values that distsgd gives them by default (He's)."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(work.sizes):
         dense = nn.Linear(fan_in, fan_out)

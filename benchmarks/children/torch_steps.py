@@ -54,7 +54,7 @@ def main() -> None:
             {
                 **result,
                 **steps.memory.grown(),
-                "facts": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+                "metadata": {"torch": torch.__version__, "threads": torch.get_num_threads()},
             }
         )
     finish()

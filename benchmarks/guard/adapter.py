@@ -16,7 +16,7 @@ from distsgd.core.runtime import blas_description as blas_description
 from distsgd.core.runtime import cpu_probe as cpu_probe
 from distsgd.core.runtime import prepare as prepare
 
-OPTION_NAMES = {"microbatches": "logical_ranks"}
+OPTION_NAMES = {"microbatches": "microbatches"}
 """Options by the guard's name for them, where distsgd has another one."""
 RUN = "run"
 """The key of what may differ between equal runs, in records and in the summary."""
@@ -36,7 +36,7 @@ def function_objective(function: Callable[..., Any], params: Mapping[str, Any], 
     """A user's function with its initial parameters, and perhaps `outputs=`."""
     import distsgd
 
-    return distsgd.Custom(function, params, **more)
+    return distsgd.FunctionObjective(function, params, **more)
 
 
 def contents(result: Any) -> dict[str, Any]:

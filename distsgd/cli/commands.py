@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from distsgd.core import runtime
 from distsgd.core.errors import DistsgdError
-from distsgd.core.output import say, say_traceback, tell_error
+from distsgd.core.output import report_error, say, say_traceback
 from distsgd.parallel.processes import print_stacks_when_asked
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
 def report(error: DistsgdError) -> None:
     """Prints the error's sentence."""
     if str(error):
-        tell_error(error)
+        report_error(error)
 
 
 def launcher_rank() -> int:

@@ -35,7 +35,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.core.errors import ConfigurationError
     from distsgd.launching.doctor.machine import look
     from distsgd.launching.doctor.problems import find_problems
-    from distsgd.launching.doctor.speed import allreduce_speed, exchange_speed
+    from distsgd.launching.doctor.speed import allreduce_speed, reduction_speed
 
     if list(arguments) in (["--help"], ["-h"]):
         if communicator.is_root:
@@ -45,7 +45,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
     mine, device = look(communicator), _device(communicator)
     alone = communicator.size == 1
-    own, shared = (None, False) if alone else exchange_speed(communicator)
+    own, shared = (None, False) if alone else reduction_speed(communicator)
     theirs = None if alone else allreduce_speed(communicator)
     ranks = communicator.gather_object(mine)
     problems: list[str] = []
@@ -53,14 +53,14 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         looks = list(zip(communicator.hosts, ranks, strict=True))
         libraries, problems = _libraries(ranks, communicator.takes_gpu_memory())
         problems += find_problems(looks, own)
-        facts = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
-        show([*facts, *_reductions(own, theirs, shared)], problems)
+        metadata = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
+        show([*metadata, *_reductions(own, theirs, shared)], problems)
     return communicator.broadcast_object(1 if problems else 0)
 
 
-def show(facts: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
-    """Prints facts by name, then problems."""
-    for name, value in facts:
+def show(metadata: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
+    """Prints metadata by name, then problems."""
+    for name, value in metadata:
         say(f"{name:<14} {value}")
     for problem in problems:
         say(f"problem        {problem}")
@@ -97,29 +97,29 @@ def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[st
 
     if launcher_size() is None:
         launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun"))), None)
-        facts, problems = describe_alone(installed(), launcher)
+        metadata, problems = describe_alone(installed(), launcher)
     else:
-        facts, problems = describe_started(loaded()), []
+        metadata, problems = describe_started(loaded()), []
     gpus = ", ".join(dict.fromkeys(look.gpus for look in looks if look.gpus))
-    return [*facts, ("gpu", describe_gpus(gpus, aware))], problems
+    return [*metadata, ("gpu", describe_gpus(gpus, aware))], problems
 
 
 def _hosts(looks: Sequence[tuple[str, Look]]) -> list[tuple[str, str]]:
     hosts = list(dict.fromkeys(host for host, _ in looks))
-    facts = [("ranks", f"{len(looks)} on {len(hosts)} host(s)")]
+    metadata = [("ranks", f"{len(looks)} on {len(hosts)} host(s)")]
     for host in hosts:
         inside = {rank: look for rank, (name, look) in enumerate(looks) if name == host}
         first, last = min(inside), max(inside)
         numbers = f"rank {first}" if first == last else f"ranks {first} to {last}"
         cores = ", ".join(str(look.cores) for look in inside.values())
         speed = ", ".join(f"{look.gflops:.0f}" for look in inside.values())
-        facts.append((host, f"{numbers}; cores {cores}; GFLOP/s in a GEMM {speed}"))
-    return facts
+        metadata.append((host, f"{numbers}; cores {cores}; GFLOP/s in a GEMM {speed}"))
+    return metadata
 
 
 def _memory(looks: Sequence[Look]) -> list[tuple[str, str]]:
     least = min((look.memory for look in looks if look.memory is not None), default=None)
-    facts = [] if least is None else [("memory", f"{least / 1e9:.1f} GB left on the host that has least")]
+    metadata = [] if least is None else [("memory", f"{least / 1e9:.1f} GB left on the host that has least")]
     spaces = [look.shared for look in looks if look.shared is not None]
     words = (
         "works on every host" if all(look.shares for look in looks) else "not to be had: gradients travel in messages"
@@ -129,11 +129,14 @@ def _memory(looks: Sequence[Look]) -> list[tuple[str, str]]:
         words += f"; {free / 1e9:.1f} of {total / 1e9:.1f} GB free in /dev/shm, for MPI"
     # Parameters, Adam's two moments, and two rows of gradients a rank; distsgd's memory is a file without a name.
     needed = 4 * _EXAMPLE * (3 + 2 * len(looks)) / 1e6
-    return [*facts, ("shared memory", f"{words}; a model of {_EXAMPLE:,} parameters takes {needed:.0f} MB with Adam")]
+    return [
+        *metadata,
+        ("shared memory", f"{words}; a model of {_EXAMPLE:,} parameters takes {needed:.0f} MB with Adam"),
+    ]
 
 
 def _reductions(own: Speed | None, theirs: Speed | None, shared: bool) -> list[tuple[str, str]]:
     if own is None or theirs is None:
-        return [("reduction", "one rank has nobody to exchange gradients with; start doctor with mpirun to time it")]
+        return [("reduction", "one rank has nobody to reduction gradients with; start doctor with mpirun to time it")]
     way = "in shared memory" if shared else "in messages"
     return [("reduction", f"{own}, {way}"), ("MPI_Allreduce", f"{theirs}")]

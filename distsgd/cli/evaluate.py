@@ -49,7 +49,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_positional
     from distsgd.core.layout import Layout
-    from distsgd.data.examples import Feeder
+    from distsgd.data.examples import Loader
     from distsgd.data.sources import check_arrays
     from distsgd.parallel.thread_pool import Workers
     from distsgd.run.build import build_metrics, confusion_matrix
@@ -69,16 +69,16 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     communicator.on_root(
         lambda: check_arrays(source.name, examples.x, examples.y, examples.weights, num_classes=signature.num_classes)
     )
-    feeder = Feeder(examples, stored.objective, np.dtype(config.dtype), config.seed)
-    feeder.check()
+    loader = Loader(examples, stored.objective, np.dtype(config.dtype), config.seed)
+    loader.check()
     signature.check_axes(examples.x.shape[1:])
     if communicator.is_root and (doubt := stored.doubt(examples.x)):
         say(doubt, sys.stderr)
     metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
     confusion = confusion_matrix(signature, metrics)
-    evaluator = Evaluator(communicator, feeder, [*metrics, *([confusion] if confusion else [])], Workers(1))
+    evaluator = Evaluator(communicator, loader, [*metrics, *([confusion] if confusion else [])], Workers(1))
     layout = Layout.of(stored.objective.parameter_shapes())
-    scratch = layout.views(np.zeros(layout.size, feeder.dtype))
+    scratch = layout.views(np.zeros(layout.size, loader.dtype))
     scores = evaluator.run(stored.params, stored.state, [scratch])
     if communicator.is_root:
         say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(examples), **scores})))

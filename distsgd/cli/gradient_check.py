@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from distsgd.core.errors import LaneError
+from distsgd.core.errors import UserCodeError
 from distsgd.core.layout import Layout
-from distsgd.data.examples import Examples, Feeder
+from distsgd.data.examples import Examples, Loader
 from distsgd.nn.objective import Objective
 from distsgd.testing import GradientCheck, check_gradient
 
@@ -16,14 +16,14 @@ _EVERY_PARAMETER = 2000
 
 
 def check_objective(objective: Objective, examples: Examples, seed: int) -> GradientCheck:
-    """Checks a few examples in training mode, from the objective's own first values."""
+    """Checks a few examples in training mode, from the objective's own initial values."""
     dtype = np.dtype(np.float64)
     layout, running = Layout.of(objective.parameter_shapes()), Layout.of(objective.state_shapes())
     params, state = layout.views(np.zeros(layout.size)), running.views(np.zeros(running.size))
     objective.initialize(params, state, seed)
     statistics = Layout.of(objective.statistics_shapes())
     count = min(_EXAMPLES, len(examples))
-    batch = Feeder(examples, objective, dtype, seed).batch(
+    batch = Loader(examples, objective, dtype, seed).batch(
         np.arange(count), state.read_only(), statistics=statistics.views(np.zeros(statistics.size))
     )
     start = np.nan if objective.overwrites_gradients() else 0.0
@@ -37,4 +37,4 @@ def check_objective(objective: Objective, examples: Examples, seed: int) -> Grad
             start=start,
         )
     except ValueError as error:
-        raise LaneError(f"the gradient could not be checked: {error}") from None
+        raise UserCodeError(f"the gradient could not be checked: {error}") from None

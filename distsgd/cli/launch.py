@@ -25,7 +25,7 @@ from distsgd.core.output import (
     say_traceback,
 )
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
-from distsgd.launching.cleaning import Janitor, Traces
+from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.folder import WatchedFolder
 from distsgd.launching.mpirun import (
     Host,
@@ -61,7 +61,7 @@ class Options:
     """
 
     ranks: int | None = None
-    """-n for short. Default: one a core, at most --logical-ranks."""
+    """-n for short. Default: one a core, at most --microbatches."""
     max_restarts: int = 3
     """How often to go on after a failure. A second one without a new checkpoint in between ends the run."""
     hosts: tuple[str, ...] = ()
@@ -80,18 +80,18 @@ def main() -> int:
     adopt_orphans()
     print_stacks_when_asked()
     sys.excepthook = say_traceback
-    with Janitor(Traces(new_launch())) as janitor:  # before there are threads
+    with CleanupProcess(Leftovers(new_launch())) as cleanup:  # before there are threads
         stops = Stops()
         runtime.prepare()
         try:
-            return _launch(janitor, stops, sys.argv[1:])
+            return _launch(cleanup, stops, sys.argv[1:])
         except DistsgdError as error:
             if str(error):
                 say(f"distsgd: error: {error}", sys.stderr)
             return error.exit_status
 
 
-def _launch(janitor: Janitor, stops: Stops, arguments: Sequence[str]) -> int:
+def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> int:
     from distsgd.cli.command_line import load_config
     from distsgd.run.config import resolved
     from distsgd.run.option_values import parse_duration
@@ -111,7 +111,7 @@ def _launch(janitor: Janitor, stops: Stops, arguments: Sequence[str]) -> int:
         ranks=options.ranks or 0,
         start_seconds=parse_duration(options.start_timeout, "start_timeout"),
         folder=WatchedFolder(run_folder(config).path),
-        janitor=janitor,
+        cleanup=cleanup,
         stops=stops,
     )
     run.choose_ranks()
@@ -156,7 +156,7 @@ class Run:
     ranks: int
     start_seconds: float
     folder: WatchedFolder
-    janitor: Janitor
+    cleanup: CleanupProcess
     stops: Stops
     began: float = field(default_factory=time.monotonic)
     _shown: str = ""
@@ -167,7 +167,7 @@ class Run:
         if not self.ranks:
             inside_job = os.environ.get("SLURM_NTASKS", "")
             here = int(inside_job) if inside_job.isdecimal() else len(runtime.affinity())
-            self.ranks = min(sum(host.slots or 1 for host in self.hosts) or here, self.config.logical_ranks)
+            self.ranks = min(sum(host.slots or 1 for host in self.hosts) or here, self.config.microbatches)
 
     def to_its_end(self, max_restarts: int) -> int:
         """Starts, and starts again as long as that helps; returns the exit status."""
@@ -184,7 +184,7 @@ class Run:
             if reason is not None:
                 self._tell(cause, f"distsgd: error: {cause.sentence}{reason}")
                 return self._failed_status(cause)
-            self._leave_out_lost_hosts(bool(ending.words.of("roster")))
+            self._drop_lost_hosts(bool(ending.words.of("rank_table")))
             step = failures[-1]
             place = "from the beginning" if step is None else f"from step {step}"
             self._tell(
@@ -205,9 +205,9 @@ class Run:
         one_host = (
             all(this_host(host.name) for host in self.hosts) if self.hosts else len(allocated_hosts(os.environ)) < 2
         )
-        settings = environment(self.mpirun, one_host, os.environ) | {LAUNCH_VARIABLE: self.janitor.traces.name}
+        settings = environment(self.mpirun, one_host, os.environ) | {LAUNCH_VARIABLE: self.cleanup.leftovers.name}
         if one_host:
-            settings["TMPDIR"] = str(self.janitor.new_folder())
+            settings["TMPDIR"] = str(self.cleanup.new_folder())
             settings |= _terminal()
         program = [sys.executable, "-m", "distsgd.train", *arguments]
         if one_host:
@@ -223,7 +223,7 @@ class Run:
         ending = start.run()
         for message in ending.words.of("folder"):
             self.folder.follow(Path(str(message["path"])))
-        self.janitor.clean_up()
+        self.cleanup.clean_up()
         return ending
 
     def _step(self) -> int | None:
@@ -286,8 +286,8 @@ class Run:
             say_lines(cause.details.rstrip(), sys.stderr)
         say(sentence, sys.stderr)
 
-    def _leave_out_lost_hosts(self, met: bool) -> None:
-        """With fewer ranks where a host is gone: logical ranks keep the bits the same. One that has never been there,
+    def _drop_lost_hosts(self, met: bool) -> None:
+        """With fewer ranks where a host is gone: microbatches keep the bits the same. One that has never been there,
         for the ranks haven't `met` in the only start so far, is an error."""
         hosts = self.hosts or with_shares(allocated_hosts(os.environ), self.ranks)
         self._met = self._met or met

@@ -44,7 +44,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_positional
-    from distsgd.data.examples import Examples, Feeder
+    from distsgd.data.examples import Examples, Loader
     from distsgd.data.sources import open_inputs
     from distsgd.parallel.tree import part
     from distsgd.run.placement import place
@@ -56,14 +56,14 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     stored = load_model(communicator, options.run, options.model)
     x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
     examples = Examples(x, x, scale=stored.signature.scale)
-    feeder = Feeder(examples, stored.objective, np.dtype(stored.config.dtype), 0, with_targets=False)
-    feeder.check()
+    loader = Loader(examples, stored.objective, np.dtype(stored.config.dtype), 0, with_targets=False)
+    loader.check()
     stored.signature.check_axes(x.shape[1:])
     if communicator.is_root and (doubt := stored.doubt(x)):
         say(doubt, sys.stderr)
     # Whole chunks to each rank, so that predictions are the same on any number of them.
     first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
-    mine = replace(feeder, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))
+    mine = replace(loader, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))
     predicted = communicator.everywhere(lambda: predict_all(mine, stored.params, stored.state))
     parts = communicator.gather_object(predicted)
     communicator.on_root(lambda: write(parts or [], stored, options.out))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.cli.commands import run_command
-from distsgd.core.output import say, tell_launcher
+from distsgd.core.output import report_to_launcher, say
 
 if TYPE_CHECKING:
     from distsgd.nn.objective import Objective
@@ -53,22 +53,22 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
                 from distsgd.run.pictures import draw_finished
 
                 draw_finished(folder.path, config)
-            tell_launcher("ended", status="finished")
+            report_to_launcher("ended", status="finished")
             say(start.finished)
     return 0
 
 
 def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Signals) -> int:
-    """Trains this leg. Collective."""
+    """Trains this attempt. Collective."""
     from distsgd.parallel.status_table import Phase
     from distsgd.run.build import build_metrics, build_objective, build_own_optimizer, check_targets, user_code
-    from distsgd.run.lifecycle import Leg
+    from distsgd.run.lifecycle import Attempt
     from distsgd.run.placement import load_data
     from distsgd.run.summary import EXIT_STATUS, last_line
 
     config = start.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.at(Phase.START)
+    communicator.set_phase(Phase.START)
     data = load_data(communicator, config)
     objective = build_objective(communicator, config, data.signature)
     if config.check_gradient:
@@ -78,17 +78,17 @@ def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Si
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
     callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
-    leg = Leg(data, objective, optimizer, None, metrics, callbacks, folder, start)
-    trainer = leg.begin(communicator)
+    attempt = Attempt(data, objective, optimizer, None, metrics, callbacks, folder, start)
+    trainer = attempt.begin(communicator)
     announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
     if config.dry_run:
         return 0
     signals.watch(trainer)
-    summary = leg.run(communicator, trainer)
+    summary = attempt.run(communicator, trainer)
     if communicator.is_root:
         if config.plot:
             plot(config, data, trainer, folder)
-        tell_launcher("ended", status=summary["status"])
+        report_to_launcher("ended", status=summary["status"])
         say(last_line(summary, str(folder.place())))
     return EXIT_STATUS[summary["status"]]
 
@@ -138,7 +138,7 @@ def announce(
     from distsgd.core.device import FULL
     from distsgd.core.runtime import blas_description
 
-    probes = communicator.gather_object(trainer.progress.facts["probe"])
+    probes = communicator.gather_object(trainer.progress.metadata["probe"])
     if probes is None:
         return
     for note in notes:
@@ -157,10 +157,10 @@ def announce(
     test = 0 if data.test is None else len(data.test)
     say(
         f"ranks      {communicator.size} on {', '.join(hosts)}, {trainer.step.workers.count} thread(s) each, "
-        f"{config.logical_ranks} logical ranks"
+        f"{config.microbatches} microbatches"
     )
     device = trainer.step.device
-    way = trainer.step.exchange.communicator.way
+    way = trainer.step.reduction.communicator.way
     travel = f"; gradients travel {way}" if way else ""
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
     say(f"compute    {blas_description() if device.is_cpu else device}, {arithmetic}{travel}")

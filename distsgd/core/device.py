@@ -139,21 +139,21 @@ class Device:
     def aligned(self, array: Array) -> Array:
         """The array, or on a GPU a copy of it where it begins inside of other memory, at an odd address.
 
-        cuBLAS chooses what it multiplies with by the operands' alignment, too; and where in its rank's memory a lane
-        begins depends on how many ranks there are.
+        cuBLAS chooses what it multiplies with by the operands' alignment, too; and where in its rank's memory a
+        microbatch begins depends on how many ranks there are.
         """
         if self.is_cpu or array.data.ptr % _ALIGNMENT == 0:  # type: ignore[attr-defined]
             return array
         return array.copy()
 
-    def host_room(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    def host_buffer(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
         """Memory of the host for what goes to this device or comes from it; for a GPU it is pinned, for speed."""
         size = prod(shape) * dtype.itemsize
         if self.is_cpu or size == 0:
             return np.empty(shape, dtype)
         return np.ndarray(shape, dtype, self.xp.cuda.alloc_pinned_memory(size))
 
-    def check_room(self, needed: int, what: str) -> None:
+    def check_free_memory(self, needed: int, what: str) -> None:
         """Raises OutOfMemoryError where `needed` bytes for `what` find no room on this GPU; the CPU isn't asked."""
         if self.is_cpu:
             return

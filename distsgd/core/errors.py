@@ -95,14 +95,16 @@ class OutOfMemoryError(DistsgdError):
     """An array found no room."""
 
 
-class LaneError(DistsgdError):
-    """The user's own code raised; the message holds its traceback, and says where: for a model rank, step and lane."""
+class UserCodeError(DistsgdError):
+    """The user's own code raised; the message holds its traceback, and says where: for a model rank, step and
+    microbatch.
+    """
 
     def __str__(self) -> str:
         return visible(Exception.__str__(self), lines=True)
 
     @classmethod
-    def here(cls, where: str) -> LaneError:
+    def here(cls, where: str) -> UserCodeError:
         """The exception that is being handled, as this error."""
         advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
         return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
@@ -131,7 +133,7 @@ def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
     of_cuda = type(error).__name__ in ("CUDARuntimeError", "CUDADriverError") and "memory" in text.lower()
     if of_cuda or (isinstance(error, MemoryError) and type(error).__module__.startswith("cupy")):
         return OutOfMemoryError(
-            f"{where}: the GPU is out of memory ({text}); use a smaller minibatch or model, more logical ranks, which "
+            f"{where}: the GPU is out of memory ({text}); use a smaller minibatch or model, more microbatches, which "
             "it computes one after the other, or fewer ranks that share it"
         )
     if isinstance(error, MemoryError):
@@ -147,9 +149,9 @@ RAISED_BY_USERS = (Exception, SystemExit)
 
 
 def users_error(error: BaseException, where: str) -> DistsgdError:
-    """What the user's own code has raised, as it is being handled: a LaneError that begins with `where`, or one
+    """What the user's own code has raised, as it is being handled: a UserCodeError that begins with `where`, or one
     sentence where memory didn't suffice."""
-    return lack_of_memory(error, where) or LaneError.here(where)
+    return lack_of_memory(error, where) or UserCodeError.here(where)
 
 
 @contextmanager

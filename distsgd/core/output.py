@@ -30,11 +30,11 @@ PARENT_VARIABLE = "DISTSGD_PARENT"
 """The shell that distsgd.launch has put around a rank: process and start. Set for the rank alone, it is proof."""
 TERMINAL_VARIABLE = "DISTSGD_TERMINAL"
 """Columns of the terminal behind distsgd.launch, where it has one."""
-BOARD_VARIABLE = "DISTSGD_BOARD"
-"""Where ranks on the host of distsgd.launch find its board."""
+STATUS_TABLE_VARIABLE = "DISTSGD_STATUS_TABLE"
+"""Where ranks on the host of distsgd.launch find its status table."""
 PROGRAM_VARIABLE = "DISTSGD_PROGRAM"
 """A rank's command, for the shell around it."""
-LAUNCH_VARIABLES = (LAUNCH_VARIABLE, PARENT_VARIABLE, TERMINAL_VARIABLE, BOARD_VARIABLE, PROGRAM_VARIABLE)
+LAUNCH_VARIABLES = (LAUNCH_VARIABLE, PARENT_VARIABLE, TERMINAL_VARIABLE, STATUS_TABLE_VARIABLE, PROGRAM_VARIABLE)
 """What distsgd.launch says to its ranks in their environment. Whoever inherits it later must not believe it."""
 
 
@@ -101,18 +101,18 @@ def say_traceback(kind: type[BaseException], error: BaseException, trace: Traceb
     say_lines("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), sys.stderr)
 
 
-def tell_launcher(kind: str, **facts: object) -> bool:
+def report_to_launcher(kind: str, **metadata: object) -> bool:
     """Tells distsgd.launch, in a line that it takes out of standard error; False where it didn't start this."""
     launch = launched()
     if launch is None:
         return False
-    _print(mark(launch) + json.dumps({"kind": kind, **facts}), sys.stderr)
+    _print(mark(launch) + json.dumps({"kind": kind, **metadata}), sys.stderr)
     return True
 
 
-def tell_error(error: DistsgdError) -> None:
+def report_error(error: DistsgdError) -> None:
     """Prints the error's sentence, or has distsgd.launch print it."""
-    if not tell_launcher("error", text=str(error), error=type(error).__name__, status=error.exit_status):
+    if not report_to_launcher("error", text=str(error), error=type(error).__name__, status=error.exit_status):
         say_lines(f"distsgd: error: {error}", sys.stderr)  # an error's text is one line already, but for a traceback
 
 

@@ -1,7 +1,7 @@
 """What must be settled before NumPy loads, and what the machine under this process is.
 
-BLAS gives other bits with other thread counts, so it always runs with one thread, and cores are used by lanes side by
-side. This module imports nothing heavy, so that `prepare()` can run first of all.
+BLAS gives other bits with other thread counts, so it always runs with one thread, and cores are used by microbatches
+side by side. This module imports nothing heavy, so that `prepare()` can run first of all.
 """
 
 from __future__ import annotations

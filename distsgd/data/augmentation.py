@@ -121,12 +121,12 @@ def move(images: Array, down: Array, right: Array, reach: int) -> None:
     flat = images.reshape(count, pixels).view(bits)
     step = max(1, min(count, _BLOCK // (pixels * item)))
     # An image more at both ends, whatever it holds: runs reach into it, and the mask clears what they bring from there.
-    room = np.empty((step + 2, pixels), bits)
-    runs = np.ndarray(((step + 1) * pixels + 1, pixels), bits, room, strides=(item, item))
+    buffer = np.empty((step + 2, pixels), bits)
+    runs = np.ndarray(((step + 1) * pixels + 1, pixels), bits, buffer, strides=(item, item))
     for start in range(0, count, step):
         part = slice(start, start + step)
         block, below, beside = flat[part], down[part], right[part]
-        room[1 : len(block) + 1] = block
+        buffer[1 : len(block) + 1] = block
         block[...] = runs[np.arange(1, len(block) + 1) * pixels - (below * width + beside)]
         mask = rows.take(below + reach, axis=0)
         mask &= columns.take(beside + reach, axis=0)

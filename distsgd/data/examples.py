@@ -1,4 +1,4 @@
-"""Examples in memory, and the lanes gathered from them."""
+"""Examples in memory, and the microbatches gathered from them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Examples:
 
 
 @dataclass(slots=True)
-class Rows:
+class GatheredBatch:
     """Gathered examples: inputs (n, features) in the model's dtype, stored targets, weights, and which they are."""
 
     x: Array
@@ -97,20 +97,20 @@ class Rows:
     weights: Array | None
     indices: Array
 
-    def on(self, device: Device) -> Rows:
+    def on(self, device: Device) -> GatheredBatch:
         """A copy on a device; the numbers stay with the host."""
         weights = None if self.weights is None else device.put(self.weights)
-        return Rows(device.put(self.x), device.put(self.y), weights, self.indices)
+        return GatheredBatch(device.put(self.x), device.put(self.y), weights, self.indices)
 
-    def part(self, start: int, stop: int) -> Rows:
+    def part(self, start: int, stop: int) -> GatheredBatch:
         """Some of them in a row, without a copy."""
         weights = None if self.weights is None else self.weights[start:stop]
-        return Rows(self.x[start:stop], self.y[start:stop], weights, self.indices[start:stop])
+        return GatheredBatch(self.x[start:stop], self.y[start:stop], weights, self.indices[start:stop])
 
 
 @dataclass(frozen=True)
-class Feeder:
-    """Gathers lanes of examples as an objective takes them; without `with_targets`, inputs alone.
+class Loader:
+    """Gathers microbatches of examples as an objective takes them; without `with_targets`, inputs alone.
 
     augmentation   what is done to the images of training batches, and to no others
     device         where batches are computed with; the examples lie there, or in the host's memory
@@ -134,34 +134,34 @@ class Feeder:
             )
 
     def gather(
-        self, indices: Array, epoch: int | None = None, room: Array | None = None, numbers: Array | None = None
-    ) -> Rows:
+        self, indices: Array, epoch: int | None = None, buffer: Array | None = None, numbers: Array | None = None
+    ) -> GatheredBatch:
         """These examples, copied out of the data set in the model's dtype; augmented, for training in this epoch.
 
-        `room`, at least (n, features) in the model's dtype, takes the inputs where it is given: memory that was used
+        `buffer`, at least (n, features) in the model's dtype, takes the inputs where it is given: memory that was used
         before is faster than new. `numbers` has the rows of the data set where these lie on a device already.
         Inputs are C-ordered rows on every path, and handed over transposed, for the memory order of an operand is part
         of what GEMM computes.
         """
         if not is_on_host(self.examples.x):
             inside = self.examples.rows(indices)
-            return self._take(indices, inside, self.device.put(inside) if numbers is None else numbers, None, room)
-        rows = self.gather_here(indices, epoch, room)
+            return self._take(indices, inside, self.device.put(inside) if numbers is None else numbers, None, buffer)
+        rows = self.gather_here(indices, epoch, buffer)
         return rows if self.device.is_cpu else rows.on(self.device)
 
-    def gather_here(self, indices: Array, epoch: int | None = None, room: Array | None = None) -> Rows:
+    def gather_here(self, indices: Array, epoch: int | None = None, buffer: Array | None = None) -> GatheredBatch:
         """The same of examples in the host's memory, in the host's memory."""
         inside = self.examples.rows(indices)
         # Without "clip" NumPy takes into memory of its own first, in case an index is wrong.
-        return self._take(indices, inside, inside, epoch, room, mode="clip")
+        return self._take(indices, inside, inside, epoch, buffer, mode="clip")
 
     def _take(
-        self, indices: Array, inside: Array, there: Array, epoch: int | None, room: Array | None, **how: str
-    ) -> Rows:
+        self, indices: Array, inside: Array, there: Array, epoch: int | None, buffer: Array | None, **how: str
+    ) -> GatheredBatch:
         """The examples in rows `inside` of the data set, which are `there` where the data set lies."""
         examples = self.examples
         shape = (len(inside), *examples.x.shape[1:])
-        out = None if room is None else room[: len(inside)].reshape(shape)
+        out = None if buffer is None else buffer[: len(inside)].reshape(shape)
         as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
         x = examples.x.take(there, axis=0, out=out if as_it_is else None, **how)  # type: ignore[call-overload]
         self._change(x, examples.numbers(indices), epoch)
@@ -171,13 +171,13 @@ class Feeder:
             x = x.astype(self.dtype)
         y = examples.y.take(there, axis=0) if self.with_targets else array_module(x).empty(len(inside), self.dtype)
         weights = None if examples.weights is None else examples.weights.take(there).astype(self.dtype)
-        return Rows(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
+        return GatheredBatch(x.reshape(len(inside), math.prod(x.shape[1:])), y, weights, inside)
 
-    def room(self, count: int) -> Array:
+    def buffer(self, count: int) -> Array:
         """Memory for `gather`, of `count` examples."""
         shape = (count, math.prod(self.examples.x.shape[1:]))
         if is_on_host(self.examples.x):
-            return self.device.host_room(shape, self.dtype)
+            return self.device.host_buffer(shape, self.dtype)
         return self.device.xp.empty(shape, self.dtype)  # type: ignore[no-any-return]
 
     def _change(self, x: Array, numbers: Array, epoch: int | None) -> None:
@@ -191,12 +191,12 @@ class Feeder:
 
     def batch(
         self,
-        chosen: Array | Rows,
+        chosen: Array | GatheredBatch,
         state: Views,
         *,
         step: int = 0,
         epoch: int = 0,
-        lane: int = 0,
+        microbatch: int = 0,
         statistics: Views | None = None,
         clock: Array | None = None,
     ) -> Batch:
@@ -205,7 +205,7 @@ class Feeder:
         It is a training batch where `statistics` says where its statistics go.
         """
         training = statistics is not None
-        rows = chosen if isinstance(chosen, Rows) else self.gather(chosen, epoch if training else None)
+        rows = chosen if isinstance(chosen, GatheredBatch) else self.gather(chosen, epoch if training else None)
         x, shape = self.device.aligned(rows.x).T, self.objective.input_shape
         if shape is not None and len(shape) > 1:
             x = x.reshape(*shape, len(rows.indices))
@@ -216,7 +216,7 @@ class Feeder:
             weights=rows.weights,
             epoch=epoch,
             step=step,
-            lane=lane,
+            microbatch=microbatch,
             seed=self.seed,
             training=training,
             state=state,

@@ -1,4 +1,4 @@
-"""Which examples make up which minibatch, and how a minibatch is cut into lanes: pure functions of integers.
+"""Which examples make up which minibatch, and how a minibatch is cut into microbatches: pure functions of integers.
 
 Every rank computes the same order, so nothing about it is ever sent, and training can start at any step.
 """
@@ -23,13 +23,14 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
     return permutation(num_examples, seed, "epoch order", epoch).astype(index_dtype(num_examples))
 
 
-def lane_bounds(batch_length: int, lanes: int) -> list[int]:
-    """Lane k is the slice bounds[k] : bounds[k + 1] of the minibatch; lanes may be empty, lengths differ by at most 1.
+def microbatch_bounds(batch_length: int, microbatches: int) -> list[int]:
+    """Microbatch k is the slice bounds[k] : bounds[k + 1] of the minibatch; microbatches may be empty, lengths differ
+    by at most 1.
 
-    >>> lane_bounds(10, 4)
+    >>> microbatch_bounds(10, 4)
     [0, 2, 5, 7, 10]
     """
-    return [batch_length * lane // lanes for lane in range(lanes + 1)]
+    return [batch_length * microbatch // microbatches for microbatch in range(microbatches + 1)]
 
 
 def split_off(num_examples: int, count: int, seed: int) -> tuple[Array, Array]:

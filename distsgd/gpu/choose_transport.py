@@ -59,7 +59,7 @@ def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
     """What is wrong with messages by this way, empty where all arrive: libraries say yes, and a machine's setting of
     PCI or of /dev/shm says no at the first message. Collective."""
     device, size, width = communicator.device, communicator.size, _WORD.itemsize
-    parts = Parts.behind_each_other([width] * size)
+    parts = Parts.consecutive([width] * size)
     problem = ""
     try:
         send = device.put(communicator.rank * size + np.arange(size, dtype=_WORD))
@@ -71,7 +71,7 @@ def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
         gathered, told = device.put(own), device.put(np.full(1, communicator.rank, _WORD))
         communicator.allgather_slices(gathered, [1] * size)
         communicator.broadcast(told)
-        communicator.settle()
+        communicator.synchronize()
         arrived = to_host(receive).tolist() + to_host(gathered).tolist() + to_host(told).tolist()
         if arrived != [rank * size + communicator.rank for rank in range(size)] + [*range(1, size + 1), 0]:
             problem = "it delivered other numbers than were sent"

@@ -9,7 +9,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.output import say
-from distsgd.gpu.graphs import UNDER_WAY, NotRecorded, StepGraphs
+from distsgd.gpu.graphs import IN_FLIGHT, NotRecorded, StepGraphs
 from distsgd.training.non_finite import NonFinite
 from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 
@@ -21,12 +21,12 @@ class Steps:
     """
 
     def __init__(self, step: TrainingStep, graphs: StepGraphs | None) -> None:
-        self._step, self._graphs, self._communicator = step, graphs, step.exchange.communicator
+        self._step, self._graphs, self._communicator = step, graphs, step.reduction.communicator
         self._alone, self._asked_for = self._communicator.size == 1, False
         self._started: list[StepOrder] = []
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         """Steps begun whose results nobody has seen yet."""
         return len(self._started)
 
@@ -35,7 +35,7 @@ class Steps:
         order: StepOrder,
         flags: Flag,
         want_norm: bool = False,
-        leave_out: NonFinite | None = None,
+        skip: NonFinite | None = None,
         wait: bool = True,
     ) -> list[StepResult]:
         """Begins a step, as `TrainingStep.run` makes one; the results of steps that have ended since.
@@ -45,14 +45,14 @@ class Steps:
         GPUs go by themselves hear of each other's flags when they look at results.
         """
         if self._graphs is None:
-            return [self._step.run(order, flags, want_norm, leave_out)]
-        by_itself = not (wait or want_norm or leave_out or self._is_asked_for(flags))
-        if by_itself and self._start(order):
-            return self._end(flags) if self.under_way == UNDER_WAY else []
+            return [self._step.run(order, flags, want_norm, skip)]
+        asynchronous = not (wait or want_norm or skip or self._is_asked_for(flags))
+        if asynchronous and self._start(order):
+            return self._end(flags) if self.in_flight == IN_FLIGHT else []
         results = self._end(flags)
         if results and results[-1].problem is not None:
             return results
-        results.append(self._step.run(order, flags, want_norm, leave_out))
+        results.append(self._step.run(order, flags, want_norm, skip))
         if not self._alone:
             self._asked_for = not all(self._communicator.allgather_object(self._step.finite))
         return results
@@ -82,15 +82,15 @@ class Steps:
         return True
 
     def _end(self, flags: Flag) -> list[StepResult]:
-        """Waits for the steps under way; their results. A gradient that wasn't finite is looked at once more."""
+        """Waits for the steps in flight; their results. A gradient that wasn't finite is looked at once more."""
         if not self._started:
             return []
         started, self._started = self._started, []
         results: list[StepResult] = []
-        for one, (records, trouble) in zip(started, self._reports(flags), strict=True):
+        for one, (records, non_finite) in zip(started, self._reports(flags), strict=True):
             bounds = self._step.bounds(one)
             loss_sum, count, problem = self._step.totals(records, one.step, one.indices, bounds)
-            if problem is None and trouble:  # the parameters are still those before this step
+            if problem is None and non_finite:  # the parameters are still those before this step
                 self._step.run(one, NOTHING)
                 problem = self._step.wrong_update(one.step + 1)
             if problem is not None:
@@ -100,12 +100,12 @@ class Steps:
         return results
 
     def _reports(self, flags: Flag) -> list[tuple[Array, bool]]:
-        """(the records of all lanes, whether there was trouble) of each step under way; ranks tell each other."""
+        """(the records of all microbatches, whether there was trouble) of each step in flight; ranks tell each other."""
         assert self._graphs is not None
         reports = self._graphs.reports()
         if self._alone:
-            return [(report.records, report.trouble) for report in reports]
+            return [(report.records, report.non_finite) for report in reports]
         told = self._communicator.allgather_object((flags, self._step.finite, [report.records for report in reports]))
         self._asked_for = any(theirs or not finite for theirs, finite, _ in told)
-        lanes = [np.concatenate(of_step) for of_step in zip(*(records for _, _, records in told), strict=True)]
-        return [(records, report.trouble) for records, report in zip(lanes, reports, strict=True)]
+        microbatches = [np.concatenate(of_step) for of_step in zip(*(records for _, _, records in told), strict=True)]
+        return [(records, report.non_finite) for records, report in zip(microbatches, reports, strict=True)]

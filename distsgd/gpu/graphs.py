@@ -17,11 +17,11 @@ import numpy as np
 
 from distsgd.core.device import Array, is_on_host
 from distsgd.core.errors import first_line
-from distsgd.data.examples import Feeder, Rows
+from distsgd.data.examples import GatheredBatch, Loader
 from distsgd.gpu.streaming import PLACES, Stream
-from distsgd.parallel.reduction import Exchange
+from distsgd.parallel.reduction import GradientReduction
 
-UNDER_WAY = 64
+IN_FLIGHT = 64
 """Steps after which the host looks at their results at the latest: so much pinned memory there is."""
 
 _GRAPHS = 2 * PLACES
@@ -42,19 +42,19 @@ class StepInputs(NamedTuple):
     trouble   (ranks,) float64: not 0 from the first step on in which a rank has met what isn't finite
     """
 
-    rows: Rows | None
+    rows: GatheredBatch | None
     numbers: Array
     clock: Array
     scalars: Array
-    trouble: Array
+    non_finite: Array
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a step has told: this rank's lanes' records, and whether there was trouble in it or before it."""
+    """What a step has told: this rank's microbatches' records, and whether there was trouble in it or before it."""
 
     records: Array
-    trouble: bool
+    non_finite: bool
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,11 @@ class _Graph:
 
 
 class StepGraphs:
-    """Graphs of one step, by the bounds of its lanes, and by the place of its examples where they come from the host.
+    """Graphs of one step, by the bounds of its microbatches, and by the place of its examples where they come from the
+    host.
 
-    feeder    of the training examples
-    exchange  that goes by itself
+    loader    of the training examples
+    reduction  that goes by itself
     compute   launches a step that takes its numbers from StepInputs; returns its records, on the GPU, and whatever
               else has to stay where it is
     longest   examples of a minibatch at most
@@ -84,27 +85,27 @@ class StepGraphs:
 
     def __init__(
         self,
-        feeder: Feeder,
-        exchange: Exchange,
+        loader: Loader,
+        reduction: GradientReduction,
         compute: Callable[[tuple[int, ...], StepInputs], tuple[Array, tuple[Any, ...]]],
         longest: int,
         scalars: int,
     ) -> None:
-        device = feeder.device
-        self._feeder, self._device, self._compute = feeder, device, compute
-        self._stream = Stream(device, feeder, longest) if is_on_host(feeder.examples.x) else None
-        self._communicator, self._record_shape = exchange.communicator, exchange.records.shape
+        device = loader.device
+        self._loader, self._device, self._compute = loader, device, compute
+        self._stream = Stream(device, loader, longest) if is_on_host(loader.examples.x) else None
+        self._communicator, self._record_shape = reduction.communicator, reduction.records.shape
         self._scalar_count = scalars
         numbers = longest if self._stream is None else 0
         xp, words, ranks = device.xp, scalars + 2 + numbers, self._communicator.size
-        self._inputs, self._trouble = xp.zeros(words, np.int64), xp.zeros(ranks)
-        self._report = xp.zeros(ranks + exchange.records.size)
-        self._inputs_of_slots = device.host_room((UNDER_WAY, words), np.dtype(np.int64))
-        self._reports_of_slots = device.host_room((UNDER_WAY, self._report.size), np.dtype(np.float64))
+        self._inputs, self._non_finite = xp.zeros(words, np.int64), xp.zeros(ranks)
+        self._report = xp.zeros(ranks + reduction.records.size)
+        self._inputs_of_slots = device.host_buffer((IN_FLIGHT, words), np.dtype(np.int64))
+        self._reports_of_slots = device.host_buffer((IN_FLIGHT, self._report.size), np.dtype(np.float64))
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._met: set[tuple[int, ...]] = set()
         self._refused = False
-        self.under_way = 0
+        self.in_flight = 0
 
     def refuse(self) -> None:
         """There are to be no more graphs: from now on no bounds are known, and others may have the graphs' memory."""
@@ -131,34 +132,34 @@ class StepGraphs:
         return False
 
     def start(self, bounds: tuple[int, ...], indices: Array, epoch: int, step: int, scalars: tuple[float, ...]) -> None:
-        """Starts a step, which is `under_way` then. There has to be room for it: less than UNDER_WAY are."""
+        """Starts a step, which is `in_flight` then. There has to be room for it: less than UNDER_WAY are."""
         place = 0 if self._stream is None else self._stream.send(indices, epoch)
         graph = self._graph(bounds, place)
-        inputs, count = self._inputs_of_slots[self.under_way], self._scalar_count
+        inputs, count = self._inputs_of_slots[self.in_flight], self._scalar_count
         inputs[:count].view(np.float64)[:] = scalars
         inputs[count : count + 2].view(np.uint64)[:] = epoch, step
         if self._stream is None:
-            inputs[count + 2 : count + 2 + len(indices)] = self._feeder.examples.rows(indices)
+            inputs[count + 2 : count + 2 + len(indices)] = self._loader.examples.rows(indices)
         self._inputs.set(inputs)
         graph.graph.launch()
         self._communicator.launched()
         if self._stream is not None:
             self._stream.used(place)
-        self._report.get(out=self._reports_of_slots[self.under_way], blocking=False)
-        self.under_way += 1
+        self._report.get(out=self._reports_of_slots[self.in_flight], blocking=False)
+        self.in_flight += 1
 
     def reports(self) -> list[Report]:
-        """Waits for all steps under way; what each has told, in their order."""
-        if not self.under_way:
+        """Waits for all steps in flight; what each has told, in their order."""
+        if not self.in_flight:
             return []
         self._wait()
-        told = self._reports_of_slots[: self.under_way].copy()
-        self.under_way = 0
+        told = self._reports_of_slots[: self.in_flight].copy()
+        self.in_flight = 0
         ranks = self._communicator.size
         return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in told]
 
     def _wait(self) -> None:
-        self._communicator.settle()
+        self._communicator.synchronize()
         self._device.synchronize()
 
     def _graph(self, bounds: tuple[int, ...], place: int) -> _Graph:
@@ -193,15 +194,15 @@ class StepGraphs:
             rest[:count],
             self._inputs[scalars : scalars + 2].view(np.uint64),
             self._inputs[:scalars].view(np.float64),
-            self._trouble,
+            self._non_finite,
         )
         pool, stream = _pool(xp), xp.cuda.get_current_stream()
         with xp.cuda.using_allocator(pool.malloc):
             stream.begin_capture()
             try:
                 records, others = self._compute(bounds, inputs)
-                self._report[: self._trouble.size] = self._trouble
-                self._report[self._trouble.size :] = records.ravel()
+                self._report[: self._non_finite.size] = self._non_finite
+                self._report[self._non_finite.size :] = records.ravel()
             except BaseException:
                 with suppress(Exception):  # the recording is broken, which is no news
                     stream.end_capture()

@@ -1,5 +1,5 @@
 // The kernels of the GPU, compiled at run time for REAL = float or double, without contraction of a*b+c into one rounding:
-// an update's bits are then those of the CPU. Arrays are contiguous and batch-last. Every loop strides over the grid, so
+// an update's bits are then those of the CPU. Arrays are contiguous and batch-last. Interval loop strides over the grid, so
 // that any number of blocks and threads computes the same, one thread included. Formulas: see the modules of the CPU.
 
 typedef REAL T;
@@ -92,17 +92,17 @@ extern "C" __global__ void adam(T* w, const T* g, T* first, T* second, STEP_NUMB
 
 // ---- numbers that aren't finite, in a recorded step: found here, and all that follows leaves everything as it is
 
-extern "C" __global__ void find_trouble(const T* values, double* trouble, index_t count) {
-    EACH(i, count) if (values[i] - values[i] != 0) *trouble = 1.0;
+extern "C" __global__ void find_non_finite(const T* values, double* non_finite, index_t count) {
+    EACH(i, count) if (values[i] - values[i] != 0) *non_finite = 1.0;
 }
 
-extern "C" __global__ void find_trouble_in_losses(const double* records, double* trouble, index_t width, index_t lanes) {
-    EACH(i, lanes) if (records[i * width] - records[i * width] != 0) *trouble = 1.0;
+extern "C" __global__ void find_non_finite_losses(const double* records, double* non_finite, index_t width, index_t lanes) {
+    EACH(i, lanes) if (records[i * width] - records[i * width] != 0) *non_finite = 1.0;
 }
 
-extern "C" __global__ void hold_after_trouble(const double* trouble, index_t ranks, double* numbers, index_t count) {
+extern "C" __global__ void hold_after_non_finite(const double* non_finite, index_t ranks, double* numbers, index_t count) {
     double nothing = 0.0, found = 0.0;
-    for (index_t rank = 0; rank < ranks; rank++) found += trouble[rank];
+    for (index_t rank = 0; rank < ranks; rank++) found += non_finite[rank];
     EACH(i, count) if (found != 0.0) numbers[i] = nothing / nothing;
 }
 

@@ -131,20 +131,20 @@ def adam(
     _on_each("adam", params, grads, first_moment, second_moment, *numbers)
 
 
-def find_trouble(values: Array, trouble: Array) -> None:
+def find_non_finite(values: Array, non_finite: Array) -> None:
     """trouble[0] := 1 where a value isn't finite; else it stays as it is."""
-    _launch("find_trouble", values, values.size, values, trouble, values.size)
+    _launch("find_non_finite", values, values.size, values, non_finite, values.size)
 
 
-def find_trouble_in_losses(records: Array, trouble: Array, like: Array) -> None:
-    """trouble[0] := 1 where the loss sum of a lane's record isn't finite; else it stays as it is."""
-    lanes, width = records.shape
-    _launch("find_trouble_in_losses", like, lanes, records, trouble, width, lanes)
+def find_non_finite_losses(records: Array, non_finite: Array, like: Array) -> None:
+    """trouble[0] := 1 where the loss sum of a microbatch's record isn't finite; else it stays as it is."""
+    microbatches, width = records.shape
+    _launch("find_non_finite_losses", like, microbatches, records, non_finite, width, microbatches)
 
 
-def hold_after_trouble(trouble: Array, numbers: Array, like: Array) -> None:
+def hold_after_non_finite(non_finite: Array, numbers: Array, like: Array) -> None:
     """All numbers become NaN where any trouble isn't 0: kernels that read them then leave everything as it is."""
-    _launch("hold_after_trouble", like, numbers.size, trouble, trouble.size, numbers, numbers.size)
+    _launch("hold_after_non_finite", like, numbers.size, non_finite, non_finite.size, numbers, numbers.size)
 
 
 def sum_of_rows(rows: Sequence[Array], sums: Sequence[int]) -> Callable[[Array, float], None]:

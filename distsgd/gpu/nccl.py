@@ -27,16 +27,16 @@ class NcclCommunicator(PassingCommunicator):
     """Arrays on a device go by NCCL, each method a call on the current stream; all else goes to `inside`.
 
     The methods return before anything has travelled. What this rank's stream does next waits for it; the host waits in
-    `settle`, or wherever it reads what came.
+    `synchronize`, or wherever it reads what came.
     """
 
-    goes_by_itself = True
+    is_asynchronous = True
 
     def __init__(self, inside: Communicator, device: Device, nccl: Any, comm: Any) -> None:
         super().__init__(inside, device, f"by NCCL {version_words(int(nccl.get_version()))}")
         self._nccl, self._comm = nccl, comm
         self._sent = device.xp.cuda.Event(disable_timing=True)
-        self._under_way = False
+        self._in_flight = False
 
     def broadcast(self, array: Array) -> None:
         if is_on_host(array):
@@ -79,15 +79,15 @@ class NcclCommunicator(PassingCommunicator):
 
     def launched(self) -> None:
         self._sent.record(self.device.xp.cuda.get_current_stream())
-        self._under_way = True
+        self._in_flight = True
 
-    def settle(self) -> None:
-        if not self._under_way:
+    def synchronize(self) -> None:
+        if not self._in_flight:
             return
-        self.waits(_ALLTOALL)
+        self.enter(_ALLTOALL)
         self._sent.synchronize()
-        self.goes_on()
-        self._under_way = False
+        self.exit()
+        self._in_flight = False
         with _told("NCCL failed between steps"):
             self._comm.check_async_error()
 
@@ -103,14 +103,14 @@ class NcclCommunicator(PassingCommunicator):
     def _group(self, collective: int) -> Iterator[int]:
         """What is called inside goes together; gives the current stream's number."""
         stream = self.device.xp.cuda.get_current_stream()
-        self.waits(collective)  # NCCL connects to a rank when it first sends to it, and that waits for the rank
+        self.enter(collective)  # NCCL connects to a rank when it first sends to it, and that waits for the rank
         with _told("NCCL failed"):
             self._nccl.groupStart()
             try:
                 yield stream.ptr
             finally:
                 self._nccl.groupEnd()
-        self.goes_on()
+        self.exit()
         if not stream.is_capturing():
             self.launched()
 
@@ -135,9 +135,9 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunica
     )
     if problem:
         return None, f"NCCL did not start ({problem})"
-    communicator.waits(_BARRIER)
+    communicator.enter(_BARRIER)
     comm, problem = _attempt(lambda: nccl.NcclCommunicator(communicator.size, number, communicator.rank))
-    communicator.goes_on()
+    communicator.exit()
     problems = communicator.allgather_object(problem)
     found = next((f"NCCL did not start ({one}; rank {rank})" for rank, one in enumerate(problems) if one), "")
     if found:

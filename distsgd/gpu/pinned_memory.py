@@ -23,26 +23,26 @@ class StagedCommunicator(PassingCommunicator):
 
     def __init__(self, inside: Communicator, device: Device) -> None:
         super().__init__(inside, device, WAY)
-        self._rooms: dict[str, Array] = {}
+        self._input_buffers: dict[str, Array] = {}
 
     def broadcast(self, array: Array) -> None:
         if is_on_host(array):
             self.inside.broadcast(array)
             return
-        room = self._room("whole", array)
+        buffer = self._input_buffer("whole", array)
         if self.is_root:
-            to_host(array, room)
+            to_host(array, buffer)
         else:
-            self.device.synchronize()  # the last copy from there may be under way
-        self.inside.broadcast(room)
+            self.device.synchronize()  # the last copy from there may be in flight
+        self.inside.broadcast(buffer)
         if not self.is_root:
-            array.set(room)  # type: ignore[attr-defined]
+            array.set(buffer)  # type: ignore[attr-defined]
 
     def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         if is_on_host(send) and is_on_host(receive):
             self.inside.alltoall(send, sent, receive, received)
             return
-        outgoing, incoming = self._room("sent", send), self._room("received", receive)
+        outgoing, incoming = self._input_buffer("sent", send), self._input_buffer("received", receive)
         to_host(send, outgoing)
         self.inside.alltoall(outgoing, sent, incoming, received)
         receive.set(incoming)  # type: ignore[attr-defined]
@@ -51,15 +51,15 @@ class StagedCommunicator(PassingCommunicator):
         if is_on_host(flat):
             self.inside.allgather_slices(flat, counts)
             return
-        room, start = self._room("whole", flat), sum(counts[: self.rank])
+        buffer, start = self._input_buffer("whole", flat), sum(counts[: self.rank])
         own = slice(start, start + counts[self.rank])
-        to_host(flat[own], room[own])
-        self.inside.allgather_slices(room, counts)
-        flat.set(room)  # type: ignore[attr-defined]
+        to_host(flat[own], buffer[own])
+        self.inside.allgather_slices(buffer, counts)
+        flat.set(buffer)  # type: ignore[attr-defined]
 
-    def _room(self, purpose: str, like: Array) -> Array:
+    def _input_buffer(self, purpose: str, like: Array) -> Array:
         """Pinned memory of an array's shape and dtype, the same again each time."""
-        room = self._rooms.get(purpose)
-        if room is None or room.nbytes < like.nbytes:
-            room = self._rooms[purpose] = self.device.host_room((like.nbytes,), _BYTES)
-        return room[: like.nbytes].view(like.dtype).reshape(like.shape)
+        buffer = self._input_buffers.get(purpose)
+        if buffer is None or buffer.nbytes < like.nbytes:
+            buffer = self._input_buffers[purpose] = self.device.host_buffer((like.nbytes,), _BYTES)
+        return buffer[: like.nbytes].view(like.dtype).reshape(like.shape)

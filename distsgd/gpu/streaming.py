@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.device import Array, Device, Shape
-from distsgd.data.examples import Feeder, Rows
+from distsgd.data.examples import GatheredBatch, Loader
 
 PLACES = 2
 """Rooms on either side: one is filled while the other is read."""
@@ -19,18 +19,18 @@ class Stream:
     longest   examples of a minibatch at most
     """
 
-    def __init__(self, device: Device, feeder: Feeder, longest: int) -> None:
-        self._device, self._feeder = device, feeder
-        cuda, examples = device.xp.cuda, feeder.examples
+    def __init__(self, device: Device, loader: Loader, longest: int) -> None:
+        self._device, self._loader = device, loader
+        cuda, examples = device.xp.cuda, loader.examples
         self._copies = cuda.Stream(non_blocking=True)
         self._arrived, self._read = ([cuda.Event(disable_timing=True) for _ in range(PLACES)] for _ in range(2))
         features = int(np.prod(examples.x.shape[1:]))
-        rooms: list[tuple[Shape, np.dtype[Any]]] = [((longest, features), feeder.dtype)]
-        rooms.append(((longest, *examples.y.shape[1:]), examples.y.dtype))
+        buffers: list[tuple[Shape, np.dtype[Any]]] = [((longest, features), loader.dtype)]
+        buffers.append(((longest, *examples.y.shape[1:]), examples.y.dtype))
         if examples.weights is not None:
-            rooms.append(((longest,), feeder.dtype))
-        self._here = [[device.host_room(shape, dtype) for shape, dtype in rooms] for _ in range(PLACES)]
-        self._there = [[device.xp.zeros(shape, dtype) for shape, dtype in rooms] for _ in range(PLACES)]
+            buffers.append(((longest,), loader.dtype))
+        self._here = [[device.host_buffer(shape, dtype) for shape, dtype in buffers] for _ in range(PLACES)]
+        self._there = [[device.xp.zeros(shape, dtype) for shape, dtype in buffers] for _ in range(PLACES)]
         self._place = PLACES - 1
         for place in range(PLACES):
             self._arrived[place].record(self._copies)
@@ -44,21 +44,21 @@ class Stream:
         self._place = place = (self._place + 1) % PLACES
         here, there, count = self._here[place], self._there[place], len(indices)
         self._arrived[place].synchronize()  # the last copy from here
-        rows = self._feeder.gather_here(indices, epoch, here[0])
-        for room, array in zip(here, (rows.x, rows.y, rows.weights), strict=False):
-            if array is not None and not np.shares_memory(room, array):
-                room[:count] = array
+        rows = self._loader.gather_here(indices, epoch, here[0])
+        for buffer, array in zip(here, (rows.x, rows.y, rows.weights), strict=False):
+            if array is not None and not np.shares_memory(buffer, array):
+                buffer[:count] = array
         self._copies.wait_event(self._read[place])
-        for target, room in zip(there, here, strict=True):
-            target[:count].set(room[:count], stream=self._copies)
+        for target, buffer in zip(there, here, strict=True):
+            target[:count].set(buffer[:count], stream=self._copies)
         self._arrived[place].record(self._copies)
         self._device.xp.cuda.get_current_stream().wait_event(self._arrived[place])
         return place
 
-    def rows(self, place: int, count: int) -> Rows:
+    def rows(self, place: int, count: int) -> GatheredBatch:
         """The examples at a place, on the GPU."""
         x, y, *weights = (array[:count] for array in self._there[place])
-        return Rows(x, y, weights[0] if weights else None, np.zeros(count, np.int64))
+        return GatheredBatch(x, y, weights[0] if weights else None, np.zeros(count, np.int64))
 
     def used(self, place: int) -> None:
         """All that reads them has been asked for."""

@@ -20,8 +20,8 @@ class PassingCommunicator(Communicator):
     def __init__(self, inside: Communicator, device: Device, way: str) -> None:
         self.inside, self.device, self.way = inside, device, way
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
-        self.waits, self.goes_on = inside.waits, inside.goes_on  # type: ignore[method-assign]
-        self.at, self.progressed = inside.at, inside.progressed  # type: ignore[method-assign]
+        self.enter, self.exit = inside.enter, inside.exit  # type: ignore[method-assign]
+        self.set_phase, self.progressed = inside.set_phase, inside.progressed  # type: ignore[method-assign]
 
     def broadcast_object(self, value: T) -> T:
         return self.inside.broadcast_object(value)

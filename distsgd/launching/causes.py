@@ -33,16 +33,16 @@ class Cause:
 
 @dataclass(frozen=True)
 class Member:
-    """A rank as the ranks' roster says: mpirun's number for it, host and process."""
+    """A rank as the ranks' rank_table says: mpirun's number for it, host and process."""
 
     number: int
     host: str
     process: int
 
 
-def roster(ending: Ending) -> list[Member]:
+def rank_table(ending: Ending) -> list[Member]:
     """The ranks in order, as far as they have met."""
-    parts = sorted(ending.words.of("roster"), key=lambda message: message["first"])
+    parts = sorted(ending.words.of("rank_table"), key=lambda message: message["first"])
     return [Member(*rank) for message in parts for rank in message["ranks"]]
 
 
@@ -72,7 +72,7 @@ def cause_of(ending: Ending, out_of_memory: bool) -> Cause:
 
 
 def _sentence_of(death: Death, ending: Ending, out_of_memory: bool) -> str:
-    members = roster(ending)
+    members = rank_table(ending)
     processes = {"process": death.process, "host": death.host}
     found = [
         rank

@@ -1,8 +1,8 @@
 """Leaves nothing behind: ends every process of a start and removes its files, also when the launcher itself is killed.
 
 Processes are known by a variable in their environment, which everything inherits that a start has started on this
-host. A janitor, a process forked before all else, does the cleaning where the launcher no longer can: it hears of each
-start's folder before that is made.
+host. A cleanup process, a process forked before all else, does the cleaning where the launcher no longer can: it hears
+of each start's folder before that is made.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # whatever 
 
 
 @dataclass(frozen=True)
-class Traces:
+class Leftovers:
     """What a launch can leave on this host: processes that `name` tags, and MPI's files that are younger than it."""
 
     name: str
@@ -86,11 +86,11 @@ def _reap(kept: set[int]) -> None:
             os.waitpid(child, os.WNOHANG)
 
 
-class Janitor:
+class CleanupProcess:
     """A process of its own that waits for this one to end, and cleans up where this one didn't say it had."""
 
-    def __init__(self, traces: Traces) -> None:
-        self.traces = traces
+    def __init__(self, leftovers: Leftovers) -> None:
+        self.leftovers = leftovers
         self.process = 0
         self._folder: PrivateFolder | None = None
         if not hasattr(os, "fork"):
@@ -100,18 +100,18 @@ class Janitor:
         if self.process == 0:
             try:
                 os.close(self._tells)
-                _wait_and_clean(waits, traces)
+                _wait_and_clean(waits, leftovers)
             finally:
                 os._exit(0)
         os.close(waits)
 
-    def __enter__(self) -> Janitor:
+    def __enter__(self) -> CleanupProcess:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Cleans up here, and lets the janitor go."""
+        """Cleans up here, and lets the cleanup process go."""
         if self.process:
             self.clean_up()
             with suppress(BrokenPipeError):
@@ -131,16 +131,16 @@ class Janitor:
 
     def clean_up(self) -> None:
         """Ends what still runs of a start, and removes its files."""
-        self.traces.end_processes(keep=(self.process,))
-        self.traces.remove_files()
+        self.leftovers.end_processes(keep=(self.process,))
+        self.leftovers.remove_files()
         if self._folder is not None:
             self._folder.remove()
             self._folder = None
 
 
-def _wait_and_clean(waits: int, traces: Traces) -> None:
-    """The janitor's whole life: the pipe ends with the launcher, however that ends."""
-    os.setsid()  # what is sent to the launcher's group isn't meant for the janitor
+def _wait_and_clean(waits: int, leftovers: Leftovers) -> None:
+    """The cleanup process's whole life: the pipe ends with the launcher, however that ends."""
+    os.setsid()  # what is sent to the launcher's group isn't meant for the cleanup process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
@@ -152,8 +152,8 @@ def _wait_and_clean(waits: int, traces: Traces) -> None:
     *folders, last = heard.split(b"\0")
     if last == _DONE:
         return
-    traces.end_processes()
-    traces.remove_files()
+    leftovers.end_processes()
+    leftovers.remove_files()
     for name in folders:
         left = PrivateFolder.find(Path(os.fsdecode(name)))
         if left is not None:

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
-from distsgd.core.output import BOARD_VARIABLE, LAUNCH_VARIABLE, mark, secret
+from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
 from distsgd.launching.words import Stream, Words
 from distsgd.parallel.processes import alive, can_look
-from distsgd.parallel.status_table import Board, Field
+from distsgd.parallel.status_table import Field, StatusTable
 
 _TICK = 0.25  # seconds
 _SHOWN_SOON = 0.05
@@ -88,8 +88,8 @@ class Start:
         self._ranks, self._stops, self._limits = ranks, stops, limits
         self._ending = Ending()
         launch = settings.get(LAUNCH_VARIABLE, "")
-        self._board, descriptor = _make_board(ranks, secret(launch))
-        told = {} if self._board is None else {BOARD_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
+        self._table, descriptor = _make_status_table(ranks, secret(launch))
+        told = {} if self._table is None else {STATUS_TABLE_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
         try:
             self._process = subprocess.Popen(
                 line,
@@ -180,12 +180,12 @@ class Start:
         return _LEFT_SECONDS if any(words.of(kind) for kind in ("raised", "stalled", "exit")) else None
 
     def _all_there(self) -> bool:
-        return sum(len(message["ranks"]) for message in self._ending.words.of("roster")) >= self._ranks
+        return sum(len(message["ranks"]) for message in self._ending.words.of("rank_table")) >= self._ranks
 
     def _ask_ranks(self) -> None:
         """Passes a stop on as SIGUSR1, which every mpirun forwards; to a rank of this host where there is one."""
-        for rank in range(self._ranks if self._board is not None else 0):
-            line = self._board.line(rank)  # type: ignore[union-attr]
+        for rank in range(self._ranks if self._table is not None else 0):
+            line = self._table.line(rank)  # type: ignore[union-attr]
             if line[Field.PROCESS] and alive(line[Field.PROCESS], line[Field.STARTED]):
                 os.kill(line[Field.PROCESS], signal.SIGUSR1)
                 return
@@ -193,9 +193,9 @@ class Start:
 
     def _silence(self, now: float) -> float:
         """Seconds since any rank of this host last showed a sign of life; 0 where none has begun."""
-        if self._board is None or not self._all_there():
+        if self._table is None or not self._all_there():
             return 0.0
-        beats = [beat / 1e9 for rank in range(self._ranks) if (beat := self._board.line(rank)[Field.BEAT])]
+        beats = [beat / 1e9 for rank in range(self._ranks) if (beat := self._table.line(rank)[Field.BEAT])]
         return now - max(*beats, self._awake) if beats else 0.0
 
     def _kill(self, why: str | None) -> None:
@@ -211,25 +211,25 @@ class Start:
         ending.status = self._process.wait()
         for file in self._pipes:
             file.close()
-        for rank in range(self._ranks if self._board is not None else 0):
-            line = self._board.line(rank)  # type: ignore[union-attr]
+        for rank in range(self._ranks if self._table is not None else 0):
+            line = self._table.line(rank)  # type: ignore[union-attr]
             if line[Field.PROCESS]:
                 ending.places[rank] = line[Field.PLACE]
-        self._board = None
+        self._table = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
         return ending
 
 
-def _make_board(ranks: int, key: int) -> tuple[Board | None, int]:
-    """(a board that ranks on this host can open, its descriptor), or (None, -1)."""
+def _make_status_table(ranks: int, key: int) -> tuple[StatusTable | None, int]:
+    """(a status table that ranks on this host can open, its descriptor), or (None, -1)."""
     if not hasattr(os, "memfd_create") or not can_look():
         return None, -1
-    descriptor = os.memfd_create("distsgd-board", os.MFD_CLOEXEC)
-    os.ftruncate(descriptor, Board.bytes_for(ranks))
-    board = Board(memoryview(mmap.mmap(descriptor, Board.bytes_for(ranks))), ranks)
-    board.mark(key)
-    return board, descriptor
+    descriptor = os.memfd_create("distsgd-status-table", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, StatusTable.bytes_for(ranks))
+    table = StatusTable(memoryview(mmap.mmap(descriptor, StatusTable.bytes_for(ranks))), ranks)
+    table.mark(key)
+    return table, descriptor
 
 
 def _pass_on(target: int, data: bytes) -> None:

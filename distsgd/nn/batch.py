@@ -1,4 +1,4 @@
-"""One lane's part of a minibatch, and everything that a computation on it may depend on."""
+"""One microbatch's part of a minibatch, and everything that a computation on it may depend on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_ARRAYS: Mapping[str, Array] = {}
 
 @dataclass(slots=True)
 class Batch:
-    """The examples of one lane. Arrays inside a model are batch-last: `x` is (features…, n).
+    """The examples of one microbatch. Arrays inside a model are batch-last: `x` is (features…, n).
 
     The arrays are the step's, which uses their memory again: copy what has to outlive the call.
 
@@ -23,7 +23,7 @@ class Batch:
     indices     which rows of the data these are, (n,)
     state       running statistics of the model (read only)
     clock       epoch and step in the memory of a GPU, where it records this step to make others like it
-    statistics  float64 views where this lane's batch statistics go, by name, for training alone
+    statistics  float64 views where this microbatch's batch statistics go, by name, for training alone
     """
 
     x: Array
@@ -32,7 +32,7 @@ class Batch:
     weights: Array | None = None
     epoch: int = 0
     step: int = 0
-    lane: int = 0
+    microbatch: int = 0
     seed: int = 0
     training: bool = False
     state: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
@@ -44,9 +44,9 @@ class Batch:
         return len(self.indices)
 
     def random_words(self, count: int, purpose: str) -> Array:
-        """`count` random uint64 words, a function of (seed, purpose, epoch, step, lane) alone."""
+        """`count` random uint64 words, a function of (seed, purpose, epoch, step, microbatch) alone."""
         return words_of(self.random_stream(purpose), count)
 
     def random_stream(self, purpose: str) -> Stream:
         """Where these words begin, for kernels that make them where they are used."""
-        return stream(self.seed, purpose, self.epoch, self.step, self.lane)._replace(clock=self.clock)
+        return stream(self.seed, purpose, self.epoch, self.step, self.microbatch)._replace(clock=self.clock)

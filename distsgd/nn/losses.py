@@ -1,6 +1,7 @@
 """Losses: what a model's outputs cost against the targets, as a SUM over examples and its gradient.
 
-Sums, because the trainer adds them over lanes and divides once, by the number of examples. Arrays are batch-last.
+Sums, because the trainer adds them over microbatches and divides once, by the number of examples. Arrays are
+batch-last.
 """
 
 from __future__ import annotations

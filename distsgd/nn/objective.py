@@ -33,7 +33,7 @@ class LossAndGrad(Protocol):
 
 
 class Objective(Component, ABC):
-    """A LossAndGrad with what training needs besides: shapes, first values, outputs to score."""
+    """A LossAndGrad with what training needs besides: shapes, initial values, outputs to score."""
 
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
@@ -54,7 +54,7 @@ class Objective(Component, ABC):
         return {}
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of what a lane reports for the running statistics."""
+        """Names and shapes of what a microbatch reports for the running statistics."""
         return {}
 
     def multiply_adds(self) -> int:
@@ -63,7 +63,7 @@ class Objective(Component, ABC):
 
     @abstractmethod
     def initialize(self, params: Views, state: Views, seed: int) -> None:
-        """Fills parameters and running statistics with their first values."""
+        """Fills parameters and running statistics with their initial values."""
 
     @abstractmethod
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
@@ -75,7 +75,7 @@ class Objective(Component, ABC):
 
     def predict(self, params: Views, batch: Batch) -> Array:
         """What the model says of the inputs, batch-last: probabilities, or values."""
-        raise ConfigurationError("this model has no outputs to predict with; give distsgd.Custom outputs=")
+        raise ConfigurationError("this model has no outputs to predict with; give distsgd.FunctionObjective outputs=")
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         """Stored targets of n examples, (n,) or (n, outputs), as the function takes them: (n,) or (outputs, n)."""
@@ -89,14 +89,15 @@ class Objective(Component, ABC):
         return False
 
     def repeats_itself(self) -> bool:
-        """Whether it does the same for every lane of one length, whatever numbers are in it and whatever step it is of.
+        """Whether it does the same for every microbatch of one length, whatever numbers are in it and whatever step it
+        is of.
 
         A GPU may record it then, and the recording stand for all steps.
         """
         return False
 
     def combine_statistics(self, left: Views, right: Views) -> None:
-        """Joins two lanes' statistics into `left`."""
+        """Joins two microbatches' statistics into `left`."""
 
     def update_state(self, state: Views, statistics: Views) -> None:
         """Moves the running statistics on by one step's joined statistics."""
@@ -183,10 +184,10 @@ class Supervised(Objective):
 
 
 @dataclass(frozen=True)
-class Custom(Objective):
+class FunctionObjective(Objective):
     """The user's own function, and the arrays it starts from.
 
-    `function(params, grads, batch)` is a LossAndGrad. `params` gives names, shapes and first values. With
+    `function(params, grads, batch)` is a LossAndGrad. `params` gives names, shapes and initial values. With
     `outputs(params, batch)`, which returns what the model says, (outputs, n), there are metrics and predictions too.
     One thread calls both functions, unless `thread_safe` says that several may.
     """

@@ -173,7 +173,8 @@ class _Moments(Optimizer):
     """What Adam and AdamW have in common: all but weight decay.
 
     The state holds the sums M := m / (1 - β₁) and V := v / (1 - β₂), which take two multiplications fewer a step. Then
-    m̂ = M (1 - β₁) / (1 - β₁ᵗ) and √v̂ = r √V with r := √((1 - β₂) / (1 - β₂ᵗ)), and m̂ / (√v̂ + ε) is expanded by 1 / r.
+    m̂ = M (1 - β₁) / (1 - β₁ᵗ) and √v̂ = r √V with r := √((1 - β₂) / (1 - β₂ᵗ)), and m̂ / (√v̂ + ε) is expanded by 1 /
+    r.
     """
 
     learning_rate: float = 1e-3

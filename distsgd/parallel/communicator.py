@@ -34,7 +34,7 @@ class Parts:
         return self.starts[-1] + self.counts[-1]
 
     @classmethod
-    def behind_each_other(cls, counts: Iterable[int]) -> Parts:
+    def consecutive(cls, counts: Iterable[int]) -> Parts:
         """Parts of these lengths."""
         lengths = tuple(counts)
         return cls(lengths, tuple(accumulate(lengths[:-1], initial=0)))
@@ -49,13 +49,13 @@ class Parts:
 class Watched:
     """What the watchdog is told; where there is none, as here, nobody listens."""
 
-    def waits(self, collective: int) -> None:
+    def enter(self, collective: int) -> None:
         """This rank enters a collective that isn't a method of its communicator."""
 
-    def goes_on(self) -> None:
+    def exit(self) -> None:
         """This rank has left it."""
 
-    def at(self, phase: int, step: int = 0) -> None:
+    def set_phase(self, phase: int, step: int = 0) -> None:
         """This rank begins something else."""
 
     def progressed(self) -> None:
@@ -88,7 +88,7 @@ class Communicator(Watched, ABC):
             return
         if not self.in_use.acquire(blocking=False):
             raise ConfigurationError(
-                "fit: another fit is under way on these ranks, and the messages of two would mix; call one when the "
+                "fit: another fit is in flight on these ranks, and the messages of two would mix; call one when the "
                 "other has returned, on all ranks in the same order"
             )
         try:
@@ -131,13 +131,13 @@ class Communicator(Watched, ABC):
     def barrier(self) -> None:
         """Waits for all ranks."""
 
-    goes_by_itself: bool = False
+    is_asynchronous: bool = False
     """Whether arrays travel on a GPU's stream, so that the host neither waits nor has to be there."""
 
     def launched(self) -> None:
-        """Messages were launched with a graph; see `settle`."""
+        """Messages were launched with a graph; see `synchronize`."""
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Waits until what was sent has arrived, where a collective returns before that; to be called with no work of
         this rank's own behind it, so that the watchdog knows whom it waits for."""
 
@@ -164,7 +164,7 @@ class Communicator(Watched, ABC):
     def on_root(self, function: Callable[[], T]) -> T:
         """function()'s result from rank 0, on every rank; what it raises is raised on every rank.
 
-        A DistsgdError comes as it is, anything else as a LaneError with its traceback.
+        A DistsgdError comes as it is, anything else as a UserCodeError with its traceback.
         """
         outcome: tuple[Any, DistsgdError | None] = (None, None)
         if self.is_root:

@@ -1,8 +1,9 @@
 """Replicas that lie apart: sums travel in messages between those who share memory, and parameters travel back.
 
-Ranks that share a replica are a *group*: those of a node, or each rank by itself. A group adds the rows of its lanes as
-far as the tree has them together, and sends these sums alone, so that a network carries each gradient once a node and
-not once a rank. A rank speaks with the rank of each other group that has its own place there, modulo that group's size.
+Ranks that share a replica are a *group*: those of a node, or each rank by itself. A group adds the rows of its
+microbatches as far as the tree has them together, and sends these sums alone, so that a network carries each gradient
+once a node and not once a rank. A rank speaks with the rank of each other group that has its own place there, modulo
+that group's size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape, to_host
 from distsgd.parallel.communicator import Communicator, Parts
-from distsgd.parallel.reduction import SCALARS, OwnState, Plan, stretches
+from distsgd.parallel.reduction import SCALARS, OwnState, Plan, update_chunks
 from distsgd.parallel.shared_memory import NotShared, shared_array
 from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, scratch_levels, tree_sum
 
@@ -55,13 +56,13 @@ class Groups:
         return cls(tuple(sorted(set(firsts))), communicator.size)
 
 
-class MessageExchange(OwnState):
+class MessageReduction(OwnState):
     """One replica a group. A step is an all-gather of flags and records, an all-to-all of sums, the update, and an
     all-to-all of parameters. Raises NotShared, on all ranks, where a group can't share memory."""
 
     def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
         super().__init__(communicator, plan)
-        self.goes_by_itself = communicator.goes_by_itself
+        self.is_asynchronous = communicator.is_asynchronous
         self.group, self.groups = group, Groups.of(communicator, group)
         self.speaks_for_replica = group.is_root
         elements = self.partition.elements
@@ -96,15 +97,15 @@ class MessageExchange(OwnState):
         return [self.plan.device.xp.zeros(elements, self.plan.dtype) for _ in range(count)], True
 
     def _prepare_heads(self) -> None:
-        """What all ranks say lies in rank order: the flags of a rank, then the records of its lanes."""
+        """What all ranks say lies in rank order: the flags of a rank, then the records of its microbatches."""
         partition, width = self.partition, self.plan.record
-        spans = [partition.lanes_of(rank) for rank in range(partition.ranks)]
+        spans = [partition.microbatches_of(rank) for rank in range(partition.ranks)]
         self._head_counts = [1 + SCALARS + (last - first) * width for first, last in spans]
         starts = np.cumsum([0, *self._head_counts])
         self._heads = np.zeros(starts[-1])
         self._flags_at = starts[:-1, np.newaxis] + np.arange(1 + SCALARS)
         records = [np.arange(starts[rank] + 1 + SCALARS, starts[rank + 1]) for rank in range(partition.ranks)]
-        self._records_at = np.concatenate(records).reshape(partition.lanes, width)
+        self._records_at = np.concatenate(records).reshape(partition.microbatches, width)
         own = self._heads[starts[self.communicator.rank] : starts[self.communicator.rank + 1]]
         self.flags, self._own_records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
         device = self.plan.device
@@ -115,18 +116,18 @@ class MessageExchange(OwnState):
         partition, groups, me = self.partition, self.groups, self.communicator.rank
         own_group, width = groups.group_of(me), self.plan.dtype.itemsize
         count = self.owned.stop - self.owned.start
-        self._nodes = maximal_subtrees(*self._lanes_of(own_group), partition.lanes)
+        self._nodes = maximal_subtrees(*self._microbatches_of(own_group), partition.microbatches)
         self._owners = self._partners(own_group)
         nodes_of = {
-            groups.partner(me, group): maximal_subtrees(*self._lanes_of(group), partition.lanes)
+            groups.partner(me, group): maximal_subtrees(*self._microbatches_of(group), partition.microbatches)
             for group in range(len(groups.firsts))
             if group != own_group
         }
         served = set(self._owners)
-        self._sent = Parts.behind_each_other(
+        self._sent = Parts.consecutive(
             len(self._nodes) * length * width * (rank in served) for rank, length in enumerate(partition.counts())
         )
-        self._received = Parts.behind_each_other(
+        self._received = Parts.consecutive(
             len(nodes_of.get(rank, ())) * count * width for rank in range(partition.ranks)
         )
         xp = self.plan.device.xp
@@ -135,8 +136,8 @@ class MessageExchange(OwnState):
         for rank, nodes in nodes_of.items():
             arrived = self._receive[self._received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
             self._sums.update(zip(nodes, arrived, strict=True))
-        levels = scratch_levels(partition.lanes, self.plan.device.is_cpu)
-        self._scratch = xp.empty((levels - 1, self.plan.stretch), self.plan.dtype)
+        levels = scratch_levels(partition.microbatches, self.plan.device.is_cpu)
+        self._scratch = xp.empty((levels - 1, self.plan.chunk), self.plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
 
     def _prepare_publishing(self) -> None:
@@ -149,7 +150,7 @@ class MessageExchange(OwnState):
         first = min((span.start for span in taken.values()), default=partition.elements)
         nothing, mine = slice(0, 0), slice(0, lengths[me] * width)
         given = {groups.partner(me, group) for group in range(len(groups.firsts)) if group != own_group}
-        self._published = Parts.of(mine if rank in given else nothing for rank in range(partition.ranks))
+        self._all_gathered = Parts.of(mine if rank in given else nothing for rank in range(partition.ranks))
         self._taken = Parts.of(
             slice((taken[rank].start - first) * width, (taken[rank].stop - first) * width) if rank in taken else nothing
             for rank in range(partition.ranks)
@@ -167,26 +168,26 @@ class MessageExchange(OwnState):
             if groups.group_of(rank) != own_group and groups.partner(rank, own_group) == me
         ]
 
-    def _lanes_of(self, group: int) -> Span:
+    def _microbatches_of(self, group: int) -> Span:
         members = self.groups.members(group)
-        return self.partition.lanes_of(members[0])[0], self.partition.lanes_of(members[-1])[1]
+        return self.partition.microbatches_of(members[0])[0], self.partition.microbatches_of(members[-1])[1]
 
     def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
-        """(the sum of the group's lanes on a stretch, where it lies in the message) for all that this rank sends."""
+        """(the sum of the group's microbatches on a chunk, where it lies in the message) for all that this rank sends."""
         sums = []
         for owner in self._owners:
             span = self.partition.elements_of(owner)
             message = self._send[self._sent[owner]].view(self.plan.dtype).reshape(len(self._nodes), -1)
             for node, row in zip(self._nodes, message, strict=True):
-                for stretch in stretches(span, self.plan.stretch):
-                    place = row[stretch.start - span.start : stretch.stop - span.start]
-                    total = tree_sum(self._rows, node, bounds, stretch, [place, *self._scratch])
-                    if total is not None:  # else all its lanes are empty: a gap that nobody reads
+                for chunk in update_chunks(span, self.plan.chunk):
+                    place = row[chunk.start - span.start : chunk.stop - span.start]
+                    total = tree_sum(self._rows, node, bounds, chunk, [place, *self._scratch])
+                    if total is not None:  # else all its microbatches are empty: a gap that nobody reads
                         sums.append((total, place))
         return sums
 
-    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        self.communicator.settle()
+    def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        self.communicator.synchronize()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
         # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
@@ -207,11 +208,11 @@ class MessageExchange(OwnState):
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self._sums, self.owned.start
 
-    def publish(self) -> None:
+    def all_gather(self) -> None:
         if self.groups.apart:  # a collective for which the library knows its network
             self.communicator.allgather_slices(self.params, self._lengths)
             return
-        self.communicator.alltoall(self._mine, self._published, self._others, self._taken)
+        self.communicator.alltoall(self._mine, self._all_gathered, self._others, self._taken)
         self.group.barrier()
 
     def load_params(self, params: Array | None) -> None:

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, LauncherError
-from distsgd.core.output import flush, leave, say_lines, tell_error, tell_launcher
+from distsgd.core.output import flush, leave, report_error, report_to_launcher, say_lines
 from distsgd.parallel.communicator import Communicator, Parts
 from distsgd.parallel.gpu_aware import takes_gpu_memory
 from distsgd.parallel.launchers import library_path, mismatch
 from distsgd.parallel.processes import die_with_parent
-from distsgd.parallel.shared_memory import shared_board
-from distsgd.parallel.status_table import Collective, Stamps, private_stamps
+from distsgd.parallel.shared_memory import shared_status_table
+from distsgd.parallel.status_table import Collective, Heartbeat, private_heartbeat
 from distsgd.parallel.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -61,19 +61,19 @@ def _attribute(mpi: Any) -> Any:
 class MPICommunicator(Communicator):
     """A group of MPI processes."""
 
-    def __init__(self, comm: Any, hosts: Sequence[str], stamps: Stamps) -> None:
+    def __init__(self, comm: Any, hosts: Sequence[str], heartbeat: Heartbeat) -> None:
         self._comm = comm
         self.rank, self.size, self.hosts = comm.rank, comm.size, tuple(hosts)
         self._node: Communicator | None = None
         self._mpi = _load_mpi()
         self._watchdog: Watchdog | None = None
         self.in_use = threading.Lock()
-        self._stamp_with(stamps)
+        self._use_heartbeat(heartbeat)
 
-    def _stamp_with(self, stamps: Stamps) -> None:
+    def _use_heartbeat(self, heartbeat: Heartbeat) -> None:
         """The watchdog's hooks are the stamps' own methods: there is nothing between them in a step."""
-        self.waits, self.goes_on = stamps.waits, stamps.goes_on  # type: ignore[method-assign]
-        self.at, self.progressed = stamps.at, stamps.progressed  # type: ignore[method-assign]
+        self.enter, self.exit = heartbeat.enter, heartbeat.exit  # type: ignore[method-assign]
+        self.set_phase, self.progressed = heartbeat.set_phase, heartbeat.progressed  # type: ignore[method-assign]
 
     @classmethod
     def world(cls, expected_size: int | None) -> MPICommunicator:
@@ -87,10 +87,10 @@ class MPICommunicator(Communicator):
         if expected_size is not None and comm.size != expected_size:
             version, library = mpi.Get_library_version(), library_path()
             raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
-        communicator, roster = cls._ranked(comm)
+        communicator, rank_table = cls._ranked(comm)
         if communicator.is_root:
-            for first in range(0, len(roster), _TOLD_TOGETHER):
-                tell_launcher("roster", first=first, ranks=roster[first : first + _TOLD_TOGETHER])
+            for first in range(0, len(rank_table), _TOLD_TOGETHER):
+                report_to_launcher("rank_table", first=first, ranks=rank_table[first : first + _TOLD_TOGETHER])
         return communicator
 
     @classmethod
@@ -115,72 +115,72 @@ class MPICommunicator(Communicator):
         first_of_host = {host: names.index(host) for host in names}
         order = sorted(range(comm.size), key=lambda rank: (first_of_host[names[rank]], rank))
         group = comm.Split(0, order.index(comm.rank))
-        communicator = cls(group, [names[rank] for rank in order], private_stamps())
+        communicator = cls(group, [names[rank] for rank in order], private_heartbeat())
         communicator._begin_watch()
         return communicator, [(rank, *processes[rank]) for rank in order]
 
     def _begin_watch(self) -> None:
         """Collective."""
         node = self.node()
-        board = shared_board(node, self.size)
+        table = shared_status_table(node, self.size)
         neighbours = node.allgather_object(self.rank)
-        stamps = Stamps(board.line(self.rank))
-        self._watchdog = Watchdog(board, self.rank, self.hosts, neighbours, lambda: self.abort(1))
+        heartbeat = Heartbeat(table.line(self.rank))
+        self._watchdog = Watchdog(table, self.rank, self.hosts, neighbours, lambda: self.abort(1))
         self._watchdog.start()
         atexit.register(self._watchdog.leave)
         for communicator in (self, node):
-            communicator._stamp_with(stamps)  # type: ignore[attr-defined]
+            communicator._use_heartbeat(heartbeat)  # type: ignore[attr-defined]
 
     def watch(self, limit: float, stacks: bool = False) -> None:
         if self._watchdog is not None:
             self._watchdog.limit, self._watchdog.stacks = limit, stacks
 
     def broadcast_object(self, value: T) -> T:
-        self.waits(_BROADCAST)
+        self.enter(_BROADCAST)
         received = self._comm.bcast(value, root=0)
-        self.goes_on()
+        self.exit()
         return value if self.is_root else received  # rank 0's own object, which need not pickle whole
 
     def allgather_object(self, value: T) -> list[T]:
-        self.waits(_ALLGATHER)
+        self.enter(_ALLGATHER)
         received = self._comm.allgather(value)
-        self.goes_on()
+        self.exit()
         return received  # type: ignore[no-any-return]
 
     def gather_object(self, value: T) -> list[T] | None:
-        self.waits(_GATHER)
+        self.enter(_GATHER)
         received = self._comm.gather(value, root=0)
-        self.goes_on()
+        self.exit()
         return received  # type: ignore[no-any-return]
 
     def broadcast(self, array: Array) -> None:
-        self.waits(_BROADCAST)
+        self.enter(_BROADCAST)
         self._comm.Bcast(array, root=0)
-        self.goes_on()
+        self.exit()
 
     def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
         byte = self._mpi.BYTE
-        self.waits(_ALLTOALL)
+        self.enter(_ALLTOALL)
         self._comm.Alltoallv([send, sent.counts, sent.starts, byte], [receive, received.counts, received.starts, byte])
-        self.goes_on()
+        self.exit()
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         width = flat.itemsize
         sizes = [count * width for count in counts]
-        self.waits(_ALLGATHER)
+        self.enter(_ALLGATHER)
         self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
-        self.goes_on()
+        self.exit()
 
     def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
         byte, sizes = self._mpi.BYTE, [count * part.itemsize for count in counts]
-        self.waits(_GATHER)
+        self.enter(_GATHER)
         self._comm.Gatherv([part, byte], None if whole is None else [whole, sizes, byte], root=0)
-        self.goes_on()
+        self.exit()
 
     def barrier(self) -> None:
-        self.waits(_BARRIER)
+        self.enter(_BARRIER)
         self._comm.Barrier()
-        self.goes_on()
+        self.exit()
 
     def takes_gpu_memory(self) -> bool | None:
         info = self._comm.Get_info()
@@ -190,10 +190,10 @@ class MPICommunicator(Communicator):
 
     def node(self) -> Communicator:
         if self._node is None:
-            self.waits(_SPLIT)
+            self.enter(_SPLIT)
             group = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
-            self.goes_on()
-            self._node = MPICommunicator(group, [self.hosts[self.rank]] * group.size, private_stamps())
+            self.exit()
+            self._node = MPICommunicator(group, [self.hosts[self.rank]] * group.size, private_heartbeat())
         return self._node
 
     def abort(self, status: int) -> None:
@@ -216,12 +216,14 @@ class MPICommunicator(Communicator):
                 # Most are raised on all ranks: rank 0 speaks for them. One that isn't is told by its own rank.
                 if self.rank != 0:
                     time.sleep(_RANK_0_SPEAKS_FIRST)
-                tell_error(error)
+                report_error(error)
                 self.abort(error.exit_status)
                 return  # MPI_Abort may
             text = "".join(traceback.format_exception(kind, error, trace))
             host = self.hosts[self.rank]
-            if not tell_launcher("raised", rank=self.rank, host=host, error=f"{kind.__name__}: {error}", text=text):
+            if not report_to_launcher(
+                "raised", rank=self.rank, host=host, error=f"{kind.__name__}: {error}", text=text
+            ):
                 say_lines(f"rank {self.rank} on {host}:\n{text}", sys.stderr)
             self.abort(1)
 

@@ -1,8 +1,9 @@
-"""The one reduction of a step: lane gradients in, updated parameters out, the same bits on any number of ranks.
+"""The one reduction of a step: microbatch gradients in, updated parameters out, the same bits on any number of ranks.
 
-A step has three parts. Each rank writes the gradients of its lanes into its rows. `gather` makes all rows visible for
-the elements that a rank owns, and everybody's records with them. Each rank sums and updates its own elements, and
-`publish` gives the parameters back to all. No float is ever added by MPI, whose order depends on size and library.
+A step has three parts. Each rank writes the gradients of its microbatches into its rows. `gather` makes all rows
+visible for the elements that a rank owns, and everybody's records with them. Each rank sums and updates its own
+elements, and `all_gather` gives the parameters back to all. No float is ever added by MPI, whose order depends on size
+and library.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ BLOCK = 16_384
 """Elements of a flat buffer that are updated together: what fits the cache. Slices are cut at block edges, and norms
 are sums over blocks, so that neither depends on the number of ranks."""
 
-STRETCH = 2 * BLOCK
+UPDATE_CHUNK = 2 * BLOCK
 """Elements that are summed and updated in one go: enough that NumPy's cost for a call doesn't show, and still in the
 second-level cache with the parameters, the optimizer's state and the temporaries."""
 
 ROWS = 2
-"""Rows that a rank fills at least, where it has so many lanes. What a rank doesn't add up is added where the sum is
-used, a stretch at a time in the cache, which spares the memory a pass. More rows than two crowd the third-level cache
-(measured on 1 and 2 ranks with 4 and 8 lanes)."""
+"""Rows that a rank fills at least, where it has so many microbatches. What a rank doesn't add up is added where the sum
+is used, a chunk at a time in the cache, which spares the memory a pass. More rows than two crowd the third-level
+cache (measured on 1 and 2 ranks with 4 and 8 microbatches).
+"""
 
 ROWS_OF_GPUS = 4
 """The same for GPUs, where the rows are added in one pass over all of them."""
@@ -39,15 +41,15 @@ SCALARS = 8
 
 @dataclass(frozen=True)
 class Partition:
-    """Who computes which lanes and updates which elements."""
+    """Who computes which microbatches and updates which elements."""
 
-    lanes: int
+    microbatches: int
     ranks: int
     elements: int
 
-    def lanes_of(self, rank: int) -> Span:
-        """The contiguous lanes [first, last) of a rank."""
-        return part(self.lanes, self.ranks, rank)
+    def microbatches_of(self, rank: int) -> Span:
+        """The contiguous microbatches [first, last) of a rank."""
+        return part(self.microbatches, self.ranks, rank)
 
     @property
     def blocks(self) -> int:
@@ -75,11 +77,11 @@ class Partition:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about an exchange that is known beforehand, the same on all ranks but for `workers`.
+    """Everything about a reduction that is known beforehand, the same on all ranks but for `workers`.
 
     workers  threads of this rank that compute gradients
     slots    buffers of optimizer state
-    record   float64 numbers that each lane reports: loss sum, count, statistics
+    record   float64 numbers that each microbatch reports: loss sum, count, statistics
     device   where this rank's parameters, gradients and state lie
     """
 
@@ -91,18 +93,18 @@ class Plan:
     device: Device = CPU
 
     @property
-    def stretch(self) -> int:
+    def chunk(self) -> int:
         """Elements that are summed and updated in one go: on a GPU all, for each operation is launched by itself."""
-        return STRETCH if self.device.is_cpu else max(self.partition.elements, 1)
+        return UPDATE_CHUNK if self.device.is_cpu else max(self.partition.elements, 1)
 
 
-class Exchange(ABC):
+class GradientReduction(ABC):
     """The memory of this rank's replica, and the reduction.
 
     params   flat parameters, (elements,)
     rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
     flags    (1 + SCALARS,) float64: what this rank says with the step, then what rank 0 tells
-    records  (lanes of this rank, record width) float64: loss sum, count and statistics of each
+    records  (microbatches of this rank, record width) float64: loss sum, count and statistics of each
 
     All but the flags lie on the plan's device.
     """
@@ -112,8 +114,8 @@ class Exchange(ABC):
     flags: Array
     records: Array
 
-    goes_by_itself: bool = False
-    """Whether `launch_sums` and `publish` are for a GPU alone to do, which may record them."""
+    is_asynchronous: bool = False
+    """Whether `launch_sums` and `all_gather` are for a GPU alone to do, which may record them."""
 
     speaks_for_replica: bool = True
     """Whether this rank is the one to say what the parameters are, in a comparison of replicas."""
@@ -121,25 +123,25 @@ class Exchange(ABC):
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         self.communicator, self.plan, self.partition = communicator, plan, plan.partition
         self.owned = self.partition.elements_of(communicator.rank)
-        self.first_lane, self.last_lane = self.partition.lanes_of(communicator.rank)
-        count = self.last_lane - self.first_lane
+        self.first_microbatch, self.last_microbatch = self.partition.microbatches_of(communicator.rank)
+        count = self.last_microbatch - self.first_microbatch
         self.worker_spans = [
-            (self.first_lane + a, self.first_lane + b)
+            (self.first_microbatch + a, self.first_microbatch + b)
             for a, b in (part(count, plan.workers, worker) for worker in range(plan.workers))
         ]
 
     def nodes(self) -> list[Span]:
         """The nodes of the tree that this rank's workers compute, a row for each."""
         limit = max(1, (ROWS if self.plan.device.is_cpu else ROWS_OF_GPUS) // self.plan.workers)
-        subtrees = (maximal_subtrees(*span, self.partition.lanes) for span in self.worker_spans)
+        subtrees = (maximal_subtrees(*span, self.partition.microbatches) for span in self.worker_spans)
         return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
 
     @abstractmethod
-    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        """Makes the rows' owned elements of all ranks visible here; `bounds` are the lanes' bounds.
+    def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        """Makes the rows' owned elements of all ranks visible here; `bounds` are the microbatches' bounds.
 
-        Returns what all said: flags (ranks, 1 + SCALARS) and records (lanes, record width), in the host's memory and
-        this rank's to overwrite.
+        Returns what all said: flags (ranks, 1 + SCALARS) and records (microbatches, record width), in the host's memory
+        and this rank's to overwrite.
         """
 
     def launch_sums(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (one rank has them already)
@@ -150,10 +152,10 @@ class Exchange(ABC):
         """(what is added on the elements that this rank owns, by node of the tree; the place of its first element)."""
 
     def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
-        """How to sum over all lanes on elements that this rank owns; `scratch` as `tree_sum` takes it."""
+        """How to sum over all microbatches on elements that this rank owns; `scratch` as `tree_sum` takes it."""
         sums, first = self.sums()
         inside = slice(span.start - first, span.stop - first)
-        total = tree_sum(sums, (0, self.partition.lanes), bounds, inside, scratch)
+        total = tree_sum(sums, (0, self.partition.microbatches), bounds, inside, scratch)
         assert total is not None, "a minibatch has at least one example"
         return total
 
@@ -165,7 +167,7 @@ class Exchange(ABC):
         return {node for node, row in used.items() if not np.isfinite(row).all()}
 
     @abstractmethod
-    def publish(self) -> None:
+    def all_gather(self) -> None:
         """Makes every rank's updated parameters visible to all."""
 
     @abstractmethod
@@ -186,8 +188,8 @@ class Exchange(ABC):
         """Takes rank 0's optimizer state (None elsewhere), each rank what it owns. Collective."""
 
 
-class OwnState(Exchange):
-    """An exchange whose ranks have the optimizer state of what they own, and of nothing else."""
+class OwnState(GradientReduction):
+    """A reduction whose ranks have the optimizer state of what they own, and of nothing else."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
@@ -214,10 +216,10 @@ class OwnState(Exchange):
             self._slots[index] = self.plan.device.put(whole[self.owned])
 
 
-class LocalExchange(OwnState):
+class LocalReduction(OwnState):
     """One rank alone: everything is here already."""
 
-    goes_by_itself = True
+    is_asynchronous = True
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
@@ -226,15 +228,15 @@ class LocalExchange(OwnState):
         self.params = xp.zeros(elements, plan.dtype)
         self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
         self.flags = np.zeros(1 + SCALARS)
-        self.records = xp.zeros((self.last_lane - self.first_lane, plan.record))
+        self.records = xp.zeros((self.last_microbatch - self.first_microbatch, plan.record))
 
-    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+    def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         return self.flags[np.newaxis], self.records if self._on_cpu else to_host(self.records)
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self.rows, 0
 
-    def publish(self) -> None:
+    def all_gather(self) -> None:
         pass
 
     def load_params(self, params: Array | None) -> None:
@@ -242,7 +244,7 @@ class LocalExchange(OwnState):
             self.params[:] = self.plan.device.put(params)
 
 
-def stretches(span: slice, length: int = STRETCH) -> Iterator[slice]:
-    """The span in stretches of at most `length` elements."""
+def update_chunks(span: slice, length: int = UPDATE_CHUNK) -> Iterator[slice]:
+    """The span in chunks of at most `length` elements."""
     for start in range(span.start, span.stop, length):
         yield slice(start, min(start + length, span.stop))

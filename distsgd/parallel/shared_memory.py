@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from distsgd.core.device import Array, Shape
-from distsgd.core.output import BOARD_VARIABLE, launched, secret
+from distsgd.core.output import STATUS_TABLE_VARIABLE, launched, secret
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.status_table import Board
+from distsgd.parallel.status_table import StatusTable
 
 
 class NotShared(Exception):
@@ -39,38 +39,42 @@ def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Arr
     return np.ndarray(shape, dtype, buffer=memory), True
 
 
-def shared_board(node: Communicator, ranks: int) -> Board:
-    """The board of this host for a run of so many ranks: distsgd.launch's where it made one. Collective over the node.
+def shared_status_table(node: Communicator, ranks: int) -> StatusTable:
+    """The status table of this host for a run of so many ranks: distsgd.launch's where it made one. Collective over the
+    node.
 
-    Where memory can't be shared, each rank has a board of its own, with its own line alone.
+    Where memory can't be shared, each rank has a status table of its own, with its own line alone.
     """
-    board = _launchers_board(ranks)
-    if not all(node.allgather_object(board is not None)):
-        array, _ = shared_array(node, (Board.bytes_for(ranks),), np.dtype(np.uint8))
-        board = Board(array.data, ranks)
-    assert board is not None
-    return board
+    table = _launchers_status_table(ranks)
+    if not all(node.allgather_object(table is not None)):
+        array, _ = shared_array(node, (StatusTable.bytes_for(ranks),), np.dtype(np.uint8))
+        table = StatusTable(array.data, ranks)
+    assert table is not None
+    return table
 
 
-def _launchers_board(ranks: int) -> Board | None:
+def _launchers_status_table(ranks: int) -> StatusTable | None:
     """None where distsgd.launch didn't start this, or did so on another host, where the path means something else: a
-    board holds the launch's secret."""
-    launch, path = launched(), os.environ.get(BOARD_VARIABLE, "")
+    status table holds the launch's secret."""
+    launch, path = launched(), os.environ.get(STATUS_TABLE_VARIABLE, "")
     if launch is None or not re.fullmatch(r"/proc/[0-9]+/fd/[0-9]+", path):
         return None
     try:
         about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode) or (about.st_uid, about.st_size) != (os.geteuid(), Board.bytes_for(ranks)):
+        if not stat.S_ISREG(about.st_mode) or (about.st_uid, about.st_size) != (
+            os.geteuid(),
+            StatusTable.bytes_for(ranks),
+        ):
             return None
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            memory = mmap.mmap(descriptor, Board.bytes_for(ranks))
+            memory = mmap.mmap(descriptor, StatusTable.bytes_for(ranks))
         finally:
             os.close(descriptor)
     except (OSError, ValueError):
         return None
-    board = Board(memoryview(memory), ranks)
-    return board if board.marked and 0 != board.key == secret(launch) else None
+    table = StatusTable(memoryview(memory), ranks)
+    return table if table.marked and 0 != table.key == secret(launch) else None
 
 
 def _share(node: Communicator, size: int) -> mmap.mmap | None:

@@ -12,14 +12,14 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.gpu.choose_transport import between_gpus
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.message_reduction import MessageExchange
-from distsgd.parallel.reduction import SCALARS, Exchange, LocalExchange, Plan
+from distsgd.parallel.message_reduction import MessageReduction
+from distsgd.parallel.reduction import SCALARS, GradientReduction, LocalReduction, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_memory import NotShared, shared_array
 from distsgd.parallel.tree import Span
 
 
-class SharedExchange(Exchange):
+class SharedReduction(GradientReduction):
     """All ranks are on one node. Raises NotShared, on all of them, where memory can't be shared."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
@@ -32,11 +32,11 @@ class SharedExchange(Exchange):
         self._slots = self._shared((plan.slots, elements), plan.dtype)
         rows = self._shared((len(order), elements), plan.dtype)
         self._all_flags = self._shared((self.partition.ranks, 1 + SCALARS), np.dtype(np.float64))
-        self._all_records = self._shared((self.partition.lanes, plan.record), np.dtype(np.float64))
+        self._all_records = self._shared((self.partition.microbatches, plan.record), np.dtype(np.float64))
         self._all_rows = dict(zip(order, rows, strict=True))
         self.rows = {node: self._all_rows[node] for node in self.nodes()}
         self.flags = self._all_flags[communicator.rank]
-        self.records = self._all_records[self.first_lane : self.last_lane]
+        self.records = self._all_records[self.first_microbatch : self.last_microbatch]
 
     def _shared(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:
         array, is_shared = shared_array(self.communicator, shape, dtype)
@@ -44,7 +44,7 @@ class SharedExchange(Exchange):
             raise NotShared(self.communicator.hosts[0])
         return array
 
-    def gather(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+    def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         self.communicator.barrier()
         # Copies: another rank may be through with this step, and at the next one, while this one still reads.
         return self._all_flags.copy(), self._all_records.copy()
@@ -52,7 +52,7 @@ class SharedExchange(Exchange):
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self._all_rows, 0
 
-    def publish(self) -> None:
+    def all_gather(self) -> None:
         self.communicator.barrier()
 
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
@@ -75,8 +75,8 @@ class SharedExchange(Exchange):
         self.communicator.barrier()
 
 
-def make_exchange(communicator: Communicator, plan: Plan, communication: str) -> tuple[Exchange, str | None]:
-    """(the exchange that fits these ranks, a line to print where it isn't the one hoped for). Collective.
+def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
+    """(the reduction that fits these ranks, a line to print where it isn't the one hoped for). Collective.
 
     communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
                     possible; of ranks on GPUs, see `between_gpus`
@@ -84,18 +84,18 @@ def make_exchange(communicator: Communicator, plan: Plan, communication: str) ->
     if plan.device.is_cpu and communication == "nccl":
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
     if communicator.size == 1:
-        return LocalExchange(communicator, plan), None
+        return LocalReduction(communicator, plan), None
     if not plan.device.is_cpu:
         joined, note = between_gpus(communicator, plan.device, communication)
-        return MessageExchange(joined, plan, SerialCommunicator()), note
+        return MessageReduction(joined, plan, SerialCommunicator()), note
     if communication == "mpi":
-        return MessageExchange(communicator, plan, SerialCommunicator()), None
+        return MessageReduction(communicator, plan, SerialCommunicator()), None
     try:
         if len(set(communicator.hosts)) == 1:
-            return SharedExchange(communicator, plan), None
-        return MessageExchange(communicator, plan, communicator.node()), None
+            return SharedReduction(communicator, plan), None
+        return MessageReduction(communicator, plan, communicator.node()), None
     except NotShared as host:
         if communication == "shared":
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageExchange(communicator, plan, SerialCommunicator()), note
+    return MessageReduction(communicator, plan, SerialCommunicator()), note

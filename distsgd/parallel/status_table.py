@@ -1,4 +1,4 @@
-"""The board: one line of memory a rank, shared by the ranks of a host, that says where each of them is.
+"""The status table: one line of memory a rank, shared by the ranks of a host, that says where each of them is.
 
 A rank writes with single stores, which cost nothing in a step; its neighbours, and distsgd.launch, read when somebody
 has waited too long.
@@ -70,8 +70,8 @@ def where(place: int) -> str:
     return words.get(Phase(phase), f"after step {step}") if phase in set(Phase) else f"after step {step}"
 
 
-class Board:
-    """Lines of so many ranks in a buffer of `Board.bytes_for(ranks)` bytes, which begins as zeros."""
+class StatusTable:
+    """Lines of so many ranks in a buffer of `StatusTable.bytes_for(ranks)` bytes, which begins as zeros."""
 
     def __init__(self, buffer: memoryview, ranks: int) -> None:
         self.ranks = ranks
@@ -79,16 +79,16 @@ class Board:
 
     @staticmethod
     def bytes_for(ranks: int) -> int:
-        """Bytes of a board: a line for itself, and one a rank."""
+        """Bytes of a status table: a line for itself, and one a rank."""
         return 8 * _FIELDS * (1 + ranks)
 
     def mark(self, key: int = 0) -> None:
-        """Makes the buffer known as a board of so many ranks, and as that of the launch with this key."""
+        """Makes the buffer known as a status table of so many ranks, and as that of the launch with this key."""
         self._numbers[0], self._numbers[1], self._numbers[2] = _MAGIC, self.ranks, key
 
     @property
     def marked(self) -> bool:
-        """Whether the buffer is a board of so many ranks."""
+        """Whether the buffer is a status table of so many ranks."""
         return bool(self._numbers[0] == _MAGIC and self._numbers[1] == self.ranks)
 
     @property
@@ -102,7 +102,7 @@ class Board:
         return self._numbers[start : start + _FIELDS]
 
 
-class Stamps:
+class Heartbeat:
     """What a rank writes of itself into its line."""
 
     __slots__ = ("_entered", "_line")
@@ -110,16 +110,16 @@ class Stamps:
     def __init__(self, line: memoryview) -> None:
         self._line, self._entered = line, 0
 
-    def waits(self, collective: int) -> None:
+    def enter(self, collective: int) -> None:
         """The rank enters a collective."""
         self._entered = entered = self._entered + 16
         self._line[3] = entered | collective
 
-    def goes_on(self) -> None:
+    def exit(self) -> None:
         """The rank has left the collective."""
         self._line[3] = self._entered
 
-    def at(self, phase: int, step: int = 0) -> None:
+    def set_phase(self, phase: int, step: int = 0) -> None:
         """The rank begins something else."""
         self._line[4] = step << 4 | phase
 
@@ -128,6 +128,6 @@ class Stamps:
         self._line[5] += 1
 
 
-def private_stamps() -> Stamps:
+def private_heartbeat() -> Heartbeat:
     """Stamps that nobody reads."""
-    return Stamps(Board(memoryview(bytearray(Board.bytes_for(1))), 1).line(0))
+    return Heartbeat(StatusTable(memoryview(bytearray(StatusTable.bytes_for(1))), 1).line(0))

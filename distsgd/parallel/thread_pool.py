@@ -1,4 +1,6 @@
-"""The threads of one rank, which run its lanes side by side; NumPy lets go of the interpreter in large operations."""
+"""The threads of one rank, which run its microbatches side by side; NumPy lets go of the interpreter in large
+operations.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,21 @@ from copy import copy
 from distsgd.core.components import Component, not_thread_safe
 
 WORK_THAT_PAYS = 30_000_000
-"""Floating-point operations a lane above which a thread's hand-over is worth it: measured on 2 cores, a lane of
-1.5 ms gains, one of 0.05 ms loses."""
+"""Floating-point operations a microbatch above which a thread's hand-over is worth it: measured on 2 cores, a
+microbatch of 1.5 ms gains, one of 0.05 ms loses.
+"""
 
 
-def worker_count(threads: int, lanes: int, multiply_adds: int, examples_per_lane: int) -> int:
-    """How many threads should share a rank's lanes: never more than lanes, and one where lanes are small.
+def worker_count(threads: int, microbatches: int, multiply_adds: int, examples_per_microbatch: int) -> int:
+    """How many threads should share a rank's microbatches: never more than microbatches, and one where microbatches are
+    small.
 
     `multiply_adds` are those of forward, for one example.
     """
-    work = 6 * multiply_adds * examples_per_lane  # 2 each for the output, the gradient of the input and of the weights
-    return max(1, min(threads, lanes)) if work >= WORK_THAT_PAYS else 1
+    work = (
+        6 * multiply_adds * examples_per_microbatch
+    )  # 2 each for the output, the gradient of the input and of the weights
+    return max(1, min(threads, microbatches)) if work >= WORK_THAT_PAYS else 1
 
 
 class Workers:
@@ -27,7 +33,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count - 1, thread_name_prefix="distsgd-lane") if count > 1 else None
+        self._pool = ThreadPoolExecutor(count - 1, thread_name_prefix="distsgd-microbatch") if count > 1 else None
 
     def run(self, function: Callable[[int], None]) -> None:
         """function(worker) on all workers; returns when all have, and raises the first worker's exception."""

@@ -1,7 +1,8 @@
-"""The fixed binary tree over lanes in which gradients are added, whatever the number of ranks.
+"""The fixed binary tree over microbatches in which gradients are added, whatever the number of ranks.
 
-A node is a span (first, last) of lanes; lanes [a, b) split at (a + b) // 2. Floating-point sums depend on their order,
-and this order depends on the number of lanes alone. (Logical workers with fixed bits: EasyScale, SC'23.)
+A node is a span (first, last) of microbatches; microbatches [a, b) split at (a + b) // 2. Floating-point sums depend on
+their order, and this order depends on the number of microbatches alone. (Logical workers with fixed bits: EasyScale,
+SC'23.)
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def part(total: int, parts: int, index: int) -> Span:
     return total * index // parts, total * (index + 1) // parts
 
 
-def maximal_subtrees(first: int, last: int, lanes: int) -> list[Span]:
-    """The fewest nodes of the tree over `lanes` lanes that together are lanes [first, last), in order.
+def maximal_subtrees(first: int, last: int, microbatches: int) -> list[Span]:
+    """The fewest nodes of the tree over `microbatches` microbatches that together are microbatches [first, last), in
+    order.
 
     >>> maximal_subtrees(2, 5, 8)
     [(2, 4), (4, 5)]
@@ -43,11 +45,11 @@ def maximal_subtrees(first: int, last: int, lanes: int) -> list[Span]:
         middle = (a + b) // 2
         return cover(a, middle) + cover(middle, b)
 
-    return cover(0, lanes)
+    return cover(0, microbatches)
 
 
 def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
-    """The same lanes in up to `limit` nodes of the tree, where there are fewer: the widest are cut first.
+    """The same microbatches in up to `limit` nodes of the tree, where there are fewer: the widest are cut first.
 
     >>> split_nodes([(0, 4)], 3)
     [(0, 1), (1, 2), (2, 4)]
@@ -63,26 +65,27 @@ def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
 
 
 @dataclass(frozen=True)
-class LaneStep:
-    """Compute `lane` into buffer `target`, then add each (into, from) pair of buffers in turn."""
+class TreeStep:
+    """Compute `microbatch` into buffer `target`, then add each (into, from) pair of buffers in turn."""
 
-    lane: int
+    microbatch: int
     target: int
     additions: tuple[Span, ...]
 
 
 @lru_cache(maxsize=1024)
-def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[LaneStep, ...]:
-    """How one core sums lanes [first, last), a node of the tree, into buffer 0, with one scratch buffer a level.
+def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[TreeStep, ...]:
+    """How one core sums microbatches [first, last), a node of the tree, into buffer 0, with one scratch buffer a level.
 
-    Lane k is empty where bounds[k] == bounds[k + 1]: it is left out, never added as zeros, for -0.0 + 0.0 is +0.0.
+    Microbatch k is empty where bounds[k] == bounds[k + 1]: it is left out, never added as zeros, for -0.0 + 0.0 is
+    +0.0.
     """
 
-    def visit(a: int, b: int, target: int, free: int) -> list[LaneStep]:
+    def visit(a: int, b: int, target: int, free: int) -> list[TreeStep]:
         if bounds[a] == bounds[b]:
             return []
         if b - a == 1:
-            return [LaneStep(a, target, ())]
+            return [TreeStep(a, target, ())]
         middle = (a + b) // 2
         left = visit(a, middle, target, free)
         if not left:
@@ -90,7 +93,7 @@ def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[LaneStep, 
         right = visit(middle, b, free, free + 1)
         if right:
             end = right[-1]
-            right[-1] = LaneStep(end.lane, end.target, (*end.additions, (target, free)))
+            right[-1] = TreeStep(end.microbatch, end.target, (*end.additions, (target, free)))
         return left + right
 
     return tuple(visit(first, last, 0, 1))
@@ -105,7 +108,7 @@ def buffers_needed(first: int, last: int) -> int:
 class TreeSum:
     """How a sum is made in the tree's order, and the array where it will be.
 
-    Planned once and computed in every step, for planning costs more than adding a stretch that fits the cache.
+    Planned once and computed in every step, for planning costs more than adding a chunk that fits the cache.
 
     result     a row, where there is only one, else a part of the scratch memory
     rows       how many are added
@@ -137,11 +140,12 @@ class TreeSum:
 def tree_sum(
     rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice, scratch: Sequence[Array] | Array
 ) -> TreeSum | None:
-    """The sum of lanes `node` on the elements `span`, in the tree's order; None where all of its lanes are empty.
+    """The sum of microbatches `node` on the elements `span`, in the tree's order; None where all of its microbatches
+    are empty.
 
     `rows` holds the sums that exist already, by node; they are only read. `scratch` is an array for each of
-    `scratch_levels(lanes)`, of at least the span's length. The result is the beginning of scratch[0], or a part of a
-    row where there is nothing to add.
+    `scratch_levels(microbatches)`, of at least the span's length. The result is the beginning of scratch[0], or a part
+    of a row where there is nothing to add.
     """
     leaves: list[Array] = []
     sums: list[int] = []  # how many additions follow each leaf, each of the last two sums that are there
@@ -176,6 +180,6 @@ def tree_sum(
     return TreeSum(there[0], len(leaves), tuple(additions))
 
 
-def scratch_levels(lanes: int, on_cpu: bool = True) -> int:
-    """Levels of scratch that `tree_sum` needs for a tree over this many lanes."""
-    return 1 + (lanes - 1).bit_length() if on_cpu else 1
+def scratch_levels(microbatches: int, on_cpu: bool = True) -> int:
+    """Levels of scratch that `tree_sum` needs for a tree over this many microbatches."""
+    return 1 + (microbatches - 1).bit_length() if on_cpu else 1

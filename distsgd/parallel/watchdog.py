@@ -1,8 +1,8 @@
 """The watchdog: a thread of each rank that ends the job, with a reason, where ranks would wait for ever.
 
-It looks at its rank's line on the host's board twice a second. Where the rank has been in one collective for too long,
-the neighbours' lines and the system say which of them are missing and what they do. `docs/reliability.md` says what
-counts as a stall.
+It looks at its rank's line on the host's status table twice a second. Where the rank has been in one collective for too
+long, the neighbours' lines and the system say which of them are missing and what they do. `docs/reliability.md` says
+what counts as a stall.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distsgd.core.output import launched, say, tell_launcher
+from distsgd.core.output import launched, report_to_launcher, say
 from distsgd.parallel.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
-from distsgd.parallel.status_table import Board, Collective, Field, Phase, where
+from distsgd.parallel.status_table import Collective, Field, Phase, StatusTable, where
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10
@@ -49,12 +49,12 @@ class Watchdog:
     """Watches one rank; `neighbours` are the ranks of its host, itself among them."""
 
     def __init__(
-        self, board: Board, rank: int, hosts: Sequence[str], neighbours: Sequence[int], end: Callable[[], None]
+        self, table: StatusTable, rank: int, hosts: Sequence[str], neighbours: Sequence[int], end: Callable[[], None]
     ) -> None:
         self.limit, self.stacks = DEFAULT_LIMIT, False
-        self._board, self._rank, self._hosts, self._end = board, rank, tuple(hosts), end
+        self._table, self._rank, self._hosts, self._end = table, rank, tuple(hosts), end
         self._host = self._hosts[rank]
-        self._lines = {neighbour: board.line(neighbour) for neighbour in neighbours}
+        self._lines = {neighbour: table.line(neighbour) for neighbour in neighbours}
         self._line = self._lines[rank]
         found = stat(os.getpid())
         self._line[Field.STARTED] = 0 if found is None else found.started
@@ -198,7 +198,7 @@ class Watchdog:
 
     def _speak(self, problem: str) -> None:
         """Says what is wrong and ends the job."""
-        if not tell_launcher("stalled", rank=self._rank, host=self._host, text=problem):
+        if not report_to_launcher("stalled", rank=self._rank, host=self._host, text=problem):
             say(f"distsgd: error: {problem}", sys.stderr)
         if self.stacks:
             self._print_stacks()

@@ -78,9 +78,9 @@ def draw_confusion(confusion: Confusion) -> Figure:
     bars.set_xlabel("misclassified (%)")
     bars.tick_params(axis="y", length=0)
     largest = float(np.nanmax(errors))
-    room = 1.35 * largest if largest > 0 else 1.0
-    bars.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, room) if tick <= min(room, 100.0)])
-    bars.set_xlim(0, room)
+    buffer = 1.35 * largest if largest > 0 else 1.0
+    bars.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, buffer) if tick <= min(buffer, 100.0)])
+    bars.set_xlim(0, buffer)
     if classes <= _WRITTEN:
         for row, value in enumerate(errors):
             said = "no examples" if np.isnan(value) else f"{value:.1f}"

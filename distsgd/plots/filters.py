@@ -96,12 +96,12 @@ def draw_filters(filters: Filters) -> Figure:
     limit = _limit(filters.images)
     rgb = filters.images.ndim == 4
     tiles = _in_colours(filters.images) if rgb else coloured(filters.images, diverging(), limit)
-    board = mosaic(tiles, columns, (0.27 if captions else 0.1, 0.1))
-    figure, panel = board.show(min(WIDTH - 1.35, 1.15 * columns), beside=1.25)
+    table = mosaic(tiles, columns, (0.27 if captions else 0.1, 0.1))
+    figure, panel = table.show(min(WIDTH - 1.35, 1.15 * columns), beside=1.25)
     if captions:
-        for unit, (left, top) in zip(filters.units, board.corners, strict=True):
+        for unit, (left, top) in zip(filters.units, table.corners, strict=True):
             said = f"class {unit}" if filters.classes else str(unit)
-            panel.text(left + board.width / 2, top + 1.02 * board.height, said, ha="center", va="top", fontsize=8)
+            panel.text(left + table.width / 2, top + 1.02 * table.height, said, ha="center", va="top", fontsize=8)
     heading(figure, _title(filters, rgb))
     if not rgb:
         from matplotlib.cm import ScalarMappable

@@ -75,16 +75,16 @@ def draw_mistakes(mistakes: Mistakes, rows: Array, shape: Shape) -> Figure:
         raise NothingToDraw(f"misclassified: none of {mistakes.total:,} {SPLIT_WORDS[mistakes.split]} examples is")
     count = len(mistakes.chosen)
     columns = min(count, 5 if count <= 30 else 8)
-    board = mosaic(pictured(as_images(rows, shape)), columns, (_CAPTION, 0.22))
-    figure, panel = board.show(min(WIDTH, (1.35 if columns <= 5 else 0.88) * columns))
+    table = mosaic(pictured(as_images(rows, shape)), columns, (_CAPTION, 0.22))
+    figure, panel = table.show(min(WIDTH, (1.35 if columns <= 5 else 0.88) * columns))
     size = 9.0 if columns <= 5 else 7.0
-    for index, (left, top) in enumerate(board.corners):
-        below = top + 1.04 * board.height
+    for index, (left, top) in enumerate(table.corners):
+        below = top + 1.04 * table.height
         said = f"{mistakes.true[index]} → {mistakes.predicted[index]}"
         panel.text(left, below, said, va="top", fontsize=size, fontweight="bold")
         if mistakes.probabilities is not None:
             said = _percent(float(mistakes.probabilities[index]))
-            panel.text(left + board.width, below, said, va="top", ha="right", fontsize=size - 1, color=GREY)
+            panel.text(left + table.width, below, said, va="top", ha="right", fontsize=size - 1, color=GREY)
     behind = "" if mistakes.probabilities is None else ", and the probability that it was given"
     panel.set_title(f"true class → predicted class{behind}", fontweight="normal")
     heading(figure, _title(mistakes))

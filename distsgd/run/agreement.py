@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, LaneError, users_code
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, users_code
 from distsgd.core.files import read_regular
 from distsgd.core.output import say
 from distsgd.parallel.communicator import Communicator
@@ -53,7 +53,7 @@ def agreed(communicator: Communicator, caller: str, look: Callable[[], tuple[T, 
     except DistsgdError as error:
         problem = error
     except BaseException as error:  # Ctrl-C, which the others would wait for
-        problem, stop = LaneError(f"{where} was ended by {type(error).__name__}"), error
+        problem, stop = UserCodeError(f"{where} was ended by {type(error).__name__}"), error
     everyone = communicator.allgather_object((identity.digest(), problem))
     if stop is not None:
         raise stop

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distsgd.core.errors import DistsgdError, LaneError, OutputError
+from distsgd.core.errors import DistsgdError, OutputError, UserCodeError
 
 PATIENCE = 30.0
 """Seconds for which something new waits until what is being written is done."""
@@ -133,5 +133,5 @@ def _try(task: Task) -> DistsgdError | None:
     except OSError as error:
         return OutputError(f"{task.name} could not be written: {error.strerror or error}")
     except Exception:
-        return LaneError.here(f"{task.name} could not be written")
+        return UserCodeError.here(f"{task.name} could not be written")
     return None

@@ -78,11 +78,13 @@ def _slurm_seconds(job: str, environment: Mapping[str, str]) -> float | None:
 
 def _pbs_seconds(job: str, environment: Mapping[str, str]) -> float | None:
     said = _ask("qstat", "-f", job).replace("\n\t", "")  # long lines are folded
-    facts = dict(re.findall(r"^\s*([\w.]+) = (.*)$", said, re.MULTILINE))
-    if facts.get("Walltime.Remaining", "").isdecimal():  # Torque
-        return float(facts["Walltime.Remaining"])
-    limit = _clock(facts.get("Resource_List.walltime", ""))
-    began = parsedate(facts.get("stime") or facts.get("start_time"))  # such as Sat Nov 22 02:00:05 2025, a local time
+    metadata = dict(re.findall(r"^\s*([\w.]+) = (.*)$", said, re.MULTILINE))
+    if metadata.get("Walltime.Remaining", "").isdecimal():  # Torque
+        return float(metadata["Walltime.Remaining"])
+    limit = _clock(metadata.get("Resource_List.walltime", ""))
+    began = parsedate(
+        metadata.get("stime") or metadata.get("start_time")
+    )  # such as Sat Nov 22 02:00:05 2025, a local time
     return None if limit is None or began is None else time.mktime(began) + limit - time.time()
 
 

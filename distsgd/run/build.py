@@ -13,31 +13,31 @@ from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
 from distsgd.data.augmentation import parse_augmentation
-from distsgd.data.examples import Examples, Feeder, Signature
+from distsgd.data.examples import Examples, Loader, Signature
 from distsgd.data.sampling import Sampler
 from distsgd.gpu.devices import device_of_rank
 from distsgd.gpu.graphs import StepGraphs
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
-from distsgd.nn.objective import Custom, Objective, Supervised
+from distsgd.nn.objective import FunctionObjective, Objective, Supervised
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer, build_optimizer
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.parallel.shared_reduction import make_exchange
+from distsgd.parallel.shared_reduction import make_reduction
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.batch_job import time_limit
 from distsgd.run.config import TrainConfig, hyper_parameters
-from distsgd.run.option_values import parse_every, parse_target
+from distsgd.run.option_values import parse_interval, parse_target
 from distsgd.run.placement import Data, on_device
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.callbacks import Callback
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.training.evaluator import Evaluator
-from distsgd.training.intervals import Limits, Rhythm
+from distsgd.training.intervals import Intervals, Limits
 from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
 from distsgd.training.step import TrainingStep
 from distsgd.training.trainer import Trainer
@@ -103,7 +103,7 @@ def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
         return model
     if not isinstance(model, Layer):
         raise ConfigurationError(
-            f"a model must be a distsgd.Layer or a distsgd.Custom, got {type(model).__name__}; see docs/extending.md"
+            f"a model must be a distsgd.Layer or a distsgd.FunctionObjective, got {type(model).__name__}; see docs/extending.md"
         )
     shape = accepted_shape(model, data.example_shape)
     outputs, needed = model.output_shape(shape), loss.output_size(data.target_shape, data.num_classes)
@@ -116,9 +116,11 @@ def build_metrics(
     communicator: Communicator, config: TrainConfig, data: Signature, objective: Objective
 ) -> list[Metric]:
     """What is measured besides the loss. Collective, for it may load the user's functions."""
-    if isinstance(objective, Custom) and objective.outputs is None:
+    if isinstance(objective, FunctionObjective) and objective.outputs is None:
         if config.metric:
-            raise ConfigurationError("metric: this model gives no outputs to measure; give distsgd.Custom outputs=")
+            raise ConfigurationError(
+                "metric: this model gives no outputs to measure; give distsgd.FunctionObjective outputs="
+            )
         return []
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
@@ -198,12 +200,12 @@ def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> 
 
 
 def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
-    """Raises ConfigurationError where there are more ranks than lanes for them."""
-    lanes = config.logical_ranks
-    if communicator.size > lanes:
+    """Raises ConfigurationError where there are more ranks than microbatches for them."""
+    microbatches = config.microbatches
+    if communicator.size > microbatches:
         raise ConfigurationError(
-            f"{communicator.size} ranks share {lanes} logical ranks: start at most {lanes} ranks, or set "
-            f"--logical-ranks {communicator.size} (which gives other bits than {lanes})"
+            f"{communicator.size} ranks share {microbatches} microbatches: start at most {microbatches} ranks, or set "
+            f"--microbatches {communicator.size} (which gives other bits than {microbatches})"
         )
 
 
@@ -248,14 +250,14 @@ def build_trainer(
     step, note = _build_step(
         communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
     )
-    feeder, workers = step.feeder, step.workers
+    loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
     notes += [line for line in (note, threads, _doubt(objective.input_shape)) if line]
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
             return None
-        feed = replace(feeder, examples=examples, augmentation=None)
+        feed = replace(loader, examples=examples, augmentation=None)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
     monitor = monitored(config, metrics) if data.validation is not None else ""
@@ -266,7 +268,7 @@ def build_trainer(
         sampler=sampler,
         schedule=schedule,
         limits=_limits(communicator, config, rule),
-        rhythm=_rhythm(config, sampler, rule),
+        intervals=_intervals(config, sampler, rule),
         rule=rule,
         monitor=monitor,
         validation=evaluator(data.validation),
@@ -301,32 +303,32 @@ def _build_step(
     optimizer: Optimizer,
     batch_length: int,
 ) -> tuple[TrainingStep, str | None]:
-    """(the step with freshly initialized parameters on every rank, a line to print about its exchange). Collective."""
+    """(the step with freshly initialized parameters on every rank, a line to print about its reduction). Collective."""
     dtype = np.dtype(config.dtype)
     layout = Layout.of(objective.parameter_shapes())
     if layout.size == 0:
         raise ConfigurationError("the model has no parameters to train")
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.is_cpu else 1)
-    partition = Partition(config.logical_ranks, communicator.size, layout.size)
+    partition = Partition(config.microbatches, communicator.size, layout.size)
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
-    there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.logical_ranks))
+    there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
     said = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
-    communicator.everywhere(lambda: device.check_room(there, said))
+    communicator.everywhere(lambda: device.check_free_memory(there, said))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
-    exchange, note = make_exchange(communicator, plan, config.communication)
+    reduction, note = make_reduction(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
-    feeder = Feeder(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)
-    feeder.check()
+    loader = Loader(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)
+    loader.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(
-        objective, optimizer, regularization, exchange, workers, feeder, layout, running, config.clip_norm,
+        objective, optimizer, regularization, reduction, workers, loader, layout, running, config.clip_norm,
         guarded=config.on_non_finite != "stop",
     )  # fmt: skip
-    params = step.room_for_params()
+    params = step.params_buffer()
     communicator.on_root(lambda: objective.initialize(params, running, config.seed))
     step.load(params)
     communicator.broadcast(running.flat)
@@ -337,24 +339,24 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     node = communicator.node()
     masks = node.allgather_object(affinity())
     cores = cores_per_rank(masks, node.rank)
-    lanes = Partition(config.logical_ranks, communicator.size, 1).lanes_of(communicator.rank)
-    mine = lanes[1] - lanes[0]
+    microbatches = Partition(config.microbatches, communicator.size, 1).microbatches_of(communicator.rank)
+    mine = microbatches[1] - microbatches[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))
-    longest = -(-batch_length // config.logical_ranks)
+    longest = -(-batch_length // config.microbatches)
     return worker_count(cores, mine, multiply_adds, longest)
 
 
 def _graphs(step: TrainingStep, batch_length: int) -> StepGraphs | None:
     """Graphs of the steps where GPUs make all of them, and nothing is for the host to do or to look at."""
-    if step.device.is_cpu or not step.exchange.goes_by_itself:
+    if step.device.is_cpu or not step.reduction.is_asynchronous:
         return None
     if step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return None
     if type(step.optimizer) not in OPTIMIZERS.values():
         return None  # one of the user's own may look at its numbers, and knows nothing of NaN, which stops updates
     scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
-    return StepGraphs(step.feeder, step.exchange, step.compute_recorded, batch_length, scalars)
+    return StepGraphs(step.loader, step.reduction, step.compute_recorded, batch_length, scalars)
 
 
 def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:
@@ -365,9 +367,9 @@ def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule 
     return Limits(config.epochs, config.max_steps, seconds, target, why)
 
 
-def _rhythm(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Rhythm:
-    every = parse_every(config.validate_every, "validate_every", seconds=False)
+def _intervals(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Intervals:
+    every = parse_interval(config.validate_every, "validate_every", seconds=False)
     steps = int(every.amount) * (sampler.steps_per_epoch if every.unit == "epochs" else 1)
     if isinstance(rule, PatienceRule):
         steps = rule.validation_frequency(sampler.steps_per_epoch)
-    return Rhythm(steps, parse_every(config.checkpoint_every, "checkpoint_every"), config.log_every)
+    return Intervals(steps, parse_interval(config.checkpoint_every, "checkpoint_every"), config.log_every)

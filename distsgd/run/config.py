@@ -17,7 +17,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.optim.optimizers import Optimizer, build_optimizer
 from distsgd.optim.schedules import has_horizon
-from distsgd.run.option_values import check_values, parse_duration, parse_every, parse_target
+from distsgd.run.option_values import check_values, parse_duration, parse_interval, parse_target
 
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
@@ -149,8 +149,8 @@ class TrainConfig:
     """A new order every epoch."""
     drop_last: bool = False
     """Leave out an epoch's last minibatch where it is short."""
-    logical_ranks: int = 4
-    """Lanes that a minibatch is cut into: results depend on this number, and on the number of ranks never."""
+    microbatches: int = 4
+    """Microbatches that a minibatch is cut into: results depend on this number, and on the number of ranks never."""
     seed: int = 0
     """Of everything random."""
     dtype: str = "float32"
@@ -223,8 +223,9 @@ class TrainConfig:
     possible. Ranks on GPUs: nccl, from GPU to GPU; mpi, from GPU to GPU where the MPI library can, else through the
     host; auto: nccl if possible."""
     threads: int | None = None
-    """Threads of each rank, which share its lanes. Default: its cores, where lanes are large enough to gain. A model of
-    your own is called by one of them, unless it declares thread_safe."""
+    """Threads of each rank, which share its microbatches. Default: its cores, where microbatches are large enough to
+    gain. A model of your own is called by one of them, unless it declares thread_safe.
+    """
     cuda_graphs: bool = True
     """On GPUs, record the steps once and start them as a whole; the results are the same."""
     callback: tuple[str, ...] = ()
@@ -245,8 +246,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_values(vars(self))
         parse_augmentation(self.augment)
-        parse_every(self.validate_every, "validate_every", seconds=False)
-        parse_every(self.checkpoint_every, "checkpoint_every")
+        parse_interval(self.validate_every, "validate_every", seconds=False)
+        parse_interval(self.checkpoint_every, "checkpoint_every")
         parse_duration(self.stall_timeout, "stall_timeout")
         if self.max_time not in (None, "auto", "never"):
             parse_duration(self.max_time.removeprefix("auto-"), "max_time")

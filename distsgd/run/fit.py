@@ -18,10 +18,10 @@ from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
 from distsgd.core.output import say
 from distsgd.core.runtime import single_threaded_blas
-from distsgd.data.examples import Examples, Feeder, Signature
+from distsgd.data.examples import Examples, Loader, Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.models import build_model
-from distsgd.nn.objective import Custom, LossAndGrad, Objective
+from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
@@ -41,7 +41,7 @@ from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, resol
 from distsgd.run.digests import array_text
 from distsgd.run.folder import RunFolder
 from distsgd.run.identity import Identity
-from distsgd.run.lifecycle import Leg
+from distsgd.run.lifecycle import Attempt
 from distsgd.run.pictures import draw_after_training
 from distsgd.run.placement import fingerprint, split_data
 from distsgd.run.resume import beginning
@@ -78,12 +78,12 @@ class Result:
         x = np.asarray(x)
         dtype = next(iter(self.params.values())).dtype
         examples = Examples(x, x, scale=self._signature.scale)
-        feeder = Feeder(examples, self._objective, dtype, 0, with_targets=False)
-        feeder.check()
+        loader = Loader(examples, self._objective, dtype, 0, with_targets=False)
+        loader.check()
         self._signature.check_axes(x.shape[1:])
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         with single_threaded_blas():
-            return predict_all(feeder, params, state)
+            return predict_all(loader, params, state)
 
 
 def communicator_of_this_run() -> Communicator:
@@ -137,7 +137,7 @@ def fit(
         if config.plot:
             communicator.on_root(check_installed)
         communicator.watch(config.stall_seconds, config.stall_stacks)
-        communicator.at(Phase.START)
+        communicator.set_phase(Phase.START)
         folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
         with beginning(communicator, config, folder) as begin:
             config = begin.config
@@ -149,12 +149,12 @@ def fit(
             measured = [*build_metrics(communicator, config, data.signature, objective), *asked.metrics]
             history = History()
             watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *asked.callbacks]
-            leg = Leg(data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
-            trainer = leg.begin(communicator)
+            attempt = Attempt(data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
+            trainer = attempt.begin(communicator)
             if communicator.is_root:
                 for note in (*begin.notes, *trainer.notes):
                     say(note, sys.stderr)
-            summary = leg.run(communicator, trainer)
+            summary = attempt.run(communicator, trainer)
             step = trainer.step
             if config.plot and folder is not None and communicator.is_root:
                 stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
@@ -324,5 +324,5 @@ def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConf
         model = build_model(model, data.example_shape, outputs, model_options(config))
     elif params is not None:
         function: LossAndGrad = model
-        return Custom(function, params)
+        return FunctionObjective(function, params)
     return as_objective(model, build_loss(config, data), data)

@@ -298,7 +298,7 @@ class RunFolder:
             raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json: the proof that a leg came to its end. Raises OutputError."""
+        """Writes summary.json: the proof that a attempt came to its end. Raises OutputError."""
         text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
         try:
             self.files.write(self.summary.name, text.encode())
@@ -309,7 +309,7 @@ class RunFolder:
             ) from None
 
     def write_failure(self, message: str, step: int) -> None:
-        """Writes a summary of a leg that failed, as far as the folder can be written at all."""
+        """Writes a summary of a attempt that failed, as far as the folder can be written at all."""
         with suppress(OutputError):
             self.write_summary({"status": "failed", "steps": step, "error": message})
 

@@ -1,4 +1,4 @@
-"""One leg of a run: from its start, wherever that is, to a limit, a decision or a signal."""
+"""One attempt of a run: from its start, wherever that is, to a limit, a decision or a signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distsgd.core.device import Device
-from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, LaneError, RunFolderError
+from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
 from distsgd.core.output import say, say_lines
 from distsgd.core.runtime import cpu_probe
 from distsgd.nn.objective import Objective
@@ -30,8 +30,8 @@ from distsgd.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Leg:
-    """Everything that a leg is made from.
+class Attempt:
+    """Everything that a attempt is made from.
 
     schedule   the user's own; None for the configuration's, whose horizon is that of the run's first start
     folder     None for a run that leaves nothing behind
@@ -52,7 +52,7 @@ class Leg:
         return self.start.config
 
     def begin(self, communicator: Communicator) -> Trainer:
-        """The trainer, where the leg starts. Collective."""
+        """The trainer, where the attempt starts. Collective."""
         if self.config.on_non_finite == "rollback" and self.folder is None:
             raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
         schedule = build_own_schedule(self.config) if self.schedule is None else self.schedule
@@ -67,12 +67,12 @@ class Leg:
             self.callbacks,
         )
         if self.start.has_checkpoint:
-            facts = self._facts(trainer.step.device)
-            trainer.notes = [*trainer.notes, *communicator.on_root(lambda: self._compare_facts(facts))]
+            metadata = self._metadata(trainer.step.device)
+            trainer.notes = [*trainer.notes, *communicator.on_root(lambda: self._compare_metadata(metadata))]
             trainer.restore(self.start.checkpoint)
         elif self.config.init_from is not None:
             self._initialize_from(communicator, trainer, Path(self.config.init_from))
-        trainer.progress.facts = self._facts(trainer.step.device)
+        trainer.progress.metadata = self._metadata(trainer.step.device)
         return trainer
 
     def run(self, communicator: Communicator, trainer: Trainer) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Leg:
         communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
         try:
             status = trainer.fit()
-            communicator.at(Phase.END, trainer.progress.step)
+            communicator.set_phase(Phase.END, trainer.progress.step)
             summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
             trainer.end(summary)
             trainer.step.device.synchronize()
@@ -95,7 +95,7 @@ class Leg:
                 self.folder.write_failure(str(error), trainer.progress.step)
             raise
         finally:
-            communicator.at(Phase.OUTSIDE, trainer.progress.step)
+            communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
             trainer.step.workers.close()
             if communicator.is_root:
                 self._close()
@@ -106,9 +106,9 @@ class Leg:
             try:
                 callback.close()
             except RAISED_BY_USERS:
-                say_lines(str(LaneError.here("a callback failed as it was closed")), sys.stderr)
+                say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)
 
-    def _facts(self, device: Device) -> dict[str, Any]:
+    def _metadata(self, device: Device) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""
         validation, test, said = self.data.validation, self.data.test, asdict(self.data.signature)
         return {
@@ -121,7 +121,7 @@ class Leg:
             **({} if device.is_cpu else {"gpu": device.description}),
         }
 
-    def _compare_facts(self, mine: dict[str, Any]) -> list[str]:
+    def _compare_metadata(self, mine: dict[str, Any]) -> list[str]:
         """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
         assert self.start.checkpoint is not None
         theirs = self.start.checkpoint.document
@@ -132,7 +132,7 @@ class Leg:
                     "give it the same data, or another folder with --out"
                 )
         if theirs.get("gpu") != mine.get("gpu"):
-            began, now = (facts.get("gpu", "the CPU") for facts in (theirs, mine))
+            began, now = (metadata.get("gpu", "the CPU") for metadata in (theirs, mine))
             return [f"warning: the run began on {began}; {now} computes other bits"]
         if theirs.get("probe") in (None, mine["probe"]):
             return []
@@ -140,7 +140,7 @@ class Leg:
 
     def _initialize_from(self, communicator: Communicator, trainer: Trainer, path: Path) -> None:
         step = trainer.step
-        params = step.room_for_params()
+        params = step.params_buffer()
 
         def fill() -> None:
             found = find_model(path)

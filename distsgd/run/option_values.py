@@ -28,11 +28,11 @@ CHOICES = {
     "on_non_finite": POLICIES,
 }
 AT_LEAST = {
-    "logical_ranks": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
+    "microbatches": 1, "epochs": 0, "max_steps": 0, "patience": 0, "keep": 1, "log_every": 1, "threads": 1,
     "warmup_steps": 0, "validation_last": 1, "top_k": 1, "min_delta": 0, "seed": 0, "learning_rate": 0,
     "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0, "improvement_threshold": 0,
 }  # fmt: skip
-AT_MOST = {"logical_ranks": 65_536, "threads": 1024, "improvement_threshold": 1}
+AT_MOST = {"microbatches": 65_536, "threads": 1024, "improvement_threshold": 1}
 """Of the first two more is what nobody needs and no machine stands."""
 LARGEST_LOSS_SCALE = 1 << 24
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
@@ -90,21 +90,21 @@ def _check_text(name: str, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Every:
+class Interval:
     """How often something happens: `amount` steps, epochs or seconds."""
 
     amount: float
     unit: Literal["steps", "epochs", "seconds"]
 
 
-def parse_every(text: str, option: str, *, seconds: bool = True) -> Every:
+def parse_interval(text: str, option: str, *, seconds: bool = True) -> Interval:
     """`500` steps, `2epoch` or `30s`."""
     found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
     if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
         forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
         raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
     unit = found[2] or "steps"
-    return Every(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
+    return Interval(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
 
 
 def parse_duration(text: str, option: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
-from distsgd.data.examples import Examples, Feeder, Signature
+from distsgd.data.examples import Examples, Loader, Signature
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.picture_runs import Run
 from distsgd.run.placement import Data, load_data
@@ -66,10 +66,10 @@ class Material(ABC):
         """The model's predictions, (n, outputs), in the scale that it was trained in."""
         stored, _ = self.trained()
         dtype = np.dtype(stored.config.dtype)
-        feeder = Feeder(examples, stored.objective, dtype, stored.config.seed, with_targets=False)
-        feeder.check()
+        loader = Loader(examples, stored.objective, dtype, stored.config.seed, with_targets=False)
+        loader.check()
         with np.errstate(all="ignore"):
-            return predict_all(feeder, stored.params, stored.state)
+            return predict_all(loader, stored.params, stored.state)
 
     def predictions(self, split: str, examples: Examples) -> Array:
         """As predict, kept for the next picture."""

@@ -103,8 +103,8 @@ def differences(configs: Sequence[TrainConfig]) -> list[str]:
 
     What is operational, what isn't set, and an optimizer's own defaults where optimizers differ, are left out.
     """
-    left_out = {*OPERATIONAL, *NOT_WRITTEN} - {"test_at_best"}
-    kept = [name for name in vars(TrainConfig()) if name not in left_out]
+    skipped = {*OPERATIONAL, *NOT_WRITTEN} - {"test_at_best"}
+    kept = [name for name in vars(TrainConfig()) if name not in skipped]
     differ = [name for name in kept if len({repr(getattr(config, name)) for config in configs}) > 1]
     return [", ".join(filter(None, (_option(config, name, differ) for name in differ))) for config in configs]
 

@@ -75,12 +75,12 @@ class Drawn:
 
     folder: Path
     names: list[str] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
         """One sentence for each reason."""
-        return [f"{', '.join(names)} left out: {reason}" for reason, names in self.left_out.items()]
+        return [f"{', '.join(names)} left out: {reason}" for reason, names in self.skipped.items()]
 
 
 def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
@@ -106,7 +106,7 @@ def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
                     raise
                 problem = problem or error
                 if not isinstance(error, NothingToDraw):
-                    drawn.left_out.setdefault(str(error), []).append(name)
+                    drawn.skipped.setdefault(str(error), []).append(name)
                 continue
             save(figure, folder, name)
             drawn.names.append(name)

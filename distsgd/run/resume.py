@@ -1,4 +1,4 @@
-"""Where a leg of a run starts: at the beginning, at a checkpoint, or nowhere because the run is finished."""
+"""Where a attempt of a run starts: at the beginning, at a checkpoint, or nowhere because the run is finished."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOLD = {"epochs": int, "steps": int, "parameters_sha256": str}
 
 
 class Start:
-    """Where a leg starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
+    """Where a attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -34,7 +34,7 @@ class Start:
         self.notes: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "checkpoint": None}  # its arrays travel through the exchange
+        return {**self.__dict__, "checkpoint": None}  # its arrays travel through the reduction
 
 
 def run_folder(config: TrainConfig) -> RunFolder:
@@ -65,7 +65,7 @@ def beginning(communicator: Communicator, config: TrainConfig, folder: RunFolder
 
 
 def find_start(config: TrainConfig, folder: RunFolder) -> Start:
-    """Looks into the run folder, on rank 0, and decides where this leg starts."""
+    """Looks into the run folder, on rank 0, and decides where this attempt starts."""
     try:
         return _find_start(config, folder)
     except OSError as error:

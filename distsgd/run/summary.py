@@ -29,7 +29,7 @@ def parameters_sha256(params: Array, running: Array) -> str:
 def finish(trainer: Trainer, status: str, confusion: ConfusionMatrix | None) -> dict[str, Any]:
     """Hands over the best parameters, scores the test set and returns the summary, on every rank. Collective."""
     train_loss = _train_loss(trainer)
-    test = trainer.hand_over()
+    test = trainer.finalize()
     matrices: dict[str, Any] = {}
     if confusion is not None and status != "stopped":
         for name, evaluator in (("validation", trainer.validation), ("test", trainer.test)):
@@ -57,10 +57,10 @@ def _summary(
         "best_epoch": progress.best["epoch"] if progress.best else None,
         "best_step": progress.best["step"] if progress.best else None,
         "target_reached": trainer.reached_target,
-        "left_out": sorted(progress.left_out),
-        "logical_ranks": trainer.step.exchange.partition.lanes,
+        "skipped": sorted(progress.skipped),
+        "microbatches": trainer.step.reduction.partition.microbatches,
         "parameters": trainer.step.layout.size,
-        "parameters_sha256": parameters_sha256(to_host(trainer.step.exchange.params), trainer.step.running.flat),
+        "parameters_sha256": parameters_sha256(to_host(trainer.step.reduction.params), trainer.step.running.flat),
         "confusion_matrix": matrices or None,
         "run": {
             "ranks": communicator.size,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError, DistsgdError, OutputError
-from distsgd.core.output import say, tell_launcher
+from distsgd.core.output import report_to_launcher, say
 from distsgd.run.background import BackgroundWriter, Task
 from distsgd.run.folder import RunFolder
 
@@ -24,7 +24,7 @@ class Callback:
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step of this leg."""
+        """Before the first step of this attempt."""
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         """After every step: its number from 1, its mean loss and its number of examples."""
@@ -48,10 +48,10 @@ class Callback:
         """The run has gone back to this step: what came after it will come again, without a minibatch."""
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """After the last step of this leg, with what summary.json says."""
+        """After the last step of this attempt, with what summary.json says."""
 
     def close(self) -> None:
-        """Always called last, also when the leg failed."""
+        """Always called last, also when the attempt failed."""
 
 
 class FolderWriter(Callback):
@@ -127,7 +127,7 @@ class FolderWriter(Callback):
         """Says that the folder isn't what or where it was, to distsgd.launch too, which looks into it."""
         if change:
             _warn(change)
-            tell_launcher("folder", path=os.path.abspath(self.folder.place()))
+            report_to_launcher("folder", path=os.path.abspath(self.folder.place()))
 
     def close(self) -> None:
         self._writer.close()

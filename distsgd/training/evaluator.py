@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import Array, to_host
 from distsgd.core.errors import users_code
 from distsgd.core.layout import Views
-from distsgd.data.examples import Feeder
+from distsgd.data.examples import Loader
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
@@ -27,19 +27,19 @@ class Evaluator:
     """Scores one set of examples with a model's parameters; the ranks share the chunks."""
 
     communicator: Communicator
-    feeder: Feeder
+    loader: Loader
     metrics: Sequence[Metric]
     workers: Workers
     on_root_alone: bool = False
 
     @cached_property
     def _callers(self) -> Workers:
-        return self.workers.that_may_call(self.feeder.objective, *self.metrics)
+        return self.workers.that_may_call(self.loader.objective, *self.metrics)
 
     @cached_property
     def _zeroes(self) -> bool:
         """Whether gradients, which are scratch memory here, have to start at zero."""
-        return not self.feeder.objective.overwrites_gradients()
+        return not self.loader.objective.overwrites_gradients()
 
     def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
         """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
@@ -52,7 +52,7 @@ class Evaluator:
 
     def _own_sums(self, params: Views, state: Views, scratch: Sequence[Views]) -> Array:
         """(chunks of this rank, 2 + widths of the metrics) float64."""
-        chunks = -(-len(self.feeder.examples) // CHUNK)
+        chunks = -(-len(self.loader.examples) // CHUNK)
         rank, size = self.communicator.rank, self.communicator.size
         first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
         sums = np.zeros((last - first, 2 + sum(metric.width() for metric in self.metrics)))
@@ -72,9 +72,9 @@ class Evaluator:
         return sums
 
     def _score_chunk(self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views) -> None:
-        indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feeder.examples)))
-        batch = self.feeder.batch(indices, state)
-        loss_sum, count, outputs = self.feeder.objective.score(params, scratch, batch)
+        indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.loader.examples)))
+        batch = self.loader.batch(indices, state)
+        loss_sum, count, outputs = self.loader.objective.score(params, scratch, batch)
         self.communicator.progressed()
         sums[:2] = float(loss_sum), count
         if outputs is not None:
@@ -98,13 +98,13 @@ class Evaluator:
         return values
 
 
-def predict_all(feeder: Feeder, params: Views, state: Views) -> Array:
-    """The model's predictions for all examples of the feeder, (n, outputs), chunk by chunk."""
-    total = len(feeder.examples)
+def predict_all(loader: Loader, params: Views, state: Views) -> Array:
+    """The model's predictions for all examples of the loader, (n, outputs), chunk by chunk."""
+    total = len(loader.examples)
     params, state = params.read_only(), state.read_only()
     parts = []
     for start in range(0, total, CHUNK):
-        batch = feeder.batch(np.arange(start, min(start + CHUNK, total)), state)
-        predicted = to_host(feeder.objective.predict(params, batch))
+        batch = loader.batch(np.arange(start, min(start + CHUNK, total)), state)
+        predicted = to_host(loader.objective.predict(params, batch))
         parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
-    return np.concatenate(parts) if parts else np.empty((0, 0), feeder.dtype)
+    return np.concatenate(parts) if parts else np.empty((0, 0), loader.dtype)

@@ -48,7 +48,7 @@ class Hooks:
 
         self.communicator.on_root(tell)
 
-    def has_room(self, patience: float) -> bool:
+    def writer_is_idle(self, patience: float) -> bool:
         """Whether no checkpoint is being written any more, for which this waits up to `patience` seconds."""
         waiting: list[bool] = []
         self.attempt(lambda: self.call(lambda callback: waiting.append(callback.busy(patience))))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distsgd.run.option_values import Every
+from distsgd.run.option_values import Interval
 
 _EPOCH_CHECKPOINT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop: whichever comes first. `seconds` count from the start of this leg, `why` explains them."""
+    """When to stop: whichever comes first. `seconds` count from the start of this attempt, `why` explains them."""
 
     epochs: int
     max_steps: int | None = None
@@ -27,11 +27,11 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Intervals:
     """What happens how often; records come at each epoch's end and each validation, and every log_every steps."""
 
     validate_steps: int
-    checkpoint: Every
+    checkpoint: Interval
     log_every: int | None = None
 
     def record_due(self, step: int, steps_per_epoch: int, validates: bool) -> str | None:
@@ -46,11 +46,13 @@ class Rhythm:
         """Whether there is a checkpoint after this step, whatever time it is."""
         return self.checkpoint.unit == "steps" and step % int(self.checkpoint.amount) == 0
 
-    def checkpoint_due(self, step: int, steps_per_epoch: int, seconds: float, has_room: Callable[[], bool]) -> bool:
-        """Whether to save after this step, `seconds` after the last time; `has_room`: nobody is still writing."""
+    def checkpoint_due(
+        self, step: int, steps_per_epoch: int, seconds: float, writer_is_idle: Callable[[], bool]
+    ) -> bool:
+        """Whether to save after this step, `seconds` after the last time; `writer_is_idle`: nobody is still writing."""
         every = self.checkpoint
         if every.unit == "seconds":
-            return seconds >= every.amount and has_room()
+            return seconds >= every.amount and writer_is_idle()
         if every.unit == "steps":
             return self.saves_at(step)
         return step % (int(every.amount) * steps_per_epoch) == 0 and seconds >= _EPOCH_CHECKPOINT_SECONDS

@@ -32,22 +32,23 @@ class NonFinite:
 
     step      its number, from 1
     what      what isn't finite, as the beginning of a sentence
-    lanes     the lanes [first, last) in which that was seen; None where the lanes' own gradients are finite
-    examples  rows of the data set that these lanes hold
+    microbatches     the microbatches [first, last) in which that was seen; None where the microbatches' own gradients
+                     are finite
+    examples  rows of the data set that these microbatches hold
     """
 
     step: int
     what: str
-    lanes: Span | None = None
+    microbatches: Span | None = None
     examples: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         where = ""
-        if self.lanes is not None:
-            first, last = self.lanes
-            lanes = f"lane {first}" if last == first + 1 else f"lanes {first} to {last - 1}"
+        if self.microbatches is not None:
+            first, last = self.microbatches
+            microbatches = f"microbatch {first}" if last == first + 1 else f"microbatches {first} to {last - 1}"
             more = " …" if len(self.examples) > NAMED else ""
-            where = f", {lanes} (examples {', '.join(map(str, self.examples[:NAMED]))}{more})"
+            where = f", {microbatches} (examples {', '.join(map(str, self.examples[:NAMED]))}{more})"
         return f"{self.what} at step {self.step}{where}"
 
     def error(self, more: str | None = None) -> NonFiniteError:
@@ -57,15 +58,18 @@ class NonFinite:
 
     def record(self) -> dict[str, Any]:
         """For metrics.jsonl and checkpoints."""
-        lanes = None if self.lanes is None else list(self.lanes)
-        return {"step": self.step, "what": self.what, "lanes": lanes, "examples": list(self.examples)}
+        microbatches = None if self.microbatches is None else list(self.microbatches)
+        return {"step": self.step, "what": self.what, "microbatches": microbatches, "examples": list(self.examples)}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> NonFinite:
         """Back from a record."""
-        lanes = record["lanes"]
+        microbatches = record["microbatches"]
         return cls(
-            record["step"], record["what"], None if lanes is None else (lanes[0], lanes[1]), tuple(record["examples"])
+            record["step"],
+            record["what"],
+            None if microbatches is None else (microbatches[0], microbatches[1]),
+            tuple(record["examples"]),
         )
 
 
@@ -77,10 +81,10 @@ def all_finite(array: Array) -> bool:
     return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 
 
-def goes_back(policy: str, found: NonFinite, left_out: Mapping[int, NonFinite], step: int) -> bool:
+def goes_back(policy: str, found: NonFinite, skipped: Mapping[int, NonFinite], step: int) -> bool:
     """Whether a run under this policy goes back to its last checkpoint, or only leaves the minibatch out.
 
-    left_out   what has been left out before, by step
+    skipped   what has been left out before, by step
     step       updates up to this one are made: found.step is the next one, or this one, which was made and is wrong
     Raises NonFiniteError where the run has to end.
     """
@@ -89,9 +93,9 @@ def goes_back(policy: str, found: NonFinite, left_out: Mapping[int, NonFinite], 
     if policy == "skip" and found.step <= step:
         raise found.error("its update is made already, so it can't be left out: --on-non-finite rollback could")
     first = last = found.step
-    while first - 1 in left_out:
+    while first - 1 in skipped:
         first -= 1
-    while last + 1 in left_out:
+    while last + 1 in skipped:
         last += 1
     if last - first + 1 >= IN_A_ROW:
         raise NonFiniteError(f"{IN_A_ROW} minibatches in a row can't be used, and now because {found}; {_ADVICE}")

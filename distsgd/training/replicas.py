@@ -18,7 +18,7 @@ def compare_replicas(step: TrainingStep, progress: Progress, learning_rate: floa
     where the rank stands: step, loss so far, learning rate, minibatches left out. Most are right; of equally many,
     those with the lowest rank.
     """
-    communicator = step.exchange.communicator
+    communicator = step.reduction.communicator
     if communicator.size == 1:
         return
     everyone = communicator.allgather_object(_digests(step, progress, learning_rate))
@@ -44,9 +44,9 @@ def compare_replicas(step: TrainingStep, progress: Progress, learning_rate: floa
 
 def _digests(step: TrainingStep, progress: Progress, learning_rate: float) -> dict[str, str | None]:
     """By what is compared; None where another rank speaks for this one."""
-    place = repr((progress.step, progress.loss_sum, progress.count, learning_rate, sorted(progress.left_out)))
+    place = repr((progress.step, progress.loss_sum, progress.count, learning_rate, sorted(progress.skipped)))
     contents: dict[str, bytes | memoryview | None] = {
-        "parameters": to_host(step.exchange.params).data if step.exchange.speaks_for_replica else None,
+        "parameters": to_host(step.reduction.params).data if step.reduction.speaks_for_replica else None,
         "running statistics": step.running.flat.data,
         "place in training": place.encode(),
     }

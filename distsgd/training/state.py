@@ -19,7 +19,7 @@ from distsgd.training.non_finite import PARAMETERS, NonFinite
 from distsgd.training.step import TrainingStep
 
 _TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
-_NOT_FACTS = (*_TOLD, "updates", "left_out", "rule", "format", "sha256")
+_NOT_METADATA = (*_TOLD, "updates", "skipped", "rule", "format", "sha256")
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Progress:
     train_loss        of the last record
     best              the record of the best validation; best_params and best_running are on rank 0 alone
     scores            the numbers of the last validation's record, which a target is compared with
-    left_out          minibatches that are not to be used, and why, by their step from 1
-    facts             what the checkpoint says besides: the configuration, this CPU's probe
+    skipped          minibatches that are not to be used, and why, by their step from 1
+    metadata             what the checkpoint says besides: the configuration, this CPU's probe
     """
 
     step: int = 0
@@ -44,8 +44,8 @@ class Progress:
     best_params: Array | None = None
     best_running: Array | None = None
     scores: dict[str, float] | None = None
-    left_out: dict[int, NonFinite] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[int, NonFinite] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def take(
@@ -53,7 +53,7 @@ def take(
 ) -> tuple[Checkpoint, Checkpoint]:
     """(the whole run, the model that it would hand over now); both are copies. On rank 0."""
     running = running_layout(step)
-    params = host_copy(step.exchange.params)
+    params = host_copy(step.reduction.params)
     if not np.isfinite(params).all():
         more = "a smaller learning rate or clip_norm may help; the last checkpoint stays as it was"
         raise NonFinite(progress.step, PARAMETERS).error(more)
@@ -65,7 +65,7 @@ def take(
     for name, slot in zip(step.optimizer.slots, slots, strict=True):
         arrays |= _named(f"optimizer/{name}", step.layout, slot)
     document = {
-        **progress.facts,
+        **progress.metadata,
         "step": progress.step,
         "updates": progress.updates,
         "loss_sum": progress.loss_sum,
@@ -73,7 +73,7 @@ def take(
         "train_loss": progress.train_loss,
         "best": progress.best,
         "scores": progress.scores,
-        "left_out": [found.record() for found in progress.left_out.values()],
+        "skipped": [found.record() for found in progress.skipped.values()],
         "rule": None if rule is None else rule.state(),
     }
     if progress.best_params is None or progress.best_running is None:
@@ -87,7 +87,7 @@ def take(
         }
     model = {name: array for name, array in best.items() if not name.startswith("optimizer/")}
     handed = progress.best["step"] if progress.best else progress.step
-    return Checkpoint(arrays, document), Checkpoint(model, {**progress.facts, "step": handed, "best": progress.best})
+    return Checkpoint(arrays, document), Checkpoint(model, {**progress.metadata, "step": handed, "best": progress.best})
 
 
 def restore(
@@ -96,20 +96,20 @@ def restore(
     """Puts rank 0's checkpoint (None elsewhere) in place on all ranks. Collective."""
 
     slots: list[Array] | None = None
-    progress, params = Progress(), step.room_for_params()
+    progress, params = Progress(), step.params_buffer()
 
     def read() -> dict[str, Any]:
         nonlocal slots, progress
         assert checkpoint is not None
         with understanding("the checkpoint"):
             slots, progress = _read(step, rule, checkpoint, params.flat)
-        return {key: getattr(progress, key) for key in (*_TOLD, "updates", "left_out", "facts")}
+        return {key: getattr(progress, key) for key in (*_TOLD, "updates", "skipped", "metadata")}
 
     told = communicator.on_root(read)
     if not communicator.is_root:
         progress = Progress(**told)
     step.load(params)
-    step.exchange.load_slots(slots)
+    step.reduction.load_slots(slots)
     if len(step.running):
         communicator.broadcast(step.running.flat)
     return progress
@@ -133,8 +133,8 @@ def _read(
     except KeyError as error:
         raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
     progress.updates = document.get("updates", progress.step)
-    progress.left_out = {record["step"]: NonFinite.of(record) for record in document.get("left_out", ())}
-    progress.facts = {key: value for key, value in document.items() if key not in _NOT_FACTS}
+    progress.skipped = {record["step"]: NonFinite.of(record) for record in document.get("skipped", ())}
+    progress.metadata = {key: value for key, value in document.items() if key not in _NOT_METADATA}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:
         if not all(isinstance(progress.best.get(key), int) for key in ("step", "epoch")):

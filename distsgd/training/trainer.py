@@ -29,14 +29,14 @@ from distsgd.training.callbacks import Callback
 from distsgd.training.early_stopping import StoppingRule, reaches
 from distsgd.training.evaluator import Evaluator
 from distsgd.training.hooks import Hooks
-from distsgd.training.intervals import Limits, Rhythm
+from distsgd.training.intervals import Intervals, Limits
 from distsgd.training.metrics import Value
 from distsgd.training.non_finite import NonFinite, goes_back
 from distsgd.training.replicas import compare_replicas
 from distsgd.training.state import Progress, restore, take
 from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 
-_UNDER_WAY = StepResult(0.0, 0, NOTHING, None)
+_IN_FLIGHT = StepResult(0.0, 0, NOTHING, None)
 """Stands for a step that has begun and will end later."""
 
 Status = Literal["completed", "early_stopped", "stopped"]
@@ -55,7 +55,7 @@ class Trainer:
     sampler: Sampler
     schedule: Schedule
     limits: Limits
-    rhythm: Rhythm
+    intervals: Intervals
     rule: StoppingRule | None = None
     monitor: str = ""
     validation: Evaluator | None = None
@@ -77,15 +77,15 @@ class Trainer:
         self.began = time.monotonic()
         self._last_checkpoint = self.began
         self._training_seconds, self._training_examples = 0.0, 0
-        self._leg_seconds, self._leg_examples = 0.0, 0
+        self._attempt_seconds, self._attempt_examples = 0.0, 0
         self._scratch = [self.step.layout.views(row) for row in self._scratch_rows()]
         self._segments = self.step.regularization.segments(self.step.layout)
 
     def _scratch_rows(self) -> list[Array]:
         """One gradient-sized buffer a worker: rows that are idle between steps."""
-        rows = list(self.step.exchange.rows.values())
+        rows = list(self.step.reduction.rows.values())
         missing = self.step.workers.count - len(rows)
-        return rows + [np.zeros_like(self.step.exchange.params) for _ in range(missing)]
+        return rows + [np.zeros_like(self.step.reduction.params) for _ in range(missing)]
 
     def stop(self) -> None:
         """Asks for an orderly end after the step that runs now, with a checkpoint; any rank, any thread, any signal."""
@@ -104,7 +104,7 @@ class Trainer:
         return self.progress.step // self.sampler.steps_per_epoch
 
     def fit(self) -> Status:
-        """Runs this leg. Collective."""
+        """Runs this attempt. Collective."""
         self._hooks.call_together(lambda callback: callback.on_start(self))
         if self.on_non_finite == "rollback":
             self.checkpoint()  # there has to be one to go back to
@@ -129,7 +129,7 @@ class Trainer:
             if self.progress.step >= last:
                 return "completed"
             result = self._one_step((last, decision))
-            if result is _UNDER_WAY:
+            if result is _IN_FLIGHT:
                 continue
             if result is None:
                 decision = self._decide(None)
@@ -155,24 +155,24 @@ class Trainer:
         _UNDER_WAY where none has ended, None where the run has gone back instead.
         """
         progress, began, per_epoch = self.progress, time.monotonic(), self.sampler.steps_per_epoch
-        before = self._steps.under_way
+        before = self._steps.in_flight
         step = progress.step + before
-        self.communicator.at(Phase.STEP, step + 1)
+        self.communicator.set_phase(Phase.STEP, step + 1)
         self.learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
         minibatch = self.sampler.minibatch(step)
         results = self._steps.advance(
             StepOrder(step, step // per_epoch, minibatch, self.learning_rate, progress.updates + before),
             self._flags(step + 1),
             want_norm=self._record_due(step + 1) is not None,
-            leave_out=progress.left_out.get(step + 1),
-            wait=step + 1 in ends or self.rhythm.saves_at(step + 1) or self._compares_at(step + 1),
+            skip=progress.skipped.get(step + 1),
+            wait=step + 1 in ends or self.intervals.saves_at(step + 1) or self._compares_at(step + 1),
         )
         for result in results:
             if result.problem is not None and self._goes_back(result.problem):
                 return None
             self._note(result)
         self._training_seconds += time.monotonic() - began
-        return results[-1] if results else _UNDER_WAY
+        return results[-1] if results else _IN_FLIGHT
 
     def _compares_at(self, step: int) -> bool:
         """Whether the ranks' replicas are compared after this step."""
@@ -190,7 +190,7 @@ class Trainer:
         self._training_examples += result.count
         loss = result.loss_sum / result.count if result.count else math.nan
         if self.communicator.is_root:
-            self.communicator.at(Phase.CALLBACK, progress.step)
+            self.communicator.set_phase(Phase.CALLBACK, progress.step)
         self._hooks.attempt(
             lambda: self._hooks.call(lambda callback: callback.on_step(progress.step, loss, result.count))
         )
@@ -198,21 +198,21 @@ class Trainer:
     def _goes_back(self, found: NonFinite) -> bool:
         """Acts on numbers that aren't finite: raises, leaves the minibatch out, or goes back first. Collective."""
         progress = self.progress
-        if found.step in progress.left_out:
+        if found.step in progress.skipped:
             return False
-        back = goes_back(self.on_non_finite, found, progress.left_out, progress.step)
-        left_out = {**progress.left_out, found.step: found}
+        back = goes_back(self.on_non_finite, found, progress.skipped, progress.step)
+        skipped = {**progress.skipped, found.step: found}
         if back:
             self._go_back(found)
-        self.progress.left_out = left_out
+        self.progress.skipped = skipped
         if self.communicator.is_root:
             where = f"going back to step {self.progress.step}, and " if back else ""
             say(f"warning: {found}; {where}its minibatch is left out", sys.stderr)
         return back
 
     def _go_back(self, found: NonFinite) -> None:
-        facts, checkpoints = self.progress.facts, []
-        self.communicator.at(Phase.CHECKPOINT, self.progress.step)
+        metadata, checkpoints = self.progress.metadata, []
+        self.communicator.set_phase(Phase.CHECKPOINT, self.progress.step)
 
         def find() -> None:
             checkpoint = self._hooks.newest_checkpoint()
@@ -222,8 +222,8 @@ class Trainer:
 
         self.communicator.on_root(find)
         self.restore(checkpoints[0] if checkpoints else None)
-        self.step.forget()
-        self.progress.facts, self.last_scores = facts, {}
+        self.step.reset()
+        self.progress.metadata, self.last_scores = metadata, {}
         self._hooks.call_together(lambda callback: callback.on_rollback(self.progress.step))
 
     def _flags(self, step: int) -> Flag:
@@ -236,19 +236,19 @@ class Trainer:
             if self.limits.seconds is not None and now - self.began >= self.limits.seconds:
                 flags |= Flag.STOP
             since, per_epoch = now - self._last_checkpoint, self.sampler.steps_per_epoch
-            if self.rhythm.checkpoint_due(step, per_epoch, since, lambda: self._hooks.has_room(patience=0.0)):
+            if self.intervals.checkpoint_due(step, per_epoch, since, lambda: self._hooks.writer_is_idle(patience=0.0)):
                 flags |= Flag.CHECKPOINT
         return flags
 
     def _record_due(self, step: int | None = None) -> str | None:
         """Why there is a record at this step (by default the current one): validation, epoch, log, or None."""
         step = self.progress.step if step is None else step
-        return self.rhythm.record_due(step, self.sampler.steps_per_epoch, self.validation is not None)
+        return self.intervals.record_due(step, self.sampler.steps_per_epoch, self.validation is not None)
 
     def _record(self, result: StepResult) -> int | None:
         """Scores what is due, decides, records; the step from which the run is over, None as things stand."""
         progress = self.progress
-        self.communicator.at(Phase.VALIDATION, progress.step)
+        self.communicator.set_phase(Phase.VALIDATION, progress.step)
         penalty = self.penalty()
         progress.train_loss = progress.loss_sum / progress.count + penalty if progress.count else None
         record: dict[str, Any] = {
@@ -261,7 +261,7 @@ class Trainer:
         if penalty:
             record["penalty"] = penalty
         if result.problem is not None:
-            record["left_out"] = result.problem.record()
+            record["skipped"] = result.problem.record()
         due = self._record_due()
         if self.train is not None and due in ("validation", "epoch"):
             record.update(self._score("train_full", self.train))
@@ -308,27 +308,29 @@ class Trainer:
         }
         record["best"] = True
         if self.communicator.is_root:
-            progress.best_params = host_copy(self.step.exchange.params)
+            progress.best_params = host_copy(self.step.reduction.params)
             progress.best_running = self.step.running.flat.copy()
 
     def _speed(self) -> dict[str, float]:
         """What may differ between equal runs: speed since the last record, validation not counted, and time."""
         seconds = max(self._training_seconds, 1e-9)
         speed = {"examples_per_second": self._training_examples / seconds, "seconds": time.monotonic() - self.began}
-        self._leg_seconds += self._training_seconds
-        self._leg_examples += self._training_examples
+        self._attempt_seconds += self._training_seconds
+        self._attempt_examples += self._training_examples
         self._training_seconds, self._training_examples = 0.0, 0
         return speed
 
     def overall_speed(self) -> float:
-        """Examples per second of this leg's training steps."""
-        return (self._leg_examples + self._training_examples) / max(self._leg_seconds + self._training_seconds, 1e-9)
+        """Examples per second of this attempt's training steps."""
+        return (self._attempt_examples + self._training_examples) / max(
+            self._attempt_seconds + self._training_seconds, 1e-9
+        )
 
     def penalty(self) -> float:
         """The L1 and L2 terms of the parameters in place."""
         if not self.step.regularization.penalizes:
             return 0.0
-        return self.step.regularization.loss(to_host(self.step.exchange.params), self._segments, BLOCK)
+        return self.step.regularization.loss(to_host(self.step.reduction.params), self._segments, BLOCK)
 
     def checkpoint(self, final: bool = False) -> bool:
         """Saves the run as it is; False where it has to go back instead, for the last update was wrong. Collective.
@@ -338,12 +340,12 @@ class Trainer:
         this returns, others in the background.
         """
         self._last_checkpoint = time.monotonic()
-        self.communicator.at(Phase.CHECKPOINT, self.progress.step)
-        room = final or not self.communicator.is_root or self._hooks.has_room(PATIENCE)
-        said = self.communicator.allgather_object((self.step.finite, room))
+        self.communicator.set_phase(Phase.CHECKPOINT, self.progress.step)
+        buffer = final or not self.communicator.is_root or self._hooks.writer_is_idle(PATIENCE)
+        said = self.communicator.allgather_object((self.step.finite, buffer))
         if not all(finite for finite, _ in said) and self._goes_back(self.step.wrong_update(self.progress.step)):
             return False
-        slots = self.step.exchange.gather_slots() if said[0][1] else None
+        slots = self.step.reduction.gather_slots() if said[0][1] else None
 
         def save() -> None:
             if slots is not None and self.callbacks:
@@ -360,11 +362,11 @@ class Trainer:
         """Goes on from rank 0's checkpoint (None elsewhere). Collective."""
         self.progress = restore(self.communicator, self.step, self.rule, checkpoint)
 
-    def hand_over(self) -> dict[str, Value]:
+    def finalize(self) -> dict[str, Value]:
         """Puts the best parameters in place (the last where nothing was validated) and scores the test set."""
         best, running = self.progress.best_params, self.step.running
         if self.communicator.broadcast_object(best is not None):
-            self.step.exchange.load_params(best)
+            self.step.reduction.load_params(best)
             if len(running):
                 if self.progress.best_running is not None:
                     running.flat[:] = self.progress.best_running
@@ -376,12 +378,12 @@ class Trainer:
         return evaluator.run(self.step.params, self.step.model_running(), self._scratch)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Tells the callbacks that the leg is over."""
+        """Tells the callbacks that the attempt is over."""
         self._hooks.call_together(lambda callback: callback.on_end(summary))
 
     def close(self) -> None:
-        """Gives back what the leg holds on GPUs and between them, but for parameters and state."""
+        """Gives back what the attempt holds on GPUs and between them, but for parameters and state."""
         if self.graphs is None:
-            self.step.exchange.communicator.close()
+            self.step.reduction.communicator.close()
         else:
             self.graphs.close()  # with the communicator, behind the graphs that hold its messages

@@ -90,7 +90,7 @@ class Job:
 
     @property
     def starts(self) -> list[int]:
-        """The steps that the run's legs began with."""
+        """The steps that the run's attempts began with."""
         path = self.folder / "starts"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
@@ -104,12 +104,12 @@ class Job:
         return self.slurm.state(self.number)
 
     def must_have_gone_on(self, undisturbed: Path) -> None:
-        """Ended, after more than one leg, as if it had never been stopped."""
+        """Ended, after more than one attempt, as if it had never been stopped."""
         assert self.end() == "COMPLETED", self.printed
         assert len(self.starts) > 1
-        assert self.starts == sorted(self.starts), "a leg began before the step where the last one stopped"
+        assert self.starts == sorted(self.starts), "a attempt began before the step where the last one stopped"
         # Its mpirun kills the ranks 0.25 s after SIGTERM, so the last checkpoint may be an older one.
-        assert OPEN_MPI or len(set(self.starts)) == len(self.starts), "a leg came to nothing"
+        assert OPEN_MPI or len(set(self.starts)) == len(self.starts), "a attempt came to nothing"
         assert result(self.out) == result(undisturbed)
 
 
@@ -166,7 +166,7 @@ def test_requeued_by_an_operator(slurm: Slurm, tmp_path: Path, undisturbed: Path
 
 
 def test_stops_by_itself_before_the_limit(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
-    """No signal at all: each leg ends 9 minutes and 46 seconds before the job of 10 minutes would."""
+    """No signal at all: each attempt ends 9 minutes and 46 seconds before the job of 10 minutes would."""
     job = submit(slurm, tmp_path, LAUNCHERS[0], "--max-time", "auto-9m46s", extra={"TEST_SECONDS": "0.085"})
     job.must_have_gone_on(undisturbed)
     assert "; stopping 9m46s before" in job.printed

@@ -44,7 +44,7 @@ def test_dry_run(tmp_path: Path) -> None:
     ("options", "told"),
     [
         (("--epoch", "3"), "did you mean --epochs?"),
-        (("--logical-ranks", 1), "2 ranks share 1 logical ranks"),
+        (("--microbatches", 1), "2 ranks share 1 microbatches"),
         (("--dataset", "missing.npz"), "missing.npz"),
     ],
 )

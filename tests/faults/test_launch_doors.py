@@ -85,11 +85,14 @@ def test_what_a_rank_starts_is_not_taken_for_the_rank(tmp_path: Path) -> None:
 
 
 def test_variables_of_another_launch_are_not_believed(tmp_path: Path) -> None:
-    board = tmp_path / "board"
-    board.write_bytes(bytes(64 * 3))
+    table = tmp_path / "status table"
+    table.write_bytes(bytes(64 * 3))
     path = tmp_path / "terminal"
     path.touch()
-    left = dict.fromkeys(LAUNCH_VARIABLES, "4711-0") | {"DISTSGD_BOARD": str(board), "DISTSGD_TERMINAL": str(path)}
+    left = dict.fromkeys(LAUNCH_VARIABLES, "4711-0") | {
+        "DISTSGD_STATUS_TABLE": str(table),
+        "DISTSGD_TERMINAL": str(path),
+    }
     ended = mpirun(2, tmp_path, "--epoch", 3, **left).end()
     (said,) = [line for line in ended.lines if "distsgd" in line]
     assert said.startswith("distsgd: error: ")
@@ -97,7 +100,7 @@ def test_variables_of_another_launch_are_not_believed(tmp_path: Path) -> None:
     assert ended.status == 0
     assert ended.out.splitlines()[0].startswith("ranks  ")
     assert "\x1b" not in ended.out
-    assert board.read_bytes() == bytes(64 * 3)
+    assert table.read_bytes() == bytes(64 * 3)
     with nothing_left(launch(2, tmp_path, *QUIET, "--out", "other", **left)) as launched:
         assert (launched.status, launched.err) == (0, "")
 

@@ -14,7 +14,7 @@ from distsgd.core.device import Array, Device, to_host
 from distsgd.core.kernels import cpu, kernels_for
 from distsgd.core.kernels.convolution import Window
 from distsgd.core.random import normal, stream
-from distsgd.data.sampling import lane_bounds
+from distsgd.data.sampling import microbatch_bounds
 from distsgd.optim.optimizers import OPTIMIZERS, build_optimizer
 from distsgd.parallel.tree import scratch_levels, tree_sum
 
@@ -194,18 +194,21 @@ def test_sums_and_rows(gpu: Device, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("lanes", "examples"), [(1, 4), (2, 2), (3, 9), (4, 4), (7, 3), (8, 100), (13, 11)])
-def test_the_trees_sum(gpu: Device, lanes: int, examples: int, dtype: Any) -> None:
-    """The bits of the additions in pairs, empty lanes left out, with a division and without."""
-    bounds, count = lane_bounds(examples, lanes), 1003
-    host = {(lane, lane + 1): numbers(f"row {lane}", count, dtype=dtype) * 10.0 ** (lane % 5) for lane in range(lanes)}
+@pytest.mark.parametrize(("microbatches", "examples"), [(1, 4), (2, 2), (3, 9), (4, 4), (7, 3), (8, 100), (13, 11)])
+def test_the_trees_sum(gpu: Device, microbatches: int, examples: int, dtype: Any) -> None:
+    """The bits of the additions in pairs, empty microbatches left out, with a division and without."""
+    bounds, count = microbatch_bounds(examples, microbatches), 1003
+    host = {
+        (microbatch, microbatch + 1): numbers(f"row {microbatch}", count, dtype=dtype) * 10.0 ** (microbatch % 5)
+        for microbatch in range(microbatches)
+    }
     host[(0, 1)][:4] = [-0.0, np.inf, np.nan, 1e30]
     host = {node: row.astype(dtype) for node, row in host.items()}
-    scratch = np.empty((scratch_levels(lanes), count), dtype)
+    scratch = np.empty((scratch_levels(microbatches), count), dtype)
     for span in (slice(0, count), slice(5, 700)):
-        wanted = tree_sum(host, (0, lanes), bounds, span, scratch)
+        wanted = tree_sum(host, (0, microbatches), bounds, span, scratch)
         rows = {node: gpu.put(row.copy()) for node, row in host.items()}
-        found = tree_sum(rows, (0, lanes), bounds, span, gpu.put(scratch.copy()))
+        found = tree_sum(rows, (0, microbatches), bounds, span, gpu.put(scratch.copy()))
         assert wanted is not None
         assert found is not None
         assert to_host(found.compute()).tobytes() == wanted.compute().tobytes()

@@ -36,9 +36,9 @@ def test_one_rank_of_nccl(gpu: Device) -> None:
     whole, out = gpu.put(host), gpu.put(np.zeros(1000, np.float32))
     nccl.broadcast(whole)
     nccl.allgather_slices(whole, [1000])
-    nccl.settle()
+    nccl.synchronize()
     np.testing.assert_array_equal(to_host(whole), host)
-    parts = Parts.behind_each_other([400])
+    parts = Parts.consecutive([400])
     nccl.alltoall((whole * 2.0).view(np.uint8), parts, out.view(np.uint8), parts)
     np.testing.assert_array_equal(to_host(out), np.concatenate([2 * host[:100], np.zeros(900)]))
     assert nccl.way.startswith("by NCCL 2.")
@@ -58,13 +58,16 @@ def test_a_threads_stream_stays_its_own(gpu: Device) -> None:
     assert current().ptr == own
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 8])
-def test_the_trees_sum(gpu: Device, lanes: int) -> None:
-    host = {(lane, lane + 1): numbers(5000 + lane)[lane:] * np.float32(10.0**lane) for lane in range(lanes)}
-    bounds, span = range(0, 2 * lanes + 1, 2), slice(3, 4001)
-    wanted = tree_sum(host, (0, lanes), bounds, span, np.empty((scratch_levels(lanes), 5000), np.float32))
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 8])
+def test_the_trees_sum(gpu: Device, microbatches: int) -> None:
+    host = {
+        (microbatch, microbatch + 1): numbers(5000 + microbatch)[microbatch:] * np.float32(10.0**microbatch)
+        for microbatch in range(microbatches)
+    }
+    bounds, span = range(0, 2 * microbatches + 1, 2), slice(3, 4001)
+    wanted = tree_sum(host, (0, microbatches), bounds, span, np.empty((scratch_levels(microbatches), 5000), np.float32))
     rows = {node: gpu.put(row) for node, row in host.items()}
-    found = tree_sum(rows, (0, lanes), bounds, span, gpu.put(np.empty((1, 5000), np.float32)))
+    found = tree_sum(rows, (0, microbatches), bounds, span, gpu.put(np.empty((1, 5000), np.float32)))
     assert wanted is not None
     assert found is not None
     assert to_host(found.compute()).tobytes() == wanted.compute().tobytes()
@@ -82,7 +85,7 @@ def ranks(gpu: Device, least: int = 2) -> int:
 @pytest.mark.parametrize("options", [SETTINGS["adam, clipped"], DEEP], ids=["small", "large"])
 def test_ranks_with_a_gpu_each(gpu: Device, options: dict[str, Any]) -> None:
     size = ranks(gpu)
-    options = {**options, "logical_ranks": size}
+    options = {**options, "microbatches": size}
     results = on_ranks(size, size, communication="nccl", **options)
     one = train("gpu:0", **options)
     for result in results:

@@ -18,7 +18,7 @@ RUNS: dict[str, tuple[object, ...]] = {
 
 def trained(ranks: int | None, trainer: str, out: Path, *options: object) -> dict[str, Any]:
     """The summary of two epochs of the digits on ranks that all compute on the first GPU."""
-    fixed = ("--device", "gpu:0", "--logical-ranks", 2, "--epochs", 2, "--out", out)
+    fixed = ("--device", "gpu:0", "--microbatches", 2, "--epochs", 2, "--out", out)
     command = [sys.executable, "-m", trainer, *map(str, (*fixed, *options))]
     done = run_command(ranks, command, out.parent, limit=50)
     assert done.status == 0, done.text

@@ -51,7 +51,7 @@ def train(device: str, train: Any = (X, LABELS), model: Any = "mlp", **options: 
         model,
         train,
         device=device,
-        **{"epochs": 1000, "max_steps": STEPS, "batch_size": 40, "logical_ranks": 2, "threads": 1,
+        **{"epochs": 1000, "max_steps": STEPS, "batch_size": 40, "microbatches": 2, "threads": 1,
            "learning_rate": 0.01, "validation_fraction": 0.0, **options},
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_the_same_bits_again(gpu: Device, name: str) -> None:
 # --- mistakes
 
 
-def loss_of(*, outputs: Any = None, loss: Any = None) -> distsgd.Custom:
+def loss_of(*, outputs: Any = None, loss: Any = None) -> distsgd.FunctionObjective:
     """A user's function of a linear model whose outputs or loss are made by these functions."""
 
     def function(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
@@ -84,7 +84,7 @@ def loss_of(*, outputs: Any = None, loss: Any = None) -> distsgd.Custom:
         grads["w"][...] = y @ batch.x.T
         return (y * y).sum() if loss is None else loss(y), len(batch)
 
-    return distsgd.Custom(function, {"w": np.full((3, 12), 0.1, np.float32)})
+    return distsgd.FunctionObjective(function, {"w": np.full((3, 12), 0.1, np.float32)})
 
 
 def host_weights(params: Views, batch: Batch) -> Any:
@@ -100,14 +100,17 @@ FUNCTIONS = {
     "a conversion": (loss_of(outputs=host_numbers), r"An array of NumPy met one of the GPU: make arrays with"),
     "no sum": (loss_of(loss=lambda y: y * y), r"two numbers, got \(the GPU's float32 of shape \(3, 20\), int\)"),
     "no number": (loss_of(loss=lambda y: "a lot"), r"\(loss_sum, example_count\), two numbers, got \(str, int\)"),
-    "no tuple": (distsgd.Custom(lambda params, grads, batch: 1.0, {"w": np.zeros(3)}), r"two numbers, got float"),
+    "no tuple": (
+        distsgd.FunctionObjective(lambda params, grads, batch: 1.0, {"w": np.zeros(3)}),
+        r"two numbers, got float",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_functions_that_return_what_they_should_not(gpu: Device, name: str) -> None:
     model, said = FUNCTIONS[name]
-    with pytest.raises(DistsgdError, match=rf"(?s)(step 1, lane 0.*|a loss function must return .*){said}"):
+    with pytest.raises(DistsgdError, match=rf"(?s)(step 1, microbatch 0.*|a loss function must return .*){said}"):
         train(gpu.name, model=model)
 
 
@@ -139,7 +142,9 @@ LAYERS_OF_USERS = {
 def test_layers_that_return_what_they_should_not(gpu: Device, name: str, last: bool) -> None:
     change, said = LAYERS_OF_USERS[name]
     layers = [distsgd.Dense(12, CLASSES), Wrong(change)] if last else [Wrong(change), distsgd.Dense(12, CLASSES)]
-    others = r"(?s)step 1, lane 0.*(expected arrays of a GPU, all of float32|An array of NumPy met one of the GPU)"
+    others = (
+        r"(?s)step 1, microbatch 0.*(expected arrays of a GPU, all of float32|An array of NumPy met one of the GPU)"
+    )
     with pytest.raises(DistsgdError, match=said if last else others):
         train(gpu.name, model=distsgd.Sequential(layers))
 
@@ -167,6 +172,6 @@ def test_a_model_that_does_not_fit(gpu: Device) -> None:
 
 def test_a_minibatch_that_does_not_fit(gpu: Device) -> None:
     model, many = "conv 4 5x5 same, pool 2, relu, dense", (np.tile(IMAGES, (40, 1, 1, 1)), np.tile(LABELS, 40))
-    with little_memory(gpu), pytest.raises(OutOfMemoryError, match=rf"rank 0 \(.*\), step 1, lane 0: {TOO_MUCH}"):
-        train(gpu.name, many, model, batch_size="full", logical_ranks=1)
+    with little_memory(gpu), pytest.raises(OutOfMemoryError, match=rf"rank 0 \(.*\), step 1, microbatch 0: {TOO_MUCH}"):
+        train(gpu.name, many, model, batch_size="full", microbatches=1)
     assert train(gpu.name, (IMAGES, LABELS), model, max_steps=1).summary["steps"] == 1  # there is room again

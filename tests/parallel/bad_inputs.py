@@ -65,9 +65,9 @@ OPTIONS: dict[str, Case] = {
         "1,013,513,513,485 parameters", "--hidden 13513513513 --epochs 1 --quiet", status=1
     ),
     "a layer larger than any array": Case("parameters takes", f"--hidden {10**30} --epochs 1 --quiet", status=1),
-    "a billion lanes": Case("logical_ranks: expected at most", f"{QUICK} --logical-ranks 1000000000"),
-    "a million threads": Case("threads: expected at most", f"{QUICK} --threads 1000000 --logical-ranks 60000"),
-    "fewer lanes than ranks": Case("--logical-ranks 3", f"{QUICK} --logical-ranks 2"),
+    "a billion microbatches": Case("microbatches: expected at most", f"{QUICK} --microbatches 1000000000"),
+    "a million threads": Case("threads: expected at most", f"{QUICK} --threads 1000000 --microbatches 60000"),
+    "fewer microbatches than ranks": Case("--microbatches 3", f"{QUICK} --microbatches 2"),
     "weights of two classes out of ten": Case("expected 10 numbers, got 2", f"{QUICK} --class-weights 1 2"),
     "a validation set of everything": Case("validation_last", f"{QUICK} --validation-last 1797"),
     "a time before now": Case("max_time", f"{QUICK} --max-time -1s"),
@@ -192,7 +192,7 @@ WRONG_GRADIENT = f"""{LAYERS}
 def loss(params, grads, batch):
     grads["w"][...] = np.zeros(7)
     return 1.0, len(batch)
-def f(shape, outputs): return Custom(loss, {{"w": np.zeros(5)}})
+def f(shape, outputs): return FunctionObjective(loss, {{"w": np.zeros(5)}})
 """
 OWN_CODE: dict[str, Case] = {
     "a model that is missing": Case("no readable file m.py", CODE),
@@ -208,14 +208,14 @@ OWN_CODE: dict[str, Case] = {
     "a model of another width": Case("(11,)", CODE, code(WIDE)),
     "a model for other inputs": Case("63", CODE, code(WIDE.replace("64", "63").replace(" + 1", ""))),
     "a model without parameters": Case("no parameters", CODE, code(
-        f"{LAYERS}def f(s, o): return Custom(lambda p, g, b: (0.0, len(b)), {{}})")),
+        f"{LAYERS}def f(s, o): return FunctionObjective(lambda p, g, b: (0.0, len(b)), {{}})")),
     "a model that takes no arguments": Case("TypeError", CODE, code("def f(): pass"), status=1, trace=True),
     "a model that raises": Case("KeyError: 'mine'", CODE, code("def f(s, o): raise KeyError('mine')"), 1, trace=True),
     "a model that raises as it is imported": Case("ZeroDivisionError", CODE, code("1 / 0"), 1, trace=True),
     "a model that imports what isn't there": Case("No module named", CODE, code("import nix_da"), 1, trace=True),
     "a model that exits": Case("SystemExit: 3", CODE, code("import sys\nsys.exit(3)"), 1, trace=True),
     "a model of a petabyte": Case("out of memory", CODE, code(
-        f"{LAYERS}def f(s, o): return Custom(print, {{'w': np.zeros(10**15)}})"), 1),
+        f"{LAYERS}def f(s, o): return FunctionObjective(print, {{'w': np.zeros(10**15)}})"), 1),
     "a model whose parameters are NaN": Case("no longer finite", CODE, code(
         WRONG_GRADIENT.replace("np.zeros(7)", "1.0").replace("np.zeros(5)", "np.full(3, np.nan)")), 1,
         leaves=("runs",)),

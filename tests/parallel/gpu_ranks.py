@@ -7,7 +7,7 @@ from distsgd.parallel.mpi import MPICommunicator
 from tests.strict_device import StrictModule, strict_device
 from tests.unit.test_gpu_training import train
 
-OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "logical_ranks": 4}
+OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "microbatches": 4}
 
 
 def main() -> None:

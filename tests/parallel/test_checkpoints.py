@@ -66,8 +66,8 @@ class Watch(Callback):
         self.seen = {}
 
     def on_step(self, step, loss, examples):
-        exchange = self.step.exchange
-        arrays = [exchange.params, *exchange.slots(0, exchange.params.size), self.step.running.flat]
+        reduction = self.step.reduction
+        arrays = [reduction.params, *reduction.slots(0, reduction.params.size), self.step.running.flat]
         self.seen[step] = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     def on_end(self, summary):
@@ -86,7 +86,7 @@ class Trouble(Callback):
             assert not any([callback.busy(20) for callback in self.others]), "the checkpoint before hangs"
         if step == SETTING.get("full"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        if step == SETTING.get("room"):
+        if step == SETTING.get("buffer"):
             time.sleep(0.1)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         if step == SETTING.get("moved"):

@@ -25,7 +25,7 @@ def model(shape, outputs):
     """A two-layer network of the user's own, over views of the flat buffers, without any layer."""
     features = int(np.prod(shape))
     rng = np.random.default_rng(1)
-    return distsgd.Custom(
+    return distsgd.FunctionObjective(
         function,
         {"w1": rng.normal(0, 0.1, (20, features)), "b1": np.zeros((20, 1)), "w2": np.zeros((outputs, 20))},
         outputs=lambda params, batch: params["w2"] @ hidden(params, batch),

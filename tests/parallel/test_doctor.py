@@ -16,19 +16,21 @@ from tests.parallel.launch import ends_with, environment, find_mpirun, module
 def test_under_mpirun(tmp_path: Path, ranks: int) -> None:
     done = module(ranks, "doctor", tmp_path)
     assert done.err == ""
-    facts = dict(line.split(maxsplit=1) for line in done.out.splitlines()[:-1] if not line.startswith(("problem", " ")))
+    metadata = dict(
+        line.split(maxsplit=1) for line in done.out.splitlines()[:-1] if not line.startswith(("problem", " "))
+    )
     problems = [line for line in done.out.splitlines() if line.startswith("problem ")]
     assert done.status == (1 if problems else 0)
     assert set(done.statuses.values()) == {done.status}
     assert len(done.statuses) == ranks
-    assert facts["ranks"] == f"{ranks} on 1 host(s)"
-    assert facts["launcher"].endswith("which fits")
+    assert metadata["ranks"] == f"{ranks} on 1 host(s)"
+    assert metadata["launcher"].endswith("which fits")
     assert done.out.count("GFLOP/s in a GEMM") == 1
     if ranks == 1:
-        assert "nobody to exchange gradients with" in facts["reduction"]
-        assert "MPI_Allreduce" not in facts
+        assert "nobody to reduction gradients with" in metadata["reduction"]
+        assert "MPI_Allreduce" not in metadata
     else:
-        for line in (facts["reduction"], facts["MPI_Allreduce"]):
+        for line in (metadata["reduction"], metadata["MPI_Allreduce"]):
             assert line.startswith("4 kB in ")
             assert "GB/s" in line
     assert all(";" in problem for problem in problems), "each has its remedy"

@@ -19,35 +19,35 @@ MODELS = """
 import numpy as np
 
 import distsgd
-from distsgd import Custom
+from distsgd import FunctionObjective
 
 
 def boom(params, grads, batch):
     grads["w"][...] = 1.0
-    if batch.step == 2 and batch.lane == 3:
+    if batch.step == 2 and batch.microbatch == 3:
         raise ZeroDivisionError("the user's own mistake")
     return 1.0 * len(batch), len(batch)
 
 
 def raising(shape, outputs):
-    return Custom(boom, {"w": np.zeros(5)})
+    return FunctionObjective(boom, {"w": np.zeros(5)})
 
 
 def nan(params, grads, batch):
     grads["w"][...] = 1.0
-    return (float("nan") if batch.step == 1 and batch.lane == 2 else 1.0), len(batch)
+    return (float("nan") if batch.step == 1 and batch.microbatch == 2 else 1.0), len(batch)
 
 
 def not_finite(shape, outputs):
-    return Custom(nan, {"w": np.zeros(5)})
+    return FunctionObjective(nan, {"w": np.zeros(5)})
 
 
 def counting_nothing(shape, outputs):
-    return Custom(lambda params, grads, batch: (1.0, 0), {"w": np.zeros(5)})
+    return FunctionObjective(lambda params, grads, batch: (1.0, 0), {"w": np.zeros(5)})
 
 
 def returning_one_number(shape, outputs):
-    return Custom(lambda params, grads, batch: 1.0, {"w": np.zeros(5)})
+    return FunctionObjective(lambda params, grads, batch: 1.0, {"w": np.zeros(5)})
 
 
 def not_a_model(shape, outputs):
@@ -94,7 +94,7 @@ def soon(done: Done) -> Done:
 
 # The first nine, each found at another point of a run's beginning, are tried on several ranks.
 USAGE: dict[str, tuple[tuple[object, ...], str]] = {
-    "more ranks than lanes": (("--logical-ranks", 2), "--logical-ranks 3"),
+    "more ranks than microbatches": (("--microbatches", 2), "--microbatches 3"),
     "unknown option": (("--epoch", 3), "--epochs"),
     "missing data": (("--dataset", "missing.npz"), "missing.npz"),
     "not a model": (("--model", "models.py:not_a_model"), "int"),
@@ -158,13 +158,15 @@ def test_users_exception(folder: Path, ranks: int | None) -> None:
     assert done.err.count("ZeroDivisionError: the user's own mistake") == 1
     assert "models.py" in done.err
     assert 'raise ZeroDivisionError("the user\'s own mistake")' in done.err
-    owner = (ranks or 1) - 1  # lane 3 is the last rank's
+    owner = (ranks or 1) - 1  # microbatch 3 is the last rank's
     assert done.err.startswith(f"distsgd: error: the model failed on rank {owner} (")
-    assert "step 3, lane 3" in done.err
+    assert "step 3, microbatch 3" in done.err
 
 
 def test_loss_that_is_not_finite(folder: Path) -> None:
-    ends_with(soon(train(3, folder / "run", "--model", "models.py:not_finite", status=1)), "nan at step 2, lane 2")
+    ends_with(
+        soon(train(3, folder / "run", "--model", "models.py:not_finite", status=1)), "nan at step 2, microbatch 2"
+    )
     told = summary(folder / "run")
     assert told["status"] == "failed"
     assert "nan at step 2" in told["error"]

@@ -56,8 +56,8 @@ globals()[sys.argv[1]]()
 def test_a_second_fit_at_the_same_time_is_refused(tmp_path: Path, case: str, ranks: int) -> None:
     done = run_command(ranks, [sys.executable, "-c", PROGRAM, case], tmp_path)
     assert done.status == 2, done.text
-    assert "fit: another fit is under way on these ranks" in done.err
-    assert done.err.count("another fit is under way") == 1, done.err
+    assert "fit: another fit is in flight on these ranks" in done.err
+    assert done.err.count("another fit is in flight") == 1, done.err
     assert "Traceback" not in done.err
 
 

@@ -11,8 +11,8 @@ import os
 
 import numpy as np
 
-from distsgd import Custom
-from distsgd.parallel.message_reduction import MessageExchange
+from distsgd import FunctionObjective
+from distsgd.parallel.message_reduction import MessageReduction
 
 BAD = {3: "nan", 9: "gradient", 10: "gradient", 21: "nan"}
 
@@ -21,27 +21,27 @@ def linear(params, grads, batch):
     error = params["w"] @ batch.x + params["b"][:1] - (batch.y == 3)
     grads["w"][...] = batch.x @ error / 64
     grads["b"][...] = error.sum()
-    what = BAD.get(batch.step + 1) if batch.lane == 1 else None
+    what = BAD.get(batch.step + 1) if batch.microbatch == 1 else None
     if what == "gradient":
         grads["b"][-1] = np.inf
     return (float("nan") if what == "nan" else float(np.square(error).sum())), len(batch)
 
 
 def model(shape, outputs):
-    return Custom(linear, {"w": np.zeros(64), "b": np.zeros(40_000)})
+    return FunctionObjective(linear, {"w": np.zeros(64), "b": np.zeros(40_000)})
 
 
 RANK = os.environ.get("PMI_RANK") or os.environ.get("PMIX_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or "0"
 if RANK == os.environ.get("TEST_WRONG"):
-    publish, calls = MessageExchange.publish, []
+    all_gather, calls = MessageReduction.all_gather, []
 
     def err(self):
-        publish(self)
+        all_gather(self)
         calls.append(self)
         if len(calls) == 16:
             self.params.view(np.uint32)[30_000] ^= 1
 
-    MessageExchange.publish = err
+    MessageReduction.all_gather = err
 """
 LINEAR = ("--model", "models.py:model", "--batch-size", 200, "--epochs", 3, "--lr", 0.01)
 
@@ -62,17 +62,17 @@ def test_minibatches_that_are_left_out(tmp_path: Path) -> None:
         done = train(ranks, out, *LINEAR, *options)
         warnings = done.err.splitlines()
         assert len(warnings) == 4, done.err
-        assert "warning: the loss is nan at step 3, lane 1 (examples " in warnings[0]
+        assert "warning: the loss is nan at step 3, microbatch 1 (examples " in warnings[0]
         assert warnings[1].endswith("left out")
         assert ("going back to step 8, and its" in warnings[1]) == (policy == "rollback")
         found.append(result(out))
     assert all(one == found[0] for one in found)
-    assert [record["step"] for record in found[0][1] if "left_out" in record] == [3, 9, 10, 21]
+    assert [record["step"] for record in found[0][1] if "skipped" in record] == [3, 9, 10, 21]
 
 
 def test_stops_by_default(tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(MODELS)
-    ends_with(train(3, tmp_path / "run", *LINEAR, status=1), "the loss is nan at step 3, lane 1 (examples ")
+    ends_with(train(3, tmp_path / "run", *LINEAR, status=1), "the loss is nan at step 3, microbatch 1 (examples ")
 
 
 def test_a_replica_that_differs(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_no_whole_checkpoint(tmp_path: Path) -> None:
         (("--hidden", 41), "hidden"),
         (("--optimizer", "sgd"), "optimizer"),
         (("--dataset", "moons"), "dataset"),
-        (("--logical-ranks", 8), "logical_ranks"),
+        (("--microbatches", 8), "microbatches"),
         (("--seed", 1), "seed"),
     ],
 )
@@ -223,7 +223,7 @@ def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> Non
 
 
 def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
-    """The best validation comes first, and later legs only make it worse: it is still what the run hands over."""
+    """The best validation comes first, and later attempts only make it worse: it is still what the run hands over."""
     worse = ("--lr", 3, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(None, whole, *worse)

@@ -41,7 +41,7 @@ def values_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_four_lanes(tmp_path: Path) -> None:
+def test_four_microbatches(tmp_path: Path) -> None:
     told, metrics = compare(tmp_path, (None, 1, 2, 3, 4), *QUICK)
     assert told["status"] == "completed"
     assert [record["step"] for record in metrics] == [17, 34]
@@ -53,13 +53,13 @@ def test_messages_and_shared_memory(tmp_path: Path) -> None:
     assert told[0] == told[1]
 
 
-def test_eight_lanes(tmp_path: Path) -> None:
-    compare(tmp_path, (1, 2, 3, 5, 8), *QUICK, "--logical-ranks", 8)
+def test_eight_microbatches(tmp_path: Path) -> None:
+    compare(tmp_path, (1, 2, 3, 5, 8), *QUICK, "--microbatches", 8)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_everything_at_once(tmp_path: Path, threads: int) -> None:
-    compare(tmp_path, (None, 3), *QUICK, *EVERYTHING, "--threads", threads, "--logical-ranks", 8)
+    compare(tmp_path, (None, 3), *QUICK, *EVERYTHING, "--threads", threads, "--microbatches", 8)
 
 
 def test_threads_and_ranks(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_one_sentence(found: tuple[int, dict[str, Any]], name: str) -> None:
         assert told[-1]["error"] == "KeyboardInterrupt", "it is the program's own to handle"
         told = told[:-1]
     assert [one["text"] for one in told] == [text] * len(told)
-    assert {one["error"] for one in told} <= {"ConfigurationError", "DataError", "LaneError", "OutOfMemoryError"}
+    assert {one["error"] for one in told} <= {"ConfigurationError", "DataError", "UserCodeError", "OutOfMemoryError"}
     assert {one["printed"] for one in told} == {""}
     for words in row.words:
         assert words in text, text

@@ -87,7 +87,7 @@ OPTIONS = {
     "bias": option("bias", False, True),
     "weight_initializer": option("weight_initializer", "he", "zeros"),
     "dtype": option("dtype", "float32", "float64"),
-    "logical_ranks": option("logical_ranks", 4, 8),
+    "microbatches": option("microbatches", 4, 8),
     "optimizer": option("optimizer", "adam", "sgd"),
     "momentum": option("momentum", 0.9, 0.8),
     "weight_decay": option("weight_decay", 0.0, 0.1),
@@ -128,7 +128,7 @@ OPTIONS = {
 
 
 W = {"w": np.zeros(4)}
-"""First values of the functions above."""
+"""Initial values of the functions above."""
 
 
 def own(function: Any, params: Any = W, **more: Any) -> Given:
@@ -176,13 +176,13 @@ OBJECTS = {
     "a function behind a cache": functions(
         lru_cache(remembered(1.0)), lru_cache(remembered(2.0)), "(variable factor)", "1.0 on", "2.0 on"
     ),
-    "first values": either(own(line), own(line, {"w": np.ones(4)}), "params['w']", "float64 (4,), contents"),
-    "first values of one rank": either(own(line), own(Pull(1.0), None), "model", "function line"),
-    "first values of another dtype": either(
+    "initial values": either(own(line), own(line, {"w": np.ones(4)}), "params['w']", "float64 (4,), contents"),
+    "initial values of one rank": either(own(line), own(Pull(1.0), None), "model", "function line"),
+    "initial values of another dtype": either(
         own(line), own(line, {"w": np.zeros(4, "f4")}), "params['w']", "float64 (4,)", "float32 (4,)"
     ),
-    "first values by other names": either(own(line), own(line, {"v": np.zeros(4)}), "params", "'w' on", "'v' on"),
-    "first values in another order": either(
+    "initial values by other names": either(own(line), own(line, {"v": np.zeros(4)}), "params", "'w' on", "'v' on"),
+    "initial values in another order": either(
         own(line, {"w": np.zeros(4), "b": np.zeros(1)}), own(line, {"b": np.zeros(1), "w": np.zeros(4)}),
         "order of parameters", "w, b on", "b, w on",
     ),
@@ -276,7 +276,7 @@ OWN_ERRORS = {
     "a metric that is none": wrong(lambda: {"metrics": [3]}, "metrics must be an instance of"),
     "a metric without brackets": wrong(lambda: {"metrics": TopK(2)}, "metrics must be a list, got TopK"),
     "a callback that is none": wrong(lambda: {"callbacks": [3]}, "callbacks must be an instance of"),
-    "first values without names": wrong(lambda: own(line, [np.zeros(4)]), "params must be arrays by name, got list"),
+    "initial values without names": wrong(lambda: own(line, [np.zeros(4)]), "params must be arrays by name, got list"),
     "a communicator that is none": wrong(lambda: {"communicator": 3}, "communicator must be one of mpi4py's"),
     "no data": wrong(lambda: {"train": None}, "train must be (x, y)"),
     "x alone": wrong(lambda: {"train": X}, "train must be (x, y)"),

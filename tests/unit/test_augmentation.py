@@ -15,7 +15,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout, Views
 from distsgd.core.random import normal, uniform
 from distsgd.data.augmentation import ONE_PIXEL, Augmentation, example_words, move, parse_augmentation
-from distsgd.data.examples import Examples, Feeder
+from distsgd.data.examples import Examples, Loader
 from distsgd.nn.layers import Dense
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised
@@ -91,10 +91,10 @@ def nielsen(image: Array) -> list[Array]:
     return variants
 
 
-def feeder(examples: Examples, augmentation: Augmentation | None = None, seed: int = 0) -> Feeder:
+def loader(examples: Examples, augmentation: Augmentation | None = None, seed: int = 0) -> Loader:
     features = int(np.prod(examples.x.shape[1:]))
     objective = Supervised(Dense(features, 10), SoftmaxCrossEntropy(), (features,))
-    return Feeder(examples, objective, np.dtype(np.float32), seed, augmentation=augmentation)
+    return Loader(examples, objective, np.dtype(np.float32), seed, augmentation=augmentation)
 
 
 def test_expanded_examples_are_nielsens() -> None:
@@ -102,7 +102,7 @@ def test_expanded_examples_are_nielsens() -> None:
     chosen = np.array([1, 4, 5, 8, 11])
     expanded = Examples(images, labels, scale=255.0).subset(chosen).expanded(ONE_PIXEL)
     assert len(expanded) == 25
-    rows = feeder(expanded).gather(np.arange(25))
+    rows = loader(expanded).gather(np.arange(25))
     for position in range(25):
         variant, example = divmod(position, 5)
         image = nielsen(images[chosen[example]])[variant]
@@ -119,7 +119,7 @@ BOTH = Augmentation(2, True)
 def test_each_example_comes_out_the_same_in_any_company() -> None:
     examples = Examples(IMAGES, np.arange(40) % 10, scale=255.0)
     for one in (examples, examples.subset(np.arange(3, 37)), examples.expanded(ONE_PIXEL)):
-        feed = feeder(one, BOTH)
+        feed = loader(one, BOTH)
         whole = feed.gather(np.arange(len(one)), epoch=3)
         order = np.argsort(uniform((len(one),), 2, "order"))
         for start in range(0, len(one), 7):
@@ -127,25 +127,25 @@ def test_each_example_comes_out_the_same_in_any_company() -> None:
             np.testing.assert_array_equal(part.x, whole.x[order[start : start + 7]])
         twice = feed.gather(np.array([5, 5]), epoch=3)  # drawn twice, it is the same twice
         assert twice.x[0].tobytes() == twice.x[1].tobytes() == whole.x[5].tobytes()
-    outside = feeder(examples.subset(np.array([9, 30])), BOTH).gather(np.arange(2), epoch=3)
-    np.testing.assert_array_equal(outside.x, feeder(examples, BOTH).gather(np.array([9, 30]), epoch=3).x)
+    outside = loader(examples.subset(np.array([9, 30])), BOTH).gather(np.arange(2), epoch=3)
+    np.testing.assert_array_equal(outside.x, loader(examples, BOTH).gather(np.array([9, 30]), epoch=3).x)
 
 
 def test_seed_and_epoch_are_what_it_depends_on() -> None:
     examples = Examples(IMAGES, np.arange(40) % 10)
     results = {
-        (seed, epoch): feeder(examples, BOTH, seed).gather(np.arange(40), epoch).x.tobytes()
+        (seed, epoch): loader(examples, BOTH, seed).gather(np.arange(40), epoch).x.tobytes()
         for _ in range(2)
         for seed in (0, 1)
         for epoch in (0, 1, 7)
     }
     assert len(set(results.values())) == 6
-    again = feeder(examples, BOTH, 1).gather(np.arange(40), 7).x.tobytes()
+    again = loader(examples, BOTH, 1).gather(np.arange(40), 7).x.tobytes()
     assert again == results[1, 7]
 
 
 def test_training_batches_alone_are_augmented() -> None:
-    feed = feeder(Examples(IMAGES, np.arange(40) % 10), BOTH)
+    feed = loader(Examples(IMAGES, np.arange(40) % 10), BOTH)
     plain = IMAGES.reshape(40, 30).T.astype(np.float32)
     np.testing.assert_array_equal(feed.batch(np.arange(40), NOTHING, epoch=2).x, plain)
     np.testing.assert_array_equal(feed.gather(np.arange(40)).x.T, plain)
@@ -155,7 +155,7 @@ def test_training_batches_alone_are_augmented() -> None:
 def test_data_stay_as_they_are() -> None:
     before = IMAGES.copy()
     for augmentation in (BOTH, Augmentation(mirror=True)):
-        feeder(Examples(IMAGES, np.arange(40) % 10), augmentation).gather(np.arange(40), epoch=0)
+        loader(Examples(IMAGES, np.arange(40) % 10), augmentation).gather(np.arange(40), epoch=0)
     assert np.array_equal(IMAGES, before)
 
 
@@ -318,7 +318,7 @@ def test_both_at_once() -> None:
     """An expanded example is moved first, as a fixed image, and then augmented by a word of its own."""
     images = bytes_of((4, 8, 8))
     expanded = Examples(images, np.zeros(4, np.int64)).expanded(ONE_PIXEL)
-    rows = feeder(expanded, Augmentation(1)).gather(np.arange(20), epoch=0)
+    rows = loader(expanded, Augmentation(1)).gather(np.arange(20), epoch=0)
     fixed = np.stack([nielsen(images[i % 4])[i // 4] for i in range(20)])
     Augmentation(1).apply(fixed, example_words(20, 0, 0))
     np.testing.assert_array_equal(rows.x, fixed.reshape(20, 64))

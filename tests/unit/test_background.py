@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from distsgd.core.errors import CheckpointError, LaneError, OutputError
+from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.run.background import BackgroundWriter, Task
 
 
@@ -88,12 +88,12 @@ def test_waiting_ends_with_the_writing(bench: Bench) -> None:
 
 
 def test_tried_again_until_it_works(bench: Bench) -> None:
-    room = threading.Event()
-    bench.writer.submit(bench.task("a", lambda: None if room.is_set() else fail()))
+    buffer = threading.Event()
+    bench.writer.submit(bench.task("a", lambda: None if buffer.is_set() else fail()))
     wait_until(lambda: bench.tries >= 4)
     assert not bench.writer.busy(), "what has failed keeps no newer one waiting"
     assert bench.said == ["No space left; the last good checkpoint stays, and this is tried again"]
-    room.set()
+    buffer.set()
     wait_until(lambda: bench.done == ["a"])
     wait_until(lambda: len(bench.said) == 2)
     assert bench.said[1] == "checkpoints are written again"
@@ -167,7 +167,7 @@ def test_defects_show_their_traceback(bench: Bench) -> None:
         raise ZeroDivisionError("mine")
 
     bench.writer.submit(bench.task("a", defect))
-    with pytest.raises(LaneError, match=r"(?s)a could not be written:.*Traceback.*ZeroDivisionError: mine"):
+    with pytest.raises(UserCodeError, match=r"(?s)a could not be written:.*Traceback.*ZeroDivisionError: mine"):
         bench.writer.finish()
 
 

@@ -82,7 +82,9 @@ def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
         for series in section["series"]:
             check_series(series)
             measured += series["skipped"] is None
-    assert measured == (2 if what == "where" else 3)  # of steps: one lane, four lanes, the products by themselves
+    assert measured == (
+        2 if what == "where" else 3
+    )  # of steps: one microbatch, four microbatches, the products by themselves
 
 
 def test_without_a_gpu_there_is_one_sentence() -> None:
@@ -116,14 +118,14 @@ def test_rounds_are_interleaved_and_the_unavailable_is_left_out() -> None:
             calls.append((name, number))
             if name == "c" and number == 1:
                 raise processes.Unavailable("gone")
-            return {"examples_per_second": 10.0 + number, "facts": {"threads": 1}}
+            return {"examples_per_second": 10.0 + number, "metadata": {"threads": 1}}
 
         return common.Contender(name, run)
 
     found = common.interleave(map(measure, "abc"), 3)
     assert calls == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("c", 1), ("a", 2), ("b", 2)]
     assert found["a"].values("examples_per_second") == [10.0, 11.0, 12.0]
-    assert found["a"].facts == {"threads": 1}
+    assert found["a"].metadata == {"threads": 1}
     assert (found["c"].skipped, found["c"].samples) == ("gone", [])
     assert common.ratio(found["a"], found["c"]) is None
 

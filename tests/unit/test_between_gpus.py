@@ -18,7 +18,7 @@ from distsgd import Layer
 from distsgd.cli import doctor
 from distsgd.cli import train as command
 from distsgd.core.device import Array, Shape, choose_device, to_host
-from distsgd.core.errors import ConfigurationError, LaneError
+from distsgd.core.errors import ConfigurationError, UserCodeError
 from distsgd.core.layout import Views
 from distsgd.gpu.choose_transport import between_gpus
 from distsgd.gpu.nccl import version_words
@@ -45,7 +45,7 @@ def gpus(count: int, **options: Any) -> StrictModule:
 @pytest.mark.parametrize("setting", ["adam, clipped", "batch norm, dropout", "images", "short batches"])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_the_same_bits_by_nccl(size: int, setting: str) -> None:
-    options = {**SETTINGS[setting], "logical_ranks": 4}
+    options = {**SETTINGS[setting], "microbatches": 4}
     module = gpus(size)
     with strict_device(module):
         results = on_ranks(size, size, communication="nccl", **options)
@@ -70,11 +70,11 @@ def test_a_step_by_nccl() -> None:
     finite."""
     with strict_device(gpus(2)) as recorder:
         on_ranks(2, cuda_graphs=False)
-    for gpu, (examples, lanes) in enumerate([(13, 1), (27, 2)]):
+    for gpu, (examples, microbatches) in enumerate([(13, 1), (27, 2)]):
         owns = gpu == 1  # there is one block, and rank 1 owns it
         assert recorder.of_step(1, gpu) == [
             (TO_DEVICE, examples * 4),
-            (TO_HOST, lanes * 2 * 8),
+            (TO_HOST, microbatches * 2 * 8),
             (MPI, "allgather_slices"),  # flags and records
             (NCCL, "recv" if owns else "send"),
             *[(TO_HOST, 4)] * owns,
@@ -188,14 +188,14 @@ def test_a_failure_in_the_middle_is_told() -> None:
 
 @dataclass(frozen=True)
 class Failing(Layer):
-    """Passes all on, and fails in backward of the second step's lane 1."""
+    """Passes all on, and fails in backward of the second step's microbatch 1."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         def backward(dy: Array, grads: Views) -> Array:
-            if (batch.step, batch.lane) == (1, 1):
+            if (batch.step, batch.microbatch) == (1, 1):
                 raise KeyError("in the middle of backward")
             return dy
 
@@ -204,7 +204,7 @@ class Failing(Layer):
 
 def test_a_rank_that_fails_in_backward_leaves_nobody_waiting() -> None:
     model = Sequential([Dense(12, 200), Failing(), Dense(200, 4)])
-    with strict_device(gpus(3)), pytest.raises(LaneError, match=r"failed on rank 1 .*step 2, lane 1"):
+    with strict_device(gpus(3)), pytest.raises(UserCodeError, match=r"failed on rank 1 .*step 2, microbatch 1"):
         on_ranks(3, 3, model=model, learning_rate=0.01)
 
 
@@ -327,12 +327,12 @@ def test_a_library_that_is_not_there(tmp_path: Path) -> None:
 # The stand-in
 
 
-def exchange(change: Callable[[int, dict[str, Any]], None]) -> Callable[[Communicator], list[int]]:
+def reduction(change: Callable[[int, dict[str, Any]], None]) -> Callable[[Communicator], list[int]]:
     def run(communicator: Communicator) -> list[int]:
         device, _ = choose_device("gpu", communicator.rank)
         joined, _ = between_gpus(communicator, device, "nccl")
         send, receive = device.put(np.arange(8, dtype=np.uint8)), device.put(np.zeros(8, np.uint8))
-        parts = Parts.behind_each_other([4, 4])
+        parts = Parts.consecutive([4, 4])
         said: dict[str, Any] = {"send": send, "sent": parts, "receive": receive, "received": parts}
         change(communicator.rank, said)
         joined.alltoall(**said)
@@ -343,14 +343,14 @@ def exchange(change: Callable[[int, dict[str, Any]], None]) -> Callable[[Communi
 
 def test_the_stand_in_delivers() -> None:
     with strict_device(gpus(2)):
-        found = run_on_threads(2, exchange(lambda rank, said: None))
+        found = run_on_threads(2, reduction(lambda rank, said: None))
     assert found == [[0, 1, 2, 3, 0, 1, 2, 3], [4, 5, 6, 7, 4, 5, 6, 7]]
 
 
 def test_what_the_strict_nccl_refuses() -> None:
     def fewer(rank: int, said: dict[str, Any]) -> None:
         if rank:
-            said["sent"] = Parts.behind_each_other([3, 4])
+            said["sent"] = Parts.consecutive([3, 4])
 
     def too_long(rank: int, said: dict[str, Any]) -> None:
         said["sent"] = said["received"] = Parts.of([slice(0, 4), slice(6, 10)] if rank == 0 else [slice(0, 4)] * 2)
@@ -364,7 +364,7 @@ def test_what_the_strict_nccl_refuses() -> None:
         (of_the_host, "'memoryview' object has no attribute 'ptr'"),
     ):
         with strict_device(gpus(2)), pytest.raises(Exception, match=match):
-            run_on_threads(2, exchange(change))
+            run_on_threads(2, reduction(change))
 
 
 def test_the_strict_nccl_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:

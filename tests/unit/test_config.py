@@ -16,16 +16,16 @@ from distsgd.cli.command_line import from_mapping, read_toml
 from distsgd.core.errors import ConfigurationError
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.run.config import NOT_WRITTEN, OPERATIONAL, STOP_CONDITIONS, TrainConfig, field_names, resolved, to_toml
-from distsgd.run.option_values import Every, parse_duration, parse_every, parse_target
+from distsgd.run.option_values import Interval, parse_duration, parse_interval, parse_target
 
 NAN, INF = float("nan"), float("inf")
 
 BAD: list[tuple[str, Any]] = [
     *[(name, value) for name in ("learning_rate", "weight_decay", "l1", "l2", "min_delta") for value in (-1, NAN, INF)],
     *[(name, value) for name in ("scale", "clip_norm", "schedule_epochs") for value in (0, -1, NAN, INF)],
-    *[(name, 0) for name in ("logical_ranks", "keep", "log_every", "threads", "top_k", "validation_last")],
+    *[(name, 0) for name in ("microbatches", "keep", "log_every", "threads", "top_k", "validation_last")],
     *[("improvement_threshold", value) for value in (-0.1, 1.1, NAN, INF)],
-    *[(name, -1) for name in ("epochs", "max_steps", "patience", "warmup_steps", "seed", "logical_ranks")],
+    *[(name, -1) for name in ("epochs", "max_steps", "patience", "warmup_steps", "seed", "microbatches")],
     *[("validation_fraction", value) for value in (-0.1, 1.0, 1.5, NAN)],
     ("batch_size", 0),
     ("batch_size", -5),
@@ -69,12 +69,12 @@ def test_two_kinds_of_validation_exclude_each_other() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("500", Every(500, "steps")), ("1step", Every(1, "steps")), ("20 steps", Every(20, "steps")),
-        ("1epoch", Every(1, "epochs")), ("2epochs", Every(2, "epochs")), (" 30s ", Every(30, "seconds")),
+        ("500", Interval(500, "steps")), ("1step", Interval(1, "steps")), ("20 steps", Interval(20, "steps")),
+        ("1epoch", Interval(1, "epochs")), ("2epochs", Interval(2, "epochs")), (" 30s ", Interval(30, "seconds")),
     ],
 )  # fmt: skip
-def test_every(text: str, expected: Every) -> None:
-    assert parse_every(text, "checkpoint_every") == expected
+def test_every(text: str, expected: Interval) -> None:
+    assert parse_interval(text, "checkpoint_every") == expected
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_name_depends_on_what_decides_bits_alone() -> None:
     for name, value in others.items():
         assert replace(base, **{name: value}).name() == base.name(), name
     changed = {
-        "seed": 1, "batch_size": 255, "logical_ranks": 8, "hidden": (128,), "dtype": "float64", "dropout": 0.1,
+        "seed": 1, "batch_size": 255, "microbatches": 8, "hidden": (128,), "dtype": "float64", "dropout": 0.1,
         "shuffle": False, "learning_rate": 0.2, "penalize": ("*",), "top_k": 3, "patience": 4, "weight_decay": 0.1,
         "validation_fraction": 0.2, "activation": "tanh", "init_from": "other",
     }  # fmt: skip

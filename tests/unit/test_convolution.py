@@ -308,7 +308,7 @@ def test_a_residual_block_on_the_models_own_input_has_no_dx_but_all_gradients():
 
 @pytest.mark.parametrize("layer", [Convolution(2, 3, 3), MaxPooling(2), AveragePooling(2), GlobalAveragePooling()])
 def test_memory_order_does_not_matter(layer):
-    """A lane of examples comes as the transposed view of rows."""
+    """A microbatch of examples comes as the transposed view of rows."""
     params, grads = views_of(layer, np.float32)
     rows = numbers(6, 2, 8, 8, dtype=np.float32)
     results = []

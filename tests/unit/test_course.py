@@ -42,7 +42,7 @@ def replay(monkeypatch: pytest.MonkeyPatch, optimizer: str, decay: str, epochs: 
 
     monkeypatch.setattr(sampling, "epoch_order", order)
     return distsgd.fit(
-        course.network(), course.moons(), loss="binary-cross-entropy", dtype="float64", logical_ranks=2,
+        course.network(), course.moons(), loss="binary-cross-entropy", dtype="float64", microbatches=2,
         optimizer=course.OPTIMIZERS[optimizer](RATES.get((optimizer, decay), 0.0007)), validation_fraction=0.0,
         schedule=Late(EVERY[decay]) if decay in EVERY else None, batch_size=64, epochs=epochs,
     )  # fmt: skip

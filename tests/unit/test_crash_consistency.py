@@ -155,17 +155,17 @@ def test_refused_at_each_system_call(
         writer = FolderWriter(RunFolder(tmp_path / str(first), KEEP))
         folder = writer.folder
         folder.create("seed = 1\n")
-        hand_over(writer, 1)
+        finalize(writer, 1)
         with pytest.MonkeyPatch.context() as monkeypatch, contextlib.suppress(CheckpointError):
             refusing = Refusing(monkeypatch, first, number, lasting)
-            hand_over(writer, 2)
+            finalize(writer, 2)
         found, problems = folder.checkpoints.newest()
         assert problems == []
         assert found is not None
         assert found.document["step"] == 2 or lasting
         for line in capsys.readouterr().err.splitlines():
             assert re.fullmatch(rf"warning: (could not write .*: {os.strerror(number)}; .*|.* written again)", line)
-        hand_over(writer, 3)
+        finalize(writer, 3)
         assert folder.checkpoints.newest()[0].document["step"] == 3  # type: ignore[union-attr]
         assert [record["step"] for record in folder.read_metrics()] == [1, 2, 3]
         assert not list(folder.path.rglob("*.tmp"))
@@ -175,7 +175,7 @@ def test_refused_at_each_system_call(
             return
 
 
-def hand_over(writer: FolderWriter, step: int) -> None:
+def finalize(writer: FolderWriter, step: int) -> None:
     """What a run does at its end: all is on the disk when this returns."""
     writer.on_record({"step": step})
     writer.on_checkpoint(checkpoint(step), Checkpoint({"w": np.arange(3.0)}, {"step": step}), step, final=True)

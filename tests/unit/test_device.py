@@ -216,13 +216,13 @@ def test_what_begins_inside_of_other_memory_is_copied() -> None:
 def test_the_stand_in_sees_memory_that_is_used_too_early() -> None:
     with strict_device(StrictModule()):
         gpu, _ = choose_device("gpu")
-        room = gpu.host_room((4,), np.dtype(np.float32))
-        room[:] = 1.0
-        there = gpu.put(room)
+        buffer = gpu.host_buffer((4,), np.dtype(np.float32))
+        buffer[:] = 1.0
+        there = gpu.put(buffer)
         to_host(there)
-        room[:] = 2.0  # the host has waited
-        there.set(room)  # type: ignore[attr-defined]
-        room[:] = 3.0
+        buffer[:] = 2.0  # the host has waited
+        there.set(buffer)  # type: ignore[attr-defined]
+        buffer[:] = 3.0
         with pytest.raises(AssertionError, match="was being copied"):
             to_host(there)
 

@@ -38,7 +38,7 @@ def test_alone_it_names_what_computes() -> None:
     problems = [line for line in lines if line.startswith("problem ")]
     assert done.returncode == (1 if problems else 0)
     assert lines[-1] == (f"{len(problems)} problem(s) found" if problems else "no problem found")
-    facts = {line.split()[0] for line in lines}
+    metadata = {line.split()[0] for line in lines}
     assert {
         "distsgd",
         "python",
@@ -51,7 +51,7 @@ def test_alone_it_names_what_computes() -> None:
         "memory",
         "shared",
         "reduction",
-    } <= facts
+    } <= metadata
     assert "1 thread(s), OPENBLAS_CORETYPE=Haswell" in done.stdout  # as the user forced it
     assert "start doctor with mpirun to time it" in done.stdout
 
@@ -165,17 +165,17 @@ def test_an_mpirun_of_another_mpi_is_a_problem(tmp_path: Path, told: str, versio
     launcher = tmp_path / "mpirun"
     launcher.write_text(f"#!/bin/sh\necho '{told}'\n")
     launcher.chmod(0o755)
-    facts, problems = library.describe_alone(Library(version, None), str(launcher))
-    assert [name for name, _ in facts] == ["mpi", "launcher"]
+    metadata, problems = library.describe_alone(Library(version, None), str(launcher))
+    assert [name for name, _ in metadata] == ["mpi", "launcher"]
     assert (problem in problems[0]) if problem else (problems == [])
 
 
 def test_no_mpi_and_no_launcher_are_no_problem() -> None:
-    facts, problems = library.describe_alone(Library(None, None, "no libmpi"), None)
-    assert "none that mpi4py can load (no libmpi); load the cluster's MPI module, or pip install" in facts[0][1]
+    metadata, problems = library.describe_alone(Library(None, None, "no libmpi"), None)
+    assert "none that mpi4py can load (no libmpi); load the cluster's MPI module, or pip install" in metadata[0][1]
     assert problems == []
-    facts, problems = library.describe_alone(Library("MPICH 4.3.2", None), None)
-    assert "no mpirun, mpiexec or srun on the path" in facts[1][1]
+    metadata, problems = library.describe_alone(Library("MPICH 4.3.2", None), None)
+    assert "no mpirun, mpiexec or srun on the path" in metadata[1][1]
     assert problems == []
 
 

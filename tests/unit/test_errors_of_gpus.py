@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from distsgd.core.errors import MIXED_ADVICE, DistsgdError, LaneError, OutOfMemoryError, users_code
+from distsgd.core.errors import MIXED_ADVICE, DistsgdError, OutOfMemoryError, UserCodeError, users_code
 from tests.strict_arrays import OutOfMemoryError as OnTheGpu
 
 CUDA = type("CUDARuntimeError", (RuntimeError,), {})
-ADVICE = "use a smaller minibatch or model, more logical ranks"
+ADVICE = "use a smaller minibatch or model, more microbatches"
 
 
 def told(error: Exception) -> DistsgdError:
@@ -33,7 +33,7 @@ def told(error: Exception) -> DistsgdError:
 )
 def test_mixed_arrays(error: Exception, mixed: bool) -> None:
     found = told(error)
-    assert type(found) is LaneError
+    assert type(found) is UserCodeError
     assert str(found).endswith(MIXED_ADVICE) == mixed
     assert str(error) in str(found)
 
@@ -64,4 +64,4 @@ def test_lack_of_memory(error: Exception, sentence: str) -> None:
 
 
 def test_other_errors_of_cuda_are_what_they_are() -> None:
-    assert type(told(CUDA("cudaErrorIllegalAddress: an illegal address was encountered"))) is LaneError
+    assert type(told(CUDA("cudaErrorIllegalAddress: an illegal address was encountered"))) is UserCodeError

@@ -107,7 +107,7 @@ def test_an_unfinished_run_is_told_as_one(tmp_path: Path) -> None:
     assert found is not None
     assert (found["seed"], found["status"], found["epochs"], found["best_epoch"]) == (3, "unfinished", 3, 2)
     assert found["figures"] == {"test_accuracy": 0.6}
-    assert found["seconds"] == 4.5  # two legs
+    assert found["seconds"] == 4.5  # two attempts
     assert "not finished" in tables.table([row()], {"try": [found]}, links=True)
 
 
@@ -140,4 +140,4 @@ def test_a_run_replaces_the_one_with_its_seed() -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_a_configuration_reads(path: Path) -> None:
     if path.name != "rows.toml":
-        assert read_toml(path).logical_ranks == 2  # so that one rank and two can share it
+        assert read_toml(path).microbatches == 2  # so that one rank and two can share it

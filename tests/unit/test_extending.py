@@ -129,9 +129,9 @@ def test_layer_of_layers(added: Added) -> None:
     model = Sequential([Dense(6, 5), concatenated(inner), Dense(10, 2)])
     trained(model=model)
     norms = []
-    for lanes in (1, 2, 4):
+    for microbatches in (1, 2, 4):
         options = {"epochs": 1, "batch_size": 90, "validation_fraction": 0.0, "dtype": "float64"}
-        result = fit(model, (X, LABELS), logical_ranks=lanes, **options)
+        result = fit(model, (X, LABELS), microbatches=microbatches, **options)
         norms.append(result.history[0]["gradient_norm"])
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-9)
 

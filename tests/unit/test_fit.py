@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, LaneError
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError
 from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.nn.batch import Batch
@@ -84,7 +84,9 @@ def test_custom_with_outputs_has_metrics_and_predictions() -> None:
         grads["w"][...] = error @ batch.x.T
         return 0.5 * float(np.sum(np.square(error))), len(batch)
 
-    model = distsgd.Custom(line, {"w": np.zeros((1, 8))}, outputs=lambda params, batch: params["w"] @ batch.x)
+    model = distsgd.FunctionObjective(
+        line, {"w": np.zeros((1, 8))}, outputs=lambda params, batch: params["w"] @ batch.x
+    )
     result = fit(model, (X, VALUES[:, np.newaxis]), optimizer="sgd", epochs=20, batch_size=20)
     assert result.summary["validation_r2"] > 0.99
     np.testing.assert_allclose(result.predict(X)[:, 0], VALUES, atol=0.1)
@@ -157,7 +159,7 @@ def test_callback_that_fails_ends_all_ranks(hook: str, size: int, tmp_path: Path
 
     def run(communicator: Communicator) -> str:
         options = {**QUICK, "callbacks": [broken()], "communicator": communicator, "out": str(tmp_path / "run")}
-        with pytest.raises(LaneError) as caught:
+        with pytest.raises(UserCodeError) as caught:
             fit("softmax", (X, LABELS), **options)
         return str(caught.value)
 
@@ -280,8 +282,8 @@ def test_data_that_cannot_be_trained_on(x: Any, y: Any, told: str) -> None:
         fit("softmax", (x, y))
 
 
-def test_more_ranks_than_lanes() -> None:
-    with pytest.raises(ConfigurationError, match=r"5 ranks share 4 logical ranks.*--logical-ranks 5"):
+def test_more_ranks_than_microbatches() -> None:
+    with pytest.raises(ConfigurationError, match=r"5 ranks share 4 microbatches.*--microbatches 5"):
         run_on_threads(5, lambda c: fit("softmax", (X, LABELS), communicator=c))
 
 

@@ -135,7 +135,7 @@ def test_several_fits_may_use_one_process_and_one_alone_several_ranks() -> None:
         for _ in range(2):
             with suppress(KeyError), communicator.used_by_one_fit():
                 with (
-                    pytest.raises(ConfigurationError, match="another fit is under way on these ranks"),
+                    pytest.raises(ConfigurationError, match="another fit is in flight on these ranks"),
                     communicator.used_by_one_fit(),
                 ):
                     pass

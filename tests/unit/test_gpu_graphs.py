@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import Custom
+from distsgd import FunctionObjective
 from distsgd.core.device import Device
 from distsgd.core.errors import NonFiniteError
-from distsgd.data.examples import Examples, Feeder
-from distsgd.gpu.graphs import UNDER_WAY, StepGraphs, StepInputs
+from distsgd.data.examples import Examples, Loader
+from distsgd.gpu.graphs import IN_FLIGHT, StepGraphs, StepInputs
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
-from distsgd.parallel.reduction import LocalExchange, Partition, Plan
+from distsgd.parallel.reduction import LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.training.callbacks import Callback
 from tests import emulated_kernels
@@ -29,7 +29,7 @@ from tests.unit.test_gpu_training import LABELS, SETTINGS, VALUES, X, linear, sa
 
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 12}
 """Steps enough that the host looks at them several times between epochs' ends, and a shorter minibatch at each."""
-LANES = 3
+MICROBATCHES = 3
 
 
 def launches(recorder: Any) -> list[int | None]:
@@ -83,12 +83,15 @@ def test_the_bits_of_examples_that_come_from_the_host(setting: str) -> None:
 def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
     with strict_device(StrictModule()) as recorder:
         train("gpu", train=(np.tile(X, (10, 1)), np.tile(LABELS, 10)), batch_size=5, epochs=1)
-    inputs, report = (1 + 2 + 5) * 8, (1 + LANES * 2) * 8  # momentum has one scalar; loss sum and count of each lane
+    inputs, report = (
+        (1 + 2 + 5) * 8,
+        (1 + MICROBATCHES * 2) * 8,
+    )  # momentum has one scalar; loss sum and count of each microbatch
     assert recorder.of_step(3)[:1] + recorder.of_step(3)[2:] == [(TO_DEVICE, inputs), (TO_HOST, report)]
     assert recorder.of_step(3)[1][0] == GRAPH
     assert launches(recorder) == list(range(1, 161))  # the first one compiles, the last one ends the epoch
-    looks = {step for step in recorder.waits if step is not None}
-    assert looks == {0, UNDER_WAY, 2 * UNDER_WAY, 161}
+    looks = {step for step in recorder.enter if step is not None}
+    assert looks == {0, IN_FLIGHT, 2 * IN_FLIGHT, 161}
 
 
 def test_a_step_by_itself_of_examples_that_come_from_the_host() -> None:
@@ -110,8 +113,8 @@ def test_nothing_is_under_way_where_something_is_recorded(log_every: int) -> Non
 
 
 def told(error: pytest.ExceptionInfo[NonFiniteError]) -> tuple[str, str]:
-    """The sentence without the lanes: a GPU has each lane's gradient, the CPU sums of some."""
-    what, _, rest = str(error.value).partition(", lane")
+    """The sentence without the microbatches: a GPU has each microbatch's gradient, the CPU sums of some."""
+    what, _, rest = str(error.value).partition(", microbatch")
     return what, rest.partition(";")[2]
 
 
@@ -126,8 +129,8 @@ class Keeping(Callback):
 @pytest.mark.parametrize(
     ("x", "y", "learning_rate", "sentence"),
     [
-        (1e25, 1e-10, 1e-20, r"the loss is inf at step \d+, lane \d"),
-        (1e30, 1e10, 1e-30, r"the gradient is not finite at step \d+, lane"),
+        (1e25, 1e-10, 1e-20, r"the loss is inf at step \d+, microbatch \d"),
+        (1e30, 1e10, 1e-30, r"the gradient is not finite at step \d+, microbatch"),
     ],
     ids=["loss", "gradient"],
 )
@@ -190,7 +193,11 @@ class OwnOptimizer(Optimizer):
         {"clip_norm": 1.0},
         {"on_non_finite": "skip"},
         {"model": Sequential([Curious(12, 6), Activation("relu"), Dense(6, 4)])},
-        {"train": (X, VALUES), "model": Custom(linear, {"w": np.zeros((3, 12), np.float32)}), "learning_rate": 1e-3},
+        {
+            "train": (X, VALUES),
+            "model": FunctionObjective(linear, {"w": np.zeros((3, 12), np.float32)}),
+            "learning_rate": 1e-3,
+        },
         {"optimizer": OwnOptimizer(0.05)},
     ],
     ids=["by option", "clipped", "looked at", "own layer", "own function", "own optimizer"],
@@ -202,7 +209,7 @@ def test_what_the_host_has_to_see_is_not_recorded(options: dict[str, Any]) -> No
     same(result, train("cpu", **{**MANY, **options}))
 
 
-class Repeating(Custom):
+class Repeating(FunctionObjective):
     """A function that says that it does the same in each step."""
 
     def repeats_itself(self) -> bool:
@@ -239,7 +246,7 @@ def test_a_schedule_that_gives_no_number() -> None:
             with pytest.raises(NonFiniteError) as error:
                 train(device, **MANY, schedule=Broken())
             said.append(str(error.value))
-    assert said[0].partition(", lane")[0] == said[1].partition(", lane")[0]
+    assert said[0].partition(", microbatch")[0] == said[1].partition(", microbatch")[0]
 
 
 def test_graphs_of_many_lengths() -> None:
@@ -254,9 +261,11 @@ def test_graphs_of_many_lengths() -> None:
         device = Device("gpu:0", module)
         device.use()
         there = Examples(module.asarray(np.zeros((20, 1))), module.asarray(np.zeros(20)))
-        exchange = LocalExchange(SerialCommunicator(), Plan(Partition(1, 1, 4), 1, np.dtype(np.float64), 0, 1, device))
-        feeder = Feeder(there, Objective, np.dtype(np.float64), 0, device=device)
-        graphs = StepGraphs(feeder, exchange, compute, 9, 1)
+        reduction = LocalReduction(
+            SerialCommunicator(), Plan(Partition(1, 1, 4), 1, np.dtype(np.float64), 0, 1, device)
+        )
+        loader = Loader(there, Objective, np.dtype(np.float64), 0, device=device)
+        graphs = StepGraphs(loader, reduction, compute, 9, 1)
         told = []
         lengths = [3, 4, 5, 6, 7, 8, 3, 3, 8]
         for step, length in enumerate(lengths):

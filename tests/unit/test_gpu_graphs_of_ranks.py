@@ -10,7 +10,7 @@ import pytest
 
 from distsgd.core.device import Device
 from distsgd.core.errors import NonFiniteError
-from distsgd.gpu.graphs import UNDER_WAY
+from distsgd.gpu.graphs import IN_FLIGHT
 from distsgd.parallel import Communicator
 from distsgd.training.callbacks import Callback
 from tests.strict_arrays import GRAPH, MPI, NCCL
@@ -75,7 +75,7 @@ def test_mpi_is_not_needed_until_results_are_looked_at() -> None:
         on_ranks(2, train=(np.tile(X, (10, 1)), np.tile(LABELS, 10)), batch_size=5, epochs=1)
     for gpu in range(2):
         by_themselves = [step for step in launches(recorder, gpu) if step is not None]
-        assert len(by_themselves) > 2 * UNDER_WAY
+        assert len(by_themselves) > 2 * IN_FLIGHT
         others = {event.step for event in recorder.events if event.kind == MPI and event.gpu == gpu}
         assert not others & set(by_themselves)
         assert not [e for e in recorder.events if e.kind == NCCL and e.step == by_themselves[5]]  # it is in the graph
@@ -99,7 +99,7 @@ def test_a_rank_that_is_asked_to_stop_takes_the_others_along() -> None:
         results = run_on_threads(2, lambda c: train("gpu", communicator=watched(c), callbacks=[Stopping()], **options))
     (steps,) = {result.summary["steps"] for result in results}
     assert results[0].summary["status"] == "stopped"
-    assert 70 < steps <= 70 + 2 * UNDER_WAY
+    assert 70 < steps <= 70 + 2 * IN_FLIGHT
     alone = train("cpu", **{**options, "max_steps": steps})
     for result in results:
         assert [array.tobytes() for array in result.params.values()] == [
@@ -142,7 +142,7 @@ def test_what_is_not_finite_ends_all_ranks(size: int, x: float, y: float, rate: 
 
     with strict_device(gpus(size)):
         run_on_threads(size, on_rank)
-    assert {text.partition(", lane")[0] for text in told} == {str(on_cpu.value).partition(", lane")[0]}
+    assert {text.partition(", microbatch")[0] for text in told} == {str(on_cpu.value).partition(", microbatch")[0]}
     assert len(told) == size
 
 

@@ -14,7 +14,7 @@ import pytest
 from distsgd.core.kernels import cpu
 from distsgd.core.layout import Views
 from distsgd.core.random import normal, random_words, stream
-from distsgd.data.sampling import lane_bounds
+from distsgd.data.sampling import microbatch_bounds
 from distsgd.gpu import kernels as gpu
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import BatchNormalization
@@ -106,23 +106,23 @@ def test_sums_by_many_threads(blocks: int, threads: int) -> None:
 
 
 @emulated
-@pytest.mark.parametrize(("lanes", "launches"), [(1, 1), (4, 2)])
-def test_the_trees_sum_is_one_launch(lanes: int, launches: int) -> None:
+@pytest.mark.parametrize(("microbatches", "launches"), [(1, 1), (4, 2)])
+def test_the_trees_sum_is_one_launch(microbatches: int, launches: int) -> None:
     """Also with the division; without one, a single row is the sum already."""
-    host = {(lane, lane + 1): np.ones(100, np.float32) for lane in range(lanes)}
+    host = {(microbatch, microbatch + 1): np.ones(100, np.float32) for microbatch in range(microbatches)}
     with strict_device(StrictModule(), own_kernels=True) as recorder:
         rows = {node: close(row) for node, row in host.items()}
-        scratch = close(np.empty((scratch_levels(lanes), 100), np.float32))
-        found = tree_sum(rows, (0, lanes), lane_bounds(8, lanes), slice(0, 100), scratch)
+        scratch = close(np.empty((scratch_levels(microbatches), 100), np.float32))
+        found = tree_sum(rows, (0, microbatches), microbatch_bounds(8, microbatches), slice(0, 100), scratch)
         assert found is not None
         found.compute()
         found.divided(8.0, close(np.empty(100, np.float32)))
         assert [event.what for event in recorder.events if event.kind == KERNEL] == ["sum_rows"] * launches
 
 
-def test_a_tree_of_the_most_lanes_has_room() -> None:
+def test_a_tree_of_the_most_microbatches_has_room() -> None:
     """One row a level, and one: what lies on the stack at most."""
-    most = AT_MOST["logical_ranks"]
+    most = AT_MOST["microbatches"]
     assert f"#define HIGHEST {most.bit_length() + 1}" in gpu.source()
 
 

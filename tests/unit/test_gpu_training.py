@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import Custom
+from distsgd import FunctionObjective
 from distsgd.core.device import choose_device
 from distsgd.core.errors import ConfigurationError, NonFiniteError
 from distsgd.core.layout import Views
@@ -17,7 +17,7 @@ from distsgd.core.random import normal, uniform
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.parallel.shared_reduction import make_exchange
+from distsgd.parallel.shared_reduction import make_reduction
 from distsgd.run.fit import Result, fit
 from tests import emulated_kernels
 from tests.strict_arrays import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray
@@ -25,7 +25,7 @@ from tests.strict_device import StrictModule, strict_device
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
-EXAMPLES, CLASSES, LANES = 90, 4, 3
+EXAMPLES, CLASSES, MICROBATCHES = 90, 4, 3
 X = normal((EXAMPLES, 12), 1, "x").astype(np.float32)
 LABELS = np.argmax(X[:, :CLASSES], axis=1)
 VALUES = (X[:, :3] * 0.5 + np.square(X[:, 3:6])).astype(np.float32)
@@ -58,7 +58,7 @@ def train(device: str, train: Any = (X, LABELS), model: Any = "mlp", **options: 
         **({"hidden": (10, 8)} if model == "mlp" else {}),
         "epochs": 2,
         "batch_size": 40,
-        "logical_ranks": LANES,
+        "microbatches": MICROBATCHES,
         "threads": 1,
         **options,
     }
@@ -142,8 +142,8 @@ def test_with_the_kernels_of_the_gpu(setting: str) -> None:
 
 NUMBERS = (TO_DEVICE, 40 * 4)
 """The numbers of a minibatch's examples."""
-RECORDS = (TO_HOST, LANES * 2 * 8)
-"""Loss sum and count of each lane, for which the host waits."""
+RECORDS = (TO_HOST, MICROBATCHES * 2 * 8)
+"""Loss sum and count of each microbatch, for which the host waits."""
 FINITE = (TO_HOST, 4)
 """Whether the gradient is finite, for which it waits, too."""
 
@@ -158,7 +158,7 @@ def test_what_batch_normalization_copies_besides() -> None:
     with strict_device(StrictModule()) as recorder:
         train("gpu", batch_norm=True, cuda_graphs=False)
     running = (TO_DEVICE, 2 * (10 + 8) * 4)
-    records = (TO_HOST, LANES * (2 + (1 + 2 * 10) + (1 + 2 * 8)) * 8)  # count, mean and M2 of both layers
+    records = (TO_HOST, MICROBATCHES * (2 + (1 + 2 * 10) + (1 + 2 * 8)) * 8)  # count, mean and M2 of both layers
     assert recorder.of_step(1) == [running, NUMBERS, records, FINITE]
 
 
@@ -205,7 +205,7 @@ def test_a_rank_copies_to_the_host_before_it_sends() -> None:
 def test_ranks_take_the_gpus_of_their_host_in_turn() -> None:
     hosts = ("a", "a", "a", "b", "b")
     with strict_device(StrictModule(gpus=2)) as recorder:
-        results = on_ranks(5, hosts=hosts, logical_ranks=5)
+        results = on_ranks(5, hosts=hosts, microbatches=5)
     assert results[0].summary["run"]["device"] == "Strict (gpu:0)"
     kernels_of = {event.gpu for event in recorder.events if event.step is not None}
     assert kernels_of == {0, 1}
@@ -235,7 +235,7 @@ def linear(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
 
 
 def test_a_function_of_the_users() -> None:
-    model = Custom(linear, {"w": np.zeros((3, 12), np.float32)}, lambda params, batch: params["w"] @ batch.x)
+    model = FunctionObjective(linear, {"w": np.zeros((3, 12), np.float32)}, lambda params, batch: params["w"] @ batch.x)
     with strict_device(StrictModule()) as recorder:
         result = train("gpu", train=(X, VALUES), model=model, learning_rate=0.001)
     same(result, train("cpu", train=(X, VALUES), model=model, learning_rate=0.001))
@@ -245,7 +245,7 @@ def test_a_function_of_the_users() -> None:
 @pytest.mark.parametrize("how", ["left out", "added", "assigned"])
 def test_gradients_of_a_users_function_start_at_zero(how: str) -> None:
     def conditional(params: Views, grads: Views, batch: Batch) -> tuple[Any, int]:
-        if how == "left out" and batch.lane != 1:
+        if how == "left out" and batch.microbatch != 1:
             return linear(params, {"w": batch.device.xp.zeros((3, 12), np.float32)}, batch)  # type: ignore[arg-type]
         error = params["w"] @ batch.x - batch.y
         if how == "added":
@@ -254,7 +254,7 @@ def test_gradients_of_a_users_function_start_at_zero(how: str) -> None:
             grads["w"] = error @ batch.x.T
         return 0.5 * np.add.reduce(np.square(error).ravel()), len(batch)
 
-    model = Custom(conditional, {"w": np.zeros((3, 12), np.float32)})
+    model = FunctionObjective(conditional, {"w": np.zeros((3, 12), np.float32)})
     options: dict[str, Any] = {"train": (X, VALUES), "model": model, "learning_rate": 0.001}
     with strict_device(StrictModule()):
         result = train("gpu", **options)
@@ -267,7 +267,7 @@ def test_numpy_arrays_in_a_users_function_are_a_mistake() -> None:
         return linear({"w": np.ones((3, 12), np.float32)}, grads, batch)  # type: ignore[arg-type]
 
     with strict_device(StrictModule()), pytest.raises(Exception, match=r"Unsupported type <class 'numpy"):
-        train("gpu", train=(X, VALUES), model=Custom(wrong, {"w": np.zeros((3, 12), np.float32)}))
+        train("gpu", train=(X, VALUES), model=FunctionObjective(wrong, {"w": np.zeros((3, 12), np.float32)}))
 
 
 def test_ranks_on_gpus_cannot_share_a_replica() -> None:
@@ -281,8 +281,8 @@ def test_each_row_of_gradients_is_memory_of_its_own() -> None:
     def bases(communicator: Communicator) -> list[Any]:
         device, _ = choose_device("gpu", communicator.rank)
         plan = Plan(Partition(4, 2, 7), 1, np.dtype(np.float32), 0, 2, device)
-        exchange, _ = make_exchange(communicator, plan, "auto")
-        return [row.inside.base for row in exchange.rows.values()]  # type: ignore[attr-defined]
+        reduction, _ = make_reduction(communicator, plan, "auto")
+        return [row.inside.base for row in reduction.rows.values()]  # type: ignore[attr-defined]
 
     with strict_device(StrictModule(gpus=2)):
         assert run_on_threads(2, bases) == [[None, None]] * 2

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, LaneError, NonFiniteError, RunFolderError
+from distsgd.core.errors import (
+    ConfigurationError,
+    DataError,
+    DistsgdError,
+    NonFiniteError,
+    RunFolderError,
+    UserCodeError,
+)
 from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.nn.batch import Batch
@@ -27,7 +34,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 30}
 
 def bad_gradient(step: int) -> Any:
     def function(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        grads["w"][...] = np.nan if batch.step == step and batch.lane == 3 else 0.0
+        grads["w"][...] = np.nan if batch.step == step and batch.microbatch == 3 else 0.0
         return 1.0, len(batch)
 
     return function
@@ -45,9 +52,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(tmp_path: 
         return str(told.value)
 
     (text,) = set(run_on_threads(ranks, run))
-    # The lane's gradient is added to that of lane 2 where one rank has both.
-    lanes = "lanes 2 to 3" if ranks == 1 else "lane 3"
-    assert text.startswith(f"the gradient is not finite at step {step + 1}, {lanes} (examples ")
+    # The microbatch's gradient is added to that of microbatch 2 where one rank has both.
+    microbatches = "microbatches 2 to 3" if ranks == 1 else "microbatch 3"
+    assert text.startswith(f"the gradient is not finite at step {step + 1}, {microbatches} (examples ")
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert saved == [f"step-{number}.safetensors" for number in range(max(1, step - 2), step + 1)]
 
@@ -57,23 +64,23 @@ def test_a_model_may_read_the_parameters_only() -> None:
         params["w"][...] += 1.0
         return 1.0, len(batch)
 
-    with pytest.raises(LaneError, match="read-only"):
+    with pytest.raises(UserCodeError, match="read-only"):
         fit(writes, (X, LABELS), params={"w": np.zeros(4)}, **QUICK)
 
 
-def test_sys_exit_on_one_lane_reaches_all_ranks() -> None:
+def test_sys_exit_on_one_microbatch_reaches_all_ranks() -> None:
     def leaves(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        if batch.lane == 2:
+        if batch.microbatch == 2:
             raise SystemExit(3)
         grads["w"][...] = 0.0
         return 1.0, len(batch)
 
     def run(communicator: Communicator) -> str:
-        with pytest.raises(LaneError) as told:
+        with pytest.raises(UserCodeError) as told:
             fit(leaves, (X, LABELS), params={"w": np.zeros(4)}, communicator=communicator, **QUICK)
         return str(told.value)
 
-    assert all("SystemExit: 3" in text and "lane 2" in text for text in run_on_threads(3, run))
+    assert all("SystemExit: 3" in text and "microbatch 2" in text for text in run_on_threads(3, run))
 
 
 def test_other_contents_of_the_same_shape_are_not_the_same_run(tmp_path: Path) -> None:

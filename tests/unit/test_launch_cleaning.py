@@ -16,7 +16,7 @@ import pytest
 from distsgd.core.errors import LauncherError
 from distsgd.core.output import LAUNCH_VARIABLE
 from distsgd.launching import cleaning, private
-from distsgd.launching.cleaning import Janitor, Traces
+from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.private import PrivateFolder
 from distsgd.parallel.processes import alive, stat
 
@@ -25,17 +25,17 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked
 
 @linux
 def test_processes_are_found_by_their_tag(tmp_path: Path) -> None:
-    traces = Traces("tag-of-this-test")
-    tagged = {**os.environ, LAUNCH_VARIABLE: traces.name}
+    leftovers = Leftovers("tag-of-this-test")
+    tagged = {**os.environ, LAUNCH_VARIABLE: leftovers.name}
     # A child, and a grandchild that has left its session and its parent.
     text = "import os, time; os.fork() or (os.setsid(), os.fork() and os._exit(0)); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", text], env=tagged, start_new_session=True)
     other = subprocess.Popen(["sleep", "600"])
     try:
-        while len(cleaning.with_variable(LAUNCH_VARIABLE, traces.name)) < 2:
+        while len(cleaning.with_variable(LAUNCH_VARIABLE, leftovers.name)) < 2:
             time.sleep(0.02)
-        found = cleaning.with_variable(LAUNCH_VARIABLE, traces.name)
-        assert traces.end_processes(keep=(other.pid,))
+        found = cleaning.with_variable(LAUNCH_VARIABLE, leftovers.name)
+        assert leftovers.end_processes(keep=(other.pid,))
         assert [number for number in found if (left := stat(number)) is not None and not left.ended] == []
         assert other.poll() is None
     finally:
@@ -51,11 +51,11 @@ def test_files_are_removed_where_nobody_uses_them(tmp_path: Path, monkeypatch: p
     mine = tmp_path / "mpich_thing"
     old.touch()
     time.sleep(0.3)
-    traces = Traces("name")
+    leftovers = Leftovers("name")
     for path in (used, left, mine):
         path.touch()
     monkeypatch.setattr(cleaning, "mapped_files", lambda folder: {str(used)})
-    traces.remove_files()
+    leftovers.remove_files()
     assert [path.exists() for path in (old, used, left, mine)] == [True, True, False, True]
 
 
@@ -63,7 +63,7 @@ def test_files_are_removed_where_nobody_uses_them(tmp_path: Path, monkeypatch: p
 def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path / "none")
     monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
-    traces = Traces("name")
+    leftovers = Leftovers("name")
     used, left = (tmp_path / f"hydra_hwloc_xmlfile_{name}" for name in ("used", "left"))
     left.touch()
     text = f"file = open({str(used)!r}, 'w'); print(flush=True); input()"
@@ -71,9 +71,9 @@ def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        traces.remove_files()
+        leftovers.remove_files()
         assert (used.exists(), left.exists()) == (True, False)
-    traces.remove_files()
+    leftovers.remove_files()
     assert not used.exists()
 
 
@@ -82,23 +82,23 @@ def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest
 def test_a_janitor_cleans_up_whoever_kills_the_launcher(tmp_path: Path, orderly: bool) -> None:
     text = (
         "import os, signal, subprocess, sys, time\n"
-        "from distsgd.launching.cleaning import Janitor, Traces\n"
+        "from distsgd.launching.cleaning import CleanupProcess, Leftovers\n"
         "from distsgd.core.output import LAUNCH_VARIABLE\n"
-        "with Janitor(Traces('tag-of-a-janitors-test')) as janitor:\n"
-        "    tagged = {**os.environ, LAUNCH_VARIABLE: janitor.traces.name}\n"
+        "with Janitor(Traces('tag-of-a-janitors-test')) as cleanup process:\n"
+        "    tagged = {**os.environ, LAUNCH_VARIABLE: cleanup process.traces.name}\n"
         "    child = subprocess.Popen(['sleep', '600'], env=tagged, start_new_session=True)\n"
-        "    folder = janitor.new_folder(); (folder / 'file').touch()\n"
-        "    print(child.pid, janitor.process, folder, flush=True)\n"
+        "    folder = cleanup process.new_folder(); (folder / 'file').touch()\n"
+        "    print(child.pid, cleanup process.process, folder, flush=True)\n"
         f"    {'child.kill(); child.wait()' if orderly else 'os.kill(os.getpid(), signal.SIGKILL)'}\n"
     )
     settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", text], env=settings, capture_output=True, text=True, timeout=30)
-    child, janitor, folder = done.stdout.split()
+    child, cleanup, folder = done.stdout.split()
     until = time.monotonic() + 5
-    while time.monotonic() < until and (alive_or_zombie(int(child)) or alive_or_zombie(int(janitor))):
+    while time.monotonic() < until and (alive_or_zombie(int(child)) or alive_or_zombie(int(cleanup))):
         time.sleep(0.02)
     assert not alive_or_zombie(int(child))
-    assert not alive_or_zombie(int(janitor))
+    assert not alive_or_zombie(int(cleanup))
     assert not Path(folder).exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -132,15 +132,15 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_each_start_has_a_folder_of_its_own(shared: Path) -> None:
-    with Janitor(Traces("tag-of-a-folders-test")) as janitor:
-        first = janitor.new_folder()
+    with CleanupProcess(Leftovers("tag-of-a-folders-test")) as cleanup:
+        first = cleanup.new_folder()
         assert modes.S_IMODE(first.stat().st_mode) == 0o700
         (first / "inside" / "deeper").mkdir(parents=True)
         (first / "file").touch()
         (first / "link").symlink_to(shared)
-        janitor.clean_up()
+        cleanup.clean_up()
         assert list(shared.iterdir()) == []
-        second = janitor.new_folder()
+        second = cleanup.new_folder()
         assert second != first
     assert list(shared.iterdir()) == []
     assert shared.exists()
@@ -232,7 +232,7 @@ def test_what_is_in_a_folders_place_is_left_alone(shared: Path, tmp_path: Path, 
     if folder.path.is_dir():
         (folder.path / "precious").touch()
     if kind != "nothing":
-        assert PrivateFolder.find(folder.path) is None  # what the janitor would do
+        assert PrivateFolder.find(folder.path) is None  # what the cleanup process would do
     folder.remove()
     assert list((tmp_path / "taken").iterdir()) == []
     assert (tmp_path / "precious").exists()

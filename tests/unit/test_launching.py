@@ -214,7 +214,7 @@ def message_line(text: str) -> str:
 
 def roster_line(*processes: int) -> str:
     ranks = [[rank, "h", process] for rank, process in enumerate(processes)]
-    return message_line(json.dumps({"kind": "roster", "first": 0, "ranks": ranks}))
+    return message_line(json.dumps({"kind": "rank_table", "first": 0, "ranks": ranks}))
 
 
 def test_a_start_passes_on_what_is_printed(stops: Stops, capfd: pytest.CaptureFixture[str]) -> None:
@@ -258,11 +258,11 @@ def test_two_signals_end_at_once(stops: Stops) -> None:
 @linux
 def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     beats = (
-        "import mmap, os, time; from distsgd.parallel.status_table import Board, Field; "
-        "memory = mmap.mmap(os.open(os.environ['DISTSGD_BOARD'], os.O_RDWR), Board.bytes_for(1)); "
-        "board = Board(memoryview(memory), 1); assert board.marked; "
-        "board.line(0)[Field.PLACE] = 57 * 16 + 2; board.line(0)[Field.PROCESS] = os.getpid(); "
-        "beat = lambda: board.line(0).__setitem__(Field.BEAT, time.monotonic_ns()); "
+        "import mmap, os, time; from distsgd.parallel.status_table import StatusTable, Field; "
+        "memory = mmap.mmap(os.open(os.environ['DISTSGD_STATUS_TABLE'], os.O_RDWR), StatusTable.bytes_for(1)); "
+        "status table = StatusTable(memoryview(memory), 1); assert status table.marked; "
+        "status table.line(0)[Field.PLACE] = 57 * 16 + 2; status table.line(0)[Field.PROCESS] = os.getpid(); "
+        "beat = lambda: status table.line(0).__setitem__(Field.BEAT, time.monotonic_ns()); "
         "[(beat(), time.sleep(0.1)) for _ in range(20)]; time.sleep(60)"
     )
     path = str(Path(__file__).parents[2])

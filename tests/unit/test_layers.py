@@ -107,7 +107,7 @@ def test_the_same_bits_again_and_backward_twice(layer, shape, training):
 def test_evaluation_of_an_example_depends_on_it_alone(layer, shape):
     params, _, x, batch = make(layer, shape, training=False)
     y, _ = layer.forward(params, x, batch, "")
-    batch.epoch, batch.step, batch.lane, batch.seed = 5, 6, 7, 8
+    batch.epoch, batch.step, batch.microbatch, batch.seed = 5, 6, 7, 8
     alone, _ = layer.forward(params, x[..., 2:3], batch, "")
     np.testing.assert_allclose(alone, y[..., 2:3], rtol=1e-12)
 
@@ -167,9 +167,9 @@ def test_dense_is_pytorchs(dtype, tolerance):
         np.testing.assert_allclose(ours, r[theirs], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("lanes", [1, 3, 5])
+@pytest.mark.parametrize("microbatches", [1, 3, 5])
 @pytest.mark.parametrize(("dtype", "tolerance"), TOLERANCES)
-def test_batch_normalization_is_pytorchs(dtype, tolerance, lanes):
+def test_batch_normalization_is_pytorchs(dtype, tolerance, microbatches):
     layer = BatchNormalization(5)
     state = make(layer, (5,), dtype)[3].state
     for step in range(4):
@@ -177,12 +177,12 @@ def test_batch_normalization_is_pytorchs(dtype, tolerance, lanes):
         _, _, _, batch = make(layer, (5,), dtype, training=step < 3, n=12)
         batch.state = state
         y, dx, grads = run(layer, r, batch, dtype)
-        if lanes == 1 or step == 3:
+        if microbatches == 1 or step == 3:
             for ours, theirs in ((y, "y"), (dx, "dx"), (grads["scale"], "dscale"), (grads["shift"], "dshift")):
                 np.testing.assert_allclose(ours, r[theirs], rtol=tolerance, atol=3 * tolerance)
         if step < 3:  # the running statistics are those of the whole batch, however it is cut
             statistics = []
-            for part in np.array_split(np.arange(12), lanes):
+            for part in np.array_split(np.arange(12), microbatches):
                 statistics.append(with_statistics(layer, batch))
                 run(layer, r | {"x": r["x"][:, part], "dy": r["dy"][:, part]}, batch, dtype)
             for other in statistics[1:]:
@@ -254,7 +254,7 @@ def test_activations_stay_finite_far_from_zero(name, dtype):
     assert np.isnan(layer.forward({}, np.full((1, 2), np.nan, dtype), batch, "")[0]).all()
 
 
-def test_dropout_keeps_the_mean_and_is_fresh_in_every_step_lane_and_layer():
+def test_dropout_keeps_the_mean_and_is_fresh_in_every_step_microbatch_and_layer():
     layer = Dropout(0.25)
     _, grads, _, batch = make(layer, (200,), n=500)
     ones = np.ones((200, 500))
@@ -263,7 +263,7 @@ def test_dropout_keeps_the_mean_and_is_fresh_in_every_step_lane_and_layer():
     assert np.mean(y == 0) == pytest.approx(0.25, abs=0.01)
     assert np.array_equal(backward(ones, grads), y)
     masks = [y]
-    for change, path in (({"step": 1}, "dropout1"), ({"lane": 1}, "dropout1"), ({"epoch": 1}, "dropout1"),
+    for change, path in (({"step": 1}, "dropout1"), ({"microbatch": 1}, "dropout1"), ({"epoch": 1}, "dropout1"),
                          ({"seed": 1}, "dropout1"), ({}, "dropout2")):  # fmt: skip
         _, _, _, other = make(layer, (200,), n=500, **change)
         masks.append(layer.forward({}, ones, other, path)[0])

@@ -33,7 +33,7 @@ WAYS: list[tuple[int, str]] = [
 ]  # fmt: skip
 
 
-def model(bad: dict[int, str], lane: int = 2) -> Any:
+def model(bad: dict[int, str], microbatch: int = 2) -> Any:
     """A linear model whose numbers aren't finite in the steps `bad` (from 1)."""
 
     def linear(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
@@ -41,9 +41,9 @@ def model(bad: dict[int, str], lane: int = 2) -> Any:
         grads["w"][...] = error @ batch.x.T
         grads["unused"][...] = 0.0
         loss, what = 0.5 * float(np.sum(np.square(error))), bad.get(batch.step + 1)
-        if what is None or (batch.lane != lane and what != "sum"):
+        if what is None or (batch.microbatch != microbatch and what != "sum"):
             return loss, len(batch)
-        if what == "sum":  # each lane's gradient is finite, and the sum of all isn't
+        if what == "sum":  # each microbatch's gradient is finite, and the sum of all isn't
             grads["w"][...] = 1e308
         elif what == "gradient":
             grads["unused"][-1] = np.inf  # the last rank's
@@ -103,11 +103,11 @@ def test_minibatches_are_left_out(tmp_path: Path, policy: str) -> None:
         np.testing.assert_allclose(result.params["w"][0], without(list(BAD)), rtol=1e-9)
         found.append((told(result), records(out), [record["step"] for record in result.history]))
     assert all(one == found[0] for one in found[1:])
-    said = {record["step"]: record["left_out"] for record in found[0][1] if "left_out" in record}
+    said = {record["step"]: record["skipped"] for record in found[0][1] if "skipped" in record}
     assert {step: one["what"].split()[1] for step, one in said.items()} == {
         step: "gradient" if what == "gradient" else "loss" for step, what in BAD.items()
     }
-    assert all(one["lanes"] == [2, 3] for one in said.values())
+    assert all(one["microbatches"] == [2, 3] for one in said.values())
     assert said[5]["examples"] == Sampler(len(X), BATCH).minibatch(4)[4:6].tolist()
     assert len({record["step"] for record in found[0][1]}) == len(found[0][1]), "one record a step"
 
@@ -174,19 +174,19 @@ def test_with_validation_batch_normalization_and_momentum(tmp_path: Path) -> Non
         for size in (1, 3)
     ]
     assert all(one == found[0] for one in found[1:])
-    left_out = [record for record in records(tmp_path / "rollback-3") if "left_out" in record]
-    assert len(left_out) == 4, "the example is met once an epoch"
+    skipped = [record for record in records(tmp_path / "rollback-3") if "skipped" in record]
+    assert len(skipped) == 4, "the example is met once an epoch"
     assert records(tmp_path / "rollback-3") == records(tmp_path / "skip-1")
 
 
 @pytest.mark.parametrize(("size", "kind"), WAYS)
 def test_an_update_that_was_made_is_undone(tmp_path: Path, size: int, kind: str) -> None:
-    """The lanes' gradients are finite and their sum isn't: ranks that own nothing of it have made their updates."""
+    """The microbatches' gradients are finite and their sum isn't: ranks that own nothing of it have made their updates."""
     for step in (2, 4, STEPS):  # the last is found at the end, 4 as the checkpoint is due
         result = train(tmp_path / str(step), {step: "sum"}, "rollback", size, kind, checkpoint_every="4")
         np.testing.assert_allclose(result.params["w"][0], without([step]), rtol=1e-9)
-        (record,) = [record for record in records(tmp_path / str(step)) if "left_out" in record]
-        assert record["left_out"] == {"step": step, "what": UPDATE, "lanes": None, "examples": []}
+        (record,) = [record for record in records(tmp_path / str(step)) if "skipped" in record]
+        assert record["skipped"] == {"step": step, "what": UPDATE, "microbatches": None, "examples": []}
         with pytest.raises(NonFiniteError, match=rf"the update is not finite.* at step {step}; .*rollback could"):
             train(None, {step: "sum"}, "skip", size, kind)
 
@@ -206,7 +206,7 @@ def test_parameters_that_become_infinite_are_undone(tmp_path: Path, size: int) -
 
     result = run_on_threads(size, run)[0]
     assert result.params["w"].tolist() == [1.2e308] * 3, "the first of the two was made, the second left out"
-    assert [record["step"] for record in records(tmp_path) if "left_out" in record] == [8]
+    assert [record["step"] for record in records(tmp_path) if "skipped" in record] == [8]
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
@@ -214,7 +214,9 @@ def test_too_many_in_a_row(tmp_path: Path, policy: str) -> None:
     nine = dict.fromkeys(range(3, 3 + IN_A_ROW - 1), "nan")
     result = train(tmp_path / "nine", nine, policy, 2)
     np.testing.assert_allclose(result.params["w"][0], without(list(nine)), rtol=1e-9)
-    with pytest.raises(NonFiniteError, match=rf"^{IN_A_ROW} minibatches in a row.*loss is nan at step 12, lane 2 \("):
+    with pytest.raises(
+        NonFiniteError, match=rf"^{IN_A_ROW} minibatches in a row.*loss is nan at step 12, microbatch 2 \("
+    ):
         train(tmp_path / "ten", {**nine, 12: "nan"}, policy, 2)
     with pytest.raises(NonFiniteError, match="in a row"):  # and after a resume as well
         train(tmp_path / "ten", {**nine, 12: "nan"}, policy, 3)
@@ -228,7 +230,7 @@ def test_what_is_left_out_is_in_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_run_that_stopped_goes_on_with_skip(tmp_path: Path) -> None:
-    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 9, lane 2"):
+    with pytest.raises(NonFiniteError, match=r"the loss is nan at step 9, microbatch 2"):
         train(tmp_path / "run", {9: "nan"}, "stop", 2, checkpoint_every="5")
     result = train(tmp_path / "run", {9: "nan"}, "skip", 3)
     np.testing.assert_allclose(result.params["w"][0], without([9]), rtol=1e-9)
@@ -243,14 +245,18 @@ def test_a_whole_epoch_is_left_out(tmp_path: Path) -> None:
     assert losses[18] is not None
 
 
-@pytest.mark.parametrize(("size", "lanes"), [(1, "lanes 2 to 3"), (2, "lane 2"), (4, "lane 2")])
-def test_the_gradients_lanes_are_named(size: int, lanes: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "microbatches"), [(1, "microbatches 2 to 3"), (2, "microbatch 2"), (4, "microbatch 2")]
+)
+def test_the_gradients_microbatches_are_named(size: int, microbatches: str) -> None:
     """As narrowly as the sums tell that are still there when it is found."""
-    examples = Sampler(len(X), BATCH).minibatch(2)[4 : 8 if lanes.startswith("lanes") else 6]
+    examples = Sampler(len(X), BATCH).minibatch(2)[4 : 8 if microbatches.startswith("microbatches") else 6]
     with pytest.raises(NonFiniteError) as caught:
         train(None, {3: "gradient"}, "stop", size)
     named = ", ".join(map(str, examples))
-    assert f"the gradient is not finite at step 3, {lanes} (examples {named}); the loss is finite" in str(caught.value)
+    assert f"the gradient is not finite at step 3, {microbatches} (examples {named}); the loss is finite" in str(
+        caught.value
+    )
 
 
 def test_callbacks_see_steps_without_examples() -> None:

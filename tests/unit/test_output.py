@@ -12,29 +12,29 @@ from pathlib import Path
 import pytest
 
 from distsgd.core import output
-from distsgd.core.errors import ConfigurationError, LaneError
+from distsgd.core.errors import ConfigurationError, UserCodeError
 from distsgd.core.output import (
-    BOARD_VARIABLE,
     LAUNCH_VARIABLE,
     PARENT_VARIABLE,
+    STATUS_TABLE_VARIABLE,
     TERMINAL_VARIABLE,
     columns_behind_launcher,
     launched,
     mark,
     new_launch,
+    report_error,
+    report_to_launcher,
     say,
     say_lines,
     say_traceback,
     secret,
-    tell_error,
-    tell_launcher,
 )
 from distsgd.parallel.processes import stat
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.parallel.shared_memory import shared_board
-from distsgd.parallel.status_table import Board
+from distsgd.parallel.shared_memory import shared_status_table
+from distsgd.parallel.status_table import StatusTable
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the board is a file without a name, seen in /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the status table is a file without a name, seen in /proc")
 
 NAME = "data\x1b[31m\r\n\x1edistsgd 1-2 {}\x9b\x7f\u202e\udcff\t.npz"
 SHOWN = r"data\x1b[31m\r\n\x1edistsgd 1-2 {}\x9b\x7f\u202e\udcff\t.npz"
@@ -61,8 +61,8 @@ def test_lines_stay_lines_and_nothing_else_gets_through() -> None:
 
 def test_errors_show_what_they_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert str(ConfigurationError(NAME)) == SHOWN
-    assert str(LaneError(f"the model failed:\n  {NAME[:9]}")) == "the model failed:\n  data\\x1b[31m"
-    tell_error(LaneError("the model failed:\n  \x1b[31m"))
+    assert str(UserCodeError(f"the model failed:\n  {NAME[:9]}")) == "the model failed:\n  data\\x1b[31m"
+    report_error(UserCodeError("the model failed:\n  \x1b[31m"))
     assert capsys.readouterr().err == "distsgd: error: the model failed:\n  \\x1b[31m\n"
     try:
         raise ValueError(NAME)
@@ -78,7 +78,7 @@ def test_a_rank_tells_its_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     launch = new_launch()
     is_rank_of(launch, monkeypatch)
     assert launched() == launch
-    tell_error(ConfigurationError(NAME))
+    report_error(ConfigurationError(NAME))
     err = capsys.readouterr().err
     assert err.startswith(f'{mark(launch)}{{"kind": "error", ')
     assert err.count("\x1e") == err.count("\n") == 1
@@ -97,8 +97,8 @@ def test_a_launch_that_is_not_this_processes_is_not_believed(
     if parent is not None:
         monkeypatch.setenv(PARENT_VARIABLE, parent)
     assert launched() is None
-    assert not tell_launcher("ended", status="finished")
-    tell_error(ConfigurationError("epochs: expected a number"))
+    assert not report_to_launcher("ended", status="finished")
+    report_error(ConfigurationError("epochs: expected a number"))
     assert capsys.readouterr() == ("", "distsgd: error: epochs: expected a number\n")
     assert columns_behind_launcher() is None
 
@@ -137,21 +137,21 @@ def test_only_the_launchers_own_board_is_taken(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(LAUNCH_VARIABLE, launch)
     else:
         is_rank_of(launch, monkeypatch)
-    size = Board.bytes_for(1)
-    descriptor = os.memfd_create("board")
+    size = StatusTable.bytes_for(1)
+    descriptor = os.memfd_create("status table")
     os.ftruncate(descriptor, size + (4096 if kind == "too long" else 0))
-    board = Board(memoryview(mmap.mmap(descriptor, size)), 1)
-    board.mark(secret(new_launch()) if kind == "another launch's" else 0 if kind == "no secret" else secret(launch))
+    table = StatusTable(memoryview(mmap.mmap(descriptor, size)), 1)
+    table.mark(secret(new_launch()) if kind == "another launch's" else 0 if kind == "no secret" else secret(launch))
     path = f"/proc/{os.getpid()}/fd/{descriptor}"
     if kind == "a file":
-        path = str(tmp_path / "board")
+        path = str(tmp_path / "status table")
         Path(path).write_bytes(os.pread(descriptor, size, 0))
     reads, writes = os.pipe()
     if kind == "a pipe":
         path = f"/proc/{os.getpid()}/fd/{writes}"
-    monkeypatch.setenv(BOARD_VARIABLE, path)
-    shared_board(SerialCommunicator(), 1).line(0)[0] = 4711
-    assert board.line(0)[0] == (4711 if kind == "ours" else 0)
+    monkeypatch.setenv(STATUS_TABLE_VARIABLE, path)
+    shared_status_table(SerialCommunicator(), 1).line(0)[0] = 4711
+    assert table.line(0)[0] == (4711 if kind == "ours" else 0)
     for number in (descriptor, reads, writes):
         os.close(number)
 

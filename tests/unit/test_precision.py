@@ -178,7 +178,7 @@ LABELS = np.argmax(X[:, :4], axis=1)
 
 
 def train(precision: str = FULL, train: Any = (X, LABELS), model: Any = "mlp", **options: Any) -> Result:
-    options = {"epochs": 2, "batch_size": 40, "logical_ranks": 2, "precision": precision, "device": "gpu", **options}
+    options = {"epochs": 2, "batch_size": 40, "microbatches": 2, "precision": precision, "device": "gpu", **options}
     return fit(model, train, **options)
 
 

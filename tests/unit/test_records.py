@@ -143,23 +143,23 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 class FullDisk:
     """Takes so many bytes and no more, as a disk does: a part of what it is given, and then an error."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-        self.room, self.write = room, os.write
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
+        self.buffer, self.write = buffer, os.write
         monkeypatch.setattr(os, "write", self)
 
     def __call__(self, descriptor: int, data: bytes) -> int:
-        if self.room == 0:
+        if self.buffer == 0:
             raise OSError(28, "No space left on device")
-        written = self.write(descriptor, data[: self.room])
-        self.room -= written
+        written = self.write(descriptor, data[: self.buffer])
+        self.buffer -= written
         return written
 
 
 @pytest.mark.parametrize("room", range(28))
-def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
     """What found no room is kept, to the byte, and goes before the next; no record is lost, torn or said twice."""
-    disk = FullDisk(monkeypatch, room)
-    written = room // len('{"step": 1}\n')
+    disk = FullDisk(monkeypatch, buffer)
+    written = buffer // len('{"step": 1}\n')
     for step in range(1, written + 1):
         folder.add_metrics({"step": step})
     for step in range(written + 1, 4):
@@ -168,7 +168,7 @@ def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, room: int
     assert [record["step"] for record in folder.read_metrics()][:written] == list(range(1, written + 1))
     with pytest.raises(OutputError, match="No space left"):
         folder.sync_metrics()
-    disk.room = 1000
+    disk.buffer = 1000
     folder.add_metrics({"step": 4})
     folder.sync_metrics()
     assert [record["step"] for record in folder.read_metrics()] == [1, 2, 3, 4]

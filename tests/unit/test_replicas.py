@@ -11,7 +11,7 @@ import pytest
 from distsgd.core.errors import ReplicaError
 from distsgd.core.random import normal
 from distsgd.parallel import Communicator
-from distsgd.parallel.message_reduction import MessageExchange
+from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.run.fit import Result, fit
 from distsgd.training.callbacks import Callback
 from distsgd.training.step import TrainingStep
@@ -35,17 +35,17 @@ def train(size: int, hosts: Any = None, **options: Any) -> list[Any]:
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) -> None:
     """One bit of one parameter, of these ranks' own copies, behind this step."""
-    publish, calls = MessageExchange.publish, dict.fromkeys(wrong, 0)
+    all_gather, calls = MessageReduction.all_gather, dict.fromkeys(wrong, 0)
 
-    def publish_and_err(self: MessageExchange) -> None:
-        publish(self)
+    def publish_and_err(self: MessageReduction) -> None:
+        all_gather(self)
         rank = self.communicator.rank
         if rank in calls:
             calls[rank] += 1
             if calls[rank] == step:
                 self.params.view(np.uint32)[7] ^= 1
 
-    monkeypatch.setattr(MessageExchange, "publish", publish_and_err)
+    monkeypatch.setattr(MessageReduction, "publish", publish_and_err)
 
 
 @pytest.mark.parametrize("wrong", range(4))
@@ -74,7 +74,7 @@ def test_two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_replicas_are_counted_and_not_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, (0,), 4)  # which shares its replica with the other four of its host
-    told = train(8, "aaaaabbc", logical_ranks=8)[0]
+    told = train(8, "aaaaabbc", microbatches=8)[0]
     assert told.startswith("rank 0 on a: parameters after step 4 differ from those of 2 other ranks")
 
 
@@ -96,7 +96,7 @@ def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, 
 
     def update_and_err(self: TrainingStep, records: Any, bounds: Any) -> None:
         update(self, records, bounds)
-        if self.exchange.communicator.rank == 2:
+        if self.reduction.communicator.rank == 2:
             self.running.flat[0] += 1
 
     monkeypatch.setattr(TrainingStep, "update_running", update_and_err)

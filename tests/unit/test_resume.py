@@ -207,17 +207,17 @@ def test_best_checkpoint_alone_is_no_run_to_go_on_with(stopped: Path) -> None:
 
 
 def test_another_cpu_is_told(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distsgd.run import lifecycle as leg
+    from distsgd.run import lifecycle as attempt
 
     trainers: list[Any] = []
-    begin = leg.Leg.begin
+    begin = attempt.Attempt.begin
 
     def watch(self: Any, communicator: Communicator) -> Any:
         trainers.append(begin(self, communicator))
         return trainers[-1]
 
-    monkeypatch.setattr(leg.Leg, "begin", watch)
-    monkeypatch.setattr(leg, "cpu_probe", lambda: "another")
+    monkeypatch.setattr(attempt.Attempt, "begin", watch)
+    monkeypatch.setattr(attempt, "cpu_probe", lambda: "another")
     train(stopped)
     assert any("this CPU computes other bits" in note for note in trainers[0].notes)
 

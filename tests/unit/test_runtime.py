@@ -184,12 +184,15 @@ except LauncherError as error:
 
 
 @given(
-    threads=st.integers(1, 64), lanes=st.integers(1, 64), parameters=st.integers(1, 10**9), examples=st.integers(1, 999)
+    threads=st.integers(1, 64),
+    microbatches=st.integers(1, 64),
+    parameters=st.integers(1, 10**9),
+    examples=st.integers(1, 999),
 )
-def test_worker_count(threads: int, lanes: int, parameters: int, examples: int) -> None:
-    count = worker_count(threads, lanes, parameters, examples)
-    assert 1 <= count <= min(threads, lanes)
-    assert count == (min(threads, lanes) if 6 * parameters * examples >= WORK_THAT_PAYS else 1)
+def test_worker_count(threads: int, microbatches: int, parameters: int, examples: int) -> None:
+    count = worker_count(threads, microbatches, parameters, examples)
+    assert 1 <= count <= min(threads, microbatches)
+    assert count == (min(threads, microbatches) if 6 * parameters * examples >= WORK_THAT_PAYS else 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -51,20 +51,22 @@ def train(size: int, train: Any = (X, LABELS), model: Any = "mlp", hosts: Any = 
     return run_on_threads(size, rank, hosts)
 
 
-def check(lanes: int = 4, **options: Any) -> Result:
-    """Trains on every number of ranks of this number of lanes, once with messages, and compares each rank of each."""
-    found = [train(size, logical_ranks=lanes, **options) for size in SIZES[lanes]]
-    found.append(train(3, logical_ranks=lanes, communication="mpi", **options))
+def check(microbatches: int = 4, **options: Any) -> Result:
+    """Trains on every number of ranks of this number of microbatches, once with messages, and compares each rank of
+    each.
+    """
+    found = [train(size, microbatches=microbatches, **options) for size in SIZES[microbatches]]
+    found.append(train(3, microbatches=microbatches, communication="mpi", **options))
     histories = [[without_run(record) for record in results[0].history] for results in found]
     assert all(history == histories[0] for history in histories)
     same([result for results in found for result in results])
     return found[0][0]
 
 
-@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("microbatches", [4, 8])
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_every_optimizer(optimizer: str, lanes: int) -> None:
-    result = check(lanes, optimizer=optimizer, weight_decay=0.01)
+def test_every_optimizer(optimizer: str, microbatches: int) -> None:
+    result = check(microbatches, optimizer=optimizer, weight_decay=0.01)
     assert sum(array.size for array in result.params.values()) > BLOCK
 
 
@@ -107,21 +109,21 @@ def test_settings(setting: str) -> None:
 
 
 @pytest.mark.parametrize("setting", ["everything", "batch normalization", "clipping", "validation"])
-def test_settings_on_eight_lanes(setting: str) -> None:
+def test_settings_on_eight_microbatches(setting: str) -> None:
     check(8, **SETTINGS[setting])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 150, 300])
-@pytest.mark.parametrize("lanes", [4, 8])
-def test_batch_sizes_that_nothing_divides(batch_size: int, lanes: int) -> None:
-    result = check(lanes, batch_size=batch_size, epochs=1, max_steps=30, batch_norm=batch_size > 1)
+@pytest.mark.parametrize("microbatches", [4, 8])
+def test_batch_sizes_that_nothing_divides(batch_size: int, microbatches: int) -> None:
+    result = check(microbatches, batch_size=batch_size, epochs=1, max_steps=30, batch_norm=batch_size > 1)
     assert result.summary["steps"] == min(30, -(-EXAMPLES // batch_size))
 
 
-@pytest.mark.parametrize("lanes", [4, 8])
-def test_last_minibatch_of_one_example(lanes: int) -> None:
+@pytest.mark.parametrize("microbatches", [4, 8])
+def test_last_minibatch_of_one_example(microbatches: int) -> None:
     assert EXAMPLES % 100 == 1
-    result = check(lanes, batch_size=100, epochs=2, batch_norm=True, dropout=0.2)
+    result = check(microbatches, batch_size=100, epochs=2, batch_norm=True, dropout=0.2)
     assert result.summary["steps"] == 8
 
 
@@ -165,9 +167,9 @@ def test_images(model: str) -> None:
     assert ("batchnorm" in str(list(result.state))) == (not model.startswith("network3"))
 
 
-def test_images_on_eight_lanes_and_in_threads() -> None:
+def test_images_on_eight_microbatches_and_in_threads() -> None:
     check(8, train=(IMAGES, LABELS), model=LISTED, validation_fraction=0.3, **DEFAULTS)
-    data, options = (IMAGES, LABELS), {"model": LISTED, "logical_ranks": 8, **DEFAULTS}
+    data, options = (IMAGES, LABELS), {"model": LISTED, "microbatches": 8, **DEFAULTS}
     runs = [(1, 1, "auto"), (1, 3, "auto"), (2, 2, "shared"), (3, 2, "mpi")]
     same([
         result
@@ -177,7 +179,7 @@ def test_images_on_eight_lanes_and_in_threads() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 150])
-def test_images_in_lanes_of_any_length(batch_size: int) -> None:
+def test_images_in_microbatches_of_any_length(batch_size: int) -> None:
     check(4, train=(IMAGES, LABELS), model=LISTED, hidden=(128, 128), batch_size=batch_size, epochs=1, max_steps=8)
 
 
@@ -196,7 +198,9 @@ def test_augmented_images(setting: str, kind: str, monkeypatch: pytest.MonkeyPat
     options = {"hidden": (20,), **AUGMENTED[setting]}
     together = check(4, train=data, **options)
     assert together.summary["parameters_sha256"] != check(4, train=data, hidden=(20,)).summary["parameters_sha256"]
-    monkeypatch.setattr("distsgd.training.step._GATHERED_TOGETHER", 0)  # every lane by itself, as with large images
+    monkeypatch.setattr(
+        "distsgd.training.step._GATHERED_TOGETHER", 0
+    )  # every microbatch by itself, as with large images
     same([together, *train(2, data, threads=2, **options)])
 
 
@@ -206,20 +210,20 @@ def test_threads_of_a_rank(setting: str, threads: int) -> None:
     options = SETTINGS[setting]
     runs = [(1, 1, "auto"), (1, threads, "auto"), (3, threads, "shared"), (3, threads, "mpi")]
     results = [
-        train(size, logical_ranks=8, threads=count, communication=kind, **options)[0] for size, count, kind in runs
+        train(size, microbatches=8, threads=count, communication=kind, **options)[0] for size, count, kind in runs
     ]
     same(results)
     assert [result.summary["run"]["threads"] for result in results] == [1, threads, *[min(threads, 2)] * 2]
 
 
 @pytest.mark.parametrize("communication", ["shared", "mpi"])
-@pytest.mark.parametrize("lanes", [3, 5, 6, 7, 11])
-def test_more_lanes_than_examples(lanes: int, communication: str) -> None:
-    """Empty lanes, in trees that aren't full, cut anywhere between ranks and threads."""
-    options: dict[str, Any] = {"logical_ranks": lanes, "epochs": 1, "hidden": (6,)}
+@pytest.mark.parametrize("microbatches", [3, 5, 6, 7, 11])
+def test_more_microbatches_than_examples(microbatches: int, communication: str) -> None:
+    """Empty microbatches, in trees that aren't full, cut anywhere between ranks and threads."""
+    options: dict[str, Any] = {"microbatches": microbatches, "epochs": 1, "hidden": (6,)}
     data = (X[:13], LABELS[:13])
     for batch_size in (1, 2, 4, 5, 9):
-        runs = [(1, 1), (1, 3), *((size, threads) for size in (2, 3, lanes) for threads in (1, 2))]
+        runs = [(1, 1), (1, 3), *((size, threads) for size in (2, 3, microbatches) for threads in (1, 2))]
         results = [
             train(size, data, batch_size=batch_size, threads=threads, communication=communication, **options)
             for size, threads in runs
@@ -237,21 +241,23 @@ def test_more_lanes_than_examples(lanes: int, communication: str) -> None:
     ids=["batch norm", "clipping", "threads"],
 )
 def test_ranks_on_several_hosts(options: dict[str, Any]) -> None:
-    alone = train(1, logical_ranks=8, **options)
+    alone = train(1, microbatches=8, **options)
     for hosts in ("aab", "abbb", "aaabbcc", "aaaabbbb"):
-        same([*alone, *train(len(hosts), hosts=tuple(hosts), logical_ranks=8, **options)])
+        same([*alone, *train(len(hosts), hosts=tuple(hosts), microbatches=8, **options)])
 
 
 def test_going_on_with_other_hosts(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"logical_ranks": 8, "optimizer": "adam", "batch_norm": True}
+    options: dict[str, Any] = {"microbatches": 8, "optimizer": "adam", "batch_norm": True}
     whole = train(1, **options)[0]
     for steps, hosts in ((3, "aabbb"), (5, "a"), (7, "aaabcccc"), (None, "abb")):
         last = train(len(hosts), hosts=tuple(hosts), out=str(tmp_path / "run"), max_steps=steps, **options)
     assert last[0].summary["parameters_sha256"] == whole.summary["parameters_sha256"]
 
 
-def test_lanes_are_what_results_depend_on() -> None:
-    hashes = {lanes: train(1, logical_ranks=lanes)[0].summary["parameters_sha256"] for lanes in (1, 4, 8)}
+def test_microbatches_are_what_results_depend_on() -> None:
+    hashes = {
+        microbatches: train(1, microbatches=microbatches)[0].summary["parameters_sha256"] for microbatches in (1, 4, 8)
+    }
     assert len(set(hashes.values())) == 3
 
 

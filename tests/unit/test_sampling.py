@@ -1,4 +1,4 @@
-"""Every example exactly once an epoch, in lanes that tile the minibatch, from any step on."""
+"""Every example exactly once an epoch, in microbatches that tile the minibatch, from any step on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.data.sampling import Sampler, epoch_order, lane_bounds, split_off
+from distsgd.data.sampling import Sampler, epoch_order, microbatch_bounds, split_off
 
 counts = st.integers(1, 120)
 
@@ -68,14 +68,14 @@ def test_replacement() -> None:
     assert Sampler(5, 20, replacement=True).minibatch(0).max() < 5
 
 
-@given(length=st.integers(0, 300), lanes=st.integers(1, 40))
-def test_lanes_tile_the_minibatch(length: int, lanes: int) -> None:
-    bounds = lane_bounds(length, lanes)
+@given(length=st.integers(0, 300), microbatches=st.integers(1, 40))
+def test_microbatches_tile_the_minibatch(length: int, microbatches: int) -> None:
+    bounds = microbatch_bounds(length, microbatches)
     assert bounds[0] == 0
     assert bounds[-1] == length
     sizes = np.diff(bounds)
-    assert len(sizes) == lanes
-    assert set(sizes.tolist()) <= {length // lanes, -(-length // lanes)}
+    assert len(sizes) == microbatches
+    assert set(sizes.tolist()) <= {length // microbatches, -(-length // microbatches)}
 
 
 @given(examples=counts, share=st.floats(0, 1), seed=st.integers(0, 9))

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from distsgd.core.checkpoint import Checkpoint, CheckpointFolder
-from distsgd.core.errors import CheckpointError, LaneError, OutputError
+from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.core.random import normal
 from distsgd.run import build
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
-from distsgd.run.option_values import Every
+from distsgd.run.option_values import Interval
 from distsgd.training import callbacks
 from distsgd.training.callbacks import Callback, FolderWriter
 from tests.threads import run_on_threads
@@ -55,7 +55,7 @@ class Saving(Callback):
 @pytest.mark.parametrize("size", [1, 3])
 def test_by_the_clock_nobody_waits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """One that is due is made in the first step behind which the one before is written."""
-    monkeypatch.setattr(build, "_rhythm", lambda *_: build.Rhythm(1000, Every(0.0, "seconds")))
+    monkeypatch.setattr(build, "_intervals", lambda *_: build.Intervals(1000, Interval(0.0, "seconds")))
     saving = Saving(looks=3)
     train(size, callbacks=[saving], max_steps=13)
     assert saving.steps == [1, 5, 9, 13, 13]
@@ -73,7 +73,7 @@ def test_a_callback_that_fails_when_asked() -> None:
         def busy(self, patience: float) -> bool:
             raise IndexError("in the hook")
 
-    with pytest.raises(LaneError, match="IndexError: in the hook"):
+    with pytest.raises(UserCodeError, match="IndexError: in the hook"):
         train(2, callbacks=[Broken()], checkpoint_every="3")
 
 

@@ -1,4 +1,4 @@
-"""The scaling model says what its equations are worth, and its traffic is the exchange's own."""
+"""The scaling model says what its equations are worth, and its traffic is the reduction's own."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from benchmarks.processes import Unavailable
 from benchmarks.scaling_model import pays, scaling_table
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.parallel.shared_reduction import make_exchange
+from distsgd.parallel.shared_reduction import make_reduction
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
 P = 669_706
-RATES = Rates(step=100e-6, lane=200e-6, example=18e-6, addition=2e-10, update=5e-10, total=2.5e-10)
+RATES = Rates(step=100e-6, microbatch=200e-6, example=18e-6, addition=2e-10, update=5e-10, total=2.5e-10)
 HOST = Host(
-    16, barrier=5e-6, update=10e-6, gather=20e-6, publish=15e-6, pack=3e-10, copy=3e-10, message=1e-6, peer=2e-6
+    16, barrier=5e-6, update=10e-6, gather=20e-6, all_gather=15e-6, pack=3e-10, copy=3e-10, message=1e-6, peer=2e-6
 )
 SLOW = Network(1, 50e-6, 7e-6)
 
@@ -34,23 +34,23 @@ def really_sent(job: Job) -> np.ndarray:
 
     def gather(communicator: Communicator) -> list[int]:
         communicator = Counting(communicator)
-        plan = Plan(Partition(job.lanes, job.ranks, job.elements), 1, np.dtype(np.float32), 1, 2)
-        exchange, _ = make_exchange(communicator, plan, "mpi" if job.messages else "auto")
-        exchange.gather(tuple(range(job.lanes + 1)))
+        plan = Plan(Partition(job.microbatches, job.ranks, job.elements), 1, np.dtype(np.float32), 1, 2)
+        reduction, _ = make_reduction(communicator, plan, "mpi" if job.messages else "auto")
+        reduction.reduce_scatter(tuple(range(job.microbatches + 1)))
         return communicator.sent[0]
 
     hosts = [f"host{rank // job.on_node}" for rank in range(job.ranks)]
     return np.array(run_on_threads(job.ranks, gather, hosts)) // WIDTH
 
 
-@pytest.mark.parametrize(("lanes", "ranks", "on_node", "elements"), [
+@pytest.mark.parametrize(("microbatches", "ranks", "on_node", "elements"), [
     (8, 8, 4, 200_000), (8, 2, 1, 39_760), (16, 4, 2, 200_001), (12, 5, 2, 100_000), (6, 6, 4, 20_000),
 ])  # fmt: skip
 @pytest.mark.parametrize("messages", [False, True])
 def test_the_traffic_is_that_of_the_exchange(
-    lanes: int, ranks: int, on_node: int, elements: int, messages: bool
+    microbatches: int, ranks: int, on_node: int, elements: int, messages: bool
 ) -> None:
-    job = Job(elements, 256, lanes, ranks, on_node, messages)
+    job = Job(elements, 256, microbatches, ranks, on_node, messages)
     sent = really_sent(job)
     node = np.arange(ranks) // on_node
     most = 0
@@ -62,15 +62,17 @@ def test_the_traffic_is_that_of_the_exchange(
 
 def test_one_rank_exchanges_nothing() -> None:
     parts = step(Job(P, 256, 4, 1, 1), RATES, HOST)
-    assert (parts.gather, parts.publish) == (0.0, 0.0)
-    assert parts.compute == pytest.approx(100e-6 + 4 * 200e-6 + 256 * 18e-6 + 2 * P * 2e-10)  # two rows of two lanes
+    assert (parts.gather, parts.all_gather) == (0.0, 0.0)
+    assert parts.compute == pytest.approx(
+        100e-6 + 4 * 200e-6 + 256 * 18e-6 + 2 * P * 2e-10
+    )  # two rows of two microbatches
     assert parts.update == pytest.approx(10e-6 + P * (5e-10 + 2.5e-10))
     assert parts.step == pytest.approx(parts.compute + parts.update)
 
 
 def test_ranks_of_a_node_meet_twice() -> None:
     parts = step(Job(P, 256, 4, 4, 4), RATES, HOST)
-    assert parts.gather == parts.publish == 2 * 5e-6  # four ranks hear of each other in two rounds
+    assert parts.gather == parts.all_gather == 2 * 5e-6  # four ranks hear of each other in two rounds
     assert parts.compute == pytest.approx(100e-6 + 200e-6 + 64 * 18e-6)
     largest = P - 30 * 16_384  # the last 11 of 41 blocks, one of which is short
     assert parts.update == pytest.approx(10e-6 + largest * (5e-10 + 3 * 2.5e-10))
@@ -89,10 +91,10 @@ def test_a_slow_link_is_what_a_step_waits_for() -> None:
     parts = step(job, RATES, HOST, SLOW)
     wire = WIDTH * P / 2 * 8e-9 / 0.94  # each node sends half of its sum to the other
     assert parts.gather == pytest.approx(wire, rel=0.1)
-    assert parts.publish == pytest.approx(wire, rel=0.1)
+    assert parts.all_gather == pytest.approx(wire, rel=0.1)
     apart = step(replace(job, messages=True), RATES, HOST, SLOW)
     assert apart.gather == pytest.approx(16 * wire, rel=0.1)  # as does each of its 16 ranks
-    assert apart.publish == pytest.approx(2 * wire, rel=0.1)
+    assert apart.all_gather == pytest.approx(2 * wire, rel=0.1)
     assert apart.compute == parts.compute
 
 
@@ -116,11 +118,11 @@ def test_curves() -> None:
     assert strong.speed_up(enough, 16, SLOW) >= 0.95 * highest
     assert half <= 16 < 2 * strong.speed_up(half, 16, SLOW) + 16
     assert scaling_table(strong).count("\n") == 1 + len(strong.ranks)
-    assert Curve.of({"workload": "x", **weak.facts()}) == weak
+    assert Curve.of({"workload": "x", **weak.metadata()}) == weak
 
 
 def test_fit_finds_what_was_put_in() -> None:
-    columns = [(1.0, lanes, lanes * examples) for lanes in (1, 2, 4) for examples in (8, 32, 96)]
+    columns = [(1.0, microbatches, microbatches * examples) for microbatches in (1, 2, 4) for examples in (8, 32, 96)]
     points = [(x, 1e-4 + 2e-4 * x[1] + 1.8e-5 * x[2]) for x in columns]
     assert fit(points) == pytest.approx([1e-4, 2e-4, 1.8e-5])
     falling = [((1.0, x), 1.0 - 0.1 * x) for x in (1.0, 2.0, 3.0)]
@@ -154,9 +156,11 @@ def test_the_picture_is_drawn_alike(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     weak = Curve(P, 256, True, RATES, RATES, HOST)
     strong = [replace(weak, batch=batch, weak=False) for batch in (256, 4096)]
-    facts = [{"facts": {"workload": "mlp512", **curve.facts()}} for curve in (*strong, weak)]
+    metadata = [{"metadata": {"workload": "mlp512", **curve.metadata()}} for curve in (*strong, weak)]
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"sections": [{"series": [{"facts": {}}]}, {"series": facts}]}), encoding="utf-8")
+    results.write_text(
+        json.dumps({"sections": [{"series": [{"metadata": {}}]}, {"series": metadata}]}), encoding="utf-8"
+    )
     found = scaling_picture.curves([results])
     assert found == {"mlp512": [strong[1], weak]}
     pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import SGD, Custom, Momentum
+from distsgd import SGD, FunctionObjective, Momentum
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError, DistsgdError, LaneError, NonFiniteError, OutOfMemoryError
+from distsgd.core.errors import ConfigurationError, DistsgdError, NonFiniteError, OutOfMemoryError, UserCodeError
 from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.data.sampling import Sampler
@@ -114,7 +114,7 @@ def test_weight_decay_leaves_biases_alone() -> None:
 
 
 def test_what_a_batch_says() -> None:
-    """Lanes of all ranks together are the minibatch, and each knows where it is."""
+    """Microbatches of all ranks together are the minibatch, and each knows where it is."""
     seen: list[tuple[int, int, int, tuple[int, ...]]] = []
 
     def watch(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
@@ -122,15 +122,15 @@ def test_what_a_batch_says() -> None:
         assert batch.x.shape == (5, len(batch))
         assert batch.y.shape == (1, len(batch))
         assert batch.x.tobytes(order="F") == X[batch.indices].tobytes()
-        seen.append((batch.epoch, batch.step, batch.lane, tuple(batch.indices.tolist())))
+        seen.append((batch.epoch, batch.step, batch.microbatch, tuple(batch.indices.tolist())))
         return linear(params, grads, batch)
 
-    train(watch, size=3, logical_ranks=5)
+    train(watch, size=3, microbatches=5)
     sampler = Sampler(len(X), 10)
     for step in range(8):
-        lanes = sorted(entry for entry in seen if entry[1] == step)
-        assert {entry[0] for entry in lanes} == {step // 4}
-        assert [index for entry in lanes for index in entry[3]] == sampler.minibatch(step).tolist()
+        microbatches = sorted(entry for entry in seen if entry[1] == step)
+        assert {entry[0] for entry in microbatches} == {step // 4}
+        assert [index for entry in microbatches for index in entry[3]] == sampler.minibatch(step).tolist()
     assert len({entry[1:3] for entry in seen}) == len(seen)
 
 
@@ -138,28 +138,28 @@ def test_what_a_batch_says() -> None:
 @pytest.mark.parametrize("communication", ["shared", "mpi"])
 def test_an_exception_on_one_rank_is_raised_on_all(size: int, communication: str) -> None:
     def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        if batch.step == 2 and batch.lane == 3:
+        if batch.step == 2 and batch.microbatch == 3:
             raise ZeroDivisionError("the user's own mistake")
         return linear(params, grads, batch)
 
     def run(communicator: Communicator) -> str:
-        with pytest.raises(LaneError) as caught:
+        with pytest.raises(UserCodeError) as caught:
             fit(fail, (X, Y), params=START, communicator=communicator, communication=communication, batch_size=10)
         return str(caught.value)
 
     texts = run_on_threads(size, run)
     assert len(set(texts)) == 1
     assert f"rank {size - 1} (" in texts[0]
-    assert "step 3, lane 3" in texts[0]
+    assert "step 3, microbatch 3" in texts[0]
     assert texts[0].endswith("ZeroDivisionError: the user's own mistake")
     assert texts[0].count("Traceback") == 1
 
 
 def test_the_lowest_rank_is_told_where_several_fail() -> None:
     def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        raise KeyError(batch.lane)
+        raise KeyError(batch.microbatch)
 
-    with pytest.raises(LaneError, match=r"(?s)rank 0 .* lane 0:.*KeyError: 0$"):
+    with pytest.raises(UserCodeError, match=r"(?s)rank 0 .* microbatch 0:.*KeyError: 0$"):
         train(fail, size=4)
 
 
@@ -168,7 +168,9 @@ def test_a_minibatch_that_memory_has_no_room_for_is_told_in_one_sentence() -> No
         np.empty(1 << 58)
         return 0.0, len(batch)
 
-    with pytest.raises(OutOfMemoryError, match=r"rank 0 .* lane 0: out of memory \(.*; use fewer ranks") as caught:
+    with pytest.raises(
+        OutOfMemoryError, match=r"rank 0 .* microbatch 0: out of memory \(.*; use fewer ranks"
+    ) as caught:
         train(fail, size=2)
     assert "Traceback" not in str(caught.value)
 
@@ -188,7 +190,7 @@ def test_loss_that_is_not_finite(value: float, size: int) -> None:
 
     def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         loss, count = linear(params, grads, batch)
-        if (batch.step, batch.lane) == (1, 2):
+        if (batch.step, batch.microbatch) == (1, 2):
             chosen[:] = batch.indices.tolist()
             return value, count
         return loss, count
@@ -196,7 +198,7 @@ def test_loss_that_is_not_finite(value: float, size: int) -> None:
     with pytest.raises(NonFiniteError) as caught:
         train(fail, size=size, validation_fraction=0.2)
     named = ", ".join(map(str, chosen))
-    assert f"the loss is {value} at step 2, lane 2 (examples {named});" in str(caught.value)
+    assert f"the loss is {value} at step 2, microbatch 2 (examples {named});" in str(caught.value)
 
 
 @pytest.mark.parametrize("result", [1.0, None, ("a", 3), (1.0,), (1.0, 2, 3)])
@@ -211,7 +213,7 @@ def test_counting_no_examples() -> None:
 
 
 def test_outputs_that_cannot_be_had() -> None:
-    model = Custom(linear, START)
+    model = FunctionObjective(linear, START)
     result = fit(model, (X, Y), validation_fraction=0, epochs=1)
     with pytest.raises(ConfigurationError, match="no outputs"):
         result.predict(X)

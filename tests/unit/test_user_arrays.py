@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import SGD, BatchNormalization, Custom, Dense, Sequential
+from distsgd import SGD, BatchNormalization, Dense, FunctionObjective, Sequential
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError, LaneError
+from distsgd.core.errors import ConfigurationError, UserCodeError
 from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.nn.batch import Batch
@@ -34,7 +34,7 @@ def plain(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
 
 def train(function: Function = plain, size: int = 1, model: Any = None, **options: Any) -> list[Result]:
     options = {"batch_size": 100, "epochs": 2, "optimizer": SGD(0.05), "dtype": "float64", **options}
-    model = Custom(function, START) if model is None else model
+    model = FunctionObjective(function, START) if model is None else model
     return run_on_threads(size, lambda c: fit(model, (X, Y), (X, Y), communicator=c, **options))
 
 
@@ -90,13 +90,13 @@ def numbers(params: Views, grads: Views, batch: Batch) -> None:
 @pytest.mark.parametrize("change", [in_place, in_evaluation, numbers])
 @pytest.mark.parametrize("size", [1, 2])
 def test_what_ranks_share_cannot_be_written(change: Any, size: int) -> None:
-    with pytest.raises(LaneError, match="read-only"):
+    with pytest.raises(UserCodeError, match="read-only"):
         train(first(change), size)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"shuffle": False}, {"sampling": "replacement"}])
 def test_the_order_of_an_epoch_cannot_be_written(sampling: dict[str, Any]) -> None:
-    with pytest.raises(LaneError, match="read-only"):
+    with pytest.raises(UserCodeError, match="read-only"):
         train(first(numbers), **sampling)
 
 
@@ -110,12 +110,12 @@ class Meddling(Dense):
 
 
 def test_running_statistics_cannot_be_written_in_a_step() -> None:
-    with pytest.raises(LaneError, match="read-only"):
+    with pytest.raises(UserCodeError, match="read-only"):
         train(model=Sequential([BatchNormalization(5), Meddling(5, 1)]))
 
 
 def test_a_function_may_write_into_its_examples() -> None:
-    """They are copies: nothing of it is left for another lane, step or rank."""
+    """They are copies: nothing of it is left for another microbatch, step or rank."""
 
     def spoil(params: Views, grads: Views, batch: Batch) -> None:
         batch.x[...] = np.nan
@@ -140,7 +140,7 @@ def test_a_function_may_return_the_same_array_in_each_call() -> None:
         np.matmul(params["w"], batch.x, out=found)
         return found
 
-    result = train(model=Custom(plain, START, outputs))[0]
+    result = train(model=FunctionObjective(plain, START, outputs))[0]
     twice = np.concatenate([X[:512], X[:512][::-1]])
     np.testing.assert_allclose(result.predict(twice), twice @ result.params["w"].T, rtol=1e-12)
 
@@ -181,9 +181,9 @@ def test_a_gradient_that_is_never_written_is_named_once(size: int, capfd: pytest
         grads["w"] = error @ batch.x.T
         return 0.5 * float(np.sum(np.square(error))), len(batch)
 
-    def last_lane_alone(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+    def last_microbatch_alone(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         result = forgetful(params, grads, batch)
-        if batch.lane == 3:
+        if batch.microbatch == 3:
             grads["b"][...] = 1.0
         return result
 
@@ -191,7 +191,7 @@ def test_a_gradient_that_is_never_written_is_named_once(size: int, capfd: pytest
     assert found.startswith("note: the gradient of b is zero for every example of the first minibatch")
     assert len(found.splitlines()) == 1
     assert told(capfd, forgetful, size, freeze=("b",)) == ""
-    assert told(capfd, last_lane_alone, size) == ""
+    assert told(capfd, last_microbatch_alone, size) == ""
     assert told(capfd, plain, size) == ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd import SGD, Activation, Custom, Dense, Layer, Sequential, SoftmaxCrossEntropy
+from distsgd import SGD, Activation, Dense, FunctionObjective, Layer, Sequential, SoftmaxCrossEntropy
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
@@ -159,15 +159,15 @@ def squares(watch: Watch) -> Callable[[Array, Array], Array]:
 def large(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
     """A model with so many parameters that several threads share an update."""
     grads["unused"][:1] = 1.0
-    return leave_out(params, grads, batch)
+    return skip(params, grads, batch)
 
 
-LARGE = Custom(large, {"w": np.zeros((1, 6)), "unused": np.zeros(300_000)}, thread_safe=True)
+LARGE = FunctionObjective(large, {"w": np.zeros((1, 6)), "unused": np.zeros(300_000)}, thread_safe=True)
 W = {"w": np.zeros((1, 6))}
 MODELS: dict[str, Callable[[Watch], dict[str, Any]]] = {
     "function": lambda watch: {"model": line(watch), "params": W},
-    "Custom": lambda watch: {"model": Custom(line(watch), W)},
-    "outputs": lambda watch: {"model": Custom(line(watch), W, outputs(watch))},
+    "Custom": lambda watch: {"model": FunctionObjective(line(watch), W)},
+    "outputs": lambda watch: {"model": FunctionObjective(line(watch), W, outputs(watch))},
     "Objective": lambda watch: {"model": Line(watch)},
     "layer": lambda watch: {"model": Watched(6, 1, watch=watch)},
     "layer inside": lambda watch: {
@@ -226,9 +226,9 @@ class SafeLayer(Watched):
 
 
 DECLARED: dict[str, Callable[[Watch], Any]] = {
-    "Custom": lambda watch: Custom(line(watch), W, thread_safe=True),
-    "attribute": lambda watch: Custom(attribute(line(watch)), W),
-    "attributes": lambda watch: Custom(attribute(line(watch)), W, attribute(outputs(Watch()))),
+    "Custom": lambda watch: FunctionObjective(line(watch), W, thread_safe=True),
+    "attribute": lambda watch: FunctionObjective(attribute(line(watch)), W),
+    "attributes": lambda watch: FunctionObjective(attribute(line(watch)), W, attribute(outputs(Watch()))),
     "Objective": SafeLine,
     "layer": lambda watch: Supervised(SafeLayer(6, 1, watch=watch), SquaredError(), (6,)),
 }
@@ -238,7 +238,7 @@ DECLARED: dict[str, Callable[[Watch], Any]] = {
 def test_several_threads_call_what_declares_it(case: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Two calls wait for each other: one thread alone would wait in vain, until the time is over."""
     meeting = threading.Barrier(2, timeout=20)
-    found = train(DECLARED[case](Watch(meeting)), logical_ranks=4)
+    found = train(DECLARED[case](Watch(meeting)), microbatches=4)
     assert "note" not in capfd.readouterr().err
     assert same(found, train(DECLARED[case](Watch()), threads=1))
 
@@ -252,14 +252,14 @@ def test_a_declaration_is_not_inherited() -> None:
 
 
 def test_one_function_that_declares_it_does_not_speak_for_the_other() -> None:
-    train(Custom(attribute(line(Watch())), W, outputs(watch := Watch())))
+    train(FunctionObjective(attribute(line(Watch())), W, outputs(watch := Watch())))
     assert watch.saw_one_thread()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_declaration_is_true_or_false(threads: int) -> None:
     with pytest.raises(ConfigurationError, match=r"Custom: thread_safe must be True or False, got 'no'"):
-        train(Custom(line(Watch()), W, thread_safe="no"), threads=threads)  # type: ignore[arg-type]
+        train(FunctionObjective(line(Watch()), W, thread_safe="no"), threads=threads)  # type: ignore[arg-type]
 
 
 def test_metrics_of_distsgd_keep_their_threads() -> None:
@@ -268,54 +268,54 @@ def test_metrics_of_distsgd_keep_their_threads() -> None:
     fit(Supervised(layer, SoftmaxCrossEntropy(), (6,)), (x, labels), (x, labels), metrics=[Accuracy()], **OPTIONS)
 
 
-def reference(gradient: Callable[[Array, Array, Array, int], Array], steps: int = 4, lanes: int = 4) -> Array:
-    """w after SGD on the sums of the lanes' gradients, without distsgd but for the order of the examples."""
+def reference(gradient: Callable[[Array, Array, Array, int], Array], steps: int = 4, microbatches: int = 4) -> Array:
+    """w after SGD on the sums of the microbatches' gradients, without distsgd but for the order of the examples."""
     w, sampler = np.zeros((1, 6)), Sampler(len(X), 700)
     for step in range(steps):
         chosen = sampler.minibatch(step)
         total = np.zeros((1, 6))
-        for lane in range(lanes):
-            part = chosen[len(chosen) * lane // lanes : len(chosen) * (lane + 1) // lanes]
-            total += gradient(w, X[part].T, Y[part].T, lane)
+        for microbatch in range(microbatches):
+            part = chosen[len(chosen) * microbatch // microbatches : len(chosen) * (microbatch + 1) // microbatches]
+            total += gradient(w, X[part].T, Y[part].T, microbatch)
         w = w - 0.05 * total / len(chosen)
     return w
 
 
-def odd_lanes(w: Array, x: Array, y: Array, lane: int) -> Array:
-    """The gradient of half the squared error that lanes 1 and 3 alone have."""
-    return (w @ x - y) @ x.T if lane % 2 else np.zeros_like(w)
+def odd_microbatches(w: Array, x: Array, y: Array, microbatch: int) -> Array:
+    """The gradient of half the squared error that microbatches 1 and 3 alone have."""
+    return (w @ x - y) @ x.T if microbatch % 2 else np.zeros_like(w)
 
 
-def leave_out(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+def skip(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
     error = params["w"] @ batch.x - batch.y
-    if batch.lane % 2:
+    if batch.microbatch % 2:
         grads["w"][...] = error @ batch.x.T
     return 0.5 * float(np.sum(np.square(error))), len(batch)
 
 
 def add(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
     error = params["w"] @ batch.x - batch.y
-    for half in (0.5 * error, 0.5 * error) if batch.lane % 2 else ():
+    for half in (0.5 * error, 0.5 * error) if batch.microbatch % 2 else ():
         grads["w"] += half @ batch.x.T
     return 0.5 * float(np.sum(np.square(error))), len(batch)
 
 
 def assign(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
     own = {"w": np.empty((1, 6))}
-    result = leave_out(params, own, batch)  # type: ignore[arg-type]
-    if batch.lane % 2:
+    result = skip(params, own, batch)  # type: ignore[arg-type]
+    if batch.microbatch % 2:
         grads["w"] = own["w"]
     return result
 
 
 class Conditional(Line):
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        return leave_out(params, grads, batch)
+        return skip(params, grads, batch)
 
 
 @dataclass(frozen=True)
 class ConditionalLayer(Layer):
-    """y := w x, whose gradient lanes 1 and 3 alone have."""
+    """y := w x, whose gradient microbatches 1 and 3 alone have."""
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return {"w": (1, 6)}
@@ -325,27 +325,27 @@ class ConditionalLayer(Layer):
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         def backward(dy: Array, grads: Views) -> None:
-            if batch.lane % 2:
+            if batch.microbatch % 2:
                 grads["w"] += dy @ x.T
 
         return params["w"] @ x, backward
 
 
 CONDITIONAL: dict[str, Any] = {
-    "left out": Custom(leave_out, W),
-    "added": Custom(add, W),
-    "assigned": Custom(assign, W),
+    "left out": FunctionObjective(skip, W),
+    "added": FunctionObjective(add, W),
+    "assigned": FunctionObjective(assign, W),
     "Objective": Conditional(Watch()),
     "layer": ConditionalLayer(),
     "layer inside": Sequential([ConditionalLayer()]),
-    "declared": Custom(leave_out, W, thread_safe=True),
+    "declared": FunctionObjective(skip, W, thread_safe=True),
 }
 
 
 @pytest.mark.parametrize("case", list(CONDITIONAL))
 @pytest.mark.parametrize("looked_at", ["stop", "skip"])
 def test_gradients_start_at_zero(case: str, looked_at: str) -> None:
-    wanted, found = reference(odd_lanes), []
+    wanted, found = reference(odd_microbatches), []
     for size, threads in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
         options = {**OPTIONS, "threads": threads, "on_non_finite": looked_at}
         model = CONDITIONAL[case]
@@ -356,7 +356,7 @@ def test_gradients_start_at_zero(case: str, looked_at: str) -> None:
 
 
 def test_statistics_start_at_zero() -> None:
-    """What one lane reports in a step, another that reports nothing must not repeat."""
+    """What one microbatch reports in a step, another that reports nothing must not repeat."""
 
     @dataclass(frozen=True)
     class Counting(Dense):
@@ -373,7 +373,7 @@ def test_statistics_start_at_zero() -> None:
             state["seen"] += statistics["seen"]
 
         def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-            if batch.training and batch.lane == batch.step % 4:
+            if batch.training and batch.microbatch == batch.step % 4:
                 batch.statistics["seen"][...] = x.shape[1]
             return super().forward(params, x, batch, path)
 
@@ -381,4 +381,4 @@ def test_statistics_start_at_zero() -> None:
         for result in run_on_threads(
             size, lambda c: fit(Counting(6, 1), (X, Y), VALIDATION, communicator=c, **OPTIONS)
         ):
-            assert result.state["seen"].tolist() == [4 * 175]  # four steps, of each one lane in four
+            assert result.state["seen"].tolist() == [4 * 175]  # four steps, of each one microbatch in four

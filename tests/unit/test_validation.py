@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from distsgd.core.device import Array
-from distsgd.core.errors import LaneError
+from distsgd.core.errors import UserCodeError
 from distsgd.core.layout import Layout, Views
 from distsgd.core.random import normal
-from distsgd.data.examples import Examples, Feeder
+from distsgd.data.examples import Examples, Loader
 from distsgd.nn.layers import Dense
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised
@@ -38,10 +38,10 @@ def model() -> tuple[Supervised, Views]:
 
 def score(communicator: Communicator, examples: Examples, workers: int = 1, on_root: bool = False) -> dict[str, Any]:
     objective, params = model()
-    feeder = Feeder(examples, objective, np.dtype(np.float32), 0)
+    loader = Loader(examples, objective, np.dtype(np.float32), 0)
     crew = Workers(workers)
     scratch = [Layout.of(objective.parameter_shapes()).views(np.empty_like(params.flat)) for _ in range(workers)]
-    evaluator = Evaluator(communicator, feeder, METRICS, crew, on_root)
+    evaluator = Evaluator(communicator, loader, METRICS, crew, on_root)
     found = evaluator.run(params, Layout.of({}).views(np.zeros(0)), scratch)
     crew.close()
     return found
@@ -94,8 +94,8 @@ def test_subsets_and_scale() -> None:
 
 def test_predictions_are_those_of_one_piece() -> None:
     objective, params = model()
-    feeder = Feeder(Examples(X, Y), objective, np.dtype(np.float32), 0, with_targets=False)
-    found = predict_all(feeder, params, Layout.of({}).views(np.zeros(0)))
+    loader = Loader(Examples(X, Y), objective, np.dtype(np.float32), 0, with_targets=False)
+    found = predict_all(loader, params, Layout.of({}).views(np.zeros(0)))
     z = logits()
     expected = np.exp(z - z.max(axis=1, keepdims=True))
     expected /= expected.sum(axis=1, keepdims=True)
@@ -108,6 +108,6 @@ def test_metric_that_raises(size: int) -> None:
     def broken(outputs: Array, y: Array) -> Array:
         raise IndexError("in the metric")
 
-    with pytest.raises(LaneError, match=r"(?s)scoring failed on rank \d:.*IndexError: in the metric"):
+    with pytest.raises(UserCodeError, match=r"(?s)scoring failed on rank \d:.*IndexError: in the metric"):
         run_on_threads(size, lambda c: fit(
             "softmax", (X, Y), communicator=c, epochs=1, metrics=[UserMetric("broken", broken)]))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a watchdog says, and when: the board is filled in by hand, and time is a number."""
+"""What a watchdog says, and when: the status table is filled in by hand, and time is a number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from distsgd.parallel import watchdog
 from distsgd.parallel.processes import ProcessStat
-from distsgd.parallel.status_table import Board, Collective, Field, Phase, Stamps, private_stamps, where
+from distsgd.parallel.status_table import Collective, Field, Heartbeat, Phase, StatusTable, private_heartbeat, where
 from distsgd.parallel.watchdog import Watchdog
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="what processes do is read from /proc")
@@ -24,30 +24,30 @@ class Ranks:
 
     def __init__(self, hosts: Sequence[str], limit: float = 100.0) -> None:
         self.hosts = hosts
-        boards = {host: self._board(len(hosts)) for host in hosts}
-        self.stamps, self.dogs, self.lines = [], [], []
+        boards = {host: self._table(len(hosts)) for host in hosts}
+        self.heartbeat, self.dogs, self.lines = [], [], []
         for rank, host in enumerate(hosts):
             neighbours = [other for other, name in enumerate(hosts) if name == host]
             dog = Watchdog(boards[host], rank, hosts, neighbours, lambda: None)
             dog.limit = limit
             self.lines.append(boards[host].line(rank))
-            self.stamps.append(Stamps(self.lines[rank]))
+            self.heartbeat.append(Heartbeat(self.lines[rank]))
             self.dogs.append(dog)
         self.now = time.monotonic()
         self.silent: set[int] = set()
         self.pass_time(0.0)
 
     @staticmethod
-    def _board(ranks: int) -> Board:
-        return Board(memoryview(bytearray(Board.bytes_for(ranks))), ranks)
+    def _table(ranks: int) -> StatusTable:
+        return StatusTable(memoryview(bytearray(StatusTable.bytes_for(ranks))), ranks)
 
     def all_at(self, phase: Phase, step: int = 0) -> None:
-        for stamps in self.stamps:
-            stamps.at(phase, step)
+        for heartbeat in self.heartbeat:
+            heartbeat.set_phase(phase, step)
 
     def wait(self, *ranks: int, collective: Collective = Collective.BARRIER) -> None:
         for rank in ranks:
-            self.stamps[rank].waits(collective)
+            self.heartbeat[rank].enter(collective)
         self.pass_time(0.0)
 
     def pass_time(self, seconds: float) -> dict[int, str]:
@@ -83,8 +83,8 @@ def test_nothing_is_said_while_ranks_step() -> None:
         ranks.all_at(Phase.STEP, step)
         ranks.wait(0, 1)
         assert ranks.pass_time(0.5) == {}
-        for stamps in ranks.stamps:
-            stamps.goes_on()
+        for heartbeat in ranks.heartbeat:
+            heartbeat.exit()
 
 
 def test_a_busy_rank_is_named_by_the_first_that_waits() -> None:
@@ -110,7 +110,7 @@ def test_another_rank_speaks_where_the_first_does_not() -> None:
 def test_a_rank_has_more_time_between_steps(phase: Phase) -> None:
     ranks = Ranks(["a", "a"])
     ranks.all_at(Phase.STEP, 7)
-    ranks.stamps[0].at(phase, 7)
+    ranks.heartbeat[0].set_phase(phase, 7)
     ranks.wait(1)
     assert ranks.pass_time(999) == {}
     assert where(7 * 16 + phase) in ranks.pass_time(3)[1]
@@ -122,7 +122,7 @@ def test_progress_counts_from_its_last_sign() -> None:
     ranks.wait(1)
     for _ in range(30):
         assert ranks.pass_time(90) == {}
-        ranks.stamps[0].progressed()
+        ranks.heartbeat[0].progressed()
     assert ranks.pass_time(99) == {}
     assert list(ranks.pass_time(4)) == [1]
 
@@ -132,7 +132,7 @@ def test_a_rank_that_comes_late_has_not_kept_the_others_waiting_since() -> None:
     ranks.all_at(Phase.VALIDATION, 7)
     ranks.wait(1)
     for _ in range(3):
-        ranks.stamps[0].progressed()
+        ranks.heartbeat[0].progressed()
         assert ranks.pass_time(90) == {}
     ranks.wait(0)
     assert ranks.pass_time(99) == {}
@@ -213,7 +213,7 @@ def test_a_stopped_rank_is_stopped_whatever_it_was_about(child: subprocess.Popen
     ranks = Ranks(["a", "a"])
     ranks.all_at(Phase.VALIDATION, 3)
     is_played_by(ranks, 0, child.pid)
-    ranks.stamps[0].waits(Collective.BARRIER)  # it may have been stopped inside a collective
+    ranks.heartbeat[0].enter(Collective.BARRIER)  # it may have been stopped inside a collective
     ranks.silent = {0}
     os.kill(child.pid, signal.SIGSTOP)
     ranks.wait(1)
@@ -267,30 +267,30 @@ def test_files_that_do_not_answer_hold_all_ranks(monkeypatch: pytest.MonkeyPatch
     held = ProcessStat("D", os.getppid(), real(os.getpid()).started)  # type: ignore[union-attr]
     monkeypatch.setattr(watchdog, "stat", lambda process: held)
     ranks.pass_time(50)
-    ranks.stamps[0].progressed()
+    ranks.heartbeat[0].progressed()
     said = ranks.pass_time(60)
     assert said == {1: "rank 1 on a has waited 100 s for files or devices in the checkpoint after step 4"}
 
 
 def test_a_stamp_is_cheap() -> None:
     """A step makes two pairs of waits and goes_on, and one at."""
-    stamps, best = private_stamps(), float("inf")
+    heartbeat, best = private_heartbeat(), float("inf")
     for _ in range(20):
         began = time.perf_counter()
         for step in range(1000):
-            stamps.at(Phase.STEP, step)
-            stamps.waits(5)
-            stamps.goes_on()
-            stamps.waits(5)
-            stamps.goes_on()
+            heartbeat.set_phase(Phase.STEP, step)
+            heartbeat.enter(5)
+            heartbeat.exit()
+            heartbeat.enter(5)
+            heartbeat.exit()
         best = min(best, (time.perf_counter() - began) / 1000)
     assert best < 2e-6  # 0.3 µs where nobody else computes
 
 
 def test_a_board_is_known_by_its_mark() -> None:
-    board = Board(memoryview(bytearray(Board.bytes_for(3))), 3)
-    assert not board.marked
-    board.mark()
-    assert board.marked
-    assert Board(memoryview(bytearray(Board.bytes_for(3))), 3).line(2).nbytes == 64
+    table = StatusTable(memoryview(bytearray(StatusTable.bytes_for(3))), 3)
+    assert not table.marked
+    table.mark()
+    assert table.marked
+    assert StatusTable(memoryview(bytearray(StatusTable.bytes_for(3))), 3).line(2).nbytes == 64
     assert where(5 * 16 + 15) == "after step 5"

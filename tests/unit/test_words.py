@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from distsgd.core.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE, mark, new_launch
-from distsgd.launching.causes import Cause, cause_of, roster
+from distsgd.launching.causes import Cause, cause_of, rank_table
 from distsgd.launching.start import Ending
 from distsgd.launching.words import RANK_SCRIPT, Death, Stream, Words
 
@@ -200,7 +200,7 @@ def test_a_rank_is_known_by_its_shell() -> None:
 
 
 def ending(*messages: dict[str, object], noise: str = "", status: int = 1, **keywords: object) -> Ending:
-    met = {"kind": "roster", "first": 0, "ranks": [[1, "node1", 101], [0, "node1", 100], [2, "node2", 100]]}
+    met = {"kind": "rank_table", "first": 0, "ranks": [[1, "node1", 101], [0, "node1", 100], [2, "node2", 100]]}
     text = "".join(f"{MARK}{json.dumps(message)}\n" for message in (met, *messages))
     return Ending(status, heard(text + noise)[1], **keywords)  # type: ignore[arg-type]
 
@@ -212,7 +212,12 @@ def exit_of(process: int, status: int, host: str = "node1") -> dict[str, object]
 RAISED = {"kind": "raised", "rank": 0, "host": "node1", "error": "KeyError: 'a'", "text": "Traceback …"}
 STALLED = {"kind": "stalled", "rank": 0, "host": "node1", "text": "rank 2 on node2 is stopped"}
 ERROR = {"kind": "error", "text": "no data", "error": "DataError", "status": 2}
-LANE = {"kind": "error", "text": "the model failed:\n  File\nKeyError: 'a'", "error": "LaneError", "status": 1}
+MICROBATCH = {
+    "kind": "error",
+    "text": "the model failed:\n  File\nKeyError: 'a'",
+    "error": "UserCodeError",
+    "status": 1,
+}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,7 @@ LANE = {"kind": "error", "text": "the model failed:\n  File\nKeyError: 'a'", "er
         (ending(STALLED), "rank 2 on node2 is stopped"),
         (ending(STALLED, exit_of(100, 137, "node2")), "rank 2 on node2 was killed by signal 9 (SIGKILL)"),
         (ending(ERROR, exit_of(101, 2)), "no data"),
-        (ending(LANE), "the model failed: KeyError: 'a'"),
+        (ending(MICROBATCH), "the model failed: KeyError: 'a'"),
         (ending(forced="the ranks did not meet"), "the ranks did not meet"),
         (ending(noise=HYDRA, status=9), "mpirun left with status 9 and the run isn't done"),
         (Ending(5), "mpirun left with status 5 and the run isn't done"),
@@ -244,16 +249,20 @@ def test_what_else_is_known_of_a_cause() -> None:
     assert cause_of(ending(ERROR), False) == Cause("no data", "", 2, final=True)
     for error in ("NonFiniteError", "ReplicaError", "CheckpointError", "OutputError"):
         assert cause_of(ending({**ERROR, "status": 1, "error": error}), False).final
-    assert not cause_of(ending(LANE), False).final
-    assert cause_of(ending(LANE), False).details == LANE["text"]
+    assert not cause_of(ending(MICROBATCH), False).final
+    assert cause_of(ending(MICROBATCH), False).details == MICROBATCH["text"]
     assert cause_of(ending(RAISED), False).details == "Traceback …"
     assert "BAD TERMINATION" in cause_of(ending(noise=HYDRA), False).details
 
 
 def test_a_long_roster_comes_in_parts() -> None:
     parts = [
-        {"kind": "roster", "first": first, "ranks": [[rank, f"node{rank}", rank] for rank in range(first, first + 40)]}
+        {
+            "kind": "rank_table",
+            "first": first,
+            "ranks": [[rank, f"node{rank}", rank] for rank in range(first, first + 40)],
+        }
         for first in (40, 0, 80)
     ]
-    found = roster(Ending(0, heard("".join(f"{MARK}{json.dumps(part)}\n" for part in parts))[1]))
+    found = rank_table(Ending(0, heard("".join(f"{MARK}{json.dumps(part)}\n" for part in parts))[1]))
     assert [member.number for member in found] == list(range(120))

@@ -2,8 +2,8 @@
 
 OpenBLAS packs its operands into blocks first, which costs a product with few rows or columns more than the arithmetic.
 Its AVX-512 kernels for small matrices don't, but are only used up to a certain size: a product just above it takes two
-to four times as long as its parts one after the other. The cut depends on shapes and memory order alone, so a lane's
-product is the same on every rank.
+to four times as long as its parts one after the other. The cut depends on shapes and memory order alone, so a
+microbatch's product is the same on every rank.
 """
 
 from __future__ import annotations

@@ -76,24 +76,24 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
     if library.version is None:
         return [("mpi", f"none that mpi4py can load ({library.reason}); {_INSTALL}")], []
     at = "" if library.path is None else f" ({library.path})"
-    facts = [("mpi", f"{library.version}{at}")]
+    metadata = [("mpi", f"{library.version}{at}")]
     beside = mpirun_of(library.path)
     if launcher is None:
         own = f"; {beside} belongs to that library" if beside else ""
-        return [*facts, ("launcher", f"no mpirun, mpiexec or srun on the path{own}")], []
+        return [*metadata, ("launcher", f"no mpirun, mpiexec or srun on the path{own}")], []
     if os.path.basename(launcher) == "srun":
-        return [*facts, ("launcher", f"{launcher}, Slurm's; srun --mpi=list says which libraries it can start")], []
+        return [*metadata, ("launcher", f"{launcher}, Slurm's; srun --mpi=list says which libraries it can start")], []
     theirs, ours = family(told_by(launcher)), family(library.version)
-    facts.append(("launcher", f"{launcher}, of {theirs or 'an MPI that it does not name'}"))
+    metadata.append(("launcher", f"{launcher}, of {theirs or 'an MPI that it does not name'}"))
     both = {theirs, ours}
     if None in both or theirs == ours or both <= {"MPICH", "Intel MPI", "MVAPICH"}:
-        return facts, []
+        return metadata, []
     start = str(beside) if beside else f"the mpirun of {ours}"
     problem = (
         f"{launcher} belongs to {theirs}, and mpi4py loads {library.version}: each process would be alone; start with "
         f"{start}, or name {theirs}'s library with MPI4PY_LIBMPI=/path/to/libmpi.so"
     )
-    return facts, [problem]
+    return metadata, [problem]
 
 
 def describe_gpus(gpus: str, aware: bool | None) -> str:

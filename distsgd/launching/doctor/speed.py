@@ -1,4 +1,4 @@
-"""How long a reduction takes: distsgd's own exchange, and MPI_Allreduce of as many numbers beside it."""
+"""How long a reduction takes: distsgd's own reduction, and MPI_Allreduce of as many numbers beside it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.parallel import Communicator
-from distsgd.parallel.reduction import STRETCH, Exchange, Partition, Plan, stretches
-from distsgd.parallel.shared_reduction import SharedExchange, make_exchange
+from distsgd.parallel.reduction import UPDATE_CHUNK, GradientReduction, Partition, Plan, update_chunks
+from distsgd.parallel.shared_reduction import SharedReduction, make_reduction
 from distsgd.parallel.tree import scratch_levels
 
 SMALL, LARGE = 1_000, 1_000_000
@@ -38,14 +38,14 @@ class Speed:
         )
 
 
-def exchange_speed(communicator: Communicator) -> tuple[Speed, bool]:
-    """(distsgd's own exchange, whether it goes through shared memory), with a lane on each rank. Collective."""
+def reduction_speed(communicator: Communicator) -> tuple[Speed, bool]:
+    """(distsgd's own reduction, whether it goes through shared memory), with a microbatch on each rank. Collective."""
     times, shared = [], False
     for elements in (SMALL, LARGE):
         plan = Plan(Partition(communicator.size, communicator.size, elements), 1, np.dtype(np.float32), 0, 2)
-        exchange, _ = make_exchange(communicator, plan, "auto")
-        shared = isinstance(exchange, SharedExchange)
-        times.append(_measure(communicator, _reduction(exchange)))
+        reduction, _ = make_reduction(communicator, plan, "auto")
+        shared = isinstance(reduction, SharedReduction)
+        times.append(_measure(communicator, _reduction(reduction)))
     return Speed(*times), shared
 
 
@@ -60,17 +60,17 @@ def allreduce_speed(communicator: Communicator) -> Speed:
     return Speed(*(_measure(communicator, reduction(elements)) for elements in (SMALL, LARGE)))
 
 
-def _reduction(exchange: Exchange) -> Callable[[], None]:
+def _reduction(reduction: GradientReduction) -> Callable[[], None]:
     """The reduction of a step without its update: everybody's sums in, the whole total out."""
-    lanes = exchange.partition.lanes
-    bounds = tuple(range(lanes + 1))
-    scratch = list(np.empty((scratch_levels(lanes), STRETCH), np.float32))
+    microbatches = reduction.partition.microbatches
+    bounds = tuple(range(microbatches + 1))
+    scratch = list(np.empty((scratch_levels(microbatches), UPDATE_CHUNK), np.float32))
 
     def reduce() -> None:
-        exchange.gather(bounds)
-        for span in stretches(exchange.owned):
-            exchange.params[span] = exchange.total(bounds, span, scratch).compute()
-        exchange.publish()
+        reduction.reduce_scatter(bounds)
+        for span in update_chunks(reduction.owned):
+            reduction.params[span] = reduction.total(bounds, span, scratch).compute()
+        reduction.all_gather()
 
     return reduce
 

@@ -64,7 +64,7 @@ class Layer(Component, ABC):
         return {}
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of what each lane reports for the running statistics; none by default."""
+        """Names and shapes of what each microbatch reports for the running statistics; none by default."""
         return {}
 
     def initialize(self, params: Views, seed: int, path: str) -> None:
@@ -74,10 +74,10 @@ class Layer(Component, ABC):
         """Fills the layer's running statistics."""
 
     def combine_statistics(self, first: Views, second: Views) -> None:
-        """In place: puts into `first` what one lane with the examples of both would have reported. float64 views."""
+        """In place: puts into `first` what one microbatch with the examples of both would have reported. float64 views."""
 
     def update_state(self, state: Views, statistics: Views) -> None:
-        """In place: moves the running statistics by the statistics of a whole minibatch, all lanes combined."""
+        """In place: moves the running statistics by the statistics of a whole minibatch, all microbatches combined."""
 
     def multiply_adds(self, shape: Shape) -> int:
         """How many forward makes for one example of `shape`, by which the work is estimated; 0 by default."""

@@ -138,7 +138,7 @@ class PooledConvolution(Layer):
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         kernels, xp = kernels_for(x), array_module(x)
         if not kernels.COLUMNS_APART:
-            return self._one_behind_the_other(params, x, batch, path)
+            return self._one_after_the_other(params, x, batch, path)
         weight, needs_dx, (rows, apart) = params["weight"], x is not batch.x, self.pooling.window.size
         images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
         window = self.convolution.window.cropped(height, width, (rows, apart))
@@ -155,7 +155,7 @@ class PooledConvolution(Layer):
 
         return y, backward
 
-    def _one_behind_the_other(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+    def _one_after_the_other(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         """Where the kernels gain nothing from doing both together."""
         inside, convolution_backward = self.convolution.forward(params, x, batch, path)
         y, pooling_backward = self.pooling.forward(params, inside, batch, path)

@@ -1,4 +1,4 @@
-"""Dropout: noise in training that depends on (seed, epoch, step, lane, path) and never on the number of ranks."""
+"""Dropout: noise in training that depends on (seed, epoch, step, microbatch, path) and never on the number of ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch normalization per lane, with running statistics that are combined over lanes and kept as state."""
+"""Batch normalization per microbatch, with running statistics that are combined over microbatches and kept as state."""
 
 from __future__ import annotations
 
@@ -46,13 +46,12 @@ def update_running(running: Array, value: Array, momentum: float) -> None:
 class BatchNormalization(Layer):
     """y := scale (x - mean) / √(variance + epsilon) + shift, for each feature (the first axis of x).
 
-    In training, mean and biased variance are those of the lane ("ghost" batch normalization: Hoffer, Hubara & Soudry,
-    "Train longer, generalize better", NeurIPS 2017), so the result depends on `logical_ranks`, never on the number of
-    ranks; a lane with one value a feature gives y = shift. In evaluation they are the running ones in `batch.state`. A
-    minibatch with one value a feature leaves these as they are.
-    With dx̂ := dy scale and x̂ the normalized x, in training
-    dx := (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / √(variance + epsilon), dscale := Σ dy x̂, dshift := Σ dy.
-    Ioffe & Szegedy, "Batch normalization", ICML 2015.
+    In training, mean and biased variance are those of the microbatch ("ghost" batch normalization: Hoffer, Hubara &
+    Soudry, "Train longer, generalize better", NeurIPS 2017), so the result depends on `microbatches`, never on the
+    number of ranks; a microbatch with one value a feature gives y = shift. In evaluation they are the running ones in
+    `batch.state`. A minibatch with one value a feature leaves these as they are. With dx̂ := dy scale and x̂ the
+    normalized x, in training dx := (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / √(variance + epsilon), dscale := Σ dy x̂,
+    dshift := Σ dy. Ioffe & Szegedy, "Batch normalization", ICML 2015.
     """
 
     features: int

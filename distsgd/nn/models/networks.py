@@ -42,7 +42,7 @@ def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
     third stage begin with stride 2, and shortcuts have no parameters ("option A"), so that there are 0.27 million.
     Convolutions have no biases, which batch normalization would take out again.
     """
-    options.check_left_out("resnet20")
+    options.check_skipped("resnet20")
     shape = as_images(input_shape)
     if len(shape) != 3:
         raise ConfigurationError(f"resnet20: expected images of shape (channels, height, width), got {input_shape}")

@@ -47,7 +47,7 @@ class ModelOptions:
             if text is not None:
                 parse_initializer(text)
 
-    def check_left_out(self, model: str) -> None:
+    def check_skipped(self, model: str) -> None:
         """Raises ConfigurationError where an option of mlp's alone is set, for a model that would ignore it."""
         for name in ("hidden", "activation", "dropout", "batch_norm", "output_activation"):
             if getattr(self, name) != getattr(ModelOptions, name):

@@ -6,7 +6,7 @@ from math import prod
 
 from distsgd.core.device import Shape
 from distsgd.nn.layers import Activation, BatchNormalization, Dense, Dropout, Layer, Sequential
-from distsgd.nn.models.first_values import HE_ACTIVATIONS
+from distsgd.nn.models.initial_values import HE_ACTIVATIONS
 from distsgd.nn.models.options import ModelOptions
 
 

@@ -24,7 +24,7 @@ from distsgd.nn.layers import (
     MaxPooling,
     Sequential,
 )
-from distsgd.nn.models.first_values import FIRST_VALUES, FirstValues, Place, by_activation
+from distsgd.nn.models.initial_values import INITIAL_VALUES, InitialValues, Place, by_activation
 from distsgd.nn.models.options import ModelOptions
 from distsgd.nn.models.shapes import as_images
 
@@ -94,20 +94,20 @@ WORDS: Mapping[str, Word] = {
 def is_text(model: str) -> bool:
     """Whether this means a list of layers, right or wrong, rather than a name."""
     name, _, behind = _words(model).rpartition(":")
-    return "," in model or name in FIRST_VALUES or behind.strip().partition(" ")[0] in WORDS
+    return "," in model or name in INITIAL_VALUES or behind.strip().partition(" ")[0] in WORDS
 
 
 def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
     """The network that `text` lists, layer by layer with commas between them: see WORDS.
 
     Examples of shape (height, width) are images of one channel. In front of `dense`, images are flattened; `dense`
-    without a number has as many units as the data needs outputs. First values are He's in front of a ReLU or one of its
-    relatives, else Glorot's, without biases; `NAME: list` takes those of lenet, network3 or lasagne-cnn; the options
-    for initializers go before both. Raises ConfigurationError with one sentence.
+    without a number has as many units as the data needs outputs. Initial values are He's in front of a ReLU or one of
+    its relatives, else Glorot's, without biases; `NAME: list` takes those of lenet, network3 or lasagne-cnn; the
+    options for initializers go before both. Raises ConfigurationError with one sentence.
     """
     name, listed, rest = text.partition(":")
-    options.check_left_out(name if listed else text)
-    first_values, layers_text = (_first_values(name.strip()), rest) if listed else (by_activation, text)
+    options.check_skipped(name if listed else text)
+    initial_values, layers_text = (_initial_values(name.strip()), rest) if listed else (by_activation, text)
     parts = [_parse(part) for part in layers_text.split(",")]
     shape = as_images(input_shape)
     layers: list[Layer] = []
@@ -120,7 +120,7 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
         try:
             layer = WORDS[word].make(found, shape)
             if isinstance(layer, Convolution | Dense):
-                layer = _with_first_values(layer, parts[index + 1 :], first_values, options)
+                layer = _with_initial_values(layer, parts[index + 1 :], initial_values, options)
             layers.append(layer)
             shape = layer.output_shape(shape)
         except ConfigurationError as error:
@@ -132,12 +132,12 @@ def _words(text: str) -> str:
     return " ".join(text.lower().replace("_", "-").split())
 
 
-def _first_values(name: str) -> FirstValues:
-    if name not in FIRST_VALUES:
+def _initial_values(name: str) -> InitialValues:
+    if name not in INITIAL_VALUES:
         raise ConfigurationError(
-            f"model: expected one of {', '.join(FIRST_VALUES)} in front of a list of layers and a colon, got {name!r}"
+            f"model: expected one of {', '.join(INITIAL_VALUES)} in front of a list of layers and a colon, got {name!r}"
         )
-    return FIRST_VALUES[name]
+    return INITIAL_VALUES[name]
 
 
 def _parse(text: str) -> Part:
@@ -161,8 +161,8 @@ def _parse(text: str) -> Part:
     return name, found.groupdict()
 
 
-def _with_first_values(
-    layer: Convolution | Dense, behind: Sequence[Part], first_values: FirstValues, options: ModelOptions
+def _with_initial_values(
+    layer: Convolution | Dense, behind: Sequence[Part], initial_values: InitialValues, options: ModelOptions
 ) -> Layer:
     """The layer with its initializers, and with biases as the options say."""
     following = []
@@ -179,7 +179,7 @@ def _with_first_values(
         positions = prod(layer.window.size)
         fan_out = max(layer.filters * positions // pooled, 1)
         place = Place(layer.channels * positions, fan_out, activation, last)
-    weights, biases = first_values(place)
+    weights, biases = initial_values(place)
     if options.weight_initializer is not None:
         weights = options.weights("")
     if options.bias_initializer != "zeros":

@@ -15,75 +15,81 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.random import normal
-from distsgd.data.sampling import lane_bounds
+from distsgd.data.sampling import microbatch_bounds
 from distsgd.parallel import Communicator
-from distsgd.parallel.message_reduction import MessageExchange
-from distsgd.parallel.reduction import BLOCK, SCALARS, LocalExchange, Partition, Plan
+from distsgd.parallel.message_reduction import MessageReduction
+from distsgd.parallel.reduction import BLOCK, SCALARS, LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_memory import shared_array
-from distsgd.parallel.shared_reduction import SharedExchange, make_exchange
+from distsgd.parallel.shared_reduction import SharedReduction, make_reduction
 from distsgd.parallel.tree import scratch_levels, tree_sum
 from distsgd.run.fit import fit
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
-LANES, ELEMENTS = 8, 3 * BLOCK + 17
+MICROBATCHES, ELEMENTS = 8, 3 * BLOCK + 17
 F32 = np.dtype(np.float32)
 
 
-def lane_gradient(lane: int) -> Array:
-    return (normal((ELEMENTS,), lane, "gradient") * 10.0 ** (lane % 5)).astype(np.float32)
+def microbatch_gradient(microbatch: int) -> Array:
+    return (normal((ELEMENTS,), microbatch, "gradient") * 10.0 ** (microbatch % 5)).astype(np.float32)
 
 
-GRADIENTS = [lane_gradient(lane) for lane in range(LANES)]
+GRADIENTS = [microbatch_gradient(microbatch) for microbatch in range(MICROBATCHES)]
 
 
 def expected(bounds: tuple[int, ...]) -> Array:
-    """The tree's sum over all lanes that aren't empty."""
-    rows = {(lane, lane + 1): GRADIENTS[lane] for lane in range(LANES)}
-    total = tree_sum(rows, (0, LANES), bounds, slice(0, ELEMENTS), np.empty((scratch_levels(LANES), ELEMENTS), F32))
+    """The tree's sum over all microbatches that aren't empty."""
+    rows = {(microbatch, microbatch + 1): GRADIENTS[microbatch] for microbatch in range(MICROBATCHES)}
+    total = tree_sum(
+        rows, (0, MICROBATCHES), bounds, slice(0, ELEMENTS), np.empty((scratch_levels(MICROBATCHES), ELEMENTS), F32)
+    )
     assert total is not None
     return total.compute().copy()
 
 
-def fill_rows(exchange: Any, bounds: tuple[int, ...]) -> None:
-    for (first, last), row in exchange.rows.items():
-        own = {(lane, lane + 1): GRADIENTS[lane] for lane in range(first, last)}
-        scratch = np.empty((scratch_levels(LANES), ELEMENTS), F32)
+def fill_rows(reduction: Any, bounds: tuple[int, ...]) -> None:
+    for (first, last), row in reduction.rows.items():
+        own = {(microbatch, microbatch + 1): GRADIENTS[microbatch] for microbatch in range(first, last)}
+        scratch = np.empty((scratch_levels(MICROBATCHES), ELEMENTS), F32)
         total = tree_sum(own, (first, last), bounds, slice(0, ELEMENTS), scratch)
         row[:] = np.nan if total is None else total.compute()
 
 
 def one_step(communicator: Communicator, kind: str, workers: int, length: int) -> tuple[Array, Array, Array]:
-    """Sets params to the sum of all lanes' gradients; returns params, flags and records as this rank sees them."""
-    partition = Partition(LANES, communicator.size, ELEMENTS)
-    own = partition.lanes_of(communicator.rank)
+    """Sets params to the sum of all microbatches' gradients; returns params, flags and records as this rank sees them."""
+    partition = Partition(MICROBATCHES, communicator.size, ELEMENTS)
+    own = partition.microbatches_of(communicator.rank)
     plan = Plan(partition, min(workers, own[1] - own[0]), F32, 2, 3)
-    exchange, note = make_exchange(communicator, plan, kind)
+    reduction, note = make_reduction(communicator, plan, kind)
     assert note is None
-    bounds = tuple(lane_bounds(length, LANES))
-    fill_rows(exchange, bounds)
-    exchange.flags[:] = communicator.rank + 1
-    exchange.records[:] = np.arange(exchange.first_lane, exchange.last_lane)[:, np.newaxis] * [1.0, 10.0, 0.1]
-    flags, records = exchange.gather(bounds)
-    scratch = np.empty((scratch_levels(LANES), BLOCK), F32)
+    bounds = tuple(microbatch_bounds(length, MICROBATCHES))
+    fill_rows(reduction, bounds)
+    reduction.flags[:] = communicator.rank + 1
+    reduction.records[:] = np.arange(reduction.first_microbatch, reduction.last_microbatch)[:, np.newaxis] * [
+        1.0,
+        10.0,
+        0.1,
+    ]
+    flags, records = reduction.reduce_scatter(bounds)
+    scratch = np.empty((scratch_levels(MICROBATCHES), BLOCK), F32)
     for index in partition.blocks_of(communicator.rank):
         block = partition.block(index)
-        exchange.params[block] = exchange.total(bounds, block, scratch).compute()
-    exchange.publish()
-    return exchange.params.copy(), flags.copy(), records.copy()
+        reduction.params[block] = reduction.total(bounds, block, scratch).compute()
+    reduction.all_gather()
+    return reduction.params.copy(), flags.copy(), records.copy()
 
 
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("kind", ["shared", "mpi"])
 @pytest.mark.parametrize("length", [3, 100])
 def test_same_bits_everywhere(size: int, kind: str, length: int) -> None:
-    total = expected(tuple(lane_bounds(length, LANES)))
+    total = expected(tuple(microbatch_bounds(length, MICROBATCHES)))
     for workers in (1, 3):
         for params, flags, records in run_on_threads(size, lambda c, w=workers: one_step(c, kind, w, length)):
             assert params.tobytes() == total.tobytes()
             assert flags.tolist() == [[rank + 1] * (1 + SCALARS) for rank in range(size)]
-            assert records.tobytes() == (np.arange(LANES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
+            assert records.tobytes() == (np.arange(MICROBATCHES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
 
 
 HOSTS = ["aab", "aabb", "abbb", "aaabbcc", "abcdefgh", "aaaabbbb", "aaaaabbc"]
@@ -92,13 +98,13 @@ HOSTS = ["aab", "aabb", "abbb", "aaabbcc", "abcdefgh", "aaaabbbb", "aaaaabbc"]
 @pytest.mark.parametrize("hosts", HOSTS)
 @pytest.mark.parametrize("length", [3, 100])
 def test_same_bits_on_several_hosts(hosts: str, length: int) -> None:
-    total = expected(tuple(lane_bounds(length, LANES)))
+    total = expected(tuple(microbatch_bounds(length, MICROBATCHES)))
     for kind, workers in (("auto", 1), ("shared", 2), ("mpi", 1)):
         ran = run_on_threads(len(hosts), lambda c, k=kind, w=workers: one_step(c, k, w, length), hosts=tuple(hosts))
         for params, flags, records in ran:
             assert params.tobytes() == total.tobytes()
             assert flags.tolist() == [[rank + 1] * (1 + SCALARS) for rank in range(len(hosts))]
-            assert records.tobytes() == (np.arange(LANES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
+            assert records.tobytes() == (np.arange(MICROBATCHES)[:, np.newaxis] * [1.0, 10.0, 0.1]).tobytes()
 
 
 def bytes_between_hosts(hosts: str, kind: str) -> Array:
@@ -124,7 +130,8 @@ def test_a_network_carries_each_gradient_once_a_host(hosts: str) -> None:
     gradients, parameters = bytes_between_hosts(hosts, "auto")
     assert (gradients.diagonal() == 0).all()
     assert (parameters.diagonal() == 0).all()
-    # A host's lanes are one node of the tree: each host sends one sum's elements to who owns them, and theirs back.
+    # A host's microbatches are one node of the tree: each host sends one sum's elements to who owns them, and theirs
+    # back.
     assert gradients.sum() == parameters.sum() == (count - 1) * whole
     assert bytes_between_hosts(hosts, "mpi")[0].sum() == 7 * whole
 
@@ -132,13 +139,13 @@ def test_a_network_carries_each_gradient_once_a_host(hosts: str) -> None:
 def test_kinds() -> None:
     def kind(communicator: Communicator, asked: str = "auto") -> type:
         plan = Plan(Partition(4, communicator.size, 10), 1, F32, 0, 2)
-        return type(make_exchange(communicator, plan, asked)[0])
+        return type(make_reduction(communicator, plan, asked)[0])
 
-    assert kind(SerialCommunicator()) is LocalExchange
-    assert run_on_threads(2, kind) == [SharedExchange] * 2
-    assert run_on_threads(2, lambda c: kind(c, "mpi")) == [MessageExchange] * 2
-    assert run_on_threads(2, kind, hosts=("a", "b")) == [MessageExchange] * 2
-    assert run_on_threads(3, lambda c: kind(c, "shared"), hosts=("a", "a", "b")) == [MessageExchange] * 3
+    assert kind(SerialCommunicator()) is LocalReduction
+    assert run_on_threads(2, kind) == [SharedReduction] * 2
+    assert run_on_threads(2, lambda c: kind(c, "mpi")) == [MessageReduction] * 2
+    assert run_on_threads(2, kind, hosts=("a", "b")) == [MessageReduction] * 2
+    assert run_on_threads(3, lambda c: kind(c, "shared"), hosts=("a", "a", "b")) == [MessageReduction] * 3
 
 
 def test_messages_where_memory_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,25 +156,25 @@ def test_messages_where_memory_cannot_be_shared(monkeypatch: pytest.MonkeyPatch)
 
     def kind(communicator: Communicator, asked: str) -> Any:
         plan = Plan(Partition(4, communicator.size, 10), 1, F32, 1, 2)
-        exchange, note = make_exchange(communicator, plan, asked)
-        return type(exchange), note
+        reduction, note = make_reduction(communicator, plan, asked)
+        return type(reduction), note
 
     for found, note in run_on_threads(3, lambda c: kind(c, "auto")):
-        assert found is MessageExchange
+        assert found is MessageReduction
         assert note is not None
         assert "messages" in note
     with pytest.raises(ConfigurationError, match="use auto or mpi"):
         run_on_threads(2, lambda c: kind(c, "shared"))
 
 
-@given(lanes=st.integers(1, 40), data=st.data(), elements=st.integers(1, 40 * BLOCK))
+@given(microbatches=st.integers(1, 40), data=st.data(), elements=st.integers(1, 40 * BLOCK))
 @settings(max_examples=60)
-def test_partition_tiles(lanes: int, data: st.DataObject, elements: int) -> None:
-    ranks = data.draw(st.integers(1, lanes))
-    partition = Partition(lanes, ranks, elements)
-    own_lanes = [lane for rank in range(ranks) for lane in range(*partition.lanes_of(rank))]
-    assert own_lanes == list(range(lanes))
-    assert all(len(range(*partition.lanes_of(rank))) >= 1 for rank in range(ranks))
+def test_partition_tiles(microbatches: int, data: st.DataObject, elements: int) -> None:
+    ranks = data.draw(st.integers(1, microbatches))
+    partition = Partition(microbatches, ranks, elements)
+    own_microbatches = [microbatch for rank in range(ranks) for microbatch in range(*partition.microbatches_of(rank))]
+    assert own_microbatches == list(range(microbatches))
+    assert all(len(range(*partition.microbatches_of(rank))) >= 1 for rank in range(ranks))
     assert [index for rank in range(ranks) for index in partition.blocks_of(rank)] == list(range(partition.blocks))
     position = 0
     for rank, count in enumerate(partition.counts()):
@@ -184,25 +191,27 @@ def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int])
     whole = [normal((ELEMENTS,), slot, "slot").astype(np.float32) for slot in range(2)]
 
     def exchange_of(communicator: Communicator) -> Any:
-        return make_exchange(communicator, Plan(Partition(LANES, communicator.size, ELEMENTS), 1, F32, 2, 2), kind)[0]
+        return make_reduction(
+            communicator, Plan(Partition(MICROBATCHES, communicator.size, ELEMENTS), 1, F32, 2, 2), kind
+        )[0]
 
     def write(communicator: Communicator) -> Any:
-        exchange, owned = exchange_of(communicator), None
-        owned = exchange.owned
-        for own, slot in zip(exchange.slots(owned.start, owned.stop), whole, strict=True):
+        reduction, owned = exchange_of(communicator), None
+        owned = reduction.owned
+        for own, slot in zip(reduction.slots(owned.start, owned.stop), whole, strict=True):
             own[:] = slot[owned]
-        exchange.load_params(whole[0] if communicator.is_root else None)
-        return exchange.gather_slots(), exchange.params.copy()
+        reduction.load_params(whole[0] if communicator.is_root else None)
+        return reduction.gather_slots(), reduction.params.copy()
 
     (gathered, params), *others = run_on_threads(sizes[0], write)
     assert [slot.tobytes() for slot in gathered] == [slot.tobytes() for slot in whole]
     assert all(slots is None and array.tobytes() == whole[0].tobytes() for slots, array in [*others, (None, params)])
 
     def read(communicator: Communicator) -> list[bool]:
-        exchange = exchange_of(communicator)
-        exchange.load_slots(gathered if communicator.is_root else None)
-        owned = exchange.owned
-        found = exchange.slots(owned.start, owned.stop)
+        reduction = exchange_of(communicator)
+        reduction.load_slots(gathered if communicator.is_root else None)
+        owned = reduction.owned
+        found = reduction.slots(owned.start, owned.stop)
         return [own.tobytes() == slot[owned].tobytes() for own, slot in zip(found, whole, strict=True)]
 
     assert run_on_threads(sizes[1], read) == [[True, True]] * sizes[1]

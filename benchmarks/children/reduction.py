@@ -1,4 +1,4 @@
-"""Times one reduction: distsgd's exchanges, and MPI_Allreduce of the library they run on, in turn.
+"""Times one reduction: distsgd's reductions, and MPI_Allreduce of the library they run on, in turn.
 
 Afterwards every rank can see the whole sum. Before each, every rank writes its gradients anew, as backward does, so
 that no reduction finds them where the one before has left them; that isn't timed.
@@ -19,34 +19,34 @@ runtime.prepare()
 import numpy as np  # noqa: E402
 
 from distsgd.parallel import start  # noqa: E402
-from distsgd.parallel.reduction import STRETCH, Exchange, Partition, Plan, stretches  # noqa: E402
-from distsgd.parallel.shared_reduction import make_exchange  # noqa: E402
+from distsgd.parallel.reduction import UPDATE_CHUNK, GradientReduction, Partition, Plan, update_chunks  # noqa: E402
+from distsgd.parallel.shared_reduction import make_reduction  # noqa: E402
 from distsgd.parallel.tree import scratch_levels  # noqa: E402
 
 
 class Reduction:
     """gather, the tree, and publish, with a plain store where a step has its update."""
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        lanes = exchange.partition.lanes
-        self.bounds = tuple(range(lanes + 1))
-        scratch = list(np.empty((scratch_levels(lanes), STRETCH), np.float32))
-        spans = stretches(exchange.owned)
+    def __init__(self, reduction: GradientReduction) -> None:
+        self.reduction = reduction
+        microbatches = reduction.partition.microbatches
+        self.bounds = tuple(range(microbatches + 1))
+        scratch = list(np.empty((scratch_levels(microbatches), UPDATE_CHUNK), np.float32))
+        spans = update_chunks(reduction.owned)
         # The sum is made where it is to be seen; a step makes it in scratch memory and puts updated parameters there.
-        self.sums = [exchange.total(self.bounds, span, [exchange.params[span], *scratch[1:]]) for span in spans]
-        self.result = exchange.params
+        self.sums = [reduction.total(self.bounds, span, [reduction.params[span], *scratch[1:]]) for span in spans]
+        self.result = reduction.params
 
     def fill(self, value: float) -> None:
-        for row in self.exchange.rows.values():
+        for row in self.reduction.rows.values():
             row.fill(value)
 
     def run(self) -> None:
-        exchange = self.exchange
-        exchange.gather(self.bounds)
+        reduction = self.reduction
+        reduction.reduce_scatter(self.bounds)
         for total in self.sums:
             total.compute()
-        exchange.publish()
+        reduction.all_gather()
 
 
 class Allreduce:
@@ -69,14 +69,14 @@ def main() -> None:
     communicator = start()
     elements = wanted["elements"]
 
-    def exchange(kind: str) -> Reduction:
-        # As many lanes as ranks: each brings one gradient, as it does to Allreduce.
+    def reduction(kind: str) -> Reduction:
+        # As many microbatches as ranks: each brings one gradient, as it does to Allreduce.
         plan = Plan(Partition(communicator.size, communicator.size, elements), 1, np.dtype(np.float32), 0, 2)
-        return Reduction(make_exchange(communicator, plan, kind)[0])
+        return Reduction(make_reduction(communicator, plan, kind)[0])
 
     reductions: dict[str, Any] = {
-        "shared": exchange("shared"),
-        "mpi": exchange("mpi"),
+        "shared": reduction("shared"),
+        "mpi": reduction("mpi"),
         "allreduce": Allreduce(elements),
     }
 

@@ -1,4 +1,4 @@
-"""First values of weights and biases for a list of layers: by the activation, or as a published network has them."""
+"""Initial values of weights and biases for a list of layers: by the activation, or as a published network has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
 
 @dataclass(frozen=True)
 class Place:
-    """What first values may depend on. A kernel's every position counts as an input, and as an output.
+    """What initial values may depend on. A kernel's every position counts as an input, and as an output.
 
     fan_in      channels · kh · kw, or the inputs of a dense layer
     fan_out     filters · kh · kw, divided by the size of the pooling window behind it and rounded down, at least 1; or
@@ -28,7 +28,7 @@ class Place:
     last: bool
 
 
-FirstValues = Callable[[Place], tuple[Initializer, Initializer]]
+InitialValues = Callable[[Place], tuple[Initializer, Initializer]]
 """The initializers of weights and biases at a place."""
 
 
@@ -60,5 +60,5 @@ def lasagne(place: Place) -> tuple[Initializer, Initializer]:
     return Glorot(), Zeros()
 
 
-FIRST_VALUES: Mapping[str, FirstValues] = {"lenet": lenet, "network3": network3, "lasagne-cnn": lasagne}
+INITIAL_VALUES: Mapping[str, InitialValues] = {"lenet": lenet, "network3": network3, "lasagne-cnn": lasagne}
 """What `NAME: list of layers` takes from the network of that name."""
