@@ -36,8 +36,8 @@ def constants_table(curves: Mapping[str, Curve]) -> str:
         ("copying messages, ns a byte", host.copy * 1e9),
     ]
     rows: list[tuple[object, ...]] = [(title, f"{value:.3g}", "") for title, value in shown]
-    titles = ("step, µs", "microbatch, µs", "example, µs", "addition of microbatches, ns an element", "update, ns an element",
-              "addition of rows, ns an element")  # fmt: skip
+    titles = ("step, µs", "microbatch, µs", "example, µs", "addition of microbatches, ns an element",
+              "update, ns an element", "addition of rows, ns an element")  # fmt: skip
     for name, curve in curves.items():
         pairs = zip(titles, asdict(curve.alone).values(), asdict(curve.busy).values(), strict=True)
         for title, alone, busy in pairs:

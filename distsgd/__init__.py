@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "SGD": "optim.optimizers", "Momentum": "optim.optimizers", "Nesterov": "optim.optimizers", "Adagrad": "optim.optimizers",
-    "RMSprop": "optim.optimizers", "Adam": "optim.optimizers", "AdamW": "optim.optimizers", "linear_scaling": "optim.optimizers",
+    "SGD": "optim.optimizers", "Momentum": "optim.optimizers", "Nesterov": "optim.optimizers",
+    "Adagrad": "optim.optimizers", "RMSprop": "optim.optimizers", "Adam": "optim.optimizers",
+    "AdamW": "optim.optimizers", "linear_scaling": "optim.optimizers",
     "Activation": "nn.layers", "BatchNormalization": "nn.layers", "Dense": "nn.layers", "Dropout": "nn.layers",
     "Layer": "nn.layers", "Sequential": "nn.layers",
-    "SoftmaxCrossEntropy": "nn.losses", "BinaryCrossEntropy": "nn.losses", "SquaredError": "nn.losses", "Loss": "nn.losses",
+    "SoftmaxCrossEntropy": "nn.losses", "BinaryCrossEntropy": "nn.losses",
+    "SquaredError": "nn.losses", "Loss": "nn.losses",
     "Glorot": "nn.initializers", "He": "nn.initializers", "LeCun": "nn.initializers", "Zeros": "nn.initializers",
     "Constant": "nn.initializers", "Normal": "nn.initializers", "Uniform": "nn.initializers",
     "Batch": "nn.batch", "Views": "core.layout", "Layout": "core.layout",
-    "Custom": "nn.objective", "LossAndGrad": "nn.objective",
+    "FunctionObjective": "nn.objective", "LossAndGrad": "nn.objective",
     "Callback": "training.callbacks", "build_schedule": "optim.schedules",
     "load_mnist": "data.sources", "open_dataset": "data.sources",
     "fit": "run.fit", "Result": "run.fit",

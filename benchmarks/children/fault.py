@@ -31,7 +31,7 @@ MARKER = Path(FAULT["marker"])
 EXCHANGES = (SharedReduction, MessageReduction, LocalReduction)
 MOMENTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "step": ((TrainingStep, "run"),),
-    "reduction": tuple((reduction, name) for reduction in EXCHANGES for name in ("gather", "publish")),
+    "reduction": tuple((reduction, name) for reduction in EXCHANGES for name in ("reduce_scatter", "all_gather")),
     "validation": ((Evaluator, "run"),),
     # Rank 0 writes: at each point where what is on the disk changes. The others stand by.
     "checkpoint": ((os, "fsync"), (os, "replace"), (os, "link")) if RANK == 0 else ((Trainer, "checkpoint"),),

@@ -93,7 +93,7 @@ def watch(marks: Marks) -> None:
 
     Supervised.loss_and_grad = loss_and_grad  # type: ignore[method-assign]
     wrapped(Loader, "gather", "gather", first=True)
-    wrapped(LocalReduction, "gather", "reduction")
+    wrapped(LocalReduction, "reduce_scatter", "reduction")
     wrapped(SliceUpdate, "run", "update")
 
 

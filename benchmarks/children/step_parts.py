@@ -33,7 +33,7 @@ noted: list[float] = []
 
 def watch(kind: type) -> None:
     """From now on this kind of reduction notes the time around its two halves."""
-    gather, all_gather = kind.gather, kind.all_gather  # type: ignore[attr-defined]
+    gather, all_gather = kind.reduce_scatter, kind.all_gather  # type: ignore[attr-defined]
 
     def noting_gather(self: Any, bounds: tuple[int, ...]) -> Any:
         noted.append(time.perf_counter())
@@ -46,7 +46,7 @@ def watch(kind: type) -> None:
         all_gather(self)
         noted.append(time.perf_counter())
 
-    kind.gather, kind.all_gather = noting_gather, noting_publish  # type: ignore[attr-defined]
+    kind.reduce_scatter, kind.all_gather = noting_gather, noting_publish  # type: ignore[attr-defined]
 
 
 class Clock(distsgd.Callback):

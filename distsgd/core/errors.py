@@ -111,8 +111,8 @@ class UserCodeError(DistsgdError):
 
 
 MIXED_ADVICE = (
-    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.core.device.array_module(batch.x), and copy others "
-    "there once, with its asarray"
+    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.core.device.array_module(batch.x), and copy "
+    "others there once, with its asarray"
 )
 
 _REFUSED = ("Unsupported type <class 'numpy.", "expected cupy.", "Implicit conversion to a NumPy array")

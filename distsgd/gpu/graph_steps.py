@@ -100,7 +100,7 @@ class Steps:
         return results
 
     def _reports(self, flags: Flag) -> list[tuple[Array, bool]]:
-        """(the records of all microbatches, whether there was trouble) of each step in flight; ranks tell each other."""
+        """(the records of all microbatches, whether one was not finite) of each step in flight. Collective."""
         assert self._graphs is not None
         reports = self._graphs.reports()
         if self._alone:

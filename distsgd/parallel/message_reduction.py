@@ -173,7 +173,7 @@ class MessageReduction(OwnState):
         return self.partition.microbatches_of(members[0])[0], self.partition.microbatches_of(members[-1])[1]
 
     def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
-        """(the sum of the group's microbatches on a chunk, where it lies in the message) for all that this rank sends."""
+        """(the sum of the group's microbatches on a chunk, its place in the message) for all that this rank sends."""
         sums = []
         for owner in self._owners:
             span = self.partition.elements_of(owner)

@@ -103,7 +103,8 @@ def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
         return model
     if not isinstance(model, Layer):
         raise ConfigurationError(
-            f"a model must be a distsgd.Layer or a distsgd.FunctionObjective, got {type(model).__name__}; see docs/extending.md"
+            f"a model must be a distsgd.Layer or a distsgd.FunctionObjective, got {type(model).__name__}; "
+            "see docs/extending.md"
         )
     shape = accepted_shape(model, data.example_shape)
     outputs, needed = model.output_shape(shape), loss.output_size(data.target_shape, data.num_classes)

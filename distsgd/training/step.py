@@ -1,4 +1,4 @@
-"""One training step: microbatch gradients, one reduction, one update; the same bits on any number of ranks and threads."""
+"""One training step: microbatch gradients, one reduction, one update; the same bits on any ranks and threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from distsgd.training.update import SliceUpdate
 from distsgd.training.zero_gradients import ZeroGradients
 
 _GATHERED_TOGETHER, _GATHERED_FOR_GPU = 8 << 20, 1 << 30
-"""Bytes of inputs up to which a worker gathers all of its microbatches at once; above it, each microbatch as it comes."""
+"""Bytes of inputs up to which a worker gathers all of its microbatches at once; above it, one at a time."""
 
 
 class Flag(IntFlag):
@@ -263,7 +263,7 @@ class TrainingStep:
         return self.loader.gather(indices[start:stop], epoch, buffer, numbers)
 
     def _input_buffer(self, worker: int, count: int) -> Array | None:
-        """Where a worker gathers the inputs of its microbatches, used again in each step; None where they are too many."""
+        """Where a worker gathers its microbatches' inputs, used again in each step; None where they are too many."""
         buffer = self._input_buffers[worker]
         if len(buffer) < count:
             features = math.prod(self.loader.examples.x.shape[1:])

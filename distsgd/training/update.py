@@ -116,7 +116,7 @@ class SliceUpdate:
         return prepared
 
     def launch(self, bounds: tuple[int, ...], count: int, inputs: StepInputs) -> None:
-        """One update on a GPU without a look at any number: what isn't finite is `non_finite`, which ends all updates."""
+        """One update on a GPU without a look at any number: `non_finite` marks what isn't, and ends all updates."""
         self._measure_norm = False
         communicator, kernels = self.reduction.communicator, kernels_for(self.reduction.params)
         own = inputs.non_finite[communicator.rank : communicator.rank + 1]

@@ -1,4 +1,4 @@
-"""Batch normalization's statistics: what microbatches report, how they are joined, and what evaluation makes of them."""
+"""Batch normalization's statistics: what microbatches report, how they are combined, what evaluation uses."""
 
 from __future__ import annotations
 

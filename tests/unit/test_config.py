@@ -91,7 +91,7 @@ def test_target() -> None:
 
 
 def test_every_option_is_described() -> None:
-    lines = Path(__file__).parents[2].joinpath("distsgd", "config.py").read_text(encoding="utf-8").splitlines()
+    lines = Path(__file__).parents[2].joinpath("distsgd", "run", "config.py").read_text(encoding="utf-8").splitlines()
     for name in field_names():
         place = next(i for i, line in enumerate(lines) if line.startswith(f"    {name}: "))
         assert lines[place + 1].strip().startswith('"""'), f"{name} has no description"

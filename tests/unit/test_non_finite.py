@@ -181,7 +181,7 @@ def test_with_validation_batch_normalization_and_momentum(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("size", "kind"), WAYS)
 def test_an_update_that_was_made_is_undone(tmp_path: Path, size: int, kind: str) -> None:
-    """The microbatches' gradients are finite and their sum isn't: ranks that own nothing of it have made their updates."""
+    """The gradients are finite and their sum isn't: ranks that own nothing of it have made their updates."""
     for step in (2, 4, STEPS):  # the last is found at the end, 4 as the checkpoint is due
         result = train(tmp_path / str(step), {step: "sum"}, "rollback", size, kind, checkpoint_every="4")
         np.testing.assert_allclose(result.params["w"][0], without([step]), rtol=1e-9)

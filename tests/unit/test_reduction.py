@@ -57,7 +57,7 @@ def fill_rows(reduction: Any, bounds: tuple[int, ...]) -> None:
 
 
 def one_step(communicator: Communicator, kind: str, workers: int, length: int) -> tuple[Array, Array, Array]:
-    """Sets params to the sum of all microbatches' gradients; returns params, flags and records as this rank sees them."""
+    """Sets params to the sum of all gradients; returns params, flags and records as this rank sees them."""
     partition = Partition(MICROBATCHES, communicator.size, ELEMENTS)
     own = partition.microbatches_of(communicator.rank)
     plan = Plan(partition, min(workers, own[1] - own[0]), F32, 2, 3)

@@ -37,7 +37,7 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) 
     """One bit of one parameter, of these ranks' own copies, behind this step."""
     all_gather, calls = MessageReduction.all_gather, dict.fromkeys(wrong, 0)
 
-    def publish_and_err(self: MessageReduction) -> None:
+    def all_gather_and_err(self: MessageReduction) -> None:
         all_gather(self)
         rank = self.communicator.rank
         if rank in calls:
@@ -45,7 +45,7 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) 
             if calls[rank] == step:
                 self.params.view(np.uint32)[7] ^= 1
 
-    monkeypatch.setattr(MessageReduction, "publish", publish_and_err)
+    monkeypatch.setattr(MessageReduction, "all_gather", all_gather_and_err)
 
 
 @pytest.mark.parametrize("wrong", range(4))

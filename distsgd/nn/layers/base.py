@@ -74,7 +74,7 @@ class Layer(Component, ABC):
         """Fills the layer's running statistics."""
 
     def combine_statistics(self, first: Views, second: Views) -> None:
-        """In place: puts into `first` what one microbatch with the examples of both would have reported. float64 views."""
+        """In place: puts into `first` what one microbatch with all examples would have reported. float64 views."""
 
     def update_state(self, state: Views, statistics: Views) -> None:
         """In place: moves the running statistics by the statistics of a whole minibatch, all microbatches combined."""
