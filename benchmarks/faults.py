@@ -129,7 +129,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
         ended = _run(line, settings, folder)
         left = _wait_for_the_end(tag)
     gone = time.time()
-    told = [text for text in ended.err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
+    reported = [text for text in ended.err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
     problems = [f"left: {name}" for name in left + _files(folder, temporary, case)]
     problems += ["it hung"] if ended.hung else []
     again = case.plain or (case.victim == "launcher" and ended.status == -9)
@@ -142,7 +142,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     problems += [] if marker.exists() else ["the moment never came"]
     problems += [f"exit status {ended.status}"] if ended.status else []
     problems += [] if sha256(folder / "run") == wanted else ["other bits"]
-    result = {**asdict(case), "seconds": time.time() - began, "told": told, "problems": problems}
+    result = {**asdict(case), "seconds": time.time() - began, "told": reported, "problems": problems}
     first = folder / "first-step"
     if marker.exists():
         struck = marker.stat().st_mtime
@@ -231,12 +231,12 @@ def summarize(runs: Iterable[Mapping[str, Any]]) -> str:
         cells.setdefault((made.plain, made.how, who), {}).setdefault(made.moment, []).append(run)
     rows = []
     for (plain, how, who), moments in sorted(cells.items(), key=lambda item: (item[0][1] != "SIGKILL", item[0])):
-        told = [_cell(moments.get(moment, [])) for moment in MOMENTS]
+        reported = [_cell(moments.get(moment, [])) for moment in MOMENTS]
         found = [run for some in moments.values() for run in some]
         over, back = ([run[key] for run in found if key in run] for key in ("over_after", "back_after"))
         by_hand = "by hand" if over else "–"
         name = f"{_NAMES.get(how, how)}, {who}{', plain mpirun' if plain else ''}"
-        rows.append((name, *told, _times_of(over) if over else "–", _times_of(back) if back else by_hand))
+        rows.append((name, *reported, _times_of(over) if over else "–", _times_of(back) if back else by_hand))
     return table(("fault", *(f"in {moment}" for moment in MOMENTS), "all over after", "next step after"), rows)
 
 

@@ -230,7 +230,7 @@ def step(job: Job, rates: Rates, host: Host, network: Network | None = None) -> 
     if job.nodes == 1 and not job.messages:
         barrier = _barrier(job.ranks, host)
         return Parts(compute, barrier, crowd * _update(job, rates, host), barrier)
-    gather, all_gather = _gather(job, rates, host, network), _publish(job, host, network)
+    gather, all_gather = _gather(job, rates, host, network), _all_gather(job, host, network)
     return Parts(compute, gather, crowd * _update(job, rates, host), all_gather)
 
 
@@ -260,10 +260,10 @@ def _gather(job: Job, rates: Rates, host: Host, network: Network | None) -> floa
     """All-gather of what ranks say, which is short; sums; all-to-all."""
     crowd = max(1.0, job.neighbours / host.cores)
     additions = max(rows - sums for rows, sums in zip(job.rows, job.sums, strict=True)) * rates.total
-    told = _barrier(job.neighbours, host) + crowd * (job.ranks - 1) * host.peer
+    reported = _barrier(job.neighbours, host) + crowd * (job.ranks - 1) * host.peer
     inside = job.neighbours - 1 if job.messages else 0
     bytes_moved = WIDTH * max(job.traffic.sent, job.traffic.received)
-    seconds = told + crowd * (
+    seconds = reported + crowd * (
         host.gather + inside * host.message + job.traffic.sent * (host.pack + additions) + bytes_moved * host.copy
     )
     if network is None or job.nodes == 1:
@@ -273,7 +273,7 @@ def _gather(job: Job, rates: Rates, host: Host, network: Network | None) -> floa
     return seconds + crowd * away * network.message + talk + WIDTH * job.traffic.link * network.seconds_per_byte
 
 
-def _publish(job: Job, host: Host, network: Network | None) -> float:
+def _all_gather(job: Job, host: Host, network: Network | None) -> float:
     """Each rank gives what it owns to one rank of each other group, and a node's ranks wait for each other.
 
     Where every rank has a replica it is an all-gather: a ring in rank order, which is the order of nodes, so that a

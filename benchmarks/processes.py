@@ -122,7 +122,7 @@ def measure(command: Sequence[str], limit: float = LIMIT) -> dict[str, Any]:
     """What the child tells, with `process_seconds`, the time of the whole process."""
     out, seconds = run(command, limit)
     for line in out.splitlines():
-        _, marked, told = line.partition(MARK)
+        _, marked, reported = line.partition(MARK)
         if marked:
-            return {**json.loads(told), "process_seconds": seconds}
+            return {**json.loads(reported), "process_seconds": seconds}
     raise Unavailable("it told no result")

@@ -105,7 +105,7 @@ class Soak:
         """So long the soak has lasted, over all its parts."""
         return self.before + time.monotonic() - self.began
 
-    def go_on(self, until: float) -> None:
+    def continue_run(self, until: float) -> None:
         """Disturbs the run until the soak has lasted so long, and stops it."""
         try:
             self.wait_for_progress("start")
@@ -193,7 +193,7 @@ class Soak:
     def processes(self) -> list[int]:
         """All that the launcher has started, and itself."""
         found = with_variable(_TAG, self.tag)
-        return sorted(number for number in found if (told := stat(number)) is not None and not told.ended)
+        return sorted(number for number in found if (reported := stat(number)) is not None and not reported.ended)
 
     def ranks(self) -> list[int]:
         """The ranks' processes."""
@@ -211,11 +211,11 @@ class Soak:
     def sample(self) -> None:
         """Counts."""
         for number in self.processes():
-            told, kind = stat(number), _kind(number, self.process.pid)
+            reported, kind = stat(number), _kind(number, self.process.pid)
             found = _counts(number)
-            if told is None or kind is None or found is None:
+            if reported is None or kind is None or found is None:
                 continue
-            life = self.lives.setdefault((number, told.started), Life(kind, self.seconds))
+            life = self.lives.setdefault((number, reported.started), Life(kind, self.seconds))
             life.see(found, self.seconds)
         named = mapped_files("/dev/shm", self.ranks())
         named |= {name for name in open_files("/tmp", self.processes()) if "hydra" in name}
@@ -316,10 +316,10 @@ def summarize(kept: Mapping[str, Any]) -> str:
     )
     files = kept["files"]
     inside = [one["run"] for one in files]
-    told = (
+    reported = (
         f"files in the run folder: {inside[0]} at first, {max(inside)} at most, {inside[-1]} at last" if files else ""
     )
-    return f"{events}\n\n{counted}\n\n{told}"
+    return f"{events}\n\n{counted}\n\n{reported}"
 
 
 def _levels(lives: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -344,7 +344,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was seen is kept, and nothing left running
     try:
         if kept["seconds"] < 60 * chosen.minutes:
-            Soak(folder, kept).go_on(min(60 * chosen.minutes, kept["seconds"] + chosen.seconds))
+            Soak(folder, kept).continue_run(min(60 * chosen.minutes, kept["seconds"] + chosen.seconds))
         if kept["seconds"] >= 60 * chosen.minutes and "same_bits" not in kept:
             compare(folder, kept)
     finally:

@@ -95,7 +95,7 @@ def library() -> Any:
         assert len(RECORDER.memory(address, size)) == WORKSPACE_BYTES
         STREAMS[handle] = (STREAMS[handle][0], address)
 
-    def told(function: Any) -> Any:
+    def reported(function: Any) -> Any:
         def call(*arguments: Any) -> int:
             try:
                 function(*arguments)
@@ -113,5 +113,5 @@ def library() -> Any:
         "cublasGemmEx": gemm,
     }
     assert list(bodies) == list(SIGNATURES)
-    functions = {name: ctypes.CFUNCTYPE(c_int, *SIGNATURES[name])(told(body)) for name, body in bodies.items()}
+    functions = {name: ctypes.CFUNCTYPE(c_int, *SIGNATURES[name])(reported(body)) for name, body in bodies.items()}
     return SimpleNamespace(**functions, cublasGetStatusString=lambda status: errors[-1].encode())

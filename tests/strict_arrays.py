@@ -105,11 +105,11 @@ class Recorder:
         else:
             self.tape.steps.append(work)
 
-    def wait(self, told: dict[int, int] | None = None) -> None:
+    def wait(self, reported: dict[int, int] | None = None) -> None:
         """The host waits for the GPU: for its current stream, or for what an event tells of."""
         assert self.tape is None, "waiting can't be recorded"
         self.enter.append(getattr(self.threads, "step", None))
-        known = self.streams.host_waits(told)
+        known = self.streams.host_waits(reported)
         self._unchanged()
         for host, content, stream, time in self.on_the_way:
             if known.get(stream, -1) >= time:

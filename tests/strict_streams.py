@@ -67,17 +67,17 @@ class Streams:
     def mark(self, number: int) -> dict[int, int]:
         """All that a stream has done and knows of, from its next use on a thing of the past."""
         clock = self.clocks[number]
-        told = {**clock.known, number: clock.time}
+        reported = {**clock.known, number: clock.time}
         clock.time += 1
-        return told
+        return reported
 
-    def host_waits(self, told: dict[int, int] | None = None) -> dict[int, int]:
+    def host_waits(self, reported: dict[int, int] | None = None) -> dict[int, int]:
         """What is asked for from now on comes behind all that the current stream has done, or an event tells of; how
         far the host knows the streams to be."""
-        told = self.mark(self.current) if told is None else told
+        reported = self.mark(self.current) if reported is None else reported
         for clock in self.clocks:
-            clock.learn(told)
-        return told
+            clock.learn(reported)
+        return reported
 
     @property
     def now(self) -> tuple[int, int]:
@@ -109,9 +109,9 @@ class StrictStream:
         return self._recorder.end_tape()
 
     def wait_event(self, event: StrictEvent) -> None:
-        assert event.told is not None, "nothing was recorded yet"
+        assert event.reported is not None, "nothing was recorded yet"
         assert event.captured == self.is_capturing(), "an event of a recording belongs to it"
-        self._recorder.streams.clocks[self.ptr].learn(event.told)
+        self._recorder.streams.clocks[self.ptr].learn(event.reported)
 
     def __enter__(self) -> StrictStream:
         self._recorder.streams.entered.append(self.ptr)
@@ -130,14 +130,14 @@ class StrictEvent:
 
     def __init__(self, recorder: Any) -> None:
         self._recorder = recorder
-        self.told: dict[int, int] | None = None
+        self.reported: dict[int, int] | None = None
         self.captured = False
 
     def record(self, stream: StrictStream) -> None:
         self.captured = self._recorder.tape is not None
-        self.told = self._recorder.streams.mark(stream.ptr)
+        self.reported = self._recorder.streams.mark(stream.ptr)
 
     def synchronize(self) -> None:
-        assert self.told is not None
+        assert self.reported is not None
         assert not self.captured, "the host can't wait for an event of a recording"
-        self._recorder.wait(self.told)
+        self._recorder.wait(self.reported)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.workloads import workload
 from distsgd.core import runtime
 
@@ -86,7 +86,7 @@ def main() -> None:
     found = communicator.gather_object(result)
     if found is not None:  # as if all ranks' work were one rank's
         together = {name: 1 / sum(1 / one[name] for one in found) for name in result}
-        tell({**together, "metadata": {"blas": runtime.blas_description(), "ranks": communicator.size}})
+        report_result({**together, "metadata": {"blas": runtime.blas_description(), "ranks": communicator.size}})
 
 
 main()

@@ -6,7 +6,7 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, Memory, settings, tell
+from benchmarks.children.protocol import LEAST, WARM_UP, Memory, report_result, settings
 from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
@@ -114,7 +114,7 @@ def main() -> None:
             "stopped_seconds": clock.stops,
             "lost_seconds": clock.lost(),
         }
-        tell({**clock.result, **memory.grown(), "metadata": metadata})
+        report_result({**clock.result, **memory.grown(), "metadata": metadata})
 
 
 main()

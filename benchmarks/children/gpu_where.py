@@ -10,7 +10,7 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, settings, tell
+from benchmarks.children.protocol import LEAST, report_result, settings
 from benchmarks.workloads import gpu_workload, synthetic
 from distsgd.core import runtime
 
@@ -133,7 +133,9 @@ def main() -> None:
     assert marks.device is not None
     steps = marks.steps()[1:-1]
     result = {part: median(step[part] for step in steps) for part in PARTS}
-    tell({**result, "step": median(sum(step.values()) for step in steps), "metadata": {"device": str(marks.device)}})
+    report_result(
+        {**result, "step": median(sum(step.values()) for step in steps), "metadata": {"device": str(marks.device)}}
+    )
 
 
 main()

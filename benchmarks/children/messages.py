@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from distsgd.core import runtime
 
 wanted = settings()
@@ -87,7 +87,7 @@ def main() -> None:
     peer = (in_bookkeeping(MANY, repetitions) - in_bookkeeping(FEW, repetitions)) / (MANY - FEW)
     slowest = np.max(communicator.allgather_object((message, peer)), axis=0)
     if communicator.is_root:
-        tell({"message": max(1e-9, float(slowest[0])), "peer": max(1e-9, float(slowest[1]))})
+        report_result({"message": max(1e-9, float(slowest[0])), "peer": max(1e-9, float(slowest[1]))})
 
 
 main()

@@ -28,7 +28,7 @@ def settings() -> dict[str, Any]:
     return wanted
 
 
-def tell(result: dict[str, Any]) -> None:
+def report_result(result: dict[str, Any]) -> None:
     """Hands the result to the parent."""
     print(MARK + json.dumps(result), flush=True)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from distsgd.core import runtime
 
 wanted = settings()
@@ -95,7 +95,7 @@ def main() -> None:
     slowest = np.max(communicator.allgather_object(times), axis=0)  # ready when all are
     medians = np.median(slowest, axis=1)
     if communicator.is_root:
-        tell({f"{name}_seconds": float(value) for name, value in zip(reductions, medians, strict=True)})
+        report_result({f"{name}_seconds": float(value) for name, value in zip(reductions, medians, strict=True)})
 
 
 def measure(reductions: dict[str, Any], once: Callable[[Any], float], agree: Callable[[int], int]) -> Any:

@@ -80,7 +80,7 @@ class Job:
                 found[int(rank)] = number
         return found
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """Standard error so far."""
         return self._printed[1].read_text(errors="replace")
 
@@ -138,8 +138,8 @@ def launch(ranks: int, folder: Path, *options: object, own: tuple[object, ...] =
 
 def fault(folder: Path, how: str, moment: str = "step", rank: int = 1, count: int = 20, **more: Any) -> dict[str, str]:
     """The setting that makes CALLBACK do something to a rank."""
-    told = {"how": how, "moment": moment, "rank": rank, "count": count, "delay": 0.0, "victim": "rank", **more}
-    return {"DISTSGD_FAULT": json.dumps({"marker": str(folder / "struck"), **told})}
+    reported = {"how": how, "moment": moment, "rank": rank, "count": count, "delay": 0.0, "victim": "rank", **more}
+    return {"DISTSGD_FAULT": json.dumps({"marker": str(folder / "struck"), **reported})}
 
 
 def sha256(folder: Path) -> str:

@@ -143,10 +143,10 @@ def test_batch_normalization(gpu: Device, dtype: Any) -> None:
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(to_host(one), other, **within(dtype, 100))
     _, mean, _, inverse = wanted
-    for way_back in ("normalize_backward", "transform_backward"):
+    for backward in ("normalize_backward", "transform_backward"):
         slopes, there_slopes = np.empty((2, 6), dtype), there(gpu, *np.full((2, 6), np.nan, dtype))
-        dx = getattr(cpu, way_back)(rows, mean, inverse, scale, dy, *slopes)
-        there_dx = getattr(kernels, way_back)(*there(gpu, rows, mean, inverse, scale, dy), *there_slopes)
+        dx = getattr(cpu, backward)(rows, mean, inverse, scale, dy, *slopes)
+        there_dx = getattr(kernels, backward)(*there(gpu, rows, mean, inverse, scale, dy), *there_slopes)
         np.testing.assert_allclose(to_host(there_dx), dx, **within(dtype, 100))
         for one, other in zip(there_slopes, slopes, strict=True):
             np.testing.assert_allclose(to_host(one), other, **within(dtype, 100))

@@ -36,7 +36,7 @@ class Case:
     leaves   what the command may leave in the folder, where a run had begun
     """
 
-    told: str
+    reported: str
     line: str
     make: Make = lambda folder: None
     status: int = 2

@@ -252,10 +252,10 @@ class Recorder:
 
     def _wrap(self, name: str) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            tell = getattr(self, f"_{name}", None)
+            replay = getattr(self, f"_{name}", None)
             result = self.real[name](*arguments, **keywords)
-            if tell is not None:
-                tell(result, *self._whole_paths(arguments, keywords))
+            if replay is not None:
+                replay(result, *self._whole_paths(arguments, keywords))
             self.look()
             return result
 

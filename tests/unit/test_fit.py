@@ -257,18 +257,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "told"), REFUSED, ids=[str(told) for _, told in REFUSED])
+@pytest.mark.parametrize(("options", "reported"), REFUSED, ids=[str(reported) for _, reported in REFUSED])
 @pytest.mark.parametrize("size", [1, 2])
-def test_refused(options: dict[str, Any], told: str, size: int) -> None:
+def test_refused(options: dict[str, Any], reported: str, size: int) -> None:
     options = {"model": "softmax", "train": (X, LABELS), "epochs": 1, **options}
-    with pytest.raises(DistsgdError, match=told) as caught:
+    with pytest.raises(DistsgdError, match=reported) as caught:
         run_on_threads(size, lambda c: fit(communicator=c, **options))
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "told"),
+    ("x", "y", "reported"),
     [
         (np.full((5, 2), np.nan), np.zeros(5, int), "example 0 holds nan"),
         (np.zeros((5, 2)), np.zeros(4, int), "targets: expected 5 entries"),
@@ -277,8 +277,8 @@ def test_refused(options: dict[str, Any], told: str, size: int) -> None:
         (np.array([["a"]]), np.zeros(1, int), "dtype"),
     ],
 )
-def test_data_that_cannot_be_trained_on(x: Any, y: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_data_that_cannot_be_trained_on(x: Any, y: Any, reported: str) -> None:
+    with pytest.raises(DataError, match=reported):
         fit("softmax", (x, y))
 
 

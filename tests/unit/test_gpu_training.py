@@ -72,13 +72,13 @@ def on_ranks(size: int, gpus: int = 2, hosts: Any = None, **options: Any) -> lis
 def watched(communicator: Communicator) -> Communicator:
     """Notes messages, and sees that nothing but arrays of the host are sent."""
     inside = Counting(communicator)
-    go_on = inside._pass
+    inner_pass = inside._pass
 
     def look(name: str, *arguments: Any) -> Any:
         if not name.endswith("_object"):
             RECORDER.note(MPI, name)
             assert not any(isinstance(argument, StrictArray) for argument in arguments)
-        return go_on(name, *arguments)
+        return inner_pass(name, *arguments)
 
     inside._pass = look  # type: ignore[method-assign]
     return inside

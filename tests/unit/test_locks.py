@@ -58,7 +58,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
+def test_the_second_learns_who_is_first(tmp_path: Path) -> None:
     first = child(HOLD + "time.sleep(60)", tmp_path / "run")
     try:
         assert listen(first) == "has it"

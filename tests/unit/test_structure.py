@@ -127,7 +127,7 @@ def own_imports(module: str) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("module", INSIDE)
-def test_imports_go_one_way(module: str) -> None:
+def test_imports_continuee_way(module: str) -> None:
     mine = entry_of(module)
     wrong = [
         f"{MODULES[module].relative_to(ROOT)}:{line} imports distsgd.{target}"
