@@ -84,7 +84,7 @@ class Series:
 def interleave(contenders: Iterable[Contender], rounds: int) -> dict[str, Series]:
     """Measures A B C A B C …, so that a machine that slows down for a while does so for all; by name.
 
-    A contender that is Unavailable once is left out of the rounds that follow, and of the result.
+    A contender that is Unavailable once is skipped in the rounds that follow, and in the result.
     """
     contenders = list(contenders)
     found = {contender.name: Series(contender.name) for contender in contenders}

@@ -1,9 +1,9 @@
 """Kills processes in the middle of training and looks what becomes of the run: 200 kills, and other faults beside.
 
 Each run is started with distsgd.launch, disturbed once at a moment that its number decides, and has to end with the
-bits of the run that nobody disturbed, with nothing left behind. The last ones are started with a plain mpirun on a
+bits of the undisturbed run, with nothing left. The last ones are started with a plain mpirun on a
 machine that has too much to do, and are started again by hand. Results are kept after every run, so that a benchmark
-that is stopped goes on: python -m benchmarks.faults --seconds 200, again and again.
+that is stopped continues: python -m benchmarks.faults --seconds 200, again and again.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def command(case: Case, out: Path) -> list[str]:
 
 
 def undisturbed(folder: Path) -> str:
-    """The parameters' sha256 of a run that nobody disturbs, alone in one process."""
+    """The parameters' sha256 of an undisturbed run, alone in one process."""
     line = [sys.executable, "-m", "distsgd.train", *OPTIONS, "--out", str(folder / "undisturbed")]
     subprocess.run(line, env=environment(), cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=LIMIT)
     return sha256(folder / "undisturbed") or ""
@@ -150,7 +150,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
             result["over_after"] = gone - struck
         elif first.exists():
             when, step = first.read_text().split()
-            # The launcher says that it goes on when it has cleaned up.
+            # The launcher says that it continues when it has cleaned up.
             result["over_after"] = (folder / "err").stat().st_mtime - struck
             result |= {"back_after": float(when) - struck, "first_step": int(step)}
     return result | ({"out": ended.out[-2000:], "err": ended.err[-6000:]} if problems else {})

@@ -64,7 +64,7 @@ def contenders(name: str, chosen: argparse.Namespace) -> list[Contender]:
 
 
 def settings(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """What all children are told."""
+    """What all children get."""
     return {
         "workload": name,
         "seconds": chosen.seconds,

@@ -1,6 +1,6 @@
 """Seconds of a training step on any number of ranks and nodes, from constants that a small machine can measure.
 
-A step has four parts, one behind the other. `compute`: a rank's microbatches. `gather`: gradients go to who owns the
+A step has four parts, one after the other. `compute`: a rank's microbatches. `gather`: gradients go to who owns the
 elements. `update`: the owner adds all rows and updates. `all_gather`: the parameters go to everybody. On one node
 `gather` and `all_gather` are a barrier each; between nodes, an all-to-all and an all-gather, whose messages cost
 software, copies in the host, latency and time on the node's link, none of which hides another. (In the manner of LogGP:
@@ -56,7 +56,7 @@ class Host:
     cores          that ranks share
     barrier        of two ranks
     update         an update, however few its elements
-    gather         an all-to-all, however small; publish: an all-gather
+    gather         an all-to-all, however small; all_gather: an all-gather
     pack           an element that is copied into a message
     copy           a byte that a rank receives through the MPI library (it sends as many meanwhile)
     message        a message to, and one from, another rank in the library
@@ -338,7 +338,7 @@ class Curve:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Curve:
-        """The curve that these metadata tell of."""
+        """The curve that these metadata describe."""
         rates = {key: Rates(**metadata[key]) for key in ("alone", "busy")}
         return cls(metadata["elements"], metadata["batch"], metadata["weak"], **rates, host=Host(**metadata["host"]))
 

@@ -1,4 +1,4 @@
-"""Starts what measures: a clean environment, the launchers, and the result that a child tells."""
+"""Starts what measures: a clean environment, the launchers, and the result that a child reports."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def measure(command: Sequence[str], limit: float = LIMIT) -> dict[str, Any]:
-    """What the child tells, with `process_seconds`, the time of the whole process."""
+    """What the child reports, with `process_seconds`, the time of the whole process."""
     out, seconds = run(command, limit)
     for line in out.splitlines():
         _, marked, reported = line.partition(MARK)

@@ -1,8 +1,8 @@
-"""Trains for half an hour while its processes are killed, stopped and told to stop at random, and looks what grows.
+"""Trains for half an hour while its processes are killed, stopped and asked to stop at random, and looks what grows.
 
-Every few seconds something happens to the run. It has to go on by itself, or with the same command where the launcher
+Every few seconds something happens to the run. It has to continue, or to do so with the same command where the launcher
 was ended; memory, descriptors and files are counted all the time; and in the end its parameters and records have to be
-those of a run that nobody disturbed. It goes on where it was stopped: python -m benchmarks.soak --seconds 200, again
+those of an undisturbed run. It continues where it was stopped: python -m benchmarks.soak --seconds 200, again
 and again.
 """
 
@@ -72,7 +72,7 @@ class Life:
 
 @dataclass
 class Soak:
-    """One part of the soak: a run that goes on in `folder`, and what was seen of it."""
+    """One part of the soak: a run that continues in `folder`, and what was seen of it."""
 
     folder: Path
     kept: dict[str, Any]
@@ -155,7 +155,7 @@ class Soak:
             _signal(number, signal.SIGCONT)
 
     def stop(self) -> None:
-        """Tells the launcher to stop, which has to leave a checkpoint, status 75, and nothing else."""
+        """Asks the launcher to stop, which has to leave a checkpoint, status 75, and nothing else."""
         self.process.terminate()
         try:
             status = self.process.wait(LIMIT)
@@ -263,7 +263,7 @@ def _counts(number: int) -> tuple[int, int, int] | None:
 
 
 def compare(folder: Path, kept: dict[str, Any]) -> None:
-    """Ends the run a little further on, and makes it again with nobody to disturb it; counts that one's memory, too."""
+    """Ends the run a little later, and makes it again undisturbed; counts that one's memory, too."""
     last = WatchedFolder(folder / "run").step() or 0
     more = ("--max-steps", str(last + 100))
     line = [mpirun(), "-n", "2", sys.executable, "-m", "distsgd.train", *OPTIONS, *more]

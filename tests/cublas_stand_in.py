@@ -17,7 +17,7 @@ HANDLES, STREAMS, COMPUTED = [0xB1A5], {}, []
 
 
 def rounded(values: np.ndarray, bits: int) -> np.ndarray:
-    """float32 with so many bits of its 23 behind the point, to the nearest, ties to even."""
+    """float32 with so many bits of its 23 after the point, to the nearest, ties to even."""
     words, drop = np.ascontiguousarray(values).view(np.uint32), 23 - bits
     half = np.uint32((1 << (drop - 1)) - 1) + ((words >> np.uint32(drop)) & np.uint32(1))
     short = ((words + half) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)

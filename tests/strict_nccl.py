@@ -69,7 +69,7 @@ class World:
 
 
 class StrictNccl:
-    """The module `cupy.cuda.nccl`. `fails` may raise, before what it is told of begins: (name, rank).
+    """The module `cupy.cuda.nccl`. `fails` may raise, before what it reports begins: (name, rank).
 
     hosts   of the ranks, where they aren't all on one
     wrong   deliver other bytes than were sent, as machines do whose PCI is set up for virtual machines

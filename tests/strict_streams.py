@@ -1,4 +1,4 @@
-"""Streams of the stand-in for CuPy: what one does to memory has to come before or behind what another one does to it.
+"""Streams of the stand-in for CuPy: what one does to memory has to come before or after what another one does to it.
 
 Everything is done at once, so a wait that is missing changes no number. Each stream counts what it does, and knows how
 far the others have come by the events that it has waited for (vector clocks); an access to memory that another stream
@@ -32,7 +32,7 @@ class Streams:
     """The streams of one rank: 0, the default one, and those that it makes. Nothing is noted before it makes one.
 
     uses     when each stream last read or wrote the bytes [first, last), by its own time
-    note     told of each use, too
+    note     notes each use, too
     entered  streams of `with` blocks that haven't ended; `use` leaves no trace there
     """
 
@@ -72,7 +72,7 @@ class Streams:
         return reported
 
     def host_waits(self, reported: dict[int, int] | None = None) -> dict[int, int]:
-        """What is asked for from now on comes behind all that the current stream has done, or an event tells of; how
+        """What is asked for from now on comes after all that the current stream has done, or an event marks; how
         far the host knows the streams to be."""
         reported = self.mark(self.current) if reported is None else reported
         for clock in self.clocks:
@@ -119,7 +119,7 @@ class StrictStream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """As CuPy has it: back to the stream of the block around, whatever `use` has said since, or the default one."""
+        """As CuPy has it: back to the stream of the block around, whatever `use` did since, or the default one."""
         streams = self._recorder.streams
         streams.entered.pop()
         streams.current = streams.entered[-1]

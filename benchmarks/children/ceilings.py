@@ -1,4 +1,4 @@
-"""Times what a step can't be faster than: its matrix products, each by itself, and copies in memory and in the cache.
+"""Times what a step can't be faster than: its matrix products, each alone, and copies in memory and in the cache.
 
 Operands lie in memory as in a step (a minibatch is a transposed view of rows; the others are in C order), outputs are
 there already, and each product is repeated with nothing between. Under mpirun all ranks measure at the same time.

@@ -1,4 +1,4 @@
-"""Times a workload's matrix products on a device, each by itself, and a large one: no step can be faster."""
+"""Times a workload's matrix products on a device, each alone, and a large one: no step can be faster."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from distsgd.training.trainer import Trainer  # noqa: E402
 
 
 class Clock(distsgd.Callback):
-    """Starts behind the warm-up, and asks for the end when its time is over.
+    """Starts after the warm-up, and asks for the end when its time is over.
 
-    How a step ended may be told later than it was asked for; so the clock starts and stops where the device has done
+    How a step ended may be reported later than requested; so the clock starts and stops where the device has done
     all that was asked, and counts the steps that were asked for between.
     """
 

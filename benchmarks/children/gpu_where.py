@@ -1,6 +1,6 @@
 """Times the parts of a step on a device: gather, forward, backward, reduction, update.
 
-On a GPU events on its stream are read when all steps are over, so that nobody waits between parts; a part then holds
+On a GPU events on its stream are read when all steps are over, so that nothing waits between parts; a part then holds
 the time in which the GPU had nothing to do as well. On the CPU the clock is read.
 """
 
@@ -98,7 +98,7 @@ def watch(marks: Marks) -> None:
 
 
 class Count(distsgd.Callback):
-    """Begins to mark behind the warm-up, and ends the run."""
+    """Begins to mark after the warm-up, and ends the run."""
 
     def __init__(self, marks: Marks) -> None:
         self.marks, self.steps = marks, 0

@@ -22,7 +22,7 @@ from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 
 FEW, MANY = 2, 512
 BYTES = 128
-"""About what a rank tells another that owns nothing: flags, loss sum and count."""
+"""About what a rank sends to another that owns nothing: flags, loss sum and count."""
 
 
 class Crowd(SerialCommunicator):
@@ -33,7 +33,7 @@ class Crowd(SerialCommunicator):
         self.size, self.hosts = size, self.hosts * size
 
     def allgather_object(self, value: Any) -> list[Any]:
-        """The ranks where that is asked: each is by itself. Else all agree."""
+        """The ranks where that is asked: each is alone. Else all agree."""
         return [value] * self.size if isinstance(value, bool) else list(range(self.size))
 
     def alltoall(self, send: Any, sent: Parts, receive: Any, received: Parts) -> None:

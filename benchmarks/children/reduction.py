@@ -25,7 +25,7 @@ from distsgd.parallel.tree import scratch_levels  # noqa: E402
 
 
 class Reduction:
-    """gather, the tree, and publish, with a plain store where a step has its update."""
+    """gather, the tree, and all_gather, with a plain store where a step has its update."""
 
     def __init__(self, reduction: GradientReduction) -> None:
         self.reduction = reduction
@@ -90,7 +90,7 @@ def main() -> None:
     for reduction in reductions.values():
         once(reduction)
         assert np.all(reduction.result == sum(range(1, communicator.size + 1))), "the sum is wrong"
-        communicator.barrier()  # nobody writes while another still looks
+        communicator.barrier()  # no one writes while another still looks
     times = measure(reductions, once, communicator.broadcast_object)
     slowest = np.max(communicator.allgather_object(times), axis=0)  # ready when all are
     medians = np.median(slowest, axis=1)

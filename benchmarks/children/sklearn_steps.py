@@ -1,6 +1,6 @@
 """Times scikit-learn's MLPClassifier by the difference between a short fit and a longer one.
 
-Its fit checks and encodes the data first, which is no part of a step, and tells nobody when it is through with that.
+Its fit checks and encodes the data first, which is no part of a step, and doesn't report when it has finished that.
 """
 
 from __future__ import annotations

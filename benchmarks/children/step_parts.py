@@ -65,7 +65,7 @@ class Clock(distsgd.Callback):
 
 
 def parts(communicator: Communicator) -> dict[str, float] | None:
-    """Median seconds of each part, and of the step, over the steps behind the warm-up; on rank 0."""
+    """Median seconds of each part, and of the step, over the steps after the warm-up; on rank 0."""
     everybody = communicator.gather_object(np.array(noted).reshape(-1, len(PARTS)))
     if everybody is None:
         return None

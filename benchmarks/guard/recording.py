@@ -20,7 +20,7 @@ _LONGEST_VALUE = 66
 """A sha256 in quotes."""
 _LONGEST_SHOWN = 24
 _NAMED = 4
-"""Fields of a section that are named where they differ; of more, their number is told."""
+"""Fields of a section that are named where they differ; of more, only their number is given."""
 
 
 def digest(content: bytes) -> str:
@@ -88,7 +88,7 @@ class Renames:
 
 
 def compare_fields(old: Fields, new: Fields, renames: Renames) -> list[str]:
-    """What differs, in words. A field that has another name and the same values is told as that."""
+    """What differs, in words. A field that has another name and the same values is reported as that."""
     old = {renames.of(name): value for name, value in old.items()}
     gone = [name for name in old if name not in new and name not in renames.gone]
     added = [name for name in new if name not in old and name not in renames.new]

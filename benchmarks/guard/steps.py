@@ -1,8 +1,8 @@
 """Times steps of `distsgd.fit` beside a fixed loop of NumPy, in turns of some milliseconds inside one process.
 
 What slows the machine down for a while slows both down, so that the ratio of the two stays. The time is that of this
-process on a core: whoever else computes on the machine takes none of it, but waiting isn't seen either; one rank with
-one thread waits for nobody.
+process on a core: other processes take none of it, but waiting isn't seen either; one rank with
+one thread waits for no other.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ MPIRUN, NO_MPIRUN = find_mpirun()
 OPEN_MPI = MPIRUN is not None and is_open_mpi(MPIRUN)
 # srun --mpi=pmi2 makes Open MPI's ranks runs of their own; its --mpi=pmix wants nodes that are machines.
 LAUNCHERS = ("mpirun",) if OPEN_MPI else ("srun", "mpirun")
-# With it 15 epochs of 13 steps take 4 seconds or more, and the folder tells at which steps the run was started.
+# With it 15 epochs of 13 steps take 4 seconds or more, and the folder shows at which steps the run was started.
 SLOW = """
 import os
 import time

@@ -1,4 +1,4 @@
-"""Under a plain mpirun: whatever happens to one rank ends the whole job soon, and leaves nothing of distsgd behind."""
+"""Under a plain mpirun: whatever happens to one rank ends the whole job soon, and leaves nothing of distsgd."""
 
 from __future__ import annotations
 

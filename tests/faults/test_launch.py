@@ -180,7 +180,7 @@ def test_two_signals_end_at_once(tmp_path: Path) -> None:
     job = launch(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
     for number in job.ranks().values():
-        os.kill(number, signal.SIGSTOP)  # nobody writes a checkpoint any more
+        os.kill(number, signal.SIGSTOP)  # no one writes a checkpoint any more
     for _ in range(2):
         os.kill(job.process.pid, signal.SIGTERM)
         time.sleep(0.3)
@@ -200,7 +200,7 @@ def test_a_run_under_way_is_left_to_its_owner(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
-    """Where a rank dies later, the run goes on in it, and its end is looked for there."""
+    """Where a rank dies later, the run continues in it, and its end is looked for there."""
     job = launch(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -221,7 +221,7 @@ def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
 
 
 def wrapped(folder: Path, behind: str) -> Path:
-    """The mpirun of this environment, with something behind it."""
+    """The mpirun of this environment, with a command after it."""
     path = folder / "mpirun"
     path.write_text(f'#!/bin/sh\n"{find_mpirun()[0]}" "$@"\n[ "$1" = --version ] || {{ {behind}; }}\n')
     path.chmod(0o755)

@@ -74,7 +74,7 @@ def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_a_rank_starts_is_not_taken_for_the_rank(tmp_path: Path) -> None:
-    """It has inherited the launch's variables, and tells its error to whoever reads."""
+    """It has inherited the launch's variables, and sends its error to its reader."""
     (tmp_path / "forger.py").write_text(FORGER)
     with nothing_left(launch(2, tmp_path, *QUIET, "--callback", "forger.py:Inner")) as ended:
         assert ended.status == 0

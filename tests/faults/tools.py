@@ -1,4 +1,4 @@
-"""Starts runs that come to harm, and looks what they leave behind."""
+"""Starts runs that come to harm, and looks what they leave."""
 
 from __future__ import annotations
 
@@ -143,14 +143,14 @@ def fault(folder: Path, how: str, moment: str = "step", rank: int = 1, count: in
 
 
 def sha256(folder: Path) -> str:
-    """Of the parameters that the run in `folder` has handed over."""
+    """Of the parameters that the run in `folder` has returned."""
     found: str = json.loads((folder / "run" / "summary.json").read_text())["parameters_sha256"]
     return found
 
 
 @contextmanager
 def nothing_left(job: Job) -> Iterator[Ended]:
-    """How the job ended; behind the block, that it has left nothing."""
+    """How the job ended; after the block, that it has left nothing."""
     ended = job.end()
     yield ended
     assert ended.processes == []

@@ -196,7 +196,7 @@ def test_sums_and_rows(gpu: Device, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("microbatches", "examples"), [(1, 4), (2, 2), (3, 9), (4, 4), (7, 3), (8, 100), (13, 11)])
 def test_the_trees_sum(gpu: Device, microbatches: int, examples: int, dtype: Any) -> None:
-    """The bits of the additions in pairs, empty microbatches left out, with a division and without."""
+    """The bits of the additions in pairs, empty microbatches skipped, with a division and without."""
     bounds, count = microbatch_bounds(examples, microbatches), 1003
     host = {
         (microbatch, microbatch + 1): numbers(f"row {microbatch}", count, dtype=dtype) * 10.0 ** (microbatch % 5)

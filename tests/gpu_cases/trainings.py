@@ -1,4 +1,4 @@
-"""Whole trainings on a GPU: close to the CPU's, the same bits each time, and mistakes that are told.
+"""Whole trainings on a GPU: close to the CPU's, the same bits each time, and mistakes that are reported.
 
 The module that collects these tests has a fixture `gpu`, the device that `--device gpu` means.
 """
@@ -174,4 +174,4 @@ def test_a_minibatch_that_does_not_fit(gpu: Device) -> None:
     model, many = "conv 4 5x5 same, pool 2, relu, dense", (np.tile(IMAGES, (40, 1, 1, 1)), np.tile(LABELS, 40))
     with little_memory(gpu), pytest.raises(OutOfMemoryError, match=rf"rank 0 \(.*\), step 1, microbatch 0: {TOO_MUCH}"):
         train(gpu.name, many, model, batch_size="full", microbatches=1)
-    assert train(gpu.name, (IMAGES, LABELS), model, max_steps=1).summary["steps"] == 1  # there is room again
+    assert train(gpu.name, (IMAGES, LABELS), model, max_steps=1).summary["steps"] == 1  # there is free memory again

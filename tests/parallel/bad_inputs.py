@@ -50,7 +50,7 @@ def toml(content: str | bytes) -> Make:
 
 
 def evil(content: str) -> Make:
-    """A configuration file, and code beside it, under two names, which leaves a file behind where it runs."""
+    """A configuration file, and code beside it, under two names, which leaves a file where it runs."""
     return every(
         toml(content), file("evil.py", "open('ran', 'w').close()\ndef f(*a): return 0"), link("notes.txt", "evil.py")
     )

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: whole, of one step, in spite of full disks, signals and kills."""
+"""Checkpoints written while training continues: whole, of one step, in spite of full disks, signals and kills."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("setting", [{"moved": 12}, {"moved": 12, "replaced": True}, {"moved": 31}])
 def test_a_folder_that_is_moved(out: Path, other: Path, undisturbed: Path, ranks: int, setting: dict[str, Any]) -> None:
-    """All goes on in it; what takes its place isn't touched."""
+    """All continues in it; what takes its place isn't touched."""
     done = disturbed(out, ranks, setting, "--checkpoint-every", 5)
     moved = out.with_name("gone")
     (line,) = done.err.splitlines()

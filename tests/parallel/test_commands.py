@@ -160,7 +160,7 @@ def test_training_on_images_with_their_channels_last_is_doubted(tmp_path: Path) 
 
 @pytest.mark.parametrize("scale", [None, 255])
 def test_inputs_of_another_kind_are_doubted(tmp_path: Path, scale: int | None) -> None:
-    """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, if it wasn't told to."""
+    """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, unless asked not to."""
     x, y = np.random.default_rng(0).integers(0, 256, (60, 4)).astype(np.uint8), np.arange(60) % 3
     np.savez(tmp_path / "bytes.npz", x=x, y=y)
     np.savez(tmp_path / "floats.npz", x=(x / 255).astype(np.float32), y=y)

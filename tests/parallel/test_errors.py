@@ -1,4 +1,4 @@
-"""What goes wrong is told once, in one line, with one exit status on every rank, and soon."""
+"""What goes wrong is reported once, in one line, with one exit status on every rank, and soon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.parallel.launch import Done, ends_with, module, summary, train
 SOON = 5.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 QUICK = ("--epochs", 1, "--hidden", 8)
 
-# Line numbers matter: `boom` is told with its own line.
+# Line numbers matter: `boom` is reported with its own line.
 MODELS = """
 import numpy as np
 

@@ -212,7 +212,7 @@ def test_from_a_named_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
 
 
 def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> None:
-    """What was behind the checkpoint that one goes back to doesn't come back when the run stops again."""
+    """What was after the checkpoint that one goes back to doesn't come back when the run stops again."""
     out = tmp_path / "run"
     continue_run(out, None, "--checkpoint-every", 5, "--max-steps", 20, "--keep", 5)
     continue_run(out, None, "--resume", out / "checkpoints" / "step-5.safetensors", "--max-steps", 7)
@@ -223,7 +223,7 @@ def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> Non
 
 
 def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
-    """The best validation comes first, and later attempts only make it worse: it is still what the run hands over."""
+    """The best validation comes first, and later attempts only make it worse: it is still what the run returns."""
     worse = ("--lr", 3, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(None, whole, *worse)

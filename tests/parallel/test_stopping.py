@@ -1,4 +1,4 @@
-"""When runs end, on all ranks at the same step, and that the best parameters are what they hand over."""
+"""When runs end, on all ranks at the same step, and that the best parameters are what they return."""
 
 from __future__ import annotations
 

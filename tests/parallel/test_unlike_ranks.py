@@ -1,4 +1,4 @@
-"""Ranks that are given different things are told so in one sentence, the same on all, before anything else happens.
+"""Ranks that are given different things are refused in one sentence, the same on all, before anything else happens.
 
 The whole table (unlike.py) runs in one mpirun for each number of ranks.
 """
@@ -81,7 +81,7 @@ def test_what_is_the_same(found: tuple[int, dict[str, Any]], name: str) -> None:
 
 @pytest.mark.parametrize("options", ["learning_rate=0.1 * (1 + rank)", "epochs='ten' if rank == 1 else 1"])
 def test_as_a_program_shows_it(tmp_path: Path, options: str) -> None:
-    """Rank 0 prints the sentence, nobody a traceback, and the exit status is that of wrong input."""
+    """Rank 0 prints the sentence, no one a traceback, and the exit status is that of wrong input."""
     program = (
         "import numpy as np; from mpi4py import MPI; import distsgd; rank = MPI.COMM_WORLD.rank\n"
         f"distsgd.fit('softmax', (np.ones((20, 3)), np.arange(20) % 2), {options})\n"

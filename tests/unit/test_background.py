@@ -1,4 +1,4 @@
-"""The writer behind the run's back: one thing at a time, tried again where it fails, and never silently lost."""
+"""The asynchronous writer: one thing at a time, tried again where it fails, and never silently lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distsgd.run.background import BackgroundWriter, Task
 
 
 class Bench:
-    """A writer with what it said, and tasks that wait for a word, or fail."""
+    """A writer with what it printed, and tasks that wait for a word, or fail."""
 
     def __init__(self) -> None:
         self.printed: list[str] = []

@@ -1,4 +1,4 @@
-"""Defaults < TOML < command line; what can't be understood is told in one sentence."""
+"""Defaults < TOML < command line; what can't be understood is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def evil(option: str) -> str:
 
 UNNAMED: list[list[str]] = [
     [],
-    ["--dataset", "evil.py:run"],  # the same words behind another option
+    ["--dataset", "evil.py:run"],  # the same words after another option
     ["--out=evil.py:run"],
     ["--out=--OPTION=evil.py:run"],
     ["--data-dir", "--OPTION", "evil.py:run"],

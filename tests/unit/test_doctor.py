@@ -89,7 +89,7 @@ MB = 1 << 20
         ),
         ("aab", {0: {"blas_threads": 4}}, FAST, ["BLAS runs with several threads on ranks 0,"]),
         ("aab", {0: {"shares": False}}, FAST, ["a: the ranks can't share memory"]),
-        ("aab", {2: {"shares": False}}, FAST, []),  # it has nobody to share with
+        ("aab", {2: {"shares": False}}, FAST, []),  # it has no one to share with
         ("aab", {0: {"shared": (64 * MB, 20 * MB)}}, FAST, ["a: 21 MB are free in /dev/shm"]),
         ("aab", {2: {"memory": 100 * MB}}, FAST, ["b: 105 MB of memory are left"]),
         ("aab", {}, SLOW, ["reductions between hosts get through 100 MB/s"]),

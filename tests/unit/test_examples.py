@@ -29,7 +29,7 @@ def test_a_row_says_what_there_is(name: str) -> None:
     assert f"`{name}`" in tables.pages(ROWS, {})[tables.DOCS / f"{row.page}.md"]
     if row.config is not None:
         for short in (False, True):
-            load_config(row.command(0, Path("out"), None, short=short)[4:])  # behind: python -m distsgd.train --quiet
+            load_config(row.command(0, Path("out"), None, short=short)[4:])  # after: python -m distsgd.train --quiet
 
 
 def test_every_example_is_in_a_row() -> None:

@@ -141,7 +141,7 @@ def test_callbacks_watch_on_rank_0() -> None:
         return fit("softmax", data, callbacks=[watch], communicator=communicator, validation_fraction=0, **QUICK)
 
     assert run_on_threads(3, run)[1].summary["status"] == "stopped"
-    # The stop is asked for behind the third step and told with the fourth.
+    # The stop is asked for after the third step and reported with the fourth.
     assert watches[0].calls == [
         "start", "step 1 of 20", "step 2 of 20", "step 3 of 10", "record 3", "step 4 of 20",
         "checkpoint 4 True", "end stopped", "close",

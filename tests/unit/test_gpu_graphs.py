@@ -1,4 +1,4 @@
-"""Steps that a GPU makes by itself: the bits, what is copied and waited for, and what isn't finite."""
+"""Steps that a GPU runs as recorded graphs: the bits, what is copied and waited for, and what isn't finite."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ class Broken(Schedule):
 
 
 def test_a_schedule_that_gives_no_number() -> None:
-    """NaN is what ends updates behind trouble: a run must not go on for ever without any."""
+    """NaN is what ends updates after a non-finite value: a run must not continue for ever without any."""
     printed = []
     with strict_device(StrictModule()):
         for device in ("cpu", "gpu"):

@@ -189,7 +189,7 @@ def test_a_rank_copies_to_the_host_before_it_sends() -> None:
         result = on_ranks(2)[0]
     size = sum(array.size for array in result.params.values()) * 4
     expected = [
-        TO_DEVICE, TO_HOST, MPI,  # the examples' numbers; the records, which all ranks are told
+        TO_DEVICE, TO_HOST, MPI,  # the examples' numbers; the records, which all ranks receive
         TO_HOST, MPI, TO_DEVICE,  # sums of gradients
         TO_HOST,  # whether they are finite
         TO_HOST, MPI, TO_DEVICE,  # parameters

@@ -377,7 +377,7 @@ FEW = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two of FEW can't be told apart, not even by the sign of a zero."""
+    """Whether two of FEW can't be distinguished, not even by the sign of a zero."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):

@@ -1,4 +1,4 @@
-"""What distsgd.launch leaves behind: nothing, and nothing of others' is touched."""
+"""What distsgd.launch leaves: nothing, and nothing of others' is touched."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_a_cleanup_process_cleans_up_after_any_kill_of_the_launcher(tmp_path: Pa
         "import os, signal, subprocess, sys, time\n"
         "from distsgd.launching.cleaning import CleanupProcess, Leftovers\n"
         "from distsgd.core.output import LAUNCH_VARIABLE\n"
-        "with Janitor(Traces('tag-of-a-janitors-test')) as cleanup process:\n"
-        "    tagged = {**os.environ, LAUNCH_VARIABLE: cleanup process.traces.name}\n"
+        "with CleanupProcess(Leftovers('tag-of-a-cleanup-test')) as cleaner:\n"
+        "    tagged = {**os.environ, LAUNCH_VARIABLE: cleaner.leftovers.name}\n"
         "    child = subprocess.Popen(['sleep', '600'], env=tagged, start_new_session=True)\n"
-        "    folder = cleanup process.new_folder(); (folder / 'file').touch()\n"
-        "    print(child.pid, cleanup process.process, folder, flush=True)\n"
+        "    folder = cleaner.new_folder(); (folder / 'file').touch()\n"
+        "    print(child.pid, cleaner.process, folder, flush=True)\n"
         f"    {'child.kill(); child.wait()' if orderly else 'os.kill(os.getpid(), signal.SIGKILL)'}\n"
     )
     settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -134,7 +134,7 @@ def test_how_far_it_goes_back_makes_no_difference(tmp_path: Path, checkpoint_eve
 
 
 def test_killed_after_a_rollback(tmp_path: Path) -> None:
-    """Before any checkpoint says what is to be left out, the run is ended by an error; it finds out again."""
+    """Before any checkpoint says what is to be skipped, the run is ended by an error; it finds out again."""
 
     class Fail(Callback):
         def on_step(self, step: int, loss: float, examples: int) -> None:
@@ -223,7 +223,7 @@ def test_too_many_in_a_row(tmp_path: Path, policy: str) -> None:
 
 
 def test_what_is_skipped_is_in_the_checkpoint(tmp_path: Path) -> None:
-    """A run that goes on under another policy keeps to it: what was bad is not asked again."""
+    """A run that continues under another policy keeps to it: what was bad is not asked again."""
     train(tmp_path / "run", {5: "nan"}, "skip", max_steps=9)
     result = train(tmp_path / "run", {}, "stop")
     np.testing.assert_allclose(result.params["w"][0], without([5]), rtol=1e-9)
@@ -249,7 +249,7 @@ def test_a_whole_epoch_is_skipped(tmp_path: Path) -> None:
     ("size", "microbatches"), [(1, "microbatches 2 to 3"), (2, "microbatch 2"), (4, "microbatch 2")]
 )
 def test_the_gradients_microbatches_are_named(size: int, microbatches: str) -> None:
-    """As narrowly as the sums tell that are still there when it is found."""
+    """As narrowly as the remaining sums allow when it is found."""
     examples = Sampler(len(X), BATCH).minibatch(2)[4 : 8 if microbatches.startswith("microbatches") else 6]
     with pytest.raises(NonFiniteError) as caught:
         train(None, {3: "gradient"}, "stop", size)

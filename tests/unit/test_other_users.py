@@ -1,5 +1,5 @@
 """Other users who can write into a run's folder, or where it is to be: they get nothing written outside it, read
-nothing, and can't make a run wait; whatever they keep from happening is said.
+nothing, and can't make a run wait; whatever they keep from happening is reported.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def test_reading_is_not_enough_to_keep_a_run_out(shared: Path) -> None:
 
 
 def test_a_group_that_shares_runs(shared: Path) -> None:
-    """One user goes on with what another has left in order."""
+    """One user continues what another has left in order."""
     (shared / "run").mkdir()
     (shared / "run").chmod(0o777)
     as_user(ATTACKER, lambda: a_run(shared / "run"))

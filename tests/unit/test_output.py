@@ -117,7 +117,7 @@ def test_a_terminal_is_a_number_of_columns(
 
 
 def test_only_a_terminal_of_ones_own_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands behind the mpirun above."""
+    """Whatever stands after the mpirun above."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/tty")
     opened: list[object] = []

@@ -163,7 +163,7 @@ def test_nothing_wrong_and_no_examples_of_a_class() -> None:
 def test_no_class_is_missed_more_than_always() -> None:
     with style():
         bars = confusion.draw_confusion(confusion.Confusion("test", np.array([[4, 0], [4, 0]]))).axes[1]
-    assert bars.get_xlim()[1] > 100.0  # room for the number behind the bar
+    assert bars.get_xlim()[1] > 100.0  # space for the number after the bar
     assert max(bars.get_xticks()) <= 100.0
     assert min(bars.get_xticks()) == 0.0
 

@@ -89,7 +89,7 @@ def test_the_summary_has_the_test_score_where_no_record_has(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("penalty", [0.0, 0.125])
 def test_training_losses_between_records(penalty: float) -> None:
-    """Records tell means since the epoch began; a curve shows those since the record before, from the losses here."""
+    """Records hold means since the epoch began; a curve shows those since the record before, from the losses here."""
     per_epoch, epochs = 10, 3
     losses = np.random.default_rng(0).uniform(0.1, 3.0, per_epoch * epochs)
     records, expected, last = [], [], 0

@@ -243,7 +243,7 @@ def collectives(steps: int, hosts: str = "aaa", **options: Any) -> Counter[str]:
     ],
 )
 def test_collectives_of_a_step(options: dict[str, Any], expected: dict[str, int]) -> None:
-    """Loss sums, flags, scalars and statistics are told together; gradients and parameters travel once each."""
+    """Loss sums, flags, scalars and statistics travel together; gradients and parameters travel once each."""
     more = collectives(40, **options) - collectives(30, **options)
     assert more == {name: 10 * count for name, count in expected.items()}
 

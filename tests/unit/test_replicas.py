@@ -34,7 +34,7 @@ def train(size: int, hosts: Any = None, **options: Any) -> list[Any]:
 
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) -> None:
-    """One bit of one parameter, of these ranks' own copies, behind this step."""
+    """One bit of one parameter, of these ranks' own copies, after this step."""
     all_gather, calls = MessageReduction.all_gather, dict.fromkeys(wrong, 0)
 
     def all_gather_and_err(self: MessageReduction) -> None:
@@ -61,7 +61,7 @@ def test_one_of_four(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
 
 
 def test_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can say which of the two is right."""
+    """No one can say which of the two is right."""
     corrupt(monkeypatch, (0,), 4)
     assert "rank 1 on b: parameters after step 4 differ from those of rank 0 on a;" in train(2, ("a", "b"))[0]
 

@@ -1,4 +1,4 @@
-"""A run that stops at any step goes on with the same bits, on any number of ranks; what doesn't fit is refused."""
+"""A run that stops at any step continues with the same bits, on any number of ranks; what doesn't fit is refused."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def train(size: int = 1, **options: Any) -> Result:
 
 
 class Saving(Callback):
-    """Is busy for so many looks behind each checkpoint."""
+    """Is busy for so many looks after each checkpoint."""
 
     def __init__(self, looks: int = 0) -> None:
         self.looks, self.left = looks, 0
@@ -54,7 +54,7 @@ class Saving(Callback):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_by_the_clock_no_rank_waits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """One that is due is made in the first step behind which the one before is written."""
+    """One that is due is made in the first step after which the one before is written."""
     monkeypatch.setattr(build, "_intervals", lambda *_: build.Intervals(1000, Interval(0.0, "seconds")))
     saving = Saving(looks=3)
     train(size, callbacks=[saving], max_steps=13)
@@ -133,7 +133,7 @@ def test_the_best_is_written_where_it_is_another(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(CheckpointFolder, "save_best", watch)
     options = {"validation": (X, LABELS), "validate_every": "8", "learning_rate": 0.0, "checkpoint_every": "3"}
     train(out=str(tmp_path / "run"), **options)
-    # Until the first validation the newest parameters are what the run would hand over; then it is always step 8.
+    # Until the first validation the newest parameters are what the run would return; then it is always step 8.
     assert written == [3, 6, 8]
 
 
@@ -155,7 +155,7 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderWriter:
 
 
 def test_records_go_first(writer: FolderWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No checkpoint while records before it can't be written: a run that goes on from it would lack them."""
+    """No checkpoint while records before it can't be written: a run that continues from it would lack them."""
     monkeypatch.setattr(RunFolder, "_write_metrics", lambda self: fail(OutputError("full")))
     writer.on_record({"step": 1})
     with pytest.raises(CheckpointError, match="full, tried several times; there is no checkpoint yet; put this right"):

@@ -196,7 +196,7 @@ def test_a_gradient_that_is_never_written_is_named_once(size: int, capfd: pytest
 
 
 def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
-    """A convolution and a pooling behind it are one computation, where both are distsgd's own."""
+    """A convolution and a pooling after it are one computation, where both are distsgd's own."""
 
     @dataclass(frozen=True)
     class Negated(MaxPooling):
@@ -223,7 +223,7 @@ def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
 
 @dataclass(frozen=True)
 class Passing(Layer):
-    """y := x, and a gradient of the model's input for nobody."""
+    """y := x, and a gradient of the model's input for no one."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape

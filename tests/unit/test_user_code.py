@@ -25,7 +25,7 @@ X, Y = np.random.default_rng(0).normal(size=(60, 4)).astype("f4"), np.arange(60)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with evil.py, which leaves a file `ran` behind where anything imports it."""
+    """The working folder, with evil.py, which leaves a file `ran` where anything imports it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('ran', 'w').close()\ndef f(*a): return 0\nglobals()['not a name'] = f\n")
     (tmp_path / "notes.txt").symlink_to("evil.py")

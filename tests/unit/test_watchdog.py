@@ -51,7 +51,7 @@ class Ranks:
         self.pass_time(0.0)
 
     def pass_time(self, seconds: float) -> dict[int, str]:
-        """Half a second at a time; what each rank's watchdog said first."""
+        """Half a second at a time; what each rank's watchdog reported first."""
         printed: dict[int, str] = {}
         steps = max(round(seconds * 2), 1)
         for _ in range(steps):
@@ -284,7 +284,7 @@ def test_a_stamp_is_cheap() -> None:
             heartbeat.enter(5)
             heartbeat.exit()
         best = min(best, (time.perf_counter() - began) / 1000)
-    assert best < 2e-6  # 0.3 µs where nobody else computes
+    assert best < 2e-6  # 0.3 µs where no one else computes
 
 
 def test_a_status_table_is_known_by_its_mark() -> None:

@@ -158,7 +158,7 @@ def test_a_ranks_shell_reports_its_end_and_nothing_else(program: str, status: in
 
 
 def test_only_who_knows_the_launchs_secret_is_believed() -> None:
-    """A name with a line end may be printed by anybody; so may what another launch has told."""
+    """A name with a line end may be printed by anybody; so may what another launch has reported."""
     forged = [mark(name) + json.dumps({"kind": "ended"}) for name in ("", "0-0", new_launch())]
     forged += ['\x1edistsgd {"kind": "ended", "status": "finished"}', f'\x1edistsgd {LAUNCH}{{"kind": "ended"}}']
     out, words = heard("".join(f"{text}\n" for text in forged))
