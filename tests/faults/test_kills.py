@@ -1,4 +1,4 @@
-"""One process of a run is killed at some moment, and the run ends as if none had been: a few of the benchmark's cases."""
+"""One process of a run is killed, and the run ends as if none had been: a few of the benchmark's cases."""
 
 from __future__ import annotations
 
