@@ -107,9 +107,9 @@ def measured(names: Sequence[str], chosen: argparse.Namespace) -> dict[str, Seri
     jobs = []
     for place, runs in places.items():
         first, *_ = runs.values()
-        told = [{**asdict(run), "name": name} for name, run in runs.items()]
+        reported = [{**asdict(run), "name": name} for name, run in runs.items()]
         cores = 1 if first.ranks == 1 else None
-        settings = {"runs": told, "seconds": seconds, "examples": chosen.examples, "cores": cores}
+        settings = {"runs": reported, "seconds": seconds, "examples": chosen.examples, "cores": cores}
         if first.gigabits is None:
             jobs.append(job(place, "step_parts", settings, None if first.ranks == 1 else first.ranks))
         else:
@@ -175,7 +175,7 @@ class Measurements:
             updates.append((_update_columns(run), _rest(seconds, host.update)))
         return Rates(*fit(computes), *fit(updates))
 
-    def said(self, run: Run, curve: Curve) -> Parts:
+    def predicted(self, run: Run, curve: Curve) -> Parts:
         """What the model says of a run."""
         rates = curve.alone if run.ranks == 1 else curve.busy
         if run.gigabits is None:

@@ -1,10 +1,10 @@
-"""What checkpoints cost while training goes on: steps without any, with one every 5 s and every second, and with
+"""What checkpoints cost while training continues: steps without any, with one every 5 s and every second, and with
 --on-non-finite skip, on 2 ranks.
 
 Each run is ten times as long as --seconds says, for several checkpoints to fall into it. "stopped" is how long rank 0
 is kept from its steps by one, with the copy of parameters and state; hashing and writing happen beside them. "lost" is
-all that one costs: how many steps fewer there are in the half second behind its beginning than in the one before, in
-time. It is told from the same run, so it sees what a machine's drift hides in the speeds.
+all that one costs: how many steps fewer there are in the half second after its beginning than in the one before, in
+time. It is measured in the same run, so it sees what a machine's drift hides in the speeds.
 """
 
 from __future__ import annotations

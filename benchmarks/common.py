@@ -84,7 +84,7 @@ class Series:
 def interleave(contenders: Iterable[Contender], rounds: int) -> dict[str, Series]:
     """Measures A B C A B C …, so that a machine that slows down for a while does so for all; by name.
 
-    A contender that is Unavailable once is left out of the rounds that follow, and of the result.
+    A contender that is Unavailable once is skipped in the rounds that follow, and in the result.
     """
     contenders = list(contenders)
     found = {contender.name: Series(contender.name) for contender in contenders}
@@ -171,9 +171,9 @@ class Report:
 
     def __post_init__(self) -> None:
         self.machine = machine()
-        told = self.machine
-        print(f"# {self.name}, {self.began:%Y-%m-%d}, commit {told['commit']}\n")
-        print(f"{told['cpu']}, {told['cores']} cores, {told['blas']}, {told['mpi']}; load {told['load']:.2f} at start; "
+        of = self.machine
+        print(f"# {self.name}, {self.began:%Y-%m-%d}, commit {of['commit']}\n")
+        print(f"{of['cpu']}, {of['cores']} cores, {of['blas']}, {of['mpi']}; load {of['load']:.2f} at start; "
               f"medians of {self.chosen.rounds}\n")  # fmt: skip
 
     def add(self, title: str, found: Mapping[str, Series], *tables: str) -> None:
@@ -223,8 +223,8 @@ def machine() -> dict[str, Any]:
     """What results depend on: processor, system, commit, versions, BLAS as distsgd sets it up."""
     import distsgd
 
-    blas, kernels = (_told([sys.executable, "-c", _PROBE]).splitlines() + ["unknown"] * 2)[:2]
-    mpi = _told([sys.executable, "-m", "mpi4py", "--mpi-lib-version"])
+    blas, kernels = (_output_of([sys.executable, "-c", _PROBE]).splitlines() + ["unknown"] * 2)[:2]
+    mpi = _output_of([sys.executable, "-m", "mpi4py", "--mpi-lib-version"])
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -246,8 +246,8 @@ def machine() -> dict[str, Any]:
 def commit() -> str:
     """The commit of this checkout, with + where what is measured, or measures, differs from it."""
     git = ["git", "-C", str(ROOT)]
-    found = _told([*git, "rev-parse", "--short=12", "HEAD"]).strip()
-    changed = _told([*git, "status", "--porcelain", "--", "distsgd", "benchmarks", ":!benchmarks/results"])
+    found = _output_of([*git, "rev-parse", "--short=12", "HEAD"]).strip()
+    changed = _output_of([*git, "status", "--porcelain", "--", "distsgd", "benchmarks", ":!benchmarks/results"])
     return (found + ("+" if changed else "")) or "unknown"
 
 
@@ -268,7 +268,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _told(command: Sequence[str]) -> str:
+def _output_of(command: Sequence[str]) -> str:
     try:
         return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False).stdout
     except OSError:

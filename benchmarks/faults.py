@@ -1,9 +1,9 @@
 """Kills processes in the middle of training and looks what becomes of the run: 200 kills, and other faults beside.
 
 Each run is started with distsgd.launch, disturbed once at a moment that its number decides, and has to end with the
-bits of the run that nobody disturbed, with nothing left behind. The last ones are started with a plain mpirun on a
+bits of the undisturbed run, with nothing left. The last ones are started with a plain mpirun on a
 machine that has too much to do, and are started again by hand. Results are kept after every run, so that a benchmark
-that is stopped goes on: python -m benchmarks.faults --seconds 200, again and again.
+that is stopped continues: python -m benchmarks.faults --seconds 200, again and again.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def command(case: Case, out: Path) -> list[str]:
 
 
 def undisturbed(folder: Path) -> str:
-    """The parameters' sha256 of a run that nobody disturbs, alone in one process."""
+    """The parameters' sha256 of an undisturbed run, alone in one process."""
     line = [sys.executable, "-m", "distsgd.train", *OPTIONS, "--out", str(folder / "undisturbed")]
     subprocess.run(line, env=environment(), cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=LIMIT)
     return sha256(folder / "undisturbed") or ""
@@ -129,7 +129,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
         ended = _run(line, settings, folder)
         left = _wait_for_the_end(tag)
     gone = time.time()
-    told = [text for text in ended.err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
+    reported = [text for text in ended.err.splitlines() if text.startswith(("distsgd.launch: ", "distsgd: error: "))]
     problems = [f"left: {name}" for name in left + _files(folder, temporary, case)]
     problems += ["it hung"] if ended.hung else []
     again = case.plain or (case.victim == "launcher" and ended.status == -9)
@@ -142,7 +142,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     problems += [] if marker.exists() else ["the moment never came"]
     problems += [f"exit status {ended.status}"] if ended.status else []
     problems += [] if sha256(folder / "run") == wanted else ["other bits"]
-    result = {**asdict(case), "seconds": time.time() - began, "told": told, "problems": problems}
+    result = {**asdict(case), "seconds": time.time() - began, "told": reported, "problems": problems}
     first = folder / "first-step"
     if marker.exists():
         struck = marker.stat().st_mtime
@@ -150,7 +150,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
             result["over_after"] = gone - struck
         elif first.exists():
             when, step = first.read_text().split()
-            # The launcher says that it goes on when it has cleaned up.
+            # The launcher says that it continues when it has cleaned up.
             result["over_after"] = (folder / "err").stat().st_mtime - struck
             result |= {"back_after": float(when) - struck, "first_step": int(step)}
     return result | ({"out": ended.out[-2000:], "err": ended.err[-6000:]} if problems else {})
@@ -231,12 +231,12 @@ def summarize(runs: Iterable[Mapping[str, Any]]) -> str:
         cells.setdefault((made.plain, made.how, who), {}).setdefault(made.moment, []).append(run)
     rows = []
     for (plain, how, who), moments in sorted(cells.items(), key=lambda item: (item[0][1] != "SIGKILL", item[0])):
-        told = [_cell(moments.get(moment, [])) for moment in MOMENTS]
+        reported = [_cell(moments.get(moment, [])) for moment in MOMENTS]
         found = [run for some in moments.values() for run in some]
         over, back = ([run[key] for run in found if key in run] for key in ("over_after", "back_after"))
         by_hand = "by hand" if over else "–"
         name = f"{_NAMES.get(how, how)}, {who}{', plain mpirun' if plain else ''}"
-        rows.append((name, *told, _times_of(over) if over else "–", _times_of(back) if back else by_hand))
+        rows.append((name, *reported, _times_of(over) if over else "–", _times_of(back) if back else by_hand))
     return table(("fault", *(f"in {moment}" for moment in MOMENTS), "all over after", "next step after"), rows)
 
 

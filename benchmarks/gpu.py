@@ -64,7 +64,7 @@ def contenders(name: str, chosen: argparse.Namespace) -> list[Contender]:
 
 
 def settings(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """What all children are told."""
+    """What all children get."""
     return {
         "workload": name,
         "seconds": chosen.seconds,
@@ -98,8 +98,8 @@ def race(chosen: argparse.Namespace) -> list[Contender]:
     def finished(script: str, seed: int, interpreter: str = sys.executable, **own: Any) -> dict[str, Any]:
         if where is None:
             raise Unavailable(reason)
-        told = {"workload": MNIST, "folder": str(where.resolve()), "target": target, "epochs": epochs, "seed": seed}
-        result = measure(child(script, {**told, "device": chosen.device, **own}, interpreter), _LIMIT)
+        reported = {"workload": MNIST, "folder": str(where.resolve()), "target": target, "epochs": epochs, "seed": seed}
+        result = measure(child(script, {**reported, "device": chosen.device, **own}, interpreter), _LIMIT)
         if result["accuracy"] < target:
             raise Unavailable(f"reached {result['accuracy']} in {result['epochs']} epochs")
         return result

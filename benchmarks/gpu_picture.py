@@ -17,7 +17,7 @@ COLOURS = {
 
 
 def draw(found: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Bars of equal length, their parts as in the step, with the step's microseconds behind each."""
+    """Bars of equal length, their parts as in the step, with the step's microseconds after each."""
     import matplotlib
     from matplotlib.figure import Figure
 

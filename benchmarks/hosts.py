@@ -29,7 +29,7 @@ exec ip netns exec "$host" unshare --uts sh -c "hostname $host; cd '{root}'; $*"
 """
 
 
-def _told(*command: str) -> None:
+def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"{' '.join(command)}: {done.stderr.strip() or 'failed'}")
@@ -46,23 +46,23 @@ def two_hosts(gigabits: float) -> Iterator[Path]:
     made: list[str] = []
 
     def make(name: str) -> None:
-        _told("ip", "netns", "add", name)
+        _run("ip", "netns", "add", name)
         made.append(name)
 
     try:
         make(SWITCH)
-        _told("ip", "-n", SWITCH, "link", "add", "bridge0", "type", "bridge")
-        _told("ip", "-n", SWITCH, "link", "set", "bridge0", "up")
+        _run("ip", "-n", SWITCH, "link", "add", "bridge0", "type", "bridge")
+        _run("ip", "-n", SWITCH, "link", "set", "bridge0", "up")
         for number, name in enumerate(NAMES, 1):
             make(name)
             port = f"port{number}"
-            _told("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port, "netns", SWITCH)
-            _told("ip", "-n", SWITCH, "link", "set", port, "master", "bridge0", "up")
-            _told("ip", "-n", name, "address", "add", f"{ADDRESS}.{number}/24", "dev", "eth0")
+            _run("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port, "netns", SWITCH)
+            _run("ip", "-n", SWITCH, "link", "set", port, "master", "bridge0", "up")
+            _run("ip", "-n", name, "address", "add", f"{ADDRESS}.{number}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
-                _told("ip", "-n", name, "link", "set", device, "up")
+                _run("ip", "-n", name, "link", "set", device, "up")
             limit = ("rate", f"{gigabits:g}gbit", "burst", BURST, "latency", "20ms")
-            _told("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", "tbf", *limit)
+            _run("tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", "tbf", *limit)
         with tempfile.TemporaryDirectory() as folder:
             agent = Path(folder) / "agent"
             agent.write_text(AGENT.format(root=ROOT), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Seconds of a training step on any number of ranks and nodes, from constants that a small machine can measure.
 
-A step has four parts, one behind the other. `compute`: a rank's microbatches. `gather`: gradients go to who owns the
+A step has four parts, one after the other. `compute`: a rank's microbatches. `gather`: gradients go to who owns the
 elements. `update`: the owner adds all rows and updates. `all_gather`: the parameters go to everybody. On one node
 `gather` and `all_gather` are a barrier each; between nodes, an all-to-all and an all-gather, whose messages cost
 software, copies in the host, latency and time on the node's link, none of which hides another. (In the manner of LogGP:
@@ -56,7 +56,7 @@ class Host:
     cores          that ranks share
     barrier        of two ranks
     update         an update, however few its elements
-    gather         an all-to-all, however small; publish: an all-gather
+    gather         an all-to-all, however small; all_gather: an all-gather
     pack           an element that is copied into a message
     copy           a byte that a rank receives through the MPI library (it sends as many meanwhile)
     message        a message to, and one from, another rank in the library
@@ -230,7 +230,7 @@ def step(job: Job, rates: Rates, host: Host, network: Network | None = None) -> 
     if job.nodes == 1 and not job.messages:
         barrier = _barrier(job.ranks, host)
         return Parts(compute, barrier, crowd * _update(job, rates, host), barrier)
-    gather, all_gather = _gather(job, rates, host, network), _publish(job, host, network)
+    gather, all_gather = _gather(job, rates, host, network), _all_gather(job, host, network)
     return Parts(compute, gather, crowd * _update(job, rates, host), all_gather)
 
 
@@ -260,10 +260,10 @@ def _gather(job: Job, rates: Rates, host: Host, network: Network | None) -> floa
     """All-gather of what ranks say, which is short; sums; all-to-all."""
     crowd = max(1.0, job.neighbours / host.cores)
     additions = max(rows - sums for rows, sums in zip(job.rows, job.sums, strict=True)) * rates.total
-    told = _barrier(job.neighbours, host) + crowd * (job.ranks - 1) * host.peer
+    reported = _barrier(job.neighbours, host) + crowd * (job.ranks - 1) * host.peer
     inside = job.neighbours - 1 if job.messages else 0
     bytes_moved = WIDTH * max(job.traffic.sent, job.traffic.received)
-    seconds = told + crowd * (
+    seconds = reported + crowd * (
         host.gather + inside * host.message + job.traffic.sent * (host.pack + additions) + bytes_moved * host.copy
     )
     if network is None or job.nodes == 1:
@@ -273,7 +273,7 @@ def _gather(job: Job, rates: Rates, host: Host, network: Network | None) -> floa
     return seconds + crowd * away * network.message + talk + WIDTH * job.traffic.link * network.seconds_per_byte
 
 
-def _publish(job: Job, host: Host, network: Network | None) -> float:
+def _all_gather(job: Job, host: Host, network: Network | None) -> float:
     """Each rank gives what it owns to one rank of each other group, and a node's ranks wait for each other.
 
     Where every rank has a replica it is an all-gather: a ring in rank order, which is the order of nodes, so that a
@@ -338,7 +338,7 @@ class Curve:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Curve:
-        """The curve that these metadata tell of."""
+        """The curve that these metadata describe."""
         rates = {key: Rates(**metadata[key]) for key in ("alone", "busy")}
         return cls(metadata["elements"], metadata["batch"], metadata["weak"], **rates, host=Host(**metadata["host"]))
 

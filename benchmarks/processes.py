@@ -1,4 +1,4 @@
-"""Starts what measures: a clean environment, the launchers, and the result that a child tells."""
+"""Starts what measures: a clean environment, the launchers, and the result that a child reports."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def measure(command: Sequence[str], limit: float = LIMIT) -> dict[str, Any]:
-    """What the child tells, with `process_seconds`, the time of the whole process."""
+    """What the child reports, with `process_seconds`, the time of the whole process."""
     out, seconds = run(command, limit)
     for line in out.splitlines():
-        _, marked, told = line.partition(MARK)
+        _, marked, reported = line.partition(MARK)
         if marked:
-            return {**json.loads(told), "process_seconds": seconds}
+            return {**json.loads(reported), "process_seconds": seconds}
     raise Unavailable("it told no result")

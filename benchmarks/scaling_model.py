@@ -51,9 +51,9 @@ def checks_table(name: str, chosen: argparse.Namespace, measurements: Measuremen
     rows = []
     for what, run in checks(name, chosen):
         if measurements.found[run.place].skipped is None:
-            took, said = measurements.seconds(run, "step"), measurements.said(run, curve).step
+            took, predicted = measurements.seconds(run, "step"), measurements.predicted(run, curve).step
             title = f"{what}, L={run.microbatches}, B={run.batch}"
-            rows.append((title, f"{took * 1e6:,.0f}", f"{said * 1e6:,.0f}", f"{said / took - 1:+.0%}"))
+            rows.append((title, f"{took * 1e6:,.0f}", f"{predicted * 1e6:,.0f}", f"{predicted / took - 1:+.0%}"))
     return table(("", "measured, µs", "model, µs", "error"), rows)
 
 

@@ -96,7 +96,7 @@ def _panel(panel: Any, name: str, curve: Curve) -> None:
 
 
 def _label_ends(panel: Any, last: int, ends: Sequence[tuple[float, str, str]]) -> None:
-    """A name behind each solid line, pushed apart where lines end close to each other."""
+    """A name after each solid line, pushed apart where lines end close to each other."""
     height = 0.0
     for gain, text, colour in sorted(ends):
         height = max(gain, 1.55 * height, 1.25 * LOWEST)

@@ -1,8 +1,8 @@
-"""Trains for half an hour while its processes are killed, stopped and told to stop at random, and looks what grows.
+"""Trains for half an hour while its processes are killed, stopped and asked to stop at random, and looks what grows.
 
-Every few seconds something happens to the run. It has to go on by itself, or with the same command where the launcher
+Every few seconds something happens to the run. It has to continue, or to do so with the same command where the launcher
 was ended; memory, descriptors and files are counted all the time; and in the end its parameters and records have to be
-those of a run that nobody disturbed. It goes on where it was stopped: python -m benchmarks.soak --seconds 200, again
+those of an undisturbed run. It continues where it was stopped: python -m benchmarks.soak --seconds 200, again
 and again.
 """
 
@@ -72,7 +72,7 @@ class Life:
 
 @dataclass
 class Soak:
-    """One part of the soak: a run that goes on in `folder`, and what was seen of it."""
+    """One part of the soak: a run that continues in `folder`, and what was seen of it."""
 
     folder: Path
     kept: dict[str, Any]
@@ -105,7 +105,7 @@ class Soak:
         """So long the soak has lasted, over all its parts."""
         return self.before + time.monotonic() - self.began
 
-    def go_on(self, until: float) -> None:
+    def continue_run(self, until: float) -> None:
         """Disturbs the run until the soak has lasted so long, and stops it."""
         try:
             self.wait_for_progress("start")
@@ -155,7 +155,7 @@ class Soak:
             _signal(number, signal.SIGCONT)
 
     def stop(self) -> None:
-        """Tells the launcher to stop, which has to leave a checkpoint, status 75, and nothing else."""
+        """Asks the launcher to stop, which has to leave a checkpoint, status 75, and nothing else."""
         self.process.terminate()
         try:
             status = self.process.wait(LIMIT)
@@ -193,7 +193,7 @@ class Soak:
     def processes(self) -> list[int]:
         """All that the launcher has started, and itself."""
         found = with_variable(_TAG, self.tag)
-        return sorted(number for number in found if (told := stat(number)) is not None and not told.ended)
+        return sorted(number for number in found if (reported := stat(number)) is not None and not reported.ended)
 
     def ranks(self) -> list[int]:
         """The ranks' processes."""
@@ -211,11 +211,11 @@ class Soak:
     def sample(self) -> None:
         """Counts."""
         for number in self.processes():
-            told, kind = stat(number), _kind(number, self.process.pid)
+            reported, kind = stat(number), _kind(number, self.process.pid)
             found = _counts(number)
-            if told is None or kind is None or found is None:
+            if reported is None or kind is None or found is None:
                 continue
-            life = self.lives.setdefault((number, told.started), Life(kind, self.seconds))
+            life = self.lives.setdefault((number, reported.started), Life(kind, self.seconds))
             life.see(found, self.seconds)
         named = mapped_files("/dev/shm", self.ranks())
         named |= {name for name in open_files("/tmp", self.processes()) if "hydra" in name}
@@ -263,7 +263,7 @@ def _counts(number: int) -> tuple[int, int, int] | None:
 
 
 def compare(folder: Path, kept: dict[str, Any]) -> None:
-    """Ends the run a little further on, and makes it again with nobody to disturb it; counts that one's memory, too."""
+    """Ends the run a little later, and makes it again undisturbed; counts that one's memory, too."""
     last = WatchedFolder(folder / "run").step() or 0
     more = ("--max-steps", str(last + 100))
     line = [mpirun(), "-n", "2", sys.executable, "-m", "distsgd.train", *OPTIONS, *more]
@@ -316,10 +316,10 @@ def summarize(kept: Mapping[str, Any]) -> str:
     )
     files = kept["files"]
     inside = [one["run"] for one in files]
-    told = (
+    reported = (
         f"files in the run folder: {inside[0]} at first, {max(inside)} at most, {inside[-1]} at last" if files else ""
     )
-    return f"{events}\n\n{counted}\n\n{told}"
+    return f"{events}\n\n{counted}\n\n{reported}"
 
 
 def _levels(lives: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -344,7 +344,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was seen is kept, and nothing left running
     try:
         if kept["seconds"] < 60 * chosen.minutes:
-            Soak(folder, kept).go_on(min(60 * chosen.minutes, kept["seconds"] + chosen.seconds))
+            Soak(folder, kept).continue_run(min(60 * chosen.minutes, kept["seconds"] + chosen.seconds))
         if kept["seconds"] >= 60 * chosen.minutes and "same_bits" not in kept:
             compare(folder, kept)
     finally:

@@ -33,10 +33,10 @@ def contenders(chosen: argparse.Namespace) -> list[Contender]:
         return {**shared, "seed": seed, **own}
 
     def finished(command: list[str]) -> dict[str, Any]:
-        told = measure(command, LIMIT)
-        if told["accuracy"] < target:
-            raise Unavailable(f"reached {told['accuracy']} in {told['epochs']} epochs")
-        return told
+        reported = measure(command, LIMIT)
+        if reported["accuracy"] < target:
+            raise Unavailable(f"reached {reported['accuracy']} in {reported['epochs']} epochs")
+        return reported
 
     def ours(microbatches: int) -> Any:
         return lambda seed: finished(

@@ -60,7 +60,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a summary would say now of a run that goes on."""
+    """What a summary would say now of a run that continues."""
     last = records[-1] if records else {}
     best: dict[str, Any] = next((record for record in reversed(records) if record.get("best")), {})
     return {**best, "epochs": last.get("epoch"), "steps": last.get("step"), "best_epoch": best.get("epoch")}

@@ -1,4 +1,4 @@
-"""python -m examples.reproduce NAME…: runs rows of the table of tutorials, or goes on with them, and rewrites it."""
+"""python -m examples.reproduce NAME…: runs rows of the table of tutorials, or continues them, and rewrites it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OPEN_MPI = {
 
 
 class Failed(Exception):
-    """A run ended with an exit status of its own; what it printed tells why."""
+    """A run ended with an exit status of its own; what it printed shows why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -61,8 +61,8 @@ def main() -> None:
     figures = dict(zip(("validation_error_all", "test_error_all"), map(float, wrong), strict=True))
     if communicator_of_this_run().is_root:
         (Path(chosen.out) / "figures.json").write_text(json.dumps(figures) + "\n")
-        told = {key: result.summary[key] for key in ("validation_error", "test_error")} | figures
-        print("  ".join(f"{name} {value:.6%}" for name, value in told.items()))
+        reported = {key: result.summary[key] for key in ("validation_error", "test_error")} | figures
+        print("  ".join(f"{name} {value:.6%}" for name, value in reported.items()))
 
 
 if __name__ == "__main__":

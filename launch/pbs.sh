@@ -13,15 +13,15 @@ script=launch/pbs.sh
 options=(--dataset digits --microbatches 4 --out runs/pbs)
 
 ranks=$(wc -l <"$PBS_NODEFILE")
-told=no
-trap 'told=yes; kill -USR1 "$run" 2>/dev/null' TERM USR1
+signalled=no
+trap 'signalled=yes; kill -USR1 "$run" 2>/dev/null' TERM USR1
 mpirun --hostfile "$PBS_NODEFILE" -n "$ranks" python -m distsgd.train "${options[@]}" &
 run=$!
 while kill -0 "$run" 2>/dev/null; do wait "$run"; done
 wait "$run"
 status=$?
 
-# 75 is stopped with a checkpoint, two minutes before the walltime is over: another job goes on. SIGTERM comes from
+# 75 is stopped with a checkpoint, two minutes before the walltime is over: another job continues. SIGTERM comes from
 # qdel, which is meant, and from preemption, after which PBS runs this job again itself.
-[[ $status -eq 75 && $told == no ]] && qsub "$script"
+[[ $status -eq 75 && $signalled == no ]] && qsub "$script"
 exit "$status"

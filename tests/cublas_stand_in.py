@@ -17,7 +17,7 @@ HANDLES, STREAMS, COMPUTED = [0xB1A5], {}, []
 
 
 def rounded(values: np.ndarray, bits: int) -> np.ndarray:
-    """float32 with so many bits of its 23 behind the point, to the nearest, ties to even."""
+    """float32 with so many bits of its 23 after the point, to the nearest, ties to even."""
     words, drop = np.ascontiguousarray(values).view(np.uint32), 23 - bits
     half = np.uint32((1 << (drop - 1)) - 1) + ((words >> np.uint32(drop)) & np.uint32(1))
     short = ((words + half) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
@@ -95,7 +95,7 @@ def library() -> Any:
         assert len(RECORDER.memory(address, size)) == WORKSPACE_BYTES
         STREAMS[handle] = (STREAMS[handle][0], address)
 
-    def told(function: Any) -> Any:
+    def reported(function: Any) -> Any:
         def call(*arguments: Any) -> int:
             try:
                 function(*arguments)
@@ -113,5 +113,5 @@ def library() -> Any:
         "cublasGemmEx": gemm,
     }
     assert list(bodies) == list(SIGNATURES)
-    functions = {name: ctypes.CFUNCTYPE(c_int, *SIGNATURES[name])(told(body)) for name, body in bodies.items()}
+    functions = {name: ctypes.CFUNCTYPE(c_int, *SIGNATURES[name])(reported(body)) for name, body in bodies.items()}
     return SimpleNamespace(**functions, cublasGetStatusString=lambda status: errors[-1].encode())

@@ -97,10 +97,10 @@ def _kinds(code: str, real: str) -> dict[str, list[str]]:
     """What each kernel takes, by its name: a type by value, or `dtype*` for arrays."""
     dtypes = {"T": real, "double": "float64", "index_t": "int64", "word_t": "uint64", "bool": "bool"}
     found = {}
-    for name, said in re.findall(r"__global__ void (\w+)\((.*?)\) {", code, re.DOTALL):
-        said = re.sub(r"STEP_NUMBER\((\w+)\)", r"double \1, const double* \1_at", said)
-        said = said.replace("WINDOW", ", ".join(["index_t part"] * _WINDOW_NUMBERS))
-        types = [one.replace("const", "").split()[0] for one in said.split(",")]
+    for name, printed in re.findall(r"__global__ void (\w+)\((.*?)\) {", code, re.DOTALL):
+        printed = re.sub(r"STEP_NUMBER\((\w+)\)", r"double \1, const double* \1_at", printed)
+        printed = printed.replace("WINDOW", ", ".join(["index_t part"] * _WINDOW_NUMBERS))
+        types = [one.replace("const", "").split()[0] for one in printed.split(",")]
         found[name] = [f"{dtypes[kind[:-1]]}*" if kind.endswith("*") else kind for kind in types]
     return found
 

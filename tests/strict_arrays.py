@@ -48,7 +48,7 @@ class Recorder:
         self.events.append(Event(kind, self.gpu, getattr(self.threads, "step", None), what))
 
     def copying(self, host: np.ndarray) -> None:
-        """From now on, to a GPU, from memory of the host that nobody may write to before the host has waited."""
+        """From now on, to a GPU, from memory of the host that no one may write to before the host has waited."""
         assert self.tape is None, "a copy can't be recorded"
         self.note(TO_DEVICE, host.nbytes)
         self._unchanged()
@@ -105,11 +105,11 @@ class Recorder:
         else:
             self.tape.steps.append(work)
 
-    def wait(self, told: dict[int, int] | None = None) -> None:
-        """The host waits for the GPU: for its current stream, or for what an event tells of."""
+    def wait(self, reported: dict[int, int] | None = None) -> None:
+        """The host waits for the GPU: for its current stream, or for what an event marks."""
         assert self.tape is None, "waiting can't be recorded"
         self.enter.append(getattr(self.threads, "step", None))
-        known = self.streams.host_waits(told)
+        known = self.streams.host_waits(reported)
         self._unchanged()
         for host, content, stream, time in self.on_the_way:
             if known.get(stream, -1) >= time:

@@ -18,7 +18,7 @@ from tests.strict_streams import Clock, Streams
 
 
 class Memory:
-    """What CUDA gives, until nobody holds it."""
+    """What CUDA gives, until no one holds it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -43,7 +43,7 @@ class Tape:
     """What one thread has recorded since it began, on streams of which nothing but the recording is known.
 
     uses         what memory from outside is read and written, by its first and last byte
-    messengers   NCCL's communicators whose messages are recorded; each is told of the graph
+    messengers   NCCL's communicators whose messages are recorded; each gets the graph
     """
 
     def __init__(self, pool: Pool, streams: Streams) -> None:

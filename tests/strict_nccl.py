@@ -44,7 +44,7 @@ class Call:
         return self.count * _WIDTHS[self.datatype]
 
     @property
-    def said(self) -> tuple[Any, ...]:
+    def announced(self) -> tuple[Any, ...]:
         """What all ranks have to say alike of a collective."""
         return self.kind, self.count, self.datatype, self.peer
 
@@ -69,7 +69,7 @@ class World:
 
 
 class StrictNccl:
-    """The module `cupy.cuda.nccl`. `fails` may raise, before what it is told of begins: (name, rank).
+    """The module `cupy.cuda.nccl`. `fails` may raise, before what it reports begins: (name, rank).
 
     hosts   of the ranks, where they aren't all on one
     wrong   deliver other bytes than were sent, as machines do whose PCI is set up for virtual machines
@@ -178,8 +178,8 @@ class StrictComm:
         self.nccl.calls.update(call.kind for call in group)
         sent = [RECORDER.memory(call.send, call.size).copy() if self._sends(call) else None for call in group]
         everyone = self.world.meet(self.rank, list(zip(group, sent, strict=True)))
-        shared = [[call.said for call, _ in calls if call.kind not in ("send", "recv")] for calls in everyone]
-        assert all(said == shared[0] for said in shared), f"ranks call different collectives: {shared}"
+        shared = [[call.announced for call, _ in calls if call.kind not in ("send", "recv")] for calls in everyone]
+        assert all(announced == shared[0] for announced in shared), f"ranks call different collectives: {shared}"
         self._check_messages(everyone)
         seen = Counter[int]()
         place = 0

@@ -1,4 +1,4 @@
-"""Streams of the stand-in for CuPy: what one does to memory has to come before or behind what another one does to it.
+"""Streams of the stand-in for CuPy: what one does to memory has to come before or after what another one does to it.
 
 Everything is done at once, so a wait that is missing changes no number. Each stream counts what it does, and knows how
 far the others have come by the events that it has waited for (vector clocks); an access to memory that another stream
@@ -32,7 +32,7 @@ class Streams:
     """The streams of one rank: 0, the default one, and those that it makes. Nothing is noted before it makes one.
 
     uses     when each stream last read or wrote the bytes [first, last), by its own time
-    note     told of each use, too
+    note     notes each use, too
     entered  streams of `with` blocks that haven't ended; `use` leaves no trace there
     """
 
@@ -67,17 +67,17 @@ class Streams:
     def mark(self, number: int) -> dict[int, int]:
         """All that a stream has done and knows of, from its next use on a thing of the past."""
         clock = self.clocks[number]
-        told = {**clock.known, number: clock.time}
+        reported = {**clock.known, number: clock.time}
         clock.time += 1
-        return told
+        return reported
 
-    def host_waits(self, told: dict[int, int] | None = None) -> dict[int, int]:
-        """What is asked for from now on comes behind all that the current stream has done, or an event tells of; how
+    def host_waits(self, reported: dict[int, int] | None = None) -> dict[int, int]:
+        """What is asked for from now on comes after all that the current stream has done, or an event marks; how
         far the host knows the streams to be."""
-        told = self.mark(self.current) if told is None else told
+        reported = self.mark(self.current) if reported is None else reported
         for clock in self.clocks:
-            clock.learn(told)
-        return told
+            clock.learn(reported)
+        return reported
 
     @property
     def now(self) -> tuple[int, int]:
@@ -109,9 +109,9 @@ class StrictStream:
         return self._recorder.end_tape()
 
     def wait_event(self, event: StrictEvent) -> None:
-        assert event.told is not None, "nothing was recorded yet"
+        assert event.reported is not None, "nothing was recorded yet"
         assert event.captured == self.is_capturing(), "an event of a recording belongs to it"
-        self._recorder.streams.clocks[self.ptr].learn(event.told)
+        self._recorder.streams.clocks[self.ptr].learn(event.reported)
 
     def __enter__(self) -> StrictStream:
         self._recorder.streams.entered.append(self.ptr)
@@ -119,7 +119,7 @@ class StrictStream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """As CuPy has it: back to the stream of the block around, whatever `use` has said since, or the default one."""
+        """As CuPy has it: back to the stream of the block around, whatever `use` did since, or the default one."""
         streams = self._recorder.streams
         streams.entered.pop()
         streams.current = streams.entered[-1]
@@ -130,14 +130,14 @@ class StrictEvent:
 
     def __init__(self, recorder: Any) -> None:
         self._recorder = recorder
-        self.told: dict[int, int] | None = None
+        self.reported: dict[int, int] | None = None
         self.captured = False
 
     def record(self, stream: StrictStream) -> None:
         self.captured = self._recorder.tape is not None
-        self.told = self._recorder.streams.mark(stream.ptr)
+        self.reported = self._recorder.streams.mark(stream.ptr)
 
     def synchronize(self) -> None:
-        assert self.told is not None
+        assert self.reported is not None
         assert not self.captured, "the host can't wait for an event of a recording"
-        self._recorder.wait(self.told)
+        self._recorder.wait(self.reported)

@@ -1,4 +1,4 @@
-"""Times what a step can't be faster than: its matrix products, each by itself, and copies in memory and in the cache.
+"""Times what a step can't be faster than: its matrix products, each alone, and copies in memory and in the cache.
 
 Operands lie in memory as in a step (a minibatch is a transposed view of rows; the others are in C order), outputs are
 there already, and each product is repeated with nothing between. Under mpirun all ranks measure at the same time.
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.workloads import workload
 from distsgd.core import runtime
 
@@ -86,7 +86,7 @@ def main() -> None:
     found = communicator.gather_object(result)
     if found is not None:  # as if all ranks' work were one rank's
         together = {name: 1 / sum(1 / one[name] for one in found) for name in result}
-        tell({**together, "metadata": {"blas": runtime.blas_description(), "ranks": communicator.size}})
+        report_result({**together, "metadata": {"blas": runtime.blas_description(), "ranks": communicator.size}})
 
 
 main()

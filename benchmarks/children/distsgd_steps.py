@@ -6,7 +6,7 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, Memory, settings, tell
+from benchmarks.children.protocol import LEAST, WARM_UP, Memory, report_result, settings
 from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
@@ -17,11 +17,11 @@ import distsgd  # noqa: E402
 from distsgd.training.trainer import Trainer  # noqa: E402
 
 WINDOW = 0.5
-"""Seconds behind a checkpoint's beginning in which its writing is over."""
+"""Seconds after a checkpoint's beginning in which its writing is over."""
 
 
 class Clock(distsgd.Callback):
-    """Starts behind the warm-up, and asks for the end when its time is over."""
+    """Starts after the warm-up, and asks for the end when its time is over."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -63,7 +63,7 @@ class Clock(distsgd.Callback):
             self.trainer.stop()
 
     def lost(self) -> list[float]:
-        """Seconds that each checkpoint took from training: fewer steps in the window behind it than in that before."""
+        """Seconds that each checkpoint took from training: fewer steps in the window after it than in that before."""
         steps = median(after - before for before, after in zip(self.heartbeat, self.heartbeat[1:], strict=False))
 
         def count(start: float) -> int:
@@ -114,7 +114,7 @@ def main() -> None:
             "stopped_seconds": clock.stops,
             "lost_seconds": clock.lost(),
         }
-        tell({**clock.result, **memory.grown(), "metadata": metadata})
+        report_result({**clock.result, **memory.grown(), "metadata": metadata})
 
 
 main()

@@ -28,10 +28,10 @@ FAULT = json.loads(os.environ["DISTSGD_FAULT"])
 RANK = next((int(os.environ[name]) for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK") if name in os.environ), 0)
 MARKER = Path(FAULT["marker"])
 
-EXCHANGES = (SharedReduction, MessageReduction, LocalReduction)
+REDUCTIONS = (SharedReduction, MessageReduction, LocalReduction)
 MOMENTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "step": ((TrainingStep, "run"),),
-    "reduction": tuple((reduction, name) for reduction in EXCHANGES for name in ("reduce_scatter", "all_gather")),
+    "reduction": tuple((reduction, name) for reduction in REDUCTIONS for name in ("reduce_scatter", "all_gather")),
     "validation": ((Evaluator, "run"),),
     # Rank 0 writes: at each point where what is on the disk changes. The others stand by.
     "checkpoint": ((os, "fsync"), (os, "replace"), (os, "link")) if RANK == 0 else ((Trainer, "checkpoint"),),
@@ -79,8 +79,8 @@ if FAULT["rank"] == RANK and not MARKER.exists():
 def above() -> list[int]:
     """This rank's parent, and so on: a shell, and mpirun's proxy."""
     found = [os.getppid()]
-    while found[-1] > 1 and len(found) < 3 and (told := stat(found[-1])) is not None:
-        found.append(told.parent)
+    while found[-1] > 1 and len(found) < 3 and (reported := stat(found[-1])) is not None:
+        found.append(reported.parent)
     return found
 
 
@@ -94,9 +94,9 @@ class Fault(Callback):
     """Says when the first step after the fault was made."""
 
     def __init__(self) -> None:
-        self.said = not MARKER.exists()
+        self.raised = not MARKER.exists()
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
-        if not self.said:
-            self.said = True
+        if not self.raised:
+            self.raised = True
             MARKER.with_name("first-step").write_text(f"{time.time()} {step}")

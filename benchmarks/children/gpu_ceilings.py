@@ -1,4 +1,4 @@
-"""Times a workload's matrix products on a device, each by itself, and a large one: no step can be faster."""
+"""Times a workload's matrix products on a device, each alone, and a large one: no step can be faster."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.workloads import gpu_workload
 from distsgd.core import runtime
 
@@ -61,7 +61,7 @@ def main() -> None:
     side = 256 if wanted["quick"] else 8192
     largest = product("forward", side, side, side, device, work.precision)
     result["flops"] = 2 * side**3 / seconds_of(largest, seconds, device)
-    tell({**result, "metadata": {"device": str(device), "side": side}})
+    report_result({**result, "metadata": {"device": str(device), "side": side}})
 
 
 main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
+from benchmarks.children.protocol import LEAST, WARM_UP, report_result, settings
 from benchmarks.workloads import gpu_workload, synthetic
 from distsgd.core import runtime
 
@@ -17,9 +17,9 @@ from distsgd.training.trainer import Trainer  # noqa: E402
 
 
 class Clock(distsgd.Callback):
-    """Starts behind the warm-up, and asks for the end when its time is over.
+    """Starts after the warm-up, and asks for the end when its time is over.
 
-    How a step ended may be told later than it was asked for; so the clock starts and stops where the device has done
+    How a step ended may be reported later than requested; so the clock starts and stops where the device has done
     all that was asked, and counts the steps that were asked for between.
     """
 
@@ -61,8 +61,8 @@ def metadata(trainer: Trainer) -> dict[str, Any]:
     if device.is_cpu:
         return {"device": str(device)}
     pool = device.xp.get_default_memory_pool()
-    told = {"device": str(device), "cupy": device.xp.__version__, "pool_bytes": pool.total_bytes()}
-    return {**told, "cuda": device.xp.cuda.runtime.runtimeGetVersion()}
+    reported = {"device": str(device), "cupy": device.xp.__version__, "pool_bytes": pool.total_bytes()}
+    return {**reported, "cuda": device.xp.cuda.runtime.runtimeGetVersion()}
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
         epochs=1_000_000,
         callbacks=[clock],
     )
-    tell({**clock.result, "metadata": metadata(clock.trainer)})
+    report_result({**clock.result, "metadata": metadata(clock.trainer)})
 
 
 main()

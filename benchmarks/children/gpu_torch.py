@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell, timed_steps
+from benchmarks.children.protocol import report_result, settings, timed_steps
 from benchmarks.workloads import Workload, gpu_workload, synthetic
 
 wanted = settings()
@@ -58,7 +58,7 @@ def main() -> None:
     steps = Steps(work, wanted.get("channels_last", False), wanted.get("compiled", False))
     result = timed_steps(steps, wanted["seconds"], finish=torch.cuda.synchronize if ON_GPU else lambda: None)
     name = torch.cuda.get_device_name() if ON_GPU else "cpu"
-    tell({**result, "metadata": {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}})
+    report_result({**result, "metadata": {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda}})
 
 
 main()

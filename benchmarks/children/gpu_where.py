@@ -1,6 +1,6 @@
 """Times the parts of a step on a device: gather, forward, backward, reduction, update.
 
-On a GPU events on its stream are read when all steps are over, so that nobody waits between parts; a part then holds
+On a GPU events on its stream are read when all steps are over, so that nothing waits between parts; a part then holds
 the time in which the GPU had nothing to do as well. On the CPU the clock is read.
 """
 
@@ -10,7 +10,7 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, settings, tell
+from benchmarks.children.protocol import LEAST, report_result, settings
 from benchmarks.workloads import gpu_workload, synthetic
 from distsgd.core import runtime
 
@@ -98,7 +98,7 @@ def watch(marks: Marks) -> None:
 
 
 class Count(distsgd.Callback):
-    """Begins to mark behind the warm-up, and ends the run."""
+    """Begins to mark after the warm-up, and ends the run."""
 
     def __init__(self, marks: Marks) -> None:
         self.marks, self.steps = marks, 0
@@ -133,7 +133,9 @@ def main() -> None:
     assert marks.device is not None
     steps = marks.steps()[1:-1]
     result = {part: median(step[part] for step in steps) for part in PARTS}
-    tell({**result, "step": median(sum(step.values()) for step in steps), "metadata": {"device": str(marks.device)}})
+    report_result(
+        {**result, "step": median(sum(step.values()) for step in steps), "metadata": {"device": str(marks.device)}}
+    )
 
 
 main()

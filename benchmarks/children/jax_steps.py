@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell, timed_steps
+from benchmarks.children.protocol import report_result, settings, timed_steps
 from benchmarks.workloads import Workload, synthetic, workload
 
 wanted = settings()
@@ -97,7 +97,7 @@ class Steps:
 def main() -> None:
     steps = Steps(workload(wanted["workload"], wanted["examples"]))
     result = timed_steps(steps, wanted["seconds"], finish=steps.wait)
-    tell({**result, "metadata": {"jax": jax.__version__, "device": jax.devices()[0].platform}})
+    report_result({**result, "metadata": {"jax": jax.__version__, "device": jax.devices()[0].platform}})
 
 
 main()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from distsgd.core import runtime
 
 wanted = settings()
@@ -22,7 +22,7 @@ from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 
 FEW, MANY = 2, 512
 BYTES = 128
-"""About what a rank tells another that owns nothing: flags, loss sum and count."""
+"""About what a rank sends to another that owns nothing: flags, loss sum and count."""
 
 
 class Crowd(SerialCommunicator):
@@ -33,7 +33,7 @@ class Crowd(SerialCommunicator):
         self.size, self.hosts = size, self.hosts * size
 
     def allgather_object(self, value: Any) -> list[Any]:
-        """The ranks where that is asked: each is by itself. Else all agree."""
+        """The ranks where that is asked: each is alone. Else all agree."""
         return [value] * self.size if isinstance(value, bool) else list(range(self.size))
 
     def alltoall(self, send: Any, sent: Parts, receive: Any, received: Parts) -> None:
@@ -87,7 +87,7 @@ def main() -> None:
     peer = (in_bookkeeping(MANY, repetitions) - in_bookkeeping(FEW, repetitions)) / (MANY - FEW)
     slowest = np.max(communicator.allgather_object((message, peer)), axis=0)
     if communicator.is_root:
-        tell({"message": max(1e-9, float(slowest[0])), "peer": max(1e-9, float(slowest[1]))})
+        report_result({"message": max(1e-9, float(slowest[0])), "peer": max(1e-9, float(slowest[1]))})
 
 
 main()

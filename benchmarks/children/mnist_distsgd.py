@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.children.mnist import load
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.workloads import workload
 from distsgd.core import runtime
 
@@ -31,7 +31,7 @@ def main() -> None:
     )
     if result.history:  # rank 0
         last = result.history[-1]
-        tell({"epochs": last["epoch"], "accuracy": last["validation_accuracy"]})
+        report_result({"epochs": last["epoch"], "accuracy": last["validation_accuracy"]})
 
 
 main()

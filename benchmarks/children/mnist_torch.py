@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.children.mnist import load
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.workloads import workload
 
 wanted = settings()
@@ -57,11 +57,11 @@ def main() -> None:
     for epoch in range(1, wanted["epochs"] + 1):
         for minibatch in torch.randperm(len(x), device=DEVICE).split(work.batch):
             train_step(model, optimizer, x, y, minibatch)
-        told = {"epochs": epoch, "accuracy": accuracy(getattr(model, "module", model), x_test, y_test)}
-        if told["accuracy"] >= wanted["target"]:
+        reported = {"epochs": epoch, "accuracy": accuracy(getattr(model, "module", model), x_test, y_test)}
+        if reported["accuracy"] >= wanted["target"]:
             break
     if RANK == 0:
-        tell(told)
+        report_result(reported)
     finish()
 
 

@@ -1,4 +1,4 @@
-"""How a measuring process gets its settings and tells its result, and how steps are timed; no import but Python's own.
+"""How a measuring process gets settings and reports its result, and how steps are timed; imports only Python's own.
 
 Settings come as JSON in the only argument, the result leaves as one marked line on standard output.
 """
@@ -28,7 +28,7 @@ def settings() -> dict[str, Any]:
     return wanted
 
 
-def tell(result: dict[str, Any]) -> None:
+def report_result(result: dict[str, Any]) -> None:
     """Hands the result to the parent."""
     print(MARK + json.dumps(result), flush=True)
 
@@ -60,10 +60,10 @@ def timed_steps(
     finish: Callable[[], object] = lambda: None,
     agree: Callable[[int], int] = lambda number: number,
 ) -> dict[str, float]:
-    """Times whole steps for about `seconds`, behind a warm-up.
+    """Times whole steps for about `seconds`, after a warm-up.
 
     step     makes one and returns its examples
-    finish   waits for what still runs behind the caller's back
+    finish   waits for what still runs asynchronously
     agree    rank 0's number, on every rank
     """
 

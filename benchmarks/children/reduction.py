@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from distsgd.core import runtime
 
 wanted = settings()
@@ -25,7 +25,7 @@ from distsgd.parallel.tree import scratch_levels  # noqa: E402
 
 
 class Reduction:
-    """gather, the tree, and publish, with a plain store where a step has its update."""
+    """gather, the tree, and all_gather, with a plain store where a step has its update."""
 
     def __init__(self, reduction: GradientReduction) -> None:
         self.reduction = reduction
@@ -90,12 +90,12 @@ def main() -> None:
     for reduction in reductions.values():
         once(reduction)
         assert np.all(reduction.result == sum(range(1, communicator.size + 1))), "the sum is wrong"
-        communicator.barrier()  # nobody writes while another still looks
+        communicator.barrier()  # no one writes while another still looks
     times = measure(reductions, once, communicator.broadcast_object)
     slowest = np.max(communicator.allgather_object(times), axis=0)  # ready when all are
     medians = np.median(slowest, axis=1)
     if communicator.is_root:
-        tell({f"{name}_seconds": float(value) for name, value in zip(reductions, medians, strict=True)})
+        report_result({f"{name}_seconds": float(value) for name, value in zip(reductions, medians, strict=True)})
 
 
 def measure(reductions: dict[str, Any], once: Callable[[Any], float], agree: Callable[[int], int]) -> Any:

@@ -1,6 +1,6 @@
 """Times scikit-learn's MLPClassifier by the difference between a short fit and a longer one.
 
-Its fit checks and encodes the data first, which is no part of a step, and tells nobody when it is through with that.
+Its fit checks and encodes the data first, which is no part of a step, and doesn't report when it has finished that.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.workloads import WORKLOADS, synthetic, workload
 
 wanted = settings()
@@ -50,7 +50,7 @@ def main() -> None:
     steps = epochs * BATCHES
     rate = steps * work.batch / took
     metadata = {"sklearn": sklearn.__version__}
-    tell({"examples_per_second": rate, "steps": steps, "seconds": took, "metadata": metadata})
+    report_result({"examples_per_second": rate, "steps": steps, "seconds": took, "metadata": metadata})
 
 
 main()

@@ -10,7 +10,7 @@ import gc
 import time
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, settings, tell
+from benchmarks.children.protocol import LEAST, WARM_UP, report_result, settings
 from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
@@ -41,12 +41,12 @@ def watch(kind: type) -> None:
         noted.append(time.perf_counter())
         return result
 
-    def noting_publish(self: Any) -> None:
+    def noting_all_gather(self: Any) -> None:
         noted.append(time.perf_counter())
         all_gather(self)
         noted.append(time.perf_counter())
 
-    kind.reduce_scatter, kind.all_gather = noting_gather, noting_publish  # type: ignore[attr-defined]
+    kind.reduce_scatter, kind.all_gather = noting_gather, noting_all_gather  # type: ignore[attr-defined]
 
 
 class Clock(distsgd.Callback):
@@ -65,7 +65,7 @@ class Clock(distsgd.Callback):
 
 
 def parts(communicator: Communicator) -> dict[str, float] | None:
-    """Median seconds of each part, and of the step, over the steps behind the warm-up; on rank 0."""
+    """Median seconds of each part, and of the step, over the steps after the warm-up; on rank 0."""
     everybody = communicator.gather_object(np.array(noted).reshape(-1, len(PARTS)))
     if everybody is None:
         return None
@@ -102,7 +102,7 @@ def main() -> None:
             found.update({f"{run['name']}: {part}": seconds for part, seconds in result.items()})
         gc.collect()  # before the next run takes as much
     if found:
-        tell(found)
+        report_result(found)
 
 
 main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.children.protocol import Memory, settings, tell, timed_steps
+from benchmarks.children.protocol import Memory, report_result, settings, timed_steps
 from benchmarks.workloads import Workload, synthetic, workload
 
 wanted = settings()
@@ -40,9 +40,9 @@ def agree(number: int) -> int:
     """Rank 0's number, on every rank."""
     if SIZE == 1:
         return number
-    told = torch.tensor(number)
-    dist.broadcast(told, 0)
-    return int(told)
+    reported = torch.tensor(number)
+    dist.broadcast(reported, 0)
+    return int(reported)
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     steps = Steps(workload(wanted["workload"], wanted["examples"]), wanted.get("channels_last", False))
     result = timed_steps(steps, wanted["seconds"], agree=agree)
     if RANK == 0:
-        tell(
+        report_result(
             {
                 **result,
                 **steps.memory.grown(),

@@ -95,10 +95,10 @@ def compare_bits(old: Recording, new: Recording, chosen: argparse.Namespace) -> 
     names = [name for name in select(there, chosen.only) if name not in skipped]
     differing = 0
     for name in names:
-        told = compare_entries(there[name], here[name], chosen.rename) if name in here else ["was not run"]
-        differing += bool(told)
-        if told:
-            print(f"{name}: {'; '.join(told)}")
+        reported = compare_entries(there[name], here[name], chosen.rename) if name in here else ["was not run"]
+        differing += bool(reported)
+        if reported:
+            print(f"{name}: {'; '.join(reported)}")
     unknown = [name for name in here if name not in there]
     if unknown:
         print(f"not in the recording: {', '.join(unknown)}")
@@ -131,7 +131,7 @@ def compare(old: Mapping[str, Recording], new: Mapping[str, Recording], chosen: 
     bad = False
     for probe in set(old) & set(new):
         print(f"compared with {files.describe(old[probe]['machine'])}")
-        for line in files.other_facts(old[probe], new[probe]):
+        for line in files.other_metadata(old[probe], new[probe]):
             print(f"not the same machine: {line}")
         bad |= compare_bits(old[probe], new[probe], chosen)
         bad |= compare_steps(old[probe], new[probe], chosen)

@@ -78,7 +78,7 @@ def log_launches(log: Callable[[int, int | None, bool, str], None]) -> Iterator[
     from tests.strict_arrays import KERNEL, RECORDER, Recorder, StrictArray
     from tests.strict_device import StrictModule
 
-    def tell(what: str) -> None:
+    def record(what: str) -> None:
         log(RECORDER.gpu, getattr(RECORDER.threads, "step", None), RECORDER.tape is not None, what)
 
     def shown(value: Any) -> str:
@@ -90,42 +90,42 @@ def log_launches(log: Callable[[int, int | None, bool, str], None]) -> Iterator[
     gemm, set_item, perform = cublas_stand_in.gemm, StrictArray.__setitem__, Recorder.perform
     copy, copying = StrictArray.copy, threading.local()  # type: ignore[attr-defined]
 
-    def told_module(code: str, options: tuple[str, ...]) -> Any:
+    def reported_module(code: str, options: tuple[str, ...]) -> Any:
         inside = raw_module(code, options)
 
         def get_function(name: str) -> Any:
             launch = inside.get_function(name)
 
-            def told(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
-                tell(f"{name} {grid[0]}x{block[0]}: {', '.join(map(shown, arguments))}")
+            def recording(grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
+                record(f"{name} {grid[0]}x{block[0]}: {', '.join(map(shown, arguments))}")
                 launch(grid, block, arguments)
 
-            return told
+            return recording
 
         return SimpleNamespace(get_function=get_function)
 
-    def told_note(self: Any, kind: str, what: str | int) -> None:
+    def reported_note(self: Any, kind: str, what: str | int) -> None:
         if kind != KERNEL:
-            tell(f"{kind} {what}")
+            record(f"{kind} {what}")
         note(self, kind, what)
 
-    def told_ufunc(self: Any, function: Any, method: str, *inputs: Any, **named: Any) -> Any:
-        tell(f"{function.__name__} {method}: {', '.join(map(shown, inputs))}")
+    def reported_ufunc(self: Any, function: Any, method: str, *inputs: Any, **named: Any) -> Any:
+        record(f"{function.__name__} {method}: {', '.join(map(shown, inputs))}")
         return ufunc(self, function, method, *inputs, **named)
 
-    def told_gemm(*arguments: Any) -> None:
+    def reported_gemm(*arguments: Any) -> None:
         _, of_a, of_b, m, n, k = arguments[:6]
-        tell(f"gemm {of_a}{of_b} {m}x{n}x{k}, compute type {arguments[17]}")
+        record(f"gemm {of_a}{of_b} {m}x{n}x{k}, compute type {arguments[17]}")
         gemm(*arguments)
 
-    def told_set_item(self: Any, index: Any, value: Any) -> None:
-        tell(f"set {shown(self)} to {shown(value)}")
+    def reported_set_item(self: Any, index: Any, value: Any) -> None:
+        record(f"set {shown(self)} to {shown(value)}")
         set_item(self, index, value)
 
-    def told_perform(self: Any, work: Any, *inputs: Any) -> Any:
+    def reported_perform(self: Any, work: Any, *inputs: Any) -> Any:
         made = perform(self, work, *inputs)
         if isinstance(made, np.ndarray) and not getattr(copying, "now", False):
-            tell(f"gives {shown(made)}")
+            record(f"gives {shown(made)}")
         return made
 
     def untold_copy(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -137,14 +137,14 @@ def log_launches(log: Callable[[int, int | None, bool, str], None]) -> Iterator[
             copying.now = False
 
     with ExitStack() as patches:
-        for place, name, told in (
-            (StrictModule, "RawModule", staticmethod(told_module)),
-            (StrictArray, "__array_ufunc__", told_ufunc),
-            (StrictArray, "__setitem__", told_set_item),
+        for place, name, recording in (
+            (StrictModule, "RawModule", staticmethod(reported_module)),
+            (StrictArray, "__array_ufunc__", reported_ufunc),
+            (StrictArray, "__setitem__", reported_set_item),
             (StrictArray, "copy", untold_copy),
-            (Recorder, "note", told_note),
-            (Recorder, "perform", told_perform),
-            (cublas_stand_in, "gemm", told_gemm),
+            (Recorder, "note", reported_note),
+            (Recorder, "perform", reported_perform),
+            (cublas_stand_in, "gemm", reported_gemm),
         ):
-            patches.enter_context(patch.object(place, name, told))
+            patches.enter_context(patch.object(place, name, recording))
         yield

@@ -48,7 +48,7 @@ def main() -> None:
             (folder / "at").write_text(name)
         try:
             found[name] = train(name, folder)
-        except Exception as error:  # all ranks have it, or the job ends; the parent says it behind all others
+        except Exception as error:  # all ranks have it, or the job ends; the parent says it after all others
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     if is_root():
         (folder / "found.json").write_text(json.dumps(found))

@@ -102,9 +102,9 @@ def results(names: Sequence[str], progress: Callable[[str], None]) -> tuple[dict
             progress(name)
             for number, chain in enumerate(COMMANDS[name].chains):
                 entry = _run(COMMANDS[name], chain, folder, folder / f"{name}-{number}")
-                told = recording.compare_entries(found.setdefault(name, entry), entry)
+                reported = recording.compare_entries(found.setdefault(name, entry), entry)
                 ways = " then ".join("no mpirun" if ranks is None else f"{ranks} ranks" for ranks, _ in chain)
-                wrong += [f"{name}: {ways}: {'; '.join(told)}"] if told else []
+                wrong += [f"{name}: {ways}: {'; '.join(reported)}"] if reported else []
     return found, wrong
 
 

@@ -1,7 +1,7 @@
 """What is trained: a table of configurations, each a name and options of `distsgd.fit`, and their small data sets.
 
 `data`, `validation`, `test` and `model` may name arrays and models that this file makes; `microbatches` is 4 where
-nothing else is said.
+nothing else is reported.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _SEEN_IN_A_CHILD = (
     "from benchmarks.guard import adapter; adapter.prepare(); import json; "
     "print(json.dumps({'probe': adapter.cpu_probe(), 'kernels': adapter.blas_description()}))"
 )
-FACTS = ("kernels", "numpy", "python", "mpi", "compiler", "cpu")
+METADATA = ("kernels", "numpy", "python", "mpi", "compiler", "cpu")
 """What a difference may come from besides the code."""
 
 
@@ -95,7 +95,7 @@ def describe(machine: Mapping[str, Any]) -> str:
     return f"probe {machine['probe']} ({kernels}, NumPy {numpy}, commit {commit})"
 
 
-def other_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def other_metadata(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What is another thing than when the recording was made."""
     then, now = old["machine"], new["machine"]
-    return [f"{name}: {then[name]}, now {now[name]}" for name in FACTS if then[name] != now[name]]
+    return [f"{name}: {then[name]}, now {now[name]}" for name in METADATA if then[name] != now[name]]

@@ -20,7 +20,7 @@ _LONGEST_VALUE = 66
 """A sha256 in quotes."""
 _LONGEST_SHOWN = 24
 _NAMED = 4
-"""Fields of a section that are named where they differ; of more, their number is told."""
+"""Fields of a section that are named where they differ; of more, only their number is given."""
 
 
 def digest(content: bytes) -> str:
@@ -88,13 +88,13 @@ class Renames:
 
 
 def compare_fields(old: Fields, new: Fields, renames: Renames) -> list[str]:
-    """What differs, in words. A field that has another name and the same values is told as that."""
+    """What differs, in words. A field that has another name and the same values is reported as that."""
     old = {renames.of(name): value for name, value in old.items()}
     gone = [name for name in old if name not in new and name not in renames.gone]
     added = [name for name in new if name not in old and name not in renames.new]
     differing = [name for name in old if name in new and old[name] != new[name]]
-    told = [f"{name} differs{_shown(old[name], new[name])}" for name in differing[:_NAMED]]
-    told += [f"{len(differing) - _NAMED} more differ"] if len(differing) > _NAMED else []
+    reported = [f"{name} differs{_shown(old[name], new[name])}" for name in differing[:_NAMED]]
+    reported += [f"{len(differing) - _NAMED} more differ"] if len(differing) > _NAMED else []
     moved = []
     for name in [*gone]:
         same = next((other for other in added if new[other] == old[name]), None)
@@ -102,8 +102,8 @@ def compare_fields(old: Fields, new: Fields, renames: Renames) -> list[str]:
             gone.remove(name)
             added.remove(same)
             moved.append(f"{name}={same}")
-    told += [f"names differ, values equal: {' '.join(moved)}"] if moved else []
-    return told + [f"{name} is gone" for name in gone] + [f"{name} is new" for name in added]
+    reported += [f"names differ, values equal: {' '.join(moved)}"] if moved else []
+    return reported + [f"{name} is gone" for name in gone] + [f"{name} is new" for name in added]
 
 
 def _shown(old: str, new: str) -> str:
@@ -124,12 +124,12 @@ def compare_launches(old: Sequence[str], new: Sequence[str], renames: Renames) -
 def compare_entries(old: Entry, new: Entry, renames: Renames | None = None) -> list[str]:
     """What differs between two recordings of one configuration, in words."""
     renames = renames or Renames()
-    told: list[str] = []
+    reported: list[str] = []
     for section in dict.fromkeys([*old, *new]):
         if section not in old or section not in new:
-            told.append(f"{section} {'are gone' if section in old else 'are new'}")
+            reported.append(f"{section} {'are gone' if section in old else 'are new'}")
             continue
         compare = compare_launches if isinstance(old[section], list) else compare_fields
         found = compare(old[section], new[section], renames)
-        told += [f"{section}: {', '.join(found)}"] if found else []
-    return told
+        reported += [f"{section}: {', '.join(found)}"] if found else []
+    return reported

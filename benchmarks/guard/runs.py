@@ -61,9 +61,9 @@ def fits(
             continue
         progress(f"fit {variant}")
         for name, entry in _child("child", {**asdict(variant), "names": taken}, variant.ranks, str(variant)).items():
-            told = [entry["error"]] if "error" in entry else compare_entries(first.setdefault(name, entry), entry)
-            if told:
-                wrong.setdefault(f"{name}: {'; '.join(told)}", []).append(str(variant))
+            reported = [entry["error"]] if "error" in entry else compare_entries(first.setdefault(name, entry), entry)
+            if reported:
+                wrong.setdefault(f"{name}: {'; '.join(reported)}", []).append(str(variant))
     return first, [f"{what} ({'; '.join(where)})" for what, where in wrong.items()]
 
 

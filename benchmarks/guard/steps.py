@@ -1,8 +1,8 @@
 """Times steps of `distsgd.fit` beside a fixed loop of NumPy, in turns of some milliseconds inside one process.
 
 What slows the machine down for a while slows both down, so that the ratio of the two stays. The time is that of this
-process on a core: whoever else computes on the machine takes none of it, but waiting isn't seen either; one rank with
-one thread waits for nobody.
+process on a core: other processes take none of it, but waiting isn't seen either; one rank with
+one thread waits for no other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import settings, tell
+from benchmarks.children.protocol import report_result, settings
 from benchmarks.guard import adapter
 from benchmarks.workloads import Workload, synthetic, workload
 
@@ -92,7 +92,7 @@ class Turns(distsgd.Callback):
         self.count += 1
         if not self.per_turn:
             if now - self.first >= WARM_UP:
-                self._settle_turns((now - self.first) / self.count)
+                self._choose_turns((now - self.first) / self.count)
                 self._start()
         elif self.count == self.per_turn:
             before, self.beside = self.beside, self._loop()
@@ -101,7 +101,7 @@ class Turns(distsgd.Callback):
         if now - self.first > self.seconds:
             self.trainer.stop()
 
-    def _settle_turns(self, step: float) -> None:
+    def _choose_turns(self, step: float) -> None:
         self.per_turn = max(1, round(TURN / step))
         self.loops = 3
         self._loop()
@@ -125,7 +125,7 @@ def main() -> None:
     options = {**work.fit_options(), "device": "cpu", "microbatches": MICROBATCHES, "threads": 1, "check_replicas": 0}
     options |= {"validation_fraction": 0.0, "epochs": 1_000_000}
     distsgd.fit(work.model, synthetic(work), **adapter.options(options), callbacks=[turns])
-    tell({
+    report_result({
         "ratio": median(step / loop for step, loop in turns.pairs),
         "step_microseconds": median(step for step, _ in turns.pairs) * 1e6,
         "pairs": len(turns.pairs),

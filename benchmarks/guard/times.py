@@ -24,9 +24,9 @@ def of_steps(names: Iterable[str], progress: Callable[[str], object], rounds: in
         progress(f"steps, round {number + 1} of {rounds}")
         for name in names:
             wanted = json.dumps({"workload": name, "seconds": SECONDS})
-            told = measure([sys.executable, "-m", "benchmarks.guard.steps", wanted], LIMIT)
-            found[name]["ratios"].append(round(told["ratio"], 5))
-            found[name]["microseconds"].append(round(told["step_microseconds"], 2))
+            reported = measure([sys.executable, "-m", "benchmarks.guard.steps", wanted], LIMIT)
+            found[name]["ratios"].append(round(reported["ratio"], 5))
+            found[name]["microseconds"].append(round(reported["step_microseconds"], 2))
     return found
 
 

@@ -26,7 +26,7 @@ MPIRUN, NO_MPIRUN = find_mpirun()
 OPEN_MPI = MPIRUN is not None and is_open_mpi(MPIRUN)
 # srun --mpi=pmi2 makes Open MPI's ranks runs of their own; its --mpi=pmix wants nodes that are machines.
 LAUNCHERS = ("mpirun",) if OPEN_MPI else ("srun", "mpirun")
-# With it 15 epochs of 13 steps take 4 seconds or more, and the folder tells at which steps the run was started.
+# With it 15 epochs of 13 steps take 4 seconds or more, and the folder shows at which steps the run was started.
 SLOW = """
 import os
 import time
@@ -165,7 +165,7 @@ def test_requeued_by_an_operator(slurm: Slurm, tmp_path: Path, undisturbed: Path
     job.must_have_gone_on(undisturbed)
 
 
-def test_stops_by_itself_before_the_limit(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
+def test_stops_in_time_before_the_limit(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
     """No signal at all: each attempt ends 9 minutes and 46 seconds before the job of 10 minutes would."""
     job = submit(slurm, tmp_path, LAUNCHERS[0], "--max-time", "auto-9m46s", extra={"TEST_SECONDS": "0.085"})
     job.must_have_gone_on(undisturbed)
@@ -173,7 +173,7 @@ def test_stops_by_itself_before_the_limit(slurm: Slurm, tmp_path: Path, undistur
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_scancel_leaves_nothing_behind(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
+def test_scancel_leaves_no_file(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
     job = submit(slurm, tmp_path, launcher)
     job.wait_for_training()
     assert len([words for words in slurm.processes(job.number).values() if "-m distsgd.train" in words]) >= 4

@@ -23,8 +23,8 @@ def find_program(name: str) -> str | None:
 @cache
 def is_open_mpi(mpirun: str) -> bool:
     """Whether this mpirun is Open MPI's rather than MPICH's."""
-    told = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=20)
-    return "Open MPI" in told.stdout
+    reported = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=20)
+    return "Open MPI" in reported.stdout
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str | Callable[[], str]) -> None:

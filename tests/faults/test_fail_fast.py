@@ -1,4 +1,4 @@
-"""Under a plain mpirun: whatever happens to one rank ends the whole job soon, and leaves nothing of distsgd behind."""
+"""Under a plain mpirun: whatever happens to one rank ends the whole job soon, and leaves nothing of distsgd."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_one_rank_ends_all(tmp_path: Path, how: str, rank: int) -> None:
         assert ended.err.startswith("rank 2 on ")
 
 
-def test_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_the_same_command_continues(tmp_path: Path) -> None:
     mpirun(3, tmp_path, *QUIET, "--callback", CALLBACK, **fault(tmp_path, "SIGKILL", rank=0)).end()
     again = mpirun(2, tmp_path, *QUIET).end()
     assert again.status == 0, again.err
@@ -90,11 +90,11 @@ def test_survivors_leave_where_mpirun_does_not_notice(tmp_path: Path, busy: int)
         ended = job.end()
     assert seconds < SOON
     assert ended.status != 0
-    said = [line for line in ended.lines if line.startswith("distsgd: error: ")]
+    printed = [line for line in ended.lines if line.startswith("distsgd: error: ")]
     # mpirun, which passes on what ranks print, may have other things to do by now; and on a busy machine the second
     # rank may speak, too, while the first is held up.
-    assert len(said) <= 2
-    assert all("rank 1 on " in line and "has left early, " in line for line in said)
+    assert len(printed) <= 2
+    assert all("rank 1 on " in line and "has left early, " in line for line in printed)
     assert ours(ended) == []
 
 

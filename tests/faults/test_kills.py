@@ -1,4 +1,4 @@
-"""One process of a run is killed in the middle of things, and the run ends as if nobody had: some of the benchmark."""
+"""One process of a run is killed, and the run ends as if none had been: a few of the benchmark's cases."""
 
 from __future__ import annotations
 

@@ -41,19 +41,19 @@ def test_dry_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         (("--epoch", "3"), "did you mean --epochs?"),
         (("--microbatches", 1), "2 ranks share 1 microbatches"),
         (("--dataset", "missing.npz"), "missing.npz"),
     ],
 )
-def test_usage(tmp_path: Path, options: tuple[object, ...], told: str) -> None:
+def test_usage(tmp_path: Path, options: tuple[object, ...], reported: str) -> None:
     with nothing_left(launch(2, tmp_path, *options)) as ended:
         assert ended.status == 2
         assert len(ended.lines) == 1, ended.err
         assert ended.err.startswith("distsgd: error: ")
-        assert told in ended.err
+        assert reported in ended.err
         assert ended.seconds < SOON
 
 
@@ -64,21 +64,21 @@ def test_help(tmp_path: Path) -> None:
         assert "--max-restarts INT" in ended.out
 
 
-def test_a_killed_rank_is_named_and_the_run_goes_on(tmp_path: Path, undisturbed: str) -> None:
+def test_a_killed_rank_is_named_and_the_run_continues(tmp_path: Path, undisturbed: str) -> None:
     options = (*QUIET, "--callback", CALLBACK)
     with nothing_left(launch(3, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=23))) as ended:
         assert ended.status == 0
-        (said,) = ended.lines
-        assert said.startswith("distsgd.launch: rank 1 on ")
-        assert "was killed by signal 9 (SIGKILL" in said
-        assert said.endswith("in step 23; going on from step 21 with 3 rank(s), restart 1 of 3")
+        (printed,) = ended.lines
+        assert printed.startswith("distsgd.launch: rank 1 on ")
+        assert "was killed by signal 9 (SIGKILL" in printed
+        assert printed.endswith("in step 23; going on from step 21 with 3 rank(s), restart 1 of 3")
     assert sha256(tmp_path) == undisturbed
     when, step = (tmp_path / "first-step").read_text().split()
     assert step == "22"
     assert float(when) - (tmp_path / "struck").stat().st_mtime < SOON
 
 
-def test_resume_never_is_not_said_again(tmp_path: Path, undisturbed: str) -> None:
+def test_resume_never_is_not_printed_again(tmp_path: Path, undisturbed: str) -> None:
     launch(2, tmp_path, *QUIET, "--max-steps", 10).end()
     options = (*QUIET, "--resume", "never", "--callback", CALLBACK)
     ended = launch(3, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=23)).end()
@@ -143,9 +143,9 @@ def test_max_restarts(tmp_path: Path) -> None:
     options = (*QUIET, "--callback", CALLBACK)
     with nothing_left(launch(2, tmp_path, *options, own=("--max-restarts", 0), **fault(tmp_path, "exit0"))) as ended:
         assert ended.status == 1
-        (said,) = ended.lines
-        assert said.startswith("distsgd: error: rank 1 on ")
-        assert said.endswith("left early with exit status 0, in step 20")
+        (printed,) = ended.lines
+        assert printed.startswith("distsgd: error: rank 1 on ")
+        assert printed.endswith("left early with exit status 0, in step 20")
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -180,7 +180,7 @@ def test_two_signals_end_at_once(tmp_path: Path) -> None:
     job = launch(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
     for number in job.ranks().values():
-        os.kill(number, signal.SIGSTOP)  # nobody writes a checkpoint any more
+        os.kill(number, signal.SIGSTOP)  # no one writes a checkpoint any more
     for _ in range(2):
         os.kill(job.process.pid, signal.SIGTERM)
         time.sleep(0.3)
@@ -200,18 +200,18 @@ def test_a_run_under_way_is_left_to_its_owner(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
-    """Where a rank dies later, the run goes on in it, and its end is looked for there."""
+    """Where a rank dies later, the run continues in it, and its end is looked for there."""
     job = launch(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
     (tmp_path / "run").rename(tmp_path / "moved")
     until = time.monotonic() + LIMIT
-    while "was moved to" not in job.said():
+    while "was moved to" not in job.printed():
         assert time.monotonic() < until
         time.sleep(0.05)
     first = job.ranks()
     os.kill(first[1], signal.SIGKILL)
-    while "going on from step" not in job.said() or not set(job.ranks().values()) - set(first.values()):
-        assert time.monotonic() < until, job.said()
+    while "going on from step" not in job.printed() or not set(job.ranks().values()) - set(first.values()):
+        assert time.monotonic() < until, job.printed()
         time.sleep(0.05)
     os.kill(job.process.pid, signal.SIGTERM)
     with nothing_left(job) as ended:
@@ -221,7 +221,7 @@ def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
 
 
 def wrapped(folder: Path, behind: str) -> Path:
-    """The mpirun of this environment, with something behind it."""
+    """The mpirun of this environment, with a command after it."""
     path = folder / "mpirun"
     path.write_text(f'#!/bin/sh\n"{find_mpirun()[0]}" "$@"\n[ "$1" = --version ] || {{ {behind}; }}\n')
     path.chmod(0o755)
@@ -232,8 +232,8 @@ def test_the_summary_is_believed_and_mpirun_is_not(tmp_path: Path) -> None:
     (tmp_path / "fails").mkdir()
     with nothing_left(launch(2, tmp_path / "fails", *QUIET, own=("--mpirun", wrapped(tmp_path, "exit 9")))) as ended:
         assert ended.status == 0
-        (said,) = ended.lines
-        assert said == "distsgd.launch: mpirun left with status 9; the run is completed"
+        (printed,) = ended.lines
+        assert printed == "distsgd.launch: mpirun left with status 9; the run is completed"
     (tmp_path / "lies").mkdir()
     fine = tmp_path / "fine"
     fine.write_text("#!/bin/sh\necho 'HYDRA build details:'; echo '    Version: 5.0'\n")
@@ -279,7 +279,7 @@ class Vanish(distsgd.Callback):
 """
 
 
-def test_a_host_that_is_gone_is_left_out(tmp_path: Path, undisturbed: str) -> None:
+def test_a_host_that_is_gone_is_skipped(tmp_path: Path, undisturbed: str) -> None:
     """Hosts that are all this one: what stands for ssh doesn't answer for the second any more."""
     agent = tmp_path / "ssh"
     agent.write_text(SSH.format(folder=tmp_path))

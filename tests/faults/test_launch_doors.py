@@ -64,23 +64,23 @@ def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
     assert shown in first.out
     with nothing_left(launch(2, tmp_path, *QUIET, "--epochs", 1, "--out", name, "--resume", "never")) as again:
         assert again.status == 0
-        (said,) = again.lines
-        assert said.startswith(f"the run in {shown}")
+        (printed,) = again.lines
+        assert printed.startswith(f"the run in {shown}")
         assert "\x1b" not in again.out + again.err
     with nothing_left(launch(2, tmp_path, "--dataset", f"{name}.npz")) as missing:
         assert missing.status == 2
-        (said,) = missing.lines
-        assert shown in said
+        (printed,) = missing.lines
+        assert shown in printed
 
 
 def test_what_a_rank_starts_is_not_taken_for_the_rank(tmp_path: Path) -> None:
-    """It has inherited the launch's variables, and tells its error to whoever reads."""
+    """It has inherited the launch's variables, and sends its error to its reader."""
     (tmp_path / "forger.py").write_text(FORGER)
     with nothing_left(launch(2, tmp_path, *QUIET, "--callback", "forger.py:Inner")) as ended:
         assert ended.status == 0
-        (said,) = ended.lines
-        assert said.startswith("distsgd: error: ")
-        assert "did you mean --epochs?" in said
+        (printed,) = ended.lines
+        assert printed.startswith("distsgd: error: ")
+        assert "did you mean --epochs?" in printed
         assert ended.out.startswith("status 2\n")
 
 
@@ -94,8 +94,8 @@ def test_variables_of_another_launch_are_not_believed(tmp_path: Path) -> None:
         "DISTSGD_TERMINAL": str(path),
     }
     ended = mpirun(2, tmp_path, "--epoch", 3, **left).end()
-    (said,) = [line for line in ended.lines if "distsgd" in line]
-    assert said.startswith("distsgd: error: ")
+    (printed,) = [line for line in ended.lines if "distsgd" in line]
+    assert printed.startswith("distsgd: error: ")
     ended = mpirun(2, tmp_path, "--epochs", 1, "--hidden", 8, **left).end()
     assert ended.status == 0
     assert ended.out.splitlines()[0].startswith("ranks  ")
@@ -119,9 +119,9 @@ def test_a_folder_for_temporary_files_that_others_can_change_is_refused(around: 
     job.temporary.chmod(0o777)  # before the launcher has begun to look
     ended = job.end()
     assert ended.status == 2
-    (said,) = ended.lines
-    assert said.startswith("distsgd: error: TMPDIR: ")
-    assert "without the sticky bit" in said
+    (printed,) = ended.lines
+    assert printed.startswith("distsgd: error: TMPDIR: ")
+    assert "without the sticky bit" in printed
     assert ended.files == []
 
 

@@ -60,12 +60,12 @@ def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> 
     options = (*QUIET, "--stall-timeout", "1s", "--callback", CALLBACK)
     ended = mpirun(3, tmp_path, *options, **fault(tmp_path, "SIGSTOP", rank=rank)).end()
     assert ended.status != 0
-    (said,) = [line for line in ended.lines if line.startswith("distsgd: error: ")]
-    assert f"rank {rank} on " in said
-    assert "is stopped in step 20 (process " in said
+    (printed,) = [line for line in ended.lines if line.startswith("distsgd: error: ")]
+    assert f"rank {rank} on " in printed
+    assert "is stopped in step 20 (process " in printed
     others = "ranks 0, 2" if rank else "ranks 1, 2"
-    assert f"; {others} have waited " in said
-    assert said.endswith(" s for it in a barrier in step 20")
+    assert f"; {others} have waited " in printed
+    assert printed.endswith(" s for it in a barrier in step 20")
     assert ended.processes == []
     assert ended.seconds < 10
 
@@ -90,7 +90,7 @@ def test_who_takes_time_is_not_stuck(tmp_path: Path) -> None:
     assert ended.status == 0, ended.err
 
 
-def test_a_job_that_is_suspended_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_is_suspended_continues(tmp_path: Path) -> None:
     """As batch systems do with jobs that have to wait: all processes are stopped, and continued later."""
     job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50, "--stall-timeout", "1s")
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")

@@ -1,4 +1,4 @@
-"""Starts runs that come to harm, and looks what they leave behind."""
+"""Starts runs that come to harm, and looks what they leave."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Job:
                 found[int(rank)] = number
         return found
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """Standard error so far."""
         return self._printed[1].read_text(errors="replace")
 
@@ -138,19 +138,19 @@ def launch(ranks: int, folder: Path, *options: object, own: tuple[object, ...] =
 
 def fault(folder: Path, how: str, moment: str = "step", rank: int = 1, count: int = 20, **more: Any) -> dict[str, str]:
     """The setting that makes CALLBACK do something to a rank."""
-    told = {"how": how, "moment": moment, "rank": rank, "count": count, "delay": 0.0, "victim": "rank", **more}
-    return {"DISTSGD_FAULT": json.dumps({"marker": str(folder / "struck"), **told})}
+    reported = {"how": how, "moment": moment, "rank": rank, "count": count, "delay": 0.0, "victim": "rank", **more}
+    return {"DISTSGD_FAULT": json.dumps({"marker": str(folder / "struck"), **reported})}
 
 
 def sha256(folder: Path) -> str:
-    """Of the parameters that the run in `folder` has handed over."""
+    """Of the parameters that the run in `folder` has returned."""
     found: str = json.loads((folder / "run" / "summary.json").read_text())["parameters_sha256"]
     return found
 
 
 @contextmanager
 def nothing_left(job: Job) -> Iterator[Ended]:
-    """How the job ended; behind the block, that it has left nothing."""
+    """How the job ended; after the block, that it has left nothing."""
     ended = job.end()
     yield ended
     assert ended.processes == []

@@ -143,10 +143,10 @@ def test_batch_normalization(gpu: Device, dtype: Any) -> None:
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(to_host(one), other, **within(dtype, 100))
     _, mean, _, inverse = wanted
-    for way_back in ("normalize_backward", "transform_backward"):
+    for backward in ("normalize_backward", "transform_backward"):
         slopes, there_slopes = np.empty((2, 6), dtype), there(gpu, *np.full((2, 6), np.nan, dtype))
-        dx = getattr(cpu, way_back)(rows, mean, inverse, scale, dy, *slopes)
-        there_dx = getattr(kernels, way_back)(*there(gpu, rows, mean, inverse, scale, dy), *there_slopes)
+        dx = getattr(cpu, backward)(rows, mean, inverse, scale, dy, *slopes)
+        there_dx = getattr(kernels, backward)(*there(gpu, rows, mean, inverse, scale, dy), *there_slopes)
         np.testing.assert_allclose(to_host(there_dx), dx, **within(dtype, 100))
         for one, other in zip(there_slopes, slopes, strict=True):
             np.testing.assert_allclose(to_host(one), other, **within(dtype, 100))
@@ -196,7 +196,7 @@ def test_sums_and_rows(gpu: Device, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("microbatches", "examples"), [(1, 4), (2, 2), (3, 9), (4, 4), (7, 3), (8, 100), (13, 11)])
 def test_the_trees_sum(gpu: Device, microbatches: int, examples: int, dtype: Any) -> None:
-    """The bits of the additions in pairs, empty microbatches left out, with a division and without."""
+    """The bits of the additions in pairs, empty microbatches skipped, with a division and without."""
     bounds, count = microbatch_bounds(examples, microbatches), 1003
     host = {
         (microbatch, microbatch + 1): numbers(f"row {microbatch}", count, dtype=dtype) * 10.0 ** (microbatch % 5)

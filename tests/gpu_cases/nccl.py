@@ -20,7 +20,7 @@ DEEP: dict[str, Any] = {"hidden": (2000, 1000), "max_steps": 4}
 
 
 def alone(gpu: Device) -> NcclCommunicator:
-    """NCCL with one rank, which has nobody to send to, and yet makes all its calls."""
+    """NCCL with one rank, which has no other to send to, and yet makes all its calls."""
     found, why = open_nccl(SerialCommunicator(), gpu)
     if found is None:
         pytest.skip(why)
@@ -46,7 +46,7 @@ def test_one_rank_of_nccl(gpu: Device) -> None:
 
 
 def test_a_threads_stream_stays_its_own(gpu: Device) -> None:
-    """Behind a block of another stream, and behind a copy of memory with gaps, for which CuPy has such a block."""
+    """After a block of another stream, and after a copy of memory with gaps, for which CuPy has such a block."""
     gpu.use()
     current = gpu.xp.cuda.get_current_stream
     own, there = current().ptr, gpu.put(np.zeros((2, 3)))

@@ -1,4 +1,4 @@
-"""Whole trainings on a GPU: close to the CPU's, the same bits each time, and mistakes that are told.
+"""Whole trainings on a GPU: close to the CPU's, the same bits each time, and mistakes that are reported.
 
 The module that collects these tests has a fixture `gpu`, the device that `--device gpu` means.
 """
@@ -109,8 +109,8 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_functions_that_return_what_they_should_not(gpu: Device, name: str) -> None:
-    model, said = FUNCTIONS[name]
-    with pytest.raises(DistsgdError, match=rf"(?s)(step 1, microbatch 0.*|a loss function must return .*){said}"):
+    model, printed = FUNCTIONS[name]
+    with pytest.raises(DistsgdError, match=rf"(?s)(step 1, microbatch 0.*|a loss function must return .*){printed}"):
         train(gpu.name, model=model)
 
 
@@ -140,12 +140,12 @@ LAYERS_OF_USERS = {
 @pytest.mark.parametrize("name", list(LAYERS_OF_USERS))
 @pytest.mark.parametrize("last", [True, False])
 def test_layers_that_return_what_they_should_not(gpu: Device, name: str, last: bool) -> None:
-    change, said = LAYERS_OF_USERS[name]
+    change, printed = LAYERS_OF_USERS[name]
     layers = [distsgd.Dense(12, CLASSES), Wrong(change)] if last else [Wrong(change), distsgd.Dense(12, CLASSES)]
     others = (
         r"(?s)step 1, microbatch 0.*(expected arrays of a GPU, all of float32|An array of NumPy met one of the GPU)"
     )
-    with pytest.raises(DistsgdError, match=said if last else others):
+    with pytest.raises(DistsgdError, match=printed if last else others):
         train(gpu.name, model=distsgd.Sequential(layers))
 
 
@@ -165,8 +165,8 @@ TOO_MUCH = r"the GPU is out of memory \(Out of memory allocating [\d,]+ bytes.*\
 
 
 def test_a_model_that_does_not_fit(gpu: Device) -> None:
-    said = rf"a model of 4,036,004 parameters, .* takes 0.1 GB of memory, .* GB left: {TOO_MUCH}"
-    with little_memory(gpu), pytest.raises(OutOfMemoryError, match=said):
+    printed = rf"a model of 4,036,004 parameters, .* takes 0.1 GB of memory, .* GB left: {TOO_MUCH}"
+    with little_memory(gpu), pytest.raises(OutOfMemoryError, match=printed):
         train(gpu.name, hidden=(2000, 2000))
 
 
@@ -174,4 +174,4 @@ def test_a_minibatch_that_does_not_fit(gpu: Device) -> None:
     model, many = "conv 4 5x5 same, pool 2, relu, dense", (np.tile(IMAGES, (40, 1, 1, 1)), np.tile(LABELS, 40))
     with little_memory(gpu), pytest.raises(OutOfMemoryError, match=rf"rank 0 \(.*\), step 1, microbatch 0: {TOO_MUCH}"):
         train(gpu.name, many, model, batch_size="full", microbatches=1)
-    assert train(gpu.name, (IMAGES, LABELS), model, max_steps=1).summary["steps"] == 1  # there is room again
+    assert train(gpu.name, (IMAGES, LABELS), model, max_steps=1).summary["steps"] == 1  # there is free memory again

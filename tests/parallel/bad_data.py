@@ -64,16 +64,16 @@ PARTS_OF_CIFAR = (*(f"data_batch_{number}" for number in range(1, 6)), "test_bat
 BOMB = idx([], shape=(2**20, 2**11, 2**10))
 MNIST_FILES: dict[str, Case] = {
     **{
-        f"images cut after {cut} bytes": Case(told, MNIST, mnist(IMAGES[:cut]))
-        for cut, told in (
+        f"images cut after {cut} bytes": Case(reported, MNIST, mnist(IMAGES[:cut]))
+        for cut, reported in (
             (0, "header of 4 bytes"), (3, "ends after 3"), (4, "header of 12 bytes"), (15, "ends after 11"),
             (16, "the file has 16"), (len(IMAGES) - 1, f"expected {len(IMAGES)} bytes"),
         )
     },
     **{
-        f"gzipped images cut {cut} bytes before their end": Case(told, MNIST, mnist(packed[:-cut], suffix=".gz"))
+        f"gzipped images cut {cut} bytes before their end": Case(reported, MNIST, mnist(packed[:-cut], suffix=".gz"))
         for packed in [gzip.compress(IMAGES, mtime=0)]
-        for cut, told in (
+        for cut, reported in (
             (len(packed) - 2, "reading it failed"), (len(packed) - 9, "reading it failed"),
             (len(packed) // 2, "reading it failed"), (8, "reading it failed"), (1, "reading it failed"),
         )
@@ -110,15 +110,15 @@ MNIST_FILES: dict[str, Case] = {
 
 ARRAYS: dict[str, Case] = {
     **{
-        f".npz cut after {cut} bytes": Case(told, DATA, file("data.npz", WHOLE[:cut]))
-        for cut, told in (
+        f".npz cut after {cut} bytes": Case(reported, DATA, file("data.npz", WHOLE[:cut]))
+        for cut, reported in (
             (0, "something else"), (1, "something else"), (30, "something else"), (len(WHOLE) // 2, "something else"),
             (len(WHOLE) - 22, "something else"), (len(WHOLE) - 1, "something else"),
         )
     },
     **{
-        f".npy cut after {cut} bytes": Case(told, NPY, npy(NPY_X[:cut]))
-        for cut, told in (
+        f".npy cut after {cut} bytes": Case(reported, NPY, npy(NPY_X[:cut]))
+        for cut, reported in (
             (0, "header of 8 bytes"), (7, "ends after 7"), (9, "ends after 1"), (64, "header of 118 bytes"),
             (128, "the file has 128"), (len(NPY_X) - 1, "the file has"),
         )

@@ -28,15 +28,15 @@ Make = Callable[[Path], object]
 class Case:
     """Bad input.
 
-    told     words of the sentence
-    line     the command line behind `python -m distsgd.COMMAND`, as typed into a shell
+    reported words of the sentence
+    line     the command line after `python -m distsgd.COMMAND`, as typed into a shell
     make     puts the files into the folder that the command runs in
     status   the exit status that every rank leaves with
-    trace    the user's own code raises, and its traceback is told, once
+    trace    the user's own code raises, and its traceback is reported, once
     leaves   what the command may leave in the folder, where a run had begun
     """
 
-    told: str
+    reported: str
     line: str
     make: Make = lambda folder: None
     status: int = 2
@@ -83,7 +83,7 @@ def link(name: str, target: str) -> Make:
 
 
 def pipe(name: str) -> Make:
-    """A named pipe that nobody writes into."""
+    """A named pipe that no one writes into."""
     return lambda folder: os.mkfifo(folder / name)
 
 
@@ -93,7 +93,7 @@ def sub_folder(name: str) -> Make:
 
 
 def sparse(name: str, size: int, start: bytes = b"") -> Make:
-    """A file that has `size` bytes and takes next to no room."""
+    """A file that has `size` bytes and takes next to no space."""
 
     def make(folder: Path) -> None:
         with open(folder / name, "wb") as stream:
@@ -303,7 +303,7 @@ def unmount(folder: Path) -> None:
 
 
 def unreadable(name: str) -> Make:
-    """A regular file that nobody can read, root neither: this process's memory, from its first, unmapped byte."""
+    """A regular file that no one can read, root neither: this process's memory, from its first, unmapped byte."""
 
     def make(folder: Path) -> None:
         if not os.path.exists("/proc/self/mem"):

@@ -34,7 +34,7 @@ from tests.parallel.bad_files import (
     unreadable,
 )
 
-GO_ON = "--model softmax --max-steps 5 --quiet --out run"
+RESUME = "--model softmax --max-steps 5 --quiet --out run"
 CODE = f"{QUICK} --model m.py:f"
 TOML = "--config run.toml"
 
@@ -50,7 +50,7 @@ def toml(content: str | bytes) -> Make:
 
 
 def evil(content: str) -> Make:
-    """A configuration file, and code beside it, under two names, which leaves a file behind where it runs."""
+    """A configuration file, and code beside it, under two names, which leaves a file where it runs."""
     return every(
         toml(content), file("evil.py", "open('ran', 'w').close()\ndef f(*a): return 0"), link("notes.txt", "evil.py")
     )
@@ -124,49 +124,49 @@ CONFIGURATIONS: dict[str, Case] = {
 NEWER = (b'\\"format\\":1', b'\\"format\\":2')
 LAST = "--resume run/checkpoints/step-3.safetensors --out new"
 RUNS: dict[str, Case] = {
-    "a flipped bit in the header's length": Case("start anew", GO_ON, run(flipped(1)), status=1),
-    "a flipped bit in the header": Case("start anew", GO_ON, run(flipped(40)), status=1),
-    "a flipped bit in the first number": Case("sha256", GO_ON, run(checkpoints(
+    "a flipped bit in the header's length": Case("start anew", RESUME, run(flipped(1)), status=1),
+    "a flipped bit in the header": Case("start anew", RESUME, run(flipped(40)), status=1),
+    "a flipped bit in the first number": Case("sha256", RESUME, run(checkpoints(
         lambda data: patched(data, 8 + int.from_bytes(data[:8], "little"), b"?"))), status=1),
-    "a flipped bit in the last number": Case("sha256", GO_ON, run(flipped(-1)), status=1),
-    "checkpoints without their last byte": Case("start anew", GO_ON, run(checkpoints(lambda d: d[:-1])), status=1),
-    "checkpoints and a byte more": Case("sha256", GO_ON, run(checkpoints(lambda data: data + b"x")), status=1),
-    "empty checkpoints": Case("shorter than its header", GO_ON, run(checkpoints(lambda data: b"")), status=1),
-    "checkpoints of zeros": Case("no sha256", GO_ON, run(checkpoints(lambda data: bytes(len(data)))), status=1),
-    "text for checkpoints": Case("start anew", GO_ON, run(checkpoints(lambda data: b"# notes\n" * 99)), status=1),
-    "a header of 16 exabytes": Case("shorter", GO_ON, run(checkpoints(lambda d: b"\xff" * 8 + d[8:])), status=1),
+    "a flipped bit in the last number": Case("sha256", RESUME, run(flipped(-1)), status=1),
+    "checkpoints without their last byte": Case("start anew", RESUME, run(checkpoints(lambda d: d[:-1])), status=1),
+    "checkpoints and a byte more": Case("sha256", RESUME, run(checkpoints(lambda data: data + b"x")), status=1),
+    "empty checkpoints": Case("shorter than its header", RESUME, run(checkpoints(lambda data: b"")), status=1),
+    "checkpoints of zeros": Case("no sha256", RESUME, run(checkpoints(lambda data: bytes(len(data)))), status=1),
+    "text for checkpoints": Case("start anew", RESUME, run(checkpoints(lambda data: b"# notes\n" * 99)), status=1),
+    "a header of 16 exabytes": Case("shorter", RESUME, run(checkpoints(lambda d: b"\xff" * 8 + d[8:])), status=1),
     "checkpoints of a newer format": Case(
-        "has format 2, this version reads format 1", GO_ON, run(checkpoints(lambda d: sealed(d, *NEWER))), status=1),
-    "checkpoints of another program": Case("no sha256", GO_ON, run(checkpoints(
+        "has format 2, this version reads format 1", RESUME, run(checkpoints(lambda d: sealed(d, *NEWER))), status=1),
+    "checkpoints of another program": Case("no sha256", RESUME, run(checkpoints(
         lambda data: sealed(data, b'"distsgd"', b'"another"').replace(b"sha256", b"sha512"))), status=1),
-    "a checkpoint without its numbers": Case("its loss_sum is", GO_ON, run(rewritten({"loss_sum": None})), status=1),
-    "a configuration of another make": Case("its config is", GO_ON, run(rewritten({"config": [1]})), status=1),
-    "a best score of another make": Case("no step and epoch", GO_ON, run(rewritten({"best": {"a": 1}})), status=1),
-    "a stopping rule of another make": Case("something else", GO_ON, run(rewritten({"rule": {"best": "a"}})), status=1),
-    "a checkpoint of other data": Case("contents was", GO_ON, run(rewritten({"contents": "0" * 16}))),
-    "a checkpoint that is a folder": Case("Is a directory", GO_ON, run(
+    "a checkpoint without its numbers": Case("its loss_sum is", RESUME, run(rewritten({"loss_sum": None})), status=1),
+    "a configuration of another make": Case("its config is", RESUME, run(rewritten({"config": [1]})), status=1),
+    "a best score of another make": Case("no step and epoch", RESUME, run(rewritten({"best": {"a": 1}})), status=1),
+    "a rule of another make": Case("something else", RESUME, run(rewritten({"rule": {"best": "a"}})), status=1),
+    "a checkpoint of other data": Case("contents was", RESUME, run(rewritten({"contents": "0" * 16}))),
+    "a checkpoint that is a folder": Case("Is a directory", RESUME, run(
         checkpoints(lambda data: None), sub_folder("checkpoints/step-3.safetensors")), status=1),
-    "a checkpoint that is a pipe": Case("a pipe", GO_ON, run(
+    "a checkpoint that is a pipe": Case("a pipe", RESUME, run(
         checkpoints(lambda data: None), pipe("checkpoints/last.safetensors")), status=1),
-    "a checkpoint that never ends": Case("a device", GO_ON, run(
+    "a checkpoint that never ends": Case("a device", RESUME, run(
         checkpoints(lambda data: None), link("checkpoints/last.safetensors", "/dev/zero")), status=1),
-    "a checkpoint of 8 TB": Case("no sha256", GO_ON, run(
+    "a checkpoint of 8 TB": Case("no sha256", RESUME, run(
         checkpoints(lambda data: None), sparse("checkpoints/last.safetensors", 8 << 40, b"\xff\xff\xff\4")), status=1),
-    "a checkpoint that can't be read": Case("could not read", GO_ON, run(
+    "a checkpoint that can't be read": Case("could not read", RESUME, run(
         checkpoints(lambda data: None), unreadable("checkpoints/last.safetensors")), status=1),
-    "a run of another learning rate": Case("learning_rate is", f"{GO_ON} --lr 0.3", run()),
-    "a run of another model": Case("model is 'softmax' there", GO_ON.replace("softmax", "mlp"), run()),
+    "a run of another learning rate": Case("learning_rate is", f"{RESUME} --lr 0.3", run()),
+    "a run of another model": Case("model is 'softmax' there", RESUME.replace("softmax", "mlp"), run()),
     "a run of code that the checkpoint names": Case(
-        "model is 'evil.py:f' there", GO_ON, every(evil(""), run(rewritten({"config": {"model": "evil.py:f"}})))),
+        "model is 'evil.py:f' there", RESUME, every(evil(""), run(rewritten({"config": {"model": "evil.py:f"}})))),
     "parameters of another model": Case("for another model", "--hidden 9 --epochs 1 --init-from run", run(), status=1),
     "a best checkpoint to go on from": Case(
         "for another model", LAST.replace("step-3", "best") + f" {QUICK}", run(), status=1),
     "a link to nowhere to go on from": Case(
         "no checkpoint", LAST.replace("run/", "") + f" {QUICK}", every(
             sub_folder("checkpoints"), link("checkpoints/step-3.safetensors", "gone"))),
-    "records that are a folder": Case("metrics.jsonl", GO_ON, run(
+    "records that are a folder": Case("metrics.jsonl", RESUME, run(
         lambda f: (f / "metrics.jsonl").unlink(), sub_folder("metrics.jsonl"))),
-    "records that are a pipe": Case("metrics.jsonl", GO_ON, run(
+    "records that are a pipe": Case("metrics.jsonl", RESUME, run(
         lambda f: (f / "metrics.jsonl").unlink(), pipe("metrics.jsonl"))),
     "a run folder that is a file": Case("--out", f"{QUICK} --out run", file("run", "years")),
     "the same, not to be resumed": Case("--out", f"{QUICK} --out run --resume never", file("run", "years")),
@@ -179,11 +179,11 @@ RUNS: dict[str, Case] = {
     "a run folder that links to itself": Case("--out", f"{QUICK} --out run", link("run", "run")),
     "a run folder under /proc": Case("--out", f"{QUICK} --out /proc/run"),
     "a full disk": Case("No space left", f"{QUICK} --out disk/run", disk(full=True)),
-    "a full disk with a run": Case("No space left", GO_ON.replace("run", "disk/run"), disk_with_run(full=True)),
+    "a full disk with a run": Case("No space left", RESUME.replace("run", "disk/run"), disk_with_run(full=True)),
     "a full disk with a run to be moved aside": Case(
         "No space left", f"{QUICK} --out disk/run --resume never", disk_with_run(full=True)),
     "a read-only disk": Case("Read-only", f"{QUICK} --out disk/a/run", disk(read_only=True)),
-    "a read-only disk with a run": Case("Read-only", GO_ON.replace("run", "disk/run"), disk_with_run(read_only=True)),
+    "a read-only disk with a run": Case("Read-only", RESUME.replace("run", "disk/run"), disk_with_run(read_only=True)),
 }  # fmt: skip
 
 LAYERS = "import numpy as np\nimport distsgd\nfrom distsgd import Custom, Dense, Sequential\n"
@@ -219,8 +219,8 @@ OWN_CODE: dict[str, Case] = {
     "a model whose parameters are NaN": Case("no longer finite", CODE, code(
         WRONG_GRADIENT.replace("np.zeros(7)", "1.0").replace("np.zeros(5)", "np.full(3, np.nan)")), 1,
         leaves=("runs",)),
-    **{name: Case(told, CODE, code(WRONG_GRADIENT.replace('grads["w"][...]', where)), leaves=("runs",))
-       for name, told, where in (
+    **{name: Case(reported, CODE, code(WRONG_GRADIENT.replace('grads["w"][...]', where)), leaves=("runs",))
+       for name, reported, where in (
            ("a gradient that is assigned with another shape", "expected a value of shape (5,), got (7,)", 'grads["w"]'),
            ("a gradient of another name", "there is no array 'v'; expected one of: w", 'grads["v"]'),
            ("parameters that are assigned", "read-only", 'params["w"]'))},

@@ -13,7 +13,7 @@ OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "micro
 def main() -> None:
     """Trains and prints on rank 0: what the library says, the way, and the parameters' sha256."""
     communicator = communication.start()
-    told = communicator.takes_gpu_memory()
+    reported = communicator.takes_gpu_memory()
     MPICommunicator.takes_gpu_memory = lambda self: True  # type: ignore[method-assign]
     calls = []
     alltoall = MPICommunicator.alltoall
@@ -27,7 +27,7 @@ def main() -> None:
         result = train("gpu", communicator=communicator, communication="mpi", **OPTIONS)
     assert all(kinds == ["StrictArray"] * 2 for kinds in calls)
     if communicator.is_root:
-        print(told, len(calls) > 5, result.summary["run"]["device"], result.summary["parameters_sha256"])
+        print(reported, len(calls) > 5, result.summary["run"]["device"], result.summary["parameters_sha256"])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ Y = (X[:, 0] > 0).astype(np.int64)
 
 
 def train(group: Any, **options: Any) -> str:
-    """The hash of what this rank's group has trained, or what it was told."""
+    """The hash of what this rank's group has trained, or the message it got."""
     try:
         return str(distsgd.fit("mlp", (X, Y), epochs=2, communicator=group, **options).summary["parameters_sha256"])
     except DistsgdError as error:

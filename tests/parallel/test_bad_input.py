@@ -117,19 +117,19 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
 
 def collect(place: Path, index: int, before: dict[str, object], after: dict[str, object]) -> Outcome:
     """The outcome of one case."""
-    told = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(RANKS)]
+    reported = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(RANKS)]
     out, err = (
         [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(RANKS)]
         for name in ("out", "err")
     )
-    seconds = max(one["seconds"] for one in told)
-    return Outcome([one["status"] for one in told], out, err, seconds, difference(before, after))
+    seconds = max(one["seconds"] for one in reported)
+    return Outcome([one["status"] for one in reported], out, err, seconds, difference(before, after))
 
 
 def check_sentence(case: Case, text: str) -> None:
     """One sentence; where the user's own code raised, its traceback once."""
     assert text.startswith("distsgd: error: "), text
-    assert case.told in text, f"expected {case.told!r} in: {text}"
+    assert case.reported in text, f"expected {case.reported!r} in: {text}"
     assert text.count("Traceback (most recent call last)") == (1 if case.trace else 0), text
     if not case.trace:
         assert text.endswith("\n"), text
@@ -171,7 +171,7 @@ def test_as_a_user_runs_it(tmp_path: Path, name: str) -> None:
 
 def test_the_table_is_large_enough() -> None:
     assert len(CASES) >= 60
-    assert len({(case.line, case.told) for case in CASES.values()}) > 100
+    assert len({(case.line, case.reported) for case in CASES.values()}) > 100
 
 
 def test_what_only_looks_bad_is_gone_on_from(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: whole, of one step, in spite of full disks, signals and kills."""
+"""Checkpoints written while training continues: whole, of one step, in spite of full disks, signals and kills."""
 
 from __future__ import annotations
 
@@ -131,15 +131,15 @@ def test_each_is_of_its_own_step(out: Path, undisturbed: Path, ranks: int, kind:
     """Rank 0 copies long after the others have gone on, and writes longer still."""
     options = ("--checkpoint-every", 1, "--keep", STEPS, "--communication", kind)
     disturbed(out, ranks, {"late": 0.005, "slow": 0.001}, *options)
-    told = json.loads((undisturbed.parent / "seen.json").read_text())
+    reported = json.loads((undisturbed.parent / "seen.json").read_text())
     for step in range(1, STEPS + 1):
         found = read_checkpoint(out / "checkpoints" / f"step-{step}.safetensors")
         digest = hashlib.sha256()
         for group in ("parameters", "optimizer/first_moment", "optimizer/second_moment", "statistics"):
             arrays = found.group(group)
-            for name in told["names"]["statistics" if group == "statistics" else "parameters"]:
+            for name in reported["names"]["statistics" if group == "statistics" else "parameters"]:
                 digest.update(arrays[name].tobytes())
-        assert digest.hexdigest() == told["seen"][str(step)], f"step {step}"
+        assert digest.hexdigest() == reported["seen"][str(step)], f"step {step}"
     assert result(out) == result(undisturbed)
 
 
@@ -187,7 +187,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("setting", [{"moved": 12}, {"moved": 12, "replaced": True}, {"moved": 31}])
 def test_a_folder_that_is_moved(out: Path, other: Path, undisturbed: Path, ranks: int, setting: dict[str, Any]) -> None:
-    """All goes on in it; what takes its place isn't touched."""
+    """All continues in it; what takes its place isn't touched."""
     done = disturbed(out, ranks, setting, "--checkpoint-every", 5)
     moved = out.with_name("gone")
     (line,) = done.err.splitlines()
@@ -211,8 +211,8 @@ def test_a_folder_that_is_removed(out: Path, undisturbed: Path) -> None:
 
 def test_a_folder_that_is_removed_and_replaced(out: Path, other: Path) -> None:
     done = disturbed(out, 3, {"removed": 12, "replaced": True}, "--checkpoint-every", 5, status=1)
-    said = f"the run folder {out} was removed; what is there now is another's, and left alone"
-    assert done.err.splitlines()[-1].startswith(f"distsgd: error: {said}")
+    printed = f"the run folder {out} was removed; what is there now is another's, and left alone"
+    assert done.err.splitlines()[-1].startswith(f"distsgd: error: {printed}")
     assert "Traceback" not in done.err
     assert files(out) == files(other)
 

@@ -57,21 +57,21 @@ def margin(outputs, y):
 
 
 class Watch(distsgd.Callback):
-    """Writes what it is told, and ends the run after two records."""
+    """Writes what it receives, and ends the run after two records."""
 
     def on_start(self, trainer):
-        self.trainer, self.told, self.steps = trainer, [], 0
+        self.trainer, self.reported, self.steps = trainer, [], 0
 
     def on_step(self, step, loss, examples):
         self.steps += 1
 
     def on_record(self, record):
-        self.told.append([record["step"], record["train_loss"]])
-        if len(self.told) == 2:
+        self.reported.append([record["step"], record["train_loss"]])
+        if len(self.reported) == 2:
             self.trainer.stop()
 
     def on_end(self, summary):
-        text = json.dumps({"told": self.told, "steps": self.steps, "status": summary["status"]})
+        text = json.dumps({"reported": self.reported, "steps": self.steps, "status": summary["status"]})
         with open(os.environ["TEST_WATCH"], "x") as file:
             file.write(text)
 '''
@@ -154,13 +154,13 @@ def test_training_on_images_with_their_channels_last_is_doubted(tmp_path: Path) 
         name: module(2, "train", tmp_path, "--dataset", f"{name}.npz", *options, "--out", name).text
         for name in ("first", "last")
     }
-    said = "note: examples of shape (8, 6, 3) are images of 8 channels, 6 by 3; if their channels come last"
-    assert [text.count(said) for text in texts.values()] == [0, 1]
+    printed = "note: examples of shape (8, 6, 3) are images of 8 channels, 6 by 3; if their channels come last"
+    assert [text.count(printed) for text in texts.values()] == [0, 1]
 
 
 @pytest.mark.parametrize("scale", [None, 255])
 def test_inputs_of_another_kind_are_doubted(tmp_path: Path, scale: int | None) -> None:
-    """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, if it wasn't told to."""
+    """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, unless asked not to."""
     x, y = np.random.default_rng(0).integers(0, 256, (60, 4)).astype(np.uint8), np.arange(60) % 3
     np.savez(tmp_path / "bytes.npz", x=x, y=y)
     np.savez(tmp_path / "floats.npz", x=(x / 255).astype(np.float32), y=y)
@@ -173,8 +173,8 @@ def test_inputs_of_another_kind_are_doubted(tmp_path: Path, scale: int | None) -
     for command, arguments in commands.items():
         done = module(2, command, tmp_path, *arguments("floats.npz"))
         assert done.status == 0
-        said = "warning: the inputs lie between 0 and 1, and are divided by 255"
-        assert done.err.count(said) == (scale is None)
+        printed = "warning: the inputs lie between 0 and 1, and are divided by 255"
+        assert done.err.count(printed) == (scale is None)
         assert module(2, command, tmp_path, *arguments("bytes.npz")).err == ""
 
 
@@ -256,10 +256,10 @@ def test_own_callback(folder: Path) -> None:
         watch = {"TEST_WATCH": str(folder / f"watch-{ranks}")}
         more = (*QUICK, "--epochs", 50, "--callback", "own.py:Watch")
         train(ranks, folder / f"run-{ranks}", *more, status=75, extra=watch)
-    told = json.loads((folder / "watch-1").read_text())
-    assert told == json.loads((folder / "watch-3").read_text())
+    reported = json.loads((folder / "watch-1").read_text())
+    assert reported == json.loads((folder / "watch-3").read_text())
     steps = [[record["step"], record["train_loss"]] for record in records(folder / "run-1")]
-    assert told == {"told": steps, "steps": 19, "status": "stopped"}
+    assert reported == {"reported": steps, "steps": 19, "status": "stopped"}
 
 
 def test_configuration_reproduces_a_run(folder: Path) -> None:

@@ -30,11 +30,11 @@ def test_mnist(tmp_path: Path) -> None:
     for ranks in (2, 3):
         train(ranks, tmp_path / f"run-{ranks}", *options)
     assert result(tmp_path / "run-2") == result(tmp_path / "run-3")
-    told = summary(tmp_path / "run-2")
-    assert told["steps"] == 216
-    assert told["test_accuracy"] > 0.9
-    assert told["validation_accuracy"] > 0.9
-    assert np.sum(told["confusion_matrix"]["test"]) == 10_000
+    reported = summary(tmp_path / "run-2")
+    assert reported["steps"] == 216
+    assert reported["test_accuracy"] > 0.9
+    assert reported["validation_accuracy"] > 0.9
+    assert np.sum(reported["confusion_matrix"]["test"]) == 10_000
 
 
 def pictures(count: int, shape: tuple[int, ...], number: int) -> tuple[Array, Array]:
@@ -57,12 +57,12 @@ def test_mnist_pickle(tmp_path: Path) -> None:
         done = train(ranks, tmp_path / f"run-{ranks}", *options, "--expand", "shifts", "--augment", "shift", 1)
         assert "1,500 training, 70 validation, 45 test examples" in done.out
     assert result(tmp_path / "run-1") == result(tmp_path / "run-2")
-    told = summary(tmp_path / "run-1")
-    assert told["validation_accuracy"] > 0.9
-    assert np.sum(told["confusion_matrix"]["validation"]) == 70
-    assert np.sum(told["confusion_matrix"]["test"]) == 45
+    reported = summary(tmp_path / "run-1")
+    assert reported["validation_accuracy"] > 0.9
+    assert np.sum(reported["confusion_matrix"]["validation"]) == 70
+    assert np.sum(reported["confusion_matrix"]["test"]) == 45
     scored = module(2, "evaluate", tmp_path, "run-1", "--dataset", "mnist.pkl.gz")
-    assert json.loads(scored.out)["accuracy"] == told["test_accuracy"]
+    assert json.loads(scored.out)["accuracy"] == reported["test_accuracy"]
     again = train(1, tmp_path / "last", *options, "--validation-last", 50)
     assert "250 training, 50 validation, 45 test examples" in again.out
 

@@ -44,7 +44,7 @@ def test_a_launcher_of_another_mpi_is_refused(tmp_path: Path, name: str) -> None
     mpirun, reason = find_mpirun()
     if mpirun is None:
         pytest.skip(reason)
-    told, statuses = [], []
+    reported, statuses = [], []
     for rank in range(3):
         variables = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": str(rank)}
         done = subprocess.run(
@@ -52,12 +52,12 @@ def test_a_launcher_of_another_mpi_is_refused(tmp_path: Path, name: str) -> None
             cwd=tmp_path, env=environment(variables), capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         statuses.append(done.returncode)
-        told.append(done.stderr)
+        reported.append(done.stderr)
     assert statuses == [2, 2, 2]
-    assert told[1:] == ["", ""]
-    assert "the launcher started 3 processes, but MPI sees 1: this is Open MPI's mpirun" in told[0]
-    assert "; start with " in told[0]
-    assert told[0].count("\n") == 1
+    assert reported[1:] == ["", ""]
+    assert "the launcher started 3 processes, but MPI sees 1: this is Open MPI's mpirun" in reported[0]
+    assert "; start with " in reported[0]
+    assert reported[0].count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

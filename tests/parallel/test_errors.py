@@ -1,4 +1,4 @@
-"""What goes wrong is told once, in one line, with one exit status on every rank, and soon."""
+"""What goes wrong is reported once, in one line, with one exit status on every rank, and soon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.parallel.launch import Done, ends_with, module, summary, train
 SOON = 5.0 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 QUICK = ("--epochs", 1, "--hidden", 8)
 
-# Line numbers matter: `boom` is told with its own line.
+# Line numbers matter: `boom` is reported with its own line.
 MODELS = """
 import numpy as np
 
@@ -128,13 +128,13 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("case", list(USAGE))
 def test_usage(folder: Path, case: str) -> None:
-    options, told = USAGE[case]
+    options, reported = USAGE[case]
     ranks = 3 if list(USAGE).index(case) < 9 else None
-    ends_with(soon(train(ranks, folder / "run", *QUICK, *options, status=2)), told)
+    ends_with(soon(train(ranks, folder / "run", *QUICK, *options, status=2)), reported)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("epochs = ", "TOML"),
         ("epoch = 3", "did you mean epochs?"),
@@ -145,10 +145,10 @@ def test_usage(folder: Path, case: str) -> None:
         ("batch_size = 0", "batch_size"),
     ],
 )
-def test_configuration_files(folder: Path, text: str, told: str) -> None:
+def test_configuration_files(folder: Path, text: str, reported: str) -> None:
     (folder / "run.toml").write_text(text)
     ranks = 2 if text == "epoch = 3" else None
-    ends_with(soon(train(ranks, folder / "run", "--config", "run.toml", status=2)), told)
+    ends_with(soon(train(ranks, folder / "run", "--config", "run.toml", status=2)), reported)
 
 
 @pytest.mark.parametrize("ranks", [None, 1, 4])
@@ -167,9 +167,9 @@ def test_loss_that_is_not_finite(folder: Path) -> None:
     ends_with(
         soon(train(3, folder / "run", "--model", "models.py:not_finite", status=1)), "nan at step 2, microbatch 2"
     )
-    told = summary(folder / "run")
-    assert told["status"] == "failed"
-    assert "nan at step 2" in told["error"]
+    reported = summary(folder / "run")
+    assert reported["status"] == "failed"
+    assert "nan at step 2" in reported["error"]
 
 
 def test_loss_that_diverges(folder: Path) -> None:
@@ -178,10 +178,10 @@ def test_loss_that_diverges(folder: Path) -> None:
     assert "Warning" not in done.text
 
 
-@pytest.mark.parametrize(("name", "told"), [("counting_nothing", "counted 0"), ("returning_one_number", "float")])
-def test_loss_functions_that_return_something_else(folder: Path, name: str, told: str) -> None:
+@pytest.mark.parametrize(("name", "reported"), [("counting_nothing", "counted 0"), ("returning_one_number", "float")])
+def test_loss_functions_that_return_something_else(folder: Path, name: str, reported: str) -> None:
     done = train(2, folder / "run", "--model", f"models.py:{name}", status=1 if name.startswith("c") else 2)
-    ends_with(soon(done), told)
+    ends_with(soon(done), reported)
 
 
 def test_builder_that_raises(folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_callback_with_a_mistake_at_the_last_step(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "reported"),
     [
         ({"x": np.full((8, 3), np.nan), "y": np.zeros(8, int)}, "example 0 holds nan"),
         ({"x": np.zeros((8, 3)), "y": np.zeros(7, int)}, "7"),
@@ -225,10 +225,10 @@ def test_callback_with_a_mistake_at_the_last_step(folder: Path) -> None:
         ({"a": np.zeros(3)}, "expected the arrays x and y"),
     ],
 )
-def test_data(folder: Path, arrays: dict[str, np.ndarray], told: str) -> None:
+def test_data(folder: Path, arrays: dict[str, np.ndarray], reported: str) -> None:
     np.savez(folder / "data.npz", **arrays)
-    ranks = 3 if "nan" in told else None
-    ends_with(soon(train(ranks, folder / "run", "--dataset", "data.npz", status=2)), told)
+    ranks = 3 if "nan" in reported else None
+    ends_with(soon(train(ranks, folder / "run", "--dataset", "data.npz", status=2)), reported)
 
 
 def test_run_folder_that_cannot_be_made(folder: Path) -> None:
@@ -246,7 +246,7 @@ def test_foreign_folder_is_left_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+    ("name", "arguments", "reported"),
     [
         ("evaluate", ("nowhere", "--dataset", "digits"), "nowhere"),
         ("evaluate", ("nowhere",), "dataset"),
@@ -254,11 +254,11 @@ def test_foreign_folder_is_left_alone(folder: Path) -> None:
         ("predict", (), "run"),
     ],
 )
-def test_other_commands(folder: Path, name: str, arguments: tuple[str, ...], told: str) -> None:
+def test_other_commands(folder: Path, name: str, arguments: tuple[str, ...], reported: str) -> None:
     done = soon(module(2, name, folder, *arguments))
-    assert done.status == (1 if "nowhere" in told else 2)
+    assert done.status == (1 if "nowhere" in reported else 2)
     assert set(done.statuses.values()) == {done.status}
-    ends_with(done, told)
+    ends_with(done, reported)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict"])

@@ -16,8 +16,8 @@ from tests.unit.test_gpu_training import train
 def test_the_same_bits_through_mpi(tmp_path: Path, ranks: int) -> None:
     done = run_command(ranks, [sys.executable, "-m", "tests.parallel.gpu_ranks"], tmp_path)
     assert done.status == 0, done.text
-    told, many, *device, sha = done.out.split()
-    assert told in ("False", "None", "True")
+    reported, many, *device, sha = done.out.split()
+    assert reported in ("False", "None", "True")
     assert many == "True"
     assert device == ["Strict", "(gpu:0)"]
     assert sha == train("cpu", **OPTIONS).summary["parameters_sha256"]

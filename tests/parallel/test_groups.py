@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     program = Path(__file__).with_name("group_ranks.py")
     done = run_command(RANKS, [sys.executable, str(program)], tmp_path_factory.mktemp("groups"))
     assert (done.status, done.err) == (0, ""), done.text
-    return [told for _, told in sorted(json.loads(line) for line in done.out.splitlines())]
+    return [reported for _, reported in sorted(json.loads(line) for line in done.out.splitlines())]
 
 
 @pytest.fixture(scope="module")
@@ -35,27 +35,27 @@ def alone() -> list[str]:
 
 def test_each_group_has_its_own_setting(found: list[dict[str, str]], alone: list[str]) -> None:
     for name in ("pairs", "pairs again"):
-        assert [told[name] for told in found] == [alone[0], alone[1], alone[0], alone[1]]
+        assert [reported[name] for reported in found] == [alone[0], alone[1], alone[0], alone[1]]
 
 
 def test_ranks_train_alone(found: list[dict[str, str]], alone: list[str]) -> None:
-    assert [told["alone"] for told in found] == [alone[0], alone[1], alone[2], alone[0]]
+    assert [reported["alone"] for reported in found] == [alone[0], alone[1], alone[2], alone[0]]
 
 
 def test_only_the_group_is_compared(found: list[dict[str, str]], alone: list[str]) -> None:
-    told = [one["unlike in one pair"] for one in found]
-    assert told[0] == told[2] == alone[1]
-    assert told[1] == told[3]
-    assert told[1].startswith("fit: seed differs between ranks: 1 on rank 0, 3 on rank 1; give all ranks the same")
+    reported = [one["unlike in one pair"] for one in found]
+    assert reported[0] == reported[2] == alone[1]
+    assert reported[1] == reported[3]
+    assert reported[1].startswith("fit: seed differs between ranks: 1 on rank 0, 3 on rank 1; give all ranks the same")
 
 
 def test_all_ranks_after_that(found: list[dict[str, str]], alone: list[str]) -> None:
     for name in ("all", "all, by name"):
-        assert [told[name] for told in found] == [alone[1]] * RANKS
+        assert [reported[name] for reported in found] == [alone[1]] * RANKS
 
 
-def test_who_is_in_no_group_is_told_so(found: list[dict[str, str]], alone: list[str]) -> None:
-    told = [one["some"] for one in found]
-    assert told[1:] == [alone[1]] * 3
-    assert "MPI.COMM_NULL" in told[0]
+def test_who_is_in_no_group_gets_a_message(found: list[dict[str, str]], alone: list[str]) -> None:
+    reported = [one["some"] for one in found]
+    assert reported[1:] == [alone[1]] * 3
+    assert "MPI.COMM_NULL" in reported[0]
     assert {one["an object"] for one in found} == {"fit: communicator must be one of mpi4py's, or None, got int"}

@@ -46,7 +46,7 @@ if RANK == os.environ.get("TEST_WRONG"):
 LINEAR = ("--model", "models.py:model", "--batch-size", 200, "--epochs", 3, "--lr", 0.01)
 
 
-def test_minibatches_that_are_left_out(tmp_path: Path) -> None:
+def test_minibatches_that_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(MODELS)
     found = []
     for ranks, policy, kind in (

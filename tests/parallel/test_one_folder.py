@@ -98,7 +98,7 @@ def test_two_starts_in_the_same_moment(tmp_path: Path, number: int, ranks: int |
     assert os.listdir(out.parent) == ["run"]
 
 
-def test_a_killed_run_keeps_nobody_out(tmp_path: Path) -> None:
+def test_a_killed_run_keeps_no_other_out(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with alive(start(None, out)) as first:
         wait_for(out / "checkpoints" / "last.safetensors", first)

@@ -18,7 +18,7 @@ import distsgd
 from distsgd.cli.commands import launcher_rank
 
 
-def told():
+def reported():
     with open(os.path.join(os.environ["TEST_TOLD"], f"rank{launcher_rank()}"), "w") as file:
         file.write(str("matplotlib" in sys.modules))
 
@@ -26,7 +26,7 @@ def told():
 def model(shape, outputs):
     """Softmax regression that, as its rank ends, writes whether matplotlib was imported there."""
     if "TEST_TOLD" in os.environ:
-        atexit.register(told)
+        atexit.register(reported)
     return distsgd.Sequential([distsgd.Dense(shape[0] * shape[1], outputs)])
 '''
 QUICK = ("--hidden", 16, "--batch-size", 200, "--epochs", 2)
@@ -60,11 +60,11 @@ def without_matplotlib(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("plot", [True, False])
 def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "told").mkdir()
+    (tmp_path / "reported").mkdir()
     options = ("--model", "own.py:model", "--epochs", 1, *(["--plot"] if plot else []))
-    done = train(2, tmp_path / "run", *options, extra={"TEST_TOLD": str(tmp_path / "told")})
-    told = {path.name: path.read_text() for path in (tmp_path / "told").iterdir()}
-    assert told == {"rank0": str(plot), "rank1": "False"}
+    done = train(2, tmp_path / "run", *options, extra={"TEST_TOLD": str(tmp_path / "reported")})
+    reported = {path.name: path.read_text() for path in (tmp_path / "reported").iterdir()}
+    assert reported == {"rank0": str(plot), "rank1": "False"}
     assert (tmp_path / "run" / "plots").exists() == plot
     assert (f"{tmp_path / 'run' / 'plots'}: curves, filters, confusion, misclassified" in done.out) == plot
     assert done.out.splitlines()[-1].startswith("completed: 1 epochs")
@@ -162,7 +162,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     ("arguments", "words"),
     [(["nowhere"], "nowhere is no run folder"), (["TRAINED", "--split", "test"], "has validation, train, got 'test'")],
 )
-def test_what_is_wrong_is_told_once(trained: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_what_is_wrong_is_reported_once(trained: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
     done = module(2, "plot", tmp_path, *(str(trained) if name == "TRAINED" else name for name in arguments))
     assert set(done.statuses.values()) == {2}
     ends_with(done, words)

@@ -46,7 +46,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def go_on(out: Path, ranks: int | None, *more: object, **keywords: Any) -> Done:
+def continue_run(out: Path, ranks: int | None, *more: object, **keywords: Any) -> Done:
     return train(ranks, out, *OPTIONS, *more, **keywords)
 
 
@@ -58,9 +58,9 @@ def go_on(out: Path, ranks: int | None, *more: object, **keywords: Any) -> Done:
 def test_any_step_any_ranks(tmp_path: Path, undisturbed: Path, stops: tuple[int, ...], ranks: tuple[Any, ...]) -> None:
     out = tmp_path / "run"
     for stop, number in zip(stops, ranks, strict=False):
-        go_on(out, number, "--max-steps", stop)
+        continue_run(out, number, "--max-steps", stop)
         assert summary(out)["steps"] == stop
-    done = go_on(out, ranks[len(stops)])
+    done = continue_run(out, ranks[len(stops)])
     assert f"from step {stops[-1]}" in done.out
     assert result(out) == result(undisturbed)
 
@@ -70,11 +70,11 @@ def test_signal_to_any_rank(tmp_path: Path, undisturbed: Path, name: str, target
     out = tmp_path / "run"
     (tmp_path / "kill.py").write_text(CALLBACK)
     more = ("--callback", "kill.py:Kill")
-    go_on(out, 3, *more, status=75, extra={"TEST_SIGNAL": f"9 {target} {name}"})
-    told = summary(out)
-    assert told["status"] == "stopped"
-    assert 9 <= told["steps"] < 33
-    go_on(out, 2)
+    continue_run(out, 3, *more, status=75, extra={"TEST_SIGNAL": f"9 {target} {name}"})
+    reported = summary(out)
+    assert reported["status"] == "stopped"
+    assert 9 <= reported["steps"] < 33
+    continue_run(out, 2)
     assert result(out) == result(undisturbed)
 
 
@@ -84,7 +84,7 @@ def test_killed_rank(tmp_path: Path, undisturbed: Path) -> None:
     train_killed(out, tmp_path)
     assert not (out / "summary.json").exists()
     assert [path.name for path in (out / "checkpoints").glob("*.tmp")] == []
-    go_on(out, 2)
+    continue_run(out, 2)
     assert result(out) == result(undisturbed)
 
 
@@ -98,23 +98,23 @@ def train_killed(out: Path, folder: Path) -> None:
 
 def test_time_limit(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
-    done = go_on(out, 2, "--max-time", "0.0001s", status=75)
+    done = continue_run(out, 2, "--max-time", "0.0001s", status=75)
     assert done.out.splitlines()[-1].startswith("stopped: ")
     assert summary(out)["status"] == "stopped"
     assert 1 <= summary(out)["steps"] < 33
-    go_on(out, 3)
+    continue_run(out, 3)
     assert result(out) == result(undisturbed)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
 def test_damaged_newest_checkpoint(tmp_path: Path, undisturbed: Path, damage: str) -> None:
     out = tmp_path / "run"
-    go_on(out, 2, "--checkpoint-every", 5, "--max-steps", 18)
+    continue_run(out, 2, "--checkpoint-every", 5, "--max-steps", 18)
     newest = out / "checkpoints" / "step-18.safetensors"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes({"flipped": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
-    done = go_on(out, 3)
+    done = continue_run(out, 3)
     assert "step-18.safetensors: " in done.err
     assert "going on from an older one" in done.err
     assert "from step 15" in done.out
@@ -123,10 +123,10 @@ def test_damaged_newest_checkpoint(tmp_path: Path, undisturbed: Path, damage: st
 
 def test_no_whole_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    go_on(out, None, "--max-steps", 3)
+    continue_run(out, None, "--max-steps", 3)
     for path in (out / "checkpoints").iterdir():
         path.write_bytes(b"damaged")
-    ends_with(go_on(out, 2, status=1), "--resume never")
+    ends_with(continue_run(out, 2, status=1), "--resume never")
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,15 @@ def test_another_configuration_is_refused(tmp_path: Path, undisturbed: Path, opt
     out = tmp_path / "run"
     shutil.copytree(undisturbed, out)
     ranks = 3 if field == "hidden" else None
-    ends_with(go_on(out, ranks, *options, status=2), f"{field} is ")
+    ends_with(continue_run(out, ranks, *options, status=2), f"{field} is ")
     assert result(out) == result(undisturbed)
 
 
 def test_finished_run_says_its_last_line_again(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
-    first = go_on(out, 2)
+    first = continue_run(out, 2)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    again = go_on(out, 3)
+    again = continue_run(out, 3)
     assert again.out == first.out.splitlines()[-1] + "\n"
     assert again.err == ""
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -160,20 +160,20 @@ def test_finished_run_says_its_last_line_again(tmp_path: Path, undisturbed: Path
 
 def test_never_moves_the_run_aside(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
-    go_on(out, None, "--max-steps", 3)
-    go_on(out, None, "--max-steps", 2, "--resume", "never")
-    done = go_on(out, 3, "--resume", "never")
+    continue_run(out, None, "--max-steps", 3)
+    continue_run(out, None, "--max-steps", 2, "--resume", "never")
+    done = continue_run(out, 3, "--resume", "never")
     assert "run.2" in done.err
     assert summary(tmp_path / "run.1")["steps"] == 3
     assert summary(tmp_path / "run.2")["steps"] == 2
     assert result(out) == result(undisturbed)
 
 
-def test_more_epochs_go_on(tmp_path: Path, undisturbed: Path) -> None:
+def test_more_epochs_continue(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
-    go_on(out, 2, "--epochs", 2)
+    continue_run(out, 2, "--epochs", 2)
     assert summary(out)["epochs"] == 2
-    go_on(out, 3)
+    continue_run(out, 3)
     assert result(out) == result(undisturbed)
 
 
@@ -188,7 +188,7 @@ def test_horizon_of_a_schedule_stays_that_of_the_first_start(tmp_path: Path) -> 
     assert result(out) == result(whole)
 
 
-def test_fit_goes_on_as_the_command_does(tmp_path: Path) -> None:
+def test_fit_continues_as_the_command_does(tmp_path: Path) -> None:
     """With more epochs, and a schedule that depends on how many there are."""
     x = np.random.default_rng(0).normal(size=(130, 6)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int64)
@@ -205,25 +205,25 @@ def test_fit_goes_on_as_the_command_does(tmp_path: Path) -> None:
 
 def test_from_a_named_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
     first, out = tmp_path / "first", tmp_path / "run"
-    go_on(first, None, "--checkpoint-every", 5, "--max-steps", 16)
-    go_on(out, 3, "--resume", first / "checkpoints" / "step-10.safetensors")
+    continue_run(first, None, "--checkpoint-every", 5, "--max-steps", 16)
+    continue_run(out, 3, "--resume", first / "checkpoints" / "step-10.safetensors")
     assert summary(out)["parameters_sha256"] == summary(undisturbed)["parameters_sha256"]
     assert records(out) == [record for record in records(undisturbed) if record["step"] > 10]
 
 
 def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> None:
-    """What was behind the checkpoint that one goes back to doesn't come back when the run stops again."""
+    """What was after the checkpoint that one goes back to doesn't come back when the run stops again."""
     out = tmp_path / "run"
-    go_on(out, None, "--checkpoint-every", 5, "--max-steps", 20, "--keep", 5)
-    go_on(out, None, "--resume", out / "checkpoints" / "step-5.safetensors", "--max-steps", 7)
+    continue_run(out, None, "--checkpoint-every", 5, "--max-steps", 20, "--keep", 5)
+    continue_run(out, None, "--resume", out / "checkpoints" / "step-5.safetensors", "--max-steps", 7)
     assert [record["step"] for record in records(out)] == [4]
-    done = go_on(out, 2)
+    done = continue_run(out, 2)
     assert "from step 7" in done.out
     assert result(out) == result(undisturbed)
 
 
 def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
-    """The best validation comes first, and later attempts only make it worse: it is still what the run hands over."""
+    """The best validation comes first, and later attempts only make it worse: it is still what the run returns."""
     worse = ("--lr", 3, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(None, whole, *worse)
@@ -236,8 +236,8 @@ def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
 
 def test_torn_last_record(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
-    go_on(out, None, "--max-steps", 13)
+    continue_run(out, None, "--max-steps", 13)
     with open(out / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 16, "train_loss": 1.0}) + '\n{"step": 20, "trai')
-    go_on(out, 2)
+    continue_run(out, 2)
     assert result(out) == result(undisturbed)

@@ -42,15 +42,15 @@ def values_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_four_microbatches(tmp_path: Path) -> None:
-    told, metrics = compare(tmp_path, (None, 1, 2, 3, 4), *QUICK)
-    assert told["status"] == "completed"
+    reported, metrics = compare(tmp_path, (None, 1, 2, 3, 4), *QUICK)
+    assert reported["status"] == "completed"
     assert [record["step"] for record in metrics] == [17, 34]
-    assert told["steps"] == 34
+    assert reported["steps"] == 34
 
 
 def test_messages_and_shared_memory(tmp_path: Path) -> None:
-    told = [compare(tmp_path / kind, (3,), *QUICK, "--communication", kind) for kind in ("mpi", "shared")]
-    assert told[0] == told[1]
+    reported = [compare(tmp_path / kind, (3,), *QUICK, "--communication", kind) for kind in ("mpi", "shared")]
+    assert reported[0] == reported[1]
 
 
 def test_eight_microbatches(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_threads_and_ranks(tmp_path: Path) -> None:
 def test_images(tmp_path: Path) -> None:
     listed = "conv 6 3x3, pool 2, relu, batch-norm, channel-dropout 0.2, conv 8 3x3 same stride 2, relu, dense 10"
     options = ("--model", listed, "--epochs", 2, "--batch-size", 100, "--l2", 1e-4)
-    told, _ = compare(tmp_path, (None, 1, 2, 3, 4), *options)
-    assert told["validation_accuracy"] > 0.3
+    reported, _ = compare(tmp_path, (None, 1, 2, 3, 4), *options)
+    assert reported["validation_accuracy"] > 0.3
     train(2, tmp_path / "threads", "--quiet", *options, "--threads", 2)
-    assert result(tmp_path / "threads")[0] == told
+    assert result(tmp_path / "threads")[0] == reported
 
 
 def test_float64_and_replacement(tmp_path: Path) -> None:
@@ -83,8 +83,10 @@ def test_float64_and_replacement(tmp_path: Path) -> None:
 
 def test_last_minibatch_of_one_example(tmp_path: Path) -> None:
     """1,617 training examples: 101 minibatches of 16, and one example left over."""
-    told, _ = compare(tmp_path, (2, 3), "--epochs", 1, "--batch-size", 16, "--batch-norm", "--optimizer", "nesterov")
-    assert told["steps"] == 102
+    reported, _ = compare(
+        tmp_path, (2, 3), "--epochs", 1, "--batch-size", 16, "--batch-norm", "--optimizer", "nesterov"
+    )
+    assert reported["steps"] == 102
 
 
 def test_batches_of_one(tmp_path: Path) -> None:
@@ -92,17 +94,17 @@ def test_batches_of_one(tmp_path: Path) -> None:
 
 
 def test_full_batch(tmp_path: Path) -> None:
-    told, _ = compare(tmp_path, (None, 3), "--epochs", 5, "--batch-size", "full", "--optimizer", "adagrad")
-    assert told["steps"] == 5
+    reported, _ = compare(tmp_path, (None, 3), "--epochs", 5, "--batch-size", "full", "--optimizer", "adagrad")
+    assert reported["steps"] == 5
 
 
 AUGMENTED = ("--augment", "shift", 1, "flip", "--expand", "shifts", "--epochs", 2, "--batch-size", 200, "--hidden", 30)
 
 
 def test_augmented_images(tmp_path: Path) -> None:
-    told, _ = compare(tmp_path, (1, 2, 4), *AUGMENTED)
-    assert told["steps"] == 2 * -(-5 * 1617 // 200)
-    assert told["validation_accuracy"] > 0.4  # mirrored digits are hard to read
+    reported, _ = compare(tmp_path, (1, 2, 4), *AUGMENTED)
+    assert reported["steps"] == 2 * -(-5 * 1617 // 200)
+    assert reported["validation_accuracy"] > 0.4  # mirrored digits are hard to read
 
 
 def test_augmented_images_after_a_stop(tmp_path: Path) -> None:
@@ -117,23 +119,23 @@ def test_augmented_images_after_a_stop(tmp_path: Path) -> None:
 
 
 def test_drop_last(tmp_path: Path) -> None:
-    told, _ = compare(tmp_path, (None, 4), "--epochs", 1, "--batch-size", 100, "--drop-last")
-    assert told["steps"] == 16
+    reported, _ = compare(tmp_path, (None, 4), "--epochs", 1, "--batch-size", 100, "--drop-last")
+    assert reported["steps"] == 16
 
 
 def test_regression_with_its_own_test_set(tmp_path: Path, values_npz: Path) -> None:
-    told, metrics = compare(
+    reported, metrics = compare(
         tmp_path, (None, 2, 3), "--dataset", values_npz, "--epochs", 3, "--batch-size", 50, "--optimizer", "adam"
     )
-    assert told["test_r2"] == metrics[told["best_epoch"] - 1]["test_r2"]
-    assert 0 < told["test_loss"] < metrics[0]["test_loss"]
+    assert reported["test_r2"] == metrics[reported["best_epoch"] - 1]["test_r2"]
+    assert 0 < reported["test_loss"] < metrics[0]["test_loss"]
 
 
 def test_generated_data_without_validation(tmp_path: Path) -> None:
     options = ("--dataset", "xor", "--validation-fraction", 0, "--epochs", 50, "--output-activation", "sigmoid")
-    told, metrics = compare(tmp_path, (None, 4), *options, "--activation", "sigmoid", "--hidden", 4, "--lr", 1)
-    assert told["validation_loss"] is None
-    assert told["best_epoch"] is None
+    reported, metrics = compare(tmp_path, (None, 4), *options, "--activation", "sigmoid", "--hidden", 4, "--lr", 1)
+    assert reported["validation_loss"] is None
+    assert reported["best_epoch"] is None
     assert len(metrics) == 50
 
 

@@ -1,4 +1,4 @@
-"""When runs end, on all ranks at the same step, and that the best parameters are what they hand over."""
+"""When runs end, on all ranks at the same step, and that the best parameters are what they return."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_epochs_rule(tmp_path: Path) -> None:
     options = (*QUICK, "--optimizer", "adam", "--lr", 0.3, "--epochs", 40, "--patience", 2)
     options = (*options, "--monitor", "validation_loss")
     done = train(3, tmp_path / "three", *options)
-    told, metrics = summary(tmp_path / "three"), records(tmp_path / "three")
+    reported, metrics = summary(tmp_path / "three"), records(tmp_path / "three")
     assert done.out.splitlines()[-1].startswith("early_stopped: ")
-    assert told["status"] == "early_stopped"
+    assert reported["status"] == "early_stopped"
     losses = [record["validation_loss"] for record in metrics]
     best = min(range(len(losses)), key=losses.__getitem__)
-    assert told["best_epoch"] == best + 1
-    assert len(metrics) == best + 1 + 2 == told["epochs"]
-    assert told["validation_loss"] == losses[best]
+    assert reported["best_epoch"] == best + 1
+    assert len(metrics) == best + 1 + 2 == reported["epochs"]
+    assert reported["validation_loss"] == losses[best]
     train(1, tmp_path / "one", *options)
     assert result(tmp_path / "one") == result(tmp_path / "three")
     again = train(2, tmp_path / "three", *options)
@@ -59,7 +59,7 @@ def test_patience_rule(tmp_path: Path) -> None:
     rule = ("--early-stopping", "patience", "--patience", patience, "--patience-increase", increase)
     rule = (*rule, "--improvement-threshold", threshold, "--monitor", "validation_error", "--epochs", 60)
     train(3, tmp_path / "run", *QUICK, *rule, "--lr", 0.2)
-    told, metrics = summary(tmp_path / "run"), records(tmp_path / "run")
+    reported, metrics = summary(tmp_path / "run"), records(tmp_path / "run")
     frequency = min(9, patience // 2)  # 1,617 training examples make 9 minibatches of 200
     best, left, step = float("inf"), patience, 0
     errors = {record["step"]: record["validation_error"] for record in metrics if "validation_error" in record}
@@ -72,12 +72,12 @@ def test_patience_rule(tmp_path: Path) -> None:
             best = errors[step]
         if left <= step - 1:
             break
-    assert told["status"] == "early_stopped"
-    assert told["steps"] == step
-    assert told["validation_error"] == best
+    assert reported["status"] == "early_stopped"
+    assert reported["steps"] == step
+    assert reported["validation_error"] == best
 
 
-def test_patience_rule_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_patience_rule_continues_where_it_stopped(tmp_path: Path) -> None:
     rule = ("--early-stopping", "patience", "--patience", 12, "--monitor", "validation_error", "--epochs", 60)
     options = (*QUICK, *rule, "--lr", 0.2)
     train(None, tmp_path / "whole", *options)
@@ -91,17 +91,17 @@ def test_patience_rule_goes_on_where_it_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["validation_accuracy=0.6", "validation_loss=1.5"])
 def test_target(tmp_path: Path, target: str) -> None:
     train(3, tmp_path / "run", *QUICK, "--target", target)
-    told, metrics = summary(tmp_path / "run"), records(tmp_path / "run")
+    reported, metrics = summary(tmp_path / "run"), records(tmp_path / "run")
     name, value = target.split("=")
-    assert told["status"] == "completed"
-    assert told["target_reached"]
+    assert reported["status"] == "completed"
+    assert reported["target_reached"]
     reached = [(record[name] >= 0.6 if "accuracy" in name else record[name] <= float(value)) for record in metrics]
     assert reached == [False] * (len(metrics) - 1) + [True]
     assert train(2, tmp_path / "run", *QUICK, "--target", target, "--epochs", 30).out.count("\n") == 1
     harder = target.replace("0.6", "0.8").replace("1.5", "1.0")
     train(2, tmp_path / "run", *QUICK, "--target", harder)
     train(None, tmp_path / "whole", *QUICK, "--target", harder)
-    assert summary(tmp_path / "run")["epochs"] >= told["epochs"]
+    assert summary(tmp_path / "run")["epochs"] >= reported["epochs"]
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
@@ -129,18 +129,18 @@ def test_best_parameters_are_what_evaluate_scores(split_digits: Path) -> None:
     out = split_digits.parent / "run"
     options = ("--dataset", "data.npz", *QUICK, "--optimizer", "adam", "--lr", 0.1, "--batch-norm", "--epochs", 6)
     train(2, out, *options, "--patience", 0)
-    told, metrics = summary(out), records(out)
+    reported, metrics = summary(out), records(out)
     for split in ("validation", "test"):
         scores = evaluation(out, ranks=3, split=split)
         assert scores == evaluation(out, split=split)
-        assert scores["loss"] == told[f"{split}_loss"]
-        assert scores["accuracy"] == told[f"{split}_accuracy"]
-        assert scores["confusion_matrix"] == told["confusion_matrix"][split]
-    best = metrics[told["best_epoch"] - 1]
+        assert scores["loss"] == reported[f"{split}_loss"]
+        assert scores["accuracy"] == reported[f"{split}_accuracy"]
+        assert scores["confusion_matrix"] == reported["confusion_matrix"][split]
+    best = metrics[reported["best_epoch"] - 1]
     assert best["best"]
-    assert best["test_accuracy"] == told["test_accuracy"]
+    assert best["test_accuracy"] == reported["test_accuracy"]
     assert best is min(metrics, key=lambda record: record["validation_error"])
-    assert best["validation_loss"] == told["validation_loss"]
+    assert best["validation_loss"] == reported["validation_loss"]
     assert [record["step"] for record in metrics if "test_loss" in record] == [
         record["step"] for record in metrics if record.get("best")
     ]
@@ -157,6 +157,6 @@ def test_max_time_and_max_steps(tmp_path: Path) -> None:
 
 def test_no_steps_at_all(tmp_path: Path) -> None:
     train(2, tmp_path / "run", *QUICK, "--epochs", 0)
-    told = summary(tmp_path / "run")
-    assert (told["status"], told["steps"], told["train_loss"]) == ("completed", 0, None)
-    assert 0 < told["validation_loss"] < 10
+    reported = summary(tmp_path / "run")
+    assert (reported["status"], reported["steps"], reported["train_loss"]) == ("completed", 0, None)
+    assert 0 < reported["validation_loss"] < 10

@@ -1,4 +1,4 @@
-"""Ranks that are given different things are told so in one sentence, the same on all, before anything else happens.
+"""Ranks that are given different things are refused in one sentence, the same on all, before anything else happens.
 
 The whole table (unlike.py) runs in one mpirun for each number of ranks.
 """
@@ -37,15 +37,20 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_one_sentence(found: tuple[int, dict[str, Any]], name: str) -> None:
     ranks, outcomes = found
-    row, told = DIFFERENT[name], outcomes[name]
+    row, reported = DIFFERENT[name], outcomes[name]
     common, odd = NAMES[ranks]
-    text = told[0]["text"]
+    text = reported[0]["text"]
     if name == "Ctrl-C":
-        assert told[-1]["error"] == "KeyboardInterrupt", "it is the program's own to handle"
-        told = told[:-1]
-    assert [one["text"] for one in told] == [text] * len(told)
-    assert {one["error"] for one in told} <= {"ConfigurationError", "DataError", "UserCodeError", "OutOfMemoryError"}
-    assert {one["printed"] for one in told} == {""}
+        assert reported[-1]["error"] == "KeyboardInterrupt", "it is the program's own to handle"
+        reported = reported[:-1]
+    assert [one["text"] for one in reported] == [text] * len(reported)
+    assert {one["error"] for one in reported} <= {
+        "ConfigurationError",
+        "DataError",
+        "UserCodeError",
+        "OutOfMemoryError",
+    }
+    assert {one["printed"] for one in reported} == {""}
     for words in row.words:
         assert words in text, text
     if row.of_odd_rank:
@@ -59,21 +64,24 @@ def test_one_sentence(found: tuple[int, dict[str, Any]], name: str) -> None:
         assert "\n" not in text
         assert "0x" not in text
         assert len(text) < 500
-        assert {one["status"] for one in told} == {2}
+        assert {one["status"] for one in reported} == {2}
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_what_is_the_same(found: tuple[int, dict[str, Any]], name: str) -> None:
-    told = found[1][f"same: {name}"]
-    assert [one.get("sha256") for one in told] == [told[0].get("sha256")] * len(told), told
-    assert told[0].get("sha256"), told[0]
+    reported = found[1][f"same: {name}"]
+    assert [one.get("sha256") for one in reported] == [reported[0].get("sha256")] * len(reported), reported
+    assert reported[0].get("sha256"), reported[0]
     note = "note: metrics[0].setting (_thread.lock) could not be compared between ranks\n"
-    assert [one["printed"] for one in told] == [note if name == "what has no identity" else "", *[""] * (len(told) - 1)]
+    assert [one["printed"] for one in reported] == [
+        note if name == "what has no identity" else "",
+        *[""] * (len(reported) - 1),
+    ]
 
 
 @pytest.mark.parametrize("options", ["learning_rate=0.1 * (1 + rank)", "epochs='ten' if rank == 1 else 1"])
 def test_as_a_program_shows_it(tmp_path: Path, options: str) -> None:
-    """Rank 0 prints the sentence, nobody a traceback, and the exit status is that of wrong input."""
+    """Rank 0 prints the sentence, no one a traceback, and the exit status is that of wrong input."""
     program = (
         "import numpy as np; from mpi4py import MPI; import distsgd; rank = MPI.COMM_WORLD.rank\n"
         f"distsgd.fit('softmax', (np.ones((20, 3)), np.arange(20) % 2), {options})\n"

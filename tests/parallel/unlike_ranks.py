@@ -30,16 +30,16 @@ def outcome(row: Row, is_odd: bool, more: dict[str, Any]) -> dict[str, Any]:
     """What fit says, or the hash of what it has trained, with what was printed."""
     printed = io.StringIO()
     began = time.monotonic()
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
     try:
         with redirect_stderr(printed):
             given = {"model": "mlp", "train": (X, Y), "max_steps": 1, **more, **row.given(is_odd)}
             result = distsgd.fit(given.pop("model"), given.pop("train"), **given)
-            told["sha256"] = result.summary["parameters_sha256"]
+            reported["sha256"] = result.summary["parameters_sha256"]
     except (Exception, KeyboardInterrupt) as error:
-        told |= {"error": type(error).__name__, "text": str(error)}
-        told["status"] = getattr(error, "exit_status", None)
-    return {**told, "printed": printed.getvalue(), "seconds": time.monotonic() - began}
+        reported |= {"error": type(error).__name__, "text": str(error)}
+        reported["status"] = getattr(error, "exit_status", None)
+    return {**reported, "printed": printed.getvalue(), "seconds": time.monotonic() - began}
 
 
 def main(place: Path, communication: str) -> None:

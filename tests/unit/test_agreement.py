@@ -19,7 +19,7 @@ X = np.arange(40.0).reshape(20, 2)
 Y = np.arange(20) % 2
 
 
-def told(ranks: list[dict[str, str]]) -> str:
+def reported(ranks: list[dict[str, str]]) -> str:
     with pytest.raises(ConfigurationError) as raised:
         compare("fit", ranks)
     return str(raised.value)
@@ -52,24 +52,24 @@ def test_fit_communicates_nothing_else_before(odd: dict[str, Any]) -> None:
 
 def test_values_are_named_with_their_ranks() -> None:
     ranks = [{"seed": "1"}] * 3 + [{"seed": "2"}] + [{}] * 2
-    assert told(ranks) == (
+    assert reported(ranks) == (
         "fit: seed differs between ranks: 1 on ranks 0 to 2, 2 on rank 3, not given on ranks 4 and 5; "
         "give all ranks the same, or each group of ranks a communicator= of its own"
     )
 
 
 def test_many_values_and_many_names_are_cut() -> None:
-    text = told([{f"option{number}": str(rank) for number in range(20)} for rank in range(1000)])
+    text = reported([{f"option{number}": str(rank) for number in range(20)} for rank in range(1000)])
     assert text.startswith("fit: option0 differs between ranks: 0 on rank 0, 1 on rank 1, 2 on rank 2, ")
     assert "and 995 more; also different: option1, " in text
     assert len(text) < 400
-    assert len(told([{"seed": str(rank % 2)} for rank in range(1000)])) < 200
+    assert len(reported([{"seed": str(rank % 2)} for rank in range(1000)])) < 200
 
 
-def test_data_is_named_behind_options() -> None:
+def test_data_is_named_after_options() -> None:
     with pytest.raises(DataError, match="every rank all examples in the same order"):
         compare("fit", [{"seed": "1", "train x": "a"}, {"seed": "1", "train x": "b"}])
-    assert told([{"seed": "1", "train x": "a"}, {"seed": "2", "train x": "b"}]).endswith(
+    assert reported([{"seed": "1", "train x": "a"}, {"seed": "2", "train x": "b"}]).endswith(
         "1 on rank 0, 2 on rank 1; also different: train x; give all ranks the same, or each group of ranks a "
         "communicator= of its own"
     )
@@ -79,7 +79,7 @@ def test_another_numpy_alone_is_a_warning() -> None:
     (note,) = compare("fit", [{"NumPy": "2.4.6", "distsgd": "0.1.0"}, {"NumPy": "2.3.0", "distsgd": "0.1.0"}])
     assert note.startswith("warning: NumPy differs between ranks: 2.4.6 on rank 0, 2.3.0 on rank 1; ")
     versions = [{"NumPy": "2.4.6", "distsgd": "0.1.0"}, {"NumPy": "2.3.0", "distsgd": "0.2.0"}]
-    assert "distsgd differs between ranks: 0.1.0 on rank 0, 0.2.0 on rank 1; install one version" in told(versions)
+    assert "distsgd differs between ranks: 0.1.0 on rank 0, 0.2.0 on rank 1; install one version" in reported(versions)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_error_of_several_ranks() -> None:
     assert texts.pop().startswith("on ranks 1 and 3: x is odd, <object object at ")
 
 
-def test_an_error_of_all_ranks_is_told_as_it_is() -> None:
+def test_an_error_of_all_ranks_is_reported_as_it_is() -> None:
     def run(communicator: Communicator) -> str:
         with pytest.raises(ConfigurationError) as raised:
             fit("softmax", (X, Y), communicator=communicator, batchsize=3)

@@ -1,4 +1,4 @@
-"""The writer behind the run's back: one thing at a time, tried again where it fails, and never silently lost."""
+"""The asynchronous writer: one thing at a time, tried again where it fails, and never silently lost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from distsgd.run.background import BackgroundWriter, Task
 
 
 class Bench:
-    """A writer with what it said, and tasks that wait for a word, or fail."""
+    """A writer with what it printed, and tasks that wait for a word, or fail."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.printed: list[str] = []
         self.done: list[str] = []
         self.tries = 0
-        self.writer = BackgroundWriter(self.said.append, first_pause=0.01, longest_pause=0.05)
+        self.writer = BackgroundWriter(self.printed.append, first_pause=0.01, longest_pause=0.05)
 
     def task(self, name: str, before: Callable[[], object] = lambda: None) -> Task:
         def write() -> None:
@@ -54,7 +54,7 @@ def test_it_is_written_elsewhere(bench: Bench) -> None:
     bench.writer.submit(bench.task("a", lambda: threads.append(threading.current_thread().name)))
     bench.writer.finish()
     assert threads == ["distsgd-writer"]
-    assert (bench.done, bench.said) == (["a"], [])
+    assert (bench.done, bench.printed) == (["a"], [])
     assert not bench.writer.busy()
 
 
@@ -66,16 +66,16 @@ def test_without_a_task_there_is_no_thread(bench: Bench) -> None:
 
 
 def test_busy_while_it_writes(bench: Bench) -> None:
-    go_on = threading.Event()
-    bench.writer.submit(bench.task("a", lambda: go_on.wait(10)))
+    released = threading.Event()
+    bench.writer.submit(bench.task("a", lambda: released.wait(10)))
     assert bench.writer.busy()
     assert bench.writer.busy(patience=0.01)
-    assert bench.said == ["a is still being written after 0.01 s; others are left out"]
+    assert bench.printed == ["a is still being written after 0.01 s; others are left out"]
     began = time.monotonic()
     assert bench.writer.busy(patience=10), "nobody waits twice for what hangs"
     assert time.monotonic() - began < 5
-    assert len(bench.said) == 1
-    go_on.set()
+    assert len(bench.printed) == 1
+    released.set()
     wait_until(lambda: not bench.writer.busy())
     assert bench.done == ["a"]
 
@@ -84,7 +84,7 @@ def test_waiting_ends_with_the_writing(bench: Bench) -> None:
     bench.writer.submit(bench.task("a", lambda: time.sleep(0.05)))
     assert not bench.writer.busy(patience=10)
     assert bench.done == ["a"]
-    assert bench.said == []
+    assert bench.printed == []
 
 
 def test_tried_again_until_it_works(bench: Bench) -> None:
@@ -92,11 +92,11 @@ def test_tried_again_until_it_works(bench: Bench) -> None:
     bench.writer.submit(bench.task("a", lambda: None if buffer.is_set() else fail()))
     wait_until(lambda: bench.tries >= 4)
     assert not bench.writer.busy(), "what has failed keeps no newer one waiting"
-    assert bench.said == ["No space left; the last good checkpoint stays, and this is tried again"]
+    assert bench.printed == ["No space left; the last good checkpoint stays, and this is tried again"]
     buffer.set()
     wait_until(lambda: bench.done == ["a"])
-    wait_until(lambda: len(bench.said) == 2)
-    assert bench.said[1] == "checkpoints are written again"
+    wait_until(lambda: len(bench.printed) == 2)
+    assert bench.printed[1] == "checkpoints are written again"
     bench.writer.finish()
 
 
@@ -109,18 +109,18 @@ def test_a_newer_one_takes_its_place(bench: Bench) -> None:
 
 
 def test_a_newer_one_comes_while_the_old_is_tried(bench: Bench) -> None:
-    inside, go_on = threading.Event(), threading.Event()
+    inside, released = threading.Event(), threading.Event()
 
     def second_try_hangs() -> None:
         if bench.tries == 1:
             fail()
         inside.set()
-        go_on.wait(10)
+        released.wait(10)
 
     bench.writer.submit(bench.task("a", second_try_hangs))
     assert inside.wait(10)
     bench.writer.submit(bench.task("b"))
-    go_on.set()
+    released.set()
     bench.writer.finish()
     assert bench.done == ["a", "b"]
 
@@ -146,8 +146,8 @@ def test_finish_raises_what_stays(bench: Bench) -> None:
 
 
 def test_finish_ends_a_long_pause() -> None:
-    said: list[str] = []
-    writer = BackgroundWriter(said.append, first_pause=60, last_tries=2)
+    printed: list[str] = []
+    writer = BackgroundWriter(printed.append, first_pause=60, last_tries=2)
     tries: list[int] = []
 
     def write() -> None:
@@ -156,7 +156,7 @@ def test_finish_ends_a_long_pause() -> None:
             fail()
 
     writer.submit(Task("a", write))
-    wait_until(lambda: bool(said))
+    wait_until(lambda: bool(printed))
     writer.finish()
     assert len(tries) == 2
     writer.close()

@@ -1,4 +1,4 @@
-"""How long a batch job still lasts, as told by commands that print what those of Slurm, PBS and LSF do."""
+"""How long a batch job still lasts, as reported by commands that print what those of Slurm, PBS and LSF do."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_combining_samples_gives_the_statistics_of_both(first, second, offset):
     assert m2 == pytest.approx(np.sum(np.square(whole - np.mean(whole))), rel=1e-9, abs=1e-6)
 
 
-def test_a_microbatch_without_examples_is_left_out():
+def test_a_microbatch_without_examples_is_skipped():
     layer = Sequential([BatchNormalization(2)])
     layout = Layout.of(layer.statistics_shapes())
     empty, full = layout.views(np.full(layout.size, np.nan)), layout.views(np.arange(1.0, 6.0))

@@ -57,10 +57,10 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (written,) = tmp_path.iterdir()
-    told = json.loads(written.read_text(encoding="utf-8"))
-    assert told["benchmark"] == name
-    assert told["machine"]["cores"] >= 1
-    for section in told["sections"]:
+    reported = json.loads(written.read_text(encoding="utf-8"))
+    assert reported["benchmark"] == name
+    assert reported["machine"]["cores"] >= 1
+    for section in reported["sections"]:
         assert section["title"] in done.stdout
         for series in section["series"]:
             check_series(series)
@@ -110,7 +110,7 @@ def check_series(series: dict[str, Any]) -> None:
     assert any(series["skipped"].startswith(reason) for reason in allowed), series
 
 
-def test_rounds_are_interleaved_and_the_unavailable_is_left_out() -> None:
+def test_rounds_are_interleaved_and_the_unavailable_is_skipped() -> None:
     calls: list[tuple[str, int]] = []
 
     def measure(name: str) -> common.Contender:

@@ -174,7 +174,7 @@ def test_on_the_cpu(size: int) -> None:
         run_on_threads(size, lambda c: train("cpu", communicator=c, communication="nccl"))
 
 
-def test_a_failure_in_the_middle_is_told() -> None:
+def test_a_failure_in_the_middle_is_reported() -> None:
     calls: list[int] = []
 
     def fail(called: str, rank: int) -> None:
@@ -202,7 +202,7 @@ class Failing(Layer):
         return x, backward
 
 
-def test_a_rank_that_fails_in_backward_leaves_nobody_waiting() -> None:
+def test_a_rank_that_fails_in_backward_leaves_no_rank_waiting() -> None:
     model = Sequential([Dense(12, 200), Failing(), Dense(200, 4)])
     with strict_device(gpus(3)), pytest.raises(UserCodeError, match=r"failed on rank 1 .*step 2, microbatch 1"):
         on_ranks(3, 3, model=model, learning_rate=0.01)
@@ -259,11 +259,11 @@ def test_mpi_that_takes_gpu_memory(setting: str) -> None:
         results = run_on_threads(2, lambda c: train("gpu", communicator=Aware(c), **options))
     for result in results:
         same(result, train("cpu", **options))
-    told = [what for kind, what in recorder.of_step(1, 1) if kind == MPI]
-    assert [what for what in told if "GPUs" in str(what)] == ["alltoall of GPUs", "allgather_slices of GPUs"]
+    reported = [what for kind, what in recorder.of_step(1, 1) if kind == MPI]
+    assert [what for what in reported if "GPUs" in str(what)] == ["alltoall of GPUs", "allgather_slices of GPUs"]
 
 
-def test_it_comes_behind_nccl_and_before_the_host() -> None:
+def test_it_comes_after_nccl_and_before_the_host() -> None:
     direct = ("DirectCommunicator", "by MPI, which takes GPU memory")
     with strict_device(StrictModule(gpus=2)):
         found = way(2, wrap=Aware)
@@ -333,9 +333,9 @@ def reduction(change: Callable[[int, dict[str, Any]], None]) -> Callable[[Commun
         joined, _ = between_gpus(communicator, device, "nccl")
         send, receive = device.put(np.arange(8, dtype=np.uint8)), device.put(np.zeros(8, np.uint8))
         parts = Parts.consecutive([4, 4])
-        said: dict[str, Any] = {"send": send, "sent": parts, "receive": receive, "received": parts}
-        change(communicator.rank, said)
-        joined.alltoall(**said)
+        printed: dict[str, Any] = {"send": send, "sent": parts, "receive": receive, "received": parts}
+        change(communicator.rank, printed)
+        joined.alltoall(**printed)
         return to_host(receive).tolist()  # type: ignore[no-any-return]
 
     return run
@@ -343,20 +343,22 @@ def reduction(change: Callable[[int, dict[str, Any]], None]) -> Callable[[Commun
 
 def test_the_stand_in_delivers() -> None:
     with strict_device(gpus(2)):
-        found = run_on_threads(2, reduction(lambda rank, said: None))
+        found = run_on_threads(2, reduction(lambda rank, printed: None))
     assert found == [[0, 1, 2, 3, 0, 1, 2, 3], [4, 5, 6, 7, 4, 5, 6, 7]]
 
 
 def test_what_the_strict_nccl_refuses() -> None:
-    def fewer(rank: int, said: dict[str, Any]) -> None:
+    def fewer(rank: int, printed: dict[str, Any]) -> None:
         if rank:
-            said["sent"] = Parts.consecutive([3, 4])
+            printed["sent"] = Parts.consecutive([3, 4])
 
-    def too_long(rank: int, said: dict[str, Any]) -> None:
-        said["sent"] = said["received"] = Parts.of([slice(0, 4), slice(6, 10)] if rank == 0 else [slice(0, 4)] * 2)
+    def too_long(rank: int, printed: dict[str, Any]) -> None:
+        printed["sent"] = printed["received"] = Parts.of(
+            [slice(0, 4), slice(6, 10)] if rank == 0 else [slice(0, 4)] * 2
+        )
 
-    def of_the_host(rank: int, said: dict[str, Any]) -> None:
-        said["send"] = np.zeros(8, np.uint8)
+    def of_the_host(rank: int, printed: dict[str, Any]) -> None:
+        printed["send"] = np.zeros(8, np.uint8)
 
     for change, match in (
         (fewer, "sends rank 0"),

@@ -1,4 +1,4 @@
-"""Defaults < TOML < command line; what can't be understood is told in one sentence."""
+"""Defaults < TOML < command line; what can't be understood is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_options(arguments: list[str], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
         (["--optimiser", "sgd"], "did you mean --optimizer?"),
@@ -85,10 +85,10 @@ def test_options(arguments: list[str], expected: dict[str, Any]) -> None:
         (["--epochs", "-1"], "epochs: expected"),
     ],
 )
-def test_misunderstandings(arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_misunderstandings(arguments: list[str], reported: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_config(arguments)
-    assert told in str(caught.value)
+    assert reported in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not set("│╭╰─") & set(str(caught.value))
     assert capfd.readouterr() == ("", "")
@@ -104,7 +104,7 @@ def test_precedence(toml: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("epoch = 3", "unknown option 'epoch'; did you mean epochs?"),
         ("zzzzz = 3", "see python -m distsgd.train --help"),
@@ -123,20 +123,20 @@ def test_precedence(toml: Any) -> None:
         ("a = " + "[" * 5000, "is not a TOML file"),
     ],
 )
-def test_files_that_are_refused(toml: Any, text: str, told: str) -> None:
+def test_files_that_are_refused(toml: Any, text: str, reported: str) -> None:
     path = toml(text)
     with pytest.raises(ConfigurationError) as caught:
         load_config(["--config", path])
     assert path in str(caught.value)
-    assert told in str(caught.value)
+    assert reported in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "noise.toml").write_bytes(b"\xff\xfe\0\1")
     (tmp_path / "huge.toml").write_bytes(b"#" * 1_000_001)
-    for name, told in (("noise.toml", "not a TOML"), ("huge.toml", "bytes"), ("none.toml", "No such file")):
-        with pytest.raises(ConfigurationError, match=told):
+    for name, reported in (("noise.toml", "not a TOML"), ("huge.toml", "bytes"), ("none.toml", "No such file")):
+        with pytest.raises(ConfigurationError, match=reported):
             load_config(["--config", str(tmp_path / name)])
 
 
@@ -154,7 +154,7 @@ def evil(option: str) -> str:
 
 UNNAMED: list[list[str]] = [
     [],
-    ["--dataset", "evil.py:run"],  # the same words behind another option
+    ["--dataset", "evil.py:run"],  # the same words after another option
     ["--out=evil.py:run"],
     ["--out=--OPTION=evil.py:run"],
     ["--data-dir", "--OPTION", "evil.py:run"],
@@ -220,7 +220,7 @@ def test_the_command_line_replaces_what_a_file_names(toml: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("callback = ['evil.py:not an identifier']", "callback: expected file.py:name of a distsgd.Callback"),
         ("callback = ['notes.txt:f']", "callback: expected file.py:name"),
@@ -229,8 +229,8 @@ def test_the_command_line_replaces_what_a_file_names(toml: Any) -> None:
         ("metric = ['notes.txt:f']", "or file.py:function, got 'notes.txt:f'"),
     ],
 )
-def test_what_names_neither_code_nor_anything_else(toml: Any, text: str, told: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(told)):
+def test_what_names_neither_code_nor_anything_else(toml: Any, text: str, reported: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(reported)):
         load_config(["--config", toml(text), "--epochs", "1"])
 
 
@@ -249,9 +249,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Finished) as stop:
         load_config(["--help"])
     assert stop.value.exit_status == 0
-    said = capsys.readouterr().out
-    assert "--batch-size" in said
-    assert "Examples of one global minibatch" in said
+    printed = capsys.readouterr().out
+    assert "--batch-size" in printed
+    assert "Examples of one global minibatch" in printed
     with pytest.raises(Finished):
         load_config(["--version"])
     assert capsys.readouterr().out == f"distsgd {distsgd.__version__}\n"

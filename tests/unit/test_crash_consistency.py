@@ -2,7 +2,7 @@
 whole checkpoint is found.
 
 The calls are recorded as they are made, and played back up to each of them: into every state that a disk may be in
-behind a power cut, where only what was synced is sure to be there.
+after a power cut, where only what was synced is sure to be there.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Change:
 
 @dataclass
 class Disk:
-    """What a machine's disk has been told: files' contents, and folders' changes, by whether they are synced."""
+    """What a machine's disk has received: files' contents, and folders' changes, by whether they are synced."""
 
     files: dict[Path, File] = field(default_factory=dict)
     open: dict[int, Path] = field(default_factory=dict)
@@ -217,7 +217,7 @@ class Disk:
         self.changes = [change for change in self.changes if change.folder != folder]
 
     def states(self) -> Iterator[dict[Path, bytes]]:
-        """All that may be found behind a power cut now: any of the changes that aren't synced, any of the data."""
+        """All that may be found after a power cut now: any of the changes that aren't synced, any of the data."""
         for chosen in itertools.product((False, True), repeat=len(self.changes)):
             entries: dict[Path, File] = {}
             lasting = [change for changes in self.synced.values() for change in changes]
@@ -242,7 +242,7 @@ def contents(file: File, keep: str) -> bytes:
 
 
 class Recorder:
-    """Makes the real calls, tells the disk of each, and calls `look` behind each."""
+    """Makes the real calls, passes each to the disk, and calls `look` after each."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, disk: Disk, look: Any) -> None:
         self.disk, self.look = disk, look
@@ -252,10 +252,10 @@ class Recorder:
 
     def _wrap(self, name: str) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            tell = getattr(self, f"_{name}", None)
+            replay = getattr(self, f"_{name}", None)
             result = self.real[name](*arguments, **keywords)
-            if tell is not None:
-                tell(result, *self._whole_paths(arguments, keywords))
+            if replay is not None:
+                replay(result, *self._whole_paths(arguments, keywords))
             self.look()
             return result
 

@@ -231,7 +231,7 @@ def test_damaged_python_files(tmp_path: Path, value: object, message: str) -> No
         refused(tmp_path, f"data_batch_2: .*{message}")
 
 
-def test_python_file_that_goes_on(tmp_path: Path) -> None:
+def test_python_file_that_continues(tmp_path: Path) -> None:
     unpack(tmp_path, PYTHON, python)
     put(tmp_path, "test_batch", python(*DATA["test_batch"]) + b"more")
     refused(tmp_path, "the file goes on")

@@ -79,7 +79,7 @@ def test_cupy_that_cannot_use_cuda(count: int | None, reason: str, monkeypatch: 
         choose_device("gpu")
 
 
-def test_a_gpu_that_lets_nobody_in() -> None:
+def test_a_gpu_that_refuses_all() -> None:
     """As one that another process has to itself: known as CUDA makes what this process needs there."""
 
     def busy(non_blocking: bool) -> None:
@@ -131,7 +131,7 @@ def test_one_gpu_a_rank_of_a_host() -> None:
 
 
 @pytest.mark.parametrize(("name", "used"), [("gpu", 2), ("gpu:1", 1)])
-def test_ranks_that_share_gpus_are_told(name: str, used: int) -> None:
+def test_ranks_that_share_gpus_are_reported(name: str, used: int) -> None:
     with strict_device(StrictModule(gpus=2)):
         found = devices(name, ("a", "a", "a", "b"))
     warning = f"warning: a: 3 ranks share {used} GPU(s); one rank a GPU is faster"
@@ -163,7 +163,7 @@ def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.Monkey
 # The stand-in
 
 
-def test_arrays_of_a_device_are_told_from_numpys() -> None:
+def test_arrays_of_a_device_are_distinguished_from_numpys() -> None:
     array = np.arange(6.0)
     assert is_on_host(array)
     assert to_host(array) is array

@@ -89,7 +89,7 @@ MB = 1 << 20
         ),
         ("aab", {0: {"blas_threads": 4}}, FAST, ["BLAS runs with several threads on ranks 0,"]),
         ("aab", {0: {"shares": False}}, FAST, ["a: the ranks can't share memory"]),
-        ("aab", {2: {"shares": False}}, FAST, []),  # it has nobody to share with
+        ("aab", {2: {"shares": False}}, FAST, []),  # it has no one to share with
         ("aab", {0: {"shared": (64 * MB, 20 * MB)}}, FAST, ["a: 21 MB are free in /dev/shm"]),
         ("aab", {2: {"memory": 100 * MB}}, FAST, ["b: 105 MB of memory are left"]),
         ("aab", {}, SLOW, ["reductions between hosts get through 100 MB/s"]),
@@ -144,14 +144,14 @@ def test_a_library_is_found_with_its_mpirun(tmp_path: Path) -> None:
     path = tmp_path / "lib" / "libmpi.so.12"
     assert launchers.mpirun_of(path) == tmp_path / "bin" / "mpirun"
     assert launchers.mpirun_of(None) is None
-    told = launchers.mismatch(3, 1, MPICH, path, {"OMPI_COMM_WORLD_SIZE": "3"})
-    assert told.startswith("the launcher started 3 processes, but MPI sees 1: this is Open MPI's mpirun")
-    assert f"MPICH 4.3.2 ({path}); start with {tmp_path}/bin/mpirun, or " in told
+    reported = launchers.mismatch(3, 1, MPICH, path, {"OMPI_COMM_WORLD_SIZE": "3"})
+    assert reported.startswith("the launcher started 3 processes, but MPI sees 1: this is Open MPI's mpirun")
+    assert f"MPICH 4.3.2 ({path}); start with {tmp_path}/bin/mpirun, or " in reported
     assert "start with the mpirun of that library" in launchers.mismatch(3, 1, OPEN_MPI, None, {})
 
 
 @pytest.mark.parametrize(
-    ("told", "version", "problem"),
+    ("reported", "version", "problem"),
     [
         ("HYDRA build details:\n    Version: 4.3.2", "MPICH 4.3.2", None),
         ("mpirun (Open MPI) 5.0.8", "Open MPI v5.0.8", None),
@@ -161,9 +161,11 @@ def test_a_library_is_found_with_its_mpirun(tmp_path: Path) -> None:
         ("HYDRA build details", "Open MPI v5.0.8", "belongs to MPICH, and mpi4py loads Open MPI v5.0.8"),
     ],
 )
-def test_an_mpirun_of_another_mpi_is_a_problem(tmp_path: Path, told: str, version: str, problem: str | None) -> None:
+def test_an_mpirun_of_another_mpi_is_a_problem(
+    tmp_path: Path, reported: str, version: str, problem: str | None
+) -> None:
     launcher = tmp_path / "mpirun"
-    launcher.write_text(f"#!/bin/sh\necho '{told}'\n")
+    launcher.write_text(f"#!/bin/sh\necho '{reported}'\n")
     launcher.chmod(0o755)
     metadata, problems = library.describe_alone(Library(version, None), str(launcher))
     assert [name for name, _ in metadata] == ["mpi", "launcher"]

@@ -37,7 +37,7 @@ def test_stops_after_patience_validations_without_improvement() -> None:
 
 def test_says_what_improved() -> None:
     rule = EpochsRule(patience=5)
-    said = [
+    printed = [
         (math.nan, False),
         (1.0, True),
         (1.0, False),
@@ -46,7 +46,7 @@ def test_says_what_improved() -> None:
         (-math.inf, False),
         (0.8, True),
     ]
-    for step, (value, improved) in enumerate(said):
+    for step, (value, improved) in enumerate(printed):
         assert rule.validated(step, value) is improved
 
 
@@ -154,7 +154,7 @@ def test_patience_of_one_has_a_validation_at_every_step() -> None:
 @given(
     st.lists(values, max_size=30), st.integers(0, 30), st.sampled_from([EpochsRule, PatienceRule]), st.integers(1, 6)
 )
-def test_restored_rule_goes_on_as_if_never_stopped(sequence: list[float], cut: int, kind: Any, patience: int) -> None:
+def test_restored_rule_continues_as_if_never_stopped(sequence: list[float], cut: int, kind: Any, patience: int) -> None:
     through, first, second = kind(patience), kind(patience), kind(patience)
     for k, value in enumerate(sequence):
         if k == cut:

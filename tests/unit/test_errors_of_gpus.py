@@ -11,7 +11,7 @@ CUDA = type("CUDARuntimeError", (RuntimeError,), {})
 ADVICE = "use a smaller minibatch or model, more microbatches"
 
 
-def told(error: Exception) -> DistsgdError:
+def reported(error: Exception) -> DistsgdError:
     with pytest.raises(DistsgdError) as found, users_code("here"):
         raise error
     return found.value
@@ -32,7 +32,7 @@ def told(error: Exception) -> DistsgdError:
     ],
 )
 def test_mixed_arrays(error: Exception, mixed: bool) -> None:
-    found = told(error)
+    found = reported(error)
     assert type(found) is UserCodeError
     assert str(found).endswith(MIXED_ADVICE) == mixed
     assert str(error) in str(found)
@@ -56,7 +56,7 @@ def test_mixed_arrays(error: Exception, mixed: bool) -> None:
     ],
 )
 def test_lack_of_memory(error: Exception, sentence: str) -> None:
-    found = told(error)
+    found = reported(error)
     assert type(found) is OutOfMemoryError
     assert str(found).startswith(sentence)
     assert "\n" not in str(found)
@@ -64,4 +64,4 @@ def test_lack_of_memory(error: Exception, sentence: str) -> None:
 
 
 def test_other_errors_of_cuda_are_what_they_are() -> None:
-    assert type(told(CUDA("cudaErrorIllegalAddress: an illegal address was encountered"))) is UserCodeError
+    assert type(reported(CUDA("cudaErrorIllegalAddress: an illegal address was encountered"))) is UserCodeError

@@ -29,7 +29,7 @@ def test_a_row_says_what_there_is(name: str) -> None:
     assert f"`{name}`" in tables.pages(ROWS, {})[tables.DOCS / f"{row.page}.md"]
     if row.config is not None:
         for short in (False, True):
-            load_config(row.command(0, Path("out"), None, short=short)[4:])  # behind: python -m distsgd.train --quiet
+            load_config(row.command(0, Path("out"), None, short=short)[4:])  # after: python -m distsgd.train --quiet
 
 
 def test_every_example_is_in_a_row() -> None:
@@ -54,8 +54,8 @@ def test_xor_is_learned(batch: tuple[str, ...], tmp_path: Path) -> None:
     np.savez(tmp_path / "xor.npz", x=np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], np.float32))
     asked = [str(tmp_path / "run"), str(tmp_path / "xor.npz"), "-o", str(tmp_path / "said.npz")]
     subprocess.run([sys.executable, "-m", "distsgd.predict", *asked], check=True, cwd=ROOT)
-    with np.load(tmp_path / "said.npz") as said:
-        predictions = said["predictions"][:, 0]
+    with np.load(tmp_path / "said.npz") as printed:
+        predictions = printed["predictions"][:, 0]
     assert (predictions > 0.5).tolist() == [False, True, True, False]
     assert np.square(predictions - [0, 1, 1, 0]).mean() / 2 < 1e-3
 
@@ -100,7 +100,7 @@ RECORDS = [
 ]
 
 
-def test_an_unfinished_run_is_told_as_one(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_reported_as_one(tmp_path: Path) -> None:
     assert run_result(row(), tmp_path / "nothing", 0) is None
     write(tmp_path / "run", RECORDS)
     found = run_result(row(reach="validation_accuracy=0.55"), tmp_path / "run", 3)

@@ -45,7 +45,7 @@ class Added:
         self._patch = monkeypatch
 
     def block(self, path: str) -> ModuleType:
-        """The module that `path` names: new, or with the block behind what is in it."""
+        """The module that `path` names: new, or with the block after what is in it."""
         name = path.removesuffix(".py").replace("/", ".")
         module = ModuleType(name)
         if (ROOT / path).exists():

@@ -141,7 +141,7 @@ def test_callbacks_watch_on_rank_0() -> None:
         return fit("softmax", data, callbacks=[watch], communicator=communicator, validation_fraction=0, **QUICK)
 
     assert run_on_threads(3, run)[1].summary["status"] == "stopped"
-    # The stop is asked for behind the third step and told with the fourth.
+    # The stop is asked for after the third step and reported with the fourth.
     assert watches[0].calls == [
         "start", "step 1 of 20", "step 2 of 20", "step 3 of 10", "record 3", "step 4 of 20",
         "checkpoint 4 True", "end stopped", "close",
@@ -257,18 +257,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "told"), REFUSED, ids=[str(told) for _, told in REFUSED])
+@pytest.mark.parametrize(("options", "reported"), REFUSED, ids=[str(reported) for _, reported in REFUSED])
 @pytest.mark.parametrize("size", [1, 2])
-def test_refused(options: dict[str, Any], told: str, size: int) -> None:
+def test_refused(options: dict[str, Any], reported: str, size: int) -> None:
     options = {"model": "softmax", "train": (X, LABELS), "epochs": 1, **options}
-    with pytest.raises(DistsgdError, match=told) as caught:
+    with pytest.raises(DistsgdError, match=reported) as caught:
         run_on_threads(size, lambda c: fit(communicator=c, **options))
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "told"),
+    ("x", "y", "reported"),
     [
         (np.full((5, 2), np.nan), np.zeros(5, int), "example 0 holds nan"),
         (np.zeros((5, 2)), np.zeros(4, int), "targets: expected 5 entries"),
@@ -277,8 +277,8 @@ def test_refused(options: dict[str, Any], told: str, size: int) -> None:
         (np.array([["a"]]), np.zeros(1, int), "dtype"),
     ],
 )
-def test_data_that_cannot_be_trained_on(x: Any, y: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_data_that_cannot_be_trained_on(x: Any, y: Any, reported: str) -> None:
+    with pytest.raises(DataError, match=reported):
         fit("softmax", (x, y))
 
 

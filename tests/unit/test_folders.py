@@ -90,8 +90,8 @@ def test_records_go_into_no_other_file(tmp_path: Path, kind: str) -> None:
     else:
         os.mkfifo(run.metrics)
         reader = os.open(run.metrics, os.O_RDONLY | os.O_NONBLOCK) if "reader" in kind else None
-    said = {"link": "a link", "folder": "directory", "other link": "a second name"}.get(kind, "a pipe")
-    with pytest.raises(OutputError, match=rf"could not write .*metrics\.jsonl: .*{said}"):
+    printed = {"link": "a link", "folder": "directory", "other link": "a second name"}.get(kind, "a pipe")
+    with pytest.raises(OutputError, match=rf"could not write .*metrics\.jsonl: .*{printed}"):
         run.add_metrics({"step": 1})
     with pytest.raises(OutputError, match=r"could not write .*metrics\.jsonl"):
         run.sync_metrics()

@@ -1,4 +1,4 @@
-"""Steps that a GPU makes by itself: the bits, what is copied and waited for, and what isn't finite."""
+"""Steps that a GPU runs as recorded graphs: the bits, what is copied and waited for, and what isn't finite."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_bits_of_examples_that_come_from_the_host(setting: str) -> None:
     same(result, train("cpu", **options))
 
 
-def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
+def test_a_recorded_step_copies_twice_and_waits_for_nothing() -> None:
     with strict_device(StrictModule()) as recorder:
         train("gpu", train=(np.tile(X, (10, 1)), np.tile(LABELS, 10)), batch_size=5, epochs=1)
     inputs, report = (
@@ -94,7 +94,7 @@ def test_a_step_by_itself_copies_twice_and_waits_for_nothing() -> None:
     assert looks == {0, IN_FLIGHT, 2 * IN_FLIGHT, 161}
 
 
-def test_a_step_by_itself_of_examples_that_come_from_the_host() -> None:
+def test_a_recorded_step_of_examples_that_come_from_the_host() -> None:
     """They are sent, and epoch, step and scalars; not their numbers."""
     with strict_device(StrictModule(free_bytes=100)) as recorder:
         train("gpu", batch_size=5, epochs=1)
@@ -103,7 +103,7 @@ def test_a_step_by_itself_of_examples_that_come_from_the_host() -> None:
 
 
 @pytest.mark.parametrize("log_every", [1, 7])
-def test_nothing_is_under_way_where_something_is_recorded(log_every: int) -> None:
+def test_nothing_is_in_flight_where_something_is_recorded(log_every: int) -> None:
     options = {**MANY, "log_every": log_every, "validation_fraction": 0.2, "checkpoint_every": "3", "max_steps": 40}
     with strict_device(StrictModule()):
         result = train("gpu", **options)
@@ -112,7 +112,7 @@ def test_nothing_is_under_way_where_something_is_recorded(log_every: int) -> Non
     assert [without_run(record) for record in result.history] == [without_run(record) for record in other.history]
 
 
-def told(error: pytest.ExceptionInfo[NonFiniteError]) -> tuple[str, str]:
+def reported(error: pytest.ExceptionInfo[NonFiniteError]) -> tuple[str, str]:
     """The sentence without the microbatches: a GPU has each microbatch's gradient, the CPU sums of some."""
     what, _, rest = str(error.value).partition(", microbatch")
     return what, rest.partition(";")[2]
@@ -150,7 +150,7 @@ def test_what_is_not_finite_is_named_and_the_parameters_stay(
         with pytest.raises(NonFiniteError) as on_gpu:
             train("gpu", **options, callbacks=[keeping])
         left = keeping.trainer.step.host_params().flat.copy()
-        assert told(on_gpu) == told(on_cpu)
+        assert reported(on_gpu) == reported(on_cpu)
         bad = keeping.trainer.progress.step
         assert max(step for step in launches(recorder) if step is not None) > bad
         clean = train("gpu", **{**options, "max_steps": bad})
@@ -239,14 +239,14 @@ class Broken(Schedule):
 
 
 def test_a_schedule_that_gives_no_number() -> None:
-    """NaN is what ends updates behind trouble: a run must not go on for ever without any."""
-    said = []
+    """NaN is what ends updates after a non-finite value: a run must not continue for ever without any."""
+    printed = []
     with strict_device(StrictModule()):
         for device in ("cpu", "gpu"):
             with pytest.raises(NonFiniteError) as error:
                 train(device, **MANY, schedule=Broken())
-            said.append(str(error.value))
-    assert said[0].partition(", microbatch")[0] == said[1].partition(", microbatch")[0]
+            printed.append(str(error.value))
+    assert printed[0].partition(", microbatch")[0] == printed[1].partition(", microbatch")[0]
 
 
 def test_graphs_of_many_lengths() -> None:
@@ -266,11 +266,11 @@ def test_graphs_of_many_lengths() -> None:
         )
         loader = Loader(there, Objective, np.dtype(np.float64), 0, device=device)
         graphs = StepGraphs(loader, reduction, compute, 9, 1)
-        told = []
+        reported = []
         lengths = [3, 4, 5, 6, 7, 8, 3, 3, 8]
         for step, length in enumerate(lengths):
             graphs.start((0, length), np.arange(length) + step, 0, step, (0.5 + step,))
-            told += [float(report.records[0, 0]) for report in graphs.reports()] if step % 4 == 3 else []
-        told += [float(report.records[0, 0]) for report in graphs.reports()]
-    assert told == [sum(range(at, at + n)) * (0.5 + at) for at, n in enumerate(lengths)]
+            reported += [float(report.records[0, 0]) for report in graphs.reports()] if step % 4 == 3 else []
+        reported += [float(report.records[0, 0]) for report in graphs.reports()]
+    assert reported == [sum(range(at, at + n)) * (0.5 + at) for at, n in enumerate(lengths)]
     assert len(launches(recorder)) == len(lengths)

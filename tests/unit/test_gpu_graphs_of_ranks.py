@@ -46,7 +46,7 @@ def test_the_same_bits(size: int, setting: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"cuda_graphs": False}, {"learning_rate": 1e30}], ids=str)
-def test_nccl_ends_behind_the_graphs_with_its_messages(options: dict[str, Any]) -> None:
+def test_nccl_ends_after_the_graphs_with_its_messages(options: dict[str, Any]) -> None:
     """It waits for them, so who left the order to chance would hang; by an error, too, that all ranks raise."""
     module = gpus(2)
 
@@ -132,18 +132,18 @@ def test_what_is_not_finite_ends_all_ranks(size: int, x: float, y: float, rate: 
     }  # fmt: skip
     with pytest.raises(NonFiniteError, match=sentence) as on_cpu:
         train("cpu", **options)
-    told = []
+    reported = []
 
     def on_rank(communicator: Communicator) -> None:
         try:
             train("gpu", communicator=watched(communicator), **options)
         except NonFiniteError as error:
-            told.append(str(error))
+            reported.append(str(error))
 
     with strict_device(gpus(size)):
         run_on_threads(size, on_rank)
-    assert {text.partition(", microbatch")[0] for text in told} == {str(on_cpu.value).partition(", microbatch")[0]}
-    assert len(told) == size
+    assert {text.partition(", microbatch")[0] for text in reported} == {str(on_cpu.value).partition(", microbatch")[0]}
+    assert len(reported) == size
 
 
 def test_one_rank_that_cannot_record_takes_all_along(

@@ -120,7 +120,7 @@ def test_the_trees_sum_is_one_launch(microbatches: int, launches: int) -> None:
         assert [event.what for event in recorder.events if event.kind == KERNEL] == ["sum_rows"] * launches
 
 
-def test_a_tree_of_the_most_microbatches_has_room() -> None:
+def test_a_tree_of_the_most_microbatches_has_memory() -> None:
     """One row a level, and one: what lies on the stack at most."""
     most = AT_MOST["microbatches"]
     assert f"#define HIGHEST {most.bit_length() + 1}" in gpu.source()

@@ -72,13 +72,13 @@ def on_ranks(size: int, gpus: int = 2, hosts: Any = None, **options: Any) -> lis
 def watched(communicator: Communicator) -> Communicator:
     """Notes messages, and sees that nothing but arrays of the host are sent."""
     inside = Counting(communicator)
-    go_on = inside._pass
+    inner_pass = inside._pass
 
     def look(name: str, *arguments: Any) -> Any:
         if not name.endswith("_object"):
             RECORDER.note(MPI, name)
             assert not any(isinstance(argument, StrictArray) for argument in arguments)
-        return go_on(name, *arguments)
+        return inner_pass(name, *arguments)
 
     inside._pass = look  # type: ignore[method-assign]
     return inside
@@ -189,7 +189,7 @@ def test_a_rank_copies_to_the_host_before_it_sends() -> None:
         result = on_ranks(2)[0]
     size = sum(array.size for array in result.params.values()) * 4
     expected = [
-        TO_DEVICE, TO_HOST, MPI,  # the examples' numbers; the records, which all ranks are told
+        TO_DEVICE, TO_HOST, MPI,  # the examples' numbers; the records, which all ranks receive
         TO_HOST, MPI, TO_DEVICE,  # sums of gradients
         TO_HOST,  # whether they are finite
         TO_HOST, MPI, TO_DEVICE,  # parameters

@@ -47,8 +47,8 @@ def test_records_are_equal_whatever_the_order_of_fields_and_the_run() -> None:
 
 @pytest.mark.parametrize("loss", [np.nextafter(0.25, 1.0).item(), 0, "0.25", None])
 def test_records_differ_by_the_last_bit_and_by_type(loss: Any) -> None:
-    told = compare_entries(entry(), entry([RECORDS[0], {**RECORDS[1], "loss": loss}]))
-    assert told == ["metrics: loss differs"]
+    reported = compare_entries(entry(), entry([RECORDS[0], {**RECORDS[1], "loss": loss}]))
+    assert reported == ["metrics: loss differs"]
 
 
 def test_records_differ_by_the_record_that_holds_a_value() -> None:
@@ -66,11 +66,11 @@ def test_arrays_differ_by_bits_type_and_shape() -> None:
 
 
 def test_a_summary_keeps_what_is_short() -> None:
-    told = recording.of_summary({"loss": 0.1, "matrix": {"test": [[1] * 99]}, "sha": "a" * 64, "run": {"ranks": 2}})
-    assert told["loss"] == "0.1"
-    assert json.loads(told["sha"]) == "a" * 64
-    assert set(told) == {"loss", "matrix.test", "sha"}
-    assert len(told["matrix.test"]) == 12
+    reported = recording.of_summary({"loss": 0.1, "matrix": {"test": [[1] * 99]}, "sha": "a" * 64, "run": {"ranks": 2}})
+    assert reported["loss"] == "0.1"
+    assert json.loads(reported["sha"]) == "a" * 64
+    assert set(reported) == {"loss", "matrix.test", "sha"}
+    assert len(reported["matrix.test"]) == 12
 
 
 # --- comparing
@@ -107,10 +107,10 @@ def test_what_is_no_renaming_is_refused(pair: str, capsys: pytest.CaptureFixture
 
 def test_the_first_launch_that_differs_is_named() -> None:
     old, new = entry(launches=["scale 1x256: a", "gemm 3x4x5"]), entry(launches=["scale 1x256: a", "gemm 3x4x6"])
-    (told,) = compare_entries(old, new)
-    assert told == "launches: number 2 of 2 was 'gemm 3x4x5', now it is 'gemm 3x4x6', of 2"
-    (told,) = compare_entries(old, entry(launches=old["launches"][:1]))
-    assert "'gemm 3x4x5', now it is 'nothing', of 1" in told
+    (reported,) = compare_entries(old, new)
+    assert reported == "launches: number 2 of 2 was 'gemm 3x4x5', now it is 'gemm 3x4x6', of 2"
+    (reported,) = compare_entries(old, entry(launches=old["launches"][:1]))
+    assert "'gemm 3x4x5', now it is 'nothing', of 1" in reported
     new = entry(launches=["multiply 1x256: a", "gemm 3x4x5"])
     assert compare_entries(old, new, Renames.parse(["scale=multiply"])) == []
 

@@ -44,12 +44,12 @@ def bad_gradient(step: int) -> Any:
 @pytest.mark.parametrize("step", [0, 2, 7])  # the first, one in the middle, the very last
 def test_a_gradient_that_is_not_finite_ends_the_run_and_saves_nothing(tmp_path: Path, ranks: int, step: int) -> None:
     def run(communicator: Communicator) -> str:
-        with pytest.raises(NonFiniteError) as told:
+        with pytest.raises(NonFiniteError) as reported:
             fit(
                 bad_gradient(step), (X, LABELS), params={"w": np.zeros(4)}, communicator=communicator,
                 out=str(tmp_path / "run"), optimizer="sgd", checkpoint_every="1", **QUICK,
             )  # fmt: skip
-        return str(told.value)
+        return str(reported.value)
 
     (text,) = set(run_on_threads(ranks, run))
     # The microbatch's gradient is added to that of microbatch 2 where one rank has both.
@@ -76,9 +76,9 @@ def test_sys_exit_on_one_microbatch_reaches_all_ranks() -> None:
         return 1.0, len(batch)
 
     def run(communicator: Communicator) -> str:
-        with pytest.raises(UserCodeError) as told:
+        with pytest.raises(UserCodeError) as reported:
             fit(leaves, (X, LABELS), params={"w": np.zeros(4)}, communicator=communicator, **QUICK)
-        return str(told.value)
+        return str(reported.value)
 
     assert all("SystemExit: 3" in text and "microbatch 2" in text for text in run_on_threads(3, run))
 
@@ -93,19 +93,19 @@ def test_other_contents_of_the_same_shape_are_not_the_same_run(tmp_path: Path) -
     assert fit("softmax", (X, LABELS), **options).summary["status"] == "completed"
 
 
-def test_ranks_with_other_arrays_are_told_so() -> None:
+def test_ranks_with_other_arrays_get_a_message() -> None:
     def run(communicator: Communicator) -> str:
         x = X[:-1] if communicator.rank == 1 else X
-        with pytest.raises(DataError) as told:
+        with pytest.raises(DataError) as reported:
             fit("softmax", (x, LABELS[: len(x)]), communicator=communicator, **QUICK)
-        return str(told.value)
+        return str(reported.value)
 
-    told = run_on_threads(2, run)
-    assert told[0] == told[1]
-    assert told[0].startswith("fit: train x differs between ranks: float32 (120, 6), contents ")
+    reported = run_on_threads(2, run)
+    assert reported[0] == reported[1]
+    assert reported[0].startswith("fit: train x differs between ranks: float32 (120, 6), contents ")
 
 
-def test_hosts_with_other_files_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_with_other_files_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each host reads its own files: here the second has another label, as from an older copy."""
 
     def reads(communicator: Communicator, source: Any) -> Any:
@@ -120,9 +120,9 @@ def test_hosts_with_other_files_are_told_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(placement, "place", reads)
 
     def run(communicator: Communicator) -> str:
-        with pytest.raises(DataError) as told:
+        with pytest.raises(DataError) as reported:
             placement.load_data(communicator, config)
-        return str(told.value)
+        return str(reported.value)
 
     assert (
         run_on_threads(3, run, ("a", "b", "b"))

@@ -167,7 +167,7 @@ def test_processes_agree() -> None:
         "for name, make in MADE.items():\n    identity.add(name, make())\n"
         "for name, text in identity.texts.items():\n    print(ascii((name, text)))\nprint(identity.digest())"
     )
-    told = []
+    reported = []
     for seed in ("1", "2", "3"):
         padding = "pad = [object() for _ in range(1000)]\n" * int(seed)  # what comes later lies elsewhere
         environment = {**os.environ, "PYTHONHASHSEED": seed}
@@ -175,9 +175,9 @@ def test_processes_agree() -> None:
             [sys.executable, "-c", padding + code], capture_output=True, text=True, env=environment,
             cwd=Path(__file__).parents[2], timeout=50, check=True,
         )  # fmt: skip
-        told.append(done.stdout)
-    assert told[0] == told[1] == told[2]
-    assert told[0].count("\n") > 100
+        reported.append(done.stdout)
+    assert reported[0] == reported[1] == reported[2]
+    assert reported[0].count("\n") > 100
 
 
 DIFFERENT: list[tuple[Any, Any, str]] = [
@@ -227,7 +227,7 @@ DIFFERENT: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("one", "other", "where"), DIFFERENT, ids=range(len(DIFFERENT)))
-def test_what_differs_is_told_by_its_place(one: Any, other: Any, where: str) -> None:
+def test_what_differs_is_reported_by_its_place(one: Any, other: Any, where: str) -> None:
     first, second = described(one), described(other)
     names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     assert names
@@ -377,7 +377,7 @@ FEW = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two of FEW can't be told apart, not even by the sign of a zero."""
+    """Whether two of FEW can't be distinguished, not even by the sign of a zero."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):

@@ -166,7 +166,7 @@ def _misspell(job: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "printed"),
     [
         (_rename, ".spec.cleanPodPolicy: unknown"),
         (_retype, ".spec.mpiReplicaSpecs.Launcher.template.spec.containers[0].command[2]: expected str, got 4"),
@@ -174,9 +174,9 @@ def _misspell(job: Any) -> None:
         (_misspell, ".spec.mpiReplicaSpecs.Launcher.restartPolicy: expected one of"),
     ],
 )
-def test_the_check_finds_mistakes(mpijob: Any, spoil: Callable[[Any], None], said: str) -> None:
+def test_the_check_finds_mistakes(mpijob: Any, spoil: Callable[[Any], None], printed: str) -> None:
     spoiled = copy.deepcopy(mpijob)
     spoil(spoiled)
     found = problems(spoiled, SCHEMA)
     assert len(found) == 1
-    assert found[0].startswith(said)
+    assert found[0].startswith(printed)

@@ -58,7 +58,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
+def test_the_second_learns_who_is_first(tmp_path: Path) -> None:
     first = child(HOLD + "time.sleep(60)", tmp_path / "run")
     try:
         assert listen(first) == "has it"
@@ -185,7 +185,7 @@ def refuse_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    """It is said once, and what would move another run's files is refused."""
+    """It is reported once, and what would move another run's files is refused."""
     refuse_locks(monkeypatch, number)
     train(tmp_path / "run")
     (line,) = capsys.readouterr().err.splitlines()

@@ -47,7 +47,7 @@ def test_softmax_starts_at_zero():
     assert not params.flat.any()
 
 
-def test_the_order_behind_a_hidden_layer():
+def test_the_order_after_a_hidden_layer():
     model = MODELS["mlp"]((4,), 3, ModelOptions((6,), "tanh", 0.2, batch_norm=True, output_activation="sigmoid"))
     assert isinstance(model, Sequential)
     assert [layer.kind for layer in model.layers] == [

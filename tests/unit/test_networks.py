@@ -90,12 +90,12 @@ def test_dense_alone_has_as_many_units_as_the_data_has_outputs():
 @pytest.mark.parametrize("text", [CONV, "lenet", "network3", "lasagne-cnn", "resnet20"])
 def test_descriptions_are_lists_again(text):
     model = build(text, (1, 28, 28))
-    said = describe(model)
-    assert "\n" not in said
-    if "residual" in said:
-        assert said == "conv 16 3x3 same, batch-norm, relu, 9 residual blocks, global-pool, dense 10"
+    printed = describe(model)
+    assert "\n" not in printed
+    if "residual" in printed:
+        assert printed == "conv 16 3x3 same, batch-norm, relu, 9 residual blocks, global-pool, dense 10"
         return
-    again = build(said, (1, 28, 28))
+    again = build(printed, (1, 28, 28))
     assert again.parameter_shapes() == model.parameter_shapes()
     assert [layer.kind for layer in again.layers] == [layer.kind for layer in model.layers]
 

@@ -87,7 +87,7 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "run"} for line in lines]
 
 
-def told(result: Result) -> dict[str, Any]:
+def reported(result: Result) -> dict[str, Any]:
     return {key: value for key, value in result.summary.items() if key != "run"}
 
 
@@ -95,46 +95,46 @@ BAD = {1: "nan", 5: "gradient", 6: "inf", 7: "-inf", 13: "gradient", 18: "gradie
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_minibatches_are_left_out(tmp_path: Path, policy: str) -> None:
+def test_minibatches_are_skipped(tmp_path: Path, policy: str) -> None:
     found: list[tuple[Any, list[dict[str, Any]], list[int]]] = []
     for number, (size, kind) in enumerate(WAYS):
         out = tmp_path / str(number)
         result = train(out, BAD, policy, size, kind, checkpoint_every="4")
         np.testing.assert_allclose(result.params["w"][0], without(list(BAD)), rtol=1e-9)
-        found.append((told(result), records(out), [record["step"] for record in result.history]))
+        found.append((reported(result), records(out), [record["step"] for record in result.history]))
     assert all(one == found[0] for one in found[1:])
-    said = {record["step"]: record["skipped"] for record in found[0][1] if "skipped" in record}
-    assert {step: one["what"].split()[1] for step, one in said.items()} == {
+    printed = {record["step"]: record["skipped"] for record in found[0][1] if "skipped" in record}
+    assert {step: one["what"].split()[1] for step, one in printed.items()} == {
         step: "gradient" if what == "gradient" else "loss" for step, what in BAD.items()
     }
-    assert all(one["microbatches"] == [2, 3] for one in said.values())
-    assert said[5]["examples"] == Sampler(len(X), BATCH).minibatch(4)[4:6].tolist()
+    assert all(one["microbatches"] == [2, 3] for one in printed.values())
+    assert printed[5]["examples"] == Sampler(len(X), BATCH).minibatch(4)[4:6].tolist()
     assert len({record["step"] for record in found[0][1]}) == len(found[0][1]), "one record a step"
 
 
 def test_both_ways_give_the_same_bits(tmp_path: Path) -> None:
     skipped, back = (train(tmp_path / policy, BAD, policy, 3) for policy in ("skip", "rollback"))
-    assert told(skipped) == told(back)
+    assert reported(skipped) == reported(back)
     assert records(tmp_path / "skip") == records(tmp_path / "rollback")
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
-def test_a_run_that_stops_and_goes_on_leaves_out_the_same(tmp_path: Path, policy: str) -> None:
-    whole = told(train(tmp_path / "whole", BAD, policy))
+def test_a_run_that_stops_and_continues_leaves_out_the_same(tmp_path: Path, policy: str) -> None:
+    whole = reported(train(tmp_path / "whole", BAD, policy))
     for stop in range(1, STEPS + 1):
         train(tmp_path / "run", BAD, policy, 1 + stop % 4, ("shared", "mpi")[stop % 2], max_steps=stop)
-    assert told(train(tmp_path / "run", BAD, policy, 2)) == whole
+    assert reported(train(tmp_path / "run", BAD, policy, 2)) == whole
     assert records(tmp_path / "run") == records(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("checkpoint_every", ["1", "3", "7", "1000"])
 def test_how_far_it_goes_back_makes_no_difference(tmp_path: Path, checkpoint_every: str) -> None:
     result = train(tmp_path / "run", BAD, "rollback", 2, checkpoint_every=checkpoint_every)
-    assert told(result) == told(train(None, BAD, "skip"))
+    assert reported(result) == reported(train(None, BAD, "skip"))
 
 
-def test_killed_behind_a_rollback(tmp_path: Path) -> None:
-    """Before any checkpoint says what is to be left out, the run is ended by an error; it finds out again."""
+def test_killed_after_a_rollback(tmp_path: Path) -> None:
+    """Before any checkpoint says what is to be skipped, the run is ended by an error; it finds out again."""
 
     class Fail(Callback):
         def on_step(self, step: int, loss: float, examples: int) -> None:
@@ -145,7 +145,7 @@ def test_killed_behind_a_rollback(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", BAD, "rollback", callbacks=[Fail()], **options)
     result = train(tmp_path / "run", BAD, "rollback", 3, **options)
-    assert told(result) == told(train(None, BAD, "skip"))
+    assert reported(result) == reported(train(None, BAD, "skip"))
 
 
 def test_with_validation_batch_normalization_and_momentum(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_with_validation_batch_normalization_and_momentum(tmp_path: Path) -> Non
             "mlp", (x[20:], labels[20:]), communicator=communicator, on_non_finite=policy, out=str(out),
             checkpoint_every="3", **options,
         )  # fmt: skip
-        return told(result) | {name: array.tobytes() for name, array in result.state.items()}
+        return reported(result) | {name: array.tobytes() for name, array in result.state.items()}
 
     found = [
         run_on_threads(size, lambda c, policy=policy, size=size: run(c, policy, tmp_path / f"{policy}-{size}"))[0]
@@ -222,21 +222,21 @@ def test_too_many_in_a_row(tmp_path: Path, policy: str) -> None:
         train(tmp_path / "ten", {**nine, 12: "nan"}, policy, 3)
 
 
-def test_what_is_left_out_is_in_the_checkpoint(tmp_path: Path) -> None:
-    """A run that goes on under another policy keeps to it: what was bad is not asked again."""
+def test_what_is_skipped_is_in_the_checkpoint(tmp_path: Path) -> None:
+    """A run that continues under another policy keeps to it: what was bad is not asked again."""
     train(tmp_path / "run", {5: "nan"}, "skip", max_steps=9)
     result = train(tmp_path / "run", {}, "stop")
     np.testing.assert_allclose(result.params["w"][0], without([5]), rtol=1e-9)
 
 
-def test_a_run_that_stopped_goes_on_with_skip(tmp_path: Path) -> None:
+def test_a_run_that_stopped_continues_with_skip(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"the loss is nan at step 9, microbatch 2"):
         train(tmp_path / "run", {9: "nan"}, "stop", 2, checkpoint_every="5")
     result = train(tmp_path / "run", {9: "nan"}, "skip", 3)
     np.testing.assert_allclose(result.params["w"][0], without([9]), rtol=1e-9)
 
 
-def test_a_whole_epoch_is_left_out(tmp_path: Path) -> None:
+def test_a_whole_epoch_is_skipped(tmp_path: Path) -> None:
     bad = dict.fromkeys(range(7, 13), "nan")
     result = train(tmp_path / "run", bad, "skip", 2)
     np.testing.assert_allclose(result.params["w"][0], without(list(bad)), rtol=1e-9)
@@ -249,7 +249,7 @@ def test_a_whole_epoch_is_left_out(tmp_path: Path) -> None:
     ("size", "microbatches"), [(1, "microbatches 2 to 3"), (2, "microbatch 2"), (4, "microbatch 2")]
 )
 def test_the_gradients_microbatches_are_named(size: int, microbatches: str) -> None:
-    """As narrowly as the sums tell that are still there when it is found."""
+    """As narrowly as the remaining sums allow when it is found."""
     examples = Sampler(len(X), BATCH).minibatch(2)[4 : 8 if microbatches.startswith("microbatches") else 6]
     with pytest.raises(NonFiniteError) as caught:
         train(None, {3: "gradient"}, "stop", size)

@@ -1,5 +1,5 @@
 """Other users who can write into a run's folder, or where it is to be: they get nothing written outside it, read
-nothing, and can't make a run wait; whatever they keep from happening is said.
+nothing, and can't make a run wait; whatever they keep from happening is reported.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def test_reading_is_not_enough_to_keep_a_run_out(shared: Path) -> None:
     import fcntl
 
     def look() -> list[str]:
-        said = []
+        printed = []
         descriptor = os.open(shared, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(go[1], b"1")
@@ -200,8 +200,8 @@ def test_reading_is_not_enough_to_keep_a_run_out(shared: Path) -> None:
         try:
             os.open(shared / ".lock", os.O_RDONLY)
         except OSError as error:
-            said.append(type(error).__name__)
-        return said
+            printed.append(type(error).__name__)
+        return printed
 
     def train() -> None:
         os.read(go[0], 1)
@@ -217,15 +217,15 @@ def test_reading_is_not_enough_to_keep_a_run_out(shared: Path) -> None:
             as_user(VICTIM, train)
         finally:
             os._exit(0)
-    said = as_user(ATTACKER, look)
+    printed = as_user(ATTACKER, look)
     assert os.waitpid(process, 0)[1] == 0
-    assert said in (["PermissionError"], ["FileNotFoundError"])
+    assert printed in (["PermissionError"], ["FileNotFoundError"])
     for descriptor in (*go, *done):
         os.close(descriptor)
 
 
 def test_a_group_that_shares_runs(shared: Path) -> None:
-    """One user goes on with what another has left in order."""
+    """One user continues what another has left in order."""
     (shared / "run").mkdir()
     (shared / "run").chmod(0o777)
     as_user(ATTACKER, lambda: a_run(shared / "run"))

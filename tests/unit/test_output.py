@@ -74,7 +74,7 @@ def test_errors_show_what_they_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert not set(err) & set("\x1b\r\x1e\x9b\x7f\u202e\udcff")
 
 
-def test_a_rank_tells_its_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_reports_to_its_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     launch = new_launch()
     is_rank_of(launch, monkeypatch)
     assert launched() == launch
@@ -104,20 +104,20 @@ def test_a_launch_that_is_not_this_processes_is_not_believed(
 
 
 @pytest.mark.parametrize(
-    ("told", "columns"),
+    ("reported", "columns"),
     [("120", 120), ("0", None), ("/dev/pts/0", None), ("-1", None), ("99999", None), ("١", None), (None, None)],
 )
 def test_a_terminal_is_a_number_of_columns(
-    monkeypatch: pytest.MonkeyPatch, told: str | None, columns: int | None
+    monkeypatch: pytest.MonkeyPatch, reported: str | None, columns: int | None
 ) -> None:
     is_rank_of(new_launch(), monkeypatch)
-    if told is not None:
-        monkeypatch.setenv(TERMINAL_VARIABLE, told)
+    if reported is not None:
+        monkeypatch.setenv(TERMINAL_VARIABLE, reported)
     assert columns_behind_launcher() == columns
 
 
 def test_only_a_terminal_of_ones_own_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands behind the mpirun above."""
+    """Whatever stands after the mpirun above."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/tty")
     opened: list[object] = []
@@ -129,7 +129,9 @@ def test_only_a_terminal_of_ones_own_is_opened(tmp_path: Path, monkeypatch: pyte
 
 @linux
 @pytest.mark.parametrize("kind", ["ours", "no proof", "another launch's", "no secret", "a file", "a pipe", "too long"])
-def test_only_the_launchers_own_board_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_only_the_launchers_own_status_table_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     import mmap
 
     launch = new_launch()

@@ -77,7 +77,7 @@ def test_same_run_same_bytes(runs: Path) -> None:
         assert path.read_bytes() == (runs / "a" / "plots" / path.name).read_bytes()
 
 
-def test_what_lacks_its_data_is_left_out_with_a_sentence(runs: Path) -> None:
+def test_what_lacks_its_data_is_skipped_with_a_sentence(runs: Path) -> None:
     drawn = draw_run(Stored(read_run(runs / "softmax")), runs / "softmax" / "plots", Choices())
     assert drawn.names == ["curves", "filters", "confusion"]
     (note,) = drawn.notes
@@ -93,8 +93,8 @@ def test_overlay(runs: Path) -> None:
     check_files(runs / "both", {"curves"})
     with style():
         figure = draw_curves(found, CurveOptions())
-    told = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert told == [
+    reported = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert reported == [
         "a: model mlp", "softmax: model softmax", "training", "validation", "test", "best validation",
     ]  # fmt: skip
     loss, accuracy = figure.axes
@@ -163,7 +163,7 @@ def test_nothing_wrong_and_no_examples_of_a_class() -> None:
 def test_no_class_is_missed_more_than_always() -> None:
     with style():
         bars = confusion.draw_confusion(confusion.Confusion("test", np.array([[4, 0], [4, 0]]))).axes[1]
-    assert bars.get_xlim()[1] > 100.0  # room for the number behind the bar
+    assert bars.get_xlim()[1] > 100.0  # space for the number after the bar
     assert max(bars.get_xticks()) <= 100.0
     assert min(bars.get_xticks()) == 0.0
 
@@ -254,7 +254,7 @@ def test_choices(options: dict[str, Any], words: str) -> None:
         (["RUN", "--only", "curves", "--only", "filters"], "--only is given 2 times"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_in_one_sentence(
+def test_what_is_wrong_is_reported_in_one_sentence(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -89,7 +89,7 @@ def test_the_summary_has_the_test_score_where_no_record_has(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("penalty", [0.0, 0.125])
 def test_training_losses_between_records(penalty: float) -> None:
-    """Records tell means since the epoch began; a curve shows those since the record before, from the losses here."""
+    """Records hold means since the epoch began; a curve shows those since the record before, from the losses here."""
     per_epoch, epochs = 10, 3
     losses = np.random.default_rng(0).uniform(0.1, 3.0, per_epoch * epochs)
     records, expected, last = [], [], 0
@@ -97,8 +97,8 @@ def test_training_losses_between_records(penalty: float) -> None:
         if step % 4 == 0 or step % per_epoch == 0:
             began = (step - 1) // per_epoch * per_epoch
             mean = float(losses[began:step].mean()) + penalty
-            told = {"penalty": penalty} if penalty else {}
-            records.append({"step": step, "epoch": step // per_epoch, "train_loss": mean, **told})
+            reported = {"penalty": penalty} if penalty else {}
+            records.append({"step": step, "epoch": step // per_epoch, "train_loss": mean, **reported})
             expected.append((step, float(losses[max(began, last) : step].mean()) + penalty))
             last = step
     found = training_losses(records)
@@ -148,7 +148,7 @@ def test_loss_has_its_unit(tmp_path: Path) -> None:
     assert loss_label([run, squared], [curves_of(run), curves_of(squared)]) == "loss (mean per example)"
 
 
-def test_labels_tell_what_differs(tmp_path: Path) -> None:
+def test_labels_show_what_differs(tmp_path: Path) -> None:
     configs = [TrainConfig(), TrainConfig(optimizer="adam", hidden=(64,), epochs=3, batch_norm=True, data_dir="x")]
     runs = [write_run(tmp_path / name, RECORDS, config) for name, config in zip("ab", configs, strict=True)]
     assert labels(runs) == [
@@ -170,7 +170,7 @@ def test_names_of_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["garbage", "[]", "null", '{"step": 1}', '{"step": "1", "epoch": 0}', '{"epoch": 1'])
-def test_a_damaged_record_is_told(tmp_path: Path, line: str) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1, "epoch": 0}}\n{line}\n{{"step": 2, "epoch": 0}}\n')
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl: line 2 is no record"):

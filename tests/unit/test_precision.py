@@ -117,12 +117,12 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", list(MISTAKES))
 def test_mistakes(gpu: Device, name: str) -> None:
-    arguments, said = MISTAKES[name]
-    with pytest.raises((TypeError, ValueError), match=said):
+    arguments, printed = MISTAKES[name]
+    with pytest.raises((TypeError, ValueError), match=printed):
         cublas.multiply(*arguments(gpu.put))
 
 
-def test_what_cublas_says_is_told(gpu: Device) -> None:
+def test_what_cublas_says_is_reported(gpu: Device) -> None:
     a = gpu.put(np.ones((2, 2), np.float32))
     cublas.multiply(a, a)
     _, handle, _ = next(iter(cublas._handles.by_stream.values()))
@@ -171,7 +171,7 @@ def test_small_gradients_need_it_in_float16(gpu: Device) -> None:
 
 # --- trainings
 
-DIGITS = np.load(Path(__file__).parents[2] / "distsgd" / "datasets" / "digits.npz")
+DIGITS = np.load(Path(__file__).parents[2] / "distsgd" / "data" / "sources" / "digits.npz")
 X = np.random.default_rng(3).standard_normal((80, 12)).astype(np.float32)
 IMAGES = np.random.default_rng(4).integers(0, 256, (80, 2, 8, 8)).astype(np.uint8)
 LABELS = np.argmax(X[:, :4], axis=1)
@@ -238,7 +238,7 @@ def test_a_run_keeps_its_precision(gpu: Device, tmp_path: Path) -> None:
 
 
 @emulated
-def test_what_overflows_in_float16_is_told(gpu: Device) -> None:
+def test_what_overflows_in_float16_is_reported(gpu: Device) -> None:
     with pytest.raises(NonFiniteError):
         train("float16", (X * 1e6, LABELS))
 
@@ -249,13 +249,13 @@ def test_what_overflows_in_float16_is_told(gpu: Device) -> None:
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_the_cpu_has_one_precision(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distsgd.core.device._is_installed", lambda: False)
-    said = "precision tf32: the CPU multiplies in float32 alone; leave --precision out, or .* --device gpu"
-    with pytest.raises(ConfigurationError, match=said):
+    printed = "precision tf32: the CPU multiplies in float32 alone; leave --precision out, or .* --device gpu"
+    with pytest.raises(ConfigurationError, match=printed):
         train("tf32", device=device)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "printed"),
     [
         ({"precision": "fp16"}, "precision: expected one of float32, tf32, bfloat16, float16, got 'fp16'"),
         ({"precision": "tf32", "dtype": "float64"}, "precision tf32: goes with --dtype float32 alone, got float64"),
@@ -264,8 +264,8 @@ def test_the_cpu_has_one_precision(device: str, monkeypatch: pytest.MonkeyPatch)
         ({"loss_scale": 1024}, "loss_scale: goes with --precision float16 alone, got float32"),
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_options_that_make_no_sense(options: dict[str, Any], printed: str) -> None:
+    with pytest.raises(ConfigurationError, match=printed):
         TrainConfig(**options)
 
 

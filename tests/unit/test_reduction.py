@@ -190,13 +190,13 @@ def test_partition_tiles(microbatches: int, data: st.DataObject, elements: int) 
 def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int]) -> None:
     whole = [normal((ELEMENTS,), slot, "slot").astype(np.float32) for slot in range(2)]
 
-    def exchange_of(communicator: Communicator) -> Any:
+    def reduction_of(communicator: Communicator) -> Any:
         return make_reduction(
             communicator, Plan(Partition(MICROBATCHES, communicator.size, ELEMENTS), 1, F32, 2, 2), kind
         )[0]
 
     def write(communicator: Communicator) -> Any:
-        reduction, owned = exchange_of(communicator), None
+        reduction, owned = reduction_of(communicator), None
         owned = reduction.owned
         for own, slot in zip(reduction.slots(owned.start, owned.stop), whole, strict=True):
             own[:] = slot[owned]
@@ -208,7 +208,7 @@ def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int])
     assert all(slots is None and array.tobytes() == whole[0].tobytes() for slots, array in [*others, (None, params)])
 
     def read(communicator: Communicator) -> list[bool]:
-        reduction = exchange_of(communicator)
+        reduction = reduction_of(communicator)
         reduction.load_slots(gathered if communicator.is_root else None)
         owned = reduction.owned
         found = reduction.slots(owned.start, owned.stop)
@@ -243,7 +243,7 @@ def collectives(steps: int, hosts: str = "aaa", **options: Any) -> Counter[str]:
     ],
 )
 def test_collectives_of_a_step(options: dict[str, Any], expected: dict[str, int]) -> None:
-    """Loss sums, flags, scalars and statistics are told together; gradients and parameters travel once each."""
+    """Loss sums, flags, scalars and statistics travel together; gradients and parameters travel once each."""
     more = collectives(40, **options) - collectives(30, **options)
     assert more == {name: 10 * count for name, count in expected.items()}
 
@@ -299,13 +299,13 @@ def test_agreement_on_errors() -> None:
                 raise ConfigurationError(f"from rank {rank}")
             return communicator.rank
 
-        told = []
+        reported = []
         for call in (communicator.everywhere, communicator.on_root):
             try:
-                told.append(str(call(function)))
+                reported.append(str(call(function)))
             except ConfigurationError as error:
-                told.append(str(error))
-        return told
+                reported.append(str(error))
+        return reported
 
     assert run_on_threads(3, lambda c: fail(c, 2)) == [["from rank 2", "0"]] * 3
     assert run_on_threads(3, lambda c: fail(c, 0)) == [["from rank 0"] * 2] * 3

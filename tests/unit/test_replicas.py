@@ -34,7 +34,7 @@ def train(size: int, hosts: Any = None, **options: Any) -> list[Any]:
 
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) -> None:
-    """One bit of one parameter, of these ranks' own copies, behind this step."""
+    """One bit of one parameter, of these ranks' own copies, after this step."""
     all_gather, calls = MessageReduction.all_gather, dict.fromkeys(wrong, 0)
 
     def all_gather_and_err(self: MessageReduction) -> None:
@@ -52,33 +52,35 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, wrong: tuple[int, ...], step: int) 
 def test_one_of_four(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
     corrupt(monkeypatch, (wrong,), 8)
     hosts = ("a", "b", "c", "d")
-    told = train(4, hosts)
-    assert len(set(told)) == 1, "all ranks leave with the same words"
-    assert told[0] == (
+    reported = train(4, hosts)
+    assert len(set(reported)) == 1, "all ranks leave with the same words"
+    assert reported[0] == (
         f"rank {wrong} on {hosts[wrong]}: parameters after step 8 differ from those of 3 other ranks; a processor "
         "or memory may be faulty: leave that host out, and the same command goes on from the last checkpoint"
     )
 
 
 def test_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can say which of the two is right."""
+    """No one can say which of the two is right."""
     corrupt(monkeypatch, (0,), 4)
     assert "rank 1 on b: parameters after step 4 differ from those of rank 0 on a;" in train(2, ("a", "b"))[0]
 
 
 def test_two_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, (1, 2), 4)
-    told = train(4, ("a", "b", "c", "d"))[0]
-    assert told.startswith("rank 1 on b and rank 2 on c: parameters after step 4 differ from those of 2 other ranks")
+    reported = train(4, ("a", "b", "c", "d"))[0]
+    assert reported.startswith(
+        "rank 1 on b and rank 2 on c: parameters after step 4 differ from those of 2 other ranks"
+    )
 
 
 def test_replicas_are_counted_and_not_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, (0,), 4)  # which shares its replica with the other four of its host
-    told = train(8, "aaaaabbc", microbatches=8)[0]
-    assert told.startswith("rank 0 on a: parameters after step 4 differ from those of 2 other ranks")
+    reported = train(8, "aaaaabbc", microbatches=8)[0]
+    assert reported.startswith("rank 0 on a: parameters after step 4 differ from those of 2 other ranks")
 
 
-def test_between_two_looks_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_two_looks_it_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     corrupt(monkeypatch, (1,), 6)
     results = train(2, ("a", "b"))
     # Its next gradient was wrong, the same for all; the parameters were published anew.
@@ -100,15 +102,15 @@ def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, 
             self.running.flat[0] += 1
 
     monkeypatch.setattr(TrainingStep, "update_running", update_and_err)
-    told = train(3, communication=kind, batch_norm=True)[0]
-    assert ": running statistics after step 4 differ from those of 2 other ranks" in told
-    assert told.startswith("rank 2 on ")
+    reported = train(3, communication=kind, batch_norm=True)[0]
+    assert ": running statistics after step 4 differ from those of 2 other ranks" in reported
+    assert reported.startswith("rank 2 on ")
 
 
 def test_where_a_rank_stands(tmp_path: Path) -> None:
     """Ranks in shared memory have one set of parameters; a rank that believes itself elsewhere is still found."""
 
-    class Forget(Callback):
+    class Reset(Callback):
         def on_start(self, trainer: Any) -> None:
             self.trainer = trainer
 
@@ -116,9 +118,9 @@ def test_where_a_rank_stands(tmp_path: Path) -> None:
             if step == 7:
                 self.trainer.progress.loss_sum += 1.0
 
-    told = train(3, callbacks=[Forget()])[0]
-    assert told.startswith("rank 0 on ")
-    assert ": place in training after step 8 differ" in told
+    reported = train(3, callbacks=[Reset()])[0]
+    assert reported.startswith("rank 0 on ")
+    assert ": place in training after step 8 differ" in reported
 
 
 @pytest.mark.parametrize("kind", ["shared", "mpi"])

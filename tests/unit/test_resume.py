@@ -1,4 +1,4 @@
-"""A run that stops at any step goes on with the same bits, on any number of ranks; what doesn't fit is refused."""
+"""A run that stops at any step continues with the same bits, on any number of ranks; what doesn't fit is refused."""
 
 from __future__ import annotations
 
@@ -113,16 +113,17 @@ def test_more_epochs_leave_the_schedule_as_it_was(tmp_path: Path, given: dict[st
     )
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_a_checkpoint_of_before_the_option_for_other_sums_went(tmp_path: Path, said: bool) -> None:
+@pytest.mark.parametrize("printed", [True, False])
+def test_a_checkpoint_of_before_the_option_for_other_sums_went(tmp_path: Path, printed: bool) -> None:
     whole = bits(train(tmp_path / "whole"), tmp_path / "whole")
     train(tmp_path / "run", max_steps=7)
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         found = read_checkpoint(path)
         write_checkpoint(
-            path, Checkpoint(found.arrays, found.document | {"config": found.document["config"] | {"same_bits": said}})
+            path,
+            Checkpoint(found.arrays, found.document | {"config": found.document["config"] | {"same_bits": printed}}),
         )
-    if said:
+    if printed:
         assert bits(train(tmp_path / "run", 2), tmp_path / "run") == whole
         return
     with pytest.raises(
@@ -147,7 +148,7 @@ def test_a_single_number_is_a_parameter_too(tmp_path: Path) -> None:
     assert run("run") == run("whole")
 
 
-def test_finished_runs_hand_over_what_they_had(tmp_path: Path) -> None:
+def test_finished_runs_return_what_they_had(tmp_path: Path) -> None:
     first = train(tmp_path / "run")
     again = train(tmp_path / "run", 3)
     assert again.summary["parameters_sha256"] == first.summary["parameters_sha256"]
@@ -161,7 +162,7 @@ def stopped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reported"),
     [
         ({"hidden": (8,)}, r"hidden is \[7\] there, \[8\] here"),
         ({"seed": 1, "batch_size": 26}, r"batch_size is 25 there, 26 here; seed is 0 there, 1 here"),
@@ -170,14 +171,14 @@ def stopped(tmp_path: Path) -> Path:
         ({"learning_rate": 0.1}, r"learning_rate is 0\.05 there, 0\.1 here"),
     ],
 )
-def test_conflicts_are_named(stopped: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(RunFolderError, match=told):
+def test_conflicts_are_named(stopped: Path, options: dict[str, Any], reported: str) -> None:
+    with pytest.raises(RunFolderError, match=reported):
         train(stopped, 2, **options)
 
 
 def test_other_data_are_refused(stopped: Path) -> None:
-    for x, y, told in ((X[:-1], Y[:-1], "examples"), (X[:, :5], Y, "signature"), (X, Y + 1, "signature")):
-        with pytest.raises(DistsgdError, match=told):
+    for x, y, reported in ((X[:-1], Y[:-1], "examples"), (X[:, :5], Y, "signature"), (X, Y + 1, "signature")):
+        with pytest.raises(DistsgdError, match=reported):
             fit("mlp", (x, y), out=str(stopped), **BASE)
 
 
@@ -186,7 +187,7 @@ def test_another_model_under_the_same_options(stopped: Path) -> None:
     path = stopped / "checkpoints" / "step-7.safetensors"
     found = read_checkpoint(path)
     (stopped / "checkpoints" / "last.safetensors").unlink()
-    for change, told in (
+    for change, reported in (
         (lambda arrays: arrays.pop("parameters/dense1.weight"), r"dense1\.weight is missing"),
         (lambda arrays: arrays.update({"parameters/dense9.weight": np.zeros(3)}), r"has dense9\.weight"),
         (lambda arrays: arrays.update({"parameters/dense1.weight": np.zeros((7, 6))}), "dtype float64"),
@@ -196,17 +197,17 @@ def test_another_model_under_the_same_options(stopped: Path) -> None:
         arrays = dict(found.arrays)
         change(arrays)
         write_checkpoint(path, Checkpoint(arrays, found.document))
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=reported):
             train(stopped, 2)
 
 
-def test_best_checkpoint_alone_is_no_run_to_go_on_with(stopped: Path) -> None:
+def test_best_checkpoint_alone_is_no_run_to_continue(stopped: Path) -> None:
     best = stopped / "checkpoints" / "best.safetensors"
     with pytest.raises(CheckpointError):
         train(stopped.with_name("other"), resume=str(best))
 
 
-def test_another_cpu_is_told(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_cpu_is_reported(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distsgd.run import lifecycle as attempt
 
     trainers: list[Any] = []
@@ -232,7 +233,7 @@ def test_find_model(stopped: Path) -> None:
             find_model(path)
 
 
-def test_where_a_leg_starts(tmp_path: Path) -> None:
+def test_where_an_attempt_starts(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     for resume in ("auto", "never"):
         start = find_start(TrainConfig(resume=resume), folder)
@@ -249,7 +250,7 @@ def test_where_a_leg_starts(tmp_path: Path) -> None:
     assert not find_start(TrainConfig(dry_run=True), folder).has_checkpoint
 
 
-def test_a_run_that_goes_on_from_elsewhere_goes_on_where_it_came_to(tmp_path: Path) -> None:
+def test_a_run_that_continues_from_elsewhere_continues_where_it_came_to(tmp_path: Path) -> None:
     """The same command again, as after any stop; it doesn't need the other run any more."""
     whole = train(tmp_path / "whole")
     train(tmp_path / "a", max_steps=4)

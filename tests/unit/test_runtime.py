@@ -177,10 +177,10 @@ try:
 except LauncherError as error:
     print(error)
 """
-    told = in_a_process(code, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
-    if told == "no MPI here":
+    reported = in_a_process(code, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
+    if reported == "no MPI here":
         pytest.skip("mpi4py finds no MPI library")
-    assert "started 4 processes, but MPI sees 1" in told
+    assert "started 4 processes, but MPI sees 1" in reported
 
 
 @given(
@@ -254,10 +254,10 @@ def test_command_that_cannot_start(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         raise LauncherError("no MPI")
 
     monkeypatch.setattr("distsgd.parallel.start", refuse)
-    for rank, told in (("0", "distsgd: error: no MPI\n"), ("1", "")):
+    for rank, reported in (("0", "distsgd: error: no MPI\n"), ("1", "")):
         monkeypatch.setenv("PMI_RANK", rank)
         assert ends(lambda communicator, arguments: 0, monkeypatch) == 2
-        assert capsys.readouterr().err == told
+        assert capsys.readouterr().err == reported
 
 
 def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,9 +198,7 @@ def test_augmented_images(setting: str, kind: str, monkeypatch: pytest.MonkeyPat
     options = {"hidden": (20,), **AUGMENTED[setting]}
     together = check(4, train=data, **options)
     assert together.summary["parameters_sha256"] != check(4, train=data, hidden=(20,)).summary["parameters_sha256"]
-    monkeypatch.setattr(
-        "distsgd.training.step._GATHERED_TOGETHER", 0
-    )  # every microbatch by itself, as with large images
+    monkeypatch.setattr("distsgd.training.step._GATHERED_TOGETHER", 0)  # every microbatch alone, as with large images
     same([together, *train(2, data, threads=2, **options)])
 
 

@@ -35,7 +35,7 @@ def train(size: int = 1, **options: Any) -> Result:
 
 
 class Saving(Callback):
-    """Is busy for so many looks behind each checkpoint."""
+    """Is busy for so many looks after each checkpoint."""
 
     def __init__(self, looks: int = 0) -> None:
         self.looks, self.left = looks, 0
@@ -53,8 +53,8 @@ class Saving(Callback):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_by_the_clock_nobody_waits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """One that is due is made in the first step behind which the one before is written."""
+def test_by_the_clock_no_rank_waits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """One that is due is made in the first step after which the one before is written."""
     monkeypatch.setattr(build, "_intervals", lambda *_: build.Intervals(1000, Interval(0.0, "seconds")))
     saving = Saving(looks=3)
     train(size, callbacks=[saving], max_steps=13)
@@ -99,23 +99,23 @@ def test_what_a_callback_gets_holds_still() -> None:
 def test_one_that_hangs_is_not_waited_for_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    go_on, save = threading.Event(), CheckpointFolder.save
+    released, save = threading.Event(), CheckpointFolder.save
 
     def hang(self: CheckpointFolder, checkpoint: Checkpoint, step: int) -> None:
         if step == 2:
-            go_on.wait(10)
+            released.wait(10)
         save(self, checkpoint, step)
 
     class Release(Callback):
         def on_step(self, step: int, loss: float, examples: int) -> None:
             if step == 15:
-                go_on.set()
+                released.set()
 
     monkeypatch.setattr(CheckpointFolder, "save", hang)
     monkeypatch.setattr("distsgd.training.trainer.PATIENCE", 0.05)
     train(callbacks=[Release()], out=str(tmp_path / "run"), checkpoint_every="2", keep=100)
-    said = capsys.readouterr().err.splitlines()
-    assert said == ["warning: the checkpoint of step 2 is still being written after 0.05 s; others are left out"]
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == ["warning: the checkpoint of step 2 is still being written after 0.05 s; others are left out"]
     steps = sorted(int(path.stem[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert steps[0] == 2
     assert not {4, 6, 8, 10, 12, 14} & set(steps)
@@ -133,7 +133,7 @@ def test_the_best_is_written_where_it_is_another(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(CheckpointFolder, "save_best", watch)
     options = {"validation": (X, LABELS), "validate_every": "8", "learning_rate": 0.0, "checkpoint_every": "3"}
     train(out=str(tmp_path / "run"), **options)
-    # Until the first validation the newest parameters are what the run would hand over; then it is always step 8.
+    # Until the first validation the newest parameters are what the run would return; then it is always step 8.
     assert written == [3, 6, 8]
 
 
@@ -155,7 +155,7 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderWriter:
 
 
 def test_records_go_first(writer: FolderWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No checkpoint while records before it can't be written: a run that goes on from it would lack them."""
+    """No checkpoint while records before it can't be written: a run that continues from it would lack them."""
     monkeypatch.setattr(RunFolder, "_write_metrics", lambda self: fail(OutputError("full")))
     writer.on_record({"step": 1})
     with pytest.raises(CheckpointError, match="full, tried several times; there is no checkpoint yet; put this right"):
@@ -168,7 +168,7 @@ def test_records_go_first(writer: FolderWriter, monkeypatch: pytest.MonkeyPatch)
     writer.close()
 
 
-def test_a_record_that_finds_no_room_is_told_once(
+def test_a_record_that_finds_no_space_is_reported_once(
     writer: FolderWriter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as full:
@@ -176,8 +176,8 @@ def test_a_record_that_finds_no_room_is_told_once(
         for step in (1, 2, 3):
             writer.on_record({"step": step})
     writer.on_record({"step": 4})
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.endswith("metrics.jsonl: No space left on device; it is kept, and tried again")
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.endswith("metrics.jsonl: No space left on device; it is kept, and tried again")
     assert [record["step"] for record in writer.folder.read_metrics()] == [1, 2, 3, 4]
     writer.close()
 

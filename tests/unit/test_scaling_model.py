@@ -47,7 +47,7 @@ def really_sent(job: Job) -> np.ndarray:
     (8, 8, 4, 200_000), (8, 2, 1, 39_760), (16, 4, 2, 200_001), (12, 5, 2, 100_000), (6, 6, 4, 20_000),
 ])  # fmt: skip
 @pytest.mark.parametrize("messages", [False, True])
-def test_the_traffic_is_that_of_the_exchange(
+def test_the_traffic_is_that_of_the_reduction(
     microbatches: int, ranks: int, on_node: int, elements: int, messages: bool
 ) -> None:
     job = Job(elements, 256, microbatches, ranks, on_node, messages)
@@ -60,7 +60,7 @@ def test_the_traffic_is_that_of_the_exchange(
     assert job.traffic == Traffic(sent.sum(axis=1).max(), sent.sum(axis=0).max(), most)
 
 
-def test_one_rank_exchanges_nothing() -> None:
+def test_one_rank_sends_nothing() -> None:
     parts = step(Job(P, 256, 4, 1, 1), RATES, HOST)
     assert (parts.gather, parts.all_gather) == (0.0, 0.0)
     assert parts.compute == pytest.approx(

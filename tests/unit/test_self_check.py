@@ -119,10 +119,10 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", list(WRONG))
 def test_a_gpu_that_is_wrong(module: StrictModule, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    breaks, said = WRONG[name]
+    breaks, printed = WRONG[name]
     breaks(monkeypatch, module)
     with pytest.raises(
-        ConfigurationError, match=rf"^device gpu: Strict \(gpu:0\) {said}; use --device cpu to compute w"
+        ConfigurationError, match=rf"^device gpu: Strict \(gpu:0\) {printed}; use --device cpu to compute w"
     ):
         device("gpu", size=2)
     for found, notes in device("auto", size=2):

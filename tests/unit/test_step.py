@@ -155,7 +155,7 @@ def test_an_exception_on_one_rank_is_raised_on_all(size: int, communication: str
     assert texts[0].count("Traceback") == 1
 
 
-def test_the_lowest_rank_is_told_where_several_fail() -> None:
+def test_the_lowest_rank_is_reported_where_several_fail() -> None:
     def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         raise KeyError(batch.microbatch)
 
@@ -163,7 +163,7 @@ def test_the_lowest_rank_is_told_where_several_fail() -> None:
         train(fail, size=4)
 
 
-def test_a_minibatch_that_memory_has_no_room_for_is_told_in_one_sentence() -> None:
+def test_a_minibatch_that_exceeds_memory_is_reported_in_one_sentence() -> None:
     def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         np.empty(1 << 58)
         return 0.0, len(batch)

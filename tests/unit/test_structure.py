@@ -117,7 +117,7 @@ def imports_of(tree: ast.AST, *, functions: bool = True) -> Iterator[tuple[int, 
 
 
 def own_imports(module: str) -> Iterator[tuple[int, str]]:
-    """(line, module) of the modules of distsgd that this one imports; distsgd/__init__.py itself is left out."""
+    """(line, module) of the modules of distsgd that this one imports; distsgd/__init__.py itself is skipped."""
     for line, name in imports_of(TREES[module]):
         package, _, inside = name.partition(".")
         if package == "distsgd":
@@ -127,7 +127,7 @@ def own_imports(module: str) -> Iterator[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("module", INSIDE)
-def test_imports_go_one_way(module: str) -> None:
+def test_imports_continuee_way(module: str) -> None:
     mine = entry_of(module)
     wrong = [
         f"{MODULES[module].relative_to(ROOT)}:{line} imports distsgd.{target}"

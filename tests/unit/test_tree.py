@@ -142,7 +142,7 @@ def test_schedule_stays_within_its_buffers(microbatches: int, length: int) -> No
         assert max(used) < buffers_needed(0, microbatches)
 
 
-def test_empty_microbatches_are_left_out_not_added() -> None:
+def test_empty_microbatches_are_skipped_not_added() -> None:
     """-0.0 stays -0.0, which a sum with an empty microbatch's zeros would make 0.0."""
     bounds = (0, 0, 0, 1, 1)
     row = np.array([-0.0], np.float32)

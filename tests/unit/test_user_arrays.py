@@ -68,8 +68,8 @@ REFUSED: dict[str, tuple[Function, str]] = {
 @pytest.mark.parametrize("case", list(REFUSED))
 @pytest.mark.parametrize("size", [1, 3])
 def test_what_an_assignment_cannot_mean_is_one_sentence(case: str, size: int) -> None:
-    function, told = REFUSED[case]
-    with pytest.raises(ConfigurationError, match=told) as caught:
+    function, reported = REFUSED[case]
+    with pytest.raises(ConfigurationError, match=reported) as caught:
         train(function, size)
     assert "\n" not in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_a_layer_may_return_the_same_array_in_each_call() -> None:
     np.testing.assert_allclose(result.predict(images), images.reshape(128, 4) @ weight.T + bias, rtol=1e-12)
 
 
-def told(capfd: pytest.CaptureFixture[str], function: Function, size: int, **options: Any) -> str:
+def reported(capfd: pytest.CaptureFixture[str], function: Function, size: int, **options: Any) -> str:
     train(function, size, **options)
     return capfd.readouterr().err
 
@@ -187,16 +187,16 @@ def test_a_gradient_that_is_never_written_is_named_once(size: int, capfd: pytest
             grads["b"][...] = 1.0
         return result
 
-    found = told(capfd, forgetful, size)
+    found = reported(capfd, forgetful, size)
     assert found.startswith("note: the gradient of b is zero for every example of the first minibatch")
     assert len(found.splitlines()) == 1
-    assert told(capfd, forgetful, size, freeze=("b",)) == ""
-    assert told(capfd, last_microbatch_alone, size) == ""
-    assert told(capfd, plain, size) == ""
+    assert reported(capfd, forgetful, size, freeze=("b",)) == ""
+    assert reported(capfd, last_microbatch_alone, size) == ""
+    assert reported(capfd, plain, size) == ""
 
 
 def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
-    """A convolution and a pooling behind it are one computation, where both are distsgd's own."""
+    """A convolution and a pooling after it are one computation, where both are distsgd's own."""
 
     @dataclass(frozen=True)
     class Negated(MaxPooling):
@@ -223,7 +223,7 @@ def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
 
 @dataclass(frozen=True)
 class Passing(Layer):
-    """y := x, and a gradient of the model's input for nobody."""
+    """y := x, and a gradient of the model's input for no one."""
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape

@@ -25,7 +25,7 @@ X, Y = np.random.default_rng(0).normal(size=(60, 4)).astype("f4"), np.arange(60)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with evil.py, which leaves a file `ran` behind where anything imports it."""
+    """The working folder, with evil.py, which leaves a file `ran` where anything imports it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('ran', 'w').close()\ndef f(*a): return 0\nglobals()['not a name'] = f\n")
     (tmp_path / "notes.txt").symlink_to("evil.py")
@@ -99,13 +99,13 @@ def test_fit_takes_the_programs_own_metric(folder: Path) -> None:
     (folder / "mine.py").write_text("def half(outputs, targets): return 0.5 + 0.0 * targets\n")
     result = distsgd.fit("softmax", (X, Y), epochs=1, metric="mine.py:half")
     assert result.summary["validation_half"] == 0.5
-    for options, told in (
+    for options, reported in (
         ({"metric": "evil.py:not a name"}, "metric: expected one of"),
         ({"metric": "notes.txt:f"}, "metric: expected one of"),
         ({"callback": "evil.py:f"}, "unknown option 'callback'"),
         ({"model": "evil.py:f"}, r"evil\.py:f is for the command line; import that function"),
     ):
-        with pytest.raises(ConfigurationError, match=told):
+        with pytest.raises(ConfigurationError, match=reported):
             distsgd.fit(**{"model": "softmax", "train": (X, Y), **options})  # type: ignore[arg-type]
     assert not (folder / "ran").exists()
 
@@ -146,7 +146,7 @@ def test_the_source_runs_and_not_a_compiled_copy(tmp_path: Path) -> None:
     assert import_function(CodeName(f"{path}:f"), "model")() == "good"
 
 
-def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_file_that_fails_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "failing_code.py").write_text("1 / 0\n")
     name, before = CodeName(f"{tmp_path}/failing_code.py:f"), list(sys.path)
     with pytest.raises(ZeroDivisionError):
@@ -158,7 +158,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert sys.path == [str(tmp_path), *before]
 
 
-def test_a_configuration_of_code_that_nobody_gave_runs_nothing(folder: Path) -> None:
+def test_a_configuration_of_code_that_was_not_named_runs_nothing(folder: Path) -> None:
     """As if a command forgot to ask: the trainer's own builders refuse what comes from a file."""
     from distsgd.data.examples import Signature
     from distsgd.parallel.serial import SerialCommunicator

@@ -195,10 +195,10 @@ def test_one_thread_calls_what_does_not_declare_more(case: str, capfd: pytest.Ca
     watch = Watch()
     assert same(alone, train(**MODELS[case](watch), threads=2))
     assert watch.saw_one_thread()
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert told[0].startswith("note: only one of the 2 threads of a rank calls ")
-    assert "thread_safe=True" in told[0]
+    reported = capfd.readouterr().err.splitlines()
+    assert len(reported) == 1
+    assert reported[0].startswith("note: only one of the 2 threads of a rank calls ")
+    assert "thread_safe=True" in reported[0]
 
 
 def test_threads_by_default_leave_a_function_to_one(monkeypatch: pytest.MonkeyPatch) -> None:

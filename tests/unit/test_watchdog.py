@@ -51,16 +51,16 @@ class Ranks:
         self.pass_time(0.0)
 
     def pass_time(self, seconds: float) -> dict[int, str]:
-        """Half a second at a time; what each rank's watchdog said first."""
-        said: dict[int, str] = {}
+        """Half a second at a time; what each rank's watchdog reported first."""
+        printed: dict[int, str] = {}
         steps = max(round(seconds * 2), 1)
         for _ in range(steps):
             self.now += seconds / steps
             for rank, dog in enumerate(self.dogs):
-                told = None if rank in self.silent else dog.look(self.now)
-                if told is not None:
-                    said.setdefault(rank, told)
-        return said
+                reported = None if rank in self.silent else dog.look(self.now)
+                if reported is not None:
+                    printed.setdefault(rank, reported)
+        return printed
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def is_played_by(ranks: Ranks, rank: int, process: int) -> None:
     ranks.lines[rank][Field.PROCESS], ranks.lines[rank][Field.STARTED] = process, found.started
 
 
-def test_nothing_is_said_while_ranks_step() -> None:
+def test_nothing_is_printed_while_ranks_step() -> None:
     ranks = Ranks(["a", "a"])
     for step in range(500):
         ranks.all_at(Phase.STEP, step)
@@ -92,10 +92,10 @@ def test_a_busy_rank_is_named_by_the_first_that_waits() -> None:
     ranks.all_at(Phase.STEP, 57)
     ranks.wait(1, 2, 3)
     assert ranks.pass_time(99) == {}
-    said = ranks.pass_time(2)
-    assert list(said) == [1]
-    assert said[1].startswith("rank 0 on a is busy in step 57")
-    assert said[1].endswith("ranks 1 to 3 have waited 100 s for it in a barrier in step 57")
+    printed = ranks.pass_time(2)
+    assert list(printed) == [1]
+    assert printed[1].startswith("rank 0 on a is busy in step 57")
+    assert printed[1].endswith("ranks 1 to 3 have waited 100 s for it in a barrier in step 57")
 
 
 def test_another_rank_speaks_where_the_first_does_not() -> None:
@@ -165,8 +165,8 @@ def test_a_rank_that_is_gone_is_noticed_at_once(child: subprocess.Popen[bytes], 
     child.kill()
     child.wait()
     assert ranks.pass_time(1.5) == {}  # the launcher's turn
-    said = ranks.pass_time(1.5)
-    assert said[0].startswith("rank 2 on a has left early, in the checkpoint after step 3")
+    printed = ranks.pass_time(1.5)
+    assert printed[0].startswith("rank 2 on a has left early, in the checkpoint after step 3")
 
 
 @needs_proc
@@ -239,14 +239,14 @@ def test_time_in_which_a_process_was_stopped_itself_does_not_count() -> None:
     assert list(ranks.pass_time(10)) == [1]
 
 
-def test_hosts_where_nobody_is_missing_name_the_others() -> None:
+def test_hosts_where_no_rank_is_missing_name_the_others() -> None:
     ranks = Ranks(["a", "a", "b", "c"])
     ranks.all_at(Phase.STEP, 57)
     ranks.wait(0, 1, 3, collective=Collective.ALLTOALL)
     assert ranks.pass_time(101) == {}  # host b might have somebody who waits and knows more
-    said = ranks.pass_time(3)
-    assert sorted(said) == [0, 3]
-    assert said[0] == (
+    printed = ranks.pass_time(3)
+    assert sorted(printed) == [0, 3]
+    assert printed[0] == (
         "ranks 0, 1 on a have waited 102 s in an all-to-all in step 57, and all ranks of that host are there: "
         "somebody on b, c is missing"
     )
@@ -268,8 +268,8 @@ def test_files_that_do_not_answer_hold_all_ranks(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(watchdog, "stat", lambda process: held)
     ranks.pass_time(50)
     ranks.heartbeat[0].progressed()
-    said = ranks.pass_time(60)
-    assert said == {1: "rank 1 on a has waited 100 s for files or devices in the checkpoint after step 4"}
+    printed = ranks.pass_time(60)
+    assert printed == {1: "rank 1 on a has waited 100 s for files or devices in the checkpoint after step 4"}
 
 
 def test_a_stamp_is_cheap() -> None:
@@ -284,10 +284,10 @@ def test_a_stamp_is_cheap() -> None:
             heartbeat.enter(5)
             heartbeat.exit()
         best = min(best, (time.perf_counter() - began) / 1000)
-    assert best < 2e-6  # 0.3 µs where nobody else computes
+    assert best < 2e-6  # 0.3 µs where no one else computes
 
 
-def test_a_board_is_known_by_its_mark() -> None:
+def test_a_status_table_is_known_by_its_mark() -> None:
     table = StatusTable(memoryview(bytearray(StatusTable.bytes_for(3))), 3)
     assert not table.marked
     table.mark()

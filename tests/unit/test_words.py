@@ -118,7 +118,7 @@ def test_messages_are_taken_out() -> None:
     message = MARK + json.dumps({"kind": "raised", "rank": 1, "text": "line\nanother \x1e"})
     out, words = heard(f"a warning{message}\n{message}\n{MARK}not JSON\n{MARK}[1]\nend\n")
     assert out == "a warning\nend\n"
-    assert [told["text"] for told in words.of("raised")] == ["line\nanother \x1e"] * 2
+    assert [reported["text"] for reported in words.of("raised")] == ["line\nanother \x1e"] * 2
     assert words.of("stalled") == []
 
 
@@ -136,7 +136,7 @@ def test_an_unfinished_line_is_shown_when_nothing_follows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "status", "told"),
+    ("program", "status", "reported"),
     [
         ("exit 0", 0, {"status": 0}),
         ("exit 3", 3, {"status": 3}),
@@ -145,7 +145,7 @@ def test_an_unfinished_line_is_shown_when_nothing_follows() -> None:
         ("trap 'exit 75' USR1; kill -USR1 $PPID; sleep 5 & wait $!", 75, {"status": 75}),  # the shell passes it on
     ],
 )
-def test_a_ranks_shell_tells_its_end_and_nothing_else(program: str, status: int, told: dict[str, int]) -> None:
+def test_a_ranks_shell_reports_its_end_and_nothing_else(program: str, status: int, reported: dict[str, int]) -> None:
     command = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", "sh", "-c", f"echo out; echo err >&2; {program}"]
     settings = {**os.environ, LAUNCH_VARIABLE: LAUNCH}
     done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=20)
@@ -154,11 +154,11 @@ def test_a_ranks_shell_tells_its_end_and_nothing_else(program: str, status: int,
     out, words = heard(done.stderr)
     assert out == "err\n"
     (message,) = words.of("exit")
-    assert message.items() >= told.items()
+    assert message.items() >= reported.items()
 
 
 def test_only_who_knows_the_launchs_secret_is_believed() -> None:
-    """A name with a line end may be printed by anybody; so may what another launch has told."""
+    """A name with a line end may be printed by anybody; so may what another launch has reported."""
     forged = [mark(name) + json.dumps({"kind": "ended"}) for name in ("", "0-0", new_launch())]
     forged += ['\x1edistsgd {"kind": "ended", "status": "finished"}', f'\x1edistsgd {LAUNCH}{{"kind": "ended"}}']
     out, words = heard("".join(f"{text}\n" for text in forged))
@@ -176,11 +176,11 @@ def test_a_signal_that_comes_before_the_rank_is_passed_on(tmp_path: Path, name: 
     with open(held, "w") as file:  # the shell is about to read
         process.send_signal(getattr(signal, f"SIG{name}"))
         file.write("sleep 60")
-    told = getattr(signal, f"SIG{'TERM' if name == 'INT' else name}")  # a shell's background ignores SIGINT
+    reported = getattr(signal, f"SIG{'TERM' if name == 'INT' else name}")  # a shell's background ignores SIGINT
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 128 + told
+    assert process.returncode == 128 + reported
     (message,) = heard(err)[1].of("exit")
-    assert message["status"] == 128 + told
+    assert message["status"] == 128 + reported
 
 
 def test_a_rank_is_known_by_its_shell() -> None:
@@ -255,7 +255,7 @@ def test_what_else_is_known_of_a_cause() -> None:
     assert "BAD TERMINATION" in cause_of(ending(noise=HYDRA), False).details
 
 
-def test_a_long_roster_comes_in_parts() -> None:
+def test_a_long_rank_table_comes_in_parts() -> None:
     parts = [
         {
             "kind": "rank_table",
