@@ -45,7 +45,7 @@ def script(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("told", "kind", "version"),
+    ("text", "kind", "version"),
     [
         ("mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/\n", "openmpi", "5.0.11"),
         ("mpirun (Open MPI) 4.1.4\n", "openmpi", "4.1.4"),
@@ -54,8 +54,8 @@ def script(path: Path, text: str) -> str:
         ("slurmd 23\n", "other", ""),
     ],
 )
-def test_launchers_are_recognized(told: str, kind: str, version: str) -> None:
-    assert recognize("mpirun", told) == Mpirun("mpirun", kind, version)
+def test_launchers_are_recognized(text: str, kind: str, version: str) -> None:
+    assert recognize("mpirun", text) == Mpirun("mpirun", kind, version)
 
 
 def test_an_mpirun_asked_for(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--max-restart", "1"), "did you mean --max-restarts?"),
         (("--epochs", "3"), "--epochs is distsgd.train's: put it behind --"),
@@ -174,10 +174,10 @@ def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
         (("--max-restarts", "-1"), "max_restarts: expected at least 0"),
     ],
 )
-def test_options_that_are_refused(arguments: tuple[str, ...], told: str) -> None:
+def test_options_that_are_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         launch.parse(arguments)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_options() -> None:
@@ -212,7 +212,7 @@ def message_line(text: str) -> str:
     return f'printf "\036distsgd %s %s\n" "$DISTSGD_LAUNCH" {shlex.quote(text)} >&2; '
 
 
-def roster_line(*processes: int) -> str:
+def rank_table_line(*processes: int) -> str:
     ranks = [[rank, "h", process] for rank, process in enumerate(processes)]
     return message_line(json.dumps({"kind": "rank_table", "first": 0, "ranks": ranks}))
 
@@ -241,7 +241,7 @@ def test_a_start_that_does_not_end_after_a_failure(stops: Stops, kind: str) -> N
 def test_a_signal_waits_until_the_ranks_are_there(stops: Stops, capfd: pytest.CaptureFixture[str]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     catch = "trap 'echo asked; exit 75' USR1; sleep 1; "
-    ending = begin(catch + roster_line(0) + "while :; do sleep 0.1; done", stops).run()
+    ending = begin(catch + rank_table_line(0) + "while :; do sleep 0.1; done", stops).run()
     assert ending.status == 75
     assert capfd.readouterr().out == "asked\n"
 
@@ -260,14 +260,14 @@ def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     beats = (
         "import mmap, os, time; from distsgd.parallel.status_table import StatusTable, Field; "
         "memory = mmap.mmap(os.open(os.environ['DISTSGD_STATUS_TABLE'], os.O_RDWR), StatusTable.bytes_for(1)); "
-        "status table = StatusTable(memoryview(memory), 1); assert status table.marked; "
-        "status table.line(0)[Field.PLACE] = 57 * 16 + 2; status table.line(0)[Field.PROCESS] = os.getpid(); "
-        "beat = lambda: status table.line(0).__setitem__(Field.BEAT, time.monotonic_ns()); "
+        "table = StatusTable(memoryview(memory), 1); assert table.marked; "
+        "table.line(0)[Field.PLACE] = 57 * 16 + 2; table.line(0)[Field.PROCESS] = os.getpid(); "
+        "beat = lambda: table.line(0).__setitem__(Field.BEAT, time.monotonic_ns()); "
         "[(beat(), time.sleep(0.1)) for _ in range(20)]; time.sleep(60)"
     )
     path = str(Path(__file__).parents[2])
     began = time.monotonic()
-    line = f'{roster_line(1)} {shlex.quote(sys.executable)} -c "{beats}"'
+    line = f'{rank_table_line(1)} {shlex.quote(sys.executable)} -c "{beats}"'
     ending = begin(line, stops, Limits(0, 1.0), more={"PYTHONPATH": path}).run()
     assert 2.5 < time.monotonic() - began < 10
     assert ending.forced is not None
