@@ -51,7 +51,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     problems: list[str] = []
     if ranks is not None:
         looks = list(zip(communicator.hosts, ranks, strict=True))
-        libraries, problems = _libraries(ranks, communicator.takes_gpu_memory())
+        libraries, problems = _libraries(ranks, communicator.takes_device_memory())
         problems += find_problems(looks, own)
         metadata = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
         show([*metadata, *_reductions(own, theirs, shared)], problems)
@@ -76,7 +76,7 @@ def _device(communicator: Communicator) -> str:
     found = dict.fromkeys(communicator.allgather_object(str(device)))
     if not device.is_cpu and communicator.size > 1:
         joined, why = between_gpus(communicator, device, "auto")
-        notes = [*notes, why or f"gradients travel {joined.way}"]
+        notes = [*notes, why or f"gradients travel {joined.transport}"]
     return "; ".join([f"auto is {', '.join(found)}", *notes])
 
 

@@ -160,7 +160,7 @@ def announce(
         f"{config.microbatches} microbatches"
     )
     device = trainer.step.device
-    way = trainer.step.reduction.communicator.way
+    way = trainer.step.reduction.communicator.transport
     travel = f"; gradients travel {way}" if way else ""
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
     say(f"compute    {blas_description() if device.is_cpu else device}, {arithmetic}{travel}")

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, devices, the flat buffer, random numbers, files and kernels."""
+"""The base of all other packages: errors, devices, the flat buffer, random numbers, files and kernels."""

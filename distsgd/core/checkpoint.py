@@ -32,7 +32,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,), "count": (int,), "loss_sum": (float,), "config": (dict,), "signature": (dict,), "contents": (str,),
     "examples": (list,), "best": (dict, type(None)), "scores": (dict, type(None)), "rule": (dict, type(None)),
 }  # fmt: skip
-"""What the document's entries are, where they are there."""
+"""The types of the document's entries, where they are present."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _DTYPES = {
     "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes the file whole or not at all. Raises CheckpointError where it can't be written."""
+    """Write the file completely or not at all. Raises CheckpointError where it can't be written."""
     try:
         write_atomically(path, *pieces(checkpoint))
     except OSError as error:
@@ -69,7 +69,7 @@ def _unwritten(path: Path, error: OSError) -> CheckpointError:
 
 
 def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
-    """The checkpoint at `path`, which is in `folder`, where one is given.
+    """Read the checkpoint at `path`, which is in `folder` where one is given.
 
     Raises CheckpointError where the file can't be read, is damaged, or is of another format.
     """
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
 
 
 def _check_length(file: BinaryIO) -> None:
-    """Refuses, before it is in memory, what can't be a whole checkpoint: it may be of any length."""
+    """Refuse, before reading it, a file that can't be a whole checkpoint: it may be of any length."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     length = int.from_bytes(start, "little")
@@ -100,7 +100,7 @@ def _check_length(file: BinaryIO) -> None:
 
 @contextmanager
 def understanding(what: str) -> Iterator[None]:
-    """Turns what an intact document of another make raises where it is used into a CheckpointError."""
+    """Turn errors from using an intact document of another version into a CheckpointError."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -116,9 +116,9 @@ def encode(checkpoint: Checkpoint) -> bytes:
 
 
 def pieces(checkpoint: Checkpoint) -> list[Bytes]:
-    """The bytes of a checkpoint file: its header, and then the arrays' own memory, which isn't copied.
+    """The bytes of a checkpoint file: its header, then the arrays' own memory, which isn't copied.
 
-    The same bytes as safetensors' own `save` gives, which makes two copies of everything while other threads wait.
+    The same bytes as from safetensors' own `save`, which makes two copies of everything while other threads wait.
     """
     document = {**checkpoint.document, "format": FORMAT, "sha256": _ZEROS}
     text = json.dumps(_to_hex(document), separators=(",", ":"), sort_keys=True, allow_nan=False)
@@ -144,15 +144,15 @@ def pieces(checkpoint: Checkpoint) -> list[Bytes]:
 
 
 def decode(data: bytes | bytearray) -> Checkpoint:
-    """The checkpoint in these bytes. Raises CheckpointError where they aren't a whole, undamaged one."""
+    """Decode a checkpoint. Raises CheckpointError where the bytes aren't a whole, undamaged one."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     zeroed = bytearray(data)
     place = _find_digest(zeroed)
-    said = bytes(zeroed[place]).decode()
+    recorded = bytes(zeroed[place]).decode()
     zeroed[place] = _ZEROS.encode()
-    if hashlib.sha256(zeroed).hexdigest() != said:
+    if hashlib.sha256(zeroed).hexdigest() != recorded:
         raise CheckpointError("damaged: its contents do not have the sha256 that it names")
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -167,7 +167,7 @@ def decode(data: bytes | bytearray) -> Checkpoint:
 
 
 def _check_document(document: Any) -> None:
-    """Raises CheckpointError where this is no document of this format."""
+    """Raise CheckpointError where this is no document of this format."""
     if not isinstance(document, dict):
         raise CheckpointError(f"not a checkpoint of distsgd: its document is a {type(document).__name__}")
     if document.get("format") != FORMAT:
@@ -181,7 +181,7 @@ def _check_document(document: Any) -> None:
 
 
 def _find_digest(data: bytearray, size: int | None = None) -> slice:
-    """Where the file's own digest stands, without parsing the header; `size` of the file where `data` is its start."""
+    """The position of the file's digest, found without parsing; `size` is the file's, where `data` is its start."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_HEADER_LIMIT, (len(data) if size is None else size) - 8):
         raise CheckpointError(_TOO_SHORT)
@@ -212,7 +212,7 @@ def _from_hex(value: Any) -> Any:
 
 
 class CheckpointFolder:
-    """`last`, `best` and the newest `keep` numbered checkpoints of a run."""
+    """The folder of a run's checkpoints: `last`, `best` and the newest `keep` numbered ones."""
 
     def __init__(self, files: Folder, keep: int = 3) -> None:
         self.folder, self._files, self._keep = files.path, files, keep
@@ -225,11 +225,11 @@ class CheckpointFolder:
             self._files.write(numbered, *pieces(checkpoint))
             self._files.link(numbered, _LAST)
             numbers = self._numbered()
-            # Those behind this step are of a course that the run has left, by going back to an older checkpoint.
-            left = [number for number in numbers if number > step]
-            for number in left + [number for number in numbers if number <= step][self._keep :]:
+            # Later ones are from before the run went back to an older checkpoint.
+            later = [number for number in numbers if number > step]
+            for number in later + [number for number in numbers if number <= step][self._keep :]:
                 self._files.remove(_numbered_name(number))
-            self._files.remove_leftovers()  # where not even removing it was possible
+            self._files.remove_leftovers()  # of earlier writes, where removing them failed
         except OSError as error:
             raise _unwritten(self.folder / numbered, error) from None
 
@@ -246,7 +246,7 @@ class CheckpointFolder:
         return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
 
     def _candidates(self) -> Iterator[str]:
-        """Names of files that may hold the newest checkpoint, and then of older ones."""
+        """The names of checkpoints, those that may be the newest first."""
         last = self._files.status(_LAST)
         numbered = [_numbered_name(step) for step in self._numbered()]
         newest = self._files.status(numbered[0]) if numbered else None
@@ -259,8 +259,8 @@ class CheckpointFolder:
         return any(True for _ in self._candidates())
 
     def newest(self, limit: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-        """The valid checkpoint with most steps, up to `limit` where one is given, None where there is none; and what
-        was wrong with newer ones."""
+        """(the valid checkpoint with the most steps, up to `limit` where one is given, or None; the problems of newer
+        ones)."""
         problems: list[str] = []
         best: Checkpoint | None = None
         for name in self._candidates():

@@ -1,7 +1,7 @@
-"""The components of a training that users may write themselves, and what distsgd knows of each.
+"""The components of a training that users may write themselves, and what they declare.
 
-distsgd's own layers, losses, objectives, optimizers and metrics keep nothing between calls and write every array that
-they are to write. Nothing is known of a user's: one thread calls it, until its class declares `thread_safe`, and its
+distsgd's own layers, losses, objectives, optimizers and metrics keep no state between calls and write every output
+array completely. A user's component may not: one thread calls it, unless its class declares `thread_safe`, and its
 gradients start at zero.
 """
 
@@ -27,7 +27,7 @@ class Component:
             cls.thread_safe = _is_of_this_package(cls)
 
     def user_functions(self) -> tuple[Callable[..., Any], ...]:
-        """The functions of a user's that this calls; each may declare `thread_safe` as an attribute."""
+        """Return the user's functions that this calls; each may declare `thread_safe` as an attribute."""
         return ()
 
 

@@ -1,7 +1,7 @@
-"""What a user can be told: each error is one sentence with what was expected, what came and what to do.
+"""The errors of distsgd: each is one sentence with what was expected, what came and what to do.
 
-Rank 0 prints the sentence, every rank leaves with the error's `exit_status`. Anything that is not one of these is
-a defect, of distsgd or of the user's own code, and shows its traceback.
+Rank 0 prints the sentence, and every rank exits with the error's `exit_status`. Any other exception is a defect, of
+distsgd or of the user's own code, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LONGEST = 2000
-"""Characters of a sentence. A file may bring a name of any length."""
+"""Characters of a sentence. A file may contain a name of any length."""
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """The text with what isn't printable escaped: a name may hold line ends, colours, or a terminal's commands.
+    """Escape characters that aren't printable: a name may contain line ends, colours, or a terminal's commands.
 
     `lines`: line ends and tabs stay, for a traceback or a table.
     """
@@ -25,18 +25,24 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text in one line, with what isn't printable escaped, and not too long."""
+    """The text in one line of limited length, with characters that aren't printable escaped."""
     shown = visible(text)
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first, or its name where it says nothing."""
+    """The first line of an error's message, or the error's class where the message is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class DistsgdError(Exception):
-    """A problem that one sentence explains; the commands print it without a traceback."""
+    """The base class of distsgd's errors: a problem that one sentence explains, printed without a traceback.
+
+    Attributes
+    ----------
+    exit_status : int
+        The commands' exit status after this error: 1 for a failure, 2 for a wrong use or input.
+    """
 
     exit_status = 1
 
@@ -45,26 +51,26 @@ class DistsgdError(Exception):
 
 
 class ConfigurationError(DistsgdError):
-    """An option, a configuration file or a model doesn't make sense."""
+    """An option, an argument, a configuration file or a model is invalid."""
 
     exit_status = 2
 
 
 class UnknownNameError(ConfigurationError, KeyError):
-    """There is no array of this name."""
+    """There is no array of this name. Also a KeyError."""
 
     def __str__(self) -> str:
         return one_line(str(self.args[0]))  # a KeyError's own text is in quotation marks
 
 
 class DataError(DistsgdError):
-    """A data set can't be read, or holds what can't be trained on."""
+    """A data set can't be read, or contains values that can't be trained on."""
 
     exit_status = 2
 
 
 class CheckpointError(DistsgdError):
-    """A checkpoint is damaged, of another format, or belongs to another run."""
+    """A checkpoint is damaged, has another format, belongs to another run, or can't be written."""
 
 
 class RunFolderError(DistsgdError):
@@ -74,30 +80,31 @@ class RunFolderError(DistsgdError):
 
 
 class OutputError(DistsgdError):
-    """A file of a run that was begun can no longer be written."""
+    """A file of a run that has begun can no longer be written."""
 
 
 class LauncherError(DistsgdError):
-    """The MPI launcher and the MPI library don't fit together."""
+    """The MPI launcher is missing, can't start ranks, or doesn't match the MPI library."""
 
     exit_status = 2
 
 
 class NonFiniteError(DistsgdError):
-    """Loss, gradient or parameters became NaN or infinite."""
+    """A loss, a gradient or a parameter is NaN or infinite."""
 
 
 class ReplicaError(DistsgdError):
-    """Ranks that should hold the same numbers don't."""
+    """Ranks that must have the same parameters or values differ."""
 
 
 class OutOfMemoryError(DistsgdError):
-    """An array found no room."""
+    """An array doesn't fit in the free memory of the host or of the device."""
 
 
 class UserCodeError(DistsgdError):
-    """The user's own code raised; the message holds its traceback, and says where: for a model rank, step and
-    microbatch.
+    """The user's own code raised an exception.
+
+    The message has its traceback, and where it was raised: for a model the rank, the step and the microbatch.
     """
 
     def __str__(self) -> str:
@@ -105,7 +112,7 @@ class UserCodeError(DistsgdError):
 
     @classmethod
     def here(cls, where: str) -> UserCodeError:
-        """The exception that is being handled, as this error."""
+        """Turn the exception that is being handled into this error; `where` begins its message."""
         advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
         return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
 
@@ -116,18 +123,18 @@ MIXED_ADVICE = (
 )
 
 _REFUSED = ("Unsupported type <class 'numpy.", "expected cupy.", "Implicit conversion to a NumPy array")
-"""What CuPy says of arrays of NumPy: in ufuncs, in products, and where it is to become one."""
+"""CuPy's messages about NumPy arrays: in ufuncs, in products, and on a conversion to one."""
 
 
 def arrays_were_mixed(error: BaseException | None) -> bool:
-    """Whether CuPy refused an array of NumPy, or to become one unasked."""
+    """Whether CuPy refused a NumPy array, or an implicit conversion to one."""
     return isinstance(error, TypeError) and any(words in str(error) for words in _REFUSED)
 
 
 def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
-    """The sentence of an array that found no room, on the host or on a GPU; None for any other error.
+    """The error for an array that doesn't fit in memory, on the host or on a GPU; None for any other error.
 
-    What CuPy and CUDA raise is known by name, so that neither has to be there.
+    Errors of CuPy and CUDA are identified by name, so that neither has to be installed.
     """
     text = one_line(str(error)).rstrip(".")
     of_cuda = type(error).__name__ in ("CUDARuntimeError", "CUDADriverError") and "memory" in text.lower()
@@ -145,18 +152,18 @@ def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
 
 
 RAISED_BY_USERS = (Exception, SystemExit)
-"""What the user's own code may raise; sys.exit() on one rank would leave the others waiting."""
+"""Exceptions that are handled from the user's own code; sys.exit() on one rank would leave the others waiting."""
 
 
 def users_error(error: BaseException, where: str) -> DistsgdError:
-    """What the user's own code has raised, as it is being handled: a UserCodeError that begins with `where`, or one
-    sentence where memory didn't suffice."""
+    """The error for the user's exception that is being handled: an OutOfMemoryError, or a UserCodeError whose message
+    begins with `where`."""
     return lack_of_memory(error, where) or UserCodeError.here(where)
 
 
 @contextmanager
 def users_code(where: str) -> Iterator[None]:
-    """What the user's own code raises inside becomes an error that begins with `where`."""
+    """Turn exceptions of the user's own code inside into errors whose messages begin with `where`."""
     try:
         yield
     except DistsgdError:

@@ -1,5 +1,5 @@
-"""Opening files that somebody else made, regular ones alone, for a pipe may never end and a device never stops; and
-making folders that last.
+"""Opening other users' files, but only regular ones, because a pipe or a device may block or never end; and making
+folders that survive a power cut.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> BufferedReader:
-    """The file at `path`, or at the end of the links there, to be read; `folder` is a descriptor that `path` is
-    relative to. Raises OSError, also for what is no file."""
-    check_regular(os.stat(path, dir_fd=folder).st_mode, path)  # first: opening a device may do something
+    """Open the regular file at `path` for reading, through links; `folder` is a descriptor that `path` is relative to.
+    Raises OSError, also where it is no regular file."""
+    check_regular(os.stat(path, dir_fd=folder).st_mode, path)  # first: opening a device may have effects
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         check_regular(os.fstat(descriptor).st_mode, path)
@@ -26,7 +26,7 @@ def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> Buf
 
 
 def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
-    """Raises OSError where this is the mode of something else than a regular file."""
+    """Raise OSError where this isn't the mode of a regular file."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
@@ -34,7 +34,7 @@ def check_regular(mode: int, path: str | os.PathLike[str]) -> None:
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
-    """All bytes of a regular file. Raises OSError, also where there are more than `limit`."""
+    """Read a regular file. Raises OSError, also where it has more than `limit` bytes."""
     with open_regular(path) as file:
         if limit is None:
             return file.read()
@@ -45,19 +45,19 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Makes a folder and what is missing above it, that last through a power cut; returns what was made, the innermost
+    """Make a folder and the missing ones above it, so that they survive a power cut; return those made, the innermost
     first. Raises OSError.
 
-    Where not all of them can be made, those that were are removed again.
+    Where one of them can't be made, the others are removed again.
     """
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-            with suppress(OSError):  # a folder that may be written but not read can't be synced
+            with suppress(OSError):  # a folder with write access only can't be synced
                 sync_folder(path.parent)
         if not missing:
-            folder.mkdir(exist_ok=True)  # raises where something else stands there
+            folder.mkdir(exist_ok=True)  # raises where it isn't a folder
     except OSError:
         remove_empty(missing)
         raise
@@ -65,7 +65,7 @@ def make_folders(folder: Path) -> list[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` last through a power cut."""
+    """Sync `folder`, so that renames in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,7 +74,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes these folders, the innermost first, as far as they are empty."""
+    """Remove these folders, the innermost first, as far as they are empty."""
     for path in folders:
         try:
             path.rmdir()

@@ -1,5 +1,5 @@
-"""Folders into which each file is written whole or not at all, wherever they are moved to meanwhile, and whatever other
-users have put there.
+"""Folders in which each file is written completely or not at all, also where the folder is moved meanwhile or other
+users have put entries there.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import TypeAlias
 from distsgd.core.files import check_regular, make_folders, open_regular
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
-"""What can be hashed and written without a copy of it."""
+"""Types that can be hashed and written without a copy."""
 Identity: TypeAlias = tuple[int, int]
-"""The device and the number of a file or a folder, which it keeps when it is renamed."""
+"""The device and inode of a file or a folder, which don't change when it is renamed."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""Never through a link, and never waiting at a pipe."""
+"""Don't follow a link, and don't block on a pipe."""
 _NOT_OPENED = {errno.ELOOP: "it is a link, which is not followed", errno.ENXIO: "it is a pipe, not a file"}
 _NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)
-"""What opening a link as a folder leads to, where links aren't followed."""
+"""The errors of opening a link as a folder, where links aren't followed."""
 _LEFTOVER = re.compile(
     r"\.(.+\.[0-9a-f]{16}|config\.toml|metrics\.jsonl|summary\.json|(step-\d+|last|best)\.safetensors)\.tmp", re.DOTALL
 )
-"""Names of files that a killed process has not renamed any more; those without a number are of older versions."""
+"""Names of temporary files that a killed process has left; names without a random number are of older versions."""
 
 
 def identity(status: os.stat_result) -> Identity:
-    """What a file or a folder keeps when it is renamed."""
+    """The identity of a file or a folder."""
     return status.st_dev, status.st_ino
 
 
@@ -46,7 +46,7 @@ def open_folder(path: Path) -> int:
 
 
 def is_at(folder: int, path: Path) -> bool:
-    """Whether `path` leads to the folder with this descriptor. Raises OSError where that can't be told."""
+    """Whether `path` leads to the folder with this descriptor. Raises OSError where that isn't known."""
     try:
         return identity(os.stat(path)) == identity(os.fstat(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -54,7 +54,7 @@ def is_at(folder: int, path: Path) -> bool:
 
 
 def path_of(folder: int) -> Path | None:
-    """Where the folder with this descriptor is now, where the system says."""
+    """The present path of the folder with this descriptor; None where the system doesn't report it."""
     try:
         found = Path(os.readlink(f"/proc/self/fd/{folder}"))
         return found if is_at(folder, found) else None
@@ -63,16 +63,15 @@ def path_of(folder: int) -> Path | None:
 
 
 def write_atomically(path: Path, *contents: Bytes) -> None:
-    """Writes the file at `path` whole or not at all; a link there is replaced. Raises OSError."""
+    """Write the file at `path` completely or not at all; a link there is replaced. Raises OSError."""
     Folder(path.parent).write(path.name, *contents)
 
 
 class Folder:
     """A folder whose files are read and written one at a time.
 
-    It is found by its path in each operation, until `hold` gives it a descriptor: from then on everything happens in
-    that folder, wherever it is moved to, and another one that takes its path isn't touched. Operations may be called
-    by several threads.
+    Each operation finds it by its path, until `hold` gives it a descriptor. From then on operations use that folder,
+    wherever it is moved, and don't touch another one at its path. Several threads may call operations.
 
     Parameters
     ----------
@@ -90,11 +89,11 @@ class Folder:
         self._lock, self._users, self._released = threading.Lock(), 0, False
 
     def child(self, name: str) -> Folder:
-        """The folder of this name in here, whether or not it exists."""
+        """The folder of this name in this one, whether or not it exists."""
         return Folder(self.path / name, self)
 
     def hold(self, descriptor: int, last: Callable[[int], None]) -> None:
-        """Takes over a descriptor of this folder; `last` is called with it before it is closed."""
+        """Take ownership of a descriptor of this folder; `last` is called with it before it is closed."""
         self._descriptor, self._last = descriptor, last
 
     @property
@@ -103,7 +102,7 @@ class Folder:
         return self._descriptor is not None and not self._released
 
     def release(self) -> None:
-        """Closes the descriptor, as soon as no operation uses it. None can begin any more."""
+        """Close the descriptor as soon as no operation uses it. No operation can begin afterwards."""
         with self._lock:
             last_user = self.held and self._users == 0
             self._released = self._released or self.held
@@ -118,7 +117,7 @@ class Folder:
             os.close(self._descriptor)
 
     def opened(self) -> AbstractContextManager[int]:
-        """The folder's descriptor, for the time of one operation. Raises OSError."""
+        """The folder's descriptor, for one operation. Raises OSError."""
         return self._opened_now() if self._descriptor is None else self
 
     @contextmanager
@@ -130,7 +129,7 @@ class Folder:
             os.close(descriptor)
 
     def __enter__(self) -> int:
-        """An operation begins; written out, for one comes with each record."""
+        """Begin an operation. A method, not a generator: each record takes one."""
         with self._lock:
             if self._descriptor is None or self._released:
                 raise OSError(errno.EBADF, "the run has let go of its folder", os.fspath(self.path))
@@ -160,8 +159,8 @@ class Folder:
                 return os.open(name, _FOLDER, dir_fd=outer)  # the user's own link, such as to a larger disk
 
     @contextmanager
-    def _telling(self, name: str) -> Iterator[None]:
-        """Has an OSError name the file by its path, and not by that of a temporary one."""
+    def _naming(self, name: str) -> Iterator[None]:
+        """Have an OSError name the file by its path, not by that of a temporary one."""
         try:
             yield
         except OSError as error:
@@ -169,31 +168,31 @@ class Folder:
             raise
 
     def make(self) -> bool:
-        """Makes the folder, and returns whether it didn't exist. Raises OSError."""
+        """Make the folder; return whether it didn't exist. Raises OSError."""
         if self._inside is None:
             return bool(make_folders(self.path))
         with self._inside.opened() as outer:
             try:
                 os.mkdir(self.path.name, dir_fd=outer)
             except FileExistsError:
-                return False  # what stands there is seen when it is opened
+                return False  # opening it fails where it isn't a folder
             os.fsync(outer)
         return True
 
     def remove_if_empty(self) -> None:
-        """Removes the folder, which is inside another one, where nothing is in it."""
+        """Remove the folder, which is inside another one, where it is empty."""
         assert self._inside is not None
         with suppress(OSError), self._inside.opened() as outer:
             os.rmdir(self.path.name, dir_fd=outer)
 
     def write(self, name: str, *contents: Bytes) -> Identity:
-        """Writes a temporary file, syncs it, renames it, and syncs the folder. Raises OSError."""
-        with self._telling(name), self.opened() as folder:
+        """Write a temporary file, sync it, rename it, and sync the folder. Raises OSError."""
+        with self._naming(name), self.opened() as folder:
             temporary, descriptor = _new_file(folder, name)
             try:
                 try:
-                    for piece in contents:
-                        _write_all(descriptor, memoryview(piece))
+                    for data in contents:
+                        _write_all(descriptor, memoryview(data))
                     os.fsync(descriptor)
                     written = identity(os.fstat(descriptor))
                 finally:
@@ -205,7 +204,7 @@ class Folder:
         return written
 
     def link(self, source: str, name: str) -> None:
-        """A second name for the same bytes; a copy where the file system has no hard links. Raises OSError."""
+        """Make a hard link; a copy where the file system has none. Raises OSError."""
         with self.opened() as folder:
             temporary = _temporary_name(name)
             try:
@@ -220,22 +219,22 @@ class Folder:
                 raise
 
     def open(self, name: str) -> BufferedReader:
-        """A file in here, or at the end of the links there, to be read. Raises OSError, also for what is no file."""
-        with self._telling(name), self.opened() as folder:
+        """Open a regular file for reading, through links. Raises OSError."""
+        with self._naming(name), self.opened() as folder:
             return open_regular(name, folder)
 
     def read_no_link(self, name: str) -> bytes:
-        """All of a regular file that is going to be written again: through a link, that would be somebody's other file.
-        Raises OSError."""
-        with self._telling(name), self.opened() as folder:
+        """Read a regular file that is to be written again, not through a link, which may lead to another file. Raises
+        OSError."""
+        with self._naming(name), self.opened() as folder:
             descriptor = _open_no_link(name, os.O_RDONLY, folder)
             with os.fdopen(descriptor, "rb") as file:
                 check_regular(os.fstat(descriptor).st_mode, name)
                 return file.read()
 
     def open_own(self, name: str, flags: int, known: Identity | None = None) -> tuple[int, Identity]:
-        """(descriptor, identity) of a file that this process may change: a regular one, no link, of this user, and
-        without a second name, unless it is the `known` one. Raises OSError."""
+        """(descriptor, identity) of a file that this process may change: the `known` one, or a regular file of this
+        user that is no link and has no second name. Raises OSError."""
         with self.opened() as folder:
             descriptor = _open_no_link(name, flags, folder)
             try:
@@ -251,7 +250,7 @@ class Folder:
             return descriptor, found
 
     def names(self) -> list[str]:
-        """Of all that is in here; none where there is no such folder. Raises OSError."""
+        """The names of all entries; none where there is no such folder. Raises OSError."""
         try:
             with self.opened() as folder:
                 return os.listdir(folder)
@@ -261,7 +260,7 @@ class Folder:
             raise
 
     def status(self, name: str) -> os.stat_result | None:
-        """Of what is at this name, or at the end of the links there; None where nothing is."""
+        """The status of the entry of this name, through links; None where there is none."""
         try:
             with self.opened() as folder:
                 return os.stat(name, dir_fd=folder)
@@ -269,12 +268,12 @@ class Folder:
             return None
 
     def remove(self, name: str) -> None:
-        """Removes a file, where there is one. Raises OSError."""
+        """Remove a file, where there is one. Raises OSError."""
         with suppress(FileNotFoundError), self.opened() as folder:
             os.unlink(name, dir_fd=folder)
 
     def remove_leftovers(self) -> None:
-        """Removes temporary files of processes that were killed as they wrote. Raises OSError."""
+        """Remove temporary files of processes that were killed while they wrote. Raises OSError."""
         for name in self.names():
             if is_leftover(name):
                 with suppress(FileNotFoundError), self.opened() as folder:
@@ -293,7 +292,7 @@ def is_own(status: os.stat_result, folder: int) -> bool:
 
 
 def _owner_of_new_files(folder: int) -> int:
-    """Of those that this process makes: on a network's file system, root may be somebody else."""
+    """The owner of files that this process makes: on a network file system, root may be mapped to another user."""
     temporary, descriptor = _new_file(folder, "owner")
     try:
         return os.fstat(descriptor).st_uid
@@ -303,7 +302,7 @@ def _owner_of_new_files(folder: int) -> int:
 
 
 def _temporary_name(name: str) -> str:
-    """One that nobody can know before: a link or a pipe that waits there would be written into."""
+    """An unpredictable name: otherwise another user could put a link or a pipe there, to be written into."""
     return f".{name[:40]}.{secrets.token_hex(8)}.tmp"
 
 
@@ -315,7 +314,7 @@ def _new_file(folder: int, name: str) -> tuple[str, int]:
 
 
 def _open_no_link(name: str, flags: int, folder: int) -> int:
-    """A descriptor of what is at this name itself, where there may be anything. Raises OSError; never waits."""
+    """Open the entry of this name itself, whatever it is. Raises OSError; never blocks."""
     try:
         return os.open(name, flags | _SAFE, 0o666, dir_fd=folder)
     except OSError as error:
@@ -325,7 +324,7 @@ def _open_no_link(name: str, flags: int, folder: int) -> int:
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
-    """A disk that fills up takes a part, and says why it took no more when it is given the rest."""
+    """Write all bytes: a disk that fills up accepts some, and raises the error on the next write."""
     while data:
         data = data[os.write(descriptor, data) :]
 

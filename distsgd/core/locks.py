@@ -1,7 +1,7 @@
-"""One process at a time: a lock file in a folder, which the kernel unlocks when its holder ends, however it ends.
+"""A lock file in a folder, for one process at a time; the kernel unlocks it when its holder ends, whatever ends it.
 
-The file has mode 0600, for whoever may open a file may lock it, and its holder removes it. `docs/decisions/0029` has
-the reasons.
+The file has mode 0600, because every user who may open a file may lock it. Its holder removes it. `docs/decisions/0029`
+has the reasons.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from distsgd.core.folders import Folder, identity, is_at, is_own, open_folder
 from distsgd.core.output import LAUNCH_VARIABLE
 
 LOCK_FILE = ".lock"
-_LIMIT = 2000  # bytes of a holder
+_LIMIT = 2000  # bytes of a lock file that are read
 _MODE = 0o600
 _PATIENCE, _PAUSE = 2.0, 0.05
-"""Seconds that a start waits for a lock, for the process before it may be ending; and between two looks."""
+"""Seconds that a start waits for a lock, whose holder may be ending; and seconds between two tries."""
 _PATIENCE_WITH_OWN = 120.0
-"""The first where distsgd.launch has seen the holder end: a file server takes as long to miss a host that is lost."""
+"""The former where distsgd.launch has seen the holder end: a file server needs so long to notice a lost host."""
 _TRIES = 100
-"""How often a folder is looked for that others move or remove in the same moment."""
+"""How often a folder is opened that others move or remove at the same time."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _LOCAL_OPTIONS = {"nolock", "localflock", "local_lock=all", "local_lock=flock"}
-"""Mount options of NFS and Lustre with which a lock is unknown to other hosts."""
+"""Mount options of NFS and Lustre that make locks invisible to other hosts."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has locked a folder, as far as it is known; `launch` names the distsgd.launch that started it."""
+    """The process that has locked a folder, as far as known; `launch` names the distsgd.launch that started it."""
 
     host: str = ""
     process: int = 0
@@ -55,7 +55,7 @@ class Holder:
 
     @classmethod
     def read(cls, descriptor: int) -> Holder:
-        """What a lock file says, which may be anything."""
+        """Read a lock file, which may contain anything."""
         try:
             found: Any = json.loads(os.pread(descriptor, _LIMIT, 0))
             return cls(**{key: type(getattr(cls, key))(value) for key, value in found.items()})
@@ -67,12 +67,12 @@ class Holder:
 
     @property
     def same_launch(self) -> bool:
-        """Whether the distsgd.launch that started this process started the holder, too, and has seen its end."""
+        """Whether this process's distsgd.launch has started the holder, too, and has seen its end."""
         return bool(self.launch) and self.launch == os.environ.get(LAUNCH_VARIABLE, "")
 
 
 class LockHeldError(Exception):
-    """Another process has the lock; `holder` says which."""
+    """Another process, the `holder`, has the lock."""
 
     def __init__(self, holder: Holder) -> None:
         super().__init__()
@@ -80,11 +80,11 @@ class LockHeldError(Exception):
 
 
 class LockChangedError(Exception):
-    """The lock file, or its folder, was removed or moved while it was being locked: look again."""
+    """The lock file or its folder was removed or moved while it was being locked: try again."""
 
 
 class FolderInUseError(RunFolderError):
-    """Another run has the folder."""
+    """Another run uses the folder."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Locked:
     """A folder that this process has locked, until `folder` is released.
 
     made   the folders that had to be made, the innermost first
-    note   a line where the lock doesn't keep everybody out, else nothing
-    sure   whether it keeps other processes of this host out
+    note   a warning where the lock doesn't exclude all other processes, else empty
+    sure   whether it excludes other processes of this host
     """
 
     folder: Folder
@@ -103,10 +103,10 @@ class Locked:
 
 
 def lock_folder(path: Path) -> Locked:
-    """Locks the folder at `path`, which is made where there is none; waits a moment for a holder that is ending.
+    """Lock the folder at `path`, which is made where there is none; wait a moment for a holder that is ending.
 
-    Raises FolderInUseError where another run has it, RunFolderError where somebody has put something else in the lock
-    file's place, and OSError where there can be no lock file.
+    Raises FolderInUseError where another run uses it, RunFolderError where the lock file isn't a file of this user, and
+    OSError where no lock file can be made.
     """
     began, tries = time.monotonic(), 0
     while True:
@@ -127,7 +127,7 @@ def lock_folder(path: Path) -> Locked:
             if isinstance(error, FileNotFoundError):
                 raise
             raise FolderInUseError(
-                f"{path} is moved or removed each time that it is looked for; choose another folder with --out"
+                f"{path} is moved or removed each time that it is opened; choose another folder with --out"
             ) from None
 
 
@@ -152,16 +152,16 @@ def _try_to_lock(path: Path) -> Locked:
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock that this process has; `note` says where it doesn't keep everybody out, `sure` whether it keeps others of
-    this host out at least."""
+    """A lock that this process has; `note` is a warning where it doesn't exclude all other processes, `sure` is whether
+    it excludes those of this host."""
 
     descriptor: int
     note: str = ""
     sure: bool = True
 
     def release(self, folder: int) -> None:
-        """Removes the lock file and lets others in. Nothing may be written into the folder afterwards."""
-        if self.descriptor not in _of_this_process:  # a child of a fork has it no more
+        """Remove the lock file and unlock. Nothing may be written into the folder afterwards."""
+        if self.descriptor not in _of_this_process:  # a forked child doesn't have the lock
             return
         with suppress(OSError):
             if _is_named(self.descriptor, folder):
@@ -171,10 +171,10 @@ class Lock:
 
 
 def _lock_opened(folder: int, path: Path) -> Lock:
-    """Locks the folder with this descriptor, which was opened at `path`.
+    """Lock the folder with this descriptor, which was opened at `path`.
 
-    Raises LockHeldError; LockChangedError; RunFolderError where somebody has put something else there; and OSError
-    where there can be no lock file.
+    Raises LockHeldError; LockChangedError; RunFolderError where the lock file isn't a file of this user; and OSError
+    where no lock file can be made.
     """
     descriptor, is_new = _open(folder, path)
     try:
@@ -182,7 +182,7 @@ def _lock_opened(folder: int, path: Path) -> Lock:
         note, sure = _flock(descriptor, path)
         if not _is_named(descriptor, folder):
             raise LockChangedError
-        with suppress(OSError):  # on a full disk nobody is told who it is
+        with suppress(OSError):  # on a full disk the holder stays unnamed
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(asdict(Holder.this())).encode(), 0)
     except BaseException:
@@ -200,7 +200,7 @@ def _open(folder: int, path: Path) -> tuple[int, bool]:
     except FileExistsError:
         pass
     except FileNotFoundError:
-        raise LockChangedError from None  # the folder is no more
+        raise LockChangedError from None  # the folder was removed
     try:
         return os.open(LOCK_FILE, flags, dir_fd=folder), False
     except FileNotFoundError:
@@ -210,13 +210,15 @@ def _open(folder: int, path: Path) -> tuple[int, bool]:
 
 
 def _check(descriptor: int, folder: int, path: Path, is_new: bool) -> None:
-    """Raises RunFolderError where the lock file isn't this user's own, for its owner decides who is kept out."""
+    """Raise RunFolderError where the lock file isn't this user's own: its owner can unlock it."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise _foreign(path, "it is not a file")
     if not is_new and not is_own(status, folder):
         raise _foreign(path, f"it belongs to user {status.st_uid}")
-    if status.st_nlink > 1 and not Holder.read(descriptor).host:  # else of a backup that is made of links
+    if (
+        status.st_nlink > 1 and not Holder.read(descriptor).host
+    ):  # a lock file may have second names in a backup of hard links
         raise _foreign(path, "it is another file, too")
     if stat.S_IMODE(status.st_mode) != _MODE:
         with suppress(OSError):  # a file system without modes
@@ -231,7 +233,7 @@ def _foreign(path: Path, reason: str) -> RunFolderError:
 
 
 def _flock(descriptor: int, path: Path) -> tuple[str, bool]:
-    """(what it doesn't keep out, whether there is a lock at all)."""
+    """(a warning where it doesn't exclude all processes, whether there is a lock at all)."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -240,7 +242,7 @@ def _flock(descriptor: int, path: Path) -> tuple[str, bool]:
         if error.errno not in _NO_LOCKS:
             raise
         last = Holder.read(descriptor)
-        doubt = f"; a run there has not ended in order{last}, or still goes on" if last.host else ""
+        doubt = f"; a run there has not ended in order{last}, or still continues" if last.host else ""
         return (
             f"warning: the file system of {path} has no locks ({error.strerror}), so nothing keeps a second run out of "
             f"this folder{doubt}; start one at a time"
@@ -256,7 +258,7 @@ def _flock(descriptor: int, path: Path) -> tuple[str, bool]:
 
 
 def _mount_options(descriptor: int) -> set[str]:
-    """Of the file system of an open file; none where the system doesn't say."""
+    """The mount options of an open file's file system; none where they aren't known."""
     device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
@@ -268,7 +270,7 @@ def _mount_options(descriptor: int) -> set[str]:
 
 
 def _is_named(descriptor: int, folder: int) -> bool:
-    """Whether the open lock file is the one that others find, which is opened: so network file systems look again."""
+    """Whether the open lock file is the one at its name. Opening that one makes network file systems refresh."""
     try:
         other = os.open(LOCK_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -282,12 +284,12 @@ def _is_named(descriptor: int, folder: int) -> bool:
 _of_this_process: set[int] = set()
 
 
-def _forget() -> None:
-    """In a child of a fork: it must not keep the folder locked when this process has ended."""
+def _close_in_child() -> None:
+    """Close the lock files in a forked child, which must not keep the folder locked after this process has ended."""
     for descriptor in _of_this_process:
         with suppress(OSError):
             os.close(descriptor)
     _of_this_process.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,7 +1,7 @@
-"""Printing that a run survives, and that nobody's names can misuse; and what a rank says to distsgd.launch.
+"""Printing that neither fails nor passes on control characters; and messages from a rank to distsgd.launch.
 
-A closed pipe or a full disk behind stdout doesn't end training. Texts hold names and values from files, which may
-hold line ends and a terminal's commands: what isn't printable is escaped here, where it leaves.
+A closed pipe or a full disk on stdout doesn't end training. Texts contain names and values from files, which may
+contain line ends and a terminal's commands: characters that aren't printable are escaped here, on output.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from distsgd.core.errors import DistsgdError, visible
 from distsgd.parallel.processes import stat
 
 _GENERATIONS = 5
-"""How far up an mpirun is looked for: it is a parent's parent, or one more with a wrapper script."""
+"""Ancestors among which mpirun is searched: it is a parent's parent, or one further up with a wrapper script."""
 _COLUMNS = 80
-"""Of a terminal that can't be asked."""
+"""Assumed of a terminal that doesn't report its width."""
 
 LAUNCH_VARIABLE = "DISTSGD_LAUNCH"
-"""Names this launch, in the environment of all that distsgd.launch has started: its process, and a secret."""
+"""The launch's name, in the environment of all processes of distsgd.launch: its process number, and a secret."""
 PARENT_VARIABLE = "DISTSGD_PARENT"
-"""The shell that distsgd.launch has put around a rank: process and start. Set for the rank alone, it is proof."""
+"""The shell around a rank: its process number and start. Set for the rank only, it proves distsgd.launch."""
 TERMINAL_VARIABLE = "DISTSGD_TERMINAL"
-"""Columns of the terminal behind distsgd.launch, where it has one."""
+"""Columns of distsgd.launch's terminal, where it has one."""
 STATUS_TABLE_VARIABLE = "DISTSGD_STATUS_TABLE"
-"""Where ranks on the host of distsgd.launch find its status table."""
+"""The path of distsgd.launch's status table, for ranks on its host."""
 PROGRAM_VARIABLE = "DISTSGD_PROGRAM"
 """A rank's command, for the shell around it."""
 LAUNCH_VARIABLES = (LAUNCH_VARIABLE, PARENT_VARIABLE, TERMINAL_VARIABLE, STATUS_TABLE_VARIABLE, PROGRAM_VARIABLE)
-"""What distsgd.launch says to its ranks in their environment. Whoever inherits it later must not believe it."""
+"""The variables that distsgd.launch sets for its ranks. Processes that inherit them later must not use them."""
 
 
 def new_launch() -> str:
-    """The name of a launch of this process."""
+    """A new name for a launch by this process."""
     return f"{os.getpid()}-{os.urandom(16).hex()}"
 
 
 def secret(launch: str) -> int:
-    """A number below 2**60 that nobody can guess who doesn't know the launch's name; 0 for another name."""
+    """A secret number below 2**60 from the launch's name; 0 where the text isn't such a name."""
     digits = launch.rpartition("-")[2][:15]
     return int(digits, 16) if re.fullmatch("[0-9a-f]{15}", digits) else 0
 
 
 def mark(launch: str) -> str:
-    """What a rank's message to distsgd.launch begins with, on standard error, which every launcher passes on from every
-    host. It holds the launch's secret, so that no text that is printed there can be taken for a message."""
+    """The beginning of a rank's message to distsgd.launch, on standard error, which every launcher forwards from every
+    host. It contains the launch's secret, so that no other text can be taken for a message."""
     return f"\x1edistsgd {launch} "
 
 
 def launched() -> str | None:
     """The name of the launch that this process is a rank of; None where distsgd.launch didn't start it.
 
-    A variable alone proves nothing: a shell, a batch job or a training that was started from inside a rank has it, too.
-    A rank's parent is the shell that distsgd.launch has put around it, on any host.
+    The first variable alone proves nothing: a shell, a batch job or a training that a rank has started inherits it.
+    On every host, a rank's parent is the shell that distsgd.launch has started around it.
     """
     launch, parent = os.environ.get(LAUNCH_VARIABLE), os.environ.get(PARENT_VARIABLE)
     return launch if launch and parent == _parent() else None
 
 
 def _parent() -> str:
-    """This process's parent: its number, and when it began, where the system says so, for numbers come again."""
+    """This process's parent: its number, and its start where the system reports it, since numbers are reused."""
     number = os.getppid()
     found = stat(number)
     return f"{number}-{0 if found is None else found.started}"
@@ -75,7 +75,7 @@ def _parent() -> str:
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints one line at once, to stdout by default; a line end inside is shown as \\n.
 
-    Where the stream is no longer to be had, nothing is printed any more.
+    Where the stream is no longer available, nothing is printed any more.
     """
     _print(visible(text), file)
 
@@ -89,38 +89,38 @@ def _print(text: str, file: TextIO | None) -> None:
     stream = sys.stdout if file is None else file
     try:
         try:
-            print(text + "\n", end="", file=stream, flush=True)  # in one piece, for ranks print side by side
-        except UnicodeEncodeError:  # a sign that this terminal hasn't
+            print(text + "\n", end="", file=stream, flush=True)  # in one write: ranks print concurrently
+        except UnicodeEncodeError:  # a character that this terminal can't show
             print(text.encode("ascii", "backslashreplace").decode("ascii") + "\n", end="", file=stream, flush=True)
     except (OSError, ValueError):  # ValueError where the stream is closed
         silence(stream)
 
 
 def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an exception that nobody has handled: a sys.excepthook."""
+    """Print an unhandled exception: a sys.excepthook."""
     say_lines("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), sys.stderr)
 
 
-def report_to_launcher(kind: str, **metadata: object) -> bool:
-    """Tells distsgd.launch, in a line that it takes out of standard error; False where it didn't start this."""
+def report_to_launcher(kind: str, **values: object) -> bool:
+    """Send distsgd.launch a message, in a line on standard error; False where it didn't start this process."""
     launch = launched()
     if launch is None:
         return False
-    _print(mark(launch) + json.dumps({"kind": kind, **metadata}), sys.stderr)
+    _print(mark(launch) + json.dumps({"kind": kind, **values}), sys.stderr)
     return True
 
 
 def report_error(error: DistsgdError) -> None:
-    """Prints the error's sentence, or has distsgd.launch print it."""
+    """Print the error's sentence, or have distsgd.launch print it."""
     if not report_to_launcher("error", text=str(error), error=type(error).__name__, status=error.exit_status):
         say_lines(f"distsgd: error: {error}", sys.stderr)  # an error's text is one line already, but for a traceback
 
 
-def columns_behind_launcher() -> int | None:
-    """Columns of the terminal that the mpirun above this process prints to; None where none can be seen.
+def columns_of_launcher() -> int | None:
+    """Columns of the terminal that this process's mpirun prints to; None where none is found.
 
-    A launcher hands its ranks a pipe and passes on what comes out of it, so a rank on the launcher's own host finds the
-    terminal among the launcher's open files. distsgd.launch, which listens to mpirun, says the columns of its own.
+    Ranks print to a pipe, which the launcher reads. A rank on the launcher's host finds the terminal among the
+    launcher's open files. distsgd.launch, which reads mpirun's output, passes the columns of its own terminal.
     """
     if launched() is not None:
         columns = os.environ.get(TERMINAL_VARIABLE, "")
@@ -140,7 +140,7 @@ def columns_behind_launcher() -> int | None:
 
 
 def columns_of(path: str) -> int:
-    """Of a terminal, which is opened only where it is one and belongs to this user."""
+    """Columns of a terminal, which is opened only where it is one and belongs to this user."""
     try:
         about = os.lstat(path)
         if not modes.S_ISCHR(about.st_mode) or about.st_uid != os.geteuid():
@@ -155,23 +155,23 @@ def columns_of(path: str) -> int:
 
 
 def leave(status: int) -> None:
-    """Ends this process at once with this exit status, whatever becomes of what it has still to print."""
+    """End this process at once with this exit status, even where its output can't be printed."""
     flush()
     os._exit(status)
 
 
 def flush() -> None:
-    """Passes on what is still to print, as far as that is possible."""
+    """Flush the output, as far as that is possible."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
 
 def silence(stream: TextIO) -> None:
-    """Sends what is still to come, Python's own last flush too, nowhere."""
+    """Discard all further output, also of Python's own last flush."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
     except (OSError, ValueError):
-        pass  # a stream without a descriptor has no last flush that could fail
+        pass  # a stream without a descriptor has no last flush that can fail

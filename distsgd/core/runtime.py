@@ -1,7 +1,7 @@
-"""What must be settled before NumPy loads, and what the machine under this process is.
+"""Settings that have to be made before NumPy loads, and properties of this process's machine.
 
-BLAS gives other bits with other thread counts, so it always runs with one thread, and cores are used by microbatches
-side by side. This module imports nothing heavy, so that `prepare()` can run first of all.
+BLAS gives other bits with other thread counts, so it always runs with one thread, and cores compute microbatches
+concurrently. This module imports nothing heavy, so that `prepare()` can run first of all.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_WORLD_S
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
 _KEPT_BYTES = 1 << 30
-"""Freed memory that malloc keeps in all."""
+"""Freed memory that malloc keeps in total."""
 _LARGEST_KEPT = 32 << 20
-"""Arrays above this come from the system and go back: data sets, not activations. The most that older glibc takes."""
+"""Larger arrays come from the system and return to it: data sets, not activations. The maximum of older glibc."""
 
 
 def prepare() -> None:
-    """What NumPy is to find when it loads: one BLAS thread, OpenBLAS's kernels; and malloc's thresholds.
+    """Set one BLAS thread and OpenBLAS's kernels before NumPy loads, and malloc's thresholds.
 
     Called first by every command.
     """
@@ -48,10 +48,10 @@ def prepare() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed: a step needs arrays as large as the last one's, and a fresh page costs a fault.
+    """Have glibc keep freed memory: a step needs arrays as large as the last step's, and a new page costs a fault.
 
-    It gives large arrays back by default; for a deep convolutional network that is a sixth of a step. Left alone where
-    the user has set MALLOC_… variables, and where there is no mallopt.
+    By default it returns large arrays to the system, which takes a sixth of a step of a deep convolutional network.
+    Unchanged where the user has set MALLOC_… variables, and where there is no mallopt.
     """
     mallopt = None if any(name.startswith("MALLOC_") for name in os.environ) else _glibc("mallopt")
     if mallopt is not None:
@@ -60,7 +60,7 @@ def _keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Gives back what malloc keeps, where glibc is: for after the loading of data, which no step needs again."""
+    """Return the memory that glibc's malloc keeps: after the loading of data, which no step needs again."""
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -79,9 +79,9 @@ def _glibc(name: str) -> Any:
 
 
 def openblas_kernels(cpuinfo: str) -> str | None:
-    """The kernels that OpenBLAS should be told to take on this CPU, None where it chooses well by itself.
+    """The kernels to request from OpenBLAS on this CPU; None where its own choice is good.
 
-    It takes its AVX2 kernels on AMD's Zen 4 and 5, where its AVX-512 kernels are about twice as fast.
+    It chooses its AVX2 kernels on AMD's Zen 4 and 5, where its AVX-512 kernels are about twice as fast.
     """
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():
@@ -99,7 +99,7 @@ def _cpuinfo() -> str:
 
 
 def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
-    """How many processes the MPI launcher says it started; None without a launcher."""
+    """How many processes the MPI launcher reports to have started; None without a launcher."""
     for variable in _SIZE_VARIABLES:
         if environment.get(variable, "").isdigit():
             return int(environment[variable])
@@ -111,7 +111,7 @@ def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
 
 
 def affinity() -> tuple[int, ...]:
-    """The processors this process may run on (all of them where the system doesn't say)."""
+    """The processors this process may run on (all of them where that isn't known)."""
     if sys.platform == "linux":
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
@@ -120,14 +120,14 @@ def affinity() -> tuple[int, ...]:
 def cores_per_rank(masks: Sequence[tuple[int, ...]], local_rank: int) -> int:
     """Cores for this rank, from the affinity masks of all ranks of its node.
 
-    Ranks that share one mask share its cores; a launcher that has bound the ranks has divided them already.
+    Ranks that share one mask share its cores; a launcher that binds ranks has divided them already.
     """
     mine = masks[local_rank]
     return max(1, len(mine) // sum(mask == mine for mask in masks))
 
 
 def available_memory() -> int | None:
-    """Bytes that this host, or the job's share of it (its control groups), has left; None where that can't be seen."""
+    """Free bytes of this host, or of the job's share of it (its control groups); None where that isn't known."""
     found = []
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -140,7 +140,7 @@ def available_memory() -> int | None:
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Raises OutOfMemoryError where `needed` bytes for `what` are more than this host has left."""
+    """Raise OutOfMemoryError where `needed` bytes for `what` are more than this host has free."""
     available = available_memory()
     if available is not None and needed > available:
         raise OutOfMemoryError(
@@ -157,8 +157,8 @@ def _lines(path: str) -> list[str]:
 
 
 class _BlasLimit:
-    """The limit of one BLAS thread, which holds for the whole process. It is counted: whoever comes first keeps what
-    was, and whoever leaves last puts it back.
+    """The limit of one BLAS thread, which applies to the whole process. It counts its users: the first one saves the
+    former limits, the last one restores them.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class _BlasLimit:
         self._before: dict[str, tuple[Any, int]] = {}
 
     def enter(self) -> None:
-        """One thread from now on, also in libraries that were loaded since others came."""
+        """Limit BLAS to one thread, also in libraries that were loaded since the first user."""
         from threadpoolctl import ThreadpoolController
 
         with self._lock:
@@ -176,7 +176,7 @@ class _BlasLimit:
             self._count += 1
 
     def leave(self) -> None:
-        """As before, where nobody else is inside."""
+        """Restore the former limits, where this is the last user."""
         with self._lock:
             self._count -= 1
             if self._count == 0:
@@ -186,7 +186,7 @@ class _BlasLimit:
 
 
 def _set_threads(library: Any, threads: int) -> None:
-    """Sets a library's threads, for the process: of OpenBLAS, threadpoolctl since 3.8 obeys the first thread that sets
+    """Set a library's threads for the process. For OpenBLAS, threadpoolctl since 3.8 obeys the first thread that sets
     them, as long as it lives, and silently ignores all others."""
     release = getattr(library, "clear_controlling_thread", lambda force: None)
     release(force=True)
@@ -199,8 +199,8 @@ _BLAS_LIMIT = _BlasLimit()
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """One BLAS thread inside, for where NumPy was loaded before `prepare()` could run; as before when the last of the
-    threads that are inside at the same time has left."""
+    """Limit BLAS to one thread inside, where NumPy may have been loaded before `prepare()`. The last of several
+    concurrent users restores the former limits."""
     _BLAS_LIMIT.enter()
     try:
         yield
@@ -209,7 +209,7 @@ def single_threaded_blas() -> Iterator[None]:
 
 
 def blas_description() -> str:
-    """Which BLAS NumPy uses, with its kernels, such as `openblas 0.3.31 SkylakeX`; `unknown BLAS` where unseen."""
+    """NumPy's BLAS with its kernels, such as `openblas 0.3.31 SkylakeX`, or `unknown BLAS`."""
     import numpy  # noqa: F401  (its BLAS has to be loaded to be seen)
     from threadpoolctl import threadpool_info
 
@@ -222,7 +222,7 @@ def blas_description() -> str:
 
 
 def cpu_probe() -> str:
-    """16 hex digits that depend on the bits of this CPU's GEMM and elementary functions: equal where runs agree."""
+    """16 hex digits from the bits of this CPU's GEMM and elementary functions: equal where runs have the same bits."""
     import hashlib
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""By which way arrays go from GPU to GPU: NCCL, an MPI library that takes GPU memory, or memory of the host."""
+"""The choice of the transport between GPUs: NCCL, an MPI library that accepts GPU memory, or host memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WORD = np.dtype(np.int32)
 def between_gpus(communicator: Communicator, device: Device, communication: str) -> tuple[Communicator, str | None]:
     """(a communicator for arrays on `device`, why it is not NCCL's under `auto`), alike on all ranks. Collective.
 
-    communication   nccl: that, or an error; mpi: MPI, with GPU memory where the library says that it takes it; auto:
-                    the first of these three ways that all ranks have
+    communication   nccl: NCCL, or an error; mpi: MPI, with GPU memory where the library reports that it accepts it;
+                    auto: the first of these three transports that is available on all ranks
 
-    Raises ConfigurationError, on all ranks, for what isn't to be had.
+    Raises ConfigurationError, on all ranks, for a transport that isn't available.
     """
     if communication == "shared":
         raise ConfigurationError("communication: ranks on GPUs have a replica each and can't share one; use auto")
@@ -31,8 +31,8 @@ def between_gpus(communicator: Communicator, device: Device, communication: str)
             return found, None
     if communication == "nccl":
         raise ConfigurationError(f"communication nccl: {why}; use auto or mpi")
-    way = _mpi(communicator, device)
-    return way, None if communication == "mpi" else f"gradients travel {way.way}: {why}"
+    joined = _mpi(communicator, device)
+    return joined, None if communication == "mpi" else f"gradients travel {joined.transport}: {why}"
 
 
 def _nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:
@@ -47,8 +47,8 @@ def _nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator 
 
 
 def _mpi(communicator: Communicator, device: Device) -> Communicator:
-    """Straight to MPI where the library of every rank says that it takes GPU memory, and does."""
-    if all(communicator.allgather_object(communicator.takes_gpu_memory() is True)):
+    """GPU memory passed to MPI where every rank's library reports that it accepts it, and does; else host memory."""
+    if all(communicator.allgather_object(communicator.takes_device_memory() is True)):
         direct = DirectCommunicator(communicator, device)
         if not _try(direct):
             return direct
@@ -56,8 +56,10 @@ def _mpi(communicator: Communicator, device: Device) -> Communicator:
 
 
 def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
-    """What is wrong with messages by this way, empty where all arrive: libraries say yes, and a machine's setting of
-    PCI or of /dev/shm says no at the first message. Collective."""
+    """What is wrong with messages of this transport, empty where all arrive. Collective.
+
+    A library may report support, and fail at the first message because of the machine's settings of PCI or /dev/shm.
+    """
     device, size, width = communicator.device, communicator.size, _WORD.itemsize
     parts = Parts.consecutive([width] * size)
     problem = ""
@@ -65,14 +67,14 @@ def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
         send = device.put(communicator.rank * size + np.arange(size, dtype=_WORD))
         receive = device.put(np.full(size, -1, _WORD))
         communicator.alltoall(send.view(np.uint8), parts, receive.view(np.uint8), parts)
-        # The other kinds of messages, too: a library connects at the first of a kind, which isn't for a recorded step.
+        # The other collectives, too: a library connects at the first call of each, which a recorded step can't do.
         own = np.zeros(size, _WORD)
         own[communicator.rank] = communicator.rank + 1
-        gathered, told = device.put(own), device.put(np.full(1, communicator.rank, _WORD))
+        gathered, received = device.put(own), device.put(np.full(1, communicator.rank, _WORD))
         communicator.allgather_slices(gathered, [1] * size)
-        communicator.broadcast(told)
+        communicator.broadcast(received)
         communicator.synchronize()
-        arrived = to_host(receive).tolist() + to_host(gathered).tolist() + to_host(told).tolist()
+        arrived = to_host(receive).tolist() + to_host(gathered).tolist() + to_host(received).tolist()
         if arrived != [rank * size + communicator.rank for rank in range(size)] + [*range(1, size + 1), 0]:
             problem = "it delivered other numbers than were sent"
     except (DistsgdError, RuntimeError) as error:

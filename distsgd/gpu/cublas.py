@@ -1,7 +1,7 @@
-"""Matrix products of a GPU by cuBLAS's gemmEx, with the precision that they are asked for.
+"""Matrix products on a GPU by cuBLAS's gemmEx, in a given precision.
 
-cuBLAS is called by ctypes, not through CuPy: CuPy's own way refuses while a stream is being captured into a graph, and
-takes what it multiplies float32 in from the environment (CUPY_TF32). The handles here are nobody else's.
+cuBLAS is called through ctypes, not through CuPy: CuPy's own products refuse while a stream is being captured into a
+graph, and take the precision of float32 products from the environment (CUPY_TF32). No other code uses these handles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from distsgd.core.device import Array, array_module
 
 WORKSPACE_BYTES = 32 << 20
-"""What NVIDIA advises for Hopper. With memory of its own for each stream a product has the same bits each time."""
+"""What NVIDIA advises for Hopper. With a workspace for each stream, a product has the same bits each time."""
 
 FLOAT32, FLOAT64 = 0, 1
 """CUDA_R_32F, CUDA_R_64F."""
@@ -39,7 +39,7 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = {
         c_void_p, c_void_p, c_int, c_int, c_int, c_int,  # beta; C, its type, ldc; compute type, algorithm
     ),
 }  # fmt: skip
-"""The arguments of what is called, as cublas_api.h has them; each returns a status, 0 where all is well."""
+"""The argument types of the functions, as in cublas_api.h; each returns a status, 0 for success."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def multiply(a: Array, b: Array, out: Array | None = None, precision: str = "flo
     b, of_b, ldb = _columns(b, xp)
     library, handle = _handle(xp)
     compute = COMPUTE[precision] if kind.code == FLOAT32 else COMPUTE_FLOAT64
-    # cuBLAS counts along columns, so rows are columns to it, and it is asked for the transposed result: bᵀ aᵀ.
+    # cuBLAS stores matrices by columns, so that it computes the transposed result: bᵀ aᵀ.
     status = library.cublasGemmEx(
         handle, of_b, of_a, n, m, k,
         byref(kind.one), _address(b), kind.code, ldb, _address(a), kind.code, lda,
@@ -101,7 +101,7 @@ def multiply(a: Array, b: Array, out: Array | None = None, precision: str = "flo
 
 
 def _columns(array: Array, xp: Any) -> tuple[Array, int, int]:
-    """(the array or a copy, the operation that makes of its columns what is wanted, the length of a column)."""
+    """(the array or a copy, cuBLAS's operation on it, the length of a column)."""
     if array.flags.c_contiguous:
         return array, AS_IT_IS, array.shape[1]
     if array.flags.f_contiguous:
@@ -128,14 +128,14 @@ def _handle(xp: Any) -> tuple[Any, c_void_p]:
 
 
 def load(xp: Any) -> Any:
-    """cuBLAS, which CuPy finds and loads; a library that is there already is found by its own name alone."""
+    """cuBLAS, which CuPy finds and loads; a loaded library is found by its name."""
     xp.cuda.device.get_cublas_handle()
     major = xp.cuda.runtime.runtimeGetVersion() // 1000
     return declared(ctypes.CDLL(f"cublas64_{major}.dll" if sys.platform == "win32" else f"libcublas.so.{major}"))
 
 
 def declared(library: Any) -> Any:
-    """The library with the types of what is called."""
+    """The library, with its functions' types declared."""
     for name, arguments in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int

@@ -1,25 +1,25 @@
-"""Messages of ranks on GPUs by an MPI library that takes pointers into their memory."""
+"""The transport of an MPI library that accepts pointers into GPU memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from distsgd.core.device import Array, Device, is_on_host
-from distsgd.gpu.wrapping import PassingCommunicator
+from distsgd.gpu.wrapping import DeviceCommunicator
 from distsgd.parallel.communicator import Communicator, Parts
 
-WAY = "by MPI, which takes GPU memory"
+TRANSPORT = "by MPI, which takes GPU memory"
 
 
-class DirectCommunicator(PassingCommunicator):
-    """Hands arrays on a device to MPI as they are.
+class DirectCommunicator(DeviceCommunicator):
+    """Passes arrays on a device to MPI unchanged.
 
-    MPI knows nothing of streams: it reads and writes when it is called. So all that was asked of the device ends
-    before, what is to be sent and what still reads what is about to be overwritten.
+    MPI doesn't use CUDA's streams: it reads and writes when it is called. So the device finishes all its work before:
+    what computes the arrays that are sent, and what still reads the arrays that are overwritten.
     """
 
     def __init__(self, inside: Communicator, device: Device) -> None:
-        super().__init__(inside, device, WAY)
+        super().__init__(inside, device, TRANSPORT)
 
     def broadcast(self, array: Array) -> None:
         self._finish(array)

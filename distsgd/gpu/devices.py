@@ -1,4 +1,4 @@
-"""Which rank computes on which device."""
+"""The choice of a device for each rank."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from distsgd.parallel.communicator import Communicator
 def device_of_rank(communicator: Communicator, name: str, precision: str = FULL) -> tuple[Device, list[str]]:
     """(this rank's device by `--device` and `--precision`, lines to print, the same on every rank). Collective.
 
-    Each rank of a host takes the next GPU. All ranks compute on the same kind of device: under `auto` on the CPU where
-    one rank has no GPU. Raises ConfigurationError, on all ranks, where `name` asks for what isn't there.
+    The ranks of a host take its GPUs in turn. All ranks compute on the same kind of device: under `auto` on the CPU
+    where one rank has no GPU. Raises ConfigurationError, on all ranks, where `name` asks for a missing device.
     """
     local_rank = communicator.node().rank
     device, problem = communicator.everywhere(lambda: _checked(name, local_rank, precision))
@@ -28,7 +28,7 @@ def device_of_rank(communicator: Communicator, name: str, precision: str = FULL)
 
 
 def _checked(name: str, local_rank: int, precision: str) -> tuple[Device, str | None]:
-    """As choose_device; a GPU that doesn't compile the kernels, or computes other numbers than the CPU, is none."""
+    """As choose_device, but without a GPU that can't compile the kernels or computes other values than the CPU."""
     device, problem = choose_device(name, local_rank)
     if device.is_cpu:
         return device, problem
@@ -42,7 +42,7 @@ def _checked(name: str, local_rank: int, precision: str) -> tuple[Device, str | 
 
 
 def _warnings(ranks: list[tuple[str, str, str]]) -> list[str]:
-    """What is worth knowing of (host, place of the GPU, its kind), one a rank."""
+    """Warnings about the ranks' GPUs, from (host, bus address, kind) of each rank."""
     found = []
     for host in dict.fromkeys(where for where, _, _ in ranks):
         used = [gpu for where, gpu, _ in ranks if where == host]

@@ -1,4 +1,4 @@
-"""Steps one after the other: each ends before the next begins, or a GPU goes on with many by itself."""
+"""A sequence of steps: each ends before the next begins, or a GPU computes many asynchronously."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, Training
 
 
 class Steps:
-    """Begins steps, and hands out the results of those that have ended, in order.
+    """Starts steps, and returns the results of those that have ended, in order.
 
-    graphs   how a GPU makes steps by itself; without, a step ends before `advance` returns
+    graphs   recorded steps, which a GPU computes asynchronously; without them, a step ends before `advance` returns
     """
 
     def __init__(self, step: TrainingStep, graphs: StepGraphs | None) -> None:
@@ -27,7 +27,7 @@ class Steps:
 
     @property
     def in_flight(self) -> int:
-        """Steps begun whose results nobody has seen yet."""
+        """The number of steps that have started and whose results haven't been returned."""
         return len(self._started)
 
     def advance(
@@ -38,11 +38,11 @@ class Steps:
         skip: NonFinite | None = None,
         wait: bool = True,
     ) -> list[StepResult]:
-        """Begins a step, as `TrainingStep.run` makes one; the results of steps that have ended since.
+        """Start a step, as `TrainingStep.run` does; return the results of steps that have ended since.
 
-        wait   end all steps, this one included, on all ranks; so does one whose norm is wanted, or that is left out
-        A result with a problem is the last one, and of the steps begun after it nothing is left. Several ranks whose
-        GPUs go by themselves hear of each other's flags when they look at results.
+        wait   end all steps, this one included, on all ranks; so does a step whose norm is wanted, or that is skipped
+        A result with a problem is the last one: later steps have changed nothing. Ranks with asynchronous steps receive
+        each other's flags when they read results.
         """
         if self._graphs is None:
             return [self._step.run(order, flags, want_norm, skip)]
@@ -58,17 +58,19 @@ class Steps:
         return results
 
     def _is_asked_for(self, flags: Flag) -> bool:
-        """Whether the next step has to be one in which all ranks say their flags; the same answer on all of them."""
+        """Whether all ranks have to report their flags in the next step; the same answer on all ranks."""
         return bool(flags) or not self._step.finite if self._alone else self._asked_for
 
     def _start(self, order: StepOrder) -> bool:
-        """Lets the GPU make a step by itself; False where it can't, or not yet."""
+        """Start a recorded step; False where it can't be recorded, or not yet."""
         assert self._graphs is not None
         bounds = self._step.bounds(order)
         if not self._graphs.is_known(bounds):
             return False
         scalars = self._step.optimizer.scalars(order.learning_rate, order.updates + 1)
-        if not all(map(math.isfinite, scalars)):  # from a schedule; a graph would take NaN for trouble of before
+        if not all(
+            map(math.isfinite, scalars)
+        ):  # from a schedule; in a graph, NaN means a non-finite value in an earlier step
             return False
         try:
             self._graphs.start(bounds, order.indices, order.epoch, order.step, scalars)
@@ -82,7 +84,7 @@ class Steps:
         return True
 
     def _end(self, flags: Flag) -> list[StepResult]:
-        """Waits for the steps in flight; their results. A gradient that wasn't finite is looked at once more."""
+        """Wait for the steps in flight; return their results. A non-finite step runs again, to locate the gradient."""
         if not self._started:
             return []
         started, self._started = self._started, []
@@ -105,7 +107,11 @@ class Steps:
         reports = self._graphs.reports()
         if self._alone:
             return [(report.records, report.non_finite) for report in reports]
-        told = self._communicator.allgather_object((flags, self._step.finite, [report.records for report in reports]))
-        self._asked_for = any(theirs or not finite for theirs, finite, _ in told)
-        microbatches = [np.concatenate(of_step) for of_step in zip(*(records for _, _, records in told), strict=True)]
+        gathered = self._communicator.allgather_object(
+            (flags, self._step.finite, [report.records for report in reports])
+        )
+        self._asked_for = any(theirs or not finite for theirs, finite, _ in gathered)
+        microbatches = [
+            np.concatenate(of_step) for of_step in zip(*(records for _, _, records in gathered), strict=True)
+        ]
         return [(records, report.non_finite) for records, report in zip(microbatches, reports, strict=True)]

@@ -1,8 +1,8 @@
-"""Steps of a GPU as CUDA graphs: recorded once, and started again with other numbers.
+"""Steps of a GPU as CUDA graphs: recorded once, and started again with other inputs.
 
-Launching a small network's kernels one by one takes longer than running them. A graph starts all of a step at once,
-and the host waits for none of them: what a step has to tell is copied to pinned memory, and looked at when it is
-needed. All that differs from one step to the next lies in the GPU's memory, in `StepInputs`.
+Launching a small network's kernels one by one takes longer than running them. A graph starts all kernels of a step at
+once, and the host waits for none of them: a step's results are copied to pinned memory, and read when they are
+needed. Everything that differs from step to step is in the GPU's memory, in `StepInputs`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from distsgd.gpu.streaming import PLACES, Stream
 from distsgd.parallel.reduction import GradientReduction
 
 IN_FLIGHT = 64
-"""Steps after which the host looks at their results at the latest: so much pinned memory there is."""
+"""The most steps in flight; pinned memory holds the results of so many."""
 
 _GRAPHS = 2 * PLACES
-"""Graphs that are kept: an epoch has one length of minibatch, or two where its last is shorter; see `Stream`."""
+"""Graphs that are kept: an epoch has minibatches of one length, or of two where the last is shorter; see `Stream`."""
 
 
 class NotRecorded(Exception):
@@ -33,13 +33,13 @@ class NotRecorded(Exception):
 
 
 class StepInputs(NamedTuple):
-    """What a step takes from the GPU's memory, where it lies at the same place in each step.
+    """A step's inputs in the GPU's memory, at the same addresses in each step.
 
-    rows      the examples where they come from the host; None where the data set lies on the GPU
-    numbers   the rows of the data set, (n,) int64
-    clock     epoch and step, (2,) uint64
-    scalars   the optimizer's, (s,) float64; NaN where nothing is to be updated any more
-    trouble   (ranks,) float64: not 0 from the first step on in which a rank has met what isn't finite
+    rows        the examples where they come from the host; None where the data set is on the GPU
+    numbers     the row indices in the data set, (n,) int64
+    clock       epoch and step, (2,) uint64
+    scalars     the optimizer's, (s,) float64; NaN after a non-finite step, so that nothing is updated
+    non_finite  (ranks,) float64: not 0 from the first step on in which a rank has found a non-finite value
     """
 
     rows: GatheredBatch | None
@@ -51,7 +51,7 @@ class StepInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a step has told: this rank's microbatches' records, and whether there was trouble in it or before it."""
+    """A step's results: records of this rank's microbatches, and whether it or an earlier step was non-finite."""
 
     records: Array
     non_finite: bool
@@ -59,10 +59,10 @@ class Report:
 
 @dataclass(frozen=True)
 class _Graph:
-    """A graph, and what has to live as long as it: all memory that its kernels were told the place of.
+    """A graph, and what has to live as long as it: all memory whose addresses its kernels hold.
 
-    The pool is its own, see `_pool`. Memory of any other one is handed out again when the arrays of the recording are
-    gone, and a later start of the graph would write over whatever lies there then.
+    The pool is its own, see `_pool`. Another pool would reuse the memory when the recording's arrays are deleted, and a
+    later start of the graph would overwrite what is there then.
     """
 
     graph: Any
@@ -72,15 +72,14 @@ class _Graph:
 
 
 class StepGraphs:
-    """Graphs of one step, by the bounds of its microbatches, and by the place of its examples where they come from the
-    host.
+    """Graphs of a step, by the bounds of its microbatches, and by the buffer of examples that come from the host.
 
-    loader    of the training examples
-    reduction  that goes by itself
-    compute   launches a step that takes its numbers from StepInputs; returns its records, on the GPU, and whatever
-              else has to stay where it is
-    longest   examples of a minibatch at most
-    scalars   numbers that the optimizer needs to know of a step
+    loader     of the training examples
+    reduction  an asynchronous one
+    compute    launches a step whose inputs are StepInputs; returns its records, on the GPU, and other arrays that have
+               to keep their addresses
+    longest    the most examples of a minibatch
+    scalars    how many scalars of a step the optimizer needs
     """
 
     def __init__(
@@ -108,15 +107,15 @@ class StepGraphs:
         self.in_flight = 0
 
     def refuse(self) -> None:
-        """There are to be no more graphs: from now on no bounds are known, and others may have the graphs' memory."""
+        """Record no more graphs: from now on no bounds are known, and the graphs' memory is free."""
         self._refused = True
         self._wait()
         self._graphs.clear()
 
     def close(self) -> None:
-        """Ends all graphs, and then the communicator: NCCL waits for every graph of its messages before it ends.
+        """Delete all graphs, then close the communicator: NCCL waits for every graph with its messages before it ends.
 
-        Memory goes last, for the GPU gives it back behind all that runs, be it a message that nobody answers.
+        Memory is freed last: the GPU frees it after all that runs, including a message that no rank answers.
         """
         memory = [(graph.pool, graph.others) for graph in self._graphs.values()]
         self._graphs.clear()
@@ -124,15 +123,15 @@ class StepGraphs:
         del memory
 
     def is_known(self, bounds: tuple[int, ...]) -> bool:
-        """Whether a step with these bounds was seen before: the first one compiles kernels and finds memory, and is
-        made without a graph."""
+        """Whether a step with these bounds has run before: the first one compiles kernels and allocates memory, without
+        a graph."""
         if self._refused or bounds in self._met:
             return not self._refused
         self._met.add(bounds)
         return False
 
     def start(self, bounds: tuple[int, ...], indices: Array, epoch: int, step: int, scalars: tuple[float, ...]) -> None:
-        """Starts a step, which is `in_flight` then. There has to be room for it: less than UNDER_WAY are."""
+        """Start a step, which is then `in_flight`. Fewer than IN_FLIGHT steps may be in flight before."""
         place = 0 if self._stream is None else self._stream.send(indices, epoch)
         graph = self._graph(bounds, place)
         inputs, count = self._inputs_of_slots[self.in_flight], self._scalar_count
@@ -149,14 +148,14 @@ class StepGraphs:
         self.in_flight += 1
 
     def reports(self) -> list[Report]:
-        """Waits for all steps in flight; what each has told, in their order."""
+        """Wait for all steps in flight; return their reports in order."""
         if not self.in_flight:
             return []
         self._wait()
-        told = self._reports_of_slots[: self.in_flight].copy()
+        found = self._reports_of_slots[: self.in_flight].copy()
         self.in_flight = 0
         ranks = self._communicator.size
-        return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in told]
+        return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in found]
 
     def _wait(self) -> None:
         self._communicator.synchronize()
@@ -178,7 +177,7 @@ class StepGraphs:
         graph, problem = None, ""
         try:
             graph = self._record(bounds, place)
-        except Exception as error:  # whatever CUDA says: launched one by one, the same kernels need no recording
+        except Exception as error:  # any error of CUDA: launched one by one, the same kernels need no recording
             problem = first_line(error)
         for one in self._communicator.allgather_object(problem):
             if one:
@@ -204,7 +203,7 @@ class StepGraphs:
                 self._report[: self._non_finite.size] = self._non_finite
                 self._report[self._non_finite.size :] = records.ravel()
             except BaseException:
-                with suppress(Exception):  # the recording is broken, which is no news
+                with suppress(Exception):  # the recording is broken, as the first error says
                     stream.end_capture()
                 raise
             graph = stream.end_capture()
@@ -212,9 +211,9 @@ class StepGraphs:
 
 
 def _pool(xp: Any) -> Any:
-    """A memory pool that gives nothing back to CUDA as long as it is there.
+    """A memory pool that frees no memory as long as it exists.
 
-    CuPy's own does so when it runs short, with what no array uses at that time; and a graph's kernels write there.
+    CuPy's own pool frees memory that no array uses when it runs short, and a graph's kernels write there.
     """
     taken: list[Any] = []
 

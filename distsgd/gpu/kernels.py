@@ -132,38 +132,38 @@ def adam(
 
 
 def find_non_finite(values: Array, non_finite: Array) -> None:
-    """trouble[0] := 1 where a value isn't finite; else it stays as it is."""
+    """non_finite[0] := 1 where a value isn't finite; else it is unchanged."""
     _launch("find_non_finite", values, values.size, values, non_finite, values.size)
 
 
 def find_non_finite_losses(records: Array, non_finite: Array, like: Array) -> None:
-    """trouble[0] := 1 where the loss sum of a microbatch's record isn't finite; else it stays as it is."""
+    """non_finite[0] := 1 where the loss sum of a microbatch's record isn't finite; else it is unchanged."""
     microbatches, width = records.shape
     _launch("find_non_finite_losses", like, microbatches, records, non_finite, width, microbatches)
 
 
 def hold_after_non_finite(non_finite: Array, numbers: Array, like: Array) -> None:
-    """All numbers become NaN where any trouble isn't 0: kernels that read them then leave everything as it is."""
+    """All numbers become NaN where an element of non_finite isn't 0: kernels that read them then write nothing."""
     _launch("hold_after_non_finite", like, numbers.size, non_finite, non_finite.size, numbers, numbers.size)
 
 
 def sum_of_rows(rows: Sequence[Array], sums: Sequence[int]) -> Callable[[Array, float], None]:
-    """A function (out, divisor) that puts the rows' sum, over the divisor, into `out`; out may be none of the rows.
+    """A function (out, divisor) that writes the rows' sum, over the divisor, into `out`, which is none of the rows.
 
-    rows   in the order in which the sum has them, each contiguous; not moved as long as the function is used
-    sums   how many sums are made behind each row, each of the last two that are there
+    rows   in the order of the sum, each contiguous; they keep their addresses as long as the function is used
+    sums   how many additions follow each row, each of the last two sums on the stack
 
-    Prepared once, because where the rows lie has to be on the GPU, too.
+    Prepared once, because the rows' addresses are copied to the GPU.
     """
     xp, kept = array_module(rows[0]), list(rows)
     addresses = xp.asarray(np.array([row.data.ptr for row in rows], np.uint64))  # type: ignore[attr-defined]
-    behind = xp.asarray(np.array(sums, np.int64))
+    additions = xp.asarray(np.array(sums, np.int64))
 
     def add(out: Array, divisor: float) -> None:
         for row in kept:
             if row.shape != out.shape or not row.flags.c_contiguous:
                 raise ValueError(f"kernel sum_rows: expected contiguous rows of shape {out.shape}, got {row.shape}")
-        _launch("sum_rows", out, out.size, out, addresses, behind, len(kept), divisor, out.size)
+        _launch("sum_rows", out, out.size, out, addresses, additions, len(kept), divisor, out.size)
 
     return add
 

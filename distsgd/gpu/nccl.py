@@ -1,6 +1,6 @@
-"""Messages of ranks on GPUs by NCCL, through CuPy: from GPU to GPU, on the stream that computes, without the host.
+"""The NCCL transport, through CuPy: from GPU to GPU, on the computing stream, without the host.
 
-NCCL carries bytes here and adds nothing, so a step's bits are those of every other way.
+NCCL sends bytes and adds nothing, so that a step's bits are those of every other transport.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from distsgd.core.device import Array, Device, is_on_host
 from distsgd.core.errors import DistsgdError, first_line
-from distsgd.gpu.wrapping import PassingCommunicator
+from distsgd.gpu.wrapping import DeviceCommunicator
 from distsgd.parallel.communicator import Communicator, Parts
 from distsgd.parallel.status_table import Collective
 
@@ -23,11 +23,11 @@ _BROADCAST, _ALLGATHER, _ALLTOALL = int(Collective.BROADCAST), int(Collective.AL
 _BARRIER = int(Collective.BARRIER)
 
 
-class NcclCommunicator(PassingCommunicator):
-    """Arrays on a device go by NCCL, each method a call on the current stream; all else goes to `inside`.
+class NcclCommunicator(DeviceCommunicator):
+    """Sends arrays on a device by NCCL, on the current stream; `inside` does everything else.
 
-    The methods return before anything has travelled. What this rank's stream does next waits for it; the host waits in
-    `synchronize`, or wherever it reads what came.
+    The methods are asynchronous. The stream's next operations wait for the messages; the host waits in `synchronize`,
+    or where it reads an array that has arrived.
     """
 
     is_asynchronous = True
@@ -72,7 +72,7 @@ class NcclCommunicator(PassingCommunicator):
                     own = at + self.rank * counts[0] * width
                     self._comm.allGather(own, at, counts[0] * width, byte, stream)
                 return
-            for root, count in enumerate(counts):  # rings and trees, so that a network carries each slice once a host
+            for root, count in enumerate(counts):  # rings and trees: a network carries each slice once for each host
                 if count:
                     self._comm.broadcast(at, at, count * width, byte, root, stream)
                 at += count * width
@@ -88,23 +88,23 @@ class NcclCommunicator(PassingCommunicator):
         self._sent.synchronize()
         self.exit()
         self._in_flight = False
-        with _told("NCCL failed between steps"):
+        with _as_sentence("NCCL failed between steps"):
             self._comm.check_async_error()
 
     def close(self) -> None:
-        """Ends NCCL's part at once, on this rank."""
+        """Abort NCCL's communicator, on this rank."""
         self._comm.abort()
 
     def _others(self) -> Iterator[int]:
-        """The other ranks, each rank's list beginning behind itself, so that not all speak with the same one first."""
+        """The other ranks, beginning with the next one, so that not all ranks send to the same one first."""
         return ((self.rank + ahead) % self.size for ahead in range(1, self.size))
 
     @contextmanager
     def _group(self, collective: int) -> Iterator[int]:
-        """What is called inside goes together; gives the current stream's number."""
+        """Group the calls inside into one launch; yields the current stream's number."""
         stream = self.device.xp.cuda.get_current_stream()
-        self.enter(collective)  # NCCL connects to a rank when it first sends to it, and that waits for the rank
-        with _told("NCCL failed"):
+        self.enter(collective)  # the first message to a rank connects to it, and waits for that rank
+        with _as_sentence("NCCL failed"):
             self._nccl.groupStart()
             try:
                 yield stream.ptr
@@ -124,9 +124,9 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunica
     if not problem and nccl.get_version() < _OLDEST:
         problem = f"NCCL {version_words(nccl.get_version())} is older than 2.9.6"
     host = communicator.hosts[communicator.rank]
-    told = communicator.allgather_object((problem and f"{problem} (rank {communicator.rank} on {host})", device.bus))
-    problem = next((theirs for theirs, _ in told if theirs), "") or _shared(
-        list(zip(communicator.hosts, (bus for _, bus in told), strict=True))
+    reports = communicator.allgather_object((problem and f"{problem} (rank {communicator.rank} on {host})", device.bus))
+    problem = next((theirs for theirs, _ in reports if theirs), "") or _shared(
+        list(zip(communicator.hosts, (bus for _, bus in reports), strict=True))
     )
     if problem:
         return None, problem
@@ -148,7 +148,7 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunica
 
 
 def version_words(number: int) -> str:
-    """NCCL's version in the form that people know: 22304 is 2.23.4, and 2708 was 2.7.8.
+    """NCCL's version in the usual form: 22304 is 2.23.4, and 2708 was 2.7.8.
 
     >>> version_words(22304), version_words(2708)
     ('2.23.4', '2.7.8')
@@ -160,16 +160,16 @@ def version_words(number: int) -> str:
 def _load() -> tuple[Any, str]:
     """(CuPy's NCCL, "") or (None, why there is none)."""
     try:
-        with warnings.catch_warnings():  # CuPy warns of a library that isn't there, which is told below
+        with warnings.catch_warnings():  # CuPy warns of a missing library, which is reported below
             warnings.simplefilter("ignore")
             from cupy.cuda import nccl
-    except Exception as error:  # whatever a library that doesn't fit comes up with
+    except Exception as error:  # whatever a library that doesn't match raises
         return None, f"CuPy can't load NCCL: {first_line(error)}"
     return (nccl, "") if nccl.available else (None, f"NCCL isn't installed: {_INSTALL}")
 
 
 def _shared(places: Sequence[tuple[str, str]]) -> str:
-    """Which ranks share a GPU, in words; empty where none do. `places` are (host, GPU's place on it), by rank."""
+    """A message that names ranks that share a GPU; empty where none do. `places` are (host, bus address), by rank."""
     for rank, place in enumerate(places):
         first = places.index(place)
         if first != rank:
@@ -178,28 +178,28 @@ def _shared(places: Sequence[tuple[str, str]]) -> str:
 
 
 def _attempt(function: Any) -> tuple[Any, str]:
-    """(function()'s result, "") or (None, what it raised)."""
+    """(function()'s result, "") or (None, the error's text)."""
     try:
         return function(), ""
-    except Exception as error:  # NcclError, and what CuPy raises of CUDA
+    except Exception as error:  # NcclError, and CUDA's errors from CuPy
         return None, first_line(error)
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """NCCL's errors as a sentence."""
+def _as_sentence(what: str) -> Iterator[None]:
+    """Turn NCCL's errors into a DistsgdError."""
     try:
         yield
     except RuntimeError as error:
         if type(error).__name__ != "NcclError":
             raise
         raise DistsgdError(
-            f"{what}: {first_line(error)}; NCCL_DEBUG=INFO tells more, --communication mpi goes without"
+            f"{what}: {first_line(error)}; NCCL_DEBUG=INFO prints more; --communication mpi doesn't use NCCL"
         ) from error
 
 
 def _address(array: Array) -> int:
-    """Where an array on a device begins."""
+    """The address of an array on a device."""
     if not array.flags.c_contiguous:
         raise ValueError(f"NCCL: expected a contiguous array, got one of shape {array.shape} that isn't")
     return int(array.data.ptr)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Whether a GPU computes at all, and what the CPU does: asked once, before a run rests on it."""
+"""Whether a GPU works and computes what the CPU does: checked once, before a run uses it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from distsgd.core.random import normal, stream
 _COUNT = 1000
 _PRODUCT = (33, 70, 19)
 _LOOSE, _TIGHT = 2.0**-6, 2.0**-18
-"""How far a product may be off, relative to the sum of its terms' sizes."""
+"""The largest error of a product, relative to the sum of its terms' magnitudes."""
 
 
 @lru_cache(maxsize=16)
 def problem_of(device: Device) -> str | None:
-    """Why this GPU is of no use, None where it is: kernels.cu compiles, and an update, a mask, a product and a sum are
-    right.
+    """Why this GPU can't be used; None where kernels.cu compiles, and an update, a mask, a product and a sum are right.
 
-    Whatever the compiler, the driver and the libraries raise is the answer, too.
+    The message of an error of the compiler, the driver or a library is an answer, too.
     """
     try:
         wrong = next((name for name, check in _CHECKS.items() if not check(device)), None)
@@ -33,7 +32,7 @@ def problem_of(device: Device) -> str | None:
 
 
 def _update(device: Device) -> bool:
-    """A momentum update, bit for bit."""
+    """A momentum update has the same bits."""
     there, here = _arrays(), _arrays()
     moved = [device.put(array) for array in there]
     kernels_for(moved[0]).momentum(*moved, 0.1, 0.9, 0.3)
@@ -46,7 +45,7 @@ def _arrays() -> list[Array]:
 
 
 def _mask(device: Device) -> bool:
-    """A mask of dropout, from the same random words."""
+    """A dropout mask from the same random words is equal."""
     like, place = np.zeros(1, np.float32), stream(1, "self-check")
     there = device.put(like)
     found = kernels_for(there).keep_mask(there, (_COUNT,), 0.3, place)
@@ -54,7 +53,7 @@ def _mask(device: Device) -> bool:
 
 
 def _product(device: Device) -> bool:
-    """A product with a transposed operand, in the device's precision."""
+    """A product with a transposed operand is right in the device's precision."""
     m, k, n = _PRODUCT
     a, b = normal((m, k), 1, "a").astype(np.float32), normal((n, k), 1, "b").astype(np.float32)
     left, right = device.put(a), device.put(b)
@@ -65,7 +64,7 @@ def _product(device: Device) -> bool:
 
 
 def _sum(device: Device) -> bool:
-    """A sum of squares by the array module itself, which compiles its own kernels, with headers that may be missing."""
+    """A sum of squares is right: CuPy compiles kernels of its own, from headers that may be missing."""
     values = _arrays()[0]
     found = float(np.add.reduce(np.square(device.put(values)), dtype=np.float64))
     return bool(abs(found - np.square(values).sum(dtype=np.float64)) <= _TIGHT * found)

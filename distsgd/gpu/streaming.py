@@ -1,4 +1,4 @@
-"""Minibatches on their way from the host to a GPU, the next one while the GPU still computes on the last."""
+"""Copies of minibatches from the host to a GPU, while the GPU computes on the previous one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from distsgd.core.device import Array, Device, Shape
 from distsgd.data.examples import GatheredBatch, Loader
 
 PLACES = 2
-"""Rooms on either side: one is filled while the other is read."""
+"""Buffers on the host and on the GPU: one is filled while the other is read."""
 
 
 class Stream:
-    """Gathers minibatches into pinned memory in turn, and copies them to the GPU in an order of their own.
+    """Gathers minibatches into pinned memory, and copies them to the GPU on a stream of their own.
 
-    longest   examples of a minibatch at most
+    longest   the most examples of a minibatch
     """
 
     def __init__(self, device: Device, loader: Loader, longest: int) -> None:
@@ -37,13 +37,13 @@ class Stream:
             self.used(place)
 
     def send(self, indices: Array, epoch: int) -> int:
-        """Lets the training examples of these numbers come; where: a place for `rows`.
+        """Copy the training examples with these indices; returns the buffer's index, for `rows`.
 
-        What the GPU is asked for from now on begins when they have arrived.
+        Work that is launched afterwards on the current stream waits until they have arrived.
         """
         self._place = place = (self._place + 1) % PLACES
         here, there, count = self._here[place], self._there[place], len(indices)
-        self._arrived[place].synchronize()  # the last copy from here
+        self._arrived[place].synchronize()  # waits for the last copy from this buffer
         rows = self._loader.gather_here(indices, epoch, here[0])
         for buffer, array in zip(here, (rows.x, rows.y, rows.weights), strict=False):
             if array is not None and not np.shares_memory(buffer, array):
@@ -56,10 +56,10 @@ class Stream:
         return place
 
     def rows(self, place: int, count: int) -> GatheredBatch:
-        """The examples at a place, on the GPU."""
+        """The first `count` examples of a buffer on the GPU."""
         x, y, *weights = (array[:count] for array in self._there[place])
         return GatheredBatch(x, y, weights[0] if weights else None, np.zeros(count, np.int64))
 
     def used(self, place: int) -> None:
-        """All that reads them has been asked for."""
+        """Note that all work that reads the buffer has been launched."""
         self._read[place].record(self._device.xp.cuda.get_current_stream())

@@ -1,4 +1,4 @@
-"""What the communicators of ranks on GPUs have in common: all but their arrays goes to the one that they wrap."""
+"""The base class of the communicators of ranks on GPUs: they wrap another communicator, and send arrays themselves."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from distsgd.parallel.communicator import Communicator
 T = TypeVar("T")
 
 
-class PassingCommunicator(Communicator):
-    """Passes all on to `inside`, but for what a kind says of arrays on its device.
+class DeviceCommunicator(Communicator):
+    """Delegates to `inside` everything except arrays on a device.
 
-    A kind defines broadcast, alltoall and allgather_slices, each for arrays of the host, too.
+    A subclass defines broadcast, alltoall and allgather_slices, each for arrays in host memory, too.
     """
 
-    def __init__(self, inside: Communicator, device: Device, way: str) -> None:
-        self.inside, self.device, self.way = inside, device, way
+    def __init__(self, inside: Communicator, device: Device, transport: str) -> None:
+        self.inside, self.device, self.transport = inside, device, transport
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
         self.enter, self.exit = inside.enter, inside.exit  # type: ignore[method-assign]
         self.set_phase, self.progressed = inside.set_phase, inside.progressed  # type: ignore[method-assign]
@@ -32,8 +32,8 @@ class PassingCommunicator(Communicator):
     def gather_object(self, value: T) -> list[T] | None:
         return self.inside.gather_object(value)
 
-    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
-        self.inside.gather_slices(to_host(part), counts, whole)
+    def gather_slices(self, own: Array, counts: Sequence[int], whole: Array | None) -> None:
+        self.inside.gather_slices(to_host(own), counts, whole)
 
     def barrier(self) -> None:
         self.inside.barrier()

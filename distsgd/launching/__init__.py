@@ -1,1 +1,1 @@
-"""What distsgd.launch is made of: mpirun's command line and its words, one watched start, and the cleaning."""
+"""Starts runs as processes: mpirun's command line and output, one supervised start, cleanup, and the doctor."""

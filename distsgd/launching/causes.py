@@ -1,4 +1,4 @@
-"""Why a start failed, in one sentence that names rank and host, from all who say something about it."""
+"""Why a start failed, in one sentence that names rank and host, from all sources that report on it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from distsgd.launching.start import Ending
 from distsgd.launching.words import Death
 from distsgd.parallel.status_table import where
 
-_SHOWN_NOISE = 20  # lines
+_SHOWN_OUTPUT = 20  # lines
 FINAL_ERRORS = ("NonFiniteError", "ReplicaError", "CheckpointError", "OutputError")
-"""The first would come again, for the bits are the same; after the second, somebody has to leave a faulty host out.
-The others mean that no checkpoint is whole, or that what was trained can't be written in the end: training it once
-more doesn't help."""
+"""Errors that another attempt doesn't help. The first would come again, because the bits are the same; after the
+second, the user has to exclude a faulty host. The others mean that no checkpoint is whole, or that the result can't be
+written."""
 
 
 @dataclass(frozen=True)
 class Cause:
-    """`sentence` is the message, `details` what stands above it, such as a traceback.
+    """`sentence` is the message, `details` the text above it, such as a traceback.
 
-    `status` is the exit status where the ranks themselves have given one, `final` whether trying again is no use.
+    `status` is the exit status where the ranks have reported one, `final` whether another attempt is of no use.
     """
 
     sentence: str
@@ -33,7 +33,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Member:
-    """A rank as the ranks' rank_table says: mpirun's number for it, host and process."""
+    """A rank in the rank table: mpirun's number for it, its host and its process."""
 
     number: int
     host: str
@@ -41,13 +41,13 @@ class Member:
 
 
 def rank_table(ending: Ending) -> list[Member]:
-    """The ranks in order, as far as they have met."""
-    parts = sorted(ending.words.of("rank_table"), key=lambda message: message["first"])
-    return [Member(*rank) for message in parts for rank in message["ranks"]]
+    """The ranks in order, as far as they have reported."""
+    messages = sorted(ending.words.of("rank_table"), key=lambda message: message["first"])
+    return [Member(*rank) for message in messages for rank in message["ranks"]]
 
 
 def cause_of(ending: Ending, out_of_memory: bool) -> Cause:
-    """What ended this start. `out_of_memory`: the kernel has killed something here for lack of memory meanwhile."""
+    """What ended this start. `out_of_memory`: the kernel has killed a process here for lack of memory meanwhile."""
     words = ending.words
     if words.of("error"):
         error = words.of("error")[0]
@@ -67,7 +67,7 @@ def cause_of(ending: Ending, out_of_memory: bool) -> Cause:
         return Cause(words.of("stalled")[0]["text"])
     if ending.forced is not None:
         return Cause(ending.forced)
-    shown = "\n".join(words.noise[-_SHOWN_NOISE:])
+    shown = "\n".join(words.launcher_output[-_SHOWN_OUTPUT:])
     return Cause(f"mpirun left with status {ending.status} and the run isn't done", shown)
 
 
@@ -102,7 +102,7 @@ def _signal_name(number: int) -> str:
 
 
 def kernel_kills() -> int:
-    """How many processes the kernel has killed on this host for lack of memory; 0 where it doesn't say."""
+    """How many processes the kernel has killed on this host for lack of memory; 0 where it isn't known."""
     try:
         lines: Sequence[str] = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
     except OSError:

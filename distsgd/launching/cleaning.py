@@ -1,8 +1,8 @@
-"""Leaves nothing behind: ends every process of a start and removes its files, also when the launcher itself is killed.
+"""Ends every process of a start and removes its files, also when the launcher itself is killed.
 
-Processes are known by a variable in their environment, which everything inherits that a start has started on this
-host. A cleanup process, a process forked before all else, does the cleaning where the launcher no longer can: it hears
-of each start's folder before that is made.
+Processes are identified by a variable in their environment, which every process of a start on this host inherits. A
+cleanup process, forked first of all, cleans up where the launcher no longer can: the launcher sends it the path of each
+start's folder before it makes that folder.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from distsgd.parallel.processes import descendants, mapped_files, open_files, st
 
 _END_SECONDS = 5.0
 _DONE = b"done"
-_CLOCK_SLACK = 0.1  # seconds by which a file's time may be behind
+_CLOCK_SLACK = 0.1  # seconds by which a file's time may lag
 _SHARED_MEMORY = Path("/dev/shm")
-# What MPI libraries leave there when a rank is killed.
+# Files that MPI libraries leave there when a rank is killed.
 _MPI_MEMORY = ("mpich_shm_*", "sm_segment.*", "vader_segment.*", "ucx_shm_posix_*", "Intel_MPI_*")
-_HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # whatever TMPDIR says; open while a job runs
+_HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # regardless of TMPDIR; open while a job runs
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Leftovers:
     began: float = field(default_factory=time.time)
 
     def end_processes(self, keep: Iterable[int] = (), seconds: float = _END_SECONDS) -> bool:
-        """Kills whatever still runs; whether it is all gone. Processes below this one, but for `keep`, are its, too."""
+        """Kill the processes that still run, and all descendants but `keep`; return whether none is left."""
         kept = {os.getpid(), *keep}
         until = time.monotonic() + seconds
         while True:
@@ -55,13 +55,13 @@ class Leftovers:
             time.sleep(0.01)
 
     def remove_files(self) -> None:
-        """Removes what MPI has left."""
+        """Remove the files that MPI has left."""
         for path in self.mpi_files():
             with suppress(OSError):
                 path.unlink()
 
     def mpi_files(self) -> list[Path]:
-        """What MPI has left since the start, in shared memory and in /tmp: files of this user that nobody uses."""
+        """Files of this user that MPI has left since the start in shared memory and /tmp, and that no process uses."""
         memory = [path for pattern in _MPI_MEMORY for path in self._mine(_SHARED_MEMORY, pattern)]
         used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
         hydra = self._mine(_HYDRA_FOLDER, _HYDRA_FILES)
@@ -69,7 +69,7 @@ class Leftovers:
         return [path for path in memory + hydra if str(path) not in used]
 
     def _mine(self, folder: Path, pattern: str) -> list[Path]:
-        """Files of this user that are as young as the start."""
+        """Files of this user that are not older than the start."""
         found = []
         for path in folder.glob(pattern):
             with suppress(OSError):
@@ -80,14 +80,14 @@ class Leftovers:
 
 
 def _reap(kept: set[int]) -> None:
-    """Takes leave of ended children that this process adopted, so that none stays as a zombie."""
+    """Collect the exit status of adopted children that have ended, so that none stays as a zombie."""
     for child in descendants(os.getpid()) - kept:
         with suppress(ChildProcessError):
             os.waitpid(child, os.WNOHANG)
 
 
 class CleanupProcess:
-    """A process of its own that waits for this one to end, and cleans up where this one didn't say it had."""
+    """A separate process that waits for this one to end, and cleans up unless this one reports that it has."""
 
     def __init__(self, leftovers: Leftovers) -> None:
         self.leftovers = leftovers
@@ -95,11 +95,11 @@ class CleanupProcess:
         self._folder: PrivateFolder | None = None
         if not hasattr(os, "fork"):
             return
-        waits, self._tells = os.pipe()
+        waits, self._pipe = os.pipe()
         self.process = os.fork()
         if self.process == 0:
             try:
-                os.close(self._tells)
+                os.close(self._pipe)
                 _wait_and_clean(waits, leftovers)
             finally:
                 os._exit(0)
@@ -111,26 +111,26 @@ class CleanupProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Cleans up here, and lets the cleanup process go."""
+        """Clean up here, and end the cleanup process."""
         if self.process:
             self.clean_up()
             with suppress(BrokenPipeError):
-                os.write(self._tells, _DONE)
-            os.close(self._tells)
+                os.write(self._pipe, _DONE)
+            os.close(self._pipe)
             os.waitpid(self.process, 0)
 
     def new_folder(self) -> Path:
-        """The temporary folder of a start, made for it. Raises LauncherError where there is no safe place for one."""
+        """Make the temporary folder of a start. Raises LauncherError where there is no safe place for it."""
         self._folder = PrivateFolder.make(self._announce)
         return self._folder.path
 
     def _announce(self, path: Path) -> None:
         if self.process:
             with suppress(BrokenPipeError):
-                os.write(self._tells, os.fsencode(path) + b"\0")
+                os.write(self._pipe, os.fsencode(path) + b"\0")
 
     def clean_up(self) -> None:
-        """Ends what still runs of a start, and removes its files."""
+        """End the processes of a start, and remove its files."""
         self.leftovers.end_processes(keep=(self.process,))
         self.leftovers.remove_files()
         if self._folder is not None:
@@ -139,17 +139,17 @@ class CleanupProcess:
 
 
 def _wait_and_clean(waits: int, leftovers: Leftovers) -> None:
-    """The cleanup process's whole life: the pipe ends with the launcher, however that ends."""
-    os.setsid()  # what is sent to the launcher's group isn't meant for the cleanup process
+    """The cleanup process's program: the pipe closes when the launcher ends, whatever ends it."""
+    os.setsid()  # signals to the launcher's group must not reach the cleanup process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(nowhere, descriptor)
-    heard = b""
+        os.dup2(null, descriptor)
+    received = b""
     while data := os.read(waits, 1 << 16):
-        heard += data
-    *folders, last = heard.split(b"\0")
+        received += data
+    *folders, last = received.split(b"\0")
     if last == _DONE:
         return
     leftovers.end_processes()

@@ -1,4 +1,4 @@
-"""What a run's folder says of it from outside: whether it is done, how far it has come, and whether that is new."""
+"""The state of a run, read from its folder: whether it is done, its newest step, and whether that is new."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Signature = tuple[int, int, int]
 
 
 def signature(path: Path) -> Signature | None:
-    """Differs where a file has been written anew; None where there is none. No clock is asked."""
+    """Changes when a file is written again; None where there is none. Uses no clock."""
     try:
-        with open_regular(path) as file:  # opening makes network file systems look again
+        with open_regular(path) as file:  # opening makes network file systems refresh what they know
             about = os.fstat(file.fileno())
     except OSError:
         return None
@@ -25,14 +25,14 @@ def signature(path: Path) -> Signature | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What summary.json says, where it was written since the folder was last looked at."""
+    """The status and error of summary.json, where it was written since the last `look`."""
 
     status: str | None = None
     error: str | None = None
 
 
 class WatchedFolder:
-    """A run folder, and what of it was there before."""
+    """A run folder, and the signatures of its files at the beginning."""
 
     def __init__(self, path: Path) -> None:
         self.follow(path)
@@ -41,21 +41,21 @@ class WatchedFolder:
         self._before = signature(self._summary)
 
     def follow(self, path: Path) -> None:
-        """The run has told that its folder is there now."""
+        """Watch another path: the run has reported that its folder is there now."""
         self.path, self.moved = path, True
         self._summary, self._config = path / "summary.json", path / "config.toml"
 
     def look(self) -> None:
-        """A start is about to begin: what is there now is old."""
+        """Note the present summary as an older one, before a start begins."""
         self._before = signature(self._summary)
 
     @property
     def begun(self) -> bool:
-        """Whether the run of this launch has taken the folder over; before, it may hold another one."""
+        """Whether the run of this launch has written its configuration; before, the folder may hold another run."""
         return signature(self._config) != self._first_config
 
     def outcome(self) -> Outcome:
-        """What the start that has just ended says of itself; nothing, where it wrote no summary."""
+        """The outcome that the last start wrote; an empty one where it wrote no summary."""
         now = signature(self._summary)
         if now is None or now == self._before:
             return Outcome()
@@ -71,7 +71,7 @@ class WatchedFolder:
         return summary if isinstance(summary, dict) else {}
 
     def step(self) -> int | None:
-        """The step of the newest checkpoint, None without any. Names alone: the run itself looks inside."""
+        """The step of the newest checkpoint by its file name, None without any; the run checks the contents."""
         steps = [
             int(number)
             for path in (self.path / "checkpoints").glob("step-*.safetensors")

@@ -1,4 +1,4 @@
-"""The mpirun of this environment or cluster: which MPI it belongs to, and the command that starts ranks with it."""
+"""The mpirun of this environment or cluster: its MPI implementation, and the command that starts ranks with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOCAL = {"localhost", "127.0.0.1"}
 
 @dataclass(frozen=True)
 class Mpirun:
-    """A launcher. `kind` is mpich (and what else is built on Hydra), openmpi, or other."""
+    """A launcher. `kind` is mpich (and other launchers built on Hydra), openmpi, or other."""
 
     path: str
     kind: str
@@ -29,21 +29,21 @@ class Mpirun:
 
     @property
     def major(self) -> int:
-        """The first number of the version, 0 where it isn't known."""
+        """The major version, 0 where it isn't known."""
         found = re.match(r"\d+", self.version)
         return int(found[0]) if found else 0
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host and how many ranks it takes, None for its share."""
+    """A host and how many ranks it takes; None for an equal share."""
 
     name: str
     slots: int | None = None
 
 
 def find_mpirun(chosen: str | None = None) -> Mpirun:
-    """The mpirun asked for, or that beside this interpreter, or that on PATH, in this order. Raises LauncherError."""
+    """The chosen mpirun, or the one beside this interpreter, or the one on PATH. Raises LauncherError."""
     path = _path_of(chosen)
     try:
         done = subprocess.run(
@@ -74,15 +74,15 @@ def _path_of(chosen: str | None) -> str:
     )
 
 
-def recognize(path: str, told: str) -> Mpirun:
+def recognize(path: str, version_text: str) -> Mpirun:
     """The launcher at `path` by what its --version prints."""
-    found = re.search(r"\(?Open ?(?:MPI|RTE)\)? +v?(\d[\w.]*)", told)
+    found = re.search(r"\(?Open ?(?:MPI|RTE)\)? +v?(\d[\w.]*)", version_text)
     if found:
         return Mpirun(path, "openmpi", found[1])
-    found = re.search(r"HYDRA build details:\s+Version: +(\S+)", told)
+    found = re.search(r"HYDRA build details:\s+Version: +(\S+)", version_text)
     if found:
         return Mpirun(path, "mpich", found[1])
-    found = re.search(r"Intel\(R\) MPI Library.* Version +(\S+)", told)
+    found = re.search(r"Intel\(R\) MPI Library.* Version +(\S+)", version_text)
     if found:
         return Mpirun(path, "mpich", found[1])
     return Mpirun(path, "other")
@@ -103,7 +103,7 @@ def parse_hosts(texts: Sequence[str]) -> tuple[Host, ...]:
 
 
 def with_shares(hosts: Sequence[Host], ranks: int | None) -> tuple[Host, ...]:
-    """The hosts with as many slots as ranks need; a host without a number of its own takes an equal share."""
+    """The hosts with enough slots for all ranks; a host without a number takes an equal share."""
     open_hosts = [host for host in hosts if host.slots is None]
     left = max((ranks or len(hosts)) - sum(host.slots or 0 for host in hosts), len(open_hosts))
     share = -(-left // len(open_hosts)) if open_hosts else 0
@@ -113,11 +113,11 @@ def with_shares(hosts: Sequence[Host], ranks: int | None) -> tuple[Host, ...]:
 def command(
     mpirun: Mpirun, ranks: int, hosts: Sequence[Host], program: Sequence[str], passed: Sequence[str]
 ) -> list[str]:
-    """The command that runs `program` on so many ranks; `passed` names environment variables for other hosts."""
+    """The command that runs `program` on `ranks` ranks; `passed` names environment variables for other hosts."""
     line = [mpirun.path, "-n", str(ranks)]
     named = ",".join(host.name if host.slots is None else f"{host.name}:{host.slots}" for host in hosts)
     if mpirun.kind == "openmpi":
-        # As root; more ranks than cores; and no rank bound to one core, which its threads would have to share.
+        # Allow root, and more ranks than cores; bind no rank to one core, which its threads would have to share.
         line += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
         line += [part for name in passed for part in ("-x", name)]
         line += ["--host", named] if hosts else []
@@ -133,7 +133,7 @@ def environment(mpirun: Mpirun, one_host: bool, base: Mapping[str, str]) -> dict
         settings |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         chosen = any(name.startswith(("OMPI_MCA_pml", "OMPI_MCA_btl")) for name in base)
         if one_host and mpirun.major >= 5 and not chosen:
-            # Without them it looks for fast networks for a second, to use none of them on one host.
+            # Without them it searches for fast networks for a second, and uses none of them on one host.
             settings |= {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
     return settings
 
@@ -147,13 +147,13 @@ def this_host(name: str) -> bool:
 
 
 def still_there(mpirun: Mpirun, hosts: Sequence[Host], settings: Mapping[str, str], seconds: float) -> list[Host]:
-    """Those of the hosts on which mpirun can still start something, asked all at once."""
+    """The hosts on which mpirun can still start a process, all tried at the same time."""
 
     def answers(host: Host) -> bool:
         if this_host(host.name):
             return True
         line = command(mpirun, 1, [Host(host.name, 1)], ["true"], ())
-        # A process group of its own, for what hangs has started ssh.
+        # A process group of its own: a start that hangs has started ssh.
         process = subprocess.Popen(
             line,
             env=dict(settings),
@@ -174,7 +174,7 @@ def still_there(mpirun: Mpirun, hosts: Sequence[Host], settings: Mapping[str, st
 
 
 def allocated_hosts(settings: Mapping[str, str]) -> tuple[Host, ...]:
-    """The hosts that the batch system gave this job, empty where it doesn't say: for when one of them is gone."""
+    """The hosts that the batch system gave this job; empty where it isn't known."""
     names: list[str] = []
     if settings.get("SLURM_JOB_NODELIST"):
         try:

@@ -1,7 +1,7 @@
-"""A start's temporary folder: nobody else can look into it, or put something in its place.
+"""A start's temporary folder, which no other user can read or replace.
 
-The folder is known by its descriptor from the moment it is made, and the folders above it are such that only this user
-and root can rename it: others' processes on the host see its name, and can do nothing with it.
+The folder is used through its descriptor from the moment it is made, and the folders above it allow only this user and
+root to rename it: other users' processes on the host see its name, and can't use it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _ADVICE = "name a folder of your own, or one with the sticky bit, such as TMPDIR
 
 
 class PrivateFolder:
-    """A folder of this user's alone, and the descriptors by which it and the folder around it are known."""
+    """A folder that only this user can access, with the descriptors of it and of its parent."""
 
     def __init__(self, path: Path, around: int, descriptor: int) -> None:
         self.path, self._around, self._descriptor = path, around, descriptor
 
     @classmethod
     def make(cls, announce: Callable[[Path], None]) -> PrivateFolder:
-        """A new one, below TMPDIR; `announce` hears of its path before it is there.
+        """Make a new one below TMPDIR; `announce` receives its path before it exists.
 
-        Raises LauncherError where others could put something in its place.
+        Raises LauncherError where other users could replace it.
         """
         try:
             around = Path(os.path.realpath(tempfile.gettempdir()))
@@ -41,7 +41,7 @@ class PrivateFolder:
             ) from None
         danger = why_unsafe(around)
         if danger is not None:
-            raise LauncherError(f"TMPDIR: expected a folder where nobody else can rename a file, {danger}; {_ADVICE}")
+            raise LauncherError(f"TMPDIR: expected a folder where no other user can rename a file, {danger}; {_ADVICE}")
         path = around / f"{_PREFIX}{os.urandom(8).hex()}"
         announce(path)
         try:
@@ -55,7 +55,7 @@ class PrivateFolder:
 
     @classmethod
     def find(cls, path: Path) -> PrivateFolder | None:
-        """That which another process of this user has made; None where there is none, or it is somebody else's."""
+        """The folder that another process of this user has made; None where there is none, or another user's."""
         try:
             return cls._open(path)
         except OSError:
@@ -63,7 +63,7 @@ class PrivateFolder:
 
     @classmethod
     def _open(cls, path: Path) -> PrivateFolder | None:
-        """None where it is not this user's alone."""
+        """The folder at this path; None where other users can access it."""
         around = os.open(path.parent, _FOLDER)
         try:
             descriptor = os.open(path.name, _FOLDER, dir_fd=around)
@@ -77,7 +77,7 @@ class PrivateFolder:
         return None
 
     def remove(self) -> None:
-        """Removes what is in it, whatever its path leads to by now, and then the folder, if it is still there."""
+        """Remove its contents, wherever its path leads now, and then the folder, where it still exists."""
         with suppress(OSError):
             with os.scandir(self._descriptor) as entries:
                 inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
@@ -92,16 +92,16 @@ class PrivateFolder:
         self.close()
 
     def close(self) -> None:
-        """Lets the descriptors go."""
+        """Close the descriptors."""
         os.close(self._descriptor)
         os.close(self._around)
 
 
 def why_unsafe(folder: Path) -> str | None:
-    """What would allow others to rename what is in this folder, or on the way to it; None where nothing does.
+    """Why other users could rename entries of this folder or of one above it; None where they can't.
 
-    `folder` is a path without links. Who can change a folder is its owner, and whoever may write it, but for names of
-    others in one with the sticky bit.
+    `folder` is a path without links. A folder's entries can be renamed by its owner and by users with write access;
+    with the sticky bit, by the owners of the entries only.
     """
     for place in (*reversed(folder.parents), folder):
         try:
@@ -118,7 +118,7 @@ def why_unsafe(folder: Path) -> str | None:
 
 
 def _unknown_owner() -> int:
-    """Whom files belong to in a container that has numbers for some users only: root of the host, as a rule."""
+    """The owner of files of unmapped users in a container: as a rule, the host's root."""
     try:
         everybody = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2] == str(2**32 - 1)
         return 0 if everybody else int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
@@ -127,7 +127,7 @@ def _unknown_owner() -> int:
 
 
 def is_own_group(number: int) -> bool:
-    """Whether this is the group that many systems give each user, with nobody else in it."""
+    """Whether this is the group that many systems give each user, with no other member."""
     import grp
     import pwd
 

@@ -1,4 +1,4 @@
-"""One start of mpirun, watched from its beginning to its end, which it always reaches."""
+"""One start of mpirun, supervised from its beginning to its end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from distsgd.parallel.status_table import Field, StatusTable
 
 _TICK = 0.25  # seconds
 _SHOWN_SOON = 0.05
-_LEFT_SECONDS = 2.0  # mpirun may take so long to end a job when one rank has failed, or all have left,
-_EXPLAINED_SECONDS = 5.0  # so long where all ranks leave together, after they have said why,
-_ENDED_SECONDS = 30.0  # and so long where all is done
+_LEFT_SECONDS = 2.0  # for mpirun to end the job after one rank has failed, or all have exited
+_EXPLAINED_SECONDS = 5.0  # for mpirun to end the job after all ranks have reported the same error
+_ENDED_SECONDS = 30.0  # for mpirun to end the job after the run is done
 _PAUSE = 2.0
 _STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds until all ranks have met, and that ranks may be without a sign of life, 0 for ever."""
+    """Seconds until all ranks have connected, and without a heartbeat of any rank; 0 for no limit."""
 
     start: float
     silence: float
@@ -37,7 +37,7 @@ class Limits:
 
 @dataclass
 class Ending:
-    """How a start ended. `forced` says why it had to be ended from here, `places` is each rank's PLACE on this host."""
+    """How a start ended. `forced` is why the launcher ended it, `places` each rank's PLACE on this host."""
 
     status: int = 0
     words: Words = field(default_factory=Words)
@@ -46,12 +46,12 @@ class Ending:
 
     @property
     def rank_statuses(self) -> list[int]:
-        """The exit statuses that the ranks' shells have told."""
+        """The exit statuses that the ranks' shells have reported."""
         return [int(message["status"]) for message in self.words.of("exit")]
 
 
 class Stops:
-    """Signals to the launcher: one asks for a checkpoint and an orderly end, two for an end at once."""
+    """Signals to the launcher: the first requests a checkpoint and an orderly end, the second an immediate end."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -68,19 +68,19 @@ class Stops:
         self.asked.append(number)
 
     def close(self) -> None:
-        """Listens no more; the handlers stay."""
+        """Close the pipe; the signal handlers stay."""
         signal.set_wakeup_fd(-1)
         os.close(self.wakes)
         os.close(self._wake)
 
     def drain(self) -> None:
-        """Empties the pipe that wakes a waiting launcher."""
+        """Empty the pipe that wakes a waiting launcher."""
         with suppress(BlockingIOError):
             os.read(self.wakes, 4096)
 
 
 class Start:
-    """Runs a command of mpirun; `run` returns when nothing of it is left to wait for."""
+    """Runs an mpirun command; `run` returns when all of its processes have ended."""
 
     def __init__(
         self, line: Sequence[str], settings: Mapping[str, str], ranks: int, stops: Stops, limits: Limits
@@ -89,11 +89,11 @@ class Start:
         self._ending = Ending()
         launch = settings.get(LAUNCH_VARIABLE, "")
         self._table, descriptor = _make_status_table(ranks, secret(launch))
-        told = {} if self._table is None else {STATUS_TABLE_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
+        variables = {} if self._table is None else {STATUS_TABLE_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
         try:
             self._process = subprocess.Popen(
                 line,
-                env={**settings, **told},
+                env={**settings, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -114,7 +114,7 @@ class Start:
         self._passed_on = False
 
     def run(self) -> Ending:
-        """Waits for the end, passes on what ranks print, and steps in where there would be none."""
+        """Wait for the end, pass on what ranks print, and end the job where it would never end."""
         gone: float | None = None
         with selectors.DefaultSelector() as selector:
             selector.register(self._stops.wakes, selectors.EVENT_READ)
@@ -134,11 +134,11 @@ class Start:
                 if self._process.poll() is not None:
                     gone = gone or time.monotonic()
                     if time.monotonic() - gone > 2 * _TICK:
-                        break  # somebody who has lost mpirun holds its pipes
+                        break  # a process that has outlived mpirun holds its pipes
         return self._finish()
 
     def _listen(self, pipe: int, ready: bool) -> bool:
-        """Passes on what there is; whether there can be more."""
+        """Pass on the available output; return whether there can be more."""
         stream, target = self._streams[pipe], self._targets[pipe]
         if not ready:
             _pass_on(target, stream.flush())
@@ -148,12 +148,12 @@ class Start:
         return bool(data)
 
     def _act(self, now: float) -> None:
-        """What can't wait: signals, and whatever would take for ever."""
+        """Handle signals, and end the job where a limit has passed."""
         if now - self._last > _PAUSE:
-            self._awake = now  # this process was stopped itself, and can't judge what others did meanwhile
+            self._awake = now  # this process was stopped, and can't judge what others did meanwhile
         self._last = now
         if len(self._stops.asked) > 1:
-            self._kill("was told twice to stop")
+            self._kill("received two requests to stop")
         elif self._stops.asked and not self._passed_on and self._all_there():
             self._passed_on = True
             self._ask_ranks()
@@ -169,7 +169,7 @@ class Start:
             self._kill(f"no rank on this host has shown a sign of life for {silent:.0f} s")
 
     def _seconds_left(self) -> float | None:
-        """How long mpirun may take to end after what the ranks have told so far; None where it may go on."""
+        """How long mpirun may take to end after the messages so far; None where it may continue."""
         words = self._ending.words
         if len(words.of("exit")) >= self._ranks:
             return _LEFT_SECONDS
@@ -183,7 +183,7 @@ class Start:
         return sum(len(message["ranks"]) for message in self._ending.words.of("rank_table")) >= self._ranks
 
     def _ask_ranks(self) -> None:
-        """Passes a stop on as SIGUSR1, which every mpirun forwards; to a rank of this host where there is one."""
+        """Forward a stop as SIGUSR1, which every mpirun forwards; to a rank on this host where there is one."""
         for rank in range(self._ranks if self._table is not None else 0):
             line = self._table.line(rank)  # type: ignore[union-attr]
             if line[Field.PROCESS] and alive(line[Field.PROCESS], line[Field.STARTED]):
@@ -192,7 +192,7 @@ class Start:
         self._process.send_signal(signal.SIGUSR1)
 
     def _silence(self, now: float) -> float:
-        """Seconds since any rank of this host last showed a sign of life; 0 where none has begun."""
+        """Seconds since the last heartbeat of a rank on this host; 0 where none has started."""
         if self._table is None or not self._all_there():
             return 0.0
         beats = [beat / 1e9 for rank in range(self._ranks) if (beat := self._table.line(rank)[Field.BEAT])]
@@ -233,6 +233,6 @@ def _make_status_table(ranks: int, key: int) -> tuple[StatusTable | None, int]:
 
 
 def _pass_on(target: int, data: bytes) -> None:
-    with suppress(OSError):  # nobody reads any more
+    with suppress(OSError):  # the reader is gone
         while data:
             data = data[os.write(target, data) :]

@@ -1,6 +1,6 @@
-"""What comes out of mpirun: the ranks' own words, what they tell distsgd.launch, and mpirun's noise.
+"""The output of mpirun: what the ranks print, their messages to distsgd.launch, and the launcher's own lines.
 
-The ranks' words are passed on as they come. What a rank's shell and mpirun say of its end is kept back and understood.
+What the ranks print is passed on unchanged. What a rank's shell and mpirun report of its end is kept and parsed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from distsgd.core.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIABLE
 
-_KEPT_NOISE = 200  # lines
+_KEPT_LINES = 200
 
 # Lines that Hydra and its proxies, MPICH and Open MPI print when a job ends badly; none is a rank's own.
-_NOISE = re.compile(
+_LAUNCHERS_LINE = re.compile(
     rb"""={20,}$
     | =\ \ \ (BAD\ TERM|PID\ \d+\ RUNNING|RANK\ \d+\ PID|EXIT\ CODE|KILLED\ BY\ SIGNAL|CLEANING\ UP|YOU\ CAN\ IGN)
     | YOUR\ APPLICATION\ TERMINATED\ WITH | This\ typically\ refers\ to\ a | Please\ see\ the\ FAQ\ page
@@ -31,9 +31,9 @@ _LONGEST_BLOCK = 60  # lines
 
 RANK_SCRIPT = rf"""
 rank= ready= early=
-tell() {{ if [ "$rank" ] && [ "$ready" ]; then kill -$1 $rank; else early="$early $1"; fi; }}
-for name in TERM HUP USR1 USR2; do trap "tell $name" $name; done
-trap 'tell TERM' INT
+forward() {{ if [ "$rank" ] && [ "$ready" ]; then kill -$1 $rank; else early="$early $1"; fi; }}
+for name in TERM HUP USR1 USR2; do trap "forward $name" $name; done
+trap 'forward TERM' INT
 trap 'ready=yes' ALRM
 exec 3>&2 2>/dev/null
 [ -z "${PROGRAM_VARIABLE}" ] || eval "set -- ${PROGRAM_VARIABLE}"
@@ -50,18 +50,18 @@ printf '\036distsgd %s {{"kind": "exit", "process": %d, "status": %d, "host": "%
     "${LAUNCH_VARIABLE}" $rank $status "$(uname -n)" >&3
 exit $status
 """
-"""What a shell runs around each rank: nobody but a process's parent learns how it ended, and not every mpirun says.
+"""The shell script around each rank: only a process's parent learns how it ended, and not every mpirun reports it.
 
-It passes signals on: one that comes early when the rank's process has said, with SIGALRM, that it no longer takes them
-for the shell's (a second at most), and SIGINT as SIGTERM, which means the same to training and isn't ignored in a
-shell's background. It names itself to the rank, as the proof that distsgd.launch has started it. On one host the rank's
-command comes in a variable, so that of all command lines the ranks' alone name the training.
+It forwards signals to the rank. It holds early ones, for a second at most, until the rank's process has reset its
+handlers and reports that with SIGALRM. It forwards SIGINT as SIGTERM, which means the same to training and isn't
+ignored in a shell's background. It passes its own process number to the rank, as the proof that distsgd.launch has
+started it. On one host the rank's command comes in a variable, so that only the ranks' command lines name the training.
 """
 
 
 @dataclass(frozen=True)
 class Death:
-    """How a rank ended; what isn't known is None. `rank` is mpirun's number for it."""
+    """How a rank ended; an unknown field is None. `rank` is mpirun's number for it."""
 
     rank: int | None = None
     process: int | None = None
@@ -72,33 +72,33 @@ class Death:
 
 @dataclass
 class Words:
-    """What has been heard: `told` are the ranks' messages, `noise` mpirun's last lines."""
+    """What a start has printed: `messages` of the ranks, and the last lines of `launcher_output`."""
 
-    told: list[dict[str, Any]] = field(default_factory=list)
-    noise: list[str] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    launcher_output: list[str] = field(default_factory=list)
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The messages of one kind, in the order they came."""
-        return [message for message in self.told if message.get("kind") == kind]
+        return [message for message in self.messages if message.get("kind") == kind]
 
     def understand(self, message: bytes) -> None:
-        """Takes a rank's message; what isn't one is left aside."""
+        """Parse a rank's message; ignore text that isn't one."""
         try:
-            told = json.loads(message)
+            parsed = json.loads(message)
         except ValueError:
             return
-        if isinstance(told, dict):
-            self.told.append(told)
+        if isinstance(parsed, dict):
+            self.messages.append(parsed)
 
     def keep(self, line: bytes) -> None:
-        """Takes a line of mpirun's own."""
-        self.noise = [*self.noise[1 - _KEPT_NOISE :], line.decode(errors="replace")]
+        """Keep a line of the launcher."""
+        self.launcher_output = [*self.launcher_output[1 - _KEPT_LINES :], line.decode(errors="replace")]
 
     def death(self) -> Death | None:
-        """The first rank's end: as its own shell tells it, else as mpirun does; None where both are silent."""
+        """How the first rank ended, as its shell reports it, else as mpirun does; None where neither does."""
         if self.of("exit"):
-            return self._told_by_shell(self.of("exit")[0])
-        text = " ".join(" ".join(self.noise).split())
+            return self._reported_by_shell(self.of("exit")[0])
+        text = " ".join(" ".join(self.launcher_output).split())
         for pattern, make in _DEATHS:
             found = re.search(pattern, text)
             if found:
@@ -106,7 +106,7 @@ class Words:
         return None
 
     @staticmethod
-    def _told_by_shell(message: dict[str, Any]) -> Death:
+    def _reported_by_shell(message: dict[str, Any]) -> Death:
         status = int(message["status"])
         ended = {"signal": status - 128} if status > 128 else {"status": status}
         return Death(process=message["process"], host=message["host"], **ended)
@@ -114,30 +114,30 @@ class Words:
 
 @dataclass
 class Stream:
-    """One stream of mpirun's, standard output or standard error, taken in pieces."""
+    """Standard output or standard error of mpirun, read in chunks."""
 
     words: Words
     mark: bytes
-    """What a rank's message begins with."""
-    _part: bytes = b""
+    """The beginning of a rank's message."""
+    _unfinished: bytes = b""
     _block: list[bytes] | None = None
     _blank: bytes = b""
 
     def feed(self, data: bytes) -> bytes:
-        """What of it is to be passed on; an unfinished line is kept."""
-        *lines, self._part = (self._part + data).split(b"\n")
+        """Return the lines to pass on; keep an unfinished line."""
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         return b"".join(self._line(line) for line in lines)
 
     @property
     def pending(self) -> bool:
         """Whether there is an unfinished line."""
-        return bool(self._part or self._blank)
+        return bool(self._unfinished or self._blank)
 
     def flush(self, at_end: bool = False) -> bytes:
-        """The unfinished line, such as a progress bar's, when nothing has followed for a while."""
-        if self._part.startswith(self.mark[:1]) and not at_end:
+        """Return the unfinished line, such as a progress bar's, when nothing has followed for a while."""
+        if self._unfinished.startswith(self.mark[:1]) and not at_end:
             return b""
-        out, self._part = self._blank + self._part, b""
+        out, self._unfinished = self._blank + self._unfinished, b""
         self._blank = b""
         if at_end and self._block is not None:
             out += self._end_block()
@@ -154,7 +154,7 @@ class Stream:
         if _RULE.match(line):
             self._block = [line]
             return b""
-        if _NOISE.match(line):
+        if _LAUNCHERS_LINE.match(line):
             self._blank = b""
             self.words.keep(line)
             return b""
@@ -165,7 +165,7 @@ class Stream:
         return out
 
     def _end_block(self) -> bytes:
-        """Lines between two rules of dashes: Open MPI's way of speaking, and that of many others."""
+        """Handle lines between two rules of dashes, as Open MPI and many other programs print them."""
         assert self._block is not None
         block, self._block = self._block, None
         if _LAUNCHERS_BLOCK.search(b"\n".join(block).decode(errors="replace")):
@@ -175,7 +175,7 @@ class Stream:
         return b"".join(line + b"\n" for line in block)
 
 
-# Hydra names a rank that it has ended itself as often as the one that began, so it isn't asked.
+# Not Hydra's reports: they may name a rank that Hydra has ended itself.
 _DEATHS: tuple[tuple[str, Callable[[re.Match[str]], Death]], ...] = (
     (
         r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)",

@@ -1,4 +1,4 @@
-"""How ranks talk to each other, and how gradients are added in a fixed order whatever their number."""
+"""Communicators, shared memory and gradient reductions: sums in one fixed order on any number of ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["Communicator", "is_mpi4pys", "of_mpi4py", "start"]
 
 
 def start() -> Communicator:
-    """The communicator of this run: MPI where a launcher started the process, else this process alone.
+    """Return the communicator of this run: MPI where a launcher started the process, else this process alone.
 
-    MPI is not even imported without a launcher, for on a login node that may abort.
+    Without a launcher, MPI isn't imported: on a login node, importing it may abort the process.
     """
     print_stacks_when_asked()
     size = launcher_size()
@@ -32,15 +32,23 @@ def start() -> Communicator:
 
 
 def is_mpi4pys(group: Any) -> bool:
-    """Whether this is a communicator of mpi4py's. It isn't imported for that."""
+    """Whether this is an mpi4py communicator; doesn't import mpi4py."""
     mpi = sys.modules.get("mpi4py.MPI")
     return mpi is not None and isinstance(group, mpi.Comm)
 
 
 def of_mpi4py(group: Any) -> Communicator:
-    """The ranks of a communicator of mpi4py's, such as MPI.COMM_WORLD.Split(color). Collective over them.
+    """Return the communicator of an mpi4py communicator's ranks. Collective over them.
 
-    Raises ConfigurationError for MPI.COMM_NULL, and for one that joins two groups.
+    Parameters
+    ----------
+    group
+        An mpi4py intracommunicator, such as `MPI.COMM_WORLD.Split(color)`.
+
+    Raises
+    ------
+    ConfigurationError
+        For MPI.COMM_NULL, and for an intercommunicator.
     """
     from distsgd.parallel.mpi import MPICommunicator
 

@@ -1,4 +1,4 @@
-"""What ranks need from each other: a few collectives, and agreement on errors. One implementation a file."""
+"""The communicator's interface: collectives of objects and arrays, and agreement on errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Parts:
-    """Where the parts of a buffer lie, one a rank, in bytes. Kept, for making thousands of them takes time."""
+    """The slices of a buffer, one for each rank, in bytes. Made once: making thousands of slices takes time."""
 
     counts: tuple[int, ...]
     starts: tuple[int, ...]
@@ -30,59 +30,70 @@ class Parts:
 
     @property
     def end(self) -> int:
-        """Where the last one ends, of parts that lie behind each other."""
+        """The end of the last slice, where slices are consecutive."""
         return self.starts[-1] + self.counts[-1]
 
     @classmethod
     def consecutive(cls, counts: Iterable[int]) -> Parts:
-        """Parts of these lengths."""
+        """Consecutive slices of these lengths."""
         lengths = tuple(counts)
         return cls(lengths, tuple(accumulate(lengths[:-1], initial=0)))
 
     @classmethod
     def of(cls, parts: Iterable[slice]) -> Parts:
-        """Parts that lie anywhere."""
+        """Slices in any positions."""
         spans = [(part.stop - part.start, part.start) for part in parts]
         return cls(tuple(count for count, _ in spans), tuple(start for _, start in spans))
 
 
 class Watched:
-    """What the watchdog is told; where there is none, as here, nobody listens."""
+    """What a rank reports to the watchdog. Here there is no watchdog, and the methods do nothing."""
 
     def enter(self, collective: int) -> None:
-        """This rank enters a collective that isn't a method of its communicator."""
+        """Report that this rank enters a collective, also one that isn't a method of its communicator."""
 
     def exit(self) -> None:
-        """This rank has left it."""
+        """Report that this rank has left the collective."""
 
     def set_phase(self, phase: int, step: int = 0) -> None:
-        """This rank begins something else."""
+        """Report that this rank begins another phase of the run."""
 
     def progressed(self) -> None:
-        """This rank has done a piece of its work, such as a chunk of examples: the others may wait on."""
+        """Report progress within a phase, such as a chunk of examples: other ranks may keep waiting."""
 
     def watch(self, limit: float, stacks: bool = False) -> None:
-        """From now on waiting for more than `limit` seconds ends the job, 0 for never; `stacks` prints all first."""
+        """End the job when a rank waits for over `limit` seconds, 0 for never; `stacks`: print all stacks first."""
 
 
 class Communicator(Watched, ABC):
-    """A group of ranks. Collectives are called by all of them, in the same order.
+    """A group of ranks.
 
-    Names that end in `_object` pickle what they send: for small things, between processes of one run.
+    All ranks call each collective, in the same order. Methods whose names end in `_object` pickle what they send: use
+    them for small objects, between processes of one run.
+
+    Attributes
+    ----------
+    rank : int
+        The number of this process in the group, from 0 to `size - 1`.
+    size : int
+        The number of ranks.
+    hosts : tuple of str
+        The host name of each rank.
+    is_root : bool
+        Whether this is rank 0.
     """
 
     rank: int
     size: int
     hosts: tuple[str, ...]
-    """The host name of each rank."""
-    way: str = ""
-    """How arrays of GPUs travel, in words; empty where there are none."""
+    transport: str = ""
+    """How arrays travel between devices, for a message; empty where they don't."""
     in_use: threading.Lock | None = None
-    """Held by the fit that uses these ranks; None where nothing is sent, so that several may."""
+    """Held by the fit that uses these ranks; None where nothing is sent: then several fits may use them at once."""
 
     @contextmanager
     def used_by_one_fit(self) -> Iterator[None]:
-        """Inside, no other fit of this process uses these ranks. Raises ConfigurationError where one does."""
+        """Reserve these ranks for one fit of this process. Raises ConfigurationError where another fit uses them."""
         if self.in_use is None:
             yield
             return
@@ -98,63 +109,90 @@ class Communicator(Watched, ABC):
 
     @abstractmethod
     def broadcast_object(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value, on every rank.
+
+        Parameters
+        ----------
+        value
+            Any object that can be pickled; only rank 0's is sent.
+        """
 
     @abstractmethod
     def allgather_object(self, value: T) -> list[T]:
-        """Every rank's value, in rank order, on every rank."""
+        """Return every rank's value as a list in rank order, on every rank.
+
+        Parameters
+        ----------
+        value
+            Any object that can be pickled.
+        """
 
     @abstractmethod
     def gather_object(self, value: T) -> list[T] | None:
-        """Every rank's value, in rank order, on rank 0; None elsewhere."""
+        """Return every rank's value as a list in rank order on rank 0, and None on the other ranks.
+
+        Parameters
+        ----------
+        value
+            Any object that can be pickled.
+        """
 
     @abstractmethod
     def broadcast(self, array: Array) -> None:
-        """Overwrites `array` with rank 0's."""
+        """Overwrite `array` with rank 0's, which has the same shape and dtype."""
 
     @abstractmethod
     def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
-        """Sends rank r the bytes `sent[r]` of `send`, and puts what it sends here into the bytes `received[r]` of
-        `receive`. Parts may be empty, and parts that are sent may overlap."""
+        """Send different bytes to each rank.
+
+        Parameters
+        ----------
+        send, sent
+            Rank r receives the bytes `sent[r]` of `send`. These slices may be empty, and may overlap.
+        receive, received
+            What rank r sends here is written into the bytes `received[r]` of `receive`.
+        """
 
     @abstractmethod
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        """`flat` is cut in rank order into `counts` elements; fills in place what the other ranks own."""
+        """Fill in place the slices of `flat` that other ranks own; rank r owns the next `counts[r]` elements."""
 
-    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
-        """Fills rank 0's `whole` (None elsewhere) with all ranks' parts, of so many elements each, in rank order."""
-        parts = self.gather_object(part)
-        if parts is not None:
-            np.concatenate(parts, out=whole)
+    def gather_slices(self, own: Array, counts: Sequence[int], whole: Array | None) -> None:
+        """Fill rank 0's `whole` (None elsewhere) with each rank's `own` array, `counts[r]` elements, in rank order."""
+        slices = self.gather_object(own)
+        if slices is not None:
+            np.concatenate(slices, out=whole)
 
     @abstractmethod
     def barrier(self) -> None:
-        """Waits for all ranks."""
+        """Wait until all ranks have entered the barrier."""
 
     is_asynchronous: bool = False
-    """Whether arrays travel on a GPU's stream, so that the host neither waits nor has to be there."""
+    """Whether collectives of arrays return before the arrays have arrived, and run without the host."""
 
     def launched(self) -> None:
-        """Messages were launched with a graph; see `synchronize`."""
+        """Note that a recorded step has launched messages; see `synchronize`."""
 
     def synchronize(self) -> None:
-        """Waits until what was sent has arrived, where a collective returns before that; to be called with no work of
-        this rank's own behind it, so that the watchdog knows whom it waits for."""
+        """Wait until all arrays have arrived, where collectives are asynchronous.
+
+        This rank has no work of its own queued after the messages, so that the watchdog knows which ranks it waits for.
+        """
 
     def close(self) -> None:
-        """Ends what this rank holds for arrays on a GPU; none are sent any more, and all else goes on."""
+        """Release what this rank holds for arrays on its device; other collectives remain available."""
 
-    def takes_gpu_memory(self) -> bool | None:
-        """Whether arrays on a GPU can be sent as they are; None where the library doesn't say."""
+    def takes_device_memory(self) -> bool | None:
+        """Whether the MPI library accepts pointers into a device's memory; None where it doesn't say."""
         return None
 
     @abstractmethod
     def node(self) -> Communicator:
-        """The ranks on this rank's host, in rank order. Collective."""
+        """Return the communicator of the ranks on this rank's host, in rank order. Collective."""
 
     @abstractmethod
     def abort(self, status: int) -> None:
-        """Ends all ranks at once."""
+        """End all ranks at once with this exit status."""
 
     @property
     def is_root(self) -> bool:
@@ -162,9 +200,18 @@ class Communicator(Watched, ABC):
         return self.rank == 0
 
     def on_root(self, function: Callable[[], T]) -> T:
-        """function()'s result from rank 0, on every rank; what it raises is raised on every rank.
+        """Call a function on rank 0, and return its result on every rank. Collective.
 
-        A DistsgdError comes as it is, anything else as a UserCodeError with its traceback.
+        Parameters
+        ----------
+        function
+            Called without arguments, on rank 0 alone. Its result can be pickled.
+
+        Raises
+        ------
+        DistsgdError
+            What the function raises, on every rank: a DistsgdError unchanged, any other exception as a UserCodeError
+            with its traceback.
         """
         outcome: tuple[Any, DistsgdError | None] = (None, None)
         if self.is_root:
@@ -179,7 +226,13 @@ class Communicator(Watched, ABC):
         return value  # type: ignore[no-any-return]
 
     def everywhere(self, function: Callable[[], T]) -> T:
-        """function()'s result on each rank; what any rank raises is raised on all, the lowest rank's; see on_root."""
+        """Call a function on every rank, and return each rank's own result. Collective.
+
+        Raises
+        ------
+        DistsgdError
+            What the lowest rank that failed raises, on every rank; see `on_root`.
+        """
         value: Any = None
         error: DistsgdError | None = None
         try:

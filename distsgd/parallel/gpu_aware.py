@@ -1,4 +1,4 @@
-"""Whether the MPI library in this process takes pointers into a GPU's memory: what it says itself, nothing guessed."""
+"""Whether the MPI library in this process accepts pointers into a GPU's memory, as the library itself reports."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def takes_gpu_memory(
     """Whether it does; None where the library doesn't say. MPI is initialized.
 
     path         the library's file
-    kinds        the value of mpi_memory_alloc_kinds of MPI 4.1: a library may leave out what nobody asked for
-    version      what the library says of itself
+    kinds        the value of mpi_memory_alloc_kinds of MPI 4.1; a library may omit kinds that weren't requested
+    version      the library's version string
     """
     if version.startswith("MVAPICH2") and environment.get("MV2_USE_CUDA", "0") != "1":
-        return False  # built with CUDA or not, it is off unless that is set
-    told = None if path is None else _ask(path)
-    if told is None and kinds is not None and {"cuda", "cuda:device"} & {kind.strip() for kind in kinds.split(",")}:
+        return False  # off unless that is set, however the library was built
+    reported = None if path is None else _query(path)
+    if reported is None and kinds is not None and {"cuda", "cuda:device"} & {kind.strip() for kind in kinds.split(",")}:
         return True
-    return told
+    return reported
 
 
-def _ask(path: Path) -> bool | None:
-    """The library's own functions: MPICH's, which knows what is switched off, and the one that Open MPI began with."""
+def _query(path: Path) -> bool | None:
+    """Call the library's own functions: MPICH's, which considers what is switched off, then Open MPI's older one."""
     try:
         library = ctypes.CDLL(os.fspath(path))
     except OSError:

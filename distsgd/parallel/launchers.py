@@ -1,4 +1,4 @@
-"""Which MPI launcher started this process and which MPI library it has loaded, to say what to do where they differ."""
+"""Which MPI launcher started this process and which MPI library is loaded, for messages where they don't match."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-# By a variable that each sets in every process that it starts; the most particular first.
+# By a variable that each launcher sets in every process that it starts; the most specific first.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun"),
     ("MV2_COMM_WORLD_SIZE", "MVAPICH's mpirun"),
@@ -23,17 +23,17 @@ _FAMILIES = (("Open MPI", "Open MPI"), ("Open RTE", "Open MPI"), ("prte", "Open 
 
 
 def launcher_name(environment: Mapping[str, str] = os.environ) -> str | None:
-    """What started this process, None where no launcher did."""
+    """The launcher that started this process; None where no launcher did."""
     return next((name for variable, name in _LAUNCHERS if variable in environment), None)
 
 
 def family(text: str) -> str | None:
-    """Which MPI a library or an mpirun belongs to, from what it says of itself; None for another one."""
+    """The MPI implementation of a library or an mpirun, from its version text; None for any other."""
     return next((name for word, name in _FAMILIES if word.lower() in text.lower()), None)
 
 
 def short_version(text: str) -> str:
-    """The name and number in what an MPI library says of itself, which may be pages."""
+    """The name and number in an MPI library's version text, which may be pages long."""
     found = re.search(r"(?:MPICH|MVAPICH\S*) Version:\s*(\S+)", text)
     if found is not None:
         return f"{found[0].split()[0]} {found[1]}"
@@ -41,7 +41,7 @@ def short_version(text: str) -> str:
 
 
 def library_path() -> Path | None:
-    """The file of the MPI library in this process; None where none is loaded, or that can't be seen."""
+    """The file of the MPI library in this process; None where none is loaded or can be found."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -58,7 +58,7 @@ def mpirun_of(library: Path | None) -> Path | None:
 
 
 def mismatch(started: int, seen: int, version: str, library: Path | None, environment: Mapping[str, str]) -> str:
-    """The sentence for `started` processes that MPI doesn't see as `seen`: who they are, and what to do."""
+    """The message for `started` processes of which MPI sees `seen`: the launcher, the library, and what to do."""
     launcher = launcher_name(environment) or "the launcher"
     mpirun = mpirun_of(library)
     at = "" if library is None else f" ({library})"

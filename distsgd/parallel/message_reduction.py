@@ -1,9 +1,9 @@
-"""Replicas that lie apart: sums travel in messages between those who share memory, and parameters travel back.
+"""The gradient reduction of several replicas: groups of ranks send each other sums, then updated parameters.
 
-Ranks that share a replica are a *group*: those of a node, or each rank by itself. A group adds the rows of its
-microbatches as far as the tree has them together, and sends these sums alone, so that a network carries each gradient
-once a node and not once a rank. A rank speaks with the rank of each other group that has its own place there, modulo
-that group's size.
+Ranks that share a replica are a *group*: the ranks of a node, or a single rank. A group adds the rows of its
+microbatches as far as they form subtrees, and sends only these sums, so that a network carries each gradient once for
+each node and not once for each rank. A rank's partner in another group has the same position there, modulo that group's
+size.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _BYTES = np.dtype(np.uint8)
 
 @dataclass(frozen=True)
 class Groups:
-    """Which ranks share a replica: group g is the ranks from firsts[g] to before firsts[g + 1]."""
+    """Which ranks share a replica: group g is the ranks firsts[g] to firsts[g + 1] - 1."""
 
     firsts: tuple[int, ...]
     ranks: int
 
     @property
     def apart(self) -> bool:
-        """Whether every rank is by itself."""
+        """Whether every group is a single rank."""
         return len(self.firsts) == self.ranks
 
     def members(self, group: int) -> range:
@@ -43,13 +43,13 @@ class Groups:
         return int(np.searchsorted(self.firsts, rank, side="right")) - 1
 
     def partner(self, rank: int, group: int) -> int:
-        """Who in a group sends to `rank` what the group has for it, and gets from `rank` what that one owns."""
+        """The member of a group that sends the group's sums to `rank`, and receives from it the parameters it owns."""
         members, place = self.members(group), rank - self.members(self.group_of(rank)).start
         return members[place % len(members)]
 
     @classmethod
     def of(cls, communicator: Communicator, group: Communicator) -> Groups:
-        """From what each rank knows of its own. Raises NotShared where a group isn't consecutive. Collective."""
+        """Build from each rank's own group. Raises NotShared where a group isn't consecutive. Collective."""
         firsts = communicator.allgather_object(group.broadcast_object(communicator.rank))
         if firsts != sorted(firsts):  # containers of one host name, say
             raise NotShared(communicator.hosts[0])
@@ -57,8 +57,11 @@ class Groups:
 
 
 class MessageReduction(OwnState):
-    """One replica a group. A step is an all-gather of flags and records, an all-to-all of sums, the update, and an
-    all-to-all of parameters. Raises NotShared, on all ranks, where a group can't share memory."""
+    """One replica for each group.
+
+    A step is an all-gather of flags and records, an all-to-all of sums, the update, and an all-to-all of parameters.
+    Raises NotShared, on all ranks, where a group can't share memory.
+    """
 
     def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
         super().__init__(communicator, plan)
@@ -76,10 +79,10 @@ class MessageReduction(OwnState):
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
         self._prepare_sums()
-        self._prepare_publishing()
+        self._prepare_all_gather()
 
     def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
-        """(memory for the group's replica, whether the group shares it); on a GPU each rank has its own."""
+        """(memory for the group's replica, whether the group shares it); on another device each rank has its own."""
         if self.plan.device.is_cpu:
             return shared_array(group, shape, self.plan.dtype)
         return self.plan.device.xp.zeros(shape, self.plan.dtype), True
@@ -87,8 +90,8 @@ class MessageReduction(OwnState):
     def _rows_for(self, group: Communicator, count: int) -> tuple[Sequence[Array], bool]:
         """(a row of the parameters' length for each node, whether the group shares them).
 
-        On a GPU each is memory of its own: cuBLAS, which writes gradients there, chooses how by alignment, and that
-        may depend on no number of ranks.
+        On another device each row is an allocation of its own: libraries that write gradients there choose kernels by
+        alignment, which must not depend on the number of ranks.
         """
         elements = self.partition.elements
         if self.plan.device.is_cpu:
@@ -97,7 +100,7 @@ class MessageReduction(OwnState):
         return [self.plan.device.xp.zeros(elements, self.plan.dtype) for _ in range(count)], True
 
     def _prepare_heads(self) -> None:
-        """What all ranks say lies in rank order: the flags of a rank, then the records of its microbatches."""
+        """Allocate the heads, in rank order: the flags of a rank, then the records of its microbatches."""
         partition, width = self.partition, self.plan.record
         spans = [partition.microbatches_of(rank) for rank in range(partition.ranks)]
         self._head_counts = [1 + SCALARS + (last - first) * width for first, last in spans]
@@ -112,7 +115,7 @@ class MessageReduction(OwnState):
         self.records = self._own_records if device.is_cpu else device.xp.zeros(self._own_records.shape)
 
     def _prepare_sums(self) -> None:
-        """Who sends which sums to whom, in bytes: to who owns the elements."""
+        """Plan the all-to-all of sums, in bytes: each sum goes to the rank that owns its elements."""
         partition, groups, me = self.partition, self.groups, self.communicator.rank
         own_group, width = groups.group_of(me), self.plan.dtype.itemsize
         count = self.owned.stop - self.owned.start
@@ -140,12 +143,12 @@ class MessageReduction(OwnState):
         self._scratch = xp.empty((levels - 1, self.plan.chunk), self.plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
 
-    def _prepare_publishing(self) -> None:
-        """Who sends which parameters to whom, in bytes: those who own them to their partners."""
+    def _prepare_all_gather(self) -> None:
+        """Plan the all-to-all of parameters, in bytes: owners send to their partners."""
         partition, groups, me = self.partition, self.groups, self.communicator.rank
         own_group, width = groups.group_of(me), self.plan.dtype.itemsize
         self._lengths = lengths = partition.counts()
-        # MPI wants two buffers, which begin in different places: the elements owned, and those from the first taken on.
+        # MPI needs two disjoint buffers: the owned elements, and the elements from the first received one onwards.
         taken = {rank: partition.elements_of(rank) for rank in self._partners(own_group) if lengths[rank]}
         first = min((span.start for span in taken.values()), default=partition.elements)
         nothing, mine = slice(0, 0), slice(0, lengths[me] * width)
@@ -160,7 +163,7 @@ class MessageReduction(OwnState):
         self._others = params[first * width :]
 
     def _partners(self, own_group: int) -> list[int]:
-        """The ranks of other groups that speak with this one."""
+        """The ranks of other groups that send to and receive from this one."""
         groups, me = self.groups, self.communicator.rank
         return [
             rank
@@ -173,7 +176,7 @@ class MessageReduction(OwnState):
         return self.partition.microbatches_of(members[0])[0], self.partition.microbatches_of(members[-1])[1]
 
     def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
-        """(the sum of the group's microbatches on a chunk, its place in the message) for all that this rank sends."""
+        """(the sum of the group's microbatches on a chunk, its slice of the message) for all that this rank sends."""
         sums = []
         for owner in self._owners:
             span = self.partition.elements_of(owner)
@@ -182,7 +185,7 @@ class MessageReduction(OwnState):
                 for chunk in update_chunks(span, self.plan.chunk):
                     place = row[chunk.start - span.start : chunk.stop - span.start]
                     total = tree_sum(self._rows, node, bounds, chunk, [place, *self._scratch])
-                    if total is not None:  # else all its microbatches are empty: a gap that nobody reads
+                    if total is not None:  # else all its microbatches are empty: a gap that no rank reads
                         sums.append((total, place))
         return sums
 
@@ -190,7 +193,7 @@ class MessageReduction(OwnState):
         self.communicator.synchronize()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
-        # Nobody has all heads before everybody has come here: from now on the neighbours' rows are complete.
+        # No rank has all heads before every rank has come here: from now on the neighbours' rows are complete.
         self.communicator.allgather_slices(self._heads, self._head_counts)
         self.launch_sums(bounds)
         return self._heads[self._flags_at], self._heads[self._records_at]
@@ -198,10 +201,10 @@ class MessageReduction(OwnState):
     def launch_sums(self, bounds: tuple[int, ...]) -> None:
         if bounds not in self._to_send:
             self._to_send[bounds] = self._sums_to_send(bounds)
-        with np.errstate(all="ignore"):  # numbers that aren't finite are told once, by name
+        with np.errstate(all="ignore"):  # non-finite values are reported once, with their microbatch
             for total, place in self._to_send[bounds]:
                 summed = total.compute()
-                if total.rows == 1:  # it isn't in its place yet
+                if total.rows == 1:  # it isn't in the message yet
                     place[:] = summed
         self.communicator.alltoall(self._send, self._sent, self._receive, self._received)
 
@@ -209,14 +212,14 @@ class MessageReduction(OwnState):
         return self._sums, self.owned.start
 
     def all_gather(self) -> None:
-        if self.groups.apart:  # a collective for which the library knows its network
+        if self.groups.apart:  # a collective that the MPI library tunes for its network
             self.communicator.allgather_slices(self.params, self._lengths)
             return
         self.communicator.alltoall(self._mine, self._all_gathered, self._others, self._taken)
         self.group.barrier()
 
     def load_params(self, params: Array | None) -> None:
-        self.group.barrier()  # nobody is still reading
+        self.group.barrier()  # no rank still reads
         if params is not None:
             self.params[:] = self.plan.device.put(params)
         whole = self.params if self.group.is_root else np.empty_like(self.params)

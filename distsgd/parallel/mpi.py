@@ -1,4 +1,4 @@
-"""Ranks as MPI processes, through mpi4py; imported only where a launcher has started them."""
+"""The communicator of MPI processes, through mpi4py; imported only where a launcher has started them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from distsgd.parallel.status_table import Collective, Heartbeat, private_heartbe
 from distsgd.parallel.watchdog import Watchdog
 
 T = TypeVar("T")
-_RANK_0_SPEAKS_FIRST = 1.0  # seconds
+_ROOT_REPORTS_FIRST = 1.0  # seconds
 _ABORT_SECONDS = 1.0
-_TOLD_TOGETHER = 40  # ranks; what is longer than a pipe's 4,096 bytes may be mixed with another rank's
+_RANKS_IN_A_MESSAGE = 40  # a message longer than a pipe's 4,096 bytes may be mixed with another rank's
 
-# Plain numbers, for they are stored twice in every collective.
+# Plain integers: each collective stores one twice.
 _BROADCAST, _GATHER, _ALLGATHER = int(Collective.BROADCAST), int(Collective.GATHER), int(Collective.ALLGATHER)
 _ALLTOALL, _BARRIER, _SPLIT = int(Collective.ALLTOALL), int(Collective.BARRIER), int(Collective.SPLIT)
 
 
 def _load_mpi() -> Any:
     try:
-        with warnings.catch_warnings():  # of a launcher that doesn't fit: what is done about it is said once, below
+        with warnings.catch_warnings():  # a launcher that doesn't match the library is reported once, below
             warnings.filterwarnings("ignore", "suspicious MPI", RuntimeWarning)
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError where mpi4py finds no MPI library
@@ -54,7 +54,7 @@ def _load_mpi() -> Any:
 
 @cache
 def _attribute(mpi: Any) -> Any:
-    """The key under which a communicator of mpi4py's keeps distsgd's."""
+    """The key under which an mpi4py communicator keeps its MPICommunicator."""
     return mpi.Comm.Create_keyval()
 
 
@@ -71,13 +71,13 @@ class MPICommunicator(Communicator):
         self._use_heartbeat(heartbeat)
 
     def _use_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """The watchdog's hooks are the stamps' own methods: there is nothing between them in a step."""
+        """Bind the heartbeat's methods as this communicator's own: a step makes no call in between."""
         self.enter, self.exit = heartbeat.enter, heartbeat.exit  # type: ignore[method-assign]
         self.set_phase, self.progressed = heartbeat.set_phase, heartbeat.progressed  # type: ignore[method-assign]
 
     @classmethod
     def world(cls, expected_size: int | None) -> MPICommunicator:
-        """All processes of this run, ranked by (node, place on the node) whatever order the launcher gave them.
+        """All processes of this run, ranked by (node, rank on the node) whatever order the launcher gave them.
 
         Raises LauncherError where the launcher started `expected_size` processes and MPI sees another number.
         """
@@ -89,15 +89,15 @@ class MPICommunicator(Communicator):
             raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
         communicator, rank_table = cls._ranked(comm)
         if communicator.is_root:
-            for first in range(0, len(rank_table), _TOLD_TOGETHER):
-                report_to_launcher("rank_table", first=first, ranks=rank_table[first : first + _TOLD_TOGETHER])
+            for first in range(0, len(rank_table), _RANKS_IN_A_MESSAGE):
+                report_to_launcher("rank_table", first=first, ranks=rank_table[first : first + _RANKS_IN_A_MESSAGE])
         return communicator
 
     @classmethod
     def of(cls, comm: Any) -> MPICommunicator:
-        """The processes of a communicator of mpi4py's. Collective over them.
+        """The communicator of an mpi4py communicator's processes. Collective over them.
 
-        It is made once, and kept with `comm`: making one takes messages and a thread.
+        It is made once and stored with `comm`: making one takes messages and a thread.
         """
         die_with_parent()
         found = comm.Get_attr(_attribute(_load_mpi()))
@@ -120,7 +120,7 @@ class MPICommunicator(Communicator):
         return communicator, [(rank, *processes[rank]) for rank in order]
 
     def _begin_watch(self) -> None:
-        """Collective."""
+        """Start the watchdog. Collective."""
         node = self.node()
         table = shared_status_table(node, self.size)
         neighbours = node.allgather_object(self.rank)
@@ -139,7 +139,7 @@ class MPICommunicator(Communicator):
         self.enter(_BROADCAST)
         received = self._comm.bcast(value, root=0)
         self.exit()
-        return value if self.is_root else received  # rank 0's own object, which need not pickle whole
+        return value if self.is_root else received  # rank 0 keeps its own object, with what pickling drops
 
     def allgather_object(self, value: T) -> list[T]:
         self.enter(_ALLGATHER)
@@ -171,10 +171,10 @@ class MPICommunicator(Communicator):
         self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
         self.exit()
 
-    def gather_slices(self, part: Array, counts: Sequence[int], whole: Array | None) -> None:
-        byte, sizes = self._mpi.BYTE, [count * part.itemsize for count in counts]
+    def gather_slices(self, own: Array, counts: Sequence[int], whole: Array | None) -> None:
+        byte, sizes = self._mpi.BYTE, [count * own.itemsize for count in counts]
         self.enter(_GATHER)
-        self._comm.Gatherv([part, byte], None if whole is None else [whole, sizes, byte], root=0)
+        self._comm.Gatherv([own, byte], None if whole is None else [whole, sizes, byte], root=0)
         self.exit()
 
     def barrier(self) -> None:
@@ -182,7 +182,7 @@ class MPICommunicator(Communicator):
         self._comm.Barrier()
         self.exit()
 
-    def takes_gpu_memory(self) -> bool | None:
+    def takes_device_memory(self) -> bool | None:
         info = self._comm.Get_info()
         kinds = info.Get("mpi_memory_alloc_kinds")
         info.Free()
@@ -197,28 +197,28 @@ class MPICommunicator(Communicator):
         return self._node
 
     def abort(self, status: int) -> None:
-        # An abort that hangs itself would leave all ranks waiting; one that dies is noticed by every launcher.
+        # An abort that hangs would leave all ranks waiting; every launcher notices a rank that dies.
         fallback = threading.Timer(_ABORT_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
         fallback.daemon = True
         fallback.start()
         flush()
         try:
             self._mpi.COMM_WORLD.Abort(status)
-        finally:  # it may return, where this rank or another has aborted already
+        finally:  # Abort may return where this rank or another has aborted already
             leave(status)
 
     def abort_on_unhandled_errors(self) -> None:
-        """From now on an exception that nobody handles ends all ranks, which would otherwise wait for this one."""
+        """Have an unhandled exception end all ranks, which would otherwise wait for this one."""
         faulthandler.enable(all_threads=False)
 
         def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
             if isinstance(error, DistsgdError):
-                # Most are raised on all ranks: rank 0 speaks for them. One that isn't is told by its own rank.
+                # Most are raised on all ranks, and rank 0 reports them. Another rank reports what rank 0 didn't raise.
                 if self.rank != 0:
-                    time.sleep(_RANK_0_SPEAKS_FIRST)
+                    time.sleep(_ROOT_REPORTS_FIRST)
                 report_error(error)
                 self.abort(error.exit_status)
-                return  # MPI_Abort may
+                return  # MPI_Abort may return
             text = "".join(traceback.format_exception(kind, error, trace))
             host = self.hosts[self.rank]
             if not report_to_launcher(

@@ -1,4 +1,4 @@
-"""What Linux says of processes and can do with them; elsewhere the answer is that nothing is known.
+"""Information on processes from Linux's /proc; on other systems the answer is that nothing is known.
 
 This module imports nothing heavy: the launcher uses it before NumPy loads.
 """
@@ -28,12 +28,12 @@ class ProcessStat:
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more, and only its parent hasn't looked yet."""
+        """Whether it has ended, and its parent hasn't collected its exit status yet."""
         return self.state in "ZX"
 
 
 def stat(process: int) -> ProcessStat | None:
-    """None where there is no such process."""
+    """The process's state; None where there is no such process."""
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rsplit(")", 1)[1].split()
@@ -48,18 +48,18 @@ def can_look() -> bool:
 
 
 def alive(process: int, started: int) -> bool:
-    """Whether the process that began at `started` still runs: a number is given to another process in time."""
+    """Whether the process that began at `started` still runs: the system reuses process numbers."""
     found = stat(process)
     return found is not None and not found.ended and found.started == started
 
 
 def die_with_parent() -> None:
-    """From now on the kernel kills this process when its parent dies, however the parent does."""
+    """Have the kernel kill this process when its parent dies, whatever ends the parent."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """From now on processes below this one, whose own parent dies, become its children."""
+    """Have descendants of this process whose own parent dies become its children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -71,7 +71,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def print_stacks_when_asked() -> None:
-    """From now on STACK_SIGNAL prints the stacks of all threads on standard error, and ends nothing.
+    """Have STACK_SIGNAL print the stacks of all threads on standard error and end nothing.
 
     A handler that the user's own program has set stays.
     """
@@ -80,7 +80,7 @@ def print_stacks_when_asked() -> None:
 
 
 def numbers() -> Iterator[int]:
-    """All processes."""
+    """The numbers of all processes."""
     try:
         names = os.listdir("/proc")
     except OSError:
@@ -91,7 +91,7 @@ def numbers() -> Iterator[int]:
 
 
 def with_variable(name: str, value: str) -> set[int]:
-    """The processes that were started with this environment variable; another user's can't be seen."""
+    """The processes that were started with this environment variable; other users' aren't visible."""
     wanted = f"{name}={value}".encode()
     found = set()
     for process in numbers():
@@ -105,7 +105,7 @@ def with_variable(name: str, value: str) -> set[int]:
 
 
 def descendants(process: int) -> set[int]:
-    """The processes below this one."""
+    """The children of a process, their children, and so on."""
     children: dict[int, list[int]] = {}
     for number in numbers():
         found = stat(number)
@@ -122,7 +122,7 @@ def descendants(process: int) -> set[int]:
 
 
 def mapped_files(folder: str, processes: Iterable[int] | None = None) -> set[str]:
-    """The files below `folder` that these processes, or all that this user may look at, have in their memory."""
+    """The files below `folder` that these processes, or all that this user may inspect, have mapped."""
     head = folder.rstrip("/") + "/"
     found = set()
     for process in numbers() if processes is None else processes:
@@ -138,7 +138,7 @@ def mapped_files(folder: str, processes: Iterable[int] | None = None) -> set[str
 
 
 def open_files(folder: str, processes: Iterable[int] | None = None) -> set[str]:
-    """The files below `folder` that these processes, or all that this user may look at, have open."""
+    """The files below `folder` that these processes, or all that this user may inspect, have open."""
     head = folder.rstrip("/") + "/"
     found = set()
     for process in numbers() if processes is None else processes:

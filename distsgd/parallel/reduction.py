@@ -1,9 +1,9 @@
-"""The one reduction of a step: microbatch gradients in, updated parameters out, the same bits on any number of ranks.
+"""A step's gradient reduction: microbatch gradients in, updated parameters out, the same bits on any number of ranks.
 
-A step has three parts. Each rank writes the gradients of its microbatches into its rows. `gather` makes all rows
-visible for the elements that a rank owns, and everybody's records with them. Each rank sums and updates its own
-elements, and `all_gather` gives the parameters back to all. No float is ever added by MPI, whose order depends on size
-and library.
+Each rank writes the gradients of its microbatches into its rows. `reduce_scatter` makes all rows visible for the
+elements that a rank owns, and all ranks' records with them. Each rank sums and updates its own elements, and
+`all_gather` makes the updated parameters visible to all ranks. MPI adds no floats: its order of additions depends on
+the number of ranks and on the library.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
 
 BLOCK = 16_384
-"""Elements of a flat buffer that are updated together: what fits the cache. Slices are cut at block edges, and norms
+"""Elements of a flat buffer that are updated together: they fit the cache. Shards are cut at block edges, and norms
 are sums over blocks, so that neither depends on the number of ranks."""
 
 UPDATE_CHUNK = 2 * BLOCK
-"""Elements that are summed and updated in one go: enough that NumPy's cost for a call doesn't show, and still in the
-second-level cache with the parameters, the optimizer's state and the temporaries."""
+"""Elements that are summed and updated together: enough to amortize NumPy's cost of a call, and few enough to stay in
+the second-level cache with the parameters, the optimizer's state and the temporaries."""
 
 ROWS = 2
-"""Rows that a rank fills at least, where it has so many microbatches. What a rank doesn't add up is added where the sum
-is used, a chunk at a time in the cache, which spares the memory a pass. More rows than two crowd the third-level
-cache (measured on 1 and 2 ranks with 4 and 8 microbatches).
+"""The fewest rows that a rank fills, where it has so many microbatches. Rows that a rank leaves apart are added where
+the sum is used, a chunk at a time in the cache, which saves a pass over memory. More than two rows overfill the
+third-level cache (measured on 1 and 2 ranks with 4 and 8 microbatches).
 """
 
-ROWS_OF_GPUS = 4
-"""The same for GPUs, where the rows are added in one pass over all of them."""
+ROWS_OF_DEVICES = 4
+"""The same for devices that add all rows in one pass."""
 
 SCALARS = 8
-"""How many scalars rank 0 can tell the others with a step."""
+"""How many scalars rank 0 can send to the others with a step."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a reduction that is known beforehand, the same on all ranks but for `workers`.
+    """What a reduction is made from, the same on all ranks except `workers`.
 
     workers  threads of this rank that compute gradients
     slots    buffers of optimizer state
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        """Elements that are summed and updated in one go: on a GPU all, for each operation is launched by itself."""
+        """Elements that are summed and updated together: all, on a device to which operations are launched."""
         return UPDATE_CHUNK if self.device.is_cpu else max(self.partition.elements, 1)
 
 
@@ -103,7 +103,7 @@ class GradientReduction(ABC):
 
     params   flat parameters, (elements,)
     rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
-    flags    (1 + SCALARS,) float64: what this rank says with the step, then what rank 0 tells
+    flags    (1 + SCALARS,) float64: this rank's flag of the step, then rank 0's scalars
     records  (microbatches of this rank, record width) float64: loss sum, count and statistics of each
 
     All but the flags lie on the plan's device.
@@ -115,10 +115,10 @@ class GradientReduction(ABC):
     records: Array
 
     is_asynchronous: bool = False
-    """Whether `launch_sums` and `all_gather` are for a GPU alone to do, which may record them."""
+    """Whether `launch_sums` and `all_gather` run on the device without the host, so that a step can be recorded."""
 
     speaks_for_replica: bool = True
-    """Whether this rank is the one to say what the parameters are, in a comparison of replicas."""
+    """Whether this rank represents its replica in a comparison of replicas."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         self.communicator, self.plan, self.partition = communicator, plan, plan.partition
@@ -132,7 +132,7 @@ class GradientReduction(ABC):
 
     def nodes(self) -> list[Span]:
         """The nodes of the tree that this rank's workers compute, a row for each."""
-        limit = max(1, (ROWS if self.plan.device.is_cpu else ROWS_OF_GPUS) // self.plan.workers)
+        limit = max(1, (ROWS if self.plan.device.is_cpu else ROWS_OF_DEVICES) // self.plan.workers)
         subtrees = (maximal_subtrees(*span, self.partition.microbatches) for span in self.worker_spans)
         return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
 
@@ -140,16 +140,16 @@ class GradientReduction(ABC):
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         """Makes the rows' owned elements of all ranks visible here; `bounds` are the microbatches' bounds.
 
-        Returns what all said: flags (ranks, 1 + SCALARS) and records (microbatches, record width), in the host's memory
-        and this rank's to overwrite.
+        Returns all ranks' flags (ranks, 1 + SCALARS) and records (microbatches, record width), in host memory that this
+        rank may overwrite.
         """
 
     def launch_sums(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (one rank has them already)
-        """Makes the rows' owned elements of all ranks visible here, as `gather` does, and says nothing to the host."""
+        """As `reduce_scatter`, without waiting on the host."""
 
     @abstractmethod
     def sums(self) -> tuple[dict[Span, Array], int]:
-        """(what is added on the elements that this rank owns, by node of the tree; the place of its first element)."""
+        """(rows with the elements that this rank owns, by node of the tree; the index of the rows' first element)."""
 
     def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
         """How to sum over all microbatches on elements that this rank owns; `scratch` as `tree_sum` takes it."""
@@ -160,7 +160,7 @@ class GradientReduction(ABC):
         return total
 
     def not_finite(self, bounds: tuple[int, ...], span: slice) -> set[Span]:
-        """The nodes whose sums aren't all finite on elements that this rank owns; before the next step begins."""
+        """The nodes with non-finite sums on elements that this rank owns; called before the next step begins."""
         sums, first = self.sums()
         inside = slice(span.start - first, span.stop - first)
         used = {node: row[inside] for node, row in sums.items() if bounds[node[0]] < bounds[node[1]]}
@@ -172,24 +172,24 @@ class GradientReduction(ABC):
 
     @abstractmethod
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
-        """The optimizer state of elements that this rank owns, one array a slot."""
+        """The optimizer state of elements that this rank owns, one array for each slot."""
 
     @abstractmethod
     def gather_slots(self) -> list[Array] | None:
-        """A copy of the whole optimizer state, one flat array of the host a slot, on rank 0; None elsewhere.
+        """A copy of the whole optimizer state in host memory on rank 0, one flat array for each slot; None elsewhere.
         Collective."""
 
     @abstractmethod
     def load_params(self, params: Array | None) -> None:
-        """Takes rank 0's parameters from the host (None elsewhere, and where they are in place already). Collective."""
+        """Load rank 0's parameters from host memory (None elsewhere, and where they are already loaded). Collective."""
 
     @abstractmethod
     def load_slots(self, slots: list[Array] | None) -> None:
-        """Takes rank 0's optimizer state (None elsewhere), each rank what it owns. Collective."""
+        """Load rank 0's optimizer state (None elsewhere); each rank keeps what it owns. Collective."""
 
 
 class OwnState(GradientReduction):
-    """A reduction whose ranks have the optimizer state of what they own, and of nothing else."""
+    """A reduction in which each rank keeps the optimizer state of the elements that it owns, and no other."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
@@ -217,21 +217,21 @@ class OwnState(GradientReduction):
 
 
 class LocalReduction(OwnState):
-    """One rank alone: everything is here already."""
+    """The reduction of a single rank, which has all rows already."""
 
     is_asynchronous = True
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
         elements, xp = self.partition.elements, plan.device.xp
-        self._on_cpu = plan.device.is_cpu
+        self._on_host = plan.device.is_cpu
         self.params = xp.zeros(elements, plan.dtype)
         self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
         self.flags = np.zeros(1 + SCALARS)
         self.records = xp.zeros((self.last_microbatch - self.first_microbatch, plan.record))
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        return self.flags[np.newaxis], self.records if self._on_cpu else to_host(self.records)
+        return self.flags[np.newaxis], self.records if self._on_host else to_host(self.records)
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self.rows, 0

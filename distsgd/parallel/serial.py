@@ -1,4 +1,4 @@
-"""One process alone: the same operations, none of which has to move anything."""
+"""The communicator of a single process: the same operations, without messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class SerialCommunicator(Communicator):
-    """The group of one rank."""
+    """A group of one rank."""
 
     def __init__(self) -> None:
         self.rank, self.size, self.hosts = 0, 1, (platform.node(),)

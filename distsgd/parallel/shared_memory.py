@@ -1,7 +1,7 @@
-"""One copy of an array per node, in memory that survives a peer's death and leaves nothing behind.
+"""One copy of an array per node, in memory that survives a peer's death and that the system frees after the last rank.
 
-The memory is a file without a name: made with memfd_create and opened by the neighbours through /proc, or, where
-that is not to be had (macOS), a temporary file that is unlinked as soon as all have opened it.
+The memory is a file without a name: made with memfd_create and opened by the neighbours through /proc. Where
+memfd_create isn't available (macOS), it is a temporary file that is unlinked as soon as all ranks have opened it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from distsgd.parallel.status_table import StatusTable
 
 
 class NotShared(Exception):
-    """Memory can't be shared on the host that this names."""
+    """Raised with a host's name where its ranks can't share memory."""
 
 
 def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Array, bool]:
@@ -40,10 +40,10 @@ def shared_array(node: Communicator, shape: Shape, dtype: np.dtype) -> tuple[Arr
 
 
 def shared_status_table(node: Communicator, ranks: int) -> StatusTable:
-    """The status table of this host for a run of so many ranks: distsgd.launch's where it made one. Collective over the
-    node.
+    """The status table of this host for a run of `ranks` ranks: distsgd.launch's table where it made one.
 
-    Where memory can't be shared, each rank has a status table of its own, with its own line alone.
+    Collective over the node. Where memory can't be shared, each rank has a table of its own, which holds only its own
+    line.
     """
     table = _launchers_status_table(ranks)
     if not all(node.allgather_object(table is not None)):
@@ -54,8 +54,10 @@ def shared_status_table(node: Communicator, ranks: int) -> StatusTable:
 
 
 def _launchers_status_table(ranks: int) -> StatusTable | None:
-    """None where distsgd.launch didn't start this, or did so on another host, where the path means something else: a
-    status table holds the launch's secret."""
+    """The status table of the distsgd.launch that started this process; None without one, or on another host.
+
+    On another host the path may lead to another file: a status table holds the launch's secret.
+    """
     launch, path = launched(), os.environ.get(STATUS_TABLE_VARIABLE, "")
     if launch is None or not re.fullmatch(r"/proc/[0-9]+/fd/[0-9]+", path):
         return None
@@ -90,7 +92,7 @@ def _share(node: Communicator, size: int) -> mmap.mmap | None:
         if path is not None:
             if not node.is_root:
                 descriptor = os.open(path, os.O_RDWR)
-            # In another container of the same host name the path may lead to somebody else's file.
+            # In another container with the same host name the path may lead to another file.
             if _identity(descriptor) == identity:
                 memory = mmap.mmap(descriptor, size)
     except (OSError, ValueError):
@@ -104,7 +106,7 @@ def _share(node: Communicator, size: int) -> mmap.mmap | None:
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
-    """The file system and the number of a file, which no other file of this host has."""
+    """The device and inode of a file, which no other file of this host has."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 

@@ -1,7 +1,7 @@
-"""One replica per node: ranks of a node share parameters, optimizer state and each other's gradient rows.
+"""The gradient reduction of one node: its ranks share parameters, optimizer state and gradient rows.
 
-A step is then two barriers: compute into my rows, barrier, sum and update my elements over all rows, barrier.
-Nothing is copied and nothing is sent.
+A step has two barriers: compute gradients into this rank's rows, barrier, sum all rows and update this rank's elements,
+barrier. The gradients are neither copied nor sent.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from distsgd.parallel.tree import Span
 
 
 class SharedReduction(GradientReduction):
-    """All ranks are on one node. Raises NotShared, on all of them, where memory can't be shared."""
+    """One replica for all ranks, which are on one node. Raises NotShared, on all, where memory can't be shared."""
 
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
-        self.speaks_for_replica = False  # it is the only one
+        self.speaks_for_replica = False  # there is only one replica
         elements = self.partition.elements
         nodes = communicator.allgather_object(self.nodes())
         order = [node for of_rank in nodes for node in of_rank]
@@ -46,7 +46,7 @@ class SharedReduction(GradientReduction):
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         self.communicator.barrier()
-        # Copies: another rank may be through with this step, and at the next one, while this one still reads.
+        # Copies: another rank may begin the next step while this one still reads.
         return self._all_flags.copy(), self._all_records.copy()
 
     def sums(self) -> tuple[dict[Span, Array], int]:
@@ -63,7 +63,7 @@ class SharedReduction(GradientReduction):
         return [slot.copy() for slot in self._slots] if self.communicator.is_root else None
 
     def load_params(self, params: Array | None) -> None:
-        self.communicator.barrier()  # nobody is still reading
+        self.communicator.barrier()  # no rank still reads
         if params is not None:
             self.params[:] = params
         self.communicator.barrier()
@@ -76,10 +76,10 @@ class SharedReduction(GradientReduction):
 
 
 def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
-    """(the reduction that fits these ranks, a line to print where it isn't the one hoped for). Collective.
+    """(the reduction for these ranks, a line to print where `auto` can't use shared memory). Collective.
 
-    communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
-                    possible; of ranks on GPUs, see `between_gpus`
+    communication   shared: one replica for each node, or an error; mpi: one for each rank; auto: shared where that is
+                    possible; for other devices, see `choose_transport`
     """
     if plan.device.is_cpu and communication == "nccl":
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")

@@ -1,7 +1,7 @@
-"""The status table: one line of memory a rank, shared by the ranks of a host, that says where each of them is.
+"""The status table: one line of memory for each rank, shared by the ranks of a host, with what each rank does.
 
-A rank writes with single stores, which cost nothing in a step; its neighbours, and distsgd.launch, read when somebody
-has waited too long.
+A rank writes with single stores, at no measurable cost in a step. Its neighbours and distsgd.launch read them where a
+rank has waited too long.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from enum import IntEnum
 
 _MAGIC = 0x64_7374_7367_6401  # dstsgd, and the format
-_FIELDS = 8  # of 8 bytes: a rank's line is a cache line of its own
+_FIELDS = 8  # of 8 bytes: each rank's line fills one cache line
 
 
 class Field(IntEnum):
-    """What stands where in a rank's line."""
+    """The fields of a rank's line."""
 
     PROCESS = 0
-    STARTED = 1  # when the process began, for numbers are given again
+    STARTED = 1  # when the process began: the system reuses process numbers
     BEAT = 2  # monotonic nanoseconds: when the rank's watchdog last ran
-    STATE = 3  # collectives entered so far, times 16, and which one it is in
-    PLACE = 4  # step, times 16, and phase
-    PROGRESS = 5  # counts pieces of work
-    SINCE = 6  # monotonic nanoseconds: since when it has been in this collective, 0 for in none
-    LEFT = 7  # 1 where its program has come to its end, 2 where it has ended the job
+    STATE = 3  # collectives entered so far, times 16, plus the current Collective
+    PLACE = 4  # step, times 16, plus the Phase
+    PROGRESS = 5  # counts units of work
+    SINCE = 6  # monotonic nanoseconds: when it entered this collective, 0 outside of collectives
+    LEFT = 7  # 1 where its program has ended, 2 where it has ended the job
 
 
 class Collective(IntEnum):
-    """What a rank waits in."""
+    """The collective that a rank waits in."""
 
     NONE = 0
     BROADCAST = 1
@@ -44,7 +44,7 @@ class Collective(IntEnum):
 
 
 class Phase(IntEnum):
-    """What a rank is about."""
+    """What a rank does."""
 
     OUTSIDE = 0  # the user's own program around distsgd
     START = 1
@@ -56,7 +56,7 @@ class Phase(IntEnum):
 
 
 def where(place: int) -> str:
-    """A line's PLACE in words: `in step 57`."""
+    """A line's PLACE as text, such as `in step 57`."""
     step, phase = divmod(place, 16)
     words = {
         Phase.OUTSIDE: "outside of training",
@@ -71,7 +71,7 @@ def where(place: int) -> str:
 
 
 class StatusTable:
-    """Lines of so many ranks in a buffer of `StatusTable.bytes_for(ranks)` bytes, which begins as zeros."""
+    """The lines of `ranks` ranks in a buffer of `StatusTable.bytes_for(ranks)` bytes, which begins as zeros."""
 
     def __init__(self, buffer: memoryview, ranks: int) -> None:
         self.ranks = ranks
@@ -79,21 +79,21 @@ class StatusTable:
 
     @staticmethod
     def bytes_for(ranks: int) -> int:
-        """Bytes of a status table: a line for itself, and one a rank."""
+        """Bytes of a status table: a header line, and one line for each rank."""
         return 8 * _FIELDS * (1 + ranks)
 
     def mark(self, key: int = 0) -> None:
-        """Makes the buffer known as a status table of so many ranks, and as that of the launch with this key."""
+        """Write the header: the format, the number of ranks, and the key of the launch."""
         self._numbers[0], self._numbers[1], self._numbers[2] = _MAGIC, self.ranks, key
 
     @property
     def marked(self) -> bool:
-        """Whether the buffer is a status table of so many ranks."""
+        """Whether the header names this format and this number of ranks."""
         return bool(self._numbers[0] == _MAGIC and self._numbers[1] == self.ranks)
 
     @property
     def key(self) -> int:
-        """What `mark` was given."""
+        """The key that `mark` has written."""
         return self._numbers[2]
 
     def line(self, rank: int) -> memoryview:
@@ -103,7 +103,7 @@ class StatusTable:
 
 
 class Heartbeat:
-    """What a rank writes of itself into its line."""
+    """A rank's writer of its own line."""
 
     __slots__ = ("_entered", "_line")
 
@@ -120,14 +120,14 @@ class Heartbeat:
         self._line[3] = self._entered
 
     def set_phase(self, phase: int, step: int = 0) -> None:
-        """The rank begins something else."""
+        """The rank begins another phase."""
         self._line[4] = step << 4 | phase
 
     def progressed(self) -> None:
-        """The rank has done a piece of work."""
+        """The rank has finished a unit of work."""
         self._line[5] += 1
 
 
 def private_heartbeat() -> Heartbeat:
-    """Stamps that nobody reads."""
+    """A heartbeat whose line no watchdog reads."""
     return Heartbeat(StatusTable(memoryview(bytearray(StatusTable.bytes_for(1))), 1).line(0))

@@ -1,4 +1,4 @@
-"""The threads of one rank, which run its microbatches side by side; NumPy lets go of the interpreter in large
+"""The threads of one rank, which compute its microbatches concurrently: NumPy releases the interpreter lock in large
 operations.
 """
 
@@ -11,20 +11,18 @@ from copy import copy
 from distsgd.core.components import Component, not_thread_safe
 
 WORK_THAT_PAYS = 30_000_000
-"""Floating-point operations a microbatch above which a thread's hand-over is worth it: measured on 2 cores, a
-microbatch of 1.5 ms gains, one of 0.05 ms loses.
+"""Floating-point operations per microbatch above which a second thread saves time: on 2 cores, a microbatch of 1.5 ms
+gains, one of 0.05 ms loses.
 """
 
 
 def worker_count(threads: int, microbatches: int, multiply_adds: int, examples_per_microbatch: int) -> int:
-    """How many threads should share a rank's microbatches: never more than microbatches, and one where microbatches are
-    small.
+    """How many threads should share a rank's microbatches: at most one each, and one in all where they are small.
 
     `multiply_adds` are those of forward, for one example.
     """
-    work = (
-        6 * multiply_adds * examples_per_microbatch
-    )  # 2 each for the output, the gradient of the input and of the weights
+    # 2 each for the output, the gradient of the input and the gradient of the weights.
+    work = 6 * multiply_adds * examples_per_microbatch
     return max(1, min(threads, microbatches)) if work >= WORK_THAT_PAYS else 1
 
 
@@ -36,7 +34,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(count - 1, thread_name_prefix="distsgd-microbatch") if count > 1 else None
 
     def run(self, function: Callable[[int], None]) -> None:
-        """function(worker) on all workers; returns when all have, and raises the first worker's exception."""
+        """Call function(worker) on all workers, wait for all, and raise the first worker's exception."""
         others = [self._pool.submit(function, worker) for worker in range(1, self.count)] if self._pool else []
         try:
             function(0)
@@ -49,8 +47,8 @@ class Workers:
     def that_may_call(self, *components: Component) -> Workers:
         """These workers, or worker 0 alone where one of the components doesn't declare `thread_safe`.
 
-        One thread, and not a lock that all take in turn: so calls come in the same order in every run, from the
-        thread that the user's own code runs in. The bits don't depend on who computes what.
+        One thread, rather than a lock: calls come in the same order in every run, and from the thread that runs the
+        user's own code. The bits don't depend on which worker computes what.
         """
         if self.count == 1 or not not_thread_safe(*components):
             return self
@@ -59,7 +57,7 @@ class Workers:
         return alone
 
     def note(self, *components: Component) -> str | None:
-        """A line that names the components that keep all workers but one from them, where there are any."""
+        """A line that names the components that only one worker may call, where there are any."""
         names = not_thread_safe(*components)
         if self.count == 1 or not names:
             return None

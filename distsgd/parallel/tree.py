@@ -21,7 +21,7 @@ Span: TypeAlias = tuple[int, int]
 
 
 def part(total: int, parts: int, index: int) -> Span:
-    """(first, last) of the `index`-th of `parts` contiguous parts of range(total).
+    """(first, last) of the `index`-th of `parts` contiguous spans of range(total).
 
     >>> [part(8, 3, i) for i in range(3)]
     [(0, 2), (2, 5), (5, 8)]
@@ -30,8 +30,7 @@ def part(total: int, parts: int, index: int) -> Span:
 
 
 def maximal_subtrees(first: int, last: int, microbatches: int) -> list[Span]:
-    """The fewest nodes of the tree over `microbatches` microbatches that together are microbatches [first, last), in
-    order.
+    """The fewest nodes of the tree over `microbatches` microbatches that together cover [first, last), in order.
 
     >>> maximal_subtrees(2, 5, 8)
     [(2, 4), (4, 5)]
@@ -49,7 +48,7 @@ def maximal_subtrees(first: int, last: int, microbatches: int) -> list[Span]:
 
 
 def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
-    """The same microbatches in up to `limit` nodes of the tree, where there are fewer: the widest are cut first.
+    """The same microbatches in up to `limit` nodes of the tree: the widest node is split first.
 
     >>> split_nodes([(0, 4)], 3)
     [(0, 1), (1, 2), (2, 4)]
@@ -77,7 +76,7 @@ class TreeStep:
 def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[TreeStep, ...]:
     """How one core sums microbatches [first, last), a node of the tree, into buffer 0, with one scratch buffer a level.
 
-    Microbatch k is empty where bounds[k] == bounds[k + 1]: it is left out, never added as zeros, for -0.0 + 0.0 is
+    Microbatch k is empty where bounds[k] == bounds[k + 1]: it is skipped, never added as zeros, because -0.0 + 0.0 is
     +0.0.
     """
 
@@ -100,20 +99,20 @@ def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[TreeStep, 
 
 
 def buffers_needed(first: int, last: int) -> int:
-    """Buffers that `schedule` uses for this node at most: itself and one a level."""
+    """The most buffers that `schedule` uses for this node: its own and one for each level."""
     return 1 + (last - first - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class TreeSum:
-    """How a sum is made in the tree's order, and the array where it will be.
+    """A planned sum in the tree's order, and the array that will hold it.
 
-    Planned once and computed in every step, for planning costs more than adding a chunk that fits the cache.
+    Planned once and computed in every step: planning costs more than adding a chunk that fits the cache.
 
-    result     a row, where there is only one, else a part of the scratch memory
-    rows       how many are added
-    additions  (left, right, out) in turn, on the CPU
-    at_once    (out, divisor), on a GPU: all additions and a division in one launch
+    result     the row, where there is only one, else a slice of the scratch memory
+    rows       how many rows are added
+    additions  (left, right, out) in order, in host memory
+    at_once    (out, divisor), on another device: all additions and a division in one launch
     """
 
     result: Array
@@ -122,7 +121,7 @@ class TreeSum:
     at_once: Callable[[Array, float], None] | None = None
 
     def compute(self) -> Array:
-        """Adds; returns `result`."""
+        """Add the rows; return `result`."""
         if self.at_once is not None and self.rows > 1:
             self.at_once(self.result, 1.0)
         for left, right, out in self.additions:
@@ -130,7 +129,7 @@ class TreeSum:
         return self.result
 
     def divided(self, count: float, out: Array) -> Array:
-        """Adds, and puts the sum over `count` into `out`, which it returns."""
+        """Write the sum over `count` into `out`, and return it."""
         if self.at_once is None:
             return np.divide(self.compute(), count, out=out)
         self.at_once(out, count)
@@ -140,15 +139,14 @@ class TreeSum:
 def tree_sum(
     rows: Mapping[Span, Array], node: Span, bounds: Sequence[int], span: slice, scratch: Sequence[Array] | Array
 ) -> TreeSum | None:
-    """The sum of microbatches `node` on the elements `span`, in the tree's order; None where all of its microbatches
-    are empty.
+    """The sum of the node's microbatches on the elements `span`, in the tree's order; None where all are empty.
 
     `rows` holds the sums that exist already, by node; they are only read. `scratch` is an array for each of
-    `scratch_levels(microbatches)`, of at least the span's length. The result is the beginning of scratch[0], or a part
+    `scratch_levels(microbatches)`, of at least the span's length. The result is the beginning of scratch[0], or a slice
     of a row where there is nothing to add.
     """
     leaves: list[Array] = []
-    sums: list[int] = []  # how many additions follow each leaf, each of the last two sums that are there
+    sums: list[int] = []  # how many additions follow each leaf, each of the last two sums on the stack
 
     def visit(first: int, last: int) -> bool:
         if bounds[first] == bounds[last]:
@@ -170,16 +168,16 @@ def tree_sum(
         result = leaves[0] if len(leaves) == 1 else scratch[0][: leaves[0].size]
         return TreeSum(result, len(leaves), at_once=kernels_for(result).sum_of_rows(leaves, sums))
     additions: list[tuple[Array, Array, Array]] = []
-    there: list[Array] = []
+    stack: list[Array] = []
     for leaf, count in zip(leaves, sums, strict=True):
-        there.append(leaf)
+        stack.append(leaf)
         for _ in range(count):
-            right, left = there.pop(), there.pop()
-            there.append(scratch[len(there)][: left.size])  # what is left of it stays, in the levels before
-            additions.append((left, right, there[-1]))
-    return TreeSum(there[0], len(leaves), tuple(additions))
+            right, left = stack.pop(), stack.pop()
+            stack.append(scratch[len(stack)][: left.size])  # lower levels hold the sums below it
+            additions.append((left, right, stack[-1]))
+    return TreeSum(stack[0], len(leaves), tuple(additions))
 
 
-def scratch_levels(microbatches: int, on_cpu: bool = True) -> int:
+def scratch_levels(microbatches: int, on_host: bool = True) -> int:
     """Levels of scratch that `tree_sum` needs for a tree over this many microbatches."""
-    return 1 + (microbatches - 1).bit_length() if on_cpu else 1
+    return 1 + (microbatches - 1).bit_length() if on_host else 1

@@ -1,8 +1,8 @@
-"""The watchdog: a thread of each rank that ends the job, with a reason, where ranks would wait for ever.
+"""The watchdog: a thread of each rank that ends the job, with a reason, where ranks would wait forever.
 
-It looks at its rank's line on the host's status table twice a second. Where the rank has been in one collective for too
-long, the neighbours' lines and the system say which of them are missing and what they do. `docs/reliability.md` says
-what counts as a stall.
+It reads its rank's line in the host's status table twice a second. Where the rank has been in one collective for too
+long, it determines from the neighbours' lines and from the system which of them are missing and what they do.
+`docs/reliability.md` defines a stall.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from distsgd.parallel.status_table import Collective, Field, Phase, StatusTable,
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10
-"""How many times as long ranks may wait between steps, where one of them may have work of its own."""
+"""By how much ranks may wait longer between steps, where one of them may have work of its own."""
 
 _TICK = 0.5  # seconds
-_GONE = 2.0  # seconds that the MPI launcher is given to notice by itself that a process has ended
-_OTHERS_FIRST = 2.0  # seconds that a host without a missing rank gives the hosts that may have one
-_SPEAKER_FIRST = 3.0
-_BEATS = 2.0  # seconds after which a rank that lives has looked again
-_ENDED = 1.0  # seconds in which the launcher ends everybody after one rank has ended the job
-_PAUSE = 2.0  # seconds without a tick after which this process was itself stopped, or starved
+_GONE = 2.0  # seconds for the MPI launcher to notice that a process has ended
+_OTHERS_FIRST = 2.0  # seconds that a host without a missing rank waits for a report from the other hosts
+_REPORTER_FIRST = 3.0  # seconds that other ranks of a host wait for the report of the first
+_BEATS = 2.0  # seconds within which the watchdog of a live rank runs again
+_ENDED = 1.0  # seconds for the launcher to end all ranks after one rank has ended the job
+_PAUSE = 2.0  # seconds without a tick: this process was stopped, or got no processor time
 _STACK_SECONDS = 0.3
-_LEFT, _ENDED_THE_JOB = 1, 2  # what a line's LEFT says
+_LEFT, _ENDED_THE_JOB = 1, 2  # values of a line's LEFT
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A rank of this host that the others wait for. `limit` is how long they may, inf for ever."""
+    """A rank of this host that the others wait for; `limit` is how long they may wait in seconds, or inf."""
 
     rank: int
     what: str
@@ -70,13 +70,13 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="distsgd-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begins to watch."""
-        print_stacks_when_asked()  # once more, for MPI may have taken the signal when it began
+        """Start the thread."""
+        print_stacks_when_asked()  # again: MPI may have taken the signal when it started
         self.look(time.monotonic())
         self._thread.start()
 
     def leave(self) -> None:
-        """Says that this rank's program is over: whoever waits for it from now on waits in vain."""
+        """Record that this rank's program has ended: ranks that wait for it now would wait forever."""
         self._stop.set()
         self._line[Field.LEFT] = _LEFT
 
@@ -88,15 +88,15 @@ class Watchdog:
             if self.left_alone(time.monotonic()):
                 os.kill(os.getpid(), signal.SIGKILL)
             if problem is not None:
-                self._speak(problem)
+                self.report(problem)
 
     def _grandparent(self) -> int | None:
-        """Under distsgd.launch a shell stands between a rank and mpirun, and the kernel looks at parents alone."""
+        """Mpirun, under distsgd.launch: the rank's parent is a shell, and the kernel signals only parents' deaths."""
         found = stat(os.getppid()) if launched() is not None else None
         return None if found is None else found.parent
 
     def look(self, now: float) -> str | None:
-        """One look: what is wrong, where something is and this rank is the one to say it."""
+        """Check once; return what is wrong where this rank is the one to report it, else None."""
         line = self._line
         line[Field.BEAT] = int(now * 1e9)
         state, paused = line[Field.STATE], now - self._last > _PAUSE
@@ -104,7 +104,7 @@ class Watchdog:
         if not state % 16:
             line[Field.SINCE] = 0
             return self._held_by_files(now, (state, line[Field.PLACE], line[Field.PROGRESS]), paused)
-        if state != self._state or paused:  # what others did while this process was stopped, it can't judge
+        if state != self._state or paused:  # this process can't judge what others did while it was stopped
             self._state = state
             line[Field.SINCE] = int(now * 1e9)
             self._progress = {rank: (other[Field.PROGRESS], now) for rank, other in self._lines.items()}
@@ -112,36 +112,36 @@ class Watchdog:
         return self._judge(now, now - line[Field.SINCE] / 1e9)
 
     def left_alone(self, now: float) -> bool:
-        """Whether a neighbour has ended the job, and this rank still runs: then no launcher will end it."""
+        """Whether a neighbour has ended the job and this rank still runs: then no launcher will end it."""
         if all(line[Field.LEFT] != _ENDED_THE_JOB for line in self._lines.values()):
             return False
         self._ended = now if self._ended is None else self._ended
         return now - self._ended > _ENDED
 
     def _judge(self, now: float, waited: float) -> str | None:
-        """What is to say after this rank has waited so long, None while it may wait on."""
+        """The report after this rank has waited so long; None while it may wait longer."""
         if any(line[Field.LEFT] == _ENDED_THE_JOB for line in self._lines.values()):
-            return None  # all is said
+            return None  # reported already
         missing = [found for rank in self._lines if (found := self._missing(rank, now, waited)) is not None]
         late = max((found.waited - found.limit for found in missing), default=-math.inf)
-        told = f"in {Collective(self._state % 16).title} {where(self._line[Field.PLACE])}"
-        if late > 0 and self._speaks(now, late):
+        where_waiting = f"in {Collective(self._state % 16).title} {where(self._line[Field.PLACE])}"
+        if late > 0 and self._is_reporter(now, late):
             there = [rank for rank in self._lines if rank not in {found.rank for found in missing}]
             named = "; ".join(f"rank {found.rank} on {self._host} {found.what}" for found in missing)
-            return f"{named}; {_ranks(there)} waited {waited:.0f} s for {_it(missing)} {told}"
-        # A neighbour that worked for long and came only now has not kept anybody waiting since.
+            return f"{named}; {_ranks(there)} waited {waited:.0f} s for {_it(missing)} {where_waiting}"
+        # A neighbour that has just arrived after long work keeps no rank waiting any more.
         together = min(now - line[Field.SINCE] / 1e9 if line[Field.SINCE] else 0.0 for line in self._lines.values())
         late = together - self._limit_at(self._line[Field.PLACE]) - _OTHERS_FIRST
-        if missing or late <= 0 or not self._speaks(now, late):
+        if missing or late <= 0 or not self._is_reporter(now, late):
             return None
-        here = f"{_ranks(list(self._lines), self._host)} waited {waited:.0f} s {told}"
+        here = f"{_ranks(list(self._lines), self._host)} waited {waited:.0f} s {where_waiting}"
         others = sorted(set(self._hosts) - {self._host})
         if others:
-            return f"{here}, and all ranks of that host are there: somebody on {', '.join(others)} is missing"
-        return f"{here}, and nobody is missing: they wait for each other"
+            return f"{here}, and all ranks of that host are there: a rank on {', '.join(others)} is missing"
+        return f"{here}, and no rank is missing: they wait for each other"
 
     def _missing(self, rank: int, now: float, waited: float) -> Missing | None:
-        """Whether and why a neighbour isn't waiting as this rank is."""
+        """Whether and why a neighbour isn't in this rank's collective."""
         line = self._lines[rank]
         process, place = line[Field.PROCESS], where(line[Field.PLACE])
         if rank == self._rank or not process:
@@ -165,26 +165,26 @@ class Watchdog:
         return Missing(rank, what, self._limit_at(line[Field.PLACE]), min(waited, now - when))
 
     def _limit_at(self, place: int) -> float:
-        """How long others may wait for a rank that is at this place and works."""
+        """How long others may wait for a rank that works at this place."""
         phase = place % 16
         if not self.limit or phase == Phase.OUTSIDE:
             return math.inf
         return self.limit if phase == Phase.STEP else OUTSIDE_STEPS * self.limit
 
-    def _speaks(self, now: float, late: float) -> bool:
-        """Whether this is the first of its host's ranks that wait, which speaks for them, or that one didn't speak."""
+    def _is_reporter(self, now: float, late: float) -> bool:
+        """Whether this is the first waiting rank of its host, which reports for all, or that rank didn't report."""
         waiting = [
             rank
             for rank, line in self._lines.items()
             if line[Field.SINCE]
             and not line[Field.LEFT]
             and now - line[Field.BEAT] / 1e9 < _BEATS
-            and not _dead(line)  # such as one that has spoken, and whose abort ended itself alone
+            and not _dead(line)  # such as one that has reported, and whose abort ended only itself
         ]
-        return min([self._rank, *waiting]) == self._rank or late > _SPEAKER_FIRST
+        return min([self._rank, *waiting]) == self._rank or late > _REPORTER_FIRST
 
     def _held_by_files(self, now: float, work: tuple[int, int, int], paused: bool) -> str | None:
-        """A stuck file system may hold all ranks at once, and then nobody waits in a collective."""
+        """Report a stuck file system, which may hold all ranks at once: then no rank waits in a collective."""
         found = stat(os.getpid()) if work == self._work and self.limit else None
         if found is None or found.state != "D" or paused:
             self._work, self._unchanged = work, now
@@ -196,8 +196,8 @@ class Watchdog:
             f"rank {self._rank} on {self._host} has waited {now - self._unchanged:.0f} s for files or devices {place}"
         )
 
-    def _speak(self, problem: str) -> None:
-        """Says what is wrong and ends the job."""
+    def report(self, problem: str) -> None:
+        """Print the problem and end the job."""
         if not report_to_launcher("stalled", rank=self._rank, host=self._host, text=problem):
             say(f"distsgd: error: {problem}", sys.stderr)
         if self.stacks:
@@ -212,7 +212,7 @@ class Watchdog:
             if alive(line[Field.PROCESS], line[Field.STARTED]):
                 say(f"stacks of rank {rank} on {self._host}:", sys.stderr)
                 os.kill(line[Field.PROCESS], STACK_SIGNAL)
-                time.sleep(min(_STACK_SECONDS, _SPEAKER_FIRST / 2 / len(self._lines)))
+                time.sleep(min(_STACK_SECONDS, _REPORTER_FIRST / 2 / len(self._lines)))
 
 
 def _dead(line: memoryview) -> bool:
@@ -220,7 +220,7 @@ def _dead(line: memoryview) -> bool:
 
 
 def _ranks(ranks: Sequence[int], host: str | None = None) -> str:
-    """`rank 3 has`, `ranks 0 to 3 have` or `ranks 0, 2 have`, with the host behind the numbers."""
+    """`rank 3 has`, `ranks 0 to 3 have` or `ranks 0, 2 have`, with the host after the numbers."""
     at = "" if host is None else f" on {host}"
     if len(ranks) == 1:
         return f"rank {ranks[0]}{at} has"

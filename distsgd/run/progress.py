@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.errors import visible
-from distsgd.core.output import columns_behind_launcher, say, silence
+from distsgd.core.output import columns_of_launcher, say, silence
 from distsgd.core.runtime import launcher_size
 from distsgd.training.callbacks import Callback
 from distsgd.training.metrics import METRICS
@@ -98,7 +98,7 @@ def make_progress(quiet: bool) -> Callback | None:
     """
     if quiet:
         return None
-    columns = None if launcher_size() is None else columns_behind_launcher()
+    columns = None if launcher_size() is None else columns_of_launcher()
     if columns is not None or (launcher_size() is None and sys.stdout.isatty()):
         try:
             return Bar(columns)

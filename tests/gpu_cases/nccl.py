@@ -41,7 +41,7 @@ def test_one_rank_of_nccl(gpu: Device) -> None:
     parts = Parts.consecutive([400])
     nccl.alltoall((whole * 2.0).view(np.uint8), parts, out.view(np.uint8), parts)
     np.testing.assert_array_equal(to_host(out), np.concatenate([2 * host[:100], np.zeros(900)]))
-    assert nccl.way.startswith("by NCCL 2.")
+    assert nccl.transport.startswith("by NCCL 2.")
     nccl.close()
 
 

@@ -13,8 +13,8 @@ OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "micro
 def main() -> None:
     """Trains and prints on rank 0: what the library says, the way, and the parameters' sha256."""
     communicator = communication.start()
-    reported = communicator.takes_gpu_memory()
-    MPICommunicator.takes_gpu_memory = lambda self: True  # type: ignore[method-assign]
+    told = communicator.takes_device_memory()
+    MPICommunicator.takes_device_memory = lambda self: True  # type: ignore[method-assign]
     calls = []
     alltoall = MPICommunicator.alltoall
 

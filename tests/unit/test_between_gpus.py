@@ -89,7 +89,7 @@ def way(size: int, communication: str = "auto", hosts: Any = None, wrap: Any = N
     def choose(communicator: Communicator) -> Any:
         device, _ = choose_device("gpu", communicator.node().rank)
         found, why = between_gpus(wrap(communicator) if wrap else communicator, device, communication, **more)
-        return type(found).__name__, found.way, why
+        return type(found).__name__, found.transport, why
 
     return run_on_threads(size, choose, hosts)
 
@@ -240,7 +240,7 @@ def test_header_and_doctor_say_which(tmp_path: Path, capsys: pytest.CaptureFixtu
 class Aware(Counting):
     """Ranks on threads whose MPI takes arrays of GPUs: only such as nothing is being done to."""
 
-    def takes_gpu_memory(self) -> bool | None:
+    def takes_device_memory(self) -> bool | None:
         return True
 
     def _pass(self, name: str, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What distsgd.launch leaves: nothing, and nothing of others' is touched."""
+"""distsgd.launch leaves no processes and files, and touches none of other users and runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_processes_are_found_by_their_tag(tmp_path: Path) -> None:
             started.wait()
 
 
-def test_files_are_removed_where_no_process_uses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unused_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
     old, used, left = (tmp_path / f"mpich_shm_{name}" for name in ("old", "used", "left"))
@@ -79,16 +79,16 @@ def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest
 
 @linux
 @pytest.mark.parametrize("orderly", [True, False])
-def test_a_cleanup_process_cleans_up_after_any_kill_of_the_launcher(tmp_path: Path, orderly: bool) -> None:
+def test_a_cleanup_process_cleans_up_after_a_killed_launcher(tmp_path: Path, orderly: bool) -> None:
     text = (
         "import os, signal, subprocess, sys, time\n"
         "from distsgd.launching.cleaning import CleanupProcess, Leftovers\n"
         "from distsgd.core.output import LAUNCH_VARIABLE\n"
-        "with CleanupProcess(Leftovers('tag-of-a-cleanup-test')) as cleaner:\n"
-        "    tagged = {**os.environ, LAUNCH_VARIABLE: cleaner.leftovers.name}\n"
+        "with CleanupProcess(Leftovers('tag-of-a-cleanup-test')) as cleanup:\n"
+        "    tagged = {**os.environ, LAUNCH_VARIABLE: cleanup.leftovers.name}\n"
         "    child = subprocess.Popen(['sleep', '600'], env=tagged, start_new_session=True)\n"
-        "    folder = cleaner.new_folder(); (folder / 'file').touch()\n"
-        "    print(child.pid, cleaner.process, folder, flush=True)\n"
+        "    folder = cleanup.new_folder(); (folder / 'file').touch()\n"
+        "    print(child.pid, cleanup.process, folder, flush=True)\n"
         f"    {'child.kill(); child.wait()' if orderly else 'os.kill(os.getpid(), signal.SIGKILL)'}\n"
     )
     settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -146,7 +146,7 @@ def test_each_start_has_a_folder_of_its_own(shared: Path) -> None:
     assert shared.exists()
 
 
-def test_the_cleanup_process_hears_of_a_folder_before_it_is_there(shared: Path) -> None:
+def test_the_cleanup_process_receives_a_path_before_the_folder_exists(shared: Path) -> None:
     heard: list[tuple[Path, bool]] = []
     folder = PrivateFolder.make(lambda path: heard.append((path, path.exists())))
     assert heard == [(folder.path, False)]
@@ -162,10 +162,10 @@ def test_a_folder_that_others_can_rename_is_refused(
     folder.mkdir(exist_ok=True)
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     shared.chmod(mode)
-    with pytest.raises(LauncherError) as reported:
+    with pytest.raises(LauncherError) as raised:
         PrivateFolder.make(lambda path: None)
-    assert f"others may in {shared} (mode {mode:o}, without the sticky bit)" in str(reported.value)
-    assert "TMPDIR=" in str(reported.value)
+    assert f"others may in {shared} (mode {mode:o}, without the sticky bit)" in str(raised.value)
+    assert "TMPDIR=" in str(raised.value)
     assert list(folder.glob("distsgd-*")) == []
 
 

@@ -45,7 +45,7 @@ def script(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("reported", "kind", "version"),
+    ("text", "kind", "version"),
     [
         ("mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/\n", "openmpi", "5.0.11"),
         ("mpirun (Open MPI) 4.1.4\n", "openmpi", "4.1.4"),
@@ -54,8 +54,8 @@ def script(path: Path, text: str) -> str:
         ("slurmd 23\n", "other", ""),
     ],
 )
-def test_launchers_are_recognized(reported: str, kind: str, version: str) -> None:
-    assert recognize("mpirun", reported) == Mpirun("mpirun", kind, version)
+def test_launchers_are_recognized(text: str, kind: str, version: str) -> None:
+    assert recognize("mpirun", text) == Mpirun("mpirun", kind, version)
 
 
 def test_an_mpirun_asked_for(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reported"),
+    ("arguments", "message"),
     [
         (("--max-restart", "1"), "did you mean --max-restarts?"),
         (("--epochs", "3"), "--epochs is distsgd.train's: put it behind --"),
@@ -174,10 +174,10 @@ def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
         (("--max-restarts", "-1"), "max_restarts: expected at least 0"),
     ],
 )
-def test_options_that_are_refused(arguments: tuple[str, ...], reported: str) -> None:
+def test_options_that_are_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         launch.parse(arguments)
-    assert reported in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_options() -> None:
@@ -260,9 +260,9 @@ def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     beats = (
         "import mmap, os, time; from distsgd.parallel.status_table import StatusTable, Field; "
         "memory = mmap.mmap(os.open(os.environ['DISTSGD_STATUS_TABLE'], os.O_RDWR), StatusTable.bytes_for(1)); "
-        "status table = StatusTable(memoryview(memory), 1); assert status table.marked; "
-        "status table.line(0)[Field.PLACE] = 57 * 16 + 2; status table.line(0)[Field.PROCESS] = os.getpid(); "
-        "beat = lambda: status table.line(0).__setitem__(Field.BEAT, time.monotonic_ns()); "
+        "table = StatusTable(memoryview(memory), 1); assert table.marked; "
+        "table.line(0)[Field.PLACE] = 57 * 16 + 2; table.line(0)[Field.PROCESS] = os.getpid(); "
+        "beat = lambda: table.line(0).__setitem__(Field.BEAT, time.monotonic_ns()); "
         "[(beat(), time.sleep(0.1)) for _ in range(20)]; time.sleep(60)"
     )
     path = str(Path(__file__).parents[2])

@@ -18,7 +18,7 @@ from distsgd.core.output import (
     PARENT_VARIABLE,
     STATUS_TABLE_VARIABLE,
     TERMINAL_VARIABLE,
-    columns_behind_launcher,
+    columns_of_launcher,
     launched,
     mark,
     new_launch,
@@ -100,7 +100,7 @@ def test_a_launch_that_is_not_this_processes_is_not_believed(
     assert not report_to_launcher("ended", status="finished")
     report_error(ConfigurationError("epochs: expected a number"))
     assert capsys.readouterr() == ("", "distsgd: error: epochs: expected a number\n")
-    assert columns_behind_launcher() is None
+    assert columns_of_launcher() is None
 
 
 @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ def test_a_terminal_is_a_number_of_columns(
     monkeypatch: pytest.MonkeyPatch, reported: str | None, columns: int | None
 ) -> None:
     is_rank_of(new_launch(), monkeypatch)
-    if reported is not None:
-        monkeypatch.setenv(TERMINAL_VARIABLE, reported)
-    assert columns_behind_launcher() == columns
+    if told is not None:
+        monkeypatch.setenv(TERMINAL_VARIABLE, told)
+    assert columns_of_launcher() == columns
 
 
 def test_only_a_terminal_of_ones_own_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ WAITS = "print('ready', flush=True); import time; time.sleep(60)"
     [
         f"from distsgd.cli.commands import run_command; run_command(lambda *arguments: exec({WAITS!r}))",
         (
-            "from distsgd import commands, runtime\n"  # before anything else
+            "from distsgd.core import runtime\nfrom distsgd.cli import commands\n"  # before anything else
             f"runtime.prepare = lambda: exec({WAITS!r})\ncommands.run_command(None)"
         ),
         (

@@ -136,7 +136,7 @@ def test_a_rank_that_comes_late_has_not_kept_the_others_waiting_since() -> None:
         assert ranks.pass_time(90) == {}
     ranks.wait(0)
     assert ranks.pass_time(99) == {}
-    assert "nobody is missing: they wait for each other" in ranks.pass_time(5)[0]
+    assert "no rank is missing: they wait for each other" in ranks.pass_time(5)[0]
 
 
 def test_a_users_program_around_training_may_take_for_ever() -> None:
@@ -190,7 +190,7 @@ def test_who_is_left_alone_when_the_job_was_ended_leaves_without_a_word() -> Non
     assert list(ranks.pass_time(101)) == [0]
     assert not ranks.dogs[1].left_alone(ranks.now)
     ranks.dogs[0].stacks = False
-    ranks.dogs[0]._speak("what is wrong")
+    ranks.dogs[0].report("what is wrong")
     ranks.silent = {0}
     assert not ranks.dogs[1].left_alone(ranks.now)
     assert ranks.pass_time(0.5) == {}
@@ -248,7 +248,7 @@ def test_hosts_where_no_rank_is_missing_name_the_others() -> None:
     assert sorted(printed) == [0, 3]
     assert printed[0] == (
         "ranks 0, 1 on a have waited 102 s in an all-to-all in step 57, and all ranks of that host are there: "
-        "somebody on b, c is missing"
+        "a rank on b, c is missing"
     )
 
 

@@ -88,12 +88,12 @@ def heard(text: str, size: int = 7) -> tuple[str, Words]:
 def test_the_ranks_words_pass_unchanged(text: str, size: int) -> None:
     out, words = heard(text, size)
     assert out == text
-    assert (words.told, words.noise, words.death()) == ([], [], None)
+    assert (words.messages, words.launcher_output, words.death()) == ([], [], None)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize(
-    ("noise", "death"),
+    ("output", "death"),
     [
         (HYDRA, None),  # it names a rank that it has ended itself as often as another
         (OPEN_MPI_KILLED, Death(1, 26457, "vm", signal=9)),
@@ -107,18 +107,18 @@ def test_the_ranks_words_pass_unchanged(text: str, size: int) -> None:
         ("[vm:27214] *** Process received signal ***\n[vm:27214] [ 0] /lib/libc.so.6(+0x3c050)[0x7f]\n", None),
     ],
 )
-def test_mpiruns_words_are_kept_back(noise: str, death: Death | None, size: int) -> None:
-    out, words = heard("before\n" + noise + "behind\n", size)
+def test_mpiruns_words_are_kept_back(output: str, death: Death | None, size: int) -> None:
+    out, words = heard("before\n" + output + "behind\n", size)
     assert out == "before\nbehind\n"
     assert words.death() == death
-    assert words.noise
+    assert words.launcher_output
 
 
 def test_messages_are_taken_out() -> None:
     message = MARK + json.dumps({"kind": "raised", "rank": 1, "text": "line\nanother \x1e"})
     out, words = heard(f"a warning{message}\n{message}\n{MARK}not JSON\n{MARK}[1]\nend\n")
     assert out == "a warning\nend\n"
-    assert [reported["text"] for reported in words.of("raised")] == ["line\nanother \x1e"] * 2
+    assert [message["text"] for message in words.of("raised")] == ["line\nanother \x1e"] * 2
     assert words.of("stalled") == []
 
 
@@ -158,12 +158,12 @@ def test_a_ranks_shell_reports_its_end_and_nothing_else(program: str, status: in
 
 
 def test_only_who_knows_the_launchs_secret_is_believed() -> None:
-    """A name with a line end may be printed by anybody; so may what another launch has reported."""
+    """A name with a line end may be printed by any program; so may a message of another launch."""
     forged = [mark(name) + json.dumps({"kind": "ended"}) for name in ("", "0-0", new_launch())]
     forged += ['\x1edistsgd {"kind": "ended", "status": "finished"}', f'\x1edistsgd {LAUNCH}{{"kind": "ended"}}']
     out, words = heard("".join(f"{text}\n" for text in forged))
     assert out == "".join(f"{text}\n" for text in forged)
-    assert words.told == []
+    assert words.messages == []
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1", "USR2"])
@@ -176,11 +176,11 @@ def test_a_signal_that_comes_before_the_rank_is_passed_on(tmp_path: Path, name: 
     with open(held, "w") as file:  # the shell is about to read
         process.send_signal(getattr(signal, f"SIG{name}"))
         file.write("sleep 60")
-    reported = getattr(signal, f"SIG{'TERM' if name == 'INT' else name}")  # a shell's background ignores SIGINT
+    expected = getattr(signal, f"SIG{'TERM' if name == 'INT' else name}")  # a shell's background ignores SIGINT
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 128 + reported
+    assert process.returncode == 128 + expected
     (message,) = heard(err)[1].of("exit")
-    assert message["status"] == 128 + reported
+    assert message["status"] == 128 + expected
 
 
 def test_a_rank_is_known_by_its_shell() -> None:
@@ -199,10 +199,10 @@ def test_a_rank_is_known_by_its_shell() -> None:
         assert done.stdout == "None\nNone\n"
 
 
-def ending(*messages: dict[str, object], noise: str = "", status: int = 1, **keywords: object) -> Ending:
+def ending(*messages: dict[str, object], output: str = "", status: int = 1, **keywords: object) -> Ending:
     met = {"kind": "rank_table", "first": 0, "ranks": [[1, "node1", 101], [0, "node1", 100], [2, "node2", 100]]}
     text = "".join(f"{MARK}{json.dumps(message)}\n" for message in (met, *messages))
-    return Ending(status, heard(text + noise)[1], **keywords)  # type: ignore[arg-type]
+    return Ending(status, heard(text + output)[1], **keywords)  # type: ignore[arg-type]
 
 
 def exit_of(process: int, status: int, host: str = "node1") -> dict[str, object]:
@@ -228,14 +228,14 @@ MICROBATCH = {
         (ending(exit_of(100, 3)), "rank 1 on node1 left early with exit status 3"),
         (ending(exit_of(999, 3)), "a rank on node1 left early with exit status 3"),
         (ending(exit_of(100, 0), places={1: 20 * 16 + 2}), "rank 1 on node1 left early with exit status 0, in step 20"),
-        (ending(noise=OPEN_MPI_KILLED), "rank 0 on node1 was killed by signal 9 (SIGKILL)"),
+        (ending(output=OPEN_MPI_KILLED), "rank 0 on node1 was killed by signal 9 (SIGKILL)"),
         (ending(RAISED, RAISED, exit_of(101, 1)), "rank 0 on node1 raised KeyError: 'a' (and 1 more)"),
         (ending(STALLED), "rank 2 on node2 is stopped"),
         (ending(STALLED, exit_of(100, 137, "node2")), "rank 2 on node2 was killed by signal 9 (SIGKILL)"),
         (ending(ERROR, exit_of(101, 2)), "no data"),
         (ending(MICROBATCH), "the model failed: KeyError: 'a'"),
         (ending(forced="the ranks did not meet"), "the ranks did not meet"),
-        (ending(noise=HYDRA, status=9), "mpirun left with status 9 and the run isn't done"),
+        (ending(output=HYDRA, status=9), "mpirun left with status 9 and the run isn't done"),
         (Ending(5), "mpirun left with status 5 and the run isn't done"),
     ],
 )
@@ -252,7 +252,7 @@ def test_what_else_is_known_of_a_cause() -> None:
     assert not cause_of(ending(MICROBATCH), False).final
     assert cause_of(ending(MICROBATCH), False).details == MICROBATCH["text"]
     assert cause_of(ending(RAISED), False).details == "Traceback …"
-    assert "BAD TERMINATION" in cause_of(ending(noise=HYDRA), False).details
+    assert "BAD TERMINATION" in cause_of(ending(output=HYDRA), False).details
 
 
 def test_a_long_rank_table_comes_in_parts() -> None:

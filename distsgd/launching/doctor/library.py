@@ -1,4 +1,4 @@
-"""The MPI library and the launcher: what they are, whether they belong together, and whether they know of GPUs."""
+"""The MPI library and the launcher: their versions, whether they match, and whether they support GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distsgd.parallel.launchers import family, launcher_name, library_path, mpir
 
 _SECONDS = 20
 _INSTALL = "load the cluster's MPI module, or pip install 'distsgd[mpich]'"
-# In a process of its own, for on a login node loading MPI may abort.
+# In a separate process: on a login node, loading MPI may abort.
 _ASK = """
 import mpi4py
 mpi4py.rc.initialize = False
@@ -25,7 +25,7 @@ print(MPI.Get_library_version())
 
 @dataclass(frozen=True)
 class Library:
-    """An MPI library: its version in short, and its file, where they can be seen."""
+    """An MPI library: its short version and its file, where they are known."""
 
     version: str | None
     path: Path | None
@@ -40,7 +40,7 @@ def loaded() -> Library:
 
 
 def installed() -> Library:
-    """The library that mpi4py would load, which is not loaded into this process."""
+    """The library that mpi4py would load; not loaded into this process."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=False
@@ -49,13 +49,13 @@ def installed() -> Library:
         return Library(None, None, str(error))
     path, _, version = done.stdout.partition("\n")
     if done.returncode or not version.strip():
-        told = done.stderr.strip().splitlines()
-        return Library(None, None, told[-1] if told else f"exit status {done.returncode}")
+        lines = done.stderr.strip().splitlines()
+        return Library(None, None, lines[-1] if lines else f"exit status {done.returncode}")
     return Library(short_version(version), Path(path) if path else None)
 
 
-def told_by(launcher: str) -> str:
-    """What a launcher says of itself."""
+def version_text(launcher: str) -> str:
+    """What a launcher's --version prints; empty where it fails."""
     try:
         done = subprocess.run(
             [launcher, "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS
@@ -66,13 +66,13 @@ def told_by(launcher: str) -> str:
 
 
 def describe_started(library: Library) -> list[tuple[str, str]]:
-    """The lines for a process that a launcher started: had they not fitted, it would have been refused."""
+    """The lines for a process that a launcher started: a mismatch would have been refused."""
     at = "" if library.path is None else f" ({library.path})"
     return [("mpi", f"{library.version}{at}"), ("launcher", f"{launcher_name()}, which fits")]
 
 
 def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[str, str]], list[str]]:
-    """(lines, problems) for a process that no launcher started: what would happen if one did."""
+    """(lines, problems) for a process that no launcher started, about the launcher that would be used."""
     if library.version is None:
         return [("mpi", f"none that mpi4py can load ({library.reason}); {_INSTALL}")], []
     at = "" if library.path is None else f" ({library.path})"
@@ -83,7 +83,7 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
         return [*metadata, ("launcher", f"no mpirun, mpiexec or srun on the path{own}")], []
     if os.path.basename(launcher) == "srun":
         return [*metadata, ("launcher", f"{launcher}, Slurm's; srun --mpi=list says which libraries it can start")], []
-    theirs, ours = family(told_by(launcher)), family(library.version)
+    theirs, ours = family(version_text(launcher)), family(library.version)
     metadata.append(("launcher", f"{launcher}, of {theirs or 'an MPI that it does not name'}"))
     both = {theirs, ours}
     if None in both or theirs == ours or both <= {"MPICH", "Intel MPI", "MVAPICH"}:

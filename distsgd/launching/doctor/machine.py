@@ -1,4 +1,4 @@
-"""What one rank sees of its host and of itself."""
+"""One rank's observations of its host and of itself."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _QUEUES = ("mpich_shm_", "Intel_MPI_", "sm_segment", "vader_segment", "ucx_shm_"
 
 @dataclass(frozen=True)
 class Look:
-    """What one rank sees.
+    """One rank's observations.
 
-    processors     that it may run on
-    cores          of these that are its own
-    probe          hexadecimal digits of this CPU's bits
+    processors     that the rank may run on
+    cores          how many of these are its own
+    probe          digest of this CPU's results, in hexadecimal
     gemm_seconds   for one product of two (GEMM, GEMM) float32 matrices
     blas           BLAS library and kernels
     blas_threads   that it uses
     versions       of Python and packages, by name
     memory         bytes left for this job on its host
-    shared         bytes (in all, free) in /dev/shm, where MPI libraries keep their queues
+    shared         bytes (total, free) in /dev/shm, where MPI libraries keep their queues
     shares         whether the ranks of the host can share memory
-    gpus           kinds and numbers of GPUs of the host, in words; empty where there are none
+    gpus           kinds and numbers of GPUs of the host, as text; empty where there are none
     """
 
     processors: tuple[int, ...] = (0,)
@@ -61,7 +61,7 @@ class Look:
 
 
 def look(communicator: Communicator) -> Look:
-    """This rank's look. Collective: all ranks multiply at once, as in a step."""
+    """Observe this rank. Collective: all ranks multiply at the same time, as in a step."""
     node = communicator.node()
     masks = node.allgather_object(affinity())
     _, shares = shared_array(node, (1024,), np.dtype(np.float32))
@@ -95,14 +95,14 @@ def time_gemm() -> float:
 
 
 def blas_threads() -> int:
-    """Threads that BLAS uses, 1 where that can't be seen."""
+    """Threads that BLAS uses; 1 where it isn't known."""
     from threadpoolctl import threadpool_info
 
     return max((pool["num_threads"] for pool in threadpool_info() if pool.get("user_api") == "blas"), default=1)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what has to be the same on all ranks."""
+    """Versions of the packages that have to be equal on all ranks."""
     import distsgd
 
     found = {"distsgd": distsgd.__version__, "python": platform.python_version(), "numpy": np.__version__}
@@ -112,7 +112,7 @@ def versions() -> dict[str, str]:
 
 
 def shared_space() -> tuple[int, int] | None:
-    """Bytes (in all, free) in /dev/shm, None where there is none."""
+    """Bytes (total, free) in /dev/shm, None where there is none."""
     try:
         usage = os.statvfs(_SHARED)
     except OSError:
@@ -121,7 +121,7 @@ def shared_space() -> tuple[int, int] | None:
 
 
 def abandoned() -> tuple[int, int]:
-    """(how many, bytes) of MPI libraries' files in /dev/shm that no process we can see has in use: of killed jobs."""
+    """(number, bytes) of killed jobs' files in /dev/shm: those of MPI libraries that no visible process has mapped."""
     try:
         files = [path for path in _SHARED.iterdir() if path.name.startswith(_QUEUES)]
     except OSError:
@@ -135,7 +135,7 @@ def abandoned() -> tuple[int, int]:
 
 
 def gpus(devices: Path = Path("/dev")) -> str:
-    """The GPUs of this host in words, empty where there are none."""
+    """The GPUs of this host as text; empty where there are none."""
     nvidia = [path for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
     amd = list(devices.glob("dri/renderD*")) if (devices / "kfd").exists() else []
     found = [f"{len(paths)} of {maker}" for paths, maker in ((nvidia, "NVIDIA"), (amd, "AMD")) if paths]

@@ -1,4 +1,4 @@
-"""What is wrong with the ranks and their hosts, each with its remedy, from what all ranks have seen."""
+"""Problems of the ranks and their hosts, each with its remedy, from all ranks' observations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUEUES = 16 << 20
 _LITTLE_MEMORY = 1 << 30
 
 Looks = Sequence[tuple[str, Look]]
-"""(host, what the rank saw), by rank."""
+"""(host, observations), by rank."""
 
 
 def find_problems(looks: Looks, speed: Speed | None) -> list[str]:
@@ -38,8 +38,8 @@ def _slow_ranks(looks: Looks) -> Iterator[str]:
     slow = [f"{rank} on {host}" for rank, (host, look) in enumerate(looks) if look.gemm_seconds > _SLOW * median]
     if slow:
         yield (
-            f"slow ranks: {', '.join(slow)}; all ranks wait for the slowest, so look for other jobs there, or leave "
-            "the host out"
+            f"slow ranks: {', '.join(slow)}; all ranks wait for the slowest, so look for other jobs there, or "
+            "exclude the host"
         )
 
 
@@ -53,9 +53,9 @@ def _differences(looks: Looks) -> Iterator[str]:
         )
     for name, mine in first.versions.items():
         found = {look.versions.get(name): host for host, look in reversed(looks)}
-        told = ", ".join(f"{version} on {host}" for version, host in found.items() if version != mine)
-        if told:
-            yield f"{name} is {mine} on {first_host}, but {told}; use one environment on all hosts"
+        others = ", ".join(f"{version} on {host}" for version, host in found.items() if version != mine)
+        if others:
+            yield f"{name} is {mine} on {first_host}, but {others}; use one environment on all hosts"
     threaded = [str(rank) for rank, (_, look) in enumerate(looks) if look.blas_threads != 1]
     if threaded:
         yield (
@@ -81,13 +81,13 @@ def _on_host(host: str, looks: Sequence[Look]) -> Iterator[str]:
     if shared is not None and shared[1] < _QUEUES * len(looks):
         yield (
             f"{host}: {shared[1] / 1e6:.0f} MB are free in /dev/shm, where MPI keeps its queues; give a container more "
-            f"(docker run --shm-size=1g), and remove what killed jobs left{_left_behind()}"
+            f"(docker run --shm-size=1g), and remove what killed jobs left{_abandoned_files()}"
         )
     memory = min((look.memory for look in looks if look.memory is not None), default=None)
     if memory is not None and memory < _LITTLE_MEMORY:
         yield f"{host}: {memory / 1e6:.0f} MB of memory are left; ask for more, or look for other jobs there"
 
 
-def _left_behind() -> str:
+def _abandoned_files() -> str:
     count, size = abandoned()
     return f" ({count} files of {size / 1e6:.0f} MB on rank 0's host belong to no process)" if count else ""

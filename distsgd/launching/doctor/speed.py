@@ -1,4 +1,4 @@
-"""How long a reduction takes: distsgd's own reduction, and MPI_Allreduce of as many numbers beside it."""
+"""How long a reduction takes: distsgd's own, and MPI_Allreduce of as many numbers for comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distsgd.parallel.shared_reduction import SharedReduction, make_reduction
 from distsgd.parallel.tree import scratch_levels
 
 SMALL, LARGE = 1_000, 1_000_000
-"""Numbers in the reductions that are timed: what latency decides, and what bandwidth decides."""
+"""Numbers in the timed reductions: one is limited by latency, the other by bandwidth."""
 _SECONDS = 0.2
 _MOST, _LEAST = 200, 3
 
@@ -28,7 +28,7 @@ class Speed:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second that a large reduction gets through."""
+        """Bytes per second of a large reduction."""
         return 4 * LARGE / self.large
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ def allreduce_speed(communicator: Communicator) -> Speed:
 
 
 def _reduction(reduction: GradientReduction) -> Callable[[], None]:
-    """The reduction of a step without its update: everybody's sums in, the whole total out."""
+    """The reduction of a step without its update: all ranks' sums in, the whole total out."""
     microbatches = reduction.partition.microbatches
     bounds = tuple(range(microbatches + 1))
     scratch = list(np.empty((scratch_levels(microbatches), UPDATE_CHUNK), np.float32))
