@@ -1,4 +1,4 @@
-"""From arguments and a TOML file to a configuration: defaults < TOML < command line. Rank 0 alone does this."""
+"""Makes a configuration from arguments: defaults < TOML file < command line. Rank 0 alone does this."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import io
 import re
 import shlex
 import sys
-import tomllib
-import types
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from distsgd.core.errors import ConfigurationError, DistsgdError, visible
-from distsgd.core.files import read_regular
-from distsgd.run.config import TrainConfig, check_same_bits, field_names, option_types
+from distsgd.core.version import __version__
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import RENAMED, read_toml
 from distsgd.run.user_code import allow_code, code_in, texts_of
 
 T = TypeVar("T")
 _WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
 _NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
 _WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
-_CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")
 
 
@@ -105,6 +103,9 @@ def _unknown_option(kind: type[Any], box: str) -> str | None:
     found = re.search(r"Unrecognized options: (--[\w-]+)", box)
     if found is None:
         return None
+    renamed = RENAMED.get(found[1].removeprefix("--").replace("-", "_"))
+    if renamed is not None:
+        return f"the option {found[1]} is now called --{renamed}; give it by that name"
     names = [f"--{name.replace('_', '-')}" for name in get_type_hints(kind)]
     close = get_close_matches(found[1].replace("_", "-"), names, n=1)
     return f"unknown option {found[1]}" + (f"; did you mean {close[0]}?" if close else "")
@@ -137,8 +138,6 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     arguments = list(arguments)
     path = _take_config(arguments)
     if "--version" in arguments:
-        from distsgd import __version__
-
         print(f"distsgd {__version__}")
         raise Finished
     default = TrainConfig() if path is None else read_toml(Path(path))
@@ -172,73 +171,3 @@ def _check_code_is_repeated(default: TrainConfig, path: str, arguments: Sequence
             raise ConfigurationError(
                 f"{path} names code, {option} = {value!r}; to run it, add --{option} {values} to the command line"
             )
-
-
-def read_toml(path: Path) -> TrainConfig:
-    """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
-    try:
-        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
-    except OSError as error:
-        raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits
-        raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
-    return from_mapping(document, str(path))
-
-
-def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
-    """The configuration with these values, dashes and underscores alike; `source` names them in errors."""
-    kinds, names, values = option_types(), field_names(), {}
-    for key, value in document.items():
-        name = key.replace("-", "_")
-        name = "learning_rate" if name == "lr" else name
-        if name == "same_bits":
-            check_same_bits(value, source)
-            continue
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; see python -m distsgd.train --help"
-            raise ConfigurationError(f"{source}: unknown option {key!r}{hint}")
-        values[name] = _coerce(value, kinds[name], f"{source}: {name}")
-    try:
-        return TrainConfig(**values)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{source}: {error}") from None
-
-
-def _coerce(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the type `kind`: lists become tuples, whole numbers floats; anything else is refused."""
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _coerce(value, get_args(kind)[0], where)
-    if origin in (Union, types.UnionType):
-        for option in get_args(kind):
-            try:
-                return _coerce(value, option, where)
-            except ConfigurationError:
-                continue
-    elif origin is Literal:
-        if value in get_args(kind):
-            return value
-    elif origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_coerce(item, get_args(kind)[0], where) for item in items)
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif kind is type(None):
-        if value is None:
-            return None
-    elif isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
-        return value
-    raise ConfigurationError(f"{where}: expected {_kind_name(kind)}, got {value!r}")
-
-
-def _kind_name(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_kind_name(option) for option in get_args(kind) if option is not type(None))
-    if origin is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if origin is tuple:
-        return f"a list of {_kind_name(get_args(kind)[0])}"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(kind, str(kind))

@@ -11,15 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from distsgd.core.device import Array, is_on_host
 from distsgd.core.errors import first_line
-from distsgd.data.examples import GatheredBatch, Loader
+from distsgd.data.examples import Loader
 from distsgd.gpu.streaming import PLACES, Stream
 from distsgd.parallel.reduction import GradientReduction
+from distsgd.training.step_inputs import StepInputs
 
 IN_FLIGHT = 64
 """Steps after which the host looks at their results at the latest: so much pinned memory there is."""
@@ -30,23 +31,6 @@ _GRAPHS = 2 * PLACES
 
 class NotRecorded(Exception):
     """A step can't be recorded."""
-
-
-class StepInputs(NamedTuple):
-    """What a step takes from the GPU's memory, where it lies at the same place in each step.
-
-    rows      the examples where they come from the host; None where the data set lies on the GPU
-    numbers   the rows of the data set, (n,) int64
-    clock     epoch and step, (2,) uint64
-    scalars   the optimizer's, (s,) float64; NaN where nothing is to be updated any more
-    trouble   (ranks,) float64: not 0 from the first step on in which a rank has met what isn't finite
-    """
-
-    rows: GatheredBatch | None
-    numbers: Array
-    clock: Array
-    scalars: Array
-    non_finite: Array
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, users_code
 from distsgd.core.files import read_regular
 from distsgd.core.output import say
+from distsgd.core.version import __version__
 from distsgd.parallel.communicator import Communicator
 from distsgd.run.digests import digest
 from distsgd.run.identity import Identity
@@ -128,8 +129,6 @@ def _listed(items: Sequence[str]) -> str:
 def add_versions(identity: Identity) -> None:
     """What code and bits depend on besides what was given."""
     import numpy as np
-
-    from distsgd import __version__
 
     identity.say("distsgd", __version__)
     identity.say("Python", ".".join(platform.python_version_tuple()[:2]))

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from distsgd.core.errors import DistsgdError, OutputError, UserCodeError
 
-PATIENCE = 30.0
-"""Seconds for which something new waits until what is being written is done."""
 _LAST_PATIENCE = 3.0
 """Seconds for which a run that fails waits for it: other ranks wait for this one."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate
 
-from distsgd.run.option_values import parse_duration
+from distsgd.training.intervals import parse_duration
 
 MARGIN = 120.0
 """Seconds that are left for the last step, the test set and the checkpoint; a tenth of what is left where less is."""

@@ -17,7 +17,8 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.optim.optimizers import Optimizer, build_optimizer
 from distsgd.optim.schedules import has_horizon
-from distsgd.run.option_values import check_values, parse_duration, parse_interval, parse_target
+from distsgd.run.option_values import check_values
+from distsgd.training.intervals import parse_duration, parse_interval, parse_target
 
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
@@ -26,8 +27,6 @@ OPERATIONAL = (
     "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
 )  # fmt: skip
 """Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
-_NAMELESS = {"precision": FULL, "loss_scale": None}
-"""Fields younger than the first runs, whose names they leave alone while they have these values."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
@@ -293,18 +292,8 @@ class TrainConfig:
 
     def name(self) -> str:
         """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
-        named = {key: value for key, value in self.identity().items() if _NAMELESS.get(key, ...) != value}
-        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
-
-
-def check_same_bits(value: Any, where: str) -> None:
-    """Raises ConfigurationError unless this value of an option that is gone, read from a file, is true."""
-    if value is not True:
-        raise ConfigurationError(
-            f"{where}: same_bits: expected true, as every run has the same bits on any number of ranks, got {value!r}; "
-            "leave it out, and start anew with --resume never"
-        )
 
 
 def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:

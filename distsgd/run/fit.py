@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.cli.command_line import from_mapping
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
@@ -38,8 +37,10 @@ from distsgd.run.build import (
     model_options,
 )
 from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, resolved
+from distsgd.run.config_file import check_renamed, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.folder import RunFolder
+from distsgd.run.folder_writer import FolderWriter
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt
 from distsgd.run.pictures import draw_after_training
@@ -47,7 +48,7 @@ from distsgd.run.placement import fingerprint, split_data
 from distsgd.run.resume import beginning
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import allow_code, names_code
-from distsgd.training.callbacks import Callback, FolderWriter, History
+from distsgd.training.callbacks import Callback, History
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics import Metric
 from distsgd.training.step import TrainingStep
@@ -271,6 +272,7 @@ def _check_kinds(
             raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
     known = {item.name for item in fields(TrainConfig)}
     for name in options:
+        check_renamed(name, "fit")
         if name not in known or name in _NOT_FOR_FIT:
             raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
         if isinstance(optimizer, Optimizer) and name in HYPER_PARAMETERS:

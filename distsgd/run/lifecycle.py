@@ -82,9 +82,9 @@ class Attempt:
         """
         communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
         try:
-            status = trainer.fit()
+            reason = trainer.fit()
             communicator.set_phase(Phase.END, trainer.progress.step)
-            summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
+            summary = finish(trainer, reason, confusion_matrix(self.data.signature, self.metrics))
             trainer.end(summary)
             trainer.step.device.synchronize()
             communicator.barrier()  # nobody's messages are still on their way

@@ -13,11 +13,11 @@ from distsgd.core.errors import CheckpointError, ConfigurationError, RunFolderEr
 from distsgd.core.folders import Folder
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import TrainConfig, check_same_bits
+from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder
-from distsgd.run.option_values import parse_target
 from distsgd.run.summary import last_line
 from distsgd.training.early_stopping import reaches
+from distsgd.training.intervals import parse_target
 
 _TOLD = {"epochs": int, "steps": int, "parameters_sha256": str}
 """What the summary of a run that is finished holds at least."""
@@ -171,7 +171,6 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     if config.schedule_epochs is None:
         config = replace(config, schedule_epochs=horizon)
     theirs, mine = checkpoint.document.get("config", {}), config.identity()
-    check_same_bits(theirs.get("same_bits", True), where)
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]

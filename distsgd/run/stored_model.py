@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.cli.command_line import from_mapping
 from distsgd.core.checkpoint import understanding
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
@@ -19,6 +18,7 @@ from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
 from distsgd.run.build import OWN_MODEL, build_objective
 from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import from_mapping
 from distsgd.run.user_code import names_code
 from distsgd.training.state import fill_model, find_model
 
@@ -66,7 +66,6 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
 
     arrays: dict[str, Any] = {}
     said, signature = communicator.on_root(read)
-    said.pop("same_bits", None)  # however the gradients were added, these are the parameters
     config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:

@@ -18,8 +18,8 @@ from distsgd.training.early_stopping import StoppingRule
 from distsgd.training.non_finite import PARAMETERS, NonFinite
 from distsgd.training.step import TrainingStep
 
-_TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
-_NOT_METADATA = (*_TOLD, "updates", "skipped", "rule", "format", "sha256")
+_TOLD = ("step", "updates", "loss_sum", "count", "train_loss", "best", "scores")
+_NOT_METADATA = (*_TOLD, "skipped", "rule", "format", "sha256")
 
 
 @dataclass
@@ -103,7 +103,7 @@ def restore(
         assert checkpoint is not None
         with understanding("the checkpoint"):
             slots, progress = _read(step, rule, checkpoint, params.flat)
-        return {key: getattr(progress, key) for key in (*_TOLD, "updates", "skipped", "metadata")}
+        return {key: getattr(progress, key) for key in (*_TOLD, "skipped", "metadata")}
 
     told = communicator.on_root(read)
     if not communicator.is_root:
@@ -130,10 +130,9 @@ def _read(
         slots.append(flat)
     try:
         progress = Progress(**{key: document[key] for key in _TOLD})
+        progress.skipped = {record["step"]: NonFinite.of(record) for record in document["skipped"]}
     except KeyError as error:
         raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
-    progress.updates = document.get("updates", progress.step)
-    progress.skipped = {record["step"]: NonFinite.of(record) for record in document.get("skipped", ())}
     progress.metadata = {key: value for key, value in document.items() if key not in _NOT_METADATA}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:

@@ -14,7 +14,6 @@ from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.core.layout import Layout, Views
 from distsgd.data.examples import GatheredBatch, Loader
 from distsgd.data.sampling import microbatch_bounds
-from distsgd.gpu.graphs import StepInputs
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.regularization import Regularization
@@ -22,6 +21,7 @@ from distsgd.parallel.reduction import GradientReduction
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
+from distsgd.training.step_inputs import StepInputs
 from distsgd.training.update import SliceUpdate
 from distsgd.training.zero_gradients import ZeroGradients
 

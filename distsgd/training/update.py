@@ -15,13 +15,13 @@ import numpy as np
 from distsgd.core.device import Array, to_host
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Layout
-from distsgd.gpu.graphs import StepInputs
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.regularization import Regularization, Segment
 from distsgd.parallel.reduction import BLOCK, GradientReduction, update_chunks
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
+from distsgd.training.step_inputs import StepInputs
 
 _CHUNKS_OF_THREADS = 4
 """So many in one go with several threads. Each call into NumPy may end in waiting for the interpreter, which costs more

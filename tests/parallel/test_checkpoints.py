@@ -33,7 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distsgd import Callback, trainer
+from distsgd import Callback
+from distsgd.training import trainer
 
 SETTING = json.loads(os.environ.get("TEST_SETTING", "{}"))
 take, fsync, calls = trainer.take, os.fsync, []
