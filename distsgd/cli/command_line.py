@@ -35,25 +35,25 @@ class Finished(DistsgdError):
 def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
     """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished.
 
-    default   values from a file, for options that aren't given. What names code there is left out: what names code in
-              the result is the command line's own, and the importer takes it.
+    default   values from a file, for options that aren't given. Those that name code are dropped: only the command
+              line's own names of code are imported.
     """
     import tyro
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
-    _check_lists_are_said_once(kind, arguments)
+    _check_lists_are_given_once(kind, arguments)
     if default is not None and {"--help", "-h"} & set(arguments):
         default = _printable(default)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(output):
             if default is None:
                 return allow_code(tyro.cli(kind, args=arguments, prog=prog))
             return allow_code(tyro.cli(kind, args=arguments, prog=prog, default=_without_code(default)))
     except SystemExit as stop:
         if not stop.code:
             raise Finished from None
-        problem = _unknown_option(kind, said.getvalue()) or _sentence(said.getvalue())
+        problem = _unknown_option(kind, output.getvalue()) or _sentence(output.getvalue())
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
 
 
@@ -78,13 +78,13 @@ def _printable(default: T) -> T:
     return replace(default, **changed)  # type: ignore[type-var]
 
 
-def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
-    """Of an option that is said twice the last counts, as everywhere; of a list, values would be lost silently."""
+def _check_lists_are_given_once(kind: type, arguments: Sequence[str]) -> None:
+    """Raises ConfigurationError for a list that is given twice: its first values would be lost silently."""
     lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
-    said = _names(arguments)
+    given = _names(arguments)
     for name in lists:
-        if said.count(name) > 1:
-            raise ConfigurationError(f"{name} is given {said.count(name)} times; give it once, with all its values")
+        if given.count(name) > 1:
+            raise ConfigurationError(f"{name} is given {given.count(name)} times; give it once, with all its values")
 
 
 def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
@@ -114,15 +114,15 @@ def _unknown_option(kind: type[Any], box: str) -> str | None:
 def _sentence(box: str) -> str:
     """The message inside the box that tyro draws around it."""
     lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
-    told: list[str] = []
+    kept: list[str] = []
     for line in lines[1:]:
-        if not line and told:
+        if not line and kept:
             break
         if line.startswith(("Argument helptext", "For full helptext")):
             break
         if line and not line.startswith("- "):
-            told.append(line)
-    text = " ".join(told)
+            kept.append(line)
+    text = " ".join(kept)
     found = _WRONG_VALUE.match(text)
     if found is not None:
         kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
@@ -152,7 +152,7 @@ def _take_config(arguments: list[str]) -> str | None:
     for index, argument in enumerate(arguments):
         if argument == "--config":
             if index + 1 >= len(arguments):
-                raise ConfigurationError("--config: expected the path of a TOML file behind it")
+                raise ConfigurationError("--config: expected the path of a TOML file after it")
             path = arguments[index + 1]
             del arguments[index : index + 2]
             return path

@@ -39,7 +39,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
     check_ranks(communicator, config)
-    if config.plot:  # told before training, not behind it
+    if config.plot:  # reported before training, not after it
         from distsgd.plots.canvas import check_installed
 
         communicator.on_root(check_installed)

@@ -77,8 +77,8 @@ def _slurm_seconds(job: str, environment: Mapping[str, str]) -> float | None:
 
 
 def _pbs_seconds(job: str, environment: Mapping[str, str]) -> float | None:
-    said = _ask("qstat", "-f", job).replace("\n\t", "")  # long lines are folded
-    metadata = dict(re.findall(r"^\s*([\w.]+) = (.*)$", said, re.MULTILINE))
+    output = _ask("qstat", "-f", job).replace("\n\t", "")  # long lines are folded
+    metadata = dict(re.findall(r"^\s*([\w.]+) = (.*)$", output, re.MULTILINE))
     if metadata.get("Walltime.Remaining", "").isdecimal():  # Torque
         return float(metadata["Walltime.Remaining"])
     limit = _clock(metadata.get("Resource_List.walltime", ""))

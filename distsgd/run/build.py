@@ -94,7 +94,7 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
 
 
 def model_options(config: TrainConfig) -> ModelOptions:
-    """What the configuration says of a named model."""
+    """The options of a named model."""
     return ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
 
 
@@ -179,7 +179,7 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
     """What the best parameters go by. Raises ConfigurationError where nothing of that name is measured.
 
     By default that is the error where there are classes: cross-entropy begins to rise, as the model grows too sure of
-    itself, while it still learns to tell more examples apart.
+    itself, while it still learns to separate more examples.
     """
     names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
     for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
@@ -316,8 +316,8 @@ def _build_step(
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
-    said = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
-    communicator.everywhere(lambda: device.check_free_memory(there, said))
+    what = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
+    communicator.everywhere(lambda: device.check_free_memory(there, what))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
     reduction, note = make_reduction(communicator, plan, config.communication)

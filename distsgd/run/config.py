@@ -26,7 +26,7 @@ OPERATIONAL = (
     "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "on_non_finite",
     "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
 )  # fmt: skip
-"""Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
+"""Fields that don't change what a run computes; with the stop conditions they are not part of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
@@ -74,7 +74,7 @@ class TrainConfig:
     activation: str = "relu"
     """Of mlp: relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
     dropout: float = 0.0
-    """Dropout rate behind each hidden activation of mlp."""
+    """Dropout rate after each hidden activation of mlp."""
     batch_norm: bool = False
     """Batch normalization in each hidden layer of mlp."""
     weight_initializer: str | None = None
@@ -147,7 +147,7 @@ class TrainConfig:
     shuffle: bool = True
     """A new order every epoch."""
     drop_last: bool = False
-    """Leave out an epoch's last minibatch where it is short."""
+    """Drop an epoch's last minibatch where it is short."""
     microbatches: int = 4
     """Microbatches that a minibatch is cut into: results depend on this number, and on the number of ranks never."""
     seed: int = 0
@@ -158,7 +158,7 @@ class TrainConfig:
     """What a GPU rounds numbers to as it multiplies matrices: float32, tf32, bfloat16 or float16. Parameters, gradients
     and sums stay float32."""
     loss_scale: int | None = None
-    """Of --precision float16: a power of two that gradients are multiplied by on their way back, so that small ones
+    """Of --precision float16: a power of two that multiplies gradients in the backward pass, so that small ones
     aren't rounded to zero. Default: 1024."""
 
     # when to stop
@@ -202,7 +202,7 @@ class TrainConfig:
     out: str | None = None
     """The run's folder. Default: runs/NAME, with a name made from the configuration."""
     resume: str = "auto"
-    """auto: go on where the folder's run stopped; never: start anew, moving it aside; or the path of a checkpoint."""
+    """auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint."""
     init_from: str | None = None
     """A run folder or checkpoint whose parameters training starts from."""
     checkpoint_every: str = "1epoch"

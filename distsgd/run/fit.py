@@ -111,12 +111,12 @@ def fit(
 ) -> Result:
     """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arguments.
 
-    model       a Layer; the name of a model; a Custom; or a function (params, grads, batch) -> (loss_sum, count) with
-                its first parameters in `params`
+    model       a Layer; the name of a model; a FunctionObjective; or a function (params, grads, batch) ->
+                (loss_sum, count) with its first parameters in `params`
     validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
     optimizer   such as distsgd.Adam(1e-3), or a name
     callbacks   called on rank 0, the only arguments that ranks may be given differently
-    communicator  for a group of ranks that trains by itself: mpi4py's, such as MPI.COMM_WORLD.Split(color)
+    communicator  for a group of ranks that trains alone: mpi4py's, such as MPI.COMM_WORLD.Split(color)
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
                 out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
 
@@ -194,7 +194,7 @@ def _communicator(given: Any) -> Communicator:
 
 
 def _check_communicator(given: Any) -> None:
-    """Raises ConfigurationError for what is no communicator; this run's ranks are told then."""
+    """Raises ConfigurationError for what is no communicator, on all ranks of this run."""
     if given is not None and not isinstance(given, Communicator) and not is_mpi4pys(given):
         raise ConfigurationError(f"fit: communicator must be one of mpi4py's, or None, got {type(given).__name__}")
 

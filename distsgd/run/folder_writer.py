@@ -51,8 +51,8 @@ class FolderWriter(Callback):
             self._finish()
 
     def _write(self, checkpoint: Checkpoint, best: Checkpoint, step: int) -> None:
-        """On the writer's thread. Records go first, for a run that goes on has those up to its checkpoint."""
-        self._tell(self.folder.make_again() or self.folder.moved())
+        """On the writer's thread. Records go first: a run that resumes has those up to its checkpoint."""
+        self._report(self.folder.make_again() or self.folder.moved())
         self.folder.sync_metrics()
         self.folder.checkpoints.save(checkpoint, step)
         handed = best.document["step"] if best.document.get("best") else None
@@ -81,11 +81,11 @@ class FolderWriter(Callback):
         self._submitted = self._best = None
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        self._tell(self.folder.moved())
+        self._report(self.folder.moved())
         self.folder.write_summary(summary)
 
-    def _tell(self, change: str) -> None:
-        """Says that the folder isn't what or where it was, to distsgd.launch too, which looks into it."""
+    def _report(self, change: str) -> None:
+        """Reports that the folder was moved or removed, to distsgd.launch too, which reads it."""
         if change:
             _warn(change)
             report_to_launcher("folder", path=os.path.abspath(self.folder.place()))

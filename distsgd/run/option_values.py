@@ -31,7 +31,7 @@ AT_LEAST = {
     "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0, "improvement_threshold": 0,
 }  # fmt: skip
 AT_MOST = {"microbatches": 65_536, "threads": 1024, "improvement_threshold": 1}
-"""Of the first two more is what nobody needs and no machine stands."""
+"""More microbatches or threads than this serve no purpose and exceed any machine."""
 LARGEST_LOSS_SCALE = 1 << 24
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 

@@ -47,7 +47,7 @@ class Bar(Callback):
         self._bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[text]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
@@ -56,7 +56,7 @@ class Bar(Callback):
         self._shown, self._examples, self._began, self._accuracy = 0.0, 0, 0.0, ""
 
     def on_start(self, run: RunView) -> None:
-        self._task = self._bar.add_task("train", total=run.last_step, completed=run.steps_done, told="")
+        self._task = self._bar.add_task("train", total=run.last_step, completed=run.steps_done, text="")
         self._bar.start()
         self._began = time.monotonic()
 
@@ -66,8 +66,8 @@ class Bar(Callback):
         if now - self._shown < _REFRESH_SECONDS:
             return
         speed = self._examples / max(now - self._began, 1e-9)
-        told = f"loss {loss:.4f}{self._accuracy}  {speed:,.0f} examples/s"
-        self._bar.update(self._task, completed=step, told=told)
+        text = f"loss {loss:.4f}{self._accuracy}  {speed:,.0f} examples/s"
+        self._bar.update(self._task, completed=step, text=text)
         self._shown = now
 
     def on_record(self, record: Mapping[str, Any]) -> None:

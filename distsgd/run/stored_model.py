@@ -59,14 +59,14 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
         found = find_model(Path(path))
         arrays.update(found.arrays)
         with understanding(path):
-            said, shapes = found.document["config"], found.document["signature"]
+            options, shapes = found.document["config"], found.document["signature"]
             example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
             signature = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
-        return said, signature
+        return options, signature
 
     arrays: dict[str, Any] = {}
-    said, signature = communicator.on_root(read)
-    config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
+    options, signature = communicator.on_root(read)
+    config = from_mapping({key: value for key, value in options.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:
             raise ConfigurationError(f"{path} was trained with a model of your own; add --model file.py:function")

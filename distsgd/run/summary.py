@@ -28,7 +28,7 @@ def parameters_sha256(params: Array, running: Array) -> str:
 
 
 def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | None) -> dict[str, Any]:
-    """Hands over the best parameters, scores the test set and returns the summary, on every rank. Collective."""
+    """Puts the best parameters in place, scores the test set and returns the summary, on every rank. Collective."""
     train_loss = _train_loss(trainer)
     test = trainer.finalize()
     matrices: dict[str, Any] = {}

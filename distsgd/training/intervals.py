@@ -60,7 +60,7 @@ class Intervals:
     def checkpoint_due(
         self, step: int, steps_per_epoch: int, seconds: float, writer_is_idle: Callable[[], bool]
     ) -> bool:
-        """Whether to save after this step, `seconds` after the last time; `writer_is_idle`: nobody is still writing."""
+        """Whether to save after this step, `seconds` after the last time, if `writer_is_idle`."""
         every = self.checkpoint
         if every.unit == "seconds":
             return seconds >= every.amount and writer_is_idle()

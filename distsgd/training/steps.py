@@ -13,7 +13,7 @@ class Steps(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Steps that have begun and whose results nobody has read yet."""
+        """Steps that have begun and whose results have not been read."""
 
     def advance(
         self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None, wait: bool = True

@@ -1,7 +1,7 @@
 """The loop: steps, validations, records, checkpoints and the decision to stop.
 
-Rank 0 decides and tells; what depends on time or signals rides in the header of a step, so that all ranks act on it
-after the same step.
+Rank 0 decides and broadcasts. What depends on time or signals travels in the header of a step, so that all ranks act
+on it after the same step.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Trainer:
             reason = self._train()
             self._hooks.raise_error()
             if reason is not StopReason.STOPPED and self.validation is not None and self.progress.best is None:
-                # Without any regular validation this one says something of what is handed over. It stays out of the
-                # records, the best and patience: a run that goes on later must not differ from one that never stopped.
+                # Without any regular validation this one scores the final parameters. It does not enter the
+                # records, the best and patience: a run that resumes later equals one that never stopped.
                 self.last_scores = self._score("validation", self.validation)
             if self.checkpoint(final=True):
                 return reason
@@ -195,7 +195,7 @@ class Trainer:
         return self.check_replicas > 0 and step % self.check_replicas == 0
 
     def _note(self, result: StepResult) -> None:
-        """Counts a step that has ended, and tells the callbacks."""
+        """Counts a step that has ended, and calls the callbacks."""
         progress = self.progress
         if progress.step % self.sampler.steps_per_epoch == 0:
             progress.loss_sum, progress.count = 0.0, 0
@@ -212,7 +212,7 @@ class Trainer:
         )
 
     def _goes_back(self, found: NonFinite) -> bool:
-        """Acts on numbers that aren't finite: raises, leaves the minibatch out, or goes back first. Collective."""
+        """Acts on numbers that aren't finite: raises, skips the minibatch, or goes back first. Collective."""
         progress = self.progress
         if found.step in progress.skipped:
             return False
@@ -243,7 +243,7 @@ class Trainer:
         self._hooks.call_together(lambda callback: callback.on_rollback(self.progress.step))
 
     def _flags(self, step: int) -> Flag:
-        """What this rank says with step number `step`, counted from 1."""
+        """What this rank reports with step number `step`, counted from 1."""
         flags = Flag.STOP if self._stop_asked else NOTHING
         if self._hooks.error is not None:
             flags |= Flag.FAILED
@@ -296,7 +296,7 @@ class Trainer:
         return {f"{prefix}_{key}": value for key, value in self.scores_of(evaluator).items()}
 
     def _decide(self, record: dict[str, Any] | None) -> int | None:
-        """Rank 0 looks at a validation (None: at where the run stands already) and tells all what follows."""
+        """Rank 0 looks at a validation (None: at the present state) and broadcasts the decision."""
         if self.rule is None:
             return None
         improved, stop_step = self.communicator.on_root(lambda: self._judge(record))
@@ -344,10 +344,10 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self.communicator.set_phase(Phase.CHECKPOINT, self.progress.step)
         buffer = final or not self.communicator.is_root or self._hooks.writer_is_idle(PATIENCE)
-        said = self.communicator.allgather_object((self.step.finite, buffer))
-        if not all(finite for finite, _ in said) and self._goes_back(self.step.wrong_update(self.progress.step)):
+        ready = self.communicator.allgather_object((self.step.finite, buffer))
+        if not all(finite for finite, _ in ready) and self._goes_back(self.step.wrong_update(self.progress.step)):
             return False
-        slots = self.step.reduction.gather_slots() if said[0][1] else None
+        slots = self.step.reduction.gather_slots() if ready[0][1] else None
 
         def save() -> None:
             if slots is not None and self.callbacks:
@@ -361,7 +361,7 @@ class Trainer:
         return True
 
     def restore(self, checkpoint: Any) -> None:
-        """Goes on from rank 0's checkpoint (None elsewhere). Collective."""
+        """Continues from rank 0's checkpoint (None elsewhere). Collective."""
         self.progress = restore(self.communicator, self.step, self.rule, checkpoint)
 
     def finalize(self) -> dict[str, Value]:
@@ -380,9 +380,9 @@ class Trainer:
         return evaluator.run(self.step.params, self.step.model_running(), self._scratch)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Tells the callbacks that the attempt is over."""
+        """Calls the callbacks' `on_end`."""
         self._hooks.call_together(lambda callback: callback.on_end(summary))
 
     def close(self) -> None:
-        """Gives back what the attempt holds on GPUs and between them, but for parameters and state."""
+        """Frees recorded steps and the reduction's communicator; parameters and state stay."""
         self.steps.close()

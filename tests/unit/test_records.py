@@ -155,7 +155,7 @@ class FullDisk:
         return written
 
 
-@pytest.mark.parametrize("room", range(28))
+@pytest.mark.parametrize("buffer", range(28))
 def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
     """What found no room is kept, to the byte, and goes before the next; no record is lost, torn or said twice."""
     disk = FullDisk(monkeypatch, buffer)
