@@ -35,7 +35,6 @@ runtime.prepare()
 
 import numpy as np  # noqa: E402
 
-from distsgd.cli.command_line import read_toml  # noqa: E402
 from distsgd.core.checkpoint import Checkpoint, decode, encode  # noqa: E402
 from distsgd.core.errors import DistsgdError, OutOfMemoryError, UserCodeError  # noqa: E402
 from distsgd.data.sources.base import read_array  # noqa: E402
@@ -44,6 +43,7 @@ from distsgd.data.sources.files import open_path  # noqa: E402
 from distsgd.data.sources.idx import IdxSource  # noqa: E402
 from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 from distsgd.run.config import TrainConfig, to_toml  # noqa: E402
+from distsgd.run.config_file import read_toml  # noqa: E402
 from distsgd.run.fit import fit  # noqa: E402
 from distsgd.run.folder import RunFolder  # noqa: E402
 from distsgd.run.resume import find_start, is_finished  # noqa: E402

@@ -20,8 +20,9 @@ from distsgd.core import device, kernels
 from distsgd.core.kernels import cpu
 from distsgd.core.random import Stream
 from distsgd.gpu import nccl
-from distsgd.gpu.graph_steps import Steps
+from distsgd.gpu.graph_steps import RecordedSteps
 from distsgd.training.step import StepOrder
+from distsgd.training.steps import DirectSteps
 from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import FUNCTIONS, KERNEL, POOL, RECORDER, Recorder, StrictArray, close, open_up
@@ -218,14 +219,17 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
     from distsgd.gpu import cublas
     from distsgd.gpu import kernels as gpu
 
-    advance = Steps.advance
+    def recorded(kind: Any) -> Any:
+        advance = kind.advance
 
-    def recorded(self: Steps, order: StepOrder, *args: Any, **kwargs: Any) -> Any:
-        RECORDER.threads.step = order.step
-        try:
-            return advance(self, order, *args, **kwargs)
-        finally:
-            RECORDER.threads.step = None
+        def call(self: Any, order: StepOrder, *args: Any, **kwargs: Any) -> Any:
+            RECORDER.threads.step = order.step
+            try:
+                return advance(self, order, *args, **kwargs)
+            finally:
+                RECORDER.threads.step = None
+
+        return call
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cublas, "load", lambda xp: cublas_stand_in.library())
@@ -235,7 +239,8 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
         patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
-        patch.setattr(Steps, "advance", recorded)
+        for kind in (DirectSteps, RecordedSteps):
+            patch.setattr(kind, "advance", recorded(kind))
         cublas_stand_in.COMPUTED.clear()
         RECORDER.events, RECORDER.enter, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}
         yield RECORDER

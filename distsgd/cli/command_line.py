@@ -1,4 +1,4 @@
-"""From arguments and a TOML file to a configuration: defaults < TOML < command line. Rank 0 alone does this."""
+"""Makes a configuration from arguments: defaults < TOML file < command line. Rank 0 alone does this."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import io
 import re
 import shlex
 import sys
-import tomllib
-import types
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from distsgd.core.errors import ConfigurationError, DistsgdError, visible
-from distsgd.core.files import read_regular
-from distsgd.run.config import TrainConfig, check_same_bits, field_names, option_types
+from distsgd.core.version import __version__
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import RENAMED, read_toml
 from distsgd.run.user_code import allow_code, code_in, texts_of
 
 T = TypeVar("T")
 _WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
 _NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
 _WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
-_CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 _SHORT = re.compile(r"^--lr(=.*)?$")
 
 
@@ -37,25 +35,25 @@ class Finished(DistsgdError):
 def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
     """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished.
 
-    default   values from a file, for options that aren't given. What names code there is left out: what names code in
-              the result is the command line's own, and the importer takes it.
+    default   values from a file, for options that aren't given. Those that name code are dropped: only the command
+              line's own names of code are imported.
     """
     import tyro
 
     arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
-    _check_lists_are_said_once(kind, arguments)
+    _check_lists_are_given_once(kind, arguments)
     if default is not None and {"--help", "-h"} & set(arguments):
         default = _printable(default)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(output):
             if default is None:
                 return allow_code(tyro.cli(kind, args=arguments, prog=prog))
             return allow_code(tyro.cli(kind, args=arguments, prog=prog, default=_without_code(default)))
     except SystemExit as stop:
         if not stop.code:
             raise Finished from None
-        problem = _unknown_option(kind, said.getvalue()) or _sentence(said.getvalue())
+        problem = _unknown_option(kind, output.getvalue()) or _sentence(output.getvalue())
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
 
 
@@ -80,13 +78,13 @@ def _printable(default: T) -> T:
     return replace(default, **changed)  # type: ignore[type-var]
 
 
-def _check_lists_are_said_once(kind: type, arguments: Sequence[str]) -> None:
-    """Of an option that is said twice the last counts, as everywhere; of a list, values would be lost silently."""
+def _check_lists_are_given_once(kind: type, arguments: Sequence[str]) -> None:
+    """Raises ConfigurationError for a list that is given twice: its first values would be lost silently."""
     lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
-    said = _names(arguments)
+    given = _names(arguments)
     for name in lists:
-        if said.count(name) > 1:
-            raise ConfigurationError(f"{name} is given {said.count(name)} times; give it once, with all its values")
+        if given.count(name) > 1:
+            raise ConfigurationError(f"{name} is given {given.count(name)} times; give it once, with all its values")
 
 
 def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
@@ -105,6 +103,9 @@ def _unknown_option(kind: type[Any], box: str) -> str | None:
     found = re.search(r"Unrecognized options: (--[\w-]+)", box)
     if found is None:
         return None
+    renamed = RENAMED.get(found[1].removeprefix("--").replace("-", "_"))
+    if renamed is not None:
+        return f"the option {found[1]} is now called --{renamed}; give it by that name"
     names = [f"--{name.replace('_', '-')}" for name in get_type_hints(kind)]
     close = get_close_matches(found[1].replace("_", "-"), names, n=1)
     return f"unknown option {found[1]}" + (f"; did you mean {close[0]}?" if close else "")
@@ -113,15 +114,15 @@ def _unknown_option(kind: type[Any], box: str) -> str | None:
 def _sentence(box: str) -> str:
     """The message inside the box that tyro draws around it."""
     lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
-    told: list[str] = []
+    kept: list[str] = []
     for line in lines[1:]:
-        if not line and told:
+        if not line and kept:
             break
         if line.startswith(("Argument helptext", "For full helptext")):
             break
         if line and not line.startswith("- "):
-            told.append(line)
-    text = " ".join(told)
+            kept.append(line)
+    text = " ".join(kept)
     found = _WRONG_VALUE.match(text)
     if found is not None:
         kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
@@ -137,8 +138,6 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     arguments = list(arguments)
     path = _take_config(arguments)
     if "--version" in arguments:
-        from distsgd import __version__
-
         print(f"distsgd {__version__}")
         raise Finished
     default = TrainConfig() if path is None else read_toml(Path(path))
@@ -153,7 +152,7 @@ def _take_config(arguments: list[str]) -> str | None:
     for index, argument in enumerate(arguments):
         if argument == "--config":
             if index + 1 >= len(arguments):
-                raise ConfigurationError("--config: expected the path of a TOML file behind it")
+                raise ConfigurationError("--config: expected the path of a TOML file after it")
             path = arguments[index + 1]
             del arguments[index : index + 2]
             return path
@@ -172,73 +171,3 @@ def _check_code_is_repeated(default: TrainConfig, path: str, arguments: Sequence
             raise ConfigurationError(
                 f"{path} names code, {option} = {value!r}; to run it, add --{option} {values} to the command line"
             )
-
-
-def read_toml(path: Path) -> TrainConfig:
-    """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
-    try:
-        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
-    except OSError as error:
-        raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits
-        raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
-    return from_mapping(document, str(path))
-
-
-def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
-    """The configuration with these values, dashes and underscores alike; `source` names them in errors."""
-    kinds, names, values = option_types(), field_names(), {}
-    for key, value in document.items():
-        name = key.replace("-", "_")
-        name = "learning_rate" if name == "lr" else name
-        if name == "same_bits":
-            check_same_bits(value, source)
-            continue
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; see python -m distsgd.train --help"
-            raise ConfigurationError(f"{source}: unknown option {key!r}{hint}")
-        values[name] = _coerce(value, kinds[name], f"{source}: {name}")
-    try:
-        return TrainConfig(**values)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{source}: {error}") from None
-
-
-def _coerce(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the type `kind`: lists become tuples, whole numbers floats; anything else is refused."""
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _coerce(value, get_args(kind)[0], where)
-    if origin in (Union, types.UnionType):
-        for option in get_args(kind):
-            try:
-                return _coerce(value, option, where)
-            except ConfigurationError:
-                continue
-    elif origin is Literal:
-        if value in get_args(kind):
-            return value
-    elif origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_coerce(item, get_args(kind)[0], where) for item in items)
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif kind is type(None):
-        if value is None:
-            return None
-    elif isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
-        return value
-    raise ConfigurationError(f"{where}: expected {_kind_name(kind)}, got {value!r}")
-
-
-def _kind_name(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_kind_name(option) for option in get_args(kind) if option is not type(None))
-    if origin is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if origin is tuple:
-        return f"a list of {_kind_name(get_args(kind)[0])}"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(kind, str(kind))

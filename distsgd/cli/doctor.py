@@ -122,7 +122,7 @@ def _memory(looks: Sequence[Look]) -> list[tuple[str, str]]:
     metadata = [] if least is None else [("memory", f"{least / 1e9:.1f} GB left on the host that has least")]
     spaces = [look.shared for look in looks if look.shared is not None]
     words = (
-        "works on every host" if all(look.shares for look in looks) else "not to be had: gradients travel in messages"
+        "works on every host" if all(look.shares for look in looks) else "not available: gradients travel in messages"
     )
     if spaces:
         total, free = min(spaces, key=lambda space: space[1])
@@ -137,6 +137,6 @@ def _memory(looks: Sequence[Look]) -> list[tuple[str, str]]:
 
 def _reductions(own: Speed | None, theirs: Speed | None, shared: bool) -> list[tuple[str, str]]:
     if own is None or theirs is None:
-        return [("reduction", "one rank has nobody to reduction gradients with; start doctor with mpirun to time it")]
+        return [("reduction", "one rank has no other to add gradients with; start doctor with mpirun to time it")]
     way = "in shared memory" if shared else "in messages"
     return [("reduction", f"{own}, {way}"), ("MPI_Allreduce", f"{theirs}")]

@@ -24,6 +24,7 @@ from distsgd.core.output import (
     say_lines,
     say_traceback,
 )
+from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.folder import WatchedFolder
@@ -41,7 +42,6 @@ from distsgd.launching.mpirun import (
 )
 from distsgd.launching.start import Ending, Limits, Start, Stops
 from distsgd.launching.words import RANK_SCRIPT
-from distsgd.parallel.processes import adopt_orphans, print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.run.config import TrainConfig
@@ -94,8 +94,8 @@ def main() -> int:
 def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> int:
     from distsgd.cli.command_line import load_config
     from distsgd.run.config import resolved
-    from distsgd.run.option_values import parse_duration
     from distsgd.run.resume import run_folder
+    from distsgd.training.intervals import parse_duration
 
     own, passed = divide(arguments)
     options = parse(own)
@@ -232,7 +232,7 @@ class Run:
 
     def _time_left(self) -> float:
         """Seconds that --max-time leaves; inf where that is no time, but the batch system's business, or nobody's."""
-        from distsgd.run.option_values import parse_duration
+        from distsgd.training.intervals import parse_duration
 
         given = self.config.max_time or "auto"
         if given == "never" or given.startswith("auto"):

@@ -39,7 +39,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
     check_ranks(communicator, config)
-    if config.plot:  # told before training, not behind it
+    if config.plot:  # reported before training, not after it
         from distsgd.plots.canvas import check_installed
 
         communicator.on_root(check_installed)
@@ -96,8 +96,9 @@ def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Si
 def make_callbacks(is_root: bool, config: TrainConfig, folder: RunFolder, users: Sequence[Any]) -> list[Callback]:
     """What watches the run; rank 0's list alone is used."""
     from distsgd.core.errors import ConfigurationError
+    from distsgd.run.folder_writer import FolderWriter
     from distsgd.run.progress import make_progress
-    from distsgd.training.callbacks import Callback, FolderWriter
+    from distsgd.training.callbacks import Callback
 
     own = [user() if isinstance(user, type) else user for user in users]
     for name, callback in zip(config.callback, own, strict=True):

@@ -24,7 +24,7 @@ from distsgd.core.errors import CheckpointError
 from distsgd.core.files import open_regular
 from distsgd.core.folders import Bytes, Folder, identity, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 _TOO_SHORT = "damaged: it is shorter than its header says"

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TextIO
 
 from distsgd.core.errors import DistsgdError, visible
-from distsgd.parallel.processes import stat
+from distsgd.core.processes import stat
 
 _GENERATIONS = 5
 """Ancestors among which mpirun is searched: it is a parent's parent, or one further up with a wrapper script."""

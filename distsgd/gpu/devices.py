@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distsgd.core.device import CPU, FULL, Device, choose_device
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import register
 from distsgd.gpu.self_check import problem_of
 from distsgd.parallel.communicator import Communicator
 
@@ -27,9 +28,19 @@ def device_of_rank(communicator: Communicator, name: str, precision: str = FULL)
     return device, _warnings([(where, gpu, kind) for where, gpu, kind, _ in everyone])
 
 
-def _checked(name: str, local_rank: int, precision: str) -> tuple[Device, str | None]:
-    """As choose_device, but without a GPU that can't compile the kernels or computes other values than the CPU."""
+def open_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
+    """As choose_device; a GPU's arrays have their kernels then."""
     device, problem = choose_device(name, local_rank)
+    if not device.is_cpu:
+        from distsgd.gpu import kernels
+
+        register(device.xp.ndarray, kernels)
+    return device, problem
+
+
+def _checked(name: str, local_rank: int, precision: str) -> tuple[Device, str | None]:
+    """As open_device; a GPU that doesn't compile the kernels, or computes other numbers than the CPU, is none."""
+    device, problem = open_device(name, local_rank)
     if device.is_cpu:
         return device, problem
     device = device.multiplying_in(precision)

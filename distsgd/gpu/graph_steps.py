@@ -1,4 +1,4 @@
-"""A sequence of steps: each ends before the next begins, or a GPU computes many asynchronously."""
+"""Steps of a GPU that are recorded and run asynchronously: many are in flight before the host reads a result."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from distsgd.training.non_finite import NonFinite
 from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 
 
-class Steps:
-    """Starts steps, and returns the results of those that have ended, in order.
+class RecordedSteps:
+    """Begins steps, and returns the results of those that have ended, in order: see `training.steps.Steps`.
 
-    graphs   recorded steps, which a GPU computes asynchronously; without them, a step ends before `advance` returns
+    A step that can't be recorded ends before `advance` returns.
     """
 
-    def __init__(self, step: TrainingStep, graphs: StepGraphs | None) -> None:
+    def __init__(self, step: TrainingStep, graphs: StepGraphs) -> None:
         self._step, self._graphs, self._communicator = step, graphs, step.reduction.communicator
         self._alone, self._asked_for = self._communicator.size == 1, False
         self._started: list[StepOrder] = []
@@ -44,8 +44,6 @@ class Steps:
         A result with a problem is the last one: later steps have changed nothing. Ranks with asynchronous steps receive
         each other's flags when they read results.
         """
-        if self._graphs is None:
-            return [self._step.run(order, flags, want_norm, skip)]
         asynchronous = not (wait or want_norm or skip or self._is_asked_for(flags))
         if asynchronous and self._start(order):
             return self._end(flags) if self.in_flight == IN_FLIGHT else []
@@ -57,13 +55,16 @@ class Steps:
             self._asked_for = not all(self._communicator.allgather_object(self._step.finite))
         return results
 
+    def close(self) -> None:
+        """Frees the graphs, and then the communicator, whose messages they hold."""
+        self._graphs.close()
+
     def _is_asked_for(self, flags: Flag) -> bool:
         """Whether all ranks have to report their flags in the next step; the same answer on all ranks."""
         return bool(flags) or not self._step.finite if self._alone else self._asked_for
 
     def _start(self, order: StepOrder) -> bool:
-        """Start a recorded step; False where it can't be recorded, or not yet."""
-        assert self._graphs is not None
+        """Lets the GPU make a step by itself; False where it can't, or not yet."""
         bounds = self._step.bounds(order)
         if not self._graphs.is_known(bounds):
             return False
@@ -103,7 +104,6 @@ class Steps:
 
     def _reports(self, flags: Flag) -> list[tuple[Array, bool]]:
         """(the records of all microbatches, whether one was not finite) of each step in flight. Collective."""
-        assert self._graphs is not None
         reports = self._graphs.reports()
         if self._alone:
             return [(report.records, report.non_finite) for report in reports]

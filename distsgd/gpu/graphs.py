@@ -11,15 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from distsgd.core.device import Array, is_on_host
 from distsgd.core.errors import first_line
-from distsgd.data.examples import GatheredBatch, Loader
+from distsgd.data.examples import Loader
 from distsgd.gpu.streaming import PLACES, Stream
 from distsgd.parallel.reduction import GradientReduction
+from distsgd.training.step_inputs import StepInputs
 
 IN_FLIGHT = 64
 """The most steps in flight; pinned memory holds the results of so many."""
@@ -30,23 +31,6 @@ _GRAPHS = 2 * PLACES
 
 class NotRecorded(Exception):
     """A step can't be recorded."""
-
-
-class StepInputs(NamedTuple):
-    """A step's inputs in the GPU's memory, at the same addresses in each step.
-
-    rows        the examples where they come from the host; None where the data set is on the GPU
-    numbers     the row indices in the data set, (n,) int64
-    clock       epoch and step, (2,) uint64
-    scalars     the optimizer's, (s,) float64; NaN after a non-finite step, so that nothing is updated
-    non_finite  (ranks,) float64: not 0 from the first step on in which a rank has found a non-finite value
-    """
-
-    rows: GatheredBatch | None
-    numbers: Array
-    clock: Array
-    scalars: Array
-    non_finite: Array
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError
-from distsgd.gpu.choose_transport import between_gpus
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.message_reduction import MessageReduction
-from distsgd.parallel.reduction import SCALARS, GradientReduction, LocalReduction, Plan
-from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.reduction import SCALARS, GradientReduction, Plan
 from distsgd.parallel.shared_memory import NotShared, shared_array
 from distsgd.parallel.tree import Span
 
@@ -73,29 +69,3 @@ class SharedReduction(GradientReduction):
             for own, new in zip(self._slots, slots, strict=True):
                 own[:] = new
         self.communicator.barrier()
-
-
-def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
-    """(the reduction for these ranks, a line to print where `auto` can't use shared memory). Collective.
-
-    communication   shared: one replica for each node, or an error; mpi: one for each rank; auto: shared where that is
-                    possible; for other devices, see `choose_transport`
-    """
-    if plan.device.is_cpu and communication == "nccl":
-        raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
-    if communicator.size == 1:
-        return LocalReduction(communicator, plan), None
-    if not plan.device.is_cpu:
-        joined, note = between_gpus(communicator, plan.device, communication)
-        return MessageReduction(joined, plan, SerialCommunicator()), note
-    if communication == "mpi":
-        return MessageReduction(communicator, plan, SerialCommunicator()), None
-    try:
-        if len(set(communicator.hosts)) == 1:
-            return SharedReduction(communicator, plan), None
-        return MessageReduction(communicator, plan, communicator.node()), None
-    except NotShared as host:
-        if communication == "shared":
-            raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
-        note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageReduction(communicator, plan, SerialCommunicator()), note

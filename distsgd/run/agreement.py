@@ -15,6 +15,7 @@ from typing import TypeVar
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, users_code
 from distsgd.core.files import read_regular
 from distsgd.core.output import say
+from distsgd.core.version import __version__
 from distsgd.parallel.communicator import Communicator
 from distsgd.run.digests import digest
 from distsgd.run.identity import Identity
@@ -102,11 +103,11 @@ def _raise_problem(problems: Sequence[DistsgdError | None]) -> None:
     first = next((problem for problem in problems if problem is not None), None)
     if first is None:
         return
-    told = [None if problem is None else _ADDRESS.sub("", str(problem)) for problem in problems]
+    texts = [None if problem is None else _ADDRESS.sub("", str(problem)) for problem in problems]
     mine = _ADDRESS.sub("", str(first))
-    if told == [mine] * len(told) or mine.startswith("rank "):
+    if texts == [mine] * len(texts) or mine.startswith("rank "):
         raise first
-    raise type(first)(f"on {rank_names([rank for rank, text in enumerate(told) if text == mine])}: {first}")
+    raise type(first)(f"on {rank_names([rank for rank, text in enumerate(texts) if text == mine])}: {first}")
 
 
 def rank_names(numbers: Sequence[int]) -> str:
@@ -128,8 +129,6 @@ def _listed(items: Sequence[str]) -> str:
 def add_versions(identity: Identity) -> None:
     """What code and bits depend on besides what was given."""
     import numpy as np
-
-    from distsgd import __version__
 
     identity.say("distsgd", __version__)
     identity.say("Python", ".".join(platform.python_version_tuple()[:2]))
@@ -164,7 +163,7 @@ def _file_text(file: str) -> str:
 
 
 def _options(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The words behind each option, and under "arguments" those before the first."""
+    """The words after each option, and under "arguments" those before the first."""
     found: dict[str, list[str]] = {}
     name = "arguments"
     for word in arguments:

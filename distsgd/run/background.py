@@ -1,4 +1,4 @@
-"""Writes on a thread of its own, so that training goes on meanwhile, and tries again where writing fails.
+"""Writes on a thread of its own, while training continues, and tries again where writing fails.
 
 Hashing and writing let go of the interpreter, so the thread costs the run little more than its share of a core.
 """
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from distsgd.core.errors import DistsgdError, OutputError, UserCodeError
 
-PATIENCE = 30.0
-"""Seconds for which something new waits until what is being written is done."""
 _LAST_PATIENCE = 3.0
 """Seconds for which a run that fails waits for it: other ranks wait for this one."""
 
@@ -29,8 +27,8 @@ class BackgroundWriter:
     """Writes one task at a time; holds no other than this one.
 
     A task that fails is tried again, after 1 s, 2 s, 4 s and so on up to `longest_pause`, until it is written or a
-    newer one takes its place. `report` is told in one line when writing begins to fail, and when it works again; it is
-    called on the thread.
+    newer one takes its place. `report` gets one line when writing begins to fail, and one when it works again; the
+    thread calls it.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class BackgroundWriter:
     def busy(self, patience: float = 0.0) -> bool:
         """Whether a task is still being written for the first time; waits up to `patience` seconds for its end.
 
-        A task that has failed gives way to a newer one. For one that took longer than that once, nobody waits again.
+        A newer task replaces one that has failed. No call waits a second time for a task that took longer.
         """
         with self._changed:
             if self._is_busy() and self._stuck is not self._task:
@@ -64,7 +62,7 @@ class BackgroundWriter:
         return self._task is not None and self._problem is None
 
     def submit(self, task: Task) -> None:
-        """Hands over a task; it takes the place of one that couldn't be written. Call when not `busy`."""
+        """Submits a task; it takes the place of one that couldn't be written. Call when not `busy`."""
         with self._changed:
             self._task = task
             if self._thread is None:
@@ -100,7 +98,7 @@ class BackgroundWriter:
                 return
             problem = _try(task)
             with self._changed:
-                self._tell(problem)
+                self._report_change(problem)
                 self._problem = problem
                 self._tries = 0 if problem is None else self._tries + 1
                 if problem is None and self._task is task:
@@ -117,7 +115,7 @@ class BackgroundWriter:
         at_once = self._at_once
         self._changed.wait_for(lambda: self._task is not task or self._closing or self._at_once > at_once, seconds)
 
-    def _tell(self, problem: DistsgdError | None) -> None:
+    def _report_change(self, problem: DistsgdError | None) -> None:
         if problem is not None and self._problem is None:
             self._report(f"{problem}; the last good checkpoint stays, and this is tried again")
         elif problem is None and self._problem is not None:

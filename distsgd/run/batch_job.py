@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate
 
-from distsgd.run.option_values import parse_duration
+from distsgd.training.intervals import parse_duration
 
 MARGIN = 120.0
 """Seconds that are left for the last step, the test set and the checkpoint; a tenth of what is left where less is."""
@@ -77,8 +77,8 @@ def _slurm_seconds(job: str, environment: Mapping[str, str]) -> float | None:
 
 
 def _pbs_seconds(job: str, environment: Mapping[str, str]) -> float | None:
-    said = _ask("qstat", "-f", job).replace("\n\t", "")  # long lines are folded
-    metadata = dict(re.findall(r"^\s*([\w.]+) = (.*)$", said, re.MULTILINE))
+    output = _ask("qstat", "-f", job).replace("\n\t", "")  # long lines are folded
+    metadata = dict(re.findall(r"^\s*([\w.]+) = (.*)$", output, re.MULTILINE))
     if metadata.get("Walltime.Remaining", "").isdecimal():  # Torque
         return float(metadata["Walltime.Remaining"])
     limit = _clock(metadata.get("Resource_List.walltime", ""))

@@ -16,6 +16,7 @@ from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples, Loader, Signature
 from distsgd.data.sampling import Sampler
 from distsgd.gpu.devices import device_of_rank
+from distsgd.gpu.graph_steps import RecordedSteps
 from distsgd.gpu.graphs import StepGraphs
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
@@ -26,20 +27,20 @@ from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.parallel.shared_reduction import make_reduction
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.batch_job import time_limit
+from distsgd.run.choose_reduction import make_reduction
 from distsgd.run.config import TrainConfig, hyper_parameters
-from distsgd.run.option_values import parse_interval, parse_target
 from distsgd.run.placement import Data, on_device
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.callbacks import Callback
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.training.evaluator import Evaluator
-from distsgd.training.intervals import Intervals, Limits
+from distsgd.training.intervals import Intervals, Limits, parse_interval, parse_target
 from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
 from distsgd.training.step import TrainingStep
+from distsgd.training.steps import DirectSteps, Steps
 from distsgd.training.trainer import Trainer
 
 OWN_MODEL = "own"
@@ -93,7 +94,7 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
 
 
 def model_options(config: TrainConfig) -> ModelOptions:
-    """What the configuration says of a named model."""
+    """The options of a named model."""
     return ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
 
 
@@ -178,7 +179,7 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
     """What the best parameters go by. Raises ConfigurationError where nothing of that name is measured.
 
     By default that is the error where there are classes: cross-entropy begins to rise, as the model grows too sure of
-    itself, while it still learns to tell more examples apart.
+    itself, while it still learns to separate more examples.
     """
     names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
     for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
@@ -279,7 +280,7 @@ def build_trainer(
         on_non_finite=config.on_non_finite,
         check_replicas=config.check_replicas,
         callbacks=callbacks,
-        graphs=_graphs(step, min(batch_size, len(data.train))) if config.cuda_graphs else None,
+        steps=_steps(step, min(batch_size, len(data.train)), config.cuda_graphs),
         notes=notes,
     )
 
@@ -315,8 +316,8 @@ def _build_step(
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
-    said = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
-    communicator.everywhere(lambda: device.check_free_memory(there, said))
+    what = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
+    communicator.everywhere(lambda: device.check_free_memory(there, what))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
     reduction, note = make_reduction(communicator, plan, config.communication)
@@ -348,16 +349,16 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     return worker_count(cores, mine, multiply_adds, longest)
 
 
-def _graphs(step: TrainingStep, batch_length: int) -> StepGraphs | None:
-    """Graphs of the steps where GPUs make all of them, and nothing is for the host to do or to look at."""
-    if step.device.is_cpu or not step.reduction.is_asynchronous:
-        return None
-    if step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
-        return None
+def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
+    """Recorded steps where GPUs make all of a step and the host has nothing to do or to read in between; else direct
+    ones."""
+    on_gpus = record and not step.device.is_cpu and step.reduction.is_asynchronous
+    if not on_gpus or step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
+        return DirectSteps(step)
     if type(step.optimizer) not in OPTIMIZERS.values():
-        return None  # one of the user's own may look at its numbers, and knows nothing of NaN, which stops updates
+        return DirectSteps(step)  # a user's own may read its scalars, and ignores NaN, which stops updates
     scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
-    return StepGraphs(step.loader, step.reduction, step.compute_recorded, batch_length, scalars)
+    return RecordedSteps(step, StepGraphs(step.loader, step.reduction, step.compute_recorded, batch_length, scalars))
 
 
 def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:

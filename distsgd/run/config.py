@@ -17,7 +17,8 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.optim.optimizers import Optimizer, build_optimizer
 from distsgd.optim.schedules import has_horizon
-from distsgd.run.option_values import check_values, parse_duration, parse_interval, parse_target
+from distsgd.run.option_values import check_values
+from distsgd.training.intervals import parse_duration, parse_interval, parse_target
 
 STOP_CONDITIONS = ("epochs", "max_steps", "max_time", "target")
 OPERATIONAL = (
@@ -25,9 +26,7 @@ OPERATIONAL = (
     "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "on_non_finite",
     "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
 )  # fmt: skip
-"""Fields that don't change what a run computes; with the stop conditions they are left out of its name."""
-_NAMELESS = {"precision": FULL, "loss_scale": None}
-"""Fields younger than the first runs, whose names they leave alone while they have these values."""
+"""Fields that don't change what a run computes; with the stop conditions they are not part of its name."""
 HYPER_PARAMETERS = ("learning_rate", "weight_decay", "momentum", "dampening", "beta1", "beta2", "alpha", "epsilon")
 """Fields that an optimizer may have; a field that is None takes the optimizer's own default."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
@@ -75,7 +74,7 @@ class TrainConfig:
     activation: str = "relu"
     """Of mlp: relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear."""
     dropout: float = 0.0
-    """Dropout rate behind each hidden activation of mlp."""
+    """Dropout rate after each hidden activation of mlp."""
     batch_norm: bool = False
     """Batch normalization in each hidden layer of mlp."""
     weight_initializer: str | None = None
@@ -148,7 +147,7 @@ class TrainConfig:
     shuffle: bool = True
     """A new order every epoch."""
     drop_last: bool = False
-    """Leave out an epoch's last minibatch where it is short."""
+    """Drop an epoch's last minibatch where it is short."""
     microbatches: int = 4
     """Microbatches that a minibatch is cut into: results depend on this number, and on the number of ranks never."""
     seed: int = 0
@@ -159,7 +158,7 @@ class TrainConfig:
     """What a GPU rounds numbers to as it multiplies matrices: float32, tf32, bfloat16 or float16. Parameters, gradients
     and sums stay float32."""
     loss_scale: int | None = None
-    """Of --precision float16: a power of two that gradients are multiplied by on their way back, so that small ones
+    """Of --precision float16: a power of two that multiplies gradients in the backward pass, so that small ones
     aren't rounded to zero. Default: 1024."""
 
     # when to stop
@@ -203,7 +202,7 @@ class TrainConfig:
     out: str | None = None
     """The run's folder. Default: runs/NAME, with a name made from the configuration."""
     resume: str = "auto"
-    """auto: go on where the folder's run stopped; never: start anew, moving it aside; or the path of a checkpoint."""
+    """auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint."""
     init_from: str | None = None
     """A run folder or checkpoint whose parameters training starts from."""
     checkpoint_every: str = "1epoch"
@@ -293,18 +292,8 @@ class TrainConfig:
 
     def name(self) -> str:
         """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
-        named = {key: value for key, value in self.identity().items() if _NAMELESS.get(key, ...) != value}
-        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
-
-
-def check_same_bits(value: Any, where: str) -> None:
-    """Raises ConfigurationError unless this value of an option that is gone, read from a file, is true."""
-    if value is not True:
-        raise ConfigurationError(
-            f"{where}: same_bits: expected true, as every run has the same bits on any number of ranks, got {value!r}; "
-            "leave it out, and start anew with --resume never"
-        )
 
 
 def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:

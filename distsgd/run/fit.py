@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.cli.command_line import from_mapping
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
@@ -38,8 +37,10 @@ from distsgd.run.build import (
     model_options,
 )
 from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, resolved
+from distsgd.run.config_file import check_renamed, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.folder import RunFolder
+from distsgd.run.folder_writer import FolderWriter
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt
 from distsgd.run.pictures import draw_after_training
@@ -47,7 +48,7 @@ from distsgd.run.placement import fingerprint, split_data
 from distsgd.run.resume import beginning
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import allow_code, names_code
-from distsgd.training.callbacks import Callback, FolderWriter, History
+from distsgd.training.callbacks import Callback, History
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics import Metric
 from distsgd.training.step import TrainingStep
@@ -110,12 +111,12 @@ def fit(
 ) -> Result:
     """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arguments.
 
-    model       a Layer; the name of a model; a Custom; or a function (params, grads, batch) -> (loss_sum, count) with
-                its first parameters in `params`
+    model       a Layer; the name of a model; a FunctionObjective; or a function (params, grads, batch) ->
+                (loss_sum, count) with its first parameters in `params`
     validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
     optimizer   such as distsgd.Adam(1e-3), or a name
     callbacks   called on rank 0, the only arguments that ranks may be given differently
-    communicator  for a group of ranks that trains by itself: mpi4py's, such as MPI.COMM_WORLD.Split(color)
+    communicator  for a group of ranks that trains alone: mpi4py's, such as MPI.COMM_WORLD.Split(color)
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
                 out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
 
@@ -193,7 +194,7 @@ def _communicator(given: Any) -> Communicator:
 
 
 def _check_communicator(given: Any) -> None:
-    """Raises ConfigurationError for what is no communicator; this run's ranks are told then."""
+    """Raises ConfigurationError for what is no communicator, on all ranks of this run."""
     if given is not None and not isinstance(given, Communicator) and not is_mpi4pys(given):
         raise ConfigurationError(f"fit: communicator must be one of mpi4py's, or None, got {type(given).__name__}")
 
@@ -271,6 +272,7 @@ def _check_kinds(
             raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
     known = {item.name for item in fields(TrainConfig)}
     for name in options:
+        check_renamed(name, "fit")
         if name not in known or name in _NOT_FOR_FIT:
             raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
         if isinstance(optimizer, Optimizer) and name in HYPER_PARAMETERS:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: config.toml, metrics.jsonl and summary.json in its folder, written by rank 0 alone."""
+"""The files of a run: config.toml, metrics.jsonl and summary.json in its folder, written by rank 0 alone."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class RunFolder:
         self._stays = False
         to = self.place()
         where = "" if to == self.path else f" to {to}"
-        return f"the run folder {self.path} was moved{where}; this run goes on writing into it"
+        return f"the run folder {self.path} was moved{where}; this run continues to write into it"
 
     def place(self) -> Path:
         """Where the folder is now, as far as the system says."""
@@ -229,7 +229,7 @@ class RunFolder:
         return path.resolve().is_relative_to(self.path.resolve())
 
     def cut_metrics(self, step: int) -> None:
-        """Drops the records behind `step`, a last line that was cut short, and the summary: the run isn't done now."""
+        """Drops the records after `step`, a last line that was cut short, and the summary: the run isn't done now."""
         with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
             self._write_metrics()
         try:
@@ -262,14 +262,14 @@ class RunFolder:
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one record. Raises OutputError where it can't be written now: it is kept, and goes before the next.
 
-        A part of a line that found no room any more is completed later, too.
+        A line that a full disk cut short is completed later.
         """
         with self._one_at_a_time:
             self._unwritten += f"{_encode(finite(record))}\n".encode()
             self._write_metrics()
 
     def sync_metrics(self) -> None:
-        """Makes the records so far last through a power cut, as a checkpoint behind them does. Raises OutputError."""
+        """Makes the records so far last through a power cut, as a later checkpoint does. Raises OutputError."""
         with self._one_at_a_time:
             self._write_metrics()
         try:

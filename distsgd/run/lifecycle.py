@@ -31,10 +31,10 @@ from distsgd.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Attempt:
-    """Everything that a attempt is made from.
+    """Everything that an attempt is made from.
 
     schedule   the user's own; None for the configuration's, whose horizon is that of the run's first start
-    folder     None for a run that leaves nothing behind
+    folder     None for a run that writes no files
     """
 
     data: Data
@@ -76,18 +76,18 @@ class Attempt:
         return trainer
 
     def run(self, communicator: Communicator, trainer: Trainer) -> dict[str, Any]:
-        """Trains, hands over, and returns the summary on every rank. Collective.
+        """Trains, finalizes, and returns the summary on every rank. Collective.
 
-        An error leaves a summary that says so behind, and the last checkpoint as it was.
+        After an error the summary holds its message, and the last checkpoint is unchanged.
         """
         communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
         try:
-            status = trainer.fit()
+            reason = trainer.fit()
             communicator.set_phase(Phase.END, trainer.progress.step)
-            summary = finish(trainer, status, confusion_matrix(self.data.signature, self.metrics))
+            summary = finish(trainer, reason, confusion_matrix(self.data.signature, self.metrics))
             trainer.end(summary)
             trainer.step.device.synchronize()
-            communicator.barrier()  # nobody's messages are still on their way
+            communicator.barrier()  # no messages are still in flight
             trainer.close()
         except DistsgdError as error:
             trainer.close()
@@ -110,11 +110,11 @@ class Attempt:
 
     def _metadata(self, device: Device) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""
-        validation, test, said = self.data.validation, self.data.test, asdict(self.data.signature)
+        validation, test, signature = self.data.validation, self.data.test, asdict(self.data.signature)
         return {
             "config": self.config.identity(),
             "schedule_epochs": self.config.schedule_epochs or float(max(self.config.epochs, 1)),
-            "signature": {key: list(v) if isinstance(v, tuple) else v for key, v in said.items()},
+            "signature": {key: list(v) if isinstance(v, tuple) else v for key, v in signature.items()},
             "contents": self.data.fingerprint,
             "examples": [len(self.data.train), len(validation or ()), len(test or ())],
             "probe": cpu_probe(),

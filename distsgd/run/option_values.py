@@ -1,12 +1,10 @@
-"""What the value of an option may be: choices, ranges, and the short forms of intervals, times and targets."""
+"""Checks the value of one option: choices and ranges."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from distsgd.core.device import PRECISIONS
 from distsgd.core.errors import ConfigurationError
@@ -33,7 +31,7 @@ AT_LEAST = {
     "weight_decay": 0, "l1": 0, "l2": 0, "check_replicas": 0, "improvement_threshold": 0,
 }  # fmt: skip
 AT_MOST = {"microbatches": 65_536, "threads": 1024, "improvement_threshold": 1}
-"""Of the first two more is what nobody needs and no machine stands."""
+"""More microbatches or threads than this serve no purpose and exceed any machine."""
 LARGEST_LOSS_SCALE = 1 << 24
 ABOVE_ZERO = ("scale", "clip_norm", "schedule_epochs", "patience_increase")
 
@@ -87,42 +85,3 @@ def _check_text(name: str, text: str) -> None:
         raise ConfigurationError(f"{name}: expected text in UTF-8, got {text!r}; rename that file or folder") from None
     if "\0" in text:
         raise ConfigurationError(f"{name}: expected text without a zero byte, got {text!r}; leave it out")
-
-
-@dataclass(frozen=True)
-class Interval:
-    """How often something happens: `amount` steps, epochs or seconds."""
-
-    amount: float
-    unit: Literal["steps", "epochs", "seconds"]
-
-
-def parse_interval(text: str, option: str, *, seconds: bool = True) -> Interval:
-    """`500` steps, `2epoch` or `30s`."""
-    found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
-    if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
-        forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
-        raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
-    unit = found[2] or "steps"
-    return Interval(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
-
-
-def parse_duration(text: str, option: str) -> float:
-    """Seconds of `90`, `90s`, `10m`, `3h50m` or `1d`."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if not text.strip() or found is None:
-        raise ConfigurationError(f"{option}: expected a time such as 90s, 10m or 3h50m, got {text!r}")
-    days, hours, minutes, rest = (float(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-
-
-def parse_target(text: str) -> tuple[str, float]:
-    """(metric, value) of `validation_accuracy=0.98`."""
-    name, _, value = text.partition("=")
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not name or not math.isfinite(number):
-        raise ConfigurationError(f"target: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
-    return name, number

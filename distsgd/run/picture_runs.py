@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distsgd.cli.command_line import read_toml
 from distsgd.core.errors import ConfigurationError, RunFolderError
 from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, TrainConfig, resolved
+from distsgd.run.config_file import read_toml
 from distsgd.run.folder import RunFolder
 
 _TOLD_APART_BY_THE_OPTIMIZER = set(HYPER_PARAMETERS) - {"learning_rate"}

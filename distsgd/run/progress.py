@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distsgd.core.errors import visible
 from distsgd.core.output import columns_of_launcher, say, silence
 from distsgd.core.runtime import launcher_size
-from distsgd.training.callbacks import Callback
+from distsgd.training.callbacks import Callback, RunView
 from distsgd.training.metrics import METRICS
-
-if TYPE_CHECKING:
-    from distsgd.training.trainer import Trainer
 
 _REFRESH_SECONDS = 0.1
 _SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_accuracy")
@@ -50,7 +47,7 @@ class Bar(Callback):
         self._bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[text]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
@@ -58,9 +55,8 @@ class Bar(Callback):
         )
         self._shown, self._examples, self._began, self._accuracy = 0.0, 0, 0.0, ""
 
-    def on_start(self, trainer: Trainer) -> None:
-        total = trainer.limits.steps(trainer.sampler.steps_per_epoch)
-        self._task = self._bar.add_task("train", total=total, completed=trainer.progress.step, told="")
+    def on_start(self, run: RunView) -> None:
+        self._task = self._bar.add_task("train", total=run.last_step, completed=run.steps_done, text="")
         self._bar.start()
         self._began = time.monotonic()
 
@@ -70,8 +66,8 @@ class Bar(Callback):
         if now - self._shown < _REFRESH_SECONDS:
             return
         speed = self._examples / max(now - self._began, 1e-9)
-        told = f"loss {loss:.4f}{self._accuracy}  {speed:,.0f} examples/s"
-        self._bar.update(self._task, completed=step, told=told)
+        text = f"loss {loss:.4f}{self._accuracy}  {speed:,.0f} examples/s"
+        self._bar.update(self._task, completed=step, text=text)
         self._shown = now
 
     def on_record(self, record: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where a attempt of a run starts: at the beginning, at a checkpoint, or nowhere because the run is finished."""
+"""Where an attempt of a run starts: at the beginning, at a checkpoint, or nowhere because the run is finished."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from distsgd.core.errors import CheckpointError, ConfigurationError, RunFolderEr
 from distsgd.core.folders import Folder
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import TrainConfig, check_same_bits
+from distsgd.run.config import TrainConfig
 from distsgd.run.folder import RunFolder
-from distsgd.run.option_values import parse_target
 from distsgd.run.summary import last_line
 from distsgd.training.early_stopping import reaches
+from distsgd.training.intervals import parse_target
 
-_TOLD = {"epochs": int, "steps": int, "parameters_sha256": str}
+_REQUIRED = {"epochs": int, "steps": int, "parameters_sha256": str}
 """What the summary of a run that is finished holds at least."""
 
 
 class Start:
-    """Where a attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
+    """Where an attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -108,8 +108,8 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
 
 
 def _begun_elsewhere(config: TrainConfig, folder: RunFolder) -> Checkpoint | None:
-    """The newest checkpoint in the folder, where the run that goes on from elsewhere has come that far there: the same
-    command goes on after a stop. Raises RunFolderError where another run has the folder."""
+    """The newest checkpoint in the folder, where the run that continues another one has saved there already: the same
+    command continues after a stop. Raises RunFolderError where another run has the folder."""
     if folder.holds(Path(config.resume)):
         return None
     found, _ = folder.checkpoints.newest()
@@ -152,7 +152,7 @@ def find_run(path: Path) -> Checkpoint:
 
 def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkpoint) -> bool:
     """Whether the run that left this summary has nothing left to do under this configuration."""
-    if not all(isinstance(summary.get(key), kind) for key, kind in _TOLD.items()):
+    if not all(isinstance(summary.get(key), kind) for key, kind in _REQUIRED.items()):
         return False  # damaged: it is written again
     if summary.get("status") == "early_stopped":
         return True
@@ -165,20 +165,19 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], checkpoint: Checkp
 
 
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
-    """The configuration to go on with. Raises RunFolderError where the checkpoint's says another run, and
+    """The configuration to continue with. Raises RunFolderError where the checkpoint's says another run, and
     ConfigurationError where no run says that any more."""
     horizon = checkpoint.document.get("schedule_epochs")
     if config.schedule_epochs is None:
         config = replace(config, schedule_epochs=horizon)
     theirs, mine = checkpoint.document.get("config", {}), config.identity()
-    check_same_bits(theirs.get("same_bits", True), where)
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]
     if differ:
-        said = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
+        differences = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
         raise RunFolderError(
-            f"{where} holds a run with another configuration: {said}; choose another folder with --out, or move that "
-            "run aside with --resume never"
+            f"{where} holds a run with another configuration: {differences}; choose another folder with --out, or move "
+            "that run aside with --resume never"
         )
     return config

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.cli.command_line import from_mapping
 from distsgd.core.checkpoint import understanding
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
@@ -19,6 +18,7 @@ from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
 from distsgd.run.build import OWN_MODEL, build_objective
 from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import from_mapping
 from distsgd.run.user_code import names_code
 from distsgd.training.state import fill_model, find_model
 
@@ -59,15 +59,14 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
         found = find_model(Path(path))
         arrays.update(found.arrays)
         with understanding(path):
-            said, shapes = found.document["config"], found.document["signature"]
+            options, shapes = found.document["config"], found.document["signature"]
             example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
             signature = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
-        return said, signature
+        return options, signature
 
     arrays: dict[str, Any] = {}
-    said, signature = communicator.on_root(read)
-    said.pop("same_bits", None)  # however the gradients were added, these are the parameters
-    config = from_mapping({key: value for key, value in said.items() if value is not None}, path)
+    options, signature = communicator.on_root(read)
+    config = from_mapping({key: value for key, value in options.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:
             raise ConfigurationError(f"{path} was trained with a model of your own; add --model file.py:function")

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.device import Array, to_host
+from distsgd.core.version import __version__
 from distsgd.training.metrics import ConfusionMatrix
-from distsgd.training.trainer import Trainer
+from distsgd.training.trainer import StopReason, Trainer
 
 EXIT_STATUS = {"completed": 0, "early_stopped": 0, "stopped": 75, "failed": 1}
 
@@ -26,27 +27,27 @@ def parameters_sha256(params: Array, running: Array) -> str:
     return digest.hexdigest()
 
 
-def finish(trainer: Trainer, status: str, confusion: ConfusionMatrix | None) -> dict[str, Any]:
-    """Hands over the best parameters, scores the test set and returns the summary, on every rank. Collective."""
+def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | None) -> dict[str, Any]:
+    """Puts the best parameters in place, scores the test set and returns the summary, on every rank. Collective."""
     train_loss = _train_loss(trainer)
     test = trainer.finalize()
     matrices: dict[str, Any] = {}
-    if confusion is not None and status != "stopped":
+    if confusion is not None and reason is not StopReason.STOPPED:
         for name, evaluator in (("validation", trainer.validation), ("test", trainer.test)):
             if evaluator is not None:
                 matrices[name] = trainer.scores_of(replace(evaluator, metrics=(confusion,)))[confusion.name]
     scores = dict(trainer.progress.best or trainer.last_scores)
     summary = {key: value for key, value in scores.items() if key.startswith("validation_")} | test
-    return trainer.communicator.on_root(lambda: _summary(trainer, status, train_loss, summary, matrices))
+    return trainer.communicator.on_root(lambda: _summary(trainer, reason, train_loss, summary, matrices))
 
 
 def _summary(
-    trainer: Trainer, status: str, train_loss: float | None, scores: dict[str, Any], matrices: dict[str, Any]
+    trainer: Trainer, reason: StopReason, train_loss: float | None, scores: dict[str, Any], matrices: dict[str, Any]
 ) -> dict[str, Any]:
     """The summary, on rank 0."""
     progress, communicator = trainer.progress, trainer.communicator
     return {
-        "status": status,
+        "status": reason.value,
         "epochs": trainer.epoch,
         "steps": progress.step,
         "train_loss": train_loss,
@@ -68,7 +69,7 @@ def _summary(
             "threads": trainer.step.workers.count,
             "device": str(trainer.step.device),
             "wall_seconds": time.monotonic() - trainer.began,
-            "examples_per_second": trainer.overall_speed(),
+            "examples_per_second": trainer.speed.overall(),
             "versions": versions(),
         },
     }
@@ -81,9 +82,7 @@ def _train_loss(trainer: Trainer) -> float | None:
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    import distsgd
-
-    return {"distsgd": distsgd.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    return {"distsgd": __version__, "python": platform.python_version(), "numpy": np.__version__}
 
 
 def last_line(summary: Mapping[str, Any], folder: str | None) -> str:

@@ -95,7 +95,7 @@ def import_function(name: str, option: str) -> Any:
 
 
 def _run(path: Path, option: str) -> ModuleType:
-    """The module that this file is. It leaves nothing behind where it fails."""
+    """The module that this file is. A failure leaves no module."""
     code = _compile(path, option)
     specification = spec_from_file_location(path.stem, path, loader=SourceFileLoader(path.stem, str(path)))
     assert specification is not None

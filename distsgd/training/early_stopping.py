@@ -1,6 +1,6 @@
 """When training stops because validation no longer improves: two rules, state machines that rank 0 keeps.
 
-A rule is told each validation's value and says from how many steps on the run is over; its state is part of the
+A rule gets each validation's value and decides at which step the run ends; its state is part of the
 checkpoint. Steps count the updates made since the run's beginning.
 """
 
@@ -42,7 +42,7 @@ class StoppingRule(ABC):
         return {"best": self.best, "best_step": self.best_step}
 
     def restore(self, state: Mapping[str, float | None]) -> None:
-        """Goes on from an earlier rule's `state()`.
+        """Continues from an earlier rule's `state()`.
 
         Settings are not in it, and it need not come from the same kind of rule, if that watched the same value: what
         the other didn't know begins anew.
@@ -100,7 +100,7 @@ class PatienceRule(StoppingRule):
 
     With i = step - 1, the number of the last minibatch counted from 0: a value below the best is the new best, and if
     it is even below best · improvement_threshold, patience := max(patience, i · patience_increase). The run stops
-    behind the first minibatch with i >= patience. Less is better: watch the error, not the accuracy; of a negative best
+    after the first minibatch with i >= patience. Less is better: watch the error, not the accuracy; of a negative best
     every improvement counts as a large one.
     """
 
@@ -149,7 +149,7 @@ def monitor_mode(name: str) -> Mode:
     """Which way the metric called `name` gets better, by how its name ends: loss, error: min; accuracy, r2: max.
 
     `validation_loss`, `mean_squared_error`, `validation_top_5_accuracy`. Raises ConfigurationError for other names,
-    for a wrong guess would hand over the worst parameters.
+    for a wrong guess would keep the worst parameters.
     """
     last = name.rsplit("_", 1)[-1]
     if last in _LESS_IS_BETTER:

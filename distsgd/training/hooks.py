@@ -1,4 +1,4 @@
-"""Calls the callbacks, on rank 0, and takes what goes wrong in one to all ranks."""
+"""Calls the callbacks on rank 0, and raises their errors on all ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distsgd.training.callbacks import Callback
 class Hooks:
     """The callbacks of a run, which are rank 0's.
 
-    error   what went wrong where the other ranks don't wait: they are told with the next step
+    error   an error at a point where the other ranks don't wait: the next step reports it to them
     """
 
     def __init__(self, communicator: Communicator, callbacks: Sequence[Callback], step: Callable[[], int]) -> None:
@@ -42,11 +42,11 @@ class Hooks:
     def raise_error(self) -> None:
         """Raises on all ranks what was kept. Collective."""
 
-        def tell() -> None:
+        def raise_kept() -> None:
             if self.error is not None:
                 raise self.error
 
-        self.communicator.on_root(tell)
+        self.communicator.on_root(raise_kept)
 
     def writer_is_idle(self, patience: float) -> bool:
         """Whether no checkpoint is being written any more, for which this waits up to `patience` seconds."""

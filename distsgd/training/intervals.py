@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from distsgd.run.option_values import Interval
+from distsgd.core.errors import ConfigurationError
 
 _EPOCH_CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often something happens: `amount` steps, epochs or seconds."""
+
+    amount: float
+    unit: Literal["steps", "epochs", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +60,41 @@ class Intervals:
     def checkpoint_due(
         self, step: int, steps_per_epoch: int, seconds: float, writer_is_idle: Callable[[], bool]
     ) -> bool:
-        """Whether to save after this step, `seconds` after the last time; `writer_is_idle`: nobody is still writing."""
+        """Whether to save after this step, `seconds` after the last time, if `writer_is_idle`."""
         every = self.checkpoint
         if every.unit == "seconds":
             return seconds >= every.amount and writer_is_idle()
         if every.unit == "steps":
             return self.saves_at(step)
         return step % (int(every.amount) * steps_per_epoch) == 0 and seconds >= _EPOCH_CHECKPOINT_SECONDS
+
+
+def parse_interval(text: str, option: str, *, seconds: bool = True) -> Interval:
+    """`500` steps, `2epoch` or `30s`."""
+    found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
+    if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
+        forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
+        raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
+    unit = found[2] or "steps"
+    return Interval(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of `90`, `90s`, `10m`, `3h50m` or `1d`."""
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
+    if not text.strip() or found is None:
+        raise ConfigurationError(f"{option}: expected a time such as 90s, 10m or 3h50m, got {text!r}")
+    days, hours, minutes, rest = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """(metric, value) of `validation_accuracy=0.98`."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not name or not math.isfinite(number):
+        raise ConfigurationError(f"target: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
+    return name, number

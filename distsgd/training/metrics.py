@@ -25,12 +25,12 @@ Value: TypeAlias = "float | list[list[int]]"
 class Metric(Component, ABC):
     """What every metric is: a frozen dataclass with a name, `width` float64 sums, and a value made from them.
 
-    `outputs` are (K, n), batch-last, behind the output activation where the model has one. `y` are labels (n,), or
+    `outputs` are (K, n), batch-last, after the output activation where the model has one. `y` are labels (n,), or
     values or class probabilities (K, n).
     """
 
     name: str
-    """What the value is called in records, behind `validation_` or `test_`."""
+    """The value's name in records, after `validation_` or `test_`."""
 
     mode: Mode | None = None
     """Which way is better; None where the value isn't a number."""
@@ -249,7 +249,7 @@ def default_metrics(
 ) -> tuple[Metric, ...]:
     """The metrics of a `classification` or a `regression` with K = num_outputs outputs.
 
-    `threshold` is where class 1 begins if there is one output: 0 for a logit, 0.5 behind a sigmoid. Raises
+    `threshold` is where class 1 begins if there is one output: 0 for a logit, 0.5 after a sigmoid. Raises
     ConfigurationError for a top_k that doesn't fit.
     """
     if task == "regression":

@@ -15,15 +15,15 @@ from distsgd.parallel.tree import Span
 
 POLICIES = ("stop", "skip", "rollback")
 IN_A_ROW = 10
-"""So many minibatches in a row that are left out end the run: it is no longer the data that is at fault."""
+"""This many skipped minibatches in a row end the run: the data alone are not the cause."""
 NAMED = 8
-"""So many examples are named in the sentence; records have all of them."""
+"""The sentence names this many examples; records hold all of them."""
 GRADIENT = "the gradient is not finite"
 UPDATE = "the update is not finite, though the gradients are,"
 PARAMETERS = "the parameters are no longer finite"
 _ADVICE = "a smaller learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"
 _ADVICE_ON_GRADIENTS = "the loss is finite: check the gradient with --check-gradient, or try a smaller learning rate"
-_WAY_OUT = "--on-non-finite skip goes on without the minibatch"
+_ALTERNATIVE = "--on-non-finite skip goes on without the minibatch"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NonFinite:
 
     def error(self, more: str | None = None) -> NonFiniteError:
         """As an error that ends the run."""
-        advice = f"{_ADVICE_ON_GRADIENTS if self.what == GRADIENT else _ADVICE}; {_WAY_OUT}"
+        advice = f"{_ADVICE_ON_GRADIENTS if self.what == GRADIENT else _ADVICE}; {_ALTERNATIVE}"
         return NonFiniteError(f"{self}; {more or advice}")
 
     def record(self) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def all_finite(array: Array) -> bool:
 
 
 def goes_back(policy: str, found: NonFinite, skipped: Mapping[int, NonFinite], step: int) -> bool:
-    """Whether a run under this policy goes back to its last checkpoint, or only leaves the minibatch out.
+    """Whether a run under this policy goes back to its last checkpoint, or only skips the minibatch.
 
-    skipped   what has been left out before, by step
+    skipped   minibatches skipped before, by step
     step       updates up to this one are made: found.step is the next one, or this one, which was made and is wrong
     Raises NonFiniteError where the run has to end.
     """

@@ -15,7 +15,7 @@ def compare_replicas(step: TrainingStep, progress: Progress, learning_rate: floa
     """Raises ReplicaError on all ranks where one differs from the others. Collective.
 
     Compared are sha256 of the parameters, as one rank of each replica has them; of the running statistics; and of
-    where the rank stands: step, loss so far, learning rate, minibatches left out. Most are right; of equally many,
+    where the rank stands: step, loss so far, learning rate, skipped minibatches. Most are right; of equally many,
     those with the lowest rank.
     """
     communicator = step.reduction.communicator
@@ -24,13 +24,13 @@ def compare_replicas(step: TrainingStep, progress: Progress, learning_rate: floa
     everyone = communicator.allgather_object(_digests(step, progress, learning_rate))
     differing, odd, asked = [], set[int](), set[int]()
     for name in everyone[0]:
-        said = {rank: digests[name] for rank, digests in enumerate(everyone) if digests[name]}
-        right = next((digest for digest, _ in Counter(said.values()).most_common(1)), None)
-        wrong = {rank for rank, digest in said.items() if digest != right}
+        given = {rank: digests[name] for rank, digests in enumerate(everyone) if digests[name]}
+        right = next((digest for digest, _ in Counter(given.values()).most_common(1)), None)
+        wrong = {rank for rank, digest in given.items() if digest != right}
         if wrong:
             differing.append(name)
             odd |= wrong
-            asked |= set(said)
+            asked |= set(given)
     if not odd:
         return
     named = " and ".join(f"rank {rank} on {communicator.hosts[rank]}" for rank in sorted(odd))

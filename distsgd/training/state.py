@@ -1,4 +1,4 @@
-"""All that a run needs to go on with the same bits, to and from a checkpoint."""
+"""The state that a run resumes from with the same bits, to and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from distsgd.training.early_stopping import StoppingRule
 from distsgd.training.non_finite import PARAMETERS, NonFinite
 from distsgd.training.step import TrainingStep
 
-_TOLD = ("step", "loss_sum", "count", "train_loss", "best", "scores")
-_NOT_METADATA = (*_TOLD, "updates", "skipped", "rule", "format", "sha256")
+_SCALARS = ("step", "updates", "loss_sum", "count", "train_loss", "best", "scores")
+_NOT_METADATA = (*_SCALARS, "skipped", "rule", "format", "sha256")
 
 
 @dataclass
 class Progress:
     """Where a run stands between two steps.
 
-    updates           made in these steps, which is what Adam counts: a minibatch that was left out made none
+    updates           made in these steps, which is what Adam counts: a skipped minibatch made none
     loss_sum, count   of the current epoch so far
     train_loss        of the last record
     best              the record of the best validation; best_params and best_running are on rank 0 alone
     scores            the numbers of the last validation's record, which a target is compared with
     skipped          minibatches that are not to be used, and why, by their step from 1
-    metadata             what the checkpoint says besides: the configuration, this CPU's probe
+    metadata             other entries of the checkpoint: the configuration, this CPU's probe
     """
 
     step: int = 0
@@ -51,7 +51,7 @@ class Progress:
 def take(
     step: TrainingStep, progress: Progress, rule: StoppingRule | None, slots: list[Array]
 ) -> tuple[Checkpoint, Checkpoint]:
-    """(the whole run, the model that it would hand over now); both are copies. On rank 0."""
+    """(the whole run, the best model so far); both are copies. On rank 0."""
     running = running_layout(step)
     params = host_copy(step.reduction.params)
     if not np.isfinite(params).all():
@@ -103,11 +103,11 @@ def restore(
         assert checkpoint is not None
         with understanding("the checkpoint"):
             slots, progress = _read(step, rule, checkpoint, params.flat)
-        return {key: getattr(progress, key) for key in (*_TOLD, "updates", "skipped", "metadata")}
+        return {key: getattr(progress, key) for key in (*_SCALARS, "skipped", "metadata")}
 
-    told = communicator.on_root(read)
+    entries = communicator.on_root(read)
     if not communicator.is_root:
-        progress = Progress(**told)
+        progress = Progress(**entries)
     step.load(params)
     step.reduction.load_slots(slots)
     if len(step.running):
@@ -129,11 +129,10 @@ def _read(
         fill_model(flat, step.layout, checkpoint.group(f"optimizer/{name}"), f"optimizer state {name}")
         slots.append(flat)
     try:
-        progress = Progress(**{key: document[key] for key in _TOLD})
+        progress = Progress(**{key: document[key] for key in _SCALARS})
+        progress.skipped = {record["step"]: NonFinite.of(record) for record in document["skipped"]}
     except KeyError as error:
         raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
-    progress.updates = document.get("updates", progress.step)
-    progress.skipped = {record["step"]: NonFinite.of(record) for record in document.get("skipped", ())}
     progress.metadata = {key: value for key, value in document.items() if key not in _NOT_METADATA}
     best = checkpoint.group("best/parameters")
     if progress.best is not None:

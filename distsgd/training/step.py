@@ -14,7 +14,6 @@ from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.core.layout import Layout, Views
 from distsgd.data.examples import GatheredBatch, Loader
 from distsgd.data.sampling import microbatch_bounds
-from distsgd.gpu.graphs import StepInputs
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.regularization import Regularization
@@ -22,6 +21,7 @@ from distsgd.parallel.reduction import GradientReduction
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.non_finite import GRADIENT, UPDATE, NonFinite, all_finite
+from distsgd.training.step_inputs import StepInputs
 from distsgd.training.update import SliceUpdate
 from distsgd.training.zero_gradients import ZeroGradients
 
@@ -30,7 +30,7 @@ _GATHERED_TOGETHER, _GATHERED_FOR_GPU = 8 << 20, 1 << 30
 
 
 class Flag(IntFlag):
-    """What a rank says with a step; one rank saying it is enough."""
+    """What a rank reports with a step; the report of one rank is enough."""
 
     FAILED = 1
     STOP = 2
@@ -39,7 +39,7 @@ class Flag(IntFlag):
 
 
 NOTHING = Flag(0)
-"""What ranks nearly always say. Kept, for an enum's value takes a microsecond to make, and a small step a hundred."""
+"""What ranks nearly always report. Kept: an enum's value takes a microsecond to make, and a small step a hundred."""
 _FAILED, _NON_FINITE = int(Flag.FAILED), int(Flag.NON_FINITE)
 
 
@@ -48,7 +48,7 @@ class StepOrder(NamedTuple):
 
     step     its number, from 0
     indices  the minibatch
-    updates  made before it: `step`, without those whose minibatch was left out
+    updates  made before it: `step`, without those whose minibatch was skipped
     """
 
     step: int
@@ -84,7 +84,7 @@ class _NodeBuffers:
 class TrainingStep:
     """Computes, reduces and updates. Owns scratch memory; the reduction owns parameters, state and rows.
 
-    guarded   look at each microbatch's gradient before the update, so that a minibatch can be left out by all ranks,
+    guarded   look at each microbatch's gradient before the update, so that all ranks can skip a minibatch,
               and at the updated parameters. Without, a gradient that isn't finite is found by the ranks whose elements
               it spoils, in an update that others make.
     """
@@ -127,11 +127,11 @@ class TrainingStep:
         return self.reduction.plan.device
 
     def host_params(self) -> Views:
-        """The parameters in the host's memory: a copy where they lie on a GPU."""
+        """The parameters in the host's memory: a copy where they lie on another device."""
         return self.params if self.device.is_cpu else self.layout.views(to_host(self.reduction.params))
 
     def params_buffer(self) -> Views:
-        """Where rank 0 puts parameters of the host for `load`: in place, but for a GPU."""
+        """Where rank 0 puts parameters of the host for `load`: in place, but for another device."""
         flat = self.reduction.params
         return self.params if self.device.is_cpu else self.layout.views(np.zeros(flat.shape, flat.dtype))
 
@@ -141,7 +141,7 @@ class TrainingStep:
         self.reduction.load_params(None if in_place else filled.flat)
 
     def model_running(self) -> Views:
-        """The running statistics for a model to read: a copy where it computes on a GPU."""
+        """The running statistics for a model to read: a copy where it computes on another device."""
         if self.device.is_cpu or not len(self.running):
             return self.running
         return Layout(tuple(self.running), tuple(array.shape for array in self.running.values())).views(
@@ -159,8 +159,8 @@ class TrainingStep:
         return buffers
 
     def compute_recorded(self, bounds: tuple[int, ...], inputs: StepInputs) -> tuple[Array, tuple[Array, ...]]:
-        """All of a step for `StepGraphs`, on the minibatch whose numbers the GPU has. Looks at no number."""
-        indices = np.zeros(bounds[-1], np.int64)  # the host's: nobody looks at them
+        """Computes a step for recording, on the minibatch in `inputs`. Reads no number."""
+        indices = np.zeros(bounds[-1], np.int64)  # on the host, and not read
         self.reduction.records[:] = 0.0
         self._error = None
         self._compute(0, 0, 0, indices, bounds, inputs)
@@ -178,7 +178,7 @@ class TrainingStep:
     def run(self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None) -> StepResult:
         """Makes a step; raises on all ranks what any rank raises.
 
-        skip  why this minibatch, too, is to be left out; the reduction takes place as ever
+        skip  why this minibatch is skipped; the reduction takes place all the same
         """
         step, indices = order.step, order.indices
         reduction = self.reduction
@@ -200,7 +200,7 @@ class TrainingStep:
         bits = 0
         for value in all_flags[:, 0].tolist():
             bits |= int(value)
-        said = Flag(bits) if bits else NOTHING
+        given = Flag(bits) if bits else NOTHING
         if bits & _NON_FINITE:
             skip = self.wrong_update(step)
         elif bits & _FAILED:
@@ -208,7 +208,7 @@ class TrainingStep:
         loss_sum, count, problem = (0.0, 0, skip) if skip else self.totals(records, step, indices, bounds)
         if problem is not None:
             reduction.all_gather()  # or a rank would overwrite what another one still reads
-            return StepResult(0.0, 0, said, None, problem)
+            return StepResult(0.0, 0, given, None, problem)
         if self._first_gradients is not None:
             self._first_gradients.report(reduction.communicator)
             self._first_gradients = None
@@ -217,7 +217,7 @@ class TrainingStep:
         reduction.all_gather()
         self.update_running(records, bounds)
         self._previous = (indices, bounds)
-        return StepResult(loss_sum, count, said, norm)
+        return StepResult(loss_sum, count, given, norm)
 
     def _compute(
         self,
@@ -228,7 +228,7 @@ class TrainingStep:
         bounds: tuple[int, ...],
         inputs: StepInputs | None = None,
     ) -> None:
-        """One worker's microbatches; the first error of any worker is kept, for all ranks to be told."""
+        """One worker's microbatches; the first error of any worker is kept, and the reduction reports it."""
         first, last = self.reduction.worker_spans[worker]
         start, stop, microbatch = bounds[first], bounds[last], first
         try:
@@ -283,13 +283,13 @@ class TrainingStep:
         if self._zeroes:
             to.flats[plan.target][...] = 0.0
         loss_sum, count = self.objective.loss_and_grad(self._model_params, to.views[plan.target], batch)
-        if self._first_gradients is not None and clock is None:  # while a GPU records, nobody looks at a number
+        if self._first_gradients is not None and clock is None:  # no number can be read while a step is recorded
             self._first_gradients.look(to.views[plan.target])
         records = self.reduction.records
         records[own, 0] = loss_sum
         records[own, 1] = count
         if self.guarded and not (all_finite(to.flats[plan.target]) and all_finite(self.reduction.records[own, 2:])):
-            self.reduction.records[own, 1] = math.nan  # tells all ranks, in the reduction that takes place anyway
+            self.reduction.records[own, 1] = math.nan  # all ranks see it after the reduction
         for into, other in plan.additions:
             np.add(to.flats[into], to.flats[other], out=to.flats[into])
 
@@ -302,8 +302,8 @@ class TrainingStep:
         """What was wrong with the last update, number `step` (from 1), where any rank isn't `finite`. Collective."""
         if self.guarded:  # no microbatch was; what a rank sees of sums depends on the number of ranks
             return NonFinite(step, UPDATE)
-        told = self.reduction.communicator.allgather_object(self._update.non_finite_nodes)
-        microbatches = min(set[Span]().union(*told), default=None)
+        nodes = self.reduction.communicator.allgather_object(self._update.non_finite_nodes)
+        microbatches = min(set[Span]().union(*nodes), default=None)
         return self._found(step, UPDATE if microbatches is None else GRADIENT, microbatches, *self._previous)
 
     def reset(self) -> None:

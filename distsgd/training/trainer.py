@@ -1,7 +1,7 @@
 """The loop: steps, validations, records, checkpoints and the decision to stop.
 
-Rank 0 decides and tells; what depends on time or signals rides in the header of a step, so that all ranks act on it
-after the same step.
+Rank 0 decides and broadcasts. What depends on time or signals travels in the header of a step, so that all ranks act
+on it after the same step.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
 from distsgd.core.device import Array, host_copy, to_host
 from distsgd.core.output import say
 from distsgd.data.sampling import Sampler
-from distsgd.gpu.graph_steps import Steps
-from distsgd.gpu.graphs import StepGraphs
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import BLOCK
 from distsgd.parallel.status_table import Phase
-from distsgd.run.background import PATIENCE
 from distsgd.training.callbacks import Callback
 from distsgd.training.early_stopping import StoppingRule, reaches
 from distsgd.training.evaluator import Evaluator
@@ -33,13 +31,21 @@ from distsgd.training.intervals import Intervals, Limits
 from distsgd.training.metrics import Value
 from distsgd.training.non_finite import NonFinite, goes_back
 from distsgd.training.replicas import compare_replicas
+from distsgd.training.speed import SpeedMeter
 from distsgd.training.state import Progress, restore, take
 from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
+from distsgd.training.steps import Steps
 
-_IN_FLIGHT = StepResult(0.0, 0, NOTHING, None)
-"""Stands for a step that has begun and will end later."""
+PATIENCE = 30.0
+"""Seconds for which a checkpoint waits until the one before it is written."""
 
-Status = Literal["completed", "early_stopped", "stopped"]
+
+class StopReason(StrEnum):
+    """Why an attempt ended: a limit or the target was reached, the stopping rule decided so, or it was asked to."""
+
+    COMPLETED = "completed"
+    EARLY_STOPPED = "early_stopped"
+    STOPPED = "stopped"
 
 
 @dataclass
@@ -52,6 +58,7 @@ class Trainer:
 
     communicator: Communicator
     step: TrainingStep
+    steps: Steps
     sampler: Sampler
     schedule: Schedule
     limits: Limits
@@ -65,7 +72,6 @@ class Trainer:
     on_non_finite: str = "stop"
     check_replicas: int = 0
     callbacks: Sequence[Callback] = ()
-    graphs: StepGraphs | None = None
     notes: Sequence[str] = ()
     progress: Progress = field(default_factory=Progress)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
@@ -73,11 +79,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._hooks = Hooks(self.communicator, self.callbacks, lambda: self.progress.step)
-        self._steps = Steps(self.step, self.graphs)
         self.began = time.monotonic()
         self._last_checkpoint = self.began
-        self._training_seconds, self._training_examples = 0.0, 0
-        self._attempt_seconds, self._attempt_examples = 0.0, 0
+        self.speed = SpeedMeter()
         self._scratch = [self.step.layout.views(row) for row in self._scratch_rows()]
         self._segments = self.step.regularization.segments(self.step.layout)
 
@@ -99,41 +103,54 @@ class Trainer:
         return reaches(self.limits.target, self.progress.scores)
 
     @property
+    def steps_done(self) -> int:
+        """Steps that have ended."""
+        return self.progress.step
+
+    @property
+    def last_step(self) -> int:
+        """The step that the limits end the run at."""
+        return self.limits.steps(self.sampler.steps_per_epoch)
+
+    @property
     def epoch(self) -> int:
-        """Epochs finished."""
+        """Epochs that have ended."""
         return self.progress.step // self.sampler.steps_per_epoch
 
-    def fit(self) -> Status:
+    def fit(self) -> StopReason:
         """Runs this attempt. Collective."""
         self._hooks.call_together(lambda callback: callback.on_start(self))
         if self.on_non_finite == "rollback":
             self.checkpoint()  # there has to be one to go back to
         while True:
-            status = self._train()
+            reason = self._train()
             self._hooks.raise_error()
-            if status != "stopped" and self.validation is not None and self.progress.best is None:
-                # Without any regular validation this one says something of what is handed over. It stays out of the
-                # records, the best and patience: a run that goes on later must not differ from one that never stopped.
+            if reason is not StopReason.STOPPED and self.validation is not None and self.progress.best is None:
+                # Without any regular validation this one scores the final parameters. It does not enter the
+                # records, the best and patience: a run that resumes later equals one that never stopped.
                 self.last_scores = self._score("validation", self.validation)
             if self.checkpoint(final=True):
-                return status
+                return reason
 
-    def _train(self) -> Status:
-        last = self.limits.steps(self.sampler.steps_per_epoch)
+    def _train(self) -> StopReason:
+        last = self.last_step
         decision = self._decide(None)
         while True:
             if self.reached_target:
-                return "completed"
+                return StopReason.COMPLETED
             if decision is not None and self.progress.step >= decision:
-                return "early_stopped"
+                return StopReason.EARLY_STOPPED
             if self.progress.step >= last:
-                return "completed"
-            result = self._one_step((last, decision))
-            if result is _IN_FLIGHT:
-                continue
-            if result is None:
+                return StopReason.COMPLETED
+            began = time.monotonic()
+            results = self._advance((last, decision))
+            if not self._count(results):
                 decision = self._decide(None)
                 continue
+            self.speed.add_seconds(time.monotonic() - began)
+            if not results:
+                continue
+            result = results[-1]
             if result.flags is not NOTHING and result.flags & Flag.FAILED:
                 self._hooks.raise_error()
             if self._compares_at(self.progress.step):
@@ -147,39 +164,38 @@ class Trainer:
                 continue
             if result.flags & Flag.STOP and self.progress.step < last and not self.reached_target:
                 early = decision is not None and self.progress.step >= decision
-                return "early_stopped" if early else "stopped"
+                return StopReason.EARLY_STOPPED if early else StopReason.STOPPED
 
-    def _one_step(self, ends: tuple[int | None, ...]) -> StepResult | None:
-        """Begins a step and takes note of those that end, all before one of `ends`; the last one's result.
-
-        _UNDER_WAY where none has ended, None where the run has gone back instead.
-        """
-        progress, began, per_epoch = self.progress, time.monotonic(), self.sampler.steps_per_epoch
-        before = self._steps.in_flight
+    def _advance(self, ends: tuple[int | None, ...]) -> list[StepResult]:
+        """Begins a step; the results of the steps that have ended: of all of them where one of `ends` is reached."""
+        progress, per_epoch = self.progress, self.sampler.steps_per_epoch
+        before = self.steps.in_flight
         step = progress.step + before
         self.communicator.set_phase(Phase.STEP, step + 1)
         self.learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
         minibatch = self.sampler.minibatch(step)
-        results = self._steps.advance(
+        return self.steps.advance(
             StepOrder(step, step // per_epoch, minibatch, self.learning_rate, progress.updates + before),
             self._flags(step + 1),
             want_norm=self._record_due(step + 1) is not None,
             skip=progress.skipped.get(step + 1),
             wait=step + 1 in ends or self.intervals.saves_at(step + 1) or self._compares_at(step + 1),
         )
+
+    def _count(self, results: Sequence[StepResult]) -> bool:
+        """Counts the steps that have ended; False where the run goes back to a checkpoint instead. Collective."""
         for result in results:
             if result.problem is not None and self._goes_back(result.problem):
-                return None
+                return False
             self._note(result)
-        self._training_seconds += time.monotonic() - began
-        return results[-1] if results else _IN_FLIGHT
+        return True
 
     def _compares_at(self, step: int) -> bool:
         """Whether the ranks' replicas are compared after this step."""
         return self.check_replicas > 0 and step % self.check_replicas == 0
 
     def _note(self, result: StepResult) -> None:
-        """Counts a step that has ended, and tells the callbacks."""
+        """Counts a step that has ended, and calls the callbacks."""
         progress = self.progress
         if progress.step % self.sampler.steps_per_epoch == 0:
             progress.loss_sum, progress.count = 0.0, 0
@@ -187,7 +203,7 @@ class Trainer:
         progress.updates += result.problem is None
         progress.loss_sum += result.loss_sum
         progress.count += result.count
-        self._training_examples += result.count
+        self.speed.add_examples(result.count)
         loss = result.loss_sum / result.count if result.count else math.nan
         if self.communicator.is_root:
             self.communicator.set_phase(Phase.CALLBACK, progress.step)
@@ -196,7 +212,7 @@ class Trainer:
         )
 
     def _goes_back(self, found: NonFinite) -> bool:
-        """Acts on numbers that aren't finite: raises, leaves the minibatch out, or goes back first. Collective."""
+        """Acts on numbers that aren't finite: raises, skips the minibatch, or goes back first. Collective."""
         progress = self.progress
         if found.step in progress.skipped:
             return False
@@ -227,7 +243,7 @@ class Trainer:
         self._hooks.call_together(lambda callback: callback.on_rollback(self.progress.step))
 
     def _flags(self, step: int) -> Flag:
-        """What this rank says with step number `step`, counted from 1."""
+        """What this rank reports with step number `step`, counted from 1."""
         flags = Flag.STOP if self._stop_asked else NOTHING
         if self._hooks.error is not None:
             flags |= Flag.FAILED
@@ -271,7 +287,8 @@ class Trainer:
             decision = self._decide(record)
         else:
             decision = self._decide(None)
-        record["run"] = self._speed()
+        seconds = time.monotonic() - self.began
+        record["run"] = {"examples_per_second": self.speed.since_last_record(), "seconds": seconds}
         self._hooks.call_together(lambda callback: callback.on_record(record))
         return decision
 
@@ -279,7 +296,7 @@ class Trainer:
         return {f"{prefix}_{key}": value for key, value in self.scores_of(evaluator).items()}
 
     def _decide(self, record: dict[str, Any] | None) -> int | None:
-        """Rank 0 looks at a validation (None: at where the run stands already) and tells all what follows."""
+        """Rank 0 looks at a validation (None: at the present state) and broadcasts the decision."""
         if self.rule is None:
             return None
         improved, stop_step = self.communicator.on_root(lambda: self._judge(record))
@@ -311,21 +328,6 @@ class Trainer:
             progress.best_params = host_copy(self.step.reduction.params)
             progress.best_running = self.step.running.flat.copy()
 
-    def _speed(self) -> dict[str, float]:
-        """What may differ between equal runs: speed since the last record, validation not counted, and time."""
-        seconds = max(self._training_seconds, 1e-9)
-        speed = {"examples_per_second": self._training_examples / seconds, "seconds": time.monotonic() - self.began}
-        self._attempt_seconds += self._training_seconds
-        self._attempt_examples += self._training_examples
-        self._training_seconds, self._training_examples = 0.0, 0
-        return speed
-
-    def overall_speed(self) -> float:
-        """Examples per second of this attempt's training steps."""
-        return (self._attempt_examples + self._training_examples) / max(
-            self._attempt_seconds + self._training_seconds, 1e-9
-        )
-
     def penalty(self) -> float:
         """The L1 and L2 terms of the parameters in place."""
         if not self.step.regularization.penalizes:
@@ -342,10 +344,10 @@ class Trainer:
         self._last_checkpoint = time.monotonic()
         self.communicator.set_phase(Phase.CHECKPOINT, self.progress.step)
         buffer = final or not self.communicator.is_root or self._hooks.writer_is_idle(PATIENCE)
-        said = self.communicator.allgather_object((self.step.finite, buffer))
-        if not all(finite for finite, _ in said) and self._goes_back(self.step.wrong_update(self.progress.step)):
+        ready = self.communicator.allgather_object((self.step.finite, buffer))
+        if not all(finite for finite, _ in ready) and self._goes_back(self.step.wrong_update(self.progress.step)):
             return False
-        slots = self.step.reduction.gather_slots() if said[0][1] else None
+        slots = self.step.reduction.gather_slots() if ready[0][1] else None
 
         def save() -> None:
             if slots is not None and self.callbacks:
@@ -359,7 +361,7 @@ class Trainer:
         return True
 
     def restore(self, checkpoint: Any) -> None:
-        """Goes on from rank 0's checkpoint (None elsewhere). Collective."""
+        """Continues from rank 0's checkpoint (None elsewhere). Collective."""
         self.progress = restore(self.communicator, self.step, self.rule, checkpoint)
 
     def finalize(self) -> dict[str, Value]:
@@ -378,12 +380,9 @@ class Trainer:
         return evaluator.run(self.step.params, self.step.model_running(), self._scratch)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Tells the callbacks that the attempt is over."""
+        """Calls the callbacks' `on_end`."""
         self._hooks.call_together(lambda callback: callback.on_end(summary))
 
     def close(self) -> None:
-        """Gives back what the attempt holds on GPUs and between them, but for parameters and state."""
-        if self.graphs is None:
-            self.step.reduction.communicator.close()
-        else:
-            self.graphs.close()  # with the communicator, behind the graphs that hold its messages
+        """Frees recorded steps and the reduction's communicator; parameters and state stay."""
+        self.steps.close()

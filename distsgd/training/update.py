@@ -15,13 +15,13 @@ import numpy as np
 from distsgd.core.device import Array, to_host
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Layout
-from distsgd.gpu.graphs import StepInputs
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.regularization import Regularization, Segment
 from distsgd.parallel.reduction import BLOCK, GradientReduction, update_chunks
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
+from distsgd.training.step_inputs import StepInputs
 
 _CHUNKS_OF_THREADS = 4
 """So many in one go with several threads. Each call into NumPy may end in waiting for the interpreter, which costs more
@@ -62,7 +62,7 @@ class SliceUpdate:
 
     finite    whether all gradients were finite in every update so far, on this rank's elements; where `guarded`, the
               updated parameters, too
-    suspects  nodes of the tree whose sums weren't finite when that was first seen
+    non_finite_nodes  nodes of the tree whose sums weren't finite when that was first seen
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SliceUpdate:
         return prepared
 
     def launch(self, bounds: tuple[int, ...], count: int, inputs: StepInputs) -> None:
-        """One update on a GPU without a look at any number: `non_finite` marks what isn't, and ends all updates."""
+        """One update that reads no number on the host: `non_finite` marks what isn't finite, and ends all updates."""
         self._measure_norm = False
         communicator, kernels = self.reduction.communicator, kernels_for(self.reduction.params)
         own = inputs.non_finite[communicator.rank : communicator.rank + 1]
@@ -185,7 +185,7 @@ class SliceUpdate:
 
     def _apply(self, chunk: _Chunk, scalars: tuple[Any, ...]) -> None:
         if not self.finite:
-            return  # from here on; all ranks are told with the next reduction, and none of it is saved
+            return  # the next reduction reports it to all ranks, and nothing of it is saved
         update, weight_decay = self.optimizer.update, self.optimizer.weight_decay
         for piece in chunk.pieces:
             if not piece.frozen:

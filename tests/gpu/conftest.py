@@ -6,14 +6,15 @@ import importlib.util
 
 import pytest
 
-from distsgd.core.device import Device, choose_device
+from distsgd.core.device import Device
 from distsgd.core.errors import ConfigurationError
+from distsgd.gpu.devices import open_device
 
 
 @pytest.fixture(scope="session")
 def gpu() -> Device:
     try:
-        return choose_device("gpu:0")[0]
+        return open_device("gpu:0")[0]
     except ConfigurationError as error:
         pytest.skip(str(error).partition("; use --device cpu")[0])
 

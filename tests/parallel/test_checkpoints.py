@@ -33,7 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distsgd import Callback, trainer
+from distsgd import Callback
+from distsgd.training import trainer
 
 SETTING = json.loads(os.environ.get("TEST_SETTING", "{}"))
 take, fsync, calls = trainer.take, os.fsync, []
@@ -191,7 +192,7 @@ def test_a_folder_that_is_moved(out: Path, other: Path, undisturbed: Path, ranks
     done = disturbed(out, ranks, setting, "--checkpoint-every", 5)
     moved = out.with_name("gone")
     (line,) = done.err.splitlines()
-    assert line == f"warning: the run folder {out} was moved to {moved}; this run goes on writing into it"
+    assert line == f"warning: the run folder {out} was moved to {moved}; this run continues to write into it"
     assert str(moved) in done.out.splitlines()[-1]
     assert result(moved) == result(undisturbed)
     assert sorted(path.name for path in moved.iterdir()) == ["checkpoints", "config.toml", *FILES]

@@ -27,7 +27,7 @@ def test_under_mpirun(tmp_path: Path, ranks: int) -> None:
     assert metadata["launcher"].endswith("which fits")
     assert done.out.count("GFLOP/s in a GEMM") == 1
     if ranks == 1:
-        assert "nobody to reduction gradients with" in metadata["reduction"]
+        assert "no other to add gradients with" in metadata["reduction"]
         assert "MPI_Allreduce" not in metadata
     else:
         for line in (metadata["reduction"], metadata["MPI_Allreduce"]):

@@ -123,7 +123,7 @@ def test_a_run_that_is_moved_leaves_its_place_free(tmp_path: Path) -> None:
         assert train(None, moved, *OPTIONS, status=2).err.startswith("distsgd: error: another process is training in ")
         first.send_signal(signal.SIGUSR1)
         assert first.communicate(timeout=LIMIT)[1].splitlines()[0] == (
-            f"warning: the run folder run was moved to {moved}; this run goes on writing into it"
+            f"warning: the run folder run was moved to {moved}; this run continues to write into it"
         )
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert summary(moved)["status"] == "stopped"

@@ -99,7 +99,7 @@ def test_code_of_two_hosts(tmp_path: Path) -> None:
 
 
 def test_versions(tmp_path: Path) -> None:
-    other = ("-c", OF_ANOTHER_VERSION.format("distsgd"))
+    other = ("-c", OF_ANOTHER_VERSION.format("distsgd.core.version"))
     check(run(tmp_path, (TRAIN, QUICK), (other, QUICK)), "distsgd differs between ranks", "9.8 on rank 1")
     assert list(tmp_path.iterdir()) == []
 

@@ -137,10 +137,10 @@ def test_foreign_files(tmp_path: Path) -> None:
 
 
 def test_another_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(module, "FORMAT", 1)
     data = encode(SMALL)
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 2, this version reads format 1"):
+    with pytest.raises(CheckpointError, match="has format 1, this version reads format 2"):
         decode(data)
 
 

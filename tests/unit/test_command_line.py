@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import distsgd
-from distsgd.cli.command_line import Finished, from_mapping, load_config, parse_arguments
+from distsgd.cli.command_line import Finished, load_config, parse_arguments
 from distsgd.core.errors import ConfigurationError
 from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import from_mapping
 from distsgd.run.user_code import CodeName
 
 
@@ -24,6 +25,16 @@ def toml(tmp_path: Path) -> Any:
         return str(path)
 
     return write
+
+
+@pytest.mark.parametrize("option", ["--logical-ranks", "--logical_ranks"])
+def test_the_former_name_of_an_option(option: str, toml: Any) -> None:
+    for arguments in ([option, "4"], [f"{option}=4"]):
+        with pytest.raises(ConfigurationError, match=f"the option {option} is now called --microbatches"):
+            load_config(arguments)
+    path = toml(f"{option[2:]} = 4")
+    with pytest.raises(ConfigurationError, match=f"{path}: the option logical_ranks is now called microbatches"):
+        load_config(["--config", path])
 
 
 def test_defaults() -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.cli.command_line import from_mapping, read_toml
 from distsgd.core.errors import ConfigurationError
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.run.config import NOT_WRITTEN, OPERATIONAL, STOP_CONDITIONS, TrainConfig, field_names, resolved, to_toml
-from distsgd.run.option_values import Interval, parse_duration, parse_interval, parse_target
+from distsgd.run.config_file import from_mapping, read_toml
+from distsgd.training.intervals import Interval, parse_duration, parse_interval, parse_target
 
 NAN, INF = float("nan"), float("inf")
 

@@ -26,8 +26,8 @@ from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.folder import RunFolder
+from distsgd.run.folder_writer import FolderWriter
 from distsgd.training import callbacks
-from distsgd.training.callbacks import FolderWriter
 
 SAVES, KEEP = 3, 2
 

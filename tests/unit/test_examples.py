@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import distsgd
-from distsgd.cli.command_line import load_config, read_toml
+from distsgd.cli.command_line import load_config
+from distsgd.run.config_file import read_toml
 from examples import stand_in, tables
 from examples.collect import run_result
 from examples.rows import FOLDER, ROOT, Row, load_rows

@@ -13,7 +13,7 @@ from distsgd import FunctionObjective
 from distsgd.core.device import Device
 from distsgd.core.errors import NonFiniteError
 from distsgd.data.examples import Examples, Loader
-from distsgd.gpu.graphs import IN_FLIGHT, StepGraphs, StepInputs
+from distsgd.gpu.graphs import IN_FLIGHT, StepGraphs
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
@@ -21,6 +21,7 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel.reduction import LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.training.callbacks import Callback
+from distsgd.training.step_inputs import StepInputs
 from tests import emulated_kernels
 from tests.strict_arrays import GRAPH, TO_DEVICE, TO_HOST
 from tests.strict_device import StrictModule, strict_device

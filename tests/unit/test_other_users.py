@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.cli.command_line import read_toml
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import DistsgdError
 from distsgd.core.folders import Folder
 from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.config_file import read_toml
 from distsgd.run.fit import fit
 from distsgd.run.folder import RunFolder
 from distsgd.run.resume import beginning

@@ -29,7 +29,7 @@ from distsgd.core.output import (
     say_traceback,
     secret,
 )
-from distsgd.parallel.processes import stat
+from distsgd.core.processes import stat
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_memory import shared_status_table
 from distsgd.parallel.status_table import StatusTable

@@ -155,11 +155,11 @@ class FullDisk:
         return written
 
 
-@pytest.mark.parametrize("free", range(28))
-def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    """What found no space is kept, to the byte, and goes before the next; no record is lost, torn or reported twice."""
-    disk = FullDisk(monkeypatch, free)
-    written = free // len('{"step": 1}\n')
+@pytest.mark.parametrize("buffer", range(28))
+def test_full_disk(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, buffer: int) -> None:
+    """What found no room is kept, to the byte, and goes before the next; no record is lost, torn or said twice."""
+    disk = FullDisk(monkeypatch, buffer)
+    written = buffer // len('{"step": 1}\n')
     for step in range(1, written + 1):
         folder.add_metrics({"step": step})
     for step in range(written + 1, 4):

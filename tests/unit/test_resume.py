@@ -113,24 +113,19 @@ def test_more_epochs_leave_the_schedule_as_it_was(tmp_path: Path, given: dict[st
     )
 
 
-@pytest.mark.parametrize("printed", [True, False])
-def test_a_checkpoint_of_before_the_option_for_other_sums_went(tmp_path: Path, printed: bool) -> None:
-    whole = bits(train(tmp_path / "whole"), tmp_path / "whole")
-    train(tmp_path / "run", max_steps=7)
-    for path in (tmp_path / "run" / "checkpoints").iterdir():
-        found = read_checkpoint(path)
-        write_checkpoint(
-            path,
-            Checkpoint(found.arrays, found.document | {"config": found.document["config"] | {"same_bits": printed}}),
-        )
-    if printed:
-        assert bits(train(tmp_path / "run", 2), tmp_path / "run") == whole
-        return
-    with pytest.raises(
-        ConfigurationError, match=r"same_bits: expected true, .*, got False; leave it out, and start anew"
-    ):
-        train(tmp_path / "run", 2)
-    assert load_model(SerialCommunicator(), str(tmp_path / "run"), None).params.flat.size  # its parameters are good
+@pytest.mark.parametrize("resume", [{}, {"resume": "never", "init_from": "old"}])
+def test_a_checkpoint_of_the_former_format_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: dict[str, str]
+) -> None:
+    monkeypatch.setattr("distsgd.core.checkpoint.FORMAT", 1)
+    train(tmp_path / "old", max_steps=7)
+    monkeypatch.undo()
+    options = {key: str(tmp_path / value) if key == "init_from" else value for key, value in resume.items()}
+    out = tmp_path / ("new" if resume else "old")
+    with pytest.raises(CheckpointError, match="has format 1, this version reads format 2; use the version of distsgd"):
+        train(out, 2, **options)
+    with pytest.raises(CheckpointError, match="has format 1, this version reads format 2"):
+        load_model(SerialCommunicator(), str(tmp_path / "old"), None)
 
 
 def test_a_single_number_is_a_parameter_too(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 from distsgd.core.checkpoint import Checkpoint, CheckpointFolder
 from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.core.random import normal
-from distsgd.run import build
+from distsgd.run import build, folder_writer
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
-from distsgd.run.option_values import Interval
-from distsgd.training import callbacks
-from distsgd.training.callbacks import Callback, FolderWriter
+from distsgd.run.folder_writer import FolderWriter
+from distsgd.training.callbacks import Callback
+from distsgd.training.intervals import Interval
 from tests.threads import run_on_threads
 
 X = normal((64, 6), 1, "x").astype(np.float32)
@@ -148,7 +148,7 @@ def job(step: int) -> tuple[Checkpoint, Checkpoint, int]:
 
 @pytest.fixture
 def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderWriter:
-    monkeypatch.setattr(callbacks, "BackgroundWriter", functools.partial(BackgroundWriter, first_pause=0.01))
+    monkeypatch.setattr(folder_writer, "BackgroundWriter", functools.partial(BackgroundWriter, first_pause=0.01))
     folder = RunFolder(tmp_path / "run")
     folder.create("")
     return FolderWriter(folder)

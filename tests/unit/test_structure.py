@@ -18,59 +18,23 @@ import distsgd
 
 ROOT = Path(__file__).parents[2]
 
-# Top to bottom: a module imports only from rows above its own. Names in one row don't import each other. A package
-# stands for its modules, which may import each other without a cycle, unless they have a row of their own.
+# Top to bottom: a package imports from rows below its own alone, for types too.
+ENTRIES = ("train", "launch", "evaluate", "predict", "plot", "doctor")
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("runtime", "device", "processes", "status table", "files", "launchers"),
-    ("folders", "output"),
-    ("locks",),
-    ("layout", "user_code", "components"),
-    ("random",),
-    ("batch",),
-    ("kernels",),
-    ("initializers", "losses", "schedules"),
-    ("layers",),
-    ("optimizers",),
-    ("sampling", "augmentation"),
-    ("models",),
-    ("datasets",),
-    ("communication.tree", "communication.base"),
-    ("communication",),
-    ("digests",),
-    ("identity",),
-    ("agreement",),
-    ("objective", "non_finite"),
-    ("examples",),
-    ("regularization", "workers", "streaming", "zero_gradients"),
-    ("graphs",),
-    ("update",),
-    ("step",),
-    ("in_flight",),
-    ("metrics", "early_stopping"),
-    ("validation",),
-    ("checkpoint",),
-    ("records",),
-    ("option_values",),
-    ("config", "batch_job", "intervals"),
-    ("snapshot", "background"),
-    ("callbacks", "replicas"),
-    ("hooks",),
-    ("trainer",),
-    ("outcome",),
-    ("resume",),
-    ("testing",),
-    ("gradient_check",),
-    ("command_line",),
-    ("placement",),
-    ("build",),
-    ("stored_model", "attempt", "progress", "launching"),
-    ("plots", "diagnosis"),
-    ("commands",),
-    ("fitting",),
-    ("train", "evaluate", "predict", "plot", "doctor", "launch"),
+    ENTRIES,
+    ("cli",),
+    ("launching",),
+    ("run",),
+    ("gpu", "plots"),
+    ("training", "testing"),
+    ("parallel", "data"),
+    ("nn", "optim"),
+    ("core",),
 )
-MAY_IMPORT_CUPY = {"device.py", "kernels/gpu.py", "communication/nccl.py"}
+FACES = {"metrics"}
+"""Modules that name public things of a package again, for users; no module of distsgd imports them."""
+LONGEST_ENTRY = 12
+MAY_IMPORT_CUPY = {"core/device.py", "gpu/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich"}  # extras, and MPI, which may abort where it loads
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 100
@@ -85,31 +49,25 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, 
 INSIDE = [name for name in MODULES if name]
 
 
-def entry_of(module: str) -> str:
-    """The name in ROWS that covers this module: the longest one."""
-    parts = module.split(".")
-    covering = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-    found = next((name for name in covering if name in ROW_OF), None)
-    assert found, f"distsgd.{module} has no place in ROWS; put it below what it imports"
-    return found
+def row_of(module: str) -> int:
+    """The row of the package that a module belongs to; of an entry module, its own."""
+    package = module.partition(".")[0]
+    assert package in ROW_OF, f"distsgd.{module} belongs to no package of ROWS; put it into the one that it is about"
+    return ROW_OF[package]
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
-
-
-def running_nodes(node: ast.AST, *, functions: bool = True) -> Iterator[ast.AST]:
-    """All nodes below, without `if TYPE_CHECKING:` and, if so asked, without what is inside functions."""
-    children = node.orelse if isinstance(node, ast.If) and is_type_checking(node) else ast.iter_child_nodes(node)
-    for child in children:
+def nodes_of(node: ast.AST, *, functions: bool = True) -> Iterator[ast.AST]:
+    """All nodes below; if so asked, without `if TYPE_CHECKING:` and what is inside functions."""
+    is_for_types = isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING"
+    for child in node.orelse if is_for_types and not functions else ast.iter_child_nodes(node):
         if functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield child
-            yield from running_nodes(child, functions=functions)
+            yield from nodes_of(child, functions=functions)
 
 
 def imports_of(tree: ast.AST, *, functions: bool = True) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of everything imported: `from a import b` gives a.b."""
-    for node in running_nodes(tree, functions=functions):
+    for node in nodes_of(tree, functions=functions):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -117,28 +75,26 @@ def imports_of(tree: ast.AST, *, functions: bool = True) -> Iterator[tuple[int, 
 
 
 def own_imports(module: str) -> Iterator[tuple[int, str]]:
-    """(line, module) of the modules of distsgd that this one imports; distsgd/__init__.py itself is skipped."""
+    """(line, module) of what this one imports of distsgd; the root package is the empty name."""
     for line, name in imports_of(TREES[module]):
         package, _, inside = name.partition(".")
         if package == "distsgd":
-            target = inside if inside in MODULES else inside.rpartition(".")[0]
-            if target:
-                yield line, target
+            yield line, inside if inside in MODULES else inside.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("module", INSIDE)
-def test_imports_continuee_way(module: str) -> None:
-    mine = entry_of(module)
+@pytest.mark.parametrize("module", [module for module in INSIDE if module not in FACES])
+def test_imports_point_down(module: str) -> None:
+    package, row = module.partition(".")[0], row_of(module)
     wrong = [
         f"{MODULES[module].relative_to(ROOT)}:{line} imports distsgd.{target}"
         for line, target in own_imports(module)
-        if entry_of(target) != mine and ROW_OF[entry_of(target)] >= ROW_OF[mine]
+        if not target or target in FACES or (target.partition(".")[0] != package and row_of(target) <= row)
     ]
     assert not wrong
 
 
 def test_no_cycles() -> None:
-    graph = {module: {target for _, target in own_imports(module)} for module in INSIDE}
+    graph = {module: {target for _, target in own_imports(module) if target != module} for module in INSIDE}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -146,7 +102,15 @@ def test_no_cycles() -> None:
 
 
 def test_rows_name_what_exists() -> None:
-    assert set(ROW_OF) - {entry_of(module) for module in INSIDE} == set()
+    assert set(ROW_OF) == {module.partition(".")[0] for module in INSIDE} - FACES
+
+
+@pytest.mark.parametrize("module", ENTRIES)
+def test_entry_modules_are_short(module: str) -> None:
+    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
+    docstring = TREES[module].body[0].end_lineno or 0
+    code = [line for line in lines[docstring:] if line.strip() and not line.strip().startswith("#")]
+    assert len(code) <= LONGEST_ENTRY
 
 
 @pytest.mark.parametrize("module", MODULES)

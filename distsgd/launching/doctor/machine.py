@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from distsgd.core.processes import mapped_files
 from distsgd.core.runtime import affinity, available_memory, blas_description, cores_per_rank, cpu_probe
+from distsgd.core.version import __version__
 from distsgd.parallel import Communicator
-from distsgd.parallel.processes import mapped_files
 from distsgd.parallel.shared_memory import shared_array
 
 GEMM = 512
@@ -102,10 +103,8 @@ def blas_threads() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that have to be equal on all ranks."""
-    import distsgd
-
-    found = {"distsgd": distsgd.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    """Versions of what has to be the same on all ranks."""
+    found = {"distsgd": __version__, "python": platform.python_version(), "numpy": np.__version__}
     with suppress(PackageNotFoundError):
         found["mpi4py"] = version("mpi4py")
     return found

@@ -10,8 +10,9 @@ import numpy as np
 
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import UPDATE_CHUNK, GradientReduction, Partition, Plan, update_chunks
-from distsgd.parallel.shared_reduction import SharedReduction, make_reduction
+from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.parallel.tree import scratch_levels
+from distsgd.run.choose_reduction import make_reduction
 
 SMALL, LARGE = 1_000, 1_000_000
 """Numbers in the timed reductions: one is limited by latency, the other by bandwidth."""
