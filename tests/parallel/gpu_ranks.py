@@ -13,7 +13,7 @@ OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "micro
 def main() -> None:
     """Trains and prints on rank 0: what the library says, the way, and the parameters' sha256."""
     communicator = communication.start()
-    told = communicator.takes_device_memory()
+    reported = communicator.takes_device_memory()
     MPICommunicator.takes_device_memory = lambda self: True  # type: ignore[method-assign]
     calls = []
     alltoall = MPICommunicator.alltoall

@@ -111,8 +111,8 @@ def test_a_terminal_is_a_number_of_columns(
     monkeypatch: pytest.MonkeyPatch, reported: str | None, columns: int | None
 ) -> None:
     is_rank_of(new_launch(), monkeypatch)
-    if told is not None:
-        monkeypatch.setenv(TERMINAL_VARIABLE, told)
+    if reported is not None:
+        monkeypatch.setenv(TERMINAL_VARIABLE, reported)
     assert columns_of_launcher() == columns
 
 
