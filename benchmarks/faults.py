@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, machine, table
 from benchmarks.processes import ROOT, environment, mpirun
-from distsgd.parallel.processes import stat, with_variable
+from distsgd.core.processes import stat, with_variable
 
 MOMENTS = ("step", "reduction", "validation", "checkpoint")
 KILLS = 200
@@ -159,7 +159,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
     """So many processes compute meanwhile, and leave less of the cores to the others."""
-    line = [sys.executable, "-c", "from distsgd.parallel.processes import die_with_parent as d; d()\nwhile True: pass"]
+    line = [sys.executable, "-c", "from distsgd.core.processes import die_with_parent as d; d()\nwhile True: pass"]
     running = [subprocess.Popen(line, env=environment()) for _ in range(processes)]
     try:
         yield

@@ -28,8 +28,8 @@ from typing import Any
 from benchmarks.common import RESULTS, machine, table
 from benchmarks.faults import sha256
 from benchmarks.processes import ROOT, environment, mpirun
+from distsgd.core.processes import mapped_files, open_files, stat, with_variable
 from distsgd.launching.folder import WatchedFolder
-from distsgd.parallel.processes import mapped_files, open_files, stat, with_variable
 
 RANKS = 3
 MINUTES = 30.0

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from distsgd import Callback
+from distsgd.core.processes import mapped_files, open_files, stat
 from distsgd.parallel.message_reduction import MessageReduction
-from distsgd.parallel.processes import mapped_files, open_files, stat
 from distsgd.parallel.reduction import LocalReduction
 from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.training.evaluator import Evaluator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from distsgd.core import runtime
 from distsgd.core.errors import DistsgdError
 from distsgd.core.output import report_error, say, say_traceback
-from distsgd.parallel.processes import print_stacks_when_asked
+from distsgd.core.processes import print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator

@@ -24,6 +24,7 @@ from distsgd.core.output import (
     say_lines,
     say_traceback,
 )
+from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.folder import WatchedFolder
@@ -41,7 +42,6 @@ from distsgd.launching.mpirun import (
 )
 from distsgd.launching.start import Ending, Limits, Start, Stops
 from distsgd.launching.words import RANK_SCRIPT
-from distsgd.parallel.processes import adopt_orphans, print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.run.config import TrainConfig

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TextIO
 
 from distsgd.core.errors import DistsgdError, visible
-from distsgd.parallel.processes import stat
+from distsgd.core.processes import stat
 
 _GENERATIONS = 5
 """How far up an mpirun is looked for: it is a parent's parent, or one more with a wrapper script."""

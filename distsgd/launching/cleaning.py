@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 
 from distsgd.core.output import LAUNCH_VARIABLE
+from distsgd.core.processes import descendants, mapped_files, open_files, stat, with_variable
 from distsgd.launching.private import PrivateFolder
-from distsgd.parallel.processes import descendants, mapped_files, open_files, stat, with_variable
 
 _END_SECONDS = 5.0
 _DONE = b"done"

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
+from distsgd.core.processes import alive, can_look
 from distsgd.launching.words import Stream, Words
-from distsgd.parallel.processes import alive, can_look
 from distsgd.parallel.status_table import Field, StatusTable
 
 _TICK = 0.25  # seconds

@@ -6,9 +6,9 @@ import sys
 from typing import Any
 
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.processes import print_stacks_when_asked
 from distsgd.core.runtime import launcher_size
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.processes import print_stacks_when_asked
 
 __all__ = ["Communicator", "is_mpi4pys", "of_mpi4py", "start"]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distsgd.core.output import launched, report_to_launcher, say
-from distsgd.parallel.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
+from distsgd.core.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
 from distsgd.parallel.status_table import Collective, Field, Phase, StatusTable, where
 
 DEFAULT_LIMIT = 120.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import faults
-from distsgd.parallel.processes import can_look
+from distsgd.core.processes import can_look
 from tests.parallel.launch import find_mpirun
 
 # Every moment with rank 0, the launcher and another rank; each of the other faults; and rank 0 and another rank under a

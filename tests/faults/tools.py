@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from distsgd.parallel.processes import can_look, mapped_files, open_files, stat, with_variable
+from distsgd.core.processes import can_look, mapped_files, open_files, stat, with_variable
 from tests.parallel.launch import ROOT, environment, find_mpirun
 
 TAG = "DISTSGD_TEST"

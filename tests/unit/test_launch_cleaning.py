@@ -15,10 +15,10 @@ import pytest
 
 from distsgd.core.errors import LauncherError
 from distsgd.core.output import LAUNCH_VARIABLE
+from distsgd.core.processes import alive, stat
 from distsgd.launching import cleaning, private
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.private import PrivateFolder
-from distsgd.parallel.processes import alive, stat
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 

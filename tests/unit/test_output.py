@@ -29,7 +29,7 @@ from distsgd.core.output import (
     say_traceback,
     secret,
 )
-from distsgd.parallel.processes import stat
+from distsgd.core.processes import stat
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_memory import shared_status_table
 from distsgd.parallel.status_table import StatusTable
@@ -165,7 +165,7 @@ WAITS = "print('ready', flush=True); import time; time.sleep(60)"
     [
         f"from distsgd.cli.commands import run_command; run_command(lambda *arguments: exec({WAITS!r}))",
         (
-            "from distsgd import commands, runtime\n"  # before anything else
+            "from distsgd.cli import commands\nfrom distsgd.core import runtime\n"  # before anything else
             f"runtime.prepare = lambda: exec({WAITS!r})\ncommands.run_command(None)"
         ),
         (

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from distsgd.core.processes import ProcessStat
 from distsgd.parallel import watchdog
-from distsgd.parallel.processes import ProcessStat
 from distsgd.parallel.status_table import Collective, Field, Heartbeat, Phase, StatusTable, private_heartbeat, where
 from distsgd.parallel.watchdog import Watchdog
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from distsgd.core.processes import mapped_files
 from distsgd.core.runtime import affinity, available_memory, blas_description, cores_per_rank, cpu_probe
 from distsgd.parallel import Communicator
-from distsgd.parallel.processes import mapped_files
 from distsgd.parallel.shared_memory import shared_array
 
 GEMM = 512
