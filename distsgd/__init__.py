@@ -27,7 +27,15 @@ _WHERE = {
     "fit": "run.fit", "Result": "run.fit",
 }  # fmt: skip
 
+_FACES = ("data", "metrics", "nn", "optim", "testing")
+"""Modules that are imported when they are first used, as the names are."""
+
 if TYPE_CHECKING:
+    from distsgd import data as data
+    from distsgd import metrics as metrics
+    from distsgd import nn as nn
+    from distsgd import optim as optim
+    from distsgd import testing as testing
     from distsgd.core.layout import Layout as Layout
     from distsgd.core.layout import Views as Views
     from distsgd.data.sources import load_mnist as load_mnist
@@ -65,10 +73,12 @@ if TYPE_CHECKING:
     from distsgd.run.fit import fit as fit
     from distsgd.training.callbacks import Callback as Callback
 
-__all__ = ["__version__", *_WHERE]
+__all__ = ["__version__", *_FACES, *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FACES:
+        return import_module(f"distsgd.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'distsgd' has no attribute {name!r}")
     value = getattr(import_module(f"distsgd.{_WHERE[name]}"), name)

@@ -13,7 +13,7 @@ from distsgd.core.components import is_own
 from distsgd.core.device import Array, Shape
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Layer
+from distsgd.nn.layers.base import Layer, StatefulLayer
 
 LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
 
@@ -128,19 +128,17 @@ def check_layer_gradient(
     params: dict[str, Array] = {"x": random.normal((*input_shape, n), seed, "check x")}
     for name, array in views.items():
         params[f"layer.{name}"] = array + 0.1 * random.normal(array.shape, seed, f"check {name}")
-    states = Layout.of(layer.state_shapes())
+    states = Layout.of(layer.state_shapes() if isinstance(layer, StatefulLayer) else {})
     state = states.views(np.zeros(states.size))
-    layer.initialize_state(state)
+    if isinstance(layer, StatefulLayer):
+        layer.initialize_state(state)
     coefficients = random.normal((*layer.output_shape(input_shape), n), seed, "check dy")
 
     def function(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         y, backward = layer.forward(params.scope("layer"), params["x"], batch, "")
-        dx = backward(coefficients, grads.scope("layer"))
-        if dx is not None:
-            grads["x"][...] = dx
+        grads["x"][...] = backward(coefficients, grads.scope("layer"))
         return float(np.sum(coefficients * y)), n
 
-    # The batch's own x is another array than the one the layer gets, or a dense layer would leave dx out.
     nothing = np.zeros((0, n))
     batch = Batch(x=nothing, y=nothing, indices=np.arange(n), seed=seed, training=training, state=state)
     start = np.nan if is_own(layer) else 0.0

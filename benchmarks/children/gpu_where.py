@@ -19,7 +19,7 @@ runtime.prepare()
 
 import distsgd  # noqa: E402
 from distsgd.core.device import Device  # noqa: E402
-from distsgd.data.examples import Loader  # noqa: E402
+from distsgd.data.loader import Loader  # noqa: E402
 from distsgd.nn.objective import Supervised  # noqa: E402
 from distsgd.parallel.reduction import LocalReduction  # noqa: E402
 from distsgd.training.trainer import Trainer  # noqa: E402
@@ -84,7 +84,7 @@ def watch(marks: Marks) -> None:
 
     def loss_and_grad(self: Supervised, params: Any, grads: Any, batch: Any) -> Any:
         marks.end("gather")
-        outputs, backward = self.model.forward(params, batch.x, batch, "")
+        outputs, backward = self.model.forward_on_data(params, batch.x, batch, "")
         loss_sum, d_outputs = self.loss.loss_and_grad(outputs, batch.y, batch.weights)
         marks.end("forward")
         backward(d_outputs, grads)

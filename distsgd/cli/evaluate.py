@@ -49,7 +49,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_positional
     from distsgd.core.layout import Layout
-    from distsgd.data.examples import Loader
+    from distsgd.data.loader import Loader
     from distsgd.data.sources import check_arrays
     from distsgd.parallel.thread_pool import Workers
     from distsgd.run.build import build_metrics, confusion_matrix

@@ -6,7 +6,8 @@ import numpy as np
 
 from distsgd.core.errors import UserCodeError
 from distsgd.core.layout import Layout
-from distsgd.data.examples import Examples, Loader
+from distsgd.data.examples import Examples
+from distsgd.data.loader import Loader
 from distsgd.nn.objective import Objective
 from distsgd.testing import GradientCheck, check_gradient
 

@@ -44,7 +44,8 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_positional
-    from distsgd.data.examples import Examples, Loader
+    from distsgd.data.examples import Examples
+    from distsgd.data.loader import Loader
     from distsgd.data.sources import open_inputs
     from distsgd.parallel.tree import part
     from distsgd.run.placement import place

@@ -50,6 +50,14 @@ def is_on_host(value: Any) -> bool:
     return type(value) not in _MODULES
 
 
+def described(value: object, shape: bool = False) -> str:
+    """The kind of array or object that this is, for messages."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        return type(value).__name__
+    owner = "NumPy's" if is_on_host(value) else "the GPU's"
+    return f"{owner} {value.dtype}" + (f" of shape {value.shape}" if shape else "")
+
+
 def to_host(array: Array, out: Array | None = None) -> Array:
     """The array itself where NumPy has it, else a copy in the host's memory; in `out` where that is given.
 
@@ -135,6 +143,39 @@ class Device:
     def put(self, array: Array) -> Array:
         """An array of the host, here: a copy, but for the CPU."""
         return array if self.is_cpu else self.xp.asarray(array)
+
+    def holds(self, array: Array) -> bool:
+        """Whether the array lies in the memory that this device computes in."""
+        return is_on_host(array) == self.is_cpu
+
+    def empty(self, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """A new array here, its values undefined."""
+        return self.xp.empty(shape, dtype)  # type: ignore[no-any-return]
+
+    def take(self, array: Array, rows: Array, out: Array | None = None) -> Array:
+        """Rows of an array that lies here, by valid indices; in `out` where it is given."""
+        if self.is_cpu:  # without "clip" NumPy takes into memory of its own first, in case an index is wrong
+            return array.take(rows, axis=0, out=out, mode="clip")
+        return array.take(rows, axis=0, out=out)
+
+    def number(self, value: Any) -> Any:
+        """A number that was computed here: a Python float, or an array without dimensions that is not read yet.
+
+        Raises TypeError or ValueError for what is not one number.
+        """
+        if is_on_host(value):
+            return float(value)
+        if value.size != 1 or value.dtype.kind not in "fiu":
+            raise ValueError("not one number")
+        return value.reshape(())
+
+    def check_outputs(self, outputs: Array, inputs: Array) -> None:
+        """Raises ConfigurationError where a model's outputs are not arrays of this device like its inputs."""
+        if not self.is_cpu and (type(outputs) is not type(inputs) or outputs.dtype != inputs.dtype):
+            raise ConfigurationError(
+                f"the model's outputs must be {described(inputs)} as its inputs are, got {described(outputs)}; a layer "
+                "has to compute with the arrays and the dtype that it is given"
+            )
 
     def aligned(self, array: Array) -> Array:
         """The array, or on a GPU a copy of it where it begins inside of other memory, at an odd address.

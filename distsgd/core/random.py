@@ -1,4 +1,4 @@
-"""Random numbers as a function of named integers, so that no rank keeps a stream that another doesn't have.
+"""Random numbers as a function of named integers, so that no rank keeps a stream of its own.
 
 Everything comes from raw words of Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11),
 whose stream NumPy promises to keep; NumPy's own distributions may change, so they are not used.
@@ -16,9 +16,9 @@ from distsgd.core.device import Array, Shape
 
 
 class Stream(NamedTuple):
-    """Philox's key, and the counter behind which its words begin.
+    """Philox's key, and the counter after which its words begin.
 
-    clock   on a GPU, (epoch, step) uint64 in its memory: the counter's second and third word, in place of these two
+    clock   (epoch, step) uint64 in the device's memory, in place of the counter's second and third word; else None
     """
 
     key: tuple[int, int]
@@ -35,7 +35,7 @@ def _purpose_word(purpose: str) -> int:
 
 
 def stream(seed: int, purpose: str, *indices: int) -> Stream:
-    """Where the words of (seed, purpose, indices) begin, with up to three indices.
+    """The stream of (seed, purpose, indices), with up to three indices.
 
     The seed and a hash of the purpose are Philox's key; the indices are the upper words of its counter, so any two
     different (seed, purpose, indices) read disjoint parts of its sequence.
@@ -78,8 +78,8 @@ def normal(shape: Shape, seed: int, purpose: str, *indices: int) -> Array:
 def permutation(count: int, seed: int, purpose: str, *indices: int) -> Array:
     """A permutation of range(count), int64: the order of `count` random words by their upper bits.
 
-    The lower bits of each word give way to its index, so that no two are equal: then any sorting algorithm gives the
-    same order, and NumPy's fastest will do.
+    The lower bits of each word are replaced by its index, so that no two are equal: any sorting algorithm gives the
+    same order, NumPy's fastest too.
     """
     words = random_words(count, seed, purpose, *indices)
     mask = np.uint64((1 << max(count - 1, 0).bit_length()) - 1)

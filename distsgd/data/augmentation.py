@@ -1,7 +1,7 @@
-"""Training images moved and mirrored at random: a pure function of (seed, epoch, example), whoever computes it.
+"""Training images moved and mirrored at random: a pure function of (seed, epoch, example), on whatever rank.
 
-A moved image is a run of the flat pixels that begins elsewhere. One copy a batch takes all runs, and a mask puts zeros
-where a run brings in pixels of another row, channel or image.
+A moved image is a run of the flat pixels that begins elsewhere. One copy per batch takes all runs, and a mask puts
+zeros where a run contains pixels of another row, channel or image.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ _OFFSET_BITS = 31
 class Augmentation:
     """What is done to each image of a training batch, with one random word.
 
-    reach   moved by -reach … reach pixels down and as many to the right, each offset equally likely, filled with zeros
-    mirror  left and right exchanged with probability 1/2
+    Parameters
+    ----------
+    reach
+        Images are moved by -reach … reach pixels down and to the right, each offset equally likely, filled with zeros.
+    mirror
+        Whether left and right are exchanged with probability 1/2.
     """
 
     reach: int = 0
@@ -41,7 +45,7 @@ class Augmentation:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The one way to write it that a configuration is stored with."""
+        """Its canonical form, with which a configuration is stored."""
         return (*([f"shift {self.reach}"] if self.reach else []), *(["flip"] if self.mirror else []))
 
     def check(self, shape: Shape) -> None:
@@ -49,7 +53,7 @@ class Augmentation:
         check_images(f"augment {', '.join(self.words)}", shape, self.reach)
 
     def apply(self, images: Array, words: Array) -> None:
-        """In place, changes C-ordered images (n, …, height, width) as the words (n,) uint64 say."""
+        """In place, changes C-ordered images (n, …, height, width) by the random words (n,) uint64."""
         if self.reach:
             down, right = (self._offsets(words >> np.uint64(bits)) for bits in (0, _OFFSET_BITS))
             move(images, down, right, self.reach)
@@ -64,9 +68,9 @@ class Augmentation:
 
 
 def parse_augmentation(words: Sequence[str]) -> Augmentation | None:
-    """The augmentation that these words say, such as `crop 4, flip`, in any order and however they are split.
+    """The augmentation of a text such as `crop 4, flip`, in any order and however it is split; None for no text.
 
-    Raises ConfigurationError with one sentence. None where there are no words.
+    Raises ConfigurationError with one sentence.
     """
     text = " ".join(" ".join(words).replace(",", " ").split())
     if not text:
@@ -77,10 +81,10 @@ def parse_augmentation(words: Sequence[str]) -> Augmentation | None:
     amounts = [int(part.split()[1]) for part in found if part != "flip"]
     if len(amounts) > 1 or found.count("flip") > 1:
         raise ConfigurationError(
-            f"augment: expected each word once, and one of shift and crop, which say the same, got {text!r}"
+            f"augment: expected each word once, and one of shift and crop, which mean the same, got {text!r}"
         )
     if 0 in amounts:
-        raise ConfigurationError(f"augment: expected at least 1 pixel to shift or crop by, got {text!r}; leave it out")
+        raise ConfigurationError(f"augment: expected at least 1 pixel to shift or crop by, got {text!r}; remove it")
     return Augmentation(amounts[0] if amounts else 0, "flip" in found)
 
 
@@ -90,7 +94,7 @@ def check_images(option: str, shape: Shape, reach: int) -> None:
     if len(shape) not in (2, 3):
         raise ConfigurationError(
             f"{option}: expected images, (height, width) or (channels, height, width), got examples of shape {shape}; "
-            "reshape them, or leave the option out"
+            "reshape them, or remove the option"
         )
     if reach >= min(shape[-2:]):
         raise ConfigurationError(
@@ -102,7 +106,7 @@ def check_images(option: str, shape: Shape, reach: int) -> None:
 def example_words(count: int, seed: int, epoch: int) -> Array:
     """One random word for each of `count` examples in this epoch; word i doesn't depend on `count`. Read only.
 
-    All of an epoch's are made at once, 3 ns each, and kept: Philox is slow to start and fast to go on.
+    All of an epoch's are made at once, 3 ns each, and kept: Philox is slow to start and fast to continue.
     """
     words = random_words(count, seed, "augmentation", epoch)
     words.flags.writeable = False
@@ -120,7 +124,7 @@ def move(images: Array, down: Array, right: Array, reach: int) -> None:
     rows, columns = _masks(height, width, reach, bits.str)
     flat = images.reshape(count, pixels).view(bits)
     step = max(1, min(count, _BLOCK // (pixels * item)))
-    # An image more at both ends, whatever it holds: runs reach into it, and the mask clears what they bring from there.
+    # One more image at both ends, with any content: runs reach into it, and the mask clears those pixels.
     buffer = np.empty((step + 2, pixels), bits)
     runs = np.ndarray(((step + 1) * pixels + 1, pixels), bits, buffer, strides=(item, item))
     for start in range(0, count, step):

@@ -18,7 +18,7 @@ from distsgd.core.random import permutation, uniform
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
     """The order in which an epoch visits its examples: a permutation of range(num_examples).
 
-    As int32 where that is enough, for every rank keeps it.
+    As int32 where that is enough, because every rank keeps it.
     """
     return permutation(num_examples, seed, "epoch order", epoch).astype(index_dtype(num_examples))
 
@@ -47,11 +47,18 @@ def index_dtype(count: int) -> type[np.signedinteger[Any]]:
 
 @dataclass
 class Sampler:
-    """Cuts epochs of `num_examples` into minibatches of `batch_size`.
+    """Cuts epochs of `num_examples` into minibatches of `batch_size`; the last one of an epoch may be shorter.
 
-    By default every example comes exactly once an epoch, in an order shuffled anew, and the last minibatch holds
-    what is left over. `drop_last` leaves that short minibatch out, `shuffle=False` keeps the order of the data, and
-    `replacement` draws every minibatch independently (an epoch is then ceil(num_examples / batch_size) minibatches).
+    Parameters
+    ----------
+    num_examples, batch_size, seed
+        By default every example comes exactly once in an epoch, in a new order each time.
+    shuffle
+        False keeps the order of the data.
+    drop_last
+        Whether the last minibatch is skipped where it is shorter.
+    replacement
+        Whether every minibatch is drawn independently; an epoch has ceil(num_examples / batch_size) minibatches then.
     """
 
     num_examples: int

@@ -17,7 +17,7 @@ import numpy as np
 
 from distsgd.core.device import Array, is_on_host
 from distsgd.core.errors import first_line
-from distsgd.data.examples import Loader
+from distsgd.data.loader import Loader
 from distsgd.gpu.streaming import PLACES, Stream
 from distsgd.parallel.reduction import GradientReduction
 from distsgd.training.step_inputs import StepInputs
@@ -122,7 +122,7 @@ class StepGraphs:
         inputs[:count].view(np.float64)[:] = scalars
         inputs[count : count + 2].view(np.uint64)[:] = epoch, step
         if self._stream is None:
-            inputs[count + 2 : count + 2 + len(indices)] = self._loader.examples.rows(indices)
+            inputs[count + 2 : count + 2 + len(indices)] = self._loader.examples.row_indices(indices)
         self._inputs.set(inputs)
         graph.graph.launch()
         self._communicator.launched()

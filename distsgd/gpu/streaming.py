@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.device import Array, Device, Shape
-from distsgd.data.examples import GatheredBatch, Loader
+from distsgd.data.loader import GatheredBatch, Loader
 
 PLACES = 2
 """Buffers on the host and on the GPU: one is filled while the other is read."""
@@ -44,7 +44,7 @@ class Stream:
         self._place = place = (self._place + 1) % PLACES
         here, there, count = self._here[place], self._there[place], len(indices)
         self._arrived[place].synchronize()  # waits for the last copy from this buffer
-        rows = self._loader.gather_here(indices, epoch, here[0])
+        rows = self._loader.gather_on_host(indices, epoch, here[0])
         for buffer, array in zip(here, (rows.x, rows.y, rows.weights), strict=False):
             if array is not None and not np.shares_memory(buffer, array):
                 buffer[:count] = array

@@ -1,4 +1,4 @@
-"""One microbatch's part of a minibatch, and everything that a computation on it may depend on."""
+"""One microbatch of a minibatch, and everything that a computation on it may depend on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,33 @@ _NO_ARRAYS: Mapping[str, Array] = {}
 
 @dataclass(slots=True)
 class Batch:
-    """The examples of one microbatch. Arrays inside a model are batch-last: `x` is (features…, n).
+    """The examples of one microbatch.
 
-    The arrays are the step's, which uses their memory again: copy what has to outlive the call.
+    Arrays inside a model are batch-last: `x` is (features…, n). They are views of memory that the next step uses again:
+    copy what has to outlive the call.
 
-    x           inputs (…, n), the transposed view of C-ordered rows, in the parameters' dtype
-    y           targets: labels (n,) int64, or values (outputs, n)
-    weights     sample weights (n,), or None
-    indices     which rows of the data these are, (n,)
-    state       running statistics of the model (read only)
-    clock       epoch and step in the memory of a GPU, where it records this step to make others like it
-    statistics  float64 views where this microbatch's batch statistics go, by name, for training alone
+    Parameters
+    ----------
+    x
+        Inputs (…, n) in the parameters' dtype, the transposed view of C-ordered rows.
+    y
+        Targets: labels (n,) int64, or values (outputs, n).
+    indices
+        The rows of the data that the examples come from, (n,).
+    weights
+        Sample weights (n,), or None.
+    epoch, step, microbatch, seed
+        What random numbers may depend on.
+    training
+        Whether this is a training step; else the batch is evaluated.
+    state
+        Running statistics of the model, by name; read only.
+    statistics
+        In training, float64 views by name, into which layers write this microbatch's statistics.
+    device
+        Where the arrays are.
+    clock
+        Epoch and step in the device's memory, where the device records this step to replay it; else None.
     """
 
     x: Array
@@ -48,5 +64,5 @@ class Batch:
         return words_of(self.random_stream(purpose), count)
 
     def random_stream(self, purpose: str) -> Stream:
-        """Where these words begin, for kernels that make them where they are used."""
+        """The stream of these words, for kernels that generate them where they are used."""
         return stream(self.seed, purpose, self.epoch, self.step, self.microbatch)._replace(clock=self.clock)

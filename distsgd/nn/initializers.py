@@ -1,4 +1,4 @@
-"""Where training starts: initial values of parameters, as a function of (shape, seed, purpose).
+"""Initial values of parameters, as a function of (shape, seed, purpose).
 
 The variance rules keep the size of activations and gradients about equal from layer to layer.
 """
@@ -28,7 +28,7 @@ class Initializer(Protocol):
 
 
 def fans(shape: Shape) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight (fan_out, fan_in, *kernel): a kernel's every position counts as one more input.
+    """(fan_in, fan_out) of a weight (fan_out, fan_in, *kernel): each position of a kernel counts as one more input.
 
     Raises ConfigurationError for fewer than two dimensions.
     """
@@ -126,6 +126,15 @@ class _Scaled(ABC):
 class Glorot(_Scaled):
     """variance := gain² · 2 / (fan_in + fan_out), for tanh and sigmoid units (for a sigmoid, a gain of 4 is usual).
 
+    Parameters
+    ----------
+    gain
+        Factor of the standard deviation.
+    distribution
+        `uniform` or `normal`.
+
+    References
+    ----------
     Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
     """
 
@@ -140,6 +149,15 @@ class Glorot(_Scaled):
 class He(_Scaled):
     """variance := gain² · 2 / fan_in, for units that pass about half of their inputs: ReLU and its relatives.
 
+    Parameters
+    ----------
+    gain
+        Factor of the standard deviation.
+    distribution
+        `uniform` or `normal`.
+
+    References
+    ----------
     He, Zhang, Ren & Sun, "Delving deep into rectifiers", ICCV 2015.
     """
 
@@ -152,6 +170,15 @@ class He(_Scaled):
 class LeCun(_Scaled):
     """variance := gain² / fan_in.
 
+    Parameters
+    ----------
+    gain
+        Factor of the standard deviation.
+    distribution
+        `uniform` or `normal`.
+
+    References
+    ----------
     LeCun, Bottou, Orr & Müller, "Efficient BackProp", in Neural Networks: Tricks of the Trade, 1998.
     """
 
@@ -178,9 +205,19 @@ INITIALIZERS: Mapping[str, Callable[..., Initializer]] = {
 
 
 def parse_initializer(text: str) -> Initializer:
-    """The initializer that `text` names: `he`, `glorot(4)`, `uniform(-0.1, 0.1)`; ConfigurationError for any other.
+    """The initializer that `text` names: `he`, `glorot(4)`, `uniform(-0.1, 0.1)`.
 
     The numbers in brackets are the fields in order: the gain of glorot, he and lecun, the sigma of normal, …
+
+    Raises
+    ------
+    ConfigurationError
+        For any other text.
+
+    Examples
+    --------
+    >>> parse_initializer("uniform(-0.1, 0.1)")
+    Uniform(low=-0.1, high=0.1)
     """
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
     name = match[1].lower().replace("_", "-") if match else ""

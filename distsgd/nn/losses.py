@@ -1,4 +1,4 @@
-"""Losses: what a model's outputs cost against the targets, as a SUM over examples and its gradient.
+"""Losses: a function of a model's outputs and the targets, as a SUM over examples, and its gradient.
 
 Sums, because the trainer adds them over microbatches and divides once, by the number of examples. Arrays are
 batch-last.
@@ -20,17 +20,26 @@ from distsgd.core.kernels import kernels_for
 
 
 class Loss(Component, ABC):
-    """A loss of outputs (k, n) against y: labels (n,), integers, or values (k, n).
+    """The base class: a loss of outputs (k, n) against y, integer labels (n,) or values (k, n).
 
     An example's sample weight multiplies its loss and its gradient; the mean still divides by the number of examples.
     """
 
     @abstractmethod
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
-        """How many outputs a model needs for targets of `target_shape` an example; `()` means labels or single values.
+        """The number of outputs that a model needs for given targets.
 
-        `num_classes` counts the classes of integer labels and is None for other targets. Raises ConfigurationError
-        where the loss doesn't fit the targets.
+        Parameters
+        ----------
+        target_shape
+            The shape of one example's target; `()` for labels and single values.
+        num_classes
+            The number of classes of integer labels, None for other targets.
+
+        Raises
+        ------
+        ConfigurationError
+            Where the loss doesn't fit the targets.
         """
 
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
@@ -43,11 +52,11 @@ class Loss(Component, ABC):
 
     @abstractmethod
     def predict(self, outputs: Array) -> Array:
-        """What the outputs (k, n) say about the targets: probabilities or values, (k, n)."""
+        """The predictions that outputs (k, n) stand for: probabilities or values, (k, n)."""
 
     @abstractmethod
     def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
-        """Loss of each example (n,) and, where wanted, the gradient (k, n) of their sum: a new array."""
+        """The loss of each example (n,) and, if `want_grad`, the gradient (k, n) of their sum: a new array."""
 
     def per_example(self, outputs: Array, y: Array) -> Array:
         """The loss of each example (n,), without sample weights."""
@@ -56,7 +65,7 @@ class Loss(Component, ABC):
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
         """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype.
 
-        On a GPU the sum is an array without dimensions, so that nobody has to wait for it yet.
+        The sum is a float, or an array without dimensions where the device computes asynchronously.
         """
         losses, grad = self._losses(outputs, y, want_grad=True)
         assert grad is not None
@@ -76,9 +85,18 @@ class SoftmaxCrossEntropy(Loss):
     """loss := -Σ_c w_c t_c log p_c with p := softmax(outputs); gradient p Σ_c w_c t_c - w t.
 
     t is 1 for the label's class and 0 for the others, or the targets themselves where they are probabilities (k, n).
-    `label_smoothing` ε replaces t by (1 - ε) t + ε/k (Szegedy et al., "Rethinking the Inception architecture", CVPR
-    2016). `class_weights` are the w_c, 1 by default. Both as in PyTorch but for the mean: it divides by the number of
-    examples, where PyTorch divides by the sum of the labels' weights.
+
+    Parameters
+    ----------
+    label_smoothing
+        ε, which replaces t by (1 - ε) t + ε/k.
+    class_weights
+        The w_c, 1 by default. As in PyTorch but for the mean, which divides by the number of examples: PyTorch divides
+        by the sum of the labels' weights.
+
+    References
+    ----------
+    Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016 (label smoothing).
     """
 
     label_smoothing: float = 0.0
@@ -160,7 +178,7 @@ class SoftmaxCrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(Loss):
-    """loss := Σₖ log(1 + exp(z)) - t z over the outputs z (k, n), independent yes-no answers; gradient sigmoid(z) - t.
+    """loss := Σₖ log(1 + exp(z)) - t z over the outputs z (k, n), k binary answers; gradient sigmoid(z) - t.
 
     Computed as max(z, 0) - t z + log(1 + exp(-|z|)), which can't overflow. Targets are 0, 1 or probabilities; integer
     labels 0 and 1 are one answer.

@@ -1,4 +1,4 @@
-"""What is minimized: a model with a loss, or the user's own function. The trainer knows no more than this seam."""
+"""What is minimized: a model with a loss, or the user's own function. The trainer knows only this interface."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from distsgd.core.components import Component, is_own
-from distsgd.core.device import Array, Shape, is_on_host
+from distsgd.core.device import Array, Shape, described
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers import Layer
+from distsgd.nn.layers import Layer, StatefulLayer
 from distsgd.nn.losses import Loss
 
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
-"""Multiply-adds of forward for which examples go through a model of images together, and how many at least."""
+"""Multiply-adds of forward up to which a model of images evaluates examples together, and the least number of them."""
 
 
 class LossAndGrad(Protocol):
-    """The one thing a model has to be: the sum of the losses of a batch and its gradient."""
+    """A function that gives the sum of the losses of a batch and its gradient: all that a model has to be."""
 
     def __call__(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         """(loss_sum, example_count). Puts d(loss_sum)/d(params) into the views of `grads`, which are zero before.
@@ -33,13 +33,13 @@ class LossAndGrad(Protocol):
 
 
 class Objective(Component, ABC):
-    """A LossAndGrad with what training needs besides: shapes, initial values, outputs to score."""
+    """The base class: a LossAndGrad with what training needs besides, shapes, initial values and outputs to score."""
 
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
 
     loss_scale: int = 1
-    """A power of two that gradients come multiplied by; who adds them up divides it out with the number of examples."""
+    """A power of two by which gradients are multiplied; the step divides it out with the number of examples."""
 
     def scaled(self, loss_scale: int) -> Objective:
         """This objective with a loss scale; a function of the user's own has none."""
@@ -58,7 +58,7 @@ class Objective(Component, ABC):
         return {}
 
     def multiply_adds(self) -> int:
-        """About how many forward makes for one example: one a parameter, unless a model knows better."""
+        """An estimate of forward's multiply-adds for one example; one per parameter by default."""
         return sum(prod(shape) for shape in self.parameter_shapes().values())
 
     @abstractmethod
@@ -74,11 +74,11 @@ class Objective(Component, ABC):
         """(loss_sum, example_count, outputs or None) in evaluation; may use `scratch` as gradients, which are zero."""
 
     def predict(self, params: Views, batch: Batch) -> Array:
-        """What the model says of the inputs, batch-last: probabilities, or values."""
+        """Predictions for the inputs, batch-last: probabilities, or values."""
         raise ConfigurationError("this model has no outputs to predict with; give distsgd.FunctionObjective outputs=")
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
-        """Stored targets of n examples, (n,) or (n, outputs), as the function takes them: (n,) or (outputs, n)."""
+        """Stored targets of n examples, (n,) or (n, outputs), in the function's form: (n,) or (outputs, n)."""
         return y.T
 
     def overwrites_gradients(self) -> bool:
@@ -89,10 +89,9 @@ class Objective(Component, ABC):
         return False
 
     def repeats_itself(self) -> bool:
-        """Whether it does the same for every microbatch of one length, whatever numbers are in it and whatever step it
-        is of.
+        """Whether it runs the same operations for all microbatches of one length, whatever their values and step are.
 
-        A GPU may record it then, and the recording stand for all steps.
+        A device may then record the operations of one step and replay them in the others.
         """
         return False
 
@@ -100,12 +99,22 @@ class Objective(Component, ABC):
         """Joins two microbatches' statistics into `left`."""
 
     def update_state(self, state: Views, statistics: Views) -> None:
-        """Moves the running statistics on by one step's joined statistics."""
+        """Moves the running statistics by one step's joined statistics."""
 
 
 @dataclass(frozen=True)
 class Supervised(Objective):
-    """A model and a loss on its outputs."""
+    """A model and a loss on its outputs.
+
+    Parameters
+    ----------
+    model, loss
+        The layer and the loss.
+    input_shape
+        The shape in which the model takes one example.
+    loss_scale
+        See Objective.
+    """
 
     model: Layer
     loss: Loss
@@ -119,25 +128,22 @@ class Supervised(Objective):
         return self.model.parameter_shapes()
 
     def state_shapes(self) -> Mapping[str, Shape]:
-        return self.model.state_shapes()
+        return self.model.state_shapes() if isinstance(self.model, StatefulLayer) else {}
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        return self.model.statistics_shapes()
+        return self.model.statistics_shapes() if isinstance(self.model, StatefulLayer) else {}
 
     def multiply_adds(self) -> int:
         return self.model.multiply_adds(self.input_shape) or super().multiply_adds()
 
     def initialize(self, params: Views, state: Views, seed: int) -> None:
         self.model.initialize(params, seed, "")
-        self.model.initialize_state(state)
+        if isinstance(self.model, StatefulLayer):
+            self.model.initialize_state(state)
 
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        outputs, backward = self.model.forward(params, batch.x, batch, "")
-        if not batch.device.is_cpu and (type(outputs) is not type(batch.x) or outputs.dtype != batch.x.dtype):
-            raise ConfigurationError(
-                f"the model's outputs must be {_described(batch.x, False)} as its inputs are, got "
-                f"{_described(outputs, False)}; a layer has to compute with the arrays and the dtype that it is given"
-            )
+        outputs, backward = self.model.forward_on_data(params, batch.x, batch, "")
+        batch.device.check_outputs(outputs, batch.x)
         loss_sum, d_outputs = self.loss.loss_and_grad(outputs, batch.y, batch.weights)
         if self.loss_scale != 1:
             d_outputs *= float(self.loss_scale)
@@ -155,7 +161,7 @@ class Supervised(Objective):
         return self.loss.predict(self._outputs(params, batch))
 
     def _outputs(self, params: Views, batch: Batch) -> Array:
-        """The model's outputs in evaluation; images go through it in small parts, for memory and the cache."""
+        """The model's outputs in evaluation; images are evaluated a few at a time, for memory and the cache."""
         together = len(batch)
         if len(self.input_shape) > 1:
             together = max(_EVALUATED_TOGETHER // self.multiply_adds(), _LEAST_TOGETHER)
@@ -177,19 +183,31 @@ class Supervised(Objective):
         return is_own(self)  # a layer of a user's may look at its numbers
 
     def combine_statistics(self, left: Views, right: Views) -> None:
-        self.model.combine_statistics(left, right)
+        if isinstance(self.model, StatefulLayer):
+            self.model.combine_statistics(left, right)
 
     def update_state(self, state: Views, statistics: Views) -> None:
-        self.model.update_state(state, statistics)
+        if isinstance(self.model, StatefulLayer):
+            self.model.update_state(state, statistics)
 
 
 @dataclass(frozen=True)
 class FunctionObjective(Objective):
     """The user's own function, and the arrays it starts from.
 
-    `function(params, grads, batch)` is a LossAndGrad. `params` gives names, shapes and initial values. With
-    `outputs(params, batch)`, which returns what the model says, (outputs, n), there are metrics and predictions too.
-    One thread calls both functions, unless `thread_safe` says that several may.
+    Parameters
+    ----------
+    function
+        A LossAndGrad: `function(params, grads, batch) -> (loss_sum, example_count)`.
+    params
+        Names, shapes and initial values of the parameters.
+    outputs
+        `outputs(params, batch)` returns the model's outputs (outputs, n); without it there are no metrics and
+        predictions.
+    input_shape
+        The shape of one example in `batch.x`; None for a flat vector of features.
+    thread_safe
+        Whether several threads may call both functions at the same time; by default one thread calls them.
     """
 
     function: LossAndGrad
@@ -212,11 +230,11 @@ class FunctionObjective(Objective):
         result = self.function(params, grads, batch)
         try:
             loss_sum, count = result
-            return float(loss_sum) if is_on_host(loss_sum) else _single(loss_sum), int(count)
+            return batch.device.number(loss_sum), int(count)
         except (TypeError, ValueError):
             got = type(result).__name__
             if isinstance(result, tuple):
-                got = f"({', '.join(map(_described, result))})"
+                got = f"({', '.join(described(one, shape=True) for one in result)})"
             raise ConfigurationError(
                 f"a loss function must return (loss_sum, example_count), two numbers, got {got}"
             ) from None
@@ -229,18 +247,3 @@ class FunctionObjective(Objective):
         if self.outputs is None:
             return super().predict(params, batch)
         return self.outputs(params, batch)
-
-
-def _single(loss_sum: Any) -> Any:
-    """An array of a GPU that is one number. Raises ValueError for another."""
-    if loss_sum.size != 1 or loss_sum.dtype.kind not in "fiu":
-        raise ValueError
-    return loss_sum.reshape(())
-
-
-def _described(value: object, with_shape: bool = True) -> str:
-    """What kind of array or object this is, in words."""
-    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        return type(value).__name__
-    whose = "NumPy's" if is_on_host(value) else "the GPU's"
-    return f"{whose} {value.dtype}" + (f" of shape {value.shape}" if with_shape else "")

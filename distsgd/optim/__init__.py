@@ -1,1 +1,21 @@
-"""Optimizers, learning-rate schedules and regularization."""
+"""Optimizers, learning-rate schedules and regularization: how a step changes the parameters."""
+
+from distsgd.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, Nesterov, Optimizer, RMSprop, linear_scaling
+from distsgd.optim.regularization import Regularization
+from distsgd.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    InverseSqrt,
+    InverseTime,
+    Schedule,
+    Step,
+    Warmup,
+    build_schedule,
+)
+
+__all__ = [
+    "SGD", "Adagrad", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "InverseSqrt", "InverseTime", "Momentum",
+    "Nesterov", "Optimizer", "RMSprop", "Regularization", "Schedule", "Step", "Warmup", "build_schedule",
+    "linear_scaling",
+]  # fmt: skip

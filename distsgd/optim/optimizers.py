@@ -1,6 +1,6 @@
 """Optimizers: frozen hyper-parameters, and an in-place update of one block of the flat buffers.
 
-An optimizer owns no arrays. Rank 0 computes a step's `scalars` and tells the others; then each rank calls `update` on
+An optimizer owns no arrays. Rank 0 computes a step's `scalars` and broadcasts them; then each rank calls `update` on
 the blocks of its own slice. Symbols: w params, g gradient, η learning rate, λ weight decay, t updates made so far.
 """
 
@@ -23,9 +23,10 @@ Scalars: TypeAlias = tuple[float, ...]
 
 
 class Optimizer(Component, ABC):
-    """What every optimizer is: a frozen dataclass of Python floats, `learning_rate` first and `weight_decay` last.
+    """The base class: a frozen dataclass of Python floats, `learning_rate` first and `weight_decay` last.
 
-    Weight decay is coupled, g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.
+    A subclass overrides `_step`, and `slots` and `scalars` where it needs them. Weight decay is coupled,
+    g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -55,11 +56,20 @@ class Optimizer(Component, ABC):
     def update(
         self, params: Array, grads: Array, state: Slots, scalars: Scalars, weight_decay: float, scratch: Array
     ) -> None:
-        """Makes one step on one block, in place: params and state are updated, grads may be overwritten.
+        """Makes one step on one block, in place; the cut into blocks doesn't change the result's bits.
 
-        params, grads and each array of `state` are contiguous blocks (n,) of one dtype; the cut into blocks doesn't
-        change the result's bits. `weight_decay` is what applies to this block, 0.0 where it is masked out. `scratch`
-        is (2, m) with m >= n, of the same dtype.
+        Parameters
+        ----------
+        params, grads
+            Contiguous blocks (n,) of one dtype. params is updated, grads may be overwritten.
+        state
+            The same block of each slot's buffer, updated.
+        scalars
+            What `scalars` returned for this step.
+        weight_decay
+            λ of this block, 0.0 where it is masked out.
+        scratch
+            Memory (2, m) with m >= n, of the same dtype.
         """
         spare = scratch[0, : len(params)]
         if weight_decay != 0.0:
@@ -71,13 +81,18 @@ class Optimizer(Component, ABC):
 
     @abstractmethod
     def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
-        """The step behind weight decay; `spare` is a scratch block (n,)."""
+        """The step after weight decay; `spare` is a scratch block (n,)."""
 
 
 @final
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """w := w - ηg (Robbins & Monro, "A stochastic approximation method", 1951)."""
+    """w := w - ηg, with the fields η and λ.
+
+    References
+    ----------
+    Robbins & Monro, "A stochastic approximation method", 1951.
+    """
 
     learning_rate: float = 0.1
     weight_decay: float = 0.0
@@ -89,7 +104,7 @@ class SGD(Optimizer):
 @final
 @dataclass(frozen=True)
 class Momentum(Optimizer):
-    """v := μv + (1 - dampening) g;  w := w - ηv, from v = 0 (Polyak, "Some methods of speeding up …", 1964).
+    """v := μv + (1 - dampening) g;  w := w - ηv, from v = 0.
 
     The velocity holds no learning rate, as in PyTorch. Many tutorials write v := μv - ηg;  w := w + v. The two are the
     same while η is constant, their v being -η times this one. When η changes, the tutorials' velocity keeps each
@@ -97,7 +112,16 @@ class Momentum(Optimizer):
     the learning rate takes effect in the very next step.
 
     dampening = μ gives the exponentially averaged form v := μv + (1 - μ) g. Dampening applies from the first step on,
-    v = (1 - dampening) g; PyTorch leaves it out there and starts from v = g.
+    v = (1 - dampening) g; PyTorch skips it there and starts from v = g.
+
+    Parameters
+    ----------
+    learning_rate, momentum, dampening, weight_decay
+        η, μ, the dampening and λ.
+
+    References
+    ----------
+    Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
     """
 
     learning_rate: float = 0.05
@@ -116,9 +140,18 @@ class Momentum(Optimizer):
 class Nesterov(Optimizer):
     """v := μv + g;  w := w - η(g + μv), from v = 0.
 
-    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", 1983, in the form of
-    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, written as in PyTorch:
-    w is the point at which the gradient is taken, so nothing has to be shifted before or after a step.
+    In the form of Sutskever et al., written as in PyTorch: w is the point at which the gradient is taken, so nothing
+    has to be shifted before or after a step.
+
+    Parameters
+    ----------
+    learning_rate, momentum, weight_decay
+        η, μ and λ.
+
+    References
+    ----------
+    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", 1983.
+    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
     """
 
     learning_rate: float = 0.05
@@ -136,6 +169,13 @@ class Nesterov(Optimizer):
 class Adagrad(Optimizer):
     """s := s + g²;  w := w - ηg / (√s + ε), from s = 0.
 
+    Parameters
+    ----------
+    learning_rate, epsilon, weight_decay
+        η, ε and λ.
+
+    References
+    ----------
     Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
     """
 
@@ -152,9 +192,16 @@ class Adagrad(Optimizer):
 @final
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
-    """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε), from s = 0.
+    """s := alpha s + (1 - alpha) g²;  w := w - ηg / (√s + ε), from s = 0; ε outside the root, as in PyTorch.
 
-    Tieleman & Hinton, "Lecture 6.5, rmsprop", Coursera, 2012; ε is outside the square root, as in PyTorch.
+    Parameters
+    ----------
+    learning_rate, alpha, epsilon, weight_decay
+        η, alpha, ε and λ.
+
+    References
+    ----------
+    Tieleman & Hinton, "Lecture 6.5, rmsprop", Coursera, 2012.
     """
 
     learning_rate: float = 1e-3
@@ -201,7 +248,16 @@ class _Moments(Optimizer):
 class Adam(_Moments):
     """m := β₁m + (1 - β₁) g;  v := β₂v + (1 - β₂) g²;  w := w - η m̂ / (√v̂ + ε), from m = v = 0.
 
-    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ) (Kingma & Ba, "Adam: a method for stochastic optimization", 2015).
+    m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ).
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon, weight_decay
+        η, β₁, β₂, ε and λ.
+
+    References
+    ----------
+    Kingma & Ba, "Adam: a method for stochastic optimization", 2015.
     """
 
 
@@ -210,8 +266,11 @@ class Adam(_Moments):
 class AdamW(_Moments):
     """Adam with decoupled weight decay: w := (1 - ηλ) w, then Adam's step with the plain gradient.
 
-    Loshchilov & Hutter, "Decoupled weight decay regularization", 2019. λ is 0.01 by default, as in PyTorch; it is the
-    one optimizer whose weight decay isn't 0 unless set.
+    The fields are Adam's. λ is 0.01 by default, as in PyTorch; no other optimizer has a default but 0.
+
+    References
+    ----------
+    Loshchilov & Hutter, "Decoupled weight decay regularization", 2019.
     """
 
     weight_decay: float = 1e-2
@@ -233,24 +292,31 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 def build_optimizer(name: str, **hyper_parameters: float | None) -> Optimizer:
     """The optimizer called `name`; hyper-parameters that are None keep its defaults.
 
-    Raises ConfigurationError for an unknown name, a hyper-parameter the optimizer doesn't have, or a bad value.
+    Raises
+    ------
+    ConfigurationError
+        For an unknown name, a hyper-parameter that the optimizer doesn't have, or a bad value.
 
+    Examples
+    --------
     >>> build_optimizer("momentum", momentum=0.8, learning_rate=None)
     Momentum(learning_rate=0.05, momentum=0.8, dampening=0.0, weight_decay=0.0)
     """
     if name not in OPTIMIZERS:
         raise ConfigurationError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    said = {key: value for key, value in hyper_parameters.items() if value is not None}
+    given = {key: value for key, value in hyper_parameters.items() if value is not None}
     known = _names(OPTIMIZERS[name])
-    for key in said:
+    for key in given:
         if key not in known:
-            raise ConfigurationError(f"optimizer {name}: has no {key}, only {', '.join(known)}; leave {key} out")
-    return OPTIMIZERS[name](**said)
+            raise ConfigurationError(f"optimizer {name}: has no {key}, only {', '.join(known)}; remove {key}")
+    return OPTIMIZERS[name](**given)
 
 
 def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
     """η B / B₀: the learning rate for a batch of B examples where η suits B₀.
 
+    References
+    ----------
     Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, who add a warm-up to it.
     """
     if batch_size < 1 or base_batch_size < 1:

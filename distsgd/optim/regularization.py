@@ -1,4 +1,4 @@
-"""L1 and L2 terms, weight decay and frozen parameters: which elements of the flat buffer they hold for.
+"""L1 and L2 terms, weight decay and frozen parameters: the elements of the flat buffer that they apply to.
 
 They are added once, to the summed and divided gradient, by the rank that owns the elements.
 """
@@ -30,9 +30,15 @@ class Segment:
 class Regularization:
     """loss + l1 Σ|w| + l2 Σw² over the penalized parameters, with gradient l1 sign(w) + 2 l2 w.
 
-    penalize   name patterns (`dense1.*`), or `weights`: all parameters of two or more dimensions, which leaves out
-               biases and normalization; weight decay holds for the same parameters
-    freeze     name patterns of parameters that stay as they are
+    Parameters
+    ----------
+    l1, l2
+        The factors.
+    penalize
+        Name patterns (`dense1.*`), or `weights`: all parameters of two or more dimensions, without biases and
+        normalization. Weight decay holds for the same parameters.
+    freeze
+        Name patterns of parameters that stay as they are.
     """
 
     l1: float = 0.0

@@ -15,7 +15,7 @@ from distsgd.core.errors import ConfigurationError
 
 
 class Schedule(ABC):
-    """What every schedule is: a frozen dataclass that says by what the learning rate is multiplied at a step."""
+    """The base class: a frozen dataclass; a subclass overrides `multiplier`, by which η₀ is multiplied at a step."""
 
     @abstractmethod
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
@@ -27,7 +27,7 @@ class Schedule(ABC):
 
 
 class _Checked(Schedule):
-    """A schedule of this module that has numbers; one of the user's own checks what is its own."""
+    """A schedule of this module with fields to check; a user's schedule checks its own."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -46,7 +46,17 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class InverseTime(_Checked):
-    """η = η₀ / (1 + decay_rate t) (Robbins & Monro, "A stochastic approximation method", 1951)."""
+    """η = η₀ / (1 + decay_rate t).
+
+    Parameters
+    ----------
+    decay_rate, decay_epochs, staircase
+        As in the equations of this module.
+
+    References
+    ----------
+    Robbins & Monro, "A stochastic approximation method", 1951.
+    """
 
     decay_rate: float = 1.0
     decay_epochs: float = 1.0
@@ -60,7 +70,17 @@ class InverseTime(_Checked):
 @final
 @dataclass(frozen=True)
 class InverseSqrt(_Checked):
-    """η = η₀ / √(1 + decay_rate t) (Zinkevich, "Online convex programming", 2003, whose step sizes are 1/√t)."""
+    """η = η₀ / √(1 + decay_rate t).
+
+    Parameters
+    ----------
+    decay_rate, decay_epochs, staircase
+        As in the equations of this module.
+
+    References
+    ----------
+    Zinkevich, "Online convex programming", 2003, whose step sizes are 1/√t.
+    """
 
     decay_rate: float = 1.0
     decay_epochs: float = 1.0
@@ -75,7 +95,13 @@ class InverseSqrt(_Checked):
 @final
 @dataclass(frozen=True)
 class Step(_Checked):
-    """η = η₀ factor^⌊epoch / decay_epochs⌋: drops to `factor` of itself every `decay_epochs` epochs."""
+    """η = η₀ factor^⌊epoch / decay_epochs⌋: drops to `factor` of itself every `decay_epochs` epochs.
+
+    Parameters
+    ----------
+    factor, decay_epochs
+        As in the equation.
+    """
 
     factor: float = 0.1
     decay_epochs: float = 10.0
@@ -88,7 +114,13 @@ class Step(_Checked):
 @final
 @dataclass(frozen=True)
 class Exponential(_Checked):
-    """η = η₀ factor^t; factor = exp(-k) is the form η₀ exp(-k t)."""
+    """η = η₀ factor^t; factor = exp(-k) is the form η₀ exp(-k t).
+
+    Parameters
+    ----------
+    factor, decay_epochs, staircase
+        As in the equations of this module.
+    """
 
     factor: float = 0.95
     decay_epochs: float = 1.0
@@ -102,8 +134,15 @@ class Exponential(_Checked):
 @final
 @dataclass(frozen=True)
 class Cosine(_Checked):
-    """η = η₀ (1 + cos(π min(epoch / epochs, 1))) / 2: half a cosine down to 0 at `epochs`, and 0 from there on.
+    """η = η₀ (1 + cos(π min(epoch / epochs, 1))) / 2: half a cosine down to 0 at `epochs`, and 0 after it.
 
+    Parameters
+    ----------
+    epochs
+        The horizon in epochs.
+
+    References
+    ----------
     Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
     """
 
@@ -117,9 +156,19 @@ class Cosine(_Checked):
 @final
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """Linear warm-up in front of another schedule: its learning rate times (step + 1) / warmup_steps, at most 1.
+    """Linear warm-up of another schedule: its learning rate times min((step + 1) / warmup_steps, 1).
 
-    The inner schedule's clock starts at step 0, not behind the warm-up, so there is no jump at its end.
+    The inner schedule starts at step 0, not after the warm-up, so there is no jump at its end.
+
+    Parameters
+    ----------
+    schedule
+        The schedule that is warmed up.
+    warmup_steps
+        The number of steps up to the schedule's own learning rate, from 1.
+
+    References
+    ----------
     Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017.
     """
 
@@ -157,12 +206,26 @@ def build_schedule(
     staircase: bool = False,
     epochs: float | None = None,
 ) -> Schedule:
-    """The schedule called `name`, behind `warmup_steps` steps of linear warm-up.
+    """The schedule called `name`, with linear warm-up. None and False keep the schedule's defaults.
 
-    None and False keep the schedule's defaults. `epochs` is the horizon: the cosine schedule needs it, the others
-    have none and don't look at it. Raises ConfigurationError for an unknown name, a setting that the schedule doesn't
-    have, or a bad value.
+    Parameters
+    ----------
+    name
+        A name in SCHEDULES.
+    warmup_steps
+        Steps of linear warm-up; 0 for none.
+    decay_rate, decay_epochs, factor, staircase
+        Fields of the schedule.
+    epochs
+        The horizon: the cosine schedule needs it, the others don't use it.
 
+    Raises
+    ------
+    ConfigurationError
+        For an unknown name, a setting that the schedule doesn't have, or a bad value.
+
+    Examples
+    --------
     >>> build_schedule("step", decay_epochs=30).learning_rate(0.5, step=6000, steps_per_epoch=100)
     0.005000000000000001
     """
@@ -170,15 +233,15 @@ def build_schedule(
         raise ConfigurationError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
     known = [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
     options = {"decay_rate": decay_rate, "decay_epochs": decay_epochs, "factor": factor, "staircase": staircase or None}
-    said: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    for key in said:
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    for key in given:
         if key not in known:
-            raise ConfigurationError(f"schedule {name}: has no {key}; leave {key} out or choose another schedule")
+            raise ConfigurationError(f"schedule {name}: has no {key}; remove {key} or choose another schedule")
     if "epochs" in known:
         if epochs is None:
             raise ConfigurationError(f"schedule {name}: needs its horizon in epochs; set the schedule's epochs")
-        said["epochs"] = epochs
-    schedule = SCHEDULES[name](**said)
+        given["epochs"] = epochs
+    schedule = SCHEDULES[name](**given)
     return schedule if warmup_steps == 0 else Warmup(schedule, warmup_steps)
 
 

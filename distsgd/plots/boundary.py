@@ -1,4 +1,4 @@
-"""Where a model of two inputs changes its mind, over the points that it was trained on."""
+"""The decision boundary of a model of two inputs, over the points that it was trained on."""
 
 from __future__ import annotations
 
@@ -26,15 +26,24 @@ _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 @dataclass(frozen=True)
 class Boundary:
-    """A plane of inputs with the model's answers, and the training points in it.
+    """A plane of inputs with the model's predictions, and the training points in it.
 
-    inputs    which two inputs vary
-    points    (n, 2), their targets (n,): classes, or values where `classes` is None
-    across    the plane's coordinates (w,), and up (h,)
-    answers   the model's predictions over the plane, (h, w, outputs)
-    said      and at the points, (n, outputs)
-    total     training points in all, of which `points` are the first
-    probable  whether answers are probabilities of classes
+    Parameters
+    ----------
+    inputs
+        Which two inputs vary.
+    points, targets
+        (n, 2), and (n,) classes, or values where `classes` is None.
+    across, up
+        The plane's coordinates (w,) and (h,).
+    answers
+        The model's predictions over the plane, (h, w, outputs).
+    predictions
+        The model's predictions at the points, (n, outputs).
+    total
+        The number of training points, of which `points` are the first.
+    probable
+        Whether predictions are probabilities of classes.
     """
 
     inputs: tuple[int, int]
@@ -44,7 +53,7 @@ class Boundary:
     across: Array
     up: Array
     answers: Array
-    said: Array
+    predictions: Array
     total: int
     probable: bool = False
 
@@ -53,7 +62,7 @@ class Boundary:
         """Which of the points are taken for another class, (n,)."""
         if self.classes is None:
             return np.zeros(len(self.points), bool)
-        wrong: Array = predicted_classes(self.said.T, threshold=0.5) != self.targets
+        wrong: Array = predicted_classes(self.predictions.T, threshold=0.5) != self.targets
         return wrong
 
 
@@ -80,10 +89,11 @@ def find_boundary(x: Array, y: Array, num_classes: int | None, predict: Callable
     plane = np.empty((_GRID, _GRID, x.shape[1]), x.dtype if x.dtype.kind == "f" else np.float64)
     plane[...] = x[0]
     plane[..., first], plane[..., second] = across, up[:, None]
-    answers, said = predict(plane.reshape(-1, x.shape[1])), predict(x)
+    answers, predictions = predict(plane.reshape(-1, x.shape[1])), predict(x)
     return Boundary(
         (first, second), x[:, [first, second]], targets, num_classes, across, up,
-        answers.reshape(_GRID, _GRID, -1), said, total, labelled and are_probabilities(said),
+        answers.reshape(_GRID, _GRID, -1), predictions, total,
+        labelled and are_probabilities(predictions),
     )  # fmt: skip
 
 
@@ -93,7 +103,7 @@ def _around(values: Array) -> Array:
 
 
 def draw_boundary(boundary: Boundary) -> Figure:
-    """The figure: the plane shaded by what the model says, its border, and the points; wrong ones have a ring."""
+    """The figure: the plane shaded by the model's predictions, the boundary, and the points; wrong ones have a ring."""
     figure = new_figure(4.6, 6.2)
     panel = figure.subplots()
     if boundary.classes is None:
@@ -118,8 +128,8 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
         shaded = panel.contourf(boundary.across, boundary.up, np.clip(value, 0, 1), np.linspace(0, 1, 21), cmap=shades)
         shaded.set_rasterized(True)  # as paths it would be most of the file
         panel.contour(boundary.across, boundary.up, value, [0.5], colors="black", linewidths=1.2)
-        said = "probability of class 1" if boundary.probable else "model's output"
-        figure.colorbar(shaded, ax=panel, label=said, ticks=[0, 0.25, 0.5, 0.75, 1], aspect=30)
+        meaning = "probability of class 1" if boundary.probable else "model's output"
+        figure.colorbar(shaded, ax=panel, label=meaning, ticks=[0, 0.25, 0.5, 0.75, 1], aspect=30)
     else:
         regions = predicted_classes(answers.reshape(-1, answers.shape[-1]).T).reshape(answers.shape[:2])
         _draw_regions(panel, boundary, regions)

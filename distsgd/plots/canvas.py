@@ -1,6 +1,6 @@
-"""The seam to matplotlib: is it there, one style for all pictures, and files whose bytes don't depend on when.
+"""The interface to matplotlib: whether it is installed, one style, and files whose bytes don't depend on the time.
 
-Figures are made without pyplot, so no window system is looked for and nothing of a user's own session changes.
+Figures are made without pyplot, so no window system is used and no setting of the user's process changes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTH = 7.2
 """Inches: a text page."""
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#5F5F5F"
 COLOURS = (BLUE, VERMILLION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Those of Okabe and Ito, which people with any kind of colour vision can tell apart; their yellow is too pale."""
+"""Those of Okabe and Ito, which people with any kind of colour vision can distinguish; their yellow is too pale."""
 SPLIT_WORDS = {"test": "test", "validation": "validation", "train": "training"}
 _DPI = 200
 _STYLING = threading.Lock()
@@ -63,16 +63,16 @@ def check_installed() -> None:
         found = False
     if not found:
         raise ConfigurationError(
-            "plot: pictures are drawn by matplotlib, which is not installed; pip install 'distsgd[plot]', or leave "
-            "--plot away"
+            "plot: pictures are drawn by matplotlib, which is not installed; pip install 'distsgd[plot]', or "
+            "remove --plot"
         )
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc says.
+    """Inside, everything is drawn in distsgd's own style, whatever the user's matplotlibrc has.
 
-    matplotlib's settings are the whole process's: threads draw one after the other.
+    matplotlib's settings belong to the whole process, so threads draw one at a time.
     """
     import matplotlib
 
@@ -102,9 +102,9 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         make_folders(folder)
         whole = Path(os.path.abspath(folder))
         files = Folder(whole.parent).child(whole.name)
-        for kind, said in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "distsgd"})):
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": "distsgd"})):
             file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=_DPI, metadata=said)
+            figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata)
             files.write(f"{name}.{kind}", file.getvalue())
     except OSError as error:
         raise RunFolderError(

@@ -78,13 +78,13 @@ def draw_confusion(confusion: Confusion) -> Figure:
     bars.set_xlabel("misclassified (%)")
     bars.tick_params(axis="y", length=0)
     largest = float(np.nanmax(errors))
-    buffer = 1.35 * largest if largest > 0 else 1.0
-    bars.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, buffer) if tick <= min(buffer, 100.0)])
-    bars.set_xlim(0, buffer)
+    right = 1.35 * largest if largest > 0 else 1.0
+    bars.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, right) if tick <= min(right, 100.0)])
+    bars.set_xlim(0, right)
     if classes <= _WRITTEN:
         for row, value in enumerate(errors):
-            said = "no examples" if np.isnan(value) else f"{value:.1f}"
-            bars.text(np.nan_to_num(value) + 0.03 * max(largest, 1e-3), row, said, va="center", fontsize=8)
+            text = "no examples" if np.isnan(value) else f"{value:.1f}"
+            bars.text(np.nan_to_num(value) + 0.03 * max(largest, 1e-3), row, text, va="center", fontsize=8)
     wrong = confusion.examples - int(np.trace(confusion.counts))
     of = f"{wrong:,} of {confusion.examples:,} {SPLIT_WORDS[confusion.split]} examples"
     heading(figure, f"{of} misclassified ({100 * confusion.error():.2f} %)")

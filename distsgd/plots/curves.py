@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.core.errors import RunFolderError
 from distsgd.plots.canvas import BLUE, COLOURS, GREEN, GREY, VERMILLION, heading, new_figure, wrapped
+from distsgd.plots.runs import Run
 from distsgd.plots.series import (
     SPLITS,
     CurveOptions,
@@ -18,7 +19,6 @@ from distsgd.plots.series import (
     run_curves,
     training_label,
 )
-from distsgd.run.picture_runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,16 +114,16 @@ def _finish_panel(panel: Axes, quantity: str, axis: str) -> None:
 def _legend_of_splits(figure: Figure, run: Run, drawn: RunCurves, axis: str) -> None:
     from matplotlib.lines import Line2D
 
-    said = {"training": training_label(run.records)}
+    texts = {"training": training_label(run.records)}
     there = [split for split in SPLITS if any(split == other for _, other in drawn.curves)]
     handles = [
-        Line2D([], [], color=_OF_SPLIT[split], label=said.get(split, split),
+        Line2D([], [], color=_OF_SPLIT[split], label=texts.get(split, split),
                **_looks("validation" if there == ["training"] else split, 3))
         for split in there
     ]  # fmt: skip
     if drawn.best is not None:
         measure = "error" if drawn.scored_by in ("accuracy", "error") else "loss"
-        monitor = run.config.monitor or f"validation_{measure}"
+        monitor = run.options["monitor"] or f"validation_{measure}"
         where = f"best {monitor.replace('_', ' ')}: {axis[:-1]} {drawn.best:g}"
         handles.append(_star(where, _OF_SPLIT["validation"]))
     # Beside each other; four with long names are wider than the picture.

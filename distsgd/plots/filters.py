@@ -37,7 +37,7 @@ class Filters:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether some are left out."""
+        """Whether some are not shown."""
         return len(self.units) < self.total
 
 
@@ -100,8 +100,8 @@ def draw_filters(filters: Filters) -> Figure:
     figure, panel = table.show(min(WIDTH - 1.35, 1.15 * columns), beside=1.25)
     if captions:
         for unit, (left, top) in zip(filters.units, table.corners, strict=True):
-            said = f"class {unit}" if filters.classes else str(unit)
-            panel.text(left + table.width / 2, top + 1.02 * table.height, said, ha="center", va="top", fontsize=8)
+            caption = f"class {unit}" if filters.classes else str(unit)
+            panel.text(left + table.width / 2, top + 1.02 * table.height, caption, ha="center", va="top", fontsize=8)
     heading(figure, _title(filters, rgb))
     if not rgb:
         from matplotlib.cm import ScalarMappable

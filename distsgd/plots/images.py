@@ -79,8 +79,8 @@ class Mosaic:
         """A figure of the page's width with the tiles `across` inches wide, and `beside` inches for a scale."""
         high = across * self.pixels.shape[0] / self.pixels.shape[1]
         figure = new_figure(high + 0.45)
-        buffer = figure.add_gridspec(1, 2, width_ratios=(across + beside, max(WIDTH - across - beside, 1e-3)))
-        panel = figure.add_subplot(buffer[0, 0])
+        grid = figure.add_gridspec(1, 2, width_ratios=(across + beside, max(WIDTH - across - beside, 1e-3)))
+        panel = figure.add_subplot(grid[0, 0])
         panel.imshow(self.pixels, interpolation="none")
         panel.set_axis_off()
         panel.set_anchor("NW")

@@ -1,4 +1,4 @@
-"""The examples that a model is most sure of and gets wrong: often the label, the image or the model is odd."""
+"""The most confident wrong predictions of a model: often the label, the image or the model is at fault."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ _CAPTION = 0.34
 class Mistakes:
     """Wrong predictions of one split, the most confident first.
 
-    chosen         which examples (n,) of the split they are
-    true           their labels (n,), `predicted` what the model took them for
-    probabilities  what the model gave the predicted class, (n,); None where it gives no probabilities
-    wrong, total   how many of the split are wrong, and how many there are
+    Parameters
+    ----------
+    chosen
+        Their positions (n,) in the split.
+    true, predicted
+        Their labels (n,) and the classes that the model predicts.
+    probabilities
+        The probability of the predicted class, (n,); None where the model gives no probabilities.
+    wrong, total
+        How many examples of the split are wrong, and how many there are.
     """
 
     split: str
@@ -80,13 +86,13 @@ def draw_mistakes(mistakes: Mistakes, rows: Array, shape: Shape) -> Figure:
     size = 9.0 if columns <= 5 else 7.0
     for index, (left, top) in enumerate(table.corners):
         below = top + 1.04 * table.height
-        said = f"{mistakes.true[index]} → {mistakes.predicted[index]}"
-        panel.text(left, below, said, va="top", fontsize=size, fontweight="bold")
+        text = f"{mistakes.true[index]} → {mistakes.predicted[index]}"
+        panel.text(left, below, text, va="top", fontsize=size, fontweight="bold")
         if mistakes.probabilities is not None:
-            said = _percent(float(mistakes.probabilities[index]))
-            panel.text(left + table.width, below, said, va="top", ha="right", fontsize=size - 1, color=GREY)
-    behind = "" if mistakes.probabilities is None else ", and the probability that it was given"
-    panel.set_title(f"true class → predicted class{behind}", fontweight="normal")
+            text = _percent(float(mistakes.probabilities[index]))
+            panel.text(left + table.width, below, text, va="top", ha="right", fontsize=size - 1, color=GREY)
+    addition = "" if mistakes.probabilities is None else ", and the probability that it was given"
+    panel.set_title(f"true class → predicted class{addition}", fontweight="normal")
     heading(figure, _title(mistakes))
     return figure
 

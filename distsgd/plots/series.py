@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.run.picture_runs import Run, differences, names, steps_per_epoch
+from distsgd.plots.runs import Run, differences, names, steps_per_epoch
 
 SPLITS = ("training", "validation", "test")
 _KEYS = {"training": "train_full", "validation": "validation", "test": "test"}
@@ -93,8 +93,8 @@ def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, f
 def training_losses(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """(step, mean loss over the steps since the record before, or since the epoch began).
 
-    A record tells the mean since its epoch began, which would show as teeth where there are several in an epoch. Two
-    of them, mₐ after a steps and m_b after b, give (b m_b - a mₐ) / (b - a).
+    A record has the mean since its epoch began, which would draw teeth where an epoch has several records. Two of
+    them, mₐ after a steps and m_b after b, give (b m_b - a mₐ) / (b - a).
     """
     per_epoch = steps_per_epoch(records)
     points: list[tuple[int, float]] = []
@@ -112,7 +112,7 @@ def training_losses(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, flo
 
 
 def _from_summary(run: Run, key: str) -> list[tuple[int, float]]:
-    """The score of the parameters handed over, at the step that they are of."""
+    """The score of the returned parameters, at their step."""
     summary = run.summary or {}
     step = summary.get("best_step") or summary.get("steps")
     if not isinstance(step, int) or not isinstance(summary.get(key), float):
@@ -144,10 +144,10 @@ def is_logarithmic(curves: Sequence[RunCurves], loss_scale: str) -> bool:
 
 
 def loss_label(runs: Sequence[Run], curves: Sequence[RunCurves]) -> str:
-    """What the loss is, with its unit, as far as the configurations tell."""
+    """What the loss is, with its unit, as far as the configurations show."""
     kinds = set()
     for run, drawn in zip(runs, curves, strict=True):
-        kind = run.config.loss
+        kind = run.options["loss"]
         if kind == "auto":
             kind = {"accuracy": "cross-entropy", "error": "cross-entropy", "r2": "squared-error"}.get(
                 drawn.scored_by or "", kind
@@ -160,8 +160,8 @@ def loss_label(runs: Sequence[Run], curves: Sequence[RunCurves]) -> str:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """What the legend calls each run: its name, and what differs between the configurations."""
-    told = zip(names(runs), differences([run.config for run in runs]), strict=True)
-    return [f"{name}: {differs}" if differs else name for name, differs in told]
+    named = zip(names(runs), differences(runs), strict=True)
+    return [f"{name}: {differs}" if differs else name for name, differs in named]
 
 
 def training_label(records: Sequence[Mapping[str, Any]]) -> str:

@@ -13,7 +13,8 @@ from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
 from distsgd.data.augmentation import parse_augmentation
-from distsgd.data.examples import Examples, Loader, Signature
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.loader import Loader
 from distsgd.data.sampling import Sampler
 from distsgd.gpu.devices import device_of_rank
 from distsgd.gpu.graph_steps import RecordedSteps

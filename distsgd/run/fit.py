@@ -17,7 +17,8 @@ from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
 from distsgd.core.output import say
 from distsgd.core.runtime import single_threaded_blas
-from distsgd.data.examples import Examples, Loader, Signature
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.loader import Loader
 from distsgd.nn.layers import Layer
 from distsgd.nn.models import build_model
 from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
@@ -112,7 +113,7 @@ def fit(
     """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arguments.
 
     model       a Layer; the name of a model; a FunctionObjective; or a function (params, grads, batch) ->
-                (loss_sum, count) with its first parameters in `params`
+                (loss_sum, count) with its initial parameters in `params`
     validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
     optimizer   such as distsgd.Adam(1e-3), or a name
     callbacks   called on rank 0, the only arguments that ranks may be given differently

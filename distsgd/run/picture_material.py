@@ -11,9 +11,11 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
-from distsgd.data.examples import Examples, Loader, Signature
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.loader import Loader
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run.picture_runs import Run
+from distsgd.plots.runs import Run
+from distsgd.run.config_file import read_toml
 from distsgd.run.placement import Data, load_data
 from distsgd.run.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
@@ -112,7 +114,7 @@ class Stored(Material):
     def _load(self) -> tuple[StoredModel, Data]:
         alone = SerialCommunicator()
         stored = load_model(alone, str(self.run.path), self._code)
-        config = self.run.config
+        config = read_toml(self.run.path / "config.toml")
         if config.dataset == "arrays" and not Path("arrays").exists():
             raise DataError(f"{self.run.path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
         data = load_data(alone, replace(config, data_dir=self._data_dir or config.data_dir))

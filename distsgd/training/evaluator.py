@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import Array, to_host
 from distsgd.core.errors import users_code
 from distsgd.core.layout import Views
-from distsgd.data.examples import Loader
+from distsgd.data.loader import Loader
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part

@@ -12,7 +12,7 @@ import numpy as np
 from distsgd.core.device import Array, Device, to_host
 from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.core.layout import Layout, Views
-from distsgd.data.examples import GatheredBatch, Loader
+from distsgd.data.loader import GatheredBatch, Loader
 from distsgd.data.sampling import microbatch_bounds
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
@@ -241,7 +241,7 @@ class TrainingStep:
                         if gathered is None:
                             rows = self._gather(begin, end, indices, epoch, None, inputs)
                         else:
-                            rows = gathered.part(begin - start, end - start)
+                            rows = gathered.slice(begin - start, end - start)
                         self._compute_microbatch(
                             buffers, plan, step, epoch, rows, None if inputs is None else inputs.clock
                         )
@@ -258,7 +258,7 @@ class TrainingStep:
     ) -> GatheredBatch:
         """These of the minibatch's examples."""
         if inputs is not None and inputs.rows is not None:
-            return inputs.rows.part(start, stop)
+            return inputs.rows.slice(start, stop)
         numbers = None if inputs is None else inputs.numbers[start:stop]
         return self.loader.gather(indices[start:stop], epoch, buffer, numbers)
 
@@ -316,7 +316,7 @@ class TrainingStep:
     ) -> NonFinite:
         if microbatches is None:
             return NonFinite(step, what)
-        rows = self.loader.examples.rows(indices[bounds[microbatches[0]] : bounds[microbatches[1]]])
+        rows = self.loader.examples.row_indices(indices[bounds[microbatches[0]] : bounds[microbatches[1]]])
         return NonFinite(step, what, microbatches, tuple(rows.tolist()))
 
     def _raise_first_error(self) -> None:

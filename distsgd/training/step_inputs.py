@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from distsgd.core.device import Array
-from distsgd.data.examples import GatheredBatch
+from distsgd.data.loader import GatheredBatch
 
 
 class StepInputs(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 from distsgd.core.device import Array, Device, Shape, to_host
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers import Layer
+from distsgd.nn.layers import Layer, StatefulLayer
 from distsgd.nn.layers.base import Backward
 from distsgd.testing import check_gradient, check_layer_gradient
 from tests.unit import test_convolution, test_layers, test_losses
@@ -29,7 +29,7 @@ def views_on(device: Device, views: Mapping[str, Array]) -> Views:
 
 
 @dataclass(frozen=True)
-class OnDevice(Layer):
+class OnDevice(StatefulLayer):
     """A layer that computes on a device, and looks from outside as if it did on the host."""
 
     inside: Layer
@@ -39,13 +39,23 @@ class OnDevice(Layer):
         return self.inside.parameter_shapes()
 
     def state_shapes(self) -> Mapping[str, Shape]:
-        return self.inside.state_shapes()
+        return self.inside.state_shapes() if isinstance(self.inside, StatefulLayer) else {}
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return {}
 
     def initialize(self, params: Views, seed: int, path: str) -> None:
         self.inside.initialize(params, seed, path)
 
     def initialize_state(self, state: Views) -> None:
-        self.inside.initialize_state(state)
+        if isinstance(self.inside, StatefulLayer):
+            self.inside.initialize_state(state)
+
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        """Nothing to combine."""
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        """Nothing to move."""
 
     def output_shape(self, shape: Shape) -> Shape:
         return self.inside.output_shape(shape)

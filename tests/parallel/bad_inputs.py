@@ -186,7 +186,7 @@ RUNS: dict[str, Case] = {
     "a read-only disk with a run": Case("Read-only", RESUME.replace("run", "disk/run"), disk_with_run(read_only=True)),
 }  # fmt: skip
 
-LAYERS = "import numpy as np\nimport distsgd\nfrom distsgd import Custom, Dense, Sequential\n"
+LAYERS = "import numpy as np\nimport distsgd\nfrom distsgd import Dense, FunctionObjective, Sequential\n"
 WIDE = f"{LAYERS}def f(shape, outputs): return Sequential([Dense(64, outputs + 1)])"
 WRONG_GRADIENT = f"""{LAYERS}
 def loss(params, grads, batch):

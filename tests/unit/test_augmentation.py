@@ -15,7 +15,8 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout, Views
 from distsgd.core.random import normal, uniform
 from distsgd.data.augmentation import ONE_PIXEL, Augmentation, example_words, move, parse_augmentation
-from distsgd.data.examples import Examples, Loader
+from distsgd.data.examples import Examples
+from distsgd.data.loader import Loader
 from distsgd.nn.layers import Dense
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised
@@ -108,7 +109,7 @@ def test_expanded_examples_are_nielsens() -> None:
         image = nielsen(images[chosen[example]])[variant]
         np.testing.assert_array_equal(rows.x[position], image.reshape(-1) / np.float32(255))
         assert rows.y[position] == labels[chosen[example]]
-        assert rows.indices[position] == chosen[example]
+        assert rows.row_indices[position] == chosen[example]
     assert len(Examples(images, labels).expanded(ONE_PIXEL)) == 60
 
 

@@ -65,7 +65,7 @@ GEOMETRIES = [
 def plain_convolution(x, weight, bias, layer):
     """The equation in the layer's docstring, one output pixel at a time."""
     window = layer.window
-    around = [(0, 0), *zip(window.before, window.behind, strict=True), (0, 0)]
+    around = [(0, 0), *zip(window.before, window.after, strict=True), (0, 0)]
     padded = np.pad(x, around)
     kh, kw = window.size
     _, out_height, out_width = layer.output_shape(x.shape[:3])
@@ -284,24 +284,24 @@ def test_gradients_are_derivatives(name, training):
 # --- what is special to each layer
 
 
-def test_convolution_leaves_out_dx_for_the_models_own_input():
+def test_convolution_skips_dx_on_data():
     layer = Convolution(2, 3, 3, padding="same")
     params, grads = views_of(layer)
     x = numbers(2, 5, 5, 4)
-    y, backward = layer.forward(params, x, batch_of(4, x), "")
+    y, backward = layer.forward_on_data(params, x, batch_of(4), "")
     assert backward(np.ones_like(y), grads) is None
     expected = grads.flat.copy()
-    _, backward = layer.forward(params, x, batch_of(4, x.copy()), "")
+    _, backward = layer.forward(params, x, batch_of(4), "")
     assert backward(np.ones_like(y), grads) is not None
     assert np.array_equal(expected, grads.flat)
 
 
-def test_a_residual_block_on_the_models_own_input_has_no_dx_but_all_gradients():
+def test_a_residual_block_on_data_has_no_dx_but_all_gradients():
     for shortcut in (None, Convolution(2, 2, 1)):
         layer = Residual(Convolution(2, 2, 3, padding="same"), shortcut)
         params, grads = views_of(layer)
         x = numbers(2, 5, 5, 4)
-        y, backward = layer.forward(params, x, batch_of(4, x), "")
+        y, backward = layer.forward_on_data(params, x, batch_of(4), "")
         assert backward(np.ones_like(y), grads) is None
         assert np.isfinite(grads.flat).all()
 

@@ -234,7 +234,7 @@ def test_damaged_python_files(tmp_path: Path, value: object, message: str) -> No
 def test_python_file_that_continues(tmp_path: Path) -> None:
     unpack(tmp_path, PYTHON, python)
     put(tmp_path, "test_batch", python(*DATA["test_batch"]) + b"more")
-    refused(tmp_path, "the file goes on")
+    refused(tmp_path, "the file continues")
 
 
 # Python's own machine lets BUILD set attributes of anything, given dicts: here of a function that later files meet.

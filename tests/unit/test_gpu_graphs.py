@@ -12,7 +12,8 @@ import pytest
 from distsgd import FunctionObjective
 from distsgd.core.device import Device
 from distsgd.core.errors import NonFiniteError
-from distsgd.data.examples import Examples, Loader
+from distsgd.data.examples import Examples
+from distsgd.data.loader import Loader
 from distsgd.gpu.graphs import IN_FLIGHT, StepGraphs
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.objective import Objective

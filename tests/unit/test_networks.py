@@ -113,7 +113,7 @@ ERRORS = {
     "conv 20 5x5 relu, dense 10": "got 'conv 20 5x5 relu'",
     "conv 20 5x5 pool 2, dense 10": "got 'conv 20 5x5 pool 2'",
     "pool x, dense 10": r"expected pool SIZE \[stride N\], got 'pool x'",
-    "relu dense 10": "expected relu with nothing behind it, got 'relu dense 10'; put a comma",
+    "relu dense 10": "expected relu with nothing after it, got 'relu dense 10'; put a comma",
     "dropout, dense 10": "expected dropout RATE, got 'dropout'",
     "dropout 1.5, dense 10": "layer 1, dropout: dropout rate: expected at least 0",
     "conv 20 5x5,, dense 10": "got ''",
@@ -176,22 +176,21 @@ def test_models_run_in_float32(name):
     model.initialize(params, 0, "")
     x = np.random.default_rng(0).random((1, 28, 28, 3), np.float32)
     batch = Batch(x=x, y=np.zeros(3, np.int64), indices=np.arange(3), training=True)
-    y, backward = model.forward(params, x, batch, "")
+    y, backward = model.forward_on_data(params, x, batch, "")
     assert (y.shape, y.dtype) == ((7, 3), np.float32)
     assert backward(y, grads) is None
     assert np.isfinite(grads.flat).all()
 
 
-def test_a_dense_layer_on_flattened_examples_leaves_out_dx():
+def test_a_dense_layer_on_flattened_data_skips_dx():
     model = build("dense 3, tanh, dense 2", (5, 4))
     layout = Layout.of(model.parameter_shapes())
     x, found = np.random.default_rng(0).random((1, 5, 4, 6)), []
-    for own in (x, x.copy()):
+    for forward in (model.forward_on_data, model.forward):
         grads = layout.views(np.full(layout.size, np.nan))
-        batch = Batch(x=own, y=np.zeros(6), indices=np.arange(6))
-        y, backward = model.forward(initialized(model), x, batch, "")
+        batch = Batch(x=x, y=np.zeros(6), indices=np.arange(6))
+        y, backward = forward(initialized(model), x, batch, "")
         found.append((backward(np.ones_like(y), grads), grads.flat))
-        assert batch.x is own
     (nothing, flat), (dx, expected) = found
     assert nothing is None
     assert dx.shape == x.shape

@@ -25,7 +25,7 @@ from distsgd.plots.filters import draw_filters, find_filters
 from distsgd.plots.series import CurveOptions
 from distsgd.run.config import TrainConfig
 from distsgd.run.picture_material import Stored
-from distsgd.run.picture_runs import Run, read_run
+from distsgd.run.picture_runs import read_run, run_of
 from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
 SVG = "{http://www.w3.org/2000/svg}svg"
@@ -146,7 +146,7 @@ def test_many_kinds(tmp_path: Path) -> None:
         found = boundary.find_boundary(x, labels, 3, lambda rows: np.exp(-np.square(rows[:, :1] - [-1, 0, 1])))
         save(boundary.draw_boundary(found), tmp_path, "boundary")
         records = [{"step": 10 * n, "epoch": n, "train_loss": 5.0**-n} for n in range(1, 5)]
-        many = [Run(Path(f"/runs/{n}"), TrainConfig(seed=n), records, None) for n in range(9)]
+        many = [run_of(Path(f"/runs/{n}"), TrainConfig(seed=n), records, None) for n in range(9)]
         save(draw_curves(many, CurveOptions()), tmp_path, "curves")
     kinds = ["filters1", "filters3", "filter", "misclassified1", "misclassified80", "boundary", "curves"]
     check_files(tmp_path, {*kinds, "confusion2", "confusion15", "confusion70"})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import ConfigurationError, RunFolderError
+from distsgd.plots.runs import Run, differences, names, steps_per_epoch
 from distsgd.plots.series import (
     CurveOptions,
     RunCurves,
@@ -24,7 +25,7 @@ from distsgd.plots.series import (
     training_losses,
 )
 from distsgd.run.config import TrainConfig, resolved, to_toml
-from distsgd.run.picture_runs import Run, differences, names, read_records, read_run, steps_per_epoch
+from distsgd.run.picture_runs import read_records, read_run, run_of
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 5, "epoch": 1, "train_loss": 2.0, "validation_loss": 1.5, "validation_accuracy": 0.5, "best": True,
@@ -129,7 +130,7 @@ def test_axis_is_steps_where_no_epoch_has_ended(tmp_path: Path) -> None:
 def test_logarithmic_scale(tmp_path: Path) -> None:
     def run(*losses: float) -> list[RunCurves]:
         records = [{"step": 5 * n, "epoch": n, "train_loss": loss} for n, loss in enumerate(losses, 1)]
-        return [curves_of(Run(tmp_path, TrainConfig(), records, None))]
+        return [curves_of(run_of(tmp_path, TrainConfig(), records, None))]
 
     assert is_logarithmic(run(10.0, 0.05), "auto")
     assert not is_logarithmic(run(10.0, 0.2), "auto")
@@ -143,7 +144,7 @@ def test_loss_has_its_unit(tmp_path: Path) -> None:
     own = write_run(tmp_path / "own", [{"step": 1, "epoch": 1, "train_loss": 1.0}])
     assert loss_label([run], [curves_of(run)]) == "cross-entropy (nats per example)"
     assert loss_label([own], [curves_of(own)]) == "loss (mean per example)"
-    squared = replace(own, config=TrainConfig(loss="squared-error"))
+    squared = replace(own, options={**own.options, "loss": "squared-error"})
     assert "squared error" in loss_label([squared], [curves_of(squared)])
     assert loss_label([run, squared], [curves_of(run), curves_of(squared)]) == "loss (mean per example)"
 
@@ -156,9 +157,9 @@ def test_labels_show_what_differs(tmp_path: Path) -> None:
         "b: hidden 64, batch norm, optimizer adam, learning rate 0.001, epochs 3",
     ]
     assert labels(runs[:1]) == ["a"]
-    assert differences([resolved(TrainConfig(optimizer="adam", beta2=0.9)), resolved(TrainConfig())])[0].endswith(
-        "learning rate 0.001, beta2 0.9"
-    )
+    configs = [resolved(TrainConfig(optimizer="adam", beta2=0.9)), resolved(TrainConfig())]
+    found = differences([run_of(tmp_path, config, RECORDS, None) for config in configs])
+    assert found[0].endswith("learning rate 0.001, beta2 0.9")
 
 
 def test_names_of_runs(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def in_a_process(code: str, **environment: str) -> str:
 
 
 BLAS_THREADS = """
-from distsgd import runtime
+from distsgd.core import runtime
 {first}
 import numpy
 from threadpoolctl import threadpool_info
@@ -125,7 +125,7 @@ def test_single_threaded_blas_gives_back_what_was() -> None:
     code = """
 import numpy
 from threadpoolctl import threadpool_info, threadpool_limits
-from distsgd import runtime
+from distsgd.core import runtime
 count = lambda: [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 threadpool_limits(limits=2, user_api="blas")
 before = count()
@@ -137,12 +137,12 @@ print(inside == [1] * len(inside), count() == before)
 
 
 def test_prepare_leaves_a_choice_of_kernels_alone() -> None:
-    code = "from distsgd import runtime; runtime.prepare(); import os; print(os.environ.get('OPENBLAS_CORETYPE'))"
+    code = "from distsgd.core import runtime; runtime.prepare(); import os; print(os.environ.get('OPENBLAS_CORETYPE'))"
     assert in_a_process(code, OPENBLAS_CORETYPE="HASWELL") == "HASWELL"
 
 
 def test_prepare_loads_nothing_heavy() -> None:
-    code = "import sys; from distsgd import runtime; runtime.prepare(); print('numpy' in sys.modules)"
+    code = "import sys; from distsgd.core import runtime; runtime.prepare(); print('numpy' in sys.modules)"
     assert in_a_process(code) == "False"
 
 
@@ -266,3 +266,10 @@ def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ZeroDivisionError):
         ends(command, monkeypatch)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "doctor", "plot"])
+def test_a_command_sets_the_variables_of_blas_before_numpy_loads(command: str) -> None:
+    code = f"import sys, distsgd.cli.{command}; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -149,6 +149,20 @@ def test_importing_the_package_is_cheap() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize("name", ["data", "metrics", "nn", "optim"])
+def test_faces_list_what_they_export(name: str) -> None:
+    face = getattr(distsgd, name)
+    imported = {
+        alias.asname or alias.name
+        for node in TREES[name].body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(face.__all__) == imported
+    assert len(set(face.__all__)) == len(face.__all__)
+    assert all(hasattr(face, public) for public in face.__all__)
+
+
 @pytest.mark.parametrize("name", distsgd.__all__)
 def test_public_names_exist(name: str) -> None:
     assert getattr(distsgd, name) is not None

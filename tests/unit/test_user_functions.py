@@ -19,7 +19,7 @@ from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.data.sampling import Sampler
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers import Backward
+from distsgd.nn.layers import Backward, StatefulLayer
 from distsgd.nn.losses import SquaredError
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.optimizers import Optimizer
@@ -258,7 +258,7 @@ def test_one_function_that_declares_it_does_not_speak_for_the_other() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_declaration_is_true_or_false(threads: int) -> None:
-    with pytest.raises(ConfigurationError, match=r"Custom: thread_safe must be True or False, got 'no'"):
+    with pytest.raises(ConfigurationError, match=r"FunctionObjective: thread_safe must be True or False, got 'no'"):
         train(FunctionObjective(line(Watch()), W, thread_safe="no"), threads=threads)  # type: ignore[arg-type]
 
 
@@ -359,12 +359,15 @@ def test_statistics_start_at_zero() -> None:
     """What one microbatch reports in a step, another that reports nothing must not repeat."""
 
     @dataclass(frozen=True)
-    class Counting(Dense):
+    class Counting(StatefulLayer, Dense):
         def state_shapes(self) -> Mapping[str, Shape]:
             return {"seen": (1,)}
 
         def statistics_shapes(self) -> Mapping[str, Shape]:
             return {"seen": (1,)}
+
+        def initialize_state(self, state: Views) -> None:
+            state["seen"][...] = 0.0
 
         def combine_statistics(self, first: Views, second: Views) -> None:
             first["seen"] += second["seen"]

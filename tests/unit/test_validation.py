@@ -11,7 +11,8 @@ from distsgd.core.device import Array
 from distsgd.core.errors import UserCodeError
 from distsgd.core.layout import Layout, Views
 from distsgd.core.random import normal
-from distsgd.data.examples import Examples, Loader
+from distsgd.data.examples import Examples
+from distsgd.data.loader import Loader
 from distsgd.nn.layers import Dense
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised

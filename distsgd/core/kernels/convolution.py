@@ -1,12 +1,12 @@
 """Convolution as matrix products of shifted rows, with NumPy; arrays are (channels, height, width, n), contiguous.
 
-With the batch last, the kw shifted copies of an input row, (channels, kw, out_width, n), are long runs, and kh such
-rows behind each other are the (kh·channels·kw, out_width·n) columns of an output row as they lie: im2col would copy
-each value kh·kw times, this copies it kw times. The gradient of x goes the same way back: a product that has the kh
-output rows of an input row behind each other, and a sum over kw shifts.
+With the batch last, the kw shifted copies of an input row, (channels, kw, out_width, n), are long runs, and kh
+consecutive such rows are the (kh·channels·kw, out_width·n) columns of an output row as they lie: im2col would copy each
+value kh·kw times, this copies it kw times. The gradient of x is the transpose: a product with the kh consecutive output
+rows of an input row, and a sum over kw shifts.
 
-Work is cut into blocks of rows that fit the cache, and products into pieces that BLAS likes. Both are functions of the
-shapes alone, for they are part of the order in which numbers are added.
+Work is cut into blocks of rows that fit the cache, and products into widths that are fast in BLAS. Both are functions
+of the shapes alone, for they are part of the order in which numbers are added.
 
 Where pooling follows, the columns of the output are kept `apart`: column w at [w % apart, w // apart], so that what a
 pooling window compares lies in long runs. y is then (filters, out_height, apart, out_width / apart, n).
@@ -23,7 +23,7 @@ import numpy as np
 from distsgd.core.device import Array
 
 BLOCK_BYTES = 1 << 19
-"""About how much of the shifted rows is worked on at a time: half of a core's second cache."""
+"""About how many bytes of shifted rows are in use at a time: half of a core's second-level cache."""
 
 SMALL_PRODUCT = 1_000_000
 """Multiply-adds up to which OpenBLAS multiplies matrices where they lie, without copying them first."""
@@ -37,11 +37,11 @@ class Window:
     size: tuple[int, int]
     stride: tuple[int, int]
     before: tuple[int, int] = (0, 0)
-    behind: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
 
     def output(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output; below 1 where the window is larger than the padded image."""
-        padded = (height + self.before[0] + self.behind[0], width + self.before[1] + self.behind[1])
+        padded = (height + self.before[0] + self.after[0], width + self.before[1] + self.after[1])
         return (
             (padded[0] - self.size[0]) // self.stride[0] + 1,
             (padded[1] - self.size[1]) // self.stride[1] + 1,
@@ -50,17 +50,17 @@ class Window:
     @property
     def is_pointwise(self) -> bool:
         """Whether output pixels are functions of the input pixels at their own places."""
-        return self.size == self.stride == (1, 1) and self.before == self.behind == (0, 0)
+        return self.size == self.stride == (1, 1) and self.before == self.after == (0, 0)
 
     def cropped(self, height: int, width: int, multiple: tuple[int, int]) -> Window:
-        """The window whose output has the largest height and width that are multiples: last rows and columns go."""
+        """The window with the largest output of such multiples as height and width: last rows and columns are cut."""
         out = self.output(height, width)
         left = (out[0] % multiple[0] * self.stride[0], out[1] % multiple[1] * self.stride[1])
-        return replace(self, behind=(self.behind[0] - left[0], self.behind[1] - left[1]))
+        return replace(self, after=(self.after[0] - left[0], self.after[1] - left[1]))
 
 
 def convolve(x: Array, weight: Array, window: Window, apart: int = 1) -> Array:
-    """y[f, h, w] := Σ weight[f, c, i, j] x[c, h s + i - before, w s + j - before], without the kernel turned over.
+    """y[f, h, w] := Σ weight[f, c, i, j] x[c, h s + i - before, w s + j - before], without flipping the kernel.
 
     x (channels, height, width, n), weight (filters, channels, kh, kw), y (filters, out_height, out_width, n).
     """
@@ -121,7 +121,7 @@ def _partners(window: Window, height: int, out_height: int) -> tuple[tuple[int, 
     """(i, skipped, low, high) for each input row: it takes part in the output rows [low, high).
 
     Input row h takes part in output row r at place i of the window where h + before = r s + i. So it is in as many
-    output rows behind each other as there are places i, i + s, i + 2 s, …, the last place in the first of these rows;
+    consecutive output rows as there are places i, i + s, i + 2 s, …, the last place in the first of these rows;
     `skipped` of these rows would lie above the output.
     """
     found = []
@@ -152,7 +152,7 @@ def _overlaps(window: Window, width: int, out_width: int, apart: int) -> tuple[t
 
 
 def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
-    """dx := the sum of what each column of the window says of these rows, (rows, channels, kw, apart, out_width, n)."""
+    """dx := the sum over the window's columns of shifted (rows, channels, kw, apart, out_width, n)."""
     width, (apart, out_width) = dx.shape[2], shifted.shape[3:5]
     for index, (j, g, source, to) in enumerate(_overlaps(window, width, out_width, apart)):
         part, into = shifted[:, :, j, g, source].transpose(1, 0, 2, 3), dx[:, :, to]
@@ -165,7 +165,7 @@ def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
 
 
 def _multiply(matrix: Array, columns: Array, out: Array) -> None:
-    """out[r] := matrix @ columns[r], in pieces of the columns' width."""
+    """out[r] := matrix @ columns[r], over slices of the columns' width."""
     rows, inner, width = columns.shape
     piece = _piece(len(matrix) * inner, width)
     if piece == width:
@@ -183,11 +183,11 @@ def _multiply(matrix: Array, columns: Array, out: Array) -> None:
 
 
 def _piece(area: int, width: int) -> int:
-    """How many columns to multiply at a time with a matrix of `area` elements: all, where pieces would be narrow."""
+    """How many columns to multiply at a time with a matrix of `area` elements: all, where slices would be narrow."""
     widest = SMALL_PRODUCT // max(area, 1)
     if widest >= width or widest < _LEAST_PIECE:
         return width
-    even = -(-width // -(-width // widest))  # pieces about equally wide,
+    even = -(-width // -(-width // widest))  # slices about equally wide,
     return min(-(-even // 16) * 16, widest // 16 * 16)  # and as wide as registers
 
 

@@ -4,7 +4,7 @@ one block.
 A step's functions work in place, are elementwise and use correctly rounded operations alone (+, -, *, /, square root),
 so that their bits depend neither on where a block begins and ends nor on the CPU. Their arrays are one-dimensional,
 contiguous, of one length and one dtype, short enough that a block and its temporaries stay in cache. Scalars are Python
-floats. `grads` is overwritten, for the caller needs it no more. Short names here: w params, g grads, η learning_rate.
+floats. `grads` is overwritten: the caller doesn't need it afterwards. Symbols: w params, g grads, η learning_rate.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 COLUMNS_APART = True
-"""Whether a convolution and the pooling behind it go faster together, with the columns kept apart."""
+"""Whether a convolution and the pooling after it are faster together, with the columns kept apart."""
 
 
 def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tuple[Array, Array | None]:

@@ -32,7 +32,7 @@ def max_pool_apart(x: Array, rows: int) -> tuple[Array, Array]:
     """As max_pool, where windows of `rows` rows tile x and its columns are kept apart as the window has columns.
 
     x is (channels, height, apart, out_width, n): see convolve. Returns y and which place of the window each y is from,
-    (rows·apart, channels, out_height, out_width, n), all that the way back needs.
+    (rows·apart, channels, out_height, out_width, n), all that backward needs.
     """
     y = _largest(_apart(x, rows))
     chosen = np.empty((rows * x.shape[2], *y.shape), bool)
@@ -102,7 +102,7 @@ def _views(x: Array, window: Window) -> Iterator[Array]:
 
 
 def _apart(x: Array, rows: int) -> Iterator[Array]:
-    """The same of windows that tile x, whose columns are kept apart."""
+    """The same for windows that tile x, whose columns are kept apart."""
     for i in range(rows):
         for j in range(x.shape[2]):
             yield x[:, i::rows, j]

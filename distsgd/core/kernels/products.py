@@ -2,7 +2,7 @@
 
 OpenBLAS packs its operands into blocks first, which costs a product with few rows or columns more than the arithmetic.
 Its AVX-512 kernels for small matrices don't, but are only used up to a certain size: a product just above it takes two
-to four times as long as its parts one after the other. The cut depends on shapes and memory order alone, so a
+to four times as long as its parts in turn. The cut depends on shapes and memory order alone, so a
 microbatch's product is the same on every rank.
 """
 
@@ -28,7 +28,7 @@ _FAMILY = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given; `np.matmul` in fewer seconds."""
+    """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given; `np.matmul` in less time."""
     (m, k), n = a.shape, b.shape[1]
     parts = (
         _parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous) if a.dtype == b.dtype == np.float32 else 1

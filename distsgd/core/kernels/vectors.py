@@ -1,4 +1,4 @@
-"""Operations along long rows with NumPy, which go by way of vectors of one value that no one may write to."""
+"""Operations along long rows with NumPy, by means of read-only vectors of one value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distsgd.core.device import Array
 
 def row_sums(rows: Array, out: Array) -> None:
     """out[r] := Σ rows[r, k]."""
-    np.matmul(rows, ones(rows.shape[1], rows.dtype), out)  # by position: a small product feels the keyword
+    np.matmul(rows, ones(rows.shape[1], rows.dtype), out)  # by position: for a small product, the keyword costs time
 
 
 def positive(x: Array) -> Array:

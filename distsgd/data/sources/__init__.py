@@ -1,4 +1,4 @@
-"""Data sets: they describe and read; communication/ places each array once per node.
+"""Data sets are described here and read into buffers; another package places each array once per host.
 
 A new data set is one file with a function of OpenOptions, and one line in DATASETS.
 """
@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
 from distsgd.data.sources.checks import check_arrays
-from distsgd.data.sources.cifar10 import CIFAR_10
 from distsgd.data.sources.digits import open_digits
 from distsgd.data.sources.files import looks_like_path, open_inputs, open_path
 from distsgd.data.sources.generated import make_moons, open_moons, open_xor
@@ -22,23 +21,52 @@ __all__ = [
     "open_dataset", "open_inputs", "read_array",
 ]  # fmt: skip
 
+
+def open_cifar10(options: OpenOptions) -> DataSource:
+    """CIFAR-10; what reads its archives and pickles is imported only for it."""
+    from distsgd.data.sources.cifar10 import CIFAR_10
+
+    return CIFAR_10.open(options)
+
+
 DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
     "digits": open_digits,
     "mnist": MNIST.open,
     "fashion-mnist": FASHION_MNIST.open,
-    "cifar-10": CIFAR_10.open,
+    "cifar-10": open_cifar10,
     "xor": open_xor,
     "moons": open_moons,
 }
 
 
 def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 0, download: bool = True) -> DataSource:
-    """The data set of this name, or in this file or folder (files.open_path says which); reads headers alone.
+    """The data set of this name, or in this file or folder; reads headers alone.
 
-    data_dir  where files of named data sets are, or are downloaded to; None: the user's cache folder
-    seed      of generated points
+    Parameters
+    ----------
+    name_or_path
+        A name in DATASETS, or a path: `.npz`, `.npy`, `.pkl.gz` or a folder of `.npy` files.
+    data_dir
+        The folder of the named data sets' files, and of downloads; None for the user's cache folder.
+    seed
+        The seed of generated points.
+    download
+        Whether missing files are downloaded.
 
-    Raises DataError where there is none of this name, or its files are missing or damaged.
+    Returns
+    -------
+    DataSource
+        Names, shapes and types of the arrays, and how to read them (`read_array`).
+
+    Raises
+    ------
+    DataError
+        Where there is no data set of this name, or its files are missing or damaged.
+
+    Examples
+    --------
+    >>> open_dataset("digits").arrays["x_train"].shape
+    (1797, 8, 8)
     """
     opener = DATASETS.get(name_or_path)
     if opener is not None:

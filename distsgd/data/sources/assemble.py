@@ -29,7 +29,7 @@ def canonical(name: str, arrays: Mapping[str, ArraySource]) -> dict[str, ArraySo
 
 
 def check_names(name: str, keys: list[str]) -> None:
-    """DataError where no key is one of ours, or one looks like it and isn't: x_val would go unused unnoticed."""
+    """DataError where no key is one of ours, or one only looks like it: x_val would be ignored without notice."""
     if not any(key in ACCEPTED for key in keys):
         raise DataError(
             f"{name}: expected the arrays x and y, got {', '.join(keys[:8]) or 'none'}; give them these names"

@@ -1,6 +1,6 @@
-"""What a data set is before it is in memory: names of arrays, and sources that can fill a buffer someone else owns.
+"""A data set before it is in memory: names of arrays, and sources that can fill a caller's buffer.
 
-Nothing here holds a big array, so that one copy per node, in shared memory, is enough.
+Nothing here holds a big array, so that one copy per host, in shared memory, is enough.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ArraySource(ABC):
     def read_into(self, out: Array) -> None:
         """Overwrites `out`, a C-ordered array of this shape and dtype, without a second whole copy.
 
-        Raises DataError where the file is missing, damaged, or no longer what it was when it was opened.
+        Raises DataError where the file is missing, damaged, or has changed since it was opened.
         """
 
     def mapped(self) -> Array | None:
@@ -47,10 +47,17 @@ class ArraySource(ABC):
 class DataSource:
     """A data set that is described, not loaded. Can be pickled.
 
-    arrays       by name: x_train, y_train, and where there are any weights_train, x_validation, … and x_test, …;
-                 examples come first, labels are (n,) int64
-    scale        inputs are divided by it when a minibatch is gathered
-    num_classes  of integer labels, where it is known; `check_arrays` finds it otherwise
+    Parameters
+    ----------
+    name
+        For messages.
+    arrays
+        By name: x_train, y_train, and where there are any weights_train, x_validation, … and x_test, …; examples are
+        the first axis, labels are (n,) int64.
+    scale
+        Inputs are divided by it when a minibatch is gathered.
+    num_classes
+        The number of classes of integer labels, where it is known; `check_arrays` finds it otherwise.
     """
 
     name: str
@@ -61,7 +68,17 @@ class DataSource:
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What a registered data set may depend on: where files are, the seed of generated points, and the network."""
+    """What a registered data set may depend on.
+
+    Parameters
+    ----------
+    data_dir
+        The folder of its files; None for the user's cache folder.
+    seed
+        The seed of generated points.
+    download
+        Whether missing files are downloaded.
+    """
 
     data_dir: str | None = None
     seed: int = 0

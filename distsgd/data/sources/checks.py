@@ -22,15 +22,32 @@ def check_arrays(
     num_classes: int | None = None,
     dtype: np.dtype[Any] | None = None,
 ) -> int | None:
-    """Checks that examples can be trained on; returns the number of classes, None for float targets.
+    """Checks that examples can be trained on.
 
-    x        (n, features…), finite
-    y        integer labels (n,) or (n, 1), from 0 to `num_classes` - 1 (where it is None, the greatest label + 1 is
-             returned), or finite floats (n,) or (n, outputs)
-    weights  (n,), finite, not negative, not all 0
-    dtype    of the model, where it is known: what it can't hold isn't finite either
+    Parameters
+    ----------
+    name
+        The data's name in messages.
+    x
+        Inputs (n, features…), finite.
+    y
+        Integer labels (n,) or (n, 1), from 0 to `num_classes` - 1; or finite floats (n,) or (n, outputs).
+    weights
+        Sample weights (n,), finite, not negative, not all 0.
+    num_classes
+        The number of classes; None for the greatest label + 1.
+    dtype
+        The model's, where it is known: what it can't hold isn't finite either.
 
-    Raises DataError, which calls the data `name` and numbers examples from 0.
+    Returns
+    -------
+    int or None
+        The number of classes, None for float targets.
+
+    Raises
+    ------
+    DataError
+        With the first example that is wrong, counted from 0.
     """
     check_dtype(f"{name}: inputs", x)
     if x.size == 0:
@@ -117,7 +134,7 @@ def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> N
             raise DataError(f"{where}: expected none below 0, example {start + row} has {block[row]}; correct it")
         some = some or bool((block > 0).any())
     if not some:
-        raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or leave them out")
+        raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or remove them")
 
 
 def _check_labels(name: str, y: Array, num_classes: int | None) -> int:

@@ -40,7 +40,7 @@ _FILE_LIMIT = 64 << 20
 def read_binary(stream: Stream, size: int, where: str, images: Array | None) -> Array:
     """The labels (n,) uint8 of a file of records, each a label and 3,072 pixels; the pixels go into `images` (n, 3072).
 
-    Without `images` they are read and let go. Raises DataError where the file isn't a whole number of records.
+    Without `images` they are read and dropped. Raises DataError where the file isn't a whole number of records.
     """
     count, rest = divmod(size, 1 + _PIXELS)
     if rest or not count:

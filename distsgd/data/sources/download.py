@@ -1,4 +1,4 @@
-"""Where data-set files are kept, and how they get there: checked before they take their name, never half a file."""
+"""Where data-set files are kept, and their download: a file is checked and whole before it gets its name."""
 
 from __future__ import annotations
 
@@ -56,11 +56,22 @@ def _md5(stream: Stream) -> str:
 
 
 def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool) -> None:
-    """Downloads the files of a data set, by their names, with their checksums, into its folder, where that is allowed.
+    """Downloads files of a data set into its folder, where that is allowed. Raises DataError.
 
-    url      where they are, if the environment doesn't say otherwise
-    wanted   what is missing, in words
-    Raises DataError.
+    Parameters
+    ----------
+    name
+        The name of the data set.
+    url
+        The folder of the files; the variable DISTSGD_<NAME>_URL of the environment replaces it.
+    files
+        File names and their accepted checksums.
+    wanted
+        What is missing, for messages.
+    folder
+        Where the files are written.
+    allowed
+        Whether files may be downloaded.
     """
     if not allowed:
         raise DataError(
@@ -75,9 +86,9 @@ def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str
 
 
 def download(url: str, target: Path, checksums: Collection[str]) -> None:
-    """Puts the file at `url` at `target`, at once and whole, if the MD5 of it or of its content is in `checksums`.
+    """Puts the file at `url` at `target`, atomically, if the MD5 of it or of its content is in `checksums`.
 
-    Raises DataError where there is no pooch, no network, no room, or another file than expected.
+    Raises DataError where there is no pooch, no network, no free space, or another file than expected.
     """
     try:
         pooch = import_module("pooch")
@@ -89,7 +100,7 @@ def download(url: str, target: Path, checksums: Collection[str]) -> None:
     made: list[Path] = []
     try:
         made = make_folders(target.parent)
-        # In the same folder, for the move to be atomic; of its own, for two runs may download at once.
+        # In the same folder, so that the move is atomic; in a folder of its own, because two runs may download at once.
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent))
             part = Path(folder) / target.name

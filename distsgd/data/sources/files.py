@@ -8,7 +8,6 @@ from distsgd.core.errors import DataError
 from distsgd.data.sources.assemble import ACCEPTED, assemble, check_names, inputs
 from distsgd.data.sources.base import ArraySource, DataSource
 from distsgd.data.sources.npy import NpySource, npz_keys, open_npz
-from distsgd.data.sources.pickled import open_pickle
 from distsgd.data.sources.streams import absolute
 
 SUFFIXES = (".npz", ".npy", ".pkl.gz", ".pkl")
@@ -38,6 +37,8 @@ def open_path(path: str | os.PathLike[str]) -> DataSource:
     if where.endswith(".npy"):
         return _open_pair(where)
     if where.endswith((".pkl.gz", ".pkl")):
+        from distsgd.data.sources.pickled import open_pickle
+
         return open_pickle(where)
     raise DataError(f"{where}: expected a folder or a file ending in {', '.join(SUFFIXES)}; save it with numpy.savez")
 

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: the four IDX files each, from a folder of the user's or from a mirror.
+"""MNIST and Fashion-MNIST: four IDX files each, from a folder of the user's or from a mirror.
 
 Y. LeCun, C. Cortes, C. J. C. Burges: The MNIST database of handwritten digits, 1998. CC BY-SA 3.0
 H. Xiao, K. Rasul, R. Vollgraf: Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms.
@@ -16,7 +16,6 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import DataSource, OpenOptions, read_array
-from distsgd.data.sources.download import data_root, fetch
 from distsgd.data.sources.idx import IdxSource
 
 _FILES = {
@@ -41,6 +40,8 @@ class IdxDataset:
 
     def open(self, options: OpenOptions) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
+        from distsgd.data.sources.download import data_root, fetch
+
         root = data_root(options.data_dir)
         paths = {key: self._find(root, file) for key, file in _FILES.items()}
         missing = [file for key, file in _FILES.items() if paths[key] is None]
@@ -91,13 +92,28 @@ FASHION_MNIST = IdxDataset(
 def load_mnist(
     normalize: bool = True, flatten: bool = True, one_hot: bool = False, data_dir: str | None = None
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """((x_train, y_train), (x_test, y_test)) as arrays of this process's own, for scripts that follow a book.
+    """MNIST as arrays of this process's own, for scripts that follow a book.
 
-    normalize  x as float32 from 0 to 1, else uint8 from 0 to 255
-    flatten    x as (n, 784), else (n, 1, 28, 28)
-    one_hot    y as float32 (n, 10) of zeros and a one, else int64 labels (n,)
+    Parameters
+    ----------
+    normalize
+        x as float32 from 0 to 1, else uint8 from 0 to 255.
+    flatten
+        x of shape (n, 784), else (n, 1, 28, 28).
+    one_hot
+        y as float32 (n, 10) of zeros and a one, else int64 labels (n,).
+    data_dir
+        The folder of the files, and of downloads; None for the user's cache folder.
 
-    Raises DataError where the files are missing and can't be downloaded, or are damaged.
+    Returns
+    -------
+    tuple
+        ((x_train, y_train), (x_test, y_test)), 60,000 and 10,000 examples.
+
+    Raises
+    ------
+    DataError
+        Where the files are missing and can't be downloaded, or are damaged.
     """
     source = MNIST.open(OpenOptions(data_dir=data_dir))
     parts = {}

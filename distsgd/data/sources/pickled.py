@@ -1,6 +1,6 @@
 """mnist.pkl.gz of the deeplearning.net tutorials: a pickled ((x, y), (x, y), (x, y)) to train, validate and test.
 
-A pickle has no headers to read ahead, so opening unpacks it once; each array is let go when it has been read.
+A pickle has no headers to read first, so opening unpacks it once; each array is released when it has been read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Contents:
         return self._arrays
 
     def take(self, key: str) -> Array:
-        """One array, and forgets it."""
+        """One array, which is kept no longer."""
         if key not in self._arrays:
             self.load()
         return self._arrays.pop(key)
@@ -75,7 +75,7 @@ class PickledSource(ArraySource):
     contents: _Contents = field(compare=False)
 
     def read_into(self, out: Array) -> None:
-        """Overwrites `out`, and lets the unpickled array go."""
+        """Overwrites `out`, and releases the unpickled array."""
         check_out(self, out)
         found = self.contents.take(self.key)
         if found.shape != self.shape or found.dtype != self.dtype:

@@ -1,4 +1,4 @@
-"""Sources that need no file of their own: values that are small enough to carry, and another source, converted."""
+"""Sources without a file of their own: values that are small enough to keep, and another source, converted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distsgd.data.sources.streams import BLOCK, check_out
 
 @dataclass(frozen=True, eq=False)
 class ValuesSource(ArraySource):
-    """A small array, carried along: for generated data sets."""
+    """A small array in memory: for generated data sets."""
 
     values: Array
 

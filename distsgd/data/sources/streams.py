@@ -58,7 +58,7 @@ def reading(where: str) -> Iterator[None]:
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The absolute path: other ranks of the node may be in another folder."""
+    """The absolute path: other ranks of the host may have another working directory."""
     return os.path.abspath(os.path.expanduser(path))
 
 
@@ -137,6 +137,6 @@ def fill_fortran(stream: Stream, out: Array, where: str) -> None:
 
 
 def expect_end(stream: Stream, where: str) -> None:
-    """DataError where `stream` goes on; at its end gzip and zip compare their checksums."""
+    """DataError where `stream` continues; at its end gzip and zip compare their checksums."""
     if stream.read(1):
-        raise DataError(f"{where}: expected the data to end where its header says, the file goes on; make it again")
+        raise DataError(f"{where}: expected the data to end where its header says, the file continues; make it again")

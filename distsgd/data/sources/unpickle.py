@@ -44,7 +44,7 @@ _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
 class _Dtype:
-    """Stands for numpy.dtype: called with its text, then told the byte order."""
+    """Stands for numpy.dtype: called with its text, then given the byte order."""
 
     __slots__ = ("dtype",)
 
@@ -61,7 +61,7 @@ class _Dtype:
 
 
 class _PickledArray:
-    """Stands for an array: empty at first, then told (version, shape, dtype, Fortran order, data)."""
+    """Stands for an array: empty at first, then given (version, shape, dtype, Fortran order, data)."""
 
     __slots__ = ("array",)
 
@@ -108,7 +108,7 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _LimitedReader:
-    """The file as the pickle machine sees it: no more than `limit` bytes in all, whatever a length field says."""
+    """The file as the pickle machine sees it: no more than `limit` bytes in all, whatever a length field holds."""
 
     def __init__(self, stream: Stream, limit: int, where: str) -> None:
         self._stream, self._left, self.limit, self._where = stream, limit, limit, where
@@ -227,7 +227,7 @@ def unpickle_arrays(stream: Stream, limit: int, where: str) -> object:
 def unpickle_columns(stream: Stream, limit: int, where: str) -> dict[str, Array | list[int]]:
     """The arrays and the lists of whole numbers, by name, of a pickled dict of at most `limit` bytes.
 
-    Text and lists of text in it are left out. Raises DataError for anything else.
+    Text and lists of text in it are skipped. Raises DataError for anything else.
     """
     with _damage(where):
         found = _ColumnsUnpickler(_LimitedReader(stream, limit, where), where).load()

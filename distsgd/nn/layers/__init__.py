@@ -1,7 +1,7 @@
 """The layers that models are made of."""
 
 from distsgd.nn.layers.activation import ACTIVATIONS, Activation
-from distsgd.nn.layers.base import Backward, Layer
+from distsgd.nn.layers.base import Backward, Layer, StatefulLayer
 from distsgd.nn.layers.convolution import Convolution
 from distsgd.nn.layers.dense import Dense, Flatten
 from distsgd.nn.layers.dropout import Dropout
@@ -11,6 +11,6 @@ from distsgd.nn.layers.residual import Residual, Subsample
 from distsgd.nn.layers.sequential import Sequential
 
 __all__ = [
-    "ACTIVATIONS", "Activation", "AveragePooling", "Backward", "BatchNormalization", "Convolution", "Dense",
-    "Dropout", "Flatten", "GlobalAveragePooling", "Layer", "MaxPooling", "Residual", "Sequential", "Subsample",
+    "ACTIVATIONS", "Activation", "AveragePooling", "Backward", "BatchNormalization", "Convolution", "Dense", "Dropout",
+    "Flatten", "GlobalAveragePooling", "Layer", "MaxPooling", "Residual", "Sequential", "StatefulLayer", "Subsample",
 ]  # fmt: skip

@@ -142,7 +142,13 @@ ACTIVATIONS: Mapping[str, Callable[[Array], tuple[Array, Backward]]] = {
 
 @dataclass(frozen=True)
 class Activation(Layer):
-    """The activation function called `name`, on examples of any shape."""
+    """An activation function, on examples of any shape.
+
+    Parameters
+    ----------
+    name
+        A name in ACTIVATIONS: linear, sigmoid, tanh, relu, leaky-relu, gelu or softplus.
+    """
 
     name: str
 

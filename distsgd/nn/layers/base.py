@@ -14,9 +14,9 @@ from distsgd.nn.batch import Batch
 from distsgd.nn.initializers import Initializer
 
 Backward: TypeAlias = Callable[[Array, Views], "Array | None"]
-"""(dy, grads) -> dx. Writes the layer's own views in `grads` and changes neither dy nor anything that forward saw;
-None where no one needs dx (a dense layer on the model's own input). distsgd's own layers overwrite every view; a model
-with a layer of a user's finds all views at zero, so that such a layer may leave one out, or add to it."""
+"""(dy, grads) -> dx. Writes the layer's own views in `grads` and changes neither dy nor anything that forward saw.
+Only the backward of `forward_on_data` may return None in place of dx. distsgd's own layers overwrite every view; a
+model with a user's layer finds all views at zero, so that such a layer may skip one, or add to it."""
 
 
 def join(path: str, name: str) -> str:
@@ -59,38 +59,80 @@ class Layer(Component, ABC):
         """Names and shapes of the parameters, in order; none by default."""
         return {}
 
-    def state_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of running statistics that are not trained; none by default."""
-        return {}
-
-    def statistics_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of what each microbatch reports for the running statistics; none by default."""
-        return {}
-
     def initialize(self, params: Views, seed: int, path: str) -> None:
         """Fills the layer's parameters; `path` is the layer's place in the model and names its random numbers."""
 
-    def initialize_state(self, state: Views) -> None:
-        """Fills the layer's running statistics."""
-
-    def combine_statistics(self, first: Views, second: Views) -> None:
-        """In place: puts into `first` what one microbatch with all examples would have reported. float64 views."""
-
-    def update_state(self, state: Views, statistics: Views) -> None:
-        """In place: moves the running statistics by the statistics of a whole minibatch, all microbatches combined."""
-
     def multiply_adds(self, shape: Shape) -> int:
-        """How many forward makes for one example of `shape`, by which the work is estimated; 0 by default."""
+        """Multiply-adds of forward for one example of `shape`, an estimate of the work; 0 by default."""
         return 0
 
     def fused(self, following: Layer) -> Layer | None:
-        """One layer with this one's parameters that computes this one and the following, None where there is none."""
+        """One layer with this one's parameters that computes both this one and the following; None if there is none."""
         return None
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of one example behind this layer, for examples of `shape`; ConfigurationError where it can't."""
+        """The shape of this layer's output for one example of `shape`; ConfigurationError where it doesn't fit."""
 
     @abstractmethod
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        """y, and the closure that computes dx from dy."""
+        """Computes y, and returns it with the closure that computes dx from dy.
+
+        Parameters
+        ----------
+        params
+            The layer's own parameters, by name.
+        x
+            The input, batch-last.
+        batch
+            What else the layer may depend on: whether this is training, random words, running statistics.
+        path
+            The layer's place in the model, which names its random numbers and statistics.
+
+        Returns
+        -------
+        y, backward
+            The output, and `backward(dy, grads) -> dx`: see `Backward`.
+        """
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        """As `forward`, where x is data and its gradient is not needed: backward may return None in place of dx.
+
+        By default this is `forward`, and dx is computed and dropped. A layer that saves work here overrides both.
+        """
+        return self.forward(params, x, batch, path)
+
+    def __init_subclass__(cls, **options: object) -> None:
+        # A subclass that overrides forward alone does not inherit a forward_on_data that would bypass it.
+        super().__init_subclass__(**options)
+        owner = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"forward", "forward_on_data"})
+        if "forward_on_data" not in vars(owner):
+            cls.forward_on_data = Layer.forward_on_data  # type: ignore[method-assign]
+
+
+class StatefulLayer(Layer):
+    """A layer with running statistics: state that is not trained, but moved by statistics of each minibatch.
+
+    Each microbatch writes its statistics into `batch.statistics`, under the layer's path. The trainer combines them in
+    the order of the tree and moves the state once a step. In evaluation the layer reads `batch.state`.
+    """
+
+    @abstractmethod
+    def state_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of the running statistics."""
+
+    @abstractmethod
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        """Names and shapes of the statistics that each microbatch reports."""
+
+    @abstractmethod
+    def initialize_state(self, state: Views) -> None:
+        """Fills the running statistics with their initial values."""
+
+    @abstractmethod
+    def combine_statistics(self, first: Views, second: Views) -> None:
+        """In place, puts into `first` what one microbatch with the examples of both reports; float64 views."""
+
+    @abstractmethod
+    def update_state(self, state: Views, statistics: Views) -> None:
+        """In place, moves the running statistics by the combined statistics of a whole minibatch."""

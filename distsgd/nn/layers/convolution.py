@@ -24,12 +24,23 @@ _HE, _ZEROS = He(), Zeros()
 class Convolution(Layer):
     """y[f, h, w] := Σ W[f, c, i, j] x[c, s h + i - p, s w + j - p] + b[f], over c, i and j.
 
-    x is (channels, height, width, n), y (filters, out_height, out_width, n), weight W (filters, channels, kh, kw),
-    bias b (filters,), kernel k (a number, or (kh, kw)), stride s, p zeros of padding: "valid" for none; "same" for
-    (k - 1) // 2 before and k // 2 behind, which keep height and width where the stride is 1; or a number, for both
-    sides. Each output length is (length + padding - k) // s + 1. The kernel isn't turned over, as in all libraries.
+    x is (channels, height, width, n), y (filters, out_height, out_width, n), weight W (filters, channels, kh, kw) and
+    bias b (filters,). Each output length is (length + padding - k) // s + 1. The kernel isn't flipped, as in all
+    libraries. dW, db and dx are sums over the same products. Where x is data, dx is not computed.
 
-    dW, db and dx are sums over the same products. Where x is the model's own input, dx is not computed.
+    Parameters
+    ----------
+    channels, filters
+        Of the input and of the output.
+    kernel, stride
+        k and s: a number, or (height, width).
+    padding
+        Zeros around images: "valid" for none; "same" for (k - 1) // 2 before and k // 2 after, which keep height and
+        width where the stride is 1; or a number, for both sides.
+    bias
+        Whether there is a b.
+    weight_initializer, bias_initializer
+        Initial values; He's and zeros by default.
     """
 
     channels: int
@@ -86,7 +97,7 @@ class Convolution(Layer):
         return self.filters * height * width * self.channels * kh * kw
 
     def fused(self, following: Layer) -> Layer | None:
-        # Keeping columns apart shortens the runs of what is shifted; it pays where there are more filters than that.
+        # Columns that are kept apart make shorter runs to shift, which pays only with many filters.
         pays = self.filters > self.channels * self.window.size[1]
         own = type(self) is Convolution and type(following) is MaxPooling  # a subclass may compute something else
         if pays and own and isinstance(following, MaxPooling) and following.window.size == following.window.stride:
@@ -94,7 +105,13 @@ class Convolution(Layer):
         return None
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        weight, needs_dx, xp = params["weight"], x is not batch.x, array_module(x)
+        return self._forward(params, x, batch, needs_dx=True)
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, needs_dx=False)
+
+    def _forward(self, params: Views, x: Array, batch: Batch, needs_dx: bool) -> tuple[Array, Backward]:
+        weight, xp = params["weight"], array_module(x)
         kernels = kernels_for(x, batch.device.precision)
         images = xp.ascontiguousarray(x)
         y: Array = kernels.convolve(images, weight, self.window)
@@ -117,10 +134,10 @@ class Convolution(Layer):
 
 @dataclass(frozen=True)
 class PooledConvolution(Layer):
-    """A convolution and the max-pooling behind it, whose windows don't overlap: the same numbers, sooner.
+    """A convolution and the max-pooling after it, whose windows don't overlap: the same numbers, in less time.
 
-    The bias is added behind the pooling, where there is less to add it to; what goes back through the pooling is which
-    place of each window was the largest, a byte for each value of the convolution.
+    The bias is added after the pooling, to fewer values. For backward, the pooling keeps which place of each window was
+    the largest, a byte for each value of the convolution.
     """
 
     convolution: Convolution
@@ -136,10 +153,16 @@ class PooledConvolution(Layer):
         return self.pooling.output_shape(self.convolution.output_shape(shape))
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, path, needs_dx=True)
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, path, needs_dx=False)
+
+    def _forward(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         kernels, xp = kernels_for(x), array_module(x)
         if not kernels.COLUMNS_APART:
-            return self._one_after_the_other(params, x, batch, path)
-        weight, needs_dx, (rows, apart) = params["weight"], x is not batch.x, self.pooling.window.size
+            return self._one_after_the_other(params, x, batch, path, needs_dx)
+        weight, (rows, apart) = params["weight"], self.pooling.window.size
         images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
         window = self.convolution.window.cropped(height, width, (rows, apart))
         inside = kernels.convolve(images, weight, window, apart)
@@ -155,9 +178,12 @@ class PooledConvolution(Layer):
 
         return y, backward
 
-    def _one_after_the_other(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        """Where the kernels gain nothing from doing both together."""
-        inside, convolution_backward = self.convolution.forward(params, x, batch, path)
+    def _one_after_the_other(
+        self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool
+    ) -> tuple[Array, Backward]:
+        """Where the kernels gain nothing from computing both together."""
+        forward = self.convolution.forward if needs_dx else self.convolution.forward_on_data
+        inside, convolution_backward = forward(params, x, batch, path)
         y, pooling_backward = self.pooling.forward(params, inside, batch, path)
 
         def backward(dy: Array, grads: Views) -> Array | None:

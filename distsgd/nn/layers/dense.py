@@ -22,8 +22,16 @@ _HE, _ZEROS = He(), Zeros()
 class Dense(Layer):
     """y := W x + b, with x (fan_in, n), y and dy (fan_out, n), weight W (fan_out, fan_in), bias b (fan_out,).
 
-    dW := dy xᵀ, db := Σₙ dy, dx := Wᵀ dy. Where x is the model's own input (`batch.x`), no one needs dx and it is
-    not computed.
+    dW := dy xᵀ, db := Σₙ dy, dx := Wᵀ dy. Where x is data, dx is not computed.
+
+    Parameters
+    ----------
+    fan_in, fan_out
+        Inputs and outputs.
+    bias
+        Whether there is a b.
+    weight_initializer, bias_initializer
+        Initial values; He's and zeros by default.
     """
 
     fan_in: int
@@ -61,11 +69,16 @@ class Dense(Layer):
         return self.fan_in * self.fan_out
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, needs_dx=True)
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, needs_dx=False)
+
+    def _forward(self, params: Views, x: Array, batch: Batch, needs_dx: bool) -> tuple[Array, Backward]:
         weight, kernels = params["weight"], kernels_for(x, batch.device.precision)
         y: Array = kernels.multiply(weight, x)
         if self.bias:
             y += params["bias"][:, None]
-        needs_dx = x is not batch.x
 
         def backward(dy: Array, grads: Views) -> Array | None:
             kernels.multiply(dy, x.T, out=grads["weight"])

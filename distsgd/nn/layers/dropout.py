@@ -17,12 +17,21 @@ from distsgd.nn.layers.base import Backward, Layer, image_shape
 class Dropout(Layer):
     """In training y := x m / (1 - rate) with m 1 or 0, 0 with probability `rate`; otherwise y := x.
 
-    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural networks from
-    overfitting", JMLR 15, 2014; "inverted": scaled in training, so that evaluation has nothing to do.
+    This is "inverted" dropout: scaled in training, so that evaluation has nothing to do.
 
-    With `channels`, whole channels of images (channels, height, width, n) are dropped, each of each example by itself:
-    neighbouring pixels are so alike that single ones tell each other. Tompson, Goroshin, Jain, LeCun & Bregler,
-    "Efficient object localization using convolutional networks", CVPR 2015.
+    Parameters
+    ----------
+    rate
+        The probability with which a value is dropped, below 1.
+    channels
+        Whether whole channels of images (channels, height, width, n) are dropped, independently for each example:
+        neighbouring pixels are so similar that a single dropped one can be inferred.
+
+    References
+    ----------
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural networks from
+    overfitting", JMLR 15, 2014.
+    Tompson, Goroshin, Jain, LeCun & Bregler, "Efficient object localization using convolutional networks", CVPR 2015.
     """
 
     rate: float = 0.5

@@ -14,14 +14,14 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Backward, Layer, join
+from distsgd.nn.layers.base import Backward, StatefulLayer, join
 
 
 def combine(first: tuple[float, Array, Array], second: tuple[float, Array, Array]) -> tuple[float, Array, Array]:
     """(count, mean, M2) of two samples together, M2 being the sum of squared differences from the mean; float64.
 
     δ := mean_b - mean_a; mean := mean_a + δ n_b/n; M2 := M2_a + M2_b + δ² n_a n_b/n, with n := n_a + n_b.
-    A sample with count 0 is left out. Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
+    A sample with count 0 is skipped. Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
     computing sample variances", Stanford STAN-CS-79-773, 1979.
     """
     if second[0] == 0:
@@ -43,15 +43,29 @@ def update_running(running: Array, value: Array, momentum: float) -> None:
 
 
 @dataclass(frozen=True)
-class BatchNormalization(Layer):
+class BatchNormalization(StatefulLayer):
     """y := scale (x - mean) / √(variance + epsilon) + shift, for each feature (the first axis of x).
 
-    In training, mean and biased variance are those of the microbatch ("ghost" batch normalization: Hoffer, Hubara &
-    Soudry, "Train longer, generalize better", NeurIPS 2017), so the result depends on `microbatches`, never on the
-    number of ranks; a microbatch with one value a feature gives y = shift. In evaluation they are the running ones in
-    `batch.state`. A minibatch with one value a feature leaves these as they are. With dx̂ := dy scale and x̂ the
-    normalized x, in training dx := (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / √(variance + epsilon), dscale := Σ dy x̂,
-    dshift := Σ dy. Ioffe & Szegedy, "Batch normalization", ICML 2015.
+    In training, mean and biased variance are those of the microbatch ("ghost" batch normalization), so the result
+    depends on `microbatches`, never on the number of ranks; a microbatch with one value a feature gives y = shift. In
+    evaluation they are the running ones in `batch.state`. A minibatch with one value a feature doesn't move these.
+
+    With dx̂ := dy scale and x̂ the normalized x, in training
+    dx := (dx̂ - mean(dx̂) - x̂ mean(dx̂ x̂)) / √(variance + epsilon), dscale := Σ dy x̂, dshift := Σ dy.
+
+    Parameters
+    ----------
+    features
+        The length of x's first axis.
+    momentum
+        By which running statistics move towards a minibatch's, from 0 to 1.
+    epsilon
+        Added to the variance, above 0.
+
+    References
+    ----------
+    Ioffe & Szegedy, "Batch normalization", ICML 2015.
+    Hoffer, Hubara & Soudry, "Train longer, generalize better", NeurIPS 2017 (statistics of a microbatch).
     """
 
     features: int
@@ -116,11 +130,11 @@ class BatchNormalization(Layer):
             mean, variance = (values.astype(x.dtype, copy=False) for values in self._running(batch, path))
             inverse = 1.0 / np.sqrt(variance + self.epsilon)
             y = kernels.transform(rows, mean, scale * inverse, shift)
-        way_back = kernels.normalize_backward if batch.training else kernels.transform_backward
+        input_gradient = kernels.normalize_backward if batch.training else kernels.transform_backward
 
         def backward(dy: Array, grads: Views) -> Array:
             dy_rows = xp.ascontiguousarray(dy).reshape(rows.shape)
-            dx: Array = way_back(rows, mean, inverse, scale, dy_rows, grads["scale"], grads["shift"])
+            dx: Array = input_gradient(rows, mean, inverse, scale, dy_rows, grads["scale"], grads["shift"])
             return dx.reshape(dy.shape)
 
         return y.reshape(x.shape), backward

@@ -19,10 +19,7 @@ from distsgd.nn.layers.base import Backward, Layer, image_shape, pair
 
 @dataclass(frozen=True)
 class _Pooling(Layer):
-    """A window that moves by `stride` (by its own size where it is None) and stays inside the image.
-
-    Window and stride are numbers, or (height, width). Rows and columns that no whole window covers are left out.
-    """
+    """A window that moves over an image and stays inside it."""
 
     size: int | tuple[int, int] = 2
     stride: int | tuple[int, int] | None = None
@@ -47,7 +44,16 @@ class _Pooling(Layer):
 
 @dataclass(frozen=True)
 class MaxPooling(_Pooling):
-    """y := the largest value of each window; dy goes to the first place where it stands, in the order of rows."""
+    """y := the largest value of each window; dx is dy at its first place in the window, in the order of rows.
+
+    Parameters
+    ----------
+    size
+        Of the window: a number, or (height, width).
+    stride
+        How far the window moves, a number or (height, width); None for the window's own size. Rows and columns that no
+        whole window covers are skipped.
+    """
 
     kind: ClassVar[str] = "pool"
 
@@ -59,7 +65,16 @@ class MaxPooling(_Pooling):
 
 @dataclass(frozen=True)
 class AveragePooling(_Pooling):
-    """y := the mean of each window; dx := dy / (values in a window), summed where windows overlap."""
+    """y := the mean of each window; dx := dy / (values in a window), summed where windows overlap.
+
+    Parameters
+    ----------
+    size
+        Of the window: a number, or (height, width).
+    stride
+        How far the window moves, a number or (height, width); None for the window's own size. Rows and columns that no
+        whole window covers are skipped.
+    """
 
     kind: ClassVar[str] = "averagepool"
 

@@ -1,4 +1,4 @@
-"""Residual blocks: layers that compute what is to be added to their own input."""
+"""Residual blocks: layers whose output is added to their own input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,19 @@ from distsgd.nn.layers.sequential import Composite
 
 @dataclass(frozen=True)
 class Residual(Composite):
-    """y := body(x) + shortcut(x), the shortcut being x itself where it is None; dx is the sum of both ways back.
+    """y := body(x) + shortcut(x), and dx the sum of both gradients.
 
+    The names of parameters, state and statistics begin with `body.` and `shortcut.`.
+
+    Parameters
+    ----------
+    body
+        A layer.
+    shortcut
+        A layer with outputs of the same shape; None for x itself.
+
+    References
+    ----------
     He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016.
     """
 
@@ -49,11 +60,18 @@ class Residual(Composite):
         return sum(layer.multiply_adds(shape) for _, layer in self._named)
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        y, body_backward = self.body.forward(params.scope("body"), x, batch, join(path, "body"))
+        return self._forward(params, x, batch, path, needs_dx=True)
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, path, needs_dx=False)
+
+    def _forward(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
+        forward = self.body.forward if needs_dx else self.body.forward_on_data
+        y, body_backward = forward(params.scope("body"), x, batch, join(path, "body"))
         around, shortcut_backward = x, None
         if self.shortcut is not None:
-            inside = join(path, "shortcut")
-            around, shortcut_backward = self.shortcut.forward(params.scope("shortcut"), x, batch, inside)
+            forward = self.shortcut.forward if needs_dx else self.shortcut.forward_on_data
+            around, shortcut_backward = forward(params.scope("shortcut"), x, batch, join(path, "shortcut"))
 
         def backward(dy: Array, grads: Views) -> Array | None:
             dx = body_backward(dy, grads.scope("body"))
@@ -67,10 +85,18 @@ class Residual(Composite):
 
 @dataclass(frozen=True)
 class Subsample(Layer):
-    """Every `stride`-th row and column, and zeros for channels that x hasn't: a shortcut without parameters.
+    """y[c, h, w] := x[c, s h, s w] for the channels of x, and 0 for further ones: a shortcut without parameters.
 
-    y[c, h, w] := x[c, s h, s w] for the channels of x, 0 for further ones up to `channels`; "option A" of He, Zhang,
-    Ren & Sun, CVPR 2016, section 3.3.
+    Parameters
+    ----------
+    channels
+        Channels of y, at least as many as x has.
+    stride
+        s, the step between the rows and columns that are kept.
+
+    References
+    ----------
+    He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 3.3, "option A".
     """
 
     channels: int

@@ -1,24 +1,26 @@
-"""Layers one behind the other, each under its own name."""
+"""Layers one after the other, each under its own name."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Backward, Layer, join
-from distsgd.nn.layers.dense import Flatten
+from distsgd.nn.layers.base import Backward, Layer, StatefulLayer, join
+
+_Step: TypeAlias = tuple[str, Callable[[Views, Array, Batch, str], tuple[Array, Backward]], str]
+"""A layer's name, its forward or forward_on_data, and its path."""
 
 
-class Composite(Layer):
-    """Layers under names of their own. Their parameters, state and statistics are called `name.theirs`."""
+class Composite(StatefulLayer):
+    """Layers with names. Names of parameters, state and statistics begin with the layer's name and a dot."""
 
     @property
     @abstractmethod
@@ -29,10 +31,10 @@ class Composite(Layer):
         return {join(name, key): s for name, layer in self._named for key, s in layer.parameter_shapes().items()}
 
     def state_shapes(self) -> Mapping[str, Shape]:
-        return {join(name, key): s for name, layer in self._named for key, s in layer.state_shapes().items()}
+        return {join(name, key): s for name, layer in self._stateful for key, s in layer.state_shapes().items()}
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        return {join(name, key): s for name, layer in self._named for key, s in layer.statistics_shapes().items()}
+        return {join(name, key): s for name, layer in self._stateful for key, s in layer.statistics_shapes().items()}
 
     def initialize(self, params: Views, seed: int, path: str) -> None:
         for name, layer in self._named:
@@ -51,16 +53,22 @@ class Composite(Layer):
             layer.update_state(state.scope(name), statistics.scope(name))
 
     @cached_property
-    def _stateful(self) -> tuple[tuple[str, Layer], ...]:
-        return tuple((name, layer) for name, layer in self._named if layer.state_shapes() or layer.statistics_shapes())
+    def _stateful(self) -> tuple[tuple[str, StatefulLayer], ...]:
+        return tuple((name, layer) for name, layer in self._named if isinstance(layer, StatefulLayer))
 
 
 @dataclass(frozen=True, init=False)
 class Sequential(Composite):
     """y := layerₖ(… layer₂(layer₁(x))).
 
-    Without `names` the layers are called by kind and counted from 1: dense1, activation1, dense2, … A layer's
-    parameters, state and statistics are called `name.theirs`, such as dense1.weight.
+    A layer's parameters, state and statistics have its name and a dot in front, such as dense1.weight.
+
+    Parameters
+    ----------
+    layers
+        At least one layer.
+    names
+        A name for each; None for their kinds, counted from 1: dense1, activation1, dense2, …
     """
 
     layers: tuple[Layer, ...]
@@ -107,39 +115,36 @@ class Sequential(Composite):
         return total
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, self._steps(path, on_data=False))
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self._forward(params, x, batch, self._steps(path, on_data=True))
+
+    def _forward(self, params: Views, x: Array, batch: Batch, steps: tuple[_Step, ...]) -> tuple[Array, Backward]:
         backwards: list[tuple[str, Backward]] = []
-        at_input = 0
-        for name, layer, inside in self._steps(path):
-            before = x
-            x, backward_of_layer = layer.forward(params.scope(name), x, batch, inside)
+        for name, forward, inside in steps:
+            x, backward_of_layer = forward(params.scope(name), x, batch, inside)
             backwards.append((name, backward_of_layer))
-            if before is batch.x:
-                at_input += 1  # layers whose input is the model's own, whose dx no one needs
-                if type(layer) is Flatten:
-                    batch = replace(batch, x=x)  # flat, it is the model's own input still
 
         def backward(dy: Array, grads: Views) -> Array | None:
             d: Array | None = dy
             for name, backward_of_layer in reversed(backwards):
                 if d is None:
-                    self._check_rest(name, at_input)
+                    self._check_rest(name)
                     return None
                 d = backward_of_layer(d, grads.scope(name))
             return d
 
         return x, backward
 
-    def _check_rest(self, name: str, at_input: int) -> None:
-        """Raises ConfigurationError where the layers up to `name` need the dx that the next one didn't give.
-
-        They don't where that one's input is the model's own, as that of the first `at_input` layers is.
-        """
+    def _check_rest(self, name: str) -> None:
+        """Raises ConfigurationError where a layer up to `name` needs the dx that the next layer didn't return."""
         names = [known for known, _ in self._fused]
         rest = names.index(name) + 1
-        if rest >= at_input and any(layer.parameter_shapes() for _, layer in self._fused[:rest]):
+        if any(layer.parameter_shapes() for _, layer in self._fused[:rest]):
             raise ConfigurationError(
-                f"{names[rest]}: backward returned None, but {name} before it has to know dx; return the gradient of "
-                "the layer's input"
+                f"{names[rest]}: backward returned None, but {name} before it needs dx; return the gradient of the "
+                "layer's input"
             )
 
     @cached_property
@@ -148,7 +153,7 @@ class Sequential(Composite):
 
     @cached_property
     def _fused(self) -> tuple[tuple[str, Layer], ...]:
-        """What is computed: layers that do so better together are one, under the first one's name."""
+        """The layers that are computed: two that are faster together are one, under the first one's name."""
         found: list[tuple[str, Layer]] = []
         for name, layer in self._named:
             together = found[-1][1].fused(layer) if found else None
@@ -158,16 +163,23 @@ class Sequential(Composite):
                 found[-1] = (found[-1][0], together)
         return tuple(found)
 
-    def _steps(self, path: str) -> tuple[tuple[str, Layer, str], ...]:
-        """Names, layers and paths; kept for each path, because joining names costs more than a small GEMM."""
-        steps = self._steps_by_path.get(path)
+    def _steps(self, path: str, on_data: bool) -> tuple[_Step, ...]:
+        """What to call for each layer; kept for each path, because joining names costs more than a small GEMM.
+
+        On data, no gradient is needed before the first layer with parameters.
+        """
+        steps = self._kept_steps.get((path, on_data))
         if steps is None:
-            steps = tuple((name, layer, join(path, name)) for name, layer in self._fused)
-            self._steps_by_path[path] = steps
+            found: list[_Step] = []
+            still_data = on_data
+            for name, layer in self._fused:
+                found.append((name, layer.forward_on_data if still_data else layer.forward, join(path, name)))
+                still_data = still_data and not layer.parameter_shapes()
+            steps = self._kept_steps[path, on_data] = tuple(found)
         return steps
 
     @cached_property
-    def _steps_by_path(self) -> dict[str, tuple[tuple[str, Layer, str], ...]]:
+    def _kept_steps(self) -> dict[tuple[str, bool], tuple[_Step, ...]]:
         return {}
 
 

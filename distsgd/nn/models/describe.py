@@ -48,7 +48,7 @@ def _flatten(layer: Layer) -> Iterator[Layer]:
 
 
 def _as_list(parts: list[Layer]) -> str:
-    """The layers with commas between; residual blocks in a row are counted, with the activations behind each."""
+    """The layers with commas between; residual blocks in a row are counted, with the activation after each."""
     kept = [
         part
         for before, part in pairwise([None, *parts])

@@ -13,13 +13,19 @@ HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
 
 @dataclass(frozen=True)
 class Place:
-    """What initial values may depend on. A kernel's every position counts as an input, and as an output.
+    """What initial values may depend on. Each position of a kernel counts as an input, and as an output.
 
-    fan_in      channels · kh · kw, or the inputs of a dense layer
-    fan_out     filters · kh · kw, divided by the size of the pooling window behind it and rounded down, at least 1; or
-                the units of a dense layer
-    activation  the next one before another conv or dense, None where there is none
-    last        whether no conv or dense follows
+    Parameters
+    ----------
+    fan_in
+        channels · kh · kw, or the inputs of a dense layer.
+    fan_out
+        filters · kh · kw, divided by the size of the next pooling window and rounded down, at least 1; or the units of
+        a dense layer.
+    activation
+        The next one before another conv or dense, None where there is none.
+    last
+        Whether no conv or dense follows.
     """
 
     fan_in: int

@@ -38,9 +38,9 @@ def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
     """A convolution, three stages of three residual blocks with 16, 32 and 64 filters, the mean of each map, dense.
 
     He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2: each block is 3x3
-    convolution, batch normalization, ReLU, convolution, batch normalization, and a ReLU behind the sum; the second and
+    convolution, batch normalization, ReLU, convolution, batch normalization, and a ReLU after the sum; the second and
     third stage begin with stride 2, and shortcuts have no parameters ("option A"), so that there are 0.27 million.
-    Convolutions have no biases, which batch normalization would take out again.
+    Convolutions have no biases, which batch normalization would subtract again.
     """
     options.check_skipped("resnet20")
     shape = as_images(input_shape)

@@ -1,4 +1,4 @@
-"""What a named model can be told."""
+"""The options of named models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,28 @@ from distsgd.nn.layers import Activation, Dropout, Layer
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a named model can be told; all but `mlp` take the initializers and the bias alone.
+    """The options of a named model; all but `mlp` take the initializers and the bias alone.
 
-    hidden               units of each hidden layer
-    activation           behind each hidden layer
-    dropout              rate behind each hidden activation; 0 for none
-    batch_norm           batch normalization between each hidden layer and its activation
-    weight_initializer   such as "glorot(4)"; None for He's with ReLU and its relatives, Glorot's with the others, zeros
-                         in `softmax`, whose loss is convex, and its author's in a published network
-    bias_initializer     "zeros" for a published network's own, too
-    output_activation    linear, or sigmoid for outputs between 0 and 1 under a squared error; the losses with "cross-
-                         entropy" in their names take linear outputs
+    Parameters
+    ----------
+    hidden
+        Units of each hidden layer.
+    activation
+        The activation after each hidden layer.
+    dropout
+        The rate of dropout after each hidden activation; 0 for none.
+    batch_norm
+        Whether there is batch normalization between each hidden layer and its activation.
+    weight_initializer
+        Such as "glorot(4)". None for He's with ReLU and its relatives, Glorot's with the others, zeros in `softmax`,
+        whose loss is convex, and the author's own in a published network.
+    bias_initializer
+        Such as "zeros", which also stands for a published network's own.
+    bias
+        Whether convolutions and dense layers have biases.
+    output_activation
+        linear, or sigmoid for outputs between 0 and 1 under a squared error; the losses with "cross-entropy" in their
+        names take linear outputs.
     """
 
     hidden: tuple[int, ...] = (128, 128)
@@ -40,7 +51,7 @@ class ModelOptions:
             raise ConfigurationError(f"hidden: expected at least one unit in each layer, got {self.hidden}")
         if self.output_activation not in ("linear", "sigmoid"):
             raise ConfigurationError(f"output activation: expected linear or sigmoid, got {self.output_activation!r}")
-        # What the layers check themselves is checked here too, so that a wrong option is told before data are read.
+        # What the layers check themselves is checked here too: a wrong option is reported before data are read.
         Activation(self.activation)
         Dropout(self.dropout)
         for text in (self.weight_initializer, self.bias_initializer):
@@ -52,7 +63,7 @@ class ModelOptions:
         for name in ("hidden", "activation", "dropout", "batch_norm", "output_activation"):
             if getattr(self, name) != getattr(ModelOptions, name):
                 raise ConfigurationError(
-                    f"{name} is an option of mlp, got it with {model!r}; say it in a list of layers, such as "
+                    f"{name} is an option of mlp, got it with {model!r}; write it in a list of layers, such as "
                     "'conv 20 5x5, batch-norm, relu, dropout 0.5, dense 10'"
                 )
 

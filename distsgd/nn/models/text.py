@@ -1,4 +1,4 @@
-"""Networks in words: "conv 20 5x5, pool 2, relu, dense 100, relu, dense 10"."""
+"""Networks as text: "conv 20 5x5, pool 2, relu, dense 100, relu, dense 10"."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _RATE = r"(?P<rate>\d*\.?\d+)"
 
 @dataclass(frozen=True)
 class Word:
-    """A kind of layer: what may stand behind its name, how to say so, and how it is made of what was found."""
+    """A kind of layer: the pattern of its arguments, their usage text, and how to make it from the match."""
 
     pattern: str
     usage: str
@@ -45,7 +45,7 @@ class Word:
 
 
 Part = tuple[str, Mapping[str, str | None]]
-"""A layer in words, and what was found behind its name."""
+"""A layer's name in text, and its arguments by name."""
 
 
 def _pair(text: str | None) -> tuple[int, int]:
@@ -93,8 +93,8 @@ WORDS: Mapping[str, Word] = {
 
 def is_text(model: str) -> bool:
     """Whether this means a list of layers, right or wrong, rather than a name."""
-    name, _, behind = _words(model).rpartition(":")
-    return "," in model or name in INITIAL_VALUES or behind.strip().partition(" ")[0] in WORDS
+    name, _, layers = _words(model).rpartition(":")
+    return "," in model or name in INITIAL_VALUES or layers.strip().partition(" ")[0] in WORDS
 
 
 def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
@@ -143,7 +143,7 @@ def _initial_values(name: str) -> InitialValues:
 def _parse(text: str) -> Part:
     """One layer's words. Raises ConfigurationError with the word, what was expected, and what there is."""
     words = _words(text)
-    name, _, behind = words.partition(" ")
+    name, _, arguments = words.partition(" ")
     if name not in WORDS:
         close = get_close_matches(name, WORDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -151,26 +151,26 @@ def _parse(text: str) -> Part:
             f"model: expected layers such as 'conv 20 5x5, pool 2, relu, dense 10', made of {', '.join(WORDS)}, "
             f"got {words!r}{hint}"
         )
-    found = re.fullmatch(WORDS[name].pattern, behind)
+    found = re.fullmatch(WORDS[name].pattern, arguments)
     if found is None:
         usage = WORDS[name].usage
         raise ConfigurationError(
             f"model: expected {name} {usage}, got {words!r}" if usage else
-            f"model: expected {name} with nothing behind it, got {words!r}; put a comma between layers"
+            f"model: expected {name} with nothing after it, got {words!r}; put a comma between layers"
         )  # fmt: skip
     return name, found.groupdict()
 
 
 def _with_initial_values(
-    layer: Convolution | Dense, behind: Sequence[Part], initial_values: InitialValues, options: ModelOptions
+    layer: Convolution | Dense, later: Sequence[Part], initial_values: InitialValues, options: ModelOptions
 ) -> Layer:
-    """The layer with its initializers, and with biases as the options say."""
+    """The layer with its initializers, and with biases by the options."""
     following = []
-    for word, found in behind:
+    for word, found in later:
         if word in ("conv", "dense"):
             break
         following.append((word, found))
-    last = len(following) == len(behind)
+    last = len(following) == len(later)
     activation = next((word for word, _ in following if word in ACTIVATIONS), None)
     pooled = next((prod(_pair(found["size"])) for word, found in following if word.endswith("pool") and found), 1)
     if isinstance(layer, Dense):

@@ -1,0 +1,179 @@
+"""The loader: microbatches gathered from examples, in the form that an objective takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.device import CPU, Array, Device
+from distsgd.core.errors import DataError
+from distsgd.core.layout import Views
+from distsgd.data.augmentation import Augmentation, example_words, move
+from distsgd.data.examples import Examples
+from distsgd.nn.batch import Batch
+from distsgd.nn.objective import Objective
+
+
+@dataclass(slots=True)
+class GatheredBatch:
+    """Gathered examples: inputs (n, features) in the model's dtype, stored targets, weights, and their row indices."""
+
+    x: Array
+    y: Array
+    weights: Array | None
+    row_indices: Array
+
+    def on(self, device: Device) -> GatheredBatch:
+        """A copy in the device's memory; the row indices stay on the host."""
+        weights = None if self.weights is None else device.put(self.weights)
+        return GatheredBatch(device.put(self.x), device.put(self.y), weights, self.row_indices)
+
+    def slice(self, start: int, stop: int) -> GatheredBatch:
+        """The examples [start, stop), without a copy."""
+        weights = None if self.weights is None else self.weights[start:stop]
+        return GatheredBatch(self.x[start:stop], self.y[start:stop], weights, self.row_indices[start:stop])
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Gathers microbatches of examples as an objective takes them.
+
+    Parameters
+    ----------
+    examples
+        Where they lie, on the host or on the device, they are gathered.
+    objective, dtype
+        The objective decides the shape of inputs and the form of targets, dtype is the model's.
+    seed
+        Of augmentation and of the batches' random words.
+    with_targets
+        Whether batches have targets; without, inputs alone are read.
+    augmentation
+        What is done to the images of training batches, and to no others.
+    device
+        Where batches are computed with.
+    """
+
+    examples: Examples
+    objective: Objective
+    dtype: np.dtype
+    seed: int
+    with_targets: bool = True
+    augmentation: Augmentation | None = None
+    device: Device = CPU
+
+    def check(self) -> None:
+        """Raises DataError where the examples don't fit the objective's input."""
+        shape, features = self.objective.input_shape, int(np.prod(self.examples.x.shape[1:]))
+        if shape is not None and int(np.prod(shape)) != features:
+            raise DataError(
+                f"the model takes examples of shape {shape}, {int(np.prod(shape))} numbers each, but the data has "
+                f"{self.examples.x.shape[1:]}, {features} numbers each"
+            )
+
+    def gather(
+        self, positions: Array, epoch: int | None = None, buffer: Array | None = None, row_indices: Array | None = None
+    ) -> GatheredBatch:
+        """The examples at these positions, copied out of the data set in the model's dtype.
+
+        Inputs are C-ordered rows on every path, and become a transposed view in `batch`: the memory order of an operand
+        is part of what GEMM computes.
+
+        Parameters
+        ----------
+        positions
+            Positions (n,) in the set of examples.
+        epoch
+            The epoch for which training images are augmented; None for no augmentation.
+        buffer
+            Memory for the inputs, at least (n, features) in the model's dtype: reused memory is faster than new.
+        row_indices
+            The row indices in the device's memory, where they are there already.
+        """
+        if self.device.holds(self.examples.x):
+            return self._gather(self.device, positions, epoch, buffer, row_indices)
+        return self.gather_on_host(positions, epoch, buffer).on(self.device)
+
+    def gather_on_host(self, positions: Array, epoch: int | None = None, buffer: Array | None = None) -> GatheredBatch:
+        """The same of examples that lie in the host's memory, into the host's memory."""
+        return self._gather(CPU, positions, epoch, buffer)
+
+    def _gather(
+        self,
+        device: Device,
+        positions: Array,
+        epoch: int | None,
+        buffer: Array | None,
+        row_indices: Array | None = None,
+    ) -> GatheredBatch:
+        """The same, on the device where the examples lie."""
+        examples, rows = self.examples, self.examples.row_indices(positions)
+        there = device.put(rows) if row_indices is None else row_indices
+        shape = (len(rows), *examples.x.shape[1:])
+        out = None if buffer is None else buffer[: len(rows)].reshape(shape)
+        as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
+        x = device.take(examples.x, there, out if as_it_is else None)
+        self._augment(x, positions, epoch)
+        if examples.scale != 1.0:
+            x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
+        elif x.dtype != self.dtype:
+            x = x.astype(self.dtype)
+        y = device.take(examples.y, there) if self.with_targets else device.empty((len(rows),), self.dtype)
+        weights = None if examples.weights is None else device.take(examples.weights, there).astype(self.dtype)
+        return GatheredBatch(x.reshape(len(rows), math.prod(shape[1:])), y, weights, rows)
+
+    def buffer(self, count: int) -> Array:
+        """Memory for `gather`, of `count` examples."""
+        make = self.device.empty if self.device.holds(self.examples.x) else self.device.host_buffer
+        return make((count, math.prod(self.examples.x.shape[1:])), self.dtype)
+
+    def _augment(self, x: Array, positions: Array, epoch: int | None) -> None:
+        """In place, makes of gathered rows x the examples at these positions, and augments them.
+
+        Examples that are moved or augmented lie on the host.
+        """
+        examples = self.examples
+        indices = examples.example_indices(positions)
+        if len(examples.shifts) > 1:
+            down, right = np.array(examples.shifts)[indices // len(examples.x)].T
+            move(x, down, right, int(np.abs(examples.shifts).max()))
+        if epoch is not None and self.augmentation is not None:
+            self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[indices])
+
+    def batch(
+        self,
+        chosen: Array | GatheredBatch,
+        state: Views,
+        *,
+        step: int = 0,
+        epoch: int = 0,
+        microbatch: int = 0,
+        statistics: Views | None = None,
+        clock: Array | None = None,
+    ) -> Batch:
+        """The batch of these examples, by positions or gathered already.
+
+        It is a training batch where `statistics` is given: the views that its batch statistics are written to.
+        """
+        training = statistics is not None
+        gathered = chosen if isinstance(chosen, GatheredBatch) else self.gather(chosen, epoch if training else None)
+        x, shape = self.device.aligned(gathered.x).T, self.objective.input_shape
+        if shape is not None and len(shape) > 1:
+            x = x.reshape(*shape, len(gathered.row_indices))
+        return Batch(
+            x=x,
+            y=self.objective.targets(gathered.y, self.dtype) if self.with_targets else gathered.y,
+            indices=gathered.row_indices,
+            weights=gathered.weights,
+            epoch=epoch,
+            step=step,
+            microbatch=microbatch,
+            seed=self.seed,
+            training=training,
+            state=state,
+            statistics={} if statistics is None else statistics,
+            device=self.device,
+            clock=clock,
+        )
