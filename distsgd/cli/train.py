@@ -60,7 +60,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
 
 def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Signals) -> int:
     """Trains this attempt. Collective."""
-    from distsgd.parallel.status_table import Phase
+    from distsgd.core.status_table import Phase
     from distsgd.run.build import build_metrics, build_objective, build_own_optimizer, check_targets, user_code
     from distsgd.run.lifecycle import Attempt
     from distsgd.run.placement import load_data

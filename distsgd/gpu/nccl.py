@@ -12,9 +12,9 @@ from typing import Any
 
 from distsgd.core.device import Array, Device, is_on_host
 from distsgd.core.errors import DistsgdError, first_line
+from distsgd.core.status_table import Collective
 from distsgd.gpu.wrapping import DeviceCommunicator
 from distsgd.parallel.communicator import Communicator, Parts
-from distsgd.parallel.status_table import Collective
 
 _INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CUDA 12"
 _OLDEST = 20906

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsgd.core.status_table import where
 from distsgd.launching.start import Ending
 from distsgd.launching.words import Death
-from distsgd.parallel.status_table import where
 
 _SHOWN_OUTPUT = 20  # lines
 FINAL_ERRORS = ("NonFiniteError", "ReplicaError", "CheckpointError", "OutputError")

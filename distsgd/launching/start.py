@@ -15,8 +15,8 @@ from types import FrameType
 
 from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
 from distsgd.core.processes import alive, can_look
+from distsgd.core.status_table import Field, StatusTable
 from distsgd.launching.words import Stream, Words
-from distsgd.parallel.status_table import Field, StatusTable
 
 _TICK = 0.25  # seconds
 _SHOWN_SOON = 0.05

@@ -21,11 +21,11 @@ from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, LauncherError
 from distsgd.core.output import flush, leave, report_error, report_to_launcher, say_lines
 from distsgd.core.processes import die_with_parent
+from distsgd.core.status_table import Collective, Heartbeat, private_heartbeat
 from distsgd.parallel.communicator import Communicator, Parts
 from distsgd.parallel.gpu_aware import takes_gpu_memory
 from distsgd.parallel.launchers import library_path, mismatch
 from distsgd.parallel.shared_memory import shared_status_table
-from distsgd.parallel.status_table import Collective, Heartbeat, private_heartbeat
 from distsgd.parallel.watchdog import Watchdog
 
 T = TypeVar("T")

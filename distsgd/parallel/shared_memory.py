@@ -17,8 +17,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.output import STATUS_TABLE_VARIABLE, launched, secret
+from distsgd.core.status_table import StatusTable
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.status_table import StatusTable
 
 
 class NotShared(Exception):

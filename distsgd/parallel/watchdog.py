@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from distsgd.core.output import launched, report_to_launcher, say
 from distsgd.core.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
-from distsgd.parallel.status_table import Collective, Field, Phase, StatusTable, where
+from distsgd.core.status_table import Collective, Field, Phase, StatusTable, where
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10

@@ -17,6 +17,7 @@ from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
 from distsgd.core.output import say
 from distsgd.core.runtime import single_threaded_blas
+from distsgd.core.status_table import Phase
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.nn.layers import Layer
@@ -25,7 +26,6 @@ from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
-from distsgd.parallel.status_table import Phase
 from distsgd.plots.canvas import check_installed
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import (

@@ -12,11 +12,11 @@ from distsgd.core.device import Device
 from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
 from distsgd.core.output import say, say_lines
 from distsgd.core.runtime import cpu_probe
+from distsgd.core.status_table import Phase
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.parallel.status_table import Phase
 from distsgd.run.build import build_own_schedule, build_trainer, confusion_matrix
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.folder import RunFolder

@@ -18,11 +18,11 @@ import numpy as np
 
 from distsgd.core.device import Array, host_copy, to_host
 from distsgd.core.output import say
+from distsgd.core.status_table import Phase
 from distsgd.data.sampling import Sampler
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import BLOCK
-from distsgd.parallel.status_table import Phase
 from distsgd.training.callbacks import Callback
 from distsgd.training.early_stopping import StoppingRule, reaches
 from distsgd.training.evaluator import Evaluator

@@ -258,7 +258,7 @@ def test_two_signals_end_at_once(stops: Stops) -> None:
 @linux
 def test_ranks_without_a_sign_of_life(stops: Stops) -> None:
     beats = (
-        "import mmap, os, time; from distsgd.parallel.status_table import StatusTable, Field; "
+        "import mmap, os, time; from distsgd.core.status_table import StatusTable, Field; "
         "memory = mmap.mmap(os.open(os.environ['DISTSGD_STATUS_TABLE'], os.O_RDWR), StatusTable.bytes_for(1)); "
         "table = StatusTable(memoryview(memory), 1); assert table.marked; "
         "table.line(0)[Field.PLACE] = 57 * 16 + 2; table.line(0)[Field.PROCESS] = os.getpid(); "

@@ -30,9 +30,9 @@ from distsgd.core.output import (
     secret,
 )
 from distsgd.core.processes import stat
+from distsgd.core.status_table import StatusTable
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_memory import shared_status_table
-from distsgd.parallel.status_table import StatusTable
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the status table is a file without a name, seen in /proc")
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from distsgd.core.processes import ProcessStat
+from distsgd.core.status_table import Collective, Field, Heartbeat, Phase, StatusTable, private_heartbeat, where
 from distsgd.parallel import watchdog
-from distsgd.parallel.status_table import Collective, Field, Heartbeat, Phase, StatusTable, private_heartbeat, where
 from distsgd.parallel.watchdog import Watchdog
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="what processes do is read from /proc")
