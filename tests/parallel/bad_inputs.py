@@ -121,7 +121,7 @@ CONFIGURATIONS: dict[str, Case] = {
     "a configuration without permission": Case("Permission", TOML, forbidden(toml("epochs = 1"), "run.toml")),
 }
 
-NEWER = (b'\\"format\\":1', b'\\"format\\":2')
+NEWER = (b'\\"format\\":2', b'\\"format\\":3')
 LAST = "--resume run/checkpoints/step-3.safetensors --out new"
 RUNS: dict[str, Case] = {
     "a flipped bit in the header's length": Case("start anew", RESUME, run(flipped(1)), status=1),
@@ -136,7 +136,7 @@ RUNS: dict[str, Case] = {
     "text for checkpoints": Case("start anew", RESUME, run(checkpoints(lambda data: b"# notes\n" * 99)), status=1),
     "a header of 16 exabytes": Case("shorter", RESUME, run(checkpoints(lambda d: b"\xff" * 8 + d[8:])), status=1),
     "checkpoints of a newer format": Case(
-        "has format 2, this version reads format 1", RESUME, run(checkpoints(lambda d: sealed(d, *NEWER))), status=1),
+        "has format 3, this version reads format 2", RESUME, run(checkpoints(lambda d: sealed(d, *NEWER))), status=1),
     "checkpoints of another program": Case("no sha256", RESUME, run(checkpoints(
         lambda data: sealed(data, b'"distsgd"', b'"another"').replace(b"sha256", b"sha512"))), status=1),
     "a checkpoint without its numbers": Case("its loss_sum is", RESUME, run(rewritten({"loss_sum": None})), status=1),
