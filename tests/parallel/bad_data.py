@@ -92,7 +92,7 @@ MNIST_FILES: dict[str, Case] = {
     "a label too few": Case("expected 20 entries, one an example, got 19", MNIST, mnist(labels=idx(range(19)))),
     "a label above 9": Case("example 3 has 10", MNIST, mnist(labels=patched(LABELS, 11, b"\x0a"))),
     "a wrong checksum": Case("CRC", MNIST, mnist(patched(gzip.compress(IMAGES), -8, b"??"), suffix=".gz")),
-    "gzip that goes on": Case("goes on", MNIST, mnist(gzip.compress(IMAGES + b"x"), suffix=".gz")),
+    "gzip that goes on": Case("the file continues", MNIST, mnist(gzip.compress(IMAGES + b"x"), suffix=".gz")),
     "a bomb of 2 TB": Case(
         "takes 2199.0 GB of memory", MNIST, every(
             mnist(b"", gzip.compress(idx(np.zeros(2**20)), 1), suffix=".gz"),
