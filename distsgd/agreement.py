@@ -85,6 +85,8 @@ def compare(caller: str, ranks: Sequence[Mapping[str, str]]) -> list[str]:
     others = f"; also different: {_listed(differing[1:])}" if len(differing) > 1 else ""
     is_data = argument in ("train", "validation", "test")
     remedy = _REMEDY_OF.get("train" if is_data else argument, _REMEDY[caller])
+    if " (global " in first:
+        remedy += "; what a function keeps for itself between calls belongs in a dataclass's field(compare=False)"
     raise (DataError if is_data else ConfigurationError)(f"{caller}: {_difference(first, ranks)}{others}; {remedy}")
 
 

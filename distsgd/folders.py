@@ -152,12 +152,10 @@ class Folder:
             try:
                 return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=outer)
             except OSError as error:
-                if error.errno not in _NO_FOLDER:
+                target = _target_of_own_link(name, outer) if error.errno in _NO_FOLDER else None
+                if target is None:
                     raise
-                found = os.stat(name, dir_fd=outer, follow_symlinks=False)
-                if not stat.S_ISLNK(found.st_mode) or found.st_uid not in (0, os.geteuid()):
-                    raise
-                return os.open(name, _FOLDER, dir_fd=outer)  # the user's own link, such as to a larger disk
+                return os.open(target, _FOLDER, dir_fd=outer)  # such as on a larger disk
 
     @contextmanager
     def _telling(self, name: str) -> Iterator[None]:
@@ -290,6 +288,26 @@ def is_leftover(name: str) -> bool:
 def is_own(status: os.stat_result, folder: int) -> bool:
     """Whether a file in `folder` belongs to this user."""
     return status.st_uid == os.geteuid() or status.st_uid == _owner_of_new_files(folder)
+
+
+def _target_of_own_link(name: str, folder: int) -> str | None:
+    """Where the link of this name leads, which this user or root has made; None for anything else.
+
+    The link itself is opened: its owner and its target are then of the same link, whatever others put in its place.
+    """
+    if not hasattr(os, "O_PATH"):  # there, a link is believed where nobody else can exchange it
+        about = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        alone = not os.fstat(folder).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return os.readlink(name, dir_fd=folder) if alone and _is_own_link(about) else None
+    link = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.readlink("", dir_fd=link) if _is_own_link(os.fstat(link)) else None
+    finally:
+        os.close(link)
+
+
+def _is_own_link(about: os.stat_result) -> bool:
+    return stat.S_ISLNK(about.st_mode) and about.st_uid in (0, os.geteuid())
 
 
 def _owner_of_new_files(folder: int) -> int:

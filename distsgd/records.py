@@ -165,6 +165,9 @@ class RunFolder:
                 if not is_at(folder, self._whole):
                     raise RunFolderError(f"{self.path} was moved while this run began; start it again")
                 os.rename(self._whole, aside)
+                if not is_at(folder, aside):  # somebody has exchanged it since: what is another's goes back
+                    os.rename(aside, self._whole)
+                    raise RunFolderError(f"{self.path} was moved while this run began; start it again")
         except OSError as error:
             raise RunFolderError(f"could not move {self.path} to {aside}: {error.strerror or error}") from None
         return aside

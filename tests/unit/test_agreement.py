@@ -58,6 +58,12 @@ def test_values_are_named_with_their_ranks() -> None:
     )
 
 
+def test_what_a_function_keeps_in_a_global() -> None:
+    """As the second fit of one program finds it: the sentence says where it belongs."""
+    with pytest.raises(ConfigurationError, match=r"\(global seen\) differs .*belongs in .*field\(compare=False\)$"):
+        compare("fit", [{"model (global seen)": "[1]"}, {"model (global seen)": "[2]"}])
+
+
 def test_many_values_and_many_names_are_cut() -> None:
     text = told([{f"option{number}": str(rank) for number in range(20)} for rank in range(1000)])
     assert text.startswith("fit: option0 differs between ranks: 0 on rank 0, 1 on rank 1, 2 on rank 2, ")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,3 +253,26 @@ def test_what_a_write_in_progress_does_not_finish_is_not_let_go(tmp_path: Path) 
     again = RunFolder(tmp_path / "run")
     again.create("")
     again.unlock()
+
+
+def test_a_folder_that_takes_the_place_of_the_one_to_be_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look and the rename: another's run stays where it was."""
+    run, rename = RunFolder(tmp_path / "run"), os.rename
+    run.create("seed = 1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.toml").write_text("seed = 2")
+
+    def late(source: Any, target: Any) -> None:
+        if (tmp_path / "other").exists():
+            rename(tmp_path / "run", tmp_path / "away")
+            rename(tmp_path / "other", tmp_path / "run")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    with pytest.raises(RunFolderError, match="was moved while this run began"):
+        run.create("seed = 3", anew=True)
+    run.unlock()
+    assert sorted(os.listdir(tmp_path)) == ["away", "run"]
+    assert (tmp_path / "run" / "config.toml").read_text() == "seed = 2"

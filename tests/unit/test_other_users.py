@@ -127,6 +127,37 @@ def test_a_checkpoint_folder_that_is_their_link(shared: Path) -> None:
     assert sorted(os.listdir(shared.parent / "home")) == ["precious", "step-0.safetensors"]
 
 
+@pytest.mark.parametrize("turn", range(1, 5))
+def test_a_link_that_they_exchange_while_it_is_followed(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    """Behind any of the looks at it; what is written lands where the user's own link leads, or nowhere."""
+    (tmp_path / "disk").mkdir()
+    (shared / "checkpoints").symlink_to(tmp_path / "disk")
+    (shared / "theirs").symlink_to(shared.parent / "home")
+    os.chown(shared / "theirs", ATTACKER, ATTACKER, follow_symlinks=False)
+    looks = 0
+
+    def looking(function: Callable[..., Any]) -> Callable[..., Any]:
+        def look(path: Any, *arguments: Any, **keywords: Any) -> Any:
+            nonlocal looks
+            try:
+                return function(path, *arguments, **keywords)
+            finally:
+                looks += path == "checkpoints"
+                if looks == turn and os.path.lexists(shared / "theirs"):
+                    os.replace(shared / "theirs", shared / "checkpoints")
+
+        return look
+
+    for name in ("open", "stat", "readlink"):
+        monkeypatch.setattr(os, name, looking(getattr(os, name)))
+    with suppress(OSError):
+        Folder(shared).child("checkpoints").write("step-1.safetensors", b"parameters")
+    assert looks
+    assert os.listdir(shared.parent / "home") == ["precious"]
+
+
 def test_nothing_of_a_private_file_is_copied(shared: Path) -> None:
     """Through links where records are read to be cut, and a checkpoint is copied for want of hard links."""
     secret = '{"step": 0, "secret": 1}'
