@@ -309,7 +309,7 @@ class Run:
 
 
 def _terminal() -> dict[str, str]:
-    """What ranks are told of the terminal that their output ends up on, if any."""
+    """What ranks receive about the terminal that shows their output, if there is one."""
     try:
         return {TERMINAL_VARIABLE: str(os.get_terminal_size(sys.stdout.fileno()).columns or 80)}
     except (OSError, ValueError):

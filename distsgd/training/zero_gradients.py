@@ -1,4 +1,4 @@
-"""A line about parameters that a user's function gives no gradient: they would stay as they are, and nobody would know.
+"""A line about parameters that a user's function gives no gradient: they would stay as they are without a word.
 
 What is looked at is the value. Whether a function writes a view can't be seen without changing what it finds there: a
 mark in place of zero would spoil `grads["w"] += …`. So the line says what is certain: the gradient is zero for every
