@@ -149,13 +149,13 @@ class Measurements:
 
     def _host(self, cores: int, names: Sequence[str]) -> Host:
         shared = [run for run in calibrations(names) if run.communication == "shared"]
-        barrier = median((self.seconds(run, "gather") + self.seconds(run, "publish")) / 2 for run in shared)
+        barrier = median((self.seconds(run, "gather") + self.seconds(run, "all_gather")) / 2 for run in shared)
         updates = [((1.0, *_update_columns(run)), self.seconds(run, "update")) for run in calibration(SMALL)]
         update, *_ = fit(updates)
         message, peer = (self.found["messages"].median(key) for key in ("message", "peer"))
         sent = messages()
         # Both halves move as many bytes; the first packs them as well. Noise must not leave less than nothing.
-        copying = [((1.0, _bytes(run)), _rest(self.seconds(run, "publish"), message)) for run in sent]
+        copying = [((1.0, _bytes(run)), _rest(self.seconds(run, "all_gather"), message)) for run in sent]
         all_gather, copy = fit(copying)
         packing = []
         for run in sent:

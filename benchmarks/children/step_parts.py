@@ -26,7 +26,7 @@ from distsgd.parallel.reduction import LocalReduction  # noqa: E402
 from distsgd.parallel.shared_reduction import SharedReduction  # noqa: E402
 from distsgd.training.trainer import Trainer  # noqa: E402
 
-PARTS = ("compute", "gather", "update", "publish")
+PARTS = ("compute", "gather", "update", "all_gather")
 noted: list[float] = []
 """The ends of this rank's parts, in turn."""
 

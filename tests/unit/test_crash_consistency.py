@@ -24,10 +24,10 @@ import pytest
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError
+from distsgd.run import folder_writer
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.folder import RunFolder
 from distsgd.run.folder_writer import FolderWriter
-from distsgd.training import callbacks
 
 SAVES, KEEP = 3, 2
 
@@ -150,7 +150,7 @@ def test_refused_at_each_system_call(
 ) -> None:
     """One sentence says why; the checkpoint before stays, whole; tried again, or with the next one, all is well."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(callbacks, "BackgroundWriter", functools.partial(BackgroundWriter, first_pause=0.0))
+    monkeypatch.setattr(folder_writer, "BackgroundWriter", functools.partial(BackgroundWriter, first_pause=0.0))
     for first in itertools.count():
         writer = FolderWriter(RunFolder(tmp_path / str(first), KEEP))
         folder = writer.folder

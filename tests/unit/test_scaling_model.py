@@ -136,7 +136,7 @@ def test_constants_come_back_from_a_perfect_machine() -> None:
 
     def took(run: Run) -> dict[str, float]:
         parts = step(run.job, RATES, HOST)
-        return {f"{run.name}: {part}": getattr(parts, part) for part in ("compute", "gather", "update", "publish")}
+        return {f"{run.name}: {part}": getattr(parts, part) for part in ("compute", "gather", "update", "all_gather")}
 
     found = {place: Series(place, [{}]) for place in ("1 rank", "2 ranks")}
     for run in calibrations(["mlp512"]):
