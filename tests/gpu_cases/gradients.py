@@ -15,7 +15,7 @@ from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
 from distsgd.nn.layers.base import Backward
 from distsgd.testing import check_gradient, check_layer_gradient
-from tests.unit import test_convolution, test_layers, test_losses
+from tests.unit.nn import test_convolution, test_layers, test_losses
 
 LAYERS = {**test_layers.UNDER_TEST, **test_convolution.CHECKED}
 LOSSES = test_losses.UNDER_TEST

@@ -13,7 +13,7 @@ from distsgd.gpu.nccl import NcclCommunicator, open_nccl
 from distsgd.parallel.communicator import Parts
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.tree import scratch_levels, tree_sum
-from tests.unit.test_gpu_training import SETTINGS, on_ranks, same, train
+from tests.unit.gpu.test_training import SETTINGS, on_ranks, same, train
 
 DEEP: dict[str, Any] = {"hidden": (2000, 1000), "max_steps": 4}
 """Eight megabytes of gradient."""

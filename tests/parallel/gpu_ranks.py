@@ -5,7 +5,7 @@ from __future__ import annotations
 from distsgd import parallel as communication
 from distsgd.parallel.mpi import MPICommunicator
 from tests.strict_device import StrictModule, strict_device
-from tests.unit.test_gpu_training import train
+from tests.unit.gpu.test_training import train
 
 OPTIONS = {"hidden": (200, 200, 100), "max_steps": 5, "batch_norm": True, "microbatches": 4}
 

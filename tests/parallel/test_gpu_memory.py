@@ -9,7 +9,7 @@ import pytest
 
 from tests.parallel.gpu_ranks import OPTIONS
 from tests.parallel.launch import run_command
-from tests.unit.test_gpu_training import train
+from tests.unit.gpu.test_training import train
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
