@@ -1,4 +1,4 @@
-"""The same bits from real processes: a chosen few settings; tests/unit/training/test_same_bits.py has the wide table."""
+"""The same bits from real processes, in a few settings; unit/training/test_same_bits.py has the wide table."""
 
 from __future__ import annotations
 
