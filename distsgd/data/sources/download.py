@@ -15,7 +15,7 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import make_folders, remove_empty, sync_folder
-from distsgd.data.sources.streams import BLOCK, Stream, absolute, open_binary, reading
+from distsgd.data.sources.streams import BLOCK, Stream, absolute, open_binary
 
 
 def default_data_dir() -> Path:
@@ -42,10 +42,8 @@ def mirror(name: str, url: str) -> str:
 
 def checksums_of(path: str | os.PathLike[str]) -> set[str]:
     """MD5, in hexadecimal, of the file's bytes and, where it is gzipped, of its content."""
-    with reading(os.fspath(path)):
-        unpacked, _ = open_binary(os.fspath(path))
-        with unpacked, open(path, "rb") as stream:
-            return {_md5(stream), _md5(unpacked)}
+    with open_binary(os.fspath(path)) as (unpacked, _), open(path, "rb") as stream:
+        return {_md5(stream), _md5(unpacked)}
 
 
 def _md5(stream: Stream) -> str:

@@ -16,7 +16,7 @@ from distsgd.core.errors import DataError
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import SPLITS, ArraySource, DataSource
 from distsgd.data.sources.sources import converted
-from distsgd.data.sources.streams import absolute, check_out, expect_end, open_binary, reading
+from distsgd.data.sources.streams import absolute, check_out, expect_end, open_binary
 from distsgd.data.sources.unpickle import unpickle_arrays
 
 SIZE_LIMIT = 1 << 30
@@ -39,11 +39,9 @@ class _Contents:
 
     def load(self) -> dict[str, Array]:
         """All arrays, by name."""
-        with reading(self.path):
-            stream, limit = open_binary(self.path)
-            with stream:
-                pairs = unpickle_arrays(stream, min(limit, SIZE_LIMIT), self.path)
-                expect_end(stream, self.path)
+        with open_binary(self.path) as (stream, limit):
+            pairs = unpickle_arrays(stream, min(limit, SIZE_LIMIT), self.path)
+            expect_end(stream, self.path)
         self._arrays = _named(self.path, pairs)
         return self._arrays
 

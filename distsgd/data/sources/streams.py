@@ -9,12 +9,11 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 from typing import IO, TypeAlias
 
 import numpy as np
 
-from distsgd.core.device import Array, Shape
+from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
 from distsgd.data.sources.base import ArraySource
@@ -62,33 +61,18 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def open_binary(path: str) -> tuple[Stream, int]:
+@contextmanager
+def open_binary(path: str) -> Iterator[tuple[Stream, int]]:
     """A file, unpacked on the fly where its content (not its name) is gzip, and an upper limit of its length."""
-    raw = open_regular(path)
-    try:
+    with reading(path), open_regular(path) as raw:
         size = os.fstat(raw.fileno()).st_size
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-    except BaseException:
-        raw.close()
-        raise
-    if not packed:
-        return raw, size
-    return _OwningGzipFile(raw), size * DEFLATE_LIMIT  # type: ignore[return-value]
-
-
-class _OwningGzipFile(gzip.GzipFile):
-    """A GzipFile that closes the file under it."""
-
-    def __init__(self, raw: Stream) -> None:
-        super().__init__(fileobj=raw, mode="rb")
-        self._raw_file = raw
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self._raw_file.close()
+        if packed:
+            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+                yield unpacked, size * DEFLATE_LIMIT  # type: ignore[misc]
+        else:
+            yield raw, size
 
 
 def read_exactly(stream: Stream, count: int, where: str) -> bytes:
@@ -97,12 +81,6 @@ def read_exactly(stream: Stream, count: int, where: str) -> bytes:
     if len(found) != count:
         raise DataError(f"{where}: expected a header of {count} bytes, the file ends after {len(found)}; make it again")
     return found
-
-
-def check_shape(shape: Shape, where: str) -> None:
-    """DataError where no array can have this shape, though it may have no elements at all."""
-    if prod(max(1, length) for length in shape) >= 1 << 56 or len(shape) > 16:
-        raise DataError(f"{where}: expected the shape of an array, the header says {shape}; make it again")
 
 
 def check_out(source: ArraySource, out: Array) -> None:

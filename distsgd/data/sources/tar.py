@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Callable, Collection
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.streams import BLOCK, Stream, open_binary, reading
+from distsgd.data.sources.streams import BLOCK, Stream, open_binary
 
 _ENTRIES = 10_000
 """Files of any kind that are passed over; the published archives have nine, and each header takes time."""
@@ -66,7 +66,7 @@ def read_members(path: str, wanted: Collection[str], visit: Visit, limit: int) -
     Raises DataError where the archive is missing or damaged, lacks a wanted file, or has one twice.
     """
     missing = set(wanted)
-    with reading(path), open_binary(path)[0] as stream:
+    with open_binary(path) as (stream, _):
         source = _Limited(stream, limit, path)
         try:
             options = {"bufsize": BLOCK, "encoding": "latin-1", "tarinfo": _Header}
