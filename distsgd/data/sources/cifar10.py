@@ -7,6 +7,7 @@ A. Krizhevsky: Learning multiple layers of features from tiny images. University
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -22,8 +23,8 @@ from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions
 from distsgd.data.sources.download import data_root, fetch
 from distsgd.data.sources.sources import ValuesSource
 from distsgd.data.sources.streams import BLOCK, Stream, check_out, expect_end, fill, reading
-from distsgd.data.sources.tar import Visit, read_members
-from distsgd.data.sources.unpickle import unpickle_columns
+from distsgd.data.sources.tar import read_members
+from distsgd.data.sources.unpickle import unpickle
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -60,8 +61,10 @@ def read_binary(stream: Stream, size: int, where: str, images: Array | None) -> 
 
 def read_python(stream: Stream, size: int, where: str, images: Array | None) -> Array:
     """The same of a pickled dict with `data` (n, 3072) uint8 and a list `labels`; what else is in it is not used."""
-    columns = unpickle_columns(stream, min(size, _FILE_LIMIT), where)
+    columns = unpickle(stream, min(size, _FILE_LIMIT), where)
     expect_end(stream, where)
+    if not isinstance(columns, dict):
+        raise DataError(f"{where}: expected a pickled dict, got a {type(columns).__name__}; get it again")
     data, labels = columns.get("data"), columns.get("labels")
     if not isinstance(data, np.ndarray) or not isinstance(labels, list):
         raise DataError(f"{where}: expected an array data and a list labels, got {', '.join(columns) or 'neither'}")
@@ -118,23 +121,20 @@ class Place:
         names = {f"{self.form.folder}/{name}{self.form.suffix}": name for name in images}
 
         def visit(member: str, stream: Stream, size: int) -> None:
-            name, where = names[member], f"{self.path}: {member}" if self.packed else str(self._unpacked(member))
-            labels[name] = self.form.read(stream, size, where, images[name])
+            name = names[member]
+            labels[name] = self.form.read(stream, size, self._where(member), images[name])
 
         if self.packed:
             read_members(str(self.path), names, visit, _UNPACKED_LIMIT)
-        else:
-            self._read_folder(list(names), visit)
+            return labels
+        for member in names:
+            with reading(self._where(member)), open_regular(self._where(member)) as stream:
+                visit(member, stream, os.fstat(stream.fileno()).st_size)
         return labels
 
-    def _read_folder(self, members: Sequence[str], visit: Visit) -> None:
-        for member in members:
-            path = self._unpacked(member)
-            with reading(str(path)), open_regular(path) as stream:
-                visit(member, stream, path.stat().st_size)
-
-    def _unpacked(self, member: str) -> Path:
-        return self.path / member.rpartition("/")[2]
+    def _where(self, member: str) -> str:
+        """A file's path, or its name inside the archive."""
+        return f"{self.path}: {member}" if self.packed else str(self.path / member.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,8 @@ class CifarSource(ArraySource):
     def read_into(self, out: Array) -> None:
         """Overwrites `out`, a block at a time."""
         check_out(self, out)
-        rows, parts, start = out.reshape(len(out), _PIXELS), {}, 0
-        for name, count in self.counts.items():
-            parts[name] = rows[start : start + count]
-            start += count
-        self.place.read(parts)
+        ends = np.cumsum(list(self.counts.values()))
+        self.place.read(dict(zip(self.counts, np.split(out.reshape(-1, _PIXELS), ends[:-1]), strict=True)))
 
 
 @dataclass(frozen=True)

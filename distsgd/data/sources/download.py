@@ -15,7 +15,7 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import make_folders, remove_empty, sync_folder
-from distsgd.data.sources.streams import BLOCK, Stream, absolute, open_binary
+from distsgd.data.sources.streams import BLOCK, absolute, open_binary
 
 
 def default_data_dir() -> Path:
@@ -46,11 +46,8 @@ def checksums_of(path: str | os.PathLike[str]) -> set[str]:
         return {_md5(stream), _md5(unpacked)}
 
 
-def _md5(stream: Stream) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    while block := stream.read(BLOCK):
-        digest.update(block)
-    return digest.hexdigest()
+def _md5(stream: Any) -> str:
+    return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool) -> None:

@@ -77,6 +77,4 @@ class FileSource(ArraySource):
 
     def _check_unchanged(self, header: Header) -> None:
         if header != self.header:
-            raise DataError(
-                f"{self.where}: expected the array that was opened, it has changed since; start again"
-            )
+            raise DataError(f"{self.where}: expected the array that was opened, it has changed since; start again")

@@ -43,17 +43,14 @@ class IdxDataset:
         from distsgd.data.sources.download import data_root, fetch
 
         root = data_root(options.data_dir)
-        paths = {key: self._find(root, file) for key, file in _FILES.items()}
-        missing = [file for key, file in _FILES.items() if paths[key] is None]
+        missing = [file for file in _FILES.values() if self._find(root, file) is None]
         if missing:
             files = {f"{file}.gz": self.checksums[file] for file in missing}
             wanted = f"{', '.join(missing)} (or each with .gz)"
             fetch(self.name, self.url, files, wanted, root / self.name, options.download)
-            paths = {key: self._find(root, file) for key, file in _FILES.items()}
         arrays = {
-            key: IdxSource.open(path, 3 if key.startswith("x") else 1)
-            for key, path in paths.items()
-            if path is not None
+            key: IdxSource.open(self._find(root, file) or root / self.name / file, 3 if key.startswith("x") else 1)
+            for key, file in _FILES.items()
         }
         return replace(assemble(self.name, arrays), scale=255.0, num_classes=10)
 
@@ -62,8 +59,7 @@ class IdxDataset:
         # Both data sets use the same file names: a folder that is called fashion doesn't hold MNIST, and vice versa.
         if ("fashion" in root.name.lower()) == ("fashion" in self.name):
             folders.append(root)
-        names = (f"{file}.gz", file)
-        found = (folder / name for folder in folders for name in names)
+        found = (folder / name for folder in folders for name in (f"{file}.gz", file))
         return next((path for path in found if path.is_file()), None)
 
 

@@ -17,7 +17,7 @@ from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import SPLITS, ArraySource, DataSource
 from distsgd.data.sources.sources import converted
 from distsgd.data.sources.streams import absolute, check_out, expect_end, open_binary
-from distsgd.data.sources.unpickle import unpickle_arrays
+from distsgd.data.sources.unpickle import unpickle
 
 SIZE_LIMIT = 1 << 30
 """Bytes of a pickle, all of which is in memory at once; the tutorials' largest, of 250,000 images, has 850 million."""
@@ -40,7 +40,7 @@ class _Contents:
     def load(self) -> dict[str, Array]:
         """All arrays, by name."""
         with open_binary(self.path) as (stream, limit):
-            pairs = unpickle_arrays(stream, min(limit, SIZE_LIMIT), self.path)
+            pairs = unpickle(stream, min(limit, SIZE_LIMIT), self.path)
             expect_end(stream, self.path)
         self._arrays = _named(self.path, pairs)
         return self._arrays

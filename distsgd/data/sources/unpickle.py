@@ -9,8 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,27 +18,17 @@ from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.sources.streams import Stream
 
-_CONTROL_AND_NUMBERS = (
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.DUP, pickle.NONE, pickle.NEWTRUE,
-    pickle.NEWFALSE, pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG, pickle.LONG1,
-    pickle.LONG4,
-)  # fmt: skip
-_BYTES = (
-    pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINBYTES, pickle.SHORT_BINBYTES,
-    pickle.BINBYTES8, pickle.BYTEARRAY8,
-)  # fmt: skip
-_TEXT_AND_SEQUENCES = (
-    pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.TUPLE,
-    pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.LIST, pickle.EMPTY_LIST,
-)  # fmt: skip
-_CALLS_AND_MEMO = (
-    pickle.APPEND, pickle.APPENDS, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD, pickle.PUT,
-    pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET,
-)  # fmt: skip
-_DICTS = (pickle.DICT, pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS)
-_OPCODES = frozenset((*_CONTROL_AND_NUMBERS, *_BYTES, *_TEXT_AND_SEQUENCES, *_CALLS_AND_MEMO))
-_OPCODE_LIMIT = 250_000
-"""Instructions of the pickle machine. 10,000 labels and file names, as a part of CIFAR-10 has, take 70,000."""
+_OPCODES = (
+    "PROTO FRAME STOP MARK POP DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 "
+    "STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 LIST EMPTY_LIST "
+    "APPEND APPENDS DICT EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE BUILD "
+    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
+)
+"""The instructions of the pickle machine that plain arrays need; any other is refused."""
+_READS = 250_000
+"""Instructions and their operands: a few bytes of gzip can hold a billion. 10,000 labels and file names, as a part of
+CIFAR-10 has, take less than half of it."""
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -65,8 +54,8 @@ class _PickledArray:
 
     __slots__ = ("array",)
 
-    def __init__(self) -> None:
-        self.array: Array | None = None
+    def __init__(self, array: Array | None = None) -> None:
+        self.array = array
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
@@ -83,27 +72,15 @@ def _array(data: object, dtype: object, shape: object, fortran: bool) -> Array:
     return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _reconstruct(*_: object) -> _PickledArray:
-    return _PickledArray()
-
-
-def _ndarray(*_: object) -> None:
-    raise ValueError("a call of numpy.ndarray")
-
-
 def _frombuffer(data: object, dtype: object, shape: object, order: object) -> _PickledArray:
-    found = _PickledArray()
-    found.array = _array(data, dtype, shape, order == "F")
-    return found
+    return _PickledArray(_array(data, dtype, shape, order == "F"))
 
 
-_ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _ndarray,
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): "an operand of _reconstruct, which nothing calls",
     ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _PickledArray(),
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
 }
 
 
@@ -112,8 +89,14 @@ class _LimitedReader:
 
     def __init__(self, stream: Stream, limit: int, where: str) -> None:
         self._stream, self._left, self.limit, self._where = stream, limit, limit, where
+        self._reads_left = _READS
 
     def read(self, count: int) -> bytes:
+        self._reads_left -= 1  # the machine reads each instruction, of one byte, by itself
+        if self._reads_left < 0:
+            raise DataError(
+                f"{self._where}: expected a pickle of at most {_READS} instructions, as arrays need; use .npz"
+            )
         if count > self._left:
             raise self._too_long()
         found = self._stream.read(count)
@@ -132,22 +115,6 @@ class _LimitedReader:
             f"{self._where}: expected a whole pickle of at most {self.limit} bytes, it says more; make it again, or "
             "use .npz"
         )
-
-
-class _Counted(dict[int, Callable[[Any], None]]):
-    """What the machine does for each opcode, for so many of them: a few bytes of gzip can hold a billion."""
-
-    def __init__(self, does: dict[int, Callable[[Any], None]], where: str) -> None:
-        super().__init__(does)
-        self._left, self._where = _OPCODE_LIMIT, where
-
-    def __getitem__(self, code: int) -> Callable[[Any], None]:
-        self._left -= 1
-        if self._left < 0:
-            raise DataError(
-                f"{self._where}: expected a pickle of at most {_OPCODE_LIMIT} instructions, as arrays need; use .npz"
-            )
-        return super().__getitem__(code)
 
 
 def _load_bytearray8(machine: Any) -> None:
@@ -172,25 +139,23 @@ def _load_build(machine: Any) -> None:
     machine.stack[-1].__setstate__(state)
 
 
-def _dispatch(opcodes: Collection[bytes]) -> dict[int, Callable[[Any], None]]:
-    """What the pickle machine does for each of these opcodes."""
-    inherited = {code: does for code, does in pickle._Unpickler.dispatch.items() if bytes([code]) in opcodes}
-    own = {pickle.BYTEARRAY8[0]: _load_bytearray8, pickle.BUILD[0]: _load_build, pickle.FRAME[0]: _load_frame}
-    return inherited | own
-
-
-class _ArrayUnpickler(pickle._Unpickler):
+class _Unpickler(pickle._Unpickler):
     """Python's pickle machine (the one written in Python: its memo is a dict, so a huge index costs nothing)."""
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _dispatch(_OPCODES)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()},
+        pickle.BYTEARRAY8[0]: _load_bytearray8,
+        pickle.BUILD[0]: _load_build,
+        pickle.FRAME[0]: _load_frame,
+    }
 
     def __init__(self, reader: _LimitedReader, where: str) -> None:
         super().__init__(reader, encoding="latin1")
         self._where, self._text_left = where, reader.limit
-        self.dispatch = _Counted(type(self).dispatch, where)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
-        found = self.encode if (module, name) == ("_codecs", "encode") else _ADMITTED.get((module, name))
+        known = (module.replace("numpy._core", "numpy.core"), name)  # NumPy 2's name of it
+        found = self.encode if known == ("_codecs", "encode") else _ADMITTED.get(known)
         if found is None:
             called = f"{module}.{name}"[:100]
             raise DataError(
@@ -209,46 +174,36 @@ class _ArrayUnpickler(pickle._Unpickler):
         return text.encode("latin-1")
 
 
-class _ColumnsUnpickler(_ArrayUnpickler):
-    """The same with dicts."""
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _dispatch((*_OPCODES, *_DICTS))
-
-
-def unpickle_arrays(stream: Stream, limit: int, where: str) -> object:
-    """The arrays, in nested tuples (lists become tuples), of the pickle in `stream`, of at most `limit` bytes.
+def unpickle(stream: Stream, limit: int, where: str) -> Any:
+    """What the pickle in `stream`, of at most `limit` bytes, holds, as arrays, lists of whole numbers, tuples of these
+    (lists become tuples), or one dict of them by name. None stands for text and for a list of text.
 
     Raises DataError for anything else in it; it names the first global that isn't admitted.
     """
-    with _damage(where):
-        return _unwrap(_ArrayUnpickler(_LimitedReader(stream, limit, where), where).load(), depth=0)
-
-
-def unpickle_columns(stream: Stream, limit: int, where: str) -> dict[str, Array | list[int]]:
-    """The arrays and the lists of whole numbers, by name, of a pickled dict of at most `limit` bytes.
-
-    Text and lists of text in it are skipped. Raises DataError for anything else.
-    """
-    with _damage(where):
-        found = _ColumnsUnpickler(_LimitedReader(stream, limit, where), where).load()
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} where a dict was expected")
-        columns = {_name(key): _column(value) for key, value in found.items()}
-        return {name: column for name, column in columns.items() if column is not None}
-
-
-@contextmanager
-def _damage(where: str) -> Iterator[None]:
-    """Turns what bytes made to harm raise in the machine, which is nearly anything, into a DataError."""
     try:
-        yield
+        return _plain(_Unpickler(_LimitedReader(stream, limit, where), where).load(), depth=0)
     except (DataError, MemoryError):
         raise
     except KeyError as problem:
         raise DataError(f"{where}: expected a pickle of NumPy arrays alone, got other objects; use .npz") from problem
-    except Exception as problem:
+    except Exception as problem:  # bytes made to harm can raise nearly anything in the machine
         reason = str(problem) or type(problem).__name__
         raise DataError(f"{where}: expected a pickle of NumPy arrays, got {reason}; make it again") from problem
+
+
+def _plain(found: object, depth: int) -> object:
+    if isinstance(found, _PickledArray) and found.array is not None:
+        return found.array
+    kinds = set(map(type, found)) if isinstance(found, list) else {type(found)}
+    if kinds <= {str, bytes} and found != []:
+        return None
+    if isinstance(found, list) and kinds <= {int}:
+        return found
+    if isinstance(found, dict) and depth == 0:
+        return {_name(key): _plain(value, depth=1) for key, value in found.items()}
+    if isinstance(found, tuple | list) and len(found) <= 8 and depth < 4:
+        return tuple(_plain(item, depth + 1) for item in found)
+    raise ValueError(f"a {type(found).__name__} where an array or a list of numbers was expected")
 
 
 def _name(key: object) -> str:
@@ -258,26 +213,3 @@ def _name(key: object) -> str:
     if isinstance(key, str):
         return key
     raise ValueError(f"a {type(key).__name__} where a name was expected")
-
-
-def _column(value: object) -> Array | list[int] | None:
-    """An array or a list of whole numbers; None for text and for a list of text."""
-    if isinstance(value, _PickledArray) and value.array is not None:
-        return value.array
-    if isinstance(value, str | bytes):
-        return None
-    if isinstance(value, list):
-        kinds = set(map(type, value))
-        if kinds <= {int}:
-            return value
-        if kinds <= {str, bytes}:
-            return None
-    raise ValueError(f"a {type(value).__name__} where an array or a list of numbers was expected")
-
-
-def _unwrap(found: object, depth: int) -> object:
-    if isinstance(found, _PickledArray) and found.array is not None:
-        return found.array
-    if isinstance(found, tuple | list) and len(found) <= 8 and depth < 4:
-        return tuple(_unwrap(item, depth + 1) for item in found)
-    raise ValueError(f"a {type(found).__name__} where an array was expected")

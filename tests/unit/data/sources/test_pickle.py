@@ -118,7 +118,7 @@ def forbidden(path: Path) -> dict[str, tuple[Any, str]]:
         "in an array": (np.array([Attack(os.system, command)], dtype=object), "system|object|O8"),
         "load": (Attack(np.load, "x.npy"), "numpy.*load"),
         "getattr": (Attack(getattr, np, "load"), "getattr"),
-        "dict": ({"x": X}, "other objects"),
+        "dict": ({"x": X}, "another structure"),
         "scalar": (np.float64(1), "scalar"),
     }
 
