@@ -22,12 +22,11 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
 from distsgd.core.files import open_regular
-from distsgd.core.folders import Bytes, Folder, identity, write_atomically
+from distsgd.core.folders import Bytes, Folder, identity
 
 FORMAT = 2
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
-_TOO_SHORT = "damaged: it is shorter than its header says"
 _KINDS: dict[str, tuple[type, ...]] = {
     "step": (int,), "count": (int,), "loss_sum": (float,), "config": (dict,), "signature": (dict,), "contents": (str,),
     "examples": (list,), "best": (dict, type(None)), "scores": (dict, type(None)), "rule": (dict, type(None)),
@@ -56,16 +55,12 @@ class Checkpoint:
         return {name[len(head) :]: array for name, array in self.arrays.items() if name.startswith(head)}
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file completely or not at all. Raises CheckpointError where it can't be written."""
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        write_atomically(path, *pieces(checkpoint))
+        yield
     except OSError as error:
-        raise _unwritten(path, error) from None
-
-
-def _unwritten(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}")
+        raise CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}") from None
 
 
 def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
@@ -76,13 +71,9 @@ def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
     try:
         with open_regular(path) if folder is None else folder.open(path.name) as file:
             _check_length(file)
-            data = file.read()
+            return decode(file.read())
     except OSError as error:
         raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    try:
-        return decode(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -91,10 +82,7 @@ def _check_length(file: BinaryIO) -> None:
     """Refuse, before reading it, a file that can't be a whole checkpoint: it may be of any length."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(_HEADER_LIMIT, size - 8):
-        raise CheckpointError(_TOO_SHORT)
-    _find_digest(bytearray(start + file.read(length)), size)
+    _find_digest(bytearray(start + file.read(min(int.from_bytes(start, "little"), _HEADER_LIMIT))), size)
     file.seek(0)
 
 
@@ -156,7 +144,7 @@ def decode(data: bytes | bytearray) -> Checkpoint:
         raise CheckpointError("damaged: its contents do not have the sha256 that it names")
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = _from_hex(json.loads(header["__metadata__"]["distsgd"]))
+        document = json.loads(header["__metadata__"]["distsgd"], object_hook=_from_hex)
         _check_document(document)
         arrays = load(bytes(data))
     except CheckpointError:
@@ -184,7 +172,7 @@ def _find_digest(data: bytearray, size: int | None = None) -> slice:
     """The position of the file's digest, found without parsing; `size` is the file's, where `data` is its start."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_HEADER_LIMIT, (len(data) if size is None else size) - 8):
-        raise CheckpointError(_TOO_SHORT)
+        raise CheckpointError("damaged: it is shorter than its header says")
     found = list(_DIGEST.finditer(data, 8, 8 + length))
     if len(found) != 1:
         raise CheckpointError("not a checkpoint of distsgd: it names no sha256 of itself")
@@ -201,14 +189,8 @@ def _to_hex(value: Any) -> Any:
     return value
 
 
-def _from_hex(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"hex"}:
-            return float.fromhex(value["hex"])
-        return {key: _from_hex(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_from_hex(item) for item in value]
-    return value
+def _from_hex(value: dict[str, Any]) -> Any:
+    return float.fromhex(value["hex"]) if value.keys() == {"hex"} else value
 
 
 class CheckpointFolder:
@@ -220,7 +202,7 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint, step: int) -> None:
         """Writes step-N.safetensors, points last.safetensors to it, and removes old ones. Raises CheckpointError."""
         numbered = _numbered_name(step)
-        try:
+        with _writing(self.folder / numbered):
             self._files.make()
             self._files.write(numbered, *pieces(checkpoint))
             self._files.link(numbered, _LAST)
@@ -230,15 +212,11 @@ class CheckpointFolder:
             for number in later + [number for number in numbers if number <= step][self._keep :]:
                 self._files.remove(_numbered_name(number))
             self._files.remove_leftovers()  # of earlier writes, where removing them failed
-        except OSError as error:
-            raise _unwritten(self.folder / numbered, error) from None
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Writes best.safetensors. Raises CheckpointError."""
-        try:
+        with _writing(self.folder / "best.safetensors"):
             self._files.write("best.safetensors", *pieces(checkpoint))
-        except OSError as error:
-            raise _unwritten(self.folder / "best.safetensors", error) from None
 
     def _numbered(self) -> list[int]:
         """The steps of the numbered checkpoints, newest first."""

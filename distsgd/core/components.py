@@ -9,9 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from distsgd.core.errors import ConfigurationError
+
+Built = TypeVar("Built")
+
+
+def field_names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass, in order."""
+    return tuple(field.name for field in fields(kind))
+
+
+def build(what: str, kinds: Mapping[str, type[Built]], name: str, given: Mapping[str, Any]) -> Built:
+    """The dataclass that `kinds` has by this name; fields that are None keep its defaults.
+
+    Raises ConfigurationError for an unknown name, and for a field that it doesn't have.
+    """
+    if name not in kinds:
+        raise ConfigurationError(f"{what}: expected one of {', '.join(kinds)}, got {name!r}")
+    known = field_names(kinds[name])
+    values = {key: value for key, value in given.items() if value is not None}
+    for key in values:
+        if key not in known:
+            only = f", only {', '.join(known)}" if known else ""
+            raise ConfigurationError(f"{what} {name}: has no {key}{only}; remove {key}, or choose another {what}")
+    return kinds[name](**values)
 
 
 class Component:
@@ -56,8 +79,8 @@ def components_inside(component: Component) -> Iterator[Component]:
 
 
 def is_own(component: Component) -> bool:
-    """Whether distsgd defines the class of this component and of all inside it."""
-    return all(_is_of_this_package(type(one)) for one in components_inside(component))
+    """Whether distsgd defines the class of this component and of all inside it, and none calls a user's function."""
+    return all(_is_of_this_package(type(one)) and not one.user_functions() for one in components_inside(component))
 
 
 def not_thread_safe(*components: Component) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -92,24 +93,8 @@ class Loader:
         row_indices
             The row indices in the device's memory, where they are there already.
         """
-        if self.device.holds(self.examples.x):
-            return self._gather(self.device, positions, epoch, buffer, row_indices)
-        return self.gather_on_host(positions, epoch, buffer).on(self.device)
-
-    def gather_on_host(self, positions: Array, epoch: int | None = None, buffer: Array | None = None) -> GatheredBatch:
-        """The same of examples that lie in the host's memory, into the host's memory."""
-        return self._gather(CPU, positions, epoch, buffer)
-
-    def _gather(
-        self,
-        device: Device,
-        positions: Array,
-        epoch: int | None,
-        buffer: Array | None,
-        row_indices: Array | None = None,
-    ) -> GatheredBatch:
-        """The same, on the device where the examples lie."""
-        examples, rows = self.examples, self.examples.row_indices(positions)
+        device, examples = self._place, self.examples
+        rows = examples.row_indices(positions)
         there = device.put(rows) if row_indices is None else row_indices
         shape = (len(rows), *examples.x.shape[1:])
         out = None if buffer is None else buffer[: len(rows)].reshape(shape)
@@ -122,11 +107,17 @@ class Loader:
             x = x.astype(self.dtype)
         y = device.take(examples.y, there) if self.with_targets else device.empty((len(rows),), self.dtype)
         weights = None if examples.weights is None else device.take(examples.weights, there).astype(self.dtype)
-        return GatheredBatch(x.reshape(len(rows), math.prod(shape[1:])), y, weights, rows)
+        found = GatheredBatch(x.reshape(len(rows), math.prod(shape[1:])), y, weights, rows)
+        return found if device is self.device else found.on(self.device)
+
+    @cached_property
+    def _place(self) -> Device:
+        """Where the examples lie."""
+        return self.device if self.device.holds(self.examples.x) else CPU
 
     def buffer(self, count: int) -> Array:
         """Memory for `gather`, of `count` examples."""
-        make = self.device.empty if self.device.holds(self.examples.x) else self.device.host_buffer
+        make = self.device.empty if self._place is self.device else self.device.host_buffer
         return make((count, math.prod(self.examples.x.shape[1:])), self.dtype)
 
     def _augment(self, x: Array, positions: Array, epoch: int | None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from distsgd.core.device import Array, Device, Shape
+from distsgd.core.device import CPU, Array, Device, Shape
 from distsgd.data.loader import GatheredBatch, Loader
 
 PLACES = 2
@@ -20,7 +21,7 @@ class Stream:
     """
 
     def __init__(self, device: Device, loader: Loader, longest: int) -> None:
-        self._device, self._loader = device, loader
+        self._device, self._on_host = device, replace(loader, device=CPU)
         cuda, examples = device.xp.cuda, loader.examples
         self._copies = cuda.Stream(non_blocking=True)
         self._arrived, self._read = ([cuda.Event(disable_timing=True) for _ in range(PLACES)] for _ in range(2))
@@ -44,7 +45,7 @@ class Stream:
         self._place = place = (self._place + 1) % PLACES
         here, there, count = self._here[place], self._there[place], len(indices)
         self._arrived[place].synchronize()  # waits for the last copy from this buffer
-        rows = self._loader.gather_on_host(indices, epoch, here[0])
+        rows = self._on_host.gather(indices, epoch, here[0])
         for buffer, array in zip(here, (rows.x, rows.y, rows.weights), strict=False):
             if array is not None and not np.shares_memory(buffer, array):
                 buffer[:count] = array

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from math import isfinite, prod, sqrt
+from math import prod, sqrt
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from distsgd.core import random
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.ranges import number_in
 
 
 class Initializer(Protocol):
@@ -41,12 +42,6 @@ def fans(shape: Shape) -> tuple[int, int]:
     return shape[1] * positions, shape[0] * positions
 
 
-def _finite(what: str, value: float, minimum: float | None = None) -> None:
-    if not isfinite(value) or (minimum is not None and value < minimum):
-        wanted = "a finite number" if minimum is None else f"a finite number of at least {minimum:g}"
-        raise ConfigurationError(f"{what}: expected {wanted}, got {value!r}")
-
-
 @dataclass(frozen=True)
 class Zeros:
     """Every value 0: for biases, and for the weights of a model without hidden layers."""
@@ -62,7 +57,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        _finite("constant value", self.value)
+        number_in("(-inf, inf)", "constant value", self.value)
 
     def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
         return np.full(shape, float(self.value))
@@ -75,7 +70,7 @@ class Normal:
     sigma: float
 
     def __post_init__(self) -> None:
-        _finite("normal sigma", self.sigma, 0.0)
+        number_in("[0, inf)", "normal sigma", self.sigma)
 
     def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
         return self.sigma * random.normal(shape, seed, purpose)
@@ -89,8 +84,8 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        _finite("uniform low", self.low)
-        _finite("uniform high", self.high)
+        number_in("(-inf, inf)", "uniform low", self.low)
+        number_in("(-inf, inf)", "uniform high", self.high)
         if self.low > self.high:
             raise ConfigurationError(f"uniform: expected low at most high, got {self.low!r} and {self.high!r}")
 
@@ -107,7 +102,7 @@ class _Scaled(ABC):
 
     def __post_init__(self) -> None:
         name = type(self).__name__.lower()
-        _finite(f"{name} gain", self.gain, 0.0)
+        number_in("[0, inf)", f"{name} gain", self.gain)
         if self.distribution not in ("normal", "uniform"):
             raise ConfigurationError(f"{name} distribution: expected normal or uniform, got {self.distribution!r}")
 

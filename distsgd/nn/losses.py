@@ -17,6 +17,7 @@ from distsgd.core.components import Component
 from distsgd.core.device import Array, Shape, array_module, constants
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
+from distsgd.core.ranges import number_in
 
 
 class Loss(Component, ABC):
@@ -55,19 +56,19 @@ class Loss(Component, ABC):
         """The predictions that outputs (k, n) stand for: probabilities or values, (k, n)."""
 
     @abstractmethod
-    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         """The loss of each example (n,) and, if `want_grad`, the gradient (k, n) of their sum: a new array."""
 
     def per_example(self, outputs: Array, y: Array) -> Array:
         """The loss of each example (n,), without sample weights."""
-        return self._losses(outputs, y, want_grad=False)[0]
+        return self.value_and_grad(outputs, y, want_grad=False)[0]
 
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
         """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype.
 
         The sum is a float, or an array without dimensions where the device computes asynchronously.
         """
-        losses, grad = self._losses(outputs, y, want_grad=True)
+        losses, grad = self.value_and_grad(outputs, y, want_grad=True)
         assert grad is not None
         if weights is not None:
             if weights.shape != losses.shape:
@@ -103,10 +104,7 @@ class SoftmaxCrossEntropy(Loss):
     class_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigurationError(
-                f"label smoothing: expected at least 0 and less than 1, got {self.label_smoothing!r}"
-            )
+        number_in("[0, 1)", "label smoothing", self.label_smoothing)
         weights = self.class_weights
         if weights is not None and not (all(isfinite(w) and w >= 0 for w in weights) and any(weights)):
             raise ConfigurationError(
@@ -134,7 +132,7 @@ class SoftmaxCrossEntropy(Loss):
         p /= np.add.reduce(p, axis=0)
         return p
 
-    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         labels = y.ndim == 1
         if y.shape != (outputs.shape[1:] if labels else outputs.shape) or (labels and y.dtype.kind not in "iu"):
             raise ConfigurationError(
@@ -195,7 +193,7 @@ class BinaryCrossEntropy(Loss):
         decay: Array = np.exp(-np.abs(outputs))
         return _sigmoid(outputs, decay)
 
-    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         _check_values("binary-cross-entropy", outputs, y)
         decay: Array = np.exp(-np.abs(outputs))
         terms = np.maximum(outputs, 0.0)
@@ -219,7 +217,7 @@ class SquaredError(Loss):
     def predict(self, outputs: Array) -> Array:
         return outputs
 
-    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         _check_values("squared-error", outputs, y)
         difference: Array = outputs - y
         losses = np.add.reduce(np.square(difference), axis=0)

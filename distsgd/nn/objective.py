@@ -84,16 +84,17 @@ class Objective(Component, ABC):
     def overwrites_gradients(self) -> bool:
         """Whether `loss_and_grad` writes every element of every gradient, whatever was there before.
 
-        Where it is not certain to, as here, gradients start at zero in each call.
+        A user's code may not; where there is any, gradients start at zero in each call.
         """
-        return False
+        return is_own(self)
 
     def repeats_itself(self) -> bool:
         """Whether it runs the same operations for all microbatches of one length, whatever their values and step are.
 
-        A device may then record the operations of one step and replay them in the others.
+        A device may then record the operations of one step and replay them in the others. A user's code may look at its
+        numbers.
         """
-        return False
+        return is_own(self)
 
     def combine_statistics(self, left: Views, right: Views) -> None:
         """Joins two microbatches' statistics into `left`."""
@@ -175,12 +176,6 @@ class Supervised(Objective):
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)
-
-    def overwrites_gradients(self) -> bool:
-        return is_own(self)
-
-    def repeats_itself(self) -> bool:
-        return is_own(self)  # a layer of a user's may look at its numbers
 
     def combine_statistics(self, left: Views, right: Views) -> None:
         if isinstance(self.model, StatefulLayer):

@@ -8,24 +8,37 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, TypeAlias, final
 
-from distsgd.core.components import Component
+from distsgd.core.components import Component, build
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
+from distsgd.core.ranges import check_fields
 
 Slots: TypeAlias = tuple[Array, ...]
 """A block of each state buffer."""
 Scalars: TypeAlias = tuple[float, ...]
 """What depends on the step, η first."""
 
+_INTERVALS = {
+    "learning_rate": "[0, inf)",
+    "momentum": "[0, 1)",
+    "dampening": "[0, 1)",
+    "alpha": "[0, 1)",
+    "beta1": "[0, 1)",
+    "beta2": "[0, 1)",
+    "epsilon": "(0, inf)",
+    "weight_decay": "[0, inf)",
+}
+"""Where hyper-parameters of these names lie; an optimizer checks its other ones itself."""
+
 
 class Optimizer(Component, ABC):
     """The base class: a frozen dataclass of Python floats, `learning_rate` first and `weight_decay` last.
 
-    A subclass overrides `_step`, and `slots` and `scalars` where it needs them. Weight decay is coupled,
+    A subclass overrides `step`, and `slots` and `scalars` where it needs them. Weight decay is coupled,
     g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.
     """
 
@@ -47,7 +60,7 @@ class Optimizer(Component, ABC):
         """λ of the parameters that decay."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_fields(self, _INTERVALS)
 
     def scalars(self, learning_rate: float, updates: int) -> Scalars:
         """All that depends on the step, η first. `learning_rate` is the schedule's, `updates` counts this one too."""
@@ -77,10 +90,10 @@ class Optimizer(Component, ABC):
                 kernels_for(params).scale(params, 1.0 - scalars[0] * weight_decay)
             else:
                 kernels_for(params).add_scaled(grads, params, weight_decay, spare)
-        self._step(params, grads, state, scalars, spare)
+        self.step(params, grads, state, scalars, spare)
 
     @abstractmethod
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         """The step after weight decay; `spare` is a scratch block (n,)."""
 
 
@@ -97,7 +110,7 @@ class SGD(Optimizer):
     learning_rate: float = 0.1
     weight_decay: float = 0.0
 
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).sgd(params, grads, scalars[0])
 
 
@@ -131,7 +144,7 @@ class Momentum(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
 
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).momentum(params, grads, state[0], scalars[0], self.momentum, self.dampening)
 
 
@@ -160,7 +173,7 @@ class Nesterov(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
 
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).nesterov(params, grads, state[0], scalars[0], self.momentum, spare)
 
 
@@ -185,7 +198,7 @@ class Adagrad(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("square_sum",)
 
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).adagrad(params, grads, state[0], scalars[0], self.epsilon, spare)
 
 
@@ -211,7 +224,7 @@ class RMSprop(Optimizer):
 
     slots: ClassVar[tuple[str, ...]] = ("square_mean",)
 
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         kernels_for(params).rmsprop(params, grads, state[0], scalars[0], self.alpha, self.epsilon, spare)
 
 
@@ -238,7 +251,7 @@ class _Moments(Optimizer):
         step_size = float(learning_rate) * (1.0 - self.beta1) / ((1.0 - self.beta1**updates) * root)
         return float(learning_rate), step_size, self.epsilon / root
 
-    def _step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
+    def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
         _, step_size, epsilon = scalars
         kernels_for(params).adam(params, grads, state[0], state[1], step_size, self.beta1, self.beta2, epsilon, spare)
 
@@ -302,14 +315,7 @@ def build_optimizer(name: str, **hyper_parameters: float | None) -> Optimizer:
     >>> build_optimizer("momentum", momentum=0.8, learning_rate=None)
     Momentum(learning_rate=0.05, momentum=0.8, dampening=0.0, weight_decay=0.0)
     """
-    if name not in OPTIMIZERS:
-        raise ConfigurationError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
-    given = {key: value for key, value in hyper_parameters.items() if value is not None}
-    known = _names(OPTIMIZERS[name])
-    for key in given:
-        if key not in known:
-            raise ConfigurationError(f"optimizer {name}: has no {key}, only {', '.join(known)}; remove {key}")
-    return OPTIMIZERS[name](**given)
+    return build("optimizer", OPTIMIZERS, name, hyper_parameters)
 
 
 def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
@@ -322,39 +328,3 @@ def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) 
     if batch_size < 1 or base_batch_size < 1:
         raise ConfigurationError(f"linear scaling: batch sizes must be at least 1, got {batch_size}, {base_batch_size}")
     return float(learning_rate) * batch_size / base_batch_size
-
-
-# Lower bound, whether it is itself allowed, and upper bound, which never is.
-_RANGES = {
-    "learning_rate": (0.0, True, math.inf),
-    "momentum": (0.0, True, 1.0),
-    "dampening": (0.0, True, 1.0),
-    "alpha": (0.0, True, 1.0),
-    "beta1": (0.0, True, 1.0),
-    "beta2": (0.0, True, 1.0),
-    "epsilon": (0.0, False, math.inf),
-    "weight_decay": (0.0, True, math.inf),
-}
-
-
-def _names(kind: type[Optimizer]) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
-
-
-def _check(optimizer: Optimizer) -> None:
-    """Makes every hyper-parameter a Python float, for a NumPy scalar gives other bits, and checks its range."""
-    for name in _names(type(optimizer)):
-        if name not in _RANGES:  # a user's own optimizer checks what is its own
-            continue
-        given = getattr(optimizer, name)
-        low, inclusive, high = _RANGES[name]
-        try:
-            value = float(given)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not (low < value < high or (inclusive and value == low)):
-            bound = f"{'at least' if inclusive else 'above'} {low:g}"
-            limit = "" if high == math.inf else f" and below {high:g}"
-            kind = type(optimizer).__name__
-            raise ConfigurationError(f"{kind}: {name} must be a finite number {bound}{limit}, got {given!r}")
-        object.__setattr__(optimizer, name, value)

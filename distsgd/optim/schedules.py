@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
+from distsgd.core.components import build, field_names
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.ranges import check_fields
+
+_INTERVALS = {"decay_rate": "[0, inf)", "decay_epochs": "(0, inf)", "factor": "(0, 1]", "epochs": "(0, inf)"}
 
 
 class Schedule(ABC):
@@ -30,7 +34,7 @@ class _Checked(Schedule):
     """A schedule of this module with fields to check; a user's schedule checks its own."""
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_fields(self, _INTERVALS)
 
 
 @final
@@ -229,49 +233,21 @@ def build_schedule(
     >>> build_schedule("step", decay_epochs=30).learning_rate(0.5, step=6000, steps_per_epoch=100)
     0.005000000000000001
     """
-    if name not in SCHEDULES:
-        raise ConfigurationError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
-    known = [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
-    options = {"decay_rate": decay_rate, "decay_epochs": decay_epochs, "factor": factor, "staircase": staircase or None}
-    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    for key in given:
-        if key not in known:
-            raise ConfigurationError(f"schedule {name}: has no {key}; remove {key} or choose another schedule")
-    if "epochs" in known:
+    given = {"decay_rate": decay_rate, "decay_epochs": decay_epochs, "factor": factor, "staircase": staircase or None}
+    if has_horizon(name):
         if epochs is None:
             raise ConfigurationError(f"schedule {name}: needs its horizon in epochs; set the schedule's epochs")
         given["epochs"] = epochs
-    schedule = SCHEDULES[name](**given)
+    schedule = build("schedule", SCHEDULES, name, given)
     return schedule if warmup_steps == 0 else Warmup(schedule, warmup_steps)
 
 
 def has_horizon(name: str) -> bool:
     """Whether the schedule called `name` depends on how many epochs there will be."""
-    return name in SCHEDULES and "epochs" in [field.name for field in fields(SCHEDULES[name])]  # type: ignore[arg-type]
+    return name in SCHEDULES and "epochs" in field_names(SCHEDULES[name])
 
 
 def _time(step: int, steps_per_epoch: int, decay_epochs: float, staircase: bool) -> float:
     """t = step / (steps_per_epoch decay_epochs): one division, so that whole numbers come out whole."""
     t = step / (steps_per_epoch * decay_epochs)
     return float(math.floor(t)) if staircase else t
-
-
-def _check(schedule: Schedule) -> None:
-    """Makes every number a Python float and checks its range."""
-    for field in fields(schedule):  # type: ignore[arg-type]
-        name, given = field.name, getattr(schedule, field.name)
-        if name == "staircase":
-            continue
-        try:
-            value = float(given)
-        except (TypeError, ValueError):
-            value = math.nan
-        if name == "decay_rate":
-            fits, bound = 0.0 <= value < math.inf, "a finite number at least 0"
-        elif name == "factor":
-            fits, bound = 0.0 < value <= 1.0, "a number above 0 and at most 1"
-        else:
-            fits, bound = 0.0 < value < math.inf, "a finite number above 0"
-        if not fits:
-            raise ConfigurationError(f"{type(schedule).__name__}: {name} must be {bound}, got {given!r}")
-        object.__setattr__(schedule, name, value)

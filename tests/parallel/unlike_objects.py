@@ -125,7 +125,7 @@ class Signs(Optimizer):
     def __init__(self, learning_rate: float, factor: float) -> None:
         self.learning_rate, self.factor = learning_rate, factor
 
-    def _step(self, params: Any, grads: Any, state: Any, scalars: Any, spare: Any) -> None:
+    def step(self, params: Any, grads: Any, state: Any, scalars: Any, spare: Any) -> None:
         np.sign(grads, out=grads)
         np.multiply(grads, self.factor * scalars[0], out=grads)
         np.subtract(params, grads, out=params)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import os
 import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TypeAlias
+from zipfile import BadZipFile
+from zlib import error as zlib_error
 
 import numpy as np
 
@@ -26,17 +26,17 @@ BLOCK = 1 << 20
 DEFLATE_LIMIT = 1040
 """Times its packed length that data is at most: deflate reaches 1,032."""
 
+# RuntimeError: zipfile's for what it doesn't support, NotImplementedError among them.
 _DAMAGE = (
     OSError,
     EOFError,
     ValueError,
     LookupError,
-    NotImplementedError,
     OverflowError,
     RuntimeError,
     struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
+    zlib_error,
+    BadZipFile,
 )
 
 

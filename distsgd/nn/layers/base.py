@@ -55,6 +55,8 @@ class Layer(Component, ABC):
 
     kind: ClassVar[str] = ""
 
+    keeps_state: ClassVar[bool] = False  # see StatefulLayer
+
     def parameter_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of the parameters, in order; none by default."""
         return {}
@@ -105,9 +107,28 @@ class Layer(Component, ABC):
     def __init_subclass__(cls, **options: object) -> None:
         # A subclass that overrides forward alone does not inherit a forward_on_data that would bypass it.
         super().__init_subclass__(**options)
+        if not cls.keeps_state and hasattr(cls, "state_shapes"):
+            raise ConfigurationError(
+                f"{cls.__name__}: a layer with state_shapes must be a distsgd.nn.StatefulLayer, or its state would be "
+                "left out; make that its base class"
+            )
         owner = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"forward", "forward_on_data"})
         if "forward_on_data" not in vars(owner):
             cls.forward_on_data = Layer.forward_on_data  # type: ignore[method-assign]
+
+
+class DataLayer(Layer):
+    """A layer that saves the work of dx where its input is data: `compute` is both kinds of forward."""
+
+    @abstractmethod
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
+        """As `forward`; where dx isn't needed, as `forward_on_data`."""
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self.compute(params, x, batch, path, needs_dx=True)
+
+    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        return self.compute(params, x, batch, path, needs_dx=False)
 
 
 class StatefulLayer(Layer):
@@ -116,6 +137,8 @@ class StatefulLayer(Layer):
     Each microbatch writes its statistics into `batch.statistics`, under the layer's path. The trainer combines them in
     the order of the tree and moves the state once a step. In evaluation the layer reads `batch.state`.
     """
+
+    keeps_state: ClassVar[bool] = True
 
     @abstractmethod
     def state_shapes(self) -> Mapping[str, Shape]:

@@ -14,14 +14,14 @@ from distsgd.core.kernels.convolution import Window
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.initializers import He, Initializer, Zeros
-from distsgd.nn.layers.base import Backward, Layer, image_shape, initialize_arrays, pair
+from distsgd.nn.layers.base import Backward, DataLayer, Layer, image_shape, initialize_arrays, pair
 from distsgd.nn.layers.pooling import MaxPooling
 
 _HE, _ZEROS = He(), Zeros()
 
 
 @dataclass(frozen=True)
-class Convolution(Layer):
+class Convolution(DataLayer):
     """y[f, h, w] := Σ W[f, c, i, j] x[c, s h + i - p, s w + j - p] + b[f], over c, i and j.
 
     x is (channels, height, width, n), y (filters, out_height, out_width, n), weight W (filters, channels, kh, kw) and
@@ -104,13 +104,7 @@ class Convolution(Layer):
             return PooledConvolution(self, following)
         return None
 
-    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, needs_dx=True)
-
-    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, needs_dx=False)
-
-    def _forward(self, params: Views, x: Array, batch: Batch, needs_dx: bool) -> tuple[Array, Backward]:
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         weight, xp = params["weight"], array_module(x)
         kernels = kernels_for(x, batch.device.precision)
         images = xp.ascontiguousarray(x)
@@ -133,7 +127,7 @@ class Convolution(Layer):
 
 
 @dataclass(frozen=True)
-class PooledConvolution(Layer):
+class PooledConvolution(DataLayer):
     """A convolution and the max-pooling after it, whose windows don't overlap: the same numbers, in less time.
 
     The bias is added after the pooling, to fewer values. For backward, the pooling keeps which place of each window was
@@ -152,13 +146,7 @@ class PooledConvolution(Layer):
     def output_shape(self, shape: Shape) -> Shape:
         return self.pooling.output_shape(self.convolution.output_shape(shape))
 
-    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, path, needs_dx=True)
-
-    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, path, needs_dx=False)
-
-    def _forward(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         kernels, xp = kernels_for(x), array_module(x)
         if not kernels.COLUMNS_APART:
             return self._one_after_the_other(params, x, batch, path, needs_dx)
@@ -182,8 +170,7 @@ class PooledConvolution(Layer):
         self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool
     ) -> tuple[Array, Backward]:
         """Where the kernels gain nothing from computing both together."""
-        forward = self.convolution.forward if needs_dx else self.convolution.forward_on_data
-        inside, convolution_backward = forward(params, x, batch, path)
+        inside, convolution_backward = self.convolution.compute(params, x, batch, path, needs_dx)
         y, pooling_backward = self.pooling.forward(params, inside, batch, path)
 
         def backward(dy: Array, grads: Views) -> Array | None:

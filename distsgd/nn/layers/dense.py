@@ -13,13 +13,13 @@ from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.initializers import He, Initializer, Zeros
-from distsgd.nn.layers.base import Backward, Layer, initialize_arrays
+from distsgd.nn.layers.base import Backward, DataLayer, Layer, initialize_arrays
 
 _HE, _ZEROS = He(), Zeros()
 
 
 @dataclass(frozen=True)
-class Dense(Layer):
+class Dense(DataLayer):
     """y := W x + b, with x (fan_in, n), y and dy (fan_out, n), weight W (fan_out, fan_in), bias b (fan_out,).
 
     dW := dy xᵀ, db := Σₙ dy, dx := Wᵀ dy. Where x is data, dx is not computed.
@@ -68,13 +68,7 @@ class Dense(Layer):
     def multiply_adds(self, shape: Shape) -> int:
         return self.fan_in * self.fan_out
 
-    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, needs_dx=True)
-
-    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, needs_dx=False)
-
-    def _forward(self, params: Views, x: Array, batch: Batch, needs_dx: bool) -> tuple[Array, Backward]:
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         weight, kernels = params["weight"], kernels_for(x, batch.device.precision)
         y: Array = kernels.multiply(weight, x)
         if self.bias:

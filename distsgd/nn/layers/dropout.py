@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from distsgd.core.device import Array, Shape
-from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
+from distsgd.core.ranges import number_in
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Backward, Layer, image_shape
 
@@ -40,8 +40,7 @@ class Dropout(Layer):
     kind: ClassVar[str] = "dropout"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.rate < 1.0:
-            raise ConfigurationError(f"dropout rate: expected at least 0 and less than 1, got {self.rate!r}")
+        number_in("[0, 1)", "dropout rate", self.rate)
 
     def output_shape(self, shape: Shape) -> Shape:
         return image_shape(shape, "channel dropout") if self.channels else shape

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from distsgd.core.device import Array, Shape, array_module
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
+from distsgd.core.ranges import number_in
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Backward, StatefulLayer, join
 
@@ -77,10 +77,8 @@ class BatchNormalization(StatefulLayer):
     def __post_init__(self) -> None:
         if self.features < 1:
             raise ConfigurationError(f"batch normalization: expected at least one feature, got {self.features}")
-        if not 0.0 <= self.momentum <= 1.0:
-            raise ConfigurationError(f"batch normalization momentum: expected 0 to 1, got {self.momentum!r}")
-        if not (isfinite(self.epsilon) and self.epsilon > 0.0):
-            raise ConfigurationError(f"batch normalization epsilon: expected more than 0, got {self.epsilon!r}")
+        number_in("[0, 1]", "batch normalization momentum", self.momentum)
+        number_in("(0, inf)", "batch normalization epsilon", self.epsilon)
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return {"scale": (self.features,), "shift": (self.features,)}

@@ -59,13 +59,7 @@ class Residual(Composite):
     def multiply_adds(self, shape: Shape) -> int:
         return sum(layer.multiply_adds(shape) for _, layer in self._named)
 
-    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, path, needs_dx=True)
-
-    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, path, needs_dx=False)
-
-    def _forward(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         forward = self.body.forward if needs_dx else self.body.forward_on_data
         y, body_backward = forward(params.scope("body"), x, batch, join(path, "body"))
         around, shortcut_backward = x, None

@@ -13,13 +13,13 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Backward, Layer, StatefulLayer, join
+from distsgd.nn.layers.base import Backward, DataLayer, Layer, StatefulLayer, join
 
 _Step: TypeAlias = tuple[str, Callable[[Views, Array, Batch, str], tuple[Array, Backward]], str]
 """A layer's name, its forward or forward_on_data, and its path."""
 
 
-class Composite(StatefulLayer):
+class Composite(DataLayer, StatefulLayer):
     """Layers with names. Names of parameters, state and statistics begin with the layer's name and a dot."""
 
     @property
@@ -114,15 +114,9 @@ class Sequential(Composite):
             shape = layer.output_shape(shape)
         return total
 
-    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, self._steps(path, on_data=False))
-
-    def forward_on_data(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        return self._forward(params, x, batch, self._steps(path, on_data=True))
-
-    def _forward(self, params: Views, x: Array, batch: Batch, steps: tuple[_Step, ...]) -> tuple[Array, Backward]:
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         backwards: list[tuple[str, Backward]] = []
-        for name, forward, inside in steps:
+        for name, forward, inside in self._steps(path, on_data=not needs_dx):
             x, backward_of_layer = forward(params.scope(name), x, batch, inside)
             backwards.append((name, backward_of_layer))
 

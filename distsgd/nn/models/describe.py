@@ -6,53 +6,42 @@ from collections.abc import Callable, Iterator
 from itertools import groupby, pairwise
 from typing import Any
 
-from distsgd.nn.layers import (
-    Activation,
-    AveragePooling,
-    BatchNormalization,
-    Convolution,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAveragePooling,
-    Layer,
-    MaxPooling,
-    Residual,
-    Sequential,
-)
+from distsgd.nn import layers as nn
+
+_OF_IMAGES = (nn.Convolution, nn.MaxPooling, nn.AveragePooling, nn.GlobalAveragePooling)
 
 
-def describe(layer: Layer) -> str:
+def describe(layer: nn.Layer) -> str:
     """The layer in one line: `64-128-10 relu` for dense layers, the list of layers, as --model takes it, for images."""
     parts = list(_flatten(layer))
-    if any(isinstance(part, Convolution | MaxPooling | AveragePooling | GlobalAveragePooling) for part in parts):
+    if any(isinstance(part, _OF_IMAGES) for part in parts):
         return _as_list(parts)
     widths: list[int] = []
     others: dict[str, None] = {}  # an ordered set
     for part in parts:
-        if isinstance(part, Dense):
+        if isinstance(part, nn.Dense):
             widths += [part.fan_out] if widths else [part.fan_in, part.fan_out]
-        elif isinstance(part, BatchNormalization):
+        elif isinstance(part, nn.BatchNormalization):
             others[part.kind] = None
-        elif not isinstance(part, Flatten):
+        elif not isinstance(part, nn.Flatten):
             others[_words(part)] = None
     return " ".join(filter(None, ["-".join(map(str, widths)), *others]))
 
 
-def _flatten(layer: Layer) -> Iterator[Layer]:
-    if isinstance(layer, Sequential):
+def _flatten(layer: nn.Layer) -> Iterator[nn.Layer]:
+    if isinstance(layer, nn.Sequential):
         for inside in layer.layers:
             yield from _flatten(inside)
     else:
         yield layer
 
 
-def _as_list(parts: list[Layer]) -> str:
+def _as_list(parts: list[nn.Layer]) -> str:
     """The layers with commas between; residual blocks in a row are counted, with the activation after each."""
     kept = [
         part
         for before, part in pairwise([None, *parts])
-        if not isinstance(part, Flatten) and not (isinstance(before, Residual) and isinstance(part, Activation))
+        if not (isinstance(part, nn.Flatten) or (isinstance(before, nn.Residual) and isinstance(part, nn.Activation)))
     ]
     found = []
     for words, alike in groupby(_words(part) for part in kept if part is not None):
@@ -61,7 +50,7 @@ def _as_list(parts: list[Layer]) -> str:
     return ", ".join(found)
 
 
-def _words(part: Layer) -> str:
+def _words(part: nn.Layer) -> str:
     """One layer, in the words that --model has for it where it has any."""
     for kind, words in _WORDS.items():
         if isinstance(part, kind):
@@ -83,17 +72,17 @@ def _conv(part: Any) -> str:
 def _pool(part: Any) -> str:
     window = part.window
     stride = "" if window.stride == window.size else f" stride {_by(window.stride)}"
-    return f"{'pool' if isinstance(part, MaxPooling) else 'average-pool'} {_by(window.size)}{stride}"
+    return f"{'pool' if isinstance(part, nn.MaxPooling) else 'average-pool'} {_by(window.size)}{stride}"
 
 
-_WORDS: dict[type[Layer], Callable[[Any], str]] = {
-    Activation: lambda part: str(part.name),
-    Dropout: lambda part: f"{'channel-' if part.channels else ''}dropout {part.rate:g}",
-    BatchNormalization: lambda part: "batch-norm",
-    Dense: lambda part: f"dense {part.fan_out}",
-    Convolution: _conv,
-    MaxPooling: _pool,
-    AveragePooling: _pool,
-    GlobalAveragePooling: lambda part: "global-pool",
-    Residual: lambda part: "residual block",
+_WORDS: dict[type[nn.Layer], Callable[[Any], str]] = {
+    nn.Activation: lambda part: str(part.name),
+    nn.Dropout: lambda part: f"{'channel-' if part.channels else ''}dropout {part.rate:g}",
+    nn.BatchNormalization: lambda part: "batch-norm",
+    nn.Dense: lambda part: f"dense {part.fan_out}",
+    nn.Convolution: _conv,
+    nn.MaxPooling: _pool,
+    nn.AveragePooling: _pool,
+    nn.GlobalAveragePooling: lambda part: "global-pool",
+    nn.Residual: lambda part: "residual block",
 }

@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
-from distsgd.nn.layers import (
-    Activation,
-    BatchNormalization,
-    Convolution,
-    Dense,
-    GlobalAveragePooling,
-    Layer,
-    Residual,
-    Sequential,
-    Subsample,
-)
+from distsgd.nn import layers as nn
 from distsgd.nn.models.options import ModelOptions
 from distsgd.nn.models.shapes import as_images
 
@@ -34,7 +24,7 @@ LASAGNE = (
 """The network `cnn` of Lasagne's examples/mnist.py."""
 
 
-def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
+def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> nn.Layer:
     """A convolution, three stages of three residual blocks with 16, 32 and 64 filters, the mean of each map, dense.
 
     He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2: each block is 3x3
@@ -46,35 +36,35 @@ def resnet20(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
     shape = as_images(input_shape)
     if len(shape) != 3:
         raise ConfigurationError(f"resnet20: expected images of shape (channels, height, width), got {input_shape}")
-    layers: dict[str, Layer] = {
+    layers: dict[str, nn.Layer] = {
         "conv": _conv(shape[0], 16, 1, options),
-        "batchnorm": BatchNormalization(16),
-        "relu": Activation("relu"),
+        "batchnorm": nn.BatchNormalization(16),
+        "relu": nn.Activation("relu"),
     }
     channels = 16
     for stage, filters in enumerate((16, 32, 64), start=1):
         for number in range(1, 4):
             layers[f"block{stage}{number}"] = _block(channels, filters, options)
-            layers[f"relu{stage}{number}"] = Activation("relu")
+            layers[f"relu{stage}{number}"] = nn.Activation("relu")
             channels = filters
-    layers["pool"] = GlobalAveragePooling()
-    layers["dense"] = Dense(channels, outputs, options.bias, options.weights("he"), options.biases)
-    return Sequential(layers.values(), layers)
+    layers["pool"] = nn.GlobalAveragePooling()
+    layers["dense"] = nn.Dense(channels, outputs, options.bias, options.weights("he"), options.biases)
+    return nn.Sequential(layers.values(), layers)
 
 
-def _conv(channels: int, filters: int, stride: int, options: ModelOptions) -> Layer:
+def _conv(channels: int, filters: int, stride: int, options: ModelOptions) -> nn.Layer:
     weights = options.weights("he")
-    return Convolution(channels, filters, 3, stride, "same", bias=False, weight_initializer=weights)
+    return nn.Convolution(channels, filters, 3, stride, "same", bias=False, weight_initializer=weights)
 
 
-def _block(channels: int, filters: int, options: ModelOptions) -> Layer:
+def _block(channels: int, filters: int, options: ModelOptions) -> nn.Layer:
     """A residual block; one with more filters than channels halves height and width."""
     stride = 1 if channels == filters else 2
     body = [
         _conv(channels, filters, stride, options),
-        BatchNormalization(filters),
-        Activation("relu"),
+        nn.BatchNormalization(filters),
+        nn.Activation("relu"),
         _conv(filters, filters, 1, options),
-        BatchNormalization(filters),
+        nn.BatchNormalization(filters),
     ]
-    return Residual(Sequential(body), None if stride == 1 else Subsample(filters, stride))
+    return nn.Residual(nn.Sequential(body), None if stride == 1 else nn.Subsample(filters, stride))

@@ -10,20 +10,7 @@ from math import prod
 
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
-from distsgd.nn.layers import (
-    ACTIVATIONS,
-    Activation,
-    AveragePooling,
-    BatchNormalization,
-    Convolution,
-    Dense,
-    Dropout,
-    Flatten,
-    GlobalAveragePooling,
-    Layer,
-    MaxPooling,
-    Sequential,
-)
+from distsgd.nn import layers as nn
 from distsgd.nn.models.initial_values import INITIAL_VALUES, InitialValues, Place, by_activation
 from distsgd.nn.models.options import ModelOptions
 from distsgd.nn.models.shapes import as_images
@@ -41,7 +28,7 @@ class Word:
 
     pattern: str
     usage: str
-    make: Callable[[Mapping[str, str | None], Shape], Layer]
+    make: Callable[[Mapping[str, str | None], Shape], nn.Layer]
 
 
 Part = tuple[str, Mapping[str, str | None]]
@@ -53,9 +40,9 @@ def _pair(text: str | None) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
-def _conv(found: Mapping[str, str | None], shape: Shape) -> Layer:
+def _conv(found: Mapping[str, str | None], shape: Shape) -> nn.Layer:
     padding = found["padding"] or "valid"
-    return Convolution(
+    return nn.Convolution(
         shape[0] if len(shape) == 3 else 1,
         int(found["filters"] or 0),
         _pair(found["size"]),
@@ -64,12 +51,11 @@ def _conv(found: Mapping[str, str | None], shape: Shape) -> Layer:
     )
 
 
-def _stride(found: Mapping[str, str | None]) -> tuple[int, int] | None:
-    return None if found["stride"] is None else _pair(found["stride"])
+def _pooling(kind: type[nn.MaxPooling] | type[nn.AveragePooling]) -> Word:
+    def make(found: Mapping[str, str | None], shape: Shape) -> nn.Layer:
+        return kind(_pair(found["size"]), None if found["stride"] is None else _pair(found["stride"]))
 
-
-def _activation(name: str) -> Word:
-    return Word("", "", lambda found, shape: Activation(name))
+    return Word(_SIZE + _STRIDE, "SIZE [stride N]", make)
 
 
 WORDS: Mapping[str, Word] = {
@@ -78,15 +64,15 @@ WORDS: Mapping[str, Word] = {
         "FILTERS HEIGHTxWIDTH [same | padding N] [stride N]",
         _conv,
     ),
-    "pool": Word(_SIZE + _STRIDE, "SIZE [stride N]", lambda f, _: MaxPooling(_pair(f["size"]), _stride(f))),
-    "average-pool": Word(_SIZE + _STRIDE, "SIZE [stride N]", lambda f, _: AveragePooling(_pair(f["size"]), _stride(f))),
-    "global-pool": Word("", "", lambda f, _: GlobalAveragePooling()),
-    "batch-norm": Word("", "", lambda f, shape: BatchNormalization(shape[0])),
-    "dropout": Word(_RATE, "RATE", lambda f, _: Dropout(float(f["rate"] or 0))),
-    "channel-dropout": Word(_RATE, "RATE", lambda f, _: Dropout(float(f["rate"] or 0), channels=True)),
-    "flatten": Word("", "", lambda f, _: Flatten()),
-    "dense": Word(rf"(?P<units>{_NUMBER})?", "[UNITS]", lambda f, shape: Dense(prod(shape), int(f["units"] or 0))),
-    **{name: _activation(name) for name in ACTIVATIONS},
+    "pool": _pooling(nn.MaxPooling),
+    "average-pool": _pooling(nn.AveragePooling),
+    "global-pool": Word("", "", lambda f, _: nn.GlobalAveragePooling()),
+    "batch-norm": Word("", "", lambda f, shape: nn.BatchNormalization(shape[0])),
+    "dropout": Word(_RATE, "RATE", lambda f, _: nn.Dropout(float(f["rate"] or 0))),
+    "channel-dropout": Word(_RATE, "RATE", lambda f, _: nn.Dropout(float(f["rate"] or 0), channels=True)),
+    "flatten": Word("", "", lambda f, _: nn.Flatten()),
+    "dense": Word(rf"(?P<units>{_NUMBER})?", "[UNITS]", lambda f, shape: nn.Dense(prod(shape), int(f["units"] or 0))),
+    **{name: Word("", "", lambda f, _, name=name: nn.Activation(name)) for name in nn.ACTIVATIONS},
 }
 """The layers that a list can be made of."""
 
@@ -97,7 +83,7 @@ def is_text(model: str) -> bool:
     return "," in model or name in INITIAL_VALUES or layers.strip().partition(" ")[0] in WORDS
 
 
-def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
+def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions) -> nn.Layer:
     """The network that `text` lists, layer by layer with commas between them: see WORDS.
 
     Examples of shape (height, width) are images of one channel. In front of `dense`, images are flattened; `dense`
@@ -110,22 +96,22 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
     initial_values, layers_text = (_initial_values(name.strip()), rest) if listed else (by_activation, text)
     parts = [_parse(part) for part in layers_text.split(",")]
     shape = as_images(input_shape)
-    layers: list[Layer] = []
+    layers: list[nn.Layer] = []
     for index, (word, found) in enumerate(parts):
         if word == "dense" and len(shape) > 1:
-            layers.append(Flatten())
+            layers.append(nn.Flatten())
             shape = layers[-1].output_shape(shape)
         if word == "dense" and found["units"] is None:
             found = {**found, "units": str(outputs)}
         try:
             layer = WORDS[word].make(found, shape)
-            if isinstance(layer, Convolution | Dense):
+            if isinstance(layer, nn.Convolution | nn.Dense):
                 layer = _with_initial_values(layer, parts[index + 1 :], initial_values, options)
             layers.append(layer)
             shape = layer.output_shape(shape)
         except ConfigurationError as error:
             raise ConfigurationError(f"model: layer {index + 1}, {word}: {error}") from None
-    return Sequential(layers)
+    return nn.Sequential(layers)
 
 
 def _words(text: str) -> str:
@@ -162,8 +148,8 @@ def _parse(text: str) -> Part:
 
 
 def _with_initial_values(
-    layer: Convolution | Dense, later: Sequence[Part], initial_values: InitialValues, options: ModelOptions
-) -> Layer:
+    layer: nn.Convolution | nn.Dense, later: Sequence[Part], initial_values: InitialValues, options: ModelOptions
+) -> nn.Layer:
     """The layer with its initializers, and with biases by the options."""
     following = []
     for word, found in later:
@@ -171,9 +157,9 @@ def _with_initial_values(
             break
         following.append((word, found))
     last = len(following) == len(later)
-    activation = next((word for word, _ in following if word in ACTIVATIONS), None)
+    activation = next((word for word, _ in following if word in nn.ACTIVATIONS), None)
     pooled = next((prod(_pair(found["size"])) for word, found in following if word.endswith("pool") and found), 1)
-    if isinstance(layer, Dense):
+    if isinstance(layer, nn.Dense):
         place = Place(layer.fan_in, layer.fan_out, activation, last)
     else:
         positions = prod(layer.window.size)

@@ -184,7 +184,7 @@ class OwnOptimizer(Optimizer):
     learning_rate: float = 0.1
     weight_decay: float = 0.0
 
-    def _step(self, params: Any, grads: Any, state: Any, scalars: Any, spare: Any) -> None:
+    def step(self, params: Any, grads: Any, state: Any, scalars: Any, spare: Any) -> None:
         params -= scalars[0] * grads
 
 

@@ -115,7 +115,7 @@ ERRORS = {
     "pool x, dense 10": r"expected pool SIZE \[stride N\], got 'pool x'",
     "relu dense 10": "expected relu with nothing after it, got 'relu dense 10'; put a comma",
     "dropout, dense 10": "expected dropout RATE, got 'dropout'",
-    "dropout 1.5, dense 10": "layer 1, dropout: dropout rate: expected at least 0",
+    "dropout 1.5, dense 10": "layer 1, dropout: dropout rate must be a finite number at least 0",
     "conv 20 5x5,, dense 10": "got ''",
     "dense 0, dense 10": "layer 1, dense: dense: expected at least one",
     "dense 10, conv 3 3x3": r"layer 2, conv: conv: expected images of shape \(1, height, width\), got \(10,\)",

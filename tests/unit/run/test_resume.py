@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from distsgd.core.checkpoint import Checkpoint, encode, read_checkpoint
 from distsgd.core.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.random import normal
 from distsgd.optim.optimizers import OPTIMIZERS
@@ -191,7 +191,7 @@ def test_another_model_under_the_same_options(stopped: Path) -> None:
     ):
         arrays = dict(found.arrays)
         change(arrays)
-        write_checkpoint(path, Checkpoint(arrays, found.document))
+        path.write_bytes(encode(Checkpoint(arrays, found.document)))
         with pytest.raises(CheckpointError, match=reported):
             train(stopped, 2)
 

@@ -116,9 +116,9 @@ class Watched(Dense):
 class WatchedLoss(SquaredError):
     watch: Watch = field(default_factory=Watch, kw_only=True)
 
-    def _losses(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
+    def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         with self.watch.call():
-            return super()._losses(outputs, y, want_grad)
+            return super().value_and_grad(outputs, y, want_grad)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class WatchedOptimizer(Optimizer):
     def __post_init__(self) -> None:
         pass
 
-    def _step(
+    def step(
         self, params: Array, grads: Array, state: tuple[Array, ...], scalars: tuple[float, ...], spare: Array
     ) -> None:
         with self.watch.call():
