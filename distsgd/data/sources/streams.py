@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TypeAlias
-from zipfile import BadZipFile
-from zlib import error as zlib_error
 
 import numpy as np
 
@@ -28,16 +28,9 @@ DEFLATE_LIMIT = 1040
 
 # RuntimeError: zipfile's for what it doesn't support, NotImplementedError among them.
 _DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-    zlib_error,
-    BadZipFile,
-)
+    OSError, EOFError, ValueError, LookupError, OverflowError, RuntimeError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @contextmanager
