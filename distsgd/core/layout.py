@@ -25,6 +25,29 @@ class Views(Mapping[str, Array]):
 
     Writing into a view writes into the buffer, and so does assigning: `grads["w"] = value` is `grads["w"][...] = value`
     for a value of the view's own shape. `flat` is the whole buffer.
+
+    Parameters
+    ----------
+    arrays
+        Views of `flat`, by name.
+    flat
+        The buffer, one-dimensional.
+    writable
+        Whether assigning is allowed.
+
+    Raises
+    ------
+    UnknownNameError
+        For a name that isn't there.
+    ConfigurationError
+        Where a value of another shape is assigned, or any to views that are read-only.
+
+    Examples
+    --------
+    >>> views = Layout.of({"dense1.weight": (2, 1), "dense1.bias": (2,)}).views(np.zeros(4))
+    >>> views.scope("dense1")["bias"] = [1.0, 2.0]
+    >>> views.flat.tolist()
+    [0.0, 0.0, 1.0, 2.0]
     """
 
     __slots__ = ("_arrays", "_scopes", "_writable", "flat")
@@ -96,6 +119,13 @@ def _read_only(array: Array) -> Array:
 class Layout:
     """Names and shapes, in order; `size` elements in all, with no gaps.
 
+    Parameters
+    ----------
+    names, shapes
+        As many of both, usually from `Layout.of`.
+
+    Examples
+    --------
     >>> layout = Layout.of({"weight": (2, 3), "bias": (2,)})
     >>> layout.size, layout.spans["bias"]
     (8, slice(6, 8, None))
@@ -106,7 +136,13 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Shape]) -> Layout:
-        """The layout of these named shapes, in the mapping's order."""
+        """The layout of these named shapes, in the mapping's order.
+
+        Raises
+        ------
+        ConfigurationError
+            For a length below 1.
+        """
         for name, shape in shapes.items():
             if any(length < 1 for length in shape):
                 raise ConfigurationError(f"parameter {name!r}: every length must be at least 1, got shape {shape}")
@@ -127,7 +163,13 @@ class Layout:
         return sum(prod(shape) for shape in self.shapes)
 
     def views(self, flat: Array) -> Views:
-        """Named views of `flat`, a one-dimensional buffer of `size` elements."""
+        """Named views of `flat`, a one-dimensional buffer of `size` elements.
+
+        Raises
+        ------
+        ConfigurationError
+            For a buffer of another shape.
+        """
         if flat.shape != (self.size,):
             raise ConfigurationError(
                 f"a buffer of shape {flat.shape} does not fit the layout, which needs ({self.size},); "

@@ -63,6 +63,12 @@ class Examples:
     shifts
         (down, right) in pixels. With several, x holds images and each row is one example per shift, made when it is
         gathered: example index k n + i is row i moved by shifts[k].
+
+    Examples
+    --------
+    >>> examples = Examples(np.zeros((5, 2)), np.arange(5)).subset(np.array([1, 3, 4]))
+    >>> len(examples), examples.capacity, examples.row_indices(np.array([0, 2])).tolist()
+    (3, 5, [1, 4])
     """
 
     x: Array

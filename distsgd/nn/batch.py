@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from distsgd.core.device import CPU, Array, Device
 from distsgd.core.random import Stream, stream, words_of
 
-_NO_ARRAYS: Mapping[str, Array] = {}
-
 
 @dataclass(slots=True)
 class Batch:
@@ -51,8 +49,8 @@ class Batch:
     microbatch: int = 0
     seed: int = 0
     training: bool = False
-    state: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
-    statistics: Mapping[str, Array] = field(default_factory=lambda: _NO_ARRAYS)
+    state: Mapping[str, Array] = field(default_factory=dict)
+    statistics: Mapping[str, Array] = field(default_factory=dict)
     device: Device = CPU
     clock: Array | None = None
 

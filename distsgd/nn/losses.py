@@ -23,7 +23,15 @@ from distsgd.core.ranges import number_in
 class Loss(Component, ABC):
     """The base class: a loss of outputs (k, n) against y, integer labels (n,) or values (k, n).
 
-    An example's sample weight multiplies its loss and its gradient; the mean still divides by the number of examples.
+    A subclass overrides `output_size`, `predict` and `value_and_grad`, and `targets` where it takes labels. A
+    sample weight multiplies the loss and gradient of its example; the mean still divides by the number of examples.
+
+    Examples
+    --------
+    >>> outputs, y = np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])
+    >>> loss_sum, grad = SquaredError().loss_and_grad(outputs, y)
+    >>> loss_sum, grad.tolist()
+    (2.5, [[1.0, 2.0]])
     """
 
     @abstractmethod
@@ -44,9 +52,19 @@ class Loss(Component, ABC):
         """
 
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        """Stored targets (n, …) in the form that the loss takes: values (k, n) of `dtype` by default, or labels (n,).
+        """Stored targets in the form that the loss takes: by default values, flattened to k an example.
 
-        Their rows are contiguous over the batch.
+        Parameters
+        ----------
+        rows
+            Targets as the data has them, (n,) or (n, …).
+        dtype
+            The parameters' dtype.
+
+        Returns
+        -------
+        Array
+            Values (k, n) of `dtype`, whose rows are contiguous over the batch; or labels (n,).
         """
         columns: Array = rows.reshape(rows.shape[0], prod(rows.shape[1:])).T
         return columns.astype(dtype, order="C", copy=False)
@@ -57,16 +75,47 @@ class Loss(Component, ABC):
 
     @abstractmethod
     def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
-        """The loss of each example (n,) and, if `want_grad`, the gradient (k, n) of their sum: a new array."""
+        """The loss of each example and, where it is wanted, the gradient of their sum, without sample weights.
+
+        Parameters
+        ----------
+        outputs
+            The model's outputs (k, n).
+        y
+            Targets as `targets` returns them.
+        want_grad
+            Whether the gradient is needed.
+
+        Returns
+        -------
+        losses, grad
+            (n,), and (k, n) in a new array, which the caller may overwrite; None where it isn't wanted.
+
+        Raises
+        ------
+        ConfigurationError
+            Where the targets don't fit the outputs.
+        """
 
     def per_example(self, outputs: Array, y: Array) -> Array:
         """The loss of each example (n,), without sample weights."""
         return self.value_and_grad(outputs, y, want_grad=False)[0]
 
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
-        """The sum of the losses, added in float64, and its gradient with respect to `outputs`, in their dtype.
+        """The sum of the weighted losses, and its gradient with respect to the outputs.
 
-        The sum is a float, or an array without dimensions where the device computes asynchronously.
+        Parameters
+        ----------
+        outputs, y
+            See `value_and_grad`.
+        weights
+            Sample weights (n,), or None.
+
+        Returns
+        -------
+        loss_sum, grad
+            The sum, added in float64: a float, or an array without dimensions where the device computes
+            asynchronously. The gradient (k, n) in the outputs' dtype.
         """
         losses, grad = self.value_and_grad(outputs, y, want_grad=True)
         assert grad is not None

@@ -26,14 +26,31 @@ class LossAndGrad(Protocol):
     """A function that gives the sum of the losses of a batch and its gradient: all that a model has to be."""
 
     def __call__(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        """(loss_sum, example_count). Puts d(loss_sum)/d(params) into the views of `grads`, which are zero before.
+        """Computes one microbatch. All arrays are of this call alone: keep none of them.
 
-        `params` are read-only. All arrays are of this call alone: keep none of them.
+        Parameters
+        ----------
+        params
+            The parameters, read-only.
+        grads
+            Views of the same names, zero before: d(loss_sum)/d(params) goes into them.
+        batch
+            The examples.
+
+        Returns
+        -------
+        loss_sum, example_count
+            The SUM of the examples' losses, not their mean, and their number: distsgd divides once, after all sums.
         """
 
 
 class Objective(Component, ABC):
-    """The base class: a LossAndGrad with what training needs besides, shapes, initial values and outputs to score."""
+    """The base class: a LossAndGrad with what training needs besides, shapes, initial values and outputs to score.
+
+    A subclass overrides `parameter_shapes`, `initialize`, `loss_and_grad` and `score`; `predict` and `targets` where
+    it has outputs; `state_shapes`, `statistics_shapes`, `combine_statistics` and `update_state` where it has running
+    statistics. Most models need none: a Layer with a Loss is `Supervised`, a function is a `FunctionObjective`.
+    """
 
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
@@ -47,7 +64,7 @@ class Objective(Component, ABC):
 
     @abstractmethod
     def parameter_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the parameters."""
+        """Names and shapes of the parameters, in the order in which they lie in the flat buffer."""
 
     def state_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of running statistics."""
@@ -63,18 +80,39 @@ class Objective(Component, ABC):
 
     @abstractmethod
     def initialize(self, params: Views, state: Views, seed: int) -> None:
-        """Fills parameters and running statistics with their initial values."""
+        """Fills parameters and running statistics with their initial values, a function of the seed alone."""
 
     @abstractmethod
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        """See LossAndGrad."""
+        """The sum of a microbatch's losses, its gradient, and the number of examples: see LossAndGrad."""
 
     @abstractmethod
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
-        """(loss_sum, example_count, outputs or None) in evaluation; may use `scratch` as gradients, which are zero."""
+        """Evaluates examples.
+
+        Parameters
+        ----------
+        params
+            The parameters, read-only.
+        scratch
+            Views of the parameters' names and shapes, zero before, for gradients that nobody reads.
+        batch
+            The examples; `batch.training` is False.
+
+        Returns
+        -------
+        loss_sum, example_count, outputs
+            The sum of their losses, their number, and the outputs (k, n) for metrics, or None.
+        """
 
     def predict(self, params: Views, batch: Batch) -> Array:
-        """Predictions for the inputs, batch-last: probabilities, or values."""
+        """Predictions for the inputs, (k, n): probabilities, or values.
+
+        Raises
+        ------
+        ConfigurationError
+            Where the objective has no outputs, as by default.
+        """
         raise ConfigurationError("this model has no outputs to predict with; give distsgd.FunctionObjective outputs=")
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
@@ -97,10 +135,10 @@ class Objective(Component, ABC):
         return is_own(self)
 
     def combine_statistics(self, left: Views, right: Views) -> None:
-        """Joins two microbatches' statistics into `left`."""
+        """Joins two microbatches' statistics into `left`: see StatefulLayer."""
 
     def update_state(self, state: Views, statistics: Views) -> None:
-        """Moves the running statistics by one step's joined statistics."""
+        """Moves the running statistics by one step's joined statistics: see StatefulLayer."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +241,22 @@ class FunctionObjective(Objective):
         The shape of one example in `batch.x`; None for a flat vector of features.
     thread_safe
         Whether several threads may call both functions at the same time; by default one thread calls them.
+
+    Raises
+    ------
+    ConfigurationError
+        In a step, where `function` returns anything but two numbers.
+
+    Examples
+    --------
+    A line through points, fitted by least squares:
+
+    >>> def line(params, grads, batch):
+    ...     error = params["w"] @ batch.x - batch.y[0]
+    ...     grads["w"] += batch.x @ error
+    ...     return 0.5 * float(error @ error), len(batch)
+    >>> FunctionObjective(line, {"w": np.zeros(2)}).parameter_shapes()
+    {'w': (2,)}
     """
 
     function: LossAndGrad

@@ -40,6 +40,20 @@ class Optimizer(Component, ABC):
 
     A subclass overrides `step`, and `slots` and `scalars` where it needs them. Weight decay is coupled,
     g := g + λw before anything else (as in PyTorch), unless the class is `decoupled`.
+
+    Raises
+    ------
+    ConfigurationError
+        Where a hyper-parameter that has a usual name, such as `momentum`, isn't a number in its usual range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> params, grads, scratch = np.ones(2), np.array([1.0, -2.0]), np.empty((2, 2))
+    >>> optimizer = SGD(0.1)
+    >>> optimizer.update(params, grads, (), optimizer.scalars(0.1, updates=1), 0.0, scratch)
+    >>> params.tolist()
+    [0.9, 1.2]
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
@@ -63,7 +77,20 @@ class Optimizer(Component, ABC):
         check_fields(self, _INTERVALS)
 
     def scalars(self, learning_rate: float, updates: int) -> Scalars:
-        """All that depends on the step, η first. `learning_rate` is the schedule's, `updates` counts this one too."""
+        """All that depends on the step, computed once and broadcast.
+
+        Parameters
+        ----------
+        learning_rate
+            η of this step, after the schedule.
+        updates
+            t, the number of updates, this one too.
+
+        Returns
+        -------
+        Scalars
+            Python floats, η first.
+        """
         return (float(learning_rate),)
 
     def update(
@@ -94,7 +121,15 @@ class Optimizer(Component, ABC):
 
     @abstractmethod
     def step(self, params: Array, grads: Array, state: Slots, scalars: Scalars, spare: Array) -> None:
-        """The step after weight decay; `spare` is a scratch block (n,)."""
+        """The step after weight decay, in place and elementwise: see `update`.
+
+        Parameters
+        ----------
+        params, grads, state, scalars
+            Those of `update`; grads may be overwritten.
+        spare
+            A scratch block (n,), its values undefined.
+        """
 
 
 @final

@@ -19,14 +19,44 @@ _INTERVALS = {"decay_rate": "[0, inf)", "decay_epochs": "(0, inf)", "factor": "(
 
 
 class Schedule(ABC):
-    """The base class: a frozen dataclass; a subclass overrides `multiplier`, by which η₀ is multiplied at a step."""
+    """The base class: a frozen dataclass; a subclass overrides `multiplier`, by which η₀ is multiplied at a step.
+
+    Examples
+    --------
+    >>> class Halves(Schedule):
+    ...     def multiplier(self, step, steps_per_epoch):
+    ...         return 0.5 ** (step // steps_per_epoch)
+    >>> Halves().learning_rate(0.8, step=20, steps_per_epoch=10)
+    0.2
+    """
 
     @abstractmethod
     def multiplier(self, step: int, steps_per_epoch: int) -> float:
-        """η / η₀ at `step`, from 0 to 1."""
+        """η / η₀ at a step.
+
+        Parameters
+        ----------
+        step
+            Steps made before this one, in all epochs.
+        steps_per_epoch
+            Steps of one epoch; step / steps_per_epoch is the epoch as a fraction.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+        """
 
     def learning_rate(self, base: float, step: int, steps_per_epoch: int) -> float:
-        """η of the step that comes after `step` steps, where η₀ is `base`."""
+        """η of the step that comes after `step` steps.
+
+        Parameters
+        ----------
+        base
+            η₀, the optimizer's learning rate.
+        step, steps_per_epoch
+            See `multiplier`.
+        """
         return float(base) * self.multiplier(step, steps_per_epoch)
 
 

@@ -65,7 +65,7 @@ def _native(source: ArraySource) -> ArraySource:
 
 
 def inputs(where: str, x: ArraySource) -> ArraySource:
-    check_dtype(where, x)
+    check_dtype(where, x.dtype)
     if len(x.shape) < 2:
         raise DataError(f"{where}: expected shape (examples, features, …), got {x.shape}; reshape it, say to (n, 1)")
     if x.nbytes == 0:

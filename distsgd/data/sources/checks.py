@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def check_arrays(
     DataError
         With the first example that is wrong, counted from 0.
     """
-    check_dtype(f"{name}: inputs", x)
+    check_dtype(f"{name}: inputs", x.dtype)
     if x.size == 0:
         raise DataError(f"{name}: expected at least one example and one feature, got inputs of shape {x.shape}")
     is_float = check_targets(f"{name}: targets", y, len(x))
@@ -64,17 +64,15 @@ def check_arrays(
     return _check_labels(name, y, num_classes)
 
 
-def check_dtype(where: str, array: Array | ArraySource) -> None:
+def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
     """DataError for what isn't numbers."""
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise DataError(
-            f"{where}: expected integers or floats of at most 64 bits, got dtype {array.dtype}; convert them"
-        )
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DataError(f"{where}: expected integers or floats of at most 64 bits, got dtype {dtype}; convert them")
 
 
 def check_targets(where: str, y: Array | ArraySource, examples: int) -> bool:
     """Whether targets of so many examples are floats, and not labels; DataError where they can be neither."""
-    check_dtype(where, y)
+    check_dtype(where, y.dtype)
     _check_length(where, y, examples)
     is_float = y.dtype.kind == "f"
     if is_float and (len(y.shape) > 2 or 0 in y.shape):
@@ -88,7 +86,7 @@ def check_targets(where: str, y: Array | ArraySource, examples: int) -> bool:
 
 def check_weights(where: str, weights: Array | ArraySource, examples: int) -> None:
     """DataError for what can't be weights of so many examples."""
-    check_dtype(where, weights)
+    check_dtype(where, weights.dtype)
     _check_length(where, weights, examples)
     if len(weights.shape) != 1 and weights.shape[1:] != (1,):
         raise DataError(f"{where}: expected one weight an example, shape (n,), got {weights.shape}; reshape them")
@@ -106,49 +104,46 @@ def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
         yield start, array[start : start + rows]
 
 
-def _first(bad: Array) -> int:
-    """The first row with a true element."""
-    return int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
+def _first(array: Array, is_bad: Callable[[Array], Array]) -> tuple[int, Any] | None:
+    """The first row that has a bad element, and this element; None where all are good."""
+    for start, block in _blocks(array):
+        bad = is_bad(block)
+        if bad.any():
+            row = int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
+            return start + row, block[row][bad[row]].flat[0]
+    return None
 
 
 def _check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
     if array.dtype.kind != "f":
         return
     narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
-    for start, block in _blocks(array):
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(block.astype(dtype) if narrower else block)
-        if not finite.all():
-            row = _first(~finite)
-            value = block[row][~finite[row]].flat[0]
-            kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
-            raise DataError(f"{where}: expected {kind}, example {start + row} holds {value}; remove or repair it")
+    with np.errstate(over="ignore"):
+        found = _first(array, lambda block: ~np.isfinite(block.astype(dtype) if narrower else block))
+    if found is not None:
+        row, value = found
+        kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
+        raise DataError(f"{where}: expected {kind}, example {row} holds {value}; remove or repair it")
 
 
 def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:
     _check_finite(where, weights, dtype)
-    some = False
-    for start, block in _blocks(weights):
-        if (block < 0).any():
-            row = _first(block < 0)
-            raise DataError(f"{where}: expected none below 0, example {start + row} has {block[row]}; correct it")
-        some = some or bool((block > 0).any())
-    if not some:
+    found = _first(weights, lambda block: block < 0)
+    if found is not None:
+        raise DataError(f"{where}: expected none below 0, example {found[0]} has {found[1]}; correct it")
+    if not weights.max() > 0:
         raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or remove them")
 
 
 def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
     # A million classes of three examples is a column of identifiers, not of labels.
     limit = max(1000, len(y)) if num_classes is None else num_classes
-    greatest = 0
-    for start, block in _blocks(y):
-        low, high = int(block.min()), int(block.max())
-        if low < 0 or high >= limit:
-            row = _first((block < 0) | (block >= limit))
-            remedy = "number the classes from 0" if num_classes is None else "correct it, or set the number of classes"
-            raise DataError(
-                f"{name}: expected labels from 0 to {limit - 1}, "
-                f"example {start + row} has {int(block[row].flat[0])}; {remedy}"
-            )
-        greatest = max(greatest, high)
+    greatest = int(y.max())
+    if greatest >= limit or y.min() < 0:
+        found = _first(y, lambda block: (block < 0) | (block >= limit))
+        assert found is not None
+        remedy = "number the classes from 0" if num_classes is None else "correct it, or set the number of classes"
+        raise DataError(
+            f"{name}: expected labels from 0 to {limit - 1}, example {found[0]} has {int(found[1])}; {remedy}"
+        )
     return greatest + 1 if num_classes is None else num_classes

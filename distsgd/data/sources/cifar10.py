@@ -22,7 +22,7 @@ from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions
 from distsgd.data.sources.download import data_root, fetch
 from distsgd.data.sources.sources import ValuesSource
-from distsgd.data.sources.streams import BLOCK, Stream, check_out, expect_end, fill, reading
+from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, reading
 from distsgd.data.sources.tar import read_members
 from distsgd.data.sources.unpickle import unpickle
 
@@ -38,28 +38,20 @@ _FILE_LIMIT = 64 << 20
 """Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""
 
 
-def read_binary(stream: Stream, size: int, where: str, images: Array | None) -> Array:
-    """The labels (n,) uint8 of a file of records, each a label and 3,072 pixels; the pixels go into `images` (n, 3072).
+def read_binary(stream: Stream, size: int, where: str) -> tuple[Array, Array]:
+    """Labels (n,) and pixels (n, 3072) uint8 of a file of records, each a label and 3,072 pixels.
 
-    Without `images` they are read and dropped. Raises DataError where the file isn't a whole number of records.
+    Raises DataError where the file isn't a whole number of records.
     """
     count, rest = divmod(size, 1 + _PIXELS)
     if rest or not count:
         raise DataError(f"{where}: expected records of {1 + _PIXELS} bytes, got {size} bytes in all; get it again")
-    _check_count(count, images, where)
-    labels = np.empty(count, np.uint8)
-    block = np.empty((min(count, BLOCK // (1 + _PIXELS)), 1 + _PIXELS), np.uint8)
-    for start in range(0, count, len(block)):
-        part = block[: count - start]
-        fill(stream, part, where)
-        labels[start : start + len(part)] = part[:, 0]
-        if images is not None:
-            images[start : start + len(part)] = part[:, 1:]
-    _check_labels(labels.tolist(), where)
-    return labels
+    records = np.empty((count, 1 + _PIXELS), np.uint8)
+    fill(stream, records, where)
+    return records[:, 0], records[:, 1:]
 
 
-def read_python(stream: Stream, size: int, where: str, images: Array | None) -> Array:
+def read_python(stream: Stream, size: int, where: str) -> tuple[list[int], Array]:
     """The same of a pickled dict with `data` (n, 3072) uint8 and a list `labels`; what else is in it is not used."""
     columns = unpickle(stream, min(size, _FILE_LIMIT), where)
     expect_end(stream, where)
@@ -73,19 +65,13 @@ def read_python(stream: Stream, size: int, where: str, images: Array | None) -> 
             f"{where}: expected data of bytes, shape ({len(labels)}, {_PIXELS}) for as many labels, "
             f"got {data.dtype} of shape {data.shape}; get it again"
         )
-    _check_count(len(labels), images, where)
-    _check_labels(labels, where)
-    if images is not None:
-        images[...] = data
-    return np.array(labels, np.uint8)
+    return labels, data
 
 
-def _check_count(count: int, images: Array | None, where: str) -> None:
-    if images is not None and len(images) != count:
-        raise DataError(f"{where}: expected {len(images)} images, the file now has {count}; start again")
-
-
-def _check_labels(labels: Sequence[int], where: str) -> None:
+def _check(labels: Sequence[int] | Array, images: Array | None, where: str) -> None:
+    """DataError for another number of images than there is room for, and for what is no label."""
+    if images is not None and len(images) != len(labels):
+        raise DataError(f"{where}: expected {len(images)} images, the file now has {len(labels)}; start again")
     for number, label in enumerate(labels):
         if not 0 <= label < CLASSES:
             raise DataError(
@@ -100,7 +86,7 @@ class Form:
     archive: str
     folder: str
     suffix: str
-    read: Callable[[Stream, int, str, Array | None], Array] = field(repr=False)
+    read: Callable[[Stream, int, str], tuple[Sequence[int] | Array, Array]] = field(repr=False)
 
 
 BINARY = Form("cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", read_binary)
@@ -121,8 +107,12 @@ class Place:
         names = {f"{self.form.folder}/{name}{self.form.suffix}": name for name in images}
 
         def visit(member: str, stream: Stream, size: int) -> None:
-            name = names[member]
-            labels[name] = self.form.read(stream, size, self._where(member), images[name])
+            found, pixels = self.form.read(stream, size, self._where(member))
+            name, rows = names[member], images[names[member]]
+            _check(found, rows, self._where(member))
+            if rows is not None:
+                rows[...] = pixels
+            labels[name] = np.array(found, np.uint8)
 
         if self.packed:
             read_members(str(self.path), names, visit, _UNPACKED_LIMIT)

@@ -15,6 +15,7 @@ import numpy as np
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
+from distsgd.data.sources.checks import check_dtype
 from distsgd.data.sources.file_source import FileSource, Header
 from distsgd.data.sources.streams import DEFLATE_LIMIT, Stream, absolute, read_exactly, reading
 
@@ -42,10 +43,7 @@ def _read_header(stream: Stream, size: int, where: str) -> Header:
             shape, fortran, dtype = parse(io.BytesIO(size_field + text), max_header_size=_HEADER_LIMIT)
         except Exception as problem:  # text made to harm can raise nearly anything in NumPy's parser
             raise DataError(f"{where}: expected a .npy header, got text that isn't one; make it again") from problem
-    if dtype.hasobject or dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.subdtype is not None:
-        raise DataError(
-            f"{where}: expected integers or floats of at most 64 bits, got dtype {dtype}; convert the array"
-        )
+    check_dtype(where, dtype)
     if any(isinstance(n, bool) or n < 0 for n in shape):
         raise DataError(f"{where}: expected lengths of at least 0, the header says {shape}; make it again")
     offset = len(start) + len(size_field) + length

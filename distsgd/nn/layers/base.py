@@ -49,8 +49,25 @@ def image_shape(shape: Shape, kind: str, channels: int | None = None) -> tuple[i
 class Layer(Component, ABC):
     """A step of a network. Layers are frozen dataclasses and own no arrays: parameters are passed in.
 
-    Arrays are batch-last, (features, n) or (channels, height, width, n). What backward needs lives in the closure
-    that forward returns, and dies with it. `kind` names the layers of a Sequential: dense1, dense2, …
+    A subclass overrides `output_shape` and `forward`, and where it has parameters `parameter_shapes` and `initialize`.
+    Arrays are batch-last, (features, n) or (channels, height, width, n). What backward needs lives in the closure that
+    forward returns, and dies with it. `kind` names the layers of a Sequential: dense1, dense2, …
+
+    Raises
+    ------
+    ConfigurationError
+        Where a subclass has `state_shapes` and isn't a StatefulLayer: when the class is made.
+
+    Examples
+    --------
+    >>> class Double(Layer):
+    ...     def output_shape(self, shape):
+    ...         return shape
+    ...
+    ...     def forward(self, params, x, batch, path):
+    ...         return 2.0 * x, lambda dy, grads: 2.0 * dy
+    >>> Double().output_shape((3,))
+    (3,)
     """
 
     kind: ClassVar[str] = ""
@@ -58,11 +75,27 @@ class Layer(Component, ABC):
     keeps_state: ClassVar[bool] = False  # see StatefulLayer
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the parameters, in order; none by default."""
+        """Names and shapes of the parameters, in order; none by default.
+
+        Returns
+        -------
+        Mapping[str, Shape]
+            Every length at least 1. The names are those by which `forward` finds its parameters.
+        """
         return {}
 
     def initialize(self, params: Views, seed: int, path: str) -> None:
-        """Fills the layer's parameters; `path` is the layer's place in the model and names its random numbers."""
+        """Fills the layer's parameters; by default nothing, for a layer without any.
+
+        Parameters
+        ----------
+        params
+            The layer's own parameters, by name, to be overwritten.
+        seed
+            The run's seed.
+        path
+            The layer's place in the model, such as `dense1`, which names its random numbers.
+        """
 
     def multiply_adds(self, shape: Shape) -> int:
         """Multiply-adds of forward for one example of `shape`, an estimate of the work; 0 by default."""
@@ -74,7 +107,23 @@ class Layer(Component, ABC):
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
-        """The shape of this layer's output for one example of `shape`; ConfigurationError where it doesn't fit."""
+        """The shape of this layer's output for one example.
+
+        Parameters
+        ----------
+        shape
+            The shape of one example of the input, without the batch's axis.
+
+        Returns
+        -------
+        Shape
+            That of the output, without the batch's axis.
+
+        Raises
+        ------
+        ConfigurationError
+            Where the layer doesn't take such examples, with what it expects.
+        """
 
     @abstractmethod
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
@@ -134,19 +183,25 @@ class DataLayer(Layer):
 class StatefulLayer(Layer):
     """A layer with running statistics: state that is not trained, but moved by statistics of each minibatch.
 
-    Each microbatch writes its statistics into `batch.statistics`, under the layer's path. The trainer combines them in
-    the order of the tree and moves the state once a step. In evaluation the layer reads `batch.state`.
+    In training, `forward` writes a microbatch's statistics into `batch.statistics`, under the layer's path and a dot.
+    The trainer combines them in the order of the tree and moves the state once a step. In evaluation the layer reads
+    `batch.state`. State and statistics are never summed over ranks: what `combine_statistics` computes of two
+    microbatches must not depend on which ranks had them.
+
+    See Also
+    --------
+    distsgd.nn.BatchNormalization : (count, mean, M2) as statistics, mean and variance as state.
     """
 
     keeps_state: ClassVar[bool] = True
 
     @abstractmethod
     def state_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the running statistics."""
+        """Names and shapes of the running statistics, in the parameters' dtype."""
 
     @abstractmethod
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the statistics that each microbatch reports."""
+        """Names and shapes of the statistics that each microbatch reports, in float64; `()` for a number."""
 
     @abstractmethod
     def initialize_state(self, state: Views) -> None:
@@ -154,8 +209,22 @@ class StatefulLayer(Layer):
 
     @abstractmethod
     def combine_statistics(self, first: Views, second: Views) -> None:
-        """In place, puts into `first` what one microbatch with the examples of both reports; float64 views."""
+        """Puts into `first` what one microbatch with the examples of both reports.
+
+        Parameters
+        ----------
+        first, second
+            Float64 views of two neighbouring microbatches' statistics, or of combined ones; `second` stays as it is.
+        """
 
     @abstractmethod
     def update_state(self, state: Views, statistics: Views) -> None:
-        """In place, moves the running statistics by the combined statistics of a whole minibatch."""
+        """Moves the running statistics, in place, once a step.
+
+        Parameters
+        ----------
+        state
+            The running statistics.
+        statistics
+            The combined statistics of the whole minibatch, float64.
+        """

@@ -51,6 +51,10 @@ def _conv(found: Mapping[str, str | None], shape: Shape) -> nn.Layer:
     )
 
 
+def _activation(name: str) -> Word:
+    return Word("", "", lambda found, shape: nn.Activation(name))
+
+
 def _pooling(kind: type[nn.MaxPooling] | type[nn.AveragePooling]) -> Word:
     def make(found: Mapping[str, str | None], shape: Shape) -> nn.Layer:
         return kind(_pair(found["size"]), None if found["stride"] is None else _pair(found["stride"]))
@@ -72,7 +76,7 @@ WORDS: Mapping[str, Word] = {
     "channel-dropout": Word(_RATE, "RATE", lambda f, _: nn.Dropout(float(f["rate"] or 0), channels=True)),
     "flatten": Word("", "", lambda f, _: nn.Flatten()),
     "dense": Word(rf"(?P<units>{_NUMBER})?", "[UNITS]", lambda f, shape: nn.Dense(prod(shape), int(f["units"] or 0))),
-    **{name: Word("", "", lambda f, _, name=name: nn.Activation(name)) for name in nn.ACTIVATIONS},
+    **{name: _activation(name) for name in nn.ACTIVATIONS},
 }
 """The layers that a list can be made of."""
 

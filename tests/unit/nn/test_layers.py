@@ -319,3 +319,12 @@ NONSENSE = [
 def test_what_makes_no_sense_is_refused(build):
     with pytest.raises(ConfigurationError):
         build()
+
+
+def test_a_plain_layer_with_state_is_refused_where_its_class_is_made() -> None:
+    body = {"state_shapes": lambda self: {"mean": (3,)}}
+    with pytest.raises(ConfigurationError, match=r"Mean: .* must be a distsgd\.nn\.StatefulLayer"):
+        type("Mean", (Layer,), body)
+    with pytest.raises(ConfigurationError, match=r"^Mean: "):
+        type("Mean", (Dense,), body)
+    assert issubclass(type("Mean", (BatchNormalization,), body), BatchNormalization)
