@@ -15,7 +15,7 @@ from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.initializers import He, Initializer, Zeros
 from distsgd.nn.layers.base import Backward, DataLayer, Layer, image_shape, initialize_arrays, pair
-from distsgd.nn.layers.pooling import MaxPooling
+from distsgd.nn.layers.pooling import MaxPooling, output_size
 
 _HE, _ZEROS = He(), Zeros()
 
@@ -82,14 +82,8 @@ class Convolution(DataLayer):
         initialize_arrays(params, {"weight": self.weight_initializer, "bias": self.bias_initializer}, seed, path)
 
     def output_shape(self, shape: Shape) -> Shape:
-        _, height, width = image_shape(shape, "conv", self.channels)
-        out = self.window.output(height, width)
-        if min(out) < 1:
-            kh, kw = self.window.size
-            raise ConfigurationError(
-                f"conv: a kernel of {kh}x{kw} doesn't fit images of {height}x{width}; take a smaller one, or padding"
-            )
-        return (self.filters, *out)
+        image = image_shape(shape, "conv", self.channels)
+        return (self.filters, *output_size(self.window, image, "conv: a kernel"))
 
     def multiply_adds(self, shape: Shape) -> int:
         _, height, width = self.output_shape(shape)

@@ -17,6 +17,15 @@ from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Backward, Layer, image_shape, pair
 
 
+def output_size(window: Window, image: tuple[int, int, int], what: str) -> tuple[int, int]:
+    """Height and width of the output; ConfigurationError, in the name of `what`, for images smaller than the window."""
+    (_, height, width), (kh, kw) = image, window.size
+    out = window.output(height, width)
+    if min(out) < 1:
+        raise ConfigurationError(f"{what} of {kh}x{kw} doesn't fit images of {height}x{width}; take a smaller one")
+    return out
+
+
 @dataclass(frozen=True)
 class _Pooling(Layer):
     """A window that moves over an image and stays inside it."""
@@ -34,12 +43,8 @@ class _Pooling(Layer):
         return Window(size, size if self.stride is None else pair(self.stride, f"{self.kind} stride"))
 
     def output_shape(self, shape: Shape) -> Shape:
-        channels, height, width = image_shape(shape, self.kind)
-        out = self.window.output(height, width)
-        if min(out) < 1:
-            kh, kw = self.window.size
-            raise ConfigurationError(f"{self.kind}: a window of {kh}x{kw} doesn't fit images of {height}x{width}")
-        return (channels, *out)
+        image = image_shape(shape, self.kind)
+        return (image[0], *output_size(self.window, image, f"{self.kind}: a window"))
 
 
 @dataclass(frozen=True)

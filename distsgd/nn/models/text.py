@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import takewhile
 from math import prod
 
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn import layers as nn
+from distsgd.nn.initializers import fans
 from distsgd.nn.models.initial_values import INITIAL_VALUES, InitialValues, Place, by_activation
 from distsgd.nn.models.options import ModelOptions
 from distsgd.nn.models.shapes import as_images
@@ -97,8 +99,13 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
     """
     name, listed, rest = text.partition(":")
     options.check_skipped(name if listed else text)
-    initial_values, layers_text = (_initial_values(name.strip()), rest) if listed else (by_activation, text)
-    parts = [_parse(part) for part in layers_text.split(",")]
+    if listed and name.strip() not in INITIAL_VALUES:
+        raise ConfigurationError(
+            f"model: expected one of {', '.join(INITIAL_VALUES)} in front of a list of layers and a colon, got "
+            f"{name.strip()!r}"
+        )
+    initial_values = INITIAL_VALUES[name.strip()] if listed else by_activation
+    parts = [_parse(part) for part in (rest if listed else text).split(",")]
     shape = as_images(input_shape)
     layers: list[nn.Layer] = []
     for index, (word, found) in enumerate(parts):
@@ -120,14 +127,6 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
 
 def _words(text: str) -> str:
     return " ".join(text.lower().replace("_", "-").split())
-
-
-def _initial_values(name: str) -> InitialValues:
-    if name not in INITIAL_VALUES:
-        raise ConfigurationError(
-            f"model: expected one of {', '.join(INITIAL_VALUES)} in front of a list of layers and a colon, got {name!r}"
-        )
-    return INITIAL_VALUES[name]
 
 
 def _parse(text: str) -> Part:
@@ -155,21 +154,12 @@ def _with_initial_values(
     layer: nn.Convolution | nn.Dense, later: Sequence[Part], initial_values: InitialValues, options: ModelOptions
 ) -> nn.Layer:
     """The layer with its initializers, and with biases by the options."""
-    following = []
-    for word, found in later:
-        if word in ("conv", "dense"):
-            break
-        following.append((word, found))
+    following = list(takewhile(lambda part: part[0] not in ("conv", "dense"), later))
     last = len(following) == len(later)
     activation = next((word for word, _ in following if word in nn.ACTIVATIONS), None)
     pooled = next((prod(_pair(found["size"])) for word, found in following if word.endswith("pool") and found), 1)
-    if isinstance(layer, nn.Dense):
-        place = Place(layer.fan_in, layer.fan_out, activation, last)
-    else:
-        positions = prod(layer.window.size)
-        fan_out = max(layer.filters * positions // pooled, 1)
-        place = Place(layer.channels * positions, fan_out, activation, last)
-    weights, biases = initial_values(place)
+    fan_in, fan_out = fans(layer.parameter_shapes()["weight"])
+    weights, biases = initial_values(Place(fan_in, max(fan_out // pooled, 1), activation, last))
     if options.weight_initializer is not None:
         weights = options.weights("")
     if options.bias_initializer != "zeros":
