@@ -71,9 +71,8 @@ def draw(arguments: Sequence[str]) -> Drawn:
     from distsgd.cli.command_line import parse_positional
     from distsgd.core.errors import ConfigurationError
     from distsgd.plots.canvas import check_installed
-    from distsgd.plots.series import CurveOptions
-    from distsgd.run.picture_material import Stored
-    from distsgd.run.picture_runs import read_run
+    from distsgd.plots.curves import CurveOptions
+    from distsgd.run.picture_material import Stored, read_run
     from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
     options = parse_positional(Options, arguments, "python -m distsgd.plot")

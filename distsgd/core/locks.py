@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from distsgd.core.errors import RunFolderError, one_line
 from distsgd.core.files import make_folders, remove_empty
 from distsgd.core.folders import Folder, identity, is_at, is_own, open_folder
 from distsgd.core.output import LAUNCH_VARIABLE
+from distsgd.core.processes import contents
 
 LOCK_FILE = ".lock"
 _LIMIT = 2000  # bytes of a lock file that are read
@@ -79,10 +81,6 @@ class LockHeldError(Exception):
         self.holder = holder
 
 
-class LockChangedError(Exception):
-    """The lock file or its folder was removed or moved while it was being locked: try again."""
-
-
 class FolderInUseError(RunFolderError):
     """Another run uses the folder."""
 
@@ -120,91 +118,63 @@ def lock_folder(path: Path) -> Locked:
                     "--out"
                 ) from None
             time.sleep(_PAUSE)
-        except (LockChangedError, FileNotFoundError) as error:
+        except FileNotFoundError:  # the folder or the lock file was removed or moved meanwhile
             tries += 1
-            if tries < _TRIES:
-                continue
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise FolderInUseError(
-                f"{path} is moved or removed each time that it is opened; choose another folder with --out"
-            ) from None
+            if tries == _TRIES:
+                raise FolderInUseError(
+                    f"{path} is moved or removed each time that it is opened; choose another folder with --out"
+                ) from None
 
 
 def _try_to_lock(path: Path) -> Locked:
+    """Lock the folder. Raises LockHeldError; FileNotFoundError where it was removed or moved meanwhile; RunFolderError
+    where the lock file isn't a file of this user; and OSError where no lock file can be made."""
     made = make_folders(path)
-    descriptor = -1
+    folder = lock = -1
     try:
-        descriptor = open_folder(path)
-        lock = _lock_opened(descriptor, path)
-        if not is_at(descriptor, path):  # --resume never has moved it aside
-            lock.release(descriptor)
-            raise LockChangedError
+        folder = open_folder(path)
+        lock, is_new = _open(folder, path)
+        _check(lock, folder, path, is_new)
+        note, sure = _flock(lock, path)
+        _of_this_process.add(lock)
+        if not _is_named(lock, folder) or not is_at(folder, path):  # --resume never may have moved it aside
+            raise FileNotFoundError
+        with suppress(OSError):  # on a full disk the holder stays unnamed
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(asdict(Holder.this())).encode(), 0)
     except BaseException:
-        if descriptor >= 0:
-            os.close(descriptor)
+        if lock >= 0 and lock not in _of_this_process:
+            os.close(lock)
+        _release(lock, folder)
+        if folder >= 0:
+            os.close(folder)
         remove_empty(made)
         raise
-    folder = Folder(path)
-    folder.hold(descriptor, lock.release)
-    return Locked(folder, made, lock.note, lock.sure)
+    held = Folder(path)
+    held.hold(folder, partial(_release, lock))
+    return Locked(held, made, note, sure)
 
 
-@dataclass(frozen=True)
-class Lock:
-    """A lock that this process has; `note` is a warning where it doesn't exclude all other processes, `sure` is whether
-    it excludes those of this host."""
-
-    descriptor: int
-    note: str = ""
-    sure: bool = True
-
-    def release(self, folder: int) -> None:
-        """Remove the lock file and unlock. Nothing may be written into the folder afterwards."""
-        if self.descriptor not in _of_this_process:  # a forked child doesn't have the lock
-            return
-        with suppress(OSError):
-            if _is_named(self.descriptor, folder):
-                os.unlink(LOCK_FILE, dir_fd=folder)
-        _of_this_process.discard(self.descriptor)
-        os.close(self.descriptor)
-
-
-def _lock_opened(folder: int, path: Path) -> Lock:
-    """Lock the folder with this descriptor, which was opened at `path`.
-
-    Raises LockHeldError; LockChangedError; RunFolderError where the lock file isn't a file of this user; and OSError
-    where no lock file can be made.
-    """
-    descriptor, is_new = _open(folder, path)
-    try:
-        _check(descriptor, folder, path, is_new)
-        note, sure = _flock(descriptor, path)
-        if not _is_named(descriptor, folder):
-            raise LockChangedError
-        with suppress(OSError):  # on a full disk the holder stays unnamed
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(asdict(Holder.this())).encode(), 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    _of_this_process.add(descriptor)
-    return Lock(descriptor, note, sure)
+def _release(lock: int, folder: int) -> None:
+    """Remove the lock file and unlock. Nothing may be written into the folder afterwards."""
+    if lock not in _of_this_process:  # a forked child doesn't have the lock
+        return
+    with suppress(OSError):
+        if _is_named(lock, folder):
+            os.unlink(LOCK_FILE, dir_fd=folder)
+    _of_this_process.discard(lock)
+    os.close(lock)
 
 
 def _open(folder: int, path: Path) -> tuple[int, bool]:
     """(descriptor of the lock file, whether it was made)."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
+    with suppress(FileExistsError):
         return os.open(LOCK_FILE, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=folder), True
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        raise LockChangedError from None  # the folder was removed
     try:
         return os.open(LOCK_FILE, flags, dir_fd=folder), False
     except FileNotFoundError:
-        raise LockChangedError from None
+        raise
     except OSError as error:
         raise _foreign(path, f"it can't be opened ({error.strerror or error})") from None
 
@@ -216,9 +186,8 @@ def _check(descriptor: int, folder: int, path: Path, is_new: bool) -> None:
         raise _foreign(path, "it is not a file")
     if not is_new and not is_own(status, folder):
         raise _foreign(path, f"it belongs to user {status.st_uid}")
-    if (
-        status.st_nlink > 1 and not Holder.read(descriptor).host
-    ):  # a lock file may have second names in a backup of hard links
+    # A lock file may have second names, in a backup of hard links.
+    if status.st_nlink > 1 and not Holder.read(descriptor).host:
         raise _foreign(path, "it is another file, too")
     if stat.S_IMODE(status.st_mode) != _MODE:
         with suppress(OSError):  # a file system without modes
@@ -261,11 +230,7 @@ def _mount_options(descriptor: int) -> set[str]:
     """The mount options of an open file's file system; none where they aren't known."""
     device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            fields = [line.split() for line in mounts]
-    except OSError:
-        return set()
+    fields = [line.split() for line in contents("/proc/self/mountinfo").split("\n")]
     return {option for found in fields if len(found) > 6 and found[2] == number for option in found[-1].split(",")}
 
 

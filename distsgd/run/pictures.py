@@ -23,13 +23,11 @@ from distsgd.core.output import say
 from distsgd.data.examples import Examples
 from distsgd.plots import boundary, confusion, filters, misclassified
 from distsgd.plots.canvas import NothingToDraw, save, style
-from distsgd.plots.curves import draw_curves
+from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.images import image_shape
 from distsgd.plots.runs import Run
-from distsgd.plots.series import CurveOptions
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import SPLITS, Material, Stored, TrainedJustNow
-from distsgd.run.picture_runs import read_run
+from distsgd.run.picture_material import SPLITS, Material, Stored, TrainedJustNow, read_run
 from distsgd.run.placement import Data
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import CodeName

@@ -20,12 +20,10 @@ from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
 from distsgd.data.sources import open_dataset, read_array
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
-from distsgd.plots.curves import draw_curves
+from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.filters import draw_filters, find_filters
-from distsgd.plots.series import CurveOptions
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import Stored
-from distsgd.run.picture_runs import read_run, run_of
+from distsgd.run.picture_material import Stored, read_run, run_of
 from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
 SVG = "{http://www.w3.org/2000/svg}svg"
