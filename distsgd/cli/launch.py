@@ -12,33 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.core import runtime
+from distsgd.core import output, runtime
 from distsgd.core.errors import ConfigurationError, DistsgdError, LauncherError
-from distsgd.core.output import (
-    LAUNCH_VARIABLE,
-    LAUNCH_VARIABLES,
-    PROGRAM_VARIABLE,
-    TERMINAL_VARIABLE,
-    new_launch,
-    say,
-    say_lines,
-    say_traceback,
-)
+from distsgd.core.output import new_launch, say, say_lines, say_traceback
 from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
+from distsgd.launching import mpirun
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
-from distsgd.launching.mpirun import (
-    Host,
-    Mpirun,
-    allocated_hosts,
-    command,
-    environment,
-    find_mpirun,
-    parse_hosts,
-    still_there,
-    this_host,
-    with_shares,
-)
 from distsgd.launching.start import Ending, Limits, Start, Stops
 from distsgd.launching.words import RANK_SCRIPT
 
@@ -76,7 +56,7 @@ class Options:
 
 def main() -> int:
     """The command; returns the exit status."""
-    for name in LAUNCH_VARIABLES:
+    for name in output.LAUNCH_VARIABLES:
         os.environ.pop(name, None)  # of another launch, in which this one may have been started
     adopt_orphans()
     print_stacks_when_asked()
@@ -108,8 +88,8 @@ def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> 
     run = Run(
         config=config,
         arguments=passed,
-        mpirun=find_mpirun(options.mpirun),
-        hosts=with_shares(parse_hosts(options.hosts), options.ranks) if options.hosts else (),
+        launcher=mpirun.find_mpirun(options.mpirun),
+        hosts=mpirun.with_shares(mpirun.parse_hosts(options.hosts), options.ranks) if options.hosts else (),
         ranks=options.ranks or 0,
         start_seconds=parse_duration(options.start_timeout, "start_timeout"),
         folder=WatchedFolder(run_folder(config).path),
@@ -152,8 +132,8 @@ class Run:
 
     config: TrainConfig
     arguments: Sequence[str]
-    mpirun: Mpirun
-    hosts: tuple[Host, ...]
+    launcher: mpirun.Mpirun
+    hosts: tuple[mpirun.Host, ...]
     ranks: int
     start_seconds: float
     folder: WatchedFolder
@@ -203,22 +183,22 @@ class Run:
             arguments += ["--out", str(self.folder.path)]
         if again and self._time_left() < math.inf:
             arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
-        one_host = (
-            all(this_host(host.name) for host in self.hosts) if self.hosts else len(allocated_hosts(os.environ)) < 2
-        )
-        settings = environment(self.mpirun, one_host, os.environ) | {LAUNCH_VARIABLE: self.cleanup.leftovers.name}
+        allocated = () if self.hosts else mpirun.allocated_hosts(os.environ)
+        one_host = len(allocated) < 2 and all(mpirun.this_host(host.name) for host in self.hosts)
+        settings = mpirun.environment(self.launcher, one_host, os.environ)
+        settings[output.LAUNCH_VARIABLE] = self.cleanup.leftovers.name
         program = [sys.executable, "-m", "distsgd.train", *arguments]
         if one_host:
             folder = str(self.cleanup.new_folder())
-            settings |= {"TMPDIR": folder, PROGRAM_VARIABLE: shlex.join(program)} | _terminal()
+            settings |= {"TMPDIR": folder, output.PROGRAM_VARIABLE: shlex.join(program)} | _terminal()
             program = []
         program = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *program]
-        line = command(self.mpirun, self.ranks, self.hosts, program, (LAUNCH_VARIABLE,))
+        line = mpirun.command(self.launcher, self.ranks, self.hosts, program, (output.LAUNCH_VARIABLE,))
         self.folder.look()
         try:
             start = Start(line, settings, self.ranks, self.stops, Limits(self.start_seconds, self.config.stall_seconds))
         except OSError as error:
-            raise LauncherError(f"could not start {self.mpirun.path}: {error.strerror or error}") from None
+            raise LauncherError(f"could not start {self.launcher.path}: {error.strerror or error}") from None
         ending = start.run()
         for message in ending.words.of("folder"):
             self.folder.follow(Path(str(message["path"])))
@@ -288,11 +268,13 @@ class Run:
     def _drop_lost_hosts(self, met: bool) -> None:
         """Exclude hosts that no longer answer: the bits are the same with fewer ranks. Where ranks have never `met`, a
         host that doesn't answer is an error."""
-        hosts = self.hosts or with_shares(allocated_hosts(os.environ), self.ranks)
+        hosts = self.hosts or mpirun.with_shares(mpirun.allocated_hosts(os.environ), self.ranks)
         self._met = self._met or met
         if len(hosts) < 2 and (self._met or not self.hosts):
             return
-        there = still_there(self.mpirun, hosts, environment(self.mpirun, False, os.environ), _PROBE_SECONDS)
+        there = mpirun.still_there(
+            self.launcher, hosts, mpirun.environment(self.launcher, False, os.environ), _PROBE_SECONDS
+        )
         if len(there) == len(hosts):
             return
         lost = ", ".join(host.name for host in hosts if host not in there)
@@ -310,6 +292,6 @@ class Run:
 def _terminal() -> dict[str, str]:
     """What ranks receive about the terminal that shows their output, if there is one."""
     try:
-        return {TERMINAL_VARIABLE: str(os.get_terminal_size(sys.stdout.fileno()).columns or 80)}
+        return {output.TERMINAL_VARIABLE: str(os.get_terminal_size(sys.stdout.fileno()).columns or 80)}
     except (OSError, ValueError):
         return {}

@@ -73,16 +73,10 @@ class Holder:
         return bool(self.launch) and self.launch == os.environ.get(LAUNCH_VARIABLE, "")
 
 
-class LockHeldError(Exception):
-    """Another process, the `holder`, has the lock."""
-
-    def __init__(self, holder: Holder) -> None:
-        super().__init__()
-        self.holder = holder
-
-
 class FolderInUseError(RunFolderError):
-    """Another run uses the folder."""
+    """Another run uses the folder, which `holder` has locked."""
+
+    holder = Holder()
 
 
 @dataclass(frozen=True)
@@ -110,13 +104,10 @@ def lock_folder(path: Path) -> Locked:
     while True:
         try:
             return _try_to_lock(path)
-        except LockHeldError as held:
-            patience = _PATIENCE_WITH_OWN if held.holder.same_launch else _PATIENCE
+        except FolderInUseError as error:
+            patience = _PATIENCE_WITH_OWN if error.holder.same_launch else _PATIENCE
             if time.monotonic() - began > patience:
-                raise FolderInUseError(
-                    f"another process is training in {path}{held.holder}; wait for it, or choose another folder with "
-                    "--out"
-                ) from None
+                raise
             time.sleep(_PAUSE)
         except FileNotFoundError:  # the folder or the lock file was removed or moved meanwhile
             tries += 1
@@ -127,8 +118,7 @@ def lock_folder(path: Path) -> Locked:
 
 
 def _try_to_lock(path: Path) -> Locked:
-    """Lock the folder. Raises LockHeldError; FileNotFoundError where it was removed or moved meanwhile; RunFolderError
-    where the lock file isn't a file of this user; and OSError where no lock file can be made."""
+    """Lock the folder. Raises as `lock_folder`, and FileNotFoundError where it was removed or moved meanwhile."""
     made = make_folders(path)
     folder = lock = -1
     try:
@@ -207,7 +197,12 @@ def _flock(descriptor: int, path: Path) -> tuple[str, bool]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            raise LockHeldError(Holder.read(descriptor)) from None
+            holder = Holder.read(descriptor)
+            held = FolderInUseError(
+                f"another process is training in {path}{holder}; wait for it, or choose another folder with --out"
+            )
+            held.holder = holder
+            raise held from None
         if error.errno not in _NO_LOCKS:
             raise
         last = Holder.read(descriptor)

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from distsgd.core.output import LAUNCH_VARIABLE
 from distsgd.core.processes import descendants, mapped_files, open_files, stat, with_variable
@@ -105,9 +104,7 @@ class CleanupProcess:
     def __enter__(self) -> CleanupProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Clean up here, and end the cleanup process."""
         if self.process:
             self.clean_up()

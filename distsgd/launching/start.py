@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import IO
 
 from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
@@ -62,11 +61,8 @@ class Stops:
         for name in _STOPPING:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
-                signal.signal(number, self._ask)
+                signal.signal(number, lambda number, frame: self.asked.append(number))
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked.append(number)
 
     def close(self) -> None:
         """Close the pipe; the signal handlers stay."""

@@ -106,9 +106,7 @@ class RunFolder:
     def unlock(self) -> None:
         """Lets other processes in; nothing more can be written. A folder that was only made to be locked is removed."""
         made, self._made = self._made, []
-        is_here = False
-        with suppress(OSError), self.files.opened() as folder:
-            is_here = is_at(folder, self._whole)
+        is_here = self._whereabouts() == "here"
         self.files.release()
         remove_empty(made if is_here else [])
 
@@ -197,12 +195,7 @@ class RunFolder:
     def make_again(self) -> str:
         """Makes the folder anew where somebody has removed it under the run; returns a line that says so, or nothing.
         Raises OutputError where that can't be done."""
-        try:
-            with self.files.opened() as folder:
-                removed = os.fstat(folder).st_nlink == 0
-        except OSError as error:
-            removed = error.errno == errno.ESTALE
-        if not removed:
+        if self._whereabouts() != "removed":
             return ""
         if os.path.lexists(self._whole):
             raise OutputError(f"the run folder {self.path} was removed; what is there now is another's, and left alone")
@@ -214,16 +207,22 @@ class RunFolder:
 
     def moved(self) -> str:
         """A line where the folder is no longer where it was, the first time; else nothing."""
-        try:
-            with self.files.opened() as folder:
-                if not self._stays or is_at(folder, self._whole) or os.fstat(folder).st_nlink == 0:
-                    return ""
-        except OSError:
-            return ""  # writing says what it is
+        if not self._stays or self._whereabouts() != "moved":
+            return ""
         self._stays = False
         to = self.place()
         where = "" if to == self.path else f" to {to}"
         return f"the run folder {self.path} was moved{where}; this run continues to write into it"
+
+    def _whereabouts(self) -> str:
+        """Whether the folder is `here`, was `moved`, or is `removed`; `unknown` where it can't be opened."""
+        try:
+            with self.files.opened() as folder:
+                if is_at(folder, self._whole):
+                    return "here"
+                return "moved" if os.fstat(folder).st_nlink else "removed"
+        except OSError as error:
+            return "removed" if error.errno == errno.ESTALE else "unknown"
 
     def place(self) -> Path:
         """Where the folder is now, as far as the system says."""

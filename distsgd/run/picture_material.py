@@ -79,8 +79,9 @@ def run_of(
     try:
         usual = resolved(replace(TrainConfig(), optimizer=config.optimizer))
     except ConfigurationError:  # an optimizer of the user's own
-        return Run(path, records, summary, options, {})
-    defaults = {name: getattr(usual, name) for name in HYPER_PARAMETERS if name != "learning_rate"}
+        defaults = {}
+    else:
+        defaults = {name: getattr(usual, name) for name in HYPER_PARAMETERS if name != "learning_rate"}
     return Run(path, records, summary, options, defaults)
 
 
@@ -164,9 +165,9 @@ class Stored(Material):
 
     def weights(self) -> tuple[Mapping[str, Array], Signature]:
         found = find_model(self.run.path)
-        said = found.document.get("signature", {})
+        stored = found.document.get("signature", {})
         try:
-            signature = Signature(tuple(said["example_shape"]), tuple(said["target_shape"]), said["num_classes"])
+            signature = Signature(tuple(stored["example_shape"]), tuple(stored["target_shape"]), stored["num_classes"])
         except (KeyError, TypeError):
             raise ConfigurationError(f"{self.run.path}: the checkpoint says nothing of its examples") from None
         return found.group("parameters"), signature

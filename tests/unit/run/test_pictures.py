@@ -79,7 +79,7 @@ def test_what_lacks_its_data_is_skipped_with_a_sentence(runs: Path) -> None:
     drawn = draw_run(Stored(read_run(runs / "softmax")), runs / "softmax" / "plots", Choices())
     assert drawn.names == ["curves", "filters", "confusion"]
     (note,) = drawn.notes
-    assert note.startswith("misclassified left out: ")
+    assert note.startswith("misclassified skipped: ")
     assert "arrays in memory" in note
     with pytest.raises(distsgd.core.errors.DataError, match="arrays in memory"):
         draw_run(Stored(read_run(runs / "softmax")), runs / "no", Choices(only=("misclassified",)))
