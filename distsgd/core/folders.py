@@ -11,7 +11,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
@@ -116,32 +116,28 @@ class Folder:
         finally:
             os.close(self._descriptor)
 
-    def opened(self) -> AbstractContextManager[int]:
-        """The folder's descriptor, for one operation. Raises OSError."""
-        return self._opened_now() if self._descriptor is None else self
-
     @contextmanager
-    def _opened_now(self) -> Iterator[int]:
-        descriptor = self._open()
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def __enter__(self) -> int:
-        """Begin an operation. A method, not a generator: each record takes one."""
+    def opened(self) -> Iterator[int]:
+        """The folder's descriptor, for one operation. Raises OSError."""
+        if self._descriptor is None:
+            descriptor = self._open()
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            return
         with self._lock:
-            if self._descriptor is None or self._released:
+            if self._released:
                 raise OSError(errno.EBADF, "the run has let go of its folder", os.fspath(self.path))
             self._users += 1
-        return self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            last_user = self._released and self._users == 0
-        if last_user:
-            self._close()
+        try:
+            yield self._descriptor
+        finally:
+            with self._lock:
+                self._users -= 1
+                last_user = self._released and self._users == 0
+            if last_user:
+                self._close()
 
     def _open(self) -> int:
         if self._inside is None:

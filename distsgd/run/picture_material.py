@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from distsgd.training.evaluator import predict_all
 from distsgd.training.state import find_model
 
 SPLITS = ("test", "validation", "train")
+Weights: TypeAlias = tuple[Mapping[str, Array], Signature]
 
 
 def read_run(path: Path) -> Run:
@@ -85,22 +85,27 @@ def run_of(
     return Run(path, records, summary, options, defaults)
 
 
-class Material(ABC):
-    """What a run's pictures are made from. What is costly is fetched when a picture asks for it, and once."""
+class Material:
+    """What a run's pictures are made from. What is costly is loaded when a picture asks for it, and once.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    load      loads the model and the data
+    weights   reads the parameters by name, and the shape of the examples; without it they are those of the model
+    """
+
+    def __init__(
+        self, run: Run, load: Callable[[], tuple[StoredModel, Data]], weights: Callable[[], Weights] | None = None
+    ) -> None:
+        self.run, self._load, self._weights = run, load, weights
         self.failed: DistsgdError | None = None
         self._trained: tuple[StoredModel, Data] | None = None
         self._predictions: dict[str, Array] = {}
 
-    @abstractmethod
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        """The parameters by name, and the shape of the examples; from the checkpoint alone, without any of its code."""
-
-    @abstractmethod
-    def _load(self) -> tuple[StoredModel, Data]:
-        """As trained, at the first call."""
+    def weights(self) -> Weights:
+        """The parameters by name, and the shape of the examples."""
+        if self._weights is not None:
+            return self._weights()
+        stored, _ = self.trained()
+        return stored.params, stored.signature
 
     def trained(self) -> tuple[StoredModel, Data]:
         """The model and the data. Raises a DistsgdError with one sentence, the same each time."""
@@ -141,45 +146,30 @@ class Material(ABC):
         return self._predictions[split]
 
 
-class TrainedJustNow(Material):
-    """A run whose model and data are in memory."""
-
-    def __init__(self, run: Run, stored: StoredModel, data: Data) -> None:
-        super().__init__(run)
-        self._both = stored, data
-
-    def _load(self) -> tuple[StoredModel, Data]:
-        return self._both
-
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        stored, _ = self.trained()
-        return stored.params, stored.signature
+def stored_material(run: Run, code: str | None = None, data_dir: str | None = None) -> Material:
+    """Material of a run of which there is the folder; `code` is file.py:function where its model is the user's own."""
+    return Material(run, lambda: _load(run.path, code, data_dir), lambda: _read_weights(run.path))
 
 
-class Stored(Material):
-    """A run of which there is the folder; `code` is file.py:function where its model is the user's own."""
+def _read_weights(path: Path) -> Weights:
+    """From the checkpoint alone, without any of the run's code."""
+    found = find_model(path)
+    stored = found.document.get("signature", {})
+    try:
+        signature = Signature(tuple(stored["example_shape"]), tuple(stored["target_shape"]), stored["num_classes"])
+    except (KeyError, TypeError):
+        raise ConfigurationError(f"{path}: the checkpoint doesn't describe its examples") from None
+    return found.group("parameters"), signature
 
-    def __init__(self, run: Run, code: str | None = None, data_dir: str | None = None) -> None:
-        super().__init__(run)
-        self._code, self._data_dir = code, data_dir
 
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        found = find_model(self.run.path)
-        stored = found.document.get("signature", {})
-        try:
-            signature = Signature(tuple(stored["example_shape"]), tuple(stored["target_shape"]), stored["num_classes"])
-        except (KeyError, TypeError):
-            raise ConfigurationError(f"{self.run.path}: the checkpoint says nothing of its examples") from None
-        return found.group("parameters"), signature
-
-    def _load(self) -> tuple[StoredModel, Data]:
-        alone = SerialCommunicator()
-        stored = load_model(alone, str(self.run.path), self._code)
-        config = read_toml(self.run.path / "config.toml")
-        if config.dataset == "arrays" and not Path("arrays").exists():
-            raise DataError(f"{self.run.path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
-        data = load_data(alone, replace(config, data_dir=self._data_dir or config.data_dir))
-        contents = find_model(self.run.path).document.get("contents")
-        if contents not in (None, data.fingerprint):
-            raise DataError(f"{data.name} is not the data that {self.run.path} was trained on any more")
-        return stored, data
+def _load(path: Path, code: str | None, data_dir: str | None) -> tuple[StoredModel, Data]:
+    alone = SerialCommunicator()
+    stored = load_model(alone, str(path), code)
+    config = read_toml(path / "config.toml")
+    if config.dataset == "arrays" and not Path("arrays").exists():
+        raise DataError(f"{path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
+    data = load_data(alone, replace(config, data_dir=data_dir or config.data_dir))
+    contents = find_model(path).document.get("contents")
+    if contents not in (None, data.fingerprint):
+        raise DataError(f"{data.name} is not the data that {path} was trained on any more")
+    return stored, data

@@ -27,7 +27,7 @@ from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.images import image_shape
 from distsgd.plots.runs import Run
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import SPLITS, Material, Stored, TrainedJustNow, read_run
+from distsgd.run.picture_material import SPLITS, Material, read_run, stored_material
 from distsgd.run.placement import Data
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import CodeName
@@ -118,13 +118,13 @@ def draw_overlay(runs: Sequence[Run], folder: Path, choices: Choices) -> Drawn:
 
 def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: bool = False) -> None:
     """Draws into `path`/plots when a run has ended, on rank 0; an error is a warning of one line, never raised."""
-    _draw_and_report(lambda: TrainedJustNow(read_run(path), stored, data), path, quiet)
+    _draw_and_report(lambda: Material(read_run(path), lambda: (stored, data)), path, quiet)
 
 
 def draw_finished(path: Path, config: TrainConfig) -> None:
     """As draw_after_training, of a run that had ended before."""
     code = config.model if isinstance(config.model, CodeName) else None
-    _draw_and_report(lambda: Stored(read_run(path), code, config.data_dir), path, config.quiet)
+    _draw_and_report(lambda: stored_material(read_run(path), code, config.data_dir), path, config.quiet)
 
 
 def _draw_and_report(material: Callable[[], Material], path: Path, quiet: bool) -> None:
