@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HELP = """usage: [mpirun -n R] python -m distsgd.doctor
 
-Prints what these ranks have (versions, MPI, BLAS, cores, memory, devices, how fast gradients are added up) and what is
+Prints what these ranks have (versions, MPI, BLAS, cores, memory, devices, speed of the gradient reduction) and what is
 wrong with it, with the remedy. Takes no arguments. Exit status: 0, or 1 where there are problems."""
 
 _EXAMPLE = 1_000_000
@@ -27,11 +27,11 @@ _EXAMPLE = 1_000_000
 
 def main() -> int:
     """The command; returns the exit status."""
-    return run_command(doctor, alike=False)  # it says itself what differs
+    return run_command(doctor, alike=False)  # it reports itself what differs
 
 
 def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
-    """Looks around and prints on rank 0; 1 where there are problems. Collective."""
+    """Inspects all ranks and prints on rank 0; 1 where there are problems. Collective."""
     from distsgd.core.errors import ConfigurationError
     from distsgd.launching.doctor.machine import look
     from distsgd.launching.doctor.problems import find_problems
@@ -53,8 +53,8 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         looks = list(zip(communicator.hosts, ranks, strict=True))
         libraries, problems = _libraries(ranks, communicator.takes_device_memory())
         problems += find_problems(looks, own)
-        metadata = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
-        show([*metadata, *_reductions(own, theirs, shared)], problems)
+        lines = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
+        show([*lines, *_reductions(own, theirs, shared)], problems)
     return communicator.broadcast_object(1 if problems else 0)
 
 
@@ -80,14 +80,12 @@ def _device(communicator: Communicator) -> str:
     return "; ".join([f"auto is {', '.join(found)}", *notes])
 
 
-def _software(look: Look) -> list[tuple[str, str]]:
+def _software(look: Look) -> Iterator[tuple[str, str]]:
     forced = os.environ.get("OPENBLAS_CORETYPE")
-    return [
-        ("distsgd", look.versions["distsgd"]),
-        ("python", f"{look.versions['python']} on {platform.system()} {platform.machine()}"),
-        ("numpy", look.versions["numpy"]),
-        ("blas", f"{look.blas}, {look.blas_threads} thread(s)" + (f", OPENBLAS_CORETYPE={forced}" if forced else "")),
-    ]
+    yield "distsgd", look.versions["distsgd"]
+    yield "python", f"{look.versions['python']} on {platform.system()} {platform.machine()}"
+    yield "numpy", look.versions["numpy"]
+    yield "blas", f"{look.blas}, {look.blas_threads} thread(s)" + (f", OPENBLAS_CORETYPE={forced}" if forced else "")
 
 
 def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[str, str]], list[str]]:
@@ -97,46 +95,43 @@ def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[st
 
     if launcher_size() is None:
         launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun"))), None)
-        metadata, problems = describe_alone(installed(), launcher)
+        lines, problems = describe_alone(installed(), launcher)
     else:
-        metadata, problems = describe_started(loaded()), []
+        lines, problems = describe_started(loaded()), []
     gpus = ", ".join(dict.fromkeys(look.gpus for look in looks if look.gpus))
-    return [*metadata, ("gpu", describe_gpus(gpus, aware))], problems
+    return [*lines, ("gpu", describe_gpus(gpus, aware))], problems
 
 
-def _hosts(looks: Sequence[tuple[str, Look]]) -> list[tuple[str, str]]:
+def _hosts(looks: Sequence[tuple[str, Look]]) -> Iterator[tuple[str, str]]:
     hosts = list(dict.fromkeys(host for host, _ in looks))
-    metadata = [("ranks", f"{len(looks)} on {len(hosts)} host(s)")]
+    yield "ranks", f"{len(looks)} on {len(hosts)} host(s)"
     for host in hosts:
         inside = {rank: look for rank, (name, look) in enumerate(looks) if name == host}
         first, last = min(inside), max(inside)
         numbers = f"rank {first}" if first == last else f"ranks {first} to {last}"
         cores = ", ".join(str(look.cores) for look in inside.values())
         speed = ", ".join(f"{look.gflops:.0f}" for look in inside.values())
-        metadata.append((host, f"{numbers}; cores {cores}; GFLOP/s in a GEMM {speed}"))
-    return metadata
+        yield host, f"{numbers}; cores {cores}; GFLOP/s in a GEMM {speed}"
 
 
-def _memory(looks: Sequence[Look]) -> list[tuple[str, str]]:
+def _memory(looks: Sequence[Look]) -> Iterator[tuple[str, str]]:
     least = min((look.memory for look in looks if look.memory is not None), default=None)
-    metadata = [] if least is None else [("memory", f"{least / 1e9:.1f} GB left on the host that has least")]
+    if least is not None:
+        yield "memory", f"{least / 1e9:.1f} GB left on the host that has least"
     spaces = [look.shared for look in looks if look.shared is not None]
-    words = (
-        "works on every host" if all(look.shares for look in looks) else "not available: gradients travel in messages"
-    )
+    everywhere = all(look.shares for look in looks)
+    text = "works on every host" if everywhere else "not available: gradients travel in messages"
     if spaces:
         total, free = min(spaces, key=lambda space: space[1])
-        words += f"; {free / 1e9:.1f} of {total / 1e9:.1f} GB free in /dev/shm, for MPI"
+        text += f"; {free / 1e9:.1f} of {total / 1e9:.1f} GB free in /dev/shm, for MPI"
     # Parameters, Adam's two moments, and two rows of gradients a rank; distsgd's memory is a file without a name.
     needed = 4 * _EXAMPLE * (3 + 2 * len(looks)) / 1e6
-    return [
-        *metadata,
-        ("shared memory", f"{words}; a model of {_EXAMPLE:,} parameters takes {needed:.0f} MB with Adam"),
-    ]
+    yield "shared memory", f"{text}; a model of {_EXAMPLE:,} parameters takes {needed:.0f} MB with Adam"
 
 
-def _reductions(own: Speed | None, theirs: Speed | None, shared: bool) -> list[tuple[str, str]]:
+def _reductions(own: Speed | None, theirs: Speed | None, shared: bool) -> Iterator[tuple[str, str]]:
     if own is None or theirs is None:
-        return [("reduction", "one rank has no other to add gradients with; start doctor with mpirun to time it")]
-    way = "in shared memory" if shared else "in messages"
-    return [("reduction", f"{own}, {way}"), ("MPI_Allreduce", f"{theirs}")]
+        yield "reduction", "one rank has no other to add gradients with; start doctor with mpirun to time it"
+    else:
+        yield "reduction", f"{own}, in {'shared memory' if shared else 'messages'}"
+        yield "MPI_Allreduce", f"{theirs}"

@@ -1,4 +1,4 @@
-"""python -m distsgd.launch -n 4 -- OPTIONS: training under mpirun that is watched, restarted and cleaned up behind."""
+"""python -m distsgd.launch -n 4 -- OPTIONS: start training with mpirun, supervise it, and restart it."""
 
 from __future__ import annotations
 
@@ -12,38 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.core import runtime
+from distsgd.core import output, runtime
 from distsgd.core.errors import ConfigurationError, DistsgdError, LauncherError
-from distsgd.core.output import (
-    LAUNCH_VARIABLE,
-    LAUNCH_VARIABLES,
-    PROGRAM_VARIABLE,
-    TERMINAL_VARIABLE,
-    new_launch,
-    say,
-    say_lines,
-    say_traceback,
-)
+from distsgd.core.output import new_launch, say, say_lines, say_traceback
 from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
+from distsgd.launching import mpirun
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
-from distsgd.launching.folder import WatchedFolder
-from distsgd.launching.mpirun import (
-    Host,
-    Mpirun,
-    allocated_hosts,
-    command,
-    environment,
-    find_mpirun,
-    parse_hosts,
-    still_there,
-    this_host,
-    with_shares,
-)
 from distsgd.launching.start import Ending, Limits, Start, Stops
 from distsgd.launching.words import RANK_SCRIPT
 
 if TYPE_CHECKING:
+    from distsgd.launching.folder import WatchedFolder
     from distsgd.run.config import TrainConfig
 
 STOPPED = 75
@@ -54,29 +34,30 @@ _DONE = {"completed": 0, "early_stopped": 0, "stopped": STOPPED}
 
 @dataclass(frozen=True)
 class Options:
-    """Start distsgd.train with mpirun, watch it, and go on from its newest checkpoint when it fails.
+    """Start distsgd.train with mpirun, supervise it, and restart it from its newest checkpoint after a failure.
 
-    What stands behind -- goes to distsgd.train: python -m distsgd.launch -n 4 -- --dataset mnist --out runs/a. SIGTERM,
-    SIGINT (Ctrl-C) and SIGUSR1 stop the run with a checkpoint and exit status 75, twice at once.
+    Arguments after -- are passed to distsgd.train: python -m distsgd.launch -n 4 -- --dataset mnist --out runs/a.
+    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 stop the run with a checkpoint and exit status 75; a second signal ends it
+    immediately.
     """
 
     ranks: int | None = None
-    """-n for short. Default: one a core, at most --microbatches."""
+    """Number of ranks; short form: -n. Default: one per core, at most --microbatches."""
     max_restarts: int = 3
-    """How often to go on after a failure. A second one without a new checkpoint in between ends the run."""
+    """Maximum number of restarts after failures. Two failures without a new checkpoint between them end the run."""
     hosts: tuple[str, ...] = ()
-    """Where ranks run, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch system's job.
-    A host that no longer answers after a failure is left out."""
+    """Hosts of the ranks, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch system's
+    job. A host that doesn't answer after a failure is excluded."""
     mpirun: str | None = None
-    """Another mpirun than that beside this Python, or on PATH."""
+    """The mpirun to use. Default: the one beside this Python, or on PATH."""
     start_timeout: str = "120s"
-    """How long ranks may take to find each other; 0 for ever."""
+    """Time limit until all ranks have connected; 0 for no limit."""
 
 
 def main() -> int:
     """The command; returns the exit status."""
-    for name in LAUNCH_VARIABLES:
-        os.environ.pop(name, None)  # of another launch, which this one may have been started from
+    for name in output.LAUNCH_VARIABLES:
+        os.environ.pop(name, None)  # of another launch, in which this one may have been started
     adopt_orphans()
     print_stacks_when_asked()
     sys.excepthook = say_traceback
@@ -93,6 +74,7 @@ def main() -> int:
 
 def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> int:
     from distsgd.cli.command_line import load_config
+    from distsgd.launching.folder import WatchedFolder
     from distsgd.run.config import resolved
     from distsgd.run.resume import run_folder
     from distsgd.training.intervals import parse_duration
@@ -101,13 +83,13 @@ def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> 
     options = parse(own)
     inside = runtime.launcher_size()
     if inside is not None and inside > 1:
-        raise LauncherError(f"distsgd.launch starts mpirun itself, and {inside} of it were started; start it once")
+        raise LauncherError(f"distsgd.launch starts mpirun itself, but {inside} copies of it run; start one")
     config = resolved(load_config(passed))
     run = Run(
         config=config,
         arguments=passed,
-        mpirun=find_mpirun(options.mpirun),
-        hosts=with_shares(parse_hosts(options.hosts), options.ranks) if options.hosts else (),
+        launcher=mpirun.find_mpirun(options.mpirun),
+        hosts=mpirun.with_shares(mpirun.parse_hosts(options.hosts), options.ranks) if options.hosts else (),
         ranks=options.ranks or 0,
         start_seconds=parse_duration(options.start_timeout, "start_timeout"),
         folder=WatchedFolder(run_folder(config).path),
@@ -120,11 +102,8 @@ def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> 
 
 def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(this command's options, distsgd.train's)."""
-    arguments = list(arguments)
-    if "--" not in arguments:
-        return arguments, []
-    cut = arguments.index("--")
-    return arguments[:cut], arguments[cut + 1 :]
+    cut = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:cut]), list(arguments[cut + 1 :])
 
 
 def parse(own: Sequence[str]) -> Options:
@@ -136,7 +115,9 @@ def parse(own: Sequence[str]) -> Options:
     for argument in short:
         name = argument.partition("=")[0]
         if name.startswith("--") and name[2:].replace("-", "_") in (*field_names(), "lr", "config"):
-            raise ConfigurationError(f"{name} is distsgd.train's: put it behind --, as in {_PROG} -n 4 -- {name} …")
+            raise ConfigurationError(
+                f"{name} is an option of distsgd.train: put it after --, as in {_PROG} -n 4 -- {name} …"
+            )
     options = parse_arguments(Options, short, prog=_PROG)
     for name, least in (("ranks", 1), ("max_restarts", 0)):
         value = getattr(options, name)
@@ -151,8 +132,8 @@ class Run:
 
     config: TrainConfig
     arguments: Sequence[str]
-    mpirun: Mpirun
-    hosts: tuple[Host, ...]
+    launcher: mpirun.Mpirun
+    hosts: tuple[mpirun.Host, ...]
     ranks: int
     start_seconds: float
     folder: WatchedFolder
@@ -163,14 +144,14 @@ class Run:
     _met: bool = False
 
     def choose_ranks(self) -> None:
-        """Where the user didn't say how many."""
+        """Choose the number of ranks where no option names it."""
         if not self.ranks:
             inside_job = os.environ.get("SLURM_NTASKS", "")
             here = int(inside_job) if inside_job.isdecimal() else len(runtime.affinity())
             self.ranks = min(sum(host.slots or 1 for host in self.hosts) or here, self.config.microbatches)
 
     def to_its_end(self, max_restarts: int) -> int:
-        """Starts, and starts again as long as that helps; returns the exit status."""
+        """Start, and restart as long as that may help; return the exit status."""
         failures: list[int | None] = []
         while True:
             killed = kernel_kills()
@@ -182,19 +163,19 @@ class Run:
             failures.append(self._step())
             reason = self._reason_to_stop(cause, failures, max_restarts)
             if reason is not None:
-                self._tell(cause, f"distsgd: error: {cause.sentence}{reason}")
+                self._print(cause, f"distsgd: error: {cause.sentence}{reason}")
                 return self._failed_status(cause)
             self._drop_lost_hosts(bool(ending.words.of("rank_table")))
             step = failures[-1]
             place = "from the beginning" if step is None else f"from step {step}"
-            self._tell(
+            self._print(
                 cause,
-                f"distsgd.launch: {cause.sentence}; going on {place} with {self.ranks} rank(s), restart "
+                f"distsgd.launch: {cause.sentence}; continuing {place} with {self.ranks} rank(s), restart "
                 f"{len(failures)} of {max_restarts}",
             )
 
     def _start(self, again: bool) -> Ending:
-        """One start, and what it leaves behind is cleaned up."""
+        """Start mpirun once, wait for its end, and clean up."""
         arguments = [*self.arguments]
         if again and self.folder.begun and self._step() is not None:
             arguments += ["--resume", "auto"]
@@ -202,24 +183,22 @@ class Run:
             arguments += ["--out", str(self.folder.path)]
         if again and self._time_left() < math.inf:
             arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
-        one_host = (
-            all(this_host(host.name) for host in self.hosts) if self.hosts else len(allocated_hosts(os.environ)) < 2
-        )
-        settings = environment(self.mpirun, one_host, os.environ) | {LAUNCH_VARIABLE: self.cleanup.leftovers.name}
-        if one_host:
-            settings["TMPDIR"] = str(self.cleanup.new_folder())
-            settings |= _terminal()
+        allocated = () if self.hosts else mpirun.allocated_hosts(os.environ)
+        one_host = len(allocated) < 2 and all(mpirun.this_host(host.name) for host in self.hosts)
+        settings = mpirun.environment(self.launcher, one_host, os.environ)
+        settings[output.LAUNCH_VARIABLE] = self.cleanup.leftovers.name
         program = [sys.executable, "-m", "distsgd.train", *arguments]
         if one_host:
-            settings[PROGRAM_VARIABLE] = shlex.join(program)
+            folder = str(self.cleanup.new_folder())
+            settings |= {"TMPDIR": folder, output.PROGRAM_VARIABLE: shlex.join(program)} | _terminal()
             program = []
         program = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *program]
-        line = command(self.mpirun, self.ranks, self.hosts, program, (LAUNCH_VARIABLE,))
+        line = mpirun.command(self.launcher, self.ranks, self.hosts, program, (output.LAUNCH_VARIABLE,))
         self.folder.look()
         try:
             start = Start(line, settings, self.ranks, self.stops, Limits(self.start_seconds, self.config.stall_seconds))
         except OSError as error:
-            raise LauncherError(f"could not start {self.mpirun.path}: {error.strerror or error}") from None
+            raise LauncherError(f"could not start {self.launcher.path}: {error.strerror or error}") from None
         ending = start.run()
         for message in ending.words.of("folder"):
             self.folder.follow(Path(str(message["path"])))
@@ -227,11 +206,11 @@ class Run:
         return ending
 
     def _step(self) -> int | None:
-        """The step of this run's newest checkpoint; those of a run that is yet to be moved aside don't count."""
+        """The step of this run's newest checkpoint; those of an earlier run, which will be moved aside, don't count."""
         return None if self.config.resume == "never" and not self.folder.begun else self.folder.step()
 
     def _time_left(self) -> float:
-        """Seconds that --max-time leaves; inf where that is no time, but the batch system's business, or nobody's."""
+        """Seconds that --max-time leaves; inf where it names no time, such as `auto`, which the ranks look up."""
         from distsgd.training.intervals import parse_duration
 
         given = self.config.max_time or "auto"
@@ -240,77 +219,79 @@ class Run:
         return parse_duration(given, "max_time") - (time.monotonic() - self.began)
 
     def _status(self, ending: Ending) -> int | None:
-        """The exit status where the run is over, None where it failed. Only its summary is believed."""
-        outcome = self.folder.outcome()
-        if len(self.stops.asked) > 1 and outcome.status not in _DONE:
+        """The exit status where the run has ended, None where it failed. Only its summary proves an end."""
+        status = self.folder.status()
+        if len(self.stops.asked) > 1 and status not in _DONE:
             return 128 + self.stops.asked[-1]
         refused = bool(ending.words.of("error"))
         if (self.config.dry_run or self.config.check_gradient) and not refused:
             return ending.status or next((found for found in ending.rank_statuses if found), 0)
         if not refused and any(message.get("status") == "finished" for message in ending.words.of("ended")):
             return 0
-        if outcome.status in _DONE and not refused:
+        if status in _DONE and not refused:
             if ending.status not in (0, STOPPED):
-                say(f"distsgd.launch: mpirun left with status {ending.status}; the run is {outcome.status}", sys.stderr)
-            return _DONE[outcome.status]
+                say(f"distsgd.launch: mpirun exited with status {ending.status}; the run is {status}", sys.stderr)
+            return _DONE[status]
         return None
 
     def _reason_to_stop(self, cause: Cause, failures: Sequence[int | None], max_restarts: int) -> str | None:
-        """Why not to start again, None where it may help."""
+        """Why a restart doesn't help, None where it may."""
         if cause.final:
             return ""
         if self.stops.asked:
-            return ", after it was told to stop"
+            return ", after a request to stop"
         if len(failures) > 1 and failures[-1] == failures[-2]:
-            where = (
-                "no checkpoint so far" if failures[-1] is None else f"still at the checkpoint of step {failures[-1]}"
-            )
-            return f"; that is the second failure without progress, {where}"
+            step = failures[-1]
+            newest = "no checkpoint so far" if step is None else f"still at the checkpoint of step {step}"
+            return f"; that is the second failure without progress, {newest}"
         if len(failures) > max_restarts:
             return f"; it was restarted {max_restarts} time(s), see --max-restarts" if max_restarts else ""
         if self._time_left() <= 0:
-            return f"; max_time {self.config.max_time} is over"
+            return f"; max_time {self.config.max_time} has passed"
         return None
 
     def _failed_status(self, cause: Cause) -> int:
-        """1 as a rule; 75 where the run was told to stop, or its time is over, and it can go on from a checkpoint."""
-        over = self._time_left() <= 0
-        if (self.stops.asked or over) and not cause.final and self._step() is not None:
+        """75 where a signal or --max-time has stopped the run and it can continue from a checkpoint; else 1, or the
+        status that the ranks have reported."""
+        stopped = self.stops.asked or self._time_left() <= 0
+        if stopped and not cause.final and self._step() is not None:
             return STOPPED
         return cause.status or 1
 
-    def _tell(self, cause: Cause, sentence: str) -> None:
-        """Prints the sentence, and above it the details, where the last failure hadn't the same."""
+    def _print(self, cause: Cause, sentence: str) -> None:
+        """Print the sentence, and above it the details where they differ from those of the last failure."""
         if cause.details and cause.details != self._shown:
             self._shown = cause.details
             say_lines(cause.details.rstrip(), sys.stderr)
         say(sentence, sys.stderr)
 
     def _drop_lost_hosts(self, met: bool) -> None:
-        """With fewer ranks where a host is gone: microbatches keep the bits the same. One that has never been there,
-        for the ranks haven't `met` in the only start so far, is an error."""
-        hosts = self.hosts or with_shares(allocated_hosts(os.environ), self.ranks)
+        """Exclude hosts that no longer answer: the bits are the same with fewer ranks. Where ranks have never `met`, a
+        host that doesn't answer is an error."""
+        hosts = self.hosts or mpirun.with_shares(mpirun.allocated_hosts(os.environ), self.ranks)
         self._met = self._met or met
         if len(hosts) < 2 and (self._met or not self.hosts):
             return
-        there = still_there(self.mpirun, hosts, environment(self.mpirun, False, os.environ), _PROBE_SECONDS)
+        there = mpirun.still_there(
+            self.launcher, hosts, mpirun.environment(self.launcher, False, os.environ), _PROBE_SECONDS
+        )
         if len(there) == len(hosts):
             return
         lost = ", ".join(host.name for host in hosts if host not in there)
         if not self._met:
             raise LauncherError(
-                f"mpirun can't start anything on {lost}; check the name, and that ssh reaches it without a password"
+                f"mpirun can't start a process on {lost}; check the name, and that ssh connects without a password"
             )
         if not there:
-            raise LauncherError(f"none of the hosts answers any more: {lost}")
+            raise LauncherError(f"none of the hosts answers: {lost}")
         self.hosts = tuple(there)
         self.ranks = min(self.ranks, sum(host.slots or 1 for host in there))
-        say(f"distsgd.launch: {lost} no longer answers and is left out", sys.stderr)
+        say(f"distsgd.launch: {lost} no longer answers and is excluded", sys.stderr)
 
 
 def _terminal() -> dict[str, str]:
     """What ranks receive about the terminal that shows their output, if there is one."""
     try:
-        return {TERMINAL_VARIABLE: str(os.get_terminal_size(sys.stdout.fileno()).columns or 80)}
+        return {output.TERMINAL_VARIABLE: str(os.get_terminal_size(sys.stdout.fileno()).columns or 80)}
     except (OSError, ValueError):
         return {}

@@ -71,9 +71,8 @@ def draw(arguments: Sequence[str]) -> Drawn:
     from distsgd.cli.command_line import parse_positional
     from distsgd.core.errors import ConfigurationError
     from distsgd.plots.canvas import check_installed
-    from distsgd.plots.series import CurveOptions
-    from distsgd.run.picture_material import Stored
-    from distsgd.run.picture_runs import read_run
+    from distsgd.plots.curves import CurveOptions
+    from distsgd.run.picture_material import read_run, stored_material
     from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
     options = parse_positional(Options, arguments, "python -m distsgd.plot")
@@ -86,4 +85,4 @@ def draw(arguments: Sequence[str]) -> Drawn:
     if len(runs) > 1:
         return draw_overlay(runs, Path(options.out or "plots"), choices)
     folder = Path(options.out) if options.out is not None else runs[0].path / "plots"
-    return draw_run(Stored(runs[0], options.model, options.data_dir), folder, choices)
+    return draw_run(stored_material(runs[0], options.model, options.data_dir), folder, choices)

@@ -223,6 +223,10 @@ class CheckpointFolder:
         steps = [found[1] for name in self._files.names() if (found := _NUMBERED.fullmatch(name))]
         return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
 
+    def newest_step(self) -> int | None:
+        """The newest step that a numbered checkpoint is named after, None without any. Raises OSError."""
+        return next(iter(self._numbered()), None)
+
     def _candidates(self) -> Iterator[str]:
         """The names of checkpoints, those that may be the newest first."""
         last = self._files.status(_LAST)

@@ -11,7 +11,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
@@ -116,32 +116,28 @@ class Folder:
         finally:
             os.close(self._descriptor)
 
-    def opened(self) -> AbstractContextManager[int]:
-        """The folder's descriptor, for one operation. Raises OSError."""
-        return self._opened_now() if self._descriptor is None else self
-
     @contextmanager
-    def _opened_now(self) -> Iterator[int]:
-        descriptor = self._open()
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def __enter__(self) -> int:
-        """Begin an operation. A method, not a generator: each record takes one."""
+    def opened(self) -> Iterator[int]:
+        """The folder's descriptor, for one operation. Raises OSError."""
+        if self._descriptor is None:
+            descriptor = self._open()
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            return
         with self._lock:
-            if self._descriptor is None or self._released:
+            if self._released:
                 raise OSError(errno.EBADF, "the run has let go of its folder", os.fspath(self.path))
             self._users += 1
-        return self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            last_user = self._released and self._users == 0
-        if last_user:
-            self._close()
+        try:
+            yield self._descriptor
+        finally:
+            with self._lock:
+                self._users -= 1
+                last_user = self._released and self._users == 0
+            if last_user:
+                self._close()
 
     def _open(self) -> int:
         if self._inside is None:
@@ -185,36 +181,16 @@ class Folder:
 
     def write(self, name: str, *contents: Bytes) -> Identity:
         """Write a temporary file, sync it, rename it, and sync the folder. Raises OSError."""
-        with self._naming(name), self.opened() as folder:
-            temporary, descriptor = _new_file(folder, name)
-            try:
-                try:
-                    for data in contents:
-                        _write_all(descriptor, memoryview(data))
-                    os.fsync(descriptor)
-                    written = identity(os.fstat(descriptor))
-                finally:
-                    os.close(descriptor)
-                _rename_and_sync(temporary, name, folder)
-            except BaseException:
-                _remove(temporary, folder)
-                raise
-        return written
+        with self._naming(name), self.opened() as folder, _replacing(name, folder) as temporary:
+            return identity(_write_new(temporary, folder, *contents))
 
     def link(self, source: str, name: str) -> None:
         """Make a hard link; a copy where the file system has none. Raises OSError."""
-        with self.opened() as folder:
-            temporary = _temporary_name(name)
+        with self._naming(name), self.opened() as folder, _replacing(name, folder) as temporary:
             try:
                 os.link(source, temporary, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             except OSError:
-                self.write(name, self.read_no_link(source))
-                return
-            try:
-                _rename_and_sync(temporary, name, folder)
-            except BaseException:
-                _remove(temporary, folder)
-                raise
+                _write_new(temporary, folder, self.read_no_link(source))
 
     def open(self, name: str) -> BufferedReader:
         """Open a regular file for reading, through links. Raises OSError."""
@@ -230,9 +206,10 @@ class Folder:
                 check_regular(os.fstat(descriptor).st_mode, name)
                 return file.read()
 
-    def open_own(self, name: str, flags: int, known: Identity | None = None) -> tuple[int, Identity]:
-        """(descriptor, identity) of a file that this process may change: the `known` one, or a regular file of this
-        user that is no link and has no second name. Raises OSError."""
+    @contextmanager
+    def open_own(self, name: str, flags: int, known: Identity | None = None) -> Iterator[tuple[int, Identity]]:
+        """Have (descriptor, identity), inside, of a file that this process may change: the `known` one, or a regular
+        file of this user that is no link and has no second name. Raises OSError."""
         with self.opened() as folder:
             descriptor = _open_no_link(name, flags, folder)
             try:
@@ -242,10 +219,9 @@ class Folder:
                     check_regular(status.st_mode, name)
                     if status.st_nlink > 1 or not is_own(status, folder):
                         raise OSError(errno.EPERM, "it belongs to another user, or has a second name; remove it", name)
-            except BaseException:
+                yield descriptor, found
+            finally:
                 os.close(descriptor)
-                raise
-            return descriptor, found
 
     def names(self) -> list[str]:
         """The names of all entries; none where there is no such folder. Raises OSError."""
@@ -272,11 +248,10 @@ class Folder:
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of processes that were killed while they wrote. Raises OSError."""
-        for name in self.names():
-            if is_leftover(name):
-                with suppress(FileNotFoundError), self.opened() as folder:
-                    if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                        os.unlink(name, dir_fd=folder)
+        for name in filter(is_leftover, self.names()):
+            with suppress(FileNotFoundError), self.opened() as folder:
+                if stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=folder)
 
 
 def is_leftover(name: str) -> bool:
@@ -311,11 +286,10 @@ def _is_own_link(about: os.stat_result) -> bool:
 
 def _owner_of_new_files(folder: int) -> int:
     """The owner of files that this process makes: on a network file system, root may be mapped to another user."""
-    temporary, descriptor = _new_file(folder, "owner")
+    temporary = _temporary_name("owner")
     try:
-        return os.fstat(descriptor).st_uid
+        return _write_new(temporary, folder).st_uid
     finally:
-        os.close(descriptor)
         _remove(temporary, folder)
 
 
@@ -324,11 +298,32 @@ def _temporary_name(name: str) -> str:
     return f".{name[:40]}.{secrets.token_hex(8)}.tmp"
 
 
-def _new_file(folder: int, name: str) -> tuple[str, int]:
-    """(name, descriptor) of a new temporary file."""
-    temporary = _temporary_name(name)
+def _write_new(name: str, folder: int, *contents: Bytes) -> os.stat_result:
+    """Write and sync a new file of this name; return its status."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return temporary, os.open(temporary, flags, 0o666, dir_fd=folder)
+    descriptor = os.open(name, flags, 0o666, dir_fd=folder)
+    try:
+        for part in contents:
+            data = memoryview(part)
+            while data:  # a disk that fills up accepts some bytes, and raises the error on the next write
+                data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _replacing(name: str, folder: int) -> Iterator[str]:
+    """Make an entry of the temporary name inside: it then takes the place of `name`, and the folder is synced."""
+    temporary = _temporary_name(name)
+    try:
+        yield temporary
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    except BaseException:
+        _remove(temporary, folder)
+        raise
 
 
 def _open_no_link(name: str, flags: int, folder: int) -> int:
@@ -339,17 +334,6 @@ def _open_no_link(name: str, flags: int, folder: int) -> int:
         if error.errno in _NOT_OPENED:
             raise OSError(error.errno, _NOT_OPENED[error.errno], name) from None
         raise
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    """Write all bytes: a disk that fills up accepts some, and raises the error on the next write."""
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _rename_and_sync(old: str, new: str, folder: int) -> None:
-    os.replace(old, new, src_dir_fd=folder, dst_dir_fd=folder)
-    os.fsync(folder)
 
 
 def _remove(name: str, folder: int) -> None:

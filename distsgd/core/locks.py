@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from distsgd.core.errors import RunFolderError, one_line
 from distsgd.core.files import make_folders, remove_empty
 from distsgd.core.folders import Folder, identity, is_at, is_own, open_folder
 from distsgd.core.output import LAUNCH_VARIABLE
+from distsgd.core.processes import contents
 
 LOCK_FILE = ".lock"
 _LIMIT = 2000  # bytes of a lock file that are read
@@ -71,20 +73,10 @@ class Holder:
         return bool(self.launch) and self.launch == os.environ.get(LAUNCH_VARIABLE, "")
 
 
-class LockHeldError(Exception):
-    """Another process, the `holder`, has the lock."""
-
-    def __init__(self, holder: Holder) -> None:
-        super().__init__()
-        self.holder = holder
-
-
-class LockChangedError(Exception):
-    """The lock file or its folder was removed or moved while it was being locked: try again."""
-
-
 class FolderInUseError(RunFolderError):
-    """Another run uses the folder."""
+    """Another run uses the folder, which `holder` has locked."""
+
+    holder = Holder()
 
 
 @dataclass(frozen=True)
@@ -112,99 +104,67 @@ def lock_folder(path: Path) -> Locked:
     while True:
         try:
             return _try_to_lock(path)
-        except LockHeldError as held:
-            patience = _PATIENCE_WITH_OWN if held.holder.same_launch else _PATIENCE
+        except FolderInUseError as error:
+            patience = _PATIENCE_WITH_OWN if error.holder.same_launch else _PATIENCE
             if time.monotonic() - began > patience:
-                raise FolderInUseError(
-                    f"another process is training in {path}{held.holder}; wait for it, or choose another folder with "
-                    "--out"
-                ) from None
-            time.sleep(_PAUSE)
-        except (LockChangedError, FileNotFoundError) as error:
-            tries += 1
-            if tries < _TRIES:
-                continue
-            if isinstance(error, FileNotFoundError):
                 raise
-            raise FolderInUseError(
-                f"{path} is moved or removed each time that it is opened; choose another folder with --out"
-            ) from None
+            time.sleep(_PAUSE)
+        except FileNotFoundError:  # the folder or the lock file was removed or moved meanwhile
+            tries += 1
+            if tries == _TRIES:
+                raise FolderInUseError(
+                    f"{path} is moved or removed each time that it is opened; choose another folder with --out"
+                ) from None
 
 
 def _try_to_lock(path: Path) -> Locked:
+    """Lock the folder. Raises as `lock_folder`, and FileNotFoundError where it was removed or moved meanwhile."""
     made = make_folders(path)
-    descriptor = -1
+    folder = lock = -1
     try:
-        descriptor = open_folder(path)
-        lock = _lock_opened(descriptor, path)
-        if not is_at(descriptor, path):  # --resume never has moved it aside
-            lock.release(descriptor)
-            raise LockChangedError
+        folder = open_folder(path)
+        lock, is_new = _open(folder, path)
+        _check(lock, folder, path, is_new)
+        note, sure = _flock(lock, path)
+        _of_this_process.add(lock)
+        if not _is_named(lock, folder) or not is_at(folder, path):  # --resume never may have moved it aside
+            raise FileNotFoundError
+        with suppress(OSError):  # on a full disk the holder stays unnamed
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, json.dumps(asdict(Holder.this())).encode(), 0)
     except BaseException:
-        if descriptor >= 0:
-            os.close(descriptor)
+        if lock >= 0 and lock not in _of_this_process:
+            os.close(lock)
+        _release(lock, folder)
+        if folder >= 0:
+            os.close(folder)
         remove_empty(made)
         raise
-    folder = Folder(path)
-    folder.hold(descriptor, lock.release)
-    return Locked(folder, made, lock.note, lock.sure)
+    held = Folder(path)
+    held.hold(folder, partial(_release, lock))
+    return Locked(held, made, note, sure)
 
 
-@dataclass(frozen=True)
-class Lock:
-    """A lock that this process has; `note` is a warning where it doesn't exclude all other processes, `sure` is whether
-    it excludes those of this host."""
-
-    descriptor: int
-    note: str = ""
-    sure: bool = True
-
-    def release(self, folder: int) -> None:
-        """Remove the lock file and unlock. Nothing may be written into the folder afterwards."""
-        if self.descriptor not in _of_this_process:  # a forked child doesn't have the lock
-            return
-        with suppress(OSError):
-            if _is_named(self.descriptor, folder):
-                os.unlink(LOCK_FILE, dir_fd=folder)
-        _of_this_process.discard(self.descriptor)
-        os.close(self.descriptor)
-
-
-def _lock_opened(folder: int, path: Path) -> Lock:
-    """Lock the folder with this descriptor, which was opened at `path`.
-
-    Raises LockHeldError; LockChangedError; RunFolderError where the lock file isn't a file of this user; and OSError
-    where no lock file can be made.
-    """
-    descriptor, is_new = _open(folder, path)
-    try:
-        _check(descriptor, folder, path, is_new)
-        note, sure = _flock(descriptor, path)
-        if not _is_named(descriptor, folder):
-            raise LockChangedError
-        with suppress(OSError):  # on a full disk the holder stays unnamed
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(asdict(Holder.this())).encode(), 0)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    _of_this_process.add(descriptor)
-    return Lock(descriptor, note, sure)
+def _release(lock: int, folder: int) -> None:
+    """Remove the lock file and unlock. Nothing may be written into the folder afterwards."""
+    if lock not in _of_this_process:  # a forked child doesn't have the lock
+        return
+    with suppress(OSError):
+        if _is_named(lock, folder):
+            os.unlink(LOCK_FILE, dir_fd=folder)
+    _of_this_process.discard(lock)
+    os.close(lock)
 
 
 def _open(folder: int, path: Path) -> tuple[int, bool]:
     """(descriptor of the lock file, whether it was made)."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
+    with suppress(FileExistsError):
         return os.open(LOCK_FILE, flags | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=folder), True
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        raise LockChangedError from None  # the folder was removed
     try:
         return os.open(LOCK_FILE, flags, dir_fd=folder), False
     except FileNotFoundError:
-        raise LockChangedError from None
+        raise
     except OSError as error:
         raise _foreign(path, f"it can't be opened ({error.strerror or error})") from None
 
@@ -216,9 +176,8 @@ def _check(descriptor: int, folder: int, path: Path, is_new: bool) -> None:
         raise _foreign(path, "it is not a file")
     if not is_new and not is_own(status, folder):
         raise _foreign(path, f"it belongs to user {status.st_uid}")
-    if (
-        status.st_nlink > 1 and not Holder.read(descriptor).host
-    ):  # a lock file may have second names in a backup of hard links
+    # A lock file may have second names, in a backup of hard links.
+    if status.st_nlink > 1 and not Holder.read(descriptor).host:
         raise _foreign(path, "it is another file, too")
     if stat.S_IMODE(status.st_mode) != _MODE:
         with suppress(OSError):  # a file system without modes
@@ -238,7 +197,12 @@ def _flock(descriptor: int, path: Path) -> tuple[str, bool]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            raise LockHeldError(Holder.read(descriptor)) from None
+            holder = Holder.read(descriptor)
+            held = FolderInUseError(
+                f"another process is training in {path}{holder}; wait for it, or choose another folder with --out"
+            )
+            held.holder = holder
+            raise held from None
         if error.errno not in _NO_LOCKS:
             raise
         last = Holder.read(descriptor)
@@ -261,11 +225,7 @@ def _mount_options(descriptor: int) -> set[str]:
     """The mount options of an open file's file system; none where they aren't known."""
     device = os.fstat(descriptor).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
-            fields = [line.split() for line in mounts]
-    except OSError:
-        return set()
+    fields = [line.split() for line in contents("/proc/self/mountinfo").split("\n")]
     return {option for found in fields if len(found) > 6 and found[2] == number for option in found[-1].split(",")}
 
 

@@ -126,16 +126,16 @@ def columns_of_launcher() -> int | None:
         columns = os.environ.get(TERMINAL_VARIABLE, "")
         return int(columns) or None if columns.isascii() and columns.isdecimal() and len(columns) < 5 else None
     process = os.getppid()
-    try:
-        for _ in range(_GENERATIONS):
-            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-                name, rest = file.read().split("(", 1)[1].rsplit(")", 1)
-            if name.startswith(("mpirun", "mpiexec", "srun", "prterun")):
+    for _ in range(_GENERATIONS):
+        about = stat(process)
+        if about is None:
+            break
+        if about.name.startswith(("mpirun", "mpiexec", "srun", "prterun")):
+            with suppress(OSError):
                 out = os.readlink(f"/proc/{process}/fd/1")
                 return columns_of(out) if out.startswith(("/dev/pts/", "/dev/tty")) else None
-            process = int(rest.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
+            break
+        process = about.parent
     return None
 
 
@@ -169,9 +169,5 @@ def flush() -> None:
 
 def silence(stream: TextIO) -> None:
     """Discard all further output, also of Python's own last flush."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        pass  # a stream without a descriptor has no last flush that can fail
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), stream.fileno())  # a stream without a descriptor has no last flush that can fail

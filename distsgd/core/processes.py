@@ -9,8 +9,10 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -20,11 +22,13 @@ STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
 
 @dataclass(frozen=True)
 class ProcessStat:
-    """Of one process: state letter (R, S, D, T, Z, …), parent, and start in clock ticks since the machine's boot."""
+    """Of one process: state letter (R, S, D, T, Z, …), parent, start in clock ticks since the machine's boot, and the
+    program's name."""
 
     state: str
     parent: int
     started: int
+    name: str = ""
 
     @property
     def ended(self) -> bool:
@@ -32,13 +36,22 @@ class ProcessStat:
         return self.state in "ZX"
 
 
+def contents(path: str) -> str:
+    """The text of a file of the system; empty where it can't be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def stat(process: int) -> ProcessStat | None:
     """The process's state; None where there is no such process."""
+    start, _, rest = contents(f"/proc/{process}/stat").rpartition(")")
+    fields = rest.split()
     try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        return ProcessStat(fields[0], int(fields[1]), int(fields[19]))
-    except (OSError, IndexError, ValueError):
+        return ProcessStat(fields[0], int(fields[1]), int(fields[19]), start.partition("(")[2])
+    except (IndexError, ValueError):
         return None
 
 
@@ -64,10 +77,21 @@ def adopt_orphans() -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        import ctypes
+    prctl = c_function("prctl")
+    if prctl is not None:
+        prctl(option, value, 0, 0, 0)
 
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+def c_function(name: str) -> Callable[..., Any] | None:
+    """A function of Linux's C library; None where it has none of that name."""
+    if sys.platform != "linux":
+        return None
+    import ctypes
+
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:
+        return None
 
 
 def print_stacks_when_asked() -> None:
@@ -79,78 +103,44 @@ def print_stacks_when_asked() -> None:
         faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
 
 
-def numbers() -> Iterator[int]:
+def numbers() -> list[int]:
     """The numbers of all processes."""
     try:
-        names = os.listdir("/proc")
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
-        return
-    for name in names:
-        if name.isdigit():
-            yield int(name)
+        return []
 
 
 def with_variable(name: str, value: str) -> set[int]:
     """The processes that were started with this environment variable; other users' aren't visible."""
-    wanted = f"{name}={value}".encode()
-    found = set()
-    for process in numbers():
-        try:
-            with open(f"/proc/{process}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0"):
-                    found.add(process)
-        except OSError:
-            continue
-    return found
+    wanted = f"{name}={value}"
+    return {process for process in numbers() if wanted in contents(f"/proc/{process}/environ").split("\0")}
 
 
 def descendants(process: int) -> set[int]:
     """The children of a process, their children, and so on."""
-    children: dict[int, list[int]] = {}
-    for number in numbers():
-        found = stat(number)
-        if found is not None:
-            children.setdefault(found.parent, []).append(number)
+    parents = {number: about.parent for number in numbers() if (about := stat(number)) is not None}
     below: set[int] = set()
-    todo = [process]
-    while todo:
-        for child in children.get(todo.pop(), ()):
-            if child not in below:
-                below.add(child)
-                todo.append(child)
+    found = {process}
+    while found:
+        found = {number for number, parent in parents.items() if parent in found} - below
+        below |= found
     return below
 
 
 def mapped_files(folder: str, processes: Iterable[int] | None = None) -> set[str]:
     """The files below `folder` that these processes, or all that this user may inspect, have mapped."""
     head = folder.rstrip("/") + "/"
-    found = set()
-    for process in numbers() if processes is None else processes:
-        try:
-            with open(f"/proc/{process}/maps", encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    start = line.find(head)
-                    if start >= 0:
-                        found.add(line[start:].rstrip("\n"))
-        except OSError:
-            continue
-    return found
+    maps = (contents(f"/proc/{process}/maps") for process in (numbers() if processes is None else processes))
+    return {line[line.index(head) :] for text in maps for line in text.split("\n") if head in line}
 
 
 def open_files(folder: str, processes: Iterable[int] | None = None) -> set[str]:
     """The files below `folder` that these processes, or all that this user may inspect, have open."""
-    head = folder.rstrip("/") + "/"
     found = set()
     for process in numbers() if processes is None else processes:
-        try:
-            descriptors = os.listdir(f"/proc/{process}/fd")
-        except OSError:
-            continue
-        for descriptor in descriptors:
-            try:
-                path = os.readlink(f"/proc/{process}/fd/{descriptor}")
-            except OSError:  # closed meanwhile
-                continue
-            if path.startswith(head):
-                found.add(path)
-    return found
+        with suppress(OSError):
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
+                with suppress(OSError):  # closed meanwhile
+                    found.add(os.readlink(f"/proc/{process}/fd/{descriptor}"))
+    return {path for path in found if path.startswith(folder.rstrip("/") + "/")}

@@ -11,10 +11,10 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from distsgd.core.errors import OutOfMemoryError
+from distsgd.core.processes import c_function, contents
 
 BLAS_THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -32,6 +32,11 @@ _KEPT_BYTES = 1 << 30
 _LARGEST_KEPT = 32 << 20
 """Larger arrays come from the system and return to it: data sets, not activations. The maximum of older glibc."""
 
+_LIMITING = threading.Lock()
+_USERS: set[object] = set()
+_BEFORE: dict[str, tuple[Any, int]] = {}
+"""BLAS libraries by file, each with its number of threads before `single_threaded_blas` has limited it."""
+
 
 def prepare() -> None:
     """Set one BLAS thread and OpenBLAS's kernels before NumPy loads, and malloc's thresholds.
@@ -41,7 +46,7 @@ def prepare() -> None:
     for variable in BLAS_THREAD_VARIABLES:
         os.environ[variable] = "1"
     if "OPENBLAS_CORETYPE" not in os.environ:
-        kernels = openblas_kernels(_cpuinfo())
+        kernels = openblas_kernels(contents("/proc/cpuinfo").split("\n\n")[0])
         if kernels:
             os.environ["OPENBLAS_CORETYPE"] = kernels
     _keep_freed_memory()
@@ -53,7 +58,7 @@ def _keep_freed_memory() -> None:
     By default it returns large arrays to the system, which takes a sixth of a step of a deep convolutional network.
     Unchanged where the user has set MALLOC_… variables, and where there is no mallopt.
     """
-    mallopt = None if any(name.startswith("MALLOC_") for name in os.environ) else _glibc("mallopt")
+    mallopt = None if any(name.startswith("MALLOC_") for name in os.environ) else c_function("mallopt")
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
@@ -61,21 +66,9 @@ def _keep_freed_memory() -> None:
 
 def release_freed_memory() -> None:
     """Return the memory that glibc's malloc keeps: after the loading of data, which no step needs again."""
-    trim = _glibc("malloc_trim")
+    trim = c_function("malloc_trim")
     if trim is not None:
         trim(0)
-
-
-def _glibc(name: str) -> Any:
-    """A function of Linux's C library, None where it has none of that name."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    try:
-        return getattr(ctypes.CDLL(None), name, None)
-    except OSError:
-        return None
 
 
 def openblas_kernels(cpuinfo: str) -> str | None:
@@ -89,13 +82,6 @@ def openblas_kernels(cpuinfo: str) -> str | None:
         fields.setdefault(name.strip(), value.strip())
     amd = fields.get("vendor_id") == "AuthenticAMD"
     return "SKYLAKEX" if amd and set(fields.get("flags", "").split()) >= _AVX512_OF_SKYLAKEX else None
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return ""
 
 
 def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -128,14 +114,12 @@ def cores_per_rank(masks: Sequence[tuple[int, ...]], local_rank: int) -> int:
 
 def available_memory() -> int | None:
     """Free bytes of this host, or of the job's share of it (its control groups); None where that isn't known."""
-    found = []
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(int(line.split()[1]) * 1024)
-    groups = {line.rpartition(":")[2].strip("/\n") for line in _lines("/proc/self/cgroup")} | {""}
+    lines = contents("/proc/meminfo").split("\n")
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    groups = {line.rpartition(":")[2].strip("/") for line in contents("/proc/self/cgroup").split("\n")} | {""}
     for group in groups:
         for path in (f"/sys/fs/cgroup/{group}/memory.max", f"/sys/fs/cgroup/memory/{group}/memory.limit_in_bytes"):
-            found += [int(line) for line in _lines(path) if line.strip().isdigit()]
+            found += [int(word) for word in contents(path).split() if word.isdigit()]
     return min(found, default=None)
 
 
@@ -149,40 +133,30 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Limit BLAS to one thread inside, where NumPy may have been loaded before `prepare()`.
 
-
-class _BlasLimit:
-    """The limit of one BLAS thread, which applies to the whole process. It counts its users: the first one saves the
-    former limits, the last one restores them.
+    The limit applies to the whole process, so users are counted: the first of several concurrent ones saves the former
+    limits, the last one restores them.
     """
+    from threadpoolctl import ThreadpoolController
 
-    def __init__(self) -> None:
-        self._lock, self._count = threading.Lock(), 0
-        self._before: dict[str, tuple[Any, int]] = {}
-
-    def enter(self) -> None:
-        """Limit BLAS to one thread, also in libraries that were loaded since the first user."""
-        from threadpoolctl import ThreadpoolController
-
-        with self._lock:
-            for library in ThreadpoolController().select(user_api="blas").lib_controllers:
-                self._before.setdefault(library.filepath, (library, library.num_threads))
-                _set_threads(library, 1)
-            self._count += 1
-
-    def leave(self) -> None:
-        """Restore the former limits, where this is the last user."""
-        with self._lock:
-            self._count -= 1
-            if self._count == 0:
-                for library, threads in self._before.values():
+    user = object()
+    with _LIMITING:
+        for library in ThreadpoolController().select(user_api="blas").lib_controllers:  # some were loaded since
+            _BEFORE.setdefault(library.filepath, (library, library.num_threads))
+            _set_threads(library, 1)
+        _USERS.add(user)
+    try:
+        yield
+    finally:
+        with _LIMITING:
+            _USERS.remove(user)
+            if not _USERS:
+                for library, threads in _BEFORE.values():
                     _set_threads(library, threads)
-                self._before.clear()
+                _BEFORE.clear()
 
 
 def _set_threads(library: Any, threads: int) -> None:
@@ -192,20 +166,6 @@ def _set_threads(library: Any, threads: int) -> None:
     release(force=True)
     library.set_num_threads(threads)
     release(force=True)
-
-
-_BLAS_LIMIT = _BlasLimit()
-
-
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Limit BLAS to one thread inside, where NumPy may have been loaded before `prepare()`. The last of several
-    concurrent users restores the former limits."""
-    _BLAS_LIMIT.enter()
-    try:
-        yield
-    finally:
-        _BLAS_LIMIT.leave()
 
 
 def blas_description() -> str:

@@ -56,18 +56,18 @@ class Phase(IntEnum):
 
 
 def where(place: int) -> str:
-    """A line's PLACE as text, such as `in step 57`."""
+    """A line's PLACE as text, in the order of Phase, such as `in step 57`."""
     step, phase = divmod(place, 16)
-    words = {
-        Phase.OUTSIDE: "outside of training",
-        Phase.START: "before the first step",
-        Phase.STEP: f"in step {step}",
-        Phase.CALLBACK: f"in a callback after step {step}",
-        Phase.VALIDATION: f"in the validation after step {step}",
-        Phase.CHECKPOINT: f"in the checkpoint after step {step}",
-        Phase.END: f"at the end, after step {step}",
-    }
-    return words.get(Phase(phase), f"after step {step}") if phase in set(Phase) else f"after step {step}"
+    words = (
+        "outside of training",
+        "before the first step",
+        f"in step {step}",
+        f"in a callback after step {step}",
+        f"in the validation after step {step}",
+        f"in the checkpoint after step {step}",
+        f"at the end, after step {step}",
+    )
+    return words[phase] if phase < len(words) else f"after step {step}"
 
 
 class StatusTable:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
+from distsgd.core.processes import contents
 from distsgd.core.status_table import where
 from distsgd.launching.start import Ending
 from distsgd.launching.words import Death
@@ -31,8 +31,7 @@ class Cause:
     final: bool = False
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A rank in the rank table: mpirun's number for it, its host and its process."""
 
     number: int
@@ -68,43 +67,31 @@ def cause_of(ending: Ending, out_of_memory: bool) -> Cause:
     if ending.forced is not None:
         return Cause(ending.forced)
     shown = "\n".join(words.launcher_output[-_SHOWN_OUTPUT:])
-    return Cause(f"mpirun left with status {ending.status} and the run isn't done", shown)
+    return Cause(f"mpirun exited with status {ending.status} and the run isn't done", shown)
 
 
 def _sentence_of(death: Death, ending: Ending, out_of_memory: bool) -> str:
-    members = rank_table(ending)
-    processes = {"process": death.process, "host": death.host}
-    found = [
-        rank
-        for rank, member in enumerate(members)
-        if (death.process is not None and vars(member).items() >= processes.items()) or member.number == death.rank
-    ]
-    host = members[found[0]].host if found else death.host
-    who = f"rank {found[0]} on {host}" if found else f"a rank{'' if host is None else f' on {host}'}"
-    place = f", {where(ending.places[found[0]])}" if found and found[0] in ending.places else ""
+    who, place = "a rank" if death.host is None else f"a rank on {death.host}", ""
+    for rank, member in enumerate(rank_table(ending)):
+        if member.number == death.rank or (member.host, member.process) == (death.host, death.process):
+            who = f"rank {rank} on {member.host}"
+            place = f", {where(ending.places[rank])}" if rank in ending.places else ""
+            break
     if death.signal is None:
         return f"{who} left early with exit status {death.status}{place}"
     reason = (
         "; the kernel has killed for lack of memory here" if out_of_memory and death.signal == signal.SIGKILL else ""
     )
     verb = "crashed with" if death.signal in _CRASHES else "was killed by"
-    return f"{who} {verb} signal {death.signal} ({_signal_name(death.signal)}{reason}){place}"
+    return f"{who} {verb} signal {death.signal} ({_SIGNALS.get(death.signal, 'unknown')}{reason}){place}"
 
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
 
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
+_SIGNALS = {number.value: number.name for number in signal.Signals}
 
 
 def kernel_kills() -> int:
     """How many processes the kernel has killed on this host for lack of memory; 0 where it isn't known."""
-    try:
-        lines: Sequence[str] = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
+    lines = contents("/proc/vmstat").split("\n")
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

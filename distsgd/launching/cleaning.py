@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from distsgd.core.output import LAUNCH_VARIABLE
 from distsgd.core.processes import descendants, mapped_files, open_files, stat, with_variable
@@ -62,21 +61,18 @@ class Leftovers:
 
     def mpi_files(self) -> list[Path]:
         """Files of this user that MPI has left since the start in shared memory and /tmp, and that no process uses."""
-        memory = [path for pattern in _MPI_MEMORY for path in self._mine(_SHARED_MEMORY, pattern)]
+        memory = [path for pattern in _MPI_MEMORY for path in _SHARED_MEMORY.glob(pattern) if self._is_mine(path)]
         used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
-        hydra = self._mine(_HYDRA_FOLDER, _HYDRA_FILES)
+        hydra = [path for path in _HYDRA_FOLDER.glob(_HYDRA_FILES) if self._is_mine(path)]
         used |= open_files(str(_HYDRA_FOLDER)) if hydra else set()
         return [path for path in memory + hydra if str(path) not in used]
 
-    def _mine(self, folder: Path, pattern: str) -> list[Path]:
-        """Files of this user that are not older than the start."""
-        found = []
-        for path in folder.glob(pattern):
-            with suppress(OSError):
-                about = path.lstat()
-                if about.st_uid == os.getuid() and about.st_ctime >= self.began - _CLOCK_SLACK:
-                    found.append(path)
-        return found
+    def _is_mine(self, path: Path) -> bool:
+        """Whether a file belongs to this user, and isn't older than the start."""
+        with suppress(OSError):
+            about = path.lstat()
+            return about.st_uid == os.getuid() and about.st_ctime >= self.began - _CLOCK_SLACK
+        return False
 
 
 def _reap(kept: set[int]) -> None:
@@ -108,9 +104,7 @@ class CleanupProcess:
     def __enter__(self) -> CleanupProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Clean up here, and end the cleanup process."""
         if self.process:
             self.clean_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +17,11 @@ from distsgd.core.errors import ConfigurationError, LauncherError
 
 _NAMES = ("mpirun", "mpiexec")
 _ASK_SECONDS = 20.0
+_VERSIONS = (
+    ("openmpi", r"\(?Open ?(?:MPI|RTE)\)? +v?(\d[\w.]*)"),
+    ("mpich", r"HYDRA build details:\s+Version: +(\S+)"),
+    ("mpich", r"Intel\(R\) MPI Library.* Version +(\S+)"),
+)
 _LOCAL = {"localhost", "127.0.0.1"}
 
 
@@ -60,14 +66,10 @@ def _path_of(chosen: str | None) -> str:
         if found is None:
             raise LauncherError(f"mpirun: there is no program {chosen} that can be run")
         return found
-    for name in _NAMES:
-        beside = Path(sys.executable).with_name(name)
-        if os.access(beside, os.X_OK):
-            return str(beside)
-    for name in _NAMES:
-        found = shutil.which(name)
-        if found is not None:
-            return found
+    beside = (str(Path(sys.executable).with_name(name)) for name in _NAMES)
+    found = next(filter(None, map(shutil.which, (*beside, *_NAMES))), None)
+    if found is not None:
+        return found
     raise LauncherError(
         "there is no mpirun beside this Python or on PATH; load the cluster's MPI module, or install one with: "
         "pip install '.[mpich]' in distsgd's folder"
@@ -76,15 +78,10 @@ def _path_of(chosen: str | None) -> str:
 
 def recognize(path: str, version_text: str) -> Mpirun:
     """The launcher at `path` by what its --version prints."""
-    found = re.search(r"\(?Open ?(?:MPI|RTE)\)? +v?(\d[\w.]*)", version_text)
-    if found:
-        return Mpirun(path, "openmpi", found[1])
-    found = re.search(r"HYDRA build details:\s+Version: +(\S+)", version_text)
-    if found:
-        return Mpirun(path, "mpich", found[1])
-    found = re.search(r"Intel\(R\) MPI Library.* Version +(\S+)", version_text)
-    if found:
-        return Mpirun(path, "mpich", found[1])
+    for kind, pattern in _VERSIONS:
+        found = re.search(pattern, version_text)
+        if found:
+            return Mpirun(path, kind, found[1])
     return Mpirun(path, "other")
 
 
@@ -140,8 +137,6 @@ def environment(mpirun: Mpirun, one_host: bool, base: Mapping[str, str]) -> dict
 
 def this_host(name: str) -> bool:
     """Whether a host's name is this host's."""
-    import platform
-
     own = platform.node()
     return name in _LOCAL or name == own or name.partition(".")[0] == own.partition(".")[0]
 
@@ -176,17 +171,13 @@ def still_there(mpirun: Mpirun, hosts: Sequence[Host], settings: Mapping[str, st
 def allocated_hosts(settings: Mapping[str, str]) -> tuple[Host, ...]:
     """The hosts that the batch system gave this job; empty where it isn't known."""
     names: list[str] = []
-    if settings.get("SLURM_JOB_NODELIST"):
-        try:
+    try:
+        if settings.get("SLURM_JOB_NODELIST"):
             asked = ["scontrol", "show", "hostnames", settings["SLURM_JOB_NODELIST"]]
-            done = subprocess.run(asked, capture_output=True, text=True, timeout=_ASK_SECONDS)
-            names = done.stdout.split()
-        except (OSError, subprocess.TimeoutExpired):
-            return ()
-    for variable in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
-        if not names and settings.get(variable):
-            try:
+            names = subprocess.run(asked, capture_output=True, text=True, timeout=_ASK_SECONDS).stdout.split()
+        for variable in ("PBS_NODEFILE", "LSB_DJOB_HOSTFILE"):
+            if not names and settings.get(variable):
                 names = Path(settings[variable]).read_text(encoding="utf-8").split()
-            except (OSError, UnicodeDecodeError):
-                return ()
+    except (OSError, UnicodeDecodeError, subprocess.TimeoutExpired):
+        return ()
     return tuple(Host(name) for name in dict.fromkeys(names))

@@ -11,10 +11,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from distsgd.core.errors import LauncherError
+from distsgd.core.processes import contents
 
 _PREFIX = "distsgd-launch-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,8 +25,8 @@ _ADVICE = "name a folder of your own, or one with the sticky bit, such as TMPDIR
 class PrivateFolder:
     """A folder that only this user can access, with the descriptors of it and of its parent."""
 
-    def __init__(self, path: Path, around: int, descriptor: int) -> None:
-        self.path, self._around, self._descriptor = path, around, descriptor
+    def __init__(self, path: Path, around: int, descriptor: int, opened: ExitStack) -> None:
+        self.path, self._around, self._descriptor, self._opened = path, around, descriptor, opened
 
     @classmethod
     def make(cls, announce: Callable[[Path], None]) -> PrivateFolder:
@@ -46,55 +47,33 @@ class PrivateFolder:
         announce(path)
         try:
             os.mkdir(path, 0o700)
-            found = cls._open(path)
         except OSError as error:
             raise LauncherError(f"TMPDIR: could not make a folder in {around}: {error.strerror or error}") from None
+        found = cls.find(path)
         if found is None:
             raise LauncherError(f"TMPDIR: a folder that is made in {around} is not this user's alone; {_ADVICE}")
         return found
 
     @classmethod
     def find(cls, path: Path) -> PrivateFolder | None:
-        """The folder that another process of this user has made; None where there is none, or another user's."""
-        try:
-            return cls._open(path)
-        except OSError:
-            return None
-
-    @classmethod
-    def _open(cls, path: Path) -> PrivateFolder | None:
-        """The folder at this path; None where other users can access it."""
-        around = os.open(path.parent, _FOLDER)
-        try:
+        """The folder that a process of this user has made; None where there is none, or where other users can access
+        it."""
+        with suppress(OSError), ExitStack() as opened:
+            around = os.open(path.parent, _FOLDER)
+            opened.callback(os.close, around)
             descriptor = os.open(path.name, _FOLDER, dir_fd=around)
-        except OSError:
-            os.close(around)
-            raise
-        folder, about = cls(path, around, descriptor), os.fstat(descriptor)
-        if about.st_uid == os.geteuid() and not stat.S_IMODE(about.st_mode) & 0o077:
-            return folder
-        folder.close()
+            opened.callback(os.close, descriptor)
+            about = os.fstat(descriptor)
+            if about.st_uid == os.geteuid() and not stat.S_IMODE(about.st_mode) & 0o077:
+                return cls(path, around, descriptor, opened.pop_all())
         return None
 
     def remove(self) -> None:
         """Remove its contents, wherever its path leads now, and then the folder, where it still exists."""
-        with suppress(OSError):
-            with os.scandir(self._descriptor) as entries:
-                inside = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-            for name, is_folder in inside:
-                if is_folder:
-                    shutil.rmtree(name, ignore_errors=True, dir_fd=self._descriptor)
-                else:
-                    with suppress(OSError):
-                        os.unlink(name, dir_fd=self._descriptor)
+        shutil.rmtree(".", ignore_errors=True, dir_fd=self._descriptor)  # all but the folder itself, which is in use
         with suppress(OSError):
             os.rmdir(self.path.name, dir_fd=self._around)
-        self.close()
-
-    def close(self) -> None:
-        """Close the descriptors."""
-        os.close(self._descriptor)
-        os.close(self._around)
+        self._opened.close()
 
 
 def why_unsafe(folder: Path) -> str | None:
@@ -119,11 +98,8 @@ def why_unsafe(folder: Path) -> str | None:
 
 def _unknown_owner() -> int:
     """The owner of files of unmapped users in a container: as a rule, the host's root."""
-    try:
-        everybody = Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2] == str(2**32 - 1)
-        return 0 if everybody else int(Path("/proc/sys/kernel/overflowuid").read_text(encoding="ascii"))
-    except (OSError, ValueError, IndexError):
-        return 0
+    users, unknown = contents("/proc/self/uid_map").split(), contents("/proc/sys/kernel/overflowuid").strip()
+    return int(unknown) if len(users) > 2 and users[2] != str(2**32 - 1) and unknown.isdecimal() else 0
 
 
 def is_own_group(number: int) -> bool:

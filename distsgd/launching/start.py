@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
+from typing import IO
 
 from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
 from distsgd.core.processes import alive, can_look
@@ -61,11 +61,8 @@ class Stops:
         for name in _STOPPING:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
-                signal.signal(number, self._ask)
+                signal.signal(number, lambda number, frame: self.asked.append(number))
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked.append(number)
 
     def close(self) -> None:
         """Close the pipe; the signal handlers stay."""
@@ -90,24 +87,20 @@ class Start:
         launch = settings.get(LAUNCH_VARIABLE, "")
         self._table, descriptor = _make_status_table(ranks, secret(launch))
         variables = {} if self._table is None else {STATUS_TABLE_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
-        try:
-            self._process = subprocess.Popen(
-                line,
-                env={**settings, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,  # a terminal's Ctrl-C is for the launcher alone
-            )
-        except BaseException:
-            if descriptor >= 0:
-                os.close(descriptor)
-            raise
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        self._pipes = (self._process.stdout, self._process.stderr)
-        self._streams = {pipe.fileno(): Stream(self._ending.words, mark(launch).encode()) for pipe in self._pipes}
-        self._targets = {self._pipes[0].fileno(): 1, self._pipes[1].fileno(): 2}
+        self._process = subprocess.Popen(
+            line,
+            env={**settings, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is for the launcher alone
+        )
+        pipes = {self._process.stdout: 1, self._process.stderr: 2}
+        self._streams = {
+            pipe: (Stream(self._ending.words, mark(launch).encode()), target)
+            for pipe, target in pipes.items()
+            if pipe is not None
+        }
         self._descriptor = descriptor
         self._began = self._last = self._awake = time.monotonic()
         self._over: tuple[float, float] | None = None  # (seconds that are left, since when)
@@ -120,13 +113,13 @@ class Start:
             selector.register(self._stops.wakes, selectors.EVENT_READ)
             for pipe in self._streams:
                 selector.register(pipe, selectors.EVENT_READ)
-            is_open = set(self._streams)
+            is_open = list(self._streams)
             while is_open or self._process.poll() is None:
-                pending = any(stream.pending for stream in self._streams.values())
-                ready = {key.fd for key, _ in selector.select(_SHOWN_SOON if pending else _TICK)}
+                pending = any(stream.pending for stream, _ in self._streams.values())
+                ready = {key.fileobj for key, _ in selector.select(_SHOWN_SOON if pending else _TICK)}
                 if self._stops.wakes in ready:
                     self._stops.drain()
-                for pipe in sorted(is_open):
+                for pipe in [*is_open]:
                     if not self._listen(pipe, pipe in ready):
                         selector.unregister(pipe)
                         is_open.remove(pipe)
@@ -137,15 +130,12 @@ class Start:
                         break  # a process that has outlived mpirun holds its pipes
         return self._finish()
 
-    def _listen(self, pipe: int, ready: bool) -> bool:
+    def _listen(self, pipe: IO[bytes], ready: bool) -> bool:
         """Pass on the available output; return whether there can be more."""
-        stream, target = self._streams[pipe], self._targets[pipe]
-        if not ready:
-            _pass_on(target, stream.flush())
-            return True
-        data = os.read(pipe, 1 << 16)
-        _pass_on(target, stream.feed(data))
-        return bool(data)
+        stream, target = self._streams[pipe]
+        data = os.read(pipe.fileno(), 1 << 16) if ready else b""
+        _pass_on(target, stream.feed(data) if ready else stream.flush())
+        return bool(data) or not ready
 
     def _act(self, now: float) -> None:
         """Handle signals, and end the job where a limit has passed."""
@@ -184,19 +174,21 @@ class Start:
 
     def _ask_ranks(self) -> None:
         """Forward a stop as SIGUSR1, which every mpirun forwards; to a rank on this host where there is one."""
-        for rank in range(self._ranks if self._table is not None else 0):
-            line = self._table.line(rank)  # type: ignore[union-attr]
-            if line[Field.PROCESS] and alive(line[Field.PROCESS], line[Field.STARTED]):
+        for _, line in self._started():
+            if alive(line[Field.PROCESS], line[Field.STARTED]):
                 os.kill(line[Field.PROCESS], signal.SIGUSR1)
                 return
         self._process.send_signal(signal.SIGUSR1)
 
+    def _started(self) -> list[tuple[int, memoryview]]:
+        """(rank, line of the status table) of the ranks on this host that have started."""
+        lines = [] if self._table is None else [(rank, self._table.line(rank)) for rank in range(self._ranks)]
+        return [(rank, line) for rank, line in lines if line[Field.PROCESS]]
+
     def _silence(self, now: float) -> float:
         """Seconds since the last heartbeat of a rank on this host; 0 where none has started."""
-        if self._table is None or not self._all_there():
-            return 0.0
-        beats = [beat / 1e9 for rank in range(self._ranks) if (beat := self._table.line(rank)[Field.BEAT])]
-        return now - max(*beats, self._awake) if beats else 0.0
+        beats = [line[Field.BEAT] / 1e9 for _, line in self._started() if line[Field.BEAT]]
+        return now - max(*beats, self._awake) if beats and self._all_there() else 0.0
 
     def _kill(self, why: str | None) -> None:
         if self._ending.forced is None:
@@ -206,15 +198,12 @@ class Start:
 
     def _finish(self) -> Ending:
         ending = self._ending
-        for pipe, stream in self._streams.items():
-            _pass_on(self._targets[pipe], stream.flush(at_end=True))
+        for stream, target in self._streams.values():
+            _pass_on(target, stream.flush(at_end=True))
         ending.status = self._process.wait()
-        for file in self._pipes:
-            file.close()
-        for rank in range(self._ranks if self._table is not None else 0):
-            line = self._table.line(rank)  # type: ignore[union-attr]
-            if line[Field.PROCESS]:
-                ending.places[rank] = line[Field.PLACE]
+        for pipe in self._streams:
+            pipe.close()
+        ending.places = {rank: line[Field.PLACE] for rank, line in self._started()}
         self._table = None
         if self._descriptor >= 0:
             os.close(self._descriptor)

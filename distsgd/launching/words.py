@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,20 +95,19 @@ class Words:
 
     def death(self) -> Death | None:
         """How the first rank ended, as its shell reports it, else as mpirun does; None where neither does."""
-        if self.of("exit"):
-            return self._reported_by_shell(self.of("exit")[0])
+        exits = self.of("exit")
+        if exits:
+            status = int(exits[0]["status"])
+            ended = {"signal": status - 128} if status > 128 else {"status": status}
+            return Death(process=exits[0]["process"], host=exits[0]["host"], **ended)
         text = " ".join(" ".join(self.launcher_output).split())
-        for pattern, make in _DEATHS:
+        for pattern, implied in _DEATHS:
             found = re.search(pattern, text)
             if found:
-                return make(found)
+                known: dict[str, Any] = {name: value for name, value in found.groupdict().items() if value}
+                numbers = {name: int(value) for name, value in known.items() if name != "host"}
+                return Death(**{"status": implied} | known | numbers)
         return None
-
-    @staticmethod
-    def _reported_by_shell(message: dict[str, Any]) -> Death:
-        status = int(message["status"])
-        ended = {"signal": status - 128} if status > 128 else {"status": status}
-        return Death(process=message["process"], host=message["host"], **ended)
 
 
 @dataclass
@@ -153,16 +151,15 @@ class Stream:
             return self._end_block() if _RULE.match(line) or len(self._block) > _LONGEST_BLOCK else b""
         if _RULE.match(line):
             self._block = [line]
-            return b""
-        if _LAUNCHERS_LINE.match(line):
+        elif _LAUNCHERS_LINE.match(line):
             self._blank = b""
             self.words.keep(line)
-            return b""
-        if not line and not self._blank:  # Hydra begins with an empty line
+        elif not line and not self._blank:  # Hydra begins with an empty line
             self._blank = b"\n"
-            return b""
-        out, self._blank = self._blank + line + b"\n", b""
-        return out
+        else:
+            out, self._blank = self._blank + line + b"\n", b""
+            return out
+        return b""
 
     def _end_block(self) -> bytes:
         """Handle lines between two rules of dashes, as Open MPI and many other programs print them."""
@@ -176,17 +173,10 @@ class Stream:
 
 
 # Not Hydra's reports: they may name a rank that Hydra has ended itself.
-_DEATHS: tuple[tuple[str, Callable[[re.Match[str]], Death]], ...] = (
-    (
-        r"process rank (\d+) with PID (\d+) on node (\S+) exited on signal (\d+)",
-        lambda found: Death(int(found[1]), int(found[2]) or None, found[3], signal=int(found[4])),
-    ),
-    (
-        r"Process name: \[\S*?(\d+)\] Exit code: (\d+)",
-        lambda found: Death(int(found[1]), status=int(found[2])),
-    ),
-    (
-        r"due to process rank (\d+) with PID (\d+) on node (\S+) exiting improperly",
-        lambda found: Death(int(found[1]), int(found[2]) or None, found[3], status=0),
-    ),
+_RANK = r"process rank (?P<rank>\d+) with PID (?:0|(?P<process>\d+)) on node (?P<host>\S+)"
+_DEATHS = (
+    (rf"{_RANK} exited on signal (?P<signal>\d+)", None),
+    (r"Process name: \[\S*?(?P<rank>\d+)\] Exit code: (?P<status>\d+)", None),
+    (rf"due to {_RANK} exiting improperly", 0),
 )
+"""What mpirun reports of a rank's end, each with the exit status that it means where it names none."""

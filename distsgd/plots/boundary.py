@@ -38,8 +38,8 @@ class Boundary:
         The plane's coordinates (w,) and (h,).
     answers
         The model's predictions over the plane, (h, w, outputs).
-    predictions
-        The model's predictions at the points, (n, outputs).
+    wrong
+        Which of the points are taken for another class, (n,).
     total
         The number of training points, of which `points` are the first.
     probable
@@ -53,17 +53,9 @@ class Boundary:
     across: Array
     up: Array
     answers: Array
-    predictions: Array
+    wrong: Array
     total: int
     probable: bool = False
-
-    @property
-    def wrong(self) -> Array:
-        """Which of the points are taken for another class, (n,)."""
-        if self.classes is None:
-            return np.zeros(len(self.points), bool)
-        wrong: Array = predicted_classes(self.predictions.T, threshold=0.5) != self.targets
-        return wrong
 
 
 def may_be_flat(example_shape: Shape) -> bool:
@@ -90,9 +82,11 @@ def find_boundary(x: Array, y: Array, num_classes: int | None, predict: Callable
     plane[...] = x[0]
     plane[..., first], plane[..., second] = across, up[:, None]
     answers, predictions = predict(plane.reshape(-1, x.shape[1])), predict(x)
+    classified = num_classes is not None
+    wrong = classified & (predicted_classes(predictions.T, threshold=0.5) != targets)
     return Boundary(
         (first, second), x[:, [first, second]], targets, num_classes, across, up,
-        answers.reshape(_GRID, _GRID, -1), predictions, total,
+        answers.reshape(_GRID, _GRID, -1), wrong, total,
         labelled and are_probabilities(predictions),
     )  # fmt: skip
 
@@ -121,7 +115,7 @@ def draw_boundary(boundary: Boundary) -> Figure:
 def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    answers = boundary.answers
+    answers, classes = boundary.answers, boundary.classes or 0
     if answers.shape[-1] == 1 or (answers.shape[-1] == 2 and boundary.probable):
         value = answers[..., -1]
         shades = LinearSegmentedColormap.from_list("two", ["#73AFD4", "#FFFFFF", "#E8A470"])
@@ -132,59 +126,47 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
         figure.colorbar(shaded, ax=panel, label=meaning, ticks=[0, 0.25, 0.5, 0.75, 1], aspect=30)
     else:
         regions = predicted_classes(answers.reshape(-1, answers.shape[-1]).T).reshape(answers.shape[:2])
-        _draw_regions(panel, boundary, regions)
-    for label in range(boundary.classes or 0):
+        levels = np.arange(-0.5, classes)
+        panel.contourf(boundary.across, boundary.up, regions, levels, colors=_colours(classes), alpha=0.3)
+        for label in range(1, classes):
+            panel.contour(boundary.across, boundary.up, regions, [label - 0.5], colors="black", linewidths=0.8)
+    for label, colour in enumerate(_colours(classes)):
         mine = boundary.targets == label
-        panel.plot(*boundary.points[mine].T, label=f"class {label}", **_point(label))
-    wrong = boundary.wrong
-    if wrong.any():
-        panel.plot(*boundary.points[wrong].T, "o", markersize=10, fillstyle="none", color="black",
+        panel.plot(
+            *boundary.points[mine].T, _MARKERS[label % len(_MARKERS)], label=f"class {label}", color=colour,
+            markersize=5.0, markeredgecolor="white", markeredgewidth=0.6,
+        )  # fmt: skip
+    if boundary.wrong.any():
+        panel.plot(*boundary.points[boundary.wrong].T, "o", markersize=10, fillstyle="none", color="black",
                    markeredgewidth=0.9, label="misclassified")  # fmt: skip
-    if (boundary.classes or 0) <= 10:
+    if classes <= 10:
         figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=6)
-
-
-def _draw_regions(panel: Axes, boundary: Boundary, regions: Array) -> None:
-    classes = boundary.classes or 1
-    colours = [_colour(label) for label in range(classes)]
-    panel.contourf(boundary.across, boundary.up, regions, np.arange(-0.5, classes), colors=colours, alpha=0.3)
-    for label in range(1, classes):
-        panel.contour(boundary.across, boundary.up, regions, [label - 0.5], colors="black", linewidths=0.8)
 
 
 def _draw_values(figure: Figure, panel: Axes, boundary: Boundary) -> None:
     from matplotlib.ticker import MaxNLocator
 
     value = boundary.answers[..., 0]
-    ends: dict[str, Any] = {
-        "vmin": float(min(value.min(), boundary.targets.min())),
-        "vmax": float(max(value.max(), boundary.targets.max())),
-    }
-    levels = np.linspace(ends["vmin"], ends["vmax"] or 1.0, 25) if ends["vmin"] < ends["vmax"] else 2
-    shaded = panel.contourf(boundary.across, boundary.up, value, levels, cmap="cividis", **ends)
+    both = np.concatenate([value.ravel(), boundary.targets])
+    low, high = float(both.min()), float(both.max())
+    look: dict[str, Any] = {"cmap": "cividis", "vmin": low, "vmax": high}
+    levels = np.linspace(low, high or 1.0, 25) if low < high else 2
+    shaded = panel.contourf(boundary.across, boundary.up, value, levels, **look)
     shaded.set_rasterized(True)
-    panel.scatter(
-        *boundary.points.T, c=boundary.targets, cmap="cividis", s=22, edgecolors="white", linewidths=0.7, **ends
-    )
+    panel.scatter(*boundary.points.T, c=boundary.targets, s=22, edgecolors="white", linewidths=0.7, **look)
     ticks = MaxNLocator(7)
     figure.colorbar(shaded, ax=panel, label="predicted value; inside points: target", aspect=30, ticks=ticks)
 
 
-def _colour(label: int) -> str:
+def _colours(classes: int) -> list[str]:
     order = (BLUE, VERMILLION, *(colour for colour in COLOURS if colour not in (BLUE, VERMILLION)))
-    return order[label % len(order)]
-
-
-def _point(label: int) -> dict[str, Any]:
-    look = {"linestyle": "none", "marker": _MARKERS[label % len(_MARKERS)], "color": _colour(label)}
-    return look | {"markersize": 5.0, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    return [order[label % len(order)] for label in range(classes)]
 
 
 def _title(boundary: Boundary) -> str:
     shown = len(boundary.points)
-    of = (
-        f"{shown:,} training points" if shown == boundary.total else f"the first {shown:,} of {boundary.total:,} points"
-    )
+    first = f"the first {shown:,} of {boundary.total:,} points"
+    of = f"{shown:,} training points" if shown == boundary.total else first
     if boundary.classes is None:
         return f"What the model predicts, and {of}"
     return f"Decision boundary: {int(boundary.wrong.sum()):,} of {of} misclassified"

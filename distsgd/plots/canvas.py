@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,10 +58,9 @@ class NothingToDraw(ConfigurationError):
 
 def check_installed() -> None:
     """Raises ConfigurationError where matplotlib isn't installed; doesn't import it."""
-    try:
+    found = False
+    with suppress(ImportError, ValueError):  # ValueError where it is blocked
         found = find_spec("matplotlib") is not None
-    except (ImportError, ValueError):  # ValueError where it is blocked
-        found = False
     if not found:
         raise ConfigurationError(
             "plot: pictures are drawn by matplotlib, which is not installed; pip install 'distsgd[plot]', or "
@@ -122,6 +122,4 @@ def diverging() -> Colormap:
 
 def wrapped(text: str, columns: int) -> str:
     """The text in lines of at most so many characters."""
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, columns, subsequent_indent="    ", break_long_words=True)) or text

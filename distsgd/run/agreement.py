@@ -6,7 +6,6 @@ do the texts travel. An error of one rank alone travels with the digests, so tha
 
 from __future__ import annotations
 
-import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +132,7 @@ def add_versions(identity: Identity) -> None:
     import numpy as np
 
     identity.say("distsgd", __version__)
-    identity.say("Python", ".".join(platform.python_version_tuple()[:2]))
+    identity.say("Python", ".".join(map(str, sys.version_info[:2])))
     identity.say(NUMPY, np.__version__)
 
 

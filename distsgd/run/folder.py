@@ -8,13 +8,13 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from distsgd.core.checkpoint import CheckpointFolder
-from distsgd.core.errors import OutputError, RunFolderError
+from distsgd.core.errors import DistsgdError, OutputError, RunFolderError
 from distsgd.core.files import remove_empty
 from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of
 from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
@@ -83,6 +83,14 @@ class RunFolder:
         self._made, self._can_lock = locked.made, locked.sure
         return locked.note
 
+    @contextmanager
+    def _writing(self, path: Path, kind: type[DistsgdError], advice: str = "") -> Iterator[None]:
+        """Turn an OSError inside into an error of this kind, which names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise kind(f"could not write {path}: {error.strerror or error}{advice}") from None
+
     def _not_writable(self, error: OSError) -> RunFolderError:
         where = error.filename if isinstance(error.filename, str) else self.path
         return RunFolderError(
@@ -97,14 +105,10 @@ class RunFolder:
 
     def unlock(self) -> None:
         """Lets other processes in; nothing more can be written. A folder that was only made to be locked is removed."""
-        unused, self._made = self._made, []
-        try:
-            with self.files.opened() as folder:
-                unused = unused if is_at(folder, self._whole) else []
-        except OSError:
-            unused = []
+        made, self._made = self._made, []
+        is_here = self._whereabouts() == "here"
         self.files.release()
-        remove_empty(unused)
+        remove_empty(made if is_here else [])
 
     def create(self, config_toml: str, anew: bool = False) -> Path | None:
         """Writes config.toml; with `anew` into a new folder, where there is a run: returns where that is moved to.
@@ -191,12 +195,7 @@ class RunFolder:
     def make_again(self) -> str:
         """Makes the folder anew where somebody has removed it under the run; returns a line that says so, or nothing.
         Raises OutputError where that can't be done."""
-        try:
-            with self.files.opened() as folder:
-                removed = os.fstat(folder).st_nlink == 0
-        except OSError as error:
-            removed = error.errno == errno.ESTALE
-        if not removed:
+        if self._whereabouts() != "removed":
             return ""
         if os.path.lexists(self._whole):
             raise OutputError(f"the run folder {self.path} was removed; what is there now is another's, and left alone")
@@ -208,16 +207,22 @@ class RunFolder:
 
     def moved(self) -> str:
         """A line where the folder is no longer where it was, the first time; else nothing."""
-        try:
-            with self.files.opened() as folder:
-                if not self._stays or is_at(folder, self._whole) or os.fstat(folder).st_nlink == 0:
-                    return ""
-        except OSError:
-            return ""  # writing says what it is
+        if not self._stays or self._whereabouts() != "moved":
+            return ""
         self._stays = False
         to = self.place()
         where = "" if to == self.path else f" to {to}"
         return f"the run folder {self.path} was moved{where}; this run continues to write into it"
+
+    def _whereabouts(self) -> str:
+        """Whether the folder is `here`, was `moved`, or is `removed`; `unknown` where it can't be opened."""
+        try:
+            with self.files.opened() as folder:
+                if is_at(folder, self._whole):
+                    return "here"
+                return "moved" if os.fstat(folder).st_nlink else "removed"
+        except OSError as error:
+            return "removed" if error.errno == errno.ESTALE else "unknown"
 
     def place(self) -> Path:
         """Where the folder is now, as far as the system says."""
@@ -235,14 +240,10 @@ class RunFolder:
         """Drops the records after `step`, a last line that was cut short, and the summary: the run isn't done now."""
         with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
             self._write_metrics()
-        try:
-            kept = (
-                json.dumps(record).encode() + b"\n" for record in self._each_record() if record.get("step", 0) <= step
-            )
+        kept = (json.dumps(record).encode() + b"\n" for record in self._each_record() if record.get("step", 0) <= step)
+        with self._writing(self.metrics, RunFolderError):
             self._metrics_file = self.files.write(self.metrics.name, b"".join(kept))
             self.files.remove(self.summary.name)
-        except OSError as error:
-            raise RunFolderError(f"could not write {self.metrics}: {error.strerror or error}") from None
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole records of metrics.jsonl. Raises OSError."""
@@ -275,44 +276,33 @@ class RunFolder:
         """Makes the records so far last through a power cut, as a later checkpoint does. Raises OutputError."""
         with self._one_at_a_time:
             self._write_metrics()
-        try:
-            descriptor, _ = self.files.open_own("metrics.jsonl", os.O_RDONLY, self._metrics_file)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            return  # there is none yet
-        except OSError as error:
-            raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
+        with (
+            self._writing(self.metrics, OutputError),
+            suppress(FileNotFoundError),  # there is none yet
+            self.files.open_own(self.metrics.name, os.O_RDONLY, self._metrics_file) as (descriptor, _),
+        ):
+            os.fsync(descriptor)
 
     def _write_metrics(self) -> None:
         if not self._unwritten:
             return
-        try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            descriptor, self._metrics_file = self.files.open_own("metrics.jsonl", flags, self._metrics_file)
-            try:
-                while self._unwritten:
-                    self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise OutputError(f"could not write {self.metrics}: {error.strerror or error}") from None
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        with (
+            self._writing(self.metrics, OutputError),
+            self.files.open_own(self.metrics.name, flags, self._metrics_file) as (descriptor, self._metrics_file),
+        ):
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json: the proof that a attempt came to its end. Raises OutputError."""
+        """Writes summary.json: the proof that an attempt has ended. Raises OutputError."""
         text = json.dumps(finite(summary), indent=2, allow_nan=False) + "\n"
-        try:
+        advice = "; the checkpoints are complete: put this right, and the same command finishes the run"
+        with self._writing(self.summary, OutputError, advice):
             self.files.write(self.summary.name, text.encode())
-        except OSError as error:
-            raise OutputError(
-                f"could not write {self.summary}: {error.strerror or error}; the checkpoints are complete: put this "
-                "right, and the same command finishes the run"
-            ) from None
 
     def write_failure(self, message: str, step: int) -> None:
-        """Writes a summary of a attempt that failed, as far as the folder can be written at all."""
+        """Writes a summary of an attempt that failed, as far as the folder can be written at all."""
         with suppress(OutputError):
             self.write_summary({"status": "failed", "steps": step, "error": message})
 

@@ -17,18 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.run.digests import (
-    array_text,
-    as_array,
-    code_text,
-    digest,
-    global_name,
-    global_names,
-    is_library,
-    plain_text,
-    short,
-    title,
-)
+from distsgd.run import digests
 
 _MOST = 20_000
 """Texts of one argument; what has more is not compared."""
@@ -65,17 +54,17 @@ class Identity:
         try:
             self._visit(name, value)
         except (_TooMuch, RecursionError):
-            self._give_up(name, f"{title(type(value))}, too large", before)
+            self._give_up(name, f"{digests.title(type(value))}, too large", before)
         except Exception as error:  # of the user's own code, such as a property
-            self._give_up(name, f"{title(type(value))}, raised {type(error).__name__}", before)
+            self._give_up(name, f"{digests.title(type(value))}, raised {type(error).__name__}", before)
 
     def say(self, name: str, text: str) -> None:
         """Sets a text."""
-        self.texts[name] = short(text)
+        self.texts[name] = digests.short(text)
 
     def digest(self) -> str:
         """Of all texts."""
-        return digest("\0".join(f"{name}\0{text}" for name, text in self.texts.items()))
+        return digests.digest("\0".join(f"{name}\0{text}" for name, text in self.texts.items()))
 
     def _give_up(self, name: str, kind: str, before: int) -> None:
         """Takes back the texts that were added, and says why."""
@@ -91,7 +80,7 @@ class Identity:
     def _visit(self, name: str, value: Any) -> None:
         if len(self.texts) >= self._last:
             raise _TooMuch
-        text = plain_text(value)
+        text = digests.plain_text(value)
         if text is not None:
             self.say(name, text)
         elif id(value) in self._open:
@@ -116,7 +105,7 @@ class Identity:
     def _look(self, name: str, value: Any) -> None:
         """What kind of object this is: from what Python has to what the user has made."""
         if isinstance(value, type):
-            self.say(name, f"class {title(value)}")
+            self.say(name, f"class {digests.title(value)}")
             self._body(name, value)
         elif isinstance(value, types.FunctionType):
             self._function(name, value)
@@ -139,8 +128,8 @@ class Identity:
         elif isinstance(value, np.ma.MaskedArray):
             self.say(name, "masked array")
             self._parts(name, {"data": value.data, "mask": np.ma.getmaskarray(value)})
-        elif (array := as_array(value)) is not None:
-            self.say(name, array_text(array))
+        elif (array := digests.as_array(value)) is not None:
+            self.say(name, digests.array_text(array))
             if array.dtype.hasobject:
                 self._parts(name, {"items": array.tolist()})
         elif is_dataclass(value):
@@ -150,11 +139,11 @@ class Identity:
 
     def _kind(self, name: str, value: Any, more: str = "") -> None:
         """The object's class, and what is in it where the program has made it."""
-        self.say(name, title(type(value)) + more)
+        self.say(name, digests.title(type(value)) + more)
         self._body(name, type(value))
 
     def _sequence(self, name: str, value: list[Any] | tuple[Any, ...]) -> None:
-        texts = [plain_text(item) for item in value]
+        texts = [digests.plain_text(item) for item in value]
         if type(value) in (list, tuple) and None not in texts:
             joined = ", ".join(map(str, texts)) + ("," if type(value) is tuple and len(value) == 1 else "")
             self.say(name, f"[{joined}]" if type(value) is list else f"({joined})")
@@ -166,7 +155,7 @@ class Identity:
     def _mapping(self, name: str, value: Mapping[Any, Any]) -> None:
         """In the order of the keys' texts: two dictionaries are equal in any order."""
         items = sorted(((self._in_short(name, key), item) for key, item in value.items()), key=lambda pair: pair[0])
-        texts = [plain_text(item) for _, item in items]
+        texts = [digests.plain_text(item) for _, item in items]
         if type(value) is dict and None not in texts:
             self.say(name, f"{{{', '.join(f'{key}: {text}' for (key, _), text in zip(items, texts, strict=True))}}}")
             return
@@ -186,10 +175,10 @@ class Identity:
 
     def _function(self, name: str, function: types.FunctionType) -> None:
         module = str(function.__globals__.get("__name__"))
-        if is_library(module):
+        if digests.is_library(module):
             self.say(name, f"function {module}.{function.__qualname__}")
         else:
-            self.say(name, f"function {function.__name__}, code {digest(code_text(function.__code__))}")
+            self.say(name, f"function {function.__name__}, code {digests.digest(digests.code_text(function.__code__))}")
             self._globals(name, function)
         for number, default in enumerate(function.__defaults__ or ()):
             self._visit(f"{name} (default {number})", default)
@@ -204,13 +193,17 @@ class Identity:
 
     def _globals(self, name: str, function: types.FunctionType) -> None:
         """What the function refers to in its own module, and in other modules of the program."""
-        for chain in global_names(function.__code__):
+        for chain in digests.global_names(function.__code__):
             scope: dict[str, Any] = function.__globals__
             for depth, key in enumerate(chain):
                 if key not in scope or key.startswith("__"):
                     break  # of builtins, or not there yet; __name__ and __file__ may differ
                 value = scope[key]
-                if isinstance(value, types.ModuleType) and not is_library(value.__name__) and depth + 1 < len(chain):
+                if (
+                    isinstance(value, types.ModuleType)
+                    and not digests.is_library(value.__name__)
+                    and depth + 1 < len(chain)
+                ):
                     scope = vars(value)
                     continue
                 if (id(scope), key) not in self._described:
@@ -221,7 +214,7 @@ class Identity:
     def _body(self, name: str, kind: type) -> None:
         """Methods and constants of classes that the program has made."""
         for base in kind.__mro__:
-            if is_library(base.__module__) or (id(base), "") in self._described:
+            if digests.is_library(base.__module__) or (id(base), "") in self._described:
                 continue
             self._described.add((id(base), ""))
             if issubclass(base, enum.Enum):
@@ -233,10 +226,10 @@ class Identity:
 
     def _other(self, name: str, value: Any) -> None:
         """What is found by name, what stands for a function, and else what pickle would keep."""
-        named = global_name(value)
+        named = digests.global_name(value)
         wrapped = getattr(value, "__wrapped__", None) if callable(value) else None
-        if callable(wrapped) and not (named and is_library(named)):  # such as functools.lru_cache makes
-            self.say(name, title(type(value)))
+        if callable(wrapped) and not (named and digests.is_library(named)):  # such as functools.lru_cache makes
+            self.say(name, digests.title(type(value)))
             self._parts(name, {"function": wrapped})
         elif named is not None:
             self.say(name, named)
@@ -245,10 +238,10 @@ class Identity:
 
     def _reduced(self, name: str, value: Any, made: Any) -> None:
         if isinstance(made, str) and made.isidentifier():
-            self.say(name, f"{title(type(value))} {made}")
+            self.say(name, f"{digests.title(type(value))} {made}")
             return
         if not isinstance(made, tuple):  # such as a lock, a file, a generator
-            self._cannot(name, title(type(value)))
+            self._cannot(name, digests.title(type(value)))
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         self._kind(name, value)

@@ -1,45 +1,111 @@
-"""What a run's pictures are made from: in memory as it ends, or read back from its folder."""
+"""What a run's pictures are made from: its records, and its model and data, in memory or read from its folder."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, RunFolderError
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
+from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, TrainConfig, resolved
 from distsgd.run.config_file import read_toml
+from distsgd.run.folder import RunFolder
 from distsgd.run.placement import Data, load_data
 from distsgd.run.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
 from distsgd.training.state import find_model
 
 SPLITS = ("test", "validation", "train")
+Weights: TypeAlias = tuple[Mapping[str, Array], Signature]
 
 
-class Material(ABC):
-    """What a run's pictures are made from. What is costly is fetched when a picture asks for it, and once."""
+def read_run(path: Path) -> Run:
+    """The run in this folder. Raises RunFolderError or ConfigurationError with one sentence."""
+    if not path.is_dir():
+        raise RunFolderError(
+            f"{path} is no run folder; name one, such as runs/digits-mlp-39950b06, that training has left"
+        )
+    if not (path / "config.toml").is_file():
+        raise RunFolderError(f"{path} holds no run: there is no config.toml in it; name a run's own folder")
+    records = read_records(path / "metrics.jsonl")
+    return run_of(path, read_toml(path / "config.toml"), records, RunFolder(path).read_summary())
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, in order of their steps.
+
+    A last line without its end is left out: the run is writing it, or was killed as it did. Raises RunFolderError for
+    any other line that is no record.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise RunFolderError(f"could not read {path}: {error.strerror or error}") from None
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not (isinstance(record, dict) and _is_count(record.get("step")) and _is_count(record.get("epoch"))):
+            if not line.endswith("\n"):
+                continue
+            raise RunFolderError(
+                f"{path}: line {number} is no record but {line.strip()[:40]!r}; the file is damaged, remove that line"
+            )
+        records.append(record)
+    return sorted(records, key=lambda record: int(record["step"]))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def run_of(
+    path: Path, config: TrainConfig, records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None
+) -> Run:
+    """A run as it is drawn, without the options that are operational or are not written."""
+    skipped = {*OPERATIONAL, *NOT_WRITTEN} - {"test_at_best"}
+    options = {name: value for name, value in vars(config).items() if name not in skipped}
+    try:
+        usual = resolved(replace(TrainConfig(), optimizer=config.optimizer))
+    except ConfigurationError:  # an optimizer of the user's own
+        defaults = {}
+    else:
+        defaults = {name: getattr(usual, name) for name in HYPER_PARAMETERS if name != "learning_rate"}
+    return Run(path, records, summary, options, defaults)
+
+
+class Material:
+    """What a run's pictures are made from. What is costly is loaded when a picture asks for it, and once.
+
+    load      loads the model and the data
+    weights   reads the parameters by name, and the shape of the examples; without it they are those of the model
+    """
+
+    def __init__(
+        self, run: Run, load: Callable[[], tuple[StoredModel, Data]], weights: Callable[[], Weights] | None = None
+    ) -> None:
+        self.run, self._load, self._weights = run, load, weights
         self.failed: DistsgdError | None = None
         self._trained: tuple[StoredModel, Data] | None = None
         self._predictions: dict[str, Array] = {}
 
-    @abstractmethod
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        """The parameters by name, and the shape of the examples; from the checkpoint alone, without any of its code."""
-
-    @abstractmethod
-    def _load(self) -> tuple[StoredModel, Data]:
-        """As trained, at the first call."""
+    def weights(self) -> Weights:
+        """The parameters by name, and the shape of the examples."""
+        if self._weights is not None:
+            return self._weights()
+        stored, _ = self.trained()
+        return stored.params, stored.signature
 
     def trained(self) -> tuple[StoredModel, Data]:
         """The model and the data. Raises a DistsgdError with one sentence, the same each time."""
@@ -80,45 +146,30 @@ class Material(ABC):
         return self._predictions[split]
 
 
-class TrainedJustNow(Material):
-    """A run whose model and data are in memory."""
-
-    def __init__(self, run: Run, stored: StoredModel, data: Data) -> None:
-        super().__init__(run)
-        self._both = stored, data
-
-    def _load(self) -> tuple[StoredModel, Data]:
-        return self._both
-
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        stored, _ = self.trained()
-        return stored.params, stored.signature
+def stored_material(run: Run, code: str | None = None, data_dir: str | None = None) -> Material:
+    """Material of a run of which there is the folder; `code` is file.py:function where its model is the user's own."""
+    return Material(run, lambda: _load(run.path, code, data_dir), lambda: _read_weights(run.path))
 
 
-class Stored(Material):
-    """A run of which there is the folder; `code` is file.py:function where its model is the user's own."""
+def _read_weights(path: Path) -> Weights:
+    """From the checkpoint alone, without any of the run's code."""
+    found = find_model(path)
+    stored = found.document.get("signature", {})
+    try:
+        signature = Signature(tuple(stored["example_shape"]), tuple(stored["target_shape"]), stored["num_classes"])
+    except (KeyError, TypeError):
+        raise ConfigurationError(f"{path}: the checkpoint doesn't describe its examples") from None
+    return found.group("parameters"), signature
 
-    def __init__(self, run: Run, code: str | None = None, data_dir: str | None = None) -> None:
-        super().__init__(run)
-        self._code, self._data_dir = code, data_dir
 
-    def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        found = find_model(self.run.path)
-        said = found.document.get("signature", {})
-        try:
-            signature = Signature(tuple(said["example_shape"]), tuple(said["target_shape"]), said["num_classes"])
-        except (KeyError, TypeError):
-            raise ConfigurationError(f"{self.run.path}: the checkpoint says nothing of its examples") from None
-        return found.group("parameters"), signature
-
-    def _load(self) -> tuple[StoredModel, Data]:
-        alone = SerialCommunicator()
-        stored = load_model(alone, str(self.run.path), self._code)
-        config = read_toml(self.run.path / "config.toml")
-        if config.dataset == "arrays" and not Path("arrays").exists():
-            raise DataError(f"{self.run.path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
-        data = load_data(alone, replace(config, data_dir=self._data_dir or config.data_dir))
-        contents = find_model(self.run.path).document.get("contents")
-        if contents not in (None, data.fingerprint):
-            raise DataError(f"{data.name} is not the data that {self.run.path} was trained on any more")
-        return stored, data
+def _load(path: Path, code: str | None, data_dir: str | None) -> tuple[StoredModel, Data]:
+    alone = SerialCommunicator()
+    stored = load_model(alone, str(path), code)
+    config = read_toml(path / "config.toml")
+    if config.dataset == "arrays" and not Path("arrays").exists():
+        raise DataError(f"{path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
+    data = load_data(alone, replace(config, data_dir=data_dir or config.data_dir))
+    contents = find_model(path).document.get("contents")
+    if contents not in (None, data.fingerprint):
+        raise DataError(f"{data.name} is not the data that {path} was trained on any more")
+    return stored, data

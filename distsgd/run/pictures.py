@@ -23,13 +23,11 @@ from distsgd.core.output import say
 from distsgd.data.examples import Examples
 from distsgd.plots import boundary, confusion, filters, misclassified
 from distsgd.plots.canvas import NothingToDraw, save, style
-from distsgd.plots.curves import draw_curves
+from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.images import image_shape
 from distsgd.plots.runs import Run
-from distsgd.plots.series import CurveOptions
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import SPLITS, Material, Stored, TrainedJustNow
-from distsgd.run.picture_runs import read_run
+from distsgd.run.picture_material import SPLITS, Material, read_run, stored_material
 from distsgd.run.placement import Data
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import CodeName
@@ -72,7 +70,7 @@ class Choices:
 
 @dataclass
 class Drawn:
-    """What came of it: names of pictures in `folder`, and those left out by the sentence that says why."""
+    """What came of it: names of pictures in `folder`, and those skipped by the sentence that says why."""
 
     folder: Path
     names: list[str] = field(default_factory=list)
@@ -81,27 +79,20 @@ class Drawn:
     @property
     def notes(self) -> list[str]:
         """One sentence for each reason."""
-        return [f"{', '.join(names)} left out: {reason}" for reason, names in self.skipped.items()]
+        return [f"{', '.join(names)} skipped: {reason}" for reason, names in self.skipped.items()]
 
 
 def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
     """Draws the pictures into `folder`, and returns which.
 
-    What the run has nothing for is skipped, what lacks a file that can't be read is left out with a sentence. Raises
-    it instead where `choices.only` names the picture, or where there would be none.
+    A picture that the run has nothing for is skipped; one whose file can't be read is skipped with a sentence, which is
+    raised where `choices.only` names the picture, or where there would be none.
     """
     drawn, problem = Drawn(folder), None
-    makers: dict[str, Callable[[], Figure]] = {
-        "curves": lambda: draw_curves([material.run], choices.curves),
-        "filters": lambda: _filters(material, choices),
-        "confusion": lambda: _confusion(material, choices),
-        "misclassified": lambda: _misclassified(material, choices),
-        "boundary": lambda: _boundary(material),
-    }
     with style():
         for name in choices.only or PICTURES:
             try:
-                figure = makers[name]()
+                figure = _MAKERS[name](material, choices)
             except (CheckpointError, ConfigurationError, DataError, RunFolderError) as error:
                 if choices.only or (type(error) is ConfigurationError and error is not material.failed):
                     raise
@@ -126,27 +117,31 @@ def draw_overlay(runs: Sequence[Run], folder: Path, choices: Choices) -> Drawn:
 
 
 def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: bool = False) -> None:
-    """Draws into `path`/plots when a run has ended, on rank 0; what goes wrong is told in one line and never raised."""
-    _draw_and_tell(lambda: TrainedJustNow(read_run(path), stored, data), path, quiet)
+    """Draws into `path`/plots when a run has ended, on rank 0; an error is a warning of one line, never raised."""
+    _draw_and_report(lambda: Material(read_run(path), lambda: (stored, data)), path, quiet)
 
 
 def draw_finished(path: Path, config: TrainConfig) -> None:
     """As draw_after_training, of a run that had ended before."""
     code = config.model if isinstance(config.model, CodeName) else None
-    _draw_and_tell(lambda: Stored(read_run(path), code, config.data_dir), path, config.quiet)
+    _draw_and_report(lambda: stored_material(read_run(path), code, config.data_dir), path, config.quiet)
 
 
-def _draw_and_tell(material: Callable[[], Material], path: Path, quiet: bool) -> None:
+def _draw_and_report(material: Callable[[], Material], path: Path, quiet: bool) -> None:
     try:
         drawn = draw_run(material(), path / "plots", Choices())
     except RAISED_BY_USERS as error:
-        said = str(error) if isinstance(error, DistsgdError) else f"{type(error).__name__}: {error}"
-        say(f"warning: plot: {' '.join(said.split())}", sys.stderr)
+        text = str(error) if isinstance(error, DistsgdError) else f"{type(error).__name__}: {error}"
+        say(f"warning: plot: {' '.join(text.split())}", sys.stderr)
         return
     for note in drawn.notes:
         say(f"warning: plot: {note}", sys.stderr)
     if not quiet:
         say(f"pictures   {drawn.folder}: {', '.join(drawn.names)}")
+
+
+def _curves(material: Material, choices: Choices) -> Figure:
+    return draw_curves([material.run], choices.curves)
 
 
 def _filters(material: Material, choices: Choices) -> Figure:
@@ -169,7 +164,7 @@ def _confusion(material: Material, choices: Choices) -> Figure:
         raise NothingToDraw(f"confusion: {classes} classes are too many to look at, up to {_CLASSES} are drawn")
     split, examples = material.examples(choices.split)
     metric = ConfusionMatrix(max(classes, 2), threshold=0.5)
-    matrix = metric.value(metric.sums(material.predictions(split, examples).T, _labels(examples)))
+    matrix = metric.value(metric.sums(material.predictions(split, examples).T, _chosen(examples)[1]))
     return confusion.draw_confusion(confusion.Confusion(split, np.array(matrix)))
 
 
@@ -179,13 +174,13 @@ def _misclassified(material: Material, choices: Choices) -> Figure:
         raise NothingToDraw("misclassified: the examples are no images of classes")
     split, examples = material.examples(choices.split)
     mistakes = misclassified.find_mistakes(
-        split, material.predictions(split, examples), _labels(examples), choices.examples
+        split, material.predictions(split, examples), _chosen(examples)[1], choices.examples
     )
     inside = mistakes.chosen if examples.indices is None else examples.indices[mistakes.chosen]
     return misclassified.draw_mistakes(mistakes, examples.x[inside], signature.example_shape)
 
 
-def _boundary(material: Material) -> Figure:
+def _boundary(material: Material, choices: Choices) -> Figure:
     _, signature = material.weights()
     if not boundary.may_be_flat(signature.example_shape):
         raise NothingToDraw(f"boundary: examples of shape {signature.example_shape} have not two inputs")
@@ -200,10 +195,14 @@ def _boundary(material: Material) -> Figure:
 
 def _chosen(examples: Examples) -> tuple[Array, Array]:
     """The inputs and targets of a set, in its order."""
-    if examples.indices is None:
-        return examples.x, examples.y
-    return examples.x[examples.indices], examples.y[examples.indices]
+    rows = slice(None) if examples.indices is None else examples.indices
+    return examples.x[rows], examples.y[rows]
 
 
-def _labels(examples: Examples) -> Array:
-    return _chosen(examples)[1]
+_MAKERS = {
+    "curves": _curves,
+    "filters": _filters,
+    "confusion": _confusion,
+    "misclassified": _misclassified,
+    "boundary": _boundary,
+}

@@ -71,7 +71,7 @@ def test_a_killed_rank_is_named_and_the_run_continues(tmp_path: Path, undisturbe
         (printed,) = ended.lines
         assert printed.startswith("distsgd.launch: rank 1 on ")
         assert "was killed by signal 9 (SIGKILL" in printed
-        assert printed.endswith("in step 23; going on from step 21 with 3 rank(s), restart 1 of 3")
+        assert printed.endswith("in step 23; continuing from step 21 with 3 rank(s), restart 1 of 3")
     assert sha256(tmp_path) == undisturbed
     when, step = (tmp_path / "first-step").read_text().split()
     assert step == "22"
@@ -83,7 +83,7 @@ def test_resume_never_is_not_printed_again(tmp_path: Path, undisturbed: str) -> 
     options = (*QUIET, "--resume", "never", "--callback", CALLBACK)
     ended = launch(3, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=23)).end()
     assert ended.status == 0
-    assert "going on from step 21" in ended.err
+    assert "continuing from step 21" in ended.err
     assert sha256(tmp_path) == undisturbed
     assert (tmp_path / "run.1").is_dir()
     assert not (tmp_path / "run.2").exists()
@@ -210,7 +210,7 @@ def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
         time.sleep(0.05)
     first = job.ranks()
     os.kill(first[1], signal.SIGKILL)
-    while "going on from step" not in job.printed() or not set(job.ranks().values()) - set(first.values()):
+    while "continuing from step" not in job.printed() or not set(job.ranks().values()) - set(first.values()):
         assert time.monotonic() < until, job.printed()
         time.sleep(0.05)
     os.kill(job.process.pid, signal.SIGTERM)
@@ -233,14 +233,14 @@ def test_the_summary_is_believed_and_mpirun_is_not(tmp_path: Path) -> None:
     with nothing_left(launch(2, tmp_path / "fails", *QUIET, own=("--mpirun", wrapped(tmp_path, "exit 9")))) as ended:
         assert ended.status == 0
         (printed,) = ended.lines
-        assert printed == "distsgd.launch: mpirun left with status 9; the run is completed"
+        assert printed == "distsgd.launch: mpirun exited with status 9; the run is completed"
     (tmp_path / "lies").mkdir()
     fine = tmp_path / "fine"
     fine.write_text("#!/bin/sh\necho 'HYDRA build details:'; echo '    Version: 5.0'\n")
     fine.chmod(0o755)
     with nothing_left(launch(2, tmp_path / "lies", *QUIET, own=("--mpirun", fine))) as ended:
         assert ended.status == 1
-        assert "mpirun left with status 0 and the run isn't done; that is the second failure" in ended.lines[-1]
+        assert "mpirun exited with status 0 and the run isn't done; that is the second failure" in ended.lines[-1]
 
 
 def test_what_users_code_leaves_is_cleaned_up(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_host_that_is_gone_is_skipped(tmp_path: Path, undisturbed: str) -> Non
     )
     with nothing_left(job) as ended:
         assert ended.status == 0, ended.err
-        assert ended.lines[0] == "distsgd.launch: second no longer answers and is left out"
-        assert ended.lines[1].endswith("going on from step 21 with 2 rank(s), restart 1 of 3")
+        assert ended.lines[0] == "distsgd.launch: second no longer answers and is excluded"
+        assert ended.lines[1].endswith("continuing from step 21 with 2 rank(s), restart 1 of 3")
         assert len(ended.lines) == 2
     assert sha256(tmp_path) == undisturbed

@@ -31,6 +31,9 @@ class Library:
     path: Path | None
     reason: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.version}" if self.path is None else f"{self.version} ({self.path})"
+
 
 def loaded() -> Library:
     """The library in this process, which a launcher started."""
@@ -67,16 +70,14 @@ def version_text(launcher: str) -> str:
 
 def describe_started(library: Library) -> list[tuple[str, str]]:
     """The lines for a process that a launcher started: a mismatch would have been refused."""
-    at = "" if library.path is None else f" ({library.path})"
-    return [("mpi", f"{library.version}{at}"), ("launcher", f"{launcher_name()}, which fits")]
+    return [("mpi", f"{library}"), ("launcher", f"{launcher_name()}, which fits")]
 
 
 def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[str, str]], list[str]]:
     """(lines, problems) for a process that no launcher started, about the launcher that would be used."""
     if library.version is None:
         return [("mpi", f"none that mpi4py can load ({library.reason}); {_INSTALL}")], []
-    at = "" if library.path is None else f" ({library.path})"
-    metadata = [("mpi", f"{library.version}{at}")]
+    metadata = [("mpi", f"{library}")]
     beside = mpirun_of(library.path)
     if launcher is None:
         own = f"; {beside} belongs to that library" if beside else ""
@@ -103,6 +104,6 @@ def describe_gpus(gpus: str, aware: bool | None) -> str:
     words = {
         True: "takes GPU memory",
         False: "doesn't take GPU memory",
-        None: "doesn't say whether it takes GPU memory",
+        None: "doesn't report whether it takes GPU memory",
     }
     return f"{gpus}; MPI {words[aware]}"

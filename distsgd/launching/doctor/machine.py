@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import time
+import timeit
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -87,12 +88,7 @@ def time_gemm() -> float:
     """Seconds of one product, the median of several."""
     a = np.ones((GEMM, GEMM), np.float32)
     b, out = a.copy(), np.empty_like(a)
-    times = []
-    for _ in range(_REPEATS):
-        began = time.perf_counter()
-        np.matmul(a, b, out=out)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+    return median(timeit.repeat(lambda: np.matmul(a, b, out=out), repeat=_REPEATS, number=1))
 
 
 def blas_threads() -> int:

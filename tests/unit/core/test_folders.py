@@ -33,7 +33,8 @@ def test_a_folder_that_is_moved_is_written_where_it_is(tmp_path: Path) -> None:
     folder.link("file", "second")
     folder.child("inside").write("file", b"2")
     assert folder.child("new").make()
-    os.close(folder.open_own("log", os.O_WRONLY | os.O_CREAT)[0])
+    with folder.open_own("log", os.O_WRONLY | os.O_CREAT):
+        pass
     assert sorted(folder.names()) == sorted(os.listdir(tmp_path / "b")) == ["file", "inside", "log", "new", "second"]
     assert (tmp_path / "b" / "inside" / "file").read_bytes() == b"2"
     folder.remove("second")

@@ -16,7 +16,7 @@ import pytest
 from distsgd.cli import launch
 from distsgd.core.errors import ConfigurationError, LauncherError
 from distsgd.core.output import LAUNCH_VARIABLE, new_launch
-from distsgd.launching.folder import Outcome, WatchedFolder
+from distsgd.launching.folder import WatchedFolder
 from distsgd.launching.mpirun import (
     Host,
     Mpirun,
@@ -138,14 +138,14 @@ def test_hosts_that_are_gone(tmp_path: Path) -> None:
 def test_only_a_new_summary_counts(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"status": "completed"}')
     folder = WatchedFolder(tmp_path)
-    assert folder.outcome() == Outcome()
+    assert folder.status() == ""
     (tmp_path / "new").write_text('{"status": "failed", "error": "why"}')
     (tmp_path / "new").replace(tmp_path / "summary.json")
-    assert folder.outcome() == Outcome("failed", "why")
+    assert folder.status() == "failed"
     folder.look()
-    assert folder.outcome() == Outcome()
+    assert folder.status() == ""
     (tmp_path / "summary.json").write_text('{"status": "compl')
-    assert folder.outcome() == Outcome()
+    assert folder.status() == ""
 
 
 def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--max-restart", "1"), "did you mean --max-restarts?"),
-        (("--epochs", "3"), "--epochs is distsgd.train's: put it behind --"),
-        (("--lr=3",), "--lr is distsgd.train's: put it behind --"),
+        (("--epochs", "3"), "--epochs is an option of distsgd.train: put it after --"),
+        (("--lr=3",), "--lr is an option of distsgd.train: put it after --"),
         (("-n", "0"), "ranks: expected at least 1, got 0"),
         (("-n", "two"), "--ranks: expected a whole number, got 'two'"),
         (("--max-restarts", "-1"), "max_restarts: expected at least 0"),

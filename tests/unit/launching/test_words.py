@@ -235,8 +235,8 @@ MICROBATCH = {
         (ending(ERROR, exit_of(101, 2)), "no data"),
         (ending(MICROBATCH), "the model failed: KeyError: 'a'"),
         (ending(forced="the ranks did not meet"), "the ranks did not meet"),
-        (ending(output=HYDRA, status=9), "mpirun left with status 9 and the run isn't done"),
-        (Ending(5), "mpirun left with status 5 and the run isn't done"),
+        (ending(output=HYDRA, status=9), "mpirun exited with status 9 and the run isn't done"),
+        (Ending(5), "mpirun exited with status 5 and the run isn't done"),
     ],
 )
 def test_one_sentence_says_the_cause(how: Ending, sentence: str) -> None:

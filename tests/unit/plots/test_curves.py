@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import ConfigurationError, RunFolderError
-from distsgd.plots.runs import Run, differences, names, steps_per_epoch
-from distsgd.plots.series import (
+from distsgd.plots.curves import (
     CurveOptions,
     RunCurves,
     common_axis,
@@ -24,8 +23,9 @@ from distsgd.plots.series import (
     training_label,
     training_losses,
 )
+from distsgd.plots.runs import Run, differences, names, steps_per_epoch
 from distsgd.run.config import TrainConfig, resolved, to_toml
-from distsgd.run.picture_runs import read_records, read_run, run_of
+from distsgd.run.picture_material import read_records, read_run, run_of
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 5, "epoch": 1, "train_loss": 2.0, "validation_loss": 1.5, "validation_accuracy": 0.5, "best": True,

@@ -20,12 +20,10 @@ from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
 from distsgd.data.sources import open_dataset, read_array
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
-from distsgd.plots.curves import draw_curves
+from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.filters import draw_filters, find_filters
-from distsgd.plots.series import CurveOptions
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import Stored
-from distsgd.run.picture_runs import read_run, run_of
+from distsgd.run.picture_material import read_run, run_of, stored_material
 from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
 SVG = "{http://www.w3.org/2000/svg}svg"
@@ -72,19 +70,19 @@ def test_same_run_same_bytes(runs: Path) -> None:
     for path in sorted((runs / "a" / "plots").iterdir()):
         other = (runs / "again" / "a" / "plots" / path.name).read_bytes()
         assert path.read_bytes() == other, f"{path.name} differs between equal runs"
-    draw_run(Stored(read_run(runs / "a")), runs / "later", Choices(only=("curves", "filters", "confusion")))
+    draw_run(stored_material(read_run(runs / "a")), runs / "later", Choices(only=("curves", "filters", "confusion")))
     for path in (runs / "later").iterdir():
         assert path.read_bytes() == (runs / "a" / "plots" / path.name).read_bytes()
 
 
 def test_what_lacks_its_data_is_skipped_with_a_sentence(runs: Path) -> None:
-    drawn = draw_run(Stored(read_run(runs / "softmax")), runs / "softmax" / "plots", Choices())
+    drawn = draw_run(stored_material(read_run(runs / "softmax")), runs / "softmax" / "plots", Choices())
     assert drawn.names == ["curves", "filters", "confusion"]
     (note,) = drawn.notes
-    assert note.startswith("misclassified left out: ")
+    assert note.startswith("misclassified skipped: ")
     assert "arrays in memory" in note
     with pytest.raises(distsgd.core.errors.DataError, match="arrays in memory"):
-        draw_run(Stored(read_run(runs / "softmax")), runs / "no", Choices(only=("misclassified",)))
+        draw_run(stored_material(read_run(runs / "softmax")), runs / "no", Choices(only=("misclassified",)))
 
 
 def test_overlay(runs: Path) -> None:
@@ -227,7 +225,7 @@ def test_a_users_own_style_stays_as_it_is() -> None:
 def test_a_folder_that_cannot_be_written(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("a file")
     with pytest.raises(RunFolderError, match="could not write pictures into"):
-        draw_run(Stored(read_run(runs / "a")), tmp_path / "plots", Choices())
+        draw_run(stored_material(read_run(runs / "a")), tmp_path / "plots", Choices())
 
 
 @pytest.mark.parametrize(
