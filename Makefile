@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-parallel test-gpu test-cluster check format bench bench-gpu clean
+.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format bench bench-gpu clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -42,8 +42,11 @@ run: .venv/.stamp-run ## trains on the digits with RANKS processes
 	        "to install an MPI library into .venv." >&2; exit 1; }
 	$(MPIRUN) -n $(RANKS) $(IN_VENV) -m distsgd.train $(ARGS)
 
-test: check ## style, types and all tests: what CI runs
-	$(IN_VENV) -m pytest -n 2 --dist loadfile # two files at a time
+test: check ## style, types and the tests: what CI runs
+	$(IN_VENV) -m pytest -n 2 --dist loadfile -m 'not long' # two files at a time
+
+test-long: .venv/.stamp-test ## what test leaves out: more cases of the same, each of which starts many processes
+	$(IN_VENV) -m pytest -n 2 --dist loadfile -m long
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
