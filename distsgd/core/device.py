@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -20,8 +21,6 @@ PRECISIONS = (FULL, "tf32", "bfloat16", "float16")
 
 _MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when another device is chosen."""
-
-_CONSTANTS: dict[tuple[Any, ...], Array] = {}
 
 
 def register_arrays(array_type: type, module: Any) -> None:
@@ -68,12 +67,12 @@ def host_copy(array: Array) -> Array:
 def constants(like: Array, values: tuple[float, ...]) -> Array:
     """These numbers where `like` lies, in its dtype; to another device they are copied once. Read only."""
     xp = array_module(like)
-    if xp is np:
-        return np.array(values, like.dtype)
-    key = (xp, xp.cuda.runtime.getDevice(), like.dtype, values)
-    if key not in _CONSTANTS:
-        _CONSTANTS[key] = xp.array(values, dtype=like.dtype)
-    return _CONSTANTS[key]
+    return _constants(xp, None if xp is np else xp.cuda.runtime.getDevice(), like.dtype, values)
+
+
+@lru_cache(maxsize=64)
+def _constants(xp: Any, place: int | None, dtype: np.dtype[Any], values: tuple[float, ...]) -> Array:
+    return xp.array(values, dtype=dtype)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from distsgd.core.device import Array, Shape, to_host
+from distsgd.core.device import Array, to_host
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.reduction import SCALARS, OwnState, Plan, update_chunks
 from distsgd.parallel.routes import Groups, routes
@@ -37,8 +37,8 @@ class MessageReduction(OwnState):
         self.speaks_for_replica = group.is_root
         elements = self.partition.elements
         nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
-        self.params, has_params = self._array(group, (elements,))
-        rows, has_rows = self._rows_for(group, len(nodes))
+        (self.params,), has_params = self._arrays(1)
+        rows, has_rows = self._arrays(len(nodes))
         shared = communicator.allgather_object((has_params and has_rows) or elements == 0)
         if not all(shared):
             raise NotShared(communicator.hosts[shared.index(False)])
@@ -47,23 +47,16 @@ class MessageReduction(OwnState):
         self._prepare_heads()
         self._prepare_messages(groups)
 
-    def _array(self, group: Communicator, shape: Shape) -> tuple[Array, bool]:
-        """(memory for the group's replica, whether the group shares it); on another device each rank has its own."""
-        if self.plan.device.host_memory:
-            return shared_array(group, shape, self.plan.dtype)
-        return self.plan.device.xp.zeros(shape, self.plan.dtype), True
+    def _arrays(self, count: int) -> tuple[Iterable[Array], bool]:
+        """(arrays of the parameters' length, whether the group shares them).
 
-    def _rows_for(self, group: Communicator, count: int) -> tuple[Sequence[Array], bool]:
-        """(a row of the parameters' length for each node, whether the group shares them).
-
-        On another device each row is an allocation of its own: libraries that write gradients there choose kernels by
-        alignment, which must not depend on the number of ranks.
+        On another device each rank has its own, and each array is an allocation: libraries that write gradients there
+        choose kernels by alignment, which must not depend on the number of ranks.
         """
-        elements = self.partition.elements
-        if self.plan.device.host_memory:
-            rows, shared = self._array(group, (count, elements))
-            return list(rows), shared
-        return [self.plan.device.xp.zeros(elements, self.plan.dtype) for _ in range(count)], True
+        elements, device = self.partition.elements, self.plan.device
+        if device.host_memory:
+            return shared_array(self.group, (count, elements), self.plan.dtype)
+        return [device.xp.zeros(elements, self.plan.dtype) for _ in range(count)], True
 
     def _prepare_heads(self) -> None:
         """Allocate the heads, in rank order: the flags of a rank, then the records of its microbatches."""

@@ -57,10 +57,6 @@ class Partition:
         """Blocks of the flat buffer."""
         return -(-self.elements // BLOCK)
 
-    def block(self, index: int) -> slice:
-        """The elements of one block."""
-        return slice(index * BLOCK, min((index + 1) * BLOCK, self.elements))
-
     def blocks_of(self, rank: int) -> range:
         """The blocks whose elements a rank updates."""
         return range(*part(self.blocks, self.ranks, rank))

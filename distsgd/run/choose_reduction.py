@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.gpu.choose_transport import between_gpus
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import GradientReduction, LocalReduction, Plan
@@ -24,6 +23,8 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
     if communicator.size == 1:
         return LocalReduction(communicator, plan), None
     if not plan.device.host_memory:
+        from distsgd.gpu.choose_transport import between_gpus
+
         transport, note = between_gpus(communicator, plan.device, communication)
         return MessageReduction(communicator, plan, apart, transport), note
     if communication == "mpi":

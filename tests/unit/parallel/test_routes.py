@@ -1,4 +1,4 @@
-"""Who sends what to whom: for any microbatches, ranks, groups and elements, nothing is lost and nothing counts twice."""
+"""Who sends what to whom, for any microbatches, ranks, groups and elements: nothing is lost, nothing counts twice."""
 
 from __future__ import annotations
 
