@@ -14,7 +14,7 @@ from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.reduction import SCALARS, OwnState, Plan, update_chunks
 from distsgd.parallel.routes import Groups, routes
 from distsgd.parallel.shared_memory import NotShared, shared_array
-from distsgd.parallel.transport import Transport
+from distsgd.parallel.transport import Parts, Transport
 from distsgd.parallel.tree import Span, TreeSum, scratch_levels, tree_sum
 
 _BYTES = np.dtype(np.uint8)
@@ -60,16 +60,16 @@ class MessageReduction(OwnState):
 
     def _prepare_heads(self) -> None:
         """Allocate the heads, in rank order: the flags of a rank, then the records of its microbatches."""
-        partition, width = self.partition, self.plan.record
+        partition, width, head = self.partition, self.plan.record, 1 + SCALARS
         spans = [partition.microbatches_of(rank) for rank in range(partition.ranks)]
-        self._head_counts = [1 + SCALARS + (last - first) * width for first, last in spans]
-        starts = np.cumsum([0, *self._head_counts])
-        self._heads = np.zeros(starts[-1])
-        self._flags_at = starts[:-1, np.newaxis] + np.arange(1 + SCALARS)
-        records = [np.arange(starts[rank] + 1 + SCALARS, starts[rank + 1]) for rank in range(partition.ranks)]
-        self._records_at = np.concatenate(records).reshape(partition.microbatches, width)
-        own = self._heads[starts[self.communicator.rank] : starts[self.communicator.rank + 1]]
-        self.flags, self._own_records = own[: 1 + SCALARS], own[1 + SCALARS :].reshape(-1, width)
+        heads = Parts.consecutive(head + (last - first) * width for first, last in spans)
+        self._heads, self._head_counts = np.zeros(heads.end), heads.counts
+        indices = np.arange(heads.end)
+        places = [indices[heads[rank]] for rank in range(partition.ranks)]
+        self._flags_at = np.stack([place[:head] for place in places])
+        self._records_at = np.concatenate([place[head:] for place in places]).reshape(partition.microbatches, width)
+        own = self._heads[heads[self.communicator.rank]]
+        self.flags, self._own_records = own[:head], own[head:].reshape(-1, width)
         device = self.plan.device
         self.records = self._own_records if device.host_memory else device.xp.zeros(self._own_records.shape)
 
