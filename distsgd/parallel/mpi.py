@@ -61,8 +61,9 @@ def _attribute(mpi: Any) -> Any:
 class MPITransport(Transport):
     """Sends arrays by MPI. The heartbeat's methods are bound as its own: a step makes no call in between."""
 
-    def __init__(self, comm: Any, byte: Any, in_place: Any, heartbeat: Heartbeat) -> None:
-        self.mpi, self._byte, self._in_place = comm, byte, in_place
+    def __init__(self, comm: Any, heartbeat: Heartbeat) -> None:
+        mpi = _load_mpi()
+        self.mpi, self._byte, self._in_place = comm, mpi.BYTE, mpi.IN_PLACE
         self.enter, self.exit = heartbeat.enter, heartbeat.exit
 
     def broadcast(self, array: Array) -> None:
@@ -98,7 +99,7 @@ class MPICommunicator(Communicator):
 
     def _use_heartbeat(self, heartbeat: Heartbeat) -> None:
         """Bind the heartbeat's methods as this communicator's own, and its transport's."""
-        self.transport = MPITransport(self._comm, self._mpi.BYTE, self._mpi.IN_PLACE, heartbeat)
+        self.transport = MPITransport(self._comm, heartbeat)
         self.enter, self.exit = heartbeat.enter, heartbeat.exit  # type: ignore[method-assign]
         self.set_phase, self.progressed = heartbeat.set_phase, heartbeat.progressed  # type: ignore[method-assign]
 

@@ -95,19 +95,16 @@ def routes(partition: Partition, groups: Groups, rank: int, width: int = 1) -> R
     # MPI needs two disjoint buffers: the owned elements, and the elements from the first received one onwards.
     taken = {owner: partition.elements_of(owner) for owner in owners if counts[owner]}
     first = min((span.start for span in taken.values()), default=partition.elements)
-    nothing, mine = slice(0, 0), slice(0, counts[rank] * width)
     return Routes(
         owners,
         nodes,
         arriving,
         sums_sent=Parts.consecutive(len(nodes) * counts[other] * width * (other in served) for other in ranks),
         sums_received=Parts.consecutive(len(arriving.get(other, ())) * counts[rank] * width for other in ranks),
-        params_sent=Parts.of(mine if other in arriving else nothing for other in ranks),
-        params_received=Parts.of(
-            slice((taken[other].start - first) * width, (taken[other].stop - first) * width)
-            if other in taken
-            else nothing
-            for other in ranks
+        params_sent=Parts(tuple(counts[rank] * width * (other in arriving) for other in ranks), (0,) * len(ranks)),
+        params_received=Parts(
+            tuple(counts[other] * width * (other in taken) for other in ranks),
+            tuple((taken[other].start - first) * width if other in taken else 0 for other in ranks),
         ),
         params_first=first,
     )

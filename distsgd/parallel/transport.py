@@ -32,12 +32,6 @@ class Parts:
         lengths = tuple(counts)
         return cls(lengths, tuple(accumulate(lengths[:-1], initial=0)))
 
-    @classmethod
-    def of(cls, parts: Iterable[slice]) -> Parts:
-        """Slices in any positions."""
-        spans = [(part.stop - part.start, part.start) for part in parts]
-        return cls(tuple(count for count, _ in spans), tuple(start for _, start in spans))
-
 
 class Transport(ABC):
     """Sends flat arrays between the ranks of a communicator.

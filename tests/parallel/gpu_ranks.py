@@ -26,7 +26,7 @@ def main() -> None:
     MPITransport.alltoall = noted  # type: ignore[method-assign, assignment]
     with strict_device(StrictModule(gpus=4)):
         result = train("gpu", communicator=communicator, communication="mpi", **OPTIONS)
-    of_steps = [kinds for kinds in calls if kinds != ["ndarray"] * 2]  # the optimizer's state goes to rank 0 on the host
+    of_steps = [kinds for kinds in calls if kinds != ["ndarray"] * 2]  # the optimizer's state is sent from the host
     assert all(kinds == ["StrictArray"] * 2 for kinds in of_steps)
     if communicator.is_root:
         print(reported, len(of_steps) > 5, result.summary["run"]["device"], result.summary["parameters_sha256"])
