@@ -30,7 +30,7 @@ _PAIRS = ((ONE, EAGER), (ONE, LAST), (ONE, GRAPHS), (FOUR, EAGER), (FOUR, LAST),
 def device_problem(device: str) -> str | None:
     """Why there is nothing to measure on this device; asked in a process of its own, which takes CUDA away with it."""
     code = (
-        "import sys; from distsgd.core.device import choose_device; from distsgd.core.errors import DistsgdError\n"
+        "import sys; from distsgd.gpu.devices import choose_device; from distsgd.core.errors import DistsgdError\n"
         "try:\n    choose_device(sys.argv[1])\nexcept DistsgdError as error:\n    sys.exit(str(error))"
     )
     done = subprocess.run([sys.executable, "-c", code, device], env=environment(), capture_output=True, text=True)

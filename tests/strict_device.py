@@ -19,7 +19,7 @@ import pytest
 from distsgd.core import device, kernels
 from distsgd.core.kernels import cpu
 from distsgd.core.random import Stream
-from distsgd.gpu import nccl
+from distsgd.gpu import devices, nccl
 from distsgd.gpu.graph_steps import RecordedSteps
 from distsgd.training.step import StepOrder
 from distsgd.training.steps import DirectSteps
@@ -234,8 +234,9 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cublas, "load", lambda xp: cublas_stand_in.library())
         patch.setattr(cublas, "_handles", cublas._Handles())
-        patch.setattr(device, "_load_cupy", lambda: (module, ""))
-        patch.setattr(device, "_is_installed", lambda: True)
+        patch.setattr(devices, "_load_cupy", lambda: (module, ""))
+        for owner in (device, devices):
+            patch.setattr(owner, "has_cupy", lambda: True)
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
         patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from distsgd.core.device import Array
-from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.transport import Parts, Transport
 
 T = TypeVar("T")
 
@@ -30,8 +31,10 @@ class ThreadCommunicator(Communicator):
         self._meeting = meeting
         self.in_use = threading.Lock()
         self._node: Communicator | None = None
+        self.transport = ThreadTransport(self)
 
-    def _meet(self, value: Any, use: Callable[[list[Any]], T]) -> T:
+    def meet(self, value: Any, use: Callable[[list[Any]], T]) -> T:
+        """What `use` makes of all ranks' values."""
         self._meeting.table[self.rank] = value
         self._meeting.barrier.wait()
         result = use(self._meeting.table)
@@ -39,46 +42,22 @@ class ThreadCommunicator(Communicator):
         return result
 
     def broadcast_object(self, value: T) -> T:
-        return self._meet(value, lambda table: table[0])  # type: ignore[no-any-return]
+        return self.meet(value, lambda table: table[0])  # type: ignore[no-any-return]
 
     def allgather_object(self, value: T) -> list[T]:
-        return self._meet(value, list)
+        return self.meet(value, list)
 
     def gather_object(self, value: T) -> list[T] | None:
         values = self.allgather_object(value)
         return values if self.is_root else None
 
-    def broadcast(self, array: Array) -> None:
-        def copy(table: list[Any]) -> None:
-            if not self.is_root:
-                array[...] = table[0]
-
-        self._meet(array, copy)
-
-    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
-        def copy(table: list[Any]) -> None:
-            for rank, (buffer, parts) in enumerate(table):
-                receive[received[rank]] = buffer[parts[self.rank]]
-
-        self._meet((send, sent), copy)
-
-    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        def copy(table: list[Any]) -> None:
-            start = 0
-            for rank, count in enumerate(counts):
-                if rank != self.rank:
-                    flat[start : start + count] = table[rank][start : start + count]
-                start += count
-
-        self._meet(flat, copy)
-
     def barrier(self) -> None:
-        self._meet(None, lambda table: None)
+        self.meet(None, lambda table: None)
 
     def node(self) -> Communicator:
         if self._node is None:
             inside = [rank for rank in range(self.size) if self.hosts[rank] == self.hosts[self.rank]]
-            meetings = self._meet(_Meeting(len(inside)), list)
+            meetings = self.meet(_Meeting(len(inside)), list)
             hosts = tuple(self.hosts[rank] for rank in inside)
             self._node = ThreadCommunicator(inside.index(self.rank), meetings[inside[0]], hosts)
         return self._node
@@ -86,6 +65,37 @@ class ThreadCommunicator(Communicator):
     def abort(self, status: int) -> None:
         self._meeting.barrier.abort()
         raise SystemExit(status)
+
+
+class ThreadTransport(Transport):
+    """Copies arrays between the threads."""
+
+    def __init__(self, ranks: ThreadCommunicator) -> None:
+        self._ranks = ranks
+
+    def broadcast(self, array: Array) -> None:
+        def copy(table: list[Any]) -> None:
+            if not self._ranks.is_root:
+                array[...] = table[0]
+
+        self._ranks.meet(array, copy)
+
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
+        def copy(table: list[Any]) -> None:
+            for rank, (buffer, parts) in enumerate(table):
+                receive[received[rank]] = buffer[parts[self._ranks.rank]]
+
+        self._ranks.meet((send, sent), copy)
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        def copy(table: list[Any]) -> None:
+            start = 0
+            for rank, count in enumerate(counts):
+                if rank != self._ranks.rank:
+                    flat[start : start + count] = table[rank][start : start + count]
+                start += count
+
+        self._ranks.meet(flat, copy)
 
 
 def run_on_threads(size: int, function: Callable[[Communicator], T], hosts: Sequence[str] | None = None) -> list[T]:

@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 
 from distsgd.core.device import Array, Device  # noqa: E402
 from distsgd.core.kernels import kernels_for  # noqa: E402
-from distsgd.gpu.devices import open_device  # noqa: E402
+from distsgd.gpu.devices import choose_device  # noqa: E402
 
 PARTS = 5
 
@@ -53,7 +53,7 @@ def product(kind: str, m: int, k: int, n: int, device: Device, precision: str) -
 
 def main() -> None:
     work = gpu_workload(wanted["workload"], wanted["examples"], wanted["quick"], wanted["device"])
-    device, _ = open_device(wanted["device"])
+    device, _ = choose_device(wanted["device"])
     seconds = wanted["seconds"] / 5
     result = {
         name: seconds_of(product(name.split()[-1], m, k, n, device, work.precision), seconds, device)

@@ -58,7 +58,7 @@ class Clock(distsgd.Callback):
 def metadata(trainer: Trainer) -> dict[str, Any]:
     """What the result depends on, besides the machine."""
     device = trainer.step.device
-    if device.is_cpu:
+    if device.host_memory:
         return {"device": str(device)}
     pool = device.xp.get_default_memory_pool()
     reported = {"device": str(device), "cupy": device.xp.__version__, "pool_bytes": pool.total_bytes()}

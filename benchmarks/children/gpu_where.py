@@ -39,7 +39,7 @@ class Marks:
     def end(self, part: str) -> None:
         if self.device is None:
             return
-        if self.device.is_cpu:
+        if self.device.host_memory:
             self.marks.append((part, time.perf_counter()))
             return
         event = self.device.xp.cuda.Event()
@@ -62,7 +62,7 @@ class Marks:
 
     def _between(self, before: Any, moment: Any) -> float:
         assert self.device is not None
-        if self.device.is_cpu:
+        if self.device.host_memory:
             return float(moment - before)
         return float(self.device.xp.cuda.get_elapsed_time(before, moment)) / 1e3
 

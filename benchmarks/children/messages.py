@@ -15,14 +15,21 @@ runtime.prepare()
 import numpy as np  # noqa: E402
 
 from distsgd.parallel import start  # noqa: E402
-from distsgd.parallel.communicator import Parts  # noqa: E402
 from distsgd.parallel.message_reduction import MessageReduction  # noqa: E402
 from distsgd.parallel.reduction import Partition, Plan  # noqa: E402
-from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
+from distsgd.parallel.serial import SerialCommunicator, SerialTransport  # noqa: E402
+from distsgd.parallel.transport import Parts  # noqa: E402
 
 FEW, MANY = 2, 512
 BYTES = 128
 """About what a rank sends to another that owns nothing: flags, loss sum and count."""
+
+
+class SilentTransport(SerialTransport):
+    """To and from ranks that never say anything."""
+
+    def alltoall(self, send: Any, sent: Parts, receive: Any, received: Parts) -> None:
+        pass
 
 
 class Crowd(SerialCommunicator):
@@ -30,14 +37,11 @@ class Crowd(SerialCommunicator):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size, self.hosts = size, self.hosts * size
+        self.size, self.hosts, self.transport = size, self.hosts * size, SilentTransport()
 
     def allgather_object(self, value: Any) -> list[Any]:
         """The ranks where that is asked: each is alone. Else all agree."""
         return [value] * self.size if isinstance(value, bool) else list(range(self.size))
-
-    def alltoall(self, send: Any, sent: Parts, receive: Any, received: Parts) -> None:
-        pass
 
 
 def seconds_of(call: Callable[[], object], repetitions: int) -> float:

@@ -33,6 +33,7 @@ def main() -> int:
 def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Inspects all ranks and prints on rank 0; 1 where there are problems. Collective."""
     from distsgd.core.errors import ConfigurationError
+    from distsgd.gpu.report import report
     from distsgd.launching.doctor.machine import look
     from distsgd.launching.doctor.problems import find_problems
     from distsgd.launching.doctor.speed import allreduce_speed, reduction_speed
@@ -43,7 +44,7 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
         return 0
     if arguments:
         raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
-    mine, device = look(communicator), _device(communicator)
+    mine, devices = look(communicator), report(communicator)
     alone = communicator.size == 1
     own, shared = (None, False) if alone else reduction_speed(communicator)
     theirs = None if alone else allreduce_speed(communicator)
@@ -51,9 +52,9 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     problems: list[str] = []
     if ranks is not None:
         looks = list(zip(communicator.hosts, ranks, strict=True))
-        libraries, problems = _libraries(ranks, communicator.takes_device_memory())
+        libraries, problems = _libraries()
         problems += find_problems(looks, own)
-        lines = [*_software(ranks[0]), *libraries, ("device", device), *_hosts(looks), *_memory(ranks)]
+        lines = [*_software(ranks[0]), *libraries, *devices, *_hosts(looks), *_memory(ranks)]
         show([*lines, *_reductions(own, theirs, shared)], problems)
     return communicator.broadcast_object(1 if problems else 0)
 
@@ -67,19 +68,6 @@ def show(metadata: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
     say("no problem found" if not problems else f"{len(problems)} problem(s) found")
 
 
-def _device(communicator: Communicator) -> str:
-    """What `--device auto` comes to on all ranks, and how gradients travel between GPUs. Collective."""
-    from distsgd.gpu.choose_transport import between_gpus
-    from distsgd.gpu.devices import device_of_rank
-
-    device, notes = device_of_rank(communicator, "auto")
-    found = dict.fromkeys(communicator.allgather_object(str(device)))
-    if not device.is_cpu and communicator.size > 1:
-        joined, why = between_gpus(communicator, device, "auto")
-        notes = [*notes, why or f"gradients travel {joined.transport}"]
-    return "; ".join([f"auto is {', '.join(found)}", *notes])
-
-
 def _software(look: Look) -> Iterator[tuple[str, str]]:
     forced = os.environ.get("OPENBLAS_CORETYPE")
     yield "distsgd", look.versions["distsgd"]
@@ -88,18 +76,15 @@ def _software(look: Look) -> Iterator[tuple[str, str]]:
     yield "blas", f"{look.blas}, {look.blas_threads} thread(s)" + (f", OPENBLAS_CORETYPE={forced}" if forced else "")
 
 
-def _libraries(looks: Sequence[Look], aware: bool | None) -> tuple[list[tuple[str, str]], list[str]]:
-    """(lines about the MPI library, the launcher and GPUs; problems)."""
+def _libraries() -> tuple[list[tuple[str, str]], list[str]]:
+    """(lines about the MPI library and the launcher; problems)."""
     from distsgd.core.runtime import launcher_size
-    from distsgd.launching.doctor.library import describe_alone, describe_gpus, describe_started, installed, loaded
+    from distsgd.launching.doctor.library import describe_alone, describe_started, installed, loaded
 
-    if launcher_size() is None:
-        launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun"))), None)
-        lines, problems = describe_alone(installed(), launcher)
-    else:
-        lines, problems = describe_started(loaded()), []
-    gpus = ", ".join(dict.fromkeys(look.gpus for look in looks if look.gpus))
-    return [*lines, ("gpu", describe_gpus(gpus, aware))], problems
+    if launcher_size() is not None:
+        return describe_started(loaded()), []
+    launcher = next(filter(None, map(shutil.which, ("mpirun", "mpiexec", "srun"))), None)
+    return describe_alone(installed(), launcher)
 
 
 def _hosts(looks: Sequence[tuple[str, Look]]) -> Iterator[tuple[str, str]]:

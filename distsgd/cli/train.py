@@ -161,10 +161,10 @@ def announce(
         f"{config.microbatches} microbatches"
     )
     device = trainer.step.device
-    way = trainer.step.reduction.communicator.transport
+    way = trainer.step.reduction.transport.description
     travel = f"; gradients travel {way}" if way else ""
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
-    say(f"compute    {blas_description() if device.is_cpu else device}, {arithmetic}{travel}")
+    say(f"compute    {blas_description() if device.host_memory else device}, {arithmetic}{travel}")
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
     say(
         f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"

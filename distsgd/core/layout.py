@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.core.device import Array, Shape, is_on_host
+from distsgd.core.device import Array, Shape, in_host_memory
 from distsgd.core.errors import ConfigurationError, UnknownNameError
 
 _NAMES_SHOWN = 10
@@ -80,7 +80,7 @@ class Views(Mapping[str, Array]):
                 f"{name}: expected a value of shape {array.shape}, got {shape}; to fill the array with a "
                 f"value of another shape, assign to [{name!r}][...]"
             )
-        if is_on_host(array):
+        if in_host_memory(array):
             np.copyto(array, value, casting="same_kind")
         else:
             array[...] = value
@@ -104,13 +104,13 @@ class Views(Mapping[str, Array]):
         return found
 
     def read_only(self) -> Views:
-        """The same arrays for reading. NumPy refuses to write into them; a GPU's can't be protected."""
+        """The same arrays for reading. NumPy refuses to write into them; another device's can't be protected."""
         return Views({name: _read_only(array) for name, array in self._arrays.items()}, _read_only(self.flat), False)
 
 
 def _read_only(array: Array) -> Array:
     view = array.view()
-    if is_on_host(view):
+    if in_host_memory(view):
         view.flags.writeable = False
     return view
 

@@ -6,16 +6,17 @@ import numpy as np
 
 from distsgd.core.device import Device, to_host
 from distsgd.core.errors import ConfigurationError, DistsgdError, first_line
-from distsgd.gpu.cuda_aware import DirectCommunicator
-from distsgd.gpu.nccl import NcclCommunicator, open_nccl
-from distsgd.gpu.pinned_memory import StagedCommunicator
-from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.gpu.cuda_aware import DirectTransport, takes_device_memory
+from distsgd.gpu.nccl import NcclTransport, open_nccl
+from distsgd.gpu.pinned_memory import StagedTransport
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.transport import Parts, Transport
 
 _WORD = np.dtype(np.int32)
 
 
-def between_gpus(communicator: Communicator, device: Device, communication: str) -> tuple[Communicator, str | None]:
-    """(a communicator for arrays on `device`, why it is not NCCL's under `auto`), alike on all ranks. Collective.
+def between_gpus(communicator: Communicator, device: Device, communication: str) -> tuple[Transport, str | None]:
+    """(a transport of arrays on `device`, why it is not NCCL's under `auto`), alike on all ranks. Collective.
 
     communication   nccl: NCCL, or an error; mpi: MPI, with GPU memory where the library reports that it accepts it;
                     auto: the first of these three transports that is available on all ranks
@@ -31,49 +32,49 @@ def between_gpus(communicator: Communicator, device: Device, communication: str)
             return found, None
     if communication == "nccl":
         raise ConfigurationError(f"communication nccl: {why}; use auto or mpi")
-    joined = _mpi(communicator, device)
-    return joined, None if communication == "mpi" else f"gradients travel {joined.transport}: {why}"
+    transport = _mpi(communicator, device)
+    return transport, None if communication == "mpi" else f"gradients travel {transport.description}: {why}"
 
 
-def _nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:
+def _nccl(communicator: Communicator, device: Device) -> tuple[NcclTransport | None, str]:
     found, why = open_nccl(communicator, device)
     if found is None:
         return None, why
-    problem = _try(found)
+    problem = _try(found, communicator, device)
     if problem:
         found.close()
         return None, f"NCCL did not pass a trial ({problem})"
     return found, ""
 
 
-def _mpi(communicator: Communicator, device: Device) -> Communicator:
+def _mpi(communicator: Communicator, device: Device) -> Transport:
     """GPU memory passed to MPI where every rank's library reports that it accepts it, and does; else host memory."""
-    if all(communicator.allgather_object(communicator.takes_device_memory() is True)):
-        direct = DirectCommunicator(communicator, device)
-        if not _try(direct):
+    if all(communicator.allgather_object(takes_device_memory(communicator.transport) is True)):
+        direct = DirectTransport(communicator, device)
+        if not _try(direct, communicator, device):
             return direct
-    return StagedCommunicator(communicator, device)
+    return StagedTransport(communicator, device)
 
 
-def _try(communicator: NcclCommunicator | DirectCommunicator) -> str:
+def _try(transport: Transport, communicator: Communicator, device: Device) -> str:
     """What is wrong with messages of this transport, empty where all arrive. Collective.
 
     A library may report support, and fail at the first message because of the machine's settings of PCI or /dev/shm.
     """
-    device, size, width = communicator.device, communicator.size, _WORD.itemsize
+    size, width = communicator.size, _WORD.itemsize
     parts = Parts.consecutive([width] * size)
     problem = ""
     try:
         send = device.put(communicator.rank * size + np.arange(size, dtype=_WORD))
         receive = device.put(np.full(size, -1, _WORD))
-        communicator.alltoall(send.view(np.uint8), parts, receive.view(np.uint8), parts)
+        transport.alltoall(send.view(np.uint8), parts, receive.view(np.uint8), parts)
         # The other collectives, too: a library connects at the first call of each, which a recorded step can't do.
         own = np.zeros(size, _WORD)
         own[communicator.rank] = communicator.rank + 1
         gathered, received = device.put(own), device.put(np.full(1, communicator.rank, _WORD))
-        communicator.allgather_slices(gathered, [1] * size)
-        communicator.broadcast(received)
-        communicator.synchronize()
+        transport.allgather_slices(gathered, [1] * size)
+        transport.broadcast(received)
+        transport.synchronize()
         arrived = to_host(receive).tolist() + to_host(gathered).tolist() + to_host(received).tolist()
         if arrived != [rank * size + communicator.rank for rank in range(size)] + [*range(1, size + 1), 0]:
             problem = "it delivered other numbers than were sent"

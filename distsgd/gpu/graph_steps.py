@@ -56,7 +56,7 @@ class RecordedSteps:
         return results
 
     def close(self) -> None:
-        """Frees the graphs, and then the communicator, whose messages they hold."""
+        """Frees the graphs, and then the transport, whose messages they hold."""
         self._graphs.close()
 
     def _is_asked_for(self, flags: Flag) -> bool:

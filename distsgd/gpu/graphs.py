@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.core.device import Array, is_on_host
+from distsgd.core.device import Array, in_host_memory
 from distsgd.core.errors import first_line
 from distsgd.data.loader import Loader
 from distsgd.gpu.streaming import PLACES, Stream
@@ -76,8 +76,9 @@ class StepGraphs:
     ) -> None:
         device = loader.device
         self._loader, self._device, self._compute = loader, device, compute
-        self._stream = Stream(device, loader, longest) if is_on_host(loader.examples.x) else None
-        self._communicator, self._record_shape = reduction.communicator, reduction.records.shape
+        self._stream = Stream(device, loader, longest) if in_host_memory(loader.examples.x) else None
+        self._communicator, self._transport = reduction.communicator, reduction.transport
+        self._record_shape = reduction.records.shape
         self._scalar_count = scalars
         numbers = longest if self._stream is None else 0
         xp, words, ranks = device.xp, scalars + 2 + numbers, self._communicator.size
@@ -97,13 +98,13 @@ class StepGraphs:
         self._graphs.clear()
 
     def close(self) -> None:
-        """Delete all graphs, then close the communicator: NCCL waits for every graph with its messages before it ends.
+        """Delete all graphs, then close the transport: NCCL waits for every graph with its messages before it ends.
 
         Memory is freed last: the GPU frees it after all that runs, including a message that no rank answers.
         """
         memory = [(graph.pool, graph.others) for graph in self._graphs.values()]
         self._graphs.clear()
-        self._communicator.close()
+        self._transport.close()
         del memory
 
     def is_known(self, bounds: tuple[int, ...]) -> bool:
@@ -125,7 +126,7 @@ class StepGraphs:
             inputs[count + 2 : count + 2 + len(indices)] = self._loader.examples.row_indices(indices)
         self._inputs.set(inputs)
         graph.graph.launch()
-        self._communicator.launched()
+        self._transport.launched()
         if self._stream is not None:
             self._stream.used(place)
         self._report.get(out=self._reports_of_slots[self.in_flight], blocking=False)
@@ -142,7 +143,7 @@ class StepGraphs:
         return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in found]
 
     def _wait(self) -> None:
-        self._communicator.synchronize()
+        self._transport.synchronize()
         self._device.synchronize()
 
     def _graph(self, bounds: tuple[int, ...], place: int) -> _Graph:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from distsgd.core.device import Array, Device, is_on_host
+from distsgd.core.device import Array, Device
 from distsgd.core.errors import DistsgdError, first_line
 from distsgd.core.status_table import Collective
-from distsgd.gpu.wrapping import DeviceCommunicator
-from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.transport import Parts, Transport
 
 _INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CUDA 12"
 _OLDEST = 20906
@@ -23,8 +23,8 @@ _BROADCAST, _ALLGATHER, _ALLTOALL = int(Collective.BROADCAST), int(Collective.AL
 _BARRIER = int(Collective.BARRIER)
 
 
-class NcclCommunicator(DeviceCommunicator):
-    """Sends arrays on a device by NCCL, on the current stream; `inside` does everything else.
+class NcclTransport(Transport):
+    """Sends arrays on a device by NCCL, on the current stream.
 
     The methods are asynchronous. The stream's next operations wait for the messages; the host waits in `synchronize`,
     or where it reads an array that has arrived.
@@ -32,25 +32,21 @@ class NcclCommunicator(DeviceCommunicator):
 
     is_asynchronous = True
 
-    def __init__(self, inside: Communicator, device: Device, nccl: Any, comm: Any) -> None:
-        super().__init__(inside, device, f"by NCCL {version_words(int(nccl.get_version()))}")
-        self._nccl, self._comm = nccl, comm
+    def __init__(self, communicator: Communicator, device: Device, nccl: Any, comm: Any) -> None:
+        self.description = f"by NCCL {version_words(int(nccl.get_version()))}"
+        self.rank, self.size = communicator.rank, communicator.size
+        self.enter, self.exit = communicator.enter, communicator.exit
+        self._device, self._nccl, self._comm = device, nccl, comm
         self._sent = device.xp.cuda.Event(disable_timing=True)
         self._in_flight = False
 
     def broadcast(self, array: Array) -> None:
-        if is_on_host(array):
-            self.inside.broadcast(array)
-            return
         at, count = _address(array), array.nbytes
         with self._group(_BROADCAST) as stream:
             if count:
                 self._comm.broadcast(at, at, count, self._nccl.NCCL_UINT8, 0, stream)
 
     def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
-        if is_on_host(send) and is_on_host(receive):
-            self.inside.alltoall(send, sent, receive, received)
-            return
         source, target, byte = _address(send), _address(receive), self._nccl.NCCL_UINT8
         with self._group(_ALLTOALL) as stream:
             for peer in self._others():
@@ -62,9 +58,6 @@ class NcclCommunicator(DeviceCommunicator):
             receive[received[self.rank]] = send[sent[self.rank]]
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        if is_on_host(flat):
-            self.inside.allgather_slices(flat, counts)
-            return
         at, width, byte = _address(flat), flat.itemsize, self._nccl.NCCL_UINT8
         with self._group(_ALLGATHER) as stream:
             if len(set(counts)) == 1:
@@ -78,7 +71,7 @@ class NcclCommunicator(DeviceCommunicator):
                 at += count * width
 
     def launched(self) -> None:
-        self._sent.record(self.device.xp.cuda.get_current_stream())
+        self._sent.record(self._device.xp.cuda.get_current_stream())
         self._in_flight = True
 
     def synchronize(self) -> None:
@@ -102,7 +95,7 @@ class NcclCommunicator(DeviceCommunicator):
     @contextmanager
     def _group(self, collective: int) -> Iterator[int]:
         """Group the calls inside into one launch; yields the current stream's number."""
-        stream = self.device.xp.cuda.get_current_stream()
+        stream = self._device.xp.cuda.get_current_stream()
         self.enter(collective)  # the first message to a rank connects to it, and waits for that rank
         with _as_sentence("NCCL failed"):
             self._nccl.groupStart()
@@ -115,8 +108,8 @@ class NcclCommunicator(DeviceCommunicator):
             self.launched()
 
 
-def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunicator | None, str]:
-    """(the communicator, "") or (None, why there is none), the same on every rank. Collective.
+def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclTransport | None, str]:
+    """(the transport, "") or (None, why there is none), the same on every rank. Collective.
 
     `device` is chosen and in use: NCCL takes the rank's current one.
     """
@@ -144,7 +137,7 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclCommunica
         if comm is not None:
             _attempt(comm.abort)
         return None, found
-    return NcclCommunicator(communicator, device, nccl, comm), ""
+    return NcclTransport(communicator, device, nccl, comm), ""
 
 
 def version_words(number: int) -> str:

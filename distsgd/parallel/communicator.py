@@ -1,49 +1,17 @@
-"""The communicator's interface: collectives of objects and arrays, and agreement on errors."""
+"""The communicator's interface: a group of ranks, collectives of objects, and agreement on errors."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, TypeVar
 
-import numpy as np
-
-from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DistsgdError, users_code
+from distsgd.parallel.transport import Transport
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The slices of a buffer, one for each rank, in bytes. Made once: making thousands of slices takes time."""
-
-    counts: tuple[int, ...]
-    starts: tuple[int, ...]
-
-    def __getitem__(self, rank: int) -> slice:
-        return slice(self.starts[rank], self.starts[rank] + self.counts[rank])
-
-    @property
-    def end(self) -> int:
-        """The end of the last slice, where slices are consecutive."""
-        return self.starts[-1] + self.counts[-1]
-
-    @classmethod
-    def consecutive(cls, counts: Iterable[int]) -> Parts:
-        """Consecutive slices of these lengths."""
-        lengths = tuple(counts)
-        return cls(lengths, tuple(accumulate(lengths[:-1], initial=0)))
-
-    @classmethod
-    def of(cls, parts: Iterable[slice]) -> Parts:
-        """Slices in any positions."""
-        spans = [(part.stop - part.start, part.start) for part in parts]
-        return cls(tuple(count for count, _ in spans), tuple(start for _, start in spans))
 
 
 class Watched:
@@ -81,13 +49,14 @@ class Communicator(Watched, ABC):
         The host name of each rank.
     is_root : bool
         Whether this is rank 0.
+    transport : Transport
+        Sends flat arrays of the host's memory between these ranks.
     """
 
     rank: int
     size: int
     hosts: tuple[str, ...]
-    transport: str = ""
-    """How arrays travel between devices, for a message; empty where they don't."""
+    transport: Transport
     in_use: threading.Lock | None = None
     """Held by the fit that uses these ranks; None where nothing is sent: then several fits may use them at once."""
 
@@ -138,53 +107,8 @@ class Communicator(Watched, ABC):
         """
 
     @abstractmethod
-    def broadcast(self, array: Array) -> None:
-        """Overwrite `array` with rank 0's, which has the same shape and dtype."""
-
-    @abstractmethod
-    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
-        """Send different bytes to each rank.
-
-        Parameters
-        ----------
-        send, sent
-            Rank r receives the bytes `sent[r]` of `send`. These slices may be empty, and may overlap.
-        receive, received
-            What rank r sends here is written into the bytes `received[r]` of `receive`.
-        """
-
-    @abstractmethod
-    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        """Fill in place the slices of `flat` that other ranks own; rank r owns the next `counts[r]` elements."""
-
-    def gather_slices(self, own: Array, counts: Sequence[int], whole: Array | None) -> None:
-        """Fill rank 0's `whole` (None elsewhere) with each rank's `own` array, `counts[r]` elements, in rank order."""
-        slices = self.gather_object(own)
-        if slices is not None:
-            np.concatenate(slices, out=whole)
-
-    @abstractmethod
     def barrier(self) -> None:
         """Wait until all ranks have entered the barrier."""
-
-    is_asynchronous: bool = False
-    """Whether collectives of arrays return before the arrays have arrived, and run without the host."""
-
-    def launched(self) -> None:
-        """Note that a recorded step has launched messages; see `synchronize`."""
-
-    def synchronize(self) -> None:
-        """Wait until all arrays have arrived, where collectives are asynchronous.
-
-        This rank has no work of its own queued after the messages, so that the watchdog knows which ranks it waits for.
-        """
-
-    def close(self) -> None:
-        """Release what this rank holds for arrays on its device; other collectives remain available."""
-
-    def takes_device_memory(self) -> bool | None:
-        """Whether the MPI library accepts pointers into a device's memory; None where it doesn't say."""
-        return None
 
     @abstractmethod
     def node(self) -> Communicator:

@@ -22,10 +22,10 @@ from distsgd.core.errors import DistsgdError, LauncherError
 from distsgd.core.output import flush, leave, report_error, report_to_launcher, say_lines
 from distsgd.core.processes import die_with_parent
 from distsgd.core.status_table import Collective, Heartbeat, private_heartbeat
-from distsgd.parallel.communicator import Communicator, Parts
-from distsgd.parallel.gpu_aware import takes_gpu_memory
+from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.launchers import library_path, mismatch
 from distsgd.parallel.shared_memory import shared_status_table
+from distsgd.parallel.transport import Parts, Transport
 from distsgd.parallel.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -58,6 +58,33 @@ def _attribute(mpi: Any) -> Any:
     return mpi.Comm.Create_keyval()
 
 
+class MPITransport(Transport):
+    """Sends arrays by MPI. The heartbeat's methods are bound as its own: a step makes no call in between."""
+
+    def __init__(self, comm: Any, heartbeat: Heartbeat) -> None:
+        mpi = _load_mpi()
+        self.mpi, self._byte, self._in_place = comm, mpi.BYTE, mpi.IN_PLACE
+        self.enter, self.exit = heartbeat.enter, heartbeat.exit
+
+    def broadcast(self, array: Array) -> None:
+        self.enter(_BROADCAST)
+        self.mpi.Bcast(array, root=0)
+        self.exit()
+
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
+        byte = self._byte
+        self.enter(_ALLTOALL)
+        self.mpi.Alltoallv([send, sent.counts, sent.starts, byte], [receive, received.counts, received.starts, byte])
+        self.exit()
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        width = flat.itemsize
+        sizes = [count * width for count in counts]
+        self.enter(_ALLGATHER)
+        self.mpi.Allgatherv(self._in_place, [flat.view("u1"), sizes, self._byte])
+        self.exit()
+
+
 class MPICommunicator(Communicator):
     """A group of MPI processes."""
 
@@ -71,7 +98,8 @@ class MPICommunicator(Communicator):
         self._use_heartbeat(heartbeat)
 
     def _use_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Bind the heartbeat's methods as this communicator's own: a step makes no call in between."""
+        """Bind the heartbeat's methods as this communicator's own, and its transport's."""
+        self.transport = MPITransport(self._comm, heartbeat)
         self.enter, self.exit = heartbeat.enter, heartbeat.exit  # type: ignore[method-assign]
         self.set_phase, self.progressed = heartbeat.set_phase, heartbeat.progressed  # type: ignore[method-assign]
 
@@ -153,40 +181,10 @@ class MPICommunicator(Communicator):
         self.exit()
         return received  # type: ignore[no-any-return]
 
-    def broadcast(self, array: Array) -> None:
-        self.enter(_BROADCAST)
-        self._comm.Bcast(array, root=0)
-        self.exit()
-
-    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
-        byte = self._mpi.BYTE
-        self.enter(_ALLTOALL)
-        self._comm.Alltoallv([send, sent.counts, sent.starts, byte], [receive, received.counts, received.starts, byte])
-        self.exit()
-
-    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        width = flat.itemsize
-        sizes = [count * width for count in counts]
-        self.enter(_ALLGATHER)
-        self._comm.Allgatherv(self._mpi.IN_PLACE, [flat.view("u1"), sizes, self._mpi.BYTE])
-        self.exit()
-
-    def gather_slices(self, own: Array, counts: Sequence[int], whole: Array | None) -> None:
-        byte, sizes = self._mpi.BYTE, [count * own.itemsize for count in counts]
-        self.enter(_GATHER)
-        self._comm.Gatherv([own, byte], None if whole is None else [whole, sizes, byte], root=0)
-        self.exit()
-
     def barrier(self) -> None:
         self.enter(_BARRIER)
         self._comm.Barrier()
         self.exit()
-
-    def takes_device_memory(self) -> bool | None:
-        info = self._comm.Get_info()
-        kinds = info.Get("mpi_memory_alloc_kinds")
-        info.Free()
-        return takes_gpu_memory(library_path(), kinds, self._mpi.Get_library_version())
 
     def node(self) -> Communicator:
         if self._node is None:

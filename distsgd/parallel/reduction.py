@@ -16,6 +16,7 @@ import numpy as np
 
 from distsgd.core.device import CPU, Array, Device, to_host
 from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.transport import Parts, Transport
 from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
 
 BLOCK = 16_384
@@ -56,10 +57,6 @@ class Partition:
         """Blocks of the flat buffer."""
         return -(-self.elements // BLOCK)
 
-    def block(self, index: int) -> slice:
-        """The elements of one block."""
-        return slice(index * BLOCK, min((index + 1) * BLOCK, self.elements))
-
     def blocks_of(self, rank: int) -> range:
         """The blocks whose elements a rank updates."""
         return range(*part(self.blocks, self.ranks, rank))
@@ -95,12 +92,13 @@ class Plan:
     @property
     def chunk(self) -> int:
         """Elements that are summed and updated together: all, on a device to which operations are launched."""
-        return UPDATE_CHUNK if self.device.is_cpu else max(self.partition.elements, 1)
+        return max(self.partition.elements, 1) if self.device.one_pass else UPDATE_CHUNK
 
 
 class GradientReduction(ABC):
     """The memory of this rank's replica, and the reduction.
 
+    communicator, transport   between the ranks: of objects, and of arrays that lie on the plan's device
     params   flat parameters, (elements,)
     rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
     flags    (1 + SCALARS,) float64: this rank's flag of the step, then rank 0's scalars
@@ -120,8 +118,9 @@ class GradientReduction(ABC):
     speaks_for_replica: bool = True
     """Whether this rank represents its replica in a comparison of replicas."""
 
-    def __init__(self, communicator: Communicator, plan: Plan) -> None:
-        self.communicator, self.plan, self.partition = communicator, plan, plan.partition
+    def __init__(self, communicator: Communicator, plan: Plan, transport: Transport | None = None) -> None:
+        self.communicator, self.transport = communicator, transport or communicator.transport
+        self.plan, self.partition = plan, plan.partition
         self.owned = self.partition.elements_of(communicator.rank)
         self.first_microbatch, self.last_microbatch = self.partition.microbatches_of(communicator.rank)
         count = self.last_microbatch - self.first_microbatch
@@ -132,7 +131,7 @@ class GradientReduction(ABC):
 
     def nodes(self) -> list[Span]:
         """The nodes of the tree that this rank's workers compute, a row for each."""
-        limit = max(1, (ROWS if self.plan.device.is_cpu else ROWS_OF_DEVICES) // self.plan.workers)
+        limit = max(1, (ROWS_OF_DEVICES if self.plan.device.one_pass else ROWS) // self.plan.workers)
         subtrees = (maximal_subtrees(*span, self.partition.microbatches) for span in self.worker_spans)
         return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
 
@@ -191,28 +190,28 @@ class GradientReduction(ABC):
 class OwnState(GradientReduction):
     """A reduction in which each rank keeps the optimizer state of the elements that it owns, and no other."""
 
-    def __init__(self, communicator: Communicator, plan: Plan) -> None:
-        super().__init__(communicator, plan)
+    def __init__(self, communicator: Communicator, plan: Plan, transport: Transport | None = None) -> None:
+        super().__init__(communicator, plan, transport)
         self._slots = plan.device.xp.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
 
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
         return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
 
     def gather_slots(self) -> list[Array] | None:
-        found: list[Array] | None = None
-        if self.communicator.is_root:
-            found = [np.empty(self.partition.elements, self.plan.dtype) for _ in self._slots]
-        counts = self.partition.counts()
-        for index, own in enumerate(self._slots):
-            self.communicator.gather_slices(to_host(own), counts, None if found is None else found[index])
-        return found
+        root, width, ranks = self.communicator.is_root, self.plan.dtype.itemsize, self.partition.ranks
+        sent = Parts.consecutive([self._slots.shape[1] * width] + [0] * (ranks - 1))
+        received = Parts.consecutive(count * width * root for count in self.partition.counts())
+        found = [np.empty(self.partition.elements * root, self.plan.dtype) for _ in self._slots]
+        for own, whole in zip(self._slots, found, strict=True):
+            self.communicator.transport.alltoall(to_host(own).view("u1"), sent, whole.view("u1"), received)
+        return found if root else None
 
     def load_slots(self, slots: list[Array] | None) -> None:
         for index in range(self.plan.slots):
             whole = np.empty(self.partition.elements, self.plan.dtype)
             if slots is not None:
                 whole[:] = slots[index]
-            self.communicator.broadcast(whole)
+            self.communicator.transport.broadcast(whole)
             self._slots[index] = self.plan.device.put(whole[self.owned])
 
 
@@ -224,14 +223,14 @@ class LocalReduction(OwnState):
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
         elements, xp = self.partition.elements, plan.device.xp
-        self._on_host = plan.device.is_cpu
+        self._in_host_memory = plan.device.host_memory
         self.params = xp.zeros(elements, plan.dtype)
         self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
         self.flags = np.zeros(1 + SCALARS)
         self.records = xp.zeros((self.last_microbatch - self.first_microbatch, plan.record))
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        return self.flags[np.newaxis], self.records if self._on_host else to_host(self.records)
+        return self.flags[np.newaxis], self.records if self._in_host_memory else to_host(self.records)
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self.rows, 0

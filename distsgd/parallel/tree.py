@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from distsgd.core.device import Array, is_on_host
+from distsgd.core.device import Array
 from distsgd.core.kernels import kernels_for
 
 Span: TypeAlias = tuple[int, int]
@@ -164,9 +164,10 @@ def tree_sum(
 
     if not visit(*node):
         return None
-    if not is_on_host(leaves[0]):
+    sum_of_rows = kernels_for(leaves[0]).sum_of_rows
+    if sum_of_rows is not None:
         result = leaves[0] if len(leaves) == 1 else scratch[0][: leaves[0].size]
-        return TreeSum(result, len(leaves), at_once=kernels_for(result).sum_of_rows(leaves, sums))
+        return TreeSum(result, len(leaves), at_once=sum_of_rows(leaves, sums))
     additions: list[tuple[Array, Array, Array]] = []
     stack: list[Array] = []
     for leaf, count in zip(leaves, sums, strict=True):

@@ -127,8 +127,9 @@ class Watchdog:
         where_waiting = f"in {Collective(self._state % 16).title} {where(self._line[Field.PLACE])}"
         if late > 0 and self._is_reporter(now, late):
             there = [rank for rank in self._lines if rank not in {found.rank for found in missing}]
+            them = "it" if len(missing) == 1 else "them"
             named = "; ".join(f"rank {found.rank} on {self._host} {found.what}" for found in missing)
-            return f"{named}; {_ranks(there)} waited {waited:.0f} s for {_it(missing)} {where_waiting}"
+            return f"{named}; {_ranks(there)} waited {waited:.0f} s for {them} {where_waiting}"
         # A neighbour that has just arrived after long work keeps no rank waiting any more.
         together = min(now - line[Field.SINCE] / 1e9 if line[Field.SINCE] else 0.0 for line in self._lines.values())
         late = together - self._limit_at(self._line[Field.PLACE]) - _OTHERS_FIRST
@@ -227,7 +228,3 @@ def _ranks(ranks: Sequence[int], host: str | None = None) -> str:
     if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
         return f"ranks {ranks[0]} to {ranks[-1]}{at} have"
     return f"ranks {', '.join(map(str, ranks))}{at} have"
-
-
-def _it(missing: Sequence[Missing]) -> str:
-    return "it" if len(missing) == 1 else "them"

@@ -312,7 +312,7 @@ def _build_step(
     if layout.size == 0:
         raise ConfigurationError("the model has no parameters to train")
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
-    workers = Workers(threads if device.is_cpu else 1)
+    workers = Workers(threads if device.host_memory else 1)
     partition = Partition(config.microbatches, communicator.size, layout.size)
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
@@ -334,7 +334,7 @@ def _build_step(
     params = step.params_buffer()
     communicator.on_root(lambda: objective.initialize(params, running, config.seed))
     step.load(params)
-    communicator.broadcast(running.flat)
+    communicator.transport.broadcast(running.flat)
     return step, note
 
 
@@ -353,7 +353,7 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
 def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
     """Recorded steps where GPUs make all of a step and the host has nothing to do or to read in between; else direct
     ones."""
-    on_gpus = record and not step.device.is_cpu and step.reduction.is_asynchronous
+    on_gpus = record and not step.device.host_memory and step.reduction.is_asynchronous
     if not on_gpus or step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return DirectSteps(step)
     if type(step.optimizer) not in OPTIMIZERS.values():

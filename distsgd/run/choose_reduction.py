@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.gpu.choose_transport import between_gpus
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import GradientReduction, LocalReduction, Plan
@@ -18,15 +17,18 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
     communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
                     possible; of ranks on GPUs, see `between_gpus`
     """
-    if plan.device.is_cpu and communication == "nccl":
+    apart = SerialCommunicator()
+    if plan.device.host_memory and communication == "nccl":
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
     if communicator.size == 1:
         return LocalReduction(communicator, plan), None
-    if not plan.device.is_cpu:
-        joined, note = between_gpus(communicator, plan.device, communication)
-        return MessageReduction(joined, plan, SerialCommunicator()), note
+    if not plan.device.host_memory:
+        from distsgd.gpu.choose_transport import between_gpus
+
+        transport, note = between_gpus(communicator, plan.device, communication)
+        return MessageReduction(communicator, plan, apart, transport), note
     if communication == "mpi":
-        return MessageReduction(communicator, plan, SerialCommunicator()), None
+        return MessageReduction(communicator, plan, apart), None
     try:
         if len(set(communicator.hosts)) == 1:
             return SharedReduction(communicator, plan), None
@@ -35,4 +37,4 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
         if communication == "shared":
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageReduction(communicator, plan, SerialCommunicator()), note
+    return MessageReduction(communicator, plan, apart), note

@@ -118,7 +118,7 @@ class Attempt:
             "contents": self.data.fingerprint,
             "examples": [len(self.data.train), len(validation or ()), len(test or ())],
             "probe": cpu_probe(),
-            **({} if device.is_cpu else {"gpu": device.description}),
+            **({} if device.host_memory else {"gpu": device.description}),
         }
 
     def _compare_metadata(self, mine: dict[str, Any]) -> list[str]:
@@ -149,7 +149,7 @@ class Attempt:
 
         communicator.on_root(fill)
         step.load(params)
-        communicator.broadcast(step.running.flat)
+        communicator.transport.broadcast(step.running.flat)
 
     def _prepare_folder(self, step: int) -> None:
         if self.folder is None:

@@ -92,5 +92,5 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
 
     communicator.on_root(fill)
     for view in views.values():
-        communicator.broadcast(view.flat)
+        communicator.transport.broadcast(view.flat)
     return StoredModel(config, signature, objective, views["parameters"], views["statistics"])

@@ -111,7 +111,7 @@ def restore(
     step.load(params)
     step.reduction.load_slots(slots)
     if len(step.running):
-        communicator.broadcast(step.running.flat)
+        communicator.transport.broadcast(step.running.flat)
     return progress
 
 

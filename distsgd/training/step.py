@@ -104,7 +104,7 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         reduction = self.reduction
-        self.params, self._on_cpu = self.layout.views(reduction.params), self.device.is_cpu
+        self.params, self._on_cpu = self.layout.views(reduction.params), self.device.host_memory
         self._model_params = self.params.read_only()  # ranks may share the parameters, so a model may only read them
         self._callers = self.workers.that_may_call(self.objective)
         statistics = Layout.of(self.objective.statistics_shapes())
@@ -128,12 +128,12 @@ class TrainingStep:
 
     def host_params(self) -> Views:
         """The parameters in the host's memory: a copy where they lie on another device."""
-        return self.params if self.device.is_cpu else self.layout.views(to_host(self.reduction.params))
+        return self.params if self.device.host_memory else self.layout.views(to_host(self.reduction.params))
 
     def params_buffer(self) -> Views:
         """Where rank 0 puts parameters of the host for `load`: in place, but for another device."""
         flat = self.reduction.params
-        return self.params if self.device.is_cpu else self.layout.views(np.zeros(flat.shape, flat.dtype))
+        return self.params if self.device.host_memory else self.layout.views(np.zeros(flat.shape, flat.dtype))
 
     def load(self, filled: Views) -> None:
         """All ranks take the parameters that rank 0 has put into `params_buffer`. Collective."""
@@ -142,7 +142,7 @@ class TrainingStep:
 
     def model_running(self) -> Views:
         """The running statistics for a model to read: a copy where it computes on another device."""
-        if self.device.is_cpu or not len(self.running):
+        if self.device.host_memory or not len(self.running):
             return self.running
         return Layout(tuple(self.running), tuple(array.shape for array in self.running.values())).views(
             self.device.put(self.running.flat)

@@ -44,5 +44,5 @@ class DirectSteps:
         return [self._step.run(order, flags, want_norm, skip)]
 
     def close(self) -> None:
-        """Closes the communicator of the reduction."""
-        self._step.reduction.communicator.close()
+        """Closes the transport of the reduction."""
+        self._step.reduction.transport.close()

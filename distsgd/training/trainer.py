@@ -372,7 +372,7 @@ class Trainer:
             if len(running):
                 if self.progress.best_running is not None:
                     running.flat[:] = self.progress.best_running
-                self.communicator.broadcast(running.flat)
+                self.communicator.transport.broadcast(running.flat)
         return {} if self.test is None else self._score("test", self.test)
 
     def scores_of(self, evaluator: Evaluator) -> dict[str, Value]:
@@ -384,5 +384,5 @@ class Trainer:
         self._hooks.call_together(lambda callback: callback.on_end(summary))
 
     def close(self) -> None:
-        """Frees recorded steps and the reduction's communicator; parameters and state stay."""
+        """Frees recorded steps and the reduction's transport; parameters and state stay."""
         self.steps.close()

@@ -99,7 +99,7 @@ class SliceUpdate:
     def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[_Chunk]:
         """One worker's chunks, which share its scratch memory."""
         params, xp = self.reduction.params, self.reduction.plan.device.xp
-        levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.is_cpu)
+        levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.host_memory)
         scratch = xp.empty((3 + levels, self._length), params.dtype)
         prepared = []
         for span in spans:
@@ -124,7 +124,7 @@ class SliceUpdate:
             self._total(chunk, bounds, count, looks=False)
             kernels.find_non_finite(chunk.total, own)
         kernels.find_non_finite_losses(self.reduction.records, own, self.reduction.params)
-        communicator.allgather_slices(inputs.non_finite, [1] * communicator.size)
+        self.reduction.transport.allgather_slices(inputs.non_finite, [1] * communicator.size)
         kernels.hold_after_non_finite(inputs.non_finite, inputs.scalars, self.reduction.params)
         for chunk in self._chunks[0]:
             self._apply(chunk, tuple(inputs.scalars))
@@ -198,5 +198,5 @@ class SliceUpdate:
         """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""
         partition = self.reduction.partition
         counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
-        self.reduction.communicator.allgather_slices(self._norms, counts)
+        self.reduction.communicator.transport.allgather_slices(self._norms, counts)
         return math.sqrt(math.fsum(self._norms))

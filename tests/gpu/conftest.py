@@ -8,13 +8,13 @@ import pytest
 
 from distsgd.core.device import Device
 from distsgd.core.errors import ConfigurationError
-from distsgd.gpu.devices import open_device
+from distsgd.gpu.devices import choose_device
 
 
 @pytest.fixture(scope="session")
 def gpu() -> Device:
     try:
-        return open_device("gpu:0")[0]
+        return choose_device("gpu:0")[0]
     except ConfigurationError as error:
         pytest.skip(str(error).partition("; use --device cpu")[0])
 

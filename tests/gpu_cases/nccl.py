@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.device import Array, Device, gpu_count, to_host
+from distsgd.core.device import Array, Device, to_host
 from distsgd.core.random import normal
-from distsgd.gpu.nccl import NcclCommunicator, open_nccl
-from distsgd.parallel.communicator import Parts
+from distsgd.gpu.devices import gpu_count
+from distsgd.gpu.nccl import NcclTransport, open_nccl
 from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.transport import Parts
 from distsgd.parallel.tree import scratch_levels, tree_sum
 from tests.unit.gpu.test_training import SETTINGS, on_ranks, same, train
 
@@ -19,7 +20,7 @@ DEEP: dict[str, Any] = {"hidden": (2000, 1000), "max_steps": 4}
 """Eight megabytes of gradient."""
 
 
-def alone(gpu: Device) -> NcclCommunicator:
+def alone(gpu: Device) -> NcclTransport:
     """NCCL with one rank, which has no other to send to, and yet makes all its calls."""
     found, why = open_nccl(SerialCommunicator(), gpu)
     if found is None:
@@ -41,7 +42,7 @@ def test_one_rank_of_nccl(gpu: Device) -> None:
     parts = Parts.consecutive([400])
     nccl.alltoall((whole * 2.0).view(np.uint8), parts, out.view(np.uint8), parts)
     np.testing.assert_array_equal(to_host(out), np.concatenate([2 * host[:100], np.zeros(900)]))
-    assert nccl.transport.startswith("by NCCL 2.")
+    assert nccl.description.startswith("by NCCL 2.")
     nccl.close()
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from distsgd.core.device import Array
-from distsgd.parallel.communicator import Communicator, Parts
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.transport import Parts, Transport
 
 
 class Counting(Communicator):
-    """Passes everything on, and counts it."""
+    """Passes everything on, and counts it; what its transport is called for, too."""
 
     def __init__(self, inside: Communicator) -> None:
         self.inside, self.calls = inside, Counter[str]()
@@ -19,10 +20,11 @@ class Counting(Communicator):
         """Bytes to each rank, a list for each all-to-all."""
         self.prefix = ""
         self.rank, self.size, self.hosts = inside.rank, inside.size, inside.hosts
+        self.transport = CountingTransport(self)
 
     def _pass(self, name: str, *arguments: Any) -> Any:
         self.calls[self.prefix + name] += 1
-        return getattr(self.inside, name)(*arguments)
+        return getattr(self.inside.transport if hasattr(Transport, name) else self.inside, name)(*arguments)
 
     def broadcast_object(self, value: Any) -> Any:
         return self._pass("broadcast_object", value)
@@ -32,16 +34,6 @@ class Counting(Communicator):
 
     def gather_object(self, value: Any) -> Any:
         return self._pass("gather_object", value)
-
-    def broadcast(self, array: Array) -> None:
-        self._pass("broadcast", array)
-
-    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
-        self.sent.append(list(sent.counts))
-        self._pass("alltoall", send, sent, receive, received)
-
-    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
-        self._pass("allgather_slices", flat, counts)
 
     def barrier(self) -> None:
         self._pass("barrier")
@@ -53,3 +45,20 @@ class Counting(Communicator):
 
     def abort(self, status: int) -> None:
         self.inside.abort(status)
+
+
+class CountingTransport(Transport):
+    """Passes on and counts by means of its communicator."""
+
+    def __init__(self, counting: Counting) -> None:
+        self.counting = counting
+
+    def broadcast(self, array: Array) -> None:
+        self.counting._pass("broadcast", array)
+
+    def alltoall(self, send: Array, sent: Parts, receive: Array, received: Parts) -> None:
+        self.counting.sent.append(list(sent.counts))
+        self.counting._pass("alltoall", send, sent, receive, received)
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        self.counting._pass("allgather_slices", flat, counts)

@@ -39,6 +39,9 @@ __all__ = [
 COLUMNS_APART = True
 """Whether a convolution and the pooling after it are faster together, with the columns kept apart."""
 
+sum_of_rows = None
+"""A kernel that adds all rows in one pass, where a device has one; here rows are added in pairs, in the cache."""
+
 
 def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tuple[Array, Array | None]:
     """(-log p[label] of each example (n,), the gradient p - t (classes, n) where it is wanted), with p := softmax."""

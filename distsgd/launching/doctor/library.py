@@ -1,4 +1,4 @@
-"""The MPI library and the launcher: their versions, whether they match, and whether they support GPUs."""
+"""The MPI library and the launcher: their versions, and whether they match."""
 
 from __future__ import annotations
 
@@ -95,15 +95,3 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
         f"{start}, or name {theirs}'s library with MPI4PY_LIBMPI=/path/to/libmpi.so"
     )
     return metadata, [problem]
-
-
-def describe_gpus(gpus: str, aware: bool | None) -> str:
-    """The line about GPUs."""
-    if not gpus:
-        return "none on these hosts"
-    words = {
-        True: "takes GPU memory",
-        False: "doesn't take GPU memory",
-        None: "doesn't report whether it takes GPU memory",
-    }
-    return f"{gpus}; MPI {words[aware]}"

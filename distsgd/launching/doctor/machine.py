@@ -41,7 +41,6 @@ class Look:
     memory         bytes left for this job on its host
     shared         bytes (total, free) in /dev/shm, where MPI libraries keep their queues
     shares         whether the ranks of the host can share memory
-    gpus           kinds and numbers of GPUs of the host, as text; empty where there are none
     """
 
     processors: tuple[int, ...] = (0,)
@@ -54,7 +53,6 @@ class Look:
     memory: int | None = None
     shared: tuple[int, int] | None = None
     shares: bool = True
-    gpus: str = ""
 
     @property
     def gflops(self) -> float:
@@ -80,7 +78,6 @@ def look(communicator: Communicator) -> Look:
         memory=available_memory(),
         shared=shared_space(),
         shares=shares,
-        gpus=gpus(),
     )
 
 
@@ -127,11 +124,3 @@ def abandoned() -> tuple[int, int]:
             if str(path) not in used:
                 sizes.append(path.stat().st_blocks * 512)
     return len(sizes), sum(sizes)
-
-
-def gpus(devices: Path = Path("/dev")) -> str:
-    """The GPUs of this host as text; empty where there are none."""
-    nvidia = [path for path in devices.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
-    amd = list(devices.glob("dri/renderD*")) if (devices / "kfd").exists() else []
-    found = [f"{len(paths)} of {maker}" for paths, maker in ((nvidia, "NVIDIA"), (amd, "AMD")) if paths]
-    return " and ".join(found)

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import common, processes
 from benchmarks.workloads import WORKLOADS
-from distsgd.core import device
 from distsgd.core.layout import Layout
+from distsgd.gpu import devices
 from distsgd.nn.models import MODELS, ModelOptions
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +88,7 @@ def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_there_is_one_sentence() -> None:
-    if any(Path(name).exists() for name in device._DRIVER_FILES):
+    if any(Path(name).exists() for name in devices._DRIVER_FILES):
         pytest.skip("there may be a GPU")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import platform
 from collections.abc import Callable
@@ -15,18 +14,19 @@ import numpy as np
 import pytest
 
 from distsgd import Layer
-from distsgd.cli import doctor
 from distsgd.cli import train as command
-from distsgd.core.device import Array, Shape, choose_device, to_host
+from distsgd.core.device import Array, Shape, to_host
 from distsgd.core.errors import ConfigurationError, UserCodeError
 from distsgd.core.layout import Views
 from distsgd.gpu.choose_transport import between_gpus
+from distsgd.gpu.devices import choose_device
 from distsgd.gpu.nccl import version_words
+from distsgd.gpu.report import describe_device
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Dense, Sequential
 from distsgd.nn.layers.base import Backward
-from distsgd.parallel import Communicator, gpu_aware
-from distsgd.parallel.communicator import Parts
+from distsgd.parallel import Communicator
+from distsgd.parallel.transport import Parts, Transport
 from tests.strict_arrays import MPI, NCCL, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import NcclError, StrictNccl
@@ -89,20 +89,20 @@ def way(size: int, communication: str = "auto", hosts: Any = None, wrap: Any = N
     def choose(communicator: Communicator) -> Any:
         device, _ = choose_device("gpu", communicator.node().rank)
         found, why = between_gpus(wrap(communicator) if wrap else communicator, device, communication, **more)
-        return type(found).__name__, found.transport, why
+        return type(found).__name__, found.description, why
 
     return run_on_threads(size, choose, hosts)
 
 
 HOST = "through memory of the host"
-STAGED = "StagedCommunicator"
+STAGED = "StagedTransport"
 
 
 def test_nccl_where_it_is_there() -> None:
     with strict_device(gpus(3)):
-        assert way(3) == [("NcclCommunicator", "by NCCL 2.23.4", None)] * 3
+        assert way(3) == [("NcclTransport", "by NCCL 2.23.4", None)] * 3
     with strict_device(gpus(1, hosts="ab")):
-        assert way(2, hosts=("a", "b")) == [("NcclCommunicator", "by NCCL 2.23.4", None)] * 2
+        assert way(2, hosts=("a", "b")) == [("NcclTransport", "by NCCL 2.23.4", None)] * 2
 
 
 def on_rank_1(name: str) -> Callable[[str, int], None]:
@@ -224,11 +224,11 @@ def test_header_and_doctor_say_which(tmp_path: Path, capsys: pytest.CaptureFixtu
     with strict_device(gpus(2)):
         assert "compute    Strict (gpu:0), float32; gradients travel by NCCL 2.23.4\n" in start()
         assert f"; gradients travel {HOST}\n" in start("--communication", "mpi")
-        assert set(run_on_threads(2, doctor._device)) == {
+        assert set(run_on_threads(2, describe_device)) == {
             "auto is Strict (gpu:0), Strict (gpu:1); gradients travel by NCCL 2.23.4"
         }
     with strict_device(gpus(1)):
-        assert run_on_threads(2, doctor._device, ("a", "a"))[0] == (
+        assert run_on_threads(2, describe_device, ("a", "a"))[0] == (
             "auto is Strict (gpu:0); warning: a: 2 ranks share 1 GPU(s); one rank a GPU is faster; "
             f"gradients travel {HOST}: ranks 0 and 1 share a GPU of a, and NCCL takes one rank a GPU"
         )
@@ -240,9 +240,6 @@ def test_header_and_doctor_say_which(tmp_path: Path, capsys: pytest.CaptureFixtu
 class Aware(Counting):
     """Ranks on threads whose MPI takes arrays of GPUs: only such as nothing is being done to."""
 
-    def takes_device_memory(self) -> bool | None:
-        return True
-
     def _pass(self, name: str, *arguments: Any) -> Any:
         on_gpu = [argument for argument in arguments if isinstance(argument, StrictArray)]
         if not name.endswith("_object"):
@@ -252,6 +249,15 @@ class Aware(Counting):
         return super()._pass(name, *opened)
 
 
+@pytest.fixture
+def _aware(monkeypatch: pytest.MonkeyPatch) -> None:
+    def takes(transport: Transport) -> bool | None:
+        return True if isinstance(getattr(transport, "counting", None), Aware) else None
+
+    monkeypatch.setattr("distsgd.gpu.choose_transport.takes_device_memory", takes)
+
+
+@pytest.mark.usefixtures("_aware")
 @pytest.mark.parametrize("setting", ["adam, clipped", "batch norm, dropout"])
 def test_mpi_that_takes_gpu_memory(setting: str) -> None:
     options = SETTINGS[setting]
@@ -263,8 +269,9 @@ def test_mpi_that_takes_gpu_memory(setting: str) -> None:
     assert [what for what in reported if "GPUs" in str(what)] == ["alltoall of GPUs", "allgather_slices of GPUs"]
 
 
+@pytest.mark.usefixtures("_aware")
 def test_it_comes_after_nccl_and_before_the_host() -> None:
-    direct = ("DirectCommunicator", "by MPI, which takes GPU memory")
+    direct = ("DirectTransport", "by MPI, which takes GPU memory")
     with strict_device(StrictModule(gpus=2)):
         found = way(2, wrap=Aware)
         assert [one[:2] for one in found] == [direct] * 2
@@ -272,56 +279,9 @@ def test_it_comes_after_nccl_and_before_the_host() -> None:
         assert found[0][2] == f"gradients travel by MPI, which takes GPU memory: {why}"
     with strict_device(gpus(2)):
         assert way(2, "mpi", wrap=Aware) == [(*direct, None)] * 2
-        assert way(2, "auto", wrap=Aware)[0][0] == "NcclCommunicator"
+        assert way(2, "auto", wrap=Aware)[0][0] == "NcclTransport"
         one_says_no = lambda c: Aware(c) if c.rank else c  # noqa: E731
         assert way(2, "mpi", wrap=one_says_no)[0][0] == STAGED
-
-
-class Library:
-    """An MPI library: the functions that it has, and what they say."""
-
-    def __init__(self, mpich: int | None = None, open_mpi: int | None = None) -> None:
-        if mpich is not None:
-            self.MPIX_GPU_query_support = lambda kind, where: self._write(kind.value, where, mpich)
-        if open_mpi is not None:
-            self.MPIX_Query_cuda_support = lambda: open_mpi
-
-    @staticmethod
-    def _write(kind: int, where: Any, value: int) -> int:
-        assert kind == 0, "CUDA"
-        ctypes.cast(where, ctypes.POINTER(ctypes.c_int))[0] = value
-        return 0
-
-
-@pytest.mark.parametrize(
-    ("library", "kinds", "version", "variables", "takes"),
-    [
-        (Library(), None, "Open MPI v3", {}, None),
-        (Library(open_mpi=1), None, "Open MPI v5.0.8", {}, True),
-        (Library(open_mpi=0), None, "Open MPI v5.0.8", {}, False),
-        (Library(mpich=1, open_mpi=1), "mpi,system", "MPICH Version: 5.0", {}, True),
-        (Library(mpich=0, open_mpi=1), "mpi,system", "MPICH Version: 5.0", {}, False),  # switched off
-        (Library(), "mpi, system, cuda:device", "", {}, True),
-        (Library(), "mpi,system,cuda:host,rocm", "", {}, None),
-        (Library(open_mpi=1), None, "MVAPICH2 Version: 2.3.7", {}, False),
-        (Library(open_mpi=1), None, "MVAPICH2 Version: 2.3.7", {"MV2_USE_CUDA": "1"}, True),
-    ],
-)  # fmt: skip
-def test_what_libraries_say(
-    library: Library,
-    kinds: str | None,
-    version: str,
-    variables: dict[str, str],
-    takes: bool | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(gpu_aware.ctypes, "CDLL", lambda path: library)
-    assert gpu_aware.takes_gpu_memory(Path("libmpi.so"), kinds, version, variables) is takes
-
-
-def test_a_library_that_is_not_there(tmp_path: Path) -> None:
-    assert gpu_aware.takes_gpu_memory(tmp_path / "none.so") is None
-    assert gpu_aware.takes_gpu_memory(None) is None
 
 
 # The stand-in
@@ -353,9 +313,7 @@ def test_what_the_strict_nccl_refuses() -> None:
             printed["sent"] = Parts.consecutive([3, 4])
 
     def too_long(rank: int, printed: dict[str, Any]) -> None:
-        printed["sent"] = printed["received"] = Parts.of(
-            [slice(0, 4), slice(6, 10)] if rank == 0 else [slice(0, 4)] * 2
-        )
+        printed["sent"] = printed["received"] = Parts((4, 4), (0, 6 if rank == 0 else 0))
 
     def of_the_host(rank: int, printed: dict[str, Any]) -> None:
         printed["send"] = np.zeros(8, np.uint8)

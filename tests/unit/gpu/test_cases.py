@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from distsgd.core.device import Device, choose_device
+from distsgd.core.device import Device
+from distsgd.gpu.devices import choose_device
 from tests import emulated_kernels
 from tests.gpu_cases.kernels import *  # noqa: F403
 from tests.gpu_cases.trainings import *  # noqa: F403

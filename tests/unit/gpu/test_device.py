@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core import device
-from distsgd.core.device import CPU, array_module, choose_device, host_copy, is_on_host, to_host
+from distsgd.core.device import CPU, array_module, host_copy, in_host_memory, to_host
 from distsgd.core.errors import ConfigurationError
-from distsgd.gpu.devices import device_of_rank
+from distsgd.gpu import devices as choice
+from distsgd.gpu.device import GPU
+from distsgd.gpu.devices import choose_device, device_of_rank
 from distsgd.parallel import Communicator
 from tests.strict_arrays import StrictArray
 from tests.strict_device import StrictModule, strict_device
@@ -35,7 +36,7 @@ def test_other_names(name: str) -> None:
 
 @pytest.fixture
 def _without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_is_installed", lambda: False)
+    monkeypatch.setattr(choice, "has_cupy", lambda: False)
 
 
 @pytest.mark.usefixtures("_without_cupy")
@@ -46,8 +47,8 @@ def test_without_cupy() -> None:
 
 
 def test_cupy_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_is_installed", lambda: True)
-    monkeypatch.setattr(device, "_DRIVER_FILES", ())
+    monkeypatch.setattr(choice, "has_cupy", lambda: True)
+    monkeypatch.setattr(choice, "_DRIVER_FILES", ())
     monkeypatch.setattr(sys, "platform", "linux")
     assert choose_device("auto") == (CPU, "CuPy is installed, but this host has no NVIDIA driver")
     with pytest.raises(ConfigurationError, match="device gpu:1: CuPy is installed, but this host has no NVIDIA driver"):
@@ -67,7 +68,7 @@ def test_cupy_that_cannot_use_cuda(count: int | None, reason: str, monkeypatch: 
     module: Any = StrictModule(gpus=0)
     if count is None:
         module.cuda.runtime = BrokenRuntime
-    monkeypatch.setattr(device, "_is_installed", lambda: True)
+    monkeypatch.setattr(choice, "has_cupy", lambda: True)
     monkeypatch.setattr(sys, "platform", "elsewhere")
     monkeypatch.setitem(sys.modules, "cupy", module)
     found, why = choose_device("auto")
@@ -96,10 +97,10 @@ def test_a_gpu_that_refuses_all() -> None:
 
 def test_auto_does_not_load_cupy_where_there_is_none_or_no_gpu() -> None:
     code = (
-        "import sys; from distsgd.core.device import choose_device; choose_device('auto'); print('cupy' in sys.modules)"
+        "import sys; from distsgd.gpu.devices import choose_device; choose_device('auto'); print('cupy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    has_driver = any(Path(name).exists() for name in device._DRIVER_FILES)
+    has_driver = any(Path(name).exists() for name in choice._DRIVER_FILES)
     assert done.stdout.strip() == str(has_driver and importlib.util.find_spec("cupy") is not None)
 
 
@@ -152,7 +153,7 @@ def test_an_error_on_all_ranks() -> None:
 
 def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(name: str, local_rank: int) -> Any:
-        return (device.Device("gpu:0", StrictModule), None) if local_rank == 0 else (CPU, None)
+        return (GPU("gpu:0", StrictModule), None) if local_rank == 0 else (CPU, None)
 
     monkeypatch.setattr("distsgd.gpu.devices.choose_device", choose)
     monkeypatch.setattr("distsgd.gpu.devices.problem_of", lambda device: None)
@@ -165,13 +166,13 @@ def test_auto_takes_the_cpu_where_one_host_has_no_gpu(monkeypatch: pytest.Monkey
 
 def test_arrays_of_a_device_are_distinguished_from_numpys() -> None:
     array = np.arange(6.0)
-    assert is_on_host(array)
+    assert in_host_memory(array)
     assert to_host(array) is array
     assert host_copy(array) is not array
     with strict_device(StrictModule()) as recorder:
         gpu, _ = choose_device("gpu")
         there = gpu.put(array)
-        assert not is_on_host(there)
+        assert not in_host_memory(there)
         assert array_module(there) is gpu.xp
         np.testing.assert_array_equal(to_host(there), array)
         assert [event.kind for event in recorder.events] == ["to device", "to host"]

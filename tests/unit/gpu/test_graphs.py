@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from distsgd import FunctionObjective
-from distsgd.core.device import Device
 from distsgd.core.errors import NonFiniteError
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
+from distsgd.gpu.device import GPU
 from distsgd.gpu.graphs import IN_FLIGHT, StepGraphs
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.objective import Objective
@@ -260,7 +260,7 @@ def test_graphs_of_many_lengths() -> None:
             total = np.add.reduce(inputs.numbers, dtype=np.float64)
             return (total * inputs.scalars[0]).reshape(1, 1), ()
 
-        device = Device("gpu:0", module)
+        device = GPU("gpu:0", module)
         device.use()
         there = Examples(module.asarray(np.zeros((20, 1))), module.asarray(np.zeros(20)))
         reduction = LocalReduction(

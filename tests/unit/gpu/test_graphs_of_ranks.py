@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.device import Device
 from distsgd.core.errors import NonFiniteError
+from distsgd.gpu.device import GPU
 from distsgd.gpu.graphs import IN_FLIGHT
 from distsgd.parallel import Communicator
 from distsgd.training.callbacks import Callback
@@ -63,7 +63,7 @@ def test_nccl_ends_after_the_graphs_with_its_messages(options: dict[str, Any]) -
 
 def test_a_data_set_lies_on_all_gpus_or_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks whose examples come from the host record more graphs, which the others would not join."""
-    monkeypatch.setattr(Device, "free_bytes", lambda device: (1 << 30) if device.index else 100)
+    monkeypatch.setattr(GPU, "free_bytes", lambda device: (1 << 30) if device.index else 100)
     with strict_device(gpus(2)) as recorder:
         results = on_ranks(2, **MANY)
     assert launches(recorder, 0) == launches(recorder, 1)

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.core.device import FULL, PRECISIONS, Device, choose_device, to_host
+from distsgd.core.device import FULL, PRECISIONS, Device, to_host
 from distsgd.core.errors import ConfigurationError, NonFiniteError, RunFolderError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Layout
 from distsgd.gpu import cublas
+from distsgd.gpu.devices import choose_device
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.losses import SoftmaxCrossEntropy
@@ -248,7 +249,7 @@ def test_what_overflows_in_float16_is_reported(gpu: Device) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_the_cpu_has_one_precision(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.core.device._is_installed", lambda: False)
+    monkeypatch.setattr("distsgd.gpu.devices.has_cupy", lambda: False)
     printed = "precision tf32: the CPU multiplies in float32 alone; leave --precision out, or .* --device gpu"
     with pytest.raises(ConfigurationError, match=printed):
         train("tf32", device=device)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from distsgd import FunctionObjective
-from distsgd.core.device import choose_device
 from distsgd.core.errors import ConfigurationError, NonFiniteError
 from distsgd.core.layout import Views
 from distsgd.core.random import normal, uniform
+from distsgd.gpu.devices import choose_device
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from distsgd.cli import doctor
+from distsgd.gpu import report
 from distsgd.launching.doctor import library, machine
 from distsgd.launching.doctor.library import Library
 from distsgd.launching.doctor.machine import Look
@@ -182,12 +183,12 @@ def test_no_mpi_and_no_launcher_are_no_problem() -> None:
 
 
 def test_gpus_are_counted_and_left_alone(tmp_path: Path) -> None:
-    assert machine.gpus(tmp_path) == ""
+    assert report.gpus(tmp_path) == ""
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert machine.gpus(tmp_path) == "2 of NVIDIA"
-    assert library.describe_gpus("", None) == "none on these hosts"
-    assert library.describe_gpus("2 of NVIDIA", False).endswith("MPI doesn't take GPU memory")
+    assert report.gpus(tmp_path) == "2 of NVIDIA"
+    assert report.describe_gpus("", None) == "none on these hosts"
+    assert report.describe_gpus("2 of NVIDIA", False).endswith("MPI doesn't take GPU memory")
 
 
 def test_files_of_killed_jobs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,10 @@ def expected(bounds: tuple[int, ...]) -> Array:
     return total.compute().copy()
 
 
+def block_of(index: int, elements: int) -> slice:
+    return slice(index * BLOCK, min((index + 1) * BLOCK, elements))
+
+
 def fill_rows(reduction: Any, bounds: tuple[int, ...]) -> None:
     for (first, last), row in reduction.rows.items():
         own = {(microbatch, microbatch + 1): GRADIENTS[microbatch] for microbatch in range(first, last)}
@@ -75,7 +79,7 @@ def one_step(communicator: Communicator, kind: str, workers: int, length: int) -
     flags, records = reduction.reduce_scatter(bounds)
     scratch = np.empty((scratch_levels(MICROBATCHES), BLOCK), F32)
     for index in partition.blocks_of(communicator.rank):
-        block = partition.block(index)
+        block = block_of(index, ELEMENTS)
         reduction.params[block] = reduction.total(bounds, block, scratch).compute()
     reduction.all_gather()
     return reduction.params.copy(), flags.copy(), records.copy()
@@ -182,7 +186,7 @@ def test_partition_tiles(microbatches: int, data: st.DataObject, elements: int) 
         span = partition.elements_of(rank)
         assert span == slice(position, position + count)
         position += count
-        assert count == sum(partition.block(i).stop - partition.block(i).start for i in partition.blocks_of(rank))
+        assert count == sum(len(range(elements)[block_of(i, elements)]) for i in partition.blocks_of(rank))
     assert position == elements
 
 

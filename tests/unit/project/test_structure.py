@@ -34,7 +34,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 FACES = {"metrics"}
 """Modules that name public things of a package again, for users; no module of distsgd imports them."""
 LONGEST_ENTRY = 12
-MAY_IMPORT_CUPY = {"core/device.py", "gpu/nccl.py"}
+MAY_IMPORT_CUPY = {"gpu/devices.py", "gpu/nccl.py"}
 LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich"}  # extras, and MPI, which may abort where it loads
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 100
