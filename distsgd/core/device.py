@@ -108,6 +108,21 @@ class Device:
         """Whether arrays are NumPy's."""
         return self.xp is np
 
+    @property
+    def host_memory(self) -> bool:
+        """Whether its arrays are NumPy's, in the host's memory."""
+        return self.is_cpu
+
+    @property
+    def gather_limit(self) -> int:
+        """Bytes of inputs that a worker gathers at once; above it, one microbatch at a time."""
+        return 8 << 20 if self.is_cpu else 1 << 30
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether operations are launched on whole buffers: one chunk for all elements, all rows added in one pass."""
+        return not self.is_cpu
+
     def __str__(self) -> str:
         return f"{self.description} ({self.name})" if self.description else self.name
 
