@@ -55,7 +55,7 @@ class MicrobatchGradients:
         self.guarded, self._first = guarded, reduction.first_microbatch
         self.error: Exception | None = None
         self._params = layout.views(reduction.params).read_only()  # ranks may share them, so a model may only read them
-        self._state = statistics.for_model()
+        self._state = statistics.running.read_only()
         self._workers = workers.that_may_call(objective)
         self._buffers = [self._node_buffers(worker, layout) for worker in range(self._workers.count)]
         self.input_buffers = [loader.buffer(0)] * self._workers.count
