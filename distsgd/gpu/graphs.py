@@ -173,8 +173,8 @@ class StepGraphs:
         xp, scalars, count = self._device.xp, self._scalar_count, bounds[-1]
         rest = self._inputs[scalars + 2 :]
         minibatch = RecordedMinibatch(
-            bounds,
             self._loader,
+            bounds,
             None if self._stream is None else self._stream.rows(place, count),
             rest[:count],
             self._inputs[scalars : scalars + 2].view(np.uint64),

@@ -8,9 +8,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.kernels import kernels_for
-from distsgd.core.layout import Views
 from distsgd.data.loader import GatheredBatch, Loader
-from distsgd.nn.batch import Batch
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.step import TrainingStep
 
@@ -26,20 +24,18 @@ class RecordedMinibatch(Minibatch):
     non_finite  (ranks,) float64: not 0 from the first step on in which a rank has found a non-finite number
     """
 
-    __slots__ = ("clock", "loader", "non_finite", "numbers", "rows", "scalars")
-
     def __init__(
         self,
-        bounds: tuple[int, ...],
         loader: Loader,
+        bounds: tuple[int, ...],
         rows: GatheredBatch | None,
         numbers: Array,
         clock: Array,
         scalars: Array,
         non_finite: Array,
     ) -> None:
-        super().__init__(0, bounds)
-        self.loader, self.rows, self.numbers, self.clock = loader, rows, numbers, clock
+        super().__init__(loader, bounds)
+        self.rows, self.numbers, self.clock = rows, numbers, clock
         self.scalars, self.non_finite = scalars, non_finite
 
     def gather(self, start: int, stop: int, buffer: Array | None) -> GatheredBatch:
@@ -47,9 +43,6 @@ class RecordedMinibatch(Minibatch):
             return self.rows.slice(start, stop)
         positions = np.zeros(stop - start, np.int64)  # on the host, and not read
         return self.loader.gather(positions, 0, buffer, self.numbers[start:stop])
-
-    def batch(self, rows: GatheredBatch, microbatch: int, state: Views, statistics: Views) -> Batch:
-        return self.loader.batch(rows, state, microbatch=microbatch, statistics=statistics, clock=self.clock)
 
 
 def compute_recorded(step: TrainingStep, minibatch: RecordedMinibatch) -> tuple[Array, tuple[Any, ...]]:

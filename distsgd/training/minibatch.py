@@ -13,38 +13,38 @@ from distsgd.training.steps import StepOrder
 
 
 class Minibatch(ABC):
-    """The examples of step number `step` (from 0); bounds[k] : bounds[k + 1] of them are microbatch k."""
+    """The examples of step number `step` (from 0); bounds[k] : bounds[k + 1] of them are microbatch k.
 
-    __slots__ = ("bounds", "step")
+    clock   epoch and step where the device's memory has them and the host doesn't know them
+    """
 
-    def __init__(self, step: int, bounds: tuple[int, ...]) -> None:
-        self.step, self.bounds = step, bounds
+    clock: Array | None = None
+
+    def __init__(self, loader: Loader, bounds: tuple[int, ...], step: int = 0, epoch: int = 0) -> None:
+        self.loader, self.bounds, self.step, self.epoch = loader, bounds, step, epoch
 
     @abstractmethod
     def gather(self, start: int, stop: int, buffer: Array | None) -> GatheredBatch:
         """The examples [start, stop) of the minibatch, their inputs in `buffer` where that is given."""
 
-    @abstractmethod
     def batch(self, rows: GatheredBatch, microbatch: int, state: Views, statistics: Views) -> Batch:
         """A microbatch of gathered examples, as an objective takes it."""
+        return self.loader.batch(
+            rows, state, step=self.step, epoch=self.epoch, microbatch=microbatch, statistics=statistics,
+            clock=self.clock,
+        )  # fmt: skip
 
 
 @final
 class IndexedMinibatch(Minibatch):
     """The minibatch that an order names by its examples' indices."""
 
-    __slots__ = ("loader", "order")
-
-    def __init__(self, loader: Loader, order: StepOrder, bounds: tuple[int, ...]) -> None:
-        super().__init__(order.step, bounds)
-        self.loader, self.order = loader, order
+    def __init__(self, loader: Loader, bounds: tuple[int, ...], order: StepOrder) -> None:
+        super().__init__(loader, bounds, order.step, order.epoch)
+        self.order = order
 
     def gather(self, start: int, stop: int, buffer: Array | None) -> GatheredBatch:
-        return self.loader.gather(self.order.indices[start:stop], self.order.epoch, buffer)
-
-    def batch(self, rows: GatheredBatch, microbatch: int, state: Views, statistics: Views) -> Batch:
-        step, epoch = self.step, self.order.epoch
-        return self.loader.batch(rows, state, step=step, epoch=epoch, microbatch=microbatch, statistics=statistics)
+        return self.loader.gather(self.order.indices[start:stop], self.epoch, buffer)
 
     def row_indices(self, first: int, last: int) -> tuple[int, ...]:
         """The rows of the data set that the microbatches [first, last) hold."""

@@ -99,7 +99,7 @@ class TrainingStep:
     def minibatch(self, order: StepOrder) -> IndexedMinibatch:
         """The minibatch of a step, in microbatches."""
         bounds = microbatch_bounds(len(order.indices), self.reduction.partition.microbatches)
-        return IndexedMinibatch(self.loader, order, tuple(bounds))
+        return IndexedMinibatch(self.loader, tuple(bounds), order)
 
     def _reduce(self, minibatch: IndexedMinibatch, flags: Flag) -> tuple[Flag, tuple[float, ...], Array]:
         """(what any rank has reported, rank 0's scalars of the optimizer, all microbatches' records). Collective."""
