@@ -21,8 +21,8 @@ from distsgd.core.kernels import cpu
 from distsgd.core.random import Stream
 from distsgd.gpu import devices, nccl
 from distsgd.gpu.graph_steps import RecordedSteps
-from distsgd.training.step import StepOrder
-from distsgd.training.steps import DirectSteps
+from distsgd.training.step import TrainingStep
+from distsgd.training.steps import StepOrder
 from tests import cublas_stand_in
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import FUNCTIONS, KERNEL, POOL, RECORDER, Recorder, StrictArray, close, open_up
@@ -240,7 +240,7 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
         patch.setitem(device._MODULES, StrictArray, module)
         patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
         patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
-        for kind in (DirectSteps, RecordedSteps):
+        for kind in (TrainingStep, RecordedSteps):
             patch.setattr(kind, "advance", recorded(kind))
         cublas_stand_in.COMPUTED.clear()
         RECORDER.events, RECORDER.enter, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}

@@ -6,7 +6,7 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, Memory, report_result, settings
+from benchmarks.children.protocol import LEAST, WARM_UP, Memory, keep_trainers, report_result, settings
 from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
@@ -14,6 +14,7 @@ wanted = settings()
 runtime.prepare()  # as every command does, before NumPy loads
 
 import distsgd  # noqa: E402
+from distsgd.training.callbacks import RunView  # noqa: E402
 from distsgd.training.trainer import Trainer  # noqa: E402
 
 WINDOW = 0.5
@@ -31,20 +32,23 @@ class Clock(distsgd.Callback):
         self.begun: list[float] = []
         self.heartbeat: list[float] = []
 
-    def on_start(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def on_start(self, run: RunView) -> None:
+        self.run = run
         self.began = time.perf_counter()
-        checkpoint = trainer.checkpoint
 
-        def timed(final: bool = False) -> bool:
+    def watch_checkpoints(self) -> None:
+        """From now on a trainer notes how long it stops for each checkpoint."""
+        checkpoint = Trainer.checkpoint
+
+        def timed(trainer: Trainer, final: bool = False) -> bool:
             began = time.perf_counter()
-            saved = checkpoint(final)
+            saved = checkpoint(trainer, final)
             if not (final or self.result):
                 self.stops.append(time.perf_counter() - began)
                 self.begun.append(began)
             return saved
 
-        trainer.checkpoint = timed  # type: ignore[method-assign]
+        Trainer.checkpoint = timed  # type: ignore[method-assign]
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         now = time.perf_counter()
@@ -60,7 +64,7 @@ class Clock(distsgd.Callback):
         took = now - self.clock
         if self.steps >= LEAST and took >= self.seconds:
             self.result = {"examples_per_second": self.examples / took, "steps": self.steps, "seconds": took}
-            self.trainer.stop()
+            self.run.stop()
 
     def lost(self) -> list[float]:
         """Seconds that each checkpoint took from training: fewer steps in the window after it than in that before."""
@@ -87,7 +91,8 @@ def saving() -> dict[str, Any]:
 
 def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
-    clock = Clock(wanted["seconds"])
+    clock, trainers = Clock(wanted["seconds"]), keep_trainers()
+    clock.watch_checkpoints()
     examples = synthetic(work)
     memory = Memory()
     distsgd.fit(
@@ -104,7 +109,7 @@ def main() -> None:
         **saving(),
     )
     if clock.result:  # rank 0
-        step = clock.trainer.step
+        step = trainers[0].step
         metadata = {
             "blas": runtime.blas_description(),
             "threads": step.workers.count,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, WARM_UP, report_result, settings
+from benchmarks.children.protocol import LEAST, WARM_UP, keep_trainers, report_result, settings
 from benchmarks.workloads import gpu_workload, synthetic
 from distsgd.core import runtime
 
@@ -13,7 +13,8 @@ wanted = settings()
 runtime.prepare()
 
 import distsgd  # noqa: E402
-from distsgd.training.trainer import Trainer  # noqa: E402
+from distsgd.core.device import Device  # noqa: E402
+from distsgd.training.callbacks import RunView  # noqa: E402
 
 
 class Clock(distsgd.Callback):
@@ -24,12 +25,13 @@ class Clock(distsgd.Callback):
     """
 
     def __init__(self, seconds: float) -> None:
+        self.trainers = keep_trainers()
         self.seconds, self.steps, self.first = seconds, 0, 0
         self.clock: float | None = None
         self.result: dict[str, float] = {}
 
-    def on_start(self, trainer: Trainer) -> None:
-        self.trainer, self.device = trainer, trainer.step.device
+    def on_start(self, run: RunView) -> None:
+        self.run, self.device = run, self.trainers[-1].step.device
         self.began = time.perf_counter()
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
@@ -46,18 +48,17 @@ class Clock(distsgd.Callback):
             if last - self.first >= LEAST:
                 took, steps = end - self.clock, last - self.first
                 self.result = {"steps": steps, "seconds": took, "examples_per_second": steps * examples / took}
-                self.trainer.stop()
+                self.run.stop()
 
     def _asked(self) -> tuple[float, int]:
         """(now that the device is ready, steps asked for so far)."""
-        steps = self.trainer.progress.step
+        steps = self.run.steps_done
         self.device.synchronize()
         return time.perf_counter(), steps
 
 
-def metadata(trainer: Trainer) -> dict[str, Any]:
+def metadata(device: Device) -> dict[str, Any]:
     """What the result depends on, besides the machine."""
-    device = trainer.step.device
     if device.host_memory:
         return {"device": str(device)}
     pool = device.xp.get_default_memory_pool()
@@ -79,7 +80,7 @@ def main() -> None:
         epochs=1_000_000,
         callbacks=[clock],
     )
-    report_result({**clock.result, "metadata": metadata(clock.trainer)})
+    report_result({**clock.result, "metadata": metadata(clock.device)})
 
 
 main()

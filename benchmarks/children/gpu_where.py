@@ -10,7 +10,7 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.children.protocol import LEAST, report_result, settings
+from benchmarks.children.protocol import LEAST, keep_trainers, report_result, settings
 from benchmarks.workloads import gpu_workload, synthetic
 from distsgd.core import runtime
 
@@ -22,8 +22,8 @@ from distsgd.core.device import Device  # noqa: E402
 from distsgd.data.loader import Loader  # noqa: E402
 from distsgd.nn.objective import Supervised  # noqa: E402
 from distsgd.parallel.reduction import LocalReduction  # noqa: E402
-from distsgd.training.trainer import Trainer  # noqa: E402
-from distsgd.training.update import SliceUpdate  # noqa: E402
+from distsgd.training.callbacks import RunView  # noqa: E402
+from distsgd.training.update import ShardedUpdate  # noqa: E402
 
 PARTS = ("gather", "forward", "backward", "reduction", "update")
 STEPS = 40
@@ -94,24 +94,24 @@ def watch(marks: Marks) -> None:
     Supervised.loss_and_grad = loss_and_grad  # type: ignore[method-assign]
     wrapped(Loader, "gather", "gather", first=True)
     wrapped(LocalReduction, "reduce_scatter", "reduction")
-    wrapped(SliceUpdate, "run", "update")
+    wrapped(ShardedUpdate, "run", "update")
 
 
 class Count(distsgd.Callback):
     """Begins to mark after the warm-up, and ends the run."""
 
     def __init__(self, marks: Marks) -> None:
-        self.marks, self.steps = marks, 0
+        self.marks, self.steps, self.trainers = marks, 0, keep_trainers()
 
-    def on_start(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def on_start(self, run: RunView) -> None:
+        self.run = run
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         self.steps += 1
         if self.steps == 2 * LEAST:
-            self.marks.device = self.trainer.step.device
+            self.marks.device = self.trainers[-1].step.device
         if self.steps == 2 * LEAST + STEPS:
-            self.trainer.stop()
+            self.run.stop()
 
 
 def main() -> None:

@@ -81,3 +81,18 @@ def timed_steps(
     count = agree(max(LEAST, int(seconds / each * LEAST)))
     examples, took = several(count)
     return {"examples_per_second": examples / took, "steps": count, "seconds": took}
+
+
+def keep_trainers() -> list[Any]:
+    """The trainers of later calls of distsgd.fit, as they begin: a callback's view of a run has no device and no memory
+    to measure. Called after `runtime.prepare`."""
+    from distsgd.training.trainer import StopReason, Trainer
+
+    kept, fit = list[Any](), Trainer.fit
+
+    def keeping(self: Trainer) -> StopReason:
+        kept.append(self)
+        return fit(self)
+
+    Trainer.fit = keeping  # type: ignore[method-assign]
+    return kept

@@ -24,7 +24,7 @@ from distsgd.parallel import Communicator, start  # noqa: E402
 from distsgd.parallel.message_reduction import MessageReduction  # noqa: E402
 from distsgd.parallel.reduction import LocalReduction  # noqa: E402
 from distsgd.parallel.shared_reduction import SharedReduction  # noqa: E402
-from distsgd.training.trainer import Trainer  # noqa: E402
+from distsgd.training.callbacks import RunView  # noqa: E402
 
 PARTS = ("compute", "gather", "update", "all_gather")
 noted: list[float] = []
@@ -55,13 +55,13 @@ class Clock(distsgd.Callback):
     def __init__(self, seconds: float) -> None:
         self.seconds, self.steps = seconds, 0
 
-    def on_start(self, trainer: Trainer) -> None:
-        self.trainer, self.began = trainer, time.perf_counter()
+    def on_start(self, run: RunView) -> None:
+        self.run, self.began = run, time.perf_counter()
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         self.steps += 1
         if self.steps >= 2 * LEAST and time.perf_counter() - self.began >= self.seconds:
-            self.trainer.stop()
+            self.run.stop()
 
 
 def parts(communicator: Communicator) -> dict[str, float] | None:

@@ -83,8 +83,8 @@ class Turns(distsgd.Callback):
         self.per_turn = self.loops = 0
         self.beside = 0.0
 
-    def on_start(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def on_start(self, run: Any) -> None:
+        self.run = run
         self.first = self.began = time.process_time()
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
@@ -99,7 +99,7 @@ class Turns(distsgd.Callback):
             self.pairs.append(((now - self.began) / self.count, (before + self.beside) / 2))
             self._start()
         if now - self.first > self.seconds:
-            self.trainer.stop()
+            self.run.stop()
 
     def _choose_turns(self, step: float) -> None:
         self.per_turn = max(1, round(TURN / step))

@@ -77,7 +77,7 @@ def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Si
     check_targets(communicator, objective, data)
     metrics = build_metrics(communicator, config, data.signature, objective)
     users = [user_code(communicator, name, "callback") for name in config.callback]
-    callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, folder, users))
+    callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, users))
     attempt = Attempt(data, objective, optimizer, None, metrics, callbacks, folder, start)
     trainer = attempt.begin(communicator)
     announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
@@ -93,10 +93,9 @@ def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Si
     return EXIT_STATUS[summary["status"]]
 
 
-def make_callbacks(is_root: bool, config: TrainConfig, folder: RunFolder, users: Sequence[Any]) -> list[Callback]:
+def make_callbacks(is_root: bool, config: TrainConfig, users: Sequence[Any]) -> list[Callback]:
     """What watches the run; rank 0's list alone is used."""
     from distsgd.core.errors import ConfigurationError
-    from distsgd.run.folder_writer import FolderWriter
     from distsgd.run.progress import make_progress
     from distsgd.training.callbacks import Callback
 
@@ -107,7 +106,7 @@ def make_callbacks(is_root: bool, config: TrainConfig, folder: RunFolder, users:
     if not is_root:
         return []
     progress = make_progress(config.quiet)
-    return [FolderWriter(folder), *([] if progress is None else [progress]), *own]
+    return [*([] if progress is None else [progress]), *own]
 
 
 class Signals:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.output import say
 from distsgd.gpu.graphs import IN_FLIGHT, NotRecorded, StepGraphs
+from distsgd.gpu.recorded_step import compute_recorded
+from distsgd.training.minibatch import IndexedMinibatch
 from distsgd.training.non_finite import NonFinite
-from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
+from distsgd.training.step import TrainingStep
+from distsgd.training.steps import NOTHING, Flag, StepOrder, StepResult
 
 
 class RecordedSteps:
     """Begins steps, and returns the results of those that have ended, in order: see `training.steps.Steps`.
 
     A step that can't be recorded ends before `advance` returns.
+
+    longest   the most examples of a minibatch
     """
 
-    def __init__(self, step: TrainingStep, graphs: StepGraphs) -> None:
-        self._step, self._graphs, self._communicator = step, graphs, step.reduction.communicator
+    def __init__(self, step: TrainingStep, longest: int) -> None:
+        self._step, self._communicator = step, step.reduction.communicator
+        scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
+        self._graphs = StepGraphs(step.loader, step.reduction, partial(compute_recorded, step), longest, scalars)
         self._alone, self._asked_for = self._communicator.size == 1, False
-        self._started: list[StepOrder] = []
+        self._started: list[IndexedMinibatch] = []
 
     @property
     def in_flight(self) -> int:
@@ -38,11 +46,9 @@ class RecordedSteps:
         skip: NonFinite | None = None,
         wait: bool = True,
     ) -> list[StepResult]:
-        """Start a step, as `TrainingStep.run` does; return the results of steps that have ended since.
+        """Start a step; return the results of steps that have ended since: see `Steps`.
 
-        wait   end all steps, this one included, on all ranks; so does a step whose norm is wanted, or that is skipped
-        A result with a problem is the last one: later steps have changed nothing. Ranks with asynchronous steps receive
-        each other's flags when they read results.
+        Ranks with asynchronous steps receive each other's flags when they read results.
         """
         asynchronous = not (wait or want_norm or skip or self._is_asked_for(flags))
         if asynchronous and self._start(order):
@@ -65,13 +71,12 @@ class RecordedSteps:
 
     def _start(self, order: StepOrder) -> bool:
         """Lets the GPU make a step by itself; False where it can't, or not yet."""
-        bounds = self._step.bounds(order)
-        if not self._graphs.is_known(bounds):
+        minibatch = self._step.minibatch(order)
+        bounds = minibatch.bounds
+        if not self._graphs.is_known(bounds) or self._step.gradients.zeros is not None:  # which reads numbers
             return False
         scalars = self._step.optimizer.scalars(order.learning_rate, order.updates + 1)
-        if not all(
-            map(math.isfinite, scalars)
-        ):  # from a schedule; in a graph, NaN means a non-finite value in an earlier step
+        if not all(map(math.isfinite, scalars)):  # of a schedule; in a graph NaN means an earlier step's
             return False
         try:
             self._graphs.start(bounds, order.indices, order.epoch, order.step, scalars)
@@ -81,7 +86,7 @@ class RecordedSteps:
                 say(line, sys.stderr)
             self._graphs.refuse()
             return False
-        self._started.append(order)
+        self._started.append(minibatch)
         return True
 
     def _end(self, flags: Flag) -> list[StepResult]:
@@ -91,14 +96,13 @@ class RecordedSteps:
         started, self._started = self._started, []
         results: list[StepResult] = []
         for one, (records, non_finite) in zip(started, self._reports(flags), strict=True):
-            bounds = self._step.bounds(one)
-            loss_sum, count, problem = self._step.totals(records, one.step, one.indices, bounds)
+            loss_sum, count, problem = self._step.totals(records, one)
             if problem is None and non_finite:  # the parameters are still those before this step
-                self._step.run(one, NOTHING)
+                self._step.run(one.order, NOTHING)
                 problem = self._step.wrong_update(one.step + 1)
             if problem is not None:
                 return [*results, StepResult(0.0, 0, NOTHING, None, problem)]
-            self._step.update_running(records, bounds)
+            self._step.statistics.update(records, one.bounds)
             results.append(StepResult(loss_sum, count, NOTHING, None))
         return results
 

@@ -2,7 +2,7 @@
 
 Launching a small network's kernels one by one takes longer than running them. A graph starts all kernels of a step at
 once, and the host waits for none of them: a step's results are copied to pinned memory, and read when they are
-needed. Everything that differs from step to step is in the GPU's memory, in `StepInputs`.
+needed. Everything that differs from step to step is in the GPU's memory, in a `RecordedMinibatch`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from distsgd.core.device import Array, in_host_memory
 from distsgd.core.errors import first_line
 from distsgd.data.loader import Loader
+from distsgd.gpu.recorded_step import RecordedMinibatch
 from distsgd.gpu.streaming import PLACES, Stream
 from distsgd.parallel.reduction import GradientReduction
-from distsgd.training.step_inputs import StepInputs
 
 IN_FLIGHT = 64
 """The most steps in flight; pinned memory holds the results of so many."""
@@ -51,7 +51,7 @@ class _Graph:
 
     graph: Any
     pool: Any
-    inputs: StepInputs
+    minibatch: RecordedMinibatch
     others: tuple[Any, ...]
 
 
@@ -60,8 +60,8 @@ class StepGraphs:
 
     loader     of the training examples
     reduction  an asynchronous one
-    compute    launches a step whose inputs are StepInputs; returns its records, on the GPU, and other arrays that have
-               to keep their addresses
+    compute    launches a step on a recorded minibatch; returns its records, on the GPU, and other arrays that have to
+               keep their addresses
     longest    the most examples of a minibatch
     scalars    how many scalars of a step the optimizer needs
     """
@@ -70,7 +70,7 @@ class StepGraphs:
         self,
         loader: Loader,
         reduction: GradientReduction,
-        compute: Callable[[tuple[int, ...], StepInputs], tuple[Array, tuple[Any, ...]]],
+        compute: Callable[[RecordedMinibatch], tuple[Array, tuple[Any, ...]]],
         longest: int,
         scalars: int,
     ) -> None:
@@ -173,7 +173,9 @@ class StepGraphs:
     def _record(self, bounds: tuple[int, ...], place: int) -> _Graph:
         xp, scalars, count = self._device.xp, self._scalar_count, bounds[-1]
         rest = self._inputs[scalars + 2 :]
-        inputs = StepInputs(
+        minibatch = RecordedMinibatch(
+            self._loader,
+            bounds,
             None if self._stream is None else self._stream.rows(place, count),
             rest[:count],
             self._inputs[scalars : scalars + 2].view(np.uint64),
@@ -184,7 +186,7 @@ class StepGraphs:
         with xp.cuda.using_allocator(pool.malloc):
             stream.begin_capture()
             try:
-                records, others = self._compute(bounds, inputs)
+                records, others = self._compute(minibatch)
                 self._report[: self._non_finite.size] = self._non_finite
                 self._report[self._non_finite.size :] = records.ravel()
             except BaseException:
@@ -192,7 +194,7 @@ class StepGraphs:
                     stream.end_capture()
                 raise
             graph = stream.end_capture()
-        return _Graph(graph, pool, inputs, others)
+        return _Graph(graph, pool, minibatch, others)
 
 
 def _pool(xp: Any) -> Any:

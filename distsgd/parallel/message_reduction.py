@@ -82,7 +82,7 @@ class MessageReduction(OwnState):
         for rank, nodes in found.arriving.items():
             arrived = self._receive[found.sums_received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
             self._sums.update(zip(nodes, arrived, strict=True))
-        levels = scratch_levels(self.partition.microbatches, self.plan.device.host_memory)
+        levels = scratch_levels(self.partition.microbatches, self.plan.device.one_pass)
         self._scratch = xp.empty((levels - 1, self.plan.chunk), self.plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
         params, self._lengths = self.params.view(_BYTES), self.partition.counts()

@@ -179,6 +179,6 @@ def tree_sum(
     return TreeSum(stack[0], len(leaves), tuple(additions))
 
 
-def scratch_levels(microbatches: int, on_host: bool = True) -> int:
+def scratch_levels(microbatches: int, one_pass: bool = False) -> int:
     """Levels of scratch that `tree_sum` needs for a tree over this many microbatches."""
-    return 1 + (microbatches - 1).bit_length() if on_host else 1
+    return 1 if one_pass else 1 + (microbatches - 1).bit_length()

@@ -18,7 +18,6 @@ from distsgd.data.loader import Loader
 from distsgd.data.sampling import Sampler
 from distsgd.gpu.devices import device_of_rank
 from distsgd.gpu.graph_steps import RecordedSteps
-from distsgd.gpu.graphs import StepGraphs
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
@@ -36,12 +35,15 @@ from distsgd.run.config import TrainConfig, hyper_parameters
 from distsgd.run.placement import Data, on_device
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.callbacks import Callback
+from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.training.evaluator import Evaluator
 from distsgd.training.intervals import Intervals, Limits, parse_interval, parse_target
 from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
+from distsgd.training.non_finite import NonFinitePolicy
+from distsgd.training.selection import Selection
 from distsgd.training.step import TrainingStep
-from distsgd.training.steps import DirectSteps, Steps
+from distsgd.training.steps import Steps
 from distsgd.training.trainer import Trainer
 
 OWN_MODEL = "own"
@@ -240,6 +242,7 @@ def build_trainer(
     schedule: Schedule,
     metrics: Sequence[Metric],
     callbacks: Sequence[Callback] = (),
+    store: CheckpointStore | None = None,
 ) -> Trainer:
     """The trainer, with freshly initialized parameters on every rank. Collective."""
     check_ranks(communicator, config)
@@ -257,31 +260,34 @@ def build_trainer(
     threads = workers.note(objective, optimizer, *metrics)
     notes += [line for line in (note, threads, _doubt(objective.input_shape)) if line]
 
-    def evaluator(examples: Examples | None) -> Evaluator | None:
-        if examples is None:
-            return None
+    def evaluator(examples: Examples) -> Evaluator:
         feed = replace(loader, examples=examples, augmentation=None)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
-    monitor = monitored(config, metrics) if data.validation is not None else ""
-    rule = build_rule(config, metrics, monitor) if monitor else None
+    evaluators = {
+        name: evaluator(examples)
+        for name, examples in (
+            ("train_full", data.train if config.train_metrics == "full" else None),
+            ("validation", data.validation),
+            ("test", data.test),
+        )
+        if examples is not None
+    }
+    selection = _selection(config, metrics, data.validation is not None)
     return Trainer(
         communicator=communicator,
         step=step,
+        steps=_steps(step, min(batch_size, len(data.train)), config.cuda_graphs),
         sampler=sampler,
         schedule=schedule,
-        limits=_limits(communicator, config, rule),
-        intervals=_intervals(config, sampler, rule),
-        rule=rule,
-        monitor=monitor,
-        validation=evaluator(data.validation),
-        test=evaluator(data.test),
-        train=evaluator(data.train) if config.train_metrics == "full" else None,
-        test_at_best=config.test_at_best,
-        on_non_finite=config.on_non_finite,
+        limits=_limits(communicator, config),
+        intervals=_intervals(config, sampler, selection.rule),
+        selection=selection,
+        evaluators=evaluators,
+        non_finite=NonFinitePolicy(config.on_non_finite),
         check_replicas=config.check_replicas,
         callbacks=callbacks,
-        steps=_steps(step, min(batch_size, len(data.train)), config.cuda_graphs),
+        store=store,
         notes=notes,
     )
 
@@ -355,19 +361,26 @@ def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
     ones."""
     on_gpus = record and not step.device.host_memory and step.reduction.is_asynchronous
     if not on_gpus or step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
-        return DirectSteps(step)
+        return step
     if type(step.optimizer) not in OPTIMIZERS.values():
-        return DirectSteps(step)  # a user's own may read its scalars, and ignores NaN, which stops updates
-    scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
-    return RecordedSteps(step, StepGraphs(step.loader, step.reduction, step.compute_recorded, batch_length, scalars))
+        return step  # a user's own may read its scalars, and ignores NaN, which stops updates
+    return RecordedSteps(step, batch_length)
 
 
-def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule | None) -> Limits:
+def _selection(config: TrainConfig, metrics: Sequence[Metric], validates: bool) -> Selection:
+    """What validations are judged by, where there are any."""
     target = None if config.target is None else parse_target(config.target)
-    if target is not None and rule is None:
-        raise ConfigurationError("target: there is nothing to measure it on; give validation data")
+    if not validates:
+        if target is not None:
+            raise ConfigurationError("target: there is nothing to measure it on; give validation data")
+        return Selection()
+    monitor = monitored(config, metrics)
+    return Selection(build_rule(config, metrics, monitor), monitor, target, config.test_at_best)
+
+
+def _limits(communicator: Communicator, config: TrainConfig) -> Limits:
     seconds, why = communicator.on_root(lambda: time_limit(config.max_time))
-    return Limits(config.epochs, config.max_steps, seconds, target, why)
+    return Limits(config.epochs, config.max_steps, seconds, why)
 
 
 def _intervals(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Intervals:

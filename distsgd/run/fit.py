@@ -41,7 +41,6 @@ from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, resol
 from distsgd.run.config_file import check_renamed, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.folder import RunFolder
-from distsgd.run.folder_writer import FolderWriter
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt
 from distsgd.run.pictures import draw_after_training
@@ -150,7 +149,7 @@ def fit(
             check_targets(communicator, objective, data)
             measured = [*build_metrics(communicator, config, data.signature, objective), *asked.metrics]
             history = History()
-            watchers = [history, *([] if folder is None else [FolderWriter(folder)]), *asked.callbacks]
+            watchers = [history, *asked.callbacks]
             attempt = Attempt(data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
             trainer = attempt.begin(communicator)
             if communicator.is_root:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError, DistsgdError, OutputError
@@ -15,8 +15,12 @@ from distsgd.run.folder import RunFolder
 from distsgd.training.callbacks import Callback, RunView
 
 
+@final
 class FolderWriter(Callback):
-    """Writes the run folder: records as they come, checkpoints in the background, and the summary last."""
+    """Writes the run folder: records as they come, checkpoints in the background, and the summary last.
+
+    As a callback it hears of records and the summary; it is the run's `CheckpointStore`, too.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -40,9 +44,11 @@ class FolderWriter(Callback):
             self._problem = ""
 
     def busy(self, patience: float) -> bool:
+        """See CheckpointStore."""
         return self._writer.busy(patience)
 
-    def on_checkpoint(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
+    def save(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
+        """See CheckpointStore."""
         if step != self._submitted:
             self._submitted = step
             name = f"the checkpoint of step {step}"
@@ -69,16 +75,17 @@ class FolderWriter(Callback):
                 f"{error}, tried several times; {last}; put this right, and the same command goes on from there"
             ) from None
 
-    def newest_checkpoint(self, step: int) -> Checkpoint | None:
+    def go_back(self, step: int) -> Checkpoint | None:
+        """See CheckpointStore."""
         try:
             self._writer.finish()
         except DistsgdError as error:
             _warn(f"{error}; going on from an older one")
+        self._submitted = self._best = None
         return self.folder.checkpoints.newest(step)[0]
 
     def on_rollback(self, step: int) -> None:
         self.folder.cut_metrics(step)
-        self._submitted = self._best = None
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self._report(self.folder.moved())

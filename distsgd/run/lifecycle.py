@@ -20,6 +20,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.build import build_own_schedule, build_trainer, confusion_matrix
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.folder import RunFolder
+from distsgd.run.folder_writer import FolderWriter
 from distsgd.run.placement import Data
 from distsgd.run.resume import Start
 from distsgd.run.summary import finish
@@ -56,6 +57,7 @@ class Attempt:
         if self.config.on_non_finite == "rollback" and self.folder is None:
             raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
         schedule = build_own_schedule(self.config) if self.schedule is None else self.schedule
+        writer = None if self.folder is None else FolderWriter(self.folder)
         trainer = build_trainer(
             communicator,
             self.config,
@@ -64,7 +66,8 @@ class Attempt:
             self.optimizer,
             schedule,
             self.metrics,
-            self.callbacks,
+            self.callbacks if writer is None else (writer, *self.callbacks),
+            writer,
         )
         if self.start.has_checkpoint:
             metadata = self._metadata(trainer.step.device)
@@ -98,15 +101,8 @@ class Attempt:
             communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
             trainer.step.workers.close()
             if communicator.is_root:
-                self._close()
+                _close(trainer.callbacks)
         return summary
-
-    def _close(self) -> None:
-        for callback in self.callbacks:
-            try:
-                callback.close()
-            except RAISED_BY_USERS:
-                say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)
 
     def _metadata(self, device: Device) -> dict[str, Any]:
         """What a checkpoint says besides numbers and the state of training."""
@@ -158,3 +154,11 @@ class Attempt:
         if aside is not None:
             say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
         self.folder.cut_metrics(step)
+
+
+def _close(callbacks: Sequence[Callback]) -> None:
+    for callback in callbacks:
+        try:
+            callback.close()
+        except RAISED_BY_USERS:
+            say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)

@@ -6,7 +6,6 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,12 @@ def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | No
     test = trainer.finalize()
     matrices: dict[str, Any] = {}
     if confusion is not None and reason is not StopReason.STOPPED:
-        for name, evaluator in (("validation", trainer.validation), ("test", trainer.test)):
-            if evaluator is not None:
-                matrices[name] = trainer.scores_of(replace(evaluator, metrics=(confusion,)))[confusion.name]
-    scores = dict(trainer.progress.best or trainer.last_scores)
-    summary = {key: value for key, value in scores.items() if key.startswith("validation_")} | test
+        for name in ("validation", "test"):
+            scores = trainer.scores.of(name, (confusion,))
+            if scores:
+                matrices[name] = scores[f"{name}_{confusion.name}"]
+    best = trainer.progress.best or trainer.last_scores
+    summary = {key: value for key, value in best.items() if key.startswith("validation_")} | test
     return trainer.communicator.on_root(lambda: _summary(trainer, reason, train_loss, summary, matrices))
 
 
@@ -57,7 +57,7 @@ def _summary(
         **scores,
         "best_epoch": progress.best["epoch"] if progress.best else None,
         "best_step": progress.best["step"] if progress.best else None,
-        "target_reached": trainer.reached_target,
+        "target_reached": trainer.selection.reached(progress),
         "skipped": sorted(progress.skipped),
         "microbatches": trainer.step.reduction.partition.microbatches,
         "parameters": trainer.step.layout.size,
@@ -68,7 +68,7 @@ def _summary(
             "hosts": sorted(set(communicator.hosts)),
             "threads": trainer.step.workers.count,
             "device": str(trainer.step.device),
-            "wall_seconds": time.monotonic() - trainer.began,
+            "wall_seconds": time.monotonic() - trainer.speed.began,
             "examples_per_second": trainer.speed.overall(),
             "versions": versions(),
         },
@@ -77,7 +77,7 @@ def _summary(
 
 def _train_loss(trainer: Trainer) -> float | None:
     progress = trainer.progress
-    return progress.loss_sum / progress.count + trainer.penalty() if progress.count else progress.train_loss
+    return progress.loss_sum / progress.count + trainer.step.penalty() if progress.count else progress.train_loss
 
 
 def versions() -> dict[str, str]:

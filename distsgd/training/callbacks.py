@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, final
 
-from distsgd.core.checkpoint import Checkpoint
+from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_code, users_error
+from distsgd.parallel import Communicator
+
+T = TypeVar("T")
 
 
-class RunView(Protocol):
-    """What a callback reads of the run, and the one thing that it does to it: `stop`."""
+@final
+class RunView:
+    """What a callback reads of the run, and the one thing that it does to it: `stop`.
+
+    last_step   the step that the limits end the run at
+    """
+
+    __slots__ = ("_steps_done", "_steps_per_epoch", "_stop", "last_step")
+
+    def __init__(
+        self, steps_done: Callable[[], int], steps_per_epoch: int, last_step: int, stop: Callable[[], None]
+    ) -> None:
+        self._steps_done, self._steps_per_epoch, self._stop = steps_done, steps_per_epoch, stop
+        self.last_step = last_step
 
     @property
     def steps_done(self) -> int:
         """Steps that have ended."""
-
-    @property
-    def last_step(self) -> int:
-        """The step that the limits end the run at."""
+        return self._steps_done()
 
     @property
     def epoch(self) -> int:
         """Epochs that have ended."""
+        return self._steps_done() // self._steps_per_epoch
 
     def stop(self) -> None:
-        """Ends the run after the current step, with a checkpoint."""
+        """Ends the run after the current step, with a checkpoint. Any thread may call it."""
+        self._stop()
 
 
 class Callback:
@@ -41,18 +55,6 @@ class Callback:
 
     def on_record(self, record: Mapping[str, Any]) -> None:
         """Called with each record of metrics.jsonl: at an epoch's end, at a validation, every log_every steps."""
-
-    def busy(self, patience: float) -> bool:
-        """Whether a checkpoint is still being written, for which this waits up to `patience` seconds."""
-        return False
-
-    def on_checkpoint(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
-        """Called to save the state that the run resumes from, and its best model so far. Both are copies, which do not
-        change later."""
-
-    def newest_checkpoint(self, step: int) -> Checkpoint | None:
-        """The newest of the checkpoints saved, from no later than `step`; None where this callback saves none."""
-        return None
 
     def on_rollback(self, step: int) -> None:
         """Called after the run has returned to this step: later steps follow again, without one minibatch."""
@@ -75,3 +77,56 @@ class History(Callback):
 
     def on_rollback(self, step: int) -> None:
         self.records[:] = [record for record in self.records if record["step"] <= step]
+
+
+@final
+class Hooks:
+    """Calls the callbacks of a run, which are rank 0's, and raises their errors on all ranks.
+
+    error   an error at a point where the other ranks don't wait: the next step reports it to them
+    """
+
+    def __init__(self, communicator: Communicator, callbacks: Sequence[Callback], step: Callable[[], int]) -> None:
+        self.communicator, self.callbacks = communicator, callbacks
+        self.error: DistsgdError | None = None
+        self._step = step
+
+    def call(self, hook: Callable[[Callback], object]) -> None:
+        """Calls a hook of each callback, on rank 0, and all ranks wait. Raises DistsgdError on all of them.
+        Collective."""
+
+        def call() -> None:
+            with users_code(f"a callback failed at step {self._step()}"):
+                for callback in self.callbacks:
+                    hook(callback)
+
+        self.communicator.on_root(call)
+
+    def call_alone(self, hook: Callable[[Callback], object]) -> None:
+        """Calls a hook of each callback, on rank 0, for which no other rank waits."""
+
+        def call() -> None:
+            for callback in self.callbacks:
+                hook(callback)
+
+        self.attempt(call, None)
+
+    def attempt(self, function: Callable[[], T], otherwise: T, what: str = "a callback") -> T:
+        """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept."""
+        if self.communicator.is_root:
+            try:
+                return function()
+            except DistsgdError as error:
+                self.error = error
+            except RAISED_BY_USERS as error:
+                self.error = users_error(error, f"{what} failed at step {self._step()}")
+        return otherwise
+
+    def raise_error(self) -> None:
+        """Raises on all ranks what was kept. Collective."""
+
+        def raise_kept() -> None:
+            if self.error is not None:
+                raise self.error
+
+        self.communicator.on_root(raise_kept)

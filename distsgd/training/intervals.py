@@ -28,7 +28,6 @@ class Limits:
     epochs: int
     max_steps: int | None = None
     seconds: float | None = None
-    target: tuple[str, float] | None = None
     why: str = ""
 
     def steps(self, steps_per_epoch: int) -> int:

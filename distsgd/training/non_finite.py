@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum, auto
+from typing import Any, final
 
 import numpy as np
 
@@ -32,8 +33,7 @@ class NonFinite:
 
     step      its number, from 1
     what      what isn't finite, as the beginning of a sentence
-    microbatches     the microbatches [first, last) in which that was seen; None where the microbatches' own gradients
-                     are finite
+    microbatches  those [first, last) in which that was seen; None where the microbatches' own gradients are finite
     examples  rows of the data set that these microbatches hold
     """
 
@@ -64,13 +64,9 @@ class NonFinite:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> NonFinite:
         """Back from a record."""
-        microbatches = record["microbatches"]
-        return cls(
-            record["step"],
-            record["what"],
-            None if microbatches is None else (microbatches[0], microbatches[1]),
-            tuple(record["examples"]),
-        )
+        first_last = record["microbatches"]
+        microbatches = None if first_last is None else (first_last[0], first_last[1])
+        return cls(record["step"], record["what"], microbatches, tuple(record["examples"]))
 
 
 def all_finite(array: Array) -> bool:
@@ -81,22 +77,42 @@ def all_finite(array: Array) -> bool:
     return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
 
 
-def goes_back(policy: str, found: NonFinite, skipped: Mapping[int, NonFinite], step: int) -> bool:
-    """Whether a run under this policy goes back to its last checkpoint, or only skips the minibatch.
+class Reaction(Enum):
+    """What becomes of a minibatch that can't be used."""
 
-    skipped   minibatches skipped before, by step
-    step       updates up to this one are made: found.step is the next one, or this one, which was made and is wrong
-    Raises NonFiniteError where the run has to end.
-    """
-    if policy == "stop":
-        raise found.error()
-    if policy == "skip" and found.step <= step:
-        raise found.error("its update is made already, so it can't be left out: --on-non-finite rollback could")
-    first = last = found.step
-    while first - 1 in skipped:
-        first -= 1
-    while last + 1 in skipped:
-        last += 1
-    if last - first + 1 >= IN_A_ROW:
-        raise NonFiniteError(f"{IN_A_ROW} minibatches in a row can't be used, and now because {found}; {_ADVICE}")
-    return policy == "rollback"
+    SKIP = auto()
+    ROLL_BACK = auto()
+
+
+@final
+@dataclass(frozen=True)
+class NonFinitePolicy:
+    """Stops a run that meets non-finite numbers, skips the minibatch, or goes back first; `name` is one of POLICIES."""
+
+    name: str = "stop"
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the run needs a checkpoint to go back to."""
+        return self.name == "rollback"
+
+    def decide(self, found: NonFinite, skipped: Mapping[int, NonFinite], step: int) -> Reaction:
+        """What to do about this minibatch.
+
+        skipped   minibatches skipped before, by step
+        step      updates up to this one are made: found.step is the next one, or this one, which was made and is wrong
+
+        Raises NonFiniteError where the run has to end.
+        """
+        if self.name == "stop":
+            raise found.error()
+        if not self.rolls_back and found.step <= step:
+            raise found.error("its update is made already, so it can't be left out: --on-non-finite rollback could")
+        first = last = found.step
+        while first - 1 in skipped:
+            first -= 1
+        while last + 1 in skipped:
+            last += 1
+        if last - first + 1 >= IN_A_ROW:
+            raise NonFiniteError(f"{IN_A_ROW} minibatches in a row can't be used, and now because {found}; {_ADVICE}")
+        return Reaction.ROLL_BACK if self.rolls_back else Reaction.SKIP

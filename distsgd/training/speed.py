@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import time
+from typing import final
+
 _SHORTEST = 1e-9
 
 
+@final
 class SpeedMeter:
     """Adds up the seconds and the examples of steps, since the last record and since the attempt's start."""
 
     def __init__(self) -> None:
+        self.began = time.monotonic()
+        self._step_began: float | None = None
         self._seconds, self._examples = 0.0, 0
         self._earlier_seconds, self._earlier_examples = 0.0, 0
 
-    def add_seconds(self, seconds: float) -> None:
-        """Counts time that steps took."""
-        self._seconds += seconds
+    def begin_step(self) -> None:
+        """From now on time counts, if it doesn't already: results of steps in flight come later."""
+        if self._step_began is None:
+            self._step_began = time.monotonic()
 
-    def add_examples(self, count: int) -> None:
-        """Counts examples of a step that has ended."""
-        self._examples += count
+    def end_step(self, examples: int) -> None:
+        """Counts a step that has ended; no more time until the next one begins."""
+        self._examples += examples
+        if self._step_began is not None:
+            self._seconds += time.monotonic() - self._step_began
+            self._step_began = None
 
     def since_last_record(self) -> float:
         """Examples per second since the last call of this method."""

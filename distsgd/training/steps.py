@@ -1,11 +1,55 @@
-"""How the trainer takes steps: one at a time, or several in flight."""
+"""How the trainer takes steps, one at a time or several in flight: what it asks for, and what it learns."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import NamedTuple, Protocol
 
+from distsgd.core.device import Array
 from distsgd.training.non_finite import NonFinite
-from distsgd.training.step import Flag, StepOrder, StepResult, TrainingStep
+
+
+class Flag(IntFlag):
+    """What a rank reports with a step; the report of one rank is enough."""
+
+    FAILED = 1
+    STOP = 2
+    CHECKPOINT = 4
+    NON_FINITE = 8
+
+
+NOTHING = Flag(0)
+"""What ranks nearly always report. Kept: an enum's value takes a microsecond to make, and a small step a hundred."""
+
+
+class StepOrder(NamedTuple):
+    """What one step is made of.
+
+    step     its number, from 0
+    indices  the minibatch
+    updates  made before it: `step`, without those whose minibatch was skipped
+    """
+
+    step: int
+    epoch: int
+    indices: Array
+    learning_rate: float
+    updates: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What every rank knows after a step.
+
+    problem   why there was no update: of this minibatch, or of the one before, whose update came out wrong
+    """
+
+    loss_sum: float
+    count: int
+    flags: Flag
+    gradient_norm: float | None
+    problem: NonFinite | None = None
 
 
 class Steps(Protocol):
@@ -18,31 +62,16 @@ class Steps(Protocol):
     def advance(
         self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None, wait: bool = True
     ) -> list[StepResult]:
-        """Begins a step, as `TrainingStep.run` makes one; returns the results of the steps that have ended since.
+        """Begins a step; returns the results of the steps that have ended since.
 
-        wait   end all steps, this one included, on all ranks; a step whose norm is wanted, or that is skipped, does so
+        flags      what this rank reports
+        want_norm  whether the result needs the gradient's norm
+        skip       why this minibatch is skipped; the reduction takes place all the same
+        wait       end all steps, this one included, on all ranks; a step whose norm is wanted, or that is skipped, does
+                   so
 
         A result with a problem is the last one, and the steps begun after it have no effect.
         """
 
     def close(self) -> None:
         """Frees what the steps hold, and the communicator of the reduction."""
-
-
-class DirectSteps:
-    """Each step ends before `advance` returns."""
-
-    in_flight = 0
-
-    def __init__(self, step: TrainingStep) -> None:
-        self._step = step
-
-    def advance(
-        self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None, wait: bool = True
-    ) -> list[StepResult]:
-        """Makes this step."""
-        return [self._step.run(order, flags, want_norm, skip)]
-
-    def close(self) -> None:
-        """Closes the transport of the reduction."""
-        self._step.reduction.transport.close()

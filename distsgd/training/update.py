@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
@@ -21,7 +21,6 @@ from distsgd.parallel.reduction import BLOCK, GradientReduction, update_chunks
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
-from distsgd.training.step_inputs import StepInputs
 
 _CHUNKS_OF_THREADS = 4
 """So many in one go with several threads. Each call into NumPy may end in waiting for the interpreter, which costs more
@@ -29,7 +28,7 @@ than the cache gains: two threads with the shorter chunks take longer than one."
 
 
 @dataclass(frozen=True)
-class _ChunkSlice:
+class ChunkSlice:
     """Elements of a chunk that are treated alike, with views of all that their update touches."""
 
     params: Array
@@ -40,7 +39,7 @@ class _ChunkSlice:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Elements of this rank that are updated together. Views are cut once, not in every step.
 
     total   the gradient of the mean loss and the penalties; in the worker's scratch memory, unless it has to be kept
@@ -53,13 +52,15 @@ class _Chunk:
     total: Array
     tree: Sequence[Array]
     spare: Array
-    pieces: tuple[_ChunkSlice, ...]
+    pieces: tuple[ChunkSlice, ...]
     sums: dict[tuple[int, ...], TreeSum] = field(default_factory=dict)
 
 
-class SliceUpdate:
+@final
+class ShardedUpdate:
     """Updates this rank's elements; its workers share them.
 
+    chunks    by worker
     finite    whether all gradients were finite in every update so far, on this rank's elements; where `guarded`, the
               updated parameters, too
     non_finite_nodes  nodes of the tree whose sums weren't finite when that was first seen
@@ -75,13 +76,8 @@ class SliceUpdate:
         clip_norm: float | None,
         guarded: bool = False,
     ) -> None:
-        workers = workers.that_may_call(optimizer)
-        self.optimizer, self.regularization, self.reduction, self.workers = (
-            optimizer,
-            regularization,
-            reduction,
-            workers,
-        )
+        self.optimizer, self.regularization, self.reduction = optimizer, regularization, reduction
+        self.workers = workers.that_may_call(optimizer)
         self.clip_norm, self.guarded = clip_norm, guarded
         self.finite = True
         self.non_finite_nodes: set[Span] = set()
@@ -89,17 +85,17 @@ class SliceUpdate:
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
         segments = regularization.segments(layout, penalizing)
-        self._length = reduction.plan.chunk * (1 if workers.count == 1 else _CHUNKS_OF_THREADS)
+        self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
         spans = list(update_chunks(reduction.owned, self._length))
-        self._chunks = [
-            self._prepare(spans[slice(*part(len(spans), workers.count, worker))], segments)
-            for worker in range(workers.count)
+        self.chunks = [
+            self._prepare(spans[slice(*part(len(spans), self.workers.count, worker))], segments)
+            for worker in range(self.workers.count)
         ]
 
-    def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[_Chunk]:
+    def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[Chunk]:
         """One worker's chunks, which share its scratch memory."""
         params, xp = self.reduction.params, self.reduction.plan.device.xp
-        levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.host_memory)
+        levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.one_pass)
         scratch = xp.empty((3 + levels, self._length), params.dtype)
         prepared = []
         for span in spans:
@@ -111,23 +107,9 @@ class SliceUpdate:
                 if start < stop:
                     inside = total[start - span.start : stop - span.start]
                     slots = self.reduction.slots(start, stop)
-                    pieces.append(_ChunkSlice(params[start:stop], inside, slots, segment.penalized, segment.frozen))
-            prepared.append(_Chunk(span, total, list(scratch[3:]), scratch[:2], tuple(pieces)))
+                    pieces.append(ChunkSlice(params[start:stop], inside, slots, segment.penalized, segment.frozen))
+            prepared.append(Chunk(span, total, list(scratch[3:]), scratch[:2], tuple(pieces)))
         return prepared
-
-    def launch(self, bounds: tuple[int, ...], count: int, inputs: StepInputs) -> None:
-        """One update that reads no number on the host: `non_finite` marks what isn't finite, and ends all updates."""
-        self._measure_norm = False
-        communicator, kernels = self.reduction.communicator, kernels_for(self.reduction.params)
-        own = inputs.non_finite[communicator.rank : communicator.rank + 1]
-        for chunk in self._chunks[0]:
-            self._total(chunk, bounds, count, looks=False)
-            kernels.find_non_finite(chunk.total, own)
-        kernels.find_non_finite_losses(self.reduction.records, own, self.reduction.params)
-        self.reduction.transport.allgather_slices(inputs.non_finite, [1] * communicator.size)
-        kernels.hold_after_non_finite(inputs.non_finite, inputs.scalars, self.reduction.params)
-        for chunk in self._chunks[0]:
-            self._apply(chunk, tuple(inputs.scalars))
 
     def run(self, bounds: tuple[int, ...], count: int, scalars: tuple[float, ...], want_norm: bool) -> float | None:
         """One update with the gradients gathered; the gradient's norm where it is asked for or clipped by.
@@ -137,53 +119,60 @@ class SliceUpdate:
         scalars  what the optimizer needs to know of this step
         """
         self._measure_norm = want_norm or self.clip_norm is not None
+
+        def sum_up(chunk: Chunk) -> None:
+            self.sum_up(chunk, bounds, count)
+            self._look(chunk, bounds)
+
+        def update(chunk: Chunk) -> None:
+            self.sum_up(chunk, bounds, count)
+            self._look(chunk, bounds)
+            self.apply(chunk, scalars)
+
+        def clip(chunk: Chunk) -> None:
+            np.multiply(chunk.total, factor, out=chunk.total)
+            self.apply(chunk, scalars)
+
         if self.clip_norm is None:
-
-            def update(chunk: _Chunk) -> None:
-                self._total(chunk, bounds, count)
-                self._apply(chunk, scalars)
-
             self._on_all(update)
             return self._norm() if want_norm else None
-
-        self._on_all(lambda chunk: self._total(chunk, bounds, count))
+        self._on_all(sum_up)
         norm = self._norm()
         factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
-
-        def clip(chunk: _Chunk) -> None:
-            np.multiply(chunk.total, factor, out=chunk.total)
-            self._apply(chunk, scalars)
-
         self._on_all(clip)
         return norm
 
-    def _on_all(self, function: Callable[[_Chunk], None]) -> None:
+    def _on_all(self, function: Callable[[Chunk], None]) -> None:
         def run(worker: int) -> None:
             with np.errstate(all="ignore"):
-                for chunk in self._chunks[worker]:
+                for chunk in self.chunks[worker]:
                     function(chunk)
 
         self.workers.run(run)
 
-    def _total(self, chunk: _Chunk, bounds: tuple[int, ...], count: int, looks: bool = True) -> None:
+    def sum_up(self, chunk: Chunk, bounds: tuple[int, ...], count: int) -> None:
         """Puts the gradient of the mean loss and the penalties into the chunk's total."""
         microbatches = chunk.sums.get(bounds)
         if microbatches is None:
             microbatches = chunk.sums[bounds] = self.reduction.total(bounds, chunk.span, chunk.tree)
-        total = microbatches.divided(float(count), chunk.total)
+        microbatches.divided(float(count), chunk.total)
         for piece in chunk.pieces:
             if piece.frozen:
                 piece.total[:] = 0.0
             elif piece.penalized:
                 self.regularization.add_gradient(piece.params, piece.total)
-        if looks and not all_finite(total):
+
+    def _look(self, chunk: Chunk, bounds: tuple[int, ...]) -> None:
+        """Looks for what isn't finite in the chunk's total, and measures it where the norm is wanted."""
+        if not all_finite(chunk.total):
             self.finite = False
             self.non_finite_nodes |= self.reduction.not_finite(bounds, chunk.span)
         if self._measure_norm:
-            squares, first = kernels_for(total).block_squares(total, BLOCK), chunk.span.start // BLOCK
+            squares, first = kernels_for(chunk.total).block_squares(chunk.total, BLOCK), chunk.span.start // BLOCK
             self._norms[first : first + len(squares)] = to_host(squares)
 
-    def _apply(self, chunk: _Chunk, scalars: tuple[Any, ...]) -> None:
+    def apply(self, chunk: Chunk, scalars: tuple[Any, ...]) -> None:
+        """Updates the chunk's parameters and state, as long as all gradients were finite."""
         if not self.finite:
             return  # the next reduction reports it to all ranks, and nothing of it is saved
         update, weight_decay = self.optimizer.update, self.optimizer.weight_decay

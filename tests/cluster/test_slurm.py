@@ -36,9 +36,9 @@ from distsgd import Callback
 
 
 class Slow(Callback):
-    def on_start(self, trainer):
+    def on_start(self, run):
         with Path("starts").open("a") as starts:
-            starts.write(f"{trainer.progress.step}\\n")
+            starts.write(f"{run.steps_done}\\n")
 
     def on_step(self, step, loss, examples):
         time.sleep(float(os.environ.get("TEST_SECONDS", 0.02)))

@@ -117,7 +117,7 @@ class Mistake(distsgd.Callback):
 
 
 class Daemon(distsgd.Callback):
-    def on_start(self, trainer):
+    def on_start(self, run):
         import subprocess
         subprocess.Popen(["sleep", "600"], env={"PATH": os.environ["PATH"]}, start_new_session=True)
         open(os.path.join(os.environ["TMPDIR"], "left"), "w").close()

@@ -34,10 +34,17 @@ from pathlib import Path
 import numpy as np
 
 from distsgd import Callback
-from distsgd.training import trainer
+from distsgd.training import checkpoint_store
+from distsgd.training.trainer import Trainer
 
 SETTING = json.loads(os.environ.get("TEST_SETTING", "{}"))
-take, fsync, calls = trainer.take, os.fsync, []
+take, fsync, calls = checkpoint_store.take, os.fsync, []
+trainers, fit = [], Trainer.fit
+
+
+def keeping(self):
+    trainers.append(self)
+    return fit(self)
 
 
 def late(*arguments):
@@ -53,8 +60,9 @@ def slow(descriptor):
     return fsync(descriptor)
 
 
+Trainer.fit = keeping
 if "late" in SETTING:
-    trainer.take = late
+    checkpoint_store.take = late
 if "slow" in SETTING or "die" in SETTING:
     os.fsync = slow
 
@@ -62,8 +70,8 @@ if "slow" in SETTING or "die" in SETTING:
 class Watch(Callback):
     """Writes down what the parameters and the optimizer's state are behind each step."""
 
-    def on_start(self, trainer):
-        self.step = trainer.step
+    def on_start(self, run):
+        self.step = trainers[0].step
         self.seen = {}
 
     def on_step(self, step, loss, examples):
@@ -79,12 +87,9 @@ class Watch(Callback):
 class Trouble(Callback):
     """No file may grow beyond what metrics need, for a while; or the folder is taken away; or a signal comes."""
 
-    def on_start(self, trainer):
-        self.others = [callback for callback in trainer.callbacks if callback is not self]
-
     def on_step(self, step, loss, examples):
         if step in (SETTING.get("full"), SETTING.get("moved"), SETTING.get("removed")):
-            assert not any([callback.busy(20) for callback in self.others]), "the checkpoint before hangs"
+            assert not trainers[0].store.busy(20), "the checkpoint before hangs"
         if step == SETTING.get("full"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if step == SETTING.get("space"):

@@ -59,8 +59,8 @@ def margin(outputs, y):
 class Watch(distsgd.Callback):
     """Writes what it receives, and ends the run after two records."""
 
-    def on_start(self, trainer):
-        self.trainer, self.reported, self.steps = trainer, [], 0
+    def on_start(self, run):
+        self.run, self.reported, self.steps = run, [], 0
 
     def on_step(self, step, loss, examples):
         self.steps += 1
@@ -68,7 +68,7 @@ class Watch(distsgd.Callback):
     def on_record(self, record):
         self.reported.append([record["step"], record["train_loss"]])
         if len(self.reported) == 2:
-            self.trainer.stop()
+            self.run.stop()
 
     def on_end(self, summary):
         text = json.dumps({"reported": self.reported, "steps": self.steps, "status": summary["status"]})

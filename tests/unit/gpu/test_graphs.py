@@ -15,18 +15,18 @@ from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.gpu.device import GPU
 from distsgd.gpu.graphs import IN_FLIGHT, StepGraphs
+from distsgd.gpu.recorded_step import RecordedMinibatch
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel.reduction import LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.training.callbacks import Callback
-from distsgd.training.step_inputs import StepInputs
 from tests import emulated_kernels
 from tests.strict_arrays import GRAPH, TO_DEVICE, TO_HOST
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_streams import StrictStream
+from tests.trainers import keep_trainers
 from tests.unit.gpu.test_training import LABELS, SETTINGS, VALUES, X, linear, same, train, without_run
 
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 12}
@@ -120,13 +120,6 @@ def reported(error: pytest.ExceptionInfo[NonFiniteError]) -> tuple[str, str]:
     return what, rest.partition(";")[2]
 
 
-class Keeping(Callback):
-    """Keeps the trainer, for a look at what an error leaves."""
-
-    def on_start(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-
 @pytest.mark.parametrize("own_kernels", [False, True])
 @pytest.mark.parametrize(
     ("x", "y", "learning_rate", "sentence"),
@@ -137,7 +130,7 @@ class Keeping(Callback):
     ids=["loss", "gradient"],
 )
 def test_what_is_not_finite_is_named_and_the_parameters_stay(
-    x: float, y: float, learning_rate: float, sentence: str, own_kernels: bool
+    x: float, y: float, learning_rate: float, sentence: str, own_kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same sentence as on the CPU, though later steps have begun; and the parameters from before the step."""
     if own_kernels and emulated_kernels.COMPILER is None:
@@ -147,13 +140,13 @@ def test_what_is_not_finite_is_named_and_the_parameters_stay(
     options["train"] = (inputs, VALUES * np.float32(y))
     with pytest.raises(NonFiniteError, match=sentence) as on_cpu:
         train("cpu", **options)
-    keeping = Keeping()
+    trainers = keep_trainers(monkeypatch)
     with strict_device(StrictModule(), own_kernels) as recorder:
         with pytest.raises(NonFiniteError) as on_gpu:
-            train("gpu", **options, callbacks=[keeping])
-        left = keeping.trainer.step.host_params().flat.copy()
+            train("gpu", **options)
+        left = trainers[0].step.host_params().flat.copy()
         assert reported(on_gpu) == reported(on_cpu)
-        bad = keeping.trainer.progress.step
+        bad = trainers[0].progress.step
         assert max(step for step in launches(recorder) if step is not None) > bad
         clean = train("gpu", **{**options, "max_steps": bad})
     np.testing.assert_array_equal(left, np.concatenate([array.ravel() for array in clean.params.values()]))
@@ -256,7 +249,7 @@ def test_graphs_of_many_lengths() -> None:
     module = StrictModule()
     with strict_device(module) as recorder:
 
-        def compute(bounds: tuple[int, ...], inputs: StepInputs) -> tuple[Any, tuple[Any, ...]]:
+        def compute(inputs: RecordedMinibatch) -> tuple[Any, tuple[Any, ...]]:
             total = np.add.reduce(inputs.numbers, dtype=np.float64)
             return (total * inputs.scalars[0]).reshape(1, 1), ()
 

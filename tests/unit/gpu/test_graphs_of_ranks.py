@@ -12,7 +12,7 @@ from distsgd.core.errors import NonFiniteError
 from distsgd.gpu.device import GPU
 from distsgd.gpu.graphs import IN_FLIGHT
 from distsgd.parallel import Communicator
-from distsgd.training.callbacks import Callback
+from distsgd.training.callbacks import Callback, RunView
 from tests.strict_arrays import GRAPH, MPI, NCCL
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
@@ -84,12 +84,12 @@ def test_mpi_is_not_needed_until_results_are_looked_at() -> None:
 class Stopping(Callback):
     """Asks for an end on one rank, in the middle of an epoch."""
 
-    def on_start(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def on_start(self, run: RunView) -> None:
+        self.run = run
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         if step == 70:
-            self.trainer.stop()
+            self.run.stop()
 
 
 def test_a_rank_that_is_asked_to_stop_takes_the_others_along() -> None:

@@ -178,7 +178,7 @@ def test_refused_at_each_system_call(
 def finalize(writer: FolderWriter, step: int) -> None:
     """What a run does at its end: all is on the disk when this returns."""
     writer.on_record({"step": step})
-    writer.on_checkpoint(checkpoint(step), Checkpoint({"w": np.arange(3.0)}, {"step": step}), step, final=True)
+    writer.save(checkpoint(step), Checkpoint({"w": np.arange(3.0)}, {"step": step}), step, final=True)
 
 
 # What follows is a disk. An entry of a folder leads to a file; a file is what was written to it.

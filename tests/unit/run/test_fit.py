@@ -18,6 +18,7 @@ from distsgd.optim.schedules import Constant, InverseTime
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.fit import Result, fit
+from distsgd.training.callbacks import RunView
 from distsgd.training.metrics import UserMetric
 from tests.threads import run_on_threads
 
@@ -111,20 +112,17 @@ class Watch(distsgd.Callback):
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def on_start(self, trainer: Any) -> None:
-        self.trainer = trainer
+    def on_start(self, run: RunView) -> None:
+        self.run = run
         self.calls.append("start")
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         self.calls.append(f"step {step} of {examples}")
         if step == 3:
-            self.trainer.stop()
+            self.run.stop()
 
     def on_record(self, record: Mapping[str, Any]) -> None:
         self.calls.append(f"record {record['step']}")
-
-    def on_checkpoint(self, checkpoint: Any, best: Any, step: int, final: bool) -> None:
-        self.calls.append(f"checkpoint {step} {final}")
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self.calls.append(f"end {summary['status']}")
@@ -144,12 +142,12 @@ def test_callbacks_watch_on_rank_0() -> None:
     # The stop is asked for after the third step and reported with the fourth.
     assert watches[0].calls == [
         "start", "step 1 of 20", "step 2 of 20", "step 3 of 10", "record 3", "step 4 of 20",
-        "checkpoint 4 True", "end stopped", "close",
+        "end stopped", "close",
     ]  # fmt: skip
     assert watches[1].calls == watches[2].calls == []
 
 
-@pytest.mark.parametrize("hook", ["on_start", "on_step", "on_record", "on_checkpoint", "on_end"])
+@pytest.mark.parametrize("hook", ["on_start", "on_step", "on_record", "on_end"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_callback_that_fails_ends_all_ranks(hook: str, size: int, tmp_path: Path) -> None:
     def fail(*arguments: Any, **keywords: Any) -> None:
@@ -306,3 +304,24 @@ def test_arrays_in_any_order_of_memory() -> None:
     examples = distsgd.run.fit._examples((np.asfortranarray(X), LABELS), "train")
     assert examples is not None
     assert examples.x.flags.c_contiguous, "else each minibatch copies the whole set"
+
+
+def test_a_callback_sees_a_run_and_no_more_of_it() -> None:
+    class Look(distsgd.Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[int, int, int]] = []
+
+        def on_start(self, run: RunView) -> None:
+            self.run = run
+            assert {name for name in dir(run) if not name.startswith("_")} == {
+                "epoch", "last_step", "steps_done", "stop",
+            }  # fmt: skip
+            with pytest.raises(AttributeError):
+                run.epoch = 3  # type: ignore[misc]
+
+        def on_step(self, step: int, loss: float, examples: int) -> None:
+            self.seen.append((self.run.steps_done, self.run.epoch, self.run.last_step))
+
+    look = Look()
+    fit("softmax", (X[:50], LABELS[:50]), callbacks=[look], validation_fraction=0, batch_size=20, epochs=2)
+    assert look.seen == [(1, 0, 6), (2, 0, 6), (3, 1, 6), (4, 1, 6), (5, 1, 6), (6, 2, 6)]

@@ -182,7 +182,7 @@ def test_a_folder_with_a_run_of_its_own_is_not_overwritten_by_another_checkpoint
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
     class Second(distsgd.Callback):
-        def on_start(self, trainer: Any) -> None:
+        def on_start(self, run: Any) -> None:
             with pytest.raises(DistsgdError, match="another process is training in"):
                 fit("softmax", (X, LABELS), out=str(tmp_path / "run"), **QUICK)
 

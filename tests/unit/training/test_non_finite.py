@@ -21,7 +21,7 @@ from distsgd.parallel.reduction import BLOCK
 from distsgd.run.config import TrainConfig
 from distsgd.run.fit import Result, fit
 from distsgd.training.callbacks import Callback
-from distsgd.training.non_finite import IN_A_ROW, UPDATE, NonFinite, goes_back
+from distsgd.training.non_finite import IN_A_ROW, UPDATE, NonFinite, NonFinitePolicy, Reaction
 from tests.threads import run_on_threads
 
 X = normal((48, 5), 1, "x")
@@ -297,6 +297,7 @@ def test_rows_are_counted_in_both_directions() -> None:
     found = NonFinite(10, UPDATE)
     around = {step: found for step in range(1, 20) if step != 10}
     near = {step: found for step in range(5, 14) if step != 10}
-    assert goes_back("rollback", found, near, 9)
+    assert NonFinitePolicy("rollback").decide(found, near, 9) is Reaction.ROLL_BACK
+    assert NonFinitePolicy("skip").decide(found, near, 9) is Reaction.SKIP
     with pytest.raises(NonFiniteError, match="in a row"):
-        goes_back("rollback", found, around, 9)
+        NonFinitePolicy("rollback").decide(found, around, 9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,9 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.run.fit import Result, fit
 from distsgd.training.callbacks import Callback
-from distsgd.training.step import TrainingStep
+from distsgd.training.running_statistics import RunningStatistics
 from tests.threads import run_on_threads
+from tests.trainers import keep_trainers
 
 X = normal((64, 6), 1, "x").astype(np.float32)
 LABELS = np.arange(64) % 3
@@ -94,30 +94,29 @@ def test_never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["shared", "mpi"])
 def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    update = TrainingStep.update_running
+    update, trainers = RunningStatistics.update, keep_trainers(monkeypatch)
 
-    def update_and_err(self: TrainingStep, records: Any, bounds: Any) -> None:
+    def update_and_err(self: RunningStatistics, records: Any, bounds: Any) -> None:
         update(self, records, bounds)
-        if self.reduction.communicator.rank == 2:
+        if any(trainer.communicator.rank == 2 for trainer in trainers if trainer.step.statistics is self):
             self.running.flat[0] += 1
 
-    monkeypatch.setattr(TrainingStep, "update_running", update_and_err)
+    monkeypatch.setattr(RunningStatistics, "update", update_and_err)
     reported = train(3, communication=kind, batch_norm=True)[0]
     assert ": running statistics after step 4 differ from those of 2 other ranks" in reported
     assert reported.startswith("rank 2 on ")
 
 
-def test_where_a_rank_stands(tmp_path: Path) -> None:
+def test_where_a_rank_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks in shared memory have one set of parameters; a rank that believes itself elsewhere is still found."""
 
     class Reset(Callback):
-        def on_start(self, trainer: Any) -> None:
-            self.trainer = trainer
-
         def on_step(self, step: int, loss: float, examples: int) -> None:
             if step == 7:
-                self.trainer.progress.loss_sum += 1.0
+                (root,) = (trainer for trainer in trainers if trainer.communicator.is_root)
+                root.progress.loss_sum += 1.0
 
+    trainers = keep_trainers(monkeypatch)
     reported = train(3, callbacks=[Reset()])[0]
     assert reported.startswith("rank 0 on ")
     assert ": place in training after step 8 differ" in reported

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distsgd.core.device import Device
 from distsgd.core.random import normal, uniform
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.parallel import Communicator
@@ -198,7 +199,7 @@ def test_augmented_images(setting: str, kind: str, monkeypatch: pytest.MonkeyPat
     options = {"hidden": (20,), **AUGMENTED[setting]}
     together = check(4, train=data, **options)
     assert together.summary["parameters_sha256"] != check(4, train=data, hidden=(20,)).summary["parameters_sha256"]
-    monkeypatch.setattr("distsgd.training.step._GATHERED_TOGETHER", 0)  # every microbatch alone, as with large images
+    monkeypatch.setattr(Device, "gather_limit", 0)  # every microbatch alone, as with large images
     same([together, *train(2, data, threads=2, **options)])
 
 

@@ -14,7 +14,7 @@ import pytest
 from distsgd.core.checkpoint import Checkpoint, CheckpointFolder
 from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.core.random import normal
-from distsgd.run import build, folder_writer
+from distsgd.run import build, folder_writer, lifecycle
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
@@ -35,7 +35,7 @@ def train(size: int = 1, **options: Any) -> Result:
 
 
 class Saving(Callback):
-    """Is busy for so many looks after each checkpoint."""
+    """A store that keeps nothing, and is busy for so many looks after each checkpoint."""
 
     def __init__(self, looks: int = 0) -> None:
         self.looks, self.left = looks, 0
@@ -47,50 +47,61 @@ class Saving(Callback):
         self.left -= 1
         return self.left >= 0
 
-    def on_checkpoint(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
+    def save(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
         self.steps.append(step)
         self.left = self.looks
 
+    def go_back(self, step: int) -> Checkpoint | None:
+        return None
+
+
+def train_into(store: Saving, folder: Path, monkeypatch: pytest.MonkeyPatch, size: int = 1, **options: Any) -> Result:
+    """With this store in place of the writer of the folder."""
+    monkeypatch.setattr(lifecycle, "FolderWriter", lambda folder: store)
+    return train(size, out=str(folder), **options)
+
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_by_the_clock_no_rank_waits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_by_the_clock_no_rank_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """One that is due is made in the first step after which the one before is written."""
     monkeypatch.setattr(build, "_intervals", lambda *_: build.Intervals(1000, Interval(0.0, "seconds")))
     saving = Saving(looks=3)
-    train(size, callbacks=[saving], max_steps=13)
+    train_into(saving, tmp_path, monkeypatch, size, max_steps=13)
     assert saving.steps == [1, 5, 9, 13, 13]
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_by_steps_each_is_made(size: int) -> None:
+def test_by_steps_each_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     saving = Saving(looks=1000)
-    train(size, callbacks=[saving], max_steps=13, checkpoint_every="4")
+    train_into(saving, tmp_path, monkeypatch, size, max_steps=13, checkpoint_every="4")
     assert saving.steps == [4, 8, 12, 13]
 
 
-def test_a_callback_that_fails_when_asked() -> None:
-    class Broken(Callback):
-        def busy(self, patience: float) -> bool:
-            raise IndexError("in the hook")
+@pytest.mark.parametrize("method", ["busy", "save"])
+def test_a_store_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def broken(self: Saving, *arguments: Any) -> None:
+        raise IndexError("in the store")
 
-    with pytest.raises(UserCodeError, match="IndexError: in the hook"):
-        train(2, callbacks=[Broken()], checkpoint_every="3")
+    monkeypatch.setattr(Saving, method, broken)
+    with pytest.raises(UserCodeError, match="saving a checkpoint failed at step 3") as caught:
+        train_into(Saving(), tmp_path, monkeypatch, 2, checkpoint_every="3")
+    assert "IndexError: in the store" in str(caught.value)
 
 
-def test_what_a_callback_gets_holds_still() -> None:
-    class Keep(Callback):
+def test_what_a_store_gets_holds_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Keep(Saving):
         def __init__(self) -> None:
+            super().__init__()
             self.kept: list[tuple[Checkpoint, dict[str, bytes]]] = []
 
-        def on_checkpoint(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
+        def save(self, checkpoint: Checkpoint, best: Checkpoint, step: int, final: bool) -> None:
             both = {**checkpoint.arrays, **{f"best: {name}": array for name, array in best.arrays.items()}}
             self.kept.append((Checkpoint(both), {name: array.tobytes() for name, array in both.items()}))
 
     for size in (1, 3):
         keep = Keep()
-        train(
-            size, callbacks=[keep], checkpoint_every="1", validation_fraction=0.2, validate_every="2", optimizer="adam"
-        )
+        options = {"checkpoint_every": "1", "validation_fraction": 0.2, "validate_every": "2", "optimizer": "adam"}
+        train_into(keep, tmp_path / str(size), monkeypatch, size, **options)
         assert len(keep.kept) > 10
         for checkpoint, before in keep.kept:
             assert {name: array.tobytes() for name, array in checkpoint.arrays.items()} == before
@@ -112,7 +123,7 @@ def test_one_that_hangs_is_not_waited_for_twice(
                 released.set()
 
     monkeypatch.setattr(CheckpointFolder, "save", hang)
-    monkeypatch.setattr("distsgd.training.trainer.PATIENCE", 0.05)
+    monkeypatch.setattr("distsgd.training.checkpoint_store.PATIENCE", 0.05)
     train(callbacks=[Release()], out=str(tmp_path / "run"), checkpoint_every="2", keep=100)
     printed = capsys.readouterr().err.splitlines()
     assert printed == ["warning: the checkpoint of step 2 is still being written after 0.05 s; others are left out"]
@@ -159,12 +170,12 @@ def test_records_go_first(writer: FolderWriter, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(RunFolder, "_write_metrics", lambda self: fail(OutputError("full")))
     writer.on_record({"step": 1})
     with pytest.raises(CheckpointError, match="full, tried several times; there is no checkpoint yet; put this right"):
-        writer.on_checkpoint(*job(1), final=True)
+        writer.save(*job(1), final=True)
     assert not writer.folder.checkpoints.exists()
     monkeypatch.undo()
-    writer.on_checkpoint(*job(2), final=True)
+    writer.save(*job(2), final=True)
     assert [record["step"] for record in writer.folder.read_metrics()] == [1]
-    assert writer.newest_checkpoint(5).document["step"] == 2  # type: ignore[union-attr]
+    assert writer.go_back(5).document["step"] == 2  # type: ignore[union-attr]
     writer.close()
 
 
@@ -183,10 +194,10 @@ def test_a_record_that_finds_no_space_is_reported_once(
 
 
 def test_removed_while_it_runs(writer: FolderWriter) -> None:
-    writer.on_checkpoint(*job(1), final=False)
+    writer.save(*job(1), final=False)
     writer.busy(10)
     shutil.rmtree(writer.folder.path)
-    writer.on_checkpoint(*job(2), final=True)
+    writer.save(*job(2), final=True)
     assert writer.folder.checkpoints.newest()[0].document["step"] == 2  # type: ignore[union-attr]
     writer.close()
 
@@ -194,11 +205,11 @@ def test_removed_while_it_runs(writer: FolderWriter) -> None:
 def test_going_back_forgets_what_was_written(writer: FolderWriter) -> None:
     for step in (1, 2):
         writer.on_record({"step": step})
-        writer.on_checkpoint(*job(step), final=False)
+        writer.save(*job(step), final=False)
         assert not writer.busy(10)
-    assert writer.newest_checkpoint(1).document["step"] == 1  # type: ignore[union-attr]
+    assert writer.go_back(1).document["step"] == 1  # type: ignore[union-attr]
     writer.on_rollback(1)
     assert [record["step"] for record in writer.folder.read_metrics()] == [1]
-    writer.on_checkpoint(*job(2), final=True)
+    writer.save(*job(2), final=True)
     assert writer.folder.checkpoints.newest()[0].document["step"] == 2  # type: ignore[union-attr]
     writer.close()

@@ -1,0 +1,77 @@
+"""What the validations of a run are judged by, and which parameters it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from distsgd.core.device import host_copy
+from distsgd.parallel import Communicator
+from distsgd.training.early_stopping import StoppingRule, reaches
+from distsgd.training.state import Progress
+from distsgd.training.step import TrainingStep
+
+
+@final
+@dataclass
+class Selection:
+    """Judges each validation: whether its parameters are the best so far, and when the run is over.
+
+    rule          decides by the value called `monitor`; None where nothing is validated. It is rank 0's.
+    target        (name, value) that ends the run as soon as a validation reaches it
+    test_at_best  whether the test set is scored with each new best
+    stop_step     the step from which the run is over by the rule, None as things stand; the same on all ranks
+    """
+
+    rule: StoppingRule | None = None
+    monitor: str = ""
+    target: tuple[str, float] | None = None
+    test_at_best: bool = True
+    stop_step: int | None = field(default=None, init=False)
+
+    def begin(self, communicator: Communicator) -> None:
+        """All ranks learn what rank 0's rule has decided in the steps before. Collective."""
+        rule = self.rule
+        if rule is not None:
+            self.stop_step = communicator.on_root(rule.stop_step)
+
+    def judge(self, communicator: Communicator, progress: Progress, record: Mapping[str, Any]) -> bool:
+        """Takes in the record of a validation; whether its parameters are the best so far. Collective."""
+        rule = self.rule
+        if rule is None:
+            return False
+
+        def decide() -> tuple[bool, int | None]:
+            return rule.validated(progress.step, record[self.monitor]), rule.stop_step()
+
+        improved, self.stop_step = communicator.on_root(decide)
+        progress.scores = {name: value for name, value in record.items() if isinstance(value, float)}
+        return improved
+
+    def keep(self, step: TrainingStep, progress: Progress, record: dict[str, Any]) -> None:
+        """Marks the record as the best, and keeps it; rank 0 keeps the parameters in place."""
+        kept = ("step", "epoch", "train_loss")
+        progress.best = {
+            key: value for key, value in record.items() if key in kept or key.startswith(("validation_", "test_"))
+        }
+        record["best"] = True
+        if step.reduction.communicator.is_root:
+            progress.best_params = host_copy(step.reduction.params)
+            progress.best_running = step.running.flat.copy()
+
+    def put_best_in_place(self, communicator: Communicator, step: TrainingStep, progress: Progress) -> None:
+        """All ranks take the best parameters and running statistics that rank 0 has kept, if any. Collective."""
+        best, running = progress.best_params, step.running
+        if communicator.broadcast_object(best is not None):
+            step.reduction.load_params(best)
+            if len(running):
+                if progress.best_running is not None:
+                    running.flat[:] = progress.best_running
+                communicator.transport.broadcast(running.flat)
+
+    def reached(self, progress: Progress) -> bool:
+        """Whether the last validation reached the target."""
+        if self.target is None or progress.scores is None:
+            return False
+        return reaches(self.target, progress.scores)
