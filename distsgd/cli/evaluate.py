@@ -13,7 +13,7 @@ from distsgd.core.output import say
 if TYPE_CHECKING:
     import tyro
 
-    from distsgd.data.sources import DataSource
+    from distsgd.data.sources.datasets import DataSource
     from distsgd.parallel import Communicator
 
 
@@ -50,7 +50,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.cli.command_line import parse_positional
     from distsgd.core.layout import Layout
     from distsgd.data.loader import Loader
-    from distsgd.data.sources import check_arrays
+    from distsgd.data.sources.datasets import check_arrays
     from distsgd.parallel.thread_pool import Workers
     from distsgd.run.build import build_metrics, confusion_matrix
     from distsgd.run.folder import finite

@@ -94,7 +94,7 @@ def main() -> int:
 def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> int:
     from distsgd.cli.command_line import load_config
     from distsgd.run.config import resolved
-    from distsgd.run.resume import run_folder
+    from distsgd.run.folder import run_folder
     from distsgd.training.intervals import parse_duration
 
     own, passed = divide(arguments)

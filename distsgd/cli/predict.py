@@ -46,7 +46,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.cli.command_line import parse_positional
     from distsgd.data.examples import Examples
     from distsgd.data.loader import Loader
-    from distsgd.data.sources import open_inputs
+    from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
     from distsgd.run.placement import place
     from distsgd.run.stored_model import load_model

@@ -264,6 +264,12 @@ def gpu_count(cupy: Any) -> int:
     return int(cupy.cuda.runtime.getDeviceCount())
 
 
+def may_be_gpu(name: str) -> bool:
+    """Whether choose_device may find a GPU under this name: always for a name of one, for `auto` where CuPy is
+    installed."""
+    return name != CPU.name and (name != "auto" or _is_installed())
+
+
 def _is_installed() -> bool:
     """Whether there is a CuPy, which is not loaded to know it."""
     return importlib.util.find_spec("cupy") is not None

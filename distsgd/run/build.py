@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.core.device import Device, Shape
+from distsgd.core.device import CPU, Device, Shape, may_be_gpu
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
@@ -16,9 +16,6 @@ from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.data.sampling import Sampler
-from distsgd.gpu.devices import device_of_rank
-from distsgd.gpu.graph_steps import RecordedSteps
-from distsgd.gpu.graphs import StepGraphs
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
@@ -30,7 +27,6 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
-from distsgd.run.batch_job import time_limit
 from distsgd.run.choose_reduction import make_reduction
 from distsgd.run.config import TrainConfig, hyper_parameters
 from distsgd.run.placement import Data, on_device
@@ -231,10 +227,23 @@ def check_targets(communicator: Communicator, objective: Objective, data: Data) 
     communicator.on_root(check)
 
 
+def device_for(communicator: Communicator, config: TrainConfig) -> tuple[Device, list[str]]:
+    """(this rank's device, lines to print, the same on every rank). Collective.
+
+    Nothing of gpu/ is imported where no rank can have a GPU.
+    """
+    if not any(communicator.allgather_object(may_be_gpu(config.device))):
+        return CPU.multiplying_in(config.precision), []
+    from distsgd.gpu.devices import device_of_rank
+
+    return device_of_rank(communicator, config.device, config.precision)
+
+
 def build_trainer(
     communicator: Communicator,
     config: TrainConfig,
     data: Data,
+    device: Device,
     objective: Objective,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -242,12 +251,10 @@ def build_trainer(
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """The trainer, with freshly initialized parameters on every rank. Collective."""
-    check_ranks(communicator, config)
     batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
     sampler = Sampler(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
-    device, notes = device_of_rank(communicator, config.device, config.precision)
     objective = objective.scaled(config.loss_scale or 1)
     data = on_device(communicator, data, device, augmented=bool(config.augment))
     step, note = _build_step(
@@ -255,7 +262,7 @@ def build_trainer(
     )
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
-    notes += [line for line in (note, threads, _doubt(objective.input_shape)) if line]
+    notes = [line for line in (note, threads, _doubt(objective.input_shape)) if line]
 
     def evaluator(examples: Examples | None) -> Evaluator | None:
         if examples is None:
@@ -358,6 +365,9 @@ def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
         return DirectSteps(step)
     if type(step.optimizer) not in OPTIMIZERS.values():
         return DirectSteps(step)  # a user's own may read its scalars, and ignores NaN, which stops updates
+    from distsgd.gpu.graph_steps import RecordedSteps
+    from distsgd.gpu.graphs import StepGraphs
+
     scalars = len(step.optimizer.scalars(step.optimizer.learning_rate, 1))
     return RecordedSteps(step, StepGraphs(step.loader, step.reduction, step.compute_recorded, batch_length, scalars))
 
@@ -366,8 +376,16 @@ def _limits(communicator: Communicator, config: TrainConfig, rule: StoppingRule 
     target = None if config.target is None else parse_target(config.target)
     if target is not None and rule is None:
         raise ConfigurationError("target: there is nothing to measure it on; give validation data")
-    seconds, why = communicator.on_root(lambda: time_limit(config.max_time))
+    seconds, why = communicator.on_root(lambda: _time_limit(config.max_time))
     return Limits(config.epochs, config.max_steps, seconds, target, why)
+
+
+def _time_limit(max_time: str | None) -> tuple[float | None, str]:
+    if max_time is None:
+        return None, ""
+    from distsgd.run.batch_job import time_limit
+
+    return time_limit(max_time)
 
 
 def _intervals(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Intervals:

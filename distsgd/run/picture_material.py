@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
 from distsgd.data.examples import Examples, Signature
@@ -19,7 +20,7 @@ from distsgd.run.config_file import read_toml
 from distsgd.run.placement import Data, load_data
 from distsgd.run.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
-from distsgd.training.state import find_model
+from distsgd.training.run_state import Metadata
 
 SPLITS = ("test", "validation", "train")
 
@@ -103,13 +104,8 @@ class Stored(Material):
         self._code, self._data_dir = code, data_dir
 
     def weights(self) -> tuple[Mapping[str, Array], Signature]:
-        found = find_model(self.run.path)
-        said = found.document.get("signature", {})
-        try:
-            signature = Signature(tuple(said["example_shape"]), tuple(said["target_shape"]), said["num_classes"])
-        except (KeyError, TypeError):
-            raise ConfigurationError(f"{self.run.path}: the checkpoint says nothing of its examples") from None
-        return found.group("parameters"), signature
+        found = find_checkpoint(self.run.path, prefer="best")
+        return found.group("parameters"), Metadata.from_document(found.document).known_signature(self.run.path)
 
     def _load(self) -> tuple[StoredModel, Data]:
         alone = SerialCommunicator()
@@ -118,7 +114,7 @@ class Stored(Material):
         if config.dataset == "arrays" and not Path("arrays").exists():
             raise DataError(f"{self.run.path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
         data = load_data(alone, replace(config, data_dir=self._data_dir or config.data_dir))
-        contents = find_model(self.run.path).document.get("contents")
-        if contents not in (None, data.fingerprint):
+        found = find_checkpoint(self.run.path, prefer="best")
+        if Metadata.from_document(found.document).contents not in (None, data.fingerprint):
             raise DataError(f"{data.name} is not the data that {self.run.path} was trained on any more")
         return stored, data

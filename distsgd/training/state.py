@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from distsgd.core.checkpoint import Checkpoint, read_checkpoint, understanding
+from distsgd.core.checkpoint import Checkpoint, understanding
 from distsgd.core.device import Array, host_copy
 from distsgd.core.errors import CheckpointError
 from distsgd.core.layout import Layout
 from distsgd.parallel import Communicator
 from distsgd.training.early_stopping import StoppingRule
 from distsgd.training.non_finite import PARAMETERS, NonFinite
+from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
-
-_SCALARS = ("step", "updates", "loss_sum", "count", "train_loss", "best", "scores")
-_NOT_METADATA = (*_SCALARS, "skipped", "rule", "format", "sha256")
-
-
-@dataclass
-class Progress:
-    """Where a run stands between two steps.
-
-    updates           made in these steps, which is what Adam counts: a skipped minibatch made none
-    loss_sum, count   of the current epoch so far
-    train_loss        of the last record
-    best              the record of the best validation; best_params and best_running are on rank 0 alone
-    scores            the numbers of the last validation's record, which a target is compared with
-    skipped          minibatches that are not to be used, and why, by their step from 1
-    metadata             other entries of the checkpoint: the configuration, this CPU's probe
-    """
-
-    step: int = 0
-    updates: int = 0
-    loss_sum: float = 0.0
-    count: int = 0
-    train_loss: float | None = None
-    best: dict[str, Any] | None = None
-    best_params: Array | None = None
-    best_running: Array | None = None
-    scores: dict[str, float] | None = None
-    skipped: dict[int, NonFinite] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def take(
-    step: TrainingStep, progress: Progress, rule: StoppingRule | None, slots: list[Array]
+    step: TrainingStep, progress: RunState, rule: StoppingRule | None, slots: list[Array]
 ) -> tuple[Checkpoint, Checkpoint]:
     """(the whole run, the best model so far); both are copies. On rank 0."""
     running = running_layout(step)
@@ -64,18 +34,6 @@ def take(
     }
     for name, slot in zip(step.optimizer.slots, slots, strict=True):
         arrays |= _named(f"optimizer/{name}", step.layout, slot)
-    document = {
-        **progress.metadata,
-        "step": progress.step,
-        "updates": progress.updates,
-        "loss_sum": progress.loss_sum,
-        "count": progress.count,
-        "train_loss": progress.train_loss,
-        "best": progress.best,
-        "scores": progress.scores,
-        "skipped": [found.record() for found in progress.skipped.values()],
-        "rule": None if rule is None else rule.state(),
-    }
     if progress.best_params is None or progress.best_running is None:
         best = dict(arrays)
     else:
@@ -86,40 +44,38 @@ def take(
             **_named("statistics", running, progress.best_running),
         }
     model = {name: array for name, array in best.items() if not name.startswith("optimizer/")}
-    handed = progress.best["step"] if progress.best else progress.step
-    return Checkpoint(arrays, document), Checkpoint(model, {**progress.metadata, "step": handed, "best": progress.best})
+    document = replace(progress, rule=None if rule is None else rule.state()).to_document()
+    return Checkpoint(arrays, document), Checkpoint(model, progress.best_document())
 
 
 def restore(
     communicator: Communicator, step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint | None
-) -> Progress:
+) -> RunState:
     """Puts rank 0's checkpoint (None elsewhere) in place on all ranks. Collective."""
 
     slots: list[Array] | None = None
-    progress, params = Progress(), step.params_buffer()
+    whole = RunState()
+    params = step.params_buffer()
 
-    def read() -> dict[str, Any]:
-        nonlocal slots, progress
+    def read() -> RunState:
+        nonlocal slots, whole
         assert checkpoint is not None
         with understanding("the checkpoint"):
-            slots, progress = _read(step, rule, checkpoint, params.flat)
-        return {key: getattr(progress, key) for key in (*_SCALARS, "skipped", "metadata")}
+            slots, whole = _read(step, rule, checkpoint, params.flat)
+        return replace(whole, best_params=None, best_running=None)
 
-    entries = communicator.on_root(read)
-    if not communicator.is_root:
-        progress = Progress(**entries)
+    progress = communicator.on_root(read)
     step.load(params)
     step.reduction.load_slots(slots)
     if len(step.running):
         communicator.broadcast(step.running.flat)
-    return progress
+    return whole if communicator.is_root else replace(progress)  # ranks that are threads get one object
 
 
 def _read(
     step: TrainingStep, rule: StoppingRule | None, checkpoint: Checkpoint, params: Array
-) -> tuple[list[Array], Progress]:
+) -> tuple[list[Array], RunState]:
     """Fills rank 0's `params` and statistics; returns the optimizer's slots and the progress."""
-    document = checkpoint.document
     fill_model(params, step.layout, checkpoint.group("parameters"), "parameters")
     running = running_layout(step)
     fill_model(step.running.flat, running, checkpoint.group("statistics"), "statistics")
@@ -128,22 +84,15 @@ def _read(
         flat = np.empty_like(params)
         fill_model(flat, step.layout, checkpoint.group(f"optimizer/{name}"), f"optimizer state {name}")
         slots.append(flat)
-    try:
-        progress = Progress(**{key: document[key] for key in _SCALARS})
-        progress.skipped = {record["step"]: NonFinite.of(record) for record in document["skipped"]}
-    except KeyError as error:
-        raise CheckpointError(f"the checkpoint lacks {error}; it was not written as a whole run") from None
-    progress.metadata = {key: value for key, value in document.items() if key not in _NOT_METADATA}
+    progress = RunState.from_document(checkpoint.document)
     best = checkpoint.group("best/parameters")
     if progress.best is not None:
-        if not all(isinstance(progress.best.get(key), int) for key in ("step", "epoch")):
-            raise CheckpointError("the checkpoint's best validation has no step and epoch; it was not written whole")
         progress.best_params = np.empty_like(params)
         progress.best_running = np.empty_like(step.running.flat)
         fill_model(progress.best_params, step.layout, best, "best parameters")
         fill_model(progress.best_running, running, checkpoint.group("best/statistics"), "best statistics")
-    if rule is not None and document.get("rule") is not None:
-        rule.restore(document["rule"])
+    if rule is not None and progress.rule is not None:
+        rule.restore(progress.rule)
     return slots, progress
 
 
@@ -170,17 +119,3 @@ def fill_model(flat: Array, layout: Layout, arrays: Mapping[str, Array], what: s
 
 def _named(prefix: str, layout: Layout, flat: Array) -> dict[str, Array]:
     return {f"{prefix}/{name}": array for name, array in layout.views(flat).items()}
-
-
-def find_model(path: Path) -> Checkpoint:
-    """The checkpoint at this path, or the best one of the run folder at it. Raises CheckpointError."""
-    try:
-        if path.is_file():
-            return read_checkpoint(path)
-        for name in ("best", "last"):
-            inside = path / "checkpoints" / f"{name}.safetensors"
-            if inside.is_file():
-                return read_checkpoint(inside)
-    except OSError as error:
-        raise CheckpointError(f"could not read {path}: {error.strerror or error}") from None
-    raise CheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints; name one of the two")

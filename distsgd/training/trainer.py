@@ -31,8 +31,9 @@ from distsgd.training.intervals import Intervals, Limits
 from distsgd.training.metrics import Value
 from distsgd.training.non_finite import NonFinite, goes_back
 from distsgd.training.replicas import compare_replicas
+from distsgd.training.run_state import RunState
 from distsgd.training.speed import SpeedMeter
-from distsgd.training.state import Progress, restore, take
+from distsgd.training.state import restore, take
 from distsgd.training.step import NOTHING, Flag, StepOrder, StepResult, TrainingStep
 from distsgd.training.steps import Steps
 
@@ -73,7 +74,7 @@ class Trainer:
     check_replicas: int = 0
     callbacks: Sequence[Callback] = ()
     notes: Sequence[str] = ()
-    progress: Progress = field(default_factory=Progress)
+    progress: RunState = field(default_factory=RunState)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
     _stop_asked: bool = field(default=False, init=False)
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.checkpoint import Checkpoint, CheckpointFolder
+from distsgd.core.checkpoint import Checkpoint
+from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.core.random import normal
 from distsgd.run import build, folder_writer
