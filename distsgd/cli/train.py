@@ -178,7 +178,7 @@ def announce(communicator: Communicator, attempt: Attempt) -> None:
 
 def describe(config: TrainConfig, trainer: Trainer) -> str:
     """The model in a few words: its name, and the layers."""
-    from distsgd.nn.models import describe as describe_layer
+    from distsgd.nn.models.describe import describe as describe_layer
     from distsgd.nn.models.text import is_text
     from distsgd.nn.objective import Supervised
 

@@ -72,10 +72,9 @@ class WatchedFolder:
 
     def step(self) -> int | None:
         """The step of the newest checkpoint by its file name, None without any; the run checks the contents."""
-        from distsgd.core.checkpoint_folder import CheckpointFolder  # with NumPy, after runtime.prepare()
-        from distsgd.core.folders import Folder
-
-        try:
-            return CheckpointFolder(Folder(self.path / "checkpoints")).newest_step()
-        except OSError:
-            return None
+        steps = [
+            int(number)
+            for path in (self.path / "checkpoints").glob("step-*.safetensors")
+            if (number := path.stem.removeprefix("step-")).isdecimal()
+        ]
+        return max(steps, default=None)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.files import read_regular
 from distsgd.run.config import TrainConfig, field_names, option_types
 
 RENAMED = {"logical_ranks": "microbatches"}
@@ -19,6 +18,8 @@ _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 
 def read_toml(path: Path) -> TrainConfig:
     """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
+    from distsgd.core.files import read_regular
+
     try:
         document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
     except OSError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn.layers import (
@@ -15,8 +18,9 @@ from distsgd.nn.layers import (
     Sequential,
     Subsample,
 )
-from distsgd.nn.models.options import ModelOptions
+from distsgd.nn.models.options import ModelBuilder, ModelOptions
 from distsgd.nn.models.shapes import as_images
+from distsgd.nn.models.text import from_text
 
 LENET = "lenet: conv 20 5x5, pool 2, tanh, conv 50 5x5, pool 2, tanh, dense 500, tanh, dense"
 """The network of Theano's tutorial "Convolutional neural networks (LeNet)", for images of 28x28. The tutorial adds its
@@ -78,3 +82,11 @@ def _block(channels: int, filters: int, options: ModelOptions) -> Layer:
         BatchNormalization(filters),
     ]
     return Residual(Sequential(body), None if stride == 1 else Subsample(filters, stride))
+
+
+NETWORKS: Mapping[str, ModelBuilder] = {
+    "lenet": partial(from_text, LENET),
+    "network3": partial(from_text, NETWORK3),
+    "lasagne-cnn": partial(from_text, LASAGNE),
+    "resnet20": resnet20,
+}

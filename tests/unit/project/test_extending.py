@@ -145,7 +145,7 @@ def test_activation(added: Added) -> None:
 def test_named_model(added: Added) -> None:
     from dataclasses import replace
 
-    from distsgd.nn.models import describe
+    from distsgd.nn.models.describe import describe
 
     module = added.block("distsgd/nn/models/plain.py")
     added.register(module, "distsgd/nn/models/__init__.py", "MODELS")
