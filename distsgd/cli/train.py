@@ -29,8 +29,8 @@ def main() -> int:
 def train(communicator: Communicator, arguments: Sequence[str], signals: Signals) -> int:
     """Parses, and runs; returns the exit status. Collective."""
     from distsgd.cli.command_line import load_config
-    from distsgd.run.build import build_objective, build_own_optimizer
-    from distsgd.run.config import resolved
+    from distsgd.run.build import build_objective
+    from distsgd.run.config import own_optimizer, resolved
     from distsgd.run.folder import run_folder
     from distsgd.run.lifecycle import RunSpec, run
     from distsgd.run.placement import load_data
@@ -44,7 +44,7 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
         command.folder,
         load_data,
         build_objective,
-        build_own_optimizer(config),
+        own_optimizer(config),
         callbacks=command.callbacks,
         finished=command.finished,
         before_training=command.before_training,

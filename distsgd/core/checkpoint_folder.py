@@ -37,13 +37,9 @@ def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
     try:
         with open_regular(path) if folder is None else folder.open(path.name) as file:
             check_length(file)
-            data = file.read()
+            return decode(file.read())
     except OSError as error:
         raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    try:
-        return decode(data)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

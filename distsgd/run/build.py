@@ -20,7 +20,7 @@ from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import FunctionObjective, Objective, Supervised
-from distsgd.optim.optimizers import OPTIMIZERS, Optimizer, build_optimizer
+from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
@@ -28,7 +28,7 @@ from distsgd.parallel.reduction import Partition, Plan
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.choose_reduction import make_reduction
-from distsgd.run.config import TrainConfig, hyper_parameters
+from distsgd.run.config import TrainConfig
 from distsgd.run.placement import Data, on_device
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.callbacks import Callback
@@ -87,12 +87,8 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
             "take linear outputs"
         )
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    return as_objective(build_model(config.model, data.example_shape, outputs, model_options(config)), loss, data)
-
-
-def model_options(config: TrainConfig) -> ModelOptions:
-    """The options of a named model."""
-    return ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
+    options = ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
+    return as_objective(build_model(config.model, data.example_shape, outputs, options), loss, data)
 
 
 def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
@@ -152,11 +148,6 @@ def confusion_matrix(data: Signature, metrics: Sequence[Metric]) -> ConfusionMat
     if accuracy is None or data.num_classes is None or data.num_classes > _CONFUSION_CLASSES:
         return None
     return ConfusionMatrix(max(data.num_classes, 2), accuracy.threshold)  # type: ignore[attr-defined]
-
-
-def build_own_optimizer(config: TrainConfig) -> Optimizer:
-    """The optimizer of the configuration."""
-    return build_optimizer(config.optimizer, **hyper_parameters(config))
 
 
 def build_own_schedule(config: TrainConfig) -> Schedule:

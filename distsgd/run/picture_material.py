@@ -13,7 +13,6 @@ from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.loader import Loader
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
 from distsgd.run.config_file import read_toml
@@ -68,9 +67,7 @@ class Material(ABC):
     def predict(self, examples: Examples) -> Array:
         """The model's predictions, (n, outputs), in the scale that it was trained in."""
         stored, _ = self.trained()
-        dtype = np.dtype(stored.config.dtype)
-        loader = Loader(examples, stored.objective, dtype, stored.config.seed, with_targets=False)
-        loader.check()
+        loader = stored.loader(examples)
         with np.errstate(all="ignore"):
             return predict_all(loader, stored.params, stored.state)
 

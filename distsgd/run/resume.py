@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,15 @@ _REQUIRED = {"epochs": int, "steps": int, "parameters_sha256": str}
 """What the summary of a run that is finished holds at least."""
 
 
+@dataclass
 class Start:
     """Where an attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.finished: str | None = None
-        self.has_checkpoint = False
-        self.checkpoint: Checkpoint | None = None
-        self.notes: list[str] = []
+    config: TrainConfig
+    finished: str | None = None
+    has_checkpoint: bool = False
+    checkpoint: Checkpoint | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "checkpoint": None}  # its arrays travel through the reduction

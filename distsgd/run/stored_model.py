@@ -13,7 +13,8 @@ from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError, ConfigurationError
 from distsgd.core.layout import Layout, Views
 from distsgd.core.runtime import check_memory
-from distsgd.data.examples import Signature
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.loader import Loader
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
 from distsgd.run.build import OWN_MODEL, build_objective
@@ -36,6 +37,14 @@ class StoredModel:
     objective: Objective
     params: Views
     state: Views
+
+    def loader(self, examples: Examples, *, with_targets: bool = False) -> Loader:
+        """What feeds these examples to the model. Raises DataError where they don't fit it."""
+        config = self.config
+        loader = Loader(examples, self.objective, np.dtype(config.dtype), config.seed, with_targets=with_targets)
+        loader.check()
+        self.signature.check_axes(examples.x.shape[1:])
+        return loader
 
     def doubt(self, x: Array) -> str | None:
         """A line about inputs of another kind than those of training, which are divided by its scale all the same."""
