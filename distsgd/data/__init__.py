@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from distsgd.core.lazy import lazily
+
 if TYPE_CHECKING:
     from distsgd.data.sources.datasets import (
         ArraySource,
@@ -12,15 +14,7 @@ if TYPE_CHECKING:
         open_dataset,
         read_array,
     )
-else:
-
-    def __getattr__(name):
-        """The names of the data sets are imported when they are first used: arrays in memory need none of them."""
-        from distsgd.data.sources import datasets
-
-        if name not in __all__:
-            raise AttributeError(f"module 'distsgd.data' has no attribute {name!r}")
-        return getattr(datasets, name)
-
-
 __all__ = ["ArraySource", "DataSource", "OpenOptions", "load_mnist", "make_moons", "open_dataset", "read_array"]
+
+if not TYPE_CHECKING:
+    __getattr__ = lazily(__name__, dict.fromkeys(__all__, "distsgd.data.sources.datasets"))
