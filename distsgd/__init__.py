@@ -6,9 +6,8 @@ Public names are imported when they are first used, so that `import distsgd` sta
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distsgd.core.lazy import lazily
 from distsgd.core.version import __version__
 
 _WHERE = {
@@ -77,11 +76,14 @@ if TYPE_CHECKING:
 __all__ = ["__version__", *_FACES, *_WHERE]
 
 
-if not TYPE_CHECKING:
-    _find = lazily(__name__, {name: f"distsgd.{module}" for name, module in _WHERE.items()})
-
-    def __getattr__(name):
-        return import_module(f"distsgd.{name}") if name in _FACES else _find(name)
+def __getattr__(name: str) -> Any:
+    if name in _FACES:
+        return import_module(f"distsgd.{name}")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'distsgd' has no attribute {name!r}")
+    value = getattr(import_module(f"distsgd.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

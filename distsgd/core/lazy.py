@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
 
-def lazily(package: str, where: Mapping[str, str]) -> Callable[[str], Any]:
+def lazily(package: str, names: Sequence[str], modules: Sequence[str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package whose names are in other modules.
 
     Parameters
     ----------
     package
         The package's `__name__`.
-    where
-        Each name's module.
+    names
+        Its names.
+    modules
+        Where they are looked for, in order: no module after the right one is imported.
     """
 
     def find(name: str) -> Any:
-        if name not in where:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(where[name]), name)
-        vars(sys.modules[package])[name] = value
-        return value
+        for module in modules if name in names else ():
+            found = import_module(module)
+            if hasattr(found, name):
+                vars(sys.modules[package])[name] = getattr(found, name)
+                return getattr(found, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find

@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 __all__ = ["ArraySource", "DataSource", "OpenOptions", "load_mnist", "make_moons", "open_dataset", "read_array"]
 
 if not TYPE_CHECKING:
-    __getattr__ = lazily(__name__, dict.fromkeys(__all__, "distsgd.data.sources.datasets"))
+    __getattr__ = lazily(__name__, __all__, ["distsgd.data.sources.datasets"])

@@ -36,29 +36,6 @@ __all__ = [
     "Zeros",
 ]  # fmt: skip
 
-_MODULES = {
-    "distsgd.core.layout": ("Layout", "Views"),
-    "distsgd.nn.batch": ("Batch",),
-    "distsgd.nn.initializers": ("Constant", "Glorot", "He", "Initializer", "LeCun", "Normal", "Uniform", "Zeros"),
-    "distsgd.nn.layers": (
-        "Activation",
-        "AveragePooling",
-        "Backward",
-        "BatchNormalization",
-        "Convolution",
-        "Dense",
-        "Dropout",
-        "Flatten",
-        "GlobalAveragePooling",
-        "Layer",
-        "MaxPooling",
-        "Residual",
-        "Sequential",
-        "StatefulLayer",
-        "Subsample",
-    ),
-    "distsgd.nn.losses": ("BinaryCrossEntropy", "Loss", "SoftmaxCrossEntropy", "SquaredError"),
-    "distsgd.nn.objective": ("FunctionObjective", "LossAndGrad", "Objective", "Supervised"),
-}
+_WHERE = ("core.layout", "nn.batch", "nn.initializers", "nn.layers", "nn.losses", "nn.objective")
 if not TYPE_CHECKING:
-    __getattr__ = lazily(__name__, {name: module for module, names in _MODULES.items() for name in names})
+    __getattr__ = lazily(__name__, __all__, [f"distsgd.{module}" for module in _WHERE])

@@ -20,16 +20,6 @@ __all__ = [
     "Flatten", "GlobalAveragePooling", "Layer", "MaxPooling", "Residual", "Sequential", "StatefulLayer", "Subsample",
 ]  # fmt: skip
 
-_MODULES = {
-    "distsgd.nn.layers.activation": ("ACTIVATIONS", "Activation"),
-    "distsgd.nn.layers.base": ("Backward", "Layer", "StatefulLayer"),
-    "distsgd.nn.layers.convolution": ("Convolution",),
-    "distsgd.nn.layers.dense": ("Dense", "Flatten"),
-    "distsgd.nn.layers.dropout": ("Dropout",),
-    "distsgd.nn.layers.normalization": ("BatchNormalization",),
-    "distsgd.nn.layers.pooling": ("AveragePooling", "GlobalAveragePooling", "MaxPooling"),
-    "distsgd.nn.layers.residual": ("Residual", "Subsample"),
-    "distsgd.nn.layers.sequential": ("Sequential",),
-}
+_KINDS = ("base", "activation", "dense", "dropout", "sequential", "normalization", "pooling", "convolution", "residual")
 if not TYPE_CHECKING:
-    __getattr__ = lazily(__name__, {name: module for module, names in _MODULES.items() for name in names})
+    __getattr__ = lazily(__name__, __all__, [f"{__name__}.{kind}" for kind in _KINDS])
