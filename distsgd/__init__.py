@@ -23,7 +23,7 @@ _WHERE = {
     "Batch": "nn.batch", "Views": "core.layout", "Layout": "core.layout",
     "FunctionObjective": "nn.objective", "LossAndGrad": "nn.objective",
     "Callback": "training.callbacks", "build_schedule": "optim.schedules",
-    "load_mnist": "data.sources", "open_dataset": "data.sources",
+    "load_mnist": "data.sources.datasets", "open_dataset": "data.sources.datasets",
     "fit": "run.fit", "Result": "run.fit",
 }  # fmt: skip
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from distsgd import testing as testing
     from distsgd.core.layout import Layout as Layout
     from distsgd.core.layout import Views as Views
-    from distsgd.data.sources import load_mnist as load_mnist
-    from distsgd.data.sources import open_dataset as open_dataset
+    from distsgd.data.sources.datasets import load_mnist as load_mnist
+    from distsgd.data.sources.datasets import open_dataset as open_dataset
     from distsgd.nn.batch import Batch as Batch
     from distsgd.nn.initializers import Constant as Constant
     from distsgd.nn.initializers import Glorot as Glorot

@@ -49,6 +49,7 @@ from distsgd.run.folder import RunFolder  # noqa: E402
 from distsgd.run.resume import find_start, is_finished  # noqa: E402
 from distsgd.run.stored_model import load_model  # noqa: E402
 from distsgd.run.summary import last_line  # noqa: E402
+from distsgd.training.run_state import RunState  # noqa: E402
 
 LIMIT_BYTES = 64 << 20
 LIMIT_SECONDS = 1.0
@@ -152,7 +153,7 @@ def use_summary(path: Path, content: bytes) -> None:
     folder = RunFolder(path.parent)
     folder.summary.write_bytes(content)
     found = folder.read_summary()
-    if found is not None and is_finished(TrainConfig(), found, Checkpoint()):
+    if found is not None and is_finished(TrainConfig(), found, RunState()):
         last_line(found, "run")
 
 

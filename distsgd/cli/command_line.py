@@ -70,12 +70,14 @@ def _names(arguments: Sequence[str]) -> list[str]:
 
 def _printable(default: T) -> T:
     """The same with what isn't printable escaped: --help shows the values of a configuration file as defaults."""
-    texts = {field.name: getattr(default, field.name) for field in fields(default)}  # type: ignore[arg-type]
-    changed: dict[str, Any] = {key: visible(text) for key, text in texts.items() if isinstance(text, str)}
-    for key, items in texts.items():
-        if isinstance(items, tuple):
-            changed[key] = tuple(visible(item) if isinstance(item, str) else item for item in items)
-    return replace(default, **changed)  # type: ignore[type-var]
+
+    def printable(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(printable, value))
+        return visible(value) if isinstance(value, str) else value
+
+    shown = {field.name: printable(getattr(default, field.name)) for field in fields(default)}  # type: ignore[arg-type]
+    return replace(default, **shown)  # type: ignore[type-var]
 
 
 def _check_lists_are_given_once(kind: type, arguments: Sequence[str]) -> None:

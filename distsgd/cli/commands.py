@@ -39,7 +39,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
         return error.exit_status
     try:
         if alike:
-            from distsgd.run.agreement import agree_on_command
+            from distsgd.cli.agreement import agree_on_command
 
             agree_on_command(communicator, sys.argv[1:])
         status = command(communicator, sys.argv[1:])

@@ -13,7 +13,7 @@ from distsgd.core.output import say
 if TYPE_CHECKING:
     import tyro
 
-    from distsgd.data.sources import DataSource
+    from distsgd.data.sources.datasets import DataSource
     from distsgd.parallel import Communicator
 
 
@@ -49,8 +49,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_positional
     from distsgd.core.layout import Layout
-    from distsgd.data.loader import Loader
-    from distsgd.data.sources import check_arrays
+    from distsgd.data.sources.datasets import check_arrays
     from distsgd.parallel.thread_pool import Workers
     from distsgd.run.build import build_metrics, confusion_matrix
     from distsgd.run.folder import finite
@@ -69,9 +68,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     communicator.on_root(
         lambda: check_arrays(source.name, examples.x, examples.y, examples.weights, num_classes=signature.num_classes)
     )
-    loader = Loader(examples, stored.objective, np.dtype(config.dtype), config.seed)
-    loader.check()
-    signature.check_axes(examples.x.shape[1:])
+    loader = stored.loader(examples, with_targets=True)
     if communicator.is_root and (doubt := stored.doubt(examples.x)):
         say(doubt, sys.stderr)
     metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)

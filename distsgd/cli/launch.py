@@ -76,7 +76,7 @@ def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> 
     from distsgd.cli.command_line import load_config
     from distsgd.launching.folder import WatchedFolder
     from distsgd.run.config import resolved
-    from distsgd.run.resume import run_folder
+    from distsgd.run.folder import run_folder
     from distsgd.training.intervals import parse_duration
 
     own, passed = divide(arguments)

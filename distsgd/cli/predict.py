@@ -45,8 +45,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_positional
     from distsgd.data.examples import Examples
-    from distsgd.data.loader import Loader
-    from distsgd.data.sources import open_inputs
+    from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
     from distsgd.run.placement import place
     from distsgd.run.stored_model import load_model
@@ -57,9 +56,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     stored = load_model(communicator, options.run, options.model)
     x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
     examples = Examples(x, x, scale=stored.signature.scale)
-    loader = Loader(examples, stored.objective, np.dtype(stored.config.dtype), 0, with_targets=False)
-    loader.check()
-    stored.signature.check_axes(x.shape[1:])
+    loader = stored.loader(examples)
     if communicator.is_root and (doubt := stored.doubt(x)):
         say(doubt, sys.stderr)
     # Whole chunks to each rank, so that predictions are the same on any number of them.

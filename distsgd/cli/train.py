@@ -5,19 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.cli.commands import run_command
 from distsgd.core.output import report_to_launcher, say
 
 if TYPE_CHECKING:
-    from distsgd.nn.objective import Objective
     from distsgd.parallel import Communicator
     from distsgd.run.config import TrainConfig
     from distsgd.run.folder import RunFolder
-    from distsgd.run.placement import Data
-    from distsgd.run.resume import Start
+    from distsgd.run.lifecycle import Attempt
     from distsgd.training.callbacks import Callback
     from distsgd.training.trainer import Trainer
 
@@ -29,84 +27,86 @@ def main() -> int:
 
 
 def train(communicator: Communicator, arguments: Sequence[str], signals: Signals) -> int:
-    """Parses, builds, trains and writes the run folder; returns the exit status. Collective."""
+    """Parses, and runs; returns the exit status. Collective."""
     from distsgd.cli.command_line import load_config
-    from distsgd.gpu.devices import device_of_rank
-    from distsgd.run.build import check_ranks
-    from distsgd.run.config import resolved
-    from distsgd.run.resume import beginning, run_folder
+    from distsgd.run.build import build_objective
+    from distsgd.run.config import own_optimizer, resolved
+    from distsgd.run.folder import run_folder
+    from distsgd.run.lifecycle import RunSpec, run
+    from distsgd.run.placement import load_data
+    from distsgd.run.summary import EXIT_STATUS
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
-    check_ranks(communicator, config)
-    if config.plot:  # reported before training, not after it
-        from distsgd.plots.canvas import check_installed
-
-        communicator.on_root(check_installed)
-    device_of_rank(communicator, config.device, config.precision)
-    folder = run_folder(config)
-    with beginning(communicator, config, folder) as start:
-        if start.finished is None:
-            return run(communicator, folder, start, signals)
-        if communicator.is_root:
-            if config.plot:
-                from distsgd.run.pictures import draw_finished
-
-                draw_finished(folder.path, config)
-            report_to_launcher("ended", status="finished")
-            say(start.finished)
-    return 0
+    command = Command(config, run_folder(config), signals)
+    spec = RunSpec(
+        config,
+        command.folder,
+        load_data,
+        build_objective,
+        own_optimizer(config),
+        callbacks=command.callbacks,
+        finished=command.finished,
+        before_training=command.before_training,
+        ended=command.ended,
+    )
+    attempt = run(communicator, spec)
+    return command.status if attempt is None else EXIT_STATUS[attempt.summary["status"]]
 
 
-def run(communicator: Communicator, folder: RunFolder, start: Start, signals: Signals) -> int:
-    """Trains this attempt. Collective."""
-    from distsgd.core.status_table import Phase
-    from distsgd.run.build import build_metrics, build_objective, build_own_optimizer, check_targets, user_code
-    from distsgd.run.lifecycle import Attempt
-    from distsgd.run.placement import load_data
-    from distsgd.run.summary import EXIT_STATUS, last_line
+@dataclass
+class Command:
+    """What the command does in a run's life, where `fit` does nothing; `status` is that of a run that doesn't train."""
 
-    config = start.config
-    communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.set_phase(Phase.START)
-    data = load_data(communicator, config)
-    objective = build_objective(communicator, config, data.signature)
-    if config.check_gradient:
-        return check_gradient(communicator, config, data, objective)
-    optimizer = build_own_optimizer(config)
-    check_targets(communicator, objective, data)
-    metrics = build_metrics(communicator, config, data.signature, objective)
-    users = [user_code(communicator, name, "callback") for name in config.callback]
-    callbacks = communicator.everywhere(lambda: make_callbacks(communicator.is_root, config, users))
-    attempt = Attempt(data, objective, optimizer, None, metrics, callbacks, folder, start)
-    trainer = attempt.begin(communicator)
-    announce(communicator, config, data, trainer, folder, [*start.notes, *trainer.notes])
-    if config.dry_run:
-        return 0
-    signals.watch(trainer)
-    summary = attempt.run(communicator, trainer)
-    if communicator.is_root:
-        if config.plot:
-            plot(config, data, trainer, folder)
-        report_to_launcher("ended", status=summary["status"])
-        say(last_line(summary, str(folder.place())))
-    return EXIT_STATUS[summary["status"]]
+    config: TrainConfig
+    folder: RunFolder
+    signals: Signals
+    status: int = 0
+
+    def callbacks(self, communicator: Communicator) -> list[Callback]:
+        """What shows the run's progress, and the user's own. Collective."""
+        from distsgd.run.build import user_code
+        from distsgd.run.progress import make_progress
+
+        users = {name: user_code(communicator, name, "callback") for name in self.config.callback}
+        own = communicator.everywhere(lambda: [_callback(name, users[name]) for name in self.config.callback])
+        progress = make_progress(self.config.quiet) if communicator.is_root else None
+        return [*([] if progress is None else [progress]), *own]
+
+    def finished(self, line: str) -> None:
+        """Draws and reports a run that is finished already, on rank 0."""
+        if self.config.plot:
+            from distsgd.run.pictures import draw_finished
+
+            draw_finished(self.folder.path, self.config)
+        report_to_launcher("ended", status="finished")
+        say(line)
+
+    def before_training(self, communicator: Communicator, attempt: Attempt) -> bool:
+        """Checks the gradient, or prints the header; whether to train. From then on signals stop it. Collective."""
+        if self.config.check_gradient:
+            self.status = check_gradient(communicator, attempt)
+            return False
+        announce(communicator, attempt)
+        self.signals.watch(attempt.trainer)
+        return not self.config.dry_run
+
+    def ended(self, attempt: Attempt) -> None:
+        """Reports the end and prints the last line, on rank 0."""
+        from distsgd.run.summary import last_line
+
+        report_to_launcher("ended", status=attempt.summary["status"])
+        say(last_line(attempt.summary, str(self.folder.place())))
 
 
-def make_callbacks(is_root: bool, config: TrainConfig, users: Sequence[Any]) -> list[Callback]:
-    """What watches the run; rank 0's list alone is used."""
+def _callback(name: str, given: Any) -> Callback:
     from distsgd.core.errors import ConfigurationError
-    from distsgd.run.progress import make_progress
     from distsgd.training.callbacks import Callback
 
-    own = [user() if isinstance(user, type) else user for user in users]
-    for name, callback in zip(config.callback, own, strict=True):
-        if not isinstance(callback, Callback):
-            raise ConfigurationError(f"callback: {name} must be a distsgd.Callback, got {type(callback).__name__}")
-    if not is_root:
-        return []
-    progress = make_progress(config.quiet)
-    return [*([] if progress is None else [progress]), *own]
+    callback = given() if isinstance(given, type) else given
+    if not isinstance(callback, Callback):
+        raise ConfigurationError(f"callback: {name} must be a distsgd.Callback, got {type(callback).__name__}")
+    return callback
 
 
 class Signals:
@@ -131,18 +131,17 @@ class Signals:
             trainer.stop()
 
 
-def announce(
-    communicator: Communicator, config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder, notes: list[str]
-) -> None:
-    """Prints the header, and a warning where hosts compute other bits. Collective."""
+def announce(communicator: Communicator, attempt: Attempt) -> None:
+    """Prints notes, a warning where hosts compute other bits, and the header. Collective."""
     from distsgd.core.device import FULL
     from distsgd.core.runtime import blas_description
+    from distsgd.run.lifecycle import say_notes
 
-    probes = communicator.gather_object(trainer.progress.metadata["probe"])
-    if probes is None:
+    config, data, trainer, folder = attempt.config, attempt.data, attempt.trainer, attempt.spec.folder
+    probes = communicator.gather_object(trainer.progress.metadata.probe)
+    say_notes(communicator, attempt)
+    if probes is None or folder is None:
         return
-    for note in notes:
-        say(note, sys.stderr)
     odd = sorted({host for host, probe in zip(communicator.hosts, probes, strict=True) if probe != probes[0]})
     if odd:
         say(
@@ -179,7 +178,7 @@ def announce(
 
 def describe(config: TrainConfig, trainer: Trainer) -> str:
     """The model in a few words: its name, and the layers."""
-    from distsgd.nn.models import describe as describe_layer
+    from distsgd.nn.models.describe import describe as describe_layer
     from distsgd.nn.models.text import is_text
     from distsgd.nn.objective import Supervised
 
@@ -189,22 +188,12 @@ def describe(config: TrainConfig, trainer: Trainer) -> str:
     return layers if "," in name else f"{name} {layers}"
 
 
-def plot(config: TrainConfig, data: Data, trainer: Trainer, folder: RunFolder) -> None:
-    """Draws the run that has just ended, on rank 0."""
-    from distsgd.run.pictures import draw_after_training
-    from distsgd.run.stored_model import StoredModel
-
-    step = trainer.step
-    stored = StoredModel(config, data.signature, step.objective, step.host_params(), step.running)
-    draw_after_training(folder.place(), stored, data, quiet=config.quiet)
-
-
-def check_gradient(communicator: Communicator, config: TrainConfig, data: Data, objective: Objective) -> int:
+def check_gradient(communicator: Communicator, attempt: Attempt) -> int:
     """Compares the gradient with central differences in float64 on rank 0; 0 where it is right. Collective."""
     from distsgd.cli.gradient_check import check_objective
 
     def check() -> bool:
-        result = check_objective(objective, data.train, config.seed)
+        result = check_objective(attempt.trainer.step.objective.scaled(1), attempt.data.train, attempt.config.seed)
         say(str(result))
         return result.ok
 

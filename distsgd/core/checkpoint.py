@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, written atomically, hashed as a whole, and never unpickled.
+"""The format of checkpoints: one safetensors file each, hashed as a whole, and never unpickled.
 
 What isn't an array is JSON under the one metadata key `distsgd`, with floats as hexadecimal, so that nothing is
 rounded. The JSON holds the sha256 of the whole file, computed with the digest's own digits as zeros: safetensors has
@@ -14,32 +14,22 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
-from distsgd.core.files import open_regular
-from distsgd.core.folders import Bytes, Folder, identity
 
 FORMAT = 2
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
-_KINDS: dict[str, tuple[type, ...]] = {
-    "step": (int,), "count": (int,), "loss_sum": (float,), "config": (dict,), "signature": (dict,), "contents": (str,),
-    "examples": (list,), "best": (dict, type(None)), "scores": (dict, type(None)), "rule": (dict, type(None)),
-}  # fmt: skip
-"""The types of the document's entries, where they are present."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _DTYPES = {
     "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
     "u8": "U64", "u4": "U32", "u2": "U16", "u1": "U8", "b1": "BOOL",
 }  # fmt: skip
 """safetensors' names of NumPy's types."""
-_LAST = "last.safetensors"
-_NUMBERED = re.compile(r"step-(.*)\.safetensors", re.DOTALL)
 
 
 @dataclass
@@ -55,30 +45,7 @@ class Checkpoint:
         return {name[len(head) :]: array for name, array in self.arrays.items() if name.startswith(head)}
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}") from None
-
-
-def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
-    """Read the checkpoint at `path`, which is in `folder` where one is given.
-
-    Raises CheckpointError where the file can't be read, is damaged, or is of another format.
-    """
-    try:
-        with open_regular(path) if folder is None else folder.open(path.name) as file:
-            _check_length(file)
-            return decode(file.read())
-    except OSError as error:
-        raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def _check_length(file: BinaryIO) -> None:
+def check_length(file: BinaryIO) -> None:
     """Refuse, before reading it, a file that can't be a whole checkpoint: it may be of any length."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
@@ -103,7 +70,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
     return b"".join(pieces(checkpoint))
 
 
-def pieces(checkpoint: Checkpoint) -> list[Bytes]:
+def pieces(checkpoint: Checkpoint) -> list[bytearray | memoryview]:
     """The bytes of a checkpoint file: its header, then the arrays' own memory, which isn't copied.
 
     The same bytes as from safetensors' own `save`, which makes two copies of everything while other threads wait.
@@ -163,9 +130,8 @@ def _check_document(document: Any) -> None:
             f"has format {document.get('format')!r}, this version reads format {FORMAT}; "
             "use the version of distsgd that wrote it"
         )
-    for key, kinds in _KINDS.items():
-        if not isinstance(document.get(key, kinds[0]()), kinds):
-            raise CheckpointError(f"not a checkpoint of distsgd: its {key} is {document[key]!r}")
+    if not isinstance(document.get("step", 0), int):
+        raise CheckpointError(f"not a checkpoint of distsgd: its step is {document['step']!r}")
 
 
 def _find_digest(data: bytearray, size: int | None = None) -> slice:
@@ -191,75 +157,3 @@ def _to_hex(value: Any) -> Any:
 
 def _from_hex(value: dict[str, Any]) -> Any:
     return float.fromhex(value["hex"]) if value.keys() == {"hex"} else value
-
-
-class CheckpointFolder:
-    """The folder of a run's checkpoints: `last`, `best` and the newest `keep` numbered ones."""
-
-    def __init__(self, files: Folder, keep: int = 3) -> None:
-        self.folder, self._files, self._keep = files.path, files, keep
-
-    def save(self, checkpoint: Checkpoint, step: int) -> None:
-        """Writes step-N.safetensors, points last.safetensors to it, and removes old ones. Raises CheckpointError."""
-        numbered = _numbered_name(step)
-        with _writing(self.folder / numbered):
-            self._files.make()
-            self._files.write(numbered, *pieces(checkpoint))
-            self._files.link(numbered, _LAST)
-            numbers = self._numbered()
-            # Later ones are from before the run went back to an older checkpoint.
-            later = [number for number in numbers if number > step]
-            for number in later + [number for number in numbers if number <= step][self._keep :]:
-                self._files.remove(_numbered_name(number))
-            self._files.remove_leftovers()  # of earlier writes, where removing them failed
-
-    def save_best(self, checkpoint: Checkpoint) -> None:
-        """Writes best.safetensors. Raises CheckpointError."""
-        with _writing(self.folder / "best.safetensors"):
-            self._files.write("best.safetensors", *pieces(checkpoint))
-
-    def _numbered(self) -> list[int]:
-        """The steps of the numbered checkpoints, newest first."""
-        steps = [found[1] for name in self._files.names() if (found := _NUMBERED.fullmatch(name))]
-        return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
-
-    def newest_step(self) -> int | None:
-        """The newest step that a numbered checkpoint is named after, None without any. Raises OSError."""
-        return next(iter(self._numbered()), None)
-
-    def _candidates(self) -> Iterator[str]:
-        """The names of checkpoints, those that may be the newest first."""
-        last = self._files.status(_LAST)
-        numbered = [_numbered_name(step) for step in self._numbered()]
-        newest = self._files.status(numbered[0]) if numbered else None
-        if last is not None and (newest is None or identity(last) != identity(newest)):
-            yield _LAST
-        yield from numbered
-
-    def exists(self) -> bool:
-        """Whether there is any checkpoint, valid or not."""
-        return any(True for _ in self._candidates())
-
-    def newest(self, limit: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-        """(the valid checkpoint with the most steps, up to `limit` where one is given, or None; the problems of newer
-        ones)."""
-        problems: list[str] = []
-        best: Checkpoint | None = None
-        for name in self._candidates():
-            try:
-                found = read_checkpoint(self.folder / name, self._files)
-            except CheckpointError as error:
-                problems.append(str(error))
-                continue
-            step = found.document.get("step", 0)
-            if limit is not None and step > limit:
-                continue
-            if best is None or step > best.document.get("step", 0):
-                best = found
-            if name != _LAST:
-                break
-        return best, problems
-
-
-def _numbered_name(step: int) -> str:
-    return f"step-{step}.safetensors"

@@ -176,3 +176,8 @@ CPU = Device()
 def has_cupy() -> bool:
     """Whether there is a CuPy, which is not loaded to know it: without one, `--device auto` is the CPU."""
     return importlib.util.find_spec("cupy") is not None
+
+
+def may_be_gpu(name: str) -> bool:
+    """Whether a device of this name may be a GPU: always for a name of one, for `auto` where CuPy is installed."""
+    return name != CPU.name and (name != "auto" or has_cupy())

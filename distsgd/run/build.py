@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.core.device import Device, Shape
+from distsgd.core.device import CPU, Device, Shape, may_be_gpu
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
@@ -16,22 +16,19 @@ from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.data.sampling import Sampler
-from distsgd.gpu.devices import device_of_rank
-from distsgd.gpu.graph_steps import RecordedSteps
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import FunctionObjective, Objective, Supervised
-from distsgd.optim.optimizers import OPTIMIZERS, Optimizer, build_optimizer
+from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
-from distsgd.run.batch_job import time_limit
 from distsgd.run.choose_reduction import make_reduction
-from distsgd.run.config import TrainConfig, hyper_parameters
+from distsgd.run.config import TrainConfig
 from distsgd.run.placement import Data, on_device
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.callbacks import Callback
@@ -93,12 +90,8 @@ def build_objective(communicator: Communicator, config: TrainConfig, data: Signa
             "take linear outputs"
         )
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    return as_objective(build_model(config.model, data.example_shape, outputs, model_options(config)), loss, data)
-
-
-def model_options(config: TrainConfig) -> ModelOptions:
-    """The options of a named model."""
-    return ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
+    options = ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
+    return as_objective(build_model(config.model, data.example_shape, outputs, options), loss, data)
 
 
 def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
@@ -158,11 +151,6 @@ def confusion_matrix(data: Signature, metrics: Sequence[Metric]) -> ConfusionMat
     if accuracy is None or data.num_classes is None or data.num_classes > _CONFUSION_CLASSES:
         return None
     return ConfusionMatrix(max(data.num_classes, 2), accuracy.threshold)  # type: ignore[attr-defined]
-
-
-def build_own_optimizer(config: TrainConfig) -> Optimizer:
-    """The optimizer of the configuration."""
-    return build_optimizer(config.optimizer, **hyper_parameters(config))
 
 
 def build_own_schedule(config: TrainConfig) -> Schedule:
@@ -233,10 +221,23 @@ def check_targets(communicator: Communicator, objective: Objective, data: Data) 
     communicator.on_root(check)
 
 
+def device_for(communicator: Communicator, config: TrainConfig) -> tuple[Device, list[str]]:
+    """(this rank's device, lines to print, the same on every rank). Collective.
+
+    Nothing of gpu/ is imported where no rank can have a GPU.
+    """
+    if not any(communicator.allgather_object(may_be_gpu(config.device))):
+        return CPU.multiplying_in(config.precision), []
+    from distsgd.gpu.devices import device_of_rank
+
+    return device_of_rank(communicator, config.device, config.precision)
+
+
 def build_trainer(
     communicator: Communicator,
     config: TrainConfig,
     data: Data,
+    device: Device,
     objective: Objective,
     optimizer: Optimizer,
     schedule: Schedule,
@@ -245,12 +246,10 @@ def build_trainer(
     store: CheckpointStore | None = None,
 ) -> Trainer:
     """The trainer, with freshly initialized parameters on every rank. Collective."""
-    check_ranks(communicator, config)
     batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
     sampler = Sampler(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
-    device, notes = device_of_rank(communicator, config.device, config.precision)
     objective = objective.scaled(config.loss_scale or 1)
     data = on_device(communicator, data, device, augmented=bool(config.augment))
     step, note = _build_step(
@@ -258,7 +257,7 @@ def build_trainer(
     )
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
-    notes += [line for line in (note, threads, _doubt(objective.input_shape)) if line]
+    notes = [line for line in (note, threads, _doubt(objective.input_shape)) if line]
 
     def evaluator(examples: Examples) -> Evaluator:
         feed = replace(loader, examples=examples, augmentation=None)
@@ -364,6 +363,8 @@ def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
         return step
     if type(step.optimizer) not in OPTIMIZERS.values():
         return step  # a user's own may read its scalars, and ignores NaN, which stops updates
+    from distsgd.gpu.graph_steps import RecordedSteps
+
     return RecordedSteps(step, batch_length)
 
 
@@ -379,8 +380,16 @@ def _selection(config: TrainConfig, metrics: Sequence[Metric], validates: bool) 
 
 
 def _limits(communicator: Communicator, config: TrainConfig) -> Limits:
-    seconds, why = communicator.on_root(lambda: time_limit(config.max_time))
+    seconds, why = communicator.on_root(lambda: _time_limit(config.max_time))
     return Limits(config.epochs, config.max_steps, seconds, why)
+
+
+def _time_limit(max_time: str | None) -> tuple[float | None, str]:
+    if max_time is None:
+        return None, ""
+    from distsgd.run.batch_job import time_limit
+
+    return time_limit(max_time)
 
 
 def _intervals(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Intervals:

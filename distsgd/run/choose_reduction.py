@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from distsgd.core.errors import ConfigurationError
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import GradientReduction, LocalReduction, Plan
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.parallel.shared_memory import NotShared
-from distsgd.parallel.shared_reduction import SharedReduction
 
 
 def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
@@ -22,6 +19,10 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
     if communicator.size == 1:
         return LocalReduction(communicator, plan), None
+    from distsgd.parallel.message_reduction import MessageReduction
+    from distsgd.parallel.shared_memory import NotShared
+    from distsgd.parallel.shared_reduction import SharedReduction
+
     if not plan.device.host_memory:
         from distsgd.gpu.choose_transport import between_gpus
 

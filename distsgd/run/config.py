@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from distsgd.core.device import FULL
 from distsgd.core.errors import ConfigurationError
@@ -302,7 +302,7 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     The optimizer is built from the configuration where none is given. Raises ConfigurationError for hyper-parameters
     that it doesn't have.
     """
-    optimizer = optimizer or build_optimizer(config.optimizer, **hyper_parameters(config))
+    optimizer = optimizer or own_optimizer(config)
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
     augmentation = parse_augmentation(config.augment)
@@ -311,9 +311,9 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     return replace(config, patience=patience, augment=augmentation.words if augmentation else (), **values)
 
 
-def hyper_parameters(config: TrainConfig) -> dict[str, float | None]:
-    """What the configuration says of the optimizer, None where it doesn't."""
-    return {name: getattr(config, name) for name in HYPER_PARAMETERS}
+def own_optimizer(config: TrainConfig) -> Optimizer:
+    """The optimizer of the configuration. Raises ConfigurationError for hyper-parameters that it doesn't have."""
+    return build_optimizer(config.optimizer, **{name: getattr(config, name) for name in HYPER_PARAMETERS})
 
 
 def to_toml(config: TrainConfig) -> str:
@@ -326,11 +326,6 @@ def to_toml(config: TrainConfig) -> str:
         if value is not None and key not in NOT_WRITTEN
     }
     return tomli_w.dumps(values)
-
-
-def option_types() -> dict[str, Any]:
-    """Each field's type."""
-    return get_type_hints(TrainConfig)
 
 
 def field_names() -> list[str]:

@@ -6,11 +6,10 @@ import tomllib
 import types
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.files import read_regular
-from distsgd.run.config import TrainConfig, field_names, option_types
+from distsgd.run.config import TrainConfig, field_names
 
 RENAMED = {"logical_ranks": "microbatches"}
 """Present names of options by their former ones, which are refused."""
@@ -19,6 +18,8 @@ _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 
 def read_toml(path: Path) -> TrainConfig:
     """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
+    from distsgd.core.files import read_regular
+
     try:
         document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
     except OSError as error:
@@ -30,7 +31,7 @@ def read_toml(path: Path) -> TrainConfig:
 
 def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
     """The configuration with these values, dashes and underscores alike; `source` names them in errors."""
-    kinds, names, values = option_types(), field_names(), {}
+    kinds, names, values = get_type_hints(TrainConfig), field_names(), {}
     for key, value in document.items():
         name = key.replace("-", "_")
         name = "learning_rate" if name == "lr" else name
@@ -67,8 +68,6 @@ def _check_same_bits(value: Any, source: str) -> None:
 def _coerce(value: Any, kind: Any, where: str) -> Any:
     """`value` as the type `kind`: lists become tuples, whole numbers floats; anything else is refused."""
     origin = get_origin(kind)
-    if origin is Annotated:
-        return _coerce(value, get_args(kind)[0], where)
     if origin in (Union, types.UnionType):
         for option in get_args(kind):
             try:

@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
-from distsgd.core.output import say
 from distsgd.core.runtime import single_threaded_blas
-from distsgd.core.status_table import Phase
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.nn.layers import Layer
-from distsgd.nn.models import build_model
-from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
+from distsgd.nn.objective import FunctionObjective, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
-from distsgd.plots.canvas import check_installed
 from distsgd.run.agreement import add_versions, agreed
-from distsgd.run.build import (
-    OWN_MODEL,
-    as_objective,
-    build_loss,
-    build_metrics,
-    build_own_optimizer,
-    check_targets,
-    model_options,
-)
-from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, resolved
+from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, own_optimizer, resolved
 from distsgd.run.config_file import check_renamed, from_mapping
 from distsgd.run.digests import array_text
-from distsgd.run.folder import RunFolder
 from distsgd.run.identity import Identity
-from distsgd.run.lifecycle import Attempt
-from distsgd.run.pictures import draw_after_training
+from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.placement import fingerprint, split_data
-from distsgd.run.resume import beginning
-from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback, History
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics import Metric
-from distsgd.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from distsgd.run.folder import RunFolder
 
 _communicators: list[Communicator] = []
 _starting = threading.Lock()
@@ -126,64 +110,31 @@ def fit(
     Raises ConfigurationError or DataError with one sentence, on all ranks, also where one of them alone is wrong.
     """
     arrays = {"train": train, "validation": validation, "test": test}
+    history = History()
 
-    def look() -> tuple[_Asked, Identity]:
+    def look() -> tuple[RunSpec, Identity]:
         _check_communicator(given)
-        return _asked(model, arrays, params, optimizer, schedule, metrics, callbacks, options)
+        watching = [history, *_listed("callbacks", callbacks)]
+        measured = _listed("metrics", metrics)
+        return _Arguments(model, arrays, params, optimizer, schedule, measured, watching, options).spec()
 
     given, communicator = communicator, _communicator(communicator)
     with communicator.used_by_one_fit(), single_threaded_blas():
-        asked = agreed(communicator, "fit", look)
-        config = asked.config
-        if config.plot:
-            communicator.on_root(check_installed)
-        communicator.watch(config.stall_seconds, config.stall_stacks)
-        communicator.set_phase(Phase.START)
-        folder = None if config.out is None else RunFolder(Path(config.out), config.keep)
-        with beginning(communicator, config, folder) as begin:
-            config = begin.config
-            names = {"": "the arrays", "train": "train", "validation": "validation", "test": "test"}
-            data = split_data(communicator, config, names, asked.sets, contents=asked.contents)
-            objective = _objective(model, params, config, data.signature)
-            planned = schedule if isinstance(schedule, Schedule) else None
-            check_targets(communicator, objective, data)
-            measured = [*build_metrics(communicator, config, data.signature, objective), *asked.metrics]
-            history = History()
-            watchers = [history, *asked.callbacks]
-            attempt = Attempt(data, objective, asked.optimizer, planned, measured, watchers, folder, begin)
-            trainer = attempt.begin(communicator)
-            if communicator.is_root:
-                for note in (*begin.notes, *trainer.notes):
-                    say(note, sys.stderr)
-            summary = attempt.run(communicator, trainer)
-            step = trainer.step
-            if config.plot and folder is not None and communicator.is_root:
-                stored = StoredModel(config, data.signature, objective, step.host_params(), step.running)
-                draw_after_training(folder.place(), stored, data, quiet=True)
-    return _result(step, summary, history, data.signature)
+        attempt = run(communicator, agreed(communicator, "fit", look))
+    assert attempt is not None, "fit goes through a run that is finished, too"
+    return _result(attempt, history)
 
 
-def _result(step: TrainingStep, summary: dict[str, Any], history: History, signature: Signature) -> Result:
+def _result(attempt: Attempt, history: History) -> Result:
     """What fit returns: copies, for the step's memory is the run's."""
+    step = attempt.trainer.step
     params, state = (
         {name: array.copy() for name, array in arrays.items()} for arrays in (step.host_params(), step.running)
     )
-    return Result(params, state, summary, history.records, step.objective, signature)
+    return Result(params, state, attempt.summary, history.records, step.objective, attempt.data.signature)
 
 
 _NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What one rank was asked for, checked as far as that is possible without the others."""
-
-    config: TrainConfig
-    sets: dict[str, Examples | None]
-    contents: str
-    optimizer: Optimizer
-    metrics: tuple[Metric, ...]
-    callbacks: tuple[Callback, ...]
 
 
 def _communicator(given: Any) -> Communicator:
@@ -199,44 +150,111 @@ def _check_communicator(given: Any) -> None:
         raise ConfigurationError(f"fit: communicator must be one of mpi4py's, or None, got {type(given).__name__}")
 
 
-def _asked(
-    model: Any,
-    arrays: Mapping[str, Any],
-    params: Any,
-    optimizer: Any,
-    schedule: Any,
-    metrics: Any,
-    callbacks: Any,
-    options: dict[str, Any],
-) -> tuple[_Asked, Identity]:
-    """What this rank's arguments ask for, and their identity. Callbacks have none, for rank 0's alone are called."""
-    metrics, callbacks = _listed("metrics", metrics), _listed("callbacks", callbacks)
-    _check_kinds(optimizer, schedule, metrics, callbacks, options)
-    if params is not None and not isinstance(params, Mapping):
-        raise ConfigurationError(f"fit: params must be arrays by name, got {type(params).__name__}")
-    config = _config(options, model, optimizer, schedule)
-    if config.plot and config.out is None:
-        raise ConfigurationError("fit: plot draws into the run's folder; say which with out=")
-    sets = {name: _examples(given, name) for name, given in arrays.items()}
-    if sets["train"] is None:
-        raise ConfigurationError("fit: train must be (x, y) or (x, y, weights), got None")
-    built = optimizer if isinstance(optimizer, Optimizer) else build_own_optimizer(config)
-    identity = Identity()
-    add_versions(identity)
-    identity.add("model", model)
-    identity.add("params", params)
-    shapes = model.parameter_shapes() if isinstance(model, Objective | Layer) else params or {}
-    identity.say("order of parameters", ", ".join(map(str, shapes)))
-    objects = {"optimizer": built, "schedule": schedule}
-    for option in field_names():
-        own = objects.get(option)
-        if option not in _NOT_FOR_FIT:
-            identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
-    for number, metric in enumerate(metrics):
-        identity.add(f"metrics[{number}]", metric)
-    for name, part in sets.items():
-        _add_examples(identity, name, part)
-    return _Asked(config, sets, fingerprint(sets), built, metrics, callbacks), identity
+@dataclass(frozen=True)
+class _Arguments:
+    """What one rank's fit was given, checked as far as that is possible without the others."""
+
+    model: Any
+    arrays: Mapping[str, Any]
+    params: Any
+    optimizer: Any
+    schedule: Any
+    metrics: Sequence[Any]
+    callbacks: Sequence[Any]
+    options: Mapping[str, Any]
+
+    def spec(self) -> tuple[RunSpec, Identity]:
+        """What these arguments ask for, and their identity. Callbacks have none: rank 0's alone are called."""
+        self._check()
+        config = self._config()
+        sets = {name: _examples(given, name) for name, given in self.arrays.items()}
+        if sets["train"] is None:
+            raise ConfigurationError("fit: train must be (x, y) or (x, y, weights), got None")
+        optimizer = self.optimizer if isinstance(self.optimizer, Optimizer) else own_optimizer(config)
+        identity = self._identity(config, optimizer, sets)
+        names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
+        spec = RunSpec(
+            config,
+            None if config.out is None else _folder(config),
+            lambda communicator, decided: split_data(communicator, decided, names, sets, contents=contents),
+            self._objective,
+            optimizer,
+            self.schedule if isinstance(self.schedule, Schedule) else None,
+            self.metrics,
+            lambda communicator: self.callbacks,
+        )
+        return spec, identity
+
+    def _check(self) -> None:
+        """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
+        expected: list[tuple[str, Any, type]] = [("metrics", item, Metric) for item in self.metrics]
+        expected += [("callbacks", item, Callback) for item in self.callbacks]
+        objects = (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule))
+        expected += [given for given in objects if not isinstance(given[1], str | None)]
+        for name, value, kind in expected:
+            if not isinstance(value, kind):
+                raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
+        if self.params is not None and not isinstance(self.params, Mapping):
+            raise ConfigurationError(f"fit: params must be arrays by name, got {type(self.params).__name__}")
+        if isinstance(self.model, str) and names_code(self.model):
+            raise ConfigurationError(
+                f"fit: {self.model} is for the command line; import that function, and give what it returns"
+            )
+        for name in self.options:
+            check_renamed(name, "fit")
+            if name not in field_names() or name in _NOT_FOR_FIT:
+                raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
+            if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
+                own = type(self.optimizer).__name__
+                raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {own}(…)")
+
+    def _config(self) -> TrainConfig:
+        optimizer = self.optimizer
+        options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
+        named = {key: name for key in ("optimizer", "schedule", "model") if isinstance(name := getattr(self, key), str)}
+        fixed = {"dataset": "arrays", "quiet": True}
+        config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, **fixed}, "fit"))
+        if not isinstance(optimizer, Optimizer):
+            return resolved(config)
+        kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+        own = re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))  # a run has the same name wherever its objects lie
+        return replace(resolved(config, optimizer), optimizer=kinds[0] if kinds else own)
+
+    def _identity(self, config: TrainConfig, optimizer: Optimizer, sets: Mapping[str, Examples | None]) -> Identity:
+        """All that ranks must be given alike."""
+        model, params = self.model, self.params
+        identity = Identity()
+        add_versions(identity)
+        identity.add("model", model)
+        identity.add("params", params)
+        shapes = model.parameter_shapes() if isinstance(model, Objective | Layer) else params or {}
+        identity.say("order of parameters", ", ".join(map(str, shapes)))
+        objects = {"optimizer": optimizer, "schedule": self.schedule}
+        for option in field_names():
+            own = objects.get(option)
+            if option not in _NOT_FOR_FIT:
+                identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
+        for number, metric in enumerate(self.metrics):
+            identity.add(f"metrics[{number}]", metric)
+        for name, part in sets.items():
+            _add_examples(identity, name, part)
+        return identity
+
+    def _objective(self, communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
+        model = self.model
+        if isinstance(model, Objective):
+            return model
+        if isinstance(model, str):
+            return build_objective(communicator, config, data)
+        if self.params is not None:
+            return FunctionObjective(model, self.params)
+        return as_objective(model, build_loss(config, data), data)
+
+
+def _folder(config: TrainConfig) -> RunFolder:
+    from distsgd.run.folder import run_folder
+
+    return run_folder(config)
 
 
 def _is_named(value: Any) -> bool:
@@ -257,38 +275,6 @@ def _listed(name: str, given: Any) -> tuple[Any, ...]:
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         raise ConfigurationError(f"fit: {name} must be a list, got {type(given).__name__}; put it in brackets")
     return tuple(given)
-
-
-def _check_kinds(
-    optimizer: Any, schedule: Any, metrics: Sequence[Any], callbacks: Sequence[Any], options: Mapping[str, Any]
-) -> None:
-    """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
-    expected: list[tuple[str, Any, type]] = [("metrics", item, Metric) for item in metrics]
-    expected += [("callbacks", item, Callback) for item in callbacks]
-    expected += [("optimizer", optimizer, Optimizer)] if not isinstance(optimizer, str | None) else []
-    expected += [("schedule", schedule, Schedule)] if not isinstance(schedule, str | None) else []
-    for name, value, kind in expected:
-        if not isinstance(value, kind):
-            raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
-    known = {item.name for item in fields(TrainConfig)}
-    for name in options:
-        check_renamed(name, "fit")
-        if name not in known or name in _NOT_FOR_FIT:
-            raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
-        if isinstance(optimizer, Optimizer) and name in HYPER_PARAMETERS:
-            raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {type(optimizer).__name__}(…)")
-
-
-def _config(options: dict[str, Any], model: Any, optimizer: Any, schedule: Any) -> TrainConfig:
-    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
-    names = {"optimizer": optimizer, "schedule": schedule, "model": model}
-    named = {key: name for key, name in names.items() if isinstance(name, str)}
-    config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, "dataset": "arrays"}, "fit"))
-    if not isinstance(optimizer, Optimizer):
-        return resolved(config)
-    kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
-    own = re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))  # a run has the same name wherever its objects lie
-    return replace(resolved(config, optimizer), optimizer=kinds[0] if kinds else own)
 
 
 def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
@@ -312,19 +298,3 @@ def _array(given: Any, name: str) -> Array:
         return np.asarray(given, order="C")
     except (ValueError, TypeError) as error:  # such as rows of different lengths
         raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
-
-
-def _objective(model: Any, params: Mapping[str, Array] | None, config: TrainConfig, data: Signature) -> Objective:
-    if isinstance(model, Objective):
-        return model
-    if isinstance(model, str) and names_code(model):
-        raise ConfigurationError(
-            f"fit: {model} is for the command line; import that function, and give what it returns"
-        )
-    if isinstance(model, str):
-        outputs = build_loss(config, data).output_size(data.target_shape, data.num_classes)
-        model = build_model(model, data.example_shape, outputs, model_options(config))
-    elif params is not None:
-        function: LossAndGrad = model
-        return FunctionObjective(function, params)
-    return as_objective(model, build_loss(config, data), data)

@@ -13,11 +13,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from distsgd.core.checkpoint import CheckpointFolder
+from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.errors import DistsgdError, OutputError, RunFolderError
 from distsgd.core.files import remove_empty
 from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of
 from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
+from distsgd.run.config import TrainConfig
 
 _encode = json.JSONEncoder(allow_nan=False).encode
 
@@ -33,6 +34,12 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
+
+
+def run_folder(config: TrainConfig) -> RunFolder:
+    """The run's folder, whether or not it exists."""
+    path = Path(config.out) if config.out is not None else Path("runs") / config.name()
+    return RunFolder(path, config.keep)
 
 
 class RunFolder:

@@ -1,164 +1,299 @@
-"""One attempt of a run: from its start, wherever that is, to a limit, a decision or a signal."""
+"""The life of a run, told once: open, build, restore, train, finish. `train` and `fit` make a RunSpec for it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distsgd.core.device import Device
 from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
 from distsgd.core.output import say, say_lines
 from distsgd.core.runtime import cpu_probe
 from distsgd.core.status_table import Phase
+from distsgd.data.examples import Signature
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import build_own_schedule, build_trainer, confusion_matrix
+from distsgd.run.build import (
+    build_metrics,
+    build_own_schedule,
+    build_trainer,
+    check_ranks,
+    check_targets,
+    confusion_matrix,
+    device_for,
+)
 from distsgd.run.config import TrainConfig, to_toml
-from distsgd.run.folder import RunFolder
-from distsgd.run.folder_writer import FolderWriter
 from distsgd.run.placement import Data
-from distsgd.run.resume import Start
+from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import finish
 from distsgd.training.callbacks import Callback
+from distsgd.training.checkpoint_store import fill_model, running_layout
 from distsgd.training.metrics import Metric
-from distsgd.training.state import fill_model, find_model, running_layout
-from distsgd.training.trainer import Trainer
+from distsgd.training.run_state import Metadata
+from distsgd.training.trainer import StopReason, Trainer
+
+if TYPE_CHECKING:
+    from distsgd.run.folder import RunFolder
+
+
+def say_notes(communicator: Communicator, attempt: Attempt) -> bool:
+    """Prints the notes on rank 0; True, to train."""
+    if communicator.is_root:
+        for note in attempt.notes:
+            say(note, sys.stderr)
+    return True
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """Everything that an attempt is made from.
+class RunSpec:
+    """What is asked of a run: all in which one that `train` begins differs from one that `fit` begins.
 
-    schedule   the user's own; None for the configuration's, whose horizon is that of the run's first start
-    folder     None for a run that writes no files
+    config           as `resolved` returns it
+    folder           None for a run that writes no files
+    load_data        the examples, collective
+    build_objective  the model with its loss, for data of this signature; collective
+    schedule         the user's own; None for the configuration's, whose horizon is that of the run's first start
+    metrics          the user's own, besides the configuration's
+    callbacks        what watches the run, besides the writer of its folder; collective, and rank 0's list alone is used
+    finished         called on rank 0 with the last line of a run that is finished already, instead of training; None
+                     to go through it again, without a step
+    before_training  called when all is built and restored; returns whether to train; collective
+    ended            called on rank 0 when the run has ended
     """
 
-    data: Data
-    objective: Objective
-    optimizer: Optimizer
-    schedule: Schedule | None
-    metrics: Sequence[Metric]
-    callbacks: Sequence[Callback]
+    config: TrainConfig
     folder: RunFolder | None
-    start: Start
+    load_data: Callable[[Communicator, TrainConfig], Data]
+    build_objective: Callable[[Communicator, TrainConfig, Signature], Objective]
+    optimizer: Optimizer
+    schedule: Schedule | None = None
+    metrics: Sequence[Metric] = ()
+    callbacks: Callable[[Communicator], Sequence[Callback]] = lambda communicator: ()
+    finished: Callable[[str], None] | None = None
+    before_training: Callable[[Communicator, Attempt], bool] = say_notes
+    ended: Callable[[Attempt], None] = lambda attempt: None
 
-    @property
-    def config(self) -> TrainConfig:
-        """The configuration that the start has decided on."""
-        return self.start.config
 
-    def begin(self, communicator: Communicator) -> Trainer:
-        """The trainer, where the attempt starts. Collective."""
-        if self.config.on_non_finite == "rollback" and self.folder is None:
-            raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
-        schedule = build_own_schedule(self.config) if self.schedule is None else self.schedule
-        writer = None if self.folder is None else FolderWriter(self.folder)
-        trainer = build_trainer(
-            communicator,
-            self.config,
-            self.data,
-            self.objective,
-            self.optimizer,
-            schedule,
-            self.metrics,
-            self.callbacks if writer is None else (writer, *self.callbacks),
-            writer,
-        )
-        if self.start.has_checkpoint:
-            metadata = self._metadata(trainer.step.device)
-            trainer.notes = [*trainer.notes, *communicator.on_root(lambda: self._compare_metadata(metadata))]
-            trainer.restore(self.start.checkpoint)
-        elif self.config.init_from is not None:
-            self._initialize_from(communicator, trainer, Path(self.config.init_from))
-        trainer.progress.metadata = self._metadata(trainer.step.device)
-        return trainer
+@dataclass
+class Attempt:
+    """One attempt of a run: what was built, from where it starts to what it came to.
 
-    def run(self, communicator: Communicator, trainer: Trainer) -> dict[str, Any]:
-        """Trains, finalizes, and returns the summary on every rank. Collective.
+    config   what the start has decided on
+    notes    lines to print before training
+    summary  what summary.json says, when the attempt has ended
+    """
 
-        After an error the summary holds its message, and the last checkpoint is unchanged.
-        """
-        communicator.on_root(lambda: self._prepare_folder(trainer.progress.step))
-        try:
-            reason = trainer.fit()
-            communicator.set_phase(Phase.END, trainer.progress.step)
-            summary = finish(trainer, reason, confusion_matrix(self.data.signature, self.metrics))
-            trainer.end(summary)
-            trainer.step.device.synchronize()
-            communicator.barrier()  # no messages are still in flight
-            trainer.close()
-        except DistsgdError as error:
-            trainer.close()
-            if communicator.is_root and self.folder is not None:
-                self.folder.write_failure(str(error), trainer.progress.step)
-            raise
-        finally:
-            communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
-            trainer.step.workers.close()
+    spec: RunSpec
+    config: TrainConfig
+    data: Data
+    metrics: Sequence[Metric]
+    trainer: Trainer
+    notes: list[str]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
+    """Trains to a limit, a decision or a signal; None where nothing was trained. Collective.
+
+    Raises DistsgdError, on all ranks; the summary then holds its message, and the last checkpoint is unchanged.
+    """
+    config = spec.config
+    communicator.watch(config.stall_seconds, config.stall_stacks)
+    communicator.set_phase(Phase.START)
+    _check(communicator, spec)
+    device, notes = device_for(communicator, config)
+    with opened(communicator, config, spec.folder) as start:
+        if start.finished is not None and spec.finished is not None:
             if communicator.is_root:
-                _close(trainer.callbacks)
-        return summary
-
-    def _metadata(self, device: Device) -> dict[str, Any]:
-        """What a checkpoint says besides numbers and the state of training."""
-        validation, test, signature = self.data.validation, self.data.test, asdict(self.data.signature)
-        return {
-            "config": self.config.identity(),
-            "schedule_epochs": self.config.schedule_epochs or float(max(self.config.epochs, 1)),
-            "signature": {key: list(v) if isinstance(v, tuple) else v for key, v in signature.items()},
-            "contents": self.data.fingerprint,
-            "examples": [len(self.data.train), len(validation or ()), len(test or ())],
-            "probe": cpu_probe(),
-            **({} if device.host_memory else {"gpu": device.description}),
-        }
-
-    def _compare_metadata(self, mine: dict[str, Any]) -> list[str]:
-        """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
-        assert self.start.checkpoint is not None
-        theirs = self.start.checkpoint.document
-        for key in ("signature", "examples", "contents"):
-            if key in theirs and theirs[key] != mine[key]:
-                raise RunFolderError(
-                    f"{self.data.name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
-                    "give it the same data, or another folder with --out"
-                )
-        if theirs.get("gpu") != mine.get("gpu"):
-            began, now = (metadata.get("gpu", "the CPU") for metadata in (theirs, mine))
-            return [f"warning: the run began on {began}; {now} computes other bits"]
-        if theirs.get("probe") in (None, mine["probe"]):
-            return []
-        return ["warning: this CPU computes other bits than the one that the run began on"]
-
-    def _initialize_from(self, communicator: Communicator, trainer: Trainer, path: Path) -> None:
-        step = trainer.step
-        params = step.params_buffer()
-
-        def fill() -> None:
-            found = find_model(path)
-            fill_model(params.flat, step.layout, found.group("parameters"), str(path))
-            fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
-
-        communicator.on_root(fill)
-        step.load(params)
-        communicator.transport.broadcast(step.running.flat)
-
-    def _prepare_folder(self, step: int) -> None:
-        if self.folder is None:
-            return
-        aside = self.folder.create(to_toml(self.config), anew=self.config.resume == "never")
-        if aside is not None:
-            say(f"the run in {self.folder.path} is moved aside to {aside}", sys.stderr)
-        self.folder.cut_metrics(step)
+                spec.finished(start.finished)
+            return None
+        attempt = _build(communicator, spec, start, device, notes)
+        _restore(communicator, attempt, start)
+        if not spec.before_training(communicator, attempt):
+            return None
+        communicator.on_root(lambda: _prepare_folder(attempt))
+        with _closed_at_the_end(communicator, attempt):
+            reason = attempt.trainer.fit()
+            attempt.summary = _finish(communicator, attempt, reason)
+        if communicator.is_root:
+            _draw(attempt)
+            spec.ended(attempt)
+    return attempt
 
 
-def _close(callbacks: Sequence[Callback]) -> None:
-    for callback in callbacks:
-        try:
-            callback.close()
-        except RAISED_BY_USERS:
-            say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)
+def _check(communicator: Communicator, spec: RunSpec) -> None:
+    """Raises ConfigurationError for what can't be done, before anything is read or written."""
+    config = spec.config
+    check_ranks(communicator, config)
+    if config.on_non_finite == "rollback" and spec.folder is None:
+        raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
+    if config.plot:
+        if spec.folder is None:
+            raise ConfigurationError("plot draws into the run's folder; say which with out=")
+        from distsgd.plots.canvas import check_installed
+
+        communicator.on_root(check_installed)
+
+
+@contextmanager
+def opened(communicator: Communicator, config: TrainConfig, folder: RunFolder | None) -> Iterator[Start]:
+    """Where this attempt starts. Until the block ends, other runs are kept out of its folder. Collective."""
+    if folder is None or config.dry_run or config.check_gradient:  # nothing is written
+        yield Start(config)
+        return
+
+    def find() -> Start:
+        note = folder.lock()
+        start = find_start(config, folder)
+        if start.finished is None:
+            folder.check_locked()
+        start.notes += [note] if note else []
+        return start
+
+    try:
+        yield communicator.on_root(find)
+    finally:
+        if communicator.is_root:
+            folder.unlock()
+
+
+def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Device, notes: list[str]) -> Attempt:
+    """Everything that trains, with initial parameters. Collective."""
+    config = start.config
+    data = spec.load_data(communicator, config)
+    objective = spec.build_objective(communicator, config, data.signature)
+    check_targets(communicator, objective, data)
+    metrics = [*build_metrics(communicator, config, data.signature, objective), *spec.metrics]
+    callbacks, writer = list(spec.callbacks(communicator)), None
+    if spec.folder is not None and communicator.is_root:
+        from distsgd.run.folder_writer import FolderWriter
+
+        writer = FolderWriter(spec.folder)
+        callbacks.insert(0, writer)
+    schedule = build_own_schedule(config) if spec.schedule is None else spec.schedule
+    trainer = build_trainer(
+        communicator, config, data, device, objective, spec.optimizer, schedule, metrics, callbacks, writer
+    )  # fmt: skip
+    return Attempt(spec, config, data, metrics, trainer, [*start.notes, *notes, *trainer.notes])
+
+
+def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
+    """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
+    trainer, metadata = attempt.trainer, _metadata(attempt)
+    if start.has_checkpoint:
+        attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name))
+        trainer.restore(start.checkpoint)
+    elif attempt.config.init_from is not None:
+        _initialize_from(communicator, trainer, Path(attempt.config.init_from))
+    trainer.progress.metadata = metadata
+
+
+def _metadata(attempt: Attempt) -> Metadata:
+    """What this attempt's checkpoints say besides numbers and the state of training."""
+    config, data, device = attempt.config, attempt.data, attempt.trainer.step.device
+    return Metadata(
+        config=config.identity(),
+        schedule_epochs=config.schedule_epochs or float(max(config.epochs, 1)),
+        signature=data.signature,
+        contents=data.fingerprint,
+        examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
+        probe=cpu_probe(),
+        gpu=None if device.host_memory else device.description,
+    )
+
+
+def _compare_metadata(start: Start, metadata: Metadata, name: str) -> list[str]:
+    """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
+    assert start.checkpoint is not None
+    began = Metadata.from_document(start.checkpoint.document)
+    theirs, mine = began.to_document(), metadata.to_document()
+    for key in ("signature", "examples", "contents"):
+        if key in theirs and theirs[key] != mine[key]:
+            raise RunFolderError(
+                f"{name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
+                "give it the same data, or another folder with --out"
+            )
+    if began.gpu != metadata.gpu:
+        then, now = (known.gpu or "the CPU" for known in (began, metadata))
+        return [f"warning: the run began on {then}; {now} computes other bits"]
+    if began.probe in (None, metadata.probe):
+        return []
+    return ["warning: this CPU computes other bits than the one that the run began on"]
+
+
+def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -> None:
+    from distsgd.core.checkpoint_folder import find_checkpoint
+
+    step = trainer.step
+    params = step.params_buffer()
+
+    def fill() -> None:
+        found = find_checkpoint(path, prefer="best")
+        fill_model(params.flat, step.layout, found.group("parameters"), str(path))
+        fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
+
+    communicator.on_root(fill)
+    step.load(params)
+    communicator.transport.broadcast(step.running.flat)
+
+
+def _prepare_folder(attempt: Attempt) -> None:
+    folder, config = attempt.spec.folder, attempt.config
+    if folder is None:
+        return
+    aside = folder.create(to_toml(config), anew=config.resume == "never")
+    if aside is not None:
+        say(f"the run in {folder.path} is moved aside to {aside}", sys.stderr)
+    folder.cut_metrics(attempt.trainer.progress.step)
+
+
+def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) -> dict[str, Any]:
+    """Finalizes, and returns the summary on every rank. Collective."""
+    trainer = attempt.trainer
+    communicator.set_phase(Phase.END, trainer.progress.step)
+    summary = finish(trainer, reason, confusion_matrix(attempt.data.signature, attempt.metrics))
+    trainer.end(summary)
+    trainer.step.device.synchronize()
+    communicator.barrier()  # no messages are still in flight
+    trainer.close()
+    return summary
+
+
+@contextmanager
+def _closed_at_the_end(communicator: Communicator, attempt: Attempt) -> Iterator[None]:
+    """Closes threads and callbacks when the block ends; after an error the folder's summary holds its message."""
+    trainer, folder = attempt.trainer, attempt.spec.folder
+    try:
+        yield
+    except DistsgdError as error:
+        trainer.close()
+        if communicator.is_root and folder is not None:
+            folder.write_failure(str(error), trainer.progress.step)
+        raise
+    finally:
+        communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
+        trainer.step.workers.close()
+        for callback in trainer.callbacks if communicator.is_root else ():
+            try:
+                callback.close()
+            except RAISED_BY_USERS:
+                say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)
+
+
+def _draw(attempt: Attempt) -> None:
+    """Draws the run that has just ended into its folder, where that is asked for."""
+    folder, config, step = attempt.spec.folder, attempt.config, attempt.trainer.step
+    if not config.plot or folder is None:
+        return
+    from distsgd.run.pictures import draw_after_training
+    from distsgd.run.stored_model import StoredModel
+
+    signature = attempt.data.signature
+    stored = StoredModel(config, signature, step.objective, step.host_params(), step.running)
+    draw_after_training(folder.place(), stored, attempt.data, quiet=config.quiet)

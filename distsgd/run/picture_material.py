@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, RunFolderError
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.loader import Loader
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
 from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, TrainConfig, resolved
@@ -22,7 +22,7 @@ from distsgd.run.folder import RunFolder
 from distsgd.run.placement import Data, load_data
 from distsgd.run.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
-from distsgd.training.state import find_model
+from distsgd.training.run_state import Metadata
 
 SPLITS = ("test", "validation", "train")
 Weights: TypeAlias = tuple[Mapping[str, Array], Signature]
@@ -133,9 +133,7 @@ class Material:
     def predict(self, examples: Examples) -> Array:
         """The model's predictions, (n, outputs), in the scale that it was trained in."""
         stored, _ = self.trained()
-        dtype = np.dtype(stored.config.dtype)
-        loader = Loader(examples, stored.objective, dtype, stored.config.seed, with_targets=False)
-        loader.check()
+        loader = stored.loader(examples)
         with np.errstate(all="ignore"):
             return predict_all(loader, stored.params, stored.state)
 
@@ -153,13 +151,8 @@ def stored_material(run: Run, code: str | None = None, data_dir: str | None = No
 
 def _read_weights(path: Path) -> Weights:
     """From the checkpoint alone, without any of the run's code."""
-    found = find_model(path)
-    stored = found.document.get("signature", {})
-    try:
-        signature = Signature(tuple(stored["example_shape"]), tuple(stored["target_shape"]), stored["num_classes"])
-    except (KeyError, TypeError):
-        raise ConfigurationError(f"{path}: the checkpoint doesn't describe its examples") from None
-    return found.group("parameters"), signature
+    found = find_checkpoint(path, prefer="best")
+    return found.group("parameters"), Metadata.from_document(found.document).known_signature(path)
 
 
 def _load(path: Path, code: str | None, data_dir: str | None) -> tuple[StoredModel, Data]:
@@ -169,7 +162,7 @@ def _load(path: Path, code: str | None, data_dir: str | None) -> tuple[StoredMod
     if config.dataset == "arrays" and not Path("arrays").exists():
         raise DataError(f"{path} was trained on arrays in memory; fit(plot=True) draws them as it ends")
     data = load_data(alone, replace(config, data_dir=data_dir or config.data_dir))
-    contents = find_model(path).document.get("contents")
+    contents = Metadata.from_document(find_checkpoint(path, prefer="best").document).contents
     if contents not in (None, data.fingerprint):
         raise DataError(f"{data.name} is not the data that {path} was trained on any more")
     return stored, data

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +16,12 @@ from distsgd.core.runtime import check_memory, release_freed_memory
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.sampling import split_off
-from distsgd.data.sources import ArraySource, DataSource, check_arrays, open_dataset
+from distsgd.data.sources.checks import check_arrays
 from distsgd.parallel import Communicator
-from distsgd.parallel.shared_memory import shared_array
 from distsgd.run.config import TrainConfig
+
+if TYPE_CHECKING:
+    from distsgd.data.sources.datasets import ArraySource, DataSource
 
 _HASHED_INPUTS = 4096
 
@@ -103,6 +106,8 @@ def open_source(communicator: Communicator, name: str, data_dir: str | None, see
     """The data set of this name or path, described, on every rank. Collective; rank 0 looks."""
 
     def read() -> DataSource:
+        from distsgd.data.sources.datasets import open_dataset
+
         try:
             return open_dataset(name, data_dir=data_dir, seed=seed)
         except OSError as error:
@@ -132,6 +137,8 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     if all(communicator.allgather_object(mapped is not None)):
         assert mapped is not None
         return np.asarray(mapped)
+    from distsgd.parallel.shared_memory import shared_array
+
     communicator.everywhere(lambda: check_memory(source.nbytes, f"a data array of shape {source.shape}"))
     array, is_shared = shared_array(node, source.shape, source.dtype)
 

@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from distsgd.core.checkpoint import understanding
+from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import CheckpointError, ConfigurationError
 from distsgd.core.layout import Layout, Views
 from distsgd.core.runtime import check_memory
-from distsgd.data.examples import Signature
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.loader import Loader
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
 from distsgd.run.build import OWN_MODEL, build_objective
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_file import from_mapping
 from distsgd.run.user_code import names_code
-from distsgd.training.state import fill_model, find_model
+from distsgd.training.checkpoint_store import fill_model
+from distsgd.training.run_state import Metadata
 
 _LOOKED_AT = 1000
 """Examples whose numbers are looked at."""
@@ -35,6 +37,14 @@ class StoredModel:
     objective: Objective
     params: Views
     state: Views
+
+    def loader(self, examples: Examples, *, with_targets: bool = False) -> Loader:
+        """What feeds these examples to the model. Raises DataError where they don't fit it."""
+        config = self.config
+        loader = Loader(examples, self.objective, np.dtype(config.dtype), config.seed, with_targets=with_targets)
+        loader.check()
+        self.signature.check_axes(examples.x.shape[1:])
+        return loader
 
     def doubt(self, x: Array) -> str | None:
         """A line about inputs of another kind than those of training, which are divided by its scale all the same."""
@@ -56,13 +66,12 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     """
 
     def read() -> tuple[dict[str, Any], Signature]:
-        found = find_model(Path(path))
+        found = find_checkpoint(Path(path), prefer="best")
         arrays.update(found.arrays)
-        with understanding(path):
-            options, shapes = found.document["config"], found.document["signature"]
-            example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
-            signature = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
-        return options, signature
+        metadata = Metadata.from_document(found.document)
+        if metadata.config is None:
+            raise CheckpointError(f"{path}: the checkpoint says nothing of its configuration; it is of no whole run")
+        return metadata.config, metadata.known_signature(path)
 
     arrays: dict[str, Any] = {}
     options, signature = communicator.on_root(read)

@@ -18,7 +18,6 @@ from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.files import read_regular
 
 T = TypeVar("T")
 CODE_OPTIONS = ("model", "metric", "callback")
@@ -115,6 +114,8 @@ def _run(path: Path, option: str) -> ModuleType:
 
 def _compile(path: Path, option: str) -> CodeType:
     """The file's code, from its source: another's compiled copy may lie in __pycache__. Raises ConfigurationError."""
+    from distsgd.core.files import read_regular
+
     try:
         return compile(read_regular(path), str(path), "exec", dont_inherit=True)
     except SyntaxError as error:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import final
 
 import numpy as np
 
-from distsgd.core.device import Array
+from distsgd.core.device import Array, to_host
 from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_error
-from distsgd.core.layout import Layout
+from distsgd.core.layout import Layout, Views
+from distsgd.core.output import say
 from distsgd.data.loader import GatheredBatch, Loader
 from distsgd.nn.objective import Objective
+from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.reduction import GradientReduction
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.non_finite import all_finite
 from distsgd.training.running_statistics import RunningStatistics
-from distsgd.training.zero_gradients import ZeroGradients
 
 
 class _NodeBuffers:
@@ -141,3 +143,30 @@ class MicrobatchGradients:
         for error in self.reduction.communicator.allgather_object(self.error):
             if error is not None:
                 raise error
+
+
+@final
+class ZeroGradients:
+    """The names of the parameters whose gradient was zero in every microbatch so far: a line reports them.
+
+    What is looked at is the value. Whether a function writes a view can't be seen without changing what it finds there:
+    a mark in place of zero would spoil `grads["w"] += …`. So the line says what is certain: the gradient is zero for
+    every example of a minibatch. That is right for some models, such as one whose last layer starts at zero.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+
+    def look(self, grads: Views) -> None:
+        """Takes note of one microbatch's gradient."""
+        self._names.difference_update([name for name in tuple(self._names) if to_host(grads[name]).any()])
+
+    def report(self, communicator: Communicator) -> None:
+        """Rank 0 prints the names that are left on all ranks. Collective."""
+        left = set.intersection(*communicator.allgather_object(self._names))
+        if left and communicator.is_root:
+            say(
+                f"note: the gradient of {', '.join(sorted(left))} is zero for every example of the first minibatch; "
+                "write it in grads where that isn't what you mean, or name what isn't trained with freeze",
+                sys.stderr,
+            )

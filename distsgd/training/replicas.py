@@ -7,11 +7,11 @@ from collections import Counter
 
 from distsgd.core.device import to_host
 from distsgd.core.errors import ReplicaError
-from distsgd.training.state import Progress
+from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
 
 
-def compare_replicas(step: TrainingStep, progress: Progress, learning_rate: float) -> None:
+def compare_replicas(step: TrainingStep, progress: RunState, learning_rate: float) -> None:
     """Raises ReplicaError on all ranks where one differs from the others. Collective.
 
     Compared are sha256 of the parameters, as one rank of each replica has them; of the running statistics; and of
@@ -42,7 +42,7 @@ def compare_replicas(step: TrainingStep, progress: Progress, learning_rate: floa
     )
 
 
-def _digests(step: TrainingStep, progress: Progress, learning_rate: float) -> dict[str, str | None]:
+def _digests(step: TrainingStep, progress: RunState, learning_rate: float) -> dict[str, str | None]:
     """By what is compared; None where another rank speaks for this one."""
     place = repr((progress.step, progress.loss_sum, progress.count, learning_rate, sorted(progress.skipped)))
     contents: dict[str, bytes | memoryview | None] = {

@@ -9,7 +9,7 @@ from typing import Any, final
 from distsgd.core.device import host_copy
 from distsgd.parallel import Communicator
 from distsgd.training.early_stopping import StoppingRule, reaches
-from distsgd.training.state import Progress
+from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
 
 
@@ -36,7 +36,7 @@ class Selection:
         if rule is not None:
             self.stop_step = communicator.on_root(rule.stop_step)
 
-    def judge(self, communicator: Communicator, progress: Progress, record: Mapping[str, Any]) -> bool:
+    def judge(self, communicator: Communicator, progress: RunState, record: Mapping[str, Any]) -> bool:
         """Takes in the record of a validation; whether its parameters are the best so far. Collective."""
         rule = self.rule
         if rule is None:
@@ -49,7 +49,7 @@ class Selection:
         progress.scores = {name: value for name, value in record.items() if isinstance(value, float)}
         return improved
 
-    def keep(self, step: TrainingStep, progress: Progress, record: dict[str, Any]) -> None:
+    def keep(self, step: TrainingStep, progress: RunState, record: dict[str, Any]) -> None:
         """Marks the record as the best, and keeps it; rank 0 keeps the parameters in place."""
         kept = ("step", "epoch", "train_loss")
         progress.best = {
@@ -60,7 +60,7 @@ class Selection:
             progress.best_params = host_copy(step.reduction.params)
             progress.best_running = step.running.flat.copy()
 
-    def put_best_in_place(self, communicator: Communicator, step: TrainingStep, progress: Progress) -> None:
+    def put_best_in_place(self, communicator: Communicator, step: TrainingStep, progress: RunState) -> None:
         """All ranks take the best parameters and running statistics that rank 0 has kept, if any. Collective."""
         best, running = progress.best_params, step.running
         if communicator.broadcast_object(best is not None):
@@ -70,7 +70,7 @@ class Selection:
                     running.flat[:] = progress.best_running
                 communicator.transport.broadcast(running.flat)
 
-    def reached(self, progress: Progress) -> bool:
+    def reached(self, progress: RunState) -> bool:
         """Whether the last validation reached the target."""
         if self.target is None or progress.scores is None:
             return False

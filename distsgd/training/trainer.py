@@ -26,11 +26,10 @@ from distsgd.training.evaluator import Evaluator
 from distsgd.training.intervals import Intervals, Limits
 from distsgd.training.metrics import Value
 from distsgd.training.non_finite import NonFinite, NonFinitePolicy, Reaction
-from distsgd.training.replicas import compare_replicas
+from distsgd.training.run_state import RunState
 from distsgd.training.scores import Scores
 from distsgd.training.selection import Selection
 from distsgd.training.speed import SpeedMeter
-from distsgd.training.state import Progress
 from distsgd.training.step import TrainingStep
 from distsgd.training.steps import NOTHING, Flag, StepOrder, StepResult, Steps
 
@@ -67,7 +66,7 @@ class Trainer:
     callbacks: Sequence[Callback] = ()
     store: CheckpointStore | None = None
     notes: Sequence[str] = ()
-    progress: Progress = field(default_factory=Progress)
+    progress: RunState = field(default_factory=RunState)
     last_scores: dict[str, Value] = field(default_factory=dict, init=False)
     _learning_rate: float = field(default=0.0, init=False)
     _stop_asked: bool = field(default=False, init=False)
@@ -186,6 +185,8 @@ class Trainer:
         if flags is not NOTHING and flags & Flag.FAILED:
             self._hooks.raise_error()
         if self._compares_at(step):
+            from distsgd.training.replicas import compare_replicas
+
             compare_replicas(self.step, self.progress, self._learning_rate)
         due = self._record_due(step)
         if due is not None or result.problem is not None:

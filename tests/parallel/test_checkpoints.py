@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distsgd.core.checkpoint import CheckpointFolder, read_checkpoint
+from distsgd.core.checkpoint_folder import CheckpointFolder, read_checkpoint
 from distsgd.core.folders import Folder
 from tests.parallel.launch import Done, module, records, result, summary, train
 

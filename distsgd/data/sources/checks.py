@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import ArraySource
-from distsgd.data.sources.streams import BLOCK
+
+if TYPE_CHECKING:
+    from distsgd.data.sources.base import ArraySource
+
+_BLOCK = 1 << 20
+"""Bytes that are checked at once."""
 
 
 def check_arrays(
@@ -99,7 +103,7 @@ def _check_length(where: str, array: Array | ArraySource, examples: int) -> None
 
 
 def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
-    rows = max(1, BLOCK // max(1, array.nbytes // len(array)))
+    rows = max(1, _BLOCK // max(1, array.nbytes // len(array)))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn.layers import Layer
-from distsgd.nn.models.describe import describe
-from distsgd.nn.models.networks import LASAGNE, LENET, NETWORK3, resnet20
-from distsgd.nn.models.options import ModelBuilder, ModelOptions
+from distsgd.nn.models.options import ModelBuilder, ModelOptions, accepted_shape
 from distsgd.nn.models.plain import mlp, softmax
-from distsgd.nn.models.shapes import accepted_shape
-from distsgd.nn.models.text import from_text, is_text
+
+
+def _network(name: str) -> ModelBuilder:
+    """The builder of this convolutional network, which is imported when it is used."""
+
+    def build(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:
+        from distsgd.nn.models.networks import NETWORKS
+
+        return NETWORKS[name](input_shape, outputs, options)
+
+    return build
+
 
 MODELS: Mapping[str, ModelBuilder] = {
     "softmax": softmax,
     "mlp": mlp,
-    "lenet": partial(from_text, LENET),
-    "network3": partial(from_text, NETWORK3),
-    "lasagne-cnn": partial(from_text, LASAGNE),
-    "resnet20": resnet20,
+    **{name: _network(name) for name in ("lenet", "network3", "lasagne-cnn", "resnet20")},
 }
 
 
@@ -29,6 +33,8 @@ def build_model(model: str, input_shape: Shape, outputs: int, options: ModelOpti
     """The model of this name, or of this list of layers. Raises ConfigurationError with one sentence."""
     if model in MODELS:
         return MODELS[model](input_shape, outputs, options)
+    from distsgd.nn.models.text import from_text, is_text
+
     if is_text(model):
         return from_text(model, input_shape, outputs, options)
     raise ConfigurationError(
@@ -37,4 +43,4 @@ def build_model(model: str, input_shape: Shape, outputs: int, options: ModelOpti
     )
 
 
-__all__ = ["MODELS", "ModelBuilder", "ModelOptions", "accepted_shape", "build_model", "describe"]
+__all__ = ["MODELS", "ModelBuilder", "ModelOptions", "accepted_shape", "build_model"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn import layers as nn
-from distsgd.nn.models.options import ModelOptions
-from distsgd.nn.models.shapes import as_images
+from distsgd.nn.models.options import ModelBuilder, ModelOptions, as_images
+from distsgd.nn.models.text import from_text
 
 LENET = "lenet: conv 20 5x5, pool 2, tanh, conv 50 5x5, pool 2, tanh, dense 500, tanh, dense"
 """The network of Theano's tutorial "Convolutional neural networks (LeNet)", for images of 28x28. The tutorial adds its
@@ -68,3 +71,11 @@ def _block(channels: int, filters: int, options: ModelOptions) -> nn.Layer:
         nn.BatchNormalization(filters),
     ]
     return nn.Residual(nn.Sequential(body), None if stride == 1 else nn.Subsample(filters, stride))
+
+
+NETWORKS: Mapping[str, ModelBuilder] = {
+    "lenet": partial(from_text, LENET),
+    "network3": partial(from_text, NETWORK3),
+    "lasagne-cnn": partial(from_text, LASAGNE),
+    "resnet20": resnet20,
+}

@@ -14,8 +14,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.nn import layers as nn
 from distsgd.nn.initializers import fans
 from distsgd.nn.models.initial_values import INITIAL_VALUES, InitialValues, Place, by_activation
-from distsgd.nn.models.options import ModelOptions
-from distsgd.nn.models.shapes import as_images
+from distsgd.nn.models.options import ModelOptions, as_images
 
 _NUMBER = r"\d{1,9}"
 _BOTH = rf"{_NUMBER}(?:x{_NUMBER})?"

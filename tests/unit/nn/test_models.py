@@ -9,7 +9,8 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import ACTIVATIONS, Activation, BatchNormalization, Dense, Dropout, Sequential
-from distsgd.nn.models import MODELS, ModelOptions, accepted_shape, describe
+from distsgd.nn.models import MODELS, ModelOptions, accepted_shape
+from distsgd.nn.models.describe import describe
 from distsgd.testing import check_layer_gradient
 
 

@@ -19,7 +19,8 @@ from distsgd.nn.layers import (
     GlobalAveragePooling,
     MaxPooling,
 )
-from distsgd.nn.models import MODELS, ModelOptions, accepted_shape, build_model, describe
+from distsgd.nn.models import MODELS, ModelOptions, accepted_shape, build_model
+from distsgd.nn.models.describe import describe
 from distsgd.testing import check_layer_gradient
 
 CONV = "conv 20 5x5, pool 2, relu, conv 40 5x5, pool 2, relu, dense 100, relu, dense 10"

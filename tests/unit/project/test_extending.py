@@ -18,7 +18,7 @@ import pytest
 
 from distsgd import fit
 from distsgd.core.random import normal
-from distsgd.data.sources import check_arrays, open_dataset, read_array
+from distsgd.data.sources.datasets import check_arrays, open_dataset, read_array
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.optim.schedules import build_schedule
@@ -145,7 +145,7 @@ def test_activation(added: Added) -> None:
 def test_named_model(added: Added) -> None:
     from dataclasses import replace
 
-    from distsgd.nn.models import describe
+    from distsgd.nn.models.describe import describe
 
     module = added.block("distsgd/nn/models/plain.py")
     added.register(module, "distsgd/nn/models/__init__.py", "MODELS")
@@ -184,7 +184,7 @@ def test_schedule(added: Added) -> None:
 
 def test_data_set(added: Added) -> None:
     module = added.block("distsgd/data/sources/spirals.py")
-    added.register(module, "distsgd/data/sources/__init__.py", "DATASETS")
+    added.register(module, "distsgd/data/sources/datasets.py", "DATASETS")
     source = open_dataset("spirals", seed=3)
     x, y = read_array(source.arrays["x_train"]), read_array(source.arrays["y_train"])
     assert check_arrays("spirals", x, y) == 2

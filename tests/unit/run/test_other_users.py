@@ -24,7 +24,7 @@ from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.config_file import read_toml
 from distsgd.run.fit import fit
 from distsgd.run.folder import RunFolder
-from distsgd.run.resume import beginning
+from distsgd.run.lifecycle import opened
 
 VICTIM, ATTACKER = 60001, 60002
 X = np.arange(60.0).reshape(20, 3) % 7
@@ -272,7 +272,7 @@ def test_a_finished_run_that_can_only_be_read(shared: Path) -> None:
     config = read_toml(shared / "run" / "config.toml")
 
     def look(steps: int) -> str | None:
-        with beginning(SerialCommunicator(), replace(config, out=out, epochs=steps), RunFolder(Path(out))) as start:
+        with opened(SerialCommunicator(), replace(config, out=out, epochs=steps), RunFolder(Path(out))) as start:
             return start.finished
 
     assert "completed: 1 epochs" in as_user(VICTIM, lambda: look(1))

@@ -17,7 +17,7 @@ import pytest
 import distsgd
 from distsgd.cli.plot import draw
 from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
-from distsgd.data.sources import open_dataset, read_array
+from distsgd.data.sources.datasets import open_dataset, read_array
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
 from distsgd.plots.curves import CurveOptions, draw_curves

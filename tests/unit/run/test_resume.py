@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.checkpoint import Checkpoint, encode, read_checkpoint
+from distsgd.core.checkpoint import Checkpoint, encode
+from distsgd.core.checkpoint_folder import find_checkpoint, read_checkpoint
 from distsgd.core.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.random import normal
 from distsgd.optim.optimizers import OPTIMIZERS
-from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.config import TrainConfig
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
+from distsgd.run.lifecycle import opened
 from distsgd.run.resume import find_start
 from distsgd.run.stored_model import load_model
-from distsgd.training.state import find_model
 from tests.threads import run_on_threads
 
 X = normal((130, 6), 1, "x").astype(np.float32)
@@ -31,6 +31,7 @@ Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
 BASE: dict[str, Any] = {
     "epochs": 3, "batch_size": 25, "hidden": (7,), "validation_fraction": 0.2, "batch_norm": True, "dropout": 0.2,
 }  # fmt: skip
+PREFERENCES: tuple[Literal["newest", "best"], ...] = ("newest", "best")
 STEPS = 15  # 104 training examples make 5 minibatches an epoch
 
 
@@ -202,30 +203,29 @@ def test_best_checkpoint_alone_is_no_run_to_continue(stopped: Path) -> None:
         train(stopped.with_name("other"), resume=str(best))
 
 
-def test_another_cpu_is_reported(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distsgd.run import lifecycle as attempt
-
-    trainers: list[Any] = []
-    begin = attempt.Attempt.begin
-
-    def watch(self: Any, communicator: Communicator) -> Any:
-        trainers.append(begin(self, communicator))
-        return trainers[-1]
-
-    monkeypatch.setattr(attempt.Attempt, "begin", watch)
-    monkeypatch.setattr(attempt, "cpu_probe", lambda: "another")
+def test_another_cpu_is_reported(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distsgd.run.lifecycle.cpu_probe", lambda: "another")
     train(stopped)
-    assert any("this CPU computes other bits" in note for note in trainers[0].notes)
+    assert "this CPU computes other bits" in capfd.readouterr().err
 
 
-def test_find_model(stopped: Path) -> None:
-    assert find_model(stopped).document["step"] == 5, "the best validation's"
-    assert find_model(stopped / "checkpoints" / "step-7.safetensors").document["step"] == 7
+def test_find_checkpoint(stopped: Path) -> None:
+    assert find_checkpoint(stopped, "best").document["step"] == 5, "the best validation's"
+    assert find_checkpoint(stopped, "newest").document["step"] == 7
+    whole = stopped / "checkpoints" / "step-7.safetensors"
+    assert {find_checkpoint(whole, prefer).document["step"] for prefer in PREFERENCES} == {7}
     (stopped / "checkpoints" / "best.safetensors").unlink()
-    assert find_model(stopped).document["step"] == 7
-    for path in (stopped / "nothing", stopped / "checkpoints"):
+    assert find_checkpoint(stopped, "best").document["step"] == 7
+    for path in (stopped / "nothing", stopped / "checkpoints", stopped / ("long" * 100)):
         with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder"):
-            find_model(path)
+            find_checkpoint(path, "best")
+    for path in (stopped / "nothing", stopped / ("long" * 100)):
+        with pytest.raises(ConfigurationError, match="there is no checkpoint and no run folder"):
+            find_checkpoint(path, "newest")
+    with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
+        find_checkpoint(stopped / "checkpoints", "newest")
 
 
 def test_where_an_attempt_starts(tmp_path: Path) -> None:
@@ -242,7 +242,8 @@ def test_where_an_attempt_starts(tmp_path: Path) -> None:
         find_start(TrainConfig(resume="missing.safetensors"), folder)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         find_start(TrainConfig(resume=str(tmp_path / "run")), folder)
-    assert not find_start(TrainConfig(dry_run=True), folder).has_checkpoint
+    with opened(SerialCommunicator(), TrainConfig(dry_run=True), folder) as start:
+        assert not start.has_checkpoint
 
 
 def test_a_run_that_continues_from_elsewhere_continues_where_it_came_to(tmp_path: Path) -> None:

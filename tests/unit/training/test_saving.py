@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.checkpoint import Checkpoint, CheckpointFolder
+from distsgd.core.checkpoint import Checkpoint
+from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.core.random import normal
-from distsgd.run import build, folder_writer, lifecycle
+from distsgd.run import build, folder_writer
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
@@ -57,7 +58,7 @@ class Saving(Callback):
 
 def train_into(store: Saving, folder: Path, monkeypatch: pytest.MonkeyPatch, size: int = 1, **options: Any) -> Result:
     """With this store in place of the writer of the folder."""
-    monkeypatch.setattr(lifecycle, "FolderWriter", lambda folder: store)
+    monkeypatch.setattr(folder_writer, "FolderWriter", lambda folder: store)
     return train(size, out=str(folder), **options)
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.random import random_words
-from distsgd.data.sources import open_dataset, read_array
 from distsgd.data.sources.cifar10 import BINARY, CIFAR_10, PYTHON, TEST, TRAIN, Form
+from distsgd.data.sources.datasets import open_dataset, read_array
 from distsgd.data.sources.unpickle import unpickle
 
 COUNTS = dict(zip((*TRAIN, *TEST), (7, 3, 5, 4, 6, 8), strict=True))

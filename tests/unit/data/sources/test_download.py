@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources import OpenOptions, open_dataset, read_array
 from distsgd.data.sources.cifar10 import TEST, TRAIN, Cifar10
+from distsgd.data.sources.datasets import OpenOptions, open_dataset, read_array
 from distsgd.data.sources.download import checksums_of, default_data_dir, download
 from distsgd.data.sources.mnist import FASHION_MNIST, MNIST, IdxDataset
 

@@ -1,0 +1,78 @@
+"""The data sets by name, and the opening of any file.
+
+A new data set is one file with a function of OpenOptions, and one line in DATASETS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from distsgd.core.errors import DataError
+from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
+from distsgd.data.sources.checks import check_arrays
+from distsgd.data.sources.digits import open_digits
+from distsgd.data.sources.files import looks_like_path, open_inputs, open_path
+from distsgd.data.sources.generated import make_moons, open_moons, open_xor
+from distsgd.data.sources.mnist import FASHION_MNIST, MNIST, load_mnist
+
+__all__ = [
+    "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
+    "open_dataset", "open_inputs", "read_array",
+]  # fmt: skip
+
+
+def open_cifar10(options: OpenOptions) -> DataSource:
+    """CIFAR-10; what reads its archives and pickles is imported only for it."""
+    from distsgd.data.sources.cifar10 import CIFAR_10
+
+    return CIFAR_10.open(options)
+
+
+DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
+    "digits": open_digits,
+    "mnist": MNIST.open,
+    "fashion-mnist": FASHION_MNIST.open,
+    "cifar-10": open_cifar10,
+    "xor": open_xor,
+    "moons": open_moons,
+}
+
+
+def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 0, download: bool = True) -> DataSource:
+    """The data set of this name, or in this file or folder; reads headers alone.
+
+    Parameters
+    ----------
+    name_or_path
+        A name in DATASETS, or a path: `.npz`, `.npy`, `.pkl.gz` or a folder of `.npy` files.
+    data_dir
+        The folder of the named data sets' files, and of downloads; None for the user's cache folder.
+    seed
+        The seed of generated points.
+    download
+        Whether missing files are downloaded.
+
+    Returns
+    -------
+    DataSource
+        Names, shapes and types of the arrays, and how to read them (`read_array`).
+
+    Raises
+    ------
+    DataError
+        Where there is no data set of this name, or its files are missing or damaged.
+
+    Examples
+    --------
+    >>> open_dataset("digits").arrays["x_train"].shape
+    (1797, 8, 8)
+    """
+    opener = DATASETS.get(name_or_path)
+    if opener is not None:
+        return opener(OpenOptions(data_dir, seed, download))
+    if looks_like_path(name_or_path):
+        return open_path(name_or_path)
+    close = get_close_matches(name_or_path.lower().replace("_", "-"), DATASETS, n=1)
+    hint = f"did you mean {close[0]}?" if close else "name one of these, or a path"
+    raise DataError(f"data set: expected one of {', '.join(DATASETS)} or a file, got {name_or_path!r}; {hint}")

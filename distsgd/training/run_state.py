@@ -1,0 +1,137 @@
+"""The schema of a checkpoint's document: what a run is, and where it stands between two steps.
+
+Checkpoints come from outside: `from_document` checks that each entry is there and has its type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distsgd.core.checkpoint import understanding
+from distsgd.core.device import Array
+from distsgd.core.errors import CheckpointError
+from distsgd.data.examples import Signature
+from distsgd.training.non_finite import NonFinite
+
+_NONE = type(None)
+_METADATA: dict[str, tuple[type, ...]] = {
+    "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "contents": (str,),
+    "examples": (list,), "probe": (str,), "gpu": (str,),
+}  # fmt: skip
+_PROGRESS: dict[str, tuple[type, ...]] = {
+    "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
+    "best": (dict, _NONE), "scores": (dict, _NONE), "skipped": (list,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a run is, in all of its checkpoints; None for what a checkpoint doesn't say.
+
+    config           the configuration's identity
+    schedule_epochs  the horizon of the first start
+    contents         the fingerprint of the data
+    examples         how many there are for training, validation and test
+    probe            of the CPU's bits
+    gpu              what kind of GPU computes, None for the CPU
+    """
+
+    config: dict[str, Any] | None = None
+    schedule_epochs: float | None = None
+    signature: Signature | None = None
+    contents: str | None = None
+    examples: list[int] | None = None
+    probe: str | None = None
+    gpu: str | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """The entries of a document."""
+        entries = vars(self)
+        if self.signature is not None:
+            parts = asdict(self.signature)
+            entries = entries | {"signature": {key: list(v) if isinstance(v, tuple) else v for key, v in parts.items()}}
+        return {key: value for key, value in entries.items() if value is not None}
+
+    def known_signature(self, path: str | Path) -> Signature:
+        """The signature of the data. Raises CheckpointError where the checkpoint at `path` doesn't hold it."""
+        if self.signature is None:
+            raise CheckpointError(f"{path}: the checkpoint says nothing of its examples; it is of no whole run")
+        return self.signature
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Metadata:
+        """Raises CheckpointError where an entry is of a wrong type."""
+        entries = {key: _checked(document, key, kinds) for key, kinds in _METADATA.items() if key in document}
+        if "signature" in entries:
+            with understanding("the checkpoint's signature"):
+                shapes = entries["signature"]
+                example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
+                entries["signature"] = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
+        return cls(**entries)
+
+
+@dataclass
+class RunState:
+    """Where a run stands between two steps.
+
+    updates           made in these steps, which is what Adam counts: a skipped minibatch made none
+    loss_sum, count   of the current epoch so far
+    train_loss        of the last record
+    best              the record of the best validation; best_params and best_running are on rank 0 alone
+    scores            the numbers of the last validation's record, which a target is compared with
+    skipped           minibatches that are not to be used, and why, by their step from 1
+    rule              the stopping rule's state, as it was saved
+    """
+
+    metadata: Metadata = field(default_factory=Metadata)
+    step: int = 0
+    updates: int = 0
+    loss_sum: float = 0.0
+    count: int = 0
+    train_loss: float | None = None
+    best: dict[str, Any] | None = None
+    best_params: Array | None = None
+    best_running: Array | None = None
+    scores: dict[str, float] | None = None
+    skipped: dict[int, NonFinite] = field(default_factory=dict)
+    rule: dict[str, Any] | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """The document of a checkpoint of the whole run."""
+        return {
+            **self.metadata.to_document(),
+            **{key: getattr(self, key) for key in _PROGRESS},
+            "skipped": [found.record() for found in self.skipped.values()],
+            "rule": self.rule,
+        }
+
+    def best_document(self) -> dict[str, Any]:
+        """The document of a checkpoint of the best model so far."""
+        step = self.best["step"] if self.best else self.step
+        return {**self.metadata.to_document(), "step": step, "best": self.best}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> RunState:
+        """Raises CheckpointError where an entry of a whole run is missing, or of a wrong type."""
+        entries = {key: _checked(document, key, kinds) for key, kinds in _PROGRESS.items()}
+        best = entries["best"]
+        if best is not None and not all(isinstance(best.get(key), int) for key in ("step", "epoch")):
+            raise CheckpointError("the checkpoint's best validation has no step and epoch; it was not written whole")
+        with understanding("the checkpoint's skipped minibatches"):
+            entries["skipped"] = {record["step"]: NonFinite.of(record) for record in entries["skipped"]}
+        if any(type(score) is not float for score in (entries["scores"] or {}).values()):
+            raise CheckpointError(f"not a checkpoint of distsgd: its scores are {entries['scores']!r}")
+        rule = _checked(document, "rule", (dict, _NONE)) if "rule" in document else None
+        return cls(Metadata.from_document(document), rule=rule, **entries)
+
+
+def _checked(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> Any:
+    """An entry of one of these types. Raises CheckpointError for any other, and where there is none."""
+    if key not in document:
+        raise CheckpointError(f"the checkpoint lacks {key!r}; it was not written as a whole run")
+    if type(document[key]) not in kinds:
+        raise CheckpointError(f"not a checkpoint of distsgd: its {key} is {document[key]!r}")
+    return document[key]

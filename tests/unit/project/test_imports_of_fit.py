@@ -1,0 +1,36 @@
+"""What a small fit on a CPU imports: nothing of what it doesn't use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.unit.project.test_structure import ROOT
+
+MOST = 90
+SMALL = """
+import sys
+sys.modules["cupy"] = None  # as where it isn't installed
+import numpy as np
+import distsgd
+x = np.random.default_rng(0).random((60, 4), np.float32)
+result = distsgd.fit("mlp", (x, np.arange(60) % 3), epochs=1, batch_size=20)
+result.predict(x)
+print(*(name for name in sys.modules if name.partition(".")[0] == "distsgd"))
+"""
+
+
+def modules_of(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted(done.stdout.split())
+
+
+def test_a_small_fit_imports_little() -> None:
+    found = modules_of(SMALL)
+    assert "distsgd.run.fit" in found
+    unused = ("gpu", "plots", "launching", "cli", "data.sources.download", "data.sources.pickled", "data.sources.tar")
+    wrong = [name for name in found if any(f"{name}.".startswith(f"distsgd.{part}.") for part in unused)]
+    assert not wrong
+    assert not [name for name in found if name.startswith("distsgd.data.sources.") and not name.endswith(".checks")]
+    assert not {"distsgd.run.folder", "distsgd.core.locks", "distsgd.run.batch_job"} & set(found)
+    assert len(found) <= MOST, "\n".join(found)

@@ -1,0 +1,94 @@
+"""What a checkpoint's document says comes back as it was, and anything else than a whole one is refused."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distsgd.core.checkpoint import Checkpoint, decode, encode
+from distsgd.core.errors import CheckpointError
+from distsgd.data.examples import Signature
+from distsgd.training.non_finite import NonFinite
+from distsgd.training.run_state import Metadata, RunState
+
+floats = st.floats(allow_nan=False)
+counts = st.integers(0, 2**50)
+shapes = st.lists(st.integers(1, 99), max_size=3).map(tuple)
+signatures = st.builds(Signature, shapes, shapes, st.none() | st.integers(1, 9), st.floats(0.5, 300))
+metadata = st.builds(
+    Metadata,
+    config=st.none() | st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | counts | floats | st.text()),
+    schedule_epochs=st.none() | st.floats(1, 100),
+    signature=st.none() | signatures,
+    contents=st.none() | st.text(max_size=16),
+    examples=st.none() | st.lists(counts, min_size=3, max_size=3),
+    probe=st.none() | st.text(max_size=16),
+    gpu=st.none() | st.text(max_size=16),
+)
+skipped = st.builds(
+    NonFinite,
+    counts,
+    st.text(max_size=9),
+    st.none() | st.tuples(counts, counts),
+    st.lists(counts, max_size=3).map(tuple),
+)
+states = st.builds(
+    RunState,
+    metadata,
+    step=counts,
+    updates=counts,
+    loss_sum=floats,
+    count=counts,
+    train_loss=st.none() | floats,
+    best=st.none() | st.fixed_dictionaries({"step": counts, "epoch": counts, "validation_loss": floats}),
+    scores=st.none() | st.dictionaries(st.text(max_size=5), floats, max_size=3),
+    skipped=st.lists(skipped, max_size=3).map(lambda found: {item.step: item for item in found}),
+    rule=st.none() | st.dictionaries(st.text(max_size=5), floats | counts, max_size=2),
+)
+
+
+@given(states)
+def test_round_trip_through_a_file(state: RunState) -> None:
+    document = decode(encode(Checkpoint({"w": np.zeros(1)}, state.to_document()))).document
+    assert RunState.from_document(document) == state
+    assert Metadata.from_document(decode(encode(Checkpoint({}, state.best_document()))).document) == state.metadata
+
+
+WHOLE: dict[str, Any] = RunState(
+    Metadata({"seed": 1}, 3.0, Signature((2,), (), 2), "c", [1, 2, 3], "p", None),
+    best={"step": 1, "epoch": 1},
+    scores={"validation_loss": 0.5},
+    skipped={3: NonFinite(3, "the gradient is not finite")},
+).to_document()
+REQUIRED = ("step", "updates", "loss_sum", "count", "train_loss", "best", "scores", "skipped")
+wrong = st.none() | st.booleans() | st.text() | st.lists(st.integers()) | st.dictionaries(st.text(), st.text())
+
+
+def test_keys_are_those_of_the_format() -> None:
+    """Which other versions read: the files of a run folder stay as they are."""
+    assert set(WHOLE) == {
+        "config", "schedule_epochs", "signature", "contents", "examples", "probe", "rule", *REQUIRED,
+    }  # fmt: skip
+    assert WHOLE["signature"] == {"example_shape": [2], "target_shape": [], "num_classes": 2, "scale": 1.0}
+    assert set(RunState().to_document()) == {"rule", *REQUIRED}
+    assert RunState(step=7, best={"step": 5}).best_document() == {"step": 5, "best": {"step": 5}}
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_what_is_missing_is_named(key: str) -> None:
+    document = {name: value for name, value in WHOLE.items() if name != key}
+    with pytest.raises(CheckpointError, match=f"lacks '{key}'; it was not written as a whole run"):
+        RunState.from_document(document)
+
+
+@given(st.sampled_from(sorted(WHOLE)), wrong)
+def test_any_other_document_is_read_or_refused_with_a_sentence(key: str, value: Any) -> None:
+    """Checkpoints come from outside: no value may bring anything but a CheckpointError."""
+    with suppress(CheckpointError):
+        state = RunState.from_document({**WHOLE, key: value})
+        assert {**WHOLE, **state.to_document()}[key] in (value, WHOLE[key])
