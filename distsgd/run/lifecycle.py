@@ -19,15 +19,8 @@ from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import (
-    build_metrics,
-    build_own_schedule,
-    build_trainer,
-    check_ranks,
-    check_targets,
-    confusion_matrix,
-    device_for,
-)
+from distsgd.run.build import build_metrics, check_targets, confusion_matrix
+from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data
 from distsgd.run.resume import Start, find_start
@@ -204,7 +197,7 @@ def _metadata(attempt: Attempt) -> Metadata:
         contents=data.fingerprint,
         examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
         probe=cpu_probe(),
-        gpu=None if device.host_memory else device.description,
+        device=device.description or None,
     )
 
 
@@ -219,8 +212,8 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str) -> list[str]:
                 f"{name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
                 "give it the same data, or another folder with --out"
             )
-    if began.gpu != metadata.gpu:
-        then, now = (known.gpu or "the CPU" for known in (began, metadata))
+    if began.device != metadata.device:
+        then, now = (known.device or "the CPU" for known in (began, metadata))
         return [f"warning: the run began on {then}; {now} computes other bits"]
     if began.probe in (None, metadata.probe):
         return []

@@ -19,7 +19,7 @@ from distsgd.training.non_finite import NonFinite
 _NONE = type(None)
 _METADATA: dict[str, tuple[type, ...]] = {
     "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "contents": (str,),
-    "examples": (list,), "probe": (str,), "gpu": (str,),
+    "examples": (list,), "probe": (str,), "device": (str,),
 }  # fmt: skip
 _PROGRESS: dict[str, tuple[type, ...]] = {
     "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
@@ -36,7 +36,7 @@ class Metadata:
     contents         the fingerprint of the data
     examples         how many there are for training, validation and test
     probe            of the CPU's bits
-    gpu              what kind of GPU computes, None for the CPU
+    device           what kind of device computes, None for the CPU
     """
 
     config: dict[str, Any] | None = None
@@ -45,7 +45,7 @@ class Metadata:
     contents: str | None = None
     examples: list[int] | None = None
     probe: str | None = None
-    gpu: str | None = None
+    device: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The entries of a document."""

@@ -17,7 +17,7 @@ from distsgd.gpu.devices import choose_device
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.run.choose_reduction import make_reduction
+from distsgd.run.build_trainer import make_reduction
 from distsgd.run.fit import Result, fit
 from tests import emulated_kernels
 from tests.strict_arrays import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray

@@ -15,7 +15,7 @@ from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
 from distsgd.core.random import normal
-from distsgd.run import build, folder_writer
+from distsgd.run import build_trainer, folder_writer
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
@@ -65,7 +65,7 @@ def train_into(store: Saving, folder: Path, monkeypatch: pytest.MonkeyPatch, siz
 @pytest.mark.parametrize("size", [1, 3])
 def test_by_the_clock_no_rank_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """One that is due is made in the first step after which the one before is written."""
-    monkeypatch.setattr(build, "_intervals", lambda *_: build.Intervals(1000, Interval(0.0, "seconds")))
+    monkeypatch.setattr(build_trainer, "_intervals", lambda *_: build_trainer.Intervals(1000, Interval(0.0, "seconds")))
     saving = Saving(looks=3)
     train_into(saving, tmp_path, monkeypatch, size, max_steps=13)
     assert saving.steps == [1, 5, 9, 13, 13]

@@ -1,0 +1,300 @@
+"""From a configuration to what trains on this rank: device, reduction, step, trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from distsgd.core.device import CPU, Device, Shape, may_be_gpu
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.layout import Layout
+from distsgd.core.runtime import affinity, check_memory, cores_per_rank
+from distsgd.data.augmentation import parse_augmentation
+from distsgd.data.examples import Examples
+from distsgd.data.loader import Loader
+from distsgd.data.sampling import Sampler
+from distsgd.nn.objective import Objective
+from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
+from distsgd.optim.regularization import Regularization
+from distsgd.optim.schedules import Schedule, build_schedule
+from distsgd.parallel import Communicator
+from distsgd.parallel.reduction import GradientReduction, LocalReduction, Partition, Plan
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.thread_pool import Workers, worker_count
+from distsgd.parallel.tree import scratch_levels
+from distsgd.run.config import TrainConfig
+from distsgd.run.placement import Data, on_device
+from distsgd.training.callbacks import Callback
+from distsgd.training.checkpoint_store import CheckpointStore
+from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
+from distsgd.training.evaluator import Evaluator
+from distsgd.training.intervals import Intervals, Limits, parse_interval, parse_target
+from distsgd.training.metrics import Metric
+from distsgd.training.non_finite import NonFinitePolicy
+from distsgd.training.selection import Selection
+from distsgd.training.step import TrainingStep
+from distsgd.training.steps import Steps
+from distsgd.training.trainer import Trainer
+
+
+def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
+    """Raises ConfigurationError where there are more ranks than microbatches for them."""
+    microbatches = config.microbatches
+    if communicator.size > microbatches:
+        raise ConfigurationError(
+            f"{communicator.size} ranks share {microbatches} microbatches: start at most {microbatches} ranks, or set "
+            f"--microbatches {communicator.size} (which gives other bits than {microbatches})"
+        )
+
+
+def device_for(communicator: Communicator, config: TrainConfig) -> tuple[Device, list[str]]:
+    """(this rank's device, lines to print, the same on every rank). Collective.
+
+    Nothing of gpu/ is imported where no rank can have a GPU.
+    """
+    if not any(communicator.allgather_object(may_be_gpu(config.device))):
+        return CPU.multiplying_in(config.precision), []
+    from distsgd.gpu.devices import device_of_rank
+
+    return device_of_rank(communicator, config.device, config.precision)
+
+
+def build_trainer(
+    communicator: Communicator,
+    config: TrainConfig,
+    data: Data,
+    device: Device,
+    objective: Objective,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    metrics: Sequence[Metric],
+    callbacks: Sequence[Callback] = (),
+    store: CheckpointStore | None = None,
+) -> Trainer:
+    """The trainer, with freshly initialized parameters on every rank. Collective."""
+    batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
+    sampler = Sampler(
+        len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
+    )
+    objective = objective.scaled(config.loss_scale or 1)
+    data = on_device(communicator, data, device, augmented=bool(config.augment))
+    step, note = _build_step(
+        communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
+    )
+    loader, workers = step.loader, step.workers
+    threads = workers.note(objective, optimizer, *metrics)
+    notes = [line for line in (note, threads, _doubt(objective.input_shape)) if line]
+
+    def evaluator(examples: Examples) -> Evaluator:
+        feed = replace(loader, examples=examples, augmentation=None)
+        return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
+
+    evaluators = {
+        name: evaluator(examples)
+        for name, examples in (
+            ("train_full", data.train if config.train_metrics == "full" else None),
+            ("validation", data.validation),
+            ("test", data.test),
+        )
+        if examples is not None
+    }
+    selection = _selection(config, metrics, data.validation is not None)
+    return Trainer(
+        communicator=communicator,
+        step=step,
+        steps=_steps(step, min(batch_size, len(data.train)), config.cuda_graphs),
+        sampler=sampler,
+        schedule=schedule,
+        limits=_limits(communicator, config),
+        intervals=_intervals(config, sampler, selection.rule),
+        selection=selection,
+        evaluators=evaluators,
+        non_finite=NonFinitePolicy(config.on_non_finite),
+        check_replicas=config.check_replicas,
+        callbacks=callbacks,
+        store=store,
+        notes=notes,
+    )
+
+
+def _doubt(shape: Shape | None) -> str | None:
+    """A line about images that look as if their channels came last."""
+    if shape is None or len(shape) != 3 or shape[0] <= 4 or shape[2] not in (1, 3, 4):
+        return None
+    channels, height, width = shape
+    return (
+        f"note: examples of shape {shape} are images of {channels} channels, {height} by {width}; "
+        "if their channels come last, put them first"
+    )
+
+
+def _build_step(
+    communicator: Communicator,
+    config: TrainConfig,
+    device: Device,
+    train: Examples,
+    objective: Objective,
+    optimizer: Optimizer,
+    batch_length: int,
+) -> tuple[TrainingStep, str | None]:
+    """(the step with freshly initialized parameters on every rank, a line to print about its reduction). Collective."""
+    dtype = np.dtype(config.dtype)
+    layout = Layout.of(objective.parameter_shapes())
+    if layout.size == 0:
+        raise ConfigurationError("the model has no parameters to train")
+    threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
+    workers = Workers(threads if device.host_memory else 1)
+    partition = Partition(config.microbatches, communicator.size, layout.size)
+    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
+    communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
+    there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
+    what = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
+    communicator.everywhere(lambda: device.check_free_memory(there, what))
+    record = 2 + Layout.of(objective.statistics_shapes()).size
+    plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
+    reduction, note = make_reduction(communicator, plan, config.communication)
+    running_layout = Layout.of(objective.state_shapes())
+    running = running_layout.views(np.zeros(running_layout.size, dtype))
+    loader = Loader(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)
+    loader.check()
+    regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
+    step = TrainingStep(
+        objective, optimizer, regularization, reduction, workers, loader, layout, running, config.clip_norm,
+        guarded=config.on_non_finite != "stop",
+    )  # fmt: skip
+    params = step.params_buffer()
+    communicator.on_root(lambda: objective.initialize(params, running, config.seed))
+    step.load(params)
+    communicator.transport.broadcast(running.flat)
+    return step, note
+
+
+def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int, batch_length: int) -> int:
+    node = communicator.node()
+    masks = node.allgather_object(affinity())
+    cores = cores_per_rank(masks, node.rank)
+    microbatches = Partition(config.microbatches, communicator.size, 1).microbatches_of(communicator.rank)
+    mine = microbatches[1] - microbatches[0]
+    if config.threads is not None:
+        return max(1, min(config.threads, mine))
+    longest = -(-batch_length // config.microbatches)
+    return worker_count(cores, mine, multiply_adds, longest)
+
+
+def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
+    """Recorded steps where GPUs make all of a step and the host has nothing to do or to read in between; else direct
+    ones."""
+    on_gpus = record and not step.device.host_memory and step.reduction.is_asynchronous
+    if not on_gpus or step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
+        return step
+    if type(step.optimizer) not in OPTIMIZERS.values():
+        return step  # a user's own may read its scalars, and ignores NaN, which stops updates
+    from distsgd.gpu.graph_steps import RecordedSteps
+
+    return RecordedSteps(step, batch_length)
+
+
+def _selection(config: TrainConfig, metrics: Sequence[Metric], validates: bool) -> Selection:
+    """What validations are judged by, where there are any."""
+    target = None if config.target is None else parse_target(config.target)
+    if not validates:
+        if target is not None:
+            raise ConfigurationError("target: there is nothing to measure it on; give validation data")
+        return Selection()
+    monitor = monitored(config, metrics)
+    return Selection(build_rule(config, metrics, monitor), monitor, target, config.test_at_best)
+
+
+def _limits(communicator: Communicator, config: TrainConfig) -> Limits:
+    seconds, why = communicator.on_root(lambda: _time_limit(config.max_time))
+    return Limits(config.epochs, config.max_steps, seconds, why)
+
+
+def _time_limit(max_time: str | None) -> tuple[float | None, str]:
+    if max_time is None:
+        return None, ""
+    from distsgd.run.batch_job import time_limit
+
+    return time_limit(max_time)
+
+
+def _intervals(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Intervals:
+    every = parse_interval(config.validate_every, "validate_every", seconds=False)
+    steps = int(every.amount) * (sampler.steps_per_epoch if every.unit == "epochs" else 1)
+    if isinstance(rule, PatienceRule):
+        steps = rule.validation_frequency(sampler.steps_per_epoch)
+    return Intervals(steps, parse_interval(config.checkpoint_every, "checkpoint_every"), config.log_every)
+
+
+def build_own_schedule(config: TrainConfig) -> Schedule:
+    """The schedule of the configuration."""
+    return build_schedule(
+        config.schedule,
+        warmup_steps=config.warmup_steps,
+        decay_rate=config.decay_rate,
+        decay_epochs=config.decay_epochs,
+        factor=config.decay_factor,
+        staircase=config.staircase,
+        epochs=config.schedule_epochs or max(config.epochs, 1),
+    )
+
+
+def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
+    """What the best parameters go by. Raises ConfigurationError where nothing of that name is measured.
+
+    By default that is the error where there are classes: cross-entropy begins to rise, as the model grows too sure of
+    itself, while it still learns to separate more examples.
+    """
+    names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
+    for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
+        if name is not None and name not in names:
+            raise ConfigurationError(f"{option}: expected one of {', '.join(names)}, got {name!r}")
+    return config.monitor or ("validation_error" if "validation_error" in names else "validation_loss")
+
+
+def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> StoppingRule:
+    """The early-stopping rule, which also says by `monitor` which parameters are best."""
+    name = monitor.partition("_")[2]
+    mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(monitor)
+    if config.early_stopping == "epochs":
+        return EpochsRule(config.patience or 0, config.min_delta, mode)
+    if mode == "max":
+        raise ConfigurationError(
+            f"early_stopping patience watches what gets smaller, such as validation_error; monitor is {monitor}"
+        )
+    return PatienceRule(config.patience or 0, config.patience_increase, config.improvement_threshold)
+
+
+def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
+    """(the reduction that fits these ranks, a line to print where it isn't the one hoped for). Collective.
+
+    communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
+                    possible; of ranks on GPUs, see `between_gpus`
+    """
+    apart = SerialCommunicator()
+    if plan.device.host_memory and communication == "nccl":
+        raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
+    if communicator.size == 1:
+        return LocalReduction(communicator, plan), None
+    from distsgd.parallel.message_reduction import MessageReduction
+    from distsgd.parallel.shared_memory import NotShared
+    from distsgd.parallel.shared_reduction import SharedReduction
+
+    if not plan.device.host_memory:
+        from distsgd.gpu.choose_transport import between_gpus
+
+        transport, note = between_gpus(communicator, plan.device, communication)
+        return MessageReduction(communicator, plan, apart, transport), note
+    if communication == "mpi":
+        return MessageReduction(communicator, plan, apart), None
+    try:
+        if len(set(communicator.hosts)) == 1:
+            return SharedReduction(communicator, plan), None
+        return MessageReduction(communicator, plan, communicator.node()), None
+    except NotShared as host:
+        if communication == "shared":
+            raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
+        note = f"no shared memory on {host}: gradients travel in messages"
+    return MessageReduction(communicator, plan, apart), note
