@@ -28,7 +28,7 @@ metadata = st.builds(
     contents=st.none() | st.text(max_size=16),
     examples=st.none() | st.lists(counts, min_size=3, max_size=3),
     probe=st.none() | st.text(max_size=16),
-    gpu=st.none() | st.text(max_size=16),
+    device=st.none() | st.text(max_size=16),
 )
 skipped = st.builds(
     NonFinite,
