@@ -158,6 +158,7 @@ def test_training_on_images_with_their_channels_last_is_doubted(tmp_path: Path) 
     assert [text.count(printed) for text in texts.values()] == [0, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [None, 255])
 def test_inputs_of_another_kind_are_doubted(tmp_path: Path, scale: int | None) -> None:
     """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, unless asked not to."""

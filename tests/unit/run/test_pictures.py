@@ -122,6 +122,7 @@ def test_two_inputs(tmp_path: Path) -> None:
     check_files(tmp_path / "values" / "plots", {"curves", "boundary"})
 
 
+@pytest.mark.long
 def test_many_kinds(tmp_path: Path) -> None:
     """What the runs above don't have: colours, many classes, many runs, single examples."""
     rng = np.random.default_rng(0)
