@@ -17,9 +17,8 @@ PACKAGE = ROOT / "distsgd"
 FILE = re.compile(r"`([a-z_0-9/]+\.py)`")
 CORE = re.findall(r"^\d+\. `([^`]+)`: ", (ROOT / "docs" / "core.md").read_text(encoding="utf-8"), re.MULTILINE)
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-STEPS = re.split(r"^(?=\*\*\d+\. )", TUTORIAL.partition("\n## One minibatch\n")[2].partition("\n## ")[0], flags=re.M)[
-    1:
-]
+_MINIBATCH = TUTORIAL.partition("\n## One minibatch\n")[2].partition("\n## ")[0]
+STEPS = re.split(r"^(?=\*\*\d+\. )", _MINIBATCH, flags=re.MULTILINE)[1:]
 """The tutorial's steps of one minibatch, each a heading in bold and what follows it."""
 NO_CODE = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
