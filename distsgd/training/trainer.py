@@ -239,7 +239,7 @@ class Trainer:
             where = f"going back to step {self.progress.step}, and "
         self.progress.skipped = {**skipped, found.step: found}
         if self.communicator.is_root:
-            say(f"warning: {found}; {where}its minibatch is left out", sys.stderr)
+            say(f"warning: {found}; {where}its minibatch is skipped", sys.stderr)
         return reaction
 
     def _roll_back(self, found: NonFinite) -> None:

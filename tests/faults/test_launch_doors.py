@@ -183,10 +183,10 @@ from types import SimpleNamespace
 import numpy as np
 
 import distsgd
-from distsgd.parallel import mpi
+from distsgd.parallel import mpi_start
 from distsgd.core.errors import DataError
 
-load = mpi._load_mpi
+load = mpi_start.load_mpi
 
 
 class World:
@@ -204,7 +204,7 @@ class MPI:
         return getattr(load(), name)
 
 
-mpi._load_mpi = MPI
+mpi_start.load_mpi = MPI
 from distsgd.run.fit import communicator_of_this_run
 
 me = communicator_of_this_run()

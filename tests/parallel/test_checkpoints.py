@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_for_a_while(out: Path, undisturbed: Path, ranks: in
 def test_a_disk_that_stays_full(out: Path, undisturbed: Path) -> None:
     done = disturbed(out, 3, {"full": 12}, "--checkpoint-every", 5, status=1)
     assert done.err.splitlines()[-1].startswith("distsgd: error: could not write the checkpoint ")
-    assert "the last is of step 10; put this right, and the same command goes on from there" in done.err
+    assert "the last is of step 10; put this right, and the same command continues from there" in done.err
     assert done.seconds < 15
     assert summary(out)["status"] == "failed"
     assert not list(out.rglob("*.tmp"))
