@@ -59,7 +59,7 @@ def _attribute(mpi: Any) -> Any:
 
 
 class MPITransport(Transport):
-    """Sends arrays by MPI. The heartbeat's methods are bound as its own: a step makes no call in between."""
+    """Sends arrays by MPI."""
 
     def __init__(self, comm: Any, heartbeat: Heartbeat) -> None:
         mpi = _load_mpi()
@@ -89,19 +89,14 @@ class MPICommunicator(Communicator):
     """A group of MPI processes."""
 
     def __init__(self, comm: Any, hosts: Sequence[str], heartbeat: Heartbeat) -> None:
-        self._comm = comm
+        self._comm, self.heartbeat = comm, heartbeat
         self.rank, self.size, self.hosts = comm.rank, comm.size, tuple(hosts)
         self._node: Communicator | None = None
         self._mpi = _load_mpi()
         self._watchdog: Watchdog | None = None
         self.in_use = threading.Lock()
-        self._use_heartbeat(heartbeat)
-
-    def _use_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Bind the heartbeat's methods as this communicator's own, and its transport's."""
-        self.transport = MPITransport(self._comm, heartbeat)
-        self.enter, self.exit = heartbeat.enter, heartbeat.exit  # type: ignore[method-assign]
-        self.set_phase, self.progressed = heartbeat.set_phase, heartbeat.progressed  # type: ignore[method-assign]
+        self.transport = MPITransport(comm, heartbeat)
+        self.enter, self.exit = heartbeat.enter, heartbeat.exit  # bound once: a collective looks up one name for each
 
     @classmethod
     def world(cls, expected_size: int | None) -> MPICommunicator:
@@ -152,12 +147,10 @@ class MPICommunicator(Communicator):
         node = self.node()
         table = shared_status_table(node, self.size)
         neighbours = node.allgather_object(self.rank)
-        heartbeat = Heartbeat(table.line(self.rank))
+        self.heartbeat.line = table.line(self.rank)
         self._watchdog = Watchdog(table, self.rank, self.hosts, neighbours, lambda: self.abort(1))
         self._watchdog.start()
         atexit.register(self._watchdog.leave)
-        for communicator in (self, node):
-            communicator._use_heartbeat(heartbeat)  # type: ignore[attr-defined]
 
     def watch(self, limit: float, stacks: bool = False) -> None:
         if self._watchdog is not None:
@@ -191,7 +184,7 @@ class MPICommunicator(Communicator):
             self.enter(_SPLIT)
             group = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
             self.exit()
-            self._node = MPICommunicator(group, [self.hosts[self.rank]] * group.size, private_heartbeat())
+            self._node = MPICommunicator(group, [self.hosts[self.rank]] * group.size, self.heartbeat)
         return self._node
 
     def abort(self, status: int) -> None:

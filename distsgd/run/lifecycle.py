@@ -98,7 +98,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     """
     config = spec.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.set_phase(Phase.START)
+    communicator.heartbeat.set_phase(Phase.START)
     _check(communicator, spec)
     device, notes = device_for(communicator, config)
     with opened(communicator, config, spec.folder) as start:
@@ -249,7 +249,7 @@ def _prepare_folder(attempt: Attempt) -> None:
 def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) -> dict[str, Any]:
     """Finalizes, and returns the summary on every rank. Collective."""
     trainer = attempt.trainer
-    communicator.set_phase(Phase.END, trainer.progress.step)
+    communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.data.signature, attempt.metrics))
     trainer.end(summary)
     trainer.step.device.synchronize()
@@ -270,7 +270,7 @@ def _closed_at_the_end(communicator: Communicator, attempt: Attempt) -> Iterator
             folder.write_failure(str(error), trainer.progress.step)
         raise
     finally:
-        communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
+        communicator.heartbeat.set_phase(Phase.OUTSIDE, trainer.progress.step)
         trainer.step.workers.close()
         for callback in trainer.callbacks if communicator.is_root else ():
             try:

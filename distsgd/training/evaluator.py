@@ -75,7 +75,7 @@ class Evaluator:
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.loader.examples)))
         batch = self.loader.batch(indices, state)
         loss_sum, count, outputs = self.loader.objective.score(params, scratch, batch)
-        self.communicator.progressed()
+        self.communicator.heartbeat.progressed()
         sums[:2] = float(loss_sum), count
         if outputs is not None:
             outputs, y = to_host(outputs), to_host(batch.y)
