@@ -26,7 +26,7 @@ from distsgd.run.placement import Data
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import finish
 from distsgd.training.callbacks import Callback
-from distsgd.training.checkpoint_store import fill_model, running_layout
+from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics import Metric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
@@ -228,8 +228,8 @@ def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -
 
     def fill() -> None:
         found = find_checkpoint(path, prefer="best")
-        fill_model(params.flat, step.layout, found.group("parameters"), str(path))
-        fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
+        fill_model(params, found.group("parameters"), str(path))
+        fill_model(step.running, found.group("statistics"), str(path))
 
     communicator.on_root(fill)
     step.load(params)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -35,6 +37,12 @@ class Evaluator:
     @cached_property
     def _callers(self) -> Workers:
         return self.workers.that_may_call(self.loader.objective, *self.metrics)
+
+    @cached_property
+    def _sums_of(self) -> list[tuple[Metric, slice]]:
+        """Each metric with its place in a chunk's sums, after the loss and the examples."""
+        ends = list(accumulate((metric.width() for metric in self.metrics), initial=2))
+        return [(metric, slice(*place)) for metric, place in zip(self.metrics, pairwise(ends), strict=True)]
 
     @cached_property
     def _zeroes(self) -> bool:
@@ -79,23 +87,16 @@ class Evaluator:
         sums[:2] = float(loss_sum), count
         if outputs is not None:
             outputs, y = to_host(outputs), to_host(batch.y)
-        start = 2
-        for metric in self.metrics:
-            if outputs is not None:
-                sums[start : start + metric.width()] = metric.sums(outputs, y)
-            start += metric.width()
+            for metric, place in self._sums_of:
+                sums[place] = metric.sums(outputs, y)
 
     def _values(self, parts: Sequence[Array]) -> dict[str, Value]:
         total = np.zeros(2 + sum(metric.width() for metric in self.metrics))
         for sums in parts:
             for chunk in sums:
                 total += chunk
-        values: dict[str, Value] = {"loss": float(total[0] / total[1]) if total[1] else float("nan")}
-        start = 2
-        for metric in self.metrics:
-            values[metric.name] = metric.value(total[start : start + metric.width()])
-            start += metric.width()
-        return values
+        loss = float(total[0] / total[1]) if total[1] else math.nan
+        return {"loss": loss} | {metric.name: metric.value(total[place]) for metric, place in self._sums_of}
 
 
 def predict_all(loader: Loader, params: Views, state: Views) -> Array:
