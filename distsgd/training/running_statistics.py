@@ -6,8 +6,7 @@ from typing import final
 
 from distsgd.core.device import Array
 from distsgd.core.layout import Layout, Views
-from distsgd.nn.objective import Objective
-from distsgd.parallel.reduction import GradientReduction
+from distsgd.training.steps import StepParts
 
 
 @final
@@ -19,7 +18,8 @@ class RunningStatistics:
     are_copied  whether a model that computes on the device reads a copy, which has to be made again in each step
     """
 
-    def __init__(self, objective: Objective, reduction: GradientReduction, running: Views) -> None:
+    def __init__(self, parts: StepParts) -> None:
+        objective, reduction, running = parts.objective, parts.reduction, parts.running
         self.objective, self.running = objective, running
         self._device, self._microbatches = reduction.plan.device, reduction.partition.microbatches
         self.layout, self._reported = Layout.of(objective.state_shapes()), Layout.of(objective.statistics_shapes())
