@@ -35,19 +35,10 @@ class Evaluator:
     on_root_alone: bool = False
 
     @cached_property
-    def _callers(self) -> Workers:
-        return self.workers.that_may_call(self.loader.objective, *self.metrics)
-
-    @cached_property
     def _sums_of(self) -> list[tuple[Metric, slice]]:
         """Each metric with its place in a chunk's sums, after the loss and the examples."""
         ends = list(accumulate((metric.width() for metric in self.metrics), initial=2))
         return [(metric, slice(*place)) for metric, place in zip(self.metrics, pairwise(ends), strict=True)]
-
-    @cached_property
-    def _zeroes(self) -> bool:
-        """Whether gradients, which are scratch memory here, have to start at zero."""
-        return not self.loader.objective.overwrites_gradients()
 
     def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
         """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
@@ -64,8 +55,8 @@ class Evaluator:
         rank, size = self.communicator.rank, self.communicator.size
         first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
         sums = np.zeros((last - first, 2 + sum(metric.width() for metric in self.metrics)))
-
-        workers, zeroes = self._callers, self._zeroes
+        workers = self.workers.that_may_call(self.loader.objective, *self.metrics)
+        zeroes = not self.loader.objective.overwrites_gradients()  # gradients are scratch memory here
 
         def run(worker: int) -> None:
             begin, end = part(last - first, workers.count, worker)

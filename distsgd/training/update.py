@@ -110,26 +110,21 @@ class ShardedUpdate:
         """
         self._measure_norm = want_norm or self.clip_norm is not None
 
-        def sum_up(chunk: Chunk) -> None:
-            self.sum_up(chunk, bounds, count)
-            self._look(chunk, bounds)
-
         def update(chunk: Chunk) -> None:
             self.sum_up(chunk, bounds, count)
             self._look(chunk, bounds)
-            self.apply(chunk, scalars)
+            if self.clip_norm is None:
+                self.apply(chunk, scalars)
 
         def clip(chunk: Chunk) -> None:
             np.multiply(chunk.total, factor, out=chunk.total)
             self.apply(chunk, scalars)
 
-        if self.clip_norm is None:
-            self._on_all(update)
-            return self._norm() if want_norm else None
-        self._on_all(sum_up)
-        norm = self._norm()
-        factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
-        self._on_all(clip)
+        self._on_all(update)
+        norm = self._norm() if self._measure_norm else None
+        if self.clip_norm is not None and norm is not None:
+            factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
+            self._on_all(clip)
         return norm
 
     def _on_all(self, function: Callable[[Chunk], None]) -> None:
