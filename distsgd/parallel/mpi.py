@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from distsgd.core.device import Array
 from distsgd.core.output import flush, leave
-from distsgd.core.status_table import Collective, Heartbeat, private_heartbeat
+from distsgd.core.status_table import Collective, Heartbeat
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.transport import Parts, Transport
 from distsgd.parallel.watchdog import Watchdog
@@ -24,7 +24,7 @@ _ALLTOALL, _BARRIER, _SPLIT = int(Collective.ALLTOALL), int(Collective.BARRIER),
 
 
 class MPITransport(Transport):
-    """Sends arrays by MPI. The heartbeat's methods are bound as its own: a step makes no call in between."""
+    """Sends arrays by MPI."""
 
     def __init__(self, mpi: Any, comm: Any, heartbeat: Heartbeat) -> None:
         self.mpi, self._byte, self._in_place = comm, mpi.BYTE, mpi.IN_PLACE
@@ -58,18 +58,13 @@ class MPICommunicator(Communicator):
     """
 
     def __init__(self, mpi: Any, comm: Any, hosts: Sequence[str], heartbeat: Heartbeat) -> None:
-        self._mpi, self._comm = mpi, comm
+        self._mpi, self._comm, self.heartbeat = mpi, comm, heartbeat
         self.rank, self.size, self.hosts = comm.rank, comm.size, tuple(hosts)
         self._node: MPICommunicator | None = None
         self.watchdog: Watchdog | None = None
         self.in_use = threading.Lock()
-        self.use_heartbeat(heartbeat)
-
-    def use_heartbeat(self, heartbeat: Heartbeat) -> None:
-        """Bind the heartbeat's methods as this communicator's own, and its transport's."""
-        self.transport = MPITransport(self._mpi, self._comm, heartbeat)
-        self.enter, self.exit = heartbeat.enter, heartbeat.exit  # type: ignore[method-assign]
-        self.set_phase, self.progressed = heartbeat.set_phase, heartbeat.progressed  # type: ignore[method-assign]
+        self.transport = MPITransport(mpi, comm, heartbeat)
+        self.enter, self.exit = heartbeat.enter, heartbeat.exit  # bound once: a collective looks up one name for each
 
     def watch(self, limit: float, stacks: bool = False) -> None:
         if self.watchdog is not None:
@@ -104,7 +99,7 @@ class MPICommunicator(Communicator):
             group = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED, key=self.rank)
             self.exit()
             hosts = [self.hosts[self.rank]] * group.size
-            self._node = MPICommunicator(self._mpi, group, hosts, private_heartbeat())
+            self._node = MPICommunicator(self._mpi, group, hosts, self.heartbeat)
         return self._node
 
     def abort(self, status: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from distsgd.core.errors import DistsgdError, LauncherError
 from distsgd.core.output import report_error, report_to_launcher, say_lines
 from distsgd.core.processes import die_with_parent
-from distsgd.core.status_table import Heartbeat, private_heartbeat
+from distsgd.core.status_table import private_heartbeat
 from distsgd.parallel.launchers import library_path, mismatch
 from distsgd.parallel.mpi import MPICommunicator
 from distsgd.parallel.shared_memory import shared_status_table
@@ -100,12 +100,11 @@ def _begin_watch(communicator: MPICommunicator) -> None:
     node, rank = communicator.node(), communicator.rank
     table = shared_status_table(node, communicator.size)
     neighbours = node.allgather_object(rank)
+    communicator.heartbeat.line = table.line(rank)
     watchdog = Watchdog(table, rank, communicator.hosts, neighbours, lambda: communicator.abort(1))
     watchdog.start()
     atexit.register(watchdog.leave)
-    communicator.watchdog, heartbeat = watchdog, Heartbeat(table.line(rank))
-    for group in (communicator, node):
-        group.use_heartbeat(heartbeat)
+    communicator.watchdog = watchdog
 
 
 def abort_on_unhandled_errors(communicator: MPICommunicator) -> None:

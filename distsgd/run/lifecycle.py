@@ -26,7 +26,7 @@ from distsgd.run.placement import Data
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import finish
 from distsgd.training.callbacks import Callback
-from distsgd.training.checkpoint_store import fill_model, running_layout
+from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics import Metric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
@@ -98,7 +98,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     """
     config = spec.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.set_phase(Phase.START)
+    communicator.heartbeat.set_phase(Phase.START)
     _check(communicator, spec)
     device, notes = device_for(communicator, config)
     with opened(communicator, config, spec.folder) as start:
@@ -228,8 +228,8 @@ def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -
 
     def fill() -> None:
         found = find_checkpoint(path, prefer="best")
-        fill_model(params.flat, step.layout, found.group("parameters"), str(path))
-        fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
+        fill_model(params, found.group("parameters"), str(path))
+        fill_model(step.running, found.group("statistics"), str(path))
 
     communicator.on_root(fill)
     step.load(params)
@@ -249,7 +249,7 @@ def _prepare_folder(attempt: Attempt) -> None:
 def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) -> dict[str, Any]:
     """Finalizes, and returns the summary on every rank. Collective."""
     trainer = attempt.trainer
-    communicator.set_phase(Phase.END, trainer.progress.step)
+    communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.data.signature, attempt.metrics))
     trainer.end(summary)
     trainer.step.device.synchronize()
@@ -270,7 +270,7 @@ def _closed_at_the_end(communicator: Communicator, attempt: Attempt) -> Iterator
             folder.write_failure(str(error), trainer.progress.step)
         raise
     finally:
-        communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
+        communicator.heartbeat.set_phase(Phase.OUTSIDE, trainer.progress.step)
         trainer.step.workers.close()
         for callback in trainer.callbacks if communicator.is_root else ():
             try:

@@ -66,7 +66,7 @@ def test_a_rank_whose_program_ends_early_is_named(tmp_path: Path) -> None:
     ended = Job([path, "-n", "3", sys.executable, "-c", program], tmp_path, environment()).end()
     assert ended.seconds < SOON + 1
     assert "rank 1 on " in ended.err
-    assert "has left early, outside of training; ranks 0, 2 have waited" in ended.err
+    assert "has left early, outside of training; ranks 0 and 2 have waited" in ended.err
     assert ours(ended) == []
 
 
