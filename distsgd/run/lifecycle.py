@@ -72,6 +72,12 @@ class RunSpec:
     before_training: Callable[[Communicator, Attempt], bool] = say_notes
     ended: Callable[[Attempt], None] = lambda attempt: None
 
+    def __post_init__(self) -> None:
+        if self.folder is None and self.config.on_non_finite == "rollback":
+            raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
+        if self.folder is None and self.config.plot:
+            raise ConfigurationError("plot draws into the run's folder; say which with out=")
+
 
 @dataclass
 class Attempt:
@@ -121,14 +127,9 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
 
 
 def _check(communicator: Communicator, spec: RunSpec) -> None:
-    """Raises ConfigurationError for what can't be done, before anything is read or written."""
-    config = spec.config
-    check_ranks(communicator, config)
-    if config.on_non_finite == "rollback" and spec.folder is None:
-        raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
-    if config.plot:
-        if spec.folder is None:
-            raise ConfigurationError("plot draws into the run's folder; say which with out=")
+    """Raises ConfigurationError for what can't be done, before anything is read or written. Collective."""
+    check_ranks(communicator, spec.config)
+    if spec.config.plot:
         from distsgd.plots.canvas import check_installed
 
         communicator.on_root(check_installed)

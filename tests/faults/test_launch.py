@@ -55,7 +55,6 @@ def test_usage(tmp_path: Path, options: tuple[object, ...], reported: str) -> No
         assert len(ended.lines) == 1, ended.err
         assert ended.err.startswith("distsgd: error: ")
         assert reported in ended.err
-        assert ended.seconds < SOON
 
 
 def test_help(tmp_path: Path) -> None:

@@ -166,7 +166,6 @@ def test_a_disk_that_stays_full(out: Path, undisturbed: Path) -> None:
     done = disturbed(out, 3, {"full": 12}, "--checkpoint-every", 5, status=1)
     assert done.err.splitlines()[-1].startswith("distsgd: error: could not write the checkpoint ")
     assert "the last is of step 10; put this right, and the same command continues from there" in done.err
-    assert done.seconds < 15
     assert summary(out)["status"] == "failed"
     assert not list(out.rglob("*.tmp"))
     again = train(2, out, *OPTIONS)
@@ -224,6 +223,7 @@ def test_a_folder_that_is_removed_and_replaced(out: Path, other: Path) -> None:
     assert files(out) == files(other)
 
 
+@pytest.mark.long
 def test_a_signal_while_it_is_written(out: Path, undisturbed: Path) -> None:
     disturbed(out, 3, {"slow": 0.1, "signal": 11}, "--checkpoint-every", 10, status=75)
     assert newest(out) == summary(out)["steps"] == 12

@@ -109,7 +109,7 @@ def test_a_run_that_is_finished_is_drawn(tmp_path: Path) -> None:
 def test_stopped_and_stopped_early(tmp_path: Path) -> None:
     done = train(2, tmp_path / "stopped", *QUICK, "--plot", "--max-time", "0.001s", status=75)
     assert drawn(tmp_path / "stopped" / "plots") == PICTURES - {"curves"}
-    assert "curves left out" in done.err
+    assert "curves skipped" in done.err
     assert done.err.count("\n") == 1
     early = ("--epochs", 30, "--patience", 1, "--lr", 0)
     train(None, tmp_path / "early", *QUICK, *early, "--plot")

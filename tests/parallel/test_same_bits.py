@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import records, result, summary, train
 
 QUICK = ("--epochs", 2, "--batch-size", 100, "--hidden", 64, 32)
@@ -58,7 +59,7 @@ def test_eight_microbatches(tmp_path: Path) -> None:
     compare(tmp_path, (1, 2, 3, 5, 8), *QUICK, "--microbatches", 8)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", first_of([2, 1]))
 def test_everything_at_once(tmp_path: Path, threads: int) -> None:
     compare(tmp_path, (None, 3), *QUICK, *EVERYTHING, "--threads", threads, "--microbatches", 8)
 
@@ -106,6 +107,7 @@ def test_full_batch(tmp_path: Path) -> None:
 AUGMENTED = ("--augment", "shift", 1, "flip", "--expand", "shifts", "--epochs", 2, "--batch-size", 200, "--hidden", 30)
 
 
+@pytest.mark.long
 def test_augmented_images(tmp_path: Path) -> None:
     reported, _ = compare(tmp_path, (1, 2, 4), *AUGMENTED)
     assert reported["steps"] == 2 * -(-5 * 1617 // 200)

@@ -152,8 +152,7 @@ def test_best_parameters_are_what_evaluate_scores(split_digits: Path) -> None:
 
 @pytest.mark.long
 def test_max_time_and_max_steps(tmp_path: Path) -> None:
-    done = train(2, tmp_path / "run", *QUICK, "--epochs", 100000, "--patience", 0, "--max-time", "1s", status=75)
-    assert done.seconds < 10
+    train(2, tmp_path / "run", *QUICK, "--epochs", 100000, "--patience", 0, "--max-time", "1s", status=75)
     assert summary(tmp_path / "run")["status"] == "stopped"
     steps = summary(tmp_path / "run")["steps"]
     train(3, tmp_path / "run", *QUICK, "--patience", 0, "--max-steps", steps + 5, "--epochs", 100000)

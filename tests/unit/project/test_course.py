@@ -56,6 +56,7 @@ def test_costs_are_the_printed_ones(optimizer: str, decay: str, monkeypatch: pyt
     assert costs == pytest.approx(course.PRINTED[optimizer, decay][:2], abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 def test_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run that prints the course's costs of momentum with decay gets 286 of 300 right, not more than 95.6 %."""

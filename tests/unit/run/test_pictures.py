@@ -66,6 +66,7 @@ def test_pictures_of_images(runs: Path) -> None:
     check_files(runs / "a" / "plots", {"curves", "filters", "confusion", "misclassified"})
 
 
+@pytest.mark.long
 def test_same_run_same_bytes(runs: Path) -> None:
     for path in sorted((runs / "a" / "plots").iterdir()):
         other = (runs / "again" / "a" / "plots" / path.name).read_bytes()
