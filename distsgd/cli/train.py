@@ -65,6 +65,8 @@ class Command:
 
     def callbacks(self, communicator: Communicator) -> list[Callback]:
         """What shows the run's progress, and the user's own. Collective."""
+        if self.config.check_gradient:
+            return []
         from distsgd.run.build import user_code
         from distsgd.run.progress import make_progress
 

@@ -109,9 +109,11 @@ def lock_folder(path: Path) -> Locked:
             if time.monotonic() - began > patience:
                 raise
             time.sleep(_PAUSE)
-        except FileNotFoundError:  # the folder or the lock file was removed or moved meanwhile
+        except FileNotFoundError as error:  # the folder or the lock file was removed or moved meanwhile
             tries += 1
             if tries == _TRIES:
+                if error.filename is not None and not path.parent.exists():
+                    raise
                 raise FolderInUseError(
                     f"{path} is moved or removed each time that it is opened; choose another folder with --out"
                 ) from None

@@ -55,7 +55,7 @@ class BackgroundWriter:
                 if self._is_busy() and patience:
                     assert self._task is not None
                     self._stuck = self._task
-                    self._report(f"{self._task.name} is still being written after {patience:g} s; others are left out")
+                    self._report(f"{self._task.name} is still being written after {patience:g} s; others are skipped")
             return self._is_busy()
 
     def _is_busy(self) -> bool:

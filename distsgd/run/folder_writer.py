@@ -80,7 +80,7 @@ class FolderWriter(Callback):
         try:
             self._writer.finish()
         except DistsgdError as error:
-            _warn(f"{error}; going on from an older one")
+            _warn(f"{error}; continuing from an older one")
         self._submitted = self._best = None
         return self.folder.checkpoints.newest(step)[0]
 

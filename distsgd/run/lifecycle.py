@@ -86,6 +86,7 @@ class Attempt:
     config   what the start has decided on
     notes    lines to print before training
     summary  what summary.json says, when the attempt has ended
+    has_begun  whether training has, and what is in the folder is this attempt's
     """
 
     spec: RunSpec
@@ -95,12 +96,14 @@ class Attempt:
     trainer: Trainer
     notes: list[str]
     summary: dict[str, Any] = field(default_factory=dict)
+    has_begun: bool = False
 
 
 def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     """Trains to a limit, a decision or a signal; None where nothing was trained. Collective.
 
-    Raises DistsgdError, on all ranks; the summary then holds its message, and the last checkpoint is unchanged.
+    Raises DistsgdError, on all ranks. Once training has begun, the summary then holds its message; the last checkpoint
+    is unchanged.
     """
     config = spec.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
@@ -113,11 +116,14 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
                 spec.finished(start.finished)
             return None
         attempt = _build(communicator, spec, start, device, notes)
-        _restore(communicator, attempt, start)
-        if not spec.before_training(communicator, attempt):
-            return None
-        communicator.on_root(lambda: _prepare_folder(attempt))
         with _closed_at_the_end(communicator, attempt):
+            _restore(communicator, attempt, start)
+            start.checkpoint = None  # its arrays are as large as the run's state
+            if not spec.before_training(communicator, attempt):
+                attempt.trainer.close()
+                return None
+            communicator.on_root(lambda: _prepare_folder(attempt))
+            attempt.has_begun = True
             reason = attempt.trainer.fit()
             attempt.summary = _finish(communicator, attempt, reason)
         if communicator.is_root:
@@ -267,17 +273,17 @@ def _closed_at_the_end(communicator: Communicator, attempt: Attempt) -> Iterator
         yield
     except DistsgdError as error:
         trainer.close()
-        if communicator.is_root and folder is not None:
+        if attempt.has_begun and communicator.is_root and folder is not None:
             folder.write_failure(str(error), trainer.progress.step)
         raise
     finally:
-        communicator.heartbeat.set_phase(Phase.OUTSIDE, trainer.progress.step)
         trainer.step.workers.close()
         for callback in trainer.callbacks if communicator.is_root else ():
             try:
                 callback.close()
             except RAISED_BY_USERS:
                 say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)
+        communicator.heartbeat.set_phase(Phase.OUTSIDE, trainer.progress.step)
 
 
 def _draw(attempt: Attempt) -> None:

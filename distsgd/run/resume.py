@@ -57,7 +57,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if config.resume != "auto":
         start.checkpoint = _begun_elsewhere(config, folder)
         if start.checkpoint is not None:
-            start.notes.append(f"going on in {folder.path}, where this run is already, and not from {config.resume}")
+            start.notes.append(f"continuing in {folder.path}, where this run is already, and not from {config.resume}")
         else:
             start.checkpoint, where = find_checkpoint(Path(config.resume), prefer="newest"), config.resume
     else:
@@ -66,7 +66,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
             raise CheckpointError(
                 f"no checkpoint in {folder.checkpoints.folder} is whole ({problems[0]}); start anew with --resume never"
             )
-        start.notes += [f"warning: {problem}; going on from an older one" for problem in problems]
+        start.notes += [f"warning: {problem}; continuing from an older one" for problem in problems]
     if start.checkpoint is None:
         _refuse_foreign(folder)
         return start

@@ -5,6 +5,8 @@ Checkpoints come from outside: `from_document` checks that each entry is there a
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from distsgd.data.examples import Signature
 from distsgd.training.non_finite import NonFinite
 
 _NONE = type(None)
+_MOST = 1 << 56
+"""More than any count: the watchdog's table has 64 bits for a step and a phase."""
 _METADATA: dict[str, tuple[type, ...]] = {
     "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "contents": (str,),
     "examples": (list,), "probe": (str,), "device": (str,),
@@ -66,10 +70,12 @@ class Metadata:
         """Raises CheckpointError where an entry is of a wrong type."""
         entries = {key: _checked(document, key, kinds) for key, kinds in _METADATA.items() if key in document}
         if "signature" in entries:
-            with understanding("the checkpoint's signature"):
-                shapes = entries["signature"]
-                example, target = (tuple(map(int, shapes[key])) for key in ("example_shape", "target_shape"))
-                entries["signature"] = Signature(example, target, shapes["num_classes"], float(shapes["scale"]))
+            entries["signature"] = _signature(entries["signature"])
+        if not all(_is_count(number) for number in entries.get("examples", ())):
+            raise _wrong("examples", entries["examples"])
+        horizon = entries.get("schedule_epochs")
+        if horizon is not None and not 0 < horizon < math.inf:
+            raise _wrong("schedule_epochs", horizon)
         return cls(**entries)
 
 
@@ -117,15 +123,56 @@ class RunState:
     def from_document(cls, document: Mapping[str, Any]) -> RunState:
         """Raises CheckpointError where an entry of a whole run is missing, or of a wrong type."""
         entries = {key: _checked(document, key, kinds) for key, kinds in _PROGRESS.items()}
-        best = entries["best"]
-        if best is not None and not all(isinstance(best.get(key), int) for key in ("step", "epoch")):
+        step, best = entries["step"], entries["best"]
+        for key in ("step", "updates", "count"):
+            if not _is_count(entries[key], step if key == "updates" else _MOST):
+                raise _wrong(key, entries[key])
+        if best is not None and not all(_is_count(best.get(key), step) for key in ("step", "epoch")):
             raise CheckpointError("the checkpoint's best validation has no step and epoch; it was not written whole")
-        with understanding("the checkpoint's skipped minibatches"):
-            entries["skipped"] = {record["step"]: NonFinite.of(record) for record in entries["skipped"]}
+        entries["skipped"] = {found.step: found for found in map(_skipped, entries["skipped"])}
         if any(type(score) is not float for score in (entries["scores"] or {}).values()):
-            raise CheckpointError(f"not a checkpoint of distsgd: its scores are {entries['scores']!r}")
+            raise _wrong("scores", entries["scores"])
         rule = _checked(document, "rule", (dict, _NONE)) if "rule" in document else None
+        if not all(map(_is_of_a_rule, (rule or {}).values())):
+            raise _wrong("rule", rule)
         return cls(Metadata.from_document(document), rule=rule, **entries)
+
+
+def _signature(shapes: Mapping[str, Any]) -> Signature:
+    """The signature of the data from its entries. Raises CheckpointError where one is missing or wrong."""
+    classes, scale = shapes.get("num_classes"), shapes.get("scale")
+    axes = [shapes.get(key) for key in ("example_shape", "target_shape")]
+    if not all(type(shape) is list and all(_is_count(axis) and axis for axis in shape) for shape in axes):
+        raise _wrong("signature", shapes)
+    if (
+        not (classes is None or (_is_count(classes) and classes))
+        or type(scale) is not float
+        or not 0 < scale < math.inf
+    ):
+        raise _wrong("signature", shapes)
+    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale)
+
+
+def _skipped(record: Any) -> NonFinite:
+    """A skipped minibatch from its record. Raises CheckpointError where an entry is missing or wrong."""
+    with understanding("the checkpoint's skipped minibatches"):
+        found = NonFinite.of(record)
+    numbers = (found.step, *(found.microbatches or ()), *found.examples)
+    if type(found.what) is not str or not all(map(_is_count, numbers)):
+        raise _wrong("skipped", record)
+    return found
+
+
+def _is_of_a_rule(value: Any) -> bool:
+    return value is None or _is_count(value) or (type(value) is float and math.isfinite(value))
+
+
+def _is_count(value: Any, most: int = _MOST) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _wrong(key: str, value: Any) -> CheckpointError:
+    return CheckpointError(f"not a checkpoint of distsgd: its {key} is {reprlib.repr(value)}")
 
 
 def _checked(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> Any:
@@ -133,5 +180,5 @@ def _checked(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> 
     if key not in document:
         raise CheckpointError(f"the checkpoint lacks {key!r}; it was not written as a whole run")
     if type(document[key]) not in kinds:
-        raise CheckpointError(f"not a checkpoint of distsgd: its {key} is {document[key]!r}")
+        raise _wrong(key, document[key])
     return document[key]

@@ -189,6 +189,7 @@ def test_two_signals_end_at_once(tmp_path: Path) -> None:
         assert ended.status == 128 + signal.SIGTERM
 
 
+@pytest.mark.long
 def test_a_run_under_way_is_left_to_its_owner(tmp_path: Path) -> None:
     job = mpirun(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
@@ -251,6 +252,7 @@ def test_what_users_code_leaves_is_cleaned_up(tmp_path: Path) -> None:
         assert ended.status == 0
 
 
+@pytest.mark.long
 def test_time_is_counted_over_restarts(tmp_path: Path) -> None:
     """Each attempt dies at its hundredth step, so only time that all attempts share ends the run with 75."""
     options = (*LONG, "--callback", CALLBACK, "--max-time", "10s")

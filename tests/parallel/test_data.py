@@ -47,6 +47,7 @@ def pictures(count: int, shape: tuple[int, ...], number: int) -> tuple[Array, Ar
     return x, y
 
 
+@pytest.mark.long
 def test_mnist_pickle(tmp_path: Path) -> None:
     """A file like mnist.pkl.gz, with its own validation and test parts, of which neither is touched."""
     parts = [pictures(count, (28, 28), number) for number, count in enumerate((300, 70, 45))]

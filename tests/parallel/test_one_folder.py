@@ -116,6 +116,7 @@ def test_a_killed_run_keeps_no_other_out(tmp_path: Path) -> None:
     assert (tmp_path / "run.1" / "checkpoints" / "last.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_is_moved_leaves_its_place_free(tmp_path: Path) -> None:
     """The next run there and the one that was moved don't know each other."""
     out, moved = tmp_path / "run", tmp_path / "moved"

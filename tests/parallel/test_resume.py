@@ -118,7 +118,7 @@ def test_damaged_newest_checkpoint(tmp_path: Path, undisturbed: Path, damage: st
     newest.write_bytes({"flipped": data, "cut": data[: len(data) // 2], "empty": b""}[damage])
     done = continue_run(out, 3)
     assert "step-18.safetensors: " in done.err
-    assert "going on from an older one" in done.err
+    assert "continuing from an older one" in done.err
     assert "from step 15" in done.out
     assert result(out) == result(undisturbed)
 

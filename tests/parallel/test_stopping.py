@@ -129,6 +129,7 @@ def test_early_stop_is_remembered_where_the_summary_is_lost(tmp_path: Path) -> N
     assert result(tmp_path / "run") == whole
 
 
+@pytest.mark.long
 def test_best_parameters_are_what_evaluate_scores(split_digits: Path) -> None:
     out = split_digits.parent / "run"
     options = ("--dataset", "data.npz", *QUICK, "--optimizer", "adam", "--lr", 0.1, "--batch-norm", "--epochs", 6)

@@ -217,6 +217,7 @@ def accuracy(precision: str, seed: int, model: str) -> float:
     return float(result.history[-1]["validation_accuracy"])
 
 
+@pytest.mark.long
 @emulated
 @pytest.mark.parametrize("model", ["mlp", CONV])
 def test_accuracy_is_within_the_spread_of_seeds(gpu: Device, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run import build_trainer
@@ -20,6 +21,7 @@ from distsgd.run.fit import fit
 from distsgd.run.folder import run_folder
 from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.placement import load_data
+from distsgd.training.callbacks import Callback
 from tests.threads import run_on_threads
 
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 32, "hidden": (5,), "seed": 3, "validation_fraction": 0.25}
@@ -73,6 +75,24 @@ def test_what_is_not_trained_leaves_nothing(tmp_path: Path) -> None:
     spec = spec_of(tmp_path / "run", before_training=lambda communicator, attempt: False)
     assert run(SerialCommunicator(), spec) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_callbacks_are_closed_where_nothing_is_trained(tmp_path: Path) -> None:
+    class Closing(Callback):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    for more in ({"before_training": lambda communicator, attempt: False}, {}):
+        callback = Closing()
+        spec = spec_of(tmp_path / "run", callbacks=lambda communicator, one=callback: [one], **more)
+        if not more:
+            spec = replace(spec, config=replace(spec.config, init_from=str(tmp_path / "missing")))
+        with suppress(DistsgdError):
+            run(SerialCommunicator(), spec)
+        assert callback.closed == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("option", [{"plot": True}, {"on_non_finite": "rollback"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -40,7 +41,7 @@ skipped = st.builds(
 states = st.builds(
     RunState,
     metadata,
-    step=counts,
+    step=st.integers(2**50, 2**55),
     updates=counts,
     loss_sum=floats,
     count=counts,
@@ -61,6 +62,8 @@ def test_round_trip_through_a_file(state: RunState) -> None:
 
 WHOLE: dict[str, Any] = RunState(
     Metadata({"seed": 1}, 3.0, Signature((2,), (), 2), "c", [1, 2, 3], "p", None),
+    step=3,
+    updates=2,
     best={"step": 1, "epoch": 1},
     scores={"validation_loss": 0.5},
     skipped={3: NonFinite(3, "the gradient is not finite")},
@@ -84,6 +87,39 @@ def test_what_is_missing_is_named(key: str) -> None:
     document = {name: value for name, value in WHOLE.items() if name != key}
     with pytest.raises(CheckpointError, match=f"lacks '{key}'; it was not written as a whole run"):
         RunState.from_document(document)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", -5),
+        ("step", 10**30),
+        ("updates", -1),
+        ("updates", 4),  # more than steps
+        ("count", -7),
+        ("best", {"step": True, "epoch": 1}),
+        ("best", {"step": 1, "epoch": -1}),
+        ("scores", {"validation_loss": "0.5"}),
+        ("rule", {"without_improvement": 10**400}),
+        ("rule", {"best": [1.0]}),
+        ("skipped", [{"step": 1, "what": 5, "microbatches": None, "examples": []}]),
+        ("skipped", [{"step": 1, "what": "loss", "microbatches": ["a", "b"], "examples": []}]),
+        ("skipped", [{"step": 1, "what": "loss", "microbatches": None, "examples": [{}]}]),
+        ("examples", [1, -2, 3]),
+        ("schedule_epochs", math.nan),
+        *(
+            ("signature", {"example_shape": [2], "target_shape": [], "num_classes": 2, "scale": 1.0, **other})
+            for other in (
+                {"num_classes": "abc"}, {"num_classes": 10.5}, {"num_classes": 0}, {"scale": 0.0},
+                {"scale": math.inf}, {"example_shape": ["2"]}, {"example_shape": [0]}, {"target_shape": None},
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_value_that_no_run_has_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        RunState.from_document({**WHOLE, key: value})
+    assert len(str(raised.value)) < 300
 
 
 @given(st.sampled_from(sorted(WHOLE)), wrong)
