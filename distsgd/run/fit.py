@@ -93,21 +93,51 @@ def fit(
     communicator: Communicator | Any | None = None,
     **options: Any,
 ) -> Result:
-    """Trains `model` on train = (x, y) or (x, y, weights), with examples first; every rank passes the same arguments.
-
-    model       a Layer; the name of a model; a FunctionObjective; or a function (params, grads, batch) ->
-                (loss_sum, count) with its initial parameters in `params`
-    validation  (x, y); split off the training set where it is None (validation_fraction=0 for none)
-    optimizer   such as distsgd.Adam(1e-3), or a name
-    callbacks   called on rank 0, the only arguments that ranks may be given differently
-    communicator  for a group of ranks that trains alone: mpi4py's, such as MPI.COMM_WORLD.Split(color)
-    options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
-                out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
+    """Train a model on the ranks of this job, or in this process alone. Every rank passes the same arguments.
 
     BLAS has one thread in the whole process as long as any fit runs. Without MPI, several threads may call fit at the
     same time; under mpirun one call at a time uses the ranks.
 
-    Raises ConfigurationError or DataError with one sentence, on all ranks, also where one of them alone is wrong.
+    Parameters
+    ----------
+    model : Layer, str, FunctionObjective or function
+        A layer; the name of a model; an objective; or a function `(params, grads, batch) -> (loss_sum, count)`, with
+        its initial parameters in `params`.
+    train, validation, test : tuple of arrays
+        (x, y) or (x, y, weights), with the examples along the first axis: x of shape (n, …), y of shape (n,) or (n, k),
+        weights of shape (n,). Validation is split off the training set where it is None (`validation_fraction=0` for
+        none).
+    params : mapping of str to array, optional
+        The initial parameters by name, of a model that is a function.
+    optimizer, schedule : Optimizer, Schedule or str, optional
+        Such as `distsgd.Adam(1e-3)`, or a name.
+    metrics : sequence of Metric
+        What is measured besides the loss and the usual metrics.
+    callbacks : sequence of Callback
+        Called on rank 0; the only argument that ranks may be given differently.
+    communicator : mpi4py communicator, optional
+        For a group of ranks that trains alone, such as `MPI.COMM_WORLD.Split(color)`.
+    **options
+        Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, seed=1`. With
+        `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it.
+
+    Returns
+    -------
+    Result
+        The best parameters (the last where nothing was validated), the records and the summary, on every rank.
+
+    Raises
+    ------
+    ConfigurationError, DataError
+        With one sentence, on all ranks, also where one of them alone is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, y = np.eye(4, dtype=np.float32), np.arange(4)
+    >>> result = fit("softmax", (x, y), epochs=1, batch_size=4, validation_fraction=0)
+    >>> result.predict(x).shape
+    (4, 4)
     """
     arrays = {"train": train, "validation": validation, "test": test}
     history = History()

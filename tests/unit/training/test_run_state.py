@@ -49,7 +49,8 @@ states = st.builds(
     best=st.none() | st.fixed_dictionaries({"step": counts, "epoch": counts, "validation_loss": floats}),
     scores=st.none() | st.dictionaries(st.text(max_size=5), floats, max_size=3),
     skipped=st.lists(skipped, max_size=3).map(lambda found: {item.step: item for item in found}),
-    rule=st.none() | st.dictionaries(st.text(max_size=5), floats | counts, max_size=2),
+    rule=st.none()
+    | st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False) | counts, max_size=2),
 )
 
 
