@@ -53,15 +53,24 @@ def make_folders(folder: Path) -> list[Path]:
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         for path in reversed(missing):
-            path.mkdir(exist_ok=True)
+            _make(path)
             with suppress(OSError):  # a folder with write access only can't be synced
                 sync_folder(path.parent)
         if not missing:
-            folder.mkdir(exist_ok=True)  # raises where it isn't a folder
+            _make(folder)  # raises where it isn't a folder
     except OSError:
         remove_empty(missing)
         raise
     return missing
+
+
+def _make(folder: Path) -> None:
+    """Make a folder where there is none. Raises FileNotFoundError where it is moved meanwhile."""
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(folder).st_mode):
+            raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -112,7 +112,7 @@ def lock_folder(path: Path) -> Locked:
         except FileNotFoundError as error:  # the folder or the lock file was removed or moved meanwhile
             tries += 1
             if tries == _TRIES:
-                if error.filename is not None and not path.parent.exists():
+                if error.filename is not None and (path.is_symlink() or not path.parent.exists()):
                     raise
                 raise FolderInUseError(
                     f"{path} is moved or removed each time that it is opened; choose another folder with --out"

@@ -172,7 +172,10 @@ def _is_count(value: Any, most: int = _MOST) -> bool:
 
 
 def _wrong(key: str, value: Any) -> CheckpointError:
-    return CheckpointError(f"not a checkpoint of distsgd: its {key} is {reprlib.repr(value)}")
+    return CheckpointError(
+        f"not a checkpoint of this version of distsgd: its {key} is {reprlib.repr(value)}; use the version that wrote "
+        "it, or start anew with --resume never"
+    )
 
 
 def _checked(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> Any:

@@ -231,6 +231,7 @@ def wrapped(folder: Path, behind: str) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_summary_is_believed_and_mpirun_is_not(tmp_path: Path) -> None:
     (tmp_path / "fails").mkdir()
     with nothing_left(launch(2, tmp_path / "fails", *QUIET, own=("--mpirun", wrapped(tmp_path, "exit 9")))) as ended:
@@ -246,6 +247,7 @@ def test_the_summary_is_believed_and_mpirun_is_not(tmp_path: Path) -> None:
         assert "mpirun exited with status 0 and the run isn't done; that is the second failure" in ended.lines[-1]
 
 
+@pytest.mark.long
 def test_what_users_code_leaves_is_cleaned_up(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     with nothing_left(launch(2, tmp_path, *QUIET, "--callback", "broken.py:Daemon")) as ended:

@@ -56,6 +56,7 @@ def test_a_forged_message_is_not_believed(tmp_path: Path) -> None:
         assert "KeyError" in ended.lines[-1]
 
 
+@pytest.mark.long
 def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
     name = f"run\x1b[31m{FORGED}"
     shown = r"run\x1b[31m\n\x1edistsgd"

@@ -142,7 +142,7 @@ RUNS: dict[str, Case] = {
     "a checkpoint without its numbers": Case("its loss_sum is", RESUME, run(rewritten({"loss_sum": None})), status=1),
     "a configuration of another make": Case("its config is", RESUME, run(rewritten({"config": [1]})), status=1),
     "a best score of another make": Case("no step and epoch", RESUME, run(rewritten({"best": {"a": 1}})), status=1),
-    "a rule of another make": Case("something else", RESUME, run(rewritten({"rule": {"best": "a"}})), status=1),
+    "a rule of another make": Case("its rule is", RESUME, run(rewritten({"rule": {"best": "a"}})), status=1),
     "a checkpoint of other data": Case("contents was", RESUME, run(rewritten({"contents": "0" * 16}))),
     "a checkpoint that is a folder": Case("Is a directory", RESUME, run(
         checkpoints(lambda data: None), sub_folder("checkpoints/step-3.safetensors")), status=1),
@@ -239,7 +239,7 @@ COMMANDS: dict[str, Case] = {
     "to evaluate on a part that isn't there": Case("split", "run --dataset digits --split test", run(), 2, "evaluate"),
     "to evaluate a damaged run": Case("sha256", "run --dataset digits", run(flipped(-1)), 1, "evaluate"),
     "to evaluate another make": Case(
-        "something else", "run --dataset digits", run(rewritten({"signature": {"a": 1}})), 1, "evaluate"),
+        "its signature is", "run --dataset digits", run(rewritten({"signature": {"a": 1}})), 1, "evaluate"),
     "to evaluate a checkpoint that names code": Case(
         "to run that code, add --model evil.py:f", "run --dataset digits", every(
             evil(""), run(rewritten({"config": {"model": "evil.py:f"}}))), 2, "evaluate"),

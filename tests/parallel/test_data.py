@@ -142,6 +142,7 @@ def _peak(tmp_path: Path, data: Path, ranks: int) -> int:
     return peak
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="/proc/PID/smaps_rollup is Linux's")
 def test_one_copy_of_the_data_per_node(tmp_path: Path) -> None:
     """What four ranks take more with 96 MB of data than with next to none is one copy, at the peak of loading too."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.parallel.launch import ends_with, result, train
 
 MODELS = """
@@ -46,6 +48,7 @@ if RANK == os.environ.get("TEST_WRONG"):
 LINEAR = ("--model", "models.py:model", "--batch-size", 200, "--epochs", 3, "--lr", 0.01)
 
 
+@pytest.mark.long
 def test_minibatches_that_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(MODELS)
     found = []

@@ -70,6 +70,7 @@ def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     assert done.out.splitlines()[-1].startswith("completed: 1 epochs")
 
 
+@pytest.mark.long
 def test_the_command_draws_the_same_later(trained: Path, tmp_path: Path) -> None:
     assert drawn(trained / "plots") == PICTURES
     for ranks in (None, 2):
@@ -91,6 +92,7 @@ def test_several_runs(trained: Path, tmp_path: Path) -> None:
     assert drawn(tmp_path / "plots") == {"curves"}
 
 
+@pytest.mark.long
 def test_plotting_changes_nothing(trained: Path, tmp_path: Path) -> None:
     train(None, tmp_path / "run", *QUICK)
     assert summary(tmp_path / "run") == summary(trained)

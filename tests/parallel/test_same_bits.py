@@ -70,6 +70,7 @@ def test_threads_and_ranks(tmp_path: Path) -> None:
     assert result(tmp_path / "None-4") == result(tmp_path / "2-2") == result(tmp_path / "4-1")
 
 
+@pytest.mark.long
 def test_images(tmp_path: Path) -> None:
     listed = "conv 6 3x3, pool 2, relu, batch-norm, channel-dropout 0.2, conv 8 3x3 same stride 2, relu, dense 10"
     options = ("--model", listed, "--epochs", 2, "--batch-size", 100, "--l2", 1e-4)

@@ -35,6 +35,7 @@ def split_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_epochs_rule(tmp_path: Path) -> None:
     """A learning rate so high that validation gets worse early."""
     options = (*QUICK, "--optimizer", "adam", "--lr", 0.3, "--epochs", 40, "--patience", 2)

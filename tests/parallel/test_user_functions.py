@@ -118,6 +118,7 @@ def by_hand() -> list[float]:
     return [b, *w.tolist()]
 
 
+@pytest.mark.long
 def test_a_gradient_that_is_left_unwritten(tmp_path: Path) -> None:
     done = [run(tmp_path, CONDITIONAL, ranks) for ranks in (None, 1, 2, 4)]
     assert [one.status for one in done] == [0] * 4, [one.err for one in done]
