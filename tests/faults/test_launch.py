@@ -272,6 +272,7 @@ exec sh -c "$*"
 """
 VANISH = """
 import os
+import time
 from pathlib import Path
 
 import distsgd
@@ -282,6 +283,8 @@ class Vanish(distsgd.Callback):
         gone = Path("second-is-gone")
         if step == 23 and not gone.exists():
             gone.touch()
+            while not Path("run/checkpoints/step-21.safetensors").exists():  # it is written while training continues
+                time.sleep(0.01)
             os.kill(os.getpid(), 9)
 """
 
