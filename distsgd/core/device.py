@@ -163,7 +163,7 @@ class Device:
         return np.empty(shape, dtype)
 
     def check_free_memory(self, needed: int, what: str) -> None:
-        """Raises OutOfMemoryError where `needed` bytes for `what` find no room on this device; the CPU isn't asked."""
+        """Raises OutOfMemoryError where `needed` bytes for `what` don't fit on this device; the CPU isn't asked."""
 
     def free_bytes(self) -> int | None:
         """Bytes of memory that nobody uses; None for the CPU."""

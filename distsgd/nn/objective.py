@@ -95,7 +95,7 @@ class Objective(Component, ABC):
         params
             The parameters, read-only.
         scratch
-            Views of the parameters' names and shapes, zero before, for gradients that nobody reads.
+            Views of the parameters' names and shapes, zero before, for gradients that no code reads.
         batch
             The examples; `batch.training` is False.
 

@@ -43,7 +43,7 @@ def read_run(path: Path) -> Run:
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, in order of their steps.
 
-    A last line without its end is left out: the run is writing it, or was killed as it did. Raises RunFolderError for
+    A last line without its end is skipped: the run is writing it, or was killed as it did. Raises RunFolderError for
     any other line that is no record.
     """
     try:

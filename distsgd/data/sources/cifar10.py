@@ -69,7 +69,7 @@ def read_python(stream: Stream, size: int, where: str) -> tuple[list[int], Array
 
 
 def _check(labels: Sequence[int] | Array, images: Array | None, where: str) -> None:
-    """DataError for another number of images than there is room for, and for what is no label."""
+    """DataError for another number of images than fit the arrays, and for what is no label."""
     if images is not None and len(images) != len(labels):
         raise DataError(f"{where}: expected {len(images)} images, the file now has {len(labels)}; start again")
     for number, label in enumerate(labels):

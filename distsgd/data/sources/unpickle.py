@@ -92,7 +92,7 @@ class _LimitedReader:
         self._reads_left = _READS
 
     def read(self, count: int) -> bytes:
-        self._reads_left -= 1  # the machine reads each instruction, of one byte, by itself
+        self._reads_left -= 1  # each instruction is a read of one byte
         if self._reads_left < 0:
             raise DataError(
                 f"{self._where}: expected a pickle of at most {_READS} instructions, as arrays need; use .npz"

@@ -159,7 +159,7 @@ class Layer(Component, ABC):
         if not cls.keeps_state and hasattr(cls, "state_shapes"):
             raise ConfigurationError(
                 f"{cls.__name__}: a layer with state_shapes must be a distsgd.nn.StatefulLayer, or its state would be "
-                "left out; make that its base class"
+                "skipped; make that its base class"
             )
         owner = next(kind for kind in cls.__mro__ if vars(kind).keys() & {"forward", "forward_on_data"})
         if "forward_on_data" not in vars(owner):

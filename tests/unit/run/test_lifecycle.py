@@ -1,4 +1,4 @@
-"""A run's life is one sequence, whoever asks for it: what a RunSpec's functions are called with, and when."""
+"""A run's life is one sequence, for the command line and for fit: what a RunSpec's functions are called with."""
 
 from __future__ import annotations
 
