@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import takewhile
 from math import prod
 
+from distsgd.core.components import suggestion
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn import layers as nn
@@ -133,11 +133,9 @@ def _parse(text: str) -> Part:
     words = _words(text)
     name, _, arguments = words.partition(" ")
     if name not in WORDS:
-        close = get_close_matches(name, WORDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigurationError(
             f"model: expected layers such as 'conv 20 5x5, pool 2, relu, dense 10', made of {', '.join(WORDS)}, "
-            f"got {words!r}{hint}"
+            f"got {words!r}{suggestion(name, WORDS)}"
         )
     found = re.fullmatch(WORDS[name].pattern, arguments)
     if found is None:
