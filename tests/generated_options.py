@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
+from inspect import signature
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from distsgd.cli.command_line import TrainOptions
 from distsgd.core.options import Option, options_of
 from distsgd.run.config import OPTIONS
-from distsgd.run.fit import FIT_ARGUMENTS, NOT_FOR_FIT
+from distsgd.run.fit import NOT_FOR_FIT, fit
 
 ROOT = Path(__file__).parents[1]
 KEYWORDS = ROOT / "distsgd" / "run" / "fit_options.pyi"
@@ -23,7 +25,7 @@ PAGE = ROOT / "docs" / "options.md"
 
 def keywords() -> str:
     """The TypedDict of fit's keywords."""
-    names = [name for name in OPTIONS if name not in NOT_FOR_FIT and name not in FIT_ARGUMENTS]
+    names = [name for name in OPTIONS if name not in NOT_FOR_FIT and name not in signature(fit).parameters]
     return "\n".join(
         [
             '"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""',
@@ -64,12 +66,8 @@ def page() -> str:
         "in place of dashes. `N` is a whole number, `X` any number; `…` stands for several values. A time is `90s`,",
         "`5m`, `4h30` (4 hours 30 minutes) or `1d`.",
     ]
-    options = options_of(TrainOptions).values()
-    return "\n".join([*head, *(line for title, some in groupby(options, _group) for line in _table(title, some)), ""])
-
-
-def _group(option: Option) -> str:
-    return option.group
+    groups = groupby(options_of(TrainOptions).values(), attrgetter("group"))
+    return "\n".join([*head, *(line for title, options in groups for line in _table(title, options)), ""])
 
 
 def _table(title: str, options: Iterator[Option]) -> Iterator[str]:

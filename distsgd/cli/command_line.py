@@ -6,6 +6,8 @@ import argparse
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
@@ -32,12 +34,10 @@ class Finished(DistsgdError):
 class TrainOptions(TrainConfig):
     """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
 
-    config: str | None = option(
-        None,
-        "A TOML file with options, which the command line overrides. Code that it names runs only where the command "
-        "line names it too.",
-        group="Configuration file",
-    )
+    # fmt: off
+    config: str | None = option(None, group="Configuration file", help=
+        "A TOML file with options. Code that it names runs only where the command line names it too.")
+    # fmt: on
 
 
 def load_config(arguments: Sequence[str]) -> TrainConfig:
@@ -45,7 +45,8 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     given = parse(TrainOptions, arguments, "python -m distsgd.train", _hint)
     path = given.pop("config", None)
     default = TrainConfig() if path is None else read_toml(Path(path))
-    config = allow_code(replace(_without_code(default), **given))
+    without_code = replace(default, **{name: OPTIONS[name].default for name in code_in(default)})
+    config = allow_code(replace(without_code, **given))
     for name, value in code_in(default).items():
         if name not in given:
             values = " ".join(map(shlex.quote, texts_of(value)))
@@ -55,34 +56,26 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     return config
 
 
-def parse_arguments(kind: type[T], arguments: Sequence[str], prog: str, hint: Hint | None = None) -> T:
+def parse_arguments(kind: type[T], arguments: Sequence[str], prog: str, hint: Hint = lambda name, after: None) -> T:
     """A dataclass of options from arguments. Raises ConfigurationError with one sentence, or Finished."""
     options = kind(**parse(kind, arguments, prog, hint))
     check_options(options)
     return allow_code(options)
 
 
-def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint | None = None) -> dict[str, Any]:
+def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint = lambda name, after: None) -> dict[str, Any]:
     """The options that are given, by name. Raises ConfigurationError with one sentence, or Finished."""
-    options, parser = options_of(kind), _Parser(prog=prog, add_help=False, exit_on_error=False, allow_abbrev=False)
-    if {"-h", "--help"} & set(arguments):
-        _add_options(parser, kind)
-        parser.print_help()
+    options, parser = options_of(kind), _parser(kind, prog)
+    if asked := {"-h", "--help", "--version"} & set(arguments):
+        print(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
         raise Finished
-    if "--version" in arguments:
-        print(f"distsgd {__version__}")
-        raise Finished
-    _add_options(parser, kind)
     try:
         found, rest = parser.parse_known_args(_plain(options, arguments, hint))
         if rest:
             raise ConfigurationError(f"unexpected argument {rest[0]!r}")
-    except argparse.ArgumentError as error:
-        name = (error.argument_name or "").partition("/")[0]
-        problem = error.message.replace("expected one argument", "expected a value after it")
-        raise ConfigurationError(f"{name}: {problem} (see {prog} --help)" if name else problem) from None
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{error} (see {prog} --help)") from None
+    except (argparse.ArgumentError, ConfigurationError) as error:
+        problem = str(error).removeprefix("argument ").replace("expected one argument", "expected a value after it")
+        raise ConfigurationError(f"{problem} (see {prog} --help)") from None
     return {name: tuple(value) if options[name].is_list else value for name, value in vars(found).items()}
 
 
@@ -99,14 +92,14 @@ def spellings(options: Mapping[str, Option]) -> dict[str, str]:
     return found | {f"--no-{one.flag[2:]}": name for name, one in named.items() if one.kind is bool}
 
 
-def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint | None) -> list[str]:
+def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) -> list[str]:
     """The arguments with dashes in names. Raises ConfigurationError for unknown options, and for those given twice."""
     names, plain = spellings(options), list[str]()
     given: dict[str, list[str]] = {}
     for place, word in enumerate(arguments):
         spelled, equals, value = word.partition("=")
         flag = spelled.replace("_", "-")
-        if not word.startswith("-") or word == "-" or _is_number(word):
+        if not word.startswith("-") or word == "-" or word[1] in "0123456789.":
             if word.startswith("-") and plain and plain[-1] in names and not options[names[plain[-1]]].is_list:
                 plain[-1] += f"={word}"  # argparse takes -1e-3 for an option
             else:
@@ -116,20 +109,11 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint |
             plain.append(flag + equals + value)
         else:
             after = value if equals else next(iter(arguments[place + 1 :]), "")
-            told = hint(spelled, after) if hint is not None else None
-            raise ConfigurationError(told or f"unknown option {spelled}{suggestion(flag, names)}")
+            raise ConfigurationError(hint(spelled, after) or f"unknown option {spelled}{suggestion(flag, names)}")
     for name, flags in given.items():
         if len(flags) > 1:
             raise ConfigurationError(_given_twice(flags, options[name].is_list))
     return plain
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _given_twice(flags: Sequence[str], is_list: bool) -> str:
@@ -159,24 +143,20 @@ def with_options(arguments: Sequence[str], values: Mapping[str, str]) -> list[st
     return kept + [word for name, value in values.items() for word in (f"--{name}", value)]
 
 
-def _without_code(default: TrainConfig) -> TrainConfig:
-    """The defaults of these options in place of what names code."""
-    return replace(default, **{name: OPTIONS[name].default for name in code_in(default)})
-
-
-def _add_options(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Makes argparse's arguments of the options, in their groups, with what `--help` prints."""
-    options = options_of(kind)
-    places = [one.place for one in options.values() if one.positional]
-    parser.usage, parser.description = " ".join([parser.prog, *places, "[--option value …]"]), kind.__doc__
-    titles = dict.fromkeys("Arguments" if one.positional else one.group or "Options" for one in options.values())
-    groups = {title: parser.add_argument_group(title) for title in titles}
-    for one in options.values():
-        group = groups["Arguments" if one.positional else one.group or "Options"]
-        _add_option(group, one)
+def _parser(kind: type, prog: str) -> _Parser:
+    """An argparse parser of the options, in their groups, with what `--help` prints."""
+    options = options_of(kind).values()
+    places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
+    usage = " ".join([prog, *places, "[--option value …]"])
+    parser = _Parser(prog, usage, kind.__doc__, add_help=False, exit_on_error=False, allow_abbrev=False)
+    for title, group in groupby(options, attrgetter("group")):
+        arguments = parser.add_argument_group(title)
+        for one in group:
+            _add_option(arguments, one)
     about = parser.add_argument_group("Help")
     about.add_argument("-h", "--help", action="help", help="Print this text.")
     about.add_argument("--version", action="version", help="Print the version.")
+    return parser
 
 
 def _add_option(group: argparse._ArgumentGroup, one: Option) -> None:

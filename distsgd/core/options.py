@@ -30,7 +30,7 @@ class Option:
     interval     where its numbers lie, as in mathematics
     check        called with the value and the name, raises ConfigurationError
     short        another name, such as --lr
-    positional   whether the command line gives it without its name
+    positional   whether the command line gives it without its name, before the others
     operational  whether it has no effect on what a run computes
     written      whether config.toml holds it
     code         whether it may name a user's own code
@@ -51,11 +51,6 @@ class Option:
     default: Any = None
 
     @property
-    def place(self) -> str:
-        """What stands for it in a line of usage, where it is positional."""
-        return f"{self.name.upper()} …" if self.is_list else self.name.upper()
-
-    @property
     def flag(self) -> str:
         """The name on the command line."""
         return f"--{self.name.replace('_', '-')}"
@@ -73,12 +68,14 @@ class Option:
 
     @property
     def text(self) -> str:
-        """The help, with the default where the help doesn't give it."""
+        """The help, with choices and the default where the help doesn't give them."""
+        told = all(choice in self.help for choice in self.choices)
+        text = self.help if told else f"{self.help} One of {', '.join(self.choices)}."
         values = self.default if self.is_list else (self.default,)
         if values in ((), (None,), (REQUIRED,)) or self.default is False or "Default" in self.help:
-            return self.help
+            return text
         shown = "on" if self.default is True else " ".join(map(str, values))
-        return f"{self.help} Default: {shown}."
+        return f"{text} Default: {shown}."
 
     def check_value(self, value: Any) -> None:
         """Raise ConfigurationError for a value that this option can't have; None is what wasn't given."""
@@ -104,7 +101,7 @@ def option(default: Any, help: str, **settings: Any) -> Any:
 @cache
 def options_of(kind: Any) -> dict[str, Option]:
     """The options of a dataclass by name, each with its name, type, default and group."""
-    kinds, found, group = get_type_hints(kind), {}, ""
+    kinds, found, group = get_type_hints(kind), {}, "Options"
     for one in fields(kind):
         declared: Option = one.metadata["option"]
         group = declared.group or group

@@ -74,185 +74,153 @@ class TrainConfig:
     """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
 
     # fmt: off
-    dataset: str = option("digits",
-        "digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files.",
-        group="Data")
-    data_dir: str | None = option(None,
-        "Where data-set files are, or are downloaded to. Default: the user's cache folder.", operational=True)
-    scale: float | None = option(None,
-        "Inputs are divided by this. Default: what the data set says (255 for bytes).", interval="(0, inf)")
-    validation_fraction: float = option(0.1,
-        "Part of the training examples that is split off for validation, a fixed function of the seed.",
-        interval="[0, 1)")
+    dataset: str = option("digits", group="Data", help=
+        "digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files.")
+    data_dir: str | None = option(None, operational=True, help=
+        "Folder of data-set files and downloads. Default: the user's cache.")
+    scale: float | None = option(None, interval="(0, inf)", help=
+        "Divides inputs. Default: what the data set says (255 for bytes).")
+    validation_fraction: float = option(0.1, interval="[0, 1)", help=
+        "Part of the training examples that is split off for validation, a fixed function of the seed.")
     validation: str | None = option(None, "Path of validation data, instead of splitting some off.")
-    validation_last: int | None = option(None,
-        "Validate on this many last training examples, instead of a random part.", interval="[1, inf)")
+    validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
     test: str | None = option(None, "Path of test data, instead of the data set's own.")
-    expand: str = option("none",
-        "shifts: each training image, and it moved by one pixel up, down, left and right; five times as many "
-        "examples.", choices=("none", "shifts"))
-    augment: tuple[str, ...] = option((),
-        "Changes training images anew each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 "
-        "flip.", check=lambda words, name: parse_augmentation(words))
+    expand: str = option("none", choices=("none", "shifts"), help=
+        "shifts: each training image also moved by a pixel up, down, left and right; five times as many examples.")
+    augment: tuple[str, ...] = option((), check=lambda words, name: parse_augmentation(words), help=
+        "Changes training images each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip.")
 
-    model: str = option("mlp",
-        "softmax, mlp, lenet, network3, lasagne-cnn, resnet20; a list such as 'conv 20 5x5, pool 2, relu, dense 10' "
-        "of conv FILTERS HxW [same | padding N] [stride N], pool and average-pool SIZE [stride N], global-pool, dense "
+    model: str = option("mlp", group="Model", code=True, help=
+        "softmax, mlp, lenet, network3, lasagne-cnn, resnet20; a list such as 'conv 20 5x5, pool 2, relu, dense 10' of "
+        "conv FILTERS HxW [same | padding N] [stride N], pool and average-pool SIZE [stride N], global-pool, dense "
         "[UNITS], batch-norm, dropout and channel-dropout RATE, flatten and activations; or file.py:function for your "
-        "own.", group="Model", code=True)
+        "own.")
     hidden: tuple[int, ...] = option((128, 128), "Units of each hidden layer of mlp.")
     activation: str = option("relu", "Of mlp: relu, leaky-relu, gelu, sigmoid, tanh, softplus or linear.")
     dropout: float = option(0.0, "Dropout rate after each hidden activation of mlp.")
     batch_norm: bool = option(False, "Batch normalization in each hidden layer of mlp.")
-    weight_initializer: str | None = option(None,
-        "he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by "
-        "activation, or as the authors of a named network have it; --model 'network3: LIST' takes them for a list of "
-        "your own.")
+    weight_initializer: str | None = option(None, help=
+        "he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation, "
+        "or as the authors of a named network have it; --model 'network3: LIST' takes them for a list of your own.")
     bias_initializer: str = option("zeros", "As weight_initializer.")
     bias: bool = option(True, "Biases in dense and convolution layers.")
     output_activation: str = option("linear", "linear, or sigmoid under a squared error.")
 
-    loss: str = option("auto",
-        "softmax-cross-entropy, binary-cross-entropy or squared-error. auto: the first for labels, the last for "
-        "values.", group="Loss", choices=("auto", *LOSSES))
-    label_smoothing: float = option(0.0,
-        "Part of the target that is spread evenly over the classes (softmax-cross-entropy).")
-    class_weights: tuple[float, ...] = option((),
+    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), help=
+        "auto: softmax-cross-entropy for labels, squared-error for values.")
+    label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
+    class_weights: tuple[float, ...] = option((), help=
         "One weight a class for its examples' losses (softmax-cross-entropy).")
 
     optimizer: str = option("momentum", "sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.", group="Optimizer")
     learning_rate: float | None = option(None, _by_optimizer("learning_rate"), interval="[0, inf)", short="--lr")
     momentum: float | None = option(None, _by_optimizer("momentum"))
-    dampening: float | None = option(None,
+    dampening: float | None = option(None, help=
         _by_optimizer("dampening", "0.9 with momentum 0.9 makes the velocity an exponential average. "))
     beta1: float | None = option(None, _by_optimizer("beta1"))
     beta2: float | None = option(None, _by_optimizer("beta2"))
     alpha: float | None = option(None, _by_optimizer("alpha", "How much of the average of squares is kept a step. "))
     epsilon: float | None = option(None, _by_optimizer("epsilon"))
-    weight_decay: float | None = option(None,
-        _by_optimizer("weight_decay", "Coupled in all optimizers but adamw. "), interval="[0, inf)")
+    weight_decay: float | None = option(None, interval="[0, inf)", help=
+        _by_optimizer("weight_decay", "Coupled, but in adamw. "))
     l1: float = option(0.0, "Adds l1 times the sum of absolute weights to the loss.", interval="[0, inf)")
     l2: float = option(0.0, "Adds l2 times the sum of squared weights to the loss.", interval="[0, inf)")
-    penalize: tuple[str, ...] = option(("weights",),
+    penalize: tuple[str, ...] = option(("weights",), help=
         "What l1, l2 and weight_decay hold for: weights (no biases), or name patterns such as 'dense1.*' or '*'.")
     freeze: tuple[str, ...] = option((), "Name patterns of parameters that are not trained.")
-    clip_norm: float | None = option(None,
-        "Scales the gradient down to this global norm where it is longer.", interval="(0, inf)")
+    clip_norm: float | None = option(None, "Scales longer gradients down to this global norm.", interval="(0, inf)")
 
-    schedule: str = option("constant",
-        "constant, inverse-time, inverse-sqrt, step, exponential or cosine.", group="Learning-rate schedule")
+    schedule: str = option("constant", group="Schedule", help=
+        "constant, inverse-time, inverse-sqrt, step, exponential or cosine.")
     warmup_steps: int = option(0, "Steps of linear warm-up before the schedule.", interval="[0, inf)")
-    schedule_epochs: float | None = option(None,
-        "The horizon of the cosine schedule; never a stop condition. Default: epochs of the first start.",
-        interval="(0, inf)")
+    schedule_epochs: float | None = option(None, interval="(0, inf)", help=
+        "The horizon of the cosine schedule; never a stop condition. Default: epochs of the first start.")
     decay_rate: float | None = option(None, "Of inverse-time and inverse-sqrt.")
     decay_epochs: float | None = option(None, "Epochs that make up one unit of the schedule's time.")
-    decay_factor: float | None = option(None,
-        "Of step and exponential: what the learning rate is multiplied with in each unit of the schedule's time.")
+    decay_factor: float | None = option(None, help=
+        "Of step and exponential: multiplies the learning rate in each unit of time.")
     staircase: bool = option(False, "The schedule moves at whole units of time alone.")
 
-    batch_size: BatchSize = option(256,
-        "Examples of one global minibatch, over all ranks together; full for the whole training set.",
-        group="Sampling and arithmetic", interval="[1, inf)")
-    sampling: str = option("epochs",
-        "epochs: each example once an epoch; replacement: every minibatch drawn independently.",
-        choices=("epochs", "replacement"))
+    batch_size: BatchSize = option(256, group="Sampling and arithmetic", interval="[1, inf)", help=
+        "Examples of one global minibatch, over all ranks together; full for the whole training set.")
+    sampling: str = option("epochs", choices=("epochs", "replacement"), help=
+        "epochs: each example once an epoch; replacement: every minibatch drawn independently.")
     shuffle: bool = option(True, "A new order every epoch.")
     drop_last: bool = option(False, "Drop an epoch's last minibatch where it is short.")
-    microbatches: int = option(4,
-        "Microbatches that a minibatch is cut into: results depend on this number, and on the number of ranks never.",
-        interval=f"[1, {MOST_MICROBATCHES}]")
+    microbatches: int = option(4, interval=f"[1, {MOST_MICROBATCHES}]", help=
+        "Microbatches of a minibatch. Results depend on this number, and on the number of ranks never.")
     seed: int = option(0, "Of everything random.", interval="[0, 9223372036854775808)")
-    dtype: str = option("float32", "float32 or float64.", choices=("float32", "float64"))
-    precision: str = option("float32",
-        "What a GPU rounds numbers to as it multiplies matrices: float32, tf32, bfloat16 or float16. Parameters, "
-        "gradients and sums stay float32.", choices=PRECISIONS)
-    loss_scale: int | None = option(None,
-        "Of --precision float16: a power of two that multiplies gradients in the backward pass, so that small ones "
-        "aren't rounded to zero. Default: 1024.", check=_check_loss_scale)
+    dtype: str = option("float32", "Of parameters and arithmetic.", choices=("float32", "float64"))
+    precision: str = option("float32", choices=PRECISIONS, help=
+        "What a GPU rounds numbers to as it multiplies matrices; parameters, gradients and sums stay float32.")
+    loss_scale: int | None = option(None, check=_check_loss_scale, help=
+        "Of --precision float16: a power of two that keeps small gradients from rounding to zero. Default: 1024.")
 
     epochs: int = option(20, "Stop after this many epochs.", group="When to stop", interval="[0, inf)")
-    max_steps: int | None = option(None,
-        "Stop after this many steps, counted from the run's first.", interval="[0, inf)")
-    max_time: str | None = option(None,
+    max_steps: int | None = option(None, "Stop after this many steps from the run's first.", interval="[0, inf)")
+    max_time: str | None = option(None, check=_check_max_time, help=
         "Stop after this much time, such as 90s or 3h50m, with a checkpoint and status 75. auto, the default: two "
-        "minutes before Slurm, PBS or LSF end this job (auto-10m: ten). never: not at all.", check=_check_max_time)
-    target: str | None = option(None,
-        "Stop when a metric is reached, such as validation_accuracy=0.98.", check=parse_target)
+        "minutes before Slurm, PBS or LSF end this job (auto-10m: ten). never: not at all.")
+    target: str | None = option(None, "Stop at a metric's value, such as validation_accuracy=0.98.", check=parse_target)
 
-    validate_every: str = option("1epoch",
-        "Steps, or epochs as in 1epoch.",
-        group="Validation and early stopping", check=partial(parse_interval, seconds=False))
-    validation_on: str = option("all",
-        "all: ranks share the validation; rank0: rank 0 computes it alone.", choices=("all", "rank0"), operational=True)
-    train_metrics: str = option("running",
-        "running: the loss during the epoch; full: the whole training set is scored, too.", choices=("running", "full"))
+    validate_every: str = option("1epoch", group="Validation", check=partial(parse_interval, seconds=False), help=
+        "Steps, or epochs as in 1epoch.")
+    validation_on: str = option("all", choices=("all", "rank0"), operational=True, help=
+        "all: ranks share the validation; rank0: rank 0 computes it alone.")
+    train_metrics: str = option("running", choices=("running", "full"), help=
+        "running: the loss during the epoch; full: the whole training set is scored, too.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
-    metric: tuple[str, ...] = option((),
-        "Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example.",
-        check=_check_metrics, code=True)
-    early_stopping: str = option("epochs",
-        "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.",
-        choices=("epochs", "patience"))
-    patience: int | None = option(None,
-        "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000.",
-        interval="[0, inf)")
+    metric: tuple[str, ...] = option((), check=_check_metrics, code=True, help=
+        "Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example.")
+    early_stopping: str = option("epochs", choices=("epochs", "patience"), help=
+        "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.")
+    patience: int | None = option(None, interval="[0, inf)", help=
+        "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000.")
     min_delta: float = option(0.0, "What counts as an improvement under the epochs rule.", interval="[0, inf)")
-    monitor: str | None = option(None,
-        "What early stopping and the best parameters go by. Default: validation_error of classes, else "
-        "validation_loss.")
+    monitor: str | None = option(None, help=
+        "What stopping and the best parameters go by. Default: validation_error of classes, else validation_loss.")
     patience_increase: float = option(2.0, "Of the patience rule.", interval="(0, inf)")
     improvement_threshold: float = option(0.995, "Of the patience rule.", interval="[0, 1]")
     test_at_best: bool = option(True, "Record the test score whenever validation has a new best.", operational=True)
 
-    out: str | None = option(None,
-        "The run's folder. Default: runs/NAME, with a name made from the configuration.",
-        group="The run", operational=True, written=False)
-    resume: str = option("auto",
-        "auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint.",
-        operational=True, written=False)
+    out: str | None = option(None, group="The run", operational=True, written=False, help=
+        "The run's folder. Default: runs/NAME, with a name made from the configuration.")
+    resume: str = option("auto", operational=True, written=False, help=
+        "auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint.")
     init_from: str | None = option(None, "A run folder or checkpoint whose parameters training starts from.")
-    checkpoint_every: str = option("1epoch",
-        "Steps, a time such as 30s or 5m, or epochs as in 1epoch (at most once in 10 seconds); written in the "
-        "background.", check=parse_interval, operational=True)
+    checkpoint_every: str = option("1epoch", check=parse_interval, operational=True, help=
+        "Steps, a time (5m), or epochs (1epoch, at most once in 10 seconds); written in the background.")
     keep: int = option(3, "How many numbered checkpoints stay.", interval="[1, inf)", operational=True)
-    on_non_finite: str = option("stop",
-        "When loss or gradient are NaN or infinite: stop; skip the minibatch; or rollback to a checkpoint, and skip "
-        "it.", choices=POLICIES, operational=True)
-    log_every: int | None = option(None,
-        "Also record the training loss every so many steps.", interval="[1, inf)", operational=True)
-    callback: tuple[str, ...] = option((),
-        "Your own callbacks, file.py:name of a distsgd.Callback.", check=_check_callbacks, code=True, operational=True)
-    plot: bool = option(False,
-        "Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'.",
-        operational=True, written=False)
+    on_non_finite: str = option("stop", choices=POLICIES, operational=True, help=
+        "At a NaN or infinite loss or gradient: stop; skip the minibatch; or rollback to a checkpoint and skip it.")
+    log_every: int | None = option(None, interval="[1, inf)", operational=True, help=
+        "Also record the training loss every so many steps.")
+    callback: tuple[str, ...] = option((), check=_check_callbacks, code=True, operational=True, help=
+        "Your own callbacks, file.py:name of a distsgd.Callback.")
+    plot: bool = option(False, operational=True, written=False, help=
+        "Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'.")
     quiet: bool = option(False, "Print the last line alone.", operational=True, written=False)
     dry_run: bool = option(False, "Show what would run, and stop.", operational=True, written=False)
-    check_gradient: bool = option(False,
-        "Compare the model's gradient with central differences in float64, and stop.", operational=True, written=False)
+    check_gradient: bool = option(False, operational=True, written=False, help=
+        "Compare the gradient with central differences in float64, and stop.")
 
-    device: str = option("auto",
-        "cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU.",
-        group="Hardware and MPI", operational=True)
-    threads: int | None = option(None,
+    device: str = option("auto", group="Hardware and MPI", operational=True, help=
+        "cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU.")
+    threads: int | None = option(None, interval="[1, 1024]", operational=True, help=
         "Threads of each rank, which share its microbatches. Default: its cores, where microbatches are large enough "
-        "to gain. A model of your own is called by one of them, unless it declares thread_safe.",
-        interval="[1, 1024]", operational=True)
-    communication: str = option("auto",
+        "to gain. A model of your own is called by one of them, unless it declares thread_safe.")
+    communication: str = option("auto", choices=("auto", "shared", "mpi", "nccl"), operational=True, help=
         "shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks send messages; auto: shared "
         "if possible. Ranks on GPUs: nccl, from GPU to GPU; mpi, from GPU to GPU where the MPI library can, else "
-        "through the host; auto: nccl if possible.", choices=("auto", "shared", "mpi", "nccl"), operational=True)
-    cuda_graphs: bool = option(True,
-        "On GPUs, record the steps once and start them as a whole; the results are the same.", operational=True)
-    check_replicas: int = option(1000,
-        "Compare the ranks' copies of the parameters every so many steps; 0: never.",
-        interval="[0, inf)", operational=True)
-    stall_timeout: str = option("120s",
-        "Waiting this long for a rank in a step ends the job and names the rank; 0 for never. Ten times that "
-        "elsewhere.", check=parse_duration, operational=True)
-    stall_stacks: bool = option(False,
-        "Print the stacks of a host's ranks before a stall ends the job. SIGUSR2 to a rank prints its own at any "
-        "time.", operational=True)
+        "through the host; auto: nccl if possible.")
+    cuda_graphs: bool = option(True, operational=True, help=
+        "On GPUs, record steps once and start them as a whole, with the same results.")
+    check_replicas: int = option(1000, interval="[0, inf)", operational=True, help=
+        "Compare the ranks' parameters every so many steps; 0: never.")
+    stall_timeout: str = option("120s", check=parse_duration, operational=True, help=
+        "Waiting this long for a rank in a step ends the job and names it; 0: never. Ten times that elsewhere.")
+    stall_stacks: bool = option(False, operational=True, help=
+        "Print the stacks of a host's ranks before a stall ends the job. SIGUSR2 prints a rank's own at any time.")
     # fmt: on
 
     def __post_init__(self) -> None:

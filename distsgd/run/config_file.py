@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,7 @@ def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
         if name == "same_bits":
             _check_same_bits(value, source)
             continue
-        check_renamed(name, source)
-        if name not in OPTIONS:
-            hint = suggestion(name, OPTIONS) or "; see python -m distsgd.train --help"
-            raise ConfigurationError(f"{source}: unknown option {key!r}{hint}")
+        check_known(name, source, OPTIONS)
         values[name] = read(value, OPTIONS[name].kind, f"{source}: {name}")
     try:
         return TrainConfig(**values)
@@ -49,10 +47,13 @@ def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
         raise ConfigurationError(f"{source}: {error}") from None
 
 
-def check_renamed(name: str, source: str) -> None:
-    """Raises ConfigurationError for the former name of an option, with the present one."""
+def check_known(name: str, source: str, names: Collection[str]) -> None:
+    """Raises ConfigurationError for an option that isn't one of these, with the present name or the near one."""
     if name in RENAMED:
         raise ConfigurationError(f"{source}: the option {name} is now called {RENAMED[name]}; give it by that name")
+    if name not in names:
+        hint = suggestion(name, names) or "; see python -m distsgd.train --help"
+        raise ConfigurationError(f"{source}: unknown option {name!r}{hint}")
 
 
 def _check_same_bits(value: Any, source: str) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from distsgd.core.components import suggestion
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
@@ -25,7 +24,7 @@ from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
-from distsgd.run.config_file import check_renamed, from_mapping
+from distsgd.run.config_file import check_known, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
@@ -136,8 +135,6 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, step.objective, attempt.data.signature)
 
 
-FIT_ARGUMENTS = {"model", "validation", "test", "optimizer", "schedule"}
-"""Options that fit has as arguments of their own, of other types."""
 NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet"}
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
@@ -206,10 +203,7 @@ class _Arguments:
                 f"fit: {self.model} is for the command line; import that function, and give what it returns"
             )
         for name in self.options:
-            check_renamed(name, "fit")
-            if name not in OPTIONS or name in NOT_FOR_FIT:
-                hint = suggestion(name, OPTIONS.keys() - NOT_FOR_FIT) or "; see python -m distsgd.train --help"
-                raise ConfigurationError(f"fit: unknown option {name!r}{hint}")
+            check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
             if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
                 own = type(self.optimizer).__name__
                 raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {own}(…)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from math import prod
 
-from distsgd.core.components import suggestion
+from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn import layers as nn
@@ -99,10 +99,7 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
     name, listed, rest = text.partition(":")
     options.check_skipped(name if listed else text)
     if listed and name.strip() not in INITIAL_VALUES:
-        raise ConfigurationError(
-            f"model: expected one of {', '.join(INITIAL_VALUES)} in front of a list of layers and a colon, got "
-            f"{name.strip()!r}"
-        )
+        raise wrong_name("model", name.strip(), INITIAL_VALUES, " in front of a list of layers and a colon")
     initial_values = INITIAL_VALUES[name.strip()] if listed else by_activation
     parts = [_parse(part) for part in (rest if listed else text).split(",")]
     shape = as_images(input_shape)

@@ -58,6 +58,8 @@ TRAIN = {
     "--hidden 3 --hidden 4": "--hidden is given 2 times; give it once, with all its values",
     "--quiet --quiet": "--quiet is given 2 times",
     "--epochs": "--epochs: expected a value after it",
+    "--lr": "--learning-rate/--lr: expected a value after it",
+    "--max-time -1s": "max_time: expected a time such as 90s, 10m or 3h50m, got '-1s'",
     "--epochs --quiet": "--epochs: expected a value after it",
     "--epochs ten": "--epochs: expected a whole number, got 'ten'",
     "--epochs 1e3": "--epochs: expected a whole number, got '1e3'",
