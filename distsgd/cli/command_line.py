@@ -32,7 +32,10 @@ class Finished(DistsgdError):
 
 @dataclass(frozen=True)
 class TrainOptions(TrainConfig):
-    """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
+    """Train a model on the ranks of this MPI job, with the same bits on any number of them.
+
+    mpirun -n R in front of the command starts R ranks.
+    """
 
     # fmt: off
     config: str | None = option(None, group="Configuration file", help=

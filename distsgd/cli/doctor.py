@@ -24,7 +24,8 @@ _EXAMPLE = 1_000_000
 @dataclass(frozen=True)
 class Options:
     """Print what these ranks have (versions, MPI, BLAS, cores, memory, devices, speed of the gradient reduction) and
-    what is wrong with it, with the remedy. Exit status: 0, or 1 where there are problems."""
+    what is wrong with it, with the remedy. mpirun -n R in front of it starts R ranks. Exit status: 0, or 1 where there
+    are problems."""
 
 
 def main() -> int:
