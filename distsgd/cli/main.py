@@ -19,7 +19,7 @@ import sys
 from importlib import import_module
 
 from distsgd.cli.commands import launcher_rank
-from distsgd.core.components import suggestion
+from distsgd.core.components import wrong_name
 from distsgd.core.output import say, say_lines
 from distsgd.core.version import __version__
 
@@ -31,12 +31,10 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in SUBCOMMANDS:
         del sys.argv[1]
-        status: int = import_module(f"distsgd.cli.{name}").main()
-        return status
+        return int(import_module(f"distsgd.cli.{name}").main())
     known = name in ("-h", "--help", "--version")
     if launcher_rank() == 0 and known:
         say_lines(f"distsgd {__version__}" if name == "--version" else str(__doc__).rstrip())
     elif launcher_rank() == 0:
-        near = suggestion(name, SUBCOMMANDS) or f"; expected one of {', '.join(SUBCOMMANDS)}"
-        say(f"distsgd: error: there is no subcommand {name!r}{near}", sys.stderr)
+        say(f"distsgd: error: {wrong_name('subcommand', name, SUBCOMMANDS)}", sys.stderr)
     return 0 if known else 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distsgd.core.components import wrong_name
+from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
 from distsgd.data.sources.checks import check_arrays
@@ -73,4 +73,5 @@ def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 
         return opener(OpenOptions(data_dir, seed, download))
     if looks_like_path(name_or_path):
         return open_path(name_or_path)
-    raise DataError(str(wrong_name("data set", name_or_path, DATASETS, " or a file")))
+    hint = "" if suggestion(name_or_path, DATASETS) else "; name one of these, or a path"
+    raise DataError(f"{wrong_name('data set', name_or_path, DATASETS, ' or a file')}{hint}")
