@@ -103,29 +103,29 @@ class StatusTable:
 
 
 class Heartbeat:
-    """A rank's writer of its own line."""
+    """A rank's writer of its own line, which may be another one from now on."""
 
-    __slots__ = ("_entered", "_line")
+    __slots__ = ("_entered", "line")
 
     def __init__(self, line: memoryview) -> None:
-        self._line, self._entered = line, 0
+        self.line, self._entered = line, 0
 
     def enter(self, collective: int) -> None:
         """The rank enters a collective."""
         self._entered = entered = self._entered + 16
-        self._line[3] = entered | collective
+        self.line[3] = entered | collective
 
     def exit(self) -> None:
         """The rank has left the collective."""
-        self._line[3] = self._entered
+        self.line[3] = self._entered
 
     def set_phase(self, phase: int, step: int = 0) -> None:
         """The rank begins another phase."""
-        self._line[4] = step << 4 | phase
+        self.line[4] = step << 4 | phase
 
     def progressed(self) -> None:
         """The rank has finished a unit of work."""
-        self._line[5] += 1
+        self.line[5] += 1
 
 
 def private_heartbeat() -> Heartbeat:

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from ctypes import POINTER, byref, c_int, c_size_t, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
 from distsgd.core.device import Array, array_module
@@ -42,19 +41,11 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = {
 """The argument types of the functions, as in cublas_api.h; each returns a status, 0 for success."""
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What cuBLAS calls a dtype, and 1 and 0 as it takes them."""
-
-    code: int
-    one: Any
-    zero: Any
-
-
-_KINDS = {
-    "f": _Kind(FLOAT32, ctypes.c_float(1.0), ctypes.c_float(0.0)),
-    "d": _Kind(FLOAT64, ctypes.c_double(1.0), ctypes.c_double(0.0)),
+_KINDS: Mapping[str, tuple[int, Any, Any]] = {
+    "f": (FLOAT32, ctypes.c_float(1.0), ctypes.c_float(0.0)),
+    "d": (FLOAT64, ctypes.c_double(1.0), ctypes.c_double(0.0)),
 }
+"""What cuBLAS calls a dtype, and 1 and 0 as it takes them."""
 
 
 class _Handles(threading.local):
@@ -88,13 +79,13 @@ def multiply(a: Array, b: Array, out: Array | None = None, precision: str = "flo
         return result
     a, of_a, lda = _columns(a, xp)
     b, of_b, ldb = _columns(b, xp)
-    library, handle = _handle(xp)
-    compute = COMPUTE[precision] if kind.code == FLOAT32 else COMPUTE_FLOAT64
+    (library, handle), (code, one, zero) = _handle(xp), kind
+    compute = COMPUTE[precision] if code == FLOAT32 else COMPUTE_FLOAT64
     # cuBLAS stores matrices by columns, so that it computes the transposed result: bᵀ aᵀ.
     status = library.cublasGemmEx(
         handle, of_b, of_a, n, m, k,
-        byref(kind.one), _address(b), kind.code, ldb, _address(a), kind.code, lda,
-        byref(kind.zero), _address(result), kind.code, n, compute, _CHOSEN_BY_CUBLAS,
+        byref(one), _address(b), code, ldb, _address(a), code, lda,
+        byref(zero), _address(result), code, n, compute, _CHOSEN_BY_CUBLAS,
     )  # fmt: skip
     _check(library, status, f"a product of {m}x{k} and {k}x{n}")
     return result

@@ -39,12 +39,7 @@ class RecordedSteps:
         return len(self._started)
 
     def advance(
-        self,
-        order: StepOrder,
-        flags: Flag,
-        want_norm: bool = False,
-        skip: NonFinite | None = None,
-        wait: bool = True,
+        self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None, wait: bool = True
     ) -> list[StepResult]:
         """Start a step; return the results of steps that have ended since: see `Steps`.
 
@@ -110,12 +105,10 @@ class RecordedSteps:
         """(the records of all microbatches, whether one was not finite) of each step in flight. Collective."""
         reports = self._graphs.reports()
         if self._alone:
-            return [(report.records, report.non_finite) for report in reports]
-        gathered = self._communicator.allgather_object(
-            (flags, self._step.finite, [report.records for report in reports])
-        )
+            return reports
+        gathered = self._communicator.allgather_object((flags, self._step.finite, [records for records, _ in reports]))
         self._asked_for = any(theirs or not finite for theirs, finite, _ in gathered)
-        microbatches = [
-            np.concatenate(of_step) for of_step in zip(*(records for _, _, records in gathered), strict=True)
+        of_steps = zip(*(records for _, _, records in gathered), strict=True)
+        return [
+            (np.concatenate(records), non_finite) for records, (_, non_finite) in zip(of_steps, reports, strict=True)
         ]
-        return [(records, report.non_finite) for records, report in zip(microbatches, reports, strict=True)]

@@ -34,14 +34,6 @@ class NotRecorded(Exception):
 
 
 @dataclass(frozen=True)
-class Report:
-    """A step's results: records of this rank's microbatches, and whether it or an earlier step was non-finite."""
-
-    records: Array
-    non_finite: bool
-
-
-@dataclass(frozen=True)
 class _Graph:
     """A graph, and what has to live as long as it: all memory whose addresses its kernels hold.
 
@@ -132,15 +124,16 @@ class StepGraphs:
         self._report.get(out=self._reports_of_slots[self.in_flight], blocking=False)
         self.in_flight += 1
 
-    def reports(self) -> list[Report]:
-        """Wait for all steps in flight; return their reports in order."""
+    def reports(self) -> list[tuple[Array, bool]]:
+        """Wait for all steps in flight; return in order the records of this rank's microbatches, and whether that step
+        or an earlier one was non-finite."""
         if not self.in_flight:
             return []
         self._wait()
         found = self._reports_of_slots[: self.in_flight].copy()
         self.in_flight = 0
         ranks = self._communicator.size
-        return [Report(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in found]
+        return [(one[ranks:].reshape(self._record_shape), bool(one[:ranks].any())) for one in found]
 
     def _wait(self) -> None:
         self._transport.synchronize()
@@ -171,16 +164,11 @@ class StepGraphs:
         return graph
 
     def _record(self, bounds: tuple[int, ...], place: int) -> _Graph:
-        xp, scalars, count = self._device.xp, self._scalar_count, bounds[-1]
-        rest = self._inputs[scalars + 2 :]
+        xp, count, scalars = self._device.xp, bounds[-1], self._scalar_count
+        numbers, clock = self._inputs[scalars + 2 :][:count], self._inputs[scalars : scalars + 2].view(np.uint64)
+        rows = None if self._stream is None else self._stream.rows(place, count)
         minibatch = RecordedMinibatch(
-            self._loader,
-            bounds,
-            None if self._stream is None else self._stream.rows(place, count),
-            rest[:count],
-            self._inputs[scalars : scalars + 2].view(np.uint64),
-            self._inputs[:scalars].view(np.float64),
-            self._non_finite,
+            self._loader, bounds, rows, numbers, self._inputs[:scalars].view(np.float64), self._non_finite, clock
         )
         pool, stream = _pool(xp), xp.cuda.get_current_stream()
         with xp.cuda.using_allocator(pool.malloc):

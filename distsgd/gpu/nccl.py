@@ -35,7 +35,7 @@ class NcclTransport(Transport):
     def __init__(self, communicator: Communicator, device: Device, nccl: Any, comm: Any) -> None:
         self.description = f"by NCCL {version_words(int(nccl.get_version()))}"
         self.rank, self.size = communicator.rank, communicator.size
-        self.enter, self.exit = communicator.enter, communicator.exit
+        self.enter, self.exit = communicator.heartbeat.enter, communicator.heartbeat.exit
         self._device, self._nccl, self._comm = device, nccl, comm
         self._sent = device.xp.cuda.Event(disable_timing=True)
         self._in_flight = False
@@ -128,9 +128,9 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclTransport
     )
     if problem:
         return None, f"NCCL did not start ({problem})"
-    communicator.enter(_BARRIER)
+    communicator.heartbeat.enter(_BARRIER)
     comm, problem = _attempt(lambda: nccl.NcclCommunicator(communicator.size, number, communicator.rank))
-    communicator.exit()
+    communicator.heartbeat.exit()
     problems = communicator.allgather_object(problem)
     found = next((f"NCCL did not start ({one}; rank {rank})" for rank, one in enumerate(problems) if one), "")
     if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -14,29 +15,24 @@ from distsgd.training.step import TrainingStep
 
 
 @final
+@dataclass(eq=False)
 class RecordedMinibatch(Minibatch):
     """What a recorded step reads from its device's memory, at the same place in each step.
 
     rows        the examples where they come from the host; None where the data set lies on the device
     numbers     the rows of the data set, (n,) int64
-    clock       epoch and step, (2,) uint64
     scalars     the optimizer's, (s,) float64; NaN where nothing is updated any more
     non_finite  (ranks,) float64: not 0 from the first step on in which a rank has found a non-finite number
+    clock       epoch and step, (2,) uint64
     """
 
-    def __init__(
-        self,
-        loader: Loader,
-        bounds: tuple[int, ...],
-        rows: GatheredBatch | None,
-        numbers: Array,
-        clock: Array,
-        scalars: Array,
-        non_finite: Array,
-    ) -> None:
-        super().__init__(loader, bounds)
-        self.rows, self.numbers, self.clock = rows, numbers, clock
-        self.scalars, self.non_finite = scalars, non_finite
+    loader: Loader
+    bounds: tuple[int, ...]
+    rows: GatheredBatch | None
+    numbers: Array
+    scalars: Array
+    non_finite: Array
+    clock: Array | None
 
     def gather(self, start: int, stop: int, buffer: Array | None) -> GatheredBatch:
         if self.rows is not None:

@@ -24,11 +24,9 @@ def start() -> Communicator:
         from distsgd.parallel.serial import SerialCommunicator
 
         return SerialCommunicator()
-    from distsgd.parallel.mpi import MPICommunicator
+    from distsgd.parallel.mpi_start import world
 
-    communicator = MPICommunicator.world(size)
-    communicator.abort_on_unhandled_errors()
-    return communicator
+    return world(size)
 
 
 def is_mpi4pys(group: Any) -> bool:
@@ -50,7 +48,7 @@ def of_mpi4py(group: Any) -> Communicator:
     ConfigurationError
         For MPI.COMM_NULL, and for an intercommunicator.
     """
-    from distsgd.parallel.mpi import MPICommunicator
+    from distsgd.parallel.mpi_start import of
 
     if not group or group.Is_inter():
         raise ConfigurationError(
@@ -58,4 +56,4 @@ def of_mpi4py(group: Any) -> Communicator:
             "groups; call fit on the members of one group"
         )
     print_stacks_when_asked()
-    return MPICommunicator.of(group)
+    return of(group)

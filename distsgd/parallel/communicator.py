@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from distsgd.core.errors import ConfigurationError, DistsgdError, users_code
+from distsgd.core.status_table import Heartbeat, private_heartbeat
 from distsgd.parallel.transport import Transport
 
 T = TypeVar("T")
+_NAMED = 5
+"""How many ranks a sentence names at most, where they aren't consecutive."""
 
 
-class Watched:
-    """What a rank reports to the watchdog. Here there is no watchdog, and the methods do nothing."""
-
-    def enter(self, collective: int) -> None:
-        """Report that this rank enters a collective, also one that isn't a method of its communicator."""
-
-    def exit(self) -> None:
-        """Report that this rank has left the collective."""
-
-    def set_phase(self, phase: int, step: int = 0) -> None:
-        """Report that this rank begins another phase of the run."""
-
-    def progressed(self) -> None:
-        """Report progress within a phase, such as a chunk of examples: other ranks may keep waiting."""
-
-    def watch(self, limit: float, stacks: bool = False) -> None:
-        """End the job when a rank waits for over `limit` seconds, 0 for never; `stacks`: print all stacks first."""
+def rank_names(numbers: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0 to 3`, or `ranks 0, 2 and 5`."""
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"ranks {numbers[0]} to {numbers[-1]}"
+    names = [str(number) for number in numbers]
+    last = names.pop() if len(names) <= _NAMED else f"{len(names) - _NAMED} more"
+    return f"ranks {', '.join(names[:_NAMED])} and {last}"
 
 
-class Communicator(Watched, ABC):
+class Communicator(ABC):
     """A group of ranks.
 
     All ranks call each collective, in the same order. Methods whose names end in `_object` pickle what they send: use
@@ -57,8 +52,13 @@ class Communicator(Watched, ABC):
     size: int
     hosts: tuple[str, ...]
     transport: Transport
+    heartbeat: Heartbeat = private_heartbeat()
+    """Reports to the watchdog what this rank does; without a watchdog no code reads it."""
     in_use: threading.Lock | None = None
     """Held by the fit that uses these ranks; None where nothing is sent: then several fits may use them at once."""
+
+    def watch(self, limit: float, stacks: bool = False) -> None:  # noqa: B027 (one rank waits for no other)
+        """End the job when a rank waits for over `limit` seconds, 0 for never; `stacks`: print all stacks first."""
 
     @contextmanager
     def used_by_one_fit(self) -> Iterator[None]:

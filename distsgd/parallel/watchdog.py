@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from distsgd.core.output import launched, report_to_launcher, say
 from distsgd.core.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
 from distsgd.core.status_table import Collective, Field, Phase, StatusTable, where
+from distsgd.parallel.communicator import rank_names
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10
@@ -129,13 +130,13 @@ class Watchdog:
             there = [rank for rank in self._lines if rank not in {found.rank for found in missing}]
             them = "it" if len(missing) == 1 else "them"
             named = "; ".join(f"rank {found.rank} on {self._host} {found.what}" for found in missing)
-            return f"{named}; {_ranks(there)} waited {waited:.0f} s for {them} {where_waiting}"
+            return f"{named}; {_waiting(there)} waited {waited:.0f} s for {them} {where_waiting}"
         # A neighbour that has just arrived after long work keeps no rank waiting any more.
         together = min(now - line[Field.SINCE] / 1e9 if line[Field.SINCE] else 0.0 for line in self._lines.values())
         late = together - self._limit_at(self._line[Field.PLACE]) - _OTHERS_FIRST
         if missing or late <= 0 or not self._is_reporter(now, late):
             return None
-        here = f"{_ranks(list(self._lines), self._host)} waited {waited:.0f} s {where_waiting}"
+        here = f"{_waiting(list(self._lines), f' on {self._host}')} waited {waited:.0f} s {where_waiting}"
         others = sorted(set(self._hosts) - {self._host})
         if others:
             return f"{here}, and all ranks of that host are there: a rank on {', '.join(others)} is missing"
@@ -220,11 +221,6 @@ def _dead(line: memoryview) -> bool:
     return can_look() and not alive(line[Field.PROCESS], line[Field.STARTED])
 
 
-def _ranks(ranks: Sequence[int], host: str | None = None) -> str:
-    """`rank 3 has`, `ranks 0 to 3 have` or `ranks 0, 2 have`, with the host after the numbers."""
-    at = "" if host is None else f" on {host}"
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}{at} has"
-    if len(ranks) > 2 and list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
-        return f"ranks {ranks[0]} to {ranks[-1]}{at} have"
-    return f"ranks {', '.join(map(str, ranks))}{at} have"
+def _waiting(ranks: Sequence[int], where: str = "") -> str:
+    """`rank 3 has` or `ranks 0 to 3 have`, with the place after the numbers."""
+    return f"{rank_names(ranks)}{where} {'has' if len(ranks) == 1 else 'have'}"

@@ -14,7 +14,7 @@ from typing import TypeVar
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, users_code
 from distsgd.core.output import say
 from distsgd.core.version import __version__
-from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.communicator import Communicator, rank_names
 from distsgd.run.identity import Identity
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ _REMEDY_OF = {
 }
 _NOT_GIVEN = "not given"
 _NAMED = 5
-"""How many names, values or ranks a sentence has at most."""
+"""How many names or values a sentence has at most."""
 _ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 """Python's own text of an object ends with one, which is another on each rank."""
 
@@ -106,16 +106,6 @@ def _raise_problem(problems: Sequence[DistsgdError | None]) -> None:
     if texts == [mine] * len(texts) or mine.startswith("rank "):
         raise first
     raise type(first)(f"on {rank_names([rank for rank, text in enumerate(texts) if text == mine])}: {first}")
-
-
-def rank_names(numbers: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0 to 3`, or `ranks 0, 2 and 5`."""
-    if len(numbers) == 1:
-        return f"rank {numbers[0]}"
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"ranks {numbers[0]} to {numbers[-1]}"
-    names = [str(number) for number in numbers]
-    return f"ranks {_listed(names)}" if len(names) > _NAMED else f"ranks {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -81,9 +81,8 @@ def build_trainer(
     )
     objective = objective.scaled(config.loss_scale or 1)
     data = on_device(communicator, data, device, augmented=bool(config.augment))
-    step, note = _build_step(
-        communicator, config, device, data.train, objective, optimizer, min(batch_size, len(data.train))
-    )
+    longest = min(batch_size, len(data.train))
+    step, note = _build_step(communicator, config, device, data.train, objective, optimizer, longest)
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
     notes = [line for line in (note, threads, _doubt(objective.input_shape)) if line]
@@ -92,20 +91,15 @@ def build_trainer(
         feed = replace(loader, examples=examples, augmentation=None)
         return Evaluator(communicator, feed, metrics, workers, config.validation_on == "rank0")
 
-    evaluators = {
-        name: evaluator(examples)
-        for name, examples in (
-            ("train_full", data.train if config.train_metrics == "full" else None),
-            ("validation", data.validation),
-            ("test", data.test),
-        )
-        if examples is not None
-    }
+    sets = {"validation": data.validation, "test": data.test}
+    if config.train_metrics == "full":
+        sets["train_full"] = data.train
+    evaluators = {name: evaluator(examples) for name, examples in sets.items() if examples is not None}
     selection = _selection(config, metrics, data.validation is not None)
     return Trainer(
         communicator=communicator,
         step=step,
-        steps=_steps(step, min(batch_size, len(data.train)), config.cuda_graphs),
+        steps=_steps(step, longest, config.cuda_graphs),
         sampler=sampler,
         schedule=schedule,
         limits=_limits(communicator, config),
@@ -209,16 +203,11 @@ def _selection(config: TrainConfig, metrics: Sequence[Metric], validates: bool) 
 
 
 def _limits(communicator: Communicator, config: TrainConfig) -> Limits:
-    seconds, why = communicator.on_root(lambda: _time_limit(config.max_time))
-    return Limits(config.epochs, config.max_steps, seconds, why)
-
-
-def _time_limit(max_time: str | None) -> tuple[float | None, str]:
-    if max_time is None:
-        return None, ""
+    if config.max_time is None:
+        return Limits(config.epochs, config.max_steps)
     from distsgd.run.batch_job import time_limit
 
-    return time_limit(max_time)
+    return Limits(config.epochs, config.max_steps, *communicator.on_root(lambda: time_limit(config.max_time)))
 
 
 def _intervals(config: TrainConfig, sampler: Sampler, rule: StoppingRule | None) -> Intervals:

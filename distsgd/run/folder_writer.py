@@ -72,7 +72,7 @@ class FolderWriter(Callback):
         except DistsgdError as error:
             last = "there is no checkpoint yet" if self._written is None else f"the last is of step {self._written}"
             raise CheckpointError(
-                f"{error}, tried several times; {last}; put this right, and the same command goes on from there"
+                f"{error}, tried several times; {last}; put this right, and the same command continues from there"
             ) from None
 
     def go_back(self, step: int) -> Checkpoint | None:

@@ -10,15 +10,19 @@ import copyreg
 import enum
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from distsgd.run import digests
 
+Parts: TypeAlias = Iterable[tuple[str, Any]]
+"""Parts of an object, each after its place: (".rate", 0.1), ("[0]", …), (" (self)", …)."""
 _MOST = 20_000
 """Texts of one argument; what has more is not compared."""
 _WITHOUT_EFFECT = {"__repr__", "__str__", "__eq__", "__hash__", "__lt__", "__le__", "__gt__", "__ge__", "__setattr__",
@@ -71,11 +75,12 @@ class Identity:
         for key in list(self.texts)[before:]:
             del self.texts[key]
         self._open.clear()
-        self._cannot(name, kind)
+        self.say(name, self._unknown(name, kind))
 
-    def _cannot(self, name: str, kind: str) -> None:
-        self.say(name, f"{kind} (not compared)")
+    def _unknown(self, name: str, kind: str) -> str:
+        """The text of what can't be compared."""
         self.unknown.append(f"{name} ({kind})")
+        return f"{kind} (not compared)"
 
     def _visit(self, name: str, value: Any) -> None:
         if len(self.texts) >= self._last:
@@ -88,7 +93,10 @@ class Identity:
         else:
             self._open.append(id(value))
             self._kept.append(value)
-            self._look(name, value)
+            text, parts = self._look(name, value)
+            self.say(name, text)
+            for place, part in parts:
+                self._visit(name + place, part)
             self._open.pop()
 
     def _in_short(self, name: str, value: Any) -> str:
@@ -98,164 +106,143 @@ class Identity:
         self.unknown += own.unknown
         return own.texts[name] if len(own.texts) == 1 else f"{own.texts[name]} {own.digest()}"
 
-    def _parts(self, name: str, parts: Mapping[str, Any]) -> None:
-        for key, part in parts.items():
-            self._visit(f"{name} ({key})", part)
-
-    def _look(self, name: str, value: Any) -> None:
-        """What kind of object this is: from what Python has to what the user has made."""
+    def _look(self, name: str, value: Any) -> tuple[str, Parts]:
+        """(an object's own text, its parts): from what Python has to what the user has made."""
+        title = digests.title(type(value))
         if isinstance(value, type):
-            self.say(name, f"class {digests.title(value)}")
-            self._body(name, value)
-        elif isinstance(value, types.FunctionType):
-            self._function(name, value)
-        elif isinstance(value, types.MethodType):
-            self.say(name, "bound method")
-            self._parts(name, {"self": value.__self__, "function": value.__func__})
-        elif isinstance(value, functools.partial):
-            self.say(name, "partial")
+            return f"class {digests.title(value)}", self._body(value)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.MethodType):
+            return "bound method", _named({"self": value.__self__, "function": value.__func__})
+        if isinstance(value, functools.partial):
             keywords = {key: value.keywords[key] for key in sorted(value.keywords)}
-            self._parts(name, {"function": value.func, "arguments": value.args, **keywords})
-        elif isinstance(value, enum.Enum):
-            self.say(name, f"{type(value).__qualname__}.{value.name}")
-            self._parts(name, {"value": value.value})
-        elif isinstance(value, list | tuple):
-            self._sequence(name, value)
-        elif isinstance(value, Mapping):
-            self._mapping(name, value)
-        elif isinstance(value, AbstractSet):
-            self._kind(name, value, f" {{{', '.join(sorted(self._in_short(name, item) for item in value))}}}")
-        elif isinstance(value, np.ma.MaskedArray):
-            self.say(name, "masked array")
-            self._parts(name, {"data": value.data, "mask": np.ma.getmaskarray(value)})
-        elif (array := digests.as_array(value)) is not None:
-            self.say(name, digests.array_text(array))
-            if array.dtype.hasobject:
-                self._parts(name, {"items": array.tolist()})
-        elif is_dataclass(value):
-            self._dataclass(name, value)
-        else:
-            self._other(name, value)
+            return "partial", _named({"function": value.func, "arguments": value.args, **keywords})
+        if isinstance(value, enum.Enum):
+            return f"{type(value).__qualname__}.{value.name}", _named({"value": value.value})
+        if isinstance(value, list | tuple):
+            return self._sequence(value)
+        if isinstance(value, Mapping):
+            return self._mapping(name, value)
+        if isinstance(value, AbstractSet):
+            items = sorted(self._in_short(name, item) for item in value)
+            return f"{title} {{{', '.join(items)}}}", self._body(type(value))
+        if isinstance(value, np.ma.MaskedArray):
+            return "masked array", _named({"data": value.data, "mask": np.ma.getmaskarray(value)})
+        if (array := digests.as_array(value)) is not None:
+            return digests.array_text(array), _named({"items": array.tolist()} if array.dtype.hasobject else {})
+        if is_dataclass(value):
+            return title, chain(self._body(type(value)), _fields(value))
+        return self._other(name, value)
 
-    def _kind(self, name: str, value: Any, more: str = "") -> None:
-        """The object's class, and what is in it where the program has made it."""
-        self.say(name, digests.title(type(value)) + more)
-        self._body(name, type(value))
-
-    def _sequence(self, name: str, value: list[Any] | tuple[Any, ...]) -> None:
+    def _sequence(self, value: list[Any] | tuple[Any, ...]) -> tuple[str, Parts]:
         texts = [digests.plain_text(item) for item in value]
         if type(value) in (list, tuple) and None not in texts:
             joined = ", ".join(map(str, texts)) + ("," if type(value) is tuple and len(value) == 1 else "")
-            self.say(name, f"[{joined}]" if type(value) is list else f"({joined})")
-            return
-        self._kind(name, value, f" of {len(value)}")
-        for index, item in enumerate(value):
-            self._visit(f"{name}[{index}]", item)
+            return f"[{joined}]" if type(value) is list else f"({joined})", ()
+        items = ((f"[{index}]", item) for index, item in enumerate(value))
+        return f"{digests.title(type(value))} of {len(value)}", chain(self._body(type(value)), items)
 
-    def _mapping(self, name: str, value: Mapping[Any, Any]) -> None:
+    def _mapping(self, name: str, value: Mapping[Any, Any]) -> tuple[str, Parts]:
         """In the order of the keys' texts: two dictionaries are equal in any order."""
         items = sorted(((self._in_short(name, key), item) for key, item in value.items()), key=lambda pair: pair[0])
         texts = [digests.plain_text(item) for _, item in items]
         if type(value) is dict and None not in texts:
-            self.say(name, f"{{{', '.join(f'{key}: {text}' for (key, _), text in zip(items, texts, strict=True))}}}")
-            return
-        self._kind(name, value, f" of {', '.join(key for key, _ in items)}")
-        for key, item in items:
-            self._visit(f"{name}[{key}]", item)
+            return f"{{{', '.join(f'{key}: {text}' for (key, _), text in zip(items, texts, strict=True))}}}", ()
+        title = f"{digests.title(type(value))} of {', '.join(key for key, _ in items)}"
+        return title, chain(self._body(type(value)), ((f"[{key}]", item) for key, item in items))
 
-    def _dataclass(self, name: str, value: Any) -> None:
-        """The fields by which two of them are compared with ==: all but those with field(compare=False)."""
-        self._kind(name, value)
-        ours = type(value).__module__.startswith("distsgd.")  # whose numbers of type float may be given as 1
-        for one in fields(value):
-            if one.compare and hasattr(value, one.name):
-                item = getattr(value, one.name)
-                whole = ours and one.type == "float" and type(item) is int
-                self._visit(f"{name}.{one.name}", float(item) if whole else item)
-
-    def _function(self, name: str, function: types.FunctionType) -> None:
+    def _function(self, function: types.FunctionType) -> tuple[str, Parts]:
         module = str(function.__globals__.get("__name__"))
         if digests.is_library(module):
-            self.say(name, f"function {module}.{function.__qualname__}")
-        else:
-            self.say(name, f"function {function.__name__}, code {digests.digest(digests.code_text(function.__code__))}")
-            self._globals(name, function)
-        for number, default in enumerate(function.__defaults__ or ()):
-            self._visit(f"{name} (default {number})", default)
-        self._parts(name, {f"default {key}": item for key, item in (function.__kwdefaults__ or {}).items()})
-        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                content = cell.cell_contents
-            except ValueError:
-                continue  # it has no value yet
-            self._visit(f"{name} (variable {variable})", content)
-        self._parts(name, {f"attribute {key}": vars(function)[key] for key in sorted(vars(function))})
+            return f"function {module}.{function.__qualname__}", _inside(function)
+        code = digests.digest(digests.code_text(function.__code__))
+        return f"function {function.__name__}, code {code}", chain(self._globals(function), _inside(function))
 
-    def _globals(self, name: str, function: types.FunctionType) -> None:
+    def _globals(self, function: types.FunctionType) -> Parts:
         """What the function refers to in its own module, and in other modules of the program."""
-        for chain in digests.global_names(function.__code__):
+        for names in digests.global_names(function.__code__):
             scope: dict[str, Any] = function.__globals__
-            for depth, key in enumerate(chain):
+            for depth, key in enumerate(names, 1):
                 if key not in scope or key.startswith("__"):
                     break  # of builtins, or not there yet; __name__ and __file__ may differ
                 value = scope[key]
-                if (
-                    isinstance(value, types.ModuleType)
-                    and not digests.is_library(value.__name__)
-                    and depth + 1 < len(chain)
-                ):
+                is_module = isinstance(value, types.ModuleType) and not digests.is_library(value.__name__)
+                if is_module and depth < len(names):
                     scope = vars(value)
                     continue
                 if (id(scope), key) not in self._described:
                     self._described.add((id(scope), key))
-                    self._visit(f"{name} (global {'.'.join(chain[: depth + 1])})", value)
+                    yield f" (global {'.'.join(names[:depth])})", value
                 break
 
-    def _body(self, name: str, kind: type) -> None:
+    def _body(self, kind: type) -> Parts:
         """Methods and constants of classes that the program has made."""
         for base in kind.__mro__:
             if digests.is_library(base.__module__) or (id(base), "") in self._described:
                 continue
             self._described.add((id(base), ""))
             if issubclass(base, enum.Enum):
-                self._parts(name, {"members": {key: item.value for key, item in base.__members__.items()}})
+                yield " (members)", {key: item.value for key, item in base.__members__.items()}
                 continue
             for key, member in sorted(vars(base).items()):
                 if _matters(base, key, member):
-                    self._visit(f"{name} ({base.__name__}.{key})", _unwrapped(member))
+                    yield f" ({base.__name__}.{key})", _unwrapped(member)
 
-    def _other(self, name: str, value: Any) -> None:
+    def _other(self, name: str, value: Any) -> tuple[str, Parts]:
         """What is found by name, what stands for a function, and else what pickle would keep."""
-        named = digests.global_name(value)
+        title, named = digests.title(type(value)), digests.global_name(value)
         wrapped = getattr(value, "__wrapped__", None) if callable(value) else None
         if callable(wrapped) and not (named and digests.is_library(named)):  # such as functools.lru_cache makes
-            self.say(name, digests.title(type(value)))
-            self._parts(name, {"function": wrapped})
-        elif named is not None:
-            self.say(name, named)
-        else:
-            self._reduced(name, value, _reduce(value))
-
-    def _reduced(self, name: str, value: Any, made: Any) -> None:
+            return title, _named({"function": wrapped})
+        if named is not None:
+            return named, ()
+        made = _reduce(value)
         if isinstance(made, str) and made.isidentifier():
-            self.say(name, f"{digests.title(type(value))} {made}")
-            return
-        if not isinstance(made, tuple):  # such as a lock, a file, a generator
-            self._cannot(name, digests.title(type(value)))
-            return
-        function, arguments, state, items, pairs = (*made, None, None, None)[:5]
-        self._kind(name, value)
-        if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
-            self._parts(name, {"made by": function})
-        self._parts(name, {f"{n}": item for n, item in enumerate(arguments) if item is not type(value)})
-        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-            if isinstance(part, dict) and all(isinstance(key, str) for key in part):
-                for key in sorted(part):
-                    self._visit(f"{name}.{key}", part[key])
-            elif part is not None:
-                self._parts(name, {"state": part})
-        inside = {"items": items, "pairs": pairs}
-        self._parts(name, {key: list(part) for key, part in inside.items() if part is not None})
+            return f"{title} {made}", ()
+        if isinstance(made, tuple):
+            return title, chain(self._body(type(value)), _kept_by_pickle(value, *made))
+        return self._unknown(name, title), ()  # such as a lock, a file, a generator
+
+
+def _named(parts: Mapping[str, Any]) -> Parts:
+    return [(f" ({key})", part) for key, part in parts.items()]
+
+
+def _fields(value: Any) -> Parts:
+    """The fields by which two dataclasses are compared with ==: all but those with field(compare=False)."""
+    ours = type(value).__module__.startswith("distsgd.")  # whose numbers of type float may be given as 1
+    for one in fields(value):
+        if one.compare and hasattr(value, one.name):
+            item = getattr(value, one.name)
+            whole = ours and one.type == "float" and type(item) is int
+            yield f".{one.name}", float(item) if whole else item
+
+
+def _inside(function: types.FunctionType) -> Parts:
+    """What a function has besides its code and what that refers to."""
+    yield from _named({f"default {number}": item for number, item in enumerate(function.__defaults__ or ())})
+    yield from _named({f"default {key}": item for key, item in (function.__kwdefaults__ or {}).items()})
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it has no value yet
+            yield f" (variable {variable})", cell.cell_contents
+    yield from _named({f"attribute {key}": vars(function)[key] for key in sorted(vars(function))})
+
+
+def _kept_by_pickle(
+    value: Any, function: Any, arguments: Any, state: Any = None, items: Any = None, pairs: Any = None, *_: Any
+) -> Parts:
+    """What an object's `__reduce_ex__` has returned."""
+    if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+        yield " (made by)", function
+    yield from _named({f"{number}": item for number, item in enumerate(arguments) if item is not type(value)})
+    for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+        if isinstance(part, dict) and all(isinstance(key, str) for key in part):
+            yield from ((f".{key}", part[key]) for key in sorted(part))
+        elif part is not None:
+            yield " (state)", part
+    inside = {"items": items, "pairs": pairs}
+    yield from _named({key: list(part) for key, part in inside.items() if part is not None})
 
 
 def text_of(value: Any) -> str:

@@ -26,7 +26,7 @@ from distsgd.run.placement import Data
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import finish
 from distsgd.training.callbacks import Callback
-from distsgd.training.checkpoint_store import fill_model, running_layout
+from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics import Metric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
@@ -72,6 +72,12 @@ class RunSpec:
     before_training: Callable[[Communicator, Attempt], bool] = say_notes
     ended: Callable[[Attempt], None] = lambda attempt: None
 
+    def __post_init__(self) -> None:
+        if self.folder is None and self.config.on_non_finite == "rollback":
+            raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
+        if self.folder is None and self.config.plot:
+            raise ConfigurationError("plot draws into the run's folder; say which with out=")
+
 
 @dataclass
 class Attempt:
@@ -98,7 +104,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     """
     config = spec.config
     communicator.watch(config.stall_seconds, config.stall_stacks)
-    communicator.set_phase(Phase.START)
+    communicator.heartbeat.set_phase(Phase.START)
     _check(communicator, spec)
     device, notes = device_for(communicator, config)
     with opened(communicator, config, spec.folder) as start:
@@ -121,14 +127,9 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
 
 
 def _check(communicator: Communicator, spec: RunSpec) -> None:
-    """Raises ConfigurationError for what can't be done, before anything is read or written."""
-    config = spec.config
-    check_ranks(communicator, config)
-    if config.on_non_finite == "rollback" and spec.folder is None:
-        raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
-    if config.plot:
-        if spec.folder is None:
-            raise ConfigurationError("plot draws into the run's folder; say which with out=")
+    """Raises ConfigurationError for what can't be done, before anything is read or written. Collective."""
+    check_ranks(communicator, spec.config)
+    if spec.config.plot:
         from distsgd.plots.canvas import check_installed
 
         communicator.on_root(check_installed)
@@ -228,8 +229,8 @@ def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -
 
     def fill() -> None:
         found = find_checkpoint(path, prefer="best")
-        fill_model(params.flat, step.layout, found.group("parameters"), str(path))
-        fill_model(step.running.flat, running_layout(step), found.group("statistics"), str(path))
+        fill_model(params, found.group("parameters"), str(path))
+        fill_model(step.running, found.group("statistics"), str(path))
 
     communicator.on_root(fill)
     step.load(params)
@@ -249,7 +250,7 @@ def _prepare_folder(attempt: Attempt) -> None:
 def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) -> dict[str, Any]:
     """Finalizes, and returns the summary on every rank. Collective."""
     trainer = attempt.trainer
-    communicator.set_phase(Phase.END, trainer.progress.step)
+    communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.data.signature, attempt.metrics))
     trainer.end(summary)
     trainer.step.device.synchronize()
@@ -270,7 +271,7 @@ def _closed_at_the_end(communicator: Communicator, attempt: Attempt) -> Iterator
             folder.write_failure(str(error), trainer.progress.step)
         raise
     finally:
-        communicator.set_phase(Phase.OUTSIDE, trainer.progress.step)
+        communicator.heartbeat.set_phase(Phase.OUTSIDE, trainer.progress.step)
         trainer.step.workers.close()
         for callback in trainer.callbacks if communicator.is_root else ():
             try:

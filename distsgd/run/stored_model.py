@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,13 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
 
     def read() -> tuple[dict[str, Any], Signature]:
         found = find_checkpoint(Path(path), prefer="best")
-        arrays.update(found.arrays)
+        arrays.update({name: found.group(name) for name in ("parameters", "statistics")})
         metadata = Metadata.from_document(found.document)
         if metadata.config is None:
             raise CheckpointError(f"{path}: the checkpoint says nothing of its configuration; it is of no whole run")
         return metadata.config, metadata.known_signature(path)
 
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Mapping[str, Array]] = {}
     options, signature = communicator.on_root(read)
     config = from_mapping({key: value for key, value in options.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
@@ -86,18 +87,15 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
         config = replace(config, model=code)
     objective = build_objective(communicator, config, signature)
     dtype = np.dtype(config.dtype)
-    layouts = {
-        "parameters": Layout.of(objective.parameter_shapes()),
-        "statistics": Layout.of(objective.state_shapes()),
-    }
+    shapes = {"parameters": objective.parameter_shapes(), "statistics": objective.state_shapes()}
+    layouts = {name: Layout.of(named) for name, named in shapes.items()}
     size = sum(layout.size for layout in layouts.values())
     communicator.everywhere(lambda: check_memory(size * dtype.itemsize, f"a model of {size:,} parameters"))
     views = {name: layout.views(np.zeros(layout.size, dtype)) for name, layout in layouts.items()}
 
     def fill() -> None:
-        for name, layout in layouts.items():
-            inside = {key.removeprefix(f"{name}/"): a for key, a in arrays.items() if key.startswith(f"{name}/")}
-            fill_model(views[name].flat, layout, inside, path)
+        for name, view in views.items():
+            fill_model(view, arrays[name], path)
 
     communicator.on_root(fill)
     for view in views.values():

@@ -104,12 +104,7 @@ class Hooks:
 
     def call_alone(self, hook: Callable[[Callback], object]) -> None:
         """Calls a hook of each callback, on rank 0, for which no other rank waits."""
-
-        def call() -> None:
-            for callback in self.callbacks:
-                hook(callback)
-
-        self.attempt(call, None)
+        self.attempt(lambda: [hook(callback) for callback in self.callbacks], None)
 
     def attempt(self, function: Callable[[], T], otherwise: T, what: str = "a callback") -> T:
         """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept."""
@@ -124,9 +119,6 @@ class Hooks:
 
     def raise_error(self) -> None:
         """Raises on all ranks what was kept. Collective."""
-
-        def raise_kept() -> None:
-            if self.error is not None:
-                raise self.error
-
-        self.communicator.on_root(raise_kept)
+        error = self.communicator.broadcast_object(self.error)
+        if error is not None:
+            raise error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 
 from distsgd.core.errors import ConfigurationError
 
@@ -29,6 +29,9 @@ class StoppingRule(ABC):
     best: float | None = None
     best_step: int | None = None
 
+    learned: ClassVar[Mapping[str, type]] = {"best": float, "best_step": int}
+    """The attributes that `state` holds, and what they are where they aren't as they began."""
+
     @abstractmethod
     def validated(self, step: int, value: float) -> bool:
         """Takes in `value`, measured after `step` steps; whether it improved on the best."""
@@ -39,7 +42,7 @@ class StoppingRule(ABC):
 
     def state(self) -> State:
         """All that the rule has learned, for JSON; every value is finite or None."""
-        return {"best": self.best, "best_step": self.best_step}
+        return {name: getattr(self, name) for name in self.learned}
 
     def restore(self, state: Mapping[str, float | None]) -> None:
         """Continues from an earlier rule's `state()`.
@@ -47,9 +50,9 @@ class StoppingRule(ABC):
         Settings are not in it, and it need not come from the same kind of rule, if that watched the same value: what
         the other didn't know begins anew.
         """
-        best, best_step = state.get("best"), state.get("best_step")
-        self.best = None if best is None else float(best)
-        self.best_step = None if best_step is None else int(best_step)
+        for name, kind in self.learned.items():
+            value = state.get(name)
+            setattr(self, name, getattr(type(self), name) if value is None else kind(value))
 
 
 @final
@@ -60,38 +63,28 @@ class EpochsRule(StoppingRule):
     more is ("max").
     """
 
+    learned: ClassVar[Mapping[str, type]] = {**StoppingRule.learned, "without_improvement": int, "last_step": int}
+    without_improvement = 0
+    last_step: int | None = None
+
     def __init__(self, patience: int, min_delta: float = 0.0, mode: Mode = "min") -> None:
         self.patience, self.min_delta, self.mode = patience, min_delta, mode
-        self._without_improvement = 0
-        self._last_step: int | None = None
 
     def validated(self, step: int, value: float) -> bool:
         """Counts the validation; see StoppingRule."""
         value, sign = float(value), 1.0 if self.mode == "min" else -1.0
         best = math.inf if self.best is None else sign * self.best
         improved = math.isfinite(value) and sign * value < best - self.min_delta
-        self._last_step = step
+        self.last_step = step
         if improved:
-            self.best, self.best_step, self._without_improvement = value, step, 0
+            self.best, self.best_step, self.without_improvement = value, step, 0
         else:
-            self._without_improvement += 1
+            self.without_improvement += 1
         return improved
 
     def stop_step(self) -> int | None:
         """The last validation's step where patience has run out, else None."""
-        return self._last_step if 0 < self.patience <= self._without_improvement else None
-
-    def state(self) -> State:
-        """See StoppingRule."""
-        own: State = {"without_improvement": self._without_improvement, "last_step": self._last_step}
-        return super().state() | own
-
-    def restore(self, state: Mapping[str, float | None]) -> None:
-        """See StoppingRule."""
-        super().restore(state)
-        last_step = state.get("last_step")
-        self._last_step = None if last_step is None else int(last_step)
-        self._without_improvement = int(state.get("without_improvement") or 0)
+        return self.last_step if 0 < self.patience <= self.without_improvement else None
 
 
 @final

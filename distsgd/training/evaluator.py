@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -33,13 +35,10 @@ class Evaluator:
     on_root_alone: bool = False
 
     @cached_property
-    def _callers(self) -> Workers:
-        return self.workers.that_may_call(self.loader.objective, *self.metrics)
-
-    @cached_property
-    def _zeroes(self) -> bool:
-        """Whether gradients, which are scratch memory here, have to start at zero."""
-        return not self.loader.objective.overwrites_gradients()
+    def _sums_of(self) -> list[tuple[Metric, slice]]:
+        """Each metric with its place in a chunk's sums, after the loss and the examples."""
+        ends = list(accumulate((metric.width() for metric in self.metrics), initial=2))
+        return [(metric, slice(*place)) for metric, place in zip(self.metrics, pairwise(ends), strict=True)]
 
     def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
         """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
@@ -56,8 +55,8 @@ class Evaluator:
         rank, size = self.communicator.rank, self.communicator.size
         first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
         sums = np.zeros((last - first, 2 + sum(metric.width() for metric in self.metrics)))
-
-        workers, zeroes = self._callers, self._zeroes
+        workers = self.workers.that_may_call(self.loader.objective, *self.metrics)
+        zeroes = not self.loader.objective.overwrites_gradients()  # gradients are scratch memory here
 
         def run(worker: int) -> None:
             begin, end = part(last - first, workers.count, worker)
@@ -75,27 +74,20 @@ class Evaluator:
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.loader.examples)))
         batch = self.loader.batch(indices, state)
         loss_sum, count, outputs = self.loader.objective.score(params, scratch, batch)
-        self.communicator.progressed()
+        self.communicator.heartbeat.progressed()
         sums[:2] = float(loss_sum), count
         if outputs is not None:
             outputs, y = to_host(outputs), to_host(batch.y)
-        start = 2
-        for metric in self.metrics:
-            if outputs is not None:
-                sums[start : start + metric.width()] = metric.sums(outputs, y)
-            start += metric.width()
+            for metric, place in self._sums_of:
+                sums[place] = metric.sums(outputs, y)
 
     def _values(self, parts: Sequence[Array]) -> dict[str, Value]:
         total = np.zeros(2 + sum(metric.width() for metric in self.metrics))
         for sums in parts:
             for chunk in sums:
                 total += chunk
-        values: dict[str, Value] = {"loss": float(total[0] / total[1]) if total[1] else float("nan")}
-        start = 2
-        for metric in self.metrics:
-            values[metric.name] = metric.value(total[start : start + metric.width()])
-            start += metric.width()
-        return values
+        loss = float(total[0] / total[1]) if total[1] else math.nan
+        return {"loss": loss} | {metric.name: metric.value(total[place]) for metric, place in self._sums_of}
 
 
 def predict_all(loader: Loader, params: Views, state: Views) -> Array:

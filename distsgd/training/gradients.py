@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
 from typing import final
 
 import numpy as np
@@ -13,15 +12,13 @@ from distsgd.core.device import Array, to_host
 from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_error
 from distsgd.core.layout import Layout, Views
 from distsgd.core.output import say
-from distsgd.data.loader import GatheredBatch, Loader
-from distsgd.nn.objective import Objective
+from distsgd.data.loader import GatheredBatch
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.reduction import GradientReduction
-from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.non_finite import all_finite
 from distsgd.training.running_statistics import RunningStatistics
+from distsgd.training.steps import StepParts
 
 
 class _NodeBuffers:
@@ -36,32 +33,23 @@ class _NodeBuffers:
 class MicrobatchGradients:
     """Fills the reduction's rows with gradient sums, and its records with what each microbatch reports.
 
-    trained  names of the parameters that are trained
     guarded  look at each microbatch's gradient, and report one that isn't finite by a count that is NaN
     error    the first error of any worker in the last step; the reduction reports it
     zeros    the parameters without a gradient so far, until they are reported
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        reduction: GradientReduction,
-        workers: Workers,
-        loader: Loader,
-        layout: Layout,
-        statistics: RunningStatistics,
-        trained: Iterable[str],
-        guarded: bool,
-    ) -> None:
+    def __init__(self, parts: StepParts, statistics: RunningStatistics) -> None:
+        objective, reduction, loader, layout = parts.objective, parts.reduction, parts.loader, parts.layout
         self.objective, self.reduction, self.loader, self.statistics = objective, reduction, loader, statistics
-        self.guarded, self._first = guarded, reduction.first_microbatch
+        self.guarded, self._first = parts.guarded, reduction.first_microbatch
         self.error: Exception | None = None
         self._params = layout.views(reduction.params).read_only()  # ranks may share them, so a model may only read them
         self._state = statistics.running.read_only()
-        self._workers = workers.that_may_call(objective)
+        self._workers = parts.workers.that_may_call(objective)
         self._buffers = [self._node_buffers(worker, layout) for worker in range(self._workers.count)]
         self.input_buffers = [loader.buffer(0)] * self._workers.count
         self._zeroes = not objective.overwrites_gradients()
+        trained = {name for name in layout.names if not parts.regularization.freezes(name)}
         self.zeros = ZeroGradients(trained) if self._zeroes else None
 
     def _node_buffers(self, worker: int, layout: Layout) -> list[_NodeBuffers]:
@@ -154,8 +142,8 @@ class ZeroGradients:
     every example of a minibatch. That is right for some models, such as one whose last layer starts at zero.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = set(names)
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
 
     def look(self, grads: Views) -> None:
         """Takes note of one microbatch's gradient."""

@@ -18,10 +18,11 @@ class Minibatch(ABC):
     clock   epoch and step where the device's memory has them and the host doesn't know them
     """
 
+    loader: Loader
+    bounds: tuple[int, ...]
+    step: int = 0
+    epoch: int = 0
     clock: Array | None = None
-
-    def __init__(self, loader: Loader, bounds: tuple[int, ...], step: int = 0, epoch: int = 0) -> None:
-        self.loader, self.bounds, self.step, self.epoch = loader, bounds, step, epoch
 
     @abstractmethod
     def gather(self, start: int, stop: int, buffer: Array | None) -> GatheredBatch:
@@ -40,8 +41,8 @@ class IndexedMinibatch(Minibatch):
     """The minibatch that an order names by its examples' indices."""
 
     def __init__(self, loader: Loader, bounds: tuple[int, ...], order: StepOrder) -> None:
-        super().__init__(loader, bounds, order.step, order.epoch)
-        self.order = order
+        self.loader, self.bounds, self.order = loader, bounds, order
+        self.step, self.epoch = order.step, order.epoch
 
     def gather(self, start: int, stop: int, buffer: Array | None) -> GatheredBatch:
         return self.loader.gather(self.order.indices[start:stop], self.epoch, buffer)

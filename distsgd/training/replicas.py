@@ -38,7 +38,7 @@ def compare_replicas(step: TrainingStep, progress: RunState, learning_rate: floa
     rest = f"rank {others[0]} on {communicator.hosts[others[0]]}" if len(others) == 1 else f"{len(others)} other ranks"
     raise ReplicaError(
         f"{named}: {' and '.join(differing)} after step {progress.step} differ from those of {rest}; a processor or "
-        "memory may be faulty: leave that host out, and the same command goes on from the last checkpoint"
+        "memory may be faulty: leave that host out, and the same command continues from the last checkpoint"
     )
 
 

@@ -9,58 +9,30 @@ import numpy as np
 
 from distsgd.core.device import Array, Device, to_host
 from distsgd.core.errors import DistsgdError
-from distsgd.core.layout import Layout, Views
-from distsgd.data.loader import Loader
+from distsgd.core.layout import Views
 from distsgd.data.sampling import microbatch_bounds
-from distsgd.nn.objective import Objective
-from distsgd.optim.optimizers import Optimizer
-from distsgd.optim.regularization import Regularization
-from distsgd.parallel.reduction import BLOCK, GradientReduction
-from distsgd.parallel.thread_pool import Workers
+from distsgd.parallel.reduction import BLOCK
 from distsgd.parallel.tree import Span
 from distsgd.training.gradients import MicrobatchGradients
 from distsgd.training.minibatch import IndexedMinibatch
 from distsgd.training.non_finite import GRADIENT, UPDATE, NonFinite
 from distsgd.training.running_statistics import RunningStatistics
-from distsgd.training.steps import NOTHING, Flag, StepOrder, StepResult
+from distsgd.training.steps import NOTHING, Flag, StepOrder, StepParts, StepResult
 from distsgd.training.update import ShardedUpdate
 
 
 @dataclass
-class TrainingStep:
-    """Computes, reduces and updates: `Steps` of which each ends before `advance` returns.
+class TrainingStep(StepParts):
+    """Computes, reduces and updates: `Steps` of which each ends before `advance` returns. It owns scratch memory."""
 
-    It owns scratch memory; the reduction owns parameters, state and rows.
-
-    guarded   look at each microbatch's gradient before the update, so that all ranks can skip a minibatch,
-              and at the updated parameters. Without, a gradient that isn't finite is found by the ranks whose elements
-              it spoils, in an update that others make.
-    """
-
-    objective: Objective
-    optimizer: Optimizer
-    regularization: Regularization
-    reduction: GradientReduction
-    workers: Workers
-    loader: Loader
-    layout: Layout
-    running: Views
-    clip_norm: float | None = None
-    guarded: bool = False
     in_flight: int = field(default=0, init=False)
     _previous: IndexedMinibatch | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.params = self.layout.views(self.reduction.params)
-        self.statistics = RunningStatistics(self.objective, self.reduction, self.running)
-        trained = [name for name in self.layout.names if not self.regularization.freezes(name)]
-        self.gradients = MicrobatchGradients(
-            self.objective, self.reduction, self.workers, self.loader, self.layout, self.statistics, trained,
-            self.guarded,
-        )  # fmt: skip
-        self.update = ShardedUpdate(
-            self.optimizer, self.regularization, self.reduction, self.workers, self.layout, self.clip_norm, self.guarded
-        )
+        self.statistics = RunningStatistics(self)
+        self.gradients = MicrobatchGradients(self, self.statistics)
+        self.update = ShardedUpdate(self)
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
     def run(self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None) -> StepResult:

@@ -1,4 +1,4 @@
-"""How the trainer takes steps, one at a time or several in flight: what it asks for, and what it learns."""
+"""How the trainer takes steps, one at a time or several in flight: what they are made of, and what it learns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from enum import IntFlag
 from typing import NamedTuple, Protocol
 
 from distsgd.core.device import Array
+from distsgd.core.layout import Layout, Views
+from distsgd.data.loader import Loader
+from distsgd.nn.objective import Objective
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.regularization import Regularization
+from distsgd.parallel.reduction import GradientReduction
+from distsgd.parallel.thread_pool import Workers
 from distsgd.training.non_finite import NonFinite
 
 
@@ -21,6 +28,28 @@ class Flag(IntFlag):
 
 NOTHING = Flag(0)
 """What ranks nearly always report. Kept: an enum's value takes a microsecond to make, and a small step a hundred."""
+
+
+@dataclass
+class StepParts:
+    """The model, what updates it, and where its numbers lie. The reduction owns parameters, state and rows.
+
+    running  the running statistics
+    guarded  look at each microbatch's gradient before the update, so that all ranks can skip a minibatch, and at the
+             updated parameters. Without, a gradient that isn't finite is found by the ranks whose elements it spoils,
+             in an update that others make.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    regularization: Regularization
+    reduction: GradientReduction
+    workers: Workers
+    loader: Loader
+    layout: Layout
+    running: Views
+    clip_norm: float | None = None
+    guarded: bool = False
 
 
 class StepOrder(NamedTuple):

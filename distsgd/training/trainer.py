@@ -131,7 +131,7 @@ class Trainer:
         step = progress.step + before
         number = step + 1
         self.speed.begin_step()
-        self.communicator.set_phase(Phase.STEP, number)
+        self.communicator.heartbeat.set_phase(Phase.STEP, number)
         rate = self._learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
         is_last = number in (self.last_step, self.selection.stop_step)
         return self.steps.advance(
@@ -175,7 +175,7 @@ class Trainer:
         progress.count += result.count
         loss = result.loss_sum / result.count if result.count else math.nan
         if self.communicator.is_root:
-            self.communicator.set_phase(Phase.CALLBACK, progress.step)
+            self.communicator.heartbeat.set_phase(Phase.CALLBACK, progress.step)
             self._hooks.call_alone(lambda callback: callback.on_step(progress.step, loss, result.count))
         self.speed.end_step(result.count)
 
@@ -197,7 +197,7 @@ class Trainer:
     def _record(self, result: StepResult, due: str | None) -> None:
         """Scores what is due, judges it, and passes the record to the callbacks. Collective."""
         progress = self.progress
-        self.communicator.set_phase(Phase.VALIDATION, progress.step)
+        self.communicator.heartbeat.set_phase(Phase.VALIDATION, progress.step)
         penalty = self.step.penalty()
         progress.train_loss = progress.loss_sum / progress.count + penalty if progress.count else None
         record: dict[str, Any] = {
@@ -239,13 +239,13 @@ class Trainer:
             where = f"going back to step {self.progress.step}, and "
         self.progress.skipped = {**skipped, found.step: found}
         if self.communicator.is_root:
-            say(f"warning: {found}; {where}its minibatch is left out", sys.stderr)
+            say(f"warning: {found}; {where}its minibatch is skipped", sys.stderr)
         return reaction
 
     def _roll_back(self, found: NonFinite) -> None:
         metadata = self.progress.metadata
         self.speed.end_step(0)
-        self.communicator.set_phase(Phase.CHECKPOINT, self.progress.step)
+        self.communicator.heartbeat.set_phase(Phase.CHECKPOINT, self.progress.step)
         self.progress = self.checkpoints.go_back(found, self.progress.step)
         self.selection.begin(self.communicator)
         self.progress.metadata, self.last_scores = metadata, {}
@@ -253,7 +253,7 @@ class Trainer:
 
     def checkpoint(self, final: bool = False) -> bool:
         """Saves the run as it is; False where it goes back instead, for the last update was wrong. Collective."""
-        self.communicator.set_phase(Phase.CHECKPOINT, self.progress.step)
+        self.communicator.heartbeat.set_phase(Phase.CHECKPOINT, self.progress.step)
         is_finite, is_idle = self.checkpoints.prepare(final)
         if not is_finite and self._react(self.step.wrong_update(self.progress.step)) is Reaction.ROLL_BACK:
             return False

@@ -14,13 +14,11 @@ import numpy as np
 
 from distsgd.core.device import Array, to_host
 from distsgd.core.kernels import kernels_for
-from distsgd.core.layout import Layout
-from distsgd.optim.optimizers import Optimizer
-from distsgd.optim.regularization import Regularization, Segment
-from distsgd.parallel.reduction import BLOCK, GradientReduction, update_chunks
-from distsgd.parallel.thread_pool import Workers
+from distsgd.optim.regularization import Segment
+from distsgd.parallel.reduction import BLOCK, update_chunks
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
+from distsgd.training.steps import StepParts
 
 _CHUNKS_OF_THREADS = 4
 """So many in one go with several threads. Each call into NumPy may end in waiting for the interpreter, which costs more
@@ -66,25 +64,17 @@ class ShardedUpdate:
     non_finite_nodes  nodes of the tree whose sums weren't finite when that was first seen
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        regularization: Regularization,
-        reduction: GradientReduction,
-        workers: Workers,
-        layout: Layout,
-        clip_norm: float | None,
-        guarded: bool = False,
-    ) -> None:
+    def __init__(self, parts: StepParts) -> None:
+        optimizer, regularization, reduction = parts.optimizer, parts.regularization, parts.reduction
         self.optimizer, self.regularization, self.reduction = optimizer, regularization, reduction
-        self.workers = workers.that_may_call(optimizer)
-        self.clip_norm, self.guarded = clip_norm, guarded
+        self.workers = parts.workers.that_may_call(optimizer)
+        self.clip_norm, self.guarded = parts.clip_norm, parts.guarded
         self.finite = True
         self.non_finite_nodes: set[Span] = set()
         self._norms = np.zeros(reduction.partition.blocks)
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
-        segments = regularization.segments(layout, penalizing)
+        segments = regularization.segments(parts.layout, penalizing)
         self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
         spans = list(update_chunks(reduction.owned, self._length))
         self.chunks = [
@@ -120,26 +110,21 @@ class ShardedUpdate:
         """
         self._measure_norm = want_norm or self.clip_norm is not None
 
-        def sum_up(chunk: Chunk) -> None:
-            self.sum_up(chunk, bounds, count)
-            self._look(chunk, bounds)
-
         def update(chunk: Chunk) -> None:
             self.sum_up(chunk, bounds, count)
             self._look(chunk, bounds)
-            self.apply(chunk, scalars)
+            if self.clip_norm is None:
+                self.apply(chunk, scalars)
 
         def clip(chunk: Chunk) -> None:
             np.multiply(chunk.total, factor, out=chunk.total)
             self.apply(chunk, scalars)
 
-        if self.clip_norm is None:
-            self._on_all(update)
-            return self._norm() if want_norm else None
-        self._on_all(sum_up)
-        norm = self._norm()
-        factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
-        self._on_all(clip)
+        self._on_all(update)
+        norm = self._norm() if self._measure_norm else None
+        if self.clip_norm is not None and norm is not None:
+            factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
+            self._on_all(clip)
         return norm
 
     def _on_all(self, function: Callable[[Chunk], None]) -> None:

@@ -66,7 +66,7 @@ def test_a_rank_whose_program_ends_early_is_named(tmp_path: Path) -> None:
     ended = Job([path, "-n", "3", sys.executable, "-c", program], tmp_path, environment()).end()
     assert ended.seconds < SOON + 1
     assert "rank 1 on " in ended.err
-    assert "has left early, outside of training; ranks 0, 2 have waited" in ended.err
+    assert "has left early, outside of training; ranks 0 and 2 have waited" in ended.err
     assert ours(ended) == []
 
 
@@ -111,7 +111,7 @@ def test_a_signal_before_training_begins_is_not_lost(tmp_path: Path) -> None:
     if path is None:
         pytest.skip(reason)
     program = (
-        "import os, signal, sys; from distsgd import train; signals = train.Signals; init = signals.__init__\n"
+        "import os, signal, sys; from distsgd.cli import train; signals = train.Signals; init = signals.__init__\n"
         "signals.__init__ = lambda self: (init(self), os.kill(os.getpid(), signal.SIGUSR1))[0]\n"
         f"sys.argv = ['train', '--out', 'run', '--epochs', '1000', *{list(QUICK)}]; sys.exit(train.main())\n"
     )

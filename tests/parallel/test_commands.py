@@ -115,6 +115,7 @@ def test_evaluate_with_other_metrics(trained: Path, tmp_path: Path) -> None:
     assert scores["accuracy"] < scores["top_3_accuracy"] <= 1
 
 
+@pytest.mark.long
 def test_evaluate_with_sample_weights(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32)
     parts = {"train": slice(0, 200), "validation": slice(200, None)}
@@ -158,6 +159,7 @@ def test_training_on_images_with_their_channels_last_is_doubted(tmp_path: Path) 
     assert [text.count(printed) for text in texts.values()] == [0, 1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", [None, 255])
 def test_inputs_of_another_kind_are_doubted(tmp_path: Path, scale: int | None) -> None:
     """A model of bytes divides what it is given, floats between 0 and 1 too: a line says so, unless asked not to."""
@@ -211,6 +213,7 @@ def test_fine_tuning(trained: Path, tmp_path: Path) -> None:
     assert records(tmp_path / "run-3")[0]["train_loss"] < fresh[0]["train_loss"] / 2
 
 
+@pytest.mark.long
 def test_fine_tuning_without_a_step_is_the_model_itself(trained: Path, tmp_path: Path) -> None:
     train(2, tmp_path / "run", *QUICK, "--batch-norm", "--init-from", trained, "--max-steps", 0)
     assert summary(tmp_path / "run")["parameters_sha256"] == summary(trained)["parameters_sha256"]
@@ -241,6 +244,7 @@ def test_own_model(folder: Path) -> None:
     assert "gradient right" in checked.out
 
 
+@pytest.mark.long
 def test_own_metric(folder: Path) -> None:
     own = (*QUICK, "--metric", "own.py:margin")
     for ranks in (1, 3):
@@ -251,6 +255,7 @@ def test_own_metric(folder: Path) -> None:
     assert summary(folder / "run-1")["validation_margin"] == margins[-1]
 
 
+@pytest.mark.long
 def test_own_callback(folder: Path) -> None:
     for ranks in (1, 3):
         watch = {"TEST_WATCH": str(folder / f"watch-{ranks}")}
@@ -262,6 +267,7 @@ def test_own_callback(folder: Path) -> None:
     assert reported == {"reported": steps, "steps": 19, "status": "stopped"}
 
 
+@pytest.mark.long
 def test_configuration_reproduces_a_run(folder: Path) -> None:
     options = (*QUICK, "--optimizer", "rmsprop", "--l1", 1e-5, "--metric", "own.py:margin", "--no-shuffle")
     train(1, folder / "first", *options)

@@ -67,6 +67,7 @@ def test_mnist_pickle(tmp_path: Path) -> None:
     assert "250 training, 50 validation, 45 test examples" in again.out
 
 
+@pytest.mark.long
 def test_cifar_10(tmp_path: Path) -> None:
     """From an archive of the published form, which stays as it is; augmented, on one and two ranks."""
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:

@@ -63,7 +63,7 @@ def test_minibatches_that_are_skipped(tmp_path: Path) -> None:
         warnings = done.err.splitlines()
         assert len(warnings) == 4, done.err
         assert "warning: the loss is nan at step 3, microbatch 1 (examples " in warnings[0]
-        assert warnings[1].endswith("left out")
+        assert warnings[1].endswith("skipped")
         assert ("going back to step 8, and its" in warnings[1]) == (policy == "rollback")
         found.append(result(out))
     assert all(one == found[0] for one in found)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import LIMIT, environment, find_mpirun, module, once, summary, train
 
 OPTIONS = ("--epochs", "30000", "--patience", "0", "--checkpoint-every", "50", "--quiet", "--hidden", "16")
@@ -56,7 +57,7 @@ def stop(process: subprocess.Popen[str]) -> str:
     return err
 
 
-@pytest.mark.parametrize("ranks", [None, 3])
+@pytest.mark.parametrize("ranks", first_of([3, None]))
 def test_the_second_is_refused(tmp_path: Path, ranks: int | None) -> None:
     out = tmp_path / "run"
     with alive(start(None, out)) as first:
@@ -76,7 +77,10 @@ def test_the_second_is_refused(tmp_path: Path, ranks: int | None) -> None:
     assert "completed: " in again.out
 
 
-@pytest.mark.parametrize(("number", "ranks"), [*((number, None) for number in range(8)), (0, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("number", "ranks"),
+    first_of([(0, None), (1, None), (0, 2), (1, 2), *((number, None) for number in range(2, 8))], 4),
+)
 def test_two_starts_in_the_same_moment(tmp_path: Path, number: int, ranks: int | None) -> None:
     """Exactly one trains, in a folder that is there and in one that isn't."""
     out = tmp_path / "deep" / "run"

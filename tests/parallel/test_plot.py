@@ -83,6 +83,7 @@ def test_the_command_draws_the_same_later(trained: Path, tmp_path: Path) -> None
             assert path.read_bytes() == (tmp_path / f"{ranks}" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.long
 def test_several_runs(trained: Path, tmp_path: Path) -> None:
     train(None, tmp_path / "other", *QUICK, "--optimizer", "adam")
     done = module(None, "plot", tmp_path, trained, "other", "--score", "error", "--axis", "steps")
@@ -96,6 +97,7 @@ def test_plotting_changes_nothing(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.toml").read_text() == (trained / "config.toml").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_is_finished_is_drawn(tmp_path: Path) -> None:
     train(None, tmp_path / "run", *QUICK, "--quiet")
     done = train(2, tmp_path / "run", *QUICK, "--plot")
@@ -103,10 +105,11 @@ def test_a_run_that_is_finished_is_drawn(tmp_path: Path) -> None:
     assert done.out.splitlines()[-1].startswith("completed: 2 epochs")
 
 
+@pytest.mark.long
 def test_stopped_and_stopped_early(tmp_path: Path) -> None:
     done = train(2, tmp_path / "stopped", *QUICK, "--plot", "--max-time", "0.001s", status=75)
     assert drawn(tmp_path / "stopped" / "plots") == PICTURES - {"curves"}
-    assert "curves left out" in done.err
+    assert "curves skipped" in done.err
     assert done.err.count("\n") == 1
     early = ("--epochs", 30, "--patience", 1, "--lr", 0)
     train(None, tmp_path / "early", *QUICK, *early, "--plot")
@@ -124,6 +127,7 @@ def test_a_failure_to_draw_is_one_line(tmp_path: Path) -> None:
     assert done.out.splitlines()[-1].startswith("completed: 2 epochs")
 
 
+@pytest.mark.long
 def test_matplotlib_is_missing(trained: Path, tmp_path: Path, without_matplotlib: dict[str, str]) -> None:
     done = train(2, tmp_path / "run", *QUICK, "--plot", status=2, extra=without_matplotlib)
     ends_with(done, "pip install 'distsgd[plot]'")
@@ -134,6 +138,7 @@ def test_matplotlib_is_missing(trained: Path, tmp_path: Path, without_matplotlib
     train(None, tmp_path / "run", *QUICK, extra=without_matplotlib)
 
 
+@pytest.mark.long
 def test_own_code_runs_only_where_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     train(None, tmp_path / "run", "--model", "own.py:model", "--epochs", 1)
@@ -146,6 +151,7 @@ def test_own_code_runs_only_where_it_is_named(tmp_path: Path) -> None:
     assert drawn(tmp_path / "run" / "plots") == PICTURES
 
 
+@pytest.mark.long
 def test_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     wider = OWN.replace(
@@ -158,6 +164,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     ends_with(done, "written for another model")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["nowhere"], "nowhere is no run folder"), (["TRAINED", "--split", "test"], "has validation, train, got 'test'")],

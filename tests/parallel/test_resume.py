@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import distsgd
+from tests.cases import first_of
 from tests.parallel.launch import Done, ends_with, records, result, summary, train
 
 OPTIONS = (
@@ -52,7 +53,7 @@ def continue_run(out: Path, ranks: int | None, *more: object, **keywords: Any) -
 
 @pytest.mark.parametrize(
     ("stops", "ranks"),
-    [((7,), (3, 2)), ((1, 12, 32), (4, None, 3, 1)), ((22, 23), (2, None, 4))],
+    first_of([((7,), (3, 2)), ((1, 12, 32), (4, None, 3, 1)), ((22, 23), (2, None, 4))]),
     ids=lambda value: "-".join(map(str, value)),
 )
 def test_any_step_any_ranks(tmp_path: Path, undisturbed: Path, stops: tuple[int, ...], ranks: tuple[Any, ...]) -> None:
@@ -78,6 +79,7 @@ def test_signal_to_any_rank(tmp_path: Path, undisturbed: Path, name: str, target
     assert result(out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_killed_rank(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
     (tmp_path / "kill.py").write_text(CALLBACK)
@@ -106,7 +108,7 @@ def test_time_limit(tmp_path: Path, undisturbed: Path) -> None:
     assert result(out) == result(undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+@pytest.mark.parametrize("damage", first_of(["flipped", "cut", "empty"]))
 def test_damaged_newest_checkpoint(tmp_path: Path, undisturbed: Path, damage: str) -> None:
     out = tmp_path / "run"
     continue_run(out, 2, "--checkpoint-every", 5, "--max-steps", 18)
@@ -158,6 +160,7 @@ def test_finished_run_says_its_last_line_again(tmp_path: Path, undisturbed: Path
     assert result(out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_never_moves_the_run_aside(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
     continue_run(out, None, "--max-steps", 3)
@@ -169,6 +172,7 @@ def test_never_moves_the_run_aside(tmp_path: Path, undisturbed: Path) -> None:
     assert result(out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_more_epochs_continue(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
     continue_run(out, 2, "--epochs", 2)
@@ -177,6 +181,7 @@ def test_more_epochs_continue(tmp_path: Path, undisturbed: Path) -> None:
     assert result(out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_horizon_of_a_schedule_stays_that_of_the_first_start(tmp_path: Path) -> None:
     cosine = ("--schedule", "cosine", "--hidden", 20, "--batch-size", 400)
     whole, out = tmp_path / "whole", tmp_path / "run"
@@ -211,6 +216,7 @@ def test_from_a_named_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
     assert records(out) == [record for record in records(undisturbed) if record["step"] > 10]
 
 
+@pytest.mark.long
 def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> None:
     """What was after the checkpoint that one goes back to doesn't come back when the run stops again."""
     out = tmp_path / "run"
@@ -222,6 +228,7 @@ def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> Non
     assert result(out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
     """The best validation comes first, and later attempts only make it worse: it is still what the run returns."""
     worse = ("--lr", 3, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import records, result, summary, train
 
 QUICK = ("--epochs", 2, "--batch-size", 100, "--hidden", 64, 32)
@@ -53,11 +54,12 @@ def test_messages_and_shared_memory(tmp_path: Path) -> None:
     assert reported[0] == reported[1]
 
 
+@pytest.mark.long
 def test_eight_microbatches(tmp_path: Path) -> None:
     compare(tmp_path, (1, 2, 3, 5, 8), *QUICK, "--microbatches", 8)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", first_of([2, 1]))
 def test_everything_at_once(tmp_path: Path, threads: int) -> None:
     compare(tmp_path, (None, 3), *QUICK, *EVERYTHING, "--threads", threads, "--microbatches", 8)
 
@@ -77,10 +79,12 @@ def test_images(tmp_path: Path) -> None:
     assert result(tmp_path / "threads")[0] == reported
 
 
+@pytest.mark.long
 def test_float64_and_replacement(tmp_path: Path) -> None:
     compare(tmp_path, (None, 4), *QUICK, "--dtype", "float64", "--sampling", "replacement", "--optimizer", "rmsprop")
 
 
+@pytest.mark.long
 def test_last_minibatch_of_one_example(tmp_path: Path) -> None:
     """1,617 training examples: 101 minibatches of 16, and one example left over."""
     reported, _ = compare(
@@ -89,10 +93,12 @@ def test_last_minibatch_of_one_example(tmp_path: Path) -> None:
     assert reported["steps"] == 102
 
 
+@pytest.mark.long
 def test_batches_of_one(tmp_path: Path) -> None:
     compare(tmp_path, (None, 4), "--max-steps", 60, "--batch-size", 1, "--lr", 0.01, "--no-shuffle")
 
 
+@pytest.mark.long
 def test_full_batch(tmp_path: Path) -> None:
     reported, _ = compare(tmp_path, (None, 3), "--epochs", 5, "--batch-size", "full", "--optimizer", "adagrad")
     assert reported["steps"] == 5
@@ -101,12 +107,14 @@ def test_full_batch(tmp_path: Path) -> None:
 AUGMENTED = ("--augment", "shift", 1, "flip", "--expand", "shifts", "--epochs", 2, "--batch-size", 200, "--hidden", 30)
 
 
+@pytest.mark.long
 def test_augmented_images(tmp_path: Path) -> None:
     reported, _ = compare(tmp_path, (1, 2, 4), *AUGMENTED)
     assert reported["steps"] == 2 * -(-5 * 1617 // 200)
     assert reported["validation_accuracy"] > 0.4  # mirrored digits are hard to read
 
 
+@pytest.mark.long
 def test_augmented_images_after_a_stop(tmp_path: Path) -> None:
     """Stopped in mid-epoch and gone on with on other ranks, every example comes out as if nothing had happened."""
     for ranks, out in ((4, "whole"), (2, "run")):
@@ -118,11 +126,13 @@ def test_augmented_images_after_a_stop(tmp_path: Path) -> None:
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_drop_last(tmp_path: Path) -> None:
     reported, _ = compare(tmp_path, (None, 4), "--epochs", 1, "--batch-size", 100, "--drop-last")
     assert reported["steps"] == 16
 
 
+@pytest.mark.long
 def test_regression_with_its_own_test_set(tmp_path: Path, values_npz: Path) -> None:
     reported, metrics = compare(
         tmp_path, (None, 2, 3), "--dataset", values_npz, "--epochs", 3, "--batch-size", 50, "--optimizer", "adam"

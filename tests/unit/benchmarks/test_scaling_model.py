@@ -152,6 +152,7 @@ def test_constants_come_back_from_a_perfect_machine() -> None:
     assert measurements.missing() == ["messages"]
 
 
+@pytest.mark.long
 def test_the_picture_is_drawn_alike(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     weak = Curve(P, 256, True, RATES, RATES, HOST)

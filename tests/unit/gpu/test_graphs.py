@@ -265,7 +265,7 @@ def test_graphs_of_many_lengths() -> None:
         lengths = [3, 4, 5, 6, 7, 8, 3, 3, 8]
         for step, length in enumerate(lengths):
             graphs.start((0, length), np.arange(length) + step, 0, step, (0.5 + step,))
-            reported += [float(report.records[0, 0]) for report in graphs.reports()] if step % 4 == 3 else []
-        reported += [float(report.records[0, 0]) for report in graphs.reports()]
+            reported += [float(records[0, 0]) for records, _ in graphs.reports()] if step % 4 == 3 else []
+        reported += [float(records[0, 0]) for records, _ in graphs.reports()]
     assert reported == [sum(range(at, at + n)) * (0.5 + at) for at, n in enumerate(lengths)]
     assert len(launches(recorder)) == len(lengths)

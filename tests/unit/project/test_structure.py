@@ -6,6 +6,7 @@ Each rule is checked on the source, so that a breach names its file and line.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,19 @@ def test_no_cycles() -> None:
 
 def test_rows_name_what_exists() -> None:
     assert set(ROW_OF) == {module.partition(".")[0] for module in INSIDE} - FACES
+
+
+def test_the_table_of_packages_has_each_file_once() -> None:
+    """docs/design.md: `name`, or `folder/`: before the names of its files; a semicolon ends them."""
+    table = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("\n## Packages\n")[2]
+    listed = []
+    for package, files in re.findall(r"^\| `(\w+)/` \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE):
+        for group in files.split(";"):
+            folder = re.match(r" `(\w+)/`: ", group)
+            below = f"{package}.{folder[1]}" if folder else package
+            listed += [f"{below}.{name}" for name in re.findall(r"`(\w+)`", group)]
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert sorted(listed) == sorted(name for name in INSIDE if "." in name and name not in packages)
 
 
 @pytest.mark.parametrize("module", ENTRIES)

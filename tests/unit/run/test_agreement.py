@@ -10,7 +10,8 @@ import pytest
 from distsgd.cli.agreement import command_identity
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
 from distsgd.parallel import Communicator
-from distsgd.run.agreement import agreed, compare, rank_names
+from distsgd.parallel.communicator import rank_names
+from distsgd.run.agreement import agreed, compare
 from distsgd.run.fit import fit
 from distsgd.run.identity import Identity
 from tests.threads import run_on_threads

@@ -68,6 +68,7 @@ def test_pictures_of_images(runs: Path) -> None:
     check_files(runs / "a" / "plots", {"curves", "filters", "confusion", "misclassified"})
 
 
+@pytest.mark.long
 def test_same_run_same_bytes(runs: Path) -> None:
     for path in sorted((runs / "a" / "plots").iterdir()):
         other = (runs / "again" / "a" / "plots" / path.name).read_bytes()
@@ -124,6 +125,7 @@ def test_two_inputs(tmp_path: Path) -> None:
     check_files(tmp_path / "values" / "plots", {"curves", "boundary"})
 
 
+@pytest.mark.long
 def test_many_kinds(tmp_path: Path) -> None:
     """What the runs above don't have: colours, many classes, many runs, single examples."""
     rng = np.random.default_rng(0)

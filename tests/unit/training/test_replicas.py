@@ -56,7 +56,7 @@ def test_one_of_four(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
     assert len(set(reported)) == 1, "all ranks leave with the same words"
     assert reported[0] == (
         f"rank {wrong} on {hosts[wrong]}: parameters after step 8 differ from those of 3 other ranks; a processor "
-        "or memory may be faulty: leave that host out, and the same command goes on from the last checkpoint"
+        "or memory may be faulty: leave that host out, and the same command continues from the last checkpoint"
     )
 
 

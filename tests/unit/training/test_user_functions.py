@@ -202,7 +202,7 @@ def test_one_thread_calls_what_does_not_declare_more(case: str, capfd: pytest.Ca
 
 
 def test_threads_by_default_leave_a_function_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.run.build.affinity", lambda: {0, 1})
+    monkeypatch.setattr("distsgd.run.build_trainer.affinity", lambda: {0, 1})
     start = {"w": np.zeros((1, 6)), "unused": np.zeros(200_000)}
     watch = Watch()
     result = train(line(watch), params=start, threads=None)
