@@ -1,29 +1,27 @@
-"""Makes a configuration from arguments: defaults < TOML file < command line. Rank 0 alone does this."""
+"""Makes options from arguments: defaults < TOML file < command line. Rank 0 alone does this."""
 
 from __future__ import annotations
 
-import io
-import re
+import argparse
 import shlex
-import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr
-from dataclasses import fields, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args
 
-from distsgd.core.errors import ConfigurationError, DistsgdError, visible
+from distsgd.core.components import suggestion
+from distsgd.core.errors import ConfigurationError, DistsgdError
+from distsgd.core.options import REQUIRED, Option, check_options, option, options_of, read
 from distsgd.core.version import __version__
-from distsgd.run.config import TrainConfig
+from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.config_file import RENAMED, read_toml
 from distsgd.run.user_code import allow_code, code_in, texts_of
 
 T = TypeVar("T")
-_WRONG_VALUE = re.compile(r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \['(.*)'\]")
-_NO_NUMBER = re.compile(r"Error parsing (--[\w-]+): (invalid literal for int|could not convert string).*'(.*)'")
-_WORDS = {"FLOAT": "a number", "INT": "a whole number", "STR": "text", "{full}": "full"}
-_SHORT = re.compile(r"^--lr(=.*)?$")
+Hint = Callable[[str, str], str | None]
+"""What else to say of an unknown option, of its name and of the word after it."""
 
 
 class Finished(DistsgdError):
@@ -32,144 +30,147 @@ class Finished(DistsgdError):
     exit_status = 0
 
 
-def parse_arguments(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """A dataclass from command-line arguments. Raises ConfigurationError with one sentence, or Finished.
+@dataclass(frozen=True)
+class TrainOptions(TrainConfig):
+    """Train a model on the ranks of this MPI job, with the same bits on any number of them.
 
-    default   values from a file, for options that aren't given. Those that name code are dropped: only the command
-              line's own names of code are imported.
+    mpirun -n R in front of the command starts R ranks.
     """
-    import tyro
 
-    arguments = [_SHORT.sub(lambda found: "--learning-rate" + (found[1] or ""), argument) for argument in arguments]
-    _check_lists_are_given_once(kind, arguments)
-    if default is not None and {"--help", "-h"} & set(arguments):
-        default = _printable(default)
-    output = io.StringIO()
-    try:
-        with redirect_stderr(output):
-            if default is None:
-                return allow_code(tyro.cli(kind, args=arguments, prog=prog))
-            return allow_code(tyro.cli(kind, args=arguments, prog=prog, default=_without_code(default)))
-    except SystemExit as stop:
-        if not stop.code:
-            raise Finished from None
-        problem = _unknown_option(kind, output.getvalue()) or _sentence(output.getvalue())
-        raise ConfigurationError(f"{problem} (see {prog} --help)") from None
-
-
-def _without_code(default: T) -> T:
-    """The defaults of these options in place of what names code."""
-    own = {field.name: field.default for field in fields(default)}  # type: ignore[arg-type]
-    return replace(default, **{option: own[option] for option in code_in(default)})  # type: ignore[type-var]
-
-
-def _names(arguments: Sequence[str]) -> list[str]:
-    """The options that are given, by their names with dashes: whatever begins with two dashes is one, or refused."""
-    return [argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")]
-
-
-def _printable(default: T) -> T:
-    """The same with what isn't printable escaped: --help shows the values of a configuration file as defaults."""
-
-    def printable(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(printable, value))
-        return visible(value) if isinstance(value, str) else value
-
-    shown = {field.name: printable(getattr(default, field.name)) for field in fields(default)}  # type: ignore[arg-type]
-    return replace(default, **shown)  # type: ignore[type-var]
-
-
-def _check_lists_are_given_once(kind: type, arguments: Sequence[str]) -> None:
-    """Raises ConfigurationError for a list that is given twice: its first values would be lost silently."""
-    lists = {f"--{field.name}".replace("_", "-") for field in fields(kind) if "tuple" in str(field.type)}
-    given = _names(arguments)
-    for name in lists:
-        if given.count(name) > 1:
-            raise ConfigurationError(f"{name} is given {given.count(name)} times; give it once, with all its values")
-
-
-def parse_positional(kind: type[T], arguments: Sequence[str], prog: str) -> T:
-    """As parse_arguments, for options whose annotations say `tyro.conf.Positional`.
-
-    Their modules don't import tyro, which only rank 0 needs; it gets its name there here.
-    """
-    import tyro
-
-    vars(sys.modules[kind.__module__])["tyro"] = tyro
-    return parse_arguments(kind, arguments, prog=prog)
-
-
-def _unknown_option(kind: type[Any], box: str) -> str | None:
-    """The sentence about the first option that `kind` hasn't, None where the problem is another."""
-    found = re.search(r"Unrecognized options: (--[\w-]+)", box)
-    if found is None:
-        return None
-    renamed = RENAMED.get(found[1].removeprefix("--").replace("-", "_"))
-    if renamed is not None:
-        return f"the option {found[1]} is now called --{renamed}; give it by that name"
-    names = [f"--{name.replace('_', '-')}" for name in get_type_hints(kind)]
-    close = get_close_matches(found[1].replace("_", "-"), names, n=1)
-    return f"unknown option {found[1]}" + (f"; did you mean {close[0]}?" if close else "")
-
-
-def _sentence(box: str) -> str:
-    """The message inside the box that tyro draws around it."""
-    lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
-    kept: list[str] = []
-    for line in lines[1:]:
-        if not line and kept:
-            break
-        if line.startswith(("Argument helptext", "For full helptext")):
-            break
-        if line and not line.startswith("- "):
-            kept.append(line)
-    text = " ".join(kept)
-    found = _WRONG_VALUE.match(text)
-    if found is not None:
-        kinds = [_WORDS.get(kind, kind) for kind in found[2].split("|") if kind != "{None}"]
-        return f"{found[1]}: expected {' or '.join(kinds)}, got {found[3]!r}"
-    found = _NO_NUMBER.match(text)
-    if found is not None:
-        return f"{found[1]}: expected {'a whole number' if 'int' in found[2] else 'a number'}, got {found[3]!r}"
-    return text.split(" (default")[0].rstrip(".") or "the arguments could not be understood"
+    # fmt: off
+    config: str | None = option(None, group="Configuration file", help=
+        "A TOML file with options. Code that it names runs only where the command line names it too.")
+    # fmt: on
 
 
 def load_config(arguments: Sequence[str]) -> TrainConfig:
     """The configuration of `python -m distsgd.train ARGUMENTS`."""
-    arguments = list(arguments)
-    path = _take_config(arguments)
-    if "--version" in arguments:
-        print(f"distsgd {__version__}")
-        raise Finished
+    given = parse(TrainOptions, arguments, "python -m distsgd.train", _hint)
+    path = given.pop("config", None)
     default = TrainConfig() if path is None else read_toml(Path(path))
-    config = parse_arguments(TrainConfig, arguments, prog="python -m distsgd.train", default=default)
-    if path is not None:
-        _check_code_is_repeated(default, path, arguments)
+    without_code = replace(default, **{name: OPTIONS[name].default for name in code_in(default)})
+    config = allow_code(replace(without_code, **given))
+    for name, value in code_in(default).items():
+        if name not in given:
+            values = " ".join(map(shlex.quote, texts_of(value)))
+            raise ConfigurationError(
+                f"{path} names code, {name} = {value!r}; to run it, add --{name} {values} to the command line"
+            )
     return config
 
 
-def _take_config(arguments: list[str]) -> str | None:
-    """Removes `--config PATH` or `--config=PATH` and returns the path."""
-    for index, argument in enumerate(arguments):
-        if argument == "--config":
-            if index + 1 >= len(arguments):
-                raise ConfigurationError("--config: expected the path of a TOML file after it")
-            path = arguments[index + 1]
-            del arguments[index : index + 2]
-            return path
-        if argument.startswith("--config="):
-            del arguments[index]
-            return argument.removeprefix("--config=")
-    return None
+def parse_arguments(kind: type[T], arguments: Sequence[str], prog: str, hint: Hint = lambda name, after: None) -> T:
+    """A dataclass of options from arguments. Raises ConfigurationError with one sentence, or Finished."""
+    options = kind(**parse(kind, arguments, prog, hint))
+    check_options(options)
+    return allow_code(options)
 
 
-def _check_code_is_repeated(default: TrainConfig, path: str, arguments: Sequence[str]) -> None:
-    """Raises ConfigurationError for an option of the file that names code, and that the command line doesn't give."""
-    given = _names(arguments)
-    for option, value in code_in(default).items():
-        if f"--{option}" not in given:
-            values = " ".join(map(shlex.quote, texts_of(value)))
-            raise ConfigurationError(
-                f"{path} names code, {option} = {value!r}; to run it, add --{option} {values} to the command line"
-            )
+def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint = lambda name, after: None) -> dict[str, Any]:
+    """The options that are given, by name. Raises ConfigurationError with one sentence, or Finished."""
+    options, parser = options_of(kind), _parser(kind, prog)
+    if asked := {"-h", "--help", "--version"} & set(arguments):
+        print(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
+        raise Finished
+    try:
+        found, rest = parser.parse_known_args(_plain(options, arguments, hint))
+        if rest:
+            raise ConfigurationError(f"unexpected argument {rest[0]!r}")
+    except (argparse.ArgumentError, ConfigurationError) as error:
+        problem = str(error).removeprefix("argument ").replace("expected one argument", "expected a value after it")
+        raise ConfigurationError(f"{problem} (see {prog} --help)") from None
+    return {name: tuple(value) if options[name].is_list else value for name, value in vars(found).items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(message)
+
+
+def spellings(options: Mapping[str, Option]) -> dict[str, str]:
+    """The options' names by all that the command line may call them, with dashes."""
+    named = {name: one for name, one in options.items() if not one.positional}
+    found = {one.flag: name for name, one in named.items()}
+    found |= {one.short: name for name, one in named.items() if one.short}
+    return found | {f"--no-{one.flag[2:]}": name for name, one in named.items() if one.kind is bool}
+
+
+def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) -> list[str]:
+    """The arguments with dashes in names. Raises ConfigurationError for unknown options, and for those given twice."""
+    names, plain = spellings(options), list[str]()
+    given: dict[str, list[str]] = {}
+    for place, word in enumerate(arguments):
+        spelled, equals, value = word.partition("=")
+        flag = spelled.replace("_", "-")
+        if not word.startswith("-") or word == "-" or word[1] in "0123456789.":
+            if word.startswith("-") and plain and plain[-1] in names and not options[names[plain[-1]]].is_list:
+                plain[-1] += f"={word}"  # argparse takes -1e-3 for an option
+            else:
+                plain.append(word)
+        elif flag in names:
+            given.setdefault(names[flag], []).append(flag)
+            plain.append(flag + equals + value)
+        else:
+            after = value if equals else next(iter(arguments[place + 1 :]), "")
+            raise ConfigurationError(hint(spelled, after) or f"unknown option {spelled}{suggestion(flag, names)}")
+    for name, flags in given.items():
+        if len(flags) > 1:
+            raise ConfigurationError(_given_twice(flags, options[name].is_list))
+    return plain
+
+
+def _given_twice(flags: Sequence[str], is_list: bool) -> str:
+    if len(set(flags)) > 1:
+        return f"{' and '.join(dict.fromkeys(flags))} set the same option; give one of them"
+    return f"{flags[0]} is given {len(flags)} times; give it once" + (", with all its values" if is_list else "")
+
+
+def _hint(name: str, after: str) -> str | None:
+    """What to say of an option that distsgd.train doesn't have, but something else."""
+    if name in ("-n", "-np", "--np"):
+        return f"{name} is an option of mpirun: start ranks with mpirun -n {after or 'R'} python -m distsgd.train …"
+    renamed = RENAMED.get(name[2:].replace("-", "_"))
+    return None if renamed is None else f"the option {name} is now called --{renamed}; give it by that name"
+
+
+def with_options(arguments: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Arguments that have been parsed, with these options, by name with dashes, in place of what they give them."""
+    kept, words = [], iter(arguments)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name.startswith("--") and name[2:].replace("_", "-") in values:
+            if not equals:
+                next(words)
+        else:
+            kept.append(word)
+    return kept + [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+def _parser(kind: type, prog: str) -> _Parser:
+    """An argparse parser of the options, in their groups, with what `--help` prints."""
+    options = options_of(kind).values()
+    places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
+    usage = " ".join([prog, *places, "[--option value …]"])
+    parser = _Parser(prog, usage, kind.__doc__, add_help=False, exit_on_error=False, allow_abbrev=False)
+    for title, group in groupby(options, attrgetter("group")):
+        arguments = parser.add_argument_group(title)
+        for one in group:
+            _add_option(arguments, one)
+    about = parser.add_argument_group("Help")
+    about.add_argument("-h", "--help", action="help", help="Print this text.")
+    about.add_argument("--version", action="version", help="Print the version.")
+    return parser
+
+
+def _add_option(group: argparse._ArgumentGroup, one: Option) -> None:
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": one.text.replace("%", "%%")}
+    if one.kind is bool:
+        group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
+        return
+    item = get_args(one.kind)[0] if one.is_list else one.kind
+    settings |= {"type": lambda word: read(word, item, one.flag, text=True), "nargs": "*" if one.is_list else None}
+    if one.positional:
+        group.add_argument(one.name, metavar=one.name.upper(), **settings)
+    else:
+        names = [one.flag, one.short] if one.short else [one.flag]
+        group.add_argument(*names, metavar=one.metavar, required=one.default is REQUIRED, **settings)

@@ -6,23 +6,26 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
-from distsgd.core.output import say, say_lines
+from distsgd.core.output import say
 
 if TYPE_CHECKING:
     from distsgd.launching.doctor.machine import Look
     from distsgd.launching.doctor.speed import Speed
     from distsgd.parallel import Communicator
 
-_HELP = """usage: [mpirun -n R] python -m distsgd.doctor
-
-Prints what these ranks have (versions, MPI, BLAS, cores, memory, devices, speed of the gradient reduction) and what is
-wrong with it, with the remedy. Takes no arguments. Exit status: 0, or 1 where there are problems."""
-
 _EXAMPLE = 1_000_000
 """Parameters of the model that memory is worked out for."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print what these ranks have (versions, MPI, BLAS, cores, memory, devices, speed of the gradient reduction) and
+    what is wrong with it, with the remedy. mpirun -n R in front of it starts R ranks. Exit status: 0, or 1 where there
+    are problems."""
 
 
 def main() -> int:
@@ -32,18 +35,13 @@ def main() -> int:
 
 def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Inspects all ranks and prints on rank 0; 1 where there are problems. Collective."""
-    from distsgd.core.errors import ConfigurationError
+    from distsgd.cli.command_line import parse_arguments
     from distsgd.gpu.report import report
     from distsgd.launching.doctor.machine import look
     from distsgd.launching.doctor.problems import find_problems
     from distsgd.launching.doctor.speed import allreduce_speed, reduction_speed
 
-    if list(arguments) in (["--help"], ["-h"]):
-        if communicator.is_root:
-            say_lines(_HELP)
-        return 0
-    if arguments:
-        raise ConfigurationError(f"doctor takes no arguments, got {' '.join(arguments)}")
+    communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.doctor"))
     mine, devices = look(communicator), report(communicator)
     alone = communicator.size == 1
     own, shared = (None, False) if alone else reduction_speed(communicator)

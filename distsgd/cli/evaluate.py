@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
+from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
 if TYPE_CHECKING:
-    import tyro
-
     from distsgd.data.sources.datasets import DataSource
     from distsgd.parallel import Communicator
 
@@ -21,18 +20,14 @@ if TYPE_CHECKING:
 class Options:
     """Score a trained model on a data set; prints one line of JSON."""
 
-    run: tyro.conf.Positional[str]
-    """The run's folder, or a checkpoint."""
-    dataset: str
-    """The name of a data set, or a path."""
-    split: str | None = None
-    """test, validation or train. Default: test, or train where the data set has no test part."""
-    data_dir: str | None = None
-    """Where data-set files are."""
-    top_k: int | None = None
-    """Adds top-k accuracy."""
-    model: str | None = None
-    """file.py:function, where the run's model is your own code."""
+    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True)
+    dataset: str = option(REQUIRED, "The name of a data set, or a path.")
+    split: str | None = option(
+        None, "test, validation or train. Default: test, or train where the data set has no test part."
+    )
+    data_dir: str | None = option(None, "Where data-set files are.")
+    top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
+    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True)
 
 
 def main() -> int:
@@ -47,7 +42,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     import numpy as np
 
-    from distsgd.cli.command_line import parse_positional
+    from distsgd.cli.command_line import parse_arguments
     from distsgd.core.layout import Layout
     from distsgd.data.sources.datasets import check_arrays
     from distsgd.parallel.thread_pool import Workers
@@ -57,7 +52,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.run.stored_model import load_model
     from distsgd.training.evaluator import Evaluator
 
-    options = communicator.on_root(lambda: parse_positional(Options, arguments, "python -m distsgd.evaluate"))
+    options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.evaluate"))
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
     source = open_source(communicator, options.dataset, options.data_dir)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distsgd.core import output, runtime
-from distsgd.core.errors import ConfigurationError, DistsgdError, LauncherError
+from distsgd.core.errors import DistsgdError, LauncherError
+from distsgd.core.options import option
 from distsgd.core.output import new_launch, say, say_lines, say_traceback
 from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
 from distsgd.launching import mpirun
@@ -41,17 +42,18 @@ class Options:
     immediately.
     """
 
-    ranks: int | None = None
-    """Number of ranks; short form: -n. Default: one per core, at most --microbatches."""
-    max_restarts: int = 3
-    """Maximum number of restarts after failures. Two failures without a new checkpoint between them end the run."""
-    hosts: tuple[str, ...] = ()
-    """Hosts of the ranks, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch system's
-    job. A host that doesn't answer after a failure is excluded."""
-    mpirun: str | None = None
-    """The mpirun to use. Default: the one beside this Python, or on PATH."""
-    start_timeout: str = "120s"
-    """Time limit until all ranks have connected; 0 for no limit."""
+    # fmt: off
+    ranks: int | None = option(None,
+        "Number of ranks. Default: one per core, at most --microbatches.", interval="[1, inf)", short="-n")
+    max_restarts: int = option(3,
+        "Maximum number of restarts after failures. Two failures without a new checkpoint between them end the run.",
+        interval="[0, inf)")
+    hosts: tuple[str, ...] = option((),
+        "Hosts of the ranks, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch "
+        "system's job. A host that doesn't answer after a failure is excluded.")
+    mpirun: str | None = option(None, "The mpirun to use. Default: the one beside this Python, or on PATH.")
+    start_timeout: str = option("120s", "Time limit until all ranks have connected; 0 for no limit.")
+    # fmt: on
 
 
 def main() -> int:
@@ -108,22 +110,15 @@ def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def parse(own: Sequence[str]) -> Options:
     """This command's options. Raises ConfigurationError."""
-    from distsgd.cli.command_line import parse_arguments
-    from distsgd.run.config import field_names
+    from distsgd.cli.command_line import TrainOptions, parse_arguments, spellings
+    from distsgd.core.options import options_of
 
-    short = ["--ranks" if argument == "-n" else argument for argument in own]
-    for argument in short:
-        name = argument.partition("=")[0]
-        if name.startswith("--") and name[2:].replace("-", "_") in (*field_names(), "lr", "config"):
-            raise ConfigurationError(
-                f"{name} is an option of distsgd.train: put it after --, as in {_PROG} -n 4 -- {name} …"
-            )
-    options = parse_arguments(Options, short, prog=_PROG)
-    for name, least in (("ranks", 1), ("max_restarts", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ConfigurationError(f"{name}: expected at least {least}, got {value}")
-    return options
+    def hint(name: str, after: str) -> str | None:
+        if name.replace("_", "-") not in spellings(options_of(TrainOptions)):
+            return None
+        return f"{name} is an option of distsgd.train: put it after --, as in {_PROG} -n 4 -- {name} …"
+
+    return parse_arguments(Options, own, _PROG, hint)
 
 
 @dataclass
@@ -176,13 +171,16 @@ class Run:
 
     def _start(self, again: bool) -> Ending:
         """Start mpirun once, wait for its end, and clean up."""
-        arguments = [*self.arguments]
+        from distsgd.cli.command_line import with_options
+
+        changed = {}
         if again and self.folder.begun and self._step() is not None:
-            arguments += ["--resume", "auto"]
+            changed["resume"] = "auto"
         if again and self.folder.moved:
-            arguments += ["--out", str(self.folder.path)]
+            changed["out"] = str(self.folder.path)
         if again and self._time_left() < math.inf:
-            arguments += ["--max-time", f"{max(self._time_left(), 0):.1f}"]
+            changed["max-time"] = f"{max(self._time_left(), 0):.1f}"
+        arguments = with_options(self.arguments, changed)
         allocated = () if self.hosts else mpirun.allocated_hosts(os.environ)
         one_host = len(allocated) < 2 and all(mpirun.this_host(host.name) for host in self.hosts)
         settings = mpirun.environment(self.launcher, one_host, os.environ)

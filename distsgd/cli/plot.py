@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
+from distsgd.core.options import option
 from distsgd.core.output import say
 
 if TYPE_CHECKING:
-    import tyro
-
     from distsgd.parallel import Communicator
     from distsgd.run.pictures import Drawn
 
@@ -24,28 +23,25 @@ class Options:
     Several runs are drawn over each other in one picture of curves. Needs matplotlib: pip install 'distsgd[plot]'.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """The runs' folders."""
-    out: str | None = None
-    """The folder to draw into. Default: plots in the run's folder; of several runs, plots here."""
-    only: tuple[str, ...] = ()
-    """Some of curves, filters, confusion, misclassified and boundary. Default: all that the run has something for."""
-    axis: str = "epochs"
-    """What curves run over: epochs or steps."""
-    loss_scale: str = "auto"
-    """linear, log, or auto: log where the losses span more than a factor of 100."""
-    score: str = "accuracy"
-    """Beside the loss: accuracy or error."""
-    split: str | None = None
-    """Of confusion and misclassified: test, validation or train. Default: test, or validation without a test set."""
-    examples: int = 25
-    """How many misclassified examples to show."""
-    filters: int = 64
-    """How many units or filters of the first layer to show, the strongest first."""
-    data_dir: str | None = None
-    """Where data-set files are. Default: where the run had them."""
-    model: str | None = None
-    """file.py:function, where the run's model is your own code."""
+    # fmt: off
+    runs: tuple[str, ...] = option((), "The runs' folders.", positional=True)
+    out: str | None = option(None,
+        "The folder to draw into. Default: plots in the run's folder; of several runs, plots here.")
+    only: tuple[str, ...] = option((), "The pictures to draw. Default: all that the run has something for.",
+        choices=("curves", "filters", "confusion", "misclassified", "boundary"))
+    axis: str = option("epochs", "What curves run over.", choices=("epochs", "steps"))
+    loss_scale: str = option("auto",
+        "The scale of losses; auto: log where they span more than a factor of 100.", choices=("auto", "linear", "log"))
+    score: str = option("accuracy", "What is drawn beside the loss.", choices=("accuracy", "error"))
+    split: str | None = option(None,
+        "The examples of confusion and misclassified. Default: test, or validation without a test set.",
+        choices=("test", "validation", "train"))
+    examples: int = option(25, "How many misclassified examples to show.", interval="[1, 400]")
+    filters: int = option(64,
+        "How many units or filters of the first layer to show, the strongest first.", interval="[1, 400]")
+    data_dir: str | None = option(None, "Where data-set files are. Default: where the run had them.")
+    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True)
+    # fmt: on
 
 
 def main() -> int:
@@ -68,14 +64,14 @@ def draw(arguments: Sequence[str]) -> Drawn:
     """Parses and draws."""
     from pathlib import Path
 
-    from distsgd.cli.command_line import parse_positional
+    from distsgd.cli.command_line import parse_arguments
     from distsgd.core.errors import ConfigurationError
     from distsgd.plots.canvas import check_installed
     from distsgd.plots.curves import CurveOptions
     from distsgd.run.picture_material import read_run, stored_material
     from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
-    options = parse_positional(Options, arguments, "python -m distsgd.plot")
+    options = parse_arguments(Options, arguments, "python -m distsgd.plot")
     curves = CurveOptions(options.axis, options.loss_scale, options.score)
     choices = Choices(options.only, curves, options.split, options.examples, options.filters)
     if not options.runs:

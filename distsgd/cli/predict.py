@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
+from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
 if TYPE_CHECKING:
-    import tyro
-
     from distsgd.core.device import Array
     from distsgd.parallel import Communicator
     from distsgd.run.stored_model import StoredModel
@@ -22,14 +21,10 @@ if TYPE_CHECKING:
 class Options:
     """Predict with a trained model: OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,)."""
 
-    run: tyro.conf.Positional[str]
-    """The run's folder, or a checkpoint."""
-    input: tyro.conf.Positional[str]
-    """A .npz file with x, or a .npy file: examples first."""
-    out: str
-    """-o for short: the .npz file to write. A link there is replaced."""
-    model: str | None = None
-    """file.py:function, where the run's model is your own code."""
+    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True)
+    input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True)
+    out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o")
+    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True)
 
 
 def main() -> int:
@@ -43,7 +38,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     import numpy as np
 
-    from distsgd.cli.command_line import parse_positional
+    from distsgd.cli.command_line import parse_arguments
     from distsgd.data.examples import Examples
     from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
@@ -51,8 +46,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.run.stored_model import load_model
     from distsgd.training.evaluator import CHUNK, predict_all
 
-    named = ["--out" if argument == "-o" else argument for argument in arguments]
-    options = communicator.on_root(lambda: parse_positional(Options, named, "python -m distsgd.predict"))
+    options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
     stored = load_model(communicator, options.run, options.model)
     x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
     examples = Examples(x, x, scale=stored.signature.scale)

@@ -7,13 +7,21 @@ gradients start at zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from distsgd.core.errors import ConfigurationError
 
 Built = TypeVar("Built")
+_OF_OTHER_FRAMEWORKS = {
+    "mse": "squared-error", "l2": "squared-error", "mean-squared-error": "squared-error", "bce": "binary-cross-entropy",
+    "ce": "softmax-cross-entropy", "nll": "softmax-cross-entropy", "cross-entropy": "softmax-cross-entropy",
+    "cifar10": "cifar-10", "xavier": "glorot", "kaiming": "he", "none": "linear",
+    "--bs": "--batch-size", "--wd": "--weight-decay", "--gpu": "--device", "--output": "--out",
+    "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
+}  # fmt: skip
+"""Names of other frameworks, and those that are meant."""
 
 
 def field_names(kind: type) -> tuple[str, ...]:
@@ -26,8 +34,7 @@ def build(what: str, kinds: Mapping[str, type[Built]], name: str, given: Mapping
 
     Raises ConfigurationError for an unknown name, and for a field that it doesn't have.
     """
-    if name not in kinds:
-        raise ConfigurationError(f"{what}: expected one of {', '.join(kinds)}, got {name!r}")
+    check_name(what, name, kinds)
     known = field_names(kinds[name])
     values = {key: value for key, value in given.items() if value is not None}
     for key in values:
@@ -35,6 +42,35 @@ def build(what: str, kinds: Mapping[str, type[Built]], name: str, given: Mapping
             only = f", only {', '.join(known)}" if known else ""
             raise ConfigurationError(f"{what} {name}: has no {key}{only}; remove {key}, or choose another {what}")
     return kinds[name](**values)
+
+
+def check_name(what: str, name: str, names: Collection[str]) -> None:
+    """Raise ConfigurationError for a name that isn't one of these."""
+    if name not in names:
+        raise wrong_name(what, name, names)
+
+
+def wrong_name(what: str, name: str, names: Iterable[str], others: str = "") -> ConfigurationError:
+    """The error for a name that isn't one of these; `others` says what else it could be."""
+    listed = f"{what}: expected one of {', '.join(names)}{others}, got {name!r}"
+    return ConfigurationError(listed + suggestion(name, names))
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """`; did you mean adam?` where one of the names is near, else nothing.
+
+    Examples
+    --------
+    >>> suggestion("Adam", ["sgd", "adam"]), suggestion("mse", ["squared-error"]), suggestion("qqq", ["sgd"])
+    ('; did you mean adam?', '; did you mean squared-error?', '')
+    """
+    from difflib import get_close_matches
+
+    plain = {one.lower().replace("_", "-"): one for one in names}
+    given = str(name).lower().replace("_", "-")
+    other = _OF_OTHER_FRAMEWORKS.get(given, "")
+    close = [other] if other in plain else get_close_matches(given, plain, n=1)
+    return f"; did you mean {plain[close[0]]}?" if close else ""
 
 
 class Component:

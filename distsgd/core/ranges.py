@@ -23,16 +23,42 @@ def number_in(interval: str, what: str, given: object) -> float:
     >>> number_in("[0, 1)", "momentum", 0.5), number_in("(-inf, inf)", "value", 3)
     (0.5, 3.0)
     """
-    low, high = (float(end) for end in interval[1:-1].split(","))
     try:
         value = float(given)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         value = math.nan
-    if low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]"):
+    if is_in(interval, value):
         return value
-    bounds = [f"{'at least' if interval[0] == '[' else 'above'} {low:g}"] if low > -math.inf else []
-    bounds += [f"{'at most' if interval[-1] == ']' else 'below'} {high:g}"] if high < math.inf else []
-    raise ConfigurationError(f"{what} must be a finite number {' and '.join(bounds)}".rstrip() + f", got {given!r}")
+    raise ConfigurationError(f"{what} must be a finite number {bounds(interval)}".rstrip() + f", got {given!r}")
+
+
+def is_in(interval: str, value: float) -> bool:
+    """Whether the number lies in the interval; a whole number is compared exactly."""
+    low, high = _ends(interval)
+    return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+
+
+def bounds(interval: str) -> str:
+    """The interval in words.
+
+    Examples
+    --------
+    >>> bounds("[0, 1)"), bounds("(0, inf)")
+    ('at least 0 and below 1', 'above 0')
+    """
+    low, high = _ends(interval)
+    found = [f"{'at least' if interval[0] == '[' else 'above'} {_text(low)}"] if low > -math.inf else []
+    found += [f"{'at most' if interval[-1] == ']' else 'below'} {_text(high)}"] if high < math.inf else []
+    return " and ".join(found)
+
+
+def _ends(interval: str) -> tuple[float, float]:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    return low, high
+
+
+def _text(number: float) -> str:
+    return str(int(number)) if number.is_integer() else f"{number:g}"
 
 
 def check_fields(owner: Any, intervals: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from distsgd.core import random
+from distsgd.core.components import wrong_name
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.ranges import number_in
@@ -217,10 +218,8 @@ def parse_initializer(text: str) -> Initializer:
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
     name = match[1].lower().replace("_", "-") if match else ""
     if match is None or name not in INITIALIZERS:
-        raise ConfigurationError(
-            f"initializer: expected one of {', '.join(INITIALIZERS)}, with numbers in brackets where it "
-            f"takes any, such as glorot(4), got {text!r}"
-        )
+        others = ", with numbers in brackets where it takes any, such as glorot(4)"
+        raise wrong_name("initializer", text, INITIALIZERS, others)
     inside = (match[2] or "").strip()
     factory = INITIALIZERS[name]
     fields = [p.name for p in signature(factory).parameters.values() if p.kind is not p.KEYWORD_ONLY]

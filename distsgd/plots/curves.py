@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distsgd.core.errors import ConfigurationError, RunFolderError
+from distsgd.core.errors import RunFolderError
 from distsgd.plots.canvas import BLUE, COLOURS, GREEN, GREY, VERMILLION, heading, new_figure, wrapped
 from distsgd.plots.runs import Run, differences, names, steps_per_epoch
 
@@ -42,12 +42,6 @@ class CurveOptions:
     axis: str = "epochs"
     loss_scale: str = "auto"
     score: str = "accuracy"
-
-    def __post_init__(self) -> None:
-        choices = {"axis": ("epochs", "steps"), "loss_scale": ("auto", "linear", "log"), "score": ("accuracy", "error")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

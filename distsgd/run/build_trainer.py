@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from distsgd.core.components import check_name
 from distsgd.core.device import CPU, Device, Shape, may_be_gpu
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
@@ -238,8 +239,8 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
     """
     names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
     for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
-        if name is not None and name not in names:
-            raise ConfigurationError(f"{option}: expected one of {', '.join(names)}, got {name!r}")
+        if name is not None:
+            check_name(option, name, names)
     return config.monitor or ("validation_error" if "validation_error" in names else "validation_loss")
 
 

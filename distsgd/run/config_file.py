@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-import types
-from difflib import get_close_matches
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError
-from distsgd.run.config import TrainConfig, field_names
+from distsgd.core.options import read
+from distsgd.run.config import OPTIONS, TrainConfig
 
 RENAMED = {"logical_ranks": "microbatches"}
 """Present names of options by their former ones, which are refused."""
@@ -31,29 +32,28 @@ def read_toml(path: Path) -> TrainConfig:
 
 def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
     """The configuration with these values, dashes and underscores alike; `source` names them in errors."""
-    kinds, names, values = get_type_hints(TrainConfig), field_names(), {}
+    values = {}
     for key, value in document.items():
         name = key.replace("-", "_")
         name = "learning_rate" if name == "lr" else name
         if name == "same_bits":
             _check_same_bits(value, source)
             continue
-        check_renamed(name, source)
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; see python -m distsgd.train --help"
-            raise ConfigurationError(f"{source}: unknown option {key!r}{hint}")
-        values[name] = _coerce(value, kinds[name], f"{source}: {name}")
+        check_known(name, source, OPTIONS)
+        values[name] = read(value, OPTIONS[name].kind, f"{source}: {name}")
     try:
         return TrainConfig(**values)
     except ConfigurationError as error:
         raise ConfigurationError(f"{source}: {error}") from None
 
 
-def check_renamed(name: str, source: str) -> None:
-    """Raises ConfigurationError for the former name of an option, with the present one."""
+def check_known(name: str, source: str, names: Collection[str]) -> None:
+    """Raises ConfigurationError for an option that isn't one of these, with the present name or the near one."""
     if name in RENAMED:
         raise ConfigurationError(f"{source}: the option {name} is now called {RENAMED[name]}; give it by that name")
+    if name not in names:
+        hint = suggestion(name, names) or "; see python -m distsgd.train --help"
+        raise ConfigurationError(f"{source}: unknown option {name!r}{hint}")
 
 
 def _check_same_bits(value: Any, source: str) -> None:
@@ -63,40 +63,3 @@ def _check_same_bits(value: Any, source: str) -> None:
             f"{source}: same_bits: expected true, as every run has the same bits on any number of ranks, got "
             f"{value!r}; leave it out, and start anew with --resume never"
         )
-
-
-def _coerce(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the type `kind`: lists become tuples, whole numbers floats; anything else is refused."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        for option in get_args(kind):
-            try:
-                return _coerce(value, option, where)
-            except ConfigurationError:
-                continue
-    elif origin is Literal:
-        if value in get_args(kind):
-            return value
-    elif origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_coerce(item, get_args(kind)[0], where) for item in items)
-    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif kind is type(None):
-        if value is None:
-            return None
-    elif isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
-        return value
-    raise ConfigurationError(f"{where}: expected {_kind_name(kind)}, got {value!r}")
-
-
-def _kind_name(kind: Any) -> str:
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_kind_name(option) for option in get_args(kind) if option is not type(None))
-    if origin is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if origin is tuple:
-        return f"a list of {_kind_name(get_args(kind)[0])}"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    return names.get(kind, str(kind))

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
-from distsgd.run.config import HYPER_PARAMETERS, TrainConfig, field_names, own_optimizer, resolved
-from distsgd.run.config_file import check_renamed, from_mapping
+from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
+from distsgd.run.config_file import check_known, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
@@ -35,6 +35,7 @@ from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics import Metric
 
 if TYPE_CHECKING:
+    from distsgd.run.fit_options import FitOptions
     from distsgd.run.folder import RunFolder
 
 _communicators: list[Communicator] = []
@@ -91,7 +92,7 @@ def fit(
     metrics: Sequence[Metric] = (),
     callbacks: Sequence[Callback] = (),
     communicator: Communicator | Any | None = None,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> Result:
     """Train a model on the ranks of this job, or in this process alone. Every rank passes the same arguments.
 
@@ -164,7 +165,8 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, step.objective, attempt.data.signature)
 
 
-_NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet")
+NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet"}
+"""Options of the command line that fit doesn't have, or has as an argument of another type."""
 
 
 def _communicator(given: Any) -> Communicator:
@@ -231,9 +233,7 @@ class _Arguments:
                 f"fit: {self.model} is for the command line; import that function, and give what it returns"
             )
         for name in self.options:
-            check_renamed(name, "fit")
-            if name not in field_names() or name in _NOT_FOR_FIT:
-                raise ConfigurationError(f"fit: unknown option {name!r}; see python -m distsgd.train --help")
+            check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
             if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
                 own = type(self.optimizer).__name__
                 raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {own}(…)")
@@ -260,9 +260,9 @@ class _Arguments:
         shapes = model.parameter_shapes() if isinstance(model, Objective | Layer) else params or {}
         identity.say("order of parameters", ", ".join(map(str, shapes)))
         objects = {"optimizer": optimizer, "schedule": self.schedule}
-        for option in field_names():
+        for option in OPTIONS:
             own = objects.get(option)
-            if option not in _NOT_FOR_FIT:
+            if option not in NOT_FOR_FIT:
                 identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
         for number, metric in enumerate(self.metrics):
             identity.add(f"metrics[{number}]", metric)

@@ -57,16 +57,6 @@ class Choices:
     examples: int = 25
     filters: int = 64
 
-    def __post_init__(self) -> None:
-        for name in self.only:
-            if name not in PICTURES:
-                raise ConfigurationError(f"only: expected some of {', '.join(PICTURES)}, got {name!r}")
-        if self.split is not None and self.split not in SPLITS:
-            raise ConfigurationError(f"split: expected one of {', '.join(SPLITS)}, got {self.split!r}")
-        for name in ("examples", "filters"):
-            if not 1 <= getattr(self, name) <= 400:
-                raise ConfigurationError(f"{name}: expected a number from 1 to 400, got {getattr(self, name)}")
-
 
 @dataclass
 class Drawn:

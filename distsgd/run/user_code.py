@@ -18,10 +18,9 @@ from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.options import options_of
 
 T = TypeVar("T")
-CODE_OPTIONS = ("model", "metric", "callback")
-"""The options whose values may name code."""
 
 _imported: dict[Path, ModuleType] = {}
 _importing = threading.RLock()
@@ -48,8 +47,8 @@ class CodeName(str):
 
 
 def code_in(options: Any) -> dict[str, Any]:
-    """Of a dataclass of options, those whose values name code, a text or a tuple of texts."""
-    found = {name: getattr(options, name, None) or () for name in CODE_OPTIONS}
+    """Of a dataclass of options, those that may name code and do so, each a text or a tuple of texts."""
+    found = {name: getattr(options, name) or () for name, one in options_of(options.__class__).items() if one.code}
     return {name: value for name, value in found.items() if any(map(names_code, texts_of(value)))}
 
 

@@ -69,25 +69,39 @@ class Intervals:
 
 
 def parse_interval(text: str, option: str, *, seconds: bool = True) -> Interval:
-    """`500` steps, `2epoch` or `30s`."""
-    found = re.fullmatch(r"(\d+)\s*(epochs?|s|steps?)?", text.strip())
-    if found is None or int(found[1]) < 1 or (found[2] == "s" and not seconds):
-        forms = "steps (500), epochs (1epoch)" + (" or seconds (30s)" if seconds else "")
+    """`500` steps, `2epoch`, or a duration such as `30s` or `5m`."""
+    found = re.fullmatch(r"(\d+)\s*(epochs?|steps?)?", text.strip())
+    if found is not None and int(found[1]) >= 1:
+        return Interval(int(found[1]), "epochs" if (found[2] or "").startswith("epoch") else "steps")
+    duration = _seconds(text) if seconds and found is None else None
+    if not duration:
+        forms = "steps (500), epochs (1epoch)" + (" or a time (30s, 5m)" if seconds else "")
         raise ConfigurationError(f"{option}: expected {forms}, got {text!r}")
-    unit = found[2] or "steps"
-    return Interval(int(found[1]), "seconds" if unit == "s" else "epochs" if unit.startswith("epoch") else "steps")
+    return Interval(duration, "seconds")
 
 
 def parse_duration(text: str, option: str) -> float:
-    """Seconds of `90`, `90s`, `10m`, `3h50m` or `1d`."""
-    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    if not text.strip() or found is None:
+    """Seconds of `90`, `90s`, `10m`, `3h50m`, `3h50` or `1d`: a number after a unit is in the next smaller one."""
+    seconds = _seconds(text)
+    if seconds is None:
         raise ConfigurationError(f"{option}: expected a time such as 90s, 10m or 3h50m, got {text!r}")
+    return seconds
+
+
+def _seconds(text: str) -> float | None:
+    """The seconds of a duration, None for any other text."""
+    text = text.strip()
+    units = re.findall("[dhm]", text)
+    if units and text[-1].isdigit():
+        text += {"d": "h", "h": "m", "m": "s"}[units[-1]]
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    if not text or found is None:
+        return None
     days, hours, minutes, rest = (float(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
-def parse_target(text: str) -> tuple[str, float]:
+def parse_target(text: str, option: str = "target") -> tuple[str, float]:
     """(metric, value) of `validation_accuracy=0.98`."""
     name, _, value = text.partition("=")
     try:
@@ -95,5 +109,5 @@ def parse_target(text: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if not name or not math.isfinite(number):
-        raise ConfigurationError(f"target: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
+        raise ConfigurationError(f"{option}: expected METRIC=NUMBER such as validation_accuracy=0.98, got {text!r}")
     return name, number

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cluster.hosts import Hosts, why_not
 from tests.cluster.tools import wait_until
-from tests.parallel.launch import LIMIT, ROOT, environment, find_mpirun, result, summary, train
+from tests.parallel.launch import LIMIT, ROOT, environment, find_mpirun, once, result, summary, train
 
 OPTIONS = (
     *("--epochs", 3, "--batch-size", 150, "--hidden", 40, 30, "--dropout", 0.1, "--batch-norm", "--optimizer", "adam"),
@@ -55,7 +55,7 @@ class Launcher:
     def start(self, places: dict[str, int], out: Path, *more: object) -> subprocess.Popen[str]:
         mpirun, _ = find_mpirun()
         assert mpirun is not None
-        command = [sys.executable, "-m", "distsgd.train", "--out", str(out), *map(str, (*OPTIONS, *more))]
+        command = [sys.executable, "-m", "distsgd.train", *once(("--out", out, *OPTIONS, *more))]
         process = subprocess.Popen(
             self.hosts.mpirun(mpirun, places, out.parent, command),
             env=environment({**self.hosts.environment, "PYTHONPATH": str(ROOT)}),

@@ -61,7 +61,7 @@ def test_help(tmp_path: Path) -> None:
     with nothing_left(Job([sys.executable, "-m", "distsgd.launch", "--help"], tmp_path, {})) as ended:
         assert ended.status == 0
         assert "usage: python -m distsgd.launch" in ended.out
-        assert "--max-restarts INT" in ended.out
+        assert "--max-restarts N" in ended.out
 
 
 def test_a_killed_rank_is_named_and_the_run_continues(tmp_path: Path, undisturbed: str) -> None:

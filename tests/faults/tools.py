@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from distsgd.core.processes import can_look, mapped_files, open_files, stat, with_variable
-from tests.parallel.launch import ROOT, environment, find_mpirun
+from tests.parallel.launch import ROOT, environment, find_mpirun, once
 
 TAG = "DISTSGD_TEST"
 LIMIT = 40.0
@@ -123,7 +123,7 @@ def mpirun(ranks: int, folder: Path, *options: object, **settings: str) -> Job:
     path, reason = find_mpirun()
     if path is None:
         pytest.skip(reason)
-    line = [path, "-n", str(ranks), sys.executable, "-m", "distsgd.train", "--out", "run", *map(str, options)]
+    line = [path, "-n", str(ranks), sys.executable, "-m", "distsgd.train", *once(("--out", "run", *options))]
     return Job(line, folder, settings)
 
 
@@ -132,7 +132,7 @@ def launch(ranks: int, folder: Path, *options: object, own: tuple[object, ...] =
     path, reason = find_mpirun()
     if path is None:
         pytest.skip(reason)
-    line = [sys.executable, "-m", "distsgd.launch", "-n", ranks, *own, "--", "--out", "run", *options]
+    line = [sys.executable, "-m", "distsgd.launch", "-n", ranks, *own, "--", *once(("--out", "run", *options))]
     return Job([str(part) for part in line], folder, settings)
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -114,9 +114,21 @@ def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
         return process.communicate()
 
 
+def once(arguments: Iterable[object]) -> list[str]:
+    """The arguments with each option once: what one run gives replaces what all runs of a test have."""
+    found: dict[str, list[str]] = {"": []}
+    name = ""
+    for word in map(str, arguments):
+        if word.startswith("--"):
+            name = word.partition("=")[0].replace("--lr", "--learning-rate")
+            found.pop(name, None)
+        found.setdefault(name, []).append(word)
+    return [word for words in found.values() for word in words]
+
+
 def module(ranks: int | None, name: str, folder: Path, *arguments: object, **keywords: Any) -> Done:
     """python -m distsgd.NAME ARGUMENTS, in `folder`."""
-    command = [sys.executable, "-m", f"distsgd.{name}", *map(str, arguments)]
+    command = [sys.executable, "-m", f"distsgd.{name}", *once(arguments)]
     return run_command(ranks, command, folder, **keywords)
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests.parallel.bad_files import TEMPLATE, Case, Unavailable, unmount
 from tests.parallel.bad_inputs import CASES
-from tests.parallel.launch import environment, module, run_command
+from tests.parallel.launch import environment, module, once, run_command
 
 RANKS = 3
 SOON = 20.0  # seconds; the watchdog alone would take 120
@@ -97,7 +97,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
         (place / "kept" / f"{index}").mkdir(parents=True)
         (place / f"{index}").symlink_to(f"begun-{number}")
     before = {name: contents(place / f"begun-{number}") for number, name in tried}
-    lines = [(CASES[name].command, shlex.split(CASES[name].line)) for _, name in tried]
+    lines = [(CASES[name].command, once(shlex.split(CASES[name].line))) for _, name in tried]
     (place / "cases.json").write_text(json.dumps(lines))
     try:
         program = Path(__file__).with_name("bad_input_ranks.py")

@@ -62,11 +62,11 @@ def test_a_launcher_of_another_mpi_is_refused(tmp_path: Path, name: str) -> None
 
 
 def test_arguments_are_refused_once(tmp_path: Path) -> None:
-    ends_with(module(2, "doctor", tmp_path, "--fast"), "doctor takes no arguments, got --fast")
+    ends_with(module(2, "doctor", tmp_path, "--fast"), "unknown option --fast")
 
 
 def test_help(tmp_path: Path) -> None:
     done = module(2, "doctor", tmp_path, "--help")
     assert done.status == 0
-    assert done.out.count("usage: [mpirun -n R] python -m distsgd.doctor") == 1
+    assert done.out.count("usage: python -m distsgd.doctor") == 1
     assert done.err == ""

@@ -250,7 +250,7 @@ def test_foreign_folder_is_left_alone(folder: Path) -> None:
         ("evaluate", ("nowhere", "--dataset", "digits"), "nowhere"),
         ("evaluate", ("nowhere",), "dataset"),
         ("predict", ("nowhere", "in.npz", "-o", "out.npz"), "nowhere"),
-        ("predict", (), "run"),
+        ("predict", (), "RUN"),
     ],
 )
 def test_other_commands(folder: Path, name: str, arguments: tuple[str, ...], reported: str) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.cases import first_of
-from tests.parallel.launch import LIMIT, environment, find_mpirun, module, summary, train
+from tests.parallel.launch import LIMIT, environment, find_mpirun, module, once, summary, train
 
 OPTIONS = ("--epochs", "30000", "--patience", "0", "--checkpoint-every", "50", "--quiet", "--hidden", "16")
 
 
 def start(ranks: int | None, out: Path, *options: object) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "distsgd.train", "--out", out.name, *OPTIONS, *map(str, options)]
+    line = [sys.executable, "-m", "distsgd.train", *once(("--out", out.name, *OPTIONS, *options))]
     if ranks is not None:
         mpirun, reason = find_mpirun()
         if mpirun is None:

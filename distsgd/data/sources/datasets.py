@@ -6,8 +6,8 @@ A new data set is one file with a function of OpenOptions, and one line in DATAS
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
+from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
 from distsgd.data.sources.checks import check_arrays
@@ -73,6 +73,5 @@ def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 
         return opener(OpenOptions(data_dir, seed, download))
     if looks_like_path(name_or_path):
         return open_path(name_or_path)
-    close = get_close_matches(name_or_path.lower().replace("_", "-"), DATASETS, n=1)
-    hint = f"did you mean {close[0]}?" if close else "name one of these, or a path"
-    raise DataError(f"data set: expected one of {', '.join(DATASETS)} or a file, got {name_or_path!r}; {hint}")
+    hint = "" if suggestion(name_or_path, DATASETS) else "; name one of these, or a path"
+    raise DataError(f"{wrong_name('data set', name_or_path, DATASETS, ' or a file')}{hint}")

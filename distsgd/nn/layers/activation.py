@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from distsgd.core.components import check_name
 from distsgd.core.device import Array, Shape
-from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
@@ -155,8 +155,7 @@ class Activation(Layer):
     kind: ClassVar[str] = "activation"
 
     def __post_init__(self) -> None:
-        if self.name not in ACTIVATIONS:
-            raise ConfigurationError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {self.name!r}")
+        check_name("activation", self.name, ACTIVATIONS)
 
     def output_shape(self, shape: Shape) -> Shape:
         return shape

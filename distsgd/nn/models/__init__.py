@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from distsgd.core.components import wrong_name
 from distsgd.core.device import Shape
-from distsgd.core.errors import ConfigurationError
 from distsgd.nn.layers import Layer
 from distsgd.nn.models.options import ModelBuilder, ModelOptions, accepted_shape
 from distsgd.nn.models.plain import mlp, softmax
@@ -37,10 +37,8 @@ def build_model(model: str, input_shape: Shape, outputs: int, options: ModelOpti
 
     if is_text(model):
         return from_text(model, input_shape, outputs, options)
-    raise ConfigurationError(
-        f"model: expected one of {', '.join(MODELS)}, a list of layers such as 'conv 20 5x5, pool 2, relu, dense 10', "
-        f"or file.py:function, got {model!r}"
-    )
+    others = ", a list of layers such as 'conv 20 5x5, pool 2, relu, dense 10', or file.py:function"
+    raise wrong_name("model", model, MODELS, others)
 
 
 __all__ = ["MODELS", "ModelBuilder", "ModelOptions", "accepted_shape", "build_model"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import takewhile
 from math import prod
 
+from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn import layers as nn
@@ -99,10 +99,7 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
     name, listed, rest = text.partition(":")
     options.check_skipped(name if listed else text)
     if listed and name.strip() not in INITIAL_VALUES:
-        raise ConfigurationError(
-            f"model: expected one of {', '.join(INITIAL_VALUES)} in front of a list of layers and a colon, got "
-            f"{name.strip()!r}"
-        )
+        raise wrong_name("model", name.strip(), INITIAL_VALUES, " in front of a list of layers and a colon")
     initial_values = INITIAL_VALUES[name.strip()] if listed else by_activation
     parts = [_parse(part) for part in (rest if listed else text).split(",")]
     shape = as_images(input_shape)
@@ -133,11 +130,9 @@ def _parse(text: str) -> Part:
     words = _words(text)
     name, _, arguments = words.partition(" ")
     if name not in WORDS:
-        close = get_close_matches(name, WORDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigurationError(
             f"model: expected layers such as 'conv 20 5x5, pool 2, relu, dense 10', made of {', '.join(WORDS)}, "
-            f"got {words!r}{hint}"
+            f"got {words!r}{suggestion(name, WORDS)}"
         )
     found = re.fullmatch(WORDS[name].pattern, arguments)
     if found is None:

@@ -19,7 +19,7 @@ from distsgd.gpu import kernels as gpu
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import BatchNormalization
 from distsgd.parallel.tree import scratch_levels, tree_sum
-from distsgd.run.option_values import AT_MOST
+from distsgd.run.config import MOST_MICROBATCHES
 from tests import emulated_kernels
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import KERNEL, close
@@ -122,8 +122,7 @@ def test_the_trees_sum_is_one_launch(microbatches: int, launches: int) -> None:
 
 def test_a_tree_of_the_most_microbatches_has_memory() -> None:
     """One row a level, and one: what lies on the stack at most."""
-    most = AT_MOST["microbatches"]
-    assert f"#define HIGHEST {most.bit_length() + 1}" in gpu.source()
+    assert f"#define HIGHEST {MOST_MICROBATCHES.bit_length() + 1}" in gpu.source()
 
 
 @emulated

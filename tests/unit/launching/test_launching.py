@@ -169,9 +169,9 @@ def test_progress_is_the_newest_checkpoints_step(tmp_path: Path) -> None:
         (("--max-restart", "1"), "did you mean --max-restarts?"),
         (("--epochs", "3"), "--epochs is an option of distsgd.train: put it after --"),
         (("--lr=3",), "--lr is an option of distsgd.train: put it after --"),
-        (("-n", "0"), "ranks: expected at least 1, got 0"),
+        (("-n", "0"), "ranks: expected a whole number, at least 1, got 0"),
         (("-n", "two"), "--ranks: expected a whole number, got 'two'"),
-        (("--max-restarts", "-1"), "max_restarts: expected at least 0"),
+        (("--max-restarts", "-1"), "max_restarts: expected a whole number, at least 0"),
     ],
 )
 def test_options_that_are_refused(arguments: tuple[str, ...], message: str) -> None:

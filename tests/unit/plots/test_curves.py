@@ -190,9 +190,3 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("epochs = [")
     with pytest.raises(ConfigurationError, match="is not a TOML file"):
         read_run(tmp_path)
-
-
-@pytest.mark.parametrize("options", [{"axis": "seconds"}, {"loss_scale": "logit"}, {"score": "loss"}])
-def test_options_of_curves(options: dict[str, str]) -> None:
-    with pytest.raises(ConfigurationError, match="expected one of"):
-        CurveOptions(**options)

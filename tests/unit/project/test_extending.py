@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from distsgd.data.sources.datasets import check_arrays, open_dataset, read_array
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.optim.schedules import build_schedule
-from distsgd.run import option_values
+from distsgd.run.config import OPTIONS
 from distsgd.run.identity import text_of
 from distsgd.testing import check_layer_gradient
 from tests.threads import run_on_threads
@@ -156,8 +157,6 @@ def test_activation(added: Added) -> None:
 
 
 def test_named_model(added: Added) -> None:
-    from dataclasses import replace
-
     from distsgd.nn.models.describe import describe
 
     module = added.block("distsgd/nn/models/plain.py")
@@ -176,8 +175,8 @@ def test_loss(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
     step = 1e-6 * np.ones_like(outputs)
     ahead, behind = (module.AbsoluteError().loss_and_grad(outputs + sign * step, y)[0] for sign in (1, -1))
     assert (ahead - behind) / 2e-6 == pytest.approx(gradient.sum(), rel=1e-6)
-    choices = (*option_values.CHOICES["loss"], "absolute-error")  # made from LOSSES when the module was loaded
-    monkeypatch.setitem(option_values.CHOICES, "loss", choices)
+    choices = (*OPTIONS["loss"].choices, "absolute-error")  # made of LOSSES as the package is imported
+    monkeypatch.setitem(OPTIONS, "loss", replace(OPTIONS["loss"], choices=choices))
     trained(VALUES, loss="absolute-error")
 
 

@@ -125,7 +125,7 @@ def test_an_error_of_all_ranks_is_reported_as_it_is() -> None:
             fit("softmax", (X, Y), communicator=communicator, batchsize=3)
         return str(raised.value)
 
-    assert set(run_on_threads(3, run)) == {"fit: unknown option 'batchsize'; see python -m distsgd.train --help"}
+    assert set(run_on_threads(3, run)) == {"fit: unknown option 'batchsize'; did you mean batch_size?"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,16 +14,19 @@ import numpy as np
 import pytest
 
 import distsgd
+from distsgd.cli import plot
+from distsgd.cli.command_line import parse_arguments
 from distsgd.cli.plot import draw
 from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
+from distsgd.core.options import options_of
 from distsgd.data.sources.datasets import open_dataset, read_array
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
 from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.filters import draw_filters, find_filters
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import read_run, run_of, stored_material
-from distsgd.run.pictures import Choices, draw_overlay, draw_run
+from distsgd.run.picture_material import SPLITS, read_run, run_of, stored_material
+from distsgd.run.pictures import PICTURES, Choices, draw_overlay, draw_run
 
 SVG = "{http://www.w3.org/2000/svg}svg"
 
@@ -230,15 +232,16 @@ def test_a_folder_that_cannot_be_written(runs: Path, tmp_path: Path) -> None:
         draw_run(stored_material(read_run(runs / "a")), tmp_path / "plots", Choices())
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"only": ("filter",)}, "only: expected some of"), ({"split": "all"}, "split: expected one of"),
-     ({"examples": 0}, "examples: expected a number"), ({"filters": 401}, "filters: expected a number")],
-)  # fmt: skip
-def test_choices(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        Choices(**options)
-    assert replace(Choices(), only=("curves",)).only == ("curves",)
+def test_choices_of_the_command() -> None:
+    options = options_of(plot.Options)
+    assert options["only"].choices == PICTURES
+    assert options["split"].choices == SPLITS
+    for line, words in (("--only filter", "only: expected one of"), ("--split all", "split: expected one of"),
+                        ("--examples 0", "examples: expected a whole number"), ("--axis seconds", "axis: expected"),
+                        ("--filters 401", "filters: expected a whole number"), ("--score loss", "score: expected"),
+                        ("--loss-scale logit", "loss_scale: expected one of")):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=words):
+            parse_arguments(plot.Options, ["a", *line.split()], "plot")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,7 @@ def test_choices(options: dict[str, Any], words: str) -> None:
         ([], "expected the folder of a run"), (["nowhere"], "nowhere is no run folder"),
         (["empty"], "there is no config.toml"), (["begun"], "has no records for curves yet"),
         (["damaged"], "line 2 is no record"), (["RUN", "begun"], "begun has no records"),
-        (["RUN", "--only", "boundary"], "have not two inputs"), (["RUN", "--only", "curve"], "only: expected some of"),
+        (["RUN", "--only", "boundary"], "have not two inputs"), (["RUN", "--only", "curve"], "only: expected one of"),
         (["RUN", "--examples", "many"], "--examples"), (["RUN", "--filter", "3"], "did you mean --filters"),
         (["RUN", "RUN", "--only", "filters"], "several runs share"),
         (["RUN", "--loss-scale", "big"], "loss_scale: expected one of"),

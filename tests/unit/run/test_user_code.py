@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 import distsgd
+from distsgd.cli import command_line, doctor, evaluate, launch, plot, predict
 from distsgd.cli.command_line import load_config, parse_arguments
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.options import option, options_of
 from distsgd.run.config import TrainConfig, resolved, to_toml
 from distsgd.run.config_file import from_mapping, read_toml
-from distsgd.run.user_code import CODE_OPTIONS, CodeName, allow_code, import_function, names_code
+from distsgd.run.user_code import CodeName, import_function, names_code
 
 ROOT = Path(distsgd.__file__).parent
 X, Y = np.random.default_rng(0).normal(size=(60, 4)).astype("f4"), np.arange(60) % 2
@@ -50,9 +52,9 @@ def test_what_names_code(text: str, expected: bool) -> None:
 
 @pytest.mark.parametrize("text", ["evil.py:f", "evil.py:not a name", "notes.txt:f", "none.py:f", "evil.py"])
 def test_the_importer_takes_no_plain_text(folder: Path, text: str) -> None:
-    for option in CODE_OPTIONS:
-        with pytest.raises(ConfigurationError, match=f"{option}: .* runs only where the command line"):
-            import_function(text, option)
+    for name in ("model", "metric", "callback"):
+        with pytest.raises(ConfigurationError, match=f"{name}: .* runs only where the command line"):
+            import_function(text, name)
     assert not (folder / "ran").exists()
 
 
@@ -82,18 +84,26 @@ def test_two_modules_alone_say_what_may_run() -> None:
 class Options:
     """A command."""
 
-    run: str = ""
-    model: str | None = None
-    metric: tuple[str, ...] = ()
+    run: str = option("", "A folder.")
+    model: str | None = option(None, "A model.", code=True)
+    metric: tuple[str, ...] = option((), "Metrics.", code=True)
 
 
 def test_every_command_may_name_code() -> None:
-    options = parse_arguments(Options, ["--model", "a.py:f", "--run", "b.py:g"], prog="a command")
+    options = parse_arguments(
+        Options, ["--model", "a.py:f", "--run", "b.py:g", "--metric", "c.py:h", "f1"], "a command"
+    )
     assert (type(options.model), type(options.run)) == (CodeName, str)
-    assert parse_arguments(Options, [], prog="a command") == Options()
-    given = allow_code(Options(metric=("a.py:f",)))
-    assert parse_arguments(Options, [], prog="a command", default=given).model is None
-    assert parse_arguments(Options, [], prog="a command", default=given).metric == ()
+    assert [type(name) for name in options.metric] == [CodeName, str]
+    assert parse_arguments(Options, ["--run", "a"], "a command") == Options(run="a")
+
+
+def test_every_option_that_may_name_code_says_so() -> None:
+    commands = (command_line.TrainOptions, evaluate.Options, predict.Options, plot.Options, launch.Options)
+    for kind in (*commands, doctor.Options):
+        assert {name for name, one in options_of(kind).items() if one.code} == {
+            name for name in options_of(kind) if name in ("model", "metric", "callback")
+        }
 
 
 def test_fit_takes_the_programs_own_metric(folder: Path) -> None:

@@ -1,0 +1,40 @@
+"""usage: [mpirun -n R] distsgd SUBCOMMAND [--option value …]
+
+Train on any number of MPI ranks, with the same bits on each number of them.
+
+  train     train a model on all ranks of an MPI job, or in this process alone
+  launch    start training with mpirun, supervise it, restart it after failures
+  evaluate  score a trained model on a data set
+  predict   predict with a trained model
+  plot      draw pictures of a run, or of several
+  doctor    print what this machine and this MPI are, and what is wrong
+
+distsgd SUBCOMMAND --help lists its options. python -m distsgd.SUBCOMMAND is the
+same command.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from distsgd.cli.commands import launcher_rank
+from distsgd.core.components import wrong_name
+from distsgd.core.output import say, say_lines
+from distsgd.core.version import __version__
+
+SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor")
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in SUBCOMMANDS:
+        del sys.argv[1]
+        return int(import_module(f"distsgd.cli.{name}").main())
+    known = name in ("-h", "--help", "--version")
+    if launcher_rank() == 0 and known:
+        say_lines(f"distsgd {__version__}" if name == "--version" else str(__doc__).rstrip())
+    elif launcher_rank() == 0:
+        say(f"distsgd: error: {wrong_name('subcommand', name, SUBCOMMANDS)}", sys.stderr)
+    return 0 if known else 2

@@ -1,0 +1,82 @@
+"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+class FitOptions(TypedDict, total=False):
+    data_dir: str | None
+    scale: float | None
+    validation_fraction: float
+    validation_last: int | None
+    expand: Literal["none", "shifts"]
+    augment: str | Sequence[str]
+    hidden: int | Sequence[int]
+    activation: str
+    dropout: float
+    batch_norm: bool
+    weight_initializer: str | None
+    bias_initializer: str
+    bias: bool
+    output_activation: str
+    loss: Literal["auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"]
+    label_smoothing: float
+    class_weights: float | Sequence[float]
+    learning_rate: float | None
+    momentum: float | None
+    dampening: float | None
+    beta1: float | None
+    beta2: float | None
+    alpha: float | None
+    epsilon: float | None
+    weight_decay: float | None
+    l1: float
+    l2: float
+    penalize: str | Sequence[str]
+    freeze: str | Sequence[str]
+    clip_norm: float | None
+    warmup_steps: int
+    schedule_epochs: float | None
+    decay_rate: float | None
+    decay_epochs: float | None
+    decay_factor: float | None
+    staircase: bool
+    batch_size: int | Literal["full"]
+    sampling: Literal["epochs", "replacement"]
+    shuffle: bool
+    drop_last: bool
+    microbatches: int
+    seed: int
+    dtype: Literal["float32", "float64"]
+    precision: Literal["float32", "tf32", "bfloat16", "float16"]
+    loss_scale: int | None
+    epochs: int
+    max_steps: int | None
+    max_time: str | None
+    target: str | None
+    validate_every: str
+    validation_on: Literal["all", "rank0"]
+    train_metrics: Literal["running", "full"]
+    top_k: int | None
+    metric: str | Sequence[str]
+    early_stopping: Literal["epochs", "patience"]
+    patience: int | None
+    min_delta: float
+    monitor: str | None
+    patience_increase: float
+    improvement_threshold: float
+    test_at_best: bool
+    out: str | None
+    resume: str
+    init_from: str | None
+    checkpoint_every: str
+    keep: int
+    on_non_finite: Literal["stop", "skip", "rollback"]
+    log_every: int | None
+    plot: bool
+    device: str
+    threads: int | None
+    communication: Literal["auto", "shared", "mpi", "nccl"]
+    cuda_graphs: bool
+    check_replicas: int
+    stall_timeout: str
+    stall_stacks: bool

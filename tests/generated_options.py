@@ -1,0 +1,91 @@
+"""What is generated from the declaration of the options: fit's typed keywords and the documentation's table.
+
+python -m tests.generated_options writes both files.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from inspect import signature
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from distsgd.cli.command_line import TrainOptions
+from distsgd.core.options import Option, options_of
+from distsgd.run.config import OPTIONS
+from distsgd.run.fit import NOT_FOR_FIT, fit
+
+ROOT = Path(__file__).parents[1]
+KEYWORDS = ROOT / "distsgd" / "run" / "fit_options.pyi"
+PAGE = ROOT / "docs" / "options.md"
+
+
+def keywords() -> str:
+    """The TypedDict of fit's keywords."""
+    names = [name for name in OPTIONS if name not in NOT_FOR_FIT and name not in signature(fit).parameters]
+    return "\n".join(
+        [
+            '"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""',
+            "",
+            "from collections.abc import Sequence",
+            "from typing import Literal, TypedDict",
+            "",
+            "class FitOptions(TypedDict, total=False):",
+            *(f"    {name}: {_annotation(OPTIONS[name])}" for name in names),
+            "",
+        ]
+    )
+
+
+def _annotation(option: Option) -> str:
+    if option.choices:
+        return f"Literal[{', '.join(map(repr, option.choices))}]".replace("'", '"')
+    if option.is_list:
+        item = _type(get_args(option.kind)[0])
+        return f"{item} | Sequence[{item}]"
+    return _type(option.kind)
+
+
+def _type(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join(map(_type, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return f"Literal[{', '.join(map(repr, get_args(kind)))}]".replace("'", '"')
+    return "None" if kind is type(None) else str(kind.__name__)
+
+
+def page() -> str:
+    """The documentation's page of options."""
+    head = [
+        "# Options of `distsgd train`",
+        "",
+        "`python -m distsgd.train --help` prints the same. In a TOML file and in `distsgd.fit`, names have underscores",
+        "in place of dashes. `N` is a whole number, `X` any number; `…` stands for several values. A time is `90s`,",
+        "`5m`, `4h30` (4 hours 30 minutes) or `1d`.",
+    ]
+    groups = groupby(options_of(TrainOptions).values(), attrgetter("group"))
+    return "\n".join([*head, *(line for title, options in groups for line in _table(title, options)), ""])
+
+
+def _table(title: str, options: Iterator[Option]) -> Iterator[str]:
+    yield from ("", f"## {title}", "", "| option | value | what it does |", "| --- | --- | --- |")
+    for option in options:
+        names = " ".join(f"`{name}`" for name in (option.flag, option.short) if name)
+        if option.kind is bool:
+            names += f" `--no-{option.flag[2:]}`"
+        several = " …" if option.is_list else ""
+        value = " ".join(f"`{choice}`" for choice in option.choices) or f"`{option.metavar}{several}`"
+        shown = "" if option.kind is bool else value.replace("|", "\\|")
+        yield f"| {names} | {shown} | {_escaped(option.text)} |"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{c}" if c in "|<>*_[]" else c for c in text)
+
+
+if __name__ == "__main__":
+    KEYWORDS.write_text(keywords(), encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

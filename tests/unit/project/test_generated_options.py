@@ -1,0 +1,55 @@
+"""The files that are generated from the options' declaration, and what a type checker says of `fit`'s keywords."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distsgd.cli import doctor, evaluate, launch, plot, predict
+from distsgd.cli.command_line import Finished, TrainOptions, parse_arguments
+from tests import generated_options
+
+USER = """
+import numpy as np
+
+import distsgd
+
+x, y = np.zeros((10, 3)), np.zeros(10, np.int64)
+distsgd.fit("mlp", (x, y), epochs=3, batch_size="full", hidden=[4, 5], loss="auto", learning_rate=1, max_time="4h30")
+distsgd.fit("mlp", (x, y), epochz=3)  # unknown
+distsgd.fit("mlp", (x, y), epochs="3")  # of another type
+distsgd.fit("mlp", (x, y), loss="mse")  # no choice
+"""
+
+
+def test_generated_files_are_those_of_the_declaration() -> None:
+    for path, text in ((generated_options.KEYWORDS, generated_options.keywords()),
+                       (generated_options.PAGE, generated_options.page())):  # fmt: skip
+        assert path.read_text(encoding="utf-8") == text, "run python -m tests.generated_options"
+
+
+@pytest.mark.timeout(300)
+def test_a_type_checker_sees_the_keywords(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "user.py")], cwd=generated_options.ROOT, capture_output=True, text=True
+    )
+    refused = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert [int(line.split(":")[1]) for line in refused] == [8, 9, 10], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("module", [evaluate, predict, plot, launch, doctor, None])
+def test_help_is_readable_at_80_columns(
+    module: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    kind = TrainOptions if module is None else module.Options  # type: ignore[attr-defined]
+    with pytest.raises(Finished):
+        parse_arguments(kind, ["--help"], "python -m distsgd.a")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "--version" in printed
