@@ -190,7 +190,8 @@ class TrainConfig:
     min_delta: float = 0.0
     """What counts as an improvement under the epochs rule."""
     monitor: str | None = None
-    """What early stopping and the best parameters go by. Default: validation_error of classes, else validation_loss."""
+    """What early stopping and the best parameters go by. Default: validation_error of classes without class_weights,
+    else validation_loss. Of equal values the one with the lower validation loss is best."""
     patience_increase: float = 2.0
     """Of the patience rule."""
     improvement_threshold: float = 0.995

@@ -20,7 +20,8 @@ State: TypeAlias = dict[str, float | None]
 class StoppingRule(ABC):
     """What a rule is. `best` is the best value so far and `best_step` its step, both None before the first.
 
-    A value that is NaN or infinite never improves. Of equal values the first stays.
+    A value that is NaN or infinite never improves. An equal value doesn't either: which parameters are kept of two
+    with equal values is `Selection`'s decision, and doesn't change how long training continues.
     """
 
     mode: Mode = "min"
