@@ -102,7 +102,8 @@ def fit(
     callbacks   called on rank 0, the only arguments that ranks may be given differently
     communicator  for a group of ranks that trains alone: mpi4py's, such as MPI.COMM_WORLD.Split(color)
     options     any option of `python -m distsgd.train`, with underscores: epochs=10, batch_size=256, seed=1, …; with
-                out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it
+                out="folder" the run leaves its folder there and resumes from it, and plot=True draws into it;
+                quiet=False prints rows and a progress bar, in a notebook too, which isn't done by default
 
     BLAS has one thread in the whole process as long as any fit runs. Without MPI, several threads may call fit at the
     same time; under mpirun one call at a time uses the ranks.
@@ -134,7 +135,7 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, step.objective, attempt.data.signature)
 
 
-_NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet")
+_NOT_FOR_FIT = ("dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient")
 
 
 def _communicator(given: Any) -> Communicator:
@@ -181,7 +182,7 @@ class _Arguments:
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
             self.metrics,
-            lambda communicator: self.callbacks,
+            lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
         return spec, identity
 
@@ -212,8 +213,8 @@ class _Arguments:
         optimizer = self.optimizer
         options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
         named = {key: name for key in ("optimizer", "schedule", "model") if isinstance(name := getattr(self, key), str)}
-        fixed = {"dataset": "arrays", "quiet": True}
-        config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, **fixed}, "fit"))
+        defaults = {"model": OWN_MODEL, "quiet": True}
+        config = allow_code(from_mapping({**defaults, **options, **named, "dataset": "arrays"}, "fit"))
         if not isinstance(optimizer, Optimizer):
             return resolved(config)
         kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
@@ -249,6 +250,14 @@ class _Arguments:
         if self.params is not None:
             return FunctionObjective(model, self.params)
         return as_objective(model, build_loss(config, data), data)
+
+
+def _progress(communicator: Communicator, config: TrainConfig) -> Sequence[Callback]:
+    if config.quiet or not communicator.is_root:
+        return ()
+    from distsgd.run.progress import make_progress
+
+    return make_progress(quiet=False)
 
 
 def _folder(config: TrainConfig) -> RunFolder:

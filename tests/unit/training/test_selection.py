@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd import Dense, Sequential, SoftmaxCrossEntropy, fit
-from distsgd.nn import Supervised
 from distsgd.data.sources.generated import make_moons
+from distsgd.nn import Supervised
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.fit import Result
 from distsgd.training.early_stopping import EpochsRule, PatienceRule
@@ -45,7 +45,8 @@ def run(rule: Any, validations: list[tuple[float, float]], cut: int | None = Non
             state.rule = selection.rule.state() if selection.rule else None
             state = RunState.from_document(json.loads(json.dumps(state.to_document())))
             selection = Selection(rule(), "validation_error")
-            assert selection.rule is not None and state.rule is not None
+            assert selection.rule is not None
+            assert state.rule is not None
             selection.rule.restore(state.rule)
         judge(selection, state, error, loss)
         if selection.stop_step is not None and selection.stop_step <= state.step:
