@@ -49,7 +49,6 @@ def _summary(
     progress, communicator = trainer.progress, trainer.communicator
     return {
         "status": reason.value,
-        "reason": _reason(trainer, reason),
         "epochs": trainer.epoch,
         "steps": progress.step,
         "train_loss": train_loss,
@@ -66,6 +65,7 @@ def _summary(
         "parameters_sha256": parameters_sha256(to_host(trainer.step.reduction.params), trainer.step.running.flat),
         "confusion_matrix": matrices or None,
         "run": {
+            "reason": _reason(trainer, reason),
             "ranks": communicator.size,
             "hosts": sorted(set(communicator.hosts)),
             "threads": trainer.step.workers.count,
@@ -112,10 +112,10 @@ def _reason(trainer: Trainer, reason: StopReason) -> str | None:
 def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
     """What rank 0 prints last: one line if `quiet`, else lines of 80 columns, of which the last has the status."""
     training, validation, test = (_scores(summary, f"{name}_") for name in ("train", "validation", "test"))
-    best, sha256 = summary.get("best_epoch"), str(summary["parameters_sha256"])
+    best, sha256, attempt = summary.get("best_epoch"), str(summary["parameters_sha256"]), summary.get("run")
     of = "the last step" if best is None else f"epoch {best} (step {summary.get('best_step')})"
     fields = {
-        "because": summary.get("reason"),
+        "because": attempt.get("reason") if isinstance(attempt, Mapping) else None,
         "training": training and f"{training} in the last epoch",
         "scores": (validation or test) and f"of {of}, whose parameters are kept",
         "validation": validation,
