@@ -25,7 +25,7 @@ _SHORT = {"mean squared error": "MSE", "mean absolute error": "MAE"}
 
 
 @final
-class Rows(Callback):
+class Table(Callback):
     """A row a record under a header; of more than 200 epochs every k-th, with the best in between, and the last.
 
     show   prints a line
@@ -149,7 +149,7 @@ class Bar(Callback):
 
 
 def make_progress(quiet: bool) -> list[Callback]:
-    """Rows, and a bar on a terminal and in a notebook where rich is installed (the extra `progress`); nothing if quiet.
+    """A table, and on a terminal and in a notebook a bar, if rich is installed (the extra `progress`); nothing if quiet.
 
     Under a launcher it is the launcher's terminal that counts: ranks have a pipe, or, under Open MPI, a terminal even
     where its own output goes to a file.
@@ -163,8 +163,8 @@ def make_progress(quiet: bool) -> list[Callback]:
         except ImportError:
             pass
         else:
-            return [Rows(bar.show), bar]
-    return [Rows()]
+            return [Table(bar.show), bar]
+    return [Table()]
 
 
 def _in_notebook() -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distsgd import Callback, fit
 from distsgd.core.output import COLUMNS, field, number
 from distsgd.run.fit import Result
-from distsgd.run.progress import Rows
+from distsgd.run.progress import Table
 from distsgd.run.summary import last_line
 from distsgd.training.callbacks import RunView
 
@@ -32,7 +32,7 @@ def record(epoch: int, best: bool = False, **scores: float) -> dict[str, Any]:
 def rows(epochs: int, records: list[dict[str, Any]], steps_per_epoch: int = 7) -> list[str]:
     """What is printed, the header's two lines first."""
     lines: list[str] = []
-    shown = Rows(lines.append)
+    shown = Table(lines.append)
     shown.on_start(run_of(epochs, steps_per_epoch))
     for one in records:
         shown.on_record(one)
@@ -117,7 +117,7 @@ def test_the_best_so_far_is_always_there() -> None:
 
 def test_what_a_rollback_undoes_is_not_shown_later() -> None:
     lines: list[str] = []
-    shown = Rows(lines.append)
+    shown = Table(lines.append)
     shown.on_start(run_of(1000))
     for epoch in (1, 2, 3):
         shown.on_record(record(epoch, best=True))
