@@ -149,7 +149,7 @@ class Bar(Callback):
 
 
 def make_progress(quiet: bool) -> list[Callback]:
-    """A table, and on a terminal and in a notebook a bar, if rich is installed (the extra `progress`); nothing if quiet.
+    """A table, and on a terminal or in a notebook a bar if rich is installed (the extra `progress`); nothing if quiet.
 
     Under a launcher it is the launcher's terminal that counts: ranks have a pipe, or, under Open MPI, a terminal even
     where its own output goes to a file.
