@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.device import Array, to_host
+from distsgd.core.errors import visible
 from distsgd.core.output import field, field_of_path, number
 from distsgd.core.version import __version__
 from distsgd.training.metrics import ConfusionMatrix
@@ -105,14 +106,15 @@ def _reason(trainer: Trainer, reason: StopReason) -> str | None:
     if target is not None and trainer.selection.reached(trainer.progress):
         return f"{target[0].replace('_', ' ')} has reached {target[1]:g}"
     if trainer.progress.step < limits.epochs * trainer.sampler.steps_per_epoch:
-        return f"all {limits.max_steps} steps are done"
-    return f"all {limits.epochs} epochs are done"
+        return f"the last of {limits.max_steps} steps is done"
+    return f"the last of {limits.epochs} epochs is done"
 
 
 def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
     """What rank 0 prints last: one line if `quiet`, else lines of 80 columns, of which the last has the status."""
     training, validation, test = (_scores(summary, f"{name}_") for name in ("train", "validation", "test"))
     best, sha256, attempt = summary.get("best_epoch"), str(summary["parameters_sha256"]), summary.get("run")
+    folder = visible(folder)
     of = "the last step" if best is None else f"epoch {best} (step {summary.get('best_step')})"
     fields = {
         "because": attempt.get("reason") if isinstance(attempt, Mapping) else None,

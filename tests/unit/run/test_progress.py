@@ -140,8 +140,8 @@ class Stop(Callback):
 
 
 ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "epochs": ({}, "completed: 3 epochs, 9 steps", "all 3 epochs are done"),
-    "steps": ({"max_steps": 4}, "completed: 1 epochs, 4 steps", "all 4 steps are done"),
+    "epochs": ({}, "completed: 3 epochs, 9 steps", "the last of 3 epochs is done"),
+    "steps": ({"max_steps": 4}, "completed: 1 epochs, 4 steps", "the last of 4 steps is done"),
     "target": (
         {"target": "validation_accuracy=0.01"}, "completed: 1 epochs, 3 steps", "validation accuracy has reached 0.01",
     ),
