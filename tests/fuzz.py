@@ -154,7 +154,7 @@ def use_summary(path: Path, content: bytes) -> None:
     folder.summary.write_bytes(content)
     found = folder.read_summary()
     if found is not None and is_finished(TrainConfig(), found, RunState()):
-        last_line(found, "run")
+        last_line(found, "run", quiet=False)
 
 
 def use_records(path: Path, content: bytes) -> None:

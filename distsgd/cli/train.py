@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.cli.commands import run_command
-from distsgd.core.output import report_to_launcher, say
+from distsgd.core.output import field, field_of_path, report_to_launcher, say, say_lines
 
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator
@@ -72,8 +72,7 @@ class Command:
 
         users = {name: user_code(communicator, name, "callback") for name in self.config.callback}
         own = communicator.everywhere(lambda: [_callback(name, users[name]) for name in self.config.callback])
-        progress = make_progress(self.config.quiet) if communicator.is_root else None
-        return [*([] if progress is None else [progress]), *own]
+        return [*(make_progress(self.config.quiet) if communicator.is_root else []), *own]
 
     def finished(self, line: str) -> None:
         """Draws and reports a run that is finished already, on rank 0."""
@@ -82,7 +81,7 @@ class Command:
 
             draw_finished(self.folder.path, self.config)
         report_to_launcher("ended", status="finished")
-        say(line)
+        say_lines(line)
 
     def before_training(self, communicator: Communicator, attempt: Attempt) -> bool:
         """Checks the gradient, or prints the header; whether to train. From then on signals stop it. Collective."""
@@ -98,7 +97,7 @@ class Command:
         from distsgd.run.summary import last_line
 
         report_to_launcher("ended", status=attempt.summary["status"])
-        say(last_line(attempt.summary, str(self.folder.place())))
+        say_lines(last_line(attempt.summary, str(self.folder.place()), quiet=self.config.quiet))
 
 
 def _callback(name: str, given: Any) -> Callback:
@@ -135,12 +134,10 @@ class Signals:
 
 def announce(communicator: Communicator, attempt: Attempt) -> None:
     """Prints notes, a warning where hosts compute other bits, and the header. Collective."""
-    from distsgd.core.device import FULL
-    from distsgd.core.runtime import blas_description
     from distsgd.run.lifecycle import say_notes
 
-    config, data, trainer, folder = attempt.config, attempt.data, attempt.trainer, attempt.spec.folder
-    probes = communicator.gather_object(trainer.progress.metadata.probe)
+    config, folder = attempt.config, attempt.spec.folder
+    probes = communicator.gather_object(attempt.trainer.progress.metadata.probe)
     say_notes(communicator, attempt)
     if probes is None or folder is None:
         return
@@ -153,29 +150,58 @@ def announce(communicator: Communicator, attempt: Attempt) -> None:
         )
     if config.quiet:
         return
-    hosts = sorted(set(communicator.hosts))
-    validation = 0 if data.validation is None else len(data.validation)
-    test = 0 if data.test is None else len(data.test)
-    say(
-        f"ranks      {communicator.size} on {', '.join(hosts)}, {trainer.step.workers.count} thread(s) each, "
-        f"{config.microbatches} microbatches"
-    )
-    device = trainer.step.device
-    way = trainer.step.reduction.transport.description
-    travel = f"; gradients travel {way}" if way else ""
+    for name, text in _header(communicator, attempt).items():
+        for line in field(name, text):
+            say(line)
+    for line in field_of_path("run", str(folder.path)):
+        say(line)
+
+
+def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
+    """What the run is, with all that was chosen for the user, but for its folder."""
+    from distsgd.core.device import FULL
+    from distsgd.core.runtime import blas_description
+    from distsgd.run.summary import early_end
+
+    config, data, trainer = attempt.config, attempt.data, attempt.trainer
+    step, hosts = trainer.step, ", ".join(sorted(set(communicator.hosts)))
+    counts = [f"{0 if part is None else len(part):,}" for part in (data.train, data.validation, data.test)]
+    way = step.reduction.transport.description
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
-    say(f"compute    {blas_description() if device.host_memory else device}, {arithmetic}{travel}")
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
-    say(
-        f"data       {data.name}: {len(data.train):,} training, {validation:,} validation, {test:,} test examples"
-        f"{augmented}"
-    )
-    say(f"model      {describe(config, trainer)}: {trainer.step.layout.size:,} parameters")
-    say(f"optimizer  {trainer.step.optimizer}, batch {config.batch_size}")
-    if trainer.limits.why:
-        say(f"time       {trainer.limits.why}")
-    begin = f", from step {trainer.progress.step}" if trainer.progress.step else ""
-    say(f"run        {folder.path}{begin}")
+    header = {
+        "ranks": f"{communicator.size} on {hosts}, {step.workers.count} thread(s) each, "
+        f"{config.microbatches} microbatches",
+        "compute": f"{blas_description() if step.device.host_memory else step.device}, {arithmetic}"
+        + (f"; gradients travel {way}" if way else ""),
+        "data": f"{data.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test examples{augmented}",
+        "validation": data.split,
+        "model": f"{describe(config, trainer)}: {step.layout.size:,} parameters",
+        "optimizer": f"{step.optimizer}, batch {config.batch_size}",
+        "best": _best_by(trainer),
+        "stop": _stops_at(trainer),
+        "early stop": early_end(trainer) or "",
+        "time": trainer.limits.why,
+        "start": f"from step {trainer.progress.step}" if trainer.progress.step else "",
+    }
+    return {name: text for name, text in header.items() if text}
+
+
+def _best_by(trainer: Trainer) -> str:
+    """Which parameters are kept."""
+    monitor = trainer.selection.monitor.replace("_", " ")
+    if trainer.selection.rule is None:
+        return "nothing is validated: the last parameters are kept"
+    return f"by {monitor}{'' if monitor == 'validation loss' else ', then by validation loss'}; marked *"
+
+
+def _stops_at(trainer: Trainer) -> str:
+    """What ends the run, besides the stopping rule."""
+    limits, target = trainer.limits, trainer.selection.target
+    ends = [f"after {limits.epochs} epochs"]
+    ends += [] if limits.max_steps is None else [f"after {limits.max_steps} steps"]
+    ends += [] if target is None else [f"when {target[0].replace('_', ' ')} reaches {target[1]:g}"]
+    return ", or ".join(ends)
 
 
 def describe(config: TrainConfig, trainer: Trainer) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 import stat as modes
 import sys
+import textwrap
 import traceback
 from contextlib import suppress
 from types import TracebackType
@@ -21,8 +22,12 @@ from distsgd.core.processes import stat
 
 _GENERATIONS = 5
 """Ancestors among which mpirun is searched: it is a parent's parent, or one further up with a wrapper script."""
-_COLUMNS = 80
-"""Assumed of a terminal that doesn't report its width."""
+COLUMNS = 80
+"""Of every line about a run; assumed of a terminal that doesn't report its width."""
+_NAME = 10
+"""Columns of a field's name."""
+_LINES = 4
+"""Lines of a field at most."""
 
 LAUNCH_VARIABLE = "DISTSGD_LAUNCH"
 """The launch's name, in the environment of all processes of distsgd.launch: its process number, and a secret."""
@@ -96,6 +101,29 @@ def _print(text: str, file: TextIO | None) -> None:
         silence(stream)
 
 
+def number(value: float) -> str:
+    """Four significant digits, in ten characters at most: 0.9000, 1.66e-05, -1.23e-100."""
+    if 1e-4 <= abs(value) < 1e4:
+        return f"{value:#.4g}".rstrip(".")  # zeros at the end stay, so that columns are easy to compare
+    text = f"{value:.4g}"
+    return text if len(text) <= 10 else f"{value:.3g}"
+
+
+def field(name: str, text: str) -> list[str]:
+    """A name and a text, in lines that end at spaces before column 80; of a long text the middle is left out."""
+    width = COLUMNS - _NAME - 1
+    lines = textwrap.wrap(visible(text), width, break_long_words=False, break_on_hyphens=False)
+    if len(lines) > _LINES:
+        lines[_LINES - 2 : -1] = ["…"]
+    return [f"{first:<{_NAME}} {line}" for first, line in zip([name, *[""] * _LINES], lines, strict=False)]
+
+
+def field_of_path(name: str, path: str) -> list[str]:
+    """A name and a path, which is never cut: it gets a line of its own where it is long."""
+    line = f"{name:<{_NAME}} {visible(path)}"
+    return [line] if len(line) <= COLUMNS else [name, visible(path)]
+
+
 def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an unhandled exception: a sys.excepthook."""
     say_lines("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), sys.stderr)
@@ -144,14 +172,14 @@ def columns_of(path: str) -> int:
     try:
         about = os.lstat(path)
         if not modes.S_ISCHR(about.st_mode) or about.st_uid != os.geteuid():
-            return _COLUMNS
+            return COLUMNS
         descriptor = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return os.get_terminal_size(descriptor).columns or _COLUMNS
+            return os.get_terminal_size(descriptor).columns or COLUMNS
         finally:
             os.close(descriptor)
     except OSError:
-        return _COLUMNS
+        return COLUMNS
 
 
 def leave(status: int) -> None:

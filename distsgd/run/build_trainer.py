@@ -16,7 +16,8 @@ from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.data.sampling import Sampler
-from distsgd.nn.objective import Objective
+from distsgd.nn.losses import SoftmaxCrossEntropy
+from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
@@ -95,7 +96,7 @@ def build_trainer(
     if config.train_metrics == "full":
         sets["train_full"] = data.train
     evaluators = {name: evaluator(examples) for name, examples in sets.items() if examples is not None}
-    selection = _selection(config, metrics, data.validation is not None)
+    selection = _selection(config, metrics, objective, data.validation is not None)
     return Trainer(
         communicator=communicator,
         step=step,
@@ -191,14 +192,14 @@ def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
     return RecordedSteps(step, batch_length)
 
 
-def _selection(config: TrainConfig, metrics: Sequence[Metric], validates: bool) -> Selection:
+def _selection(config: TrainConfig, metrics: Sequence[Metric], objective: Objective, validates: bool) -> Selection:
     """What validations are judged by, where there are any."""
     target = None if config.target is None else parse_target(config.target)
     if not validates:
         if target is not None:
             raise ConfigurationError("target: there is nothing to measure it on; give validation data")
         return Selection()
-    monitor = monitored(config, metrics)
+    monitor = monitored(config, metrics, _weights_classes(objective))
     return Selection(build_rule(config, metrics, monitor), monitor, target, config.test_at_best)
 
 
@@ -231,17 +232,24 @@ def build_own_schedule(config: TrainConfig) -> Schedule:
     )
 
 
-def monitored(config: TrainConfig, metrics: Sequence[Metric]) -> str:
+def _weights_classes(objective: Objective) -> bool:
+    loss = objective.loss if isinstance(objective, Supervised) else None
+    return isinstance(loss, SoftmaxCrossEntropy) and loss.class_weights is not None
+
+
+def monitored(config: TrainConfig, metrics: Sequence[Metric], weighted: bool = False) -> str:
     """What the best parameters go by. Raises ConfigurationError where nothing of that name is measured.
 
     By default that is the error where there are classes: cross-entropy begins to rise, as the model grows too sure of
-    itself, while it still learns to separate more examples.
+    itself, while it still learns to separate more examples. Where classes are `weighted` it is the loss: the error
+    counts all examples alike, and would undo what the weights are for.
     """
     names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
     for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
         if name is not None:
             check_name(option, name, names)
-    return config.monitor or ("validation_error" if "validation_error" in names else "validation_loss")
+    by_error = "validation_error" in names and not weighted
+    return config.monitor or ("validation_error" if by_error else "validation_loss")
 
 
 def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> StoppingRule:

@@ -175,7 +175,8 @@ class TrainConfig:
         "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000.")
     min_delta: float = option(0.0, "What counts as an improvement under the epochs rule.", interval="[0, inf)")
     monitor: str | None = option(None, help=
-        "What stopping and the best parameters go by. Default: validation_error of classes, else validation_loss.")
+        "What stopping and the best parameters go by, ties by validation loss. Default: validation_error of classes "
+        "without class_weights, else validation_loss.")
     patience_increase: float = option(2.0, "Of the patience rule.", interval="(0, inf)")
     improvement_threshold: float = option(0.995, "Of the patience rule.", interval="[0, 1]")
     test_at_best: bool = option(True, "Record the test score whenever validation has a new best.", operational=True)

@@ -121,6 +121,7 @@ def fit(
     **options
         Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, seed=1`. With
         `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it.
+        `quiet=False` prints the command line's rows and progress bar, in a notebook too; by default nothing is printed.
 
     Returns
     -------
@@ -165,7 +166,7 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, step.objective, attempt.data.signature)
 
 
-NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient", "quiet"}
+NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
 
@@ -213,7 +214,7 @@ class _Arguments:
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
             self.metrics,
-            lambda communicator: self.callbacks,
+            lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
         return spec, identity
 
@@ -242,8 +243,8 @@ class _Arguments:
         optimizer = self.optimizer
         options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
         named = {key: name for key in ("optimizer", "schedule", "model") if isinstance(name := getattr(self, key), str)}
-        fixed = {"dataset": "arrays", "quiet": True}
-        config = allow_code(from_mapping({"model": OWN_MODEL, **options, **named, **fixed}, "fit"))
+        defaults = {"model": OWN_MODEL, "quiet": True}
+        config = allow_code(from_mapping({**defaults, **options, **named, "dataset": "arrays"}, "fit"))
         if not isinstance(optimizer, Optimizer):
             return resolved(config)
         kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
@@ -279,6 +280,14 @@ class _Arguments:
         if self.params is not None:
             return FunctionObjective(model, self.params)
         return as_objective(model, build_loss(config, data), data)
+
+
+def _progress(communicator: Communicator, config: TrainConfig) -> Sequence[Callback]:
+    if config.quiet or not communicator.is_root:
+        return ()
+    from distsgd.run.progress import make_progress
+
+    return make_progress(quiet=False)
 
 
 def _folder(config: TrainConfig) -> RunFolder:

@@ -73,6 +73,7 @@ class FitOptions(TypedDict, total=False):
     on_non_finite: Literal["stop", "skip", "rollback"]
     log_every: int | None
     plot: bool
+    quiet: bool
     device: str
     threads: int | None
     communication: Literal["auto", "shared", "mpi", "nccl"]

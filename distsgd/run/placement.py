@@ -28,7 +28,7 @@ _HASHED_INPUTS = 4096
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a run."""
+    """The examples of a run; `split` says in words which of the training examples are for validation."""
 
     name: str
     train: Examples
@@ -36,6 +36,7 @@ class Data:
     test: Examples | None
     signature: Signature
     fingerprint: str = ""
+    split: str = ""
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -83,12 +84,14 @@ def split_data(
         return _check(names, sets, num_classes, dtype), contents or fingerprint(sets)
 
     classes, found = communicator.on_root(check)
-    validation = sets["validation"]
+    validation, split = sets["validation"], ""
     if validation is None:
+        whole = len(train)
         train, validation = _split(train, config)
+        split = _split_in_words(whole, validation, config)
     train = _augmentable(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    return Data(names[""], train, validation, sets["test"], signature, found)
+    return Data(names[""], train, validation, sets["test"], signature, found, split)
 
 
 def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
@@ -259,3 +262,12 @@ def _split(train: Examples, config: TrainConfig) -> tuple[Examples, Examples | N
             f"validation_fraction {config.validation_fraction} leaves none of {total} examples to train on"
         )
     return train.subset(rest), train.subset(chosen)
+
+
+def _split_in_words(total: int, validation: Examples | None, config: TrainConfig) -> str:
+    if validation is None:
+        return ""
+    if config.validation_last is not None:
+        return f"the last {len(validation):,} of {total:,} training examples"
+    how = f"--validation-fraction {config.validation_fraction:g}, --seed {config.seed}"
+    return f"{len(validation):,} of {total:,} training examples: {how}"

@@ -1,44 +1,109 @@
-"""What a person sees: plain lines, or a progress bar on a terminal. Rank 0 alone prints."""
+"""What a person sees while a run trains: rows of 80 columns, and a progress bar on a terminal. Rank 0 alone prints."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, final
 
 from distsgd.core.errors import visible
-from distsgd.core.output import columns_of_launcher, say, silence
+from distsgd.core.output import COLUMNS, columns_of_launcher, number, say, silence
 from distsgd.core.runtime import launcher_size
 from distsgd.training.callbacks import Callback, RunView
-from distsgd.training.metrics import METRICS
 
 _REFRESH_SECONDS = 0.1
-_SHOWN = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_accuracy")
+_ROWS = 200
+_SCORE = 11
+"""Columns of a score, with the space before it."""
+_SPEED_AND_MARK = 14
+_FIRST = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_accuracy", "test_r2")
+"""What is shown in any case, where it is measured; then what else is validated, and at last the test loss."""
+_SETS = ("train", "validation", "test")
+_SHORT = {"mean squared error": "MSE", "mean absolute error": "MAE"}
 
 
-def format_record(record: Mapping[str, Any]) -> str:
-    """One line of the most telling numbers of a record."""
-    parts = [f"epoch {record['epoch']:>3}", f"step {record['step']:>6}"]
-    own = [name for name in record if name.startswith("validation_") and name.partition("_")[2] not in METRICS]
-    for name in dict.fromkeys((*_SHOWN, *own)):
-        if isinstance(record.get(name), float):
-            parts.append(f"{name.replace('_', ' ')} {record[name]:.4f}")
-    speed = record.get("run", {}).get("examples_per_second")
-    if speed:
-        parts.append(f"{speed:,.0f} examples/s")
-    return "  ".join(parts) + ("  *" if record.get("best") else "")
+@final
+class Table(Callback):
+    """A row a record under a header; of more than 200 epochs every k-th, with the best in between, and the last.
 
+    show   prints a line
+    """
 
-class Lines(Callback):
-    """One line a record."""
+    def __init__(self, show: Callable[[str], None] = say) -> None:
+        self._show, self._seen = show, dict[str, None]()  # an ordered set
+        self._header, self._held = "", list[Mapping[str, Any]]()
+
+    def on_start(self, run: RunView) -> None:
+        epochs = -(-run.last_step // run.steps_per_epoch)
+        self._every = 1 if epochs <= _ROWS else -(-epochs // (_ROWS // 2))  # for each a best one may come, too
+        self._epoch, self._step = max(5, len(str(epochs))), max(6, len(str(run.last_step)) + 1)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        say(format_record(record))
+        earlier = [] if record.get("best") else [held for held in self._held if held.get("best")]
+        self._held = [*earlier, record]
+        if record["epoch"] % self._every == 0:
+            self._show_held()
+
+    def on_rollback(self, step: int) -> None:
+        self._held = [held for held in self._held if held["step"] <= step]
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        self._show_held()
+
+    def close(self) -> None:
+        self._show_held()  # after an error
+
+    def _show_held(self) -> None:
+        for record in self._held:
+            self._seen |= {name: None for name, value in record.items() if isinstance(value, float)}
+            names = _columns(list(self._seen), (COLUMNS - self._epoch - self._step - _SPEED_AND_MARK) // _SCORE)
+            self._show_header(names)
+            self._show(self._row(record, names))
+        self._held = []
+
+    def _show_header(self, names: list[str]) -> None:
+        """Two lines, again where there are more scores than before: those of the test set come with a best one."""
+        sets, scores = zip(*(_shortened(name) for name in names), strict=True)
+        lines = [
+            f"{'':{self._epoch + self._step}}{_cells(sets)}",
+            f"{'epoch':>{self._epoch}}{'step':>{self._step}}{_cells(scores)}{'examples/s':>12}",
+        ]
+        if self._header != (header := "\n".join(lines)):
+            self._header = header
+            for line in lines:
+                self._show(line)
+
+    def _row(self, record: Mapping[str, Any], names: list[str]) -> str:
+        values = [number(record[name]) if isinstance(record.get(name), float) else "" for name in names]
+        speed = record.get("run", {}).get("examples_per_second")
+        line = f"{record['epoch']:>{self._epoch}}{record['step']:>{self._step}}{_cells(values)}"
+        return (line + (f"{speed:>12,.0f}" if speed else "") + (" *" if record.get("best") else "")).rstrip()
 
 
+def _columns(seen: list[str], most: int) -> list[str]:
+    """Which scores are shown, set after set: at most this many."""
+    others = [name for name in seen if name.startswith("validation_") and name != "validation_error"]
+    wanted = [name for name in dict.fromkeys((*_FIRST, *others, "test_loss")) if name in seen or name == _FIRST[0]]
+    return sorted(wanted[:most], key=lambda name: _SETS.index(name.partition("_")[0]))
+
+
+def _shortened(name: str) -> tuple[str, str]:
+    """A score's set and its metric, which loses its middle where it is long."""
+    part, _, metric = name.partition("_")
+    words = metric.replace("_", " ")
+    words = _SHORT.get(words, words)
+    return part, words if len(words) < _SCORE else f"{words[:5].rstrip()}…{words[-4:]}"
+
+
+def _cells(texts: list[str] | tuple[str, ...]) -> str:
+    return "".join(f"{text:>{_SCORE}}" for text in texts)
+
+
+@final
 class Bar(Callback):
-    """A progress bar with loss, accuracy, examples/s and remaining time; one line stays for each epoch's record."""
+    """A progress bar with loss, examples/s and remaining time, in one line, which is gone at the end."""
 
     def __init__(self, columns: int | None) -> None:
         from rich.console import Console
@@ -46,14 +111,14 @@ class Bar(Callback):
 
         self._bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.fields[text]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
             console=Console() if columns is None else Console(force_terminal=True, width=columns),
         )
-        self._shown, self._examples, self._began, self._accuracy = 0.0, 0, 0.0, ""
+        self._shown, self._examples, self._began = 0.0, 0, 0.0
 
     def on_start(self, run: RunView) -> None:
         self._task = self._bar.add_task("train", total=run.last_step, completed=run.steps_done, text="")
@@ -66,16 +131,13 @@ class Bar(Callback):
         if now - self._shown < _REFRESH_SECONDS:
             return
         speed = self._examples / max(now - self._began, 1e-9)
-        text = f"loss {loss:.4f}{self._accuracy}  {speed:,.0f} examples/s"
-        self._bar.update(self._task, completed=step, text=text)
+        self._bar.update(self._task, completed=step, text=f"loss {number(loss)}  {speed:,.0f} examples/s")
         self._shown = now
 
-    def on_record(self, record: Mapping[str, Any]) -> None:
-        if isinstance(record.get("validation_accuracy"), float):
-            self._accuracy = f"  accuracy {record['validation_accuracy']:.4f}"
+    def show(self, line: str) -> None:
+        """Prints a line above the bar."""
         try:
-            line = visible(format_record(record))
-            self._bar.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
         except OSError:  # the terminal is gone
             silence(sys.stdout)
 
@@ -86,18 +148,25 @@ class Bar(Callback):
         self._bar.stop()  # the terminal is as it was, also after an error
 
 
-def make_progress(quiet: bool) -> Callback | None:
-    """A bar on a terminal where rich is installed (the extra `progress`), lines elsewhere, nothing when quiet.
+def make_progress(quiet: bool) -> list[Callback]:
+    """A table, and on a terminal or in a notebook a bar if rich is installed (the extra `progress`); nothing if quiet.
 
     Under a launcher it is the launcher's terminal that counts: ranks have a pipe, or, under Open MPI, a terminal even
     where its own output goes to a file.
     """
     if quiet:
-        return None
+        return []
     columns = None if launcher_size() is None else columns_of_launcher()
-    if columns is not None or (launcher_size() is None and sys.stdout.isatty()):
+    if columns is not None or (launcher_size() is None and (sys.stdout.isatty() or _in_notebook())):
         try:
-            return Bar(columns)
+            bar = Bar(columns)
         except ImportError:
             pass
-    return Lines()
+        else:
+            return [Table(bar.show), bar]
+    return [Table()]
+
+
+def _in_notebook() -> bool:
+    """Whether rich draws into a notebook's page, for which it needs ipywidgets."""
+    return "ipykernel" in sys.modules and find_spec("ipywidgets") is not None

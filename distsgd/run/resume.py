@@ -74,7 +74,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     start.has_checkpoint = True
     summary = folder.read_summary() if where == str(folder.path) else None
     if summary is not None and is_finished(config, summary, RunState.from_document(start.checkpoint.document)):
-        start.finished = last_line(summary, str(folder.path))
+        start.finished = last_line(summary, str(folder.path), quiet=config.quiet)
     return start
 
 

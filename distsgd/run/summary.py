@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.device import Array, to_host
+from distsgd.core.errors import visible
+from distsgd.core.output import field, field_of_path, number
 from distsgd.core.version import __version__
 from distsgd.training.metrics import ConfusionMatrix
 from distsgd.training.trainer import StopReason, Trainer
@@ -64,6 +66,7 @@ def _summary(
         "parameters_sha256": parameters_sha256(to_host(trainer.step.reduction.params), trainer.step.running.flat),
         "confusion_matrix": matrices or None,
         "run": {
+            "reason": _reason(trainer, reason),
             "ranks": communicator.size,
             "hosts": sorted(set(communicator.hosts)),
             "threads": trainer.step.workers.count,
@@ -85,13 +88,54 @@ def versions() -> dict[str, str]:
     return {"distsgd": __version__, "python": platform.python_version(), "numpy": np.__version__}
 
 
-def last_line(summary: Mapping[str, Any], folder: str | None) -> str:
-    """What rank 0 prints last."""
-    shown = [f"{summary['status']}: {summary['epochs']} epochs, {summary['steps']} steps"]
-    for name in ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_loss", "test_accuracy"):
-        if isinstance(summary.get(name), float):
-            shown.append(f"{name} {summary[name]:.4f}")
-    if summary.get("best_epoch") is not None:
-        shown.append(f"best_epoch {summary['best_epoch']}")
-    shown.append(f"parameters_sha256 {summary['parameters_sha256']}")
-    return ", ".join(shown) + (f" ({folder})" if folder else "")
+def early_end(trainer: Trainer) -> str | None:
+    """What ends this run early, in words; None where nothing does."""
+    selection, sampler = trainer.selection, trainer.sampler
+    unit = "epochs" if trainer.intervals.validate_steps == sampler.steps_per_epoch else "validations"
+    return None if selection.rule is None else selection.rule.explain(selection.monitor.replace("_", " "), unit)
+
+
+def _reason(trainer: Trainer, reason: StopReason) -> str | None:
+    """Why this attempt ended, in words."""
+    limits, target = trainer.limits, trainer.selection.target
+    if reason is StopReason.EARLY_STOPPED:
+        return early_end(trainer)
+    if reason is StopReason.STOPPED:
+        over = limits.seconds is not None and time.monotonic() - trainer.speed.began >= limits.seconds
+        return "its time is over" if over else "a signal or a callback asked for it"
+    if target is not None and trainer.selection.reached(trainer.progress):
+        return f"{target[0].replace('_', ' ')} has reached {target[1]:g}"
+    if trainer.progress.step < limits.epochs * trainer.sampler.steps_per_epoch:
+        return f"the last of {limits.max_steps} steps is done"
+    return f"the last of {limits.epochs} epochs is done"
+
+
+def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
+    """What rank 0 prints last: one line if `quiet`, else lines of 80 columns, of which the last has the status."""
+    training, validation, test = (_scores(summary, f"{name}_") for name in ("train", "validation", "test"))
+    best, sha256, attempt = summary.get("best_epoch"), str(summary["parameters_sha256"]), summary.get("run")
+    folder = visible(folder)
+    of = "the last step" if best is None else f"epoch {best} (step {summary.get('best_step')})"
+    fields = {
+        "because": attempt.get("reason") if isinstance(attempt, Mapping) else None,
+        "training": training and f"{training} in the last epoch",
+        "scores": (validation or test) and f"of {of}, whose parameters are kept",
+        "validation": validation,
+        "test": test,
+    }
+    shown = {name: text for name, text in fields.items() if text and isinstance(text, str)}
+    status = f"{summary['status']}: {summary['epochs']} epochs, {summary['steps']} steps"
+    if summary["status"] == "stopped":
+        status += "; the same command continues"
+    if quiet:
+        return "; ".join([status, *map(" ".join, shown.items()), f"parameters_sha256 {sha256} ({folder})"])
+    lines = [line for name, text in (shown | {"sha256": sha256}).items() for line in field(name, text)]
+    return "\n".join([*lines, *field_of_path("run", folder), status])
+
+
+def _scores(summary: Mapping[str, Any], beginning: str) -> str:
+    """The scores of one set, in a line."""
+    found = {name.removeprefix(beginning): value for name, value in summary.items() if name.startswith(beginning)}
+    return ", ".join(
+        f"{name.replace('_', ' ')} {number(value)}" for name, value in found.items() if isinstance(value, float)
+    )

@@ -15,16 +15,17 @@ T = TypeVar("T")
 class RunView:
     """What a callback reads of the run, and the one thing that it does to it: `stop`.
 
-    last_step   the step that the limits end the run at
+    last_step        the step that the limits end the run at
+    steps_per_epoch  how many steps make an epoch
     """
 
-    __slots__ = ("_steps_done", "_steps_per_epoch", "_stop", "last_step")
+    __slots__ = ("_steps_done", "_stop", "last_step", "steps_per_epoch")
 
     def __init__(
         self, steps_done: Callable[[], int], steps_per_epoch: int, last_step: int, stop: Callable[[], None]
     ) -> None:
-        self._steps_done, self._steps_per_epoch, self._stop = steps_done, steps_per_epoch, stop
-        self.last_step = last_step
+        self._steps_done, self._stop = steps_done, stop
+        self.steps_per_epoch, self.last_step = steps_per_epoch, last_step
 
     @property
     def steps_done(self) -> int:
@@ -34,7 +35,7 @@ class RunView:
     @property
     def epoch(self) -> int:
         """Epochs that have ended."""
-        return self._steps_done() // self._steps_per_epoch
+        return self._steps_done() // self.steps_per_epoch
 
     def stop(self) -> None:
         """Ends the run after the current step, with a checkpoint. Any thread may call it."""

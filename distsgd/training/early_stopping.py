@@ -20,7 +20,8 @@ State: TypeAlias = dict[str, float | None]
 class StoppingRule(ABC):
     """What a rule is. `best` is the best value so far and `best_step` its step, both None before the first.
 
-    A value that is NaN or infinite never improves. Of equal values the first stays.
+    A value that is NaN or infinite never improves. An equal value doesn't either: which parameters are kept of two
+    with equal values is `Selection`'s decision, and doesn't change how long training continues.
     """
 
     mode: Mode = "min"
@@ -39,6 +40,13 @@ class StoppingRule(ABC):
     @abstractmethod
     def stop_step(self) -> int | None:
         """The run stops as soon as the steps made are at least this many; None: not as things stand."""
+
+    @abstractmethod
+    def explain(self, monitor: str, unit: str) -> str | None:
+        """Why it ends a run that watches `monitor`, in words; None where it never does.
+
+        `unit` is what lies between two validations, in the plural: epochs, validations.
+        """
 
     def state(self) -> State:
         """All that the rule has learned, for JSON; every value is finite or None."""
@@ -86,6 +94,13 @@ class EpochsRule(StoppingRule):
         """The last validation's step where patience has run out, else None."""
         return self.last_step if 0 < self.patience <= self.without_improvement else None
 
+    def explain(self, monitor: str, unit: str) -> str | None:
+        """See StoppingRule."""
+        if self.patience == 0:
+            return None
+        better = f"no {monitor} better by more than {self.min_delta:g}" if self.min_delta else f"no better {monitor}"
+        return f"{better} in {self.patience} {unit}; --patience 0 turns this off"
+
 
 @final
 class PatienceRule(StoppingRule):
@@ -123,6 +138,10 @@ class PatienceRule(StoppingRule):
     def stop_step(self) -> int:
         """The first step with step - 1 >= patience."""
         return math.ceil(self.patience) + 1
+
+    def explain(self, monitor: str, unit: str) -> str:
+        """See StoppingRule."""
+        return f"no much better {monitor} within the patience of {math.ceil(self.patience)} steps"
 
     def state(self) -> State:
         """See StoppingRule."""

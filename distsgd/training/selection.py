@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -12,6 +13,8 @@ from distsgd.training.early_stopping import StoppingRule, reaches
 from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
 
+_LOSS = "validation_loss"
+
 
 @final
 @dataclass
@@ -19,6 +22,8 @@ class Selection:
     """Judges each validation: whether its parameters are the best so far, and when the run is over.
 
     rule          decides by the value called `monitor`; None where nothing is validated. It is rank 0's.
+    monitor       of two equal values the one with the lower validation loss is the better. The rule knows nothing of
+                  such ties: they neither extend patience nor restart it, and its state is as if they hadn't been.
     target        (name, value) that ends the run as soon as a validation reaches it
     test_at_best  whether the test set is scored with each new best
     stop_step     the step from which the run is over by the rule, None as things stand; the same on all ranks
@@ -43,11 +48,18 @@ class Selection:
             return False
 
         def decide() -> tuple[bool, int | None]:
-            return rule.validated(progress.step, record[self.monitor]), rule.stop_step()
+            improved = rule.validated(progress.step, record[self.monitor])
+            return improved or self._breaks_tie(record, progress.best), rule.stop_step()
 
         improved, self.stop_step = communicator.on_root(decide)
         progress.scores = {name: value for name, value in record.items() if isinstance(value, float)}
         return improved
+
+    def _breaks_tie(self, record: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+        """Whether this record equals the best in what is watched, and has a lower loss."""
+        if best is None or record[self.monitor] != best.get(self.monitor):
+            return False
+        return bool(record[_LOSS] < best.get(_LOSS, math.nan))
 
     def keep(self, step: TrainingStep, progress: RunState, record: dict[str, Any]) -> None:
         """Marks the record as the best, and keeps it; rank 0 keeps the parameters in place."""

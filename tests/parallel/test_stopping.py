@@ -100,7 +100,7 @@ def test_target(tmp_path: Path, target: str) -> None:
     assert reported["target_reached"]
     reached = [(record[name] >= 0.6 if "accuracy" in name else record[name] <= float(value)) for record in metrics]
     assert reached == [False] * (len(metrics) - 1) + [True]
-    assert train(2, tmp_path / "run", *QUICK, "--target", target, "--epochs", 30).out.count("\n") == 1
+    assert train(2, tmp_path / "run", *QUICK, "--target", target, "--epochs", 30, "--quiet").out.count("\n") == 1
     harder = target.replace("0.6", "0.8").replace("1.5", "1.0")
     train(2, tmp_path / "run", *QUICK, "--target", harder)
     train(None, tmp_path / "whole", *QUICK, "--target", harder)

@@ -314,7 +314,7 @@ def test_a_callback_sees_a_run_and_no_more_of_it() -> None:
         def on_start(self, run: RunView) -> None:
             self.run = run
             assert {name for name in dir(run) if not name.startswith("_")} == {
-                "epoch", "last_step", "steps_done", "stop",
+                "epoch", "last_step", "steps_done", "steps_per_epoch", "stop",
             }  # fmt: skip
             with pytest.raises(AttributeError):
                 run.epoch = 3  # type: ignore[misc]

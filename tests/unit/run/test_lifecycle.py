@@ -54,7 +54,7 @@ def test_the_functions_are_called_in_order(tmp_path: Path, size: int) -> None:
     changes: dict[str, Any] = {
         "before_training": before,
         "ended": lambda attempt: called.append(f"ended {attempt.summary['status']}"),
-        "finished": lambda line: called.append(line.partition(",")[0]),
+        "finished": lambda line: called.append(line.splitlines()[-1].partition(",")[0]),
     }
 
     def train(communicator: Communicator) -> bool:

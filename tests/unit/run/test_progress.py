@@ -1,0 +1,222 @@
+"""The rows of a run, and what it prints last: their widths, their digits, and each way in which a run can end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distsgd import Callback, fit
+from distsgd.core.output import COLUMNS, field, number
+from distsgd.run.fit import Result
+from distsgd.run.progress import Table
+from distsgd.run.summary import last_line
+from distsgd.training.callbacks import RunView
+
+finite = st.floats(-1e300, 1e300)
+
+
+def run_of(epochs: int, steps_per_epoch: int = 7) -> RunView:
+    return RunView(lambda: 0, steps_per_epoch, epochs * steps_per_epoch, lambda: None)
+
+
+def record(epoch: int, best: bool = False, **scores: float) -> dict[str, Any]:
+    scores = scores or {"train_loss": 0.5, "validation_loss": 0.25, "validation_accuracy": 0.75}
+    last = {"run": {"examples_per_second": 12345.6}} | ({"best": True} if best else {})
+    return {"step": 7 * epoch, "epoch": epoch, **scores, **last}
+
+
+def rows(epochs: int, records: list[dict[str, Any]], steps_per_epoch: int = 7) -> list[str]:
+    """What is printed, the header's two lines first."""
+    lines: list[str] = []
+    shown = Table(lines.append)
+    shown.on_start(run_of(epochs, steps_per_epoch))
+    for one in records:
+        shown.on_record(one)
+    shown.on_end({})
+    shown.close()
+    return lines
+
+
+def epochs_of(lines: list[str]) -> list[int]:
+    return [int(line.split()[0]) for line in lines if line.split()[0].isdecimal()]
+
+
+@given(finite | st.just(0.0))
+def test_four_digits_in_ten_characters(value: float) -> None:
+    text = number(value)
+    assert len(text) <= 10
+    assert float(text) == pytest.approx(value, rel=6e-3 if "e" in text and len(text) == 10 else 6e-4)
+    assert (float(text) == 0) == (value == 0)
+
+
+def test_numbers_by_hand() -> None:
+    values = (0.98333, 0.9, 1.66e-05, 0.00012346, 2, 1234.5678, 12345.678, 0, -1.2345e-100, float("nan"))
+    assert [*map(number, values)] == [
+        "0.9833", "0.9000", "1.66e-05", "0.0001235", "2.000", "1235", "1.235e+04", "0", "-1.23e-100", "nan",
+    ]  # fmt: skip
+
+
+def test_a_table() -> None:
+    scores = {"train_loss": 1.66e-05, "validation_loss": 0.25, "validation_accuracy": 0.5, "validation_error": 0.5}
+    later = record(2, best=True, **scores, test_loss=0.125, test_accuracy=0.875)
+    assert rows(9, [record(1, **scores), later]) == [
+        "                 train validation validation",
+        "epoch  step       loss       loss   accuracy  examples/s",
+        "    1     7   1.66e-05     0.2500     0.5000      12,346",
+        "                 train validation validation       test       test",
+        "epoch  step       loss       loss   accuracy   accuracy       loss  examples/s",
+        "    2    14   1.66e-05     0.2500     0.5000     0.8750     0.1250      12,346 *",
+    ]
+
+
+def test_r2_and_own_metrics_come_before_what_is_left() -> None:
+    scores = dict.fromkeys(("train_loss", "validation_loss", "validation_mean_squared_error", "validation_r2"), 0.5)
+    first, second = rows(1, [record(1, best=True, **scores, test_loss=0.5, test_r2=0.5)])[:2]
+    assert first.split() == ["train", *["validation"] * 3, "test"]
+    assert second.split() == ["epoch", "step", "loss", "loss", "r2", "MSE", "r2", "examples/s"]
+    own = record(1, train_loss=0.5, validation_loss=0.5, validation_f1=0.5)
+    assert rows(1, [own])[1].split() == ["epoch", "step", "loss", "loss", "f1", "examples/s"]
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["validation", "test"]), st.text("abc_", min_size=1, max_size=30)).map("_".join),
+        st.floats(), max_size=8,
+    ),
+    st.integers(1, 10**9), st.integers(1, 10**4),
+)  # fmt: skip
+def test_rows_have_80_columns_at_most(scores: dict[str, float], epochs: int, steps: int) -> None:
+    last = {**record(epochs, best=True, train_loss=-1.234e-100, **scores), "step": epochs * steps}
+    lines = rows(epochs, [record(1), last], steps)
+    assert max(map(len, lines)) <= COLUMNS
+    assert lines[-1].split()[:2] == [str(epochs), str(epochs * steps)]
+
+
+@pytest.mark.parametrize("epochs", [1, 200, 201, 1000, 12345])
+def test_at_most_200_rows_of_an_undisturbed_run(epochs: int) -> None:
+    shown = epochs_of(rows(epochs, [record(epoch) for epoch in range(1, epochs + 1)]))
+    assert len(shown) <= 200
+    assert len(shown) >= min(epochs, 66)
+    assert shown[-1] == epochs
+    assert len(set(np.diff(shown[:-1]))) <= 1, "every k-th"
+
+
+def test_the_best_so_far_is_always_there() -> None:
+    """Where each epoch is better than the one before, the last one between two rows; never more than 200 rows."""
+    every = rows(1000, [record(epoch, best=True) for epoch in range(1, 1001)])
+    assert len(epochs_of(every)) <= 200
+    few = {33, 34, 57, 507}
+    shown = rows(1000, [record(epoch, best=epoch in few) for epoch in range(1, 604)])
+    assert epochs_of(shown) == sorted({*range(10, 601, 10), 34, 57, 507, 603})
+    assert epochs_of([line for line in shown if line.endswith("*")]) == [34, 57, 507]
+
+
+def test_what_a_rollback_undoes_is_not_shown_later() -> None:
+    lines: list[str] = []
+    shown = Table(lines.append)
+    shown.on_start(run_of(1000))
+    for epoch in (1, 2, 3):
+        shown.on_record(record(epoch, best=True))
+    shown.on_rollback(14)
+    shown.close()
+    assert epochs_of(lines) == []
+
+
+X = np.random.default_rng(0).normal(size=(60, 4))
+Y = (X[:, 0] > 0).astype(np.int64)
+
+
+def train(**options: Any) -> Result:
+    return fit("softmax", (X, Y), **{"epochs": 3, "batch_size": 20, "validation_fraction": 0.25, **options})
+
+
+class Stop(Callback):
+    def on_start(self, run: RunView) -> None:
+        run.stop()
+
+
+ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "epochs": ({}, "completed: 3 epochs, 9 steps", "the last of 3 epochs is done"),
+    "steps": ({"max_steps": 4}, "completed: 1 epochs, 4 steps", "the last of 4 steps is done"),
+    "target": (
+        {"target": "validation_accuracy=0.01"}, "completed: 1 epochs, 3 steps", "validation accuracy has reached 0.01",
+    ),
+    "early": (
+        {"patience": 2, "learning_rate": 1e-12, "epochs": 9, "min_delta": 0.125, "monitor": "validation_loss"},
+        "early_stopped: 3 epochs, 9 steps",
+        "no validation loss better by more than 0.125 in 2 epochs; --patience 0 turns this off",
+    ),
+    "early, between epochs": (
+        {"patience": 2, "learning_rate": 1e-12, "validate_every": "1", "monitor": "validation_accuracy"},
+        "early_stopped: 1 epochs, 3 steps",
+        "no better validation accuracy in 2 validations; --patience 0 turns this off",
+    ),
+    "patience rule": (
+        {"early_stopping": "patience", "patience": 5, "learning_rate": 1e-12},
+        "early_stopped: 2 epochs, 6 steps",
+        "no much better validation error within the patience of 5 steps",
+    ),
+    "time": ({"max_time": "0s"}, "stopped: 0 epochs, 1 steps; the same command continues", "its time is over"),
+    "asked": (
+        {"callbacks": [Stop()]}, "stopped: 0 epochs, 1 steps; the same command continues",
+        "a signal or a callback asked for it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_each_way_to_end_says_why(end: str) -> None:
+    options, status, reason = ENDS[end]
+    result = train(**options)
+    lines = last_line(result.summary, "runs/a", quiet=False).split("\n")
+    assert lines[-1] == status
+    assert lines[-2] == "run        runs/a"
+    assert lines[-3] == f"sha256     {result.summary['parameters_sha256']}"
+    assert lines[: lines.index(next(line for line in lines if line.startswith("training")))] == field("because", reason)
+    assert max(map(len, lines)) <= COLUMNS
+    line = last_line(result.summary, "runs/a", quiet=True)
+    assert line.startswith(f"{status}; because {reason}; training loss ")
+    assert line.endswith(f"; parameters_sha256 {result.summary['parameters_sha256']} (runs/a)")
+    assert "\n" not in line
+
+
+def test_scores_are_said_with_their_epoch() -> None:
+    """R² and errors of a regression, of validation and test, at the best epoch and not at the last."""
+    y = X @ np.array([1.0, -2.0, 0.5, 0.0])
+    result = fit(
+        "mlp", (X, y), test=(X, y), epochs=30, batch_size=20, patience=3, validation_fraction=0.25, hidden=(9,)
+    )
+    best = result.summary["best_epoch"]
+    assert best < result.summary["epochs"]
+    text = last_line(result.summary, "runs/a", quiet=True)
+    assert f"; scores of epoch {best} (step {best * 3}), whose parameters are kept; validation loss " in text
+    record = result.history[best - 1]
+    assert f"r2 {number(record['validation_r2'])}; test loss" in text
+    assert f"r2 {number(record['test_r2'])}; parameters_sha256" in text
+    nothing = fit("softmax", (X, Y), epochs=1, validation_fraction=0)
+    assert "scores" not in last_line(nothing.summary, "runs/a", quiet=True)
+
+
+def test_fit_prints_where_it_is_asked_to(capfd: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal: rows, and no bar."""
+    for options in ({}, {"quiet": True}):
+        train(**options)
+        assert capfd.readouterr() == ("", "")
+    train(quiet=False)
+    out, err = capfd.readouterr()
+    assert epochs_of(out.splitlines()) == [1, 2, 3]
+    assert "\x1b" not in out + err
+
+
+def test_a_long_text_keeps_its_ends() -> None:
+    words = [f"word{number}" for number in range(99)]
+    lines = field("model", " ".join(words))
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= COLUMNS
+    assert lines[0].startswith("model      word0 word1 ")
+    assert lines[2].strip() == "…"
+    assert lines[3].endswith(" word98")
