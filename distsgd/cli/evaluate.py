@@ -61,13 +61,20 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     assert placed is not None, "choose_split names a split that is there"
     examples = replace(placed, scale=signature.scale)
     communicator.on_root(
-        lambda: check_arrays(source.name, examples.x, examples.y, examples.weights, num_classes=signature.num_classes)
+        lambda: check_arrays(
+            source.name,
+            examples.x,
+            examples.y,
+            examples.weights,
+            num_classes=signature.num_classes,
+            values=stored.task.kind == "regression",
+        )
     )
     loader = stored.loader(examples, with_targets=True)
     if communicator.is_root and (doubt := stored.doubt(examples.x)):
         say(doubt, sys.stderr)
-    metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective)
-    confusion = confusion_matrix(signature, metrics)
+    metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective, stored.task)
+    confusion = confusion_matrix(stored.task, metrics)
     evaluator = Evaluator(communicator, loader, [*metrics, *([confusion] if confusion else [])], Workers(1))
     layout = Layout.of(stored.objective.parameter_shapes())
     scratch = layout.views(np.zeros(layout.size, loader.dtype))

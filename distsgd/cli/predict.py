@@ -71,12 +71,13 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
 
     from distsgd.core.errors import RunFolderError
     from distsgd.core.folders import write_atomically
-    from distsgd.training.metrics import predicted_classes
 
     predictions = np.concatenate([part for part in parts if len(part)])
     arrays = {"predictions": predictions}
-    if stored.signature.num_classes is not None:
-        arrays["labels"] = predicted_classes(predictions.T, threshold=0.5)
+    if (labels := stored.task.labels(predictions)) is not None:
+        arrays["labels"] = labels
+    if stored.task.names:
+        arrays["names"] = np.array(stored.task.names)
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     path = Path(out if out.endswith(".npz") else f"{out}.npz")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distsgd.core.device import Array, Shape
+from distsgd.nn.task import Task, predicted_classes
 from distsgd.plots.canvas import BLUE, COLOURS, VERMILLION, NothingToDraw, heading, new_figure
 from distsgd.plots.misclassified import are_probabilities
-from distsgd.training.metrics import predicted_classes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,8 @@ class Boundary:
         The number of training points, of which `points` are the first.
     probable
         Whether predictions are probabilities of classes.
+    threshold
+        Where class 1 begins in a single prediction.
     """
 
     inputs: tuple[int, int]
@@ -56,6 +58,7 @@ class Boundary:
     wrong: Array
     total: int
     probable: bool = False
+    threshold: float = 0.5
 
 
 def may_be_flat(example_shape: Shape) -> bool:
@@ -63,7 +66,7 @@ def may_be_flat(example_shape: Shape) -> bool:
     return len(example_shape) == 1 and 2 <= example_shape[0] <= _FEATURES
 
 
-def find_boundary(x: Array, y: Array, num_classes: int | None, predict: Callable[[Array], Array]) -> Boundary:
+def find_boundary(x: Array, y: Array, task: Task, predict: Callable[[Array], Array]) -> Boundary:
     """The plane around training inputs x (n, 2), or more of which all but two are constant.
 
     y is (n,) or (n, 1). Values that are 0 and 1 alone count as two classes. Raises NothingToDraw where other than two
@@ -73,9 +76,10 @@ def find_boundary(x: Array, y: Array, num_classes: int | None, predict: Callable
     if len(varying) != 2 or y.size != len(y):
         raise NothingToDraw(f"boundary: {len(varying)} inputs of the training examples vary; two make a picture")
     total, x, targets = len(x), x[:_POINTS], y.reshape(len(y))[:_POINTS]
-    labelled = num_classes is not None
-    if num_classes is None and np.isin(targets, (0, 1)).all():
-        num_classes, targets = 2, targets.astype(np.int64)
+    labelled = task.kind == "classification"
+    num_classes = max(task.num_classes, 2) if labelled else None
+    if labelled or np.isin(targets, (0, 1)).all():
+        num_classes, targets = num_classes or 2, targets.astype(np.int64)
     first, second = int(varying[0]), int(varying[1])
     across, up = (_around(x[:, column]) for column in (first, second))
     plane = np.empty((_GRID, _GRID, x.shape[1]), x.dtype if x.dtype.kind == "f" else np.float64)
@@ -83,11 +87,12 @@ def find_boundary(x: Array, y: Array, num_classes: int | None, predict: Callable
     plane[..., first], plane[..., second] = across, up[:, None]
     answers, predictions = predict(plane.reshape(-1, x.shape[1])), predict(x)
     classified = num_classes is not None
-    wrong = classified & (predicted_classes(predictions.T, threshold=0.5) != targets)
+    wrong = classified & (predicted_classes(predictions.T, task.prediction_threshold) != targets)
     return Boundary(
         (first, second), x[:, [first, second]], targets, num_classes, across, up,
         answers.reshape(_GRID, _GRID, -1), wrong, total,
         labelled and are_probabilities(predictions),
+        task.prediction_threshold,
     )  # fmt: skip
 
 
@@ -116,7 +121,7 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
     answers, classes = boundary.answers, boundary.classes or 0
-    if answers.shape[-1] == 1 or (answers.shape[-1] == 2 and boundary.probable):
+    if (answers.shape[-1] == 1 and boundary.threshold == 0.5) or (answers.shape[-1] == 2 and boundary.probable):
         value = answers[..., -1]
         shades = LinearSegmentedColormap.from_list("two", ["#73AFD4", "#FFFFFF", "#E8A470"])
         shaded = panel.contourf(boundary.across, boundary.up, np.clip(value, 0, 1), np.linspace(0, 1, 21), cmap=shades)
@@ -125,7 +130,8 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
         meaning = "probability of class 1" if boundary.probable else "model's output"
         figure.colorbar(shaded, ax=panel, label=meaning, ticks=[0, 0.25, 0.5, 0.75, 1], aspect=30)
     else:
-        regions = predicted_classes(answers.reshape(-1, answers.shape[-1]).T).reshape(answers.shape[:2])
+        regions = predicted_classes(answers.reshape(-1, answers.shape[-1]).T, boundary.threshold)
+        regions = regions.reshape(answers.shape[:2])
         levels = np.arange(-0.5, classes)
         panel.contourf(boundary.across, boundary.up, regions, levels, colors=_colours(classes), alpha=0.3)
         for label in range(1, classes):

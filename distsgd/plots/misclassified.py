@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.device import Array, Shape
+from distsgd.nn.task import Task, predicted_classes
 from distsgd.plots.canvas import GREY, SPLIT_WORDS, WIDTH, NothingToDraw, heading
 from distsgd.plots.images import as_images, mosaic, pictured
-from distsgd.training.metrics import predicted_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,16 +44,17 @@ class Mistakes:
     total: int
 
 
-def find_mistakes(split: str, predictions: Array, labels: Array, most: int) -> Mistakes:
+def find_mistakes(split: str, predictions: Array, labels: Array, task: Task, most: int) -> Mistakes:
     """The up to `most` wrong predictions of highest probability; of equal ones the earlier.
 
     predictions   (n, classes), or (n, 1): how probable class 1 is
     labels        (n,)
+    task          says which class a prediction stands for
 
     What isn't a probability is ranked by how far the predicted class is above the true one. An example with a NaN
     among its predictions counts as wrong and isn't shown.
     """
-    predicted = predicted_classes(predictions.T, threshold=0.5)
+    predicted = predicted_classes(predictions.T, task.prediction_threshold)
     wrong = np.flatnonzero(predicted != labels)
     shown = wrong[predicted[wrong] >= 0]
     columns = np.concatenate([1.0 - predictions, predictions], axis=1) if predictions.shape[1] == 1 else predictions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import FunctionObjective, Objective, Supervised
+from distsgd.nn.task import Task
 from distsgd.parallel import Communicator
-from distsgd.run.config import TrainConfig
+from distsgd.run.config import TrainConfig, class_names
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
-from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, default_metrics
+from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, standard_metrics
 
 OWN_MODEL = "own"
 """The name, in a configuration, of a model that was handed to fit as an object."""
@@ -87,8 +88,36 @@ def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
     return Supervised(model, loss, shape)
 
 
+def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Task:
+    """What the outputs stand for: by the loss and the targets.
+
+    A model of the user's own that isn't a layer predicts what it puts out, so that its single output is a score.
+    Raises ConfigurationError or DataError where these targets can't be learned, or have other classes than --classes.
+    """
+    own = not isinstance(objective, Supervised)
+    loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
+    outputs = loss.output_size(data.target_shape, data.num_classes)
+    of_classes = data.num_classes is not None and not isinstance(loss, BinaryCrossEntropy | SquaredError)
+    if of_classes or isinstance(loss, SoftmaxCrossEntropy):
+        task = Task("classification", data.num_classes or outputs, answer="score" if own else "logit")
+    elif isinstance(loss, BinaryCrossEntropy) and outputs > 1:
+        task = Task("multilabel", outputs, answer="score" if own else "logit")
+    elif isinstance(loss, BinaryCrossEntropy):
+        task = Task("classification", 2, answer="score" if own else "logit")
+    elif data.num_classes == 2 and outputs == 1:
+        task = Task("classification", 2, answer="probability")
+    else:
+        task = Task("regression")
+    if task.num_classes == 1 and not own:
+        raise DataError(
+            "the targets are labels of a single class, 0: there is nothing to learn from them; give examples of every "
+            "class, or say with --classes how many classes there are"
+        )
+    return replace(task, names=class_names(config.classes, task.num_classes))
+
+
 def build_metrics(
-    communicator: Communicator, config: TrainConfig, data: Signature, objective: Objective
+    communicator: Communicator, config: TrainConfig, data: Signature, objective: Objective, task: Task
 ) -> list[Metric]:
     """What is measured besides the loss. Collective, for it may load the user's functions."""
     if isinstance(objective, FunctionObjective) and objective.outputs is None:
@@ -99,7 +128,7 @@ def build_metrics(
         return []
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    standard = _standard_metrics(config, data, loss, outputs)
+    standard = standard_metrics(task, outputs, config.top_k)
     asked = [_metric(communicator, name, outputs) for name in config.metric]
     return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard])]
 
@@ -110,24 +139,11 @@ def _metric(communicator: Communicator, name: str, outputs: int) -> Metric:
     return UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric"))
 
 
-def _standard_metrics(config: TrainConfig, data: Signature, loss: Loss, outputs: int) -> Sequence[Metric]:
-    kind = next(name for name, loss_class in LOSSES.items() if isinstance(loss, loss_class))
-    if kind == "softmax-cross-entropy":
-        return default_metrics("classification", outputs, config.top_k)
-    binary = outputs == 1 and (kind == "binary-cross-entropy" or data.num_classes == 2)
-    if binary:
-        return default_metrics("classification", 1, config.top_k, threshold=0.0 if kind.startswith("binary") else 0.5)
-    if kind == "binary-cross-entropy":
-        return []  # several yes-or-no targets at once: the loss says what there is to say
-    return default_metrics("regression", outputs, config.top_k)
-
-
-def confusion_matrix(data: Signature, metrics: Sequence[Metric]) -> ConfusionMatrix | None:
-    """The confusion matrix for the summary, where there are classes, and not too many."""
-    accuracy = next((metric for metric in metrics if metric.name == "accuracy"), None)
-    if accuracy is None or data.num_classes is None or data.num_classes > _CONFUSION_CLASSES:
+def confusion_matrix(task: Task, metrics: Sequence[Metric]) -> ConfusionMatrix | None:
+    """The confusion matrix for the summary, where classes are measured, and there aren't too many."""
+    if task.kind != "classification" or task.num_classes > _CONFUSION_CLASSES or not metrics:
         return None
-    return ConfusionMatrix(max(data.num_classes, 2), accuracy.threshold)  # type: ignore[attr-defined]
+    return ConfusionMatrix(max(task.num_classes, 2), task.output_threshold)
 
 
 def check_targets(communicator: Communicator, objective: Objective, data: Data) -> None:

@@ -27,6 +27,7 @@ from distsgd.training.metrics import METRICS
 from distsgd.training.non_finite import POLICIES
 
 MOST_MICROBATCHES = 65_536
+MOST_CLASSES = 1_000_000
 """More serve no purpose and exceed any machine."""
 _PATIENCE = {"epochs": 10, "patience": 5000}
 _LOSS_SCALE = 1024
@@ -66,6 +67,30 @@ def _check_loss_scale(scale: int, name: str) -> None:
         raise ConfigurationError(f"{name}: expected a power of two, got {scale}; others don't divide out")
 
 
+def number_of_classes(words: tuple[str, ...]) -> int | None:
+    """What --classes says: a number, or as many as there are names; None where it says nothing."""
+    if not words:
+        return None
+    if len(words) == 1:
+        if not (words[0].isascii() and words[0].isdigit() and 2 <= int(words[0][:10]) <= MOST_CLASSES):
+            raise ConfigurationError(
+                f"classes: expected a number from 2 to {MOST_CLASSES}, or two or more names, got {words[0]!r}"
+            )
+        return int(words[0])
+    if len(set(words)) < len(words) or not all(map(str.strip, words)):
+        raise ConfigurationError(f"classes: expected different names, got {' '.join(map(repr, words))}")
+    return len(words)
+
+
+def class_names(words: tuple[str, ...], classes: int) -> tuple[str, ...]:
+    """The names of so many classes, as --classes says them. Raises ConfigurationError where it says another number."""
+    said = number_of_classes(words)
+    if said not in (None, classes):
+        got = f"{classes} classes" if classes else "values and not classes"
+        raise ConfigurationError(f"classes: {said} are named, the targets are {got}; name those that there are")
+    return words if len(words) > 1 else ()
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
@@ -82,6 +107,8 @@ class TrainConfig:
     validation: str | None = option(None, "Path of validation data, instead of splitting some off.")
     validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
     test: str | None = option(None, "Path of test data, instead of the data set's own.")
+    classes: tuple[str, ...] = option((), check=lambda words, name: number_of_classes(words), help=
+        "How many classes there are, where the data don't hold all, or their names in the order of the labels.")
     expand: str = option("none", choices=("none", "shifts"), help=
         "shifts: each training image also moved by a pixel up, down, left and right; five times as many examples.")
     augment: tuple[str, ...] = option((), check=lambda words, name: parse_augmentation(words), help=

@@ -18,6 +18,7 @@ from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.task import Task
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
@@ -46,6 +47,7 @@ _starting = threading.Lock()
 class Result:
     """What fit returns, on every rank.
 
+    task      what the outputs stand for: `task.labels(result.predict(x))` are labels
     params    the best parameters by name (the last where nothing was validated)
     state     running statistics by name
     history   the records of metrics.jsonl, on rank 0
@@ -56,6 +58,7 @@ class Result:
     state: dict[str, Array]
     summary: dict[str, Any]
     history: list[dict[str, Any]]
+    task: Task
     _objective: Objective = field(repr=False)
     _signature: Signature = field(repr=False)
 
@@ -163,7 +166,7 @@ def _result(attempt: Attempt, history: History) -> Result:
     params, state = (
         {name: array.copy() for name, array in arrays.items()} for arrays in (step.host_params(), step.running)
     )
-    return Result(params, state, attempt.summary, history.records, step.objective, attempt.data.signature)
+    return Result(params, state, attempt.summary, history.records, attempt.task, step.objective, attempt.data.signature)
 
 
 NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient"}

@@ -16,10 +16,11 @@ from distsgd.core.runtime import cpu_probe
 from distsgd.core.status_table import Phase
 from distsgd.data.examples import Signature
 from distsgd.nn.objective import Objective
+from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import build_metrics, check_targets, confusion_matrix
+from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data
@@ -92,6 +93,7 @@ class Attempt:
     spec: RunSpec
     config: TrainConfig
     data: Data
+    task: Task
     metrics: Sequence[Metric]
     trainer: Trainer
     notes: list[str]
@@ -169,7 +171,8 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     data = spec.load_data(communicator, config)
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, objective, data)
-    metrics = [*build_metrics(communicator, config, data.signature, objective), *spec.metrics]
+    task = build_task(config, data.signature, objective)
+    metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
         from distsgd.run.folder_writer import FolderWriter
@@ -180,7 +183,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     trainer = build_trainer(
         communicator, config, data, device, objective, spec.optimizer, schedule, metrics, callbacks, writer
     )  # fmt: skip
-    return Attempt(spec, config, data, metrics, trainer, [*start.notes, *notes, *trainer.notes])
+    return Attempt(spec, config, data, task, metrics, trainer, [*start.notes, *notes, *trainer.notes])
 
 
 def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
@@ -201,6 +204,7 @@ def _metadata(attempt: Attempt) -> Metadata:
         config=config.identity(),
         schedule_epochs=config.schedule_epochs or float(max(config.epochs, 1)),
         signature=data.signature,
+        task=attempt.task,
         contents=data.fingerprint,
         examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
         probe=cpu_probe(),
@@ -257,7 +261,7 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     """Finalizes, and returns the summary on every rank. Collective."""
     trainer = attempt.trainer
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
-    summary = finish(trainer, reason, confusion_matrix(attempt.data.signature, attempt.metrics))
+    summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics))
     trainer.end(summary)
     trainer.step.device.synchronize()
     communicator.barrier()  # no messages are still in flight
@@ -295,5 +299,5 @@ def _draw(attempt: Attempt) -> None:
     from distsgd.run.stored_model import StoredModel
 
     signature = attempt.data.signature
-    stored = StoredModel(config, signature, step.objective, step.host_params(), step.running)
+    stored = StoredModel(config, signature, attempt.task, step.objective, step.host_params(), step.running)
     draw_after_training(folder.place(), stored, attempt.data, quiet=config.quiet)

@@ -14,6 +14,7 @@ from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, RunFolderError
 from distsgd.data.examples import Examples, Signature
+from distsgd.nn.task import Task
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
 from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, TrainConfig, resolved
@@ -106,6 +107,10 @@ class Material:
             return self._weights()
         stored, _ = self.trained()
         return stored.params, stored.signature
+
+    def task(self) -> Task:
+        """What the model's outputs stand for."""
+        return self.trained()[0].task
 
     def trained(self) -> tuple[StoredModel, Data]:
         """The model and the data. Raises a DistsgdError with one sentence, the same each time."""

@@ -21,6 +21,7 @@ from distsgd.core.errors import (
 )
 from distsgd.core.output import say
 from distsgd.data.examples import Examples
+from distsgd.nn.task import true_classes
 from distsgd.plots import boundary, confusion, filters, misclassified
 from distsgd.plots.canvas import NothingToDraw, save, style
 from distsgd.plots.curves import CurveOptions, draw_curves
@@ -146,25 +147,26 @@ def _confusion(material: Material, choices: Choices) -> Figure:
         found = confusion.from_summary(matrices, split)
         if found is not None:
             return confusion.draw_confusion(found)
-    _, signature = material.weights()
-    classes = signature.num_classes
-    if classes is None:
+    task = material.task()
+    classes = task.num_classes
+    if task.kind != "classification":
         raise NothingToDraw("confusion: the targets are no classes")
     if classes > _CLASSES:
         raise NothingToDraw(f"confusion: {classes} classes are too many to look at, up to {_CLASSES} are drawn")
     split, examples = material.examples(choices.split)
-    metric = ConfusionMatrix(max(classes, 2), threshold=0.5)
-    matrix = metric.value(metric.sums(material.predictions(split, examples).T, _chosen(examples)[1]))
+    metric = ConfusionMatrix(max(classes, 2), task.prediction_threshold)
+    matrix = metric.value(metric.sums(material.predictions(split, examples).T, _labels(examples)))
     return confusion.draw_confusion(confusion.Confusion(split, np.array(matrix)))
 
 
 def _misclassified(material: Material, choices: Choices) -> Figure:
     _, signature = material.weights()
-    if signature.num_classes is None or image_shape(signature.example_shape) is None:
+    task = material.task()
+    if task.kind != "classification" or image_shape(signature.example_shape) is None:
         raise NothingToDraw("misclassified: the examples are no images of classes")
     split, examples = material.examples(choices.split)
     mistakes = misclassified.find_mistakes(
-        split, material.predictions(split, examples), _chosen(examples)[1], choices.examples
+        split, material.predictions(split, examples), _labels(examples), task, choices.examples
     )
     inside = mistakes.chosen if examples.indices is None else examples.indices[mistakes.chosen]
     return misclassified.draw_mistakes(mistakes, examples.x[inside], signature.example_shape)
@@ -180,7 +182,13 @@ def _boundary(material: Material, choices: Choices) -> Figure:
     def predict(rows: Array) -> Array:
         return material.predict(Examples(rows, rows, scale=data.train.scale))
 
-    return boundary.draw_boundary(boundary.find_boundary(x, y, signature.num_classes, predict))
+    return boundary.draw_boundary(boundary.find_boundary(x, y, material.task(), predict))
+
+
+def _labels(examples: Examples) -> Array:
+    """The labels of a set, in its order."""
+    y = _chosen(examples)[1]
+    return true_classes(y if y.ndim == 1 and y.dtype.kind != "f" else y.reshape(len(y), -1).T)
 
 
 def _chosen(examples: Examples) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from distsgd.data.examples import Examples, Signature
 from distsgd.data.sampling import split_off
 from distsgd.data.sources.checks import check_arrays
 from distsgd.parallel import Communicator
-from distsgd.run.config import TrainConfig
+from distsgd.run.config import TrainConfig, number_of_classes
 
 if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource
@@ -78,10 +78,9 @@ def split_data(
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
     train = sets["train"]
     assert train is not None, "there is always a training set"
-    dtype = np.dtype(config.dtype)
 
     def check() -> tuple[int | None, str]:
-        return _check(names, sets, num_classes, dtype), contents or fingerprint(sets)
+        return _check(names, sets, num_classes, config), contents or fingerprint(sets)
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], ""
@@ -193,12 +192,24 @@ def _copied(data: Data, device: Device, augmented: bool) -> Data:
 
 
 def _check(
-    names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None, dtype: np.dtype
+    names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None, config: TrainConfig
 ) -> int | None:
     """The number of classes. Raises DataError where arrays can't be trained on or sets don't fit each other."""
-    train = sets["train"]
+    train, dtype = sets["train"], np.dtype(config.dtype)
     assert train is not None
-    classes = check_arrays(names["train"], train.x, train.y, train.weights, num_classes=num_classes, dtype=dtype)
+    said, values = number_of_classes(config.classes), config.loss == "squared-error"
+    if None not in (said, num_classes) and said != num_classes:
+        raise ConfigurationError(f"classes: {names['train']} has {num_classes} classes, got {said}; leave it out")
+
+    def check(key: str, part: Examples, classes: int | None) -> int | None:
+        as_values = values and classes is None
+        return check_arrays(
+            names[key], part.x, part.y, part.weights, num_classes=classes, values=as_values, dtype=dtype
+        )
+
+    classes = check("train", train, said if values else said or num_classes)
+    if values and train.y.dtype.kind != "f" and 0 <= train.y.min() <= train.y.max() <= 1:
+        classes = 2
     for key, part in sets.items():
         if part is None or part is train:
             continue
@@ -212,7 +223,7 @@ def _check(
                 f"{names[key]}: these inputs are divided by {part.scale:g}, the training inputs by {train.scale:g}; "
                 "give both as the same kind of numbers, or set --scale"
             )
-        found = check_arrays(names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype)
+        found = check(key, part, classes)
         if (found is None) != (classes is None):
             raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
     return classes

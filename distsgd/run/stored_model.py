@@ -17,8 +17,9 @@ from distsgd.core.runtime import check_memory
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.nn.objective import Objective
+from distsgd.nn.task import Task
 from distsgd.parallel import Communicator
-from distsgd.run.build import OWN_MODEL, build_objective
+from distsgd.run.build import OWN_MODEL, build_objective, build_task
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_file import from_mapping
 from distsgd.run.user_code import names_code
@@ -35,6 +36,7 @@ class StoredModel:
 
     config: TrainConfig
     signature: Signature
+    task: Task
     objective: Objective
     params: Views
     state: Views
@@ -66,16 +68,16 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     code   file.py:function, where the run's model is the user's own: a checkpoint names code, but never runs it
     """
 
-    def read() -> tuple[dict[str, Any], Signature]:
+    def read() -> tuple[dict[str, Any], Signature, Task | None]:
         found = find_checkpoint(Path(path), prefer="best")
         arrays.update({name: found.group(name) for name in ("parameters", "statistics")})
         metadata = Metadata.from_document(found.document)
         if metadata.config is None:
             raise CheckpointError(f"{path}: the checkpoint says nothing of its configuration; it is of no whole run")
-        return metadata.config, metadata.known_signature(path)
+        return metadata.config, metadata.known_signature(path), metadata.task
 
     arrays: dict[str, Mapping[str, Array]] = {}
-    options, signature = communicator.on_root(read)
+    options, signature, task = communicator.on_root(read)
     config = from_mapping({key: value for key, value in options.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:
@@ -100,4 +102,5 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     communicator.on_root(fill)
     for view in views.values():
         communicator.transport.broadcast(view.flat)
-    return StoredModel(config, signature, objective, views["parameters"], views["statistics"])
+    task = task or build_task(config, signature, objective)  # older checkpoints hold none
+    return StoredModel(config, signature, task, objective, views["parameters"], views["statistics"])

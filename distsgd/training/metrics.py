@@ -17,6 +17,7 @@ import numpy as np
 from distsgd.core.components import Component
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
+from distsgd.nn.task import Task, predicted_classes, true_classes
 
 Mode: TypeAlias = Literal["min", "max"]
 Value: TypeAlias = "float | list[list[int]]"
@@ -76,6 +77,21 @@ class Error(Metric):
         """(wrong, examples)."""
         wrong = predicted_classes(outputs, self.threshold) != true_classes(y)
         return np.array([np.count_nonzero(wrong), wrong.size], np.float64)
+
+
+@final
+@dataclass(frozen=True)
+class LabelAccuracy(Metric):
+    """The part of all yes-or-no answers that are right, of several an example: 1 - the Hamming loss."""
+
+    name = "label_accuracy"
+    mode = "max"
+    threshold: float = 0.0
+
+    def sums(self, outputs: Array, y: Array) -> Array:
+        """(right, answers). A NaN is wrong."""
+        right = ((outputs > self.threshold) == (y > 0.5)) & ~np.isnan(outputs)
+        return np.array([np.count_nonzero(right), right.size], np.float64)
 
 
 @final
@@ -244,48 +260,22 @@ METRICS: dict[str, Callable[[int], Metric]] = {
 """What `--metric NAME` measures, made for a number of outputs."""
 
 
-def default_metrics(
-    task: Literal["classification", "regression"], num_outputs: int, top_k: int | None = None, *, threshold: float = 0.0
-) -> tuple[Metric, ...]:
-    """The metrics of a `classification` or a `regression` with K = num_outputs outputs.
+def standard_metrics(task: Task, num_outputs: int, top_k: int | None = None) -> tuple[Metric, ...]:
+    """What is measured of a task besides the loss, by a model with K = num_outputs outputs.
 
-    `threshold` is where class 1 begins if there is one output: 0 for a logit, 0.5 after a sigmoid. Raises
-    ConfigurationError for a top_k that doesn't fit.
+    Raises ConfigurationError for a top_k that doesn't fit.
     """
-    if task == "regression":
-        if top_k is not None:
-            raise ConfigurationError("metrics: top-k needs classification, the task is regression")
-        return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs))
-    metrics = (Accuracy(threshold), Error(threshold))
-    if top_k is None:
-        return metrics
-    if num_outputs == 1 or not 1 <= top_k <= num_outputs:
+    if top_k is not None and (task.kind != "classification" or num_outputs == 1 or not 1 <= top_k <= num_outputs):
         raise ConfigurationError(
-            f"metrics: top-k needs a model with at least 2 outputs and a k up to their number, got {num_outputs} "
-            f"outputs and k = {top_k}"
+            f"top_k: expected classes, a model with at least 2 outputs, and a k up to their number, got k = {top_k} for "
+            f"a {task.kind} with {num_outputs} outputs"
         )
-    return (*metrics, TopK(top_k))
-
-
-def predicted_classes(outputs: Array, threshold: float = 0.0) -> Array:
-    """Predicted classes (n,), int64, of outputs (K, n): the first of the largest; -1 where an output is NaN.
-
-    With one output, class 1 where it is above `threshold`, else class 0.
-    """
-    if len(outputs) == 1:
-        return np.where(np.isnan(outputs[0]), -1, (outputs[0] > threshold).astype(np.int64))
-    largest = outputs.argmax(axis=0)
-    # argmax takes a NaN for the largest, so one look at what it found is enough.
-    found = outputs[largest, np.arange(len(largest))]
-    return np.where(np.isnan(found), -1, largest)
-
-
-def true_classes(y: Array) -> Array:
-    """Labels (n,), int64: `y` itself, or the most probable class of probabilities (K, n); of one row, whether > 0.5."""
-    if y.ndim == 1:
-        return y.astype(np.int64, copy=False)
-    classes: Array = (y[0] > 0.5).astype(np.int64) if len(y) == 1 else y.argmax(axis=0)
-    return classes
+    if task.kind == "regression":
+        return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs))
+    threshold = task.output_threshold
+    if task.kind == "multilabel":
+        return (LabelAccuracy(threshold),)
+    return (Accuracy(threshold), Error(threshold), *(() if top_k is None else (TopK(top_k),)))
 
 
 def _difference(outputs: Array, y: Array) -> Array:

@@ -16,14 +16,15 @@ from distsgd.core.checkpoint import understanding
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
 from distsgd.data.examples import Signature
+from distsgd.nn.task import Task
 from distsgd.training.non_finite import NonFinite
 
 _NONE = type(None)
 _MOST = 1 << 56
 """More than any count: the watchdog's table has 64 bits for a step and a phase."""
 _METADATA: dict[str, tuple[type, ...]] = {
-    "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "contents": (str,),
-    "examples": (list,), "probe": (str,), "device": (str,),
+    "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "task": (dict,),
+    "contents": (str,), "examples": (list,), "probe": (str,), "device": (str,),
 }  # fmt: skip
 _PROGRESS: dict[str, tuple[type, ...]] = {
     "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
@@ -37,6 +38,7 @@ class Metadata:
 
     config           the configuration's identity
     schedule_epochs  the horizon of the first start
+    task             what its outputs stand for
     contents         the fingerprint of the data
     examples         how many there are for training, validation and test
     probe            of the CPU's bits
@@ -46,6 +48,7 @@ class Metadata:
     config: dict[str, Any] | None = None
     schedule_epochs: float | None = None
     signature: Signature | None = None
+    task: Task | None = None
     contents: str | None = None
     examples: list[int] | None = None
     probe: str | None = None
@@ -57,6 +60,8 @@ class Metadata:
         if self.signature is not None:
             parts = asdict(self.signature)
             entries = entries | {"signature": {key: list(v) if isinstance(v, tuple) else v for key, v in parts.items()}}
+        if self.task is not None:
+            entries = entries | {"task": self.task.to_document()}
         return {key: value for key, value in entries.items() if value is not None}
 
     def known_signature(self, path: str | Path) -> Signature:
@@ -71,6 +76,8 @@ class Metadata:
         entries = {key: _checked(document, key, kinds) for key, kinds in _METADATA.items() if key in document}
         if "signature" in entries:
             entries["signature"] = _signature(entries["signature"])
+        if "task" in entries:
+            entries["task"] = Task.from_document(entries["task"])
         if not all(_is_count(number) for number in entries.get("examples", ())):
             raise _wrong("examples", entries["examples"])
         horizon = entries.get("schedule_epochs")

@@ -24,6 +24,7 @@ def check_arrays(
     weights: Array | None = None,
     *,
     num_classes: int | None = None,
+    values: bool = False,
     dtype: np.dtype[Any] | None = None,
 ) -> int | None:
     """Checks that examples can be trained on.
@@ -40,13 +41,15 @@ def check_arrays(
         Sample weights (n,), finite, not negative, not all 0.
     num_classes
         The number of classes; None for the greatest label + 1.
+    values
+        Whether integer targets are values, as floats are, and not labels.
     dtype
         The model's, where it is known: what it can't hold isn't finite either.
 
     Returns
     -------
     int or None
-        The number of classes, None for float targets.
+        The number of classes, None for values.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def check_arrays(
     if is_float:
         _check_finite(f"{name}: targets", y, dtype)
         return None
-    return _check_labels(name, y, num_classes)
+    return None if values else _check_labels(name, y, num_classes)
 
 
 def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
@@ -146,7 +149,9 @@ def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
     if greatest >= limit or y.min() < 0:
         found = _first(y, lambda block: (block < 0) | (block >= limit))
         assert found is not None
-        remedy = "number the classes from 0" if num_classes is None else "correct it, or set the number of classes"
+        remedy = "correct it, or say with --classes how many there are"
+        if num_classes is None:
+            remedy = "number the classes from 0 (np.unique(y, return_inverse=True)); values are floats: y.astype(float)"
         raise DataError(
             f"{name}: expected labels from 0 to {limit - 1}, example {found[0]} has {int(found[1])}; {remedy}"
         )

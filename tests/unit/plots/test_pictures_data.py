@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distsgd.nn.task import Task
 from distsgd.plots import boundary, confusion
 from distsgd.plots.canvas import NothingToDraw
 from distsgd.plots.filters import find_filters
 from distsgd.plots.images import as_images, image_shape, mosaic, pictured
 from distsgd.plots.misclassified import are_probabilities, find_mistakes
 from distsgd.training.metrics import ConfusionMatrix
+
+CLASSES, VALUES = Task("classification", 2), Task("regression")
 
 
 def naive_mistakes(p: np.ndarray, labels: np.ndarray, most: int) -> list[tuple[int, int, float]]:
@@ -31,7 +34,7 @@ def test_mistakes(classes: int, most: int) -> None:
     rng = np.random.default_rng(classes)
     p = rng.multinomial(10, rng.dirichlet(np.ones(classes), 300)) / 10  # so coarse that many are equal
     labels = rng.integers(0, classes, 300)
-    found = find_mistakes("test", p, labels, most)
+    found = find_mistakes("test", p, labels, CLASSES, most)
     expected = naive_mistakes(p, labels, most)
     assert found.probabilities is not None
     assert list(zip(found.chosen.tolist(), found.predicted.tolist(), found.probabilities.tolist(), strict=True)) == (
@@ -43,14 +46,14 @@ def test_mistakes(classes: int, most: int) -> None:
 
 def test_mistakes_of_one_output() -> None:
     p, labels = np.array([[0.9], [0.2], [0.4], [0.05], [0.5]]), np.array([0, 0, 1, 1, 0])
-    found = find_mistakes("validation", p, labels, 10)
+    found = find_mistakes("validation", p, labels, CLASSES, 10)
     assert found.chosen.tolist() == [3, 0, 2]
     np.testing.assert_allclose(found.probabilities, [0.95, 0.9, 0.6])
 
 
 def test_mistakes_of_outputs_that_are_no_probabilities() -> None:
     z = np.array([[3.0, 1.0], [9.0, 8.5], [0.0, 5.0], [math.nan, 0.0]])
-    found = find_mistakes("test", z, np.array([1, 1, 0, 0]), 10)
+    found = find_mistakes("test", z, np.array([1, 1, 0, 0]), CLASSES, 10)
     assert found.chosen.tolist() == [2, 0, 1], "by how far the wrong class is ahead"
     assert found.probabilities is None
     assert (found.wrong, found.total) == (4, 4), "NaN is wrong, and can't be shown"
@@ -182,7 +185,7 @@ def test_boundary_of_inputs_of_which_one_is_constant() -> None:
         assert (rows[:, 2] == 1).all()
         return (rows[:, :1] + 2 * rows[:, 1:2]) / 3
 
-    found = boundary.find_boundary(x, y, None, model)
+    found = boundary.find_boundary(x, y, VALUES, model)
     assert (found.inputs, found.classes, found.total, found.probable) == ((0, 1), 2, 4, False)
     expected = (found.across + 2 * found.up[:, None]) / 3
     np.testing.assert_allclose(found.answers[..., 0], expected, atol=1e-6)
@@ -193,7 +196,7 @@ def test_boundary_of_inputs_of_which_one_is_constant() -> None:
 
 def test_boundary_of_values_and_of_many_points() -> None:
     x = np.random.default_rng(0).normal(size=(2500, 2))
-    found = boundary.find_boundary(x, x[:, 0], None, lambda rows: rows[:, :1])
+    found = boundary.find_boundary(x, x[:, 0], VALUES, lambda rows: rows[:, :1])
     assert (found.classes, len(found.points), found.total) == (None, 2000, 2500)
     assert not found.wrong.any()
 
@@ -201,7 +204,7 @@ def test_boundary_of_values_and_of_many_points() -> None:
 @pytest.mark.parametrize("x", [np.eye(3), np.ones((4, 2)), np.arange(4.0)[:, None] * [1, 0]])
 def test_no_boundary_unless_two_inputs_vary(x: np.ndarray) -> None:
     with pytest.raises(NothingToDraw, match="two make a picture"):
-        boundary.find_boundary(x, np.zeros(len(x)), 2, lambda rows: rows)
+        boundary.find_boundary(x, np.zeros(len(x)), CLASSES, lambda rows: rows)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from distsgd.cli.plot import draw
 from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.options import options_of
 from distsgd.data.sources.datasets import open_dataset, read_array
+from distsgd.nn.task import Task
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style
 from distsgd.plots.curves import CurveOptions, draw_curves
@@ -139,13 +140,15 @@ def test_many_kinds(tmp_path: Path) -> None:
         few = find_filters({"conv1.weight": rng.normal(size=(1, 1, 3, 3))}, (8, 8), 10, 64)
         save(draw_filters(few), tmp_path, "filter")
         for most in (1, 80):
-            mistakes = misclassified.find_mistakes("test", p, labels, most)
+            mistakes = misclassified.find_mistakes("test", p, labels, Task("classification", 3), most)
             figure = misclassified.draw_mistakes(mistakes, images[mistakes.chosen], (3, 16, 16))
             save(figure, tmp_path, f"misclassified{most}")
         for classes in (2, 15, 70):
             counts = rng.poisson(1.0, (classes, classes)) + np.diag([20] * classes)
             save(confusion.draw_confusion(confusion.Confusion("validation", counts)), tmp_path, f"confusion{classes}")
-        found = boundary.find_boundary(x, labels, 3, lambda rows: np.exp(-np.square(rows[:, :1] - [-1, 0, 1])))
+        found = boundary.find_boundary(
+            x, labels, Task("classification", 3), lambda rows: np.exp(-np.square(rows[:, :1] - [-1, 0, 1]))
+        )
         save(boundary.draw_boundary(found), tmp_path, "boundary")
         records = [{"step": 10 * n, "epoch": n, "train_loss": 5.0**-n} for n in range(1, 5)]
         many = [run_of(Path(f"/runs/{n}"), TrainConfig(seed=n), records, None) for n in range(9)]

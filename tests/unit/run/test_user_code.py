@@ -173,7 +173,7 @@ def test_a_configuration_of_code_that_was_not_named_runs_nothing(folder: Path) -
     """As if a command forgot to ask: the trainer's own builders refuse what comes from a file."""
     from distsgd.data.examples import Signature
     from distsgd.parallel.serial import SerialCommunicator
-    from distsgd.run.build import build_metrics, build_objective, user_code
+    from distsgd.run.build import build_metrics, build_objective, build_task, user_code
 
     alone, signature = SerialCommunicator(), Signature((4,), (), 2)
     config = from_mapping({"model": "evil.py:f", "metric": ["evil.py:f"], "callback": ["evil.py:f"]}, "a file")
@@ -181,7 +181,7 @@ def test_a_configuration_of_code_that_was_not_named_runs_nothing(folder: Path) -
         build_objective(alone, config, signature)
     objective = build_objective(alone, TrainConfig(), signature)
     with pytest.raises(ConfigurationError, match=r"metric: .* runs only where"):
-        build_metrics(alone, config, signature, objective)
+        build_metrics(alone, config, signature, objective, build_task(TrainConfig(), signature, objective))
     with pytest.raises(ConfigurationError, match=r"callback: .* runs only where"):
         user_code(alone, config.callback[0], "callback")
     assert not (folder / "ran").exists()

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
+from distsgd.nn.task import Task
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
-from distsgd.training.metrics import UserMetric, default_metrics
+from distsgd.training.metrics import UserMetric, standard_metrics
 
 # Few different values, so that ties and NaN come up.
 values = st.one_of(st.integers(0, 12).map(lambda n: n / 8), st.floats(0, 2), st.just(math.nan), st.just(math.inf))
@@ -194,7 +195,10 @@ def test_resuming_with_the_other_rule_keeps_the_best() -> None:
 
 
 def test_monitor_mode_agrees_with_the_metrics() -> None:
-    for metric in (*default_metrics("classification", 10, top_k=5), *default_metrics("regression", 2)):
+    for metric in (
+        *standard_metrics(Task("classification", 10), 10, top_k=5),
+        *standard_metrics(Task("regression"), 2),
+    ):
         assert monitor_mode(f"validation_{metric.name}") == metric.mode
     assert monitor_mode("validation_loss") == "min"
     with pytest.raises(ConfigurationError, match="monitor 'validation_f1': expected a name that ends in one of loss"):

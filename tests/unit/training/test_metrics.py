@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
+from distsgd.nn.task import Task
 from distsgd.training.metrics import (
     METRICS,
     R2,
@@ -24,8 +25,8 @@ from distsgd.training.metrics import (
     Metric,
     TopK,
     UserMetric,
-    default_metrics,
     predicted_classes,
+    standard_metrics,
 )
 
 NAN = math.nan
@@ -179,15 +180,17 @@ def test_user_metric() -> None:
         value(mean, [[1.0, 5.0, 3.0]], [0, 0, 0])
 
 
-def test_default_metrics() -> None:
-    def names(*args: Any, **options: Any) -> list[str]:
-        return [metric.name for metric in default_metrics(*args, **options)]
+def test_standard_metrics() -> None:
+    classes = Task("classification", 10)
 
-    assert names("classification", 10) == ["accuracy", "error"]
-    assert names("classification", 10, 5) == ["accuracy", "error", "top_5_accuracy"]
-    assert names("regression", 3) == ["mean_squared_error", "mean_absolute_error", "r2"]
-    assert [metric.width() for metric in default_metrics("regression", 3)] == [2, 2, 10]
-    assert default_metrics("classification", 1, threshold=0.5) == (Accuracy(0.5), Error(0.5))
+    def names(*args: Any, **options: Any) -> list[str]:
+        return [metric.name for metric in standard_metrics(*args, **options)]
+
+    assert names(classes, 10) == ["accuracy", "error"]
+    assert names(classes, 10, 5) == ["accuracy", "error", "top_5_accuracy"]
+    assert names(Task("regression"), 3) == ["mean_squared_error", "mean_absolute_error", "r2"]
+    assert [metric.width() for metric in standard_metrics(Task("regression"), 3)] == [2, 2, 10]
+    assert standard_metrics(Task("classification", 2, answer="probability"), 1) == (Accuracy(0.5), Error(0.5))
 
 
 def test_registry_names_are_the_metrics_names() -> None:
@@ -204,9 +207,9 @@ def test_registry_names_are_the_metrics_names() -> None:
         (lambda: TopK(0), "k must be a whole number at least 1"),
         (lambda: ConfusionMatrix(0), "num_classes must be"),
         (lambda: R2(1.5), "num_outputs must be"),  # type: ignore[arg-type]
-        (lambda: default_metrics("classification", 3, 4), "got 3 outputs and k = 4"),
-        (lambda: default_metrics("classification", 1, 1), "at least 2 outputs"),
-        (lambda: default_metrics("regression", 3, 2), "needs classification"),
+        (lambda: standard_metrics(Task("classification", 3), 3, 4), "got k = 4 for a classification with 3 outputs"),
+        (lambda: standard_metrics(Task("classification", 2), 1, 1), "at least 2 outputs"),
+        (lambda: standard_metrics(Task("regression"), 3, 2), "expected classes"),
         (lambda: value(MeanSquaredError(), np.ones((2, 4)), np.ones((1, 4))), "as many outputs as"),
         (lambda: value(MeanSquaredError(), np.ones((2, 4)), np.ones(4)), "as many outputs as"),
     ],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distsgd.core.checkpoint import Checkpoint, decode, encode
 from distsgd.core.errors import CheckpointError
 from distsgd.data.examples import Signature
+from distsgd.nn.task import Task
 from distsgd.training.non_finite import NonFinite
 from distsgd.training.run_state import Metadata, RunState
 
@@ -61,8 +62,11 @@ def test_round_trip_through_a_file(state: RunState) -> None:
     assert Metadata.from_document(decode(encode(Checkpoint({}, state.best_document()))).document) == state.metadata
 
 
+TASK = Task("classification", 2, ("no", "yes"))
 WHOLE: dict[str, Any] = RunState(
-    Metadata({"seed": 1}, 3.0, Signature((2,), (), 2), "c", [1, 2, 3], "p", None),
+    Metadata(
+        {"seed": 1}, 3.0, Signature((2,), (), 2), Task("classification", 2, ("no", "yes")), "c", [1, 2, 3], "p", None
+    ),
     step=3,
     updates=2,
     best={"step": 1, "epoch": 1},
@@ -76,9 +80,10 @@ wrong = st.none() | st.booleans() | st.text() | st.lists(st.integers()) | st.dic
 def test_keys_are_those_of_the_format() -> None:
     """Which other versions read: the files of a run folder stay as they are."""
     assert set(WHOLE) == {
-        "config", "schedule_epochs", "signature", "contents", "examples", "probe", "rule", *REQUIRED,
+        "config", "schedule_epochs", "signature", "task", "contents", "examples", "probe", "rule", *REQUIRED,
     }  # fmt: skip
     assert WHOLE["signature"] == {"example_shape": [2], "target_shape": [], "num_classes": 2, "scale": 1.0}
+    assert WHOLE["task"] == {"kind": "classification", "num_classes": 2, "names": ["no", "yes"], "answer": "logit"}
     assert set(RunState().to_document()) == {"rule", *REQUIRED}
     assert RunState(step=7, best={"step": 5}).best_document() == {"step": 5, "best": {"step": 5}}
 
@@ -108,6 +113,13 @@ def test_what_is_missing_is_named(key: str) -> None:
         ("skipped", [{"step": 1, "what": "loss", "microbatches": None, "examples": [{}]}]),
         ("examples", [1, -2, 3]),
         ("schedule_epochs", math.nan),
+        *(
+            ("task", {"kind": "classification", "num_classes": 2, "names": [], "answer": "logit", **other})
+            for other in (
+                {"kind": "clustering"}, {"num_classes": 0}, {"num_classes": 2.0}, {"names": ["one"]}, {"names": [1, 2]},
+                {"answer": None}, {"kind": "regression"},
+            )
+        ),
         *(
             ("signature", {"example_shape": [2], "target_shape": [], "num_classes": 2, "scale": 1.0, **other})
             for other in (
