@@ -8,6 +8,7 @@ class FitOptions(TypedDict, total=False):
     scale: float | None
     validation_fraction: float
     validation_last: int | None
+    classes: str | Sequence[str]
     expand: Literal["none", "shifts"]
     augment: str | Sequence[str]
     hidden: int | Sequence[int]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import final
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
 from distsgd.training.metrics import Metric, Value
+from distsgd.training.step import TrainingStep
 
 CHUNK = 512
 """Examples scored together. Fixed, so that chunks, and with them the bits of every metric, are the same on any number
@@ -100,3 +102,28 @@ def predict_all(loader: Loader, params: Views, state: Views) -> Array:
         predicted = to_host(loader.objective.predict(params, batch))
         parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
     return np.concatenate(parts) if parts else np.empty((0, 0), loader.dtype)
+
+
+@final
+class Scores:
+    """Scores a step's parameters between two steps, when its rows of gradients are idle: they are scratch memory here.
+
+    evaluators   by the set's name in records: `train_full`, `validation`, `test`; each may be missing
+    """
+
+    def __init__(self, step: TrainingStep, evaluators: Mapping[str, Evaluator]) -> None:
+        self.step, self.evaluators = step, evaluators
+        rows = list(step.reduction.rows.values())
+        rows += [np.zeros_like(step.reduction.params) for _ in range(step.workers.count - len(rows))]
+        self._scratch = [step.layout.views(row) for row in rows]
+
+    def of(self, name: str, metrics: Sequence[Metric] | None = None) -> dict[str, Value]:
+        """{name_loss: …, and each metric}, by other metrics where they are given; empty where the set is missing.
+        Collective."""
+        evaluator = self.evaluators.get(name)
+        if evaluator is None:
+            return {}
+        if metrics is not None:
+            evaluator = replace(evaluator, metrics=metrics)
+        values = evaluator.run(self.step.params, self.step.statistics.for_model(), self._scratch)
+        return {f"{name}_{key}": value for key, value in values.items()}

@@ -267,8 +267,8 @@ def standard_metrics(task: Task, num_outputs: int, top_k: int | None = None) -> 
     """
     if top_k is not None and (task.kind != "classification" or num_outputs == 1 or not 1 <= top_k <= num_outputs):
         raise ConfigurationError(
-            f"top_k: expected classes, a model with at least 2 outputs, and a k up to their number, got k = {top_k} for "
-            f"a {task.kind} with {num_outputs} outputs"
+            f"top_k: expected classes, a model with at least 2 outputs, and a k up to their number, got k = {top_k} "
+            f"for a {task.kind} with {num_outputs} outputs"
         )
     if task.kind == "regression":
         return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs))

@@ -22,12 +22,11 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.training.callbacks import Callback, Hooks, RunView
 from distsgd.training.checkpoint_store import Checkpoints, CheckpointStore
-from distsgd.training.evaluator import Evaluator
+from distsgd.training.evaluator import Evaluator, Scores
 from distsgd.training.intervals import Intervals, Limits
 from distsgd.training.metrics import Value
 from distsgd.training.non_finite import NonFinite, NonFinitePolicy, Reaction
 from distsgd.training.run_state import RunState
-from distsgd.training.scores import Scores
 from distsgd.training.selection import Selection
 from distsgd.training.speed import SpeedMeter
 from distsgd.training.step import TrainingStep

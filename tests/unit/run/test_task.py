@@ -1,0 +1,153 @@
+"""What outputs stand for: all that speaks of labels says the same, against labels made by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import distsgd
+from distsgd import FunctionObjective, fit
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.run.fit import Result
+
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(120, 3)).astype(np.float32)
+THREE = np.digitize(X[:, 0], [-0.5, 0.5])
+TWO = (X[:, 0] > 0.3).astype(np.int64)
+USUAL: dict[str, Any] = {"epochs": 3, "batch_size": 20, "validation_fraction": 0.25}
+
+
+def labels(result: Result) -> Any:
+    return result.task.labels(result.predict(X))
+
+
+def test_one_class_alone_is_refused() -> None:
+    """Whose loss would be 0 from the first step."""
+    with pytest.raises(DataError, match="labels of a single class, 0: there is nothing"):
+        fit("softmax", (X, np.zeros(len(X), int)), **USUAL)
+
+
+def test_a_fold_without_some_classes_is_trained_with_all() -> None:
+    few = THREE < 2
+    result = fit("softmax", (X[few], THREE[few]), validation=(X, THREE), classes="3", epochs=2)
+    assert result.predict(X).shape == (120, 3)
+    assert np.shape(result.summary["confusion_matrix"]["validation"]) == (3, 3)
+    alone = fit("softmax", (X, np.zeros(len(X), int)), classes=("4",), **USUAL)
+    assert alone.predict(X).shape == (120, 4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("1",), "a number from 2"),
+        (("many",), "got 'many'"),
+        (("a", "b", "a"), "different names"),
+        (("a", "b"), "expected labels from 0 to 1, example"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(classes: tuple[str, ...], words: str) -> None:
+    with pytest.raises((ConfigurationError, DataError), match=words):
+        fit("softmax", (X, THREE), classes=classes, **USUAL)
+
+
+def test_names_of_values_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="the targets are values"):
+        fit("mlp", (X, X[:, 0]), classes=("low", "high"), **USUAL)
+
+
+def test_whole_numbers_under_a_squared_error_are_values() -> None:
+    """Counts, also below 0: no labels, no confusion, the same bits as floats."""
+    counts = np.round(2 * X[:, 0]).astype(np.int64)
+    as_ints = fit("mlp", (X, counts), loss="squared-error", **USUAL)
+    as_floats = fit("mlp", (X, counts.astype(np.float32)), loss="squared-error", **USUAL)
+    assert as_ints.summary["parameters_sha256"] == as_floats.summary["parameters_sha256"]
+    assert labels(as_ints) is None
+    assert as_ints.summary["confusion_matrix"] is None
+    assert as_ints.summary["validation_r2"] == as_floats.summary["validation_r2"]
+
+
+def test_one_hot_targets_are_classes() -> None:
+    result = fit("softmax", (X, np.eye(3, dtype=np.float32)[THREE]), loss="softmax-cross-entropy", **USUAL)
+    assert np.array_equal(labels(result), result.predict(X).argmax(axis=1))
+    assert np.sum(result.summary["confusion_matrix"]["validation"]) == 30
+
+
+def test_0_and_1_as_floats_are_classes_of_a_cross_entropy() -> None:
+    result = fit("mlp", (X, TWO.astype(np.float32)), loss="binary-cross-entropy", **USUAL)
+    assert np.array_equal(labels(result), result.predict(X)[:, 0] > 0.5)
+
+
+def test_several_answers_are_labels_each() -> None:
+    y = (X[:, :2] > 0).astype(np.float32)
+    result = fit("mlp", (X, y), loss="binary-cross-entropy", **USUAL | {"epochs": 30})
+    right = np.mean(labels(result) == y)
+    assert right > 0.9
+    scores = fit("mlp", (X, y), loss="binary-cross-entropy", validation=(X, y), epochs=30, batch_size=20)
+    best = scores.task.labels(scores.predict(X))
+    assert scores.summary["validation_label_accuracy"] == pytest.approx(np.mean(best == y))
+
+
+def test_a_single_score_is_class_1_above_0_everywhere(tmp_path: Path) -> None:
+    """Of an own function, as a support vector machine's: training, predictions, evaluate and predict agree."""
+    code = """
+import numpy as np
+from distsgd import FunctionObjective
+
+def hinge(params, grads, batch):
+    t = 2.0 * batch.y - 1.0
+    margin = 1.0 - t * (params["w"] @ batch.x)
+    grads["w"] = batch.x @ np.where(margin > 0, -t, 0).astype(batch.x.dtype)
+    return float(np.maximum(margin, 0).sum(dtype=np.float64)), len(batch)
+
+def svm(input_shape, outputs):
+    return FunctionObjective(hinge, {"w": np.zeros(3)}, lambda params, batch: (params["w"] @ batch.x)[None])
+"""
+    (tmp_path / "svm.py").write_text(code)
+    np.savez(tmp_path / "d.npz", x=X, y=TWO)
+    np.savez(tmp_path / "n.npz", x=X)
+
+    def run(module: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", f"distsgd.{module}", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    run("train", "--dataset", "d.npz", "--model", "svm.py:svm", "--out", "run", "--lr", "0.01", "--epochs", "2")
+    scores = json.loads(run("evaluate", "run", "--dataset", "d.npz", "--model", "svm.py:svm"))
+    run("predict", "run", "n.npz", "--model", "svm.py:svm", "-o", "o.npz")
+    with np.load(tmp_path / "o.npz") as found:
+        predictions, predicted = found["predictions"], found["labels"]
+    assert np.any((predictions > 0) & (predictions < 0.5)), "where two thresholds would differ"
+    assert np.array_equal(predicted, predictions[:, 0] > 0)
+    assert scores["accuracy"] == np.mean(predicted == TWO)
+    assert scores["confusion_matrix"][1][1] == np.sum((predicted == 1) & (TWO == 1))
+
+
+def test_names_come_back_with_predictions(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=THREE)
+    usual = [sys.executable, "-m"]
+    for line in (
+        ["distsgd.train", "--dataset", "d.npz", "--classes", "low", "middle", "high", "--epochs", "1", "--out", "run"],
+        ["distsgd.predict", "run", "d.npz", "-o", "o.npz"],
+    ):
+        subprocess.run([*usual, *line], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    with np.load(tmp_path / "o.npz") as found:
+        assert found["names"].tolist() == ["low", "middle", "high"]
+        assert np.array_equal(found["labels"], found["predictions"].argmax(axis=1))
+
+
+def test_an_own_function_of_unused_labels_is_no_classifier() -> None:
+    """Its labels may be a column of zeros; nothing is measured of them."""
+
+    def mean(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
+        error = params["m"][:, None] - batch.x
+        grads["m"] = error.sum(axis=1)
+        return 0.5 * float(np.square(error).sum(dtype=np.float64)), len(batch)
+
+    objective = FunctionObjective(mean, {"m": np.zeros(3)})
+    result = fit(objective, (X, np.zeros(len(X), int)), optimizer=distsgd.SGD(0.5), epochs=20, validation_fraction=0)
+    assert np.allclose(result.params["m"], X.mean(axis=0), atol=1e-2)
