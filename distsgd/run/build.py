@@ -15,8 +15,10 @@ from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntr
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import FunctionObjective, Objective, Supervised
 from distsgd.nn.task import Task
+from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import TrainConfig, class_names
+from distsgd.run.config import OPTIONS, TrainConfig, class_names, own_optimizer
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, standard_metrics
@@ -114,6 +116,61 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
             "class, or say with --classes how many classes there are"
         )
     return replace(task, names=class_names(config.classes, task.num_classes))
+
+
+def refuse_unused(config: TrainConfig, data: Signature, objective: Objective, *, validates: bool) -> None:
+    """Raises ConfigurationError for an option that is given, and would change nothing."""
+    own = config.model == OWN_MODEL or isinstance(config.model, CodeName)
+    layers = [option.name for option in fields(ModelOptions)]
+    smoothing = ["label_smoothing", "class_weights"]
+    rules = {
+        "a model of your own has what it is built with; put it there": layers if own else [],
+        "model softmax has no hidden layers": layers[:4] if config.model == "softmax" else [],
+        "the model has a loss of its own; put it there": _of_another_loss(config, data, objective, smoothing),
+        "nothing is penalized; give l1, l2 or weight_decay": [] if _penalties(config) else ["penalize"],
+        f"schedule {config.schedule} has no horizon": [] if has_horizon(config.schedule) else ["schedule_epochs"],
+        "it belongs to the patience rule: --early-stopping patience": ["patience_increase", "improvement_threshold"],
+        "nothing is validated": [] if validates else ["monitor", "min_delta", "ties", "early_stopping"],
+        "this model gives no outputs to measure": [] if _has_outputs(objective) else ["top_k"],
+    }
+    if config.early_stopping == "patience":
+        rules["it belongs to the patience rule: --early-stopping patience"] = []
+        rules["the patience rule has --improvement-threshold in its place"] = ["min_delta"]
+    for reason, names in rules.items():
+        for name in names:
+            if getattr(config, name) != OPTIONS[name].default:
+                raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
+    _refuse_penalties_of_nothing(config, objective)
+
+
+def _of_another_loss(
+    config: TrainConfig, data: Signature, objective: Objective, smoothing: Sequence[str]
+) -> Sequence[str]:
+    """Options of the loss that the objective doesn't have."""
+    if isinstance(objective, Supervised):
+        return [] if objective.loss == build_loss(config, data) else ["loss", *smoothing]
+    return smoothing
+
+
+def _has_outputs(objective: Objective) -> bool:
+    return not isinstance(objective, FunctionObjective) or objective.outputs is not None
+
+
+def _penalties(config: TrainConfig) -> Sequence[str]:
+    """The options that penalize parameters."""
+    return [name for name in ("l1", "l2", "weight_decay") if getattr(config, name)]
+
+
+def _refuse_penalties_of_nothing(config: TrainConfig, objective: Objective) -> None:
+    """Raises ConfigurationError where l1, l2 or a weight decay hold for none of the parameters."""
+    usual = own_optimizer(replace(config, weight_decay=None)) if config.optimizer in OPTIMIZERS else None
+    asked = [name for name in _penalties(config) if getattr(config, name) != getattr(usual, name, 0.0)]
+    shapes = objective.parameter_shapes()
+    if asked and config.penalize == ("weights",) and all(len(shape) < 2 for shape in shapes.values()):
+        raise ConfigurationError(
+            f"{asked[0]}: would change nothing, for it holds for matrices alone, and none of the parameters "
+            f"{', '.join(shapes)} is one; name those that it is for with penalize, such as '*'"
+        )
 
 
 def build_metrics(

@@ -259,8 +259,6 @@ class TrainConfig:
             )
         if self.early_stopping == "patience" and self.patience == 0:
             raise ConfigurationError("patience: the patience rule expects at least 1 minibatch, got 0")
-        if self.model == "softmax" and (self.dropout or self.batch_norm):
-            raise ConfigurationError("dropout and batch_norm belong to hidden layers, and model softmax has none")
         if self.precision != FULL and self.dtype != FULL:
             raise ConfigurationError(
                 f"precision {self.precision}: goes with --dtype float32 alone, got {self.dtype}; leave one of them out"

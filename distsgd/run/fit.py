@@ -232,6 +232,11 @@ class _Arguments:
                 raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
         if self.params is not None and not isinstance(self.params, Mapping):
             raise ConfigurationError(f"fit: params must be arrays by name, got {type(self.params).__name__}")
+        if self.params is not None and isinstance(self.model, str | Layer | Objective):
+            raise ConfigurationError(
+                "fit: params are the initial values of a model that is a function; this model makes its own, "
+                "init_from= takes a run's"
+            )
         if isinstance(self.model, str) and names_code(self.model):
             raise ConfigurationError(
                 f"fit: {self.model} is for the command line; import that function, and give what it returns"

@@ -20,7 +20,7 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix
+from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, refuse_unused
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data
@@ -171,6 +171,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     data = spec.load_data(communicator, config)
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, objective, data)
+    refuse_unused(config, data.signature, objective, validates=data.validation is not None)
     task = build_task(config, data.signature, objective)
     metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]
     callbacks, writer = list(spec.callbacks(communicator)), None

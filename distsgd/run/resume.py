@@ -123,7 +123,7 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     ConfigurationError where no run says that any more."""
     metadata = Metadata.from_document(checkpoint.document)
     horizon = metadata.schedule_epochs
-    if config.schedule_epochs is None:
+    if config.schedule_epochs is None and has_horizon(config.schedule):
         config = replace(config, schedule_epochs=horizon)
     theirs, mine = metadata.config or {}, config.identity()
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now

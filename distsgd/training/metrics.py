@@ -110,6 +110,10 @@ class TopK(Metric):
     def sums(self, outputs: Array, y: Array) -> Array:
         """(right, examples). An example with a NaN among its outputs is wrong."""
         labels = true_classes(y)
+        if labels.size and labels.max() >= len(outputs):
+            raise ConfigurationError(
+                f"{self.name}: expected one output for each class, got {len(outputs)} and the label {labels.max()}"
+            )
         own = outputs[labels, np.arange(labels.size)]
         earlier = np.arange(len(outputs))[:, None] < labels
         ahead = np.count_nonzero((outputs > own) | ((outputs == own) & earlier), axis=0)

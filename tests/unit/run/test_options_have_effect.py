@@ -1,0 +1,108 @@
+"""Every option, with every way of giving a model: the result changes, or the option is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd import fit
+from distsgd.core.errors import ConfigurationError
+from distsgd.nn import Activation, Dense, FunctionObjective, Sequential, SoftmaxCrossEntropy, Supervised
+from distsgd.run.config import OPTIONS
+from distsgd.run.fit import NOT_FOR_FIT
+from tests.cases import first_of
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(80, 4)).astype(np.float32)
+Y = (X[:, 0] * X[:, 1] > 0).astype(np.int64)
+WEIGHTS = {"w": np.full(4, 0.1)}
+
+
+def layers() -> Sequential:
+    return Sequential([Dense(4, 8), Activation("tanh"), Dense(8, 2)])
+
+
+def hinge(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
+    t = 2.0 * batch.y - 1.0
+    margin = 1.0 - t * (params["w"] @ batch.x)
+    grads["w"] = batch.x @ np.where(margin > 0, -t, 0).astype(batch.x.dtype)
+    return float(np.maximum(margin, 0).sum(dtype=np.float64)), len(batch)
+
+
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mlp": ("mlp", {}),
+    "softmax": ("softmax", {}),
+    "list": ("dense 8, tanh, dense", {}),
+    "layer": (layers(), {}),
+    "supervised": (Supervised(layers(), SoftmaxCrossEntropy(), (4,)), {}),
+    "objective": (FunctionObjective(hinge, WEIGHTS, lambda params, batch: (params["w"] @ batch.x)[None]), {}),
+    "function": (hinge, {"params": WEIGHTS}),
+}
+# A value that isn't the default, and what else it takes for the option to matter on these data.
+OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
+    "scale": (2.0, {}), "validation_fraction": (0.3, {}), "validation_last": (20, {}), "classes": (("a", "b"), {}),
+    "expand": ("shifts", {}), "augment": (("flip",), {}), "hidden": ((5,), {}), "activation": ("tanh", {}),
+    "dropout": (0.3, {}), "batch_norm": (True, {}), "weight_initializer": ("normal(0.3)", {}),
+    "bias_initializer": ("normal(0.1)", {}), "bias": (False, {}), "output_activation": ("sigmoid", {}),
+    "loss": ("squared-error", {}), "label_smoothing": (0.1, {}), "class_weights": ((1.0, 2.0), {}),
+    "optimizer": ("adam", {}), "learning_rate": (0.02, {}), "momentum": (0.5, {}), "dampening": (0.5, {}),
+    "beta1": (0.5, {"optimizer": "adam"}), "beta2": (0.5, {"optimizer": "adam"}),
+    "alpha": (0.5, {"optimizer": "rmsprop"}), "epsilon": (0.1, {"optimizer": "adam"}), "weight_decay": (0.1, {}),
+    "l1": (0.01, {}), "l2": (0.01, {}), "penalize": (("*",), {}), "freeze": (("*",), {}), "clip_norm": (0.01, {}),
+    "schedule": ("cosine", {}), "warmup_steps": (3, {}), "schedule_epochs": (3.0, {}),
+    "decay_rate": (0.5, {"schedule": "inverse-time", "decay_epochs": 1.0}),
+    "decay_epochs": (2.0, {"schedule": "inverse-time", "decay_rate": 0.5}),
+    "decay_factor": (0.5, {"schedule": "exponential", "decay_epochs": 2.0}),
+    "staircase": (True, {"schedule": "exponential", "decay_epochs": 2.0, "decay_factor": 0.5}),
+    "batch_size": (7, {}), "sampling": ("replacement", {}), "shuffle": (False, {}),
+    "drop_last": (True, {"batch_size": 7}), "microbatches": (2, {}), "seed": (3, {}), "dtype": ("float64", {}),
+    "precision": ("tf32", {}), "loss_scale": (2, {}), "validate_every": ("2", {}), "train_metrics": ("full", {}),
+    "top_k": (1, {}), "metric": (("top_5_accuracy",), {}), "early_stopping": ("patience", {"patience": 12}),
+    "patience": (1, {}), "min_delta": (0.5, {"patience": 4, "monitor": "validation_loss", "epochs": 12, "learning_rate": 1e-3}), "monitor": ("validation_loss", {"patience": 3, "epochs": 30}),
+    "ties": ("first", {"epochs": 30}), "patience_increase": (3.0, {}), "improvement_threshold": (0.5, {}),
+}  # fmt: skip
+USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05}
+CHANGES_NOTHING_HERE = {
+    ("list", "ties"), ("function", "ties"), ("supervised", "ties"), ("layer", "ties"),  # no value came twice
+    ("list", "monitor"),  # its two values are best at the same epoch
+    ("function", "monitor"),  # there is one value to go by, and it is the default
+}  # fmt: skip
+
+
+def outcome(model: str, options: dict[str, Any]) -> str:
+    """Everything that a run gives, but what may differ between equal runs."""
+    given, more = MODELS[model]
+    result = fit(given, (X, Y), **{**USUAL, **more, **options})
+    said = [{key: value for key, value in one.items() if key != "run"} for one in (*result.history, result.summary)]
+    return json.dumps([said, str(result.task)], sort_keys=True)
+
+
+def test_every_option_is_tried() -> None:
+    """But those that change nothing by design, and those that say when to stop or where data are."""
+    by_design = {name for name, one in OPTIONS.items() if one.operational or not one.written}
+    elsewhere = {name for name, one in OPTIONS.items() if one.group == "When to stop"} | {"init_from"}
+    assert set(OPTIONS) - by_design - elsewhere - NOT_FOR_FIT - {"out", "resume"} == set(OTHER)
+
+
+@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("model", first_of(["mlp", "objective", "supervised", "softmax", "list", "layer", "function"], 2))
+def test_it_changes_the_result_or_is_refused(model: str, name: str) -> None:
+    value, more = OTHER[name]
+    if (model, name) in CHANGES_NOTHING_HERE:
+        return
+    without = outcome(model, more)
+    try:
+        found = outcome(model, more | {name: value})
+    except ConfigurationError as error:
+        named = {name, "top_1_accuracy"} if name == "top_k" else {name, *(value if name == "metric" else ())}
+        assert any(word.replace("_", " ") in str(error).replace("_", " ") for word in named)
+    else:
+        assert found != without
+
+
+def test_params_of_a_model_that_makes_its_own_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="params are the initial values of a model that is a function"):
+        fit("mlp", (X, Y), params=WEIGHTS, epochs=1)
