@@ -12,8 +12,10 @@ from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
 if TYPE_CHECKING:
+    from distsgd.data.examples import Examples
     from distsgd.data.sources.datasets import DataSource
     from distsgd.parallel import Communicator
+    from distsgd.run.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Options:
     run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True)
     dataset: str = option(REQUIRED, "The name of a data set, or a path.")
     split: str | None = option(
-        None, "test, validation or train. Default: test, or train where the data set has no test part."
+        None,
+        "test; validation: also the part that training split off; train: what was trained on; all: the whole training "
+        "part. Default: test, or what the data set has: validation of the run's own data, all of others.",
     )
     data_dir: str | None = option(None, "Where data-set files are.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
@@ -56,10 +60,12 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
     source = open_source(communicator, options.dataset, options.data_dir)
-    split = communicator.on_root(lambda: choose_split(source, options.split))
-    placed = place_split(communicator, source, split)
-    assert placed is not None, "choose_split names a split that is there"
+    split, part = communicator.on_root(lambda: choose_split(source, options.split))
+    placed = place_split(communicator, source, part)
+    assert placed is not None, "choose_split names a part that is there"
     examples = replace(placed, scale=signature.scale)
+    if part == "train" and split != "all":
+        split, examples = communicator.everywhere(lambda: of_the_run(stored, source.name, examples, split))
     communicator.on_root(
         lambda: check_arrays(
             source.name,
@@ -84,12 +90,32 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     return 0
 
 
-def choose_split(source: DataSource, wanted: str | None) -> str:
-    """The part of the data set to score. Raises ConfigurationError where it hasn't any of that name."""
+def choose_split(source: DataSource, wanted: str | None) -> tuple[str | None, str]:
+    """(which examples to score, the part of the data set that they are in). Raises ConfigurationError where it hasn't
+    any of that name."""
     from distsgd.core.errors import ConfigurationError
 
     there = [name.removeprefix("x_") for name in source.arrays if name.startswith("x_")]
-    split = wanted or ("test" if "test" in there else "train")
-    if split not in there:
-        raise ConfigurationError(f"split: {source.name} has {', '.join(there)}, got {split!r}")
-    return split
+    if wanted is None:
+        return ("test", "test") if "test" in there else (None, "train")
+    if wanted not in ("test", "validation", "train", "all"):
+        raise ConfigurationError(f"split: expected test, validation, train or all, got {wanted!r}")
+    if wanted == "test" and "test" not in there:
+        raise ConfigurationError(f"split: {source.name} has {', '.join(there)}, got {wanted!r}")
+    return wanted, wanted if wanted in there else "train"
+
+
+def of_the_run(stored: StoredModel, name: str, examples: Examples, wanted: str | None) -> tuple[str, Examples]:
+    """The examples of the training part that the run trained on, or split off, if the data set is the run's own; by
+    default its validation examples, and all examples of another data set."""
+    from distsgd.core.errors import ConfigurationError
+    from distsgd.run.placement import split_of
+
+    split = None if stored.split is None else split_of(examples, stored.signature.num_classes, stored.config)
+    if split is None or split.digest(examples) != stored.split:
+        if wanted is None or (wanted == "train" and stored.split is None):
+            return "all", examples
+        why = "split nothing off" if stored.split is None else "was trained on other data"
+        raise ConfigurationError(f"split: this run {why}, so that {name} has no {wanted} part of it; use --split all")
+    part = split.training if wanted == "train" else split.validation
+    return wanted or "validation", examples.subset(part)

@@ -160,6 +160,7 @@ def announce(communicator: Communicator, attempt: Attempt) -> None:
 def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
     """What the run is, with all that was chosen for the user, but for its folder."""
     from distsgd.core.device import FULL
+    from distsgd.core.errors import visible
     from distsgd.core.runtime import blas_description
     from distsgd.run.summary import early_end
 
@@ -169,13 +170,16 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
     way = step.reduction.transport.description
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
+    used = (", weighted" if data.train.weights is not None else "") + augmented
+    if data.unused:
+        used += f"; not used: {', '.join(map(visible, data.unused[:8]))}"
     header = {
         "ranks": f"{communicator.size} on {hosts}, {step.workers.count} thread(s) each, "
         f"{config.microbatches} microbatches",
         "compute": f"{blas_description() if step.device.host_memory else step.device}, {arithmetic}"
         + (f"; gradients travel {way}" if way else ""),
-        "data": f"{data.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test examples{augmented}",
-        "validation": data.split,
+        "data": f"{data.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test examples{used}",
+        "validation": "" if data.split is None else data.split.words,
         "model": f"{describe(config, trainer)}: {step.layout.size:,} parameters",
         "optimizer": f"{step.optimizer}, batch {config.batch_size}",
         "best": _best_by(trainer),

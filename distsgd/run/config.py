@@ -105,6 +105,8 @@ class TrainConfig:
     validation_fraction: float = option(0.1, interval="[0, 1)", help=
         "Part of the training examples that is split off for validation, a fixed function of the seed.")
     validation: str | None = option(None, "Path of validation data, instead of splitting some off.")
+    split_seed: int | None = option(None, interval="[0, 9223372036854775808)", help=
+        "Of the split alone, so that --seed can change without it. Default: --seed.")
     validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
     test: str | None = option(None, "Path of test data, instead of the data set's own.")
     classes: tuple[str, ...] = option((), check=lambda words, name: number_of_classes(words), help=

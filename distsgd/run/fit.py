@@ -47,6 +47,7 @@ _starting = threading.Lock()
 class Result:
     """What fit returns, on every rank.
 
+    validation_rows   the rows of the training examples that were split off for validation; None where none were
     task      what the outputs stand for: `task.labels(result.predict(x))` are labels
     params    the best parameters by name (the last where nothing was validated)
     state     running statistics by name
@@ -59,6 +60,7 @@ class Result:
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     task: Task
+    validation_rows: Array | None
     _objective: Objective = field(repr=False)
     _signature: Signature = field(repr=False)
 
@@ -166,7 +168,9 @@ def _result(attempt: Attempt, history: History) -> Result:
     params, state = (
         {name: array.copy() for name, array in arrays.items()} for arrays in (step.host_params(), step.running)
     )
-    return Result(params, state, attempt.summary, history.records, attempt.task, step.objective, attempt.data.signature)
+    data = attempt.data
+    rows = None if data.split is None else data.split.validation
+    return Result(params, state, attempt.summary, history.records, attempt.task, rows, step.objective, data.signature)
 
 
 NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
@@ -341,6 +345,12 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
 
 def _array(given: Any, name: str) -> Array:
     """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(given)))
+        raise DataError(
+            f"fit: {name} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
+            "examples out, or fill them in: array.filled(value)"
+        )
     try:
         return np.asarray(given, order="C")
     except (ValueError, TypeError) as error:  # such as rows of different lengths

@@ -7,6 +7,7 @@ class FitOptions(TypedDict, total=False):
     data_dir: str | None
     scale: float | None
     validation_fraction: float
+    split_seed: int | None
     validation_last: int | None
     classes: str | Sequence[str]
     expand: Literal["none", "shifts"]

@@ -13,7 +13,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distsgd.core.checkpoint_folder import CheckpointFolder
+from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, OutputError, RunFolderError
 from distsgd.core.files import remove_empty
 from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of
@@ -58,6 +61,7 @@ class RunFolder:
         self._can_lock = self._stays = True
         self._made: list[Path] = []
         self._config = ""
+        self._validation_rows: Array | None = None
         self._metrics_file: Identity | None = None
         self._unwritten, self._one_at_a_time = b"", threading.Lock()
 
@@ -117,12 +121,13 @@ class RunFolder:
         self.files.release()
         remove_empty(made if is_here else [])
 
-    def create(self, config_toml: str, anew: bool = False) -> Path | None:
-        """Writes config.toml; with `anew` into a new folder, where there is a run: returns where that is moved to.
+    def create(self, config_toml: str, anew: bool = False, validation_rows: Array | None = None) -> Path | None:
+        """Writes config.toml, and which rows are split off for validation.
 
+        With `anew` into a new folder, where there is a run; returns where that is moved to.
         Locks the folder where that is yet to be done. Raises RunFolderError; the folder is then as it was.
         """
-        self._config = config_toml
+        self._config, self._validation_rows = config_toml, validation_rows
         if self._unlockable is None:
             self.lock()
         self.check_locked()
@@ -155,6 +160,10 @@ class RunFolder:
             for part in (self.files, self._checkpoint_files, self.files.child("plots")):
                 part.remove_leftovers()
             self.files.write("config.toml", self._config.encode())
+            if self._validation_rows is not None:
+                file = BytesIO()
+                np.save(file, self._validation_rows)
+                self.files.write("validation_rows.npy", file.getvalue())
         except OSError as error:
             if made:
                 self._checkpoint_files.remove_if_empty()

@@ -207,6 +207,7 @@ def _metadata(attempt: Attempt) -> Metadata:
         signature=data.signature,
         task=attempt.task,
         contents=data.fingerprint,
+        split=None if data.split is None else data.split.digest(data.train),
         examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
         probe=cpu_probe(),
         device=device.description or None,
@@ -218,7 +219,12 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str) -> list[str]:
     assert start.checkpoint is not None
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
-    for key in ("signature", "examples", "contents"):
+    if "task" not in theirs and metadata.split is not None:
+        raise RunFolderError(
+            f"{name}: the run was begun by an older version, which split validation examples off without a look at "
+            "their classes; begin anew with --resume never, or in another folder with --out"
+        )
+    for key in ("signature", "examples", "contents", "split"):
         if key in theirs and theirs[key] != mine[key]:
             raise RunFolderError(
                 f"{name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
@@ -252,7 +258,9 @@ def _prepare_folder(attempt: Attempt) -> None:
     folder, config = attempt.spec.folder, attempt.config
     if folder is None:
         return
-    aside = folder.create(to_toml(config), anew=config.resume == "never")
+    split = attempt.data.split
+    rows = None if split is None else split.validation
+    aside = folder.create(to_toml(config), anew=config.resume == "never", validation_rows=rows)
     if aside is not None:
         say(f"the run in {folder.path} is moved aside to {aside}", sys.stderr)
     folder.cut_metrics(attempt.trainer.progress.step)

@@ -18,7 +18,7 @@ from distsgd.data.examples import Examples, Signature
 from distsgd.data.sampling import split_off
 from distsgd.data.sources.checks import check_arrays
 from distsgd.parallel import Communicator
-from distsgd.run.config import TrainConfig, number_of_classes
+from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
 
 if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource
@@ -27,8 +27,26 @@ _HASHED_INPUTS = 4096
 
 
 @dataclass(frozen=True)
+class Split:
+    """Which rows of the training examples are trained on and which are for validation, and the choice in words."""
+
+    training: Array
+    validation: Array
+    words: str
+
+    def digest(self, train: Examples) -> str:
+        """16 hexadecimal digits of the rows for validation and of the arrays that they are rows of."""
+        rows = hashlib.sha256(self.validation.astype("<i8").tobytes())
+        rows.update(fingerprint({"train": train}).encode())
+        return rows.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
 class Data:
-    """The examples of a run; `split` says in words which of the training examples are for validation."""
+    """The examples of a run; `split` says which of the training examples are for validation, where some are.
+
+    `unused` are the names of the data set's arrays that it knows no use for.
+    """
 
     name: str
     train: Examples
@@ -36,7 +54,8 @@ class Data:
     test: Examples | None
     signature: Signature
     fingerprint: str = ""
-    split: str = ""
+    split: Split | None = None
+    unused: tuple[str, ...] = ()
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -54,7 +73,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         names[split] = other.name
     if config.validation_last is not None:
         sets["validation"] = None
-    data = split_data(communicator, config, names, sets, source.num_classes)
+    data = replace(split_data(communicator, config, names, sets, source.num_classes), unused=source.unused)
     _check_hosts(communicator, data, sets)
     release_freed_memory()
     return data
@@ -83,11 +102,13 @@ def split_data(
         return _check(names, sets, num_classes, config), contents or fingerprint(sets)
 
     classes, found = communicator.on_root(check)
-    validation, split = sets["validation"], ""
+    validation, split = sets["validation"], None
     if validation is None:
-        whole = len(train)
-        train, validation = _split(train, config)
-        split = _split_in_words(whole, validation, config)
+        split = split_of(train, classes, config)
+    elif config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+        raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
+    if split is not None:
+        train, validation = train.subset(split.training), train.subset(split.validation)
     train = _augmentable(train, config)
     signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
     return Data(names[""], train, validation, sets["test"], signature, found, split)
@@ -255,7 +276,8 @@ def _augmentable(train: Examples, config: TrainConfig) -> Examples:
     return train.expanded(ONE_PIXEL)
 
 
-def _split(train: Examples, config: TrainConfig) -> tuple[Examples, Examples | None]:
+def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
+    """What the configuration splits off the training examples for validation, None for nothing."""
     total = len(train)
     if config.validation_last is not None:
         if config.validation_last >= total:
@@ -263,22 +285,33 @@ def _split(train: Examples, config: TrainConfig) -> tuple[Examples, Examples | N
                 f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
             )
         cut = total - config.validation_last
-        return train.subset(np.arange(cut)), train.subset(np.arange(cut, total))
+        words = f"the last {config.validation_last:,} of {total:,} training examples"
+        found = Split(np.arange(cut), np.arange(cut, total), words)
+        _check_classes(train, classes, found)
+        return found
     count = round(total * config.validation_fraction)
     if count == 0:
-        return train, None
-    rest, chosen = split_off(total, count, config.seed)
+        return None
+    labels = train.y if classes is not None and train.y.ndim == 1 and train.y.dtype.kind != "f" else None
+    seed = config.seed if config.split_seed is None else config.split_seed
+    rest, chosen = split_off(total, count, seed, labels)
     if len(rest) == 0:
         raise ConfigurationError(
             f"validation_fraction {config.validation_fraction} leaves none of {total} examples to train on"
         )
-    return train.subset(rest), train.subset(chosen)
+    option = "seed" if config.split_seed is None else "split-seed"
+    shares = "" if labels is None else ", of each class its share"
+    how = f"--validation-fraction {config.validation_fraction:g}, --{option} {seed}{shares}"
+    return Split(rest, chosen, f"{len(chosen):,} of {total:,} training examples: {how}")
 
 
-def _split_in_words(total: int, validation: Examples | None, config: TrainConfig) -> str:
-    if validation is None:
-        return ""
-    if config.validation_last is not None:
-        return f"the last {len(validation):,} of {total:,} training examples"
-    how = f"--validation-fraction {config.validation_fraction:g}, --seed {config.seed}"
-    return f"{len(validation):,} of {total:,} training examples: {how}"
+def _check_classes(train: Examples, classes: int | None, split: Split) -> None:
+    """Raises ConfigurationError where a class has examples for validation, and none to train on."""
+    if classes is None or train.y.dtype.kind == "f":
+        return
+    missing = np.setdiff1d(train.y[split.validation], train.y[split.training])
+    if len(missing):
+        raise ConfigurationError(
+            f"validation_last: leaves no examples of class {', '.join(map(str, missing[:10]))} to train on; shuffle "
+            "the examples, or use --validation-fraction, which takes a share of each class"
+        )

@@ -40,6 +40,7 @@ class StoredModel:
     objective: Objective
     params: Views
     state: Views
+    split: str | None = None
 
     def loader(self, examples: Examples, *, with_targets: bool = False) -> Loader:
         """What feeds these examples to the model. Raises DataError where they don't fit it."""
@@ -68,16 +69,16 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     code   file.py:function, where the run's model is the user's own: a checkpoint names code, but never runs it
     """
 
-    def read() -> tuple[dict[str, Any], Signature, Task | None]:
+    def read() -> tuple[dict[str, Any], Signature, Metadata]:
         found = find_checkpoint(Path(path), prefer="best")
         arrays.update({name: found.group(name) for name in ("parameters", "statistics")})
         metadata = Metadata.from_document(found.document)
         if metadata.config is None:
             raise CheckpointError(f"{path}: the checkpoint says nothing of its configuration; it is of no whole run")
-        return metadata.config, metadata.known_signature(path), metadata.task
+        return metadata.config, metadata.known_signature(path), metadata
 
     arrays: dict[str, Mapping[str, Array]] = {}
-    options, signature, task = communicator.on_root(read)
+    options, signature, metadata = communicator.on_root(read)
     config = from_mapping({key: value for key, value in options.items() if value is not None}, path)
     if names_code(config.model) or config.model == OWN_MODEL:
         if code is None and config.model == OWN_MODEL:
@@ -102,5 +103,5 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
     communicator.on_root(fill)
     for view in views.values():
         communicator.transport.broadcast(view.flat)
-    task = task or build_task(config, signature, objective)  # older checkpoints hold none
-    return StoredModel(config, signature, task, objective, views["parameters"], views["statistics"])
+    task = metadata.task or build_task(config, signature, objective)  # older checkpoints hold none
+    return StoredModel(config, signature, task, objective, views["parameters"], views["statistics"], metadata.split)

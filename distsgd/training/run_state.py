@@ -24,7 +24,7 @@ _MOST = 1 << 56
 """More than any count: the watchdog's table has 64 bits for a step and a phase."""
 _METADATA: dict[str, tuple[type, ...]] = {
     "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "task": (dict,),
-    "contents": (str,), "examples": (list,), "probe": (str,), "device": (str,),
+    "contents": (str,), "split": (str,), "examples": (list,), "probe": (str,), "device": (str,),
 }  # fmt: skip
 _PROGRESS: dict[str, tuple[type, ...]] = {
     "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
@@ -40,6 +40,7 @@ class Metadata:
     schedule_epochs  the horizon of the first start
     task             what its outputs stand for
     contents         the fingerprint of the data
+    split            of the rows that are split off for validation, their digest
     examples         how many there are for training, validation and test
     probe            of the CPU's bits
     device           what kind of device computes, None for the CPU
@@ -50,6 +51,7 @@ class Metadata:
     signature: Signature | None = None
     task: Task | None = None
     contents: str | None = None
+    split: str | None = None
     examples: list[int] | None = None
     probe: str | None = None
     device: str | None = None

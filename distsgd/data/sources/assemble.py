@@ -28,14 +28,26 @@ def canonical(name: str, arrays: Mapping[str, ArraySource]) -> dict[str, ArraySo
     return found
 
 
+_KINDS = {"x", "y", "w", "weight", "weights", "sampleweight", "sampleweights", "input", "inputs", "target", "targets"}
+_SPLITS = {"", "train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
+_LOOK_ALIKE = {kind + split for kind in _KINDS for split in _SPLITS}
+_LOOK_ALIKE |= {split + kind for kind in _KINDS for split in _SPLITS} - {"w"}
+
+
+def unused_names(keys: list[str]) -> list[str]:
+    """Those of a file's arrays that are none of ours."""
+    return [key for key in keys if key not in ACCEPTED]
+
+
 def check_names(name: str, keys: list[str]) -> None:
     """DataError where no key is one of ours, or one only looks like it: x_val would be ignored without notice."""
     if not any(key in ACCEPTED for key in keys):
         raise DataError(
             f"{name}: expected the arrays x and y, got {', '.join(keys[:8]) or 'none'}; give them these names"
         )
-    for key in keys:
-        if key not in ACCEPTED and key.lower().startswith(("x_", "y_", "weights_")):
+    for key in unused_names(keys):
+        letters = "".join(filter(str.isalpha, key.lower()))
+        if letters in _LOOK_ALIKE or key.lower().startswith(("x_", "y_", "weights_")):
             raise DataError(f"{name}: expected the arrays {', '.join(ACCEPTED)}, got {key!r}; rename or remove it")
 
 

@@ -58,12 +58,15 @@ class DataSource:
         Inputs are divided by it when a minibatch is gathered.
     num_classes
         The number of classes of integer labels, where it is known; `check_arrays` finds it otherwise.
+    unused
+        The names of the file's other arrays.
     """
 
     name: str
     arrays: Mapping[str, ArraySource]
     scale: float = 1.0
     num_classes: int | None = None
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

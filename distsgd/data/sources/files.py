@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.assemble import ACCEPTED, assemble, check_names, inputs
+from distsgd.data.sources.assemble import ACCEPTED, assemble, check_names, inputs, unused_names
 from distsgd.data.sources.base import ArraySource, DataSource
 from distsgd.data.sources.npy import NpySource, npz_keys, open_npz
 from distsgd.data.sources.streams import absolute
@@ -32,8 +33,9 @@ def open_path(path: str | os.PathLike[str]) -> DataSource:
     if not os.path.exists(where):
         raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
     if where.endswith(".npz"):
-        check_names(where, npz_keys(where))
-        return assemble(where, open_npz(where, ACCEPTED))
+        names = npz_keys(where)
+        check_names(where, names)
+        return replace(assemble(where, open_npz(where, ACCEPTED)), unused=tuple(unused_names(names)))
     if where.endswith(".npy"):
         return _open_pair(where)
     if where.endswith((".pkl.gz", ".pkl")):
@@ -49,7 +51,8 @@ def _open_folder(where: str) -> DataSource:
     except OSError as problem:
         raise DataError(f"{where}: expected a readable folder ({problem.strerror}); check its permissions") from None
     check_names(where, names)
-    return assemble(where, {n: NpySource.open(os.path.join(where, f"{n}.npy")) for n in names if n in ACCEPTED})
+    sources = {n: NpySource.open(os.path.join(where, f"{n}.npy")) for n in names if n in ACCEPTED}
+    return replace(assemble(where, sources), unused=tuple(unused_names(names)))
 
 
 def _open_pair(x_path: str) -> DataSource:

@@ -89,6 +89,19 @@ def test_split(examples: int, share: float, seed: int) -> None:
     assert split_off(examples, count, seed)[1].tolist() == chosen.tolist()
 
 
+@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=80), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_each_class_has_its_share_of_a_split(labels: list[int], share: float, seed: int) -> None:
+    y, count = np.array(labels), round(share * len(labels))
+    rest, chosen = split_off(len(y), count, seed, y)
+    assert len(chosen) == count
+    assert sorted([*rest, *chosen]) == list(range(len(y)))
+    for label in set(labels):
+        exact = count * labels.count(label) / len(labels)
+        assert exact - 1 < np.sum(y[chosen] == label) < exact + 1
+    same = np.zeros(len(y), np.int64)
+    assert split_off(len(y), count, seed, same)[1].tolist() == split_off(len(y), count, seed)[1].tolist()
+
+
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     orders = {(seed, epoch): tuple(epoch_order(40, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(set(orders.values())) == 9

@@ -80,7 +80,7 @@ wrong = st.none() | st.booleans() | st.text() | st.lists(st.integers()) | st.dic
 def test_keys_are_those_of_the_format() -> None:
     """Which other versions read: the files of a run folder stay as they are."""
     assert set(WHOLE) == {
-        "config", "schedule_epochs", "signature", "task", "contents", "examples", "probe", "rule", *REQUIRED,
+        "config", "schedule_epochs", "signature", "task", "contents", "split", "examples", "probe", "rule", *REQUIRED,
     }  # fmt: skip
     assert WHOLE["signature"] == {"example_shape": [2], "target_shape": [], "num_classes": 2, "scale": 1.0}
     assert WHOLE["task"] == {"kind": "classification", "num_classes": 2, "names": ["no", "yes"], "answer": "logit"}
