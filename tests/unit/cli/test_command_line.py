@@ -298,7 +298,6 @@ def test_a_list_that_is_given_twice_would_lose_values() -> None:
     [
         (["--lr", "abc"], "--learning-rate: expected a number, got 'abc'"),
         (["--batch-size", "all"], "--batch-size: expected a whole number or full, got 'all'"),
-        (["--model", "softmax", "--dropout", "0.5"], "model softmax has none"),
         (["--early-stopping", "patience", "--validate-every", "3"], "the patience rule says itself how often"),
     ],
 )

@@ -291,7 +291,7 @@ def test_leaves_a_run_folder_only_where_asked(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
     fit("softmax", (X, LABELS), out="here", **QUICK)
     assert {path.name for path in (tmp_path / "here").iterdir()} == {
-        "config.toml", "metrics.jsonl", "summary.json", "checkpoints"}  # fmt: skip
+        "config.toml", "metrics.jsonl", "summary.json", "checkpoints", "validation_rows.npy"}  # fmt: skip
 
 
 def test_arrays_in_any_order_of_memory() -> None:

@@ -64,9 +64,7 @@ def test_round_trip_through_a_file(state: RunState) -> None:
 
 TASK = Task("classification", 2, ("no", "yes"))
 WHOLE: dict[str, Any] = RunState(
-    Metadata(
-        {"seed": 1}, 3.0, Signature((2,), (), 2), Task("classification", 2, ("no", "yes")), "c", [1, 2, 3], "p", None
-    ),
+    Metadata({"seed": 1}, 3.0, Signature((2,), (), 2), TASK, "c", "s", [1, 2, 3], "p", None),
     step=3,
     updates=2,
     best={"step": 1, "epoch": 1},
