@@ -63,7 +63,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
     placed = place_split(communicator, source, part)
     assert placed is not None, "choose_split names a part that is there"
-    examples = replace(placed, scale=signature.scale)
+    examples = signature.examples(placed.x, placed.y, placed.weights)
     if part == "train" and split != "all":
         split, examples = communicator.everywhere(lambda: of_the_run(stored, source.name, examples, split))
     communicator.on_root(
@@ -77,8 +77,8 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
         )
     )
     loader = stored.loader(examples, with_targets=True)
-    if communicator.is_root and (doubt := stored.doubt(examples.x)):
-        say(doubt, sys.stderr)
+    if communicator.is_root and (doubt := stored.signature.doubt(examples.x)):
+        say(f"warning: {doubt}", sys.stderr)
     metrics = build_metrics(communicator, replace(config, metric=()), signature, stored.objective, stored.task)
     confusion = confusion_matrix(stored.task, metrics)
     evaluator = Evaluator(communicator, loader, [*metrics, *([confusion] if confusion else [])], Workers(1))

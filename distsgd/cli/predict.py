@@ -39,7 +39,6 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.examples import Examples
     from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
     from distsgd.run.placement import place
@@ -49,10 +48,10 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
     stored = load_model(communicator, options.run, options.model)
     x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
-    examples = Examples(x, x, scale=stored.signature.scale)
+    examples = stored.signature.examples(x)
     loader = stored.loader(examples)
-    if communicator.is_root and (doubt := stored.doubt(x)):
-        say(doubt, sys.stderr)
+    if communicator.is_root and (doubt := stored.signature.doubt(x)):
+        say(f"warning: {doubt}", sys.stderr)
     # Whole chunks to each rank, so that predictions are the same on any number of them.
     first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
     mine = replace(loader, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))

@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
-from distsgd.core.device import Array, Shape
+from distsgd.core.device import Array, Shape, array_module
 from distsgd.core.errors import DataError
 from distsgd.data.sampling import index_dtype
+
+_FAR = 10.0
+"""How many times as large inputs may be as those of training, before a line says so."""
+_LOOKED_AT = 4096
+_BLOCK = 1 << 20
+"""Bytes that are read at once where all rows are looked at."""
+
+
+@dataclass(frozen=True)
+class Standardization:
+    """Subtracts the mean of each feature, and divides by its spread: (v - mean) / spread, in float64.
+
+    Parameters
+    ----------
+    mean, spread
+        For each feature, in the order of a flattened example; the spread of a feature that doesn't vary is 1.
+    """
+
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    @classmethod
+    def of(cls, array: Array, rows: Array | None = None) -> Standardization:
+        """The mean and the standard deviation (divided by n) of an array's rows (n, …), or of some of them.
+
+        Two passes in float64, in the order of the rows.
+        """
+        count = len(array) if rows is None else len(rows)
+        together = max(1, _BLOCK // max(1, array.nbytes // len(array)))
+
+        def total(of: Callable[[Array], Array]) -> Array:
+            sums = []
+            for start in range(0, count, together):
+                part = slice(start, start + together)
+                block = array[part] if rows is None else array[rows[part]]
+                sums.append(np.add.reduce(of(block.reshape(len(block), -1).astype(np.float64)), axis=0))
+            return np.add.reduce(sums, axis=0)
+
+        mean = total(lambda block: block) / count
+        spread = np.sqrt(total(lambda block: np.square(block - mean)) / count)
+        return cls(tuple(mean.tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist()))
+
+    def apply(self, rows: Array, dtype: np.dtype) -> Array:
+        """Standardized rows (n, …), of dtype."""
+        flat = rows.reshape(len(rows), -1)
+        mean, spread = self._constants(array_module(rows))
+        found: Array = (flat - mean) / spread  # of NumPy or of CuPy
+        return cast("Array", found.reshape(rows.shape).astype(dtype))
+
+    def undo(self, columns: Array) -> Array:
+        """Values (k, n), or (n,) of a single feature, in the units of before, float64."""
+        mean, spread = self._constants(array_module(columns))
+        if columns.ndim == 1:
+            return columns * spread + mean
+        return columns * spread[:, None] + mean[:, None]
+
+    def _constants(self, module: Any) -> tuple[Array, Array]:
+        return module.asarray(self.mean, np.float64), module.asarray(self.spread, np.float64)
 
 
 @dataclass(frozen=True)
@@ -23,12 +83,37 @@ class Signature:
         The number of classes of integer labels, None for other targets.
     scale
         Inputs are divided by it.
+    inputs, targets
+        How inputs and targets are standardized, where they are.
+    range
+        The least and the greatest of the training inputs that were looked at.
     """
 
     example_shape: Shape
     target_shape: Shape
     num_classes: int | None
     scale: float = 1.0
+    inputs: Standardization | None = None
+    targets: Standardization | None = None
+    range: tuple[float, float] | None = None
+
+    def examples(self, x: Array, y: Array | None = None, weights: Array | None = None) -> Examples:
+        """Examples that are scaled and standardized as those of training were."""
+        return Examples(x, x if y is None else y, weights, self.scale, inputs=self.inputs, targets=self.targets)
+
+    def doubt(self, x: Array) -> str | None:
+        """A sentence about inputs whose range is another than that of training, None where there is nothing to say."""
+        if self.range is None or not len(x):
+            return None
+        low, high = range_of(x)
+        then, now = (max(abs(end) for end in ends) for ends in (self.range, (low, high)))
+        if then <= _FAR * now and now <= _FAR * then:
+            return None
+        was_low, was_high = self.range
+        return (
+            f"the inputs lie between {low:g} and {high:g}, those of training lay between {was_low:g} and {was_high:g}; "
+            "give them in the same units"
+        )
 
     def check_axes(self, shape: Shape) -> None:
         """Raises DataError where examples of this shape have their axes in another order; flat ones are accepted.
@@ -63,6 +148,8 @@ class Examples:
     shifts
         (down, right) in pixels. With several, x holds images and each row is one example per shift, made when it is
         gathered: example index k n + i is row i moved by shifts[k].
+    inputs, targets
+        How both are standardized when they are gathered, instead of scaled; None for not at all.
 
     Examples
     --------
@@ -77,6 +164,8 @@ class Examples:
     scale: float = 1.0
     indices: Array | None = None
     shifts: tuple[tuple[int, int], ...] = ((0, 0),)
+    inputs: Standardization | None = None
+    targets: Standardization | None = None
 
     def __len__(self) -> int:
         return self.capacity if self.indices is None else len(self.indices)
@@ -105,3 +194,9 @@ class Examples:
         rows = np.arange(len(self.x), dtype=dtype) if self.indices is None else self.indices.astype(dtype)
         indices = np.concatenate([rows + len(self.x) * k for k in range(len(shifts))])
         return replace(self, indices=indices, shifts=shifts)
+
+
+def range_of(x: Array) -> tuple[float, float]:
+    """The least and the greatest of up to 4,096 evenly spread rows."""
+    chosen = x[np.linspace(0, len(x) - 1, min(len(x), _LOOKED_AT)).astype(np.int64)]
+    return float(chosen.min()), float(chosen.max())

@@ -98,14 +98,18 @@ class Loader:
         there = device.put(rows) if row_indices is None else row_indices
         shape = (len(rows), *examples.x.shape[1:])
         out = None if buffer is None else buffer[: len(rows)].reshape(shape)
-        as_it_is = examples.scale == 1.0 and examples.x.dtype == self.dtype
+        as_it_is = examples.inputs is None and examples.scale == 1.0 and examples.x.dtype == self.dtype
         x = device.take(examples.x, there, out if as_it_is else None)
         self._augment(x, positions, epoch)
-        if examples.scale != 1.0:
+        if examples.inputs is not None:
+            x = examples.inputs.apply(x, self.dtype)
+        elif examples.scale != 1.0:
             x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
         elif x.dtype != self.dtype:
             x = x.astype(self.dtype)
         y = device.take(examples.y, there) if self.with_targets else device.empty((len(rows),), self.dtype)
+        if self.with_targets and examples.targets is not None:
+            y = examples.targets.apply(y, self.dtype)
         weights = None if examples.weights is None else device.take(examples.weights, there).astype(self.dtype)
         found = GatheredBatch(x.reshape(len(rows), math.prod(shape[1:])), y, weights, rows)
         return found if device is self.device else found.on(self.device)

@@ -102,6 +102,8 @@ class TrainConfig:
         "Folder of data-set files and downloads. Default: the user's cache.")
     scale: float | None = option(None, interval="(0, inf)", help=
         "Divides inputs. Default: what the data set says (255 for bytes).")
+    standardize: bool = option(False, "Gives each feature the mean 0 and the spread 1 over the training set.")
+    standardize_targets: bool = option(False, "The same of values to regress to; predictions and scores undo it.")
     validation_fraction: float = option(0.1, interval="[0, 1)", help=
         "Part of the training examples that is split off for validation, a fixed function of the seed.")
     validation: str | None = option(None, "Path of validation data, instead of splitting some off.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
@@ -68,10 +69,12 @@ class Result:
         """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
         x = np.asarray(x)
         dtype = next(iter(self.params.values())).dtype
-        examples = Examples(x, x, scale=self._signature.scale)
+        examples = self._signature.examples(x)
         loader = Loader(examples, self._objective, dtype, 0, with_targets=False)
         loader.check()
         self._signature.check_axes(x.shape[1:])
+        if doubt := self._signature.doubt(x):
+            warnings.warn(doubt, stacklevel=2)
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         with single_threaded_blas():
             return predict_all(loader, params, state)

@@ -6,6 +6,8 @@ from typing import Literal, TypedDict
 class FitOptions(TypedDict, total=False):
     data_dir: str | None
     scale: float | None
+    standardize: bool
+    standardize_targets: bool
     validation_fraction: float
     split_seed: int | None
     validation_last: int | None

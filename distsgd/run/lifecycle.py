@@ -25,7 +25,7 @@ from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_r
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data
 from distsgd.run.resume import Start, find_start
-from distsgd.run.summary import finish
+from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics import Metric
@@ -184,7 +184,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     trainer = build_trainer(
         communicator, config, data, device, objective, spec.optimizer, schedule, metrics, callbacks, writer
     )  # fmt: skip
-    return Attempt(spec, config, data, task, metrics, trainer, [*start.notes, *notes, *trainer.notes])
+    return Attempt(spec, config, data, task, metrics, trainer, [*start.notes, *notes, *data.notes, *trainer.notes])
 
 
 def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
@@ -219,6 +219,8 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str) -> list[str]:
     assert start.checkpoint is not None
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
+    known = theirs.get("signature", {}).keys()  # an older version says less
+    mine["signature"] = {key: value for key, value in mine["signature"].items() if key in known}
     if "task" not in theirs and metadata.split is not None:
         raise RunFolderError(
             f"{name}: the run was begun by an older version, which split validation examples off without a look at "
@@ -271,6 +273,8 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     trainer = attempt.trainer
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics))
+    if communicator.is_root and (text := doubt(summary)):
+        say(text, sys.stderr)
     trainer.end(summary)
     trainer.step.device.synchronize()
     communicator.barrier()  # no messages are still in flight

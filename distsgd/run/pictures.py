@@ -180,7 +180,7 @@ def _boundary(material: Material, choices: Choices) -> Figure:
     x, y = _chosen(data.train)
 
     def predict(rows: Array) -> Array:
-        return material.predict(Examples(rows, rows, scale=data.train.scale))
+        return material.predict(data.signature.examples(rows))
 
     return boundary.draw_boundary(boundary.find_boundary(x, y, material.task(), predict))
 

@@ -14,7 +14,7 @@ from distsgd.core.device import Array, Device
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import check_memory, release_freed_memory
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
-from distsgd.data.examples import Examples, Signature
+from distsgd.data.examples import Examples, Signature, Standardization, range_of
 from distsgd.data.sampling import split_off
 from distsgd.data.sources.checks import check_arrays
 from distsgd.parallel import Communicator
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource
 
 _HASHED_INPUTS = 4096
+_LARGE = 50.0
+"""Inputs beyond this are reported."""
+_MANY = 1000
+"""From so many inputs on, as of images, the number of one says nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Split:
 class Data:
     """The examples of a run; `split` says which of the training examples are for validation, where some are.
 
-    `unused` are the names of the data set's arrays that it knows no use for.
+    `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Data:
     fingerprint: str = ""
     split: Split | None = None
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -109,9 +114,52 @@ def split_data(
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
         train, validation = train.subset(split.training), train.subset(split.validation)
-    train = _augmentable(train, config)
-    signature = Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    return Data(names[""], train, validation, sets["test"], signature, found, split)
+    trained, shapes = train, Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
+    signature = communicator.on_root(lambda: _measured(shapes, trained, config))
+
+    def standardized(part: Examples) -> Examples:
+        return replace(part, inputs=signature.inputs, targets=signature.targets)
+
+    train = standardized(_augmentable(train, config))
+    validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
+    notes = communicator.on_root(lambda: unusual(trained.x, trained.scale, config))
+    return Data(names[""], train, validation, test, signature, found, split, notes=notes)
+
+
+def unusual(x: Array, scale: float, config: TrainConfig) -> tuple[str, ...]:
+    """Sentences about training inputs that a network can hardly learn from as they are: by up to 4,096 rows."""
+    if config.standardize or x.dtype == np.uint8:
+        return ()
+    rows = x[np.linspace(0, len(x) - 1, min(len(x), _HASHED_INPUTS)).astype(np.int64)]
+    rows = rows.reshape(len(rows), -1).astype(np.float64) / scale
+    low, high, spread = rows.min(axis=0), rows.max(axis=0), rows.std(axis=0)
+    largest = np.maximum(np.abs(low), np.abs(high))
+    steps = largest * np.finfo(config.dtype).eps  # what the dtype rounds to
+    rounded = (spread > 0) & (steps > 0.01 * spread)
+    large = (spread > 0) & (largest > _LARGE)
+    if not (rounded | large).any():
+        return ()
+    worst = int(np.argmax(np.where(rounded if rounded.any() else large, largest, 0)))
+    which = f"input {worst} lies" if len(low) < _MANY else "some inputs lie"
+    text, remedy = "is not scaled", ""
+    if rounded.any():
+        text, remedy = f"{config.dtype} rounds it to steps of {steps[worst]:.1g}", "--dtype float64, or "
+    note = f"warning: {which} between {low[worst]:g} and {high[worst]:g}, and {text}; {remedy}--standardize gives each "
+    return (f"{note}input the mean 0 and the spread 1",)
+
+
+def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Signature:
+    """With the range of the training inputs, and what standardizes them. On rank 0."""
+    inputs = targets = None
+    if config.standardize:
+        if config.scale is not None:
+            raise ConfigurationError("scale: would change nothing beside standardize; leave one of them out")
+        inputs = Standardization.of(train.x, train.indices)
+    if config.standardize_targets:
+        if signature.num_classes is not None:
+            raise ConfigurationError("standardize_targets: the targets are classes and not values; leave it out")
+        targets = Standardization.of(train.y, train.indices)
+    return replace(signature, inputs=inputs, targets=targets, range=range_of(train.x))
 
 
 def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:

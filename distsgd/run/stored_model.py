@@ -26,9 +26,6 @@ from distsgd.run.user_code import names_code
 from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.run_state import Metadata
 
-_LOOKED_AT = 1000
-"""Examples whose numbers are looked at."""
-
 
 @dataclass(frozen=True)
 class StoredModel:
@@ -49,18 +46,6 @@ class StoredModel:
         loader.check()
         self.signature.check_axes(examples.x.shape[1:])
         return loader
-
-    def doubt(self, x: Array) -> str | None:
-        """A line about inputs of another kind than those of training, which are divided by its scale all the same."""
-        if self.config.scale is not None or self.signature.scale == 1.0 or x.dtype.kind != "f" or not len(x):
-            return None
-        first = x[:_LOOKED_AT]
-        if first.min() < 0.0 or first.max() > 1.0:
-            return None
-        return (
-            f"warning: the inputs lie between 0 and 1, and are divided by {self.signature.scale:g} as the bytes that "
-            "the model was trained on; multiply them by that, or give bytes"
-        )
 
 
 def load_model(communicator: Communicator, path: str, code: str | None) -> StoredModel:

@@ -110,6 +110,26 @@ def _reason(trainer: Trainer, reason: StopReason) -> str | None:
     return f"the last of {limits.epochs} epochs is done"
 
 
+def doubt(summary: Mapping[str, Any]) -> str | None:
+    """A sentence where the model says the same of all validation examples, or no more than their mean."""
+    r2 = summary.get("validation_r2")
+    if isinstance(r2, float) and r2 <= 0:
+        return (
+            f"warning: the model predicts the validation targets no better than their mean (R² {number(r2)}); "
+            "--standardize and --standardize-targets, another learning rate or more epochs may help"
+        )
+    matrix = (summary.get("confusion_matrix") or {}).get("validation")
+    if not matrix:
+        return None
+    predicted = [label for label in range(len(matrix)) if any(row[label] for row in matrix)]
+    if len(predicted) > 1 or sum(map(any, matrix)) < 2:
+        return None
+    return (
+        f"warning: all validation examples are taken for class {', '.join(map(str, predicted)) or 'NaN'}; "
+        "--standardize, another learning rate or more epochs may help"
+    )
+
+
 def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
     """What rank 0 prints last: one line if `quiet`, else lines of 80 columns, of which the last has the status."""
     training, validation, test = (_scores(summary, f"{name}_") for name in ("train", "validation", "test"))

@@ -80,6 +80,8 @@ class Evaluator:
         sums[:2] = float(loss_sum), count
         if outputs is not None:
             outputs, y = to_host(outputs), to_host(batch.y)
+            if (standardized := self.loader.examples.targets) is not None:
+                outputs, y = standardized.undo(outputs), standardized.undo(y)
             for metric, place in self._sums_of:
                 sums[place] = metric.sums(outputs, y)
 
@@ -93,13 +95,18 @@ class Evaluator:
 
 
 def predict_all(loader: Loader, params: Views, state: Views) -> Array:
-    """The model's predictions for all examples of the loader, (n, outputs), chunk by chunk."""
+    """The model's predictions for all examples of the loader, (n, outputs), chunk by chunk.
+
+    In the units of the targets, float64, where these were standardized.
+    """
     total = len(loader.examples)
     params, state = params.read_only(), state.read_only()
     parts = []
     for start in range(0, total, CHUNK):
         batch = loader.batch(np.arange(start, min(start + CHUNK, total)), state)
         predicted = to_host(loader.objective.predict(params, batch))
+        if loader.examples.targets is not None:
+            predicted = loader.examples.targets.undo(predicted)
         parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
     return np.concatenate(parts) if parts else np.empty((0, 0), loader.dtype)
 

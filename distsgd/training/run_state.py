@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distsgd.core.checkpoint import understanding
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
-from distsgd.data.examples import Signature
+from distsgd.data.examples import Signature, Standardization
 from distsgd.nn.task import Task
 from distsgd.training.non_finite import NonFinite
 
@@ -60,8 +60,7 @@ class Metadata:
         """The entries of a document."""
         entries = vars(self)
         if self.signature is not None:
-            parts = asdict(self.signature)
-            entries = entries | {"signature": {key: list(v) if isinstance(v, tuple) else v for key, v in parts.items()}}
+            entries = entries | {"signature": _document_of(self.signature)}
         if self.task is not None:
             entries = entries | {"task": self.task.to_document()}
         return {key: value for key, value in entries.items() if value is not None}
@@ -147,6 +146,33 @@ class RunState:
         return cls(Metadata.from_document(document), rule=rule, **entries)
 
 
+_OPTIONAL = ("inputs", "targets", "range")
+
+
+def _document_of(signature: Signature) -> dict[str, Any]:
+    """The entries of a signature; what it doesn't say is left out."""
+    found = {key: value for key, value in vars(signature).items() if value is not None or key not in _OPTIONAL}
+    for key in ("inputs", "targets"):
+        if key in found:
+            found[key] = {name: list(values) for name, values in vars(found[key]).items()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def _standardization(found: Any, features: int) -> Standardization:
+    """From its entries. Raises CheckpointError where there aren't a mean and a spread of so many features."""
+    mean, spread = ((found.get(key) if isinstance(found, dict) else None) or [] for key in ("mean", "spread"))
+    for one in (mean, spread):
+        if type(one) is not list or len(one) != features or not all(map(_is_finite, one)):
+            raise _wrong("signature", "a standardization of other features")
+    if not all(value > 0 for value in spread):
+        raise _wrong("signature", "a spread that is not above 0")
+    return Standardization(tuple(mean), tuple(spread))
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
 def _signature(shapes: Mapping[str, Any]) -> Signature:
     """The signature of the data from its entries. Raises CheckpointError where one is missing or wrong."""
     classes, scale = shapes.get("num_classes"), shapes.get("scale")
@@ -159,7 +185,16 @@ def _signature(shapes: Mapping[str, Any]) -> Signature:
         or not 0 < scale < math.inf
     ):
         raise _wrong("signature", shapes)
-    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale)
+    more: dict[str, Any] = {}
+    for key, axis in zip(("inputs", "targets"), axes, strict=True):
+        if shapes.get(key) is not None:
+            more[key] = _standardization(shapes[key], math.prod(axis or ()))
+    ends = shapes.get("range")
+    if ends is not None:
+        if type(ends) is not list or len(ends) != 2 or not all(map(_is_finite, ends)):
+            raise _wrong("signature", shapes)
+        more["range"] = tuple(ends)
+    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale, **more)
 
 
 def _skipped(record: Any) -> NonFinite:

@@ -44,7 +44,8 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
 SLOW: dict[str, Any] = {"patience": 4, "monitor": "validation_loss", "epochs": 12, "learning_rate": 1e-3}
 # A value that isn't the default, and what else it takes for the option to matter on these data.
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
-    "scale": (2.0, {}), "validation_fraction": (0.3, {}), "validation_last": (20, {}), "split_seed": (9, {}),
+    "scale": (2.0, {}), "standardize": (True, {}), "standardize_targets": (True, {}),
+    "validation_fraction": (0.3, {}), "validation_last": (20, {}), "split_seed": (9, {}),
     "classes": (("a", "b"), {}),
     "expand": ("shifts", {}), "augment": (("flip",), {}), "hidden": ((5,), {}), "activation": ("tanh", {}),
     "dropout": (0.3, {}), "batch_norm": (True, {}), "weight_initializer": ("normal(0.3)", {}),
