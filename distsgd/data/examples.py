@@ -47,7 +47,7 @@ class Standardization:
                 part = slice(start, start + together)
                 block = array[part] if rows is None else array[rows[part]]
                 sums.append(np.add.reduce(of(block.reshape(len(block), -1).astype(np.float64)), axis=0))
-            return np.add.reduce(sums, axis=0)
+            return np.asarray(np.add.reduce(sums, axis=0))
 
         mean = total(lambda block: block) / count
         spread = np.sqrt(total(lambda block: np.square(block - mean)) / count)

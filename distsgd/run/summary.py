@@ -112,6 +112,8 @@ def _reason(trainer: Trainer, reason: StopReason) -> str | None:
 
 def doubt(summary: Mapping[str, Any]) -> str | None:
     """A sentence where the model says the same of all validation examples, or no more than their mean."""
+    if not summary["steps"]:
+        return None
     r2 = summary.get("validation_r2")
     if isinstance(r2, float) and r2 <= 0:
         return (

@@ -117,13 +117,13 @@ def test_inputs_of_another_range_are_reported(factor: float, doubted: bool) -> N
 def test_unusual_inputs_are_reported_at_load(
     x: Any, options: dict[str, Any], words: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit("softmax", (x, CLASSES), **USUAL | {"epochs": 0} | options)
+    fit("softmax", (x, CLASSES), **USUAL | {"epochs": 1} | options)
     said = capsys.readouterr().err
     if words is None:
-        assert not said
+        assert "lies" not in said
+        assert "lie " not in said
     else:
         assert re.search(words, said)
-        assert said.count("\n") == 1
 
 
 def test_one_answer_for_all_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
