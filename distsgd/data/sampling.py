@@ -23,14 +23,25 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
     return permutation(num_examples, seed, "epoch order", epoch).astype(index_dtype(num_examples))
 
 
-def microbatch_bounds(batch_length: int, microbatches: int) -> list[int]:
+def microbatch_bounds(batch_length: int, microbatches: int, least: int = 1) -> list[int]:
     """Microbatch k is the slice bounds[k] : bounds[k + 1] of the minibatch; microbatches may be empty, lengths differ
     by at most 1.
 
+    With `least`, as few microbatches are filled as it takes for each to have so many examples, or one; they are spread
+    evenly among the empty ones.
+
     >>> microbatch_bounds(10, 4)
     [0, 2, 5, 7, 10]
+    >>> microbatch_bounds(21, 4, least=8)
+    [0, 0, 10, 10, 21]
     """
-    return [batch_length * microbatch // microbatches for microbatch in range(microbatches + 1)]
+    filled = filled_microbatches(batch_length, microbatches, least)
+    return [batch_length * (k * filled // microbatches) // filled for k in range(microbatches + 1)]
+
+
+def filled_microbatches(batch_length: int, microbatches: int, least: int = 1) -> int:
+    """How many microbatches of a minibatch have examples where each of several needs at least so many."""
+    return microbatches if least == 1 else max(1, min(microbatches, batch_length // least))
 
 
 def split_off(num_examples: int, count: int, seed: int, labels: Array | None = None) -> tuple[Array, Array]:

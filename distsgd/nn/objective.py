@@ -18,6 +18,8 @@ from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
 from distsgd.nn.losses import Loss
 
+LEAST_FOR_STATISTICS = 8
+"""Examples of a microbatch whose mean and spread normalize it."""
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 """Multiply-adds of forward up to which a model of images evaluates examples together, and the least number of them."""
 
@@ -73,6 +75,10 @@ class Objective(Component, ABC):
     def statistics_shapes(self) -> Mapping[str, Shape]:
         """Names and shapes of what a microbatch reports for the running statistics."""
         return {}
+
+    def least_examples(self) -> int:
+        """How many examples each of several microbatches has at least: statistics of one or two are no statistics."""
+        return LEAST_FOR_STATISTICS if self.statistics_shapes() else 1
 
     def multiply_adds(self) -> int:
         """An estimate of forward's multiply-adds for one example; one per parameter by default."""

@@ -15,7 +15,7 @@ from distsgd.core.runtime import affinity, check_memory, cores_per_rank
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
-from distsgd.data.sampling import Sampler
+from distsgd.data.sampling import Sampler, filled_microbatches
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
@@ -51,6 +51,18 @@ def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
         )
 
 
+def _check_filled(communicator: Communicator, config: TrainConfig, objective: Objective, longest: int) -> None:
+    """Raises ConfigurationError where batch statistics leave fewer microbatches than there are ranks."""
+    least = objective.least_examples()
+    filled = filled_microbatches(longest, config.microbatches, least)
+    if communicator.size > filled:
+        raise ConfigurationError(
+            f"{communicator.size} ranks share {filled} microbatches: this model normalizes over each microbatch, which "
+            f"takes at least {least} examples of the {longest} of a minibatch; start at most {filled} ranks, or set "
+            f"--batch-size {least * communicator.size} or more"
+        )
+
+
 def device_for(communicator: Communicator, config: TrainConfig) -> tuple[Device, list[str]]:
     """(this rank's device, lines to print, the same on every rank). Collective.
 
@@ -83,6 +95,7 @@ def build_trainer(
     objective = objective.scaled(config.loss_scale or 1)
     data = on_device(communicator, data, device, augmented=bool(config.augment))
     longest = min(batch_size, len(data.train))
+    _check_filled(communicator, config, objective, longest)
     step, note = _build_step(communicator, config, device, data.train, objective, optimizer, longest)
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)

@@ -191,7 +191,8 @@ def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None
     """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
     trainer, metadata = attempt.trainer, _metadata(attempt)
     if start.has_checkpoint:
-        attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name))
+        normalizes = len(trainer.step.running) > 0
+        attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name, normalizes))
         trainer.restore(start.checkpoint)
     elif attempt.config.init_from is not None:
         _initialize_from(communicator, trainer, Path(attempt.config.init_from))
@@ -214,17 +215,20 @@ def _metadata(attempt: Attempt) -> Metadata:
     )
 
 
-def _compare_metadata(start: Start, metadata: Metadata, name: str) -> list[str]:
+def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: bool) -> list[str]:
     """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
     assert start.checkpoint is not None
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
     known = theirs.get("signature", {}).keys()  # an older version says less
     mine["signature"] = {key: value for key, value in mine["signature"].items() if key in known}
-    if "task" not in theirs and metadata.split is not None:
+    if "task" not in theirs and (normalizes or metadata.split is not None):
+        what = "normalized over microbatches of one or two examples"
+        if metadata.split is not None:
+            what = "split validation examples off without a look at their classes"
         raise RunFolderError(
-            f"{name}: the run was begun by an older version, which split validation examples off without a look at "
-            "their classes; begin anew with --resume never, or in another folder with --out"
+            f"{name}: the run was begun by an older version, which {what}; begin anew with --resume never, or in "
+            "another folder with --out"
         )
     for key in ("signature", "examples", "contents", "split"):
         if key in theirs and theirs[key] != mine[key]:

@@ -70,7 +70,8 @@ class TrainingStep(StepParts):
 
     def minibatch(self, order: StepOrder) -> IndexedMinibatch:
         """The minibatch of a step, in microbatches."""
-        bounds = microbatch_bounds(len(order.indices), self.reduction.partition.microbatches)
+        least = self.objective.least_examples()
+        bounds = microbatch_bounds(len(order.indices), self.reduction.partition.microbatches, least)
         return IndexedMinibatch(self.loader, tuple(bounds), order)
 
     def _reduce(self, minibatch: IndexedMinibatch, flags: Flag) -> tuple[Flag, tuple[float, ...], Array]:

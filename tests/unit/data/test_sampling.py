@@ -78,6 +78,18 @@ def test_microbatches_tile_the_minibatch(length: int, microbatches: int) -> None
     assert set(sizes.tolist()) <= {length // microbatches, -(-length // microbatches)}
 
 
+@given(length=st.integers(0, 300), microbatches=st.integers(1, 40), least=st.integers(2, 20))
+def test_as_many_microbatches_are_filled_as_have_enough_examples(length: int, microbatches: int, least: int) -> None:
+    bounds = microbatch_bounds(length, microbatches, least)
+    sizes = np.diff(bounds)
+    assert (bounds[0], bounds[-1], len(sizes)) == (0, length, microbatches)
+    filled = sizes[sizes > 0]
+    assert len(filled) == (0 if length == 0 else max(1, min(microbatches, length // least)))
+    assert len(filled) <= 1 or filled.min() >= least
+    # They are those that as few microbatches alone would be, so that the place among empty ones changes nothing.
+    assert filled.tolist() == [size for size in np.diff(microbatch_bounds(length, max(1, len(filled)))) if size]
+
+
 @given(examples=counts, share=st.floats(0, 1), seed=st.integers(0, 9))
 def test_split(examples: int, share: float, seed: int) -> None:
     count = round(share * examples)
