@@ -74,6 +74,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
             examples.weights,
             num_classes=signature.num_classes,
             values=stored.task.kind == "regression",
+            dtype=np.dtype(config.dtype),
         )
     )
     loader = stored.loader(examples, with_targets=True)

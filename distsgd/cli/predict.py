@@ -39,6 +39,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_arguments
+    from distsgd.data.sources.checks import check_finite
     from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
     from distsgd.run.placement import place
@@ -48,6 +49,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
     stored = load_model(communicator, options.run, options.model)
     x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
+    communicator.on_root(lambda: check_finite(options.input, x, np.dtype(stored.config.dtype)))
     examples = stored.signature.examples(x)
     loader = stored.loader(examples)
     if communicator.is_root and (doubt := stored.signature.doubt(x)):
@@ -71,7 +73,7 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
     from distsgd.core.errors import RunFolderError
     from distsgd.core.folders import write_atomically
 
-    predictions = np.concatenate([part for part in parts if len(part)])
+    predictions = np.concatenate([part for part in parts if len(part)] or [parts[0]])
     arrays = {"predictions": predictions}
     if (labels := stored.task.labels(predictions)) is not None:
         arrays["labels"] = labels

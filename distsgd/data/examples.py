@@ -87,6 +87,8 @@ class Signature:
         How inputs and targets are standardized, where they are.
     range
         The least and the greatest of the training inputs that were looked at.
+    target_mean
+        Of the training targets, where they are values.
     """
 
     example_shape: Shape
@@ -96,6 +98,7 @@ class Signature:
     inputs: Standardization | None = None
     targets: Standardization | None = None
     range: tuple[float, float] | None = None
+    target_mean: tuple[float, ...] = ()
 
     def examples(self, x: Array, y: Array | None = None, weights: Array | None = None) -> Examples:
         """Examples that are scaled and standardized as those of training were."""

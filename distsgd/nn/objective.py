@@ -211,7 +211,7 @@ class Supervised(Objective):
         if len(self.input_shape) > 1:
             together = max(_EVALUATED_TOGETHER // self.multiply_adds(), _LEAST_TOGETHER)
         outputs = []
-        for start in range(0, len(batch), together):
+        for start in range(0, max(len(batch), 1), max(together, 1)):
             part = slice(start, start + together)
             own = replace(batch, x=batch.x[..., part], y=batch.y[..., part], indices=batch.indices[part])
             found = self.model.forward(params, own.x, own, "")[0]

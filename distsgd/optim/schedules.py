@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import final
 
 from distsgd.core.components import build, field_names
@@ -279,5 +280,6 @@ def has_horizon(name: str) -> bool:
 
 def _time(step: int, steps_per_epoch: int, decay_epochs: float, staircase: bool) -> float:
     """t = step / (steps_per_epoch decay_epochs): one division, so that whole numbers come out whole."""
-    t = step / (steps_per_epoch * decay_epochs)
-    return float(math.floor(t)) if staircase else t
+    if staircase:  # 1.1 epochs of 100 steps are 110 steps, and not the 110.00000000000001 of floats
+        return float(step // (steps_per_epoch * Fraction(repr(decay_epochs))))
+    return step / (steps_per_epoch * decay_epochs)

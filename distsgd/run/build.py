@@ -185,7 +185,7 @@ def build_metrics(
         return []
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    standard = standard_metrics(task, outputs, config.top_k)
+    standard = standard_metrics(task, outputs, config.top_k, data.target_mean)
     asked = [_metric(communicator, name, outputs) for name in config.metric]
     return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard])]
 

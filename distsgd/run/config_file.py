@@ -22,7 +22,7 @@ def read_toml(path: Path) -> TrainConfig:
     from distsgd.core.files import read_regular
 
     try:
-        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode())
+        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -17,6 +17,7 @@ from distsgd.core.layout import Views
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
+from distsgd.data.sources.checks import check_finite
 from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, Objective
 from distsgd.nn.task import Task
@@ -68,6 +69,8 @@ class Result:
     def predict(self, x: Array) -> Array:
         """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
         x = np.asarray(x)
+        if len(x):
+            check_finite("predict: x", x, next(iter(self.params.values())).dtype)
         dtype = next(iter(self.params.values())).dtype
         examples = self._signature.examples(x)
         loader = Loader(examples, self._objective, dtype, 0, with_targets=False)
@@ -346,8 +349,21 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
 
 
+def _no_array(given: Any) -> str | None:
+    """What to do about a value that NumPy would take for something else than its numbers."""
+    if isinstance(given, Mapping):
+        return "stack its columns: np.column_stack(list(data.values()))"
+    if isinstance(given, set | frozenset | Iterator):
+        return "make it a list, and that an array: np.array(list(data))"
+    if hasattr(given, "toarray") and hasattr(given, "nnz"):  # SciPy's sparse matrices
+        return "distsgd takes dense arrays alone: data.toarray()"
+    return None
+
+
 def _array(given: Any, name: str) -> Array:
     """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
+    if (remedy := _no_array(given)) is not None:
+        raise DataError(f"fit: {name}: expected an array, got {type(given).__name__}; {remedy}")
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         masked = int(np.count_nonzero(np.ma.getmaskarray(given)))
         raise DataError(
@@ -355,6 +371,11 @@ def _array(given: Any, name: str) -> Array:
             "examples out, or fill them in: array.filled(value)"
         )
     try:
-        return np.asarray(given, order="C")
+        found = np.asarray(given, order="C")
     except (ValueError, TypeError) as error:  # such as rows of different lengths
         raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
+    if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
+        raise DataError(
+            f"fit: {name} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
+        )
+    return found

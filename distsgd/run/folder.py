@@ -41,7 +41,7 @@ def finite(value: Any) -> Any:
 
 def run_folder(config: TrainConfig) -> RunFolder:
     """The run's folder, whether or not it exists."""
-    path = Path(config.out) if config.out is not None else Path("runs") / config.name()
+    path = Path(os.path.expanduser(config.out)) if config.out is not None else Path("runs") / config.name()
     return RunFolder(path, config.keep)
 
 

@@ -159,7 +159,8 @@ def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Sig
         if signature.num_classes is not None:
             raise ConfigurationError("standardize_targets: the targets are classes and not values; leave it out")
         targets = Standardization.of(train.y, train.indices)
-    return replace(signature, inputs=inputs, targets=targets, range=range_of(train.x))
+    mean = () if signature.num_classes is not None else (targets or Standardization.of(train.y, train.indices)).mean
+    return replace(signature, inputs=inputs, targets=targets, range=range_of(train.x), target_mean=mean)
 
 
 def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:

@@ -102,13 +102,13 @@ def predict_all(loader: Loader, params: Views, state: Views) -> Array:
     total = len(loader.examples)
     params, state = params.read_only(), state.read_only()
     parts = []
-    for start in range(0, total, CHUNK):
+    for start in range(0, max(total, 1), CHUNK):  # of no examples too: the outputs have a number
         batch = loader.batch(np.arange(start, min(start + CHUNK, total)), state)
         predicted = to_host(loader.objective.predict(params, batch))
         if loader.examples.targets is not None:
             predicted = loader.examples.targets.undo(predicted)
         parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
-    return np.concatenate(parts) if parts else np.empty((0, 0), loader.dtype)
+    return np.concatenate(parts)
 
 
 @final

@@ -187,13 +187,15 @@ class R2(Metric):
     """1 - Σ(y - t)² / Σ(t - mean of t)² of each of the K outputs, averaged over the outputs.
 
     scikit-learn's r2_score with multioutput="uniform_average". Targets that are all equal have no spread to explain:
-    such an output counts as 1 where it is met exactly, and as 0 elsewhere. Σ(t - mean)² is Σt² - (Σt)²/n in float64,
-    which loses digits where the mean is far larger than the spread: 10⁻¹³ of Σt² and less is taken for none.
+    such an output counts as 1 where it is met exactly, and as 0 elsewhere. Σ(t - mean)² is Σ(t - c)² - (Σ(t - c))²/n in
+    float64 with a number c near the mean, `center`: about the mean of the training targets, lest digits are lost where
+    it is far larger than the spread. 10⁻¹³ of Σ(t - c)² and less is taken for none.
     """
 
     name = "r2"
     mode = "max"
     num_outputs: int = 1
+    center: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _positive("r2: num_outputs", self.num_outputs)
@@ -205,7 +207,9 @@ class R2(Metric):
     def sums(self, outputs: Array, y: Array) -> Array:
         """(n, Σt of each output, Σt² of each, Σ(y - t)² of each)."""
         difference = _difference(outputs, y)
-        targets = np.ascontiguousarray(y.reshape(difference.shape), dtype=np.float64)
+        targets = np.array(y.reshape(difference.shape), dtype=np.float64, order="C")
+        if self.center:
+            targets -= np.array(self.center)[:, None]
         columns = (targets, np.square(targets), np.square(difference))
         return np.concatenate([[difference.shape[1]], *(column.sum(axis=1) for column in columns)])
 
@@ -264,8 +268,10 @@ METRICS: dict[str, Callable[[int], Metric]] = {
 """What `--metric NAME` measures, made for a number of outputs."""
 
 
-def standard_metrics(task: Task, num_outputs: int, top_k: int | None = None) -> tuple[Metric, ...]:
-    """What is measured of a task besides the loss, by a model with K = num_outputs outputs.
+def standard_metrics(
+    task: Task, num_outputs: int, top_k: int | None = None, center: tuple[float, ...] = ()
+) -> tuple[Metric, ...]:
+    """What is measured of a task besides the loss, by a model with K = num_outputs outputs; `center` is R2's.
 
     Raises ConfigurationError for a top_k that doesn't fit.
     """
@@ -275,7 +281,7 @@ def standard_metrics(task: Task, num_outputs: int, top_k: int | None = None) -> 
             f"for a {task.kind} with {num_outputs} outputs"
         )
     if task.kind == "regression":
-        return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs))
+        return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs, center))
     threshold = task.output_threshold
     if task.kind == "multilabel":
         return (LabelAccuracy(threshold),)

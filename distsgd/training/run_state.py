@@ -146,12 +146,12 @@ class RunState:
         return cls(Metadata.from_document(document), rule=rule, **entries)
 
 
-_OPTIONAL = ("inputs", "targets", "range")
+_OPTIONAL = ("inputs", "targets", "range", "target_mean")
 
 
 def _document_of(signature: Signature) -> dict[str, Any]:
     """The entries of a signature; what it doesn't say is left out."""
-    found = {key: value for key, value in vars(signature).items() if value is not None or key not in _OPTIONAL}
+    found = {key: value for key, value in vars(signature).items() if value not in (None, ()) or key not in _OPTIONAL}
     for key in ("inputs", "targets"):
         if key in found:
             found[key] = {name: list(values) for name, values in vars(found[key]).items()}
@@ -194,7 +194,10 @@ def _signature(shapes: Mapping[str, Any]) -> Signature:
         if type(ends) is not list or len(ends) != 2 or not all(map(_is_finite, ends)):
             raise _wrong("signature", shapes)
         more["range"] = tuple(ends)
-    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale, **more)
+    mean = shapes.get("target_mean", [])
+    if type(mean) is not list or not all(map(_is_finite, mean)) or (mean and len(mean) != math.prod(axes[1] or ())):
+        raise _wrong("signature", shapes)
+    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale, target_mean=tuple(mean), **more)
 
 
 def _skipped(record: Any) -> NonFinite:

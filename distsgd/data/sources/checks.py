@@ -62,11 +62,11 @@ def check_arrays(
     is_float = check_targets(f"{name}: targets", y, len(x))
     if weights is not None:
         check_weights(f"{name}: weights", weights, len(x))
-    _check_finite(f"{name}: inputs", x, dtype)
+    check_finite(f"{name}: inputs", x, dtype)
     if weights is not None:
         _check_weights(f"{name}: weights", weights, dtype)
     if is_float:
-        _check_finite(f"{name}: targets", y, dtype)
+        check_finite(f"{name}: targets", y, dtype)
         return None
     return None if values else _check_labels(name, y, num_classes)
 
@@ -86,7 +86,8 @@ def check_targets(where: str, y: Array | ArraySource, examples: int) -> bool:
         raise DataError(f"{where}: expected float targets of shape (n,) or (n, outputs), got {y.shape}; reshape them")
     if not is_float and len(y.shape) != 1 and y.shape[1:] != (1,):
         raise DataError(
-            f"{where}: expected integer labels of shape (n,), got {y.shape}; give one label an example, or floats"
+            f"{where}: expected integer labels of shape (n,), got {y.shape}; give one label an example "
+            "(y.argmax(axis=1) of one-hot rows), or floats (y.astype(float)) for values or several answers"
         )
     return is_float
 
@@ -121,7 +122,8 @@ def _first(array: Array, is_bad: Callable[[Array], Array]) -> tuple[int, Any] | 
     return None
 
 
-def _check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
+def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
+    """DataError with the first example that holds NaN, infinity or what the dtype can't hold."""
     if array.dtype.kind != "f":
         return
     narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
@@ -134,7 +136,7 @@ def _check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None
 
 
 def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:
-    _check_finite(where, weights, dtype)
+    check_finite(where, weights, dtype)
     found = _first(weights, lambda block: block < 0)
     if found is not None:
         raise DataError(f"{where}: expected none below 0, example {found[0]} has {found[1]}; correct it")

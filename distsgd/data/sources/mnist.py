@@ -59,7 +59,8 @@ class IdxDataset:
         # Both data sets use the same file names: a folder that is called fashion doesn't hold MNIST, and vice versa.
         if ("fashion" in root.name.lower()) == ("fashion" in self.name):
             folders.append(root)
-        found = (folder / name for folder in folders for name in (f"{file}.gz", file))
+        names = (f"{file}.gz", file, file.replace("-idx", ".idx"))  # the last as some archives have it
+        found = (folder / name for folder in folders for name in names)
         return next((path for path in found if path.is_file()), None)
 
 
