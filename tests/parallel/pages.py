@@ -114,9 +114,9 @@ def difference(shown: str, printed: str, hashes: dict[str, str]) -> str | None:
     2 %, for kernels of matrix products round differently. A hash stands for the one that this machine computes: what is
     equal in a page (`hashes`) must be equal here, and what differs must differ.
     """
-    lines = [line.rstrip() for line in shown.strip("\n").splitlines()]
-    pattern = "\n".join("(?:.*\n)*?.*" if line.strip() == "…" else _pattern(line) for line in lines)
-    match = re.fullmatch(pattern.replace("(?:.*\n)*?.*\n", "(?:.*\n)*?") + r"\s*", _rstripped(printed))
+    lines = [line.strip() if line.strip() == "…" else line.rstrip() for line in shown.strip("\n").splitlines()]
+    pattern = "".join(r"(?:.*\n)*" if line == "…" else rf"{_pattern(line)}\n" for line in lines)
+    match = re.fullmatch(pattern, "".join(f"{line.rstrip()}\n" for line in printed.strip("\n").splitlines()))
     if match is None:
         return f"expected\n{shown}\nbut it printed\n{printed}"
     expected = [place for place in _PLACES.finditer("\n".join(lines)) if place.lastgroup in ("hash", "decimal")]
@@ -140,7 +140,3 @@ def _pattern(line: str) -> str:
 
 def _number(text: str) -> float:
     return float(text.replace("−", "-"))
-
-
-def _rstripped(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())

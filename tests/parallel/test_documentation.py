@@ -25,6 +25,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,26 +39,30 @@ from tests.parallel.pages import PACKAGE, PAGES, ROOT, SHELL, Block, Command, bl
 from tests.unit.project.test_extending import BLOCKS
 
 SHORTER = (
-    # What a command has is not what a test needs: the same options are used, on less. (pattern, what stands there then)
+    # What a page shows takes longer than a test needs: the same options are used, on less. (pattern, what replaces it)
     (r"--epochs \d{2,}\b", "--epochs 2"),
-    (r"(?=.*distsgd[. ]train)(?=.*(lenet|network3|lasagne|resnet20|conv |cifar))(.*)$", r"\2 --max-steps 3"),
-    (r"(.*--config examples/nielsen.*)$", r"\1 --max-steps 3 --validation-last 150"),
-    (r"(.*--config examples/(?:xor|two).*(?<!gradient))$", r"\1 --max-steps 20"),
     (r"--validation-last \d{4,}\b", "--validation-last 150"),  # of 1,500 images in the stand-in for MNIST
-    (r"^(python -m distsgd.launch .*)--checkpoint-every \d+", r"\1--checkpoint-every 5"),
+    (r"for ranks in 1 2 3 4", "for ranks in 1 3"),
+    (r"(distsgd.launch .*)--checkpoint-every \d{2,}", r"\1--checkpoint-every 5"),
+    (r"(.*examples/nielsen.*)", r"\1 --max-steps 3 --validation-last 150"),
+    (r"^(?!.*--max-steps)(?!.*--check-gradient)(.*(?:examples[/.]|resnet20|conv |cifar-10).*)", r"\1 --max-steps 20"),
 )
-"""The only thing in which a command that runs here differs from the one in the page."""
+"""In order; the only thing in which a command that runs here differs from the one in the page."""
 
-DEAR = [page for page in PAGES if page.startswith("docs/tutorials/")]
-"""Pages of whole trainings, whose short form tests/parallel/test_tutorials.py runs as well."""
+DEAR = (
+    "docs/extending.md",  # tests/unit/project/test_extending.py runs its blocks
+    "docs/plots.md",  # test_plot.py draws
+    *(page for page in PAGES if page.startswith("docs/tutorials/")),  # test_tutorials.py trains
+)
+"""Pages that `make test` leaves out, because another of its tests runs what they are about."""
 
 IN_ORDER = {page: blocks_of(page, path.read_text(encoding="utf-8")) for page, path in PAGES.items()}
 
 
 def shorter(command: str) -> str:
-    lines = command.replace("\\\n", " ")
+    lines = re.sub(r" +# [^'\"\n]*$", "", command.replace("\\\n", " "))
     for pattern, other in SHORTER:
-        lines = re.sub(pattern, other, lines)
+        lines = re.sub(pattern, other, lines, count=1)
     return lines
 
 
@@ -193,6 +198,32 @@ def test_sketches_hold_no_commands_and_no_messages() -> None:
         if block.language == "text" and command.search(block.text)
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_headings_and_links(page: str) -> None:
+    text = text_of(PAGES[page])
+    levels = [len(heading) for heading in re.findall(r"^(#+) ", text, re.MULTILINE)]
+    assert levels[:1] == [1]
+    assert levels.count(1) == 1, "one heading of the first level"
+    assert all(after <= before + 1 for before, after in pairwise(levels)), "no level is skipped"
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if "://" not in path:
+            target = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+            assert target.exists(), f"{page}: {link} leads nowhere"
+            assert not anchor or anchor in anchors_of(target), f"{page}: {path} has no heading for #{anchor}"
+
+
+def text_of(path: Path) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^( *)```.*?^ *```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors_of(path: Path) -> list[str]:
+    """What GitHub makes of the headings, and so does the site."""
+    headings = re.findall(r"^#+ (.*)$", text_of(path), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_blocks_and_commands_are_found() -> None:
