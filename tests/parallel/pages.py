@@ -20,7 +20,7 @@ PAGES = {
 }
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})([^`\n]*)\n(.*?)^ *\2[`~]* *$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- not run: ?(.*?) ?-->\s*\Z", re.DOTALL)
+_MARK = re.compile(r"<!-- not run:((?:(?!-->).)*)--> *\n\Z", re.DOTALL)
 
 SHELL = ("sh", "bash", "console")
 PACKAGE = re.compile(r"# (distsgd/[^\n]+)\n")
@@ -64,7 +64,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 1
         between = text[end : match.start()] if found else "start"
         content = textwrap.dedent(match[4])
-        found.append(Block(page, line, language, content, mark and mark[1], not between.strip()))
+        found.append(Block(page, line, language, content, mark and mark[1].strip(), not between.strip()))
         end = match.end()
     return found
 
@@ -103,7 +103,7 @@ def _whole(line: str, following: Iterator[str]) -> str:
 
 
 _HASH = r"\b(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}\b"
-_DECIMAL = r"(?<![\w.])[-−]?\d+\.\d+(?:e[-+]?\d+)?(?![\w.])"
+_DECIMAL = r"(?<![\w.])[-−]?\d+\.\d+(?:e[-+]?\d+)?(?![\w.…])"
 _PLACES = re.compile(rf"(?P<any>…)|(?P<hash>{_HASH})|(?P<decimal>{_DECIMAL})|(?P<space>\s+)")
 
 
