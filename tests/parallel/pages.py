@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +62,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
         mark = _MARK.search(text[: match.start()])
         line = text.count("\n", 0, match.start()) + 1
         between = text[end : match.start()] if found else "start"
-        content = textwrap.dedent(match[4])
+        content = re.sub(rf"^ {{0,{len(match[1])}}}", "", match[4], flags=re.MULTILINE)  # as CommonMark does
         found.append(Block(page, line, language, content, mark and mark[1].strip(), not between.strip()))
         end = match.end()
     return found
