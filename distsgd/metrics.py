@@ -8,7 +8,15 @@ from distsgd.training.metrics import (
     MeanAbsoluteError,
     MeanSquaredError,
     Metric,
+    Mode,
     TopK,
+    UserMetric,
+    Value,
+    predicted_classes,
+    true_classes,
 )
 
-__all__ = ["R2", "Accuracy", "ConfusionMatrix", "Error", "MeanAbsoluteError", "MeanSquaredError", "Metric", "TopK"]
+__all__ = [
+    "R2", "Accuracy", "ConfusionMatrix", "Error", "MeanAbsoluteError", "MeanSquaredError", "Metric", "Mode", "TopK",
+    "UserMetric", "Value", "predicted_classes", "true_classes",
+]  # fmt: skip

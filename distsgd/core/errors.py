@@ -118,7 +118,7 @@ class UserCodeError(DistsgdError):
 
 
 MIXED_ADVICE = (
-    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.core.device.array_module(batch.x), and copy "
+    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.nn.array_module(batch.x), and copy "
     "others there once, with its asarray"
 )
 

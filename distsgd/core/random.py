@@ -14,6 +14,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 
+__all__ = ["normal", "permutation", "random_words", "uniform"]
+
 
 class Stream(NamedTuple):
     """Philox's key, and the counter after which its words begin.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,7 +19,7 @@ from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
-from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
+from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
@@ -37,9 +36,6 @@ from distsgd.training.metrics import Metric
 if TYPE_CHECKING:
     from distsgd.run.fit_options import FitOptions
     from distsgd.run.folder import RunFolder
-
-_communicators: list[Communicator] = []
-_starting = threading.Lock()
 
 
 @dataclass
@@ -70,14 +66,6 @@ class Result:
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         with single_threaded_blas():
             return predict_all(loader, params, state)
-
-
-def communicator_of_this_run() -> Communicator:
-    """The communicator that all calls of fit in this process share."""
-    with _starting:
-        if not _communicators:
-            _communicators.append(start())
-        return _communicators[0]
 
 
 def fit(
