@@ -63,17 +63,15 @@ class Optimizer(Component, ABC):
     decoupled: ClassVar[bool] = False
     """Whether weight decay bypasses the gradient, w := (1 - ηλ) w."""
 
-    @property
-    @abstractmethod
-    def learning_rate(self) -> float:
-        """η before any schedule."""
+    learning_rate: float
+    """η before any schedule."""
 
-    @property
-    @abstractmethod
-    def weight_decay(self) -> float:
-        """λ of the parameters that decay."""
+    weight_decay: float
+    """λ of the parameters that decay."""
 
     def __post_init__(self) -> None:
+        if not (hasattr(self, "learning_rate") and hasattr(self, "weight_decay")):
+            raise ConfigurationError(f"{type(self).__name__}: expected the fields learning_rate and weight_decay")
         check_fields(self, _INTERVALS)
 
     def scalars(self, learning_rate: float, updates: int) -> Scalars:
