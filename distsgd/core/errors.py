@@ -112,7 +112,18 @@ class UserCodeError(DistsgdError):
 
     @classmethod
     def here(cls, where: str) -> UserCodeError:
-        """Turn the exception that is being handled into this error; `where` begins its message."""
+        """Turn the exception that is being handled into this error.
+
+        Parameters
+        ----------
+        where : str
+            The beginning of its message.
+
+        Returns
+        -------
+        UserCodeError
+            With the exception's traceback.
+        """
         advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
         return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
 

@@ -40,12 +40,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Result:
-    """What fit returns, on every rank.
+    """What `fit` returns, on every rank.
 
-    params    the best parameters by name (the last where nothing was validated)
-    state     running statistics by name
-    history   the records of metrics.jsonl, on rank 0
-    summary   what summary.json says
+    Parameters
+    ----------
+    params : dict of str to array
+        The best parameters by name; the last ones where nothing was validated.
+    state : dict of str to array
+        Running statistics by name.
+    summary : dict
+        What summary.json says: `status`, losses, metrics, `parameters_sha256`.
+    history : list of dict
+        The records of metrics.jsonl, on rank 0; empty on the others.
     """
 
     params: dict[str, Array]
@@ -56,7 +62,23 @@ class Result:
     _signature: Signature = field(repr=False)
 
     def predict(self, x: Array) -> Array:
-        """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
+        """Predict with these parameters, in this process alone.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …), as those that the model was trained on.
+
+        Returns
+        -------
+        array
+            Probabilities or values (n, outputs).
+
+        Raises
+        ------
+        DataError
+            Where the examples have another shape, or values that aren't finite.
+        """
         x = np.asarray(x)
         dtype = next(iter(self.params.values())).dtype
         examples = Examples(x, x, scale=self._signature.scale)
