@@ -6,6 +6,7 @@ A metric of your own, from the sums of each chunk of examples:
 
 >>> from dataclasses import dataclass
 >>> import numpy as np
+>>> from distsgd.metrics import Metric, UserMetric
 >>> @dataclass(frozen=True)
 ... class MeanLargestError(Metric):
 ...     name = "mean_largest_error"
@@ -24,23 +25,14 @@ A function that returns one number for each example is enough for a mean:
 2.5
 """
 
-from distsgd.training.metrics import (
-    R2,
-    Accuracy,
-    ConfusionMatrix,
-    Error,
-    MeanAbsoluteError,
-    MeanSquaredError,
-    Metric,
-    Mode,
-    TopK,
-    UserMetric,
-    Value,
-    predicted_classes,
-    true_classes,
-)
+from distsgd.core.lazy import lazily, names_in
 
-__all__ = [
-    "R2", "Accuracy", "ConfusionMatrix", "Error", "MeanAbsoluteError", "MeanSquaredError", "Metric", "Mode", "TopK",
-    "UserMetric", "Value", "predicted_classes", "true_classes",
-]  # fmt: skip
+NAMES: dict[str, tuple[str, ...]] = {
+    "training.metrics": (
+        "R2", "Accuracy", "ConfusionMatrix", "Error", "MeanAbsoluteError", "MeanSquaredError", "Metric", "Mode", "TopK",
+        "UserMetric", "Value", "predicted_classes", "true_classes",
+    )
+}  # fmt: skip
+
+__all__ = names_in(NAMES)
+__getattr__, __dir__ = lazily(__name__, NAMES)

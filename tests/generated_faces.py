@@ -1,6 +1,6 @@
 """What type checkers read of the packages whose names are imported when they are first used.
 
-python -m tests.generated_faces writes each package's stub, `__init__.pyi`, from the table NAMES in its `__init__.py`.
+python -m tests.generated_faces writes the stub of each, such as `__init__.pyi`, from its table NAMES.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("distsgd", "distsgd.nn", "distsgd.nn.layers", "distsgd.data")
+PACKAGES = ("distsgd", "distsgd.nn", "distsgd.nn.layers", "distsgd.data", "distsgd.metrics")
 
 
 def path_of(package: str) -> Path:
     """The stub's path."""
-    return ROOT.joinpath(*package.split("."), "__init__.pyi")
+    folder = ROOT.joinpath(*package.split("."))
+    return folder / "__init__.pyi" if folder.is_dir() else folder.with_suffix(".pyi")
 
 
 def stub(package: str) -> str:
