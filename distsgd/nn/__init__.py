@@ -14,6 +14,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "nn.batch": ("Batch",),
     "core.layout": ("Layout", "Views"),
     "core.device": ("Array", "Shape", "array_module"),
+    "core.kernels": ("kernels_for",),
 }  # fmt: skip
 
 __all__ = names_in(NAMES)

@@ -3,6 +3,7 @@
 from distsgd.core.device import Array as Array
 from distsgd.core.device import Shape as Shape
 from distsgd.core.device import array_module as array_module
+from distsgd.core.kernels import kernels_for as kernels_for
 from distsgd.core.layout import Layout as Layout
 from distsgd.core.layout import Views as Views
 from distsgd.nn.batch import Batch as Batch
