@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
 
-Names = Mapping[str, tuple[str, ...]]
+TYPE_CHECKING = False  # typing's own would take most of the time of `import distsgd`
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+Names = dict[str, tuple[str, ...]]
 """A package's names by the module below `distsgd` that defines them. A module without names is a name itself."""
 
 
