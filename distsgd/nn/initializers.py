@@ -36,7 +36,7 @@ class Initializer(Protocol):
     (2, 3)
     """
 
-    def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
+    def __call__(self, shape: Shape, seed: int, purpose: str, /) -> Array:
         """The values of one parameter.
 
         Parameters

@@ -25,7 +25,7 @@ _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 class LossAndGrad(Protocol):
     """A function that gives the sum of the losses of a batch and its gradient: all that a model has to be."""
 
-    def __call__(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+    def __call__(self, params: Views, grads: Views, batch: Batch, /) -> tuple[float, int]:
         """Computes one microbatch. All arrays are of this call alone: keep none of them.
 
         Parameters

@@ -16,7 +16,7 @@ from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.nn.layers import Layer
-from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
@@ -91,7 +91,7 @@ class Result:
 
 
 def fit(
-    model: Any,
+    model: Layer | Objective | LossAndGrad | str,
     train: tuple[Any, ...],
     validation: tuple[Any, ...] | None = None,
     *,
@@ -111,7 +111,7 @@ def fit(
 
     Parameters
     ----------
-    model : Layer, str, FunctionObjective or function
+    model : Layer, Objective, function or str
         A layer; the name of a model; an objective; or a function `(params, grads, batch) -> (loss_sum, count)`, with
         its initial parameters in `params`.
     train, validation, test : tuple of arrays

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 
@@ -88,3 +90,24 @@ def test_python_suggests_the_near_name() -> None:
         [sys.executable, "-c", "import distsgd; distsgd.nn.Dens"], cwd=ROOT, capture_output=True, text=True
     )
     assert "Did you mean: 'Dense'?" in done.stderr
+
+
+def users_imports() -> Iterator[tuple[str, str]]:
+    """(file, module of distsgd) of all that examples, README and docs import where a user's own file would."""
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        yield from ((path.name, found) for found in imports_in(path.read_text(encoding="utf-8")))
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            if not block.startswith("# distsgd/"):  # which goes into distsgd itself
+                yield from ((path.name, found) for found in imports_in(block))
+
+
+def imports_in(text: str) -> list[str]:
+    """Modules of distsgd that a text imports from."""
+    return re.findall(r"^\s*(?:from|import) (distsgd[\w.]*)", text, re.MULTILINE)
+
+
+def test_users_import_from_faces_alone() -> None:
+    found = list(users_imports())
+    assert len(found) > 10
+    assert [(file, module) for file, module in found if module not in FACES] == []

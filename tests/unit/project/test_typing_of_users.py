@@ -31,6 +31,8 @@ distsgd.fit("mlp", data, metrics=["accuracy"])  # wrong: names are given by the 
 distsgd.fit("mlp", data, callbacks=distsgd.Callback())  # wrong: no list
 distsgd.fit("mlp", data, hidden=["64"])  # wrong: texts for numbers
 distsgd.fit("mlp")  # wrong: no data
+distsgd.fit(3, data)  # wrong: no model
+distsgd.fit(lambda shape: nn.Dense(3, 1), data)  # wrong: a function that makes a model, and is no loss
 result = distsgd.fit("mlp", data, epochs=3)
 result.loss  # wrong: no such attribute
 result.predict()  # wrong: no examples

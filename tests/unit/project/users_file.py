@@ -110,10 +110,10 @@ class Watch(Callback):
             self.run.stop()
 
 
-def hinge(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+def hinge(weights: Views, gradients: Views, batch: Batch) -> tuple[float, int]:
     t = 2.0 * batch.y - 1.0
-    margin = 1.0 - t * (params["w"] @ batch.x)
-    grads["w"] = batch.x @ np.where(margin > 0, -t, 0.0)
+    margin = 1.0 - t * (weights["w"] @ batch.x)
+    gradients["w"] = batch.x @ np.where(margin > 0, -t, 0.0)
     return float(np.maximum(margin, 0.0).sum()), len(batch)
 
 
@@ -158,6 +158,8 @@ def main() -> None:
     assert_type(result.summary, dict[str, Any])
     assert_type(result.history, list[dict[str, Any]])
     print(result.predict(x).argmax(axis=1), result.history[-1]["validation_loss"], watch.losses)
+    distsgd.fit(hinge, (x, y), params={"w": np.zeros(2)}, epochs=1)
+    distsgd.fit("softmax", (x, y), epochs=1)
     objective = distsgd.FunctionObjective(hinge, {"w": np.zeros(2)})
     distsgd.fit(objective, (x, y), optimizer=Signs(0.1), schedule=Halves(), epochs=2, batch_size=16)
     values = (x[:, :1] * 2.0).astype(np.float32)
