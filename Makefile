@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format bench bench-gpu clean
+.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format docs bench bench-gpu clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -67,6 +67,13 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
 	$(IN_VENV) -m ruff format .
 
+# From the beginning each time: pages that haven't changed would be passed over, with what is wrong in them.
+docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with warnings as errors
+	@rm -rf build/docs build/doctrees
+	$(IN_VENV) -m sphinx --builder html --doctree-dir build/doctrees --nitpicky --fail-on-warning --keep-going --quiet \
+	    docs build/docs
+	@echo "the first page is build/docs/index.html"
+
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
 	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
@@ -104,6 +111,11 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 
 .venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
+	@touch $@
+
+# No MPI library is needed to read docstrings.
+.venv/.stamp-docs: pyproject.toml .venv/.stamp-venv
+	$(IN_VENV) -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 # Without a driver there is nothing to install CuPy for: the tests then say why each of them is skipped.

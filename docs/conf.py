@@ -34,9 +34,14 @@ default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # what a class only implements stands once, in its base
+autodoc_type_aliases = {
+    name: name for name in ("Array", "Backward", "FitOptions", "LossFunction", "Mode", "Scalars", "Shape", "Slots")
+}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 add_module_names = False
+toc_object_entries_show_parents = "hide"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
@@ -54,6 +59,7 @@ html_title = f"distsgd {version}"
 html_static_path = ["site/static"]
 html_css_files = ["distsgd.css"]
 templates_path = ["site/templates"]
+html_sidebars = {"**": ["pages"]}
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
@@ -61,8 +67,6 @@ html_theme_options = {
     "navbar_center": [],
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
-    "show_nav_level": 1,
-    "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": [],
 }

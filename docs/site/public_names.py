@@ -3,7 +3,7 @@
     ```{public-names} distsgd.optim
     ```
 
-A name that another public module lists as well has its documentation there and a link here.
+A name that another public module lists as well has its documentation there, and a link here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -19,7 +20,9 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-FACES = ("distsgd.nn", "distsgd.optim", "distsgd.data", "distsgd.metrics", "distsgd.testing")
+import distsgd
+
+FACES = tuple(f"distsgd.{name}" for name in distsgd.__all__ if inspect.ismodule(getattr(distsgd, name)))
 """The public modules beside distsgd itself."""
 
 
@@ -30,24 +33,10 @@ class PublicNames(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The entries, as autodoc renders them."""
-        node = nodes.Element()
-        lines = list(_lines(self.arguments[0]))
-        text = "```{eval-rst}\n" + "\n".join(lines) + "\n```"
-        self.state.nested_parse(StringList(text.splitlines(), self.arguments[0]), 0, node)
+        module, node = self.arguments[0], nodes.Element()
+        text = ["```{eval-rst}", *_own_names(module), *_names_of_others(module), "```"]
+        self.state.nested_parse(StringList(text, module), 0, node)
         return node.children
-
-
-def _lines(module: str) -> list[str]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in public_names(module):
-        groups[_group(module, name)].append(name)
-    lines: list[str] = []
-    for group, names in groups.items():
-        if len(groups) > 1:
-            lines += [f".. rubric:: {group}", "   :heading-level: 2", ""]
-        for name in names:
-            lines += _entry(module, name)
-    return lines
 
 
 def public_names(module: str) -> list[str]:
@@ -56,57 +45,108 @@ def public_names(module: str) -> list[str]:
     return [name for name in face.__all__ if not inspect.ismodule(getattr(face, name))]
 
 
-def _group(module: str, name: str) -> str:
-    """The heading that a name stands under: of the package or module that defines it."""
-    if home := _home(module, name):
-        return f"Also in {home}"
-    value = getattr(import_module(module), name)
-    where = getattr(value, "__module__", "").split(".")
-    if len(where) < 3 or where[0] != "distsgd":
-        return "Types and constants" if not callable(value) or where[0] != "distsgd" else "Names"
-    return where[2].replace("_", " ").capitalize()
+def _value(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
 
 
 def _home(module: str, name: str) -> str | None:
-    """The other public module that documents a name, where there is one."""
-    value = getattr(import_module(module), name)
-    for face in FACES if module == "distsgd" else ():
-        if getattr(import_module(face), name, None) is value and name in import_module(face).__all__:
-            return face
-    return None
+    """The other public module that documents one of distsgd's names, where there is one."""
+    faces = FACES if module == "distsgd" else ()
+    value = _value(module, name)
+    return next((face for face in faces if name in public_names(face) and _value(face, name) is value), None)
+
+
+def _public_base(cls: type) -> type | None:
+    """The nearest base class that has an entry itself."""
+    public = {id(_value(face, name)) for face in FACES for name in public_names(face)}
+    return next((base for base in cls.__mro__[1:] if id(base) in public), None)
+
+
+def _own_names(module: str) -> Iterator[str]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in public_names(module):
+        if _home(module, name) is None:
+            groups["" if module == "distsgd" else _group(_value(module, name))].append(name)
+    for group, names in groups.items():
+        if len(groups) > 1:
+            yield from (f".. rubric:: {group}", "   :heading-level: 2", "")
+        if module == "distsgd":  # functions first, for the page begins with fit
+            names.sort(key=lambda name: (not inspect.isroutine(_value(module, name)), name.startswith("_")))
+        for name in names:
+            yield from _entry(module, name)
+
+
+def _group(value: Any) -> str:
+    """The heading that a name stands under: the package or module that defines it."""
+    where = str(getattr(value, "__module__", "")).split(".")
+    return where[2].replace("_", " ").capitalize() if where[0] == "distsgd" and len(where) > 2 else "Types"
 
 
 def _entry(module: str, name: str) -> list[str]:
-    value = getattr(import_module(module), name)
-    if home := _home(module, name):
-        kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
-        return [f".. py:{kind}:: {module}.{name}", "   :no-typesetting:", "", f":py:obj:`~{home}.{name}`", ""]
+    value, path = _value(module, name), f"{module}.{name}"
     if inspect.isclass(value):
-        members = ["   :members:", "   :inherited-members: object, Exception, Protocol", "   :show-inheritance:"]
-        return [f".. autoclass:: {module}.{name}", *members, ""]
+        base = _public_base(value)
+        copied = [key for key, member in vars(value).items() if inspect.isfunction(member) and _is_of(member, base)]
+        lines = [f".. autoclass:: {path}", "   :members:", f"   :exclude-members: {', '.join(copied)}"]
+        more = "   :show-inheritance:" if base else "   :inherited-members: object, Exception, Protocol, Generic, ABC"
+        return [*lines, more, ""]
     if inspect.isroutine(value):
-        return [f".. autofunction:: {module}.{name}", ""]
-    return [f".. autodata:: {module}.{name}", "   :no-value:", ""]
+        return [f".. autofunction:: {path}", ""]
+    if getattr(value, "__doc__", None) == type(value).__doc__:  # a plain value, or a type alias
+        return [f".. py:data:: {path}", *([f"   :value: {value!r}"] if isinstance(value, str) else []), ""]
+    return [f".. autodata:: {path}", "   :no-value:", ""]
 
 
-def keep_public_bases(app: Sphinx, name: str, cls: type, options: Any, bases: list[Any]) -> None:
-    """Shows the base classes that have an entry here themselves."""
-    public = {id(getattr(import_module(face), other)) for face in FACES for other in public_names(face)}
-    bases[:] = [base for base in bases if id(base) in public] or [object]
+def _is_of(function: Any, base: type | None) -> bool:
+    return base is not None and function.__qualname__.startswith(f"{base.__qualname__}.")
 
 
-def escape_formulas(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def _names_of_others(module: str) -> Iterator[str]:
+    """Tables of the names whose entries are elsewhere."""
+    for face in FACES:
+        names = [name for name in public_names(module) if _home(module, name) == face]
+        if not names:
+            continue
+        yield from (f".. rubric:: From {face}", "   :heading-level: 2", "")
+        for name in names:
+            value = _value(module, name)
+            kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
+            yield from (f".. py:{kind}:: {module}.{name}", "   :no-typesetting:", "")
+        yield from (".. list-table::", "   :widths: 30 70", "")
+        for name in names:
+            sentence = (inspect.getdoc(_value(module, name)) or "").partition("\n\n")[0].replace("\n", " ")
+            yield from (f"   * - :py:obj:`~{face}.{name}`", f"     - {_escaped(sentence)}")
+        yield ""
+
+
+def _escaped(line: str) -> str:
     """Formulas such as |z| and names such as *shape are plain text in docstrings, and markup to Sphinx."""
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([|*])", r"\\\1", text) for text in parts[::2]]
+    return "`".join(parts)
+
+
+def _escape_formulas(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     in_example = False
     for number, line in enumerate(lines):
         in_example = line.lstrip().startswith((">>>", "...")) or (in_example and bool(line.strip()))
         if not in_example:
-            parts = line.split("`")
-            parts[::2] = [re.sub(r"([|*])", r"\\\1", text) for text in parts[::2]]
-            lines[number] = "`".join(parts)
+            lines[number] = _escaped(line)
 
 
-def load_names(app: Sphinx, config: Any) -> None:
+def _name_aliases(
+    app: Sphinx, what: str, name: str, value: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Signatures with names of type aliases in place of autodoc's own objects for them."""
+    plain = [text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text) for text in (arguments, returned)]
+    return plain[0], plain[1]
+
+
+def _keep_public_base(app: Sphinx, name: str, cls: type, options: Any, bases: list[Any]) -> None:
+    bases[:] = [_public_base(cls) or object]
+
+
+def _load_names(app: Sphinx, config: Any) -> None:
     """Loads every name: autodoc looks into modules that import their names when they are first used."""
     for module in ("distsgd", *FACES):
         public_names(module)
@@ -115,7 +155,8 @@ def load_names(app: Sphinx, config: Any) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_directive("public-names", PublicNames)
-    app.connect("config-inited", load_names)
-    app.connect("autodoc-process-bases", keep_public_bases)
-    app.connect("autodoc-process-docstring", escape_formulas, priority=400)  # before numpydoc makes markup of it
+    app.connect("config-inited", _load_names)
+    app.connect("autodoc-process-bases", _keep_public_base)
+    app.connect("autodoc-process-signature", _name_aliases)
+    app.connect("autodoc-process-docstring", _escape_formulas, priority=400)  # before numpydoc makes markup of it
     return {"parallel_read_safe": True, "parallel_write_safe": True}
