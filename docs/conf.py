@@ -24,6 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "public_names"]
 exclude_patterns = ["site"]
 root_doc = "index"
 language = "en"
+highlight_language = "text"  # of blocks that name no language: what commands print
 smartquotes = False  # -- stays two dashes
 
 myst_heading_anchors = 4  # links such as design.md#packages

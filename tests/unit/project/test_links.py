@@ -34,7 +34,7 @@ def test_links(page: Path) -> None:
 def test_each_decision_is_in_the_list() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"^\| (\d+) \| \[(.+)\]\((.+)\) \|$", (folder / "README.md").read_text("utf-8"), re.MULTILINE)
-    titles = {path.name: path.read_text("utf-8").partition("\n")[0].lower() for path in folder.glob("0*.md")}
+    titles = {path.name: path.read_text("utf-8").partition("\n")[0].strip().lower() for path in folder.glob("0*.md")}
     assert [name for _, _, name in listed] == sorted(titles)
     assert [name for _, title, name in listed if not titles[name].endswith(title.lower())] == []
     assert [name for number, _, name in listed if int(name[:4]) != int(number)] == []
