@@ -53,6 +53,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"distsgd\.\w+\.\w+\..*"),
     ("py:obj", r".*[^\w.].*"),
 ]
+suppress_warnings = ["ref.python"]  # a name such as Array is the same in distsgd and in distsgd.nn
 
 # Appearance
 html_theme = "pydata_sphinx_theme"

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_origin
 
 from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import stringify_annotation
 
 import distsgd
 
-FACES = tuple(f"distsgd.{name}" for name in distsgd.__all__ if inspect.ismodule(getattr(distsgd, name)))
-"""The public modules beside distsgd itself."""
+_MODULES = {f"distsgd.{name}": getattr(distsgd, name) for name in distsgd.__all__}
+_MODULES = {name: module for name, module in _MODULES.items() if inspect.ismodule(module)}
+FACES = tuple(name for name, module in _MODULES.items() if module.__name__ == name)
+"""The public modules beside distsgd itself, each of which has a page."""
+INNER = tuple(name for name in _MODULES if name not in FACES)
+"""Modules that distsgd has under another name than their own; they stand on its page."""
 
 
 class PublicNames(SphinxDirective):
@@ -34,19 +41,23 @@ class PublicNames(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The entries, as autodoc renders them."""
         module, node = self.arguments[0], nodes.Element()
-        text = ["```{eval-rst}", *_own_names(module), *_names_of_others(module), "```"]
+        inner = [line for name in INNER if module == "distsgd" for line in _inner_module(name)]
+        text = ["```{eval-rst}", *_own_names(module), *inner, *_names_of_others(module), "```"]
         self.state.nested_parse(StringList(text, module), 0, node)
         return node.children
 
 
 def public_names(module: str) -> list[str]:
     """The names of `__all__` but the modules in it."""
-    face = import_module(module)
-    return [name for name in face.__all__ if not inspect.ismodule(getattr(face, name))]
+    return [name for name in _module(module).__all__ if not inspect.ismodule(_value(module, name))]
+
+
+def _module(name: str) -> Any:
+    return _MODULES[name] if name in INNER else import_module(name)
 
 
 def _value(module: str, name: str) -> Any:
-    return getattr(import_module(module), name)
+    return getattr(_module(module), name)
 
 
 def _home(module: str, name: str) -> str | None:
@@ -66,35 +77,65 @@ def _own_names(module: str) -> Iterator[str]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in public_names(module):
         if _home(module, name) is None:
-            groups["" if module == "distsgd" else _group(_value(module, name))].append(name)
-    for group, names in groups.items():
+            groups[_group(module, _value(module, name))].append(name)
+    for group in sorted(groups, key=_ORDER.index) if module == "distsgd" else groups:
         if len(groups) > 1:
             yield from (f".. rubric:: {group}", "   :heading-level: 2", "")
-        if module == "distsgd":  # functions first, for the page begins with fit
-            names.sort(key=lambda name: (not inspect.isroutine(_value(module, name)), name.startswith("_")))
-        for name in names:
+        for name in groups[group]:
             yield from _entry(module, name)
 
 
-def _group(value: Any) -> str:
-    """The heading that a name stands under: the package or module that defines it."""
+_PARAGRAPH = "\n\n"
+_ORDER = ["Functions", "Classes", "Errors", "Types and constants"]
+"""The headings of distsgd's own page, which begins with fit."""
+
+
+def _group(module: str, value: Any) -> str:
+    """The heading that a name stands under: its kind in distsgd, elsewhere the package or module that defines it."""
+    if module == "distsgd":
+        kind = _kind(value)
+        return _ORDER[0 if kind == "function" else 3 if kind != "class" else 2 if issubclass(value, Exception) else 1]
     where = str(getattr(value, "__module__", "")).split(".")
     return where[2].replace("_", " ").capitalize() if where[0] == "distsgd" and len(where) > 2 else "Types"
 
 
+def _kind(value: Any) -> str:
+    """Which of Sphinx's directives describes a value."""
+    if get_origin(value) is not None:
+        return "type"
+    return "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
+
+
+def _inner_module(module: str) -> Iterator[str]:
+    yield from (f".. rubric:: {module}", "   :heading-level: 2", "")
+    yield from (*map(_escaped, (inspect.getdoc(_module(module)) or "").splitlines()), "")
+    for name in public_names(module):
+        yield from _entry(module, name)
+
+
 def _entry(module: str, name: str) -> list[str]:
     value, path = _value(module, name), f"{module}.{name}"
-    if inspect.isclass(value):
+    kind = _kind(value)
+    if kind == "class":
         base = _public_base(value)
         copied = [key for key, member in vars(value).items() if inspect.isfunction(member) and _is_of(member, base)]
         lines = [f".. autoclass:: {path}", "   :members:", f"   :exclude-members: {', '.join(copied)}"]
         more = "   :show-inheritance:" if base else "   :inherited-members: object, Exception, Protocol, Generic, ABC"
         return [*lines, more, ""]
-    if inspect.isroutine(value):
+    if kind == "function":
         return [f".. autofunction:: {path}", ""]
-    if getattr(value, "__doc__", None) == type(value).__doc__:  # a plain value, or a type alias
-        return [f".. py:data:: {path}", *([f"   :value: {value!r}"] if isinstance(value, str) else []), ""]
-    return [f".. autodata:: {path}", "   :no-value:", ""]
+    shown = f"   :value: {value!r}" if kind == "data" else f"   :canonical: {stringify_annotation(value, 'smart')}"
+    return [f".. py:{kind}:: {path}", shown, "", *(f"   {line}" for line in _comment(name, value)), ""]
+
+
+def _comment(name: str, value: Any) -> list[str]:
+    """The docstring below the definition of a type alias or a constant, wherever that is."""
+    for module in [name for name in sys.modules if name.startswith("distsgd.")]:
+        if getattr(sys.modules[module], name, None) is value:
+            lines = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", name))
+            if lines:
+                return [_escaped(line) for line in lines]
+    return []
 
 
 def _is_of(function: Any, base: type | None) -> bool:
@@ -109,13 +150,12 @@ def _names_of_others(module: str) -> Iterator[str]:
             continue
         yield from (f".. rubric:: From {face}", "   :heading-level: 2", "")
         for name in names:
-            value = _value(module, name)
-            kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else "data"
-            yield from (f".. py:{kind}:: {module}.{name}", "   :no-typesetting:", "")
+            yield from (f".. py:{_kind(_value(module, name))}:: {module}.{name}", "   :no-typesetting:", "")
         yield from (".. list-table::", "   :widths: 30 70", "")
         for name in names:
-            sentence = (inspect.getdoc(_value(module, name)) or "").partition("\n\n")[0].replace("\n", " ")
-            yield from (f"   * - :py:obj:`~{face}.{name}`", f"     - {_escaped(sentence)}")
+            value = _value(module, name)
+            text = "\n".join(_comment(name, value)) if _kind(value) == "type" else _escaped(inspect.getdoc(value) or "")
+            yield from (f"   * - :py:obj:`~{face}.{name}`", f"     - {' '.join(text.partition(_PARAGRAPH)[0].split())}")
         yield ""
 
 
