@@ -177,8 +177,9 @@ def _escape_formulas(app: Sphinx, what: str, name: str, value: Any, options: Any
 def _name_aliases(
     app: Sphinx, what: str, name: str, value: Any, options: Any, arguments: str | None, returned: str | None
 ) -> tuple[str | None, str | None]:
-    """Signatures with names of type aliases in place of autodoc's own objects for them."""
-    plain = [text and re.sub(r"TypeAliasForwardRef\('([\w.]+)'\)", r"\1", text) for text in (arguments, returned)]
+    """Signatures with the names of type aliases and modules, in place of what Python prints for them."""
+    shown = r"TypeAliasForwardRef\('([\w.]+)'\)|<module '([\w.]+)'[^>]*>"
+    plain = [text and re.sub(shown, lambda found: found[1] or found[2], text) for text in (arguments, returned)]
     return plain[0], plain[1]
 
 

@@ -65,4 +65,4 @@ def test_pages_show_docstrings(built: Path) -> None:
     assert "Robbins &amp; Monro" in optim
     assert "for units that pass about half of their inputs" in nn
     assert "Raises" in top
-    assert "TypeAliasForwardRef" not in optim + nn + top
+    assert [text for text in ("TypeAliasForwardRef", "&lt;module", str(ROOT)) if text in optim + nn + top] == []
