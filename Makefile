@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format docs bench bench-gpu clean
+.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format bench bench-gpu clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -67,6 +67,7 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
 	$(IN_VENV) -m ruff format .
 
+.PHONY: docs
 # From the beginning each time: pages that haven't changed would be passed over, with what is wrong in them.
 docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with warnings as errors
 	@rm -rf build/docs build/doctrees

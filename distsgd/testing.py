@@ -15,7 +15,7 @@ from distsgd.core.layout import Layout, Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Layer, StatefulLayer
 
-__all__ = ["GradientCheck", "check_gradient", "check_layer_gradient"]
+__all__ = ["GradientCheck", "LossFunction", "check_gradient", "check_layer_gradient"]
 
 LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
 

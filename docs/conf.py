@@ -85,8 +85,19 @@ def link_pages(text: str) -> str:
     return text
 
 
+TUTORIALS = """
+```{toctree}
+:hidden:
+:glob:
+
+[a-z]*
+```
+"""
+"""Appended to the page of tutorials, which the site's sidebar lists below it."""
+
+
 def _on_source(app: Sphinx, name: str, content: list[str]) -> None:
-    content[0] = link_pages(content[0])
+    content[0] = link_pages(content[0]) + (TUTORIALS if name == "tutorials/README" else "")
 
 
 def _on_include(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
