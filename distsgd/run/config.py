@@ -196,7 +196,7 @@ class TrainConfig:
     callback: tuple[str, ...] = option((), check=_check_callbacks, code=True, operational=True, help=
         "Your own callbacks, file.py:name of a distsgd.Callback.")
     plot: bool = option(False, operational=True, written=False, help=
-        "Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'.")
+        "Draw pictures of the run into its folder when it ends; needs matplotlib (distsgd[plot]).")
     quiet: bool = option(False, "Print the last line alone.", operational=True, written=False)
     dry_run: bool = option(False, "Show what would run, and stop.", operational=True, written=False)
     check_gradient: bool = option(False, operational=True, written=False, help=
