@@ -64,7 +64,7 @@ test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions th
 	$(IN_VENV) -m tox run -e lowest
 
 test-pythons: .venv/.stamp-dev ## the same part on each of python3.11 to python3.14 that is on PATH
-	$(IN_VENV) -m tox run -e '~lowest'
+	$(IN_VENV) -m tox run
 
 check: .venv/.stamp-test ## style and types alone
 	$(IN_VENV) -m ruff check .
@@ -83,10 +83,11 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 bench-gpu: .venv/.stamp-cupy ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
 	$(IN_VENV) -m benchmarks.gpu $(ARGS)
 
-dist: .venv/.stamp-dev ## builds the wheel and the source archive into dist/, and checks them
+dist: .venv/.stamp-dev ## builds the wheel and the source archive into dist/, checks them, tries the wheel
 	rm -rf dist
 	$(IN_VENV) -m build
 	$(IN_VENV) -m twine check --strict dist/*
+	$(IN_VENV) -m tox run -e wheel --installpkg dist/*.whl
 
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

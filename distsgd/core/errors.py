@@ -44,10 +44,14 @@ def pip_install(extra: str) -> str:
     import shlex
     import shutil
     from importlib.metadata import PackageNotFoundError, distribution
+    from importlib.util import find_spec
     from pathlib import Path
 
-    beside = shutil.which("pip") == str(Path(sys.executable).with_name("pip"))
-    pip = "pip" if beside else f"{shlex.quote(sys.executable)} -m pip"
+    pip = "pip"
+    if find_spec("pip") is None and shutil.which("uv"):
+        pip = "uv pip"  # uv's environments hold no pip
+    elif shutil.which("pip") != str(Path(sys.executable).with_name("pip")):  # it isn't active
+        pip = f"{shlex.quote(sys.executable)} -m pip"
     try:
         distribution("distsgd")
     except PackageNotFoundError:
@@ -91,6 +95,12 @@ class DataError(DistsgdError):
 
 class CheckpointError(DistsgdError):
     """A checkpoint is damaged, has another format, belongs to another run, or can't be written."""
+
+
+class NoCheckpointError(CheckpointError):
+    """There is no checkpoint at the path that was given."""
+
+    exit_status = 2
 
 
 class RunFolderError(DistsgdError):

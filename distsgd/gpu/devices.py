@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distsgd.core.components import suggestion
 from distsgd.core.device import CPU, FULL, Device, has_cupy, register_arrays
 from distsgd.core.errors import ConfigurationError, first_line, pip_install
 from distsgd.core.kernels import register
@@ -16,7 +17,6 @@ from distsgd.parallel.communicator import Communicator
 
 _DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where Linux, or Linux under Windows, has NVIDIA's driver."""
-
 
 
 def device_of_rank(communicator: Communicator, name: str, precision: str = FULL) -> tuple[Device, list[str]]:
@@ -49,7 +49,8 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
     """
     found = re.fullmatch(r"cpu|auto|gpu(?::(\d{1,4}))?", name)
     if found is None:
-        raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}")
+        near = suggestion(name, ("auto", "cpu", "gpu"))
+        raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}{near}")
     if name == "cpu" or (name == "auto" and not has_cupy()):
         return CPU, None
     cupy, problem = _load_cupy()

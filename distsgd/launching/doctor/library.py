@@ -77,7 +77,8 @@ def describe_started(library: Library) -> list[tuple[str, str]]:
 def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[str, str]], list[str]]:
     """(lines, problems) for a process that no launcher started, about the launcher that would be used."""
     if library.version is None:
-        return [("mpi", f"none that mpi4py can load ({library.reason}); load the cluster's MPI module, or {pip_install('mpich')}")], []
+        install = f"load the cluster's MPI module, or {pip_install('mpich')}"
+        return [("mpi", f"none that mpi4py can load ({library.reason}); {install}")], []
     metadata = [("mpi", f"{library}")]
     beside = mpirun_of(library.path)
     if launcher is None:
