@@ -75,7 +75,7 @@ OPTIONS: dict[str, Case] = {
     "a name that is no UTF-8": Case("out: expected text in UTF-8", f"{QUICK} --out \udcff"),
     "a name of 300 letters": Case("File name too long", f"{QUICK} --out {'a' * 300}"),
     "a terminal's colours in a name": Case(r"\x1b[31mred", f"{QUICK} --dataset \x1b[31mred"),
-    "no such run to start from": Case("nowhere", f"{QUICK} --init-from nowhere", status=1),
+    "no such run to start from": Case("nowhere", f"{QUICK} --init-from nowhere"),
     "no such run to resume": Case("nowhere", f"{QUICK} --resume nowhere"),
     "a file to resume that is a pipe": Case("a pipe", f"{QUICK} --resume p", pipe("p"), status=1),
     "no such data": Case("there is none", f"--dataset none.npz {QUICK}"),
