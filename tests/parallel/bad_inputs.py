@@ -93,7 +93,7 @@ CONFIGURATIONS: dict[str, Case] = {
     "TOML of 2 MB": Case("more than 1000000 bytes", TOML, toml("#" * 2_000_000)),
     "an unknown key": Case("did you mean epochs?", TOML, toml("epoch = 3")),
     "a key of two lines": Case(r"a\nb", TOML, toml('"a\\nb" = 3')),
-    "a table": Case("unknown option 'train'", TOML, toml("[train]\nepochs = 3")),
+    "a table": Case("unknown table [train]", TOML, toml("[train]\nepochs = 3")),
     "text in place of a number": Case("expected a whole number, got '3'", TOML, toml("epochs = '3'")),
     "a date in place of a number": Case("expected a whole number", TOML, toml("epochs = 2020-01-01")),
     "infinitely many epochs": Case("expected a whole number, got inf", TOML, toml("epochs = inf")),
