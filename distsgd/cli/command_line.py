@@ -20,6 +20,10 @@ from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.config_file import RENAMED, read_toml
 from distsgd.run.user_code import allow_code, code_in, texts_of
 
+_DASHES = "‐‑‒–—―−"
+"""Characters that word processors and web pages make of - and --."""
+_RANKS_OF_OTHERS = ("--ranks", "--nproc", "--nprocs", "--processes", "--num-processes", "--nproc-per-node", "--ntasks")
+"""What other launchers call the number of ranks."""
 T = TypeVar("T")
 Hint = Callable[[str, str], str | None]
 """What else to say of an unknown option, of its name and of the word after it."""
@@ -76,7 +80,7 @@ def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint = lambda n
     try:
         found, rest = parser.parse_known_args(_plain(options, arguments, hint))
         if rest:
-            raise ConfigurationError(f"unexpected argument {rest[0]!r}")
+            raise ConfigurationError(_unexpected(rest[0], arguments, options))
     except (argparse.ArgumentError, ConfigurationError) as error:
         problem = str(error).removeprefix("argument ").replace("expected one argument", "expected a value after it")
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
@@ -109,6 +113,8 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) 
             else:
                 plain.append(word)
         elif flag in names:
+            if equals and options[names[flag]].kind is bool:
+                raise ConfigurationError(_no_value(names[flag], value))
             given.setdefault(names[flag], []).append(flag)
             plain.append(flag + equals + value)
         else:
@@ -120,6 +126,24 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) 
     return plain
 
 
+def _unexpected(word: str, arguments: Sequence[str], options: Mapping[str, Option]) -> str:
+    """What to say of an argument that belongs to no option."""
+    names = spellings(options)
+    place = list(arguments).index(word)
+    before = names.get(arguments[place - 1].replace("_", "-")) if place else None
+    if before is not None and options[before].kind is bool:
+        return _no_value(before, word)
+    name = word.partition("=")[0].lstrip(_DASHES)
+    near = suggestion(f"--{name}", [*names, "--help", "--version"])
+    begins = ", which begins with another dash than -" if word[:1] in _DASHES else ""
+    return f"unexpected argument {word!r}{begins}{near}"
+
+
+def _no_value(name: str, value: str) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} takes no value, got {value!r}; give {flag} or --no-{flag[2:]} alone"
+
+
 def _given_twice(flags: Sequence[str], is_list: bool) -> str:
     if len(set(flags)) > 1:
         return f"{' and '.join(dict.fromkeys(flags))} set the same option; give one of them"
@@ -128,8 +152,11 @@ def _given_twice(flags: Sequence[str], is_list: bool) -> str:
 
 def _hint(name: str, after: str) -> str | None:
     """What to say of an option that distsgd.train doesn't have, but something else."""
+    start = f"mpirun -n {after or 'R'} python -m distsgd.train …"
+    if name.replace("_", "-") in _RANKS_OF_OTHERS:
+        return f"{name}: the number of ranks is an option of mpirun: {start}"
     if name in ("-n", "-np", "--np"):
-        return f"{name} is an option of mpirun: start ranks with mpirun -n {after or 'R'} python -m distsgd.train …"
+        return f"{name} is an option of mpirun: start ranks with {start}"
     renamed = RENAMED.get(name[2:].replace("-", "_"))
     return None if renamed is None else f"the option {name} is now called --{renamed}; give it by that name"
 
@@ -153,6 +180,7 @@ def _parser(kind: type, prog: str) -> _Parser:
     places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
     usage = " ".join([prog, *places, "[--option value …]"])
     parser = _Parser(prog, usage, kind.__doc__, add_help=False, exit_on_error=False, allow_abbrev=False)
+    vars(parser).update(color=False, suggest_on_error=False)  # the same text on every version of Python
     add_options(parser, kind)
     return parser
 
@@ -169,12 +197,25 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> dict[str, argpar
     return actions
 
 
+def _read(word: str, kind: Any, one: Option) -> Any:
+    """A word of the command line as a value. Raises ConfigurationError."""
+    try:
+        return read(word, kind, one.flag, text=True)
+    except ConfigurationError as error:
+        advice = ""
+        if one.is_list and "," in word:
+            advice = f"; separate them with spaces: {one.flag} {' '.join(word.strip('[]()').replace(',', ' ').split())}"
+        elif word[:1] in _DASHES:
+            advice = "; begin a negative number with the plain -"
+        raise ConfigurationError(f"{error}{advice}") from None
+
+
 def _add_option(group: argparse._ArgumentGroup, one: Option) -> argparse.Action:
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": one.text.replace("%", "%%")}
     if one.kind is bool:
         return group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
     item = get_args(one.kind)[0] if one.is_list else one.kind
-    settings |= {"type": lambda word: read(word, item, one.flag, text=True), "nargs": "*" if one.is_list else None}
+    settings |= {"type": lambda word: _read(word, item, one), "nargs": "*" if one.is_list else None}
     if one.positional:
         return group.add_argument(one.name, metavar=one.name.upper(), **settings)
     names = [one.flag, one.short] if one.short else [one.flag]

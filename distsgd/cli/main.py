@@ -20,7 +20,7 @@ import sys
 from importlib import import_module
 
 from distsgd.cli.commands import launcher_rank
-from distsgd.core.components import wrong_name
+from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.output import say, say_lines
 from distsgd.core.version import __version__
 
@@ -37,5 +37,13 @@ def main() -> int:
     if launcher_rank() == 0 and known:
         say_lines(f"distsgd {__version__}" if name == "--version" else str(__doc__).rstrip())
     elif launcher_rank() == 0:
-        say(f"distsgd: error: {wrong_name('subcommand', name, SUBCOMMANDS)}", sys.stderr)
+        say(f"distsgd: error: {_unknown(name)}", sys.stderr)
     return 0 if known else 2
+
+
+def _unknown(name: str) -> str:
+    """What to say where the first word is no subcommand."""
+    near = suggestion(name, ("--help", "--version"))
+    if near or not name.startswith("-"):
+        return f"{wrong_name('subcommand', name, SUBCOMMANDS)}{near}"
+    return f"expected a subcommand before {name}, as in distsgd train {name} …; distsgd --help lists them"

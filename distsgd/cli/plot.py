@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Options:
     """Draw pictures of a run, as PNG and SVG: curves, filters, confusion, misclassified and boundary.
 
-    Several runs are drawn over each other in one picture of curves. Needs matplotlib: pip install 'distsgd[plot]'.
+    Several runs are drawn over each other in one picture of curves. Needs matplotlib, which distsgd[plot] installs.
     """
 
     # fmt: off

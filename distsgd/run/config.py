@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from distsgd.core.components import field_names, wrong_name
+from distsgd.core.components import field_names, suggestion, wrong_name
 from distsgd.core.device import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import check_options, option, options_of
@@ -47,6 +47,11 @@ def _by_optimizer(name: str, what: str = "") -> str:
 def _check_max_time(text: str, name: str) -> None:
     if text not in ("auto", "never"):
         parse_duration(text.removeprefix("auto-"), name)
+
+
+def _check_resume(text: str, name: str) -> None:
+    if text not in ("auto", "never") and (near := suggestion(text, ("auto", "never"))):
+        raise ConfigurationError(f"{name}: expected auto, never, or the path of a checkpoint, got {text!r}{near}")
 
 
 def _check_metrics(names: tuple[str, ...], name: str) -> None:
@@ -185,7 +190,7 @@ class TrainConfig:
 
     out: str | None = option(None, group="The run", operational=True, written=False, path=True, help=
         "The run's folder. Default: runs/NAME, with a name made from the configuration.")
-    resume: str = option("auto", operational=True, written=False, path=True, help=
+    resume: str = option("auto", check=_check_resume, operational=True, written=False, path=True, help=
         "auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint.")
     init_from: str | None = option(None, path=True, help=
         "A run folder or checkpoint whose parameters training starts from.")
@@ -199,7 +204,7 @@ class TrainConfig:
     callback: tuple[str, ...] = option((), check=_check_callbacks, code=True, operational=True, path=True, help=
         "Your own callbacks, file.py:name of a distsgd.Callback.")
     plot: bool = option(False, operational=True, written=False, help=
-        "Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'.")
+        "Draw pictures of the run into its folder when it ends; needs matplotlib (distsgd[plot]).")
     quiet: bool = option(False, "Print the last line alone.", operational=True, written=False)
     dry_run: bool = option(False, "Show what would run, and stop.", operational=True, written=False)
     check_gradient: bool = option(False, operational=True, written=False, help=

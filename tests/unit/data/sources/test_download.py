@@ -187,7 +187,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_without_pooch_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DataError, match=r'pip install "distsgd\[download\]"'):
+    with pytest.raises(DataError, match=r"pip install 'distsgd\[download\]'"):
         download("http://127.0.0.1:9/a", tmp_path / "a", ["0"])
 
 
