@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from distsgd.cli.commands import launcher_rank, report
-from distsgd.core.errors import ConfigurationError, DistsgdError
+from distsgd.core.errors import ConfigurationError, DistsgdError, pip_install
 from distsgd.core.options import REQUIRED, Option, option, options_of
 from distsgd.core.output import say_lines
 
@@ -21,7 +21,7 @@ class Options:
     """Print a script that completes distsgd's subcommands, options, choices and paths with the Tab key.
 
     bash: add  eval "$(distsgd completion bash)"  to ~/.bashrc. zsh: add  eval "$(distsgd completion zsh)"  to ~/.zshrc,
-    after compinit. Needs shtab: pip install shtab.
+    after compinit. Needs shtab (distsgd[completion]).
     """
 
     shell: str = option(REQUIRED, "The shell.", positional=True, choices=("bash", "zsh"))
@@ -45,7 +45,9 @@ def main() -> int:
 def script_of(shell: str) -> str:
     """The script for this shell. Raises ConfigurationError where shtab isn't installed."""
     if find_spec("shtab") is None:
-        raise ConfigurationError("completion: the script is made by shtab, which is not installed; pip install shtab")
+        raise ConfigurationError(
+            f"completion: the script is made by shtab, which is not installed; {pip_install('completion')}"
+        )
     shtab = import_module("shtab")
     return str(shtab.complete(command_parser(), shell)).rstrip()
 
