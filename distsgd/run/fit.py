@@ -28,6 +28,7 @@ from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.placement import fingerprint, split_data
+from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback, History
 from distsgd.training.evaluator import predict_all
@@ -60,6 +61,11 @@ class Result:
     history: list[dict[str, Any]]
     _objective: Objective = field(repr=False)
     _signature: Signature = field(repr=False)
+
+    def __repr__(self) -> str:
+        """The last line of the command line, without the folder: status, scores, hash."""
+        sizes = sum(array.size for array in self.params.values())
+        return f"<Result of {sizes:,} parameters; {last_line(self.summary, '', quiet=True).removesuffix(' ()')}>"
 
     def predict(self, x: Array) -> Array:
         """Predict with these parameters, in this process alone.

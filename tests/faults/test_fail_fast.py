@@ -116,4 +116,4 @@ def test_a_signal_before_training_begins_is_not_lost(tmp_path: Path) -> None:
         f"sys.argv = ['train', '--out', 'run', '--epochs', '1000', *{list(QUICK)}]; sys.exit(train.main())\n"
     )
     ended = Job([path, "-n", "2", sys.executable, "-c", program], tmp_path, environment()).end()
-    assert ended.out.startswith("stopped: 0 epochs, 1 steps"), ended.err
+    assert ended.out.startswith("stopped: 0 epochs, 1 step"), ended.err

@@ -174,7 +174,7 @@ def test_a_signal_at_the_very_beginning(tmp_path: Path) -> None:
     os.kill(job.process.pid, signal.SIGTERM)
     with nothing_left(job) as ended:
         assert ended.status == 75
-        assert "1 steps" in ended.out
+        assert "1 step" in ended.out
 
 
 def test_two_signals_end_at_once(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     assert reported == {"rank0": str(plot), "rank1": "False"}
     assert (tmp_path / "run" / "plots").exists() == plot
     assert (f"{tmp_path / 'run' / 'plots'}: curves, filters, confusion, misclassified" in done.out) == plot
-    assert done.out.splitlines()[-1].startswith("completed: 1 epochs")
+    assert done.out.splitlines()[-1].startswith("completed: 1 epoch")
 
 
 @pytest.mark.long
