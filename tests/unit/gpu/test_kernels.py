@@ -25,6 +25,8 @@ from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import KERNEL, close
 from tests.strict_device import StrictModule, strict_device
 
+pytestmark = pytest.mark.stand_in
+
 emulated = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
 
 
