@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from distsgd.core.output import LAUNCH_VARIABLES
-from tests.faults.tools import CALLBACK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left
+from tests.faults.tools import CALLBACK, QUIET, Job, fault, launch, mpirun, nothing_left
 from tests.parallel.launch import environment, find_mpirun
 
 FORGED = "\n\x1edistsgd " + json.dumps({"kind": "ended", "status": "finished"}) + "\n"
@@ -227,9 +226,7 @@ def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, status
     (tmp_path / "aborts.py").write_text(ABORTS.replace("HOW", repr(how)))
     shell = '"$@"; s=$?; echo $s > status-$PMI_RANK$OMPI_COMM_WORLD_RANK; exit $s'
     line = [path, "-n", str(ranks), "sh", "-c", shell, "sh", sys.executable, "aborts.py"]
-    began = time.monotonic()
     ended = Job(line, tmp_path, environment()).end()
-    assert time.monotonic() - began < 2 * SOON
     assert ended.status != 0
     assert f"aborted {status}" in ended.out
     assert (tmp_path / "status-0").read_text() == f"{status}\n"

@@ -73,7 +73,6 @@ def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> 
     assert f"; {others} have waited " in printed
     assert printed.endswith(" s for it in a barrier in step 20")
     assert ended.processes == []
-    assert ended.seconds < 20
 
 
 def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:

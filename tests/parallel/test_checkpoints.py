@@ -90,7 +90,7 @@ class Trouble(Callback):
 
     def on_step(self, step, loss, examples):
         if step in (SETTING.get("full"), SETTING.get("moved"), SETTING.get("removed")):
-            assert not trainers[0].store.busy(20), "the checkpoint before hangs"
+            assert not trainers[0].store.busy(100), "the checkpoint before hangs"
         if step == SETTING.get("full"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         if step == SETTING.get("space"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.parallel.launch import ends_with, environment, find_mpirun, module
+from tests.waiting import LIMIT
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -49,7 +50,7 @@ def test_a_launcher_of_another_mpi_is_refused(tmp_path: Path, name: str) -> None
         variables = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": str(rank)}
         done = subprocess.run(
             [sys.executable, "-m", f"distsgd.{name}"],
-            cwd=tmp_path, env=environment(variables), capture_output=True, text=True, timeout=30, check=False,
+            cwd=tmp_path, env=environment(variables), capture_output=True, text=True, timeout=LIMIT, check=False,
         )  # fmt: skip
         statuses.append(done.returncode)
         reported.append(done.stderr)

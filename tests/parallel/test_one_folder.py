@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tests.cases import first_of
 from tests.parallel.launch import LIMIT, environment, find_mpirun, module, once, summary, train
+from tests.waiting import wait_until
 
 OPTIONS = ("--epochs", "30000", "--patience", "0", "--checkpoint-every", "50", "--quiet", "--hidden", "16")
 
@@ -42,11 +42,11 @@ def alive(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + LIMIT
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, f"{path} did not come"
-        time.sleep(0.02)
+    def is_there() -> bool:
+        assert path.exists() or process.poll() is None, process.communicate()
+        return path.exists()
+
+    wait_until(is_there, str(path))
 
 
 def stop(process: subprocess.Popen[str]) -> str:
@@ -88,10 +88,7 @@ def test_two_starts_in_the_same_moment(tmp_path: Path, number: int, ranks: int |
     if number % 2:
         out.mkdir()
     with alive(start(ranks, out, "--seed", 1)) as one, alive(start(ranks, out, "--seed", 2)) as two:
-        until = time.monotonic() + LIMIT
-        while one.poll() is None and two.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until(lambda: one.poll() is not None or two.poll() is not None, "the end of one of two")
         lost, won = (one, two) if one.poll() is not None else (two, one)
         err = lost.communicate(timeout=LIMIT)[1]
         assert err.splitlines()[0].startswith("distsgd: error: another process is training in run"), err

@@ -163,7 +163,7 @@ def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(processes.Unavailable, match="exit status 1: ValueError: so"):
         processes.run([sys.executable, "-c", "raise ValueError('so')"])
     with pytest.raises(processes.Unavailable, match=re.escape("not ready after 0.1 s")):
-        processes.run([sys.executable, "-c", "import time; time.sleep(60)"], limit=0.1)
+        processes.run([sys.executable, "-c", "import time; time.sleep(600)"], limit=0.1)
     with pytest.raises(processes.Unavailable, match="told no result"):
         processes.measure([sys.executable, "-c", ""])
 

@@ -31,7 +31,7 @@ def test_generated_files_are_those_of_the_declaration() -> None:
         assert path.read_text(encoding="utf-8") == text, "run python -m tests.generated_options"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_type_checker_sees_the_keywords(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent"]
