@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import faults
+from tests.cases import first_of
 from tests.faults.tools import CALLBACK, QUICK, QUIET, Ended, Job, fault, mpirun
 from tests.parallel.launch import environment, find_mpirun
 from tests.waiting import wait_until
@@ -23,7 +24,9 @@ def ours(ended: Ended) -> list[str]:
 
 @pytest.mark.parametrize(
     ("how", "rank"),
-    [("SIGKILL", 0), ("SIGKILL", 2), ("exit0", 0), ("SIGSEGV", 2), ("exit3", 2), ("memory", 2), ("defect", 2)],
+    first_of(
+        [("SIGKILL", 0), ("exit0", 0), ("defect", 2), ("SIGKILL", 2), ("SIGSEGV", 2), ("exit3", 2), ("memory", 2)], 3
+    ),
 )
 def test_one_rank_ends_all(tmp_path: Path, how: str, rank: int) -> None:
     job = mpirun(3, tmp_path, *QUIET, "--callback", CALLBACK, **fault(tmp_path, how, rank=rank))
@@ -44,7 +47,7 @@ def test_the_same_command_continues(tmp_path: Path) -> None:
     assert ours(again) == []
 
 
-@pytest.mark.parametrize("moment", ["reduction", "validation", "checkpoint"])
+@pytest.mark.parametrize("moment", first_of(["reduction", "validation", "checkpoint"]))
 def test_at_any_moment(tmp_path: Path, moment: str) -> None:
     ended = mpirun(3, tmp_path, *QUIET, "--callback", CALLBACK, **fault(tmp_path, "exit3", moment, count=2)).end()
     assert (tmp_path / "struck").exists()
@@ -67,7 +70,7 @@ def test_a_rank_whose_program_ends_early_is_named(tmp_path: Path) -> None:
     assert ours(ended) == []
 
 
-@pytest.mark.parametrize("busy", [0, 4])
+@pytest.mark.parametrize("busy", first_of([0, 4]))
 def test_survivors_leave_where_mpirun_does_not_notice(tmp_path: Path, busy: int) -> None:
     """As MPICH's didn't once on a busy machine; here because it is stopped itself."""
     with faults.busy(busy):

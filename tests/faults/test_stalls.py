@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.faults.tools import CALLBACK, QUICK, QUIET, fault, mpirun
 
 SLOW = """
@@ -61,7 +62,7 @@ def Stuck(model):
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", first_of([0, 1]))
 def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> None:
     options = (*QUIET, "--stall-timeout", "1s", "--callback", CALLBACK)
     ended = mpirun(3, tmp_path, *options, **fault(tmp_path, "SIGSTOP", rank=rank)).end()

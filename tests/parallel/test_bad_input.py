@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.bad_files import TEMPLATE, Case, Unavailable, unmount
 from tests.parallel.bad_inputs import CASES
 from tests.parallel.launch import environment, module, once, run_command
@@ -29,8 +30,8 @@ LONG = 580
 pytestmark = pytest.mark.timeout(600)
 NO_NETWORK = {f"DISTSGD_{name}_URL": "http://127.0.0.1:9" for name in ("MNIST", "CIFAR_10")}
 SAMPLE = (
-    "an unknown key", "a configuration that is a pipe", "images cut after 15 bytes", "a label below 0",
-    "a pickle that runs a command", "a flipped bit in the last number", "a full disk with a run", "a model that raises",
+    "a flipped bit in the last number", "a model that raises", "a full disk with a run", "an unknown key",
+    "a configuration that is a pipe", "images cut after 15 bytes", "a label below 0", "a pickle that runs a command",
 )  # fmt: skip
 
 
@@ -147,7 +148,7 @@ def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
     assert [path for path in outcome.changed if not path.startswith(case.leaves or "\0")] == []
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", first_of(SAMPLE, 3))
 def test_as_a_user_runs_it(tmp_path: Path, name: str) -> None:
     case, folder = CASES[name], tmp_path / "case"
     make_template(tmp_path)

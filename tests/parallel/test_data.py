@@ -24,6 +24,7 @@ MNIST = ROOT.parent / "shared" / "data"
 MB = 1 << 20
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not (MNIST / "mnist").is_dir(), reason=f"MNIST's files are not in {MNIST}")
 def test_mnist(tmp_path: Path) -> None:
     options = ("--dataset", "mnist", "--data-dir", MNIST, "--hidden", 32, "--epochs", 1, "--batch-size", 250)

@@ -57,29 +57,29 @@ def stop(process: subprocess.Popen[str]) -> str:
     return err
 
 
-@pytest.mark.parametrize("ranks", first_of([3, None]))
+@pytest.mark.parametrize("ranks", first_of([2, None]))
 def test_the_second_is_refused(tmp_path: Path, ranks: int | None) -> None:
     out = tmp_path / "run"
     with alive(start(None, out)) as first:
         wait_for(out / "checkpoints" / "step-100.safetensors", first)
-        for more in (("--seed", 7, "--resume", "never"), ()):
-            done = train(ranks, out, *OPTIONS, "--max-steps", 1500, *more, status=2)
+        for number, more in ((ranks, ("--seed", 7, "--resume", "never")), (None, ())):
+            done = train(number, out, *OPTIONS, "--max-steps", 1500, *more, status=2)
             (line,) = done.err.splitlines()
             assert line.startswith(f"distsgd: error: another process is training in {out} (process {first.pid} on ")
         assert os.listdir(tmp_path) == ["run"]
-        assert module(None, "train", tmp_path, "--out", out, *OPTIONS, "--dry-run").status == 0
+        train(None, out, *OPTIONS, "--dry-run")
         config = (out / "config.toml").read_text()
         assert stop(first) == ""
     assert "\nseed = 0\n" in f"\n{config}"
     steps = summary(out)["steps"]
     assert sorted(os.listdir(out)) == ["checkpoints", "config.toml", "metrics.jsonl", "summary.json"]
-    again = train(ranks, out, *OPTIONS, "--max-steps", steps + 1)
+    again = train(None, out, *OPTIONS, "--max-steps", steps + 1)
     assert "completed: " in again.out
 
 
 @pytest.mark.parametrize(
     ("number", "ranks"),
-    first_of([(0, None), (1, None), (0, 2), (1, 2), *((number, None) for number in range(2, 8))], 4),
+    first_of([(0, None), (1, 2), (1, None), (0, 2), *((number, None) for number in range(2, 8))], 2),
 )
 def test_two_starts_in_the_same_moment(tmp_path: Path, number: int, ranks: int | None) -> None:
     """Exactly one trains, in a folder that is there and in one that isn't."""
@@ -106,7 +106,7 @@ def test_a_killed_run_keeps_no_other_out(tmp_path: Path) -> None:
         first.kill()
         first.wait()
     assert (out / ".lock").exists()
-    train(None, out, *OPTIONS, "--max-steps", 2000, "--resume", "never")
+    train(None, out, *OPTIONS, "--max-steps", 100, "--resume", "never")
     assert sorted(os.listdir(tmp_path)) == ["run", "run.1"]
     for folder in (out, tmp_path / "run.1"):
         assert not (folder / ".lock").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import ROOT, ends_with, module, summary, train
 
 OWN = '''
@@ -57,7 +58,7 @@ def without_matplotlib(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(hook), str(ROOT)])}
 
 
-@pytest.mark.parametrize("plot", [True, False])
+@pytest.mark.parametrize("plot", first_of([True, False]))
 def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "reported").mkdir()

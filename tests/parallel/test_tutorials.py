@@ -14,7 +14,7 @@ from tests.parallel.launch import result, run_command
 
 ROWS = load_rows()
 """By name."""
-ALWAYS = ("minibatches-drop", "xor-one", "theano-logistic")
+ALWAYS = ("minibatches-drop", "theano-logistic")
 """The rows that every run of the tests tries."""
 
 

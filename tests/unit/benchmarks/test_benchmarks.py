@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[3]
 NOWHERE = "/nowhere/python"
 SMALL = ("--quick", "--workload", "two-layer", "--ranks", "2", "--torch-python", NOWHERE, "--jax-python", NOWHERE)
 NAMES = (
-    "limits",
     "reduction",
+    "limits",
     "startup",
     "peers",
     "scaling",
@@ -52,7 +52,7 @@ def series_of(values: Mapping[str, list[float]]) -> dict[str, common.Series]:
     }
 
 
-@pytest.mark.parametrize("name", first_of(NAMES, 2))
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_smoke(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -70,6 +70,7 @@ def test_smoke(name: str, tmp_path: Path) -> None:
 GPU = ("--device", "cpu", "--quick", "--torch-python", NOWHERE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["steps", "where"])
 def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
     """On the CPU, which is no more than to see that it runs."""

@@ -30,6 +30,7 @@ from distsgd.launching.mpirun import (
     with_shares,
 )
 from distsgd.launching.start import Limits, Start, Stops
+from tests.cases import first_of
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 NEVER = Limits(0, 0)
@@ -227,7 +228,7 @@ def test_a_start_whose_ranks_never_meet(stops: Stops) -> None:
     assert ending.status == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("kind", ["raised", "stalled", "exit"])
+@pytest.mark.parametrize("kind", first_of(["raised", "stalled", "exit"]))
 def test_a_start_that_does_not_end_after_a_failure(stops: Stops, kind: str) -> None:
     began = time.monotonic()
     begin(message_line(json.dumps({"kind": kind})) + "sleep 600", stops).run()

@@ -143,7 +143,11 @@ def test_an_unfinished_line_is_shown_when_nothing_follows() -> None:
         ("exit 3", 3, {"status": 3}),
         ("kill -KILL $$", 137, {"status": 137}),
         ("kill -SEGV $$", 139, {"status": 139}),
-        ("trap 'exit 75' USR1; kill -USR1 $PPID; sleep 5 & wait $!", 75, {"status": 75}),  # the shell passes it on
+        (
+            "trap 'exit 75' USR1; kill -USR1 $PPID; sleep 5 >/dev/null 2>&1 & wait $!",
+            75,
+            {"status": 75},
+        ),  # the shell passes it on
     ],
 )
 def test_a_ranks_shell_reports_its_end_and_nothing_else(program: str, status: int, reported: dict[str, int]) -> None:
