@@ -16,12 +16,12 @@ from tests.cases import first_of
 from tests.parallel.launch import LIMIT, run_command
 from tests.parallel.unlike import DIFFERENT, SAME
 
-RUNS = [(3, "auto"), (2, "mpi"), (4, "auto")]
+RUNS = [(3, "auto"), (2, "mpi"), pytest.param((4, "auto"), marks=pytest.mark.long)]
 NAMES = {2: ("rank 0", "rank 1"), 3: ("ranks 0 and 1", "rank 2"), 4: ("ranks 0 to 2", "rank 3")}
 """How a sentence calls the ranks that agree, and the odd one."""
 
 
-@pytest.fixture(scope="module", params=first_of(RUNS, 2), ids=lambda run: f"{run[1]}{run[0]}")
+@pytest.fixture(scope="module", params=RUNS, ids=lambda run: f"{run[1]}{run[0]}")
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any]]:
     """(the number of ranks, what came of each row on each rank)."""
     ranks, communication = request.param
