@@ -9,107 +9,74 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-
-
-@cache
-def trees(folder: str) -> dict[str, ast.Module]:
-    """The files of a folder, by their names from the project's root."""
-    paths = sorted((ROOT / folder).rglob("*.py"))
-    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
-
-
-def is_private(name: str) -> bool:
-    return re.fullmatch(r"_(?!_)\w+", name) is not None
-
-
-def defined(tree: ast.AST) -> set[str]:
-    """The private names that a file gives to something: functions, classes, attributes and variables."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.add(node.name)
-        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
-    return {name for name in found if is_private(name)}
-
+DEFINED = re.compile(r"(?:\bdef |\bclass |\bself\.|^)(_[A-Za-z]\w*)", re.MULTILINE)
+"""What makes a private name: a function, a class, an attribute, or a variable of a module."""
 
 TOUCHED: dict[tuple[str, str], str] = {}
 """(file of tests, private name of distsgd) that a test touches nevertheless, and why."""
 
 
-def touched(tree: ast.AST, private: set[str]) -> Iterator[tuple[int, str]]:
-    """(line, name) of what a file reads, replaces or imports of distsgd's private names."""
-    private = private - defined(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "distsgd":
-            yield from ((node.lineno, alias.name) for alias in node.names if is_private(alias.name))
-        elif isinstance(node, ast.Attribute) and node.attr in private:
+@cache
+def texts(folder: str) -> dict[str, str]:
+    """The files of a folder, by their names from the project's root."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def touched(text: str, private: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, name) of the private names that a file of tests reads, replaces or imports."""
+    foreign = private - set(DEFINED.findall(text))
+    if not foreign & set(re.findall(r"\b_[A-Za-z]\w*", text)):
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name in foreign)
+        elif isinstance(node, ast.Attribute) and node.attr in foreign:
             yield node.lineno, node.attr
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
-            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-            if name in ("setattr", "getattr", "hasattr", "delattr"):
-                texts = [part.value for part in node.args if isinstance(part, ast.Constant)]
-                names = [text.rpartition(".")[2] for text in texts if isinstance(text, str)]
-                yield from ((node.lineno, text) for text in names if text in private)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2].endswith("attr"):
+            given = [part.value for part in node.args if isinstance(part, ast.Constant)]
+            names = [value.rpartition(".")[2] for value in given if isinstance(value, str)]
+            yield from ((node.lineno, name) for name in names if name in foreign)
 
 
 def test_tests_touch_public_names() -> None:
-    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "distsgd").rglob("*.py")]
-    private = {name for text in texts for name in re.findall(r"\b_[A-Za-z]\w*", text)}
-    found = {(name, what): line for name, tree in trees("tests").items() for line, what in touched(tree, private)}
-    assert {f"{name}:{line}: {what}" for (name, what), line in found.items() if (name, what) not in TOUCHED} == set()
+    private = {name for text in texts("distsgd").values() for name in DEFINED.findall(text)}
+    found = {(file, name): line for file, text in texts("tests").items() for line, name in touched(text, private)}
+    assert {f"{file}:{line}: {name}" for (file, name), line in found.items() if (file, name) not in TOUCHED} == set()
     assert set(TOUCHED) - set(found) == set()
 
 
-CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time", "time_ns"}
+CLOCK = r"\btime\.(monotonic|perf_counter|time)(_ns)?\(\)"
 SHORTEST = 60
 """Seconds that a process or a thread may be waited for at least: a limit that only what never comes reaches."""
-
-WITH_LIMITS = ("tests/cluster/", "tests/parallel/launch.py")
-"""Whose commands have a time limit on a cluster, and what ends a command that hangs."""
-
-
-def reads_clock(node: ast.AST) -> bool:
-    calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
-    return any(
-        isinstance(function, ast.Attribute) and ast.unparse(function.value) == "time" and function.attr in CLOCKS
-        for function in calls
-    )
+WITH_LIMITS = ("tests/cluster/", "tests/parallel/launch.py", "tests/unit/project/test_rules_of_tests.py")
+"""Whose commands have a time limit on a cluster, what ends a command that hangs, and this file."""
 
 
-def limits_of_time(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, text) of assertions that a clock is below something, and of short limits for others."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert) and reads_clock(node.test):
-            for part in ast.walk(node.test):
-                if isinstance(part, ast.Compare) and any(isinstance(op, ast.Lt | ast.LtE) for op in part.ops):
-                    yield node.lineno, ast.unparse(part)
-        value = node.value if isinstance(node, ast.keyword) and node.arg == "timeout" else None
-        if isinstance(value, ast.Constant) and isinstance(value.value, int | float) and value.value < SHORTEST:
-            yield value.lineno, f"timeout={value.value}"
+def limits_of_time(text: str) -> Iterator[str]:
+    """Assertions that a clock is below something, and short limits for others."""
+    for line in text.splitlines():
+        if re.match(rf"\s*assert\b.*({CLOCK}.*<|\bseconds < )", line):
+            yield line.strip()
+        yield from (line.strip() for number in re.findall(r"\btimeout=([\d.]+)", line) if float(number) < SHORTEST)
 
 
 def test_a_busy_machine_breaks_no_test() -> None:
     """What is bounded is bounded by counted work, or by what else takes how long on the same machine."""
-    names = [
-        name for name in trees("tests") if not name.startswith("tests/cluster/") and name != "tests/parallel/launch.py"
-    ]
-    assert [f"{name}:{line}: {text}" for name in names for line, text in limits_of_time(trees("tests")[name])] == []
+    files = {file: text for file, text in texts("tests").items() if not file.startswith(WITH_LIMITS)}
+    assert [f"{file}: {found}" for file, text in files.items() for found in limits_of_time(text)] == []
+    assert len(list(limits_of_time("assert time.monotonic() - began < 5\nrun(timeout=20)\nrun(timeout=LIMIT)"))) == 2
 
 
-STAND_INS = re.compile(r"^tests\.(strict_\w+|cublas_stand_in|emulated_kernels|gpu_cases\.\w+)$")
+STAND_INS = re.compile(r"
+from tests(?:\.| import .*)(?:strict_|cublas_stand_in|emulated_kernels|gpu_cases)")
 UNMARKED = {"tests/unit/gpu/test_device.py", "tests/unit/core/test_errors_of_gpus.py"}
-"""What decides by the devices that are there, and what an error means, is for every user's machine."""
+"""Which device is chosen, and what an error means, is shown on every user's machine."""
 
 
 def test_what_runs_on_stand_ins_is_marked() -> None:
-    using = {
-        name
-        for name, tree in trees("tests").items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and Path(name).name.startswith("test_")
-        for module in (node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names))
-        if STAND_INS.match(module) and not name.startswith("tests/gpu/")
-    }
+    tests = {file: text for file, text in texts("tests").items() if re.match(r"tests/(?!gpu/).*/test_", file)}
+    using = {file for file, text in tests.items() if STAND_INS.search(text)}
+    assert len(using) > 10
     assert using > UNMARKED
-    assert [name for name in using - UNMARKED if "pytest.mark.stand_in" not in (ROOT / name).read_text("utf-8")] == []
+    assert [file for file in using - UNMARKED if "pytest.mark.stand_in" not in tests[file]] == []
