@@ -68,8 +68,7 @@ def test_a_busy_machine_breaks_no_test() -> None:
     assert len(list(limits_of_time("assert time.monotonic() - began < 5\nrun(timeout=20)\nrun(timeout=LIMIT)"))) == 2
 
 
-STAND_INS = re.compile(r"
-from tests(?:\.| import .*)(?:strict_|cublas_stand_in|emulated_kernels|gpu_cases)")
+STAND_INS = re.compile(r"\nfrom tests(?:\.| import .*\b)(?:strict_|cublas_stand_in|emulated_kernels|gpu_cases)")
 UNMARKED = {"tests/unit/gpu/test_device.py", "tests/unit/core/test_errors_of_gpus.py"}
 """Which device is chosen, and what an error means, is shown on every user's machine."""
 
