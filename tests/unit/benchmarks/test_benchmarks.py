@@ -90,7 +90,7 @@ def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_there_is_one_sentence() -> None:
-    if any(Path(name).exists() for name in devices._DRIVER_FILES):
+    if any(Path(name).exists() for name in devices.DRIVER_FILES):
         pytest.skip("there may be a GPU")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
