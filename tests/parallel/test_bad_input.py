@@ -1,6 +1,6 @@
 """Bad input of every kind gets one sentence from rank 0 and one exit status on all ranks, soon, and nothing is lost.
 
-The whole table runs in one mpirun of three ranks (bad_input_ranks.py), a sample of it once more as a user would run it.
+The whole table runs in one mpirun of two ranks (bad_input_ranks.py), a sample of it once more as a user would run it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from tests.parallel.bad_files import TEMPLATE, Case, Unavailable, unmount
 from tests.parallel.bad_inputs import CASES
 from tests.parallel.launch import environment, module, once, run_command
 
-RANKS = 3
-"""Seconds, more where others use this machine too."""
+RANKS = 2
 LONG = 580
 """Seconds for the whole table, which takes half a minute where nothing else runs; a hang is still an error."""
 pytestmark = pytest.mark.timeout(600)

@@ -16,7 +16,7 @@ from tests.cases import first_of
 from tests.parallel.launch import LIMIT, run_command
 from tests.parallel.unlike import DIFFERENT, SAME
 
-RUNS = [(3, "auto"), (2, "mpi"), pytest.param((4, "auto"), marks=pytest.mark.long)]
+RUNS = [(3, "auto"), *(pytest.param(run, marks=pytest.mark.long) for run in ((2, "mpi"), (4, "auto")))]
 NAMES = {2: ("rank 0", "rank 1"), 3: ("ranks 0 and 1", "rank 2"), 4: ("ranks 0 to 2", "rank 3")}
 """How a sentence calls the ranks that agree, and the odd one."""
 
