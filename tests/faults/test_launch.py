@@ -36,6 +36,7 @@ def test_finished_already(tmp_path: Path) -> None:
         assert (again.status, again.out, again.err) == (0, first.out, "")
 
 
+@pytest.mark.long
 def test_dry_run(tmp_path: Path) -> None:
     with nothing_left(launch(2, tmp_path, "--dry-run")) as ended:
         assert ended.status == 0

@@ -48,6 +48,7 @@ class Inner(distsgd.Callback):
 """
 
 
+@pytest.mark.long
 def test_a_forged_message_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "forger.py").write_text(FORGER)
     with nothing_left(launch(2, tmp_path, *QUIET, "--callback", "forger.py:Forger")) as ended:

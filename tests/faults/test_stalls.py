@@ -126,6 +126,7 @@ def test_a_job_that_is_suspended_continues(tmp_path: Path) -> None:
     assert ended.out.startswith("stopped: "), ended.err
 
 
+@pytest.mark.long
 def test_a_ranks_stacks_can_be_asked_for(tmp_path: Path) -> None:
     job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")

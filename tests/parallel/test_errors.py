@@ -119,7 +119,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("case", first_of(USAGE, 3))
+@pytest.mark.parametrize("case", first_of(USAGE, 2))
 def test_usage(folder: Path, case: str) -> None:
     options, reported = USAGE[case]
     ranks = 3 if list(USAGE).index(case) < 9 else None

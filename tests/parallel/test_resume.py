@@ -98,6 +98,7 @@ def train_killed(out: Path, folder: Path) -> None:
     assert done.status != 0
 
 
+@pytest.mark.long
 def test_time_limit(tmp_path: Path, undisturbed: Path) -> None:
     out = tmp_path / "run"
     done = continue_run(out, 2, "--max-time", "0.0001s", status=75)
@@ -211,6 +212,7 @@ def test_fit_continues_as_the_command_does(tmp_path: Path) -> None:
     assert result(tmp_path / "whole") == result(tmp_path / "fit")
 
 
+@pytest.mark.long
 def test_from_a_named_checkpoint(tmp_path: Path, undisturbed: Path) -> None:
     first, out = tmp_path / "first", tmp_path / "run"
     continue_run(first, None, "--checkpoint-every", 5, "--max-steps", 16)
