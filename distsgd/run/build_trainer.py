@@ -200,7 +200,7 @@ def _selection(config: TrainConfig, metrics: Sequence[Metric], objective: Object
             raise ConfigurationError("target: there is nothing to measure it on; give validation data")
         return Selection()
     monitor = monitored(config, metrics, _weights_classes(objective))
-    return Selection(build_rule(config, metrics, monitor), monitor, target, config.test_at_best)
+    return Selection(build_rule(config, metrics, monitor), monitor, config.ties, target, config.test_at_best)
 
 
 def _limits(communicator: Communicator, config: TrainConfig) -> Limits:

@@ -175,8 +175,10 @@ class TrainConfig:
         "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000.")
     min_delta: float = option(0.0, "What counts as an improvement under the epochs rule.", interval="[0, inf)")
     monitor: str | None = option(None, help=
-        "What stopping and the best parameters go by, ties by validation loss. Default: validation_error of classes "
-        "without class_weights, else validation_loss.")
+        "What stopping and the best parameters go by. Default: validation_error of classes without class_weights, else "
+        "validation_loss.")
+    ties: str = option("loss", choices=("loss", "first"), help=
+        "The best of equal monitored values: the one with the lower validation loss, or the first.")
     patience_increase: float = option(2.0, "Of the patience rule.", interval="(0, inf)")
     improvement_threshold: float = option(0.995, "Of the patience rule.", interval="[0, 1]")
     test_at_best: bool = option(True, "Record the test score whenever validation has a new best.", operational=True)
@@ -262,8 +264,13 @@ class TrainConfig:
         return left
 
     def name(self) -> str:
-        """The run's name: data set, model, and 8 hexadecimal digits of the configuration."""
-        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+        """The run's name: data set, model, and 8 hexadecimal digits of what differs from the defaults.
+
+        An option that a later version adds so leaves all names as they are.
+        """
+        defaults = TrainConfig().identity()
+        different = {key: value for key, value in self.identity().items() if value != defaults[key]}
+        digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
 
 

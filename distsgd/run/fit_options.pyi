@@ -62,6 +62,7 @@ class FitOptions(TypedDict, total=False):
     patience: int | None
     min_delta: float
     monitor: str | None
+    ties: Literal["loss", "first"]
     patience_increase: float
     improvement_threshold: float
     test_at_best: bool

@@ -22,8 +22,10 @@ class Selection:
     """Judges each validation: whether its parameters are the best so far, and when the run is over.
 
     rule          decides by the value called `monitor`; None where nothing is validated. It is rank 0's.
-    monitor       of two equal values the one with the lower validation loss is the better. The rule knows nothing of
-                  such ties: they neither extend patience nor restart it, and its state is as if they hadn't been.
+    monitor       the name of that value
+    ties          what is the better of two equal values: "loss", the one with the lower validation loss, or "first".
+                  The rule knows nothing of ties: they neither extend patience nor restart it, and its state is as if
+                  they hadn't been.
     target        (name, value) that ends the run as soon as a validation reaches it
     test_at_best  whether the test set is scored with each new best
     stop_step     the step from which the run is over by the rule, None as things stand; the same on all ranks
@@ -31,6 +33,7 @@ class Selection:
 
     rule: StoppingRule | None = None
     monitor: str = ""
+    ties: str = "loss"
     target: tuple[str, float] | None = None
     test_at_best: bool = True
     stop_step: int | None = field(default=None, init=False)
@@ -57,7 +60,7 @@ class Selection:
 
     def _breaks_tie(self, record: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
         """Whether this record equals the best in what is watched, and has a lower loss."""
-        if best is None or record[self.monitor] != best.get(self.monitor):
+        if self.ties == "first" or best is None or record[self.monitor] != best.get(self.monitor):
             return False
         return bool(record[_LOSS] < best.get(_LOSS, math.nan))
 

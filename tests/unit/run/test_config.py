@@ -107,7 +107,7 @@ def test_every_option_is_described() -> None:
 
 
 def test_what_is_part_of_a_runs_name() -> None:
-    """Another option here gives all runs new names, and their folders no longer resume."""
+    """Another option in these sets gives runs new names, and their folders no longer resume by themselves."""
     assert STOP_CONDITIONS == ("epochs", "max_steps", "max_time", "target")
     assert set(OPERATIONAL) == {
         "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
@@ -115,7 +115,12 @@ def test_what_is_part_of_a_runs_name() -> None:
         "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs",
     }  # fmt: skip
     assert set(NOT_WRITTEN) == {"out", "resume", "dry_run", "check_gradient", "quiet", "plot"}
-    assert TrainConfig().name() == "digits-mlp-1a1d9927"
+    assert TrainConfig().name() == "digits-mlp-44136fa3"  # sha256 of "{}": nothing differs from the defaults
+    assert (
+        resolved(TrainConfig()).name()
+        == resolved(TrainConfig(epochs=3, out="elsewhere")).name()
+        != TrainConfig(seed=1).name()
+    )
 
 
 some_options = st.fixed_dictionaries(

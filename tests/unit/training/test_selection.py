@@ -114,6 +114,7 @@ def best_epoch(result: Result, *by: str) -> int:
 def test_a_run_returns_the_lowest_loss_of_equal_errors(tmp_path: Path) -> None:
     whole = train()
     assert best_epoch(whole, "error") != best_epoch(whole, "error", "loss") == whole.summary["best_epoch"], "a tie"
+    assert best_epoch(whole, "error") == train(ties="first").summary["best_epoch"], "--ties first"
     for steps in (4, 13, 26):  # at the end of an epoch, and within
         train(tmp_path / "run", max_steps=steps)
     again = train(tmp_path / "run")
