@@ -128,7 +128,7 @@ def test_hosts_of_a_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_hosts_that_are_gone(tmp_path: Path) -> None:
     path = script(tmp_path / "mpirun", 'case "$4" in up:1) exit 0;; down:1) exit 1;; *) sleep 600;; esac\n')
     hosts = (Host("localhost", 2), Host("up", 2), Host("down", 2), Host("hangs", 2))
-    assert still_there(Mpirun(path, "mpich"), hosts, os.environ, 1.0) == [hosts[0], hosts[1]]
+    assert still_there(Mpirun(path, "mpich"), hosts, os.environ, 3.0) == [hosts[0], hosts[1]]
 
 
 # the run folder
