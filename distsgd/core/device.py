@@ -29,7 +29,23 @@ def register_arrays(array_type: type, module: Any) -> None:
 
 
 def array_module(array: Array) -> Any:
-    """The module that computes on this array: NumPy, or that of the device it lies on."""
+    """The module that computes on an array: NumPy, or that of the device it lies on.
+
+    Parameters
+    ----------
+    array : array
+        Such as `batch.x`.
+
+    Returns
+    -------
+    module
+        `numpy`, or `cupy` for an array on a GPU.
+
+    Examples
+    --------
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
     return MODULES.get(type(array), np)
 
 

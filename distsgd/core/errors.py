@@ -112,13 +112,24 @@ class UserCodeError(DistsgdError):
 
     @classmethod
     def here(cls, where: str) -> UserCodeError:
-        """Turn the exception that is being handled into this error; `where` begins its message."""
+        """Turn the exception that is being handled into this error.
+
+        Parameters
+        ----------
+        where : str
+            The beginning of its message.
+
+        Returns
+        -------
+        UserCodeError
+            With the exception's traceback.
+        """
         advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
         return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
 
 
 MIXED_ADVICE = (
-    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.core.device.array_module(batch.x), and copy "
+    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.nn.array_module(batch.x), and copy "
     "others there once, with its asarray"
 )
 

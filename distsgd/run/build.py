@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,9 @@ def _metric(communicator: Communicator, name: str, outputs: int) -> Metric:
 
 
 def _standard_metrics(config: TrainConfig, data: Signature, loss: Loss, outputs: int) -> Sequence[Metric]:
-    kind = next(name for name, loss_class in LOSSES.items() if isinstance(loss, loss_class))
+    kind = next((name for name, loss_class in LOSSES.items() if isinstance(loss, loss_class)), None)
+    if kind is None:
+        return _metrics_of_own_loss(config, data, outputs)
     if kind == "softmax-cross-entropy":
         return default_metrics("classification", outputs, config.top_k)
     binary = outputs == 1 and (kind == "binary-cross-entropy" or data.num_classes == 2)
@@ -120,6 +123,17 @@ def _standard_metrics(config: TrainConfig, data: Signature, loss: Loss, outputs:
     if kind == "binary-cross-entropy":
         return []  # several yes-or-no targets at once: the loss says what there is to say
     return default_metrics("regression", outputs, config.top_k)
+
+
+def _metrics_of_own_loss(config: TrainConfig, data: Signature, outputs: int) -> Sequence[Metric]:
+    """For a loss of the user's own: what outputs stand for is known where there is one for each class or value."""
+    if data.num_classes is not None and outputs == data.num_classes > 1:
+        return default_metrics("classification", outputs, config.top_k)
+    if data.num_classes is None and outputs == prod(data.target_shape):
+        return default_metrics("regression", outputs, config.top_k)
+    if config.top_k is not None:
+        raise ConfigurationError("metrics: top-k needs one output for each class, which this loss doesn't take")
+    return []
 
 
 def confusion_matrix(data: Signature, metrics: Sequence[Metric]) -> ConfusionMatrix | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
@@ -17,10 +16,10 @@ from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.nn.layers import Layer
-from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
-from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
+from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
@@ -38,18 +37,21 @@ if TYPE_CHECKING:
     from distsgd.run.fit_options import FitOptions
     from distsgd.run.folder import RunFolder
 
-_communicators: list[Communicator] = []
-_starting = threading.Lock()
-
 
 @dataclass
 class Result:
-    """What fit returns, on every rank.
+    """What `fit` returns, on every rank.
 
-    params    the best parameters by name (the last where nothing was validated)
-    state     running statistics by name
-    history   the records of metrics.jsonl, on rank 0
-    summary   what summary.json says
+    Parameters
+    ----------
+    params : dict of str to array
+        The best parameters by name; the last ones where nothing was validated.
+    state : dict of str to array
+        Running statistics by name.
+    summary : dict
+        What summary.json says: `status`, losses, metrics, `parameters_sha256`.
+    history : list of dict
+        The records of metrics.jsonl, on rank 0; empty on the others.
     """
 
     params: dict[str, Array]
@@ -60,7 +62,23 @@ class Result:
     _signature: Signature = field(repr=False)
 
     def predict(self, x: Array) -> Array:
-        """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
+        """Predict with these parameters, in this process alone.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …), as those that the model was trained on.
+
+        Returns
+        -------
+        array
+            Probabilities or values (n, outputs).
+
+        Raises
+        ------
+        DataError
+            Where the examples have another shape, or values that aren't finite.
+        """
         x = np.asarray(x)
         dtype = next(iter(self.params.values())).dtype
         examples = Examples(x, x, scale=self._signature.scale)
@@ -72,16 +90,8 @@ class Result:
             return predict_all(loader, params, state)
 
 
-def communicator_of_this_run() -> Communicator:
-    """The communicator that all calls of fit in this process share."""
-    with _starting:
-        if not _communicators:
-            _communicators.append(start())
-        return _communicators[0]
-
-
 def fit(
-    model: Any,
+    model: Layer | Objective | LossAndGrad | str,
     train: tuple[Any, ...],
     validation: tuple[Any, ...] | None = None,
     *,
@@ -101,7 +111,7 @@ def fit(
 
     Parameters
     ----------
-    model : Layer, str, FunctionObjective or function
+    model : Layer, Objective, function or str
         A layer; the name of a model; an objective; or a function `(params, grads, batch) -> (loss_sum, count)`, with
         its initial parameters in `params`.
     train, validation, test : tuple of arrays

@@ -25,6 +25,7 @@ Value: TypeAlias = "float | list[list[int]]"
 class Metric(Component, ABC):
     """What every metric is: a frozen dataclass with a name, `width` float64 sums, and a value made from them.
 
+    A subclass sets `name` and `mode`, and overrides `sums`, and `width` and `value` where the value isn't a mean.
     `outputs` are (K, n), batch-last, after the output activation where the model has one. `y` are labels (n,), or
     values or class probabilities (K, n).
     """
@@ -36,22 +37,58 @@ class Metric(Component, ABC):
     """Which way is better; None where the value isn't a number."""
 
     def width(self) -> int:
-        """How many sums there are."""
+        """How many sums there are.
+
+        Returns
+        -------
+        int
+            2 by default.
+        """
         return 2
 
     @abstractmethod
     def sums(self, outputs: Array, y: Array) -> Array:
-        """The sums of one chunk, float64 (width,); a chunk may be empty."""
+        """The sums of one chunk of examples; sums of chunks are added.
+
+        Parameters
+        ----------
+        outputs : array
+            The model's outputs (K, n); n may be 0.
+        y : array
+            The targets: labels (n,), or values or class probabilities (K, n).
+
+        Returns
+        -------
+        array
+            float64 (width,).
+        """
 
     def value(self, sums: Array) -> Value:
-        """The value of added-up sums: the mean, sums[0] / sums[1], by default; NaN where there were no examples."""
+        """The value of added-up sums.
+
+        Parameters
+        ----------
+        sums : array
+            float64 (width,), over all examples.
+
+        Returns
+        -------
+        float or list of list of int
+            The mean, sums[0] / sums[1], by default; NaN where there were no examples.
+        """
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
 @final
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """The part of the examples whose predicted class is the true one; see `predicted_classes`."""
+    """The part of the examples whose predicted class is the true one; see `predicted_classes`.
+
+    Parameters
+    ----------
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
+    """
 
     name = "accuracy"
     mode = "max"
@@ -66,7 +103,13 @@ class Accuracy(Metric):
 @final
 @dataclass(frozen=True)
 class Error(Metric):
-    """The part of the examples whose predicted class is not the true one: 1 - accuracy."""
+    """The part of the examples whose predicted class is not the true one: 1 - accuracy.
+
+    Parameters
+    ----------
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
+    """
 
     name = "error"
     mode = "min"
@@ -81,7 +124,13 @@ class Error(Metric):
 @final
 @dataclass(frozen=True)
 class TopK(Metric):
-    """The part of the examples whose true class is among the k largest outputs; the lower class wins a tie."""
+    """The part of the examples whose true class is among the k largest outputs; the lower class wins a tie.
+
+    Parameters
+    ----------
+    k : int, default 5
+        From 1.
+    """
 
     mode = "max"
     k: int = 5
@@ -107,6 +156,13 @@ class ConfusionMatrix(Metric):
     """Counts of examples, (classes, classes): the row is the true class, the column the predicted one.
 
     An example with a NaN among its outputs has no predicted class and is in no cell.
+
+    Parameters
+    ----------
+    num_classes : int
+        The number of classes, from 1.
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
     """
 
     name = "confusion_matrix"
@@ -169,6 +225,11 @@ class R2(Metric):
     scikit-learn's r2_score with multioutput="uniform_average". Targets that are all equal have no spread to explain:
     such an output counts as 1 where it is met exactly, and as 0 elsewhere. Σ(t - mean)² is Σt² - (Σt)²/n in float64,
     which loses digits where the mean is far larger than the spread: 10⁻¹³ of Σt² and less is taken for none.
+
+    Parameters
+    ----------
+    num_outputs : int, default 1
+        K, from 1.
     """
 
     name = "r2"
@@ -209,9 +270,18 @@ class R2(Metric):
 @final
 @dataclass(frozen=True)
 class UserMetric(Metric):
-    """The mean over all examples of `function(outputs, y)`, which returns one number for each example, (n,).
+    """The mean over all examples of a function's values.
 
-    One thread calls the function, unless `thread_safe` says that several may.
+    Parameters
+    ----------
+    name : str
+        The value's name in records, after `validation_` or `test_`.
+    function : function
+        `function(outputs, y)` returns one number for each example, (n,).
+    mode : Mode, optional
+        Which way is better, where that is known.
+    thread_safe : bool, default False
+        Whether several threads may call the function; one thread does otherwise.
     """
 
     name: str
@@ -268,9 +338,21 @@ def default_metrics(
 
 
 def predicted_classes(outputs: Array, threshold: float = 0.0) -> Array:
-    """Predicted classes (n,), int64, of outputs (K, n): the first of the largest; -1 where an output is NaN.
+    """The class that each example's outputs say: the first of the largest.
 
-    With one output, class 1 where it is above `threshold`, else class 0.
+    With one output, class 1 where it is above the threshold, else class 0.
+
+    Parameters
+    ----------
+    outputs : array
+        The model's outputs (K, n).
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
+
+    Returns
+    -------
+    array
+        Classes (n,), int64; -1 where an output is NaN.
     """
     if len(outputs) == 1:
         return np.where(np.isnan(outputs[0]), -1, (outputs[0] > threshold).astype(np.int64))
@@ -281,7 +363,18 @@ def predicted_classes(outputs: Array, threshold: float = 0.0) -> Array:
 
 
 def true_classes(y: Array) -> Array:
-    """Labels (n,), int64: `y` itself, or the most probable class of probabilities (K, n); of one row, whether > 0.5."""
+    """The class of each example's target.
+
+    Parameters
+    ----------
+    y : array
+        Labels (n,), or class probabilities (K, n), of which one row is the probability of class 1.
+
+    Returns
+    -------
+    array
+        Labels (n,), int64: `y` itself, or the most probable class; of one row, whether it is above 0.5.
+    """
     if y.ndim == 1:
         return y.astype(np.int64, copy=False)
     classes: Array = (y[0] > 0.5).astype(np.int64) if len(y) == 1 else y.argmax(axis=0)

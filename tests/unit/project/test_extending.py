@@ -132,9 +132,8 @@ def test_optimizer(added: Added) -> None:
 
 def test_layer(added: Added) -> None:
     scale = added.block("distsgd/nn/layers/scale.py").Scale
-    layers: dict[str, Any] = {}
-    exec(BLOCKS["distsgd/nn/layers/__init__.py"], layers)
-    assert layers["Scale"] is scale
+    added.register(import_module("distsgd.nn.layers"), "distsgd/nn/layers/__init__.py", "NAMES")
+    assert import_module("distsgd.nn.layers").Scale is scale
     check_layer_gradient(scale(5), (5,)).raise_if_wrong()
     trained(model=Sequential([scale(6), Dense(6, 4), Activation("tanh"), scale(4), Dense(4, 2)]))
 

@@ -27,7 +27,8 @@ distsgd.fit("mlp", (x, y), loss="mse")  # no choice
 
 def test_generated_files_are_those_of_the_declaration() -> None:
     for path, text in ((generated_options.KEYWORDS, generated_options.keywords()),
-                       (generated_options.PAGE, generated_options.page())):  # fmt: skip
+                       (generated_options.PAGE, generated_options.page()),
+                       (generated_options.COMMANDS, generated_options.commands())):  # fmt: skip
         assert path.read_text(encoding="utf-8") == text, "run python -m tests.generated_options"
 
 
