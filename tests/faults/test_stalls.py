@@ -80,6 +80,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> 
     assert ended.processes == []
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     options = (*QUIET, "--model", "slow.py:stuck", "--stall-timeout", LIMIT, "--stall-stacks", "--communication", "mpi")
@@ -109,6 +110,7 @@ def test_who_takes_time_is_not_stuck(tmp_path: Path, slow: str) -> None:
     assert ended.status == 0, ended.err
 
 
+@pytest.mark.long
 def test_a_job_that_is_suspended_continues(tmp_path: Path) -> None:
     """As batch systems do with jobs that have to wait: all processes are stopped, and continued later."""
     job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50, "--stall-timeout", LIMIT)

@@ -205,6 +205,7 @@ def test_a_folder_that_is_moved(out: Path, other: Path, undisturbed: Path, ranks
     assert (files(out) == files(other)) if "replaced" in setting else not out.exists()
 
 
+@pytest.mark.long
 def test_a_folder_that_is_removed(out: Path, undisturbed: Path) -> None:
     done = disturbed(out, 2, {"removed": 12}, "--checkpoint-every", 5)
     line = done.err.splitlines()[-1]

@@ -146,6 +146,7 @@ def test_images_with_their_channels_last_are_refused(tmp_path: Path, command: tu
     assert "was trained on examples of shape (3, 4, 5), the data has (4, 5, 3); put the axes" in done.err
 
 
+@pytest.mark.long
 def test_training_on_images_with_their_channels_last_is_doubted(tmp_path: Path) -> None:
     x, y = np.ones((40, 8, 6, 3), np.float32), np.arange(40) % 3
     np.savez(tmp_path / "last.npz", x=x, y=y)
@@ -277,6 +278,7 @@ def test_configuration_reproduces_a_run(folder: Path) -> None:
     assert (folder / "second" / "config.toml").read_text() == text
 
 
+@pytest.mark.long
 def test_name_of_the_folder(folder: Path) -> None:
     """Made from what decides the bits: not from how long, or on how many ranks."""
     for ranks, epochs in ((None, 1), (2, 2)):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases import first_of
 from tests.parallel.launch import ROOT, ends_with, module, summary, train
 
 OWN = '''
@@ -58,7 +57,8 @@ def without_matplotlib(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(hook), str(ROOT)])}
 
 
-@pytest.mark.parametrize("plot", first_of([True, False]))
+@pytest.mark.long
+@pytest.mark.parametrize("plot", [True, False])
 def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "reported").mkdir()

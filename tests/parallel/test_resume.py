@@ -197,6 +197,7 @@ def test_horizon_of_a_schedule_stays_that_of_the_first_start(tmp_path: Path) -> 
     assert result(out) == result(whole)
 
 
+@pytest.mark.long
 def test_fit_continues_as_the_command_does(tmp_path: Path) -> None:
     """With more epochs, and a schedule that depends on how many there are."""
     x = np.random.default_rng(0).normal(size=(130, 6)).astype(np.float32)

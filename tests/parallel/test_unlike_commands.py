@@ -82,6 +82,7 @@ def test_other_commands(tmp_path: Path, command: str, one: str, other: str, word
     check(run(tmp_path, (program, one), (program, other)), *words)
 
 
+@pytest.mark.long
 def test_the_same_written_differently(tmp_path: Path) -> None:
     done = run(tmp_path, (TRAIN, f"{QUICK} --lr 0.1 --batch_size 64"), (TRAIN, f"--batch-size=64 {QUICK} --lr=0.1"))
     assert done.status == 0, done.text
@@ -110,6 +111,7 @@ def test_versions(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_another_numpy_is_warned_of(tmp_path: Path) -> None:
     other = ("-c", OF_ANOTHER_VERSION.format("numpy"))
     done = run(tmp_path, (TRAIN, QUICK), (other, QUICK))
