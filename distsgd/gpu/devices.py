@@ -15,7 +15,7 @@ from distsgd.gpu.device import GPU
 from distsgd.gpu.self_check import problem_of
 from distsgd.parallel.communicator import Communicator
 
-_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where Linux, or Linux under Windows, has NVIDIA's driver."""
 
 
@@ -53,7 +53,7 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
         raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}{near}")
     if name == "cpu" or (name == "auto" and not has_cupy()):
         return CPU, None
-    cupy, problem = _load_cupy()
+    cupy, problem = load_cupy()
     if cupy is not None:
         count = gpu_count(cupy)
         index = int(found[1]) if found[1] else local_rank % count
@@ -98,11 +98,11 @@ def how_to_install() -> str:
     return f"{pip_install('cuda13')}, or 'distsgd[cuda12]' for a driver of CUDA 12"
 
 
-def _load_cupy() -> tuple[Any, str]:
+def load_cupy() -> tuple[Any, str]:
     """(CuPy, "") where it can use a GPU, else (None, why it can't). Imported last: it takes a second."""
     if not has_cupy():
         return None, f"CuPy isn't installed ({how_to_install()})"
-    if sys.platform == "linux" and not any(Path(name).exists() for name in _DRIVER_FILES):
+    if sys.platform == "linux" and not any(Path(name).exists() for name in DRIVER_FILES):
         return None, "CuPy is installed, but this host has no NVIDIA driver"
     try:
         import cupy

@@ -113,7 +113,7 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclTransport
 
     `device` is chosen and in use: NCCL takes the rank's current one.
     """
-    nccl, problem = _load()
+    nccl, problem = load_nccl()
     if not problem and nccl.get_version() < _OLDEST:
         problem = f"NCCL {version_words(nccl.get_version())} is older than 2.9.6"
     host = communicator.hosts[communicator.rank]
@@ -150,7 +150,7 @@ def version_words(number: int) -> str:
     return f"{number // major}.{number % major // 100}.{number % 100}"
 
 
-def _load() -> tuple[Any, str]:
+def load_nccl() -> tuple[Any, str]:
     """(CuPy's NCCL, "") or (None, why there is none)."""
     try:
         with warnings.catch_warnings():  # CuPy warns of a missing library, which is reported below

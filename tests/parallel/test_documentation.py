@@ -54,9 +54,11 @@ SHORTER = (
 
 DEAR = (
     "docs/extending.md",  # tests/unit/project/test_extending.py runs its blocks
+    "docs/first-model.md",  # docs/tutorial.md trains alike
     "docs/index.md",  # README.md has the same commands
     "docs/models.md",  # tests/unit/nn trains with its networks
     "docs/plots.md",  # test_plot.py draws
+    "docs/reliability.md",  # tests/faults kills and continues
     *(page for page in PAGES if page.startswith("docs/tutorials/")),  # test_tutorials.py trains
 )
 """Pages that `make test` leaves out, because another of its tests runs what they are about."""

@@ -57,6 +57,7 @@ def without_matplotlib(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(hook), str(ROOT)])}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plot", [True, False])
 def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     (tmp_path / "own.py").write_text(OWN)

@@ -9,7 +9,7 @@ import numpy as np
 from distsgd.core.device import FULL, Array
 from distsgd.core.kernels import cpu
 
-_MODULES: dict[type, Any] = {np.ndarray: cpu}
+MODULES: dict[type, Any] = {np.ndarray: cpu}
 
 
 def kernels_for(array: Array, precision: str = FULL) -> Any:
@@ -27,10 +27,10 @@ def kernels_for(array: Array, precision: str = FULL) -> Any:
     module
         With the functions of `distsgd.core.kernels.cpu`, such as `multiply(w, x)`.
     """
-    found = _MODULES.get(type(array), cpu)  # a subclass of NumPy's array has no entry
+    found = MODULES.get(type(array), cpu)  # a subclass of NumPy's array has no entry
     return found if precision == FULL else found.in_precision(precision)
 
 
 def register(array_type: type, module: Any) -> None:
     """Makes `module` the kernels of arrays of this type, unless they have some already."""
-    _MODULES.setdefault(array_type, module)
+    MODULES.setdefault(array_type, module)

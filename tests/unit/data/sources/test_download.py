@@ -76,6 +76,14 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_was_there_before() -> Iterator[None]:
+    """It is no test's here, and looking through it takes longer than a test."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_connection_left_open() -> Iterator[None]:
     """Where warnings are errors, a socket that is collected unclosed fails this test, not a later one."""
