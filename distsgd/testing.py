@@ -15,12 +15,28 @@ from distsgd.core.layout import Layout, Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Layer, StatefulLayer
 
+__all__ = ["GradientCheck", "LossFunction", "check_gradient", "check_layer_gradient"]
+
 LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
 
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What check_gradient found. `worst` names the array (and element) with the largest relative error."""
+    """What check_gradient found.
+
+    Parameters
+    ----------
+    max_relative_error : float
+        The largest relative error of a derivative.
+    worst : str
+        The array, and the element, that has it.
+    numeric, analytic : float
+        That derivative by differences, and by the gradient.
+    checked : int
+        How many derivatives were compared.
+    tolerance : float
+        The largest relative error that is right.
+    """
 
     max_relative_error: float
     worst: str
@@ -31,7 +47,7 @@ class GradientCheck:
 
     @property
     def ok(self) -> bool:
-        """Is every error within the tolerance?"""
+        """Whether every error is within the tolerance."""
         return self.max_relative_error <= self.tolerance
 
     def __str__(self) -> str:
@@ -42,7 +58,13 @@ class GradientCheck:
         )
 
     def raise_if_wrong(self) -> None:
-        """Raises AssertionError with the finding where the gradient is wrong."""
+        """Ends a test where the gradient is wrong.
+
+        Raises
+        ------
+        AssertionError
+            With the finding.
+        """
         if not self.ok:
             raise AssertionError(str(self))
 
@@ -59,17 +81,52 @@ def check_gradient(
     tolerance: float = 1e-6,
     start: float = 0.0,
 ) -> GradientCheck:
-    """Compares the gradient of `function(params, grads, batch) -> (loss_sum, count)` with differences of loss_sum.
+    """Compare the gradient of `function(params, grads, batch) -> (loss_sum, count)` with differences of loss_sum.
 
-    In float64 (floating arrays of params and batch are converted), along `directions` random unit directions d in
-    each parameter array, or along every single element: grads·d against (f(p + h d) - f(p - h d)) / 2h, with
-    h := epsilon · max(1, largest |p| in the array). The error is relative to the larger of the two, but for
-    derivatives so small that rounding of f hides them. The gradients are `start` before each call: zero, as in
-    training; with NaN an element that the function doesn't write, or adds to, is found. `params` isn't changed; nothing
-    is raised for a wrong gradient.
+    In float64 (floating arrays of params and batch are converted), along random unit directions d in each parameter
+    array, or along every single element: grads·d against (f(p + h d) - f(p - h d)) / 2h, with h := epsilon · max(1, m)
+    and m the largest magnitude in the array. The error is relative to the larger of the two, but for derivatives so
+    small that rounding of f hides them. `params` isn't changed; nothing is raised for a wrong gradient.
 
     Functions with kinks, such as ReLU, have no derivative there: a step across one shows as a single error that goes
     away with another seed or a smaller epsilon.
+
+    Parameters
+    ----------
+    function : function
+        A `LossAndGrad`.
+    params : mapping of str to array
+        The point at which the gradient is checked, by name.
+    batch : Batch
+        The examples.
+    directions : int, default 10
+        The number of random directions in each array.
+    per_parameter : bool, default False
+        Whether single elements are checked in place of directions.
+    epsilon : float, default 1e-05
+        The relative length of a difference.
+    seed : int, default 0
+        The seed of the directions.
+    tolerance : float, default 1e-06
+        The largest relative error that is right.
+    start : float, default 0.0
+        The gradients before each call: zero, as in training; with NaN an element that the function doesn't write, or
+        adds to, is found.
+
+    Returns
+    -------
+    GradientCheck
+        The largest error, and where it is.
+
+    Examples
+    --------
+    >>> def line(params, grads, batch):
+    ...     error = params["w"] @ batch.x - batch.y[0]
+    ...     grads["w"] += batch.x @ error
+    ...     return 0.5 * float(error @ error), len(batch)
+    >>> batch = Batch(x=np.eye(2), y=np.ones((1, 2)), indices=np.arange(2))
+    >>> check_gradient(line, {"w": np.zeros(2)}, batch).ok
+    True
     """
     layout = Layout.of({name: np.shape(array) for name, array in params.items()})
     flat, gradient = np.empty(layout.size), np.full(layout.size, start)
@@ -116,11 +173,39 @@ def check_layer_gradient(
     per_parameter: bool = True,
     tolerance: float = 1e-6,
 ) -> GradientCheck:
-    """Checks a layer's gradients, of its parameters and of x, through a random linear function of its output.
+    """Check a layer's gradients, of its parameters and of x, through a random linear function of its output.
 
-    x (*input_shape, n) is normal; the parameters are the layer's own initial values and a tenth of normal numbers,
-    so that zeros and ones aren't special. Parameters are called `layer.name` in the finding, the input `x`. A layer of
-    distsgd's has to overwrite every gradient, one of yours finds them at zero.
+    x, n examples of `input_shape`, is normal; the parameters are the layer's own initial values and a tenth of
+    normal numbers, so that zeros and ones aren't special. Parameters are called `layer.name` in the finding, the input
+    `x`. A layer of distsgd's has to overwrite every gradient, one of yours finds them at zero.
+
+    Parameters
+    ----------
+    layer : Layer
+        The layer.
+    input_shape : tuple of int
+        The shape of one example of the input.
+    n : int, default 5
+        The number of examples.
+    seed : int, default 0
+        The seed of input, parameters and output's factors.
+    training : bool, default True
+        Whether forward is that of training.
+    per_parameter : bool, default True
+        Whether single elements are checked in place of random directions.
+    tolerance : float, default 1e-06
+        The largest relative error that is right.
+
+    Returns
+    -------
+    GradientCheck
+        The largest error, and where it is.
+
+    Examples
+    --------
+    >>> import distsgd
+    >>> check_layer_gradient(distsgd.nn.Dense(3, 2), (3,)).ok
+    True
     """
     layout = Layout.of(layer.parameter_shapes())
     views = layout.views(np.zeros(layout.size))

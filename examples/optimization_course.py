@@ -19,7 +19,6 @@ import numpy as np
 
 import distsgd
 from distsgd import Activation, Dense, Sequential
-from distsgd.run.fit import communicator_of_this_run
 
 PRINTED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("gd", "none"): (0.702405, 0.668101, 0.635288, 0.600491, 0.573367),
@@ -101,7 +100,7 @@ def main() -> None:
         checkpoint_every="30s",
         out=chosen.out,
     )
-    if not communicator_of_this_run().is_root:
+    if not distsgd.is_root():
         return
     records = [json.loads(line) for line in (Path(chosen.out) / "metrics.jsonl").read_text().splitlines()]
     costs = {record["epoch"] - 1: record["train_loss"] for record in records}

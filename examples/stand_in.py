@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import distsgd
-from distsgd.data.sources.datasets import read_array
+from distsgd.data import read_array
 
 TRAINING = 1_500
 """Of the 1,797 digits; the others are the test set."""

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 import distsgd
-from distsgd.run.fit import communicator_of_this_run
 
 BATCH = 600
 
@@ -59,7 +58,7 @@ def main() -> None:
     wrong = [np.mean(result.predict(part).argmax(axis=1) != labels) for part, labels in ((x[cut:], y[cut:]),
                                                                                          (x_test, y_test))]  # fmt: skip
     figures = dict(zip(("validation_error_all", "test_error_all"), map(float, wrong), strict=True))
-    if communicator_of_this_run().is_root:
+    if distsgd.is_root():
         (Path(chosen.out) / "figures.json").write_text(json.dumps(figures) + "\n")
         reported = {key: result.summary[key] for key in ("validation_error", "test_error")} | figures
         print("  ".join(f"{name} {value:.6%}" for name, value in reported.items()))

@@ -13,7 +13,6 @@ import numpy as np
 
 import distsgd
 from distsgd import Activation, Batch, Dense, Layout, Normal, Sequential, SoftmaxCrossEntropy
-from distsgd.run.fit import communicator_of_this_run
 
 network = Sequential(
     [
@@ -74,7 +73,7 @@ def main() -> None:
         microbatches=2,
         out=chosen.out,
     )
-    if not communicator_of_this_run().is_root:
+    if not distsgd.is_root():
         return
     for name, difference in differences.items():
         print(f"{name}: {difference:.3g}")

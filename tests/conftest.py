@@ -32,7 +32,7 @@ for _name in set(os.environ) - set(_before):
     del os.environ[_name]
 os.environ.update(_before)
 
-settings.register_profile("distsgd", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.register_profile("distsgd", max_examples=50, deadline=None, derandomize="CI" in os.environ, print_blob=True)
 settings.load_profile("distsgd")
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.waiting import LIMIT
+
 COMPILER = shutil.which("g++")
 WITHOUT = "kernels.cu can't be compiled for the CPU: there is no g++"
 
@@ -69,7 +71,9 @@ class EmulatedModule:
             "-Wall",
             "-Wno-unknown-pragmas",
         ]
-        subprocess.run([COMPILER, *flags, *kept, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True, timeout=60)
+        subprocess.run(
+            [COMPILER, *flags, *kept, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True, timeout=LIMIT
+        )
         library = ctypes.CDLL(str(folder / "kernels.so"))
         shutil.rmtree(folder)
         return EmulatedModule(library, _kinds(code, "float64" if "-DREAL=double" in options else "float32"))

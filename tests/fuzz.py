@@ -239,10 +239,10 @@ def one(read: Callable[[Path, bytes], object], content: bytes) -> str | None:
     """What is wrong with how this content is read; None where all is well."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.setitimer(signal.ITIMER_REAL, 10 * LIMIT_SECONDS)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-            began = time.monotonic()
+            began = time.process_time()
             read(Path(folder) / "data.npz", content)
     except (UserCodeError, OutOfMemoryError) as error:
         return str(error)
@@ -253,8 +253,8 @@ def one(read: Callable[[Path, bytes], object], content: bytes) -> str | None:
         return traceback.format_exc()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    if time.monotonic() - began > LIMIT_SECONDS:
-        return f"took {time.monotonic() - began:.1f} s"
+    if time.process_time() - began > LIMIT_SECONDS:
+        return f"took {time.process_time() - began:.1f} s of the processor"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     return f"took {grown >> 20} MB" if grown > LIMIT_BYTES else None
 

@@ -1,26 +1,29 @@
-"""What is generated from the declaration of the options: fit's typed keywords and the documentation's table.
+"""What is generated from the declarations of options: fit's typed keywords and the documentation's tables.
 
-python -m tests.generated_options writes both files.
+python -m tests.generated_options writes all files.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from inspect import signature
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from inspect import getdoc, signature
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from distsgd.cli.command_line import TrainOptions
-from distsgd.core.options import Option, options_of
+from distsgd.cli.main import SUBCOMMANDS
+from distsgd.core.options import REQUIRED, Option, options_of
 from distsgd.run.config import OPTIONS
 from distsgd.run.fit import NOT_FOR_FIT, fit
 
 ROOT = Path(__file__).parents[1]
 KEYWORDS = ROOT / "distsgd" / "run" / "fit_options.pyi"
 PAGE = ROOT / "docs" / "options.md"
+COMMANDS = ROOT / "docs" / "command-line.md"
 
 
 def keywords() -> str:
@@ -70,16 +73,47 @@ def page() -> str:
     return "\n".join([*head, *(line for title, options in groups for line in _table(title, options)), ""])
 
 
-def _table(title: str, options: Iterator[Option]) -> Iterator[str]:
-    yield from ("", f"## {title}", "", "| option | value | what it does |", "| --- | --- | --- |")
+def commands() -> str:
+    """The documentation's page of subcommands."""
+    head = [
+        "# Commands",
+        "",
+        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command; `--help` prints what is written",
+        "here. With `mpirun -n R` in front, R ranks share the work. The options of `train` are in",
+        "[options.md](options.md), exit statuses in [run-folder.md](run-folder.md#exit-status).",
+    ]
+    lines = [line for name in SUBCOMMANDS if name != "train" for line in _command(name)]
+    return "\n".join([*head, *lines, ""])
+
+
+def _command(name: str) -> Iterator[str]:
+    kind = import_module(f"distsgd.cli.{name}").Options
+    options = list(options_of(kind).values())
+    places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
+    usage = " ".join([f"python -m distsgd.{name}", *places, *(["[--option value …]"] if options else [])])
+    yield from ("", f"## {name}", "", f"`{usage}`", "", _escaped(getdoc(kind) or ""))
+    if options:
+        yield from ("", *_rows(options))
+
+
+def _table(title: str, options: Iterable[Option]) -> Iterator[str]:
+    yield from ("", f"## {title}", "", *_rows(options))
+
+
+def _rows(options: Iterable[Option]) -> Iterator[str]:
+    yield from ("| option | value | what it does |", "| --- | --- | --- |")
     for option in options:
+        if option.positional:
+            yield f"| `{option.name.upper()}` |  | {_escaped(option.text)} |"
+            continue
         names = " ".join(f"`{name}`" for name in (option.flag, option.short) if name)
         if option.kind is bool:
             names += f" `--no-{option.flag[2:]}`"
         several = " …" if option.is_list else ""
         value = " ".join(f"`{choice}`" for choice in option.choices) or f"`{option.metavar}{several}`"
         shown = "" if option.kind is bool else value.replace("|", "\\|")
-        yield f"| {names} | {shown} | {_escaped(option.text)} |"
+        needed = " Required." if option.default is REQUIRED else ""
+        yield f"| {names} | {shown} | {_escaped(option.text)}{needed} |"
 
 
 def _escaped(text: str) -> str:
@@ -89,3 +123,4 @@ def _escaped(text: str) -> str:
 if __name__ == "__main__":
     KEYWORDS.write_text(keywords(), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
+    COMMANDS.write_text(commands(), encoding="utf-8")

@@ -108,7 +108,7 @@ class Recorder:
     def wait(self, reported: dict[int, int] | None = None) -> None:
         """The host waits for the GPU: for its current stream, or for what an event marks."""
         assert self.tape is None, "waiting can't be recorded"
-        self.enter.append(getattr(self.threads, "step", None))
+        self.waits.append(getattr(self.threads, "step", None))
         known = self.streams.host_waits(reported)
         self._unchanged()
         for host, content, stream, time in self.on_the_way:

@@ -233,15 +233,15 @@ def strict_device(module: StrictModule, own_kernels: bool = False) -> Iterator[R
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cublas, "load", lambda xp: cublas_stand_in.library())
-        patch.setattr(cublas, "_handles", cublas._Handles())
-        patch.setattr(devices, "_load_cupy", lambda: (module, ""))
+        patch.setattr(cublas, "HANDLES", cublas.Handles())
+        patch.setattr(devices, "load_cupy", lambda: (module, ""))
         for owner in (device, devices):
             patch.setattr(owner, "has_cupy", lambda: True)
-        patch.setitem(device._MODULES, StrictArray, module)
-        patch.setitem(kernels._MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
-        patch.setattr(nccl, "_load", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
+        patch.setitem(device.MODULES, StrictArray, module)
+        patch.setitem(kernels.MODULES, StrictArray, gpu if own_kernels else cpu_kernels())
+        patch.setattr(nccl, "load_nccl", lambda: (module.nccl, "" if module.nccl else "NCCL isn't installed"))
         for kind in (TrainingStep, RecordedSteps):
             patch.setattr(kind, "advance", recorded(kind))
         cublas_stand_in.COMPUTED.clear()
-        RECORDER.events, RECORDER.enter, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}
+        RECORDER.events, RECORDER.waits, RECORDER.threads, RECORDER.addresses = [], [], threading.local(), {}
         yield RECORDER

@@ -14,11 +14,16 @@ from typing import Any, NoReturn, TypeVar, get_args
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.core.options import REQUIRED, Option, check_options, option, options_of, read
+from distsgd.core.output import say_lines
 from distsgd.core.version import __version__
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.config_file import RENAMED, read_toml
 from distsgd.run.user_code import allow_code, code_in, texts_of
 
+_DASHES = "‐‑‒–—―−"
+"""Characters that word processors and web pages make of - and --."""
+_RANKS_OF_OTHERS = ("--ranks", "--nproc", "--nprocs", "--processes", "--num-processes", "--nproc-per-node", "--ntasks")
+"""What other launchers call the number of ranks."""
 T = TypeVar("T")
 Hint = Callable[[str, str], str | None]
 """What else to say of an unknown option, of its name and of the word after it."""
@@ -38,7 +43,7 @@ class TrainOptions(TrainConfig):
     """
 
     # fmt: off
-    config: str | None = option(None, group="Configuration file", help=
+    config: str | None = option(None, group="Configuration file", path=True, help=
         "A TOML file with options. Code that it names runs only where the command line names it too.")
     # fmt: on
 
@@ -70,12 +75,12 @@ def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint = lambda n
     """The options that are given, by name. Raises ConfigurationError with one sentence, or Finished."""
     options, parser = options_of(kind), _parser(kind, prog)
     if asked := {"-h", "--help", "--version"} & set(arguments):
-        print(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
+        say_lines(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
         raise Finished
     try:
         found, rest = parser.parse_known_args(_plain(options, arguments, hint))
         if rest:
-            raise ConfigurationError(f"unexpected argument {rest[0]!r}")
+            raise ConfigurationError(_unexpected(rest[0], arguments, options))
     except (argparse.ArgumentError, ConfigurationError) as error:
         problem = str(error).removeprefix("argument ").replace("expected one argument", "expected a value after it")
         raise ConfigurationError(f"{problem} (see {prog} --help)") from None
@@ -108,6 +113,8 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) 
             else:
                 plain.append(word)
         elif flag in names:
+            if equals and options[names[flag]].kind is bool:
+                raise ConfigurationError(_no_value(names[flag], value))
             given.setdefault(names[flag], []).append(flag)
             plain.append(flag + equals + value)
         else:
@@ -119,6 +126,24 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) 
     return plain
 
 
+def _unexpected(word: str, arguments: Sequence[str], options: Mapping[str, Option]) -> str:
+    """What to say of an argument that belongs to no option."""
+    names = spellings(options)
+    place = list(arguments).index(word)
+    before = names.get(arguments[place - 1].replace("_", "-")) if place else None
+    if before is not None and options[before].kind is bool:
+        return _no_value(before, word)
+    name = word.partition("=")[0].lstrip(_DASHES)
+    near = suggestion(f"--{name}", [*names, "--help", "--version"])
+    begins = ", which begins with another dash than -" if word[:1] in _DASHES else ""
+    return f"unexpected argument {word!r}{begins}{near}"
+
+
+def _no_value(name: str, value: str) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} takes no value, got {value!r}; give {flag} or --no-{flag[2:]} alone"
+
+
 def _given_twice(flags: Sequence[str], is_list: bool) -> str:
     if len(set(flags)) > 1:
         return f"{' and '.join(dict.fromkeys(flags))} set the same option; give one of them"
@@ -127,8 +152,11 @@ def _given_twice(flags: Sequence[str], is_list: bool) -> str:
 
 def _hint(name: str, after: str) -> str | None:
     """What to say of an option that distsgd.train doesn't have, but something else."""
+    start = f"mpirun -n {after or 'R'} python -m distsgd.train …"
+    if name.replace("_", "-") in _RANKS_OF_OTHERS:
+        return f"{name}: the number of ranks is an option of mpirun: {start}"
     if name in ("-n", "-np", "--np"):
-        return f"{name} is an option of mpirun: start ranks with mpirun -n {after or 'R'} python -m distsgd.train …"
+        return f"{name} is an option of mpirun: start ranks with {start}"
     renamed = RENAMED.get(name[2:].replace("-", "_"))
     return None if renamed is None else f"the option {name} is now called --{renamed}; give it by that name"
 
@@ -152,25 +180,43 @@ def _parser(kind: type, prog: str) -> _Parser:
     places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
     usage = " ".join([prog, *places, "[--option value …]"])
     parser = _Parser(prog, usage, kind.__doc__, add_help=False, exit_on_error=False, allow_abbrev=False)
-    for title, group in groupby(options, attrgetter("group")):
-        arguments = parser.add_argument_group(title)
-        for one in group:
-            _add_option(arguments, one)
-    about = parser.add_argument_group("Help")
-    about.add_argument("-h", "--help", action="help", help="Print this text.")
-    about.add_argument("--version", action="version", help="Print the version.")
+    vars(parser).update(color=False, suggest_on_error=False)  # the same text on every version of Python
+    add_options(parser, kind)
     return parser
 
 
-def _add_option(group: argparse._ArgumentGroup, one: Option) -> None:
+def add_options(parser: argparse.ArgumentParser, kind: type) -> dict[str, argparse.Action]:
+    """Adds the options of a dataclass to a parser; returns argparse's own objects for them, by name."""
+    actions: dict[str, argparse.Action] = {}
+    for title, group in groupby(options_of(kind).values(), attrgetter("group")):
+        arguments = parser.add_argument_group(title)
+        actions |= {one.name: _add_option(arguments, one) for one in group}
+    about = parser.add_argument_group("Help")
+    about.add_argument("-h", "--help", action="help", help="Print this text.")
+    about.add_argument("--version", action="version", help="Print the version.")
+    return actions
+
+
+def _read(word: str, kind: Any, one: Option) -> Any:
+    """A word of the command line as a value. Raises ConfigurationError."""
+    try:
+        return read(word, kind, one.flag, text=True)
+    except ConfigurationError as error:
+        advice = ""
+        if one.is_list and "," in word:
+            advice = f"; separate them with spaces: {one.flag} {' '.join(word.strip('[]()').replace(',', ' ').split())}"
+        elif word[:1] in _DASHES:
+            advice = "; begin a negative number with the plain -"
+        raise ConfigurationError(f"{error}{advice}") from None
+
+
+def _add_option(group: argparse._ArgumentGroup, one: Option) -> argparse.Action:
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": one.text.replace("%", "%%")}
     if one.kind is bool:
-        group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
-        return
+        return group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
     item = get_args(one.kind)[0] if one.is_list else one.kind
-    settings |= {"type": lambda word: read(word, item, one.flag, text=True), "nargs": "*" if one.is_list else None}
+    settings |= {"type": lambda word: _read(word, item, one), "nargs": "*" if one.is_list else None}
     if one.positional:
-        group.add_argument(one.name, metavar=one.name.upper(), **settings)
-    else:
-        names = [one.flag, one.short] if one.short else [one.flag]
-        group.add_argument(*names, metavar=one.metavar, required=one.default is REQUIRED, **settings)
+        return group.add_argument(one.name, metavar=one.name.upper(), **settings)
+    names = [one.flag, one.short] if one.short else [one.flag]
+    return group.add_argument(*names, metavar=one.metavar, required=one.default is REQUIRED, **settings)

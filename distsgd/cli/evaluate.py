@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 class Options:
     """Score a trained model on a data set; prints one line of JSON."""
 
-    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True)
-    dataset: str = option(REQUIRED, "The name of a data set, or a path.")
+    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True, path=True)
+    dataset: str = option(REQUIRED, "The name of a data set, or a path.", path=True)
     split: str | None = option(
         None,
         "test; validation: also the part that training split off; train: what was trained on; all: the whole training "
         "part. Default: test, or what the data set has: validation of the run's own data, all of others.",
     )
-    data_dir: str | None = option(None, "Where data-set files are.")
+    data_dir: str | None = option(None, "Where data-set files are.", path=True)
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
-    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True)
+    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
 
 def main() -> int:

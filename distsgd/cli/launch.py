@@ -51,7 +51,8 @@ class Options:
     hosts: tuple[str, ...] = option((),
         "Hosts of the ranks, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch "
         "system's job. A host that doesn't answer after a failure is excluded.")
-    mpirun: str | None = option(None, "The mpirun to use. Default: the one beside this Python, or on PATH.")
+    mpirun: str | None = option(None, path=True, help=
+        "The mpirun to use. Default: the one beside this Python, or on PATH.")
     start_timeout: str = option("120s", "Time limit until all ranks have connected; 0 for no limit.")
     # fmt: on
 
@@ -111,12 +112,15 @@ def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse(own: Sequence[str]) -> Options:
     """This command's options. Raises ConfigurationError."""
     from distsgd.cli.command_line import TrainOptions, parse_arguments, spellings
+    from distsgd.core.components import suggestion
     from distsgd.core.options import options_of
 
     def hint(name: str, after: str) -> str | None:
-        if name.replace("_", "-") not in spellings(options_of(TrainOptions)):
-            return None
-        return f"{name} is an option of distsgd.train: put it after --, as in {_PROG} -n 4 -- {name} …"
+        flag, trains = name.replace("_", "-"), spellings(options_of(TrainOptions))
+        if flag in trains:
+            return f"{name} is an option of distsgd.train: put it after --, as in {_PROG} -n 4 -- {name} …"
+        near = "" if suggestion(flag, spellings(options_of(Options))) else suggestion(flag, trains)
+        return f"unknown option {name}{near} Options of distsgd.train stand after --" if near else None
 
     return parse_arguments(Options, own, _PROG, hint)
 

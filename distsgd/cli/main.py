@@ -2,14 +2,15 @@
 
 Train on any number of MPI ranks, with the same bits on each number of them.
 
-  train     train a model on all ranks of an MPI job, or in this process alone
-  launch    start training with mpirun, supervise it, restart it after failures
-  evaluate  score a trained model on a data set
-  predict   predict with a trained model
-  plot      draw pictures of a run, or of several
-  doctor    print what this machine and this MPI are, and what is wrong
+  train       train a model on all ranks of an MPI job, or in this process alone
+  launch      start training with mpirun, supervise it, restart after failures
+  evaluate    score a trained model on a data set
+  predict     predict with a trained model
+  plot        draw pictures of a run, or of several
+  doctor      print what this machine and this MPI are, and what is wrong
+  completion  print a script that completes these commands in bash or zsh
 
-distsgd SUBCOMMAND --help lists its options. python -m distsgd.SUBCOMMAND is the
+distsgd SUBCOMMAND --help lists its options. python -m distsgd SUBCOMMAND is the
 same command.
 """
 
@@ -19,11 +20,11 @@ import sys
 from importlib import import_module
 
 from distsgd.cli.commands import launcher_rank
-from distsgd.core.components import wrong_name
+from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.output import say, say_lines
 from distsgd.core.version import __version__
 
-SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor")
+SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor", "completion")
 
 
 def main() -> int:
@@ -36,5 +37,13 @@ def main() -> int:
     if launcher_rank() == 0 and known:
         say_lines(f"distsgd {__version__}" if name == "--version" else str(__doc__).rstrip())
     elif launcher_rank() == 0:
-        say(f"distsgd: error: {wrong_name('subcommand', name, SUBCOMMANDS)}", sys.stderr)
+        say(f"distsgd: error: {_unknown(name)}", sys.stderr)
     return 0 if known else 2
+
+
+def _unknown(name: str) -> str:
+    """What to say where the first word is no subcommand."""
+    near = suggestion(name, ("--help", "--version"))
+    if near or not name.startswith("-"):
+        return f"{wrong_name('subcommand', name, SUBCOMMANDS)}{near}"
+    return f"expected a subcommand before {name}, as in distsgd train {name} …; distsgd --help lists them"

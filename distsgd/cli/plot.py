@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class Options:
     """Draw pictures of a run, as PNG and SVG: curves, filters, confusion, misclassified and boundary.
 
-    Several runs are drawn over each other in one picture of curves. Needs matplotlib: pip install 'distsgd[plot]'.
+    Several runs are drawn over each other in one picture of curves. Needs matplotlib, which distsgd[plot] installs.
     """
 
     # fmt: off
-    runs: tuple[str, ...] = option((), "The runs' folders.", positional=True)
-    out: str | None = option(None,
+    runs: tuple[str, ...] = option((), "The runs' folders.", positional=True, path=True)
+    out: str | None = option(None, path=True, help=
         "The folder to draw into. Default: plots in the run's folder; of several runs, plots here.")
     only: tuple[str, ...] = option((), "The pictures to draw. Default: all that the run has something for.",
         choices=("curves", "filters", "confusion", "misclassified", "boundary"))
@@ -39,8 +39,8 @@ class Options:
     examples: int = option(25, "How many misclassified examples to show.", interval="[1, 400]")
     filters: int = option(64,
         "How many units or filters of the first layer to show, the strongest first.", interval="[1, 400]")
-    data_dir: str | None = option(None, "Where data-set files are. Default: where the run had them.")
-    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True)
+    data_dir: str | None = option(None, "Where data-set files are. Default: where the run had them.", path=True)
+    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
     # fmt: on
 
 

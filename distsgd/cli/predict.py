@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 class Options:
     """Predict with a trained model: OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,)."""
 
-    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True)
-    input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True)
-    out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o")
-    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True)
+    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True, path=True)
+    input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True, path=True)
+    out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o", path=True)
+    model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
 
 def main() -> int:

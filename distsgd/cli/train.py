@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.cli.commands import run_command
-from distsgd.core.output import field, field_of_path, report_to_launcher, say, say_lines
+from distsgd.core.output import counted, field, field_of_path, report_to_launcher, say, say_lines
 
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator
@@ -202,8 +202,8 @@ def _best_by(trainer: Trainer) -> str:
 def _stops_at(trainer: Trainer) -> str:
     """What ends the run, besides the stopping rule."""
     limits, target = trainer.limits, trainer.selection.target
-    ends = [f"after {limits.epochs} epochs"]
-    ends += [] if limits.max_steps is None else [f"after {limits.max_steps} steps"]
+    ends = [f"after {counted(limits.epochs, 'epoch')}"]
+    ends += [] if limits.max_steps is None else [f"after {counted(limits.max_steps, 'step')}"]
     ends += [] if target is None else [f"when {target[0].replace('_', ' ')} reaches {target[1]:g}"]
     return ", or ".join(ends)
 

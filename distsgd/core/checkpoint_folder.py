@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from distsgd.core.checkpoint import Checkpoint, check_length, decode, pieces
-from distsgd.core.errors import CheckpointError, ConfigurationError
+from distsgd.core.errors import CheckpointError, ConfigurationError, NoCheckpointError
 from distsgd.core.files import open_regular
 from distsgd.core.folders import Folder, identity
 
@@ -146,4 +146,4 @@ def find_checkpoint(path: Path, prefer: Literal["newest", "best"]) -> Checkpoint
             raise CheckpointError(f"could not read {path}: {error.strerror or error}") from None
     if prefer == "newest":
         raise ConfigurationError(f"resume: there is no checkpoint and no run folder {path}; check the path")
-    raise CheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints; name one of the two")
+    raise NoCheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints; name one of the two")

@@ -18,6 +18,10 @@ _OF_OTHER_FRAMEWORKS = {
     "mse": "squared-error", "l2": "squared-error", "mean-squared-error": "squared-error", "bce": "binary-cross-entropy",
     "ce": "softmax-cross-entropy", "nll": "softmax-cross-entropy", "cross-entropy": "softmax-cross-entropy",
     "cifar10": "cifar-10", "xavier": "glorot", "kaiming": "he", "none": "linear",
+    "float16": "", "bfloat16": "", "half": "", "cuda": "gpu",
+    "yes": "auto", "true": "auto", "always": "auto", "no": "never", "false": "never",
+    "fit": "train", "run": "train", "test": "evaluate", "score": "evaluate", "-v": "--version",
+    "-b": "--batch-size", "-c": "--config", "-d": "--dataset", "-e": "--epochs", "-m": "--model", "-o": "--out",
     "--bs": "--batch-size", "--wd": "--weight-decay", "--gpu": "--device", "--output": "--out",
     "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
 }  # fmt: skip
@@ -63,14 +67,28 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     --------
     >>> suggestion("Adam", ["sgd", "adam"]), suggestion("mse", ["squared-error"]), suggestion("qqq", ["sgd"])
     ('; did you mean adam?', '; did you mean squared-error?', '')
+
+    Another number is another thing:
+
+    >>> suggestion("resnet50", ["resnet20"]), suggestion("resnet", ["resnet20"])
+    ('', '; did you mean resnet20?')
     """
     from difflib import get_close_matches
 
-    plain = {one.lower().replace("_", "-"): one for one in names}
     given = str(name).lower().replace("_", "-")
-    other = _OF_OTHER_FRAMEWORKS.get(given, "")
-    close = [other] if other in plain else get_close_matches(given, plain, n=1)
-    return f"; did you mean {plain[close[0]]}?" if close else ""
+    known = {one.lower().replace("_", "-"): one for one in names}
+    other = _OF_OTHER_FRAMEWORKS.get(given, given)
+    if other in known:
+        return f"; did you mean {known[other]}?"
+    # Without the dashes, which all options have in common.
+    plain = {one.lstrip("-"): text for one, text in known.items()}
+    numbers = _numbers(given)
+    close = [one for one in get_close_matches(given.lstrip("-"), plain, n=3) if numbers in ("", _numbers(one))]
+    return f"; did you mean {plain[close[0]]}?" if close and other else ""
+
+
+def _numbers(text: str) -> str:
+    return "".join(filter(str.isdigit, text))
 
 
 class Component:

@@ -19,23 +19,39 @@ FULL = "float32"
 PRECISIONS = (FULL, "tf32", "bfloat16", "float16")
 """What a device may round numbers of float32 to as it multiplies matrices; it adds in float32 always."""
 
-_MODULES: dict[type, Any] = {}
+MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when another device is chosen."""
 
 
 def register_arrays(array_type: type, module: Any) -> None:
     """Make `module` the array module of this type of array, which doesn't lie in the host's memory."""
-    _MODULES[array_type] = module
+    MODULES[array_type] = module
 
 
 def array_module(array: Array) -> Any:
-    """The module that computes on this array: NumPy, or that of the device it lies on."""
-    return _MODULES.get(type(array), np)
+    """The module that computes on an array: NumPy, or that of the device it lies on.
+
+    Parameters
+    ----------
+    array : array
+        Such as `batch.x`.
+
+    Returns
+    -------
+    module
+        `numpy`, or `cupy` for an array on a GPU.
+
+    Examples
+    --------
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
+    return MODULES.get(type(array), np)
 
 
 def in_host_memory(value: Any) -> bool:
     """Whether this is no array of another device."""
-    return type(value) not in _MODULES
+    return type(value) not in MODULES
 
 
 def described(value: object, shape: bool = False) -> str:

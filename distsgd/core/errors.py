@@ -35,6 +35,30 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def pip_install(extra: str) -> str:
+    """The command that installs one of distsgd's extras into the environment of this process.
+
+    Where distsgd is installed, from an index, a wheel or a checkout, pip takes that installation and adds what the
+    extra needs; without one it must not ask an index for a package of that name.
+    """
+    import shlex
+    import shutil
+    from importlib.metadata import PackageNotFoundError, distribution
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    pip = "pip"
+    if find_spec("pip") is None and shutil.which("uv"):
+        pip = "uv pip"  # uv's environments hold no pip
+    elif shutil.which("pip") != str(Path(sys.executable).with_name("pip")):  # it isn't active
+        pip = f"{shlex.quote(sys.executable)} -m pip"
+    try:
+        distribution("distsgd")
+    except PackageNotFoundError:
+        return f"{pip} install -e {shlex.quote(f'{Path(__file__).parents[2]}[{extra}]')}"
+    return f"{pip} install 'distsgd[{extra}]'"
+
+
 class DistsgdError(Exception):
     """The base class of distsgd's errors: a problem that one sentence explains, printed without a traceback.
 
@@ -71,6 +95,12 @@ class DataError(DistsgdError):
 
 class CheckpointError(DistsgdError):
     """A checkpoint is damaged, has another format, belongs to another run, or can't be written."""
+
+
+class NoCheckpointError(CheckpointError):
+    """There is no checkpoint at the path that was given."""
+
+    exit_status = 2
 
 
 class RunFolderError(DistsgdError):
@@ -112,13 +142,24 @@ class UserCodeError(DistsgdError):
 
     @classmethod
     def here(cls, where: str) -> UserCodeError:
-        """Turn the exception that is being handled into this error; `where` begins its message."""
+        """Turn the exception that is being handled into this error.
+
+        Parameters
+        ----------
+        where : str
+            The beginning of its message.
+
+        Returns
+        -------
+        UserCodeError
+            With the exception's traceback.
+        """
         advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
         return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
 
 
 MIXED_ADVICE = (
-    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.core.device.array_module(batch.x), and copy "
+    "\nAn array of NumPy met one of the GPU: make arrays with distsgd.nn.array_module(batch.x), and copy "
     "others there once, with its asarray"
 )
 

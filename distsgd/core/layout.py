@@ -28,11 +28,11 @@ class Views(Mapping[str, Array]):
 
     Parameters
     ----------
-    arrays
+    arrays : mapping of str to array
         Views of `flat`, by name.
-    flat
+    flat : array
         The buffer, one-dimensional.
-    writable
+    writable : bool, default True
         Whether assigning is allowed.
 
     Raises
@@ -95,7 +95,18 @@ class Views(Mapping[str, Array]):
         return len(self._arrays)
 
     def scope(self, prefix: str) -> Views:
-        """The views whose names begin with `prefix` and a dot, without both. Kept, so that asking again is cheap."""
+        """The views of one layer. Kept, so that asking again is cheap.
+
+        Parameters
+        ----------
+        prefix : str
+            The layer's name.
+
+        Returns
+        -------
+        Views
+            The arrays whose names begin with the prefix and a dot, by the rest of their names.
+        """
         found = self._scopes.get(prefix)
         if found is None:
             head = prefix + "."
@@ -104,7 +115,13 @@ class Views(Mapping[str, Array]):
         return found
 
     def read_only(self) -> Views:
-        """The same arrays for reading. NumPy refuses to write into them; another device's can't be protected."""
+        """The same arrays for reading.
+
+        Returns
+        -------
+        Views
+            NumPy refuses to write into these arrays; another device's can't be protected.
+        """
         return Views({name: _read_only(array) for name, array in self._arrays.items()}, _read_only(self.flat), False)
 
 
@@ -138,6 +155,16 @@ class Layout:
     def of(cls, shapes: Mapping[str, Shape]) -> Layout:
         """The layout of these named shapes, in the mapping's order.
 
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int
+            The shape of each array, by name.
+
+        Returns
+        -------
+        Layout
+            The arrays one after the other.
+
         Raises
         ------
         ConfigurationError
@@ -163,7 +190,17 @@ class Layout:
         return sum(prod(shape) for shape in self.shapes)
 
     def views(self, flat: Array) -> Views:
-        """Named views of `flat`, a one-dimensional buffer of `size` elements.
+        """Named views of a flat buffer.
+
+        Parameters
+        ----------
+        flat : array
+            A one-dimensional buffer of `size` elements.
+
+        Returns
+        -------
+        Views
+            Each array, by name; writing into one writes into the buffer.
 
         Raises
         ------

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+
+TYPE_CHECKING = False  # typing's own would take most of the time of `import distsgd`
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+Names = dict[str, tuple[str, ...]]
+"""A package's names by the module below `distsgd` that defines them. A module without names is a name itself."""
 
 
-def lazily(package: str, names: Sequence[str], modules: Sequence[str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package whose names are in other modules.
+def names_in(table: Names) -> list[str]:
+    """All names of a table, sorted: a package's `__all__`."""
+    return sorted(name for module, names in table.items() for name in names or (module.rpartition(".")[2],))
 
-    Parameters
-    ----------
-    package
-        The package's `__name__`.
-    names
-        Its names.
-    modules
-        Where they are looked for, in order: no module after the right one is imported.
+
+def lazily(package: str, table: Names) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and the `__dir__` of a package whose names are in other modules.
+
+    Type checkers read the package's stub, which `python -m tests.generated_faces` makes from the same table.
     """
 
     def find(name: str) -> Any:
-        for module in modules if name in names else ():
-            found = import_module(module)
-            if hasattr(found, name):
-                vars(sys.modules[package])[name] = getattr(found, name)
-                return getattr(found, name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        for module, names in table.items():
+            if name in (names or (module.rpartition(".")[2],)):
+                found = import_module(f"distsgd.{module}")
+                vars(sys.modules[package])[name] = value = getattr(found, name) if names else found
+                return value
+        raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
 
-    return find
+    return find, lambda: sorted({*names_in(table), *vars(sys.modules[package])})

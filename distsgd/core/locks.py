@@ -29,7 +29,7 @@ from distsgd.core.processes import contents
 LOCK_FILE = ".lock"
 _LIMIT = 2000  # bytes of a lock file that are read
 _MODE = 0o600
-_PATIENCE, _PAUSE = 2.0, 0.05
+PATIENCE, _PAUSE = 2.0, 0.05
 """Seconds that a start waits for a lock, whose holder may be ending; and seconds between two tries."""
 _PATIENCE_WITH_OWN = 120.0
 """The former where distsgd.launch has seen the holder end: a file server needs so long to notice a lost host."""
@@ -105,7 +105,7 @@ def lock_folder(path: Path) -> Locked:
         try:
             return _try_to_lock(path)
         except FolderInUseError as error:
-            patience = _PATIENCE_WITH_OWN if error.holder.same_launch else _PATIENCE
+            patience = _PATIENCE_WITH_OWN if error.holder.same_launch else PATIENCE
             if time.monotonic() - began > patience:
                 raise
             time.sleep(_PAUSE)

@@ -34,6 +34,7 @@ class Option:
     operational  whether it has no effect on what a run computes
     written      whether config.toml holds it
     code         whether it may name a user's own code
+    path         whether it may be the path of a file or a folder, for a shell that completes it
     """
 
     help: str
@@ -46,6 +47,7 @@ class Option:
     operational: bool = False
     written: bool = True
     code: bool = False
+    path: bool = False
     name: str = ""
     kind: Any = str
     default: Any = None

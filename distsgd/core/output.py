@@ -109,6 +109,11 @@ def number(value: float) -> str:
     return text if len(text) <= 10 else f"{value:.3g}"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 epoch, 20 epochs."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def field(name: str, text: str) -> list[str]:
     """A name and a text, in lines that end at spaces before column 80; of a long text the middle is left out."""
     width = COLUMNS - _NAME - 1

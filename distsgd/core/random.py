@@ -14,6 +14,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 
+__all__ = ["normal", "permutation", "random_words", "uniform"]
+
 
 class Stream(NamedTuple):
     """Philox's key, and the counter after which its words begin.
@@ -55,18 +57,75 @@ def words_of(place: Stream, count: int) -> Array:
 
 
 def random_words(count: int, seed: int, purpose: str, *indices: int) -> Array:
-    """`count` random uint64 words: a pure function of (seed, purpose, indices), with up to three indices."""
+    """Random words: a pure function of all arguments.
+
+    Parameters
+    ----------
+    count
+        How many.
+    seed
+        The run's seed.
+    purpose
+        A name for what they are used for; other names give unrelated words.
+    *indices
+        Up to three numbers, such as epoch and step.
+
+    Returns
+    -------
+    array
+        uint64 (count,).
+    """
     return words_of(stream(seed, purpose, *indices), count)
 
 
 def uniform(shape: Shape, seed: int, purpose: str, *indices: int) -> Array:
-    """float64 uniform on [0, 1), 53 random bits each."""
+    """Uniform numbers on [0, 1), with 53 random bits each.
+
+    Parameters
+    ----------
+    shape
+        The array's shape.
+    seed, purpose
+        See `random_words`.
+    *indices
+        See `random_words`.
+
+    Returns
+    -------
+    array
+        float64 (shape).
+
+    Examples
+    --------
+    >>> uniform((2, 3), 0, "a first try").shape
+    (2, 3)
+    """
     words = random_words(int(np.prod(shape)), seed, purpose, *indices)
     return ((words >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
 
 def normal(shape: Shape, seed: int, purpose: str, *indices: int) -> Array:
-    """float64 standard normal, by Box and Muller's transform (Annals of Mathematical Statistics 29, 1958)."""
+    """Standard normal numbers, by Box and Muller's transform.
+
+    Parameters
+    ----------
+    shape
+        The array's shape.
+    seed, purpose
+        See `random_words`.
+    *indices
+        See `random_words`.
+
+    Returns
+    -------
+    array
+        float64 (shape).
+
+    References
+    ----------
+    .. [1] Box & Muller, "A note on the generation of random normal deviates", Annals of Mathematical Statistics 29,
+       1958.
+    """
     count = int(np.prod(shape))
     half = (count + 1) // 2
     u = uniform((2, half), seed, purpose, *indices)
@@ -76,10 +135,24 @@ def normal(shape: Shape, seed: int, purpose: str, *indices: int) -> Array:
 
 
 def permutation(count: int, seed: int, purpose: str, *indices: int) -> Array:
-    """A permutation of range(count), int64: the order of `count` random words by their upper bits.
+    """A permutation of range(count): the order of as many random words by their upper bits.
 
     The lower bits of each word are replaced by its index, so that no two are equal: any sorting algorithm gives the
     same order, NumPy's fastest too.
+
+    Parameters
+    ----------
+    count
+        The length.
+    seed, purpose
+        See `random_words`.
+    *indices
+        See `random_words`.
+
+    Returns
+    -------
+    array
+        int64 (count,).
     """
     words = random_words(count, seed, purpose, *indices)
     mask = np.uint64((1 << max(count - 1, 0).bit_length()) - 1)

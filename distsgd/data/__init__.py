@@ -1,20 +1,11 @@
 """Examples and how they are drawn: sampling, augmentation, loading and sources."""
 
-from typing import TYPE_CHECKING
+from distsgd.core.lazy import lazily, names_in
 
-from distsgd.core.lazy import lazily
+NAMES: dict[str, tuple[str, ...]] = {
+    "data.sources.datasets": ("check_arrays", "load_mnist", "make_moons", "open_dataset"),
+    "data.sources.base": ("ArraySource", "DataSource", "OpenOptions", "read_array"),
+}
 
-if TYPE_CHECKING:
-    from distsgd.data.sources.datasets import (
-        ArraySource,
-        DataSource,
-        OpenOptions,
-        load_mnist,
-        make_moons,
-        open_dataset,
-        read_array,
-    )
-__all__ = ["ArraySource", "DataSource", "OpenOptions", "load_mnist", "make_moons", "open_dataset", "read_array"]
-
-if not TYPE_CHECKING:
-    __getattr__ = lazily(__name__, __all__, ["distsgd.data.sources.datasets"])
+__all__ = names_in(NAMES)
+__getattr__, __dir__ = lazily(__name__, NAMES)

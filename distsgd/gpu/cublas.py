@@ -48,14 +48,14 @@ _KINDS: Mapping[str, tuple[int, Any, Any]] = {
 """What cuBLAS calls a dtype, and 1 and 0 as it takes them."""
 
 
-class _Handles(threading.local):
+class Handles(threading.local):
     """This thread's handles, by device and stream; each with its stream and its workspace."""
 
     def __init__(self) -> None:
         self.by_stream: dict[tuple[Any, int, int], tuple[Any, c_void_p, Array]] = {}
 
 
-_handles = _Handles()
+HANDLES = Handles()
 
 
 def multiply(a: Array, b: Array, out: Array | None = None, precision: str = "float32") -> Array:
@@ -108,13 +108,13 @@ def _handle(xp: Any) -> tuple[Any, c_void_p]:
     """(cuBLAS, this thread's handle for the stream that it works on)."""
     stream = xp.cuda.get_current_stream().ptr
     key = (xp, xp.cuda.runtime.getDevice(), stream)
-    found = _handles.by_stream.get(key)
+    found = HANDLES.by_stream.get(key)
     if found is None:
         library, handle, workspace = load(xp), c_void_p(), xp.empty(WORKSPACE_BYTES, "u1")
         _check(library, library.cublasCreate_v2(byref(handle)), "a handle")
         _check(library, library.cublasSetStream_v2(handle, stream), "a stream")
         _check(library, library.cublasSetWorkspace_v2(handle, _address(workspace), WORKSPACE_BYTES), "a workspace")
-        found = _handles.by_stream[key] = (library, handle, workspace)
+        found = HANDLES.by_stream[key] = (library, handle, workspace)
     return found[0], found[1]
 
 

@@ -7,17 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distsgd.core.components import suggestion
 from distsgd.core.device import CPU, FULL, Device, has_cupy, register_arrays
-from distsgd.core.errors import ConfigurationError, first_line
+from distsgd.core.errors import ConfigurationError, first_line, pip_install
 from distsgd.core.kernels import register
 from distsgd.gpu.device import GPU
 from distsgd.gpu.self_check import problem_of
 from distsgd.parallel.communicator import Communicator
 
-_DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these is there where Linux, or Linux under Windows, has NVIDIA's driver."""
-
-_INSTALL = "pip install 'distsgd[cuda13]', or 'distsgd[cuda12]' for a driver of CUDA 12"
 
 
 def device_of_rank(communicator: Communicator, name: str, precision: str = FULL) -> tuple[Device, list[str]]:
@@ -50,10 +49,11 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
     """
     found = re.fullmatch(r"cpu|auto|gpu(?::(\d{1,4}))?", name)
     if found is None:
-        raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}")
+        near = suggestion(name, ("auto", "cpu", "gpu"))
+        raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}{near}")
     if name == "cpu" or (name == "auto" and not has_cupy()):
         return CPU, None
-    cupy, problem = _load_cupy()
+    cupy, problem = load_cupy()
     if cupy is not None:
         count = gpu_count(cupy)
         index = int(found[1]) if found[1] else local_rank % count
@@ -93,11 +93,16 @@ def gpu_count(cupy: Any) -> int:
     return int(cupy.cuda.runtime.getDeviceCount())
 
 
-def _load_cupy() -> tuple[Any, str]:
+def how_to_install() -> str:
+    """The command that installs CuPy and NCCL."""
+    return f"{pip_install('cuda13')}, or 'distsgd[cuda12]' for a driver of CUDA 12"
+
+
+def load_cupy() -> tuple[Any, str]:
     """(CuPy, "") where it can use a GPU, else (None, why it can't). Imported last: it takes a second."""
     if not has_cupy():
-        return None, f"CuPy isn't installed ({_INSTALL})"
-    if sys.platform == "linux" and not any(Path(name).exists() for name in _DRIVER_FILES):
+        return None, f"CuPy isn't installed ({how_to_install()})"
+    if sys.platform == "linux" and not any(Path(name).exists() for name in DRIVER_FILES):
         return None, "CuPy is installed, but this host has no NVIDIA driver"
     try:
         import cupy
@@ -106,7 +111,7 @@ def _load_cupy() -> tuple[Any, str]:
             return None, "CuPy is installed, but CUDA shows no GPU to this process"
         cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # whatever the driver, the libraries and their versions come up with
-        return None, f"CuPy is installed, but can't use CUDA ({first_line(error)}); {_INSTALL}"
+        return None, f"CuPy is installed, but can't use CUDA ({first_line(error)}); {how_to_install()}"
     return cupy, ""
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from distsgd.core.device import Array, Device
 from distsgd.core.errors import DistsgdError, first_line
 from distsgd.core.status_table import Collective
+from distsgd.gpu.devices import how_to_install
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.transport import Parts, Transport
 
-_INSTALL = "pip install nvidia-nccl-cu13, or nvidia-nccl-cu12 for a driver of CUDA 12"
 _OLDEST = 20906
 """NCCL 2.9.6, the first whose messages between ranks a CUDA graph may hold."""
 _BROADCAST, _ALLGATHER, _ALLTOALL = int(Collective.BROADCAST), int(Collective.ALLGATHER), int(Collective.ALLTOALL)
@@ -113,7 +113,7 @@ def open_nccl(communicator: Communicator, device: Device) -> tuple[NcclTransport
 
     `device` is chosen and in use: NCCL takes the rank's current one.
     """
-    nccl, problem = _load()
+    nccl, problem = load_nccl()
     if not problem and nccl.get_version() < _OLDEST:
         problem = f"NCCL {version_words(nccl.get_version())} is older than 2.9.6"
     host = communicator.hosts[communicator.rank]
@@ -150,7 +150,7 @@ def version_words(number: int) -> str:
     return f"{number // major}.{number % major // 100}.{number % 100}"
 
 
-def _load() -> tuple[Any, str]:
+def load_nccl() -> tuple[Any, str]:
     """(CuPy's NCCL, "") or (None, why there is none)."""
     try:
         with warnings.catch_warnings():  # CuPy warns of a missing library, which is reported below
@@ -158,7 +158,7 @@ def _load() -> tuple[Any, str]:
             from cupy.cuda import nccl
     except Exception as error:  # whatever a library that doesn't match raises
         return None, f"CuPy can't load NCCL: {first_line(error)}"
-    return (nccl, "") if nccl.available else (None, f"NCCL isn't installed: {_INSTALL}")
+    return (nccl, "") if nccl.available else (None, f"NCCL isn't installed: {how_to_install()}")
 
 
 def _shared(places: Sequence[tuple[str, str]]) -> str:

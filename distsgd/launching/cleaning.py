@@ -22,10 +22,10 @@ from distsgd.launching.private import PrivateFolder
 _END_SECONDS = 5.0
 _DONE = b"done"
 _CLOCK_SLACK = 0.1  # seconds by which a file's time may lag
-_SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 # Files that MPI libraries leave there when a rank is killed.
 _MPI_MEMORY = ("mpich_shm_*", "sm_segment.*", "vader_segment.*", "ucx_shm_posix_*", "Intel_MPI_*")
-_HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # regardless of TMPDIR; open while a job runs
+HYDRA_FOLDER, _HYDRA_FILES = Path("/tmp"), "hydra_hwloc_xmlfile_*"  # regardless of TMPDIR; open while a job runs
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Leftovers:
 
     def mpi_files(self) -> list[Path]:
         """Files of this user that MPI has left since the start in shared memory and /tmp, and that no process uses."""
-        memory = [path for pattern in _MPI_MEMORY for path in _SHARED_MEMORY.glob(pattern) if self._is_mine(path)]
-        used = mapped_files(str(_SHARED_MEMORY)) if memory else set()
-        hydra = [path for path in _HYDRA_FOLDER.glob(_HYDRA_FILES) if self._is_mine(path)]
-        used |= open_files(str(_HYDRA_FOLDER)) if hydra else set()
+        memory = [path for pattern in _MPI_MEMORY for path in SHARED_MEMORY.glob(pattern) if self._is_mine(path)]
+        used = mapped_files(str(SHARED_MEMORY)) if memory else set()
+        hydra = [path for path in HYDRA_FOLDER.glob(_HYDRA_FILES) if self._is_mine(path)]
+        used |= open_files(str(HYDRA_FOLDER)) if hydra else set()
         return [path for path in memory + hydra if str(path) not in used]
 
     def _is_mine(self, path: Path) -> bool:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from distsgd.core.errors import ConfigurationError, LauncherError
+from distsgd.core.errors import ConfigurationError, LauncherError, pip_install
 
 _NAMES = ("mpirun", "mpiexec")
 _ASK_SECONDS = 20.0
@@ -72,7 +72,7 @@ def _path_of(chosen: str | None) -> str:
         return found
     raise LauncherError(
         "there is no mpirun beside this Python or on PATH; load the cluster's MPI module, or install one with: "
-        "pip install '.[mpich]' in distsgd's folder"
+        f"{pip_install('mpich')}"
     )
 
 

@@ -18,25 +18,25 @@ class Batch:
 
     Parameters
     ----------
-    x
+    x : array
         Inputs (…, n) in the parameters' dtype, the transposed view of C-ordered rows.
-    y
+    y : array
         Targets: labels (n,) int64, or values (outputs, n).
-    indices
+    indices : array
         The rows of the data that the examples come from, (n,).
-    weights
+    weights : array, optional
         Sample weights (n,), or None.
-    epoch, step, microbatch, seed
+    epoch, step, microbatch, seed : int, default 0
         What random numbers may depend on.
-    training
+    training : bool, default False
         Whether this is a training step; else the batch is evaluated.
-    state
+    state : mapping of str to array, optional
         Running statistics of the model, by name; read only.
-    statistics
+    statistics : mapping of str to array, optional
         In training, float64 views by name, into which layers write this microbatch's statistics.
-    device
+    device : Device, optional
         Where the arrays are.
-    clock
+    clock : array, optional
         Epoch and step in the device's memory, where the device records this step to replay it; else None.
     """
 
@@ -58,9 +58,33 @@ class Batch:
         return len(self.indices)
 
     def random_words(self, count: int, purpose: str) -> Array:
-        """`count` random uint64 words, a function of (seed, purpose, epoch, step, microbatch) alone."""
+        """Random words, a function of (seed, purpose, epoch, step, microbatch) alone.
+
+        Parameters
+        ----------
+        count : int
+            How many.
+        purpose : str
+            A name for what they are used for; other names give unrelated words.
+
+        Returns
+        -------
+        array
+            uint64 (count,).
+        """
         return words_of(self.random_stream(purpose), count)
 
     def random_stream(self, purpose: str) -> Stream:
-        """The stream of these words, for kernels that generate them where they are used."""
+        """The stream of `random_words`, for kernels that generate words where they are used.
+
+        Parameters
+        ----------
+        purpose : str
+            A name for what they are used for.
+
+        Returns
+        -------
+        Stream
+            Philox's key and counter.
+        """
         return stream(self.seed, purpose, self.epoch, self.step, self.microbatch)._replace(clock=self.clock)

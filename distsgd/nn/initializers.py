@@ -24,9 +24,35 @@ from distsgd.core.ranges import number_in
 
 
 class Initializer(Protocol):
-    """Initial values, float64: equal for equal (shape, seed, purpose), unrelated for different ones."""
+    """A function that gives initial values: equal for equal arguments, unrelated for different ones.
 
-    def __call__(self, shape: Shape, seed: int, purpose: str) -> Array: ...
+    Examples
+    --------
+    Any function or frozen dataclass of this form is one:
+
+    >>> def small(shape, seed, purpose):
+    ...     return 0.01 * random.normal(shape, seed, purpose)
+    >>> small((2, 3), 0, "initialize dense1.weight").shape
+    (2, 3)
+    """
+
+    def __call__(self, shape: Shape, seed: int, purpose: str, /) -> Array:
+        """The values of one parameter.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            The parameter's shape; of weights (fan_out, fan_in) or (filters, channels, height, width).
+        seed : int
+            The run's seed.
+        purpose : str
+            The parameter's name in words, by which its random numbers differ from other parameters'.
+
+        Returns
+        -------
+        array
+            Values (shape), float64.
+        """
 
 
 def fans(shape: Shape) -> tuple[int, int]:
@@ -45,7 +71,13 @@ def fans(shape: Shape) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Zeros:
-    """Every value 0: for biases, and for the weights of a model without hidden layers."""
+    """Every value 0: for biases, and for the weights of a model without hidden layers.
+
+    Examples
+    --------
+    >>> Zeros()((2,), 0, "initialize dense1.bias").tolist()
+    [0.0, 0.0]
+    """
 
     def __call__(self, shape: Shape, seed: int, purpose: str) -> Array:
         return np.zeros(shape)
@@ -53,7 +85,13 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Constant:
-    """Every value `value`."""
+    """Every value the same.
+
+    Parameters
+    ----------
+    value : float
+        The value, finite.
+    """
 
     value: float
 
@@ -66,7 +104,13 @@ class Constant:
 
 @dataclass(frozen=True)
 class Normal:
-    """Normal with mean 0 and standard deviation `sigma`."""
+    """Normal with mean 0 and standard deviation σ.
+
+    Parameters
+    ----------
+    sigma : float
+        σ, at least 0.
+    """
 
     sigma: float
 
@@ -79,7 +123,13 @@ class Normal:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Uniform on [low, high)."""
+    """Uniform on [low, high).
+
+    Parameters
+    ----------
+    low, high : float
+        The interval, low at most high.
+    """
 
     low: float
     high: float
@@ -124,14 +174,14 @@ class Glorot(_Scaled):
 
     Parameters
     ----------
-    gain
+    gain : float, default 1.0
         Factor of the standard deviation.
-    distribution
+    distribution : str, default "uniform"
         `uniform` or `normal`.
 
     References
     ----------
-    Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    .. [1] Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
     """
 
     distribution: str = "uniform"
@@ -147,14 +197,14 @@ class He(_Scaled):
 
     Parameters
     ----------
-    gain
+    gain : float, default 1.0
         Factor of the standard deviation.
-    distribution
+    distribution : str, default "normal"
         `uniform` or `normal`.
 
     References
     ----------
-    He, Zhang, Ren & Sun, "Delving deep into rectifiers", ICCV 2015.
+    .. [1] He, Zhang, Ren & Sun, "Delving deep into rectifiers", ICCV 2015.
     """
 
     def variance(self, shape: Shape) -> float:
@@ -168,14 +218,14 @@ class LeCun(_Scaled):
 
     Parameters
     ----------
-    gain
+    gain : float, default 1.0
         Factor of the standard deviation.
-    distribution
+    distribution : str, default "normal"
         `uniform` or `normal`.
 
     References
     ----------
-    LeCun, Bottou, Orr & Müller, "Efficient BackProp", in Neural Networks: Tricks of the Trade, 1998.
+    .. [1] LeCun, Bottou, Orr & Müller, "Efficient BackProp", in Neural Networks: Tricks of the Trade, 1998.
     """
 
     def variance(self, shape: Shape) -> float:

@@ -40,10 +40,15 @@ class Loss(Component, ABC):
 
         Parameters
         ----------
-        target_shape
+        target_shape : tuple of int
             The shape of one example's target; `()` for labels and single values.
-        num_classes
+        num_classes : int or None
             The number of classes of integer labels, None for other targets.
+
+        Returns
+        -------
+        int
+            The model's outputs for one example.
 
         Raises
         ------
@@ -56,9 +61,9 @@ class Loss(Component, ABC):
 
         Parameters
         ----------
-        rows
+        rows : array
             Targets as the data has them, (n,) or (n, …).
-        dtype
+        dtype : dtype
             The parameters' dtype.
 
         Returns
@@ -71,7 +76,18 @@ class Loss(Component, ABC):
 
     @abstractmethod
     def predict(self, outputs: Array) -> Array:
-        """The predictions that outputs (k, n) stand for: probabilities or values, (k, n)."""
+        """The predictions that outputs stand for.
+
+        Parameters
+        ----------
+        outputs : array
+            The model's outputs (k, n).
+
+        Returns
+        -------
+        array
+            Probabilities or values (k, n).
+        """
 
     @abstractmethod
     def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
@@ -79,11 +95,11 @@ class Loss(Component, ABC):
 
         Parameters
         ----------
-        outputs
+        outputs : array
             The model's outputs (k, n).
-        y
+        y : array
             Targets as `targets` returns them.
-        want_grad
+        want_grad : bool
             Whether the gradient is needed.
 
         Returns
@@ -98,7 +114,18 @@ class Loss(Component, ABC):
         """
 
     def per_example(self, outputs: Array, y: Array) -> Array:
-        """The loss of each example (n,), without sample weights."""
+        """The loss of each example, without sample weights.
+
+        Parameters
+        ----------
+        outputs, y : array
+            See `value_and_grad`.
+
+        Returns
+        -------
+        array
+            Losses (n,).
+        """
         return self.value_and_grad(outputs, y, want_grad=False)[0]
 
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
@@ -106,9 +133,9 @@ class Loss(Component, ABC):
 
         Parameters
         ----------
-        outputs, y
+        outputs, y : array
             See `value_and_grad`.
-        weights
+        weights : array, optional
             Sample weights (n,), or None.
 
         Returns
@@ -138,15 +165,15 @@ class SoftmaxCrossEntropy(Loss):
 
     Parameters
     ----------
-    label_smoothing
+    label_smoothing : float, default 0.0
         ε, which replaces t by (1 - ε) t + ε/k.
-    class_weights
+    class_weights : tuple of float, optional
         The w_c, 1 by default. As in PyTorch but for the mean, which divides by the number of examples: PyTorch divides
         by the sum of the labels' weights.
 
     References
     ----------
-    Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016 (label smoothing).
+    .. [1] Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016 (label smoothing).
     """
 
     label_smoothing: float = 0.0
@@ -227,8 +254,13 @@ class SoftmaxCrossEntropy(Loss):
 class BinaryCrossEntropy(Loss):
     """loss := Σₖ log(1 + exp(z)) - t z over the outputs z (k, n), k binary answers; gradient sigmoid(z) - t.
 
-    Computed as max(z, 0) - t z + log(1 + exp(-|z|)), which can't overflow. Targets are 0, 1 or probabilities; integer
-    labels 0 and 1 are one answer.
+    Computed as max(z, 0) - t z + log(1 + exp(-abs(z))), which can't overflow. Targets are 0, 1 or probabilities;
+    integer labels 0 and 1 are one answer.
+
+    Examples
+    --------
+    >>> BinaryCrossEntropy().per_example(np.array([[0.0, 3.0]]), np.array([[1.0, 0.0]])).round(4).tolist()
+    [0.6931, 3.0486]
     """
 
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
@@ -258,7 +290,16 @@ class BinaryCrossEntropy(Loss):
 
 @dataclass(frozen=True)
 class SquaredError(Loss):
-    """loss := ½ Σₖ (output - t)², gradient output - t. Targets with several dimensions are flattened to k values."""
+    """loss := ½ Σₖ (output - t)², gradient output - t.
+
+    Targets with several dimensions are flattened to k values. The factor ½ and the sum over k outputs are those of most
+    derivations; PyTorch's and Keras's mean squared errors are 2/k times this one.
+
+    Examples
+    --------
+    >>> SquaredError().per_example(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])).tolist()
+    [0.5, 2.0]
+    """
 
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
         return prod(target_shape)

@@ -27,16 +27,16 @@ _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 class LossAndGrad(Protocol):
     """A function that gives the sum of the losses of a batch and its gradient: all that a model has to be."""
 
-    def __call__(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+    def __call__(self, params: Views, grads: Views, batch: Batch, /) -> tuple[float, int]:
         """Computes one microbatch. All arrays are of this call alone: keep none of them.
 
         Parameters
         ----------
-        params
+        params : Views
             The parameters, read-only.
-        grads
+        grads : Views
             Views of the same names, zero before: d(loss_sum)/d(params) goes into them.
-        batch
+        batch : Batch
             The examples.
 
         Returns
@@ -61,19 +61,48 @@ class Objective(Component, ABC):
     """A power of two by which gradients are multiplied; the step divides it out with the number of examples."""
 
     def scaled(self, loss_scale: int) -> Objective:
-        """This objective with a loss scale; a function of the user's own has none."""
+        """This objective with a loss scale; a function of the user's own has none.
+
+        Parameters
+        ----------
+        loss_scale : int
+            The power of two by which gradients are multiplied.
+
+        Returns
+        -------
+        Objective
+            With this scale.
+        """
         return self
 
     @abstractmethod
     def parameter_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the parameters, in the order in which they lie in the flat buffer."""
+        """Names and shapes of the parameters.
+
+        Returns
+        -------
+        Mapping[str, Shape]
+            In the order in which they lie in the flat buffer.
+        """
 
     def state_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of running statistics."""
+        """Names and shapes of running statistics.
+
+        Returns
+        -------
+        Mapping[str, Shape]
+            None by default.
+        """
         return {}
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of what a microbatch reports for the running statistics."""
+        """Names and shapes of what a microbatch reports for the running statistics.
+
+        Returns
+        -------
+        Mapping[str, Shape]
+            None by default.
+        """
         return {}
 
     def least_examples(self) -> int:
@@ -81,16 +110,41 @@ class Objective(Component, ABC):
         return LEAST_FOR_STATISTICS if self.statistics_shapes() else 1
 
     def multiply_adds(self) -> int:
-        """An estimate of forward's multiply-adds for one example; one per parameter by default."""
+        """An estimate of forward's multiply-adds for one example.
+
+        Returns
+        -------
+        int
+            One per parameter by default.
+        """
         return sum(prod(shape) for shape in self.parameter_shapes().values())
 
     @abstractmethod
     def initialize(self, params: Views, state: Views, seed: int) -> None:
-        """Fills parameters and running statistics with their initial values, a function of the seed alone."""
+        """Fills parameters and running statistics with their initial values, a function of the seed alone.
+
+        Parameters
+        ----------
+        params, state : Views
+            Both by name, to be overwritten.
+        seed : int
+            The run's seed.
+        """
 
     @abstractmethod
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        """The sum of a microbatch's losses, its gradient, and the number of examples: see LossAndGrad."""
+        """Computes one microbatch.
+
+        Parameters
+        ----------
+        params, grads, batch
+            See `LossAndGrad`.
+
+        Returns
+        -------
+        loss_sum, example_count
+            See `LossAndGrad`.
+        """
 
     @abstractmethod
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
@@ -98,11 +152,11 @@ class Objective(Component, ABC):
 
         Parameters
         ----------
-        params
+        params : Views
             The parameters, read-only.
-        scratch
+        scratch : Views
             Views of the parameters' names and shapes, zero before, for gradients that no code reads.
-        batch
+        batch : Batch
             The examples; `batch.training` is False.
 
         Returns
@@ -112,7 +166,19 @@ class Objective(Component, ABC):
         """
 
     def predict(self, params: Views, batch: Batch) -> Array:
-        """Predictions for the inputs, (k, n): probabilities, or values.
+        """Predictions for the inputs.
+
+        Parameters
+        ----------
+        params : Views
+            The parameters, read-only.
+        batch : Batch
+            The examples; `batch.y` has no meaning.
+
+        Returns
+        -------
+        array
+            Probabilities or values (k, n).
 
         Raises
         ------
@@ -122,29 +188,61 @@ class Objective(Component, ABC):
         raise ConfigurationError("this model has no outputs to predict with; give distsgd.FunctionObjective outputs=")
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
-        """Stored targets of n examples, (n,) or (n, outputs), in the function's form: (n,) or (outputs, n)."""
+        """Stored targets in the function's form.
+
+        Parameters
+        ----------
+        y : array
+            Targets of n examples, (n,) or (n, outputs).
+        dtype : dtype
+            The parameters' dtype.
+
+        Returns
+        -------
+        array
+            Targets (n,) or (outputs, n).
+        """
         return y.T
 
     def overwrites_gradients(self) -> bool:
         """Whether `loss_and_grad` writes every element of every gradient, whatever was there before.
 
-        A user's code may not; where there is any, gradients start at zero in each call.
+        Returns
+        -------
+        bool
+            False where there is code of a user's: gradients start at zero in each call then.
         """
         return is_own(self)
 
     def repeats_itself(self) -> bool:
         """Whether it runs the same operations for all microbatches of one length, whatever their values and step are.
 
-        A device may then record the operations of one step and replay them in the others. A user's code may look at its
-        numbers.
+        Returns
+        -------
+        bool
+            True lets a device record the operations of one step and replay them. A user's code may look at its numbers.
         """
         return is_own(self)
 
     def combine_statistics(self, left: Views, right: Views) -> None:
-        """Joins two microbatches' statistics into `left`: see StatefulLayer."""
+        """Joins two microbatches' statistics: see `StatefulLayer`.
+
+        Parameters
+        ----------
+        left, right : Views
+            Both by name; `left` is overwritten with what both are together.
+        """
 
     def update_state(self, state: Views, statistics: Views) -> None:
-        """Moves the running statistics by one step's joined statistics: see StatefulLayer."""
+        """Moves the running statistics by one step's joined statistics: see `StatefulLayer`.
+
+        Parameters
+        ----------
+        state : Views
+            The running statistics, by name, to be moved.
+        statistics : Views
+            Those of the whole minibatch, by name.
+        """
 
 
 @dataclass(frozen=True)
@@ -153,11 +251,13 @@ class Supervised(Objective):
 
     Parameters
     ----------
-    model, loss
-        The layer and the loss.
-    input_shape
+    model : Layer
+        The layer, with one axis of outputs.
+    loss : Loss
+        The loss of its outputs.
+    input_shape : tuple of int
         The shape in which the model takes one example.
-    loss_scale
+    loss_scale : int, default 1
         See Objective.
     """
 
@@ -236,16 +336,16 @@ class FunctionObjective(Objective):
 
     Parameters
     ----------
-    function
+    function : LossAndGrad
         A LossAndGrad: `function(params, grads, batch) -> (loss_sum, example_count)`.
-    params
+    params : mapping of str to array
         Names, shapes and initial values of the parameters.
-    outputs
+    outputs : function, optional
         `outputs(params, batch)` returns the model's outputs (outputs, n); without it there are no metrics and
         predictions.
-    input_shape
+    input_shape : tuple of int, optional
         The shape of one example in `batch.x`; None for a flat vector of features.
-    thread_safe
+    thread_safe : bool, default False
         Whether several threads may call both functions at the same time; by default one thread calls them.
 
     Raises

@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
 
-Kind: TypeAlias = Literal["classification", "multilabel", "regression"]
+Kind: TypeAlias = Literal["classification", "multilabel", "regression", "other"]
 Answer: TypeAlias = Literal["logit", "probability", "score"]
 
 
@@ -22,13 +22,14 @@ class Task:
 
     Parameters
     ----------
-    kind
-        "classification": one of several classes; "multilabel": several yes-or-no answers at once; "regression": values.
-    num_classes
-        The number of classes, or of answers; 0 of a regression.
-    names
+    kind : str
+        "classification": one of several classes; "multilabel": several yes-or-no answers at once; "regression": values;
+        "other": what a loss of the user's own takes, where there isn't one output for each class or value.
+    num_classes : int, default 0
+        The number of classes, or of answers; 0 of values.
+    names : tuple of str, optional
         The names of the classes in the order of the labels, where they are known.
-    answer
+    answer : str, default "logit"
         What a single output is that tells class 1 from class 0, and each output of several answers: a "logit", whose
         prediction is its sigmoid; a "probability"; or a "score", class 1 above 0, which is its own prediction.
     """
@@ -49,7 +50,12 @@ class Task:
         return 0.0 if self.answer == "score" else 0.5
 
     def labels(self, predictions: Array) -> Array | None:
-        """The labels of predictions (n, k).
+        """The labels that predictions stand for.
+
+        Parameters
+        ----------
+        predictions : array
+            As `predict` returns them, (n, k).
 
         Returns
         -------
@@ -74,7 +80,7 @@ class Task:
             kind in get_args(Kind)
             and answer in get_args(Answer)
             and type(classes) is int
-            and (classes > 0) == (kind != "regression")
+            and (classes > 0) == (kind in ("classification", "multilabel"))
             and type(names) is list
             and len(names) in (0, classes)
             and all(type(name) is str for name in names)
@@ -85,9 +91,21 @@ class Task:
 
 
 def predicted_classes(outputs: Array, threshold: float = 0.0) -> Array:
-    """Predicted classes (n,), int64, of outputs (K, n): the first of the largest; -1 where an output is NaN.
+    """The class that each example's outputs say: the first of the largest.
 
-    With one output, class 1 where it is above `threshold`, else class 0.
+    With one output, class 1 where it is above the threshold, else class 0.
+
+    Parameters
+    ----------
+    outputs : array
+        The model's outputs (K, n).
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
+
+    Returns
+    -------
+    array
+        Classes (n,), int64; -1 where an output is NaN.
     """
     if len(outputs) == 1:
         return np.where(np.isnan(outputs[0]), -1, (outputs[0] > threshold).astype(np.int64))
@@ -98,7 +116,18 @@ def predicted_classes(outputs: Array, threshold: float = 0.0) -> Array:
 
 
 def true_classes(y: Array) -> Array:
-    """Labels (n,), int64: `y` itself, or the most probable class of probabilities (K, n); of one row, whether > 0.5."""
+    """The class of each example's target.
+
+    Parameters
+    ----------
+    y : array
+        Labels (n,), or class probabilities (K, n), of which one row is the probability of class 1.
+
+    Returns
+    -------
+    array
+        Labels (n,), int64: `y` itself, or the most probable class; of one row, whether it is above 0.5.
+    """
     if y.ndim == 1:
         return y.astype(np.int64, copy=False)
     classes: Array = (y[0] > 0.5).astype(np.int64) if len(y) == 1 else y.argmax(axis=0)

@@ -1,6 +1,18 @@
 """Optimizers, learning-rate schedules and regularization: how a step changes the parameters."""
 
-from distsgd.optim.optimizers import SGD, Adagrad, Adam, AdamW, Momentum, Nesterov, Optimizer, RMSprop, linear_scaling
+from distsgd.optim.optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Momentum,
+    Nesterov,
+    Optimizer,
+    RMSprop,
+    Scalars,
+    Slots,
+    linear_scaling,
+)
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import (
     Constant,
@@ -16,6 +28,6 @@ from distsgd.optim.schedules import (
 
 __all__ = [
     "SGD", "Adagrad", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "InverseSqrt", "InverseTime", "Momentum",
-    "Nesterov", "Optimizer", "RMSprop", "Regularization", "Schedule", "Step", "Warmup", "build_schedule",
-    "linear_scaling",
+    "Nesterov", "Optimizer", "RMSprop", "Regularization", "Scalars", "Schedule", "Slots", "Step", "Warmup",
+    "build_schedule", "linear_scaling",
 ]  # fmt: skip

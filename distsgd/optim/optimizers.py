@@ -63,17 +63,15 @@ class Optimizer(Component, ABC):
     decoupled: ClassVar[bool] = False
     """Whether weight decay bypasses the gradient, w := (1 - ηλ) w."""
 
-    @property
-    @abstractmethod
-    def learning_rate(self) -> float:
-        """η before any schedule."""
+    learning_rate: float
+    """η before any schedule."""
 
-    @property
-    @abstractmethod
-    def weight_decay(self) -> float:
-        """λ of the parameters that decay."""
+    weight_decay: float
+    """λ of the parameters that decay."""
 
     def __post_init__(self) -> None:
+        if not (hasattr(self, "learning_rate") and hasattr(self, "weight_decay")):
+            raise ConfigurationError(f"{type(self).__name__}: expected the fields learning_rate and weight_decay")
         check_fields(self, _INTERVALS)
 
     def scalars(self, learning_rate: float, updates: int) -> Scalars:
@@ -81,9 +79,9 @@ class Optimizer(Component, ABC):
 
         Parameters
         ----------
-        learning_rate
+        learning_rate : float
             η of this step, after the schedule.
-        updates
+        updates : int
             t, the number of updates, this one too.
 
         Returns
@@ -100,15 +98,15 @@ class Optimizer(Component, ABC):
 
         Parameters
         ----------
-        params, grads
+        params, grads : array
             Contiguous blocks (n,) of one dtype. params is updated, grads may be overwritten.
-        state
+        state : tuple of array
             The same block of each slot's buffer, updated.
-        scalars
+        scalars : tuple of float
             What `scalars` returned for this step.
-        weight_decay
+        weight_decay : float
             λ of this block, 0.0 where it is masked out.
-        scratch
+        scratch : array
             Memory (2, m) with m >= n, of the same dtype.
         """
         spare = scratch[0, : len(params)]
@@ -127,7 +125,7 @@ class Optimizer(Component, ABC):
         ----------
         params, grads, state, scalars
             Those of `update`; grads may be overwritten.
-        spare
+        spare : array
             A scratch block (n,), its values undefined.
         """
 
@@ -135,11 +133,18 @@ class Optimizer(Component, ABC):
 @final
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """w := w - ηg, with the fields η and λ.
+    """w := w - ηg.
+
+    Parameters
+    ----------
+    learning_rate : float, default 0.1
+        η.
+    weight_decay : float, default 0.0
+        λ.
 
     References
     ----------
-    Robbins & Monro, "A stochastic approximation method", 1951.
+    .. [1] Robbins & Monro, "A stochastic approximation method", 1951.
     """
 
     learning_rate: float = 0.1
@@ -164,12 +169,12 @@ class Momentum(Optimizer):
 
     Parameters
     ----------
-    learning_rate, momentum, dampening, weight_decay
+    learning_rate, momentum, dampening, weight_decay : float
         η, μ, the dampening and λ.
 
     References
     ----------
-    Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
+    .. [1] Polyak, "Some methods of speeding up the convergence of iteration methods", 1964.
     """
 
     learning_rate: float = 0.05
@@ -193,13 +198,13 @@ class Nesterov(Optimizer):
 
     Parameters
     ----------
-    learning_rate, momentum, weight_decay
+    learning_rate, momentum, weight_decay : float
         η, μ and λ.
 
     References
     ----------
-    Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", 1983.
-    Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
+    .. [1] Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k²)", 1983.
+    .. [2] Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013.
     """
 
     learning_rate: float = 0.05
@@ -219,12 +224,13 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    learning_rate, epsilon, weight_decay
+    learning_rate, epsilon, weight_decay : float
         η, ε and λ.
 
     References
     ----------
-    Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning and stochastic optimization", 2011.
+    .. [1] Duchi, Hazan & Singer, "Adaptive subgradient methods for online learning and stochastic optimization",
+       2011.
     """
 
     learning_rate: float = 1e-2
@@ -244,12 +250,12 @@ class RMSprop(Optimizer):
 
     Parameters
     ----------
-    learning_rate, alpha, epsilon, weight_decay
+    learning_rate, alpha, epsilon, weight_decay : float
         η, alpha, ε and λ.
 
     References
     ----------
-    Tieleman & Hinton, "Lecture 6.5, rmsprop", Coursera, 2012.
+    .. [1] Tieleman & Hinton, "Lecture 6.5, rmsprop", Coursera, 2012.
     """
 
     learning_rate: float = 1e-3
@@ -300,12 +306,12 @@ class Adam(_Moments):
 
     Parameters
     ----------
-    learning_rate, beta1, beta2, epsilon, weight_decay
+    learning_rate, beta1, beta2, epsilon, weight_decay : float
         η, β₁, β₂, ε and λ.
 
     References
     ----------
-    Kingma & Ba, "Adam: a method for stochastic optimization", 2015.
+    .. [1] Kingma & Ba, "Adam: a method for stochastic optimization", 2015.
     """
 
 
@@ -314,11 +320,16 @@ class Adam(_Moments):
 class AdamW(_Moments):
     """Adam with decoupled weight decay: w := (1 - ηλ) w, then Adam's step with the plain gradient.
 
-    The fields are Adam's. λ is 0.01 by default, as in PyTorch; no other optimizer has a default but 0.
+    λ is 0.01 by default, as in PyTorch; no other optimizer has a default but 0.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon, weight_decay : float
+        η, β₁, β₂, ε and λ.
 
     References
     ----------
-    Loshchilov & Hutter, "Decoupled weight decay regularization", 2019.
+    .. [1] Loshchilov & Hutter, "Decoupled weight decay regularization", 2019.
     """
 
     weight_decay: float = 1e-2
@@ -356,9 +367,31 @@ def build_optimizer(name: str, **hyper_parameters: float | None) -> Optimizer:
 def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
     """η B / B₀: the learning rate for a batch of B examples where η suits B₀.
 
+    Parameters
+    ----------
+    learning_rate : float
+        η, which suits `base_batch_size`.
+    batch_size, base_batch_size : int
+        B and B₀, in examples, from 1.
+
+    Returns
+    -------
+    float
+        The learning rate for B examples.
+
+    Raises
+    ------
+    ConfigurationError
+        For a batch size below 1.
+
     References
     ----------
-    Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, who add a warm-up to it.
+    .. [1] Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, who add a warm-up to it.
+
+    Examples
+    --------
+    >>> linear_scaling(0.1, batch_size=1024, base_batch_size=256)
+    0.4
     """
     if batch_size < 1 or base_batch_size < 1:
         raise ConfigurationError(f"linear scaling: batch sizes must be at least 1, got {batch_size}, {base_batch_size}")

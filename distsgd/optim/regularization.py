@@ -32,12 +32,12 @@ class Regularization:
 
     Parameters
     ----------
-    l1, l2
+    l1, l2 : float, default 0.0
         The factors.
-    penalize
+    penalize : tuple of str, default ("weights",)
         Name patterns (`dense1.*`), or `weights`: all parameters of two or more dimensions, without biases and
         normalization. Weight decay holds for the same parameters.
-    freeze
+    freeze : tuple of str, default ()
         Name patterns of parameters that stay as they are.
     """
 
@@ -52,13 +52,39 @@ class Regularization:
         return bool(self.l1 or self.l2)
 
     def freezes(self, name: str) -> bool:
-        """Whether the parameter of this name stays as it is."""
+        """Whether a parameter stays as it is.
+
+        Parameters
+        ----------
+        name : str
+            The parameter's name.
+
+        Returns
+        -------
+        bool
+            Whether a pattern of `freeze` matches it.
+        """
         return any(fnmatchcase(name, pattern) for pattern in self.freeze)
 
     def segments(self, layout: Layout, penalizing: bool = True) -> list[Segment]:
-        """The whole buffer in order, cut where treatment changes; nothing is penalized unless `penalizing`.
+        """The whole flat buffer in order, cut where treatment changes.
 
-        Raises ConfigurationError for a pattern that matches no name.
+        Parameters
+        ----------
+        layout : Layout
+            The parameters' layout.
+        penalizing : bool, default True
+            Whether any parameters are penalized.
+
+        Returns
+        -------
+        list of Segment
+            Runs of elements that are treated alike.
+
+        Raises
+        ------
+        ConfigurationError
+            For a pattern that matches no name.
         """
         _check_patterns("penalize", [p for p in self.penalize if p != "weights"], layout.names)
         _check_patterns("freeze", self.freeze, layout.names)
@@ -75,14 +101,37 @@ class Regularization:
         return found
 
     def add_gradient(self, params: Array, grads: Array) -> None:
-        """Adds the terms' gradient to `grads` in place."""
+        """Adds the terms' gradient.
+
+        Parameters
+        ----------
+        params : array
+            Penalized parameters (n,).
+        grads : array
+            Their gradient (n,), to be changed in place.
+        """
         if self.l1:
             grads += np.sign(params) * self.l1
         if self.l2:
             grads += params * (2.0 * self.l2)
 
     def loss(self, params: Array, segments: Sequence[Segment], block: int) -> float:
-        """l1 Σ|w| + l2 Σw² in float64, added over fixed blocks of the flat buffer in order."""
+        """l1 Σ|w| + l2 Σw² in float64, added over fixed blocks of the flat buffer in order.
+
+        Parameters
+        ----------
+        params : array
+            The flat buffer.
+        segments : list of Segment
+            What `segments` returned.
+        block : int
+            Elements of one block.
+
+        Returns
+        -------
+        float
+            The terms' sum.
+        """
         total = 0.0
         if not self.penalizes:
             return total

@@ -37,9 +37,9 @@ class Schedule(ABC):
 
         Parameters
         ----------
-        step
+        step : int
             Steps made before this one, in all epochs.
-        steps_per_epoch
+        steps_per_epoch : int
             Steps of one epoch; step / steps_per_epoch is the epoch as a fraction.
 
         Returns
@@ -53,10 +53,15 @@ class Schedule(ABC):
 
         Parameters
         ----------
-        base
+        base : float
             η₀, the optimizer's learning rate.
-        step, steps_per_epoch
+        step, steps_per_epoch : int
             See `multiplier`.
+
+        Returns
+        -------
+        float
+            η₀ times the multiplier.
         """
         return float(base) * self.multiplier(step, steps_per_epoch)
 
@@ -81,16 +86,18 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True)
 class InverseTime(_Checked):
-    """η = η₀ / (1 + decay_rate t).
+    """η = η₀ / (1 + decay_rate t), with t = epoch / decay_epochs.
 
     Parameters
     ----------
-    decay_rate, decay_epochs, staircase
-        As in the equations of this module.
+    decay_rate, decay_epochs : float, default 1.0
+        The decay in one unit of time, and the epochs that make one.
+    staircase : bool, default False
+        Whether t is rounded down, so that η changes at whole units of time alone.
 
     References
     ----------
-    Robbins & Monro, "A stochastic approximation method", 1951.
+    .. [1] Robbins & Monro, "A stochastic approximation method", 1951.
     """
 
     decay_rate: float = 1.0
@@ -105,16 +112,18 @@ class InverseTime(_Checked):
 @final
 @dataclass(frozen=True)
 class InverseSqrt(_Checked):
-    """η = η₀ / √(1 + decay_rate t).
+    """η = η₀ / √(1 + decay_rate t), with t = epoch / decay_epochs.
 
     Parameters
     ----------
-    decay_rate, decay_epochs, staircase
-        As in the equations of this module.
+    decay_rate, decay_epochs : float, default 1.0
+        The decay in one unit of time, and the epochs that make one.
+    staircase : bool, default False
+        Whether t is rounded down, so that η changes at whole units of time alone.
 
     References
     ----------
-    Zinkevich, "Online convex programming", 2003, whose step sizes are 1/√t.
+    .. [1] Zinkevich, "Online convex programming", 2003, whose step sizes are 1/√t.
     """
 
     decay_rate: float = 1.0
@@ -134,8 +143,10 @@ class Step(_Checked):
 
     Parameters
     ----------
-    factor, decay_epochs
-        As in the equation.
+    factor : float, default 0.1
+        Of η at each drop, above 0 and at most 1.
+    decay_epochs : float, default 10.0
+        Epochs between two drops.
     """
 
     factor: float = 0.1
@@ -149,12 +160,16 @@ class Step(_Checked):
 @final
 @dataclass(frozen=True)
 class Exponential(_Checked):
-    """η = η₀ factor^t; factor = exp(-k) is the form η₀ exp(-k t).
+    """η = η₀ factor^t, with t = epoch / decay_epochs; factor = exp(-k) is the form η₀ exp(-k t).
 
     Parameters
     ----------
-    factor, decay_epochs, staircase
-        As in the equations of this module.
+    factor : float, default 0.95
+        Of η in one unit of time, above 0 and at most 1.
+    decay_epochs : float, default 1.0
+        Epochs that make one unit of time.
+    staircase : bool, default False
+        Whether t is rounded down, so that η changes at whole units of time alone.
     """
 
     factor: float = 0.95
@@ -173,12 +188,12 @@ class Cosine(_Checked):
 
     Parameters
     ----------
-    epochs
+    epochs : float
         The horizon in epochs.
 
     References
     ----------
-    Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
+    .. [1] Loshchilov & Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017, without the restarts.
     """
 
     epochs: float
@@ -197,14 +212,14 @@ class Warmup(Schedule):
 
     Parameters
     ----------
-    schedule
+    schedule : Schedule
         The schedule that is warmed up.
-    warmup_steps
+    warmup_steps : int
         The number of steps up to the schedule's own learning rate, from 1.
 
     References
     ----------
-    Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017.
+    .. [1] Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017.
     """
 
     schedule: Schedule
@@ -245,14 +260,19 @@ def build_schedule(
 
     Parameters
     ----------
-    name
+    name : str
         A name in SCHEDULES.
-    warmup_steps
+    warmup_steps : int, default 0
         Steps of linear warm-up; 0 for none.
     decay_rate, decay_epochs, factor, staircase
         Fields of the schedule.
-    epochs
+    epochs : float, optional
         The horizon: the cosine schedule needs it, the others don't use it.
+
+    Returns
+    -------
+    Schedule
+        The schedule, in a `Warmup` where there are warm-up steps.
 
     Raises
     ------

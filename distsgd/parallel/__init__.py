@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 from distsgd.core.errors import ConfigurationError
@@ -10,7 +11,10 @@ from distsgd.core.processes import print_stacks_when_asked
 from distsgd.core.runtime import launcher_size
 from distsgd.parallel.communicator import Communicator
 
-__all__ = ["Communicator", "is_mpi4pys", "of_mpi4py", "start"]
+__all__ = ["Communicator", "communicator_of_this_run", "is_mpi4pys", "is_root", "of_mpi4py", "rank", "size", "start"]
+
+_communicators: list[Communicator] = []
+_starting = threading.Lock()
 
 
 def start() -> Communicator:
@@ -57,3 +61,73 @@ def of_mpi4py(group: Any) -> Communicator:
         )
     print_stacks_when_asked()
     return of(group)
+
+
+def communicator_of_this_run() -> Communicator:
+    """Return the communicator that all calls of fit in this process share."""
+    with _starting:
+        if not _communicators:
+            _communicators.append(start())
+        return _communicators[0]
+
+
+def rank() -> int:
+    """This process's number in its job, from 0; 0 without a launcher.
+
+    The first call of `rank`, `size`, `is_root` or `fit` starts MPI where a launcher started the process. That first
+    call is collective: all ranks make it.
+
+    Returns
+    -------
+    int
+        From 0 to `size()` - 1.
+
+    Raises
+    ------
+    LauncherError
+        Where the launcher doesn't match the MPI library.
+
+    Examples
+    --------
+    >>> import distsgd
+    >>> distsgd.rank(), distsgd.size(), distsgd.is_root()
+    (0, 1, True)
+    """
+    return communicator_of_this_run().rank
+
+
+def size() -> int:
+    """The number of processes in this job; 1 without a launcher.
+
+    Returns
+    -------
+    int
+        From 1.
+
+    See Also
+    --------
+    rank : About the first call.
+    """
+    return communicator_of_this_run().size
+
+
+def is_root() -> bool:
+    """Whether this process is rank 0, which writes files and prints for all; true without a launcher.
+
+    Returns
+    -------
+    bool
+        True on exactly one rank.
+
+    See Also
+    --------
+    rank : About the first call.
+
+    Examples
+    --------
+    >>> import distsgd
+    >>> if distsgd.is_root():
+    ...     print("once, on any number of ranks")
+    once, on any number of ranks
+    """
+    return communicator_of_this_run().is_root

@@ -15,7 +15,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any
 
-from distsgd.core.errors import DistsgdError, LauncherError
+from distsgd.core.errors import DistsgdError, LauncherError, pip_install
 from distsgd.core.output import report_error, report_to_launcher, say_lines
 from distsgd.core.processes import die_with_parent
 from distsgd.core.status_table import private_heartbeat
@@ -38,7 +38,7 @@ def load_mpi() -> Any:
         reason = str(error).splitlines()[0]
         raise LauncherError(
             f"an MPI launcher started this process, but mpi4py could not load an MPI library ({reason}); "
-            "load the cluster's MPI module, or install one with: pip install '.[mpich]' in distsgd's folder"
+            f"load the cluster's MPI module, or install one with: {pip_install('mpich')}"
         ) from None
     return MPI
 

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distsgd.core.errors import ConfigurationError, RunFolderError
+from distsgd.core.errors import ConfigurationError, RunFolderError, pip_install
 from distsgd.core.files import make_folders
 from distsgd.core.folders import Folder
 
@@ -63,8 +63,7 @@ def check_installed() -> None:
         found = find_spec("matplotlib") is not None
     if not found:
         raise ConfigurationError(
-            "plot: pictures are drawn by matplotlib, which is not installed; pip install 'distsgd[plot]', or "
-            "remove --plot"
+            f"plot: pictures are drawn by matplotlib, which is not installed; {pip_install('plot')}, or remove --plot"
         )
 
 

@@ -14,7 +14,7 @@ from distsgd.training.intervals import parse_duration
 
 MARGIN = 120.0
 """Seconds that are left for the last step, the test set and the checkpoint; a tenth of what is left where less is."""
-_ASK_SECONDS = 10.0
+ASK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,7 @@ def _ask(*command: str) -> str:
     """What the batch system's command prints; nothing where there is none, or it doesn't answer."""
     settings = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ASK_SECONDS
-        )
+        done = subprocess.run(command, env=settings, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode(errors="replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,9 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
     own = not isinstance(objective, Supervised)
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
-    of_classes = data.num_classes is not None and not isinstance(loss, BinaryCrossEntropy | SquaredError)
-    if of_classes or isinstance(loss, SoftmaxCrossEntropy):
+    if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy | SquaredError):
+        task = _task_of_own_loss(data, outputs)
+    elif isinstance(loss, SoftmaxCrossEntropy):
         task = Task("classification", data.num_classes or outputs, answer="score" if own else "logit")
     elif isinstance(loss, BinaryCrossEntropy) and outputs > 1:
         task = Task("multilabel", outputs, answer="score" if own else "logit")
@@ -116,6 +118,15 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
             "class, or say with --classes how many classes there are"
         )
     return replace(task, names=class_names(config.classes, task.num_classes))
+
+
+def _task_of_own_loss(data: Signature, outputs: int) -> Task:
+    """For a loss of the user's own: what outputs stand for is known where there is one for each class or value."""
+    if data.num_classes is not None and outputs == data.num_classes > 1:
+        return Task("classification", data.num_classes)
+    if data.num_classes is None and outputs == prod(data.target_shape):
+        return Task("regression")
+    return Task("other")
 
 
 def refuse_unused(config: TrainConfig, data: Signature, objective: Objective, *, validates: bool) -> None:

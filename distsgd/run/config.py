@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from distsgd.core.components import field_names, wrong_name
+from distsgd.core.components import field_names, suggestion, wrong_name
 from distsgd.core.device import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import check_options, option, options_of
@@ -48,6 +48,11 @@ def _by_optimizer(name: str, what: str = "") -> str:
 def _check_max_time(text: str, name: str) -> None:
     if text not in ("auto", "never"):
         parse_duration(text.removeprefix("auto-"), name)
+
+
+def _check_resume(text: str, name: str) -> None:
+    if text not in ("auto", "never") and (near := suggestion(text, ("auto", "never"))):
+        raise ConfigurationError(f"{name}: expected auto, never, or the path of a checkpoint, got {text!r}{near}")
 
 
 def _check_metrics(names: tuple[str, ...], name: str) -> None:
@@ -96,9 +101,9 @@ class TrainConfig:
     """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
 
     # fmt: off
-    dataset: str = option("digits", group="Data", help=
+    dataset: str = option("digits", group="Data", path=True, help=
         "digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files.")
-    data_dir: str | None = option(None, operational=True, help=
+    data_dir: str | None = option(None, operational=True, path=True, help=
         "Folder of data-set files and downloads. Default: the user's cache.")
     scale: float | None = option(None, interval="(0, inf)", help=
         "Divides inputs. Default: what the data set says (255 for bytes).")
@@ -106,11 +111,11 @@ class TrainConfig:
     standardize_targets: bool = option(False, "The same of values to regress to; predictions and scores undo it.")
     validation_fraction: float = option(0.1, interval="[0, 1)", help=
         "Part of the training examples that is split off for validation, a fixed function of the seed.")
-    validation: str | None = option(None, "Path of validation data, instead of splitting some off.")
+    validation: str | None = option(None, "Path of validation data, instead of splitting some off.", path=True)
     split_seed: int | None = option(None, interval="[0, 9223372036854775808)", help=
         "Of the split alone, so that --seed can change without it. Default: --seed.")
     validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
-    test: str | None = option(None, "Path of test data, instead of the data set's own.")
+    test: str | None = option(None, "Path of test data, instead of the data set's own.", path=True)
     classes: tuple[str, ...] = option((), check=lambda words, name: number_of_classes(words), help=
         "How many classes there are, where the data don't hold all, or their names in the order of the labels.")
     expand: str = option("none", choices=("none", "shifts"), help=
@@ -118,7 +123,7 @@ class TrainConfig:
     augment: tuple[str, ...] = option((), check=lambda words, name: parse_augmentation(words), help=
         "Changes training images each epoch: shift N (up to N pixels), crop N (the same), flip; as in crop 4 flip.")
 
-    model: str = option("mlp", group="Model", code=True, help=
+    model: str = option("mlp", group="Model", code=True, path=True, help=
         "softmax, mlp, lenet, network3, lasagne-cnn, resnet20; a list such as 'conv 20 5x5, pool 2, relu, dense 10' of "
         "conv FILTERS HxW [same | padding N] [stride N], pool and average-pool SIZE [stride N], global-pool, dense "
         "[UNITS], batch-norm, dropout and channel-dropout RATE, flatten and activations; or file.py:function for your "
@@ -198,7 +203,7 @@ class TrainConfig:
     train_metrics: str = option("running", choices=("running", "full"), help=
         "running: the loss during the epoch; full: the whole training set is scored, too.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
-    metric: tuple[str, ...] = option((), check=_check_metrics, code=True, help=
+    metric: tuple[str, ...] = option((), check=_check_metrics, code=True, path=True, help=
         "Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example.")
     early_stopping: str = option("epochs", choices=("epochs", "patience"), help=
         "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.")
@@ -214,11 +219,12 @@ class TrainConfig:
     improvement_threshold: float = option(0.995, "Of the patience rule.", interval="[0, 1]")
     test_at_best: bool = option(True, "Record the test score whenever validation has a new best.", operational=True)
 
-    out: str | None = option(None, group="The run", operational=True, written=False, help=
+    out: str | None = option(None, group="The run", operational=True, written=False, path=True, help=
         "The run's folder. Default: runs/NAME, with a name made from the configuration.")
-    resume: str = option("auto", operational=True, written=False, help=
+    resume: str = option("auto", check=_check_resume, operational=True, written=False, path=True, help=
         "auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint.")
-    init_from: str | None = option(None, "A run folder or checkpoint whose parameters training starts from.")
+    init_from: str | None = option(None, path=True, help=
+        "A run folder or checkpoint whose parameters training starts from.")
     checkpoint_every: str = option("1epoch", check=parse_interval, operational=True, help=
         "Steps, a time (5m), or epochs (1epoch, at most once in 10 seconds); written in the background.")
     keep: int = option(3, "How many numbered checkpoints stay.", interval="[1, inf)", operational=True)
@@ -226,10 +232,10 @@ class TrainConfig:
         "At a NaN or infinite loss or gradient: stop; skip the minibatch; or rollback to a checkpoint and skip it.")
     log_every: int | None = option(None, interval="[1, inf)", operational=True, help=
         "Also record the training loss every so many steps.")
-    callback: tuple[str, ...] = option((), check=_check_callbacks, code=True, operational=True, help=
+    callback: tuple[str, ...] = option((), check=_check_callbacks, code=True, operational=True, path=True, help=
         "Your own callbacks, file.py:name of a distsgd.Callback.")
     plot: bool = option(False, operational=True, written=False, help=
-        "Draw pictures of the run into its folder when it ends; needs pip install 'distsgd[plot]'.")
+        "Draw pictures of the run into its folder when it ends; needs matplotlib (distsgd[plot]).")
     quiet: bool = option(False, "Print the last line alone.", operational=True, written=False)
     dry_run: bool = option(False, "Show what would run, and stop.", operational=True, written=False)
     check_gradient: bool = option(False, operational=True, written=False, help=

@@ -39,7 +39,11 @@ def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
         if name == "same_bits":
             _check_same_bits(value, source)
             continue
+        if isinstance(value, dict) and name not in OPTIONS:
+            raise ConfigurationError(f"{source}: unknown table [{key}]; options stand in the file without a table")
         check_known(name, source, OPTIONS)
+        if name in values:
+            raise ConfigurationError(f"{source}: {name} is given twice, under two names; give it once")
         values[name] = read(value, OPTIONS[name].kind, f"{source}: {name}")
     try:
         return TrainConfig(**values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +18,11 @@ from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
 from distsgd.data.sources.checks import check_finite
 from distsgd.nn.layers import Layer
-from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.nn.task import Task
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
-from distsgd.parallel import Communicator, is_mpi4pys, of_mpi4py, start
+from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
@@ -32,6 +31,7 @@ from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.placement import fingerprint, split_data
+from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback, History
 from distsgd.training.evaluator import predict_all
@@ -41,20 +41,25 @@ if TYPE_CHECKING:
     from distsgd.run.fit_options import FitOptions
     from distsgd.run.folder import RunFolder
 
-_communicators: list[Communicator] = []
-_starting = threading.Lock()
-
 
 @dataclass
 class Result:
-    """What fit returns, on every rank.
+    """What `fit` returns, on every rank.
 
-    validation_rows   the rows of the training examples that were split off for validation; None where none were
-    task      what the outputs stand for: `task.labels(result.predict(x))` are labels
-    params    the best parameters by name (the last where nothing was validated)
-    state     running statistics by name
-    history   the records of metrics.jsonl, on rank 0
-    summary   what summary.json says
+    Parameters
+    ----------
+    params : dict of str to array
+        The best parameters by name; the last ones where nothing was validated.
+    state : dict of str to array
+        Running statistics by name.
+    summary : dict
+        What summary.json says: `status`, losses, metrics, `parameters_sha256`.
+    history : list of dict
+        The records of metrics.jsonl, on rank 0; empty on the others.
+    task : Task
+        What the outputs stand for: `result.task.labels(result.predict(x))` are labels.
+    validation_rows : array or None
+        The rows of the training examples that were split off for validation; None where none were.
     """
 
     params: dict[str, Array]
@@ -66,8 +71,29 @@ class Result:
     _objective: Objective = field(repr=False)
     _signature: Signature = field(repr=False)
 
+    def __repr__(self) -> str:
+        """The last line of the command line, without the folder: status, scores, hash."""
+        sizes = sum(array.size for array in self.params.values())
+        return f"<Result of {sizes:,} parameters; {last_line(self.summary, '', quiet=True).removesuffix(' ()')}>"
+
     def predict(self, x: Array) -> Array:
-        """Probabilities or values for examples x (n, …): (n, outputs). DataError where x has another shape."""
+        """Predict with these parameters, in this process alone.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …), as those that the model was trained on.
+
+        Returns
+        -------
+        array
+            Probabilities or values (n, outputs).
+
+        Raises
+        ------
+        DataError
+            Where the examples have another shape, or values that aren't finite.
+        """
         x = np.asarray(x)
         if len(x):
             check_finite("predict: x", x, next(iter(self.params.values())).dtype)
@@ -83,16 +109,8 @@ class Result:
             return predict_all(loader, params, state)
 
 
-def communicator_of_this_run() -> Communicator:
-    """The communicator that all calls of fit in this process share."""
-    with _starting:
-        if not _communicators:
-            _communicators.append(start())
-        return _communicators[0]
-
-
 def fit(
-    model: Any,
+    model: Layer | Objective | LossAndGrad | str,
     train: tuple[Any, ...],
     validation: tuple[Any, ...] | None = None,
     *,
@@ -112,7 +130,7 @@ def fit(
 
     Parameters
     ----------
-    model : Layer, str, FunctionObjective or function
+    model : Layer, Objective, function or str
         A layer; the name of a model; an objective; or a function `(params, grads, batch) -> (loss_sum, count)`, with
         its initial parameters in `params`.
     train, validation, test : tuple of arrays

@@ -147,6 +147,8 @@ def _check(communicator: Communicator, spec: RunSpec) -> None:
 def opened(communicator: Communicator, config: TrainConfig, folder: RunFolder | None) -> Iterator[Start]:
     """Where this attempt starts. Until the block ends, other runs are kept out of its folder. Collective."""
     if folder is None or config.dry_run or config.check_gradient:  # nothing is written
+        if folder is not None and config.resume not in ("auto", "never"):
+            communicator.on_root(lambda: find_start(config, folder))  # it has to be there all the same
         yield Start(config)
         return
 

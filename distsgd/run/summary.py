@@ -12,7 +12,7 @@ import numpy as np
 
 from distsgd.core.device import Array, to_host
 from distsgd.core.errors import visible
-from distsgd.core.output import field, field_of_path, number
+from distsgd.core.output import counted, field, field_of_path, number
 from distsgd.core.version import __version__
 from distsgd.training.metrics import ConfusionMatrix
 from distsgd.training.trainer import StopReason, Trainer
@@ -106,8 +106,8 @@ def _reason(trainer: Trainer, reason: StopReason) -> str | None:
     if target is not None and trainer.selection.reached(trainer.progress):
         return f"{target[0].replace('_', ' ')} has reached {target[1]:g}"
     if trainer.progress.step < limits.epochs * trainer.sampler.steps_per_epoch:
-        return f"the last of {limits.max_steps} steps is done"
-    return f"the last of {limits.epochs} epochs is done"
+        return f"the last of {counted(limits.max_steps or 0, 'step')} is done"
+    return f"the last of {counted(limits.epochs, 'epoch')} is done"
 
 
 def doubt(summary: Mapping[str, Any]) -> str | None:
@@ -146,7 +146,7 @@ def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
         "test": test,
     }
     shown = {name: text for name, text in fields.items() if text and isinstance(text, str)}
-    status = f"{summary['status']}: {summary['epochs']} epochs, {summary['steps']} steps"
+    status = f"{summary['status']}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')}"
     if summary["status"] == "stopped":
         status += "; the same command continues"
     if quiet:

@@ -15,8 +15,23 @@ T = TypeVar("T")
 class RunView:
     """What a callback reads of the run, and the one thing that it does to it: `stop`.
 
-    last_step        the step that the limits end the run at
-    steps_per_epoch  how many steps make an epoch
+    Parameters
+    ----------
+    steps_done : function
+        Returns the number of steps that have ended.
+    steps_per_epoch : int
+        How many steps make an epoch.
+    last_step : int
+        The step that the limits end the run at.
+    stop : function
+        Ends the run after the current step.
+
+    Attributes
+    ----------
+    steps_per_epoch : int
+        How many steps make an epoch.
+    last_step : int
+        The step that the limits end the run at.
     """
 
     __slots__ = ("_steps_done", "_stop", "last_step", "steps_per_epoch")
@@ -45,23 +60,67 @@ class RunView:
 class Callback:
     """Hooks of the training loop: subclass it and override what you need. Rank 0 alone calls them.
 
-    A hook must not communicate. To end training in order, keep the `run` of `on_start` and call `run.stop()`.
+    A hook must not communicate. To end training in order, keep the `run` of `on_start` and call `run.stop()`. An
+    exception in a hook ends the run on all ranks, with its traceback.
+
+    Examples
+    --------
+    >>> class Losses(Callback):
+    ...     def __init__(self):
+    ...         self.losses = []
+    ...
+    ...     def on_step(self, step, loss, examples):
+    ...         self.losses.append(loss)
     """
 
     def on_start(self, run: RunView) -> None:
-        """Called before the first step of this attempt."""
+        """Called before the first step of this attempt.
+
+        Parameters
+        ----------
+        run : RunView
+            The run, for as long as it lasts.
+        """
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
-        """Called after every step, with its number from 1, its mean loss and its number of examples."""
+        """Called after every step.
+
+        Parameters
+        ----------
+        step : int
+            The step's number, from 1.
+        loss : float
+            The mean loss of its minibatch.
+        examples : int
+            The number of examples in it.
+        """
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """Called with each record of metrics.jsonl: at an epoch's end, at a validation, every log_every steps."""
+        """Called with each record of metrics.jsonl: at an epoch's end, at a validation, every log_every steps.
+
+        Parameters
+        ----------
+        record : mapping
+            What the line says: `epoch`, `step`, `train_loss`, and what was measured. Not to be changed.
+        """
 
     def on_rollback(self, step: int) -> None:
-        """Called after the run has returned to this step: later steps follow again, without one minibatch."""
+        """Called after the run has returned to an earlier step: later steps follow again, without one minibatch.
+
+        Parameters
+        ----------
+        step : int
+            The step that the run has returned to.
+        """
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Called after the last step of this attempt, with the contents of summary.json."""
+        """Called after the last step of this attempt.
+
+        Parameters
+        ----------
+        summary : mapping
+            The contents of summary.json. Not to be changed.
+        """
 
     def close(self) -> None:
         """Called last, also when the attempt has failed."""

@@ -26,6 +26,7 @@ Value: TypeAlias = "float | list[list[int]]"
 class Metric(Component, ABC):
     """What every metric is: a frozen dataclass with a name, `width` float64 sums, and a value made from them.
 
+    A subclass sets `name` and `mode`, and overrides `sums`, and `width` and `value` where the value isn't a mean.
     `outputs` are (K, n), batch-last, after the output activation where the model has one. `y` are labels (n,), or
     values or class probabilities (K, n).
     """
@@ -37,22 +38,58 @@ class Metric(Component, ABC):
     """Which way is better; None where the value isn't a number."""
 
     def width(self) -> int:
-        """How many sums there are."""
+        """How many sums there are.
+
+        Returns
+        -------
+        int
+            2 by default.
+        """
         return 2
 
     @abstractmethod
     def sums(self, outputs: Array, y: Array) -> Array:
-        """The sums of one chunk, float64 (width,); a chunk may be empty."""
+        """The sums of one chunk of examples; sums of chunks are added.
+
+        Parameters
+        ----------
+        outputs : array
+            The model's outputs (K, n); n may be 0.
+        y : array
+            The targets: labels (n,), or values or class probabilities (K, n).
+
+        Returns
+        -------
+        array
+            float64 (width,).
+        """
 
     def value(self, sums: Array) -> Value:
-        """The value of added-up sums: the mean, sums[0] / sums[1], by default; NaN where there were no examples."""
+        """The value of added-up sums.
+
+        Parameters
+        ----------
+        sums : array
+            float64 (width,), over all examples.
+
+        Returns
+        -------
+        float or list of list of int
+            The mean, sums[0] / sums[1], by default; NaN where there were no examples.
+        """
         return float(sums[0] / sums[1]) if sums[1] else math.nan
 
 
 @final
 @dataclass(frozen=True)
 class Accuracy(Metric):
-    """The part of the examples whose predicted class is the true one; see `predicted_classes`."""
+    """The part of the examples whose predicted class is the true one; see `predicted_classes`.
+
+    Parameters
+    ----------
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
+    """
 
     name = "accuracy"
     mode = "max"
@@ -67,7 +104,13 @@ class Accuracy(Metric):
 @final
 @dataclass(frozen=True)
 class Error(Metric):
-    """The part of the examples whose predicted class is not the true one: 1 - accuracy."""
+    """The part of the examples whose predicted class is not the true one: 1 - accuracy.
+
+    Parameters
+    ----------
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
+    """
 
     name = "error"
     mode = "min"
@@ -82,7 +125,13 @@ class Error(Metric):
 @final
 @dataclass(frozen=True)
 class LabelAccuracy(Metric):
-    """The part of all yes-or-no answers that are right, of several an example: 1 - the Hamming loss."""
+    """The part of all yes-or-no answers that are right, of several an example: 1 - the Hamming loss.
+
+    Parameters
+    ----------
+    threshold : float, default 0.0
+        Where yes begins in an output: 0 of a logit.
+    """
 
     name = "label_accuracy"
     mode = "max"
@@ -97,7 +146,13 @@ class LabelAccuracy(Metric):
 @final
 @dataclass(frozen=True)
 class TopK(Metric):
-    """The part of the examples whose true class is among the k largest outputs; the lower class wins a tie."""
+    """The part of the examples whose true class is among the k largest outputs; the lower class wins a tie.
+
+    Parameters
+    ----------
+    k : int, default 5
+        From 1.
+    """
 
     mode = "max"
     k: int = 5
@@ -127,6 +182,13 @@ class ConfusionMatrix(Metric):
     """Counts of examples, (classes, classes): the row is the true class, the column the predicted one.
 
     An example with a NaN among its outputs has no predicted class and is in no cell.
+
+    Parameters
+    ----------
+    num_classes : int
+        The number of classes, from 1.
+    threshold : float, default 0.0
+        Where class 1 begins, if there is one output.
     """
 
     name = "confusion_matrix"
@@ -190,6 +252,13 @@ class R2(Metric):
     such an output counts as 1 where it is met exactly, and as 0 elsewhere. Σ(t - mean)² is Σ(t - c)² - (Σ(t - c))²/n in
     float64 with a number c near the mean, `center`: about the mean of the training targets, lest digits are lost where
     it is far larger than the spread. 10⁻¹³ of Σ(t - c)² and less is taken for none.
+
+    Parameters
+    ----------
+    num_outputs : int, default 1
+        K, from 1.
+    center : tuple of float, optional
+        c for each output; 0 by default.
     """
 
     name = "r2"
@@ -233,9 +302,18 @@ class R2(Metric):
 @final
 @dataclass(frozen=True)
 class UserMetric(Metric):
-    """The mean over all examples of `function(outputs, y)`, which returns one number for each example, (n,).
+    """The mean over all examples of a function's values.
 
-    One thread calls the function, unless `thread_safe` says that several may.
+    Parameters
+    ----------
+    name : str
+        The value's name in records, after `validation_` or `test_`.
+    function : function
+        `function(outputs, y)` returns one number for each example, (n,).
+    mode : Mode, optional
+        Which way is better, where that is known.
+    thread_safe : bool, default False
+        Whether several threads may call the function; one thread does otherwise.
     """
 
     name: str
@@ -280,6 +358,8 @@ def standard_metrics(
             f"top_k: expected classes, a model with at least 2 outputs, and a k up to their number, got k = {top_k} "
             f"for a {task.kind} with {num_outputs} outputs"
         )
+    if task.kind == "other":
+        return ()
     if task.kind == "regression":
         return (MeanSquaredError(), MeanAbsoluteError(), R2(num_outputs, center))
     threshold = task.output_threshold

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tools import CALLBACK, LIMIT, QUICK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left, sha256
+from tests.cases import first_of
+from tests.faults.tools import CALLBACK, QUICK, QUIET, Job, fault, launch, mpirun, nothing_left, sha256
 from tests.parallel.launch import find_mpirun
+from tests.waiting import wait_until
 
 LONG = (*QUICK, "--epochs", "100000", "--checkpoint-every", "20")
 
@@ -34,6 +36,7 @@ def test_finished_already(tmp_path: Path) -> None:
         assert (again.status, again.out, again.err) == (0, first.out, "")
 
 
+@pytest.mark.long
 def test_dry_run(tmp_path: Path) -> None:
     with nothing_left(launch(2, tmp_path, "--dry-run")) as ended:
         assert ended.status == 0
@@ -43,11 +46,13 @@ def test_dry_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "reported"),
-    [
-        (("--epoch", "3"), "did you mean --epochs?"),
-        (("--microbatches", 1), "2 ranks share 1 microbatches"),
-        (("--dataset", "missing.npz"), "missing.npz"),
-    ],
+    first_of(
+        [
+            (("--epoch", "3"), "did you mean --epochs?"),
+            (("--microbatches", 1), "2 ranks share 1 microbatches"),
+            (("--dataset", "missing.npz"), "missing.npz"),
+        ]
+    ),
 )
 def test_usage(tmp_path: Path, options: tuple[object, ...], reported: str) -> None:
     with nothing_left(launch(2, tmp_path, *options)) as ended:
@@ -57,6 +62,7 @@ def test_usage(tmp_path: Path, options: tuple[object, ...], reported: str) -> No
         assert reported in ended.err
 
 
+@pytest.mark.long
 def test_help(tmp_path: Path) -> None:
     with nothing_left(Job([sys.executable, "-m", "distsgd.launch", "--help"], tmp_path, {})) as ended:
         assert ended.status == 0
@@ -73,9 +79,7 @@ def test_a_killed_rank_is_named_and_the_run_continues(tmp_path: Path, undisturbe
         assert "was killed by signal 9 (SIGKILL" in printed
         assert printed.endswith("in step 23; continuing from step 21 with 3 rank(s), restart 1 of 3")
     assert sha256(tmp_path) == undisturbed
-    when, step = (tmp_path / "first-step").read_text().split()
-    assert step == "22"
-    assert float(when) - (tmp_path / "struck").stat().st_mtime < SOON
+    assert (tmp_path / "first-step").read_text().split()[1] == "22"
 
 
 @pytest.mark.long
@@ -126,7 +130,7 @@ class Daemon(distsgd.Callback):
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("Defect", "RuntimeError: a defect"), ("Mistake", "KeyError: 'a mistake'")]
+    ("name", "error"), first_of([("Defect", "RuntimeError: a defect"), ("Mistake", "KeyError: 'a mistake'")])
 )
 def test_a_failure_that_comes_again_ends_the_run_with_one_traceback(tmp_path: Path, name: str, error: str) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
@@ -149,15 +153,13 @@ def test_max_restarts(tmp_path: Path) -> None:
         assert printed.endswith("left early with exit status 0, in step 20")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", first_of(["SIGTERM", "SIGINT", "SIGUSR1"]))
 def test_one_signal_stops_with_a_checkpoint(tmp_path: Path, name: str) -> None:
     job = launch(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    asked = time.monotonic()
     os.kill(job.process.pid, getattr(signal, name))
     with nothing_left(job) as ended:
         assert ended.status == 75
-        assert time.monotonic() - asked < SOON
         assert ended.out.startswith("stopped: ")
         assert ended.err == ""
     step = json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]
@@ -169,12 +171,11 @@ def test_one_signal_stops_with_a_checkpoint(tmp_path: Path, name: str) -> None:
 
 def test_a_signal_at_the_very_beginning(tmp_path: Path) -> None:
     job = launch(2, tmp_path, *LONG)
-    while not job.ranks():
-        time.sleep(0.005)
+    wait_until(job.ranks, "a rank", pause=0.005)
     os.kill(job.process.pid, signal.SIGTERM)
     with nothing_left(job) as ended:
         assert ended.status == 75
-        assert "1 steps" in ended.out
+        assert "1 step" in ended.out
 
 
 def test_two_signals_end_at_once(tmp_path: Path) -> None:
@@ -207,15 +208,11 @@ def test_a_folder_that_is_moved_is_followed(tmp_path: Path) -> None:
     job = launch(2, tmp_path, *LONG)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
     (tmp_path / "run").rename(tmp_path / "moved")
-    until = time.monotonic() + LIMIT
-    while "was moved to" not in job.printed():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: "was moved to" in job.printed(), job.printed)
     first = job.ranks()
     os.kill(first[1], signal.SIGKILL)
-    while "continuing from step" not in job.printed() or not set(job.ranks().values()) - set(first.values()):
-        assert time.monotonic() < until, job.printed()
-        time.sleep(0.05)
+    wait_until(lambda: "continuing from step" in job.printed(), job.printed)
+    wait_until(lambda: set(job.ranks().values()) - set(first.values()), "another attempt")
     os.kill(job.process.pid, signal.SIGTERM)
     with nothing_left(job) as ended:
         assert ended.status == 75
@@ -257,9 +254,14 @@ def test_what_users_code_leaves_is_cleaned_up(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_time_is_counted_over_restarts(tmp_path: Path) -> None:
     """Each attempt dies at its hundredth step, so only time that all attempts share ends the run with 75."""
-    options = (*LONG, "--callback", CALLBACK, "--max-time", "10s")
-    faulty = fault(tmp_path, "SIGKILL", count=100)
-    with nothing_left(launch(2, tmp_path, *options, own=("--max-restarts", 50), **faulty)) as ended:
+    options, began = (*LONG, "--callback", CALLBACK), time.monotonic()
+    for name in ("one", "many"):
+        (tmp_path / name).mkdir()
+    faulty = fault(tmp_path / "one", "SIGKILL", count=100)
+    assert launch(2, tmp_path / "one", *options, own=("--max-restarts", 0), **faulty).end().status == 1
+    several = ("--max-time", f"{3 * (time.monotonic() - began):.0f}s")  # attempts
+    faulty = fault(tmp_path / "many", "SIGKILL", count=100)
+    with nothing_left(launch(2, tmp_path / "many", *options, *several, own=("--max-restarts", 50), **faulty)) as ended:
         assert ended.status == 75
         assert "restart 1 of 50" in ended.err
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from distsgd.core.output import LAUNCH_VARIABLES
-from tests.faults.tools import CALLBACK, QUIET, SOON, Job, fault, launch, mpirun, nothing_left
+from tests.cases import first_of
+from tests.faults.tools import CALLBACK, QUIET, Job, fault, launch, mpirun, nothing_left
 from tests.parallel.launch import environment, find_mpirun
 
 FORGED = "\n\x1edistsgd " + json.dumps({"kind": "ended", "status": "finished"}) + "\n"
@@ -48,6 +48,7 @@ class Inner(distsgd.Callback):
 """
 
 
+@pytest.mark.long
 def test_a_forged_message_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "forger.py").write_text(FORGER)
     with nothing_left(launch(2, tmp_path, *QUIET, "--callback", "forger.py:Forger")) as ended:
@@ -218,8 +219,8 @@ if HOW == "defect":
 """
 
 
-@pytest.mark.parametrize(("how", "status"), [("sentence", 2), ("defect", 1)])
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(("how", "status"), first_of([("defect", 1), ("sentence", 2)]))
+@pytest.mark.parametrize("ranks", first_of([3, 1]))
 def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, status: int, ranks: int) -> None:
     path, reason = find_mpirun()
     if path is None:
@@ -227,9 +228,7 @@ def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, status
     (tmp_path / "aborts.py").write_text(ABORTS.replace("HOW", repr(how)))
     shell = '"$@"; s=$?; echo $s > status-$PMI_RANK$OMPI_COMM_WORLD_RANK; exit $s'
     line = [path, "-n", str(ranks), "sh", "-c", shell, "sh", sys.executable, "aborts.py"]
-    began = time.monotonic()
     ended = Job(line, tmp_path, environment()).end()
-    assert time.monotonic() - began < 2 * SOON
     assert ended.status != 0
     assert f"aborted {status}" in ended.out
     assert (tmp_path / "status-0").read_text() == f"{status}\n"

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.faults.tools import CALLBACK, QUICK, QUIET, fault, mpirun
 
+LIMIT = "3s"
+"""For a step, which takes milliseconds; what isn't stuck takes a second longer, elsewhere."""
 SLOW = """
 import os
 import time
@@ -26,19 +29,21 @@ RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0))
 class Slow(distsgd.Callback):
     def on_step(self, step, loss, examples):
         if step == 3:
-            time.sleep(1.5)
+            time.sleep(4)
 
 
 def save_slowly(self, *arguments, save=FolderWriter.save):
-    time.sleep(1)
+    time.sleep(4)
     save(self, *arguments)
 
 
-FolderWriter.save = save_slowly
+class Writer(distsgd.Callback):
+    def __init__(self):
+        FolderWriter.save = save_slowly
 
 
-def slow_metric(outputs, targets):
-    time.sleep(0.4)
+def metric(outputs, targets):
+    time.sleep(4)
     return np.zeros(len(targets))
 
 
@@ -61,9 +66,9 @@ def Stuck(model):
 """
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", first_of([0, 1]))
 def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> None:
-    options = (*QUIET, "--stall-timeout", "1s", "--callback", CALLBACK)
+    options = (*QUIET, "--stall-timeout", LIMIT, "--callback", CALLBACK)
     ended = mpirun(3, tmp_path, *options, **fault(tmp_path, "SIGSTOP", rank=rank)).end()
     assert ended.status != 0
     (printed,) = [line for line in ended.lines if line.startswith("distsgd: error: ")]
@@ -73,12 +78,12 @@ def test_a_stopped_rank_is_named_and_the_job_ends(tmp_path: Path, rank: int) -> 
     assert f"; {others} have waited " in printed
     assert printed.endswith(" s for it in a barrier in step 20")
     assert ended.processes == []
-    assert ended.seconds < 20
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
-    options = (*QUIET, "--model", "slow.py:stuck", "--stall-timeout", "1s", "--stall-stacks", "--communication", "mpi")
+    options = (*QUIET, "--model", "slow.py:stuck", "--stall-timeout", LIMIT, "--stall-stacks", "--communication", "mpi")
     ended = mpirun(2, tmp_path, *options).end()
     assert "rank 1 on" in ended.err
     assert "is busy in step 6" in ended.err
@@ -87,23 +92,33 @@ def test_a_rank_that_hangs_shows_its_stack(tmp_path: Path) -> None:
     assert "in hang" in stack
 
 
-def test_who_takes_time_is_not_stuck(tmp_path: Path) -> None:
-    """Callbacks, checkpoints and validations of a rank alone, all longer than the limit of a step."""
+@pytest.mark.parametrize(
+    "slow",
+    first_of(
+        [
+            "--callback slow.py:Slow",
+            "--callback slow.py:Writer",
+            "--metric slow.py:metric --validation-on rank0",
+        ]
+    ),
+)
+def test_who_takes_time_is_not_stuck(tmp_path: Path, slow: str) -> None:
+    """A callback, checkpoints and a validation of a rank alone."""
     (tmp_path / "slow.py").write_text(SLOW)
-    options = ("--epochs", 1, "--max-steps", 4, "--validate-every", 4, "--validation-fraction", 0.7, *QUICK)
-    slow = ("--callback", "slow.py:Slow", "--metric", "slow.py:slow_metric", "--validation-on", "rank0")
-    ended = mpirun(2, tmp_path, *options, *slow, "--stall-timeout", "0.5s").end()
+    options = ("--epochs", 1, "--max-steps", 4, "--validate-every", 4, *QUICK)
+    ended = mpirun(2, tmp_path, *options, *slow.split(), "--stall-timeout", LIMIT).end()
     assert ended.status == 0, ended.err
 
 
+@pytest.mark.long
 def test_a_job_that_is_suspended_continues(tmp_path: Path) -> None:
     """As batch systems do with jobs that have to wait: all processes are stopped, and continued later."""
-    job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50, "--stall-timeout", "1s")
+    job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50, "--stall-timeout", LIMIT)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")
     processes = job.running()
     for number in processes:
         os.kill(number, signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(4)
     for number in processes:
         os.kill(number, signal.SIGCONT)
     time.sleep(1)
@@ -113,6 +128,7 @@ def test_a_job_that_is_suspended_continues(tmp_path: Path) -> None:
     assert ended.out.startswith("stopped: "), ended.err
 
 
+@pytest.mark.long
 def test_a_ranks_stacks_can_be_asked_for(tmp_path: Path) -> None:
     job = mpirun(2, tmp_path, *QUICK, "--epochs", 100_000, "--checkpoint-every", 50)
     job.wait_for(tmp_path / "run" / "checkpoints" / "last.safetensors")

@@ -17,11 +17,9 @@ import pytest
 
 from distsgd.core.processes import can_look, mapped_files, open_files, stat, with_variable
 from tests.parallel.launch import ROOT, environment, find_mpirun, once
+from tests.waiting import LIMIT, wait_until
 
 TAG = "DISTSGD_TEST"
-LIMIT = 40.0
-SOON = 20.0
-"""Seconds in which a job ends that notices what is wrong: the watchdog alone would take 120."""
 CALLBACK = f"{ROOT / 'benchmarks' / 'children' / 'fault.py'}:Fault"
 QUICK = ("--batch-size", "128", "--hidden", "16", "--patience", "0", "--quiet")
 QUIET = ("--epochs", "4", "--checkpoint-every", "3", *QUICK)
@@ -34,7 +32,6 @@ class Ended:
     status: int
     out: str
     err: str
-    seconds: float
     processes: list[str]
     files: list[str]
 
@@ -86,13 +83,14 @@ class Job:
 
     def wait_for(self, path: Path) -> None:
         """Until the file exists."""
-        until = time.monotonic() + LIMIT
-        while not path.exists():
-            assert self.process.poll() is None, self.end().err
-            assert time.monotonic() < until, f"{path} did not come"
-            time.sleep(0.01)
 
-    def end(self, grace: float = SOON) -> Ended:
+        def is_there() -> bool:
+            assert path.exists() or self.process.poll() is None, self.end().err
+            return path.exists()
+
+        wait_until(is_there, str(path), pause=0.01)
+
+    def end(self, grace: float = LIMIT) -> Ended:
         """Waits for its end, and then for that of its processes; fails the test where it doesn't come."""
         named: set[str] = set()
         hung = False
@@ -101,7 +99,6 @@ class Job:
             named |= {name for name in open_files("/tmp", self.running()) if "hydra" in name}
             hung = time.monotonic() - self.began > LIMIT
             time.sleep(0.1)
-        seconds = time.monotonic() - self.began
         until = time.monotonic() + grace
         while (left := self.running()) and not hung and time.monotonic() < until:
             time.sleep(0.02)
@@ -115,7 +112,7 @@ class Job:
         files = [str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*")]
         # Jobs of others that run beside this one may leave their own.
         files += [name for name in named if Path(name).exists()]
-        return Ended(self.process.returncode, texts[0], texts[1], seconds, names, files)
+        return Ended(self.process.returncode, texts[0], texts[1], names, files)
 
 
 def mpirun(ranks: int, folder: Path, *options: object, **settings: str) -> Job:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.checkpoint import Checkpoint, decode, encode
+from tests.waiting import LIMIT
 
 Make = Callable[[Path], object]
 """Puts something into a folder."""
@@ -291,7 +292,7 @@ def _fill(path: Path) -> None:
 def _mount(*arguments: str) -> None:
     if shutil.which("mount") is None or os.geteuid() != 0:
         raise Unavailable("only root can mount a file system")
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, timeout=LIMIT, check=False)
     if done.returncode:
         raise Unavailable(f"a file system can't be mounted here: {done.stderr.strip()}")
 
@@ -299,7 +300,7 @@ def _mount(*arguments: str) -> None:
 def unmount(folder: Path) -> None:
     """Takes away what `disk` mounted in a case's folder."""
     if (folder / "disk").is_mount():
-        subprocess.run(["umount", "-l", str(folder / "disk")], check=True, timeout=10)
+        subprocess.run(["umount", "-l", str(folder / "disk")], check=True, timeout=LIMIT)
 
 
 def unreadable(name: str) -> Make:

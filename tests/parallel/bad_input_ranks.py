@@ -11,11 +11,10 @@ import importlib
 import json
 import os
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
-HANGS = 20.0
+HANGS = 100.0
 """Seconds after which a case is given up, with the stacks of what it does."""
 
 
@@ -29,19 +28,17 @@ def run_case(folder: Path, kept: Path, command: str, arguments: list[str], rank:
         os.dup2(file, number)
         os.close(file)
     faulthandler.dump_traceback_later(HANGS, exit=True, file=saved[1])
-    began = time.monotonic()
     status: object = None
     try:
         status = importlib.import_module(f"distsgd.{command}").main()
     finally:
-        seconds = time.monotonic() - began
         faulthandler.cancel_dump_traceback_later()
         sys.stdout.flush()
         sys.stderr.flush()
         for number, old in zip((1, 2), saved, strict=True):
             os.dup2(old, number)
             os.close(old)
-    return {"status": status, "seconds": seconds}
+    return {"status": status}
 
 
 def main(place: Path) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LIMIT
+
 ROOT = Path(__file__).parents[2]
-LIMIT = 40.0
-"""Seconds that one command may take: less than the limit of a test, so that a hang shows what was printed."""
 
 # Each rank leaves its own exit status, for mpirun's may be another; $0 is the folder for them.
 _KEEP_STATUS = '"$@"; s=$?; echo $s > "$0/${PMI_RANK:-${PMIX_RANK:-$OMPI_COMM_WORLD_RANK}}"; exit $s'
@@ -32,7 +32,6 @@ class Done:
     status: int
     out: str
     err: str
-    seconds: float
     statuses: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -48,7 +47,11 @@ def find_mpirun() -> tuple[str | None, str]:
     if found is None:
         return None, "there is no mpirun beside this Python or on PATH; pip install 'distsgd[mpich]'"
     tried = subprocess.run(
-        [sys.executable, "-c", "from mpi4py import MPI"], capture_output=True, text=True, timeout=60, env=environment()
+        [sys.executable, "-c", "from mpi4py import MPI"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        env=environment(),
     )
     if tried.returncode:
         return None, f"mpi4py finds no MPI library: {tried.stderr.strip().splitlines()[-1]}"
@@ -83,7 +86,6 @@ def run_command(
             pytest.skip(reason)
         kept.mkdir(parents=True)
         line = [mpirun, "-n", str(ranks), "sh", "-c", _KEEP_STATUS, str(kept), *line]
-    began = time.monotonic()
     process = subprocess.Popen(
         line,
         cwd=folder,
@@ -101,14 +103,14 @@ def run_command(
         pytest.fail(f"{' '.join(line)} did not end within {limit} s; it printed:\n{out}\n{err}")
     statuses = {int(path.name): int(path.read_text()) for path in kept.glob("*")} if ranks is not None else {}
     shutil.rmtree(kept, ignore_errors=True)
-    return Done(process.returncode, out, err, time.monotonic() - began, statuses)
+    return Done(process.returncode, out, err, statuses)
 
 
 def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Ends a command that hangs, and what it started: mpirun passes SIGTERM on."""
     process.terminate()
     try:
-        return process.communicate(timeout=5)
+        return process.communicate(timeout=10)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return process.communicate()

@@ -17,6 +17,7 @@ import pytest
 
 from tests.cases import first_of
 from tests.parallel.launch import LIMIT, ROOT, environment, find_mpirun, result, train
+from tests.waiting import wait_until
 
 OPTIONS = ("--epochs", 4, "--batch-size", 64, "--hidden", 16, "--patience", 0)
 SLOW = """
@@ -40,11 +41,11 @@ class Job:
     out: Path
 
     def signal_while_training(self, number: signal.Signals, group: bool) -> None:
-        end = time.monotonic() + LIMIT
-        while not (self.out / "metrics.jsonl").exists():
+        def has_begun() -> bool:
             assert self.process.poll() is None, "the script ended before it trained"
-            assert time.monotonic() < end, "training did not begin"
-            time.sleep(0.02)
+            return (self.out / "metrics.jsonl").exists()
+
+        wait_until(has_begun, "training")
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def status(self) -> int:

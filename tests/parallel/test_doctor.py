@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import ends_with, environment, find_mpirun, module
+from tests.waiting import LIMIT
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", first_of([2, 1, 3]))
 def test_under_mpirun(tmp_path: Path, ranks: int) -> None:
     done = module(ranks, "doctor", tmp_path)
     assert done.err == ""
@@ -38,7 +40,7 @@ def test_under_mpirun(tmp_path: Path, ranks: int) -> None:
     assert any(f"{ranks} ranks wait for each other" in problem for problem in problems) == (ranks > processors)
 
 
-@pytest.mark.parametrize("name", ["train", "doctor"])
+@pytest.mark.parametrize("name", first_of(["train", "doctor"]))
 def test_a_launcher_of_another_mpi_is_refused(tmp_path: Path, name: str) -> None:
     """Three processes that MPI takes for three runs of one rank: one sentence from the launcher's rank 0."""
     mpirun, reason = find_mpirun()
@@ -49,7 +51,7 @@ def test_a_launcher_of_another_mpi_is_refused(tmp_path: Path, name: str) -> None
         variables = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": str(rank)}
         done = subprocess.run(
             [sys.executable, "-m", f"distsgd.{name}"],
-            cwd=tmp_path, env=environment(variables), capture_output=True, text=True, timeout=30, check=False,
+            cwd=tmp_path, env=environment(variables), capture_output=True, text=True, timeout=LIMIT, check=False,
         )  # fmt: skip
         statuses.append(done.returncode)
         reported.append(done.stderr)
@@ -65,6 +67,7 @@ def test_arguments_are_refused_once(tmp_path: Path) -> None:
     ends_with(module(2, "doctor", tmp_path, "--fast"), "unknown option --fast")
 
 
+@pytest.mark.long
 def test_help(tmp_path: Path) -> None:
     done = module(2, "doctor", tmp_path, "--help")
     assert done.status == 0

@@ -11,6 +11,8 @@ from tests.parallel.gpu_ranks import OPTIONS
 from tests.parallel.launch import run_command
 from tests.unit.gpu.test_training import train
 
+pytestmark = pytest.mark.stand_in
+
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_same_bits_through_mpi(tmp_path: Path, ranks: int) -> None:

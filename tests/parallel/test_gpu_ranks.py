@@ -7,7 +7,10 @@ import pytest
 from tests import emulated_kernels
 from tests.gpu_cases.ranks import *  # noqa: F403
 
-pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
+pytestmark = [
+    pytest.mark.stand_in,
+    pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT),
+]
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def without_matplotlib(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(hook), str(ROOT)])}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plot", [True, False])
 def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     (tmp_path / "own.py").write_text(OWN)
@@ -67,7 +68,7 @@ def test_rank_0_alone_imports_matplotlib(tmp_path: Path, plot: bool) -> None:
     assert reported == {"rank0": str(plot), "rank1": "False"}
     assert (tmp_path / "run" / "plots").exists() == plot
     assert (f"{tmp_path / 'run' / 'plots'}: curves, filters, confusion, misclassified" in done.out) == plot
-    assert done.out.splitlines()[-1].startswith("completed: 1 epochs")
+    assert done.out.splitlines()[-1].startswith("completed: 1 epoch")
 
 
 @pytest.mark.long

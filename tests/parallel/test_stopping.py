@@ -60,7 +60,7 @@ def test_patience_rule(tmp_path: Path) -> None:
     patience, increase, threshold = 12, 2.0, 0.9
     rule = ("--early-stopping", "patience", "--patience", patience, "--patience-increase", increase)
     rule = (*rule, "--improvement-threshold", threshold, "--monitor", "validation_error", "--epochs", 60)
-    train(3, tmp_path / "run", *QUICK, *rule, "--lr", 0.2)
+    train(2, tmp_path / "run", *QUICK, *rule, "--lr", 0.2)
     reported, metrics = summary(tmp_path / "run"), records(tmp_path / "run")
     frequency = min(9, patience // 2)  # 1,617 training examples make 9 minibatches of 200
     best, left, step = float("inf"), patience, 0
@@ -93,16 +93,16 @@ def test_patience_rule_continues_where_it_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", first_of(["validation_accuracy=0.6", "validation_loss=1.5"]))
 def test_target(tmp_path: Path, target: str) -> None:
-    train(3, tmp_path / "run", *QUICK, "--target", target)
+    train(2, tmp_path / "run", *QUICK, "--target", target)
     reported, metrics = summary(tmp_path / "run"), records(tmp_path / "run")
     name, value = target.split("=")
     assert reported["status"] == "completed"
     assert reported["target_reached"]
     reached = [(record[name] >= 0.6 if "accuracy" in name else record[name] <= float(value)) for record in metrics]
     assert reached == [False] * (len(metrics) - 1) + [True]
-    assert train(2, tmp_path / "run", *QUICK, "--target", target, "--epochs", 30, "--quiet").out.count("\n") == 1
+    assert train(None, tmp_path / "run", *QUICK, "--target", target, "--epochs", 30, "--quiet").out.count("\n") == 1
     harder = target.replace("0.6", "0.8").replace("1.5", "1.0")
-    train(2, tmp_path / "run", *QUICK, "--target", harder)
+    train(None, tmp_path / "run", *QUICK, "--target", harder)
     train(None, tmp_path / "whole", *QUICK, "--target", harder)
     assert summary(tmp_path / "run")["epochs"] >= reported["epochs"]
     assert result(tmp_path / "run") == result(tmp_path / "whole")

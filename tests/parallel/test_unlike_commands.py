@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import Done, find_mpirun, run_command, train
 
 QUICK = "--model softmax --max-steps 2 --quiet --out run"
@@ -48,15 +49,18 @@ def check(done: Done, *words: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "words"),
-    [
-        ("--lr 0.1", "--lr 0.2", ("--learning-rate differs between ranks: '0.1' on rank 0, '0.2' on rank 1",)),
-        ("--epochs 3", "", ("--epochs", "'3' on rank 0", "not given on rank 1")),
-        ("--no-shuffle", "", ("--no-shuffle", "given on rank 0", "not given on rank 1")),
-        ("--hidden 3 4", "--hidden 3 5", ("--hidden", "'3 4' on rank 0", "'3 5' on rank 1")),
-        ("--seed=1", "--seed=2", ("--seed", "'1' on rank 0", "'2' on rank 1")),
-        ("--frobnicate", "", ("--frobnicate", "given on rank 0")),
-        ("extra", "", ("--out", "'run extra' on rank 0")),
-    ],
+    first_of(
+        [
+            ("--lr 0.1", "--lr 0.2", ("--learning-rate differs between ranks: '0.1' on rank 0, '0.2' on rank 1",)),
+            ("--epochs 3", "", ("--epochs", "'3' on rank 0", "not given on rank 1")),
+            ("--no-shuffle", "", ("--no-shuffle", "given on rank 0", "not given on rank 1")),
+            ("--hidden 3 4", "--hidden 3 5", ("--hidden", "'3 4' on rank 0", "'3 5' on rank 1")),
+            ("--seed=1", "--seed=2", ("--seed", "'1' on rank 0", "'2' on rank 1")),
+            ("--frobnicate", "", ("--frobnicate", "given on rank 0")),
+            ("extra", "", ("--out", "'run extra' on rank 0")),
+        ],
+        2,
+    ),
 )
 def test_train(tmp_path: Path, one: str, other: str, words: tuple[str, ...]) -> None:
     check(run(tmp_path, (TRAIN, f"{QUICK} {one}"), (TRAIN, f"{QUICK} {other}")), *words)
@@ -65,17 +69,20 @@ def test_train(tmp_path: Path, one: str, other: str, words: tuple[str, ...]) -> 
 
 @pytest.mark.parametrize(
     ("command", "one", "other", "words"),
-    [
-        ("evaluate", "run --dataset digits", "run --dataset moons", ("--dataset", "'digits' on", "'moons' on")),
-        ("predict", "run a.npz -o b.npz", "run a.npz --out c.npz", ("--out", "'b.npz' on", "'c.npz' on")),
-        ("plot", "run", "walk", ("arguments", "'run' on", "'walk' on")),
-    ],
+    first_of(
+        [
+            ("evaluate", "run --dataset digits", "run --dataset moons", ("--dataset", "'digits' on", "'moons' on")),
+            ("predict", "run a.npz -o b.npz", "run a.npz --out c.npz", ("--out", "'b.npz' on", "'c.npz' on")),
+            ("plot", "run", "walk", ("arguments", "'run' on", "'walk' on")),
+        ]
+    ),
 )
 def test_other_commands(tmp_path: Path, command: str, one: str, other: str, words: tuple[str, ...]) -> None:
     program = ("-m", f"distsgd.{command}")
     check(run(tmp_path, (program, one), (program, other)), *words)
 
 
+@pytest.mark.long
 def test_the_same_written_differently(tmp_path: Path) -> None:
     done = run(tmp_path, (TRAIN, f"{QUICK} --lr 0.1 --batch_size 64"), (TRAIN, f"--batch-size=64 {QUICK} --lr=0.1"))
     assert done.status == 0, done.text
@@ -104,6 +111,7 @@ def test_versions(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_another_numpy_is_warned_of(tmp_path: Path) -> None:
     other = ("-c", OF_ANOTHER_VERSION.format("numpy"))
     done = run(tmp_path, (TRAIN, QUICK), (other, QUICK))

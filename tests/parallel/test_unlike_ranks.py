@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.launch import run_command
+from tests.cases import first_of
+from tests.parallel.launch import LIMIT, run_command
 from tests.parallel.unlike import DIFFERENT, SAME
 
-RUNS = [(2, "auto"), (3, "mpi"), (4, "auto")]
+RUNS = [(3, "auto"), *(pytest.param(run, marks=pytest.mark.long) for run in ((2, "mpi"), (4, "auto")))]
 NAMES = {2: ("rank 0", "rank 1"), 3: ("ranks 0 and 1", "rank 2"), 4: ("ranks 0 to 2", "rank 3")}
 """How a sentence calls the ranks that agree, and the odd one."""
 
@@ -26,7 +27,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ranks, communication = request.param
     place = tmp_path_factory.mktemp("unlike")
     program = Path(__file__).with_name("unlike_ranks.py")
-    done = run_command(ranks, [sys.executable, str(program), str(place), communication], place, limit=55)
+    done = run_command(ranks, [sys.executable, str(program), str(place), communication], place, limit=LIMIT)
     kept = place / "found.json"
     outcomes: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     assert done.status == 0, f"ended after {list(outcomes)[-1:]} with status {done.status}:\n{done.text}"
@@ -79,7 +80,7 @@ def test_what_is_the_same(found: tuple[int, dict[str, Any]], name: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("options", ["learning_rate=0.1 * (1 + rank)", "epochs='ten' if rank == 1 else 1"])
+@pytest.mark.parametrize("options", first_of(["learning_rate=0.1 * (1 + rank)", "epochs='ten' if rank == 1 else 1"]))
 def test_as_a_program_shows_it(tmp_path: Path, options: str) -> None:
     """Rank 0 prints the sentence, no one a traceback, and the exit status is that of wrong input."""
     program = (

@@ -9,15 +9,28 @@ import numpy as np
 from distsgd.core.device import FULL, Array
 from distsgd.core.kernels import cpu
 
-_MODULES: dict[type, Any] = {np.ndarray: cpu}
+MODULES: dict[type, Any] = {np.ndarray: cpu}
 
 
 def kernels_for(array: Array, precision: str = FULL) -> Any:
-    """The kernels that work on this array, with the names that `kernels.cpu` has; their products in this precision."""
-    found = _MODULES.get(type(array), cpu)  # a subclass of NumPy's array has no entry
+    """The kernels that compute on an array: fast forms of what NumPy's operations do, for the array's own device.
+
+    Parameters
+    ----------
+    array : array
+        Such as `batch.x`.
+    precision : str, default "float32"
+        That of matrix products, such as `batch.device.precision`.
+
+    Returns
+    -------
+    module
+        With the functions of `distsgd.core.kernels.cpu`, such as `multiply(w, x)`.
+    """
+    found = MODULES.get(type(array), cpu)  # a subclass of NumPy's array has no entry
     return found if precision == FULL else found.in_precision(precision)
 
 
 def register(array_type: type, module: Any) -> None:
     """Makes `module` the kernels of arrays of this type, unless they have some already."""
-    _MODULES.setdefault(array_type, module)
+    MODULES.setdefault(array_type, module)

@@ -31,7 +31,9 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given; `np.matmul` in less time."""
     (m, k), n = a.shape, b.shape[1]
     parts = (
-        _parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous) if a.dtype == b.dtype == np.float32 else 1
+        count_parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous)
+        if a.dtype == b.dtype == np.float32
+        else 1
     )
     if parts == 1:
         return np.matmul(a, b) if out is None else np.matmul(a, b, out)
@@ -47,9 +49,9 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
 
 
 @lru_cache(maxsize=1024)
-def _parts(m: int, k: int, n: int, transposed: bool) -> int:
+def count_parts(m: int, k: int, n: int, transposed: bool) -> int:
     """How many parts the product is cut into, 1 where it is left whole."""
-    if not _has_small_kernels():
+    if not has_small_kernels():
         return 1
     parts = max(1, -(-m * n * k // _LARGEST))
     if transposed and k >= 64:
@@ -59,5 +61,5 @@ def _parts(m: int, k: int, n: int, transposed: bool) -> int:
 
 
 @lru_cache(maxsize=1)
-def _has_small_kernels() -> bool:
+def has_small_kernels() -> bool:
     return any(name in blas_description() for name in _FAMILY)

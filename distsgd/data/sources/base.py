@@ -21,7 +21,15 @@ ARRAY_NAMES = tuple(f"{kind}_{split}" for split in SPLITS for kind in ("x", "y",
 
 @dataclass(frozen=True)
 class ArraySource(ABC):
-    """One array of a data set: shape and dtype, known from a header, and how to read it. Can be pickled."""
+    """One array of a data set: shape and dtype, known from a header, and how to read it. Can be pickled.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The array's shape, examples first.
+    dtype : dtype
+        Its type.
+    """
 
     shape: Shape
     dtype: np.dtype[Any]
@@ -33,13 +41,27 @@ class ArraySource(ABC):
 
     @abstractmethod
     def read_into(self, out: Array) -> None:
-        """Overwrites `out`, a C-ordered array of this shape and dtype, without a second whole copy.
+        """Reads the array, without a second whole copy.
 
-        Raises DataError where the file is missing, damaged, or has changed since it was opened.
+        Parameters
+        ----------
+        out : array
+            A C-ordered array of this shape and dtype, to be overwritten.
+
+        Raises
+        ------
+        DataError
+            Where the file is missing, damaged, or has changed since it was opened.
         """
 
     def mapped(self) -> Array | None:
-        """A read-only memory map of the array, or None where the file can't be mapped."""
+        """A memory map of the array.
+
+        Returns
+        -------
+        array or None
+            Read-only; None where the file can't be mapped, as by default.
+        """
         return None
 
 
@@ -49,14 +71,14 @@ class DataSource:
 
     Parameters
     ----------
-    name
+    name : str
         For messages.
-    arrays
+    arrays : mapping of str to ArraySource
         By name: x_train, y_train, and where there are any weights_train, x_validation, … and x_test, …; examples are
         the first axis, labels are (n,) int64.
-    scale
+    scale : float, default 1.0
         Inputs are divided by it when a minibatch is gathered.
-    num_classes
+    num_classes : int, optional
         The number of classes of integer labels, where it is known; `check_arrays` finds it otherwise.
     unused
         The names of the file's other arrays.
@@ -75,11 +97,11 @@ class OpenOptions:
 
     Parameters
     ----------
-    data_dir
+    data_dir : str, optional
         The folder of its files; None for the user's cache folder.
-    seed
+    seed : int, default 0
         The seed of generated points.
-    download
+    download : bool, default True
         Whether missing files are downloaded.
     """
 
@@ -89,7 +111,23 @@ class OpenOptions:
 
 
 def read_array(source: ArraySource) -> Array:
-    """The array itself: the file's read-only map where there is one, else a fresh array."""
+    """The array that a source describes.
+
+    Parameters
+    ----------
+    source : ArraySource
+        One of the arrays of a `DataSource`.
+
+    Returns
+    -------
+    array
+        The file's read-only map where there is one, else a fresh array.
+
+    Raises
+    ------
+    DataError
+        Where the file is missing, damaged, or has changed since it was opened.
+    """
     found = source.mapped()
     if found is None:
         found = np.empty(source.shape, source.dtype)

@@ -31,19 +31,19 @@ def check_arrays(
 
     Parameters
     ----------
-    name
+    name : str
         The data's name in messages.
-    x
+    x : array
         Inputs (n, features…), finite.
-    y
+    y : array
         Integer labels (n,) or (n, 1), from 0 to `num_classes` - 1; or finite floats (n,) or (n, outputs).
-    weights
+    weights : array, optional
         Sample weights (n,), finite, not negative, not all 0.
-    num_classes
+    num_classes : int, optional
         The number of classes; None for the greatest label + 1.
-    values
+    values : bool, default False
         Whether integer targets are values, as floats are, and not labels.
-    dtype
+    dtype : dtype, optional
         The model's, where it is known: what it can't hold isn't finite either.
 
     Returns

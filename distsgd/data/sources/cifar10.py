@@ -32,9 +32,9 @@ TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = ("test_batch",)
 
 _PIXELS = prod(SHAPE)
-_UNPACKED_LIMIT = 256 << 20
+UNPACKED_LIMIT = 256 << 20
 """Bytes that an archive may unpack to; the published ones have 184 million."""
-_FILE_LIMIT = 64 << 20
+FILE_LIMIT = 64 << 20
 """Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""
 
 
@@ -53,7 +53,7 @@ def read_binary(stream: Stream, size: int, where: str) -> tuple[Array, Array]:
 
 def read_python(stream: Stream, size: int, where: str) -> tuple[list[int], Array]:
     """The same of a pickled dict with `data` (n, 3072) uint8 and a list `labels`; what else is in it is not used."""
-    columns = unpickle(stream, min(size, _FILE_LIMIT), where)
+    columns = unpickle(stream, min(size, FILE_LIMIT), where)
     expect_end(stream, where)
     if not isinstance(columns, dict):
         raise DataError(f"{where}: expected a pickled dict, got a {type(columns).__name__}; get it again")
@@ -115,7 +115,7 @@ class Place:
             labels[name] = np.array(found, np.uint8)
 
         if self.packed:
-            read_members(str(self.path), names, visit, _UNPACKED_LIMIT)
+            read_members(str(self.path), names, visit, UNPACKED_LIMIT)
             return labels
         for member in names:
             with reading(self._where(member)), open_regular(self._where(member)) as stream:

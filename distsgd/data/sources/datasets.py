@@ -44,13 +44,13 @@ def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 
 
     Parameters
     ----------
-    name_or_path
+    name_or_path : str
         A name in DATASETS, or a path: `.npz`, `.npy`, `.pkl.gz` or a folder of `.npy` files.
-    data_dir
+    data_dir : str, optional
         The folder of the named data sets' files, and of downloads; None for the user's cache folder.
-    seed
+    seed : int, default 0
         The seed of generated points.
-    download
+    download : bool, default True
         Whether missing files are downloaded.
 
     Returns

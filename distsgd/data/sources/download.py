@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from distsgd.core.errors import DataError
+from distsgd.core.errors import DataError, pip_install
 from distsgd.core.files import make_folders, remove_empty, sync_folder
 from distsgd.data.sources.streams import BLOCK, absolute, open_binary
 
@@ -89,7 +89,7 @@ def download(url: str, target: Path, checksums: Collection[str]) -> None:
         pooch = import_module("pooch")
     except ImportError:
         raise DataError(
-            f'{target.name}: expected pooch to download it, it isn\'t installed; pip install "distsgd[download]", '
+            f"{target.name}: expected pooch to download it, it isn't installed; {pip_install('download')}, "
             f"or put the file into {target.parent}"
         ) from None
     made: list[Path] = []

@@ -27,10 +27,32 @@ def open_moons(options: OpenOptions) -> DataSource:
 
 
 def make_moons(count: int = 300, noise: float = 0.2, seed: int = 0) -> tuple[Array, Array]:
-    """x (count, 2) float32 and labels (count,) int64, in random order.
+    """Points of two interleaving half circles, in random order, for a first try of a classifier.
 
-    Label 0: (cos t, sin t), label 1: (1 - cos t, 1/2 - sin t), t evenly from 0 to pi, plus normal noise of standard
-    deviation `noise`. The half circles are those of scikit-learn's make_moons.
+    Label 0: (cos t, sin t), label 1: (1 - cos t, 1/2 - sin t), t evenly from 0 to π, plus normal noise. The half
+    circles are those of scikit-learn's make_moons.
+
+    Parameters
+    ----------
+    count : int, default 300
+        The number of points.
+    noise : float, default 0.2
+        The standard deviation of the noise.
+    seed : int, default 0
+        Of noise and order: the points are a function of it alone, the same bits on every CPU.
+
+    Returns
+    -------
+    x : array
+        Points (count, 2), float32.
+    y : array
+        Labels (count,), int64.
+
+    Examples
+    --------
+    >>> x, y = make_moons(100)
+    >>> x.shape, y.sum()
+    ((100, 2), np.int64(50))
     """
     outer = count // 2
     t0, t1 = np.linspace(0.0, np.pi, outer), np.linspace(0.0, np.pi, count - outer)

@@ -93,13 +93,13 @@ def load_mnist(
 
     Parameters
     ----------
-    normalize
+    normalize : bool, default True
         x as float32 from 0 to 1, else uint8 from 0 to 255.
-    flatten
+    flatten : bool, default True
         x of shape (n, 784), else (n, 1, 28, 28).
-    one_hot
+    one_hot : bool, default False
         y as float32 (n, 10) of zeros and a one, else int64 labels (n,).
-    data_dir
+    data_dir : str, optional
         The folder of the files, and of downloads; None for the user's cache folder.
 
     Returns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Collection
+from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.data.sources.streams import BLOCK, Stream, open_binary
@@ -21,6 +22,17 @@ Visit = Callable[[str, Stream, int], object]
 class _Header(tarfile.TarInfo):
     """One header, taken by itself: tarfile would read long names and maps of sparse files into memory, of any length,
     and take a damaged header for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Header:
+        """The next header. Newer versions of tarfile no longer call frombuf, so that this does."""
+        stream: Any = archive.fileobj
+        header = cls.frombuf(stream.read(tarfile.BLOCKSIZE), archive.encoding or "", archive.errors or "")
+        header.offset_data = stream.tell()
+        header.offset = header.offset_data - tarfile.BLOCKSIZE
+        blocks = -(-header.size // tarfile.BLOCKSIZE)
+        archive.offset = header.offset_data + blocks * tarfile.BLOCKSIZE  # where the next one begins
+        return header
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:

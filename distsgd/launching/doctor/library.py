@@ -8,15 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from distsgd.core.errors import pip_install
 from distsgd.parallel.launchers import family, launcher_name, library_path, mpirun_of, short_version
 
 _SECONDS = 20
-_INSTALL = "load the cluster's MPI module, or pip install 'distsgd[mpich]'"
 # In a separate process: on a login node, loading MPI may abort.
 _ASK = """
 import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
+from distsgd.core.errors import pip_install
 from distsgd.parallel.launchers import library_path
 print(library_path() or "")
 print(MPI.Get_library_version())
@@ -76,7 +77,8 @@ def describe_started(library: Library) -> list[tuple[str, str]]:
 def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[str, str]], list[str]]:
     """(lines, problems) for a process that no launcher started, about the launcher that would be used."""
     if library.version is None:
-        return [("mpi", f"none that mpi4py can load ({library.reason}); {_INSTALL}")], []
+        install = f"load the cluster's MPI module, or {pip_install('mpich')}"
+        return [("mpi", f"none that mpi4py can load ({library.reason}); {install}")], []
     metadata = [("mpi", f"{library}")]
     beside = mpirun_of(library.path)
     if launcher is None:

@@ -23,7 +23,7 @@ from distsgd.parallel.shared_memory import shared_array
 GEMM = 512
 """Rows and columns of the matrices that are multiplied."""
 _REPEATS = 15
-_SHARED = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 _QUEUES = ("mpich_shm_", "Intel_MPI_", "sm_segment", "vader_segment", "ucx_shm_", "psm2_shm", "psm3_shm")
 
 
@@ -106,7 +106,7 @@ def versions() -> dict[str, str]:
 def shared_space() -> tuple[int, int] | None:
     """Bytes (total, free) in /dev/shm, None where there is none."""
     try:
-        usage = os.statvfs(_SHARED)
+        usage = os.statvfs(SHARED_MEMORY)
     except OSError:
         return None
     return usage.f_blocks * usage.f_frsize, usage.f_bavail * usage.f_frsize
@@ -115,10 +115,10 @@ def shared_space() -> tuple[int, int] | None:
 def abandoned() -> tuple[int, int]:
     """(number, bytes) of killed jobs' files in /dev/shm: those of MPI libraries that no visible process has mapped."""
     try:
-        files = [path for path in _SHARED.iterdir() if path.name.startswith(_QUEUES)]
+        files = [path for path in SHARED_MEMORY.iterdir() if path.name.startswith(_QUEUES)]
     except OSError:
         return 0, 0
-    used, sizes = mapped_files(str(_SHARED)), []
+    used, sizes = mapped_files(str(SHARED_MEMORY)), []
     for path in files:
         with suppress(OSError):
             if str(path) not in used:

@@ -146,7 +146,7 @@ class Activation(Layer):
 
     Parameters
     ----------
-    name
+    name : str
         A name in ACTIVATIONS: linear, sigmoid, tanh, relu, leaky-relu, gelu or softplus.
     """
 

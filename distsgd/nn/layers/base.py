@@ -89,20 +89,42 @@ class Layer(Component, ABC):
 
         Parameters
         ----------
-        params
+        params : Views
             The layer's own parameters, by name, to be overwritten.
-        seed
+        seed : int
             The run's seed.
-        path
+        path : str
             The layer's place in the model, such as `dense1`, which names its random numbers.
         """
 
     def multiply_adds(self, shape: Shape) -> int:
-        """Multiply-adds of forward for one example of `shape`, an estimate of the work; 0 by default."""
+        """Multiply-adds of forward for one example, an estimate of the work; 0 by default.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            The shape of one example of the input.
+
+        Returns
+        -------
+        int
+            Their number.
+        """
         return 0
 
     def fused(self, following: Layer) -> Layer | None:
-        """One layer with this one's parameters that computes both this one and the following; None if there is none."""
+        """One layer with this one's parameters that computes both this one and the following.
+
+        Parameters
+        ----------
+        following : Layer
+            The layer after this one in a Sequential.
+
+        Returns
+        -------
+        Layer or None
+            The layer; None, as by default, where there is none.
+        """
         return None
 
     @abstractmethod
@@ -111,7 +133,7 @@ class Layer(Component, ABC):
 
         Parameters
         ----------
-        shape
+        shape : tuple of int
             The shape of one example of the input, without the batch's axis.
 
         Returns
@@ -131,13 +153,13 @@ class Layer(Component, ABC):
 
         Parameters
         ----------
-        params
+        params : Views
             The layer's own parameters, by name.
-        x
+        x : array
             The input, batch-last.
-        batch
+        batch : Batch
             What else the layer may depend on: whether this is training, random words, running statistics.
-        path
+        path : str
             The layer's place in the model, which names its random numbers and statistics.
 
         Returns
@@ -150,6 +172,16 @@ class Layer(Component, ABC):
         """As `forward`, where x is data and its gradient is not needed: backward may return None in place of dx.
 
         By default this is `forward`, and dx is computed and dropped. A layer that saves work here overrides both.
+
+        Parameters
+        ----------
+        params, x, batch, path
+            See `forward`.
+
+        Returns
+        -------
+        y, backward
+            See `forward`.
         """
         return self.forward(params, x, batch, path)
 
@@ -171,7 +203,20 @@ class DataLayer(Layer):
 
     @abstractmethod
     def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
-        """As `forward`; where dx isn't needed, as `forward_on_data`."""
+        """As `forward`; where dx isn't needed, as `forward_on_data`.
+
+        Parameters
+        ----------
+        params, x, batch, path
+            See `Layer.forward`.
+        needs_dx : bool
+            Whether backward has to return dx.
+
+        Returns
+        -------
+        y, backward
+            See `Layer.forward`.
+        """
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         return self.compute(params, x, batch, path, needs_dx=True)
@@ -197,15 +242,33 @@ class StatefulLayer(Layer):
 
     @abstractmethod
     def state_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the running statistics, in the parameters' dtype."""
+        """Names and shapes of the running statistics.
+
+        Returns
+        -------
+        Mapping[str, Shape]
+            In order; the arrays have the parameters' dtype.
+        """
 
     @abstractmethod
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        """Names and shapes of the statistics that each microbatch reports, in float64; `()` for a number."""
+        """Names and shapes of the statistics that each microbatch reports.
+
+        Returns
+        -------
+        Mapping[str, Shape]
+            In order; the arrays are float64, `()` is the shape of a number.
+        """
 
     @abstractmethod
     def initialize_state(self, state: Views) -> None:
-        """Fills the running statistics with their initial values."""
+        """Fills the running statistics with their initial values.
+
+        Parameters
+        ----------
+        state : Views
+            The layer's own running statistics, by name, to be overwritten.
+        """
 
     @abstractmethod
     def combine_statistics(self, first: Views, second: Views) -> None:
@@ -213,7 +276,7 @@ class StatefulLayer(Layer):
 
         Parameters
         ----------
-        first, second
+        first, second : Views
             Float64 views of two neighbouring microbatches' statistics, or of combined ones; `second` stays as it is.
         """
 
@@ -223,8 +286,8 @@ class StatefulLayer(Layer):
 
         Parameters
         ----------
-        state
+        state : Views
             The running statistics.
-        statistics
+        statistics : Views
             The combined statistics of the whole minibatch, float64.
         """

@@ -30,16 +30,16 @@ class Convolution(DataLayer):
 
     Parameters
     ----------
-    channels, filters
+    channels, filters : int
         Of the input and of the output.
-    kernel, stride
+    kernel, stride : int or tuple of int
         k and s: a number, or (height, width).
-    padding
+    padding : str or int, default "valid"
         Zeros around images: "valid" for none; "same" for (k - 1) // 2 before and k // 2 after, which keep height and
         width where the stride is 1; or a number, for both sides.
-    bias
+    bias : bool, default True
         Whether there is a b.
-    weight_initializer, bias_initializer
+    weight_initializer, bias_initializer : Initializer, optional
         Initial values; He's and zeros by default.
     """
 
@@ -115,7 +115,15 @@ class Convolution(DataLayer):
         return y, backward
 
     def add_up_bias(self, dy: Array, grads: Views) -> None:
-        """The bias's gradient, where there is a bias."""
+        """Writes the bias's gradient, where there is a bias.
+
+        Parameters
+        ----------
+        dy : array
+            The output's gradient (filters, height, width, n), C-ordered.
+        grads : Views
+            The layer's own gradients.
+        """
         if self.bias:
             kernels_for(dy).row_sums(dy.reshape(len(dy), -1), grads["bias"])
 

@@ -26,11 +26,11 @@ class Dense(DataLayer):
 
     Parameters
     ----------
-    fan_in, fan_out
+    fan_in, fan_out : int
         Inputs and outputs.
-    bias
+    bias : bool, default True
         Whether there is a b.
-    weight_initializer, bias_initializer
+    weight_initializer, bias_initializer : Initializer, optional
         Initial values; He's and zeros by default.
     """
 

@@ -21,17 +21,18 @@ class Dropout(Layer):
 
     Parameters
     ----------
-    rate
+    rate : float, default 0.5
         The probability with which a value is dropped, below 1.
-    channels
+    channels : bool, default False
         Whether whole channels of images (channels, height, width, n) are dropped, independently for each example:
         neighbouring pixels are so similar that a single dropped one can be inferred.
 
     References
     ----------
-    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural networks from
-    overfitting", JMLR 15, 2014.
-    Tompson, Goroshin, Jain, LeCun & Bregler, "Efficient object localization using convolutional networks", CVPR 2015.
+    .. [1] Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov, "Dropout: a simple way to prevent neural
+       networks from overfitting", JMLR 15, 2014.
+    .. [2] Tompson, Goroshin, Jain, LeCun & Bregler, "Efficient object localization using convolutional networks",
+       CVPR 2015.
     """
 
     rate: float = 0.5

@@ -55,17 +55,17 @@ class BatchNormalization(StatefulLayer):
 
     Parameters
     ----------
-    features
+    features : int
         The length of x's first axis.
-    momentum
+    momentum : float, default 0.1
         By which running statistics move towards a minibatch's, from 0 to 1.
-    epsilon
+    epsilon : float, default 1e-05
         Added to the variance, above 0.
 
     References
     ----------
-    Ioffe & Szegedy, "Batch normalization", ICML 2015.
-    Hoffer, Hubara & Soudry, "Train longer, generalize better", NeurIPS 2017 (statistics of a microbatch).
+    .. [1] Ioffe & Szegedy, "Batch normalization", ICML 2015.
+    .. [2] Hoffer, Hubara & Soudry, "Train longer, generalize better", NeurIPS 2017 (statistics of a microbatch).
     """
 
     features: int

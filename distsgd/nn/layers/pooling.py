@@ -53,9 +53,9 @@ class MaxPooling(_Pooling):
 
     Parameters
     ----------
-    size
+    size : int or tuple of int, default 2
         Of the window: a number, or (height, width).
-    stride
+    stride : int or tuple of int, optional
         How far the window moves, a number or (height, width); None for the window's own size. Rows and columns that no
         whole window covers are skipped.
     """
@@ -74,9 +74,9 @@ class AveragePooling(_Pooling):
 
     Parameters
     ----------
-    size
+    size : int or tuple of int, default 2
         Of the window: a number, or (height, width).
-    stride
+    stride : int or tuple of int, optional
         How far the window moves, a number or (height, width); None for the window's own size. Rows and columns that no
         whole window covers are skipped.
     """

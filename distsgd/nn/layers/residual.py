@@ -24,14 +24,14 @@ class Residual(Composite):
 
     Parameters
     ----------
-    body
+    body : Layer
         A layer.
-    shortcut
+    shortcut : Layer, optional
         A layer with outputs of the same shape; None for x itself.
 
     References
     ----------
-    He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016.
+    .. [1] He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016.
     """
 
     body: Layer
@@ -83,14 +83,14 @@ class Subsample(Layer):
 
     Parameters
     ----------
-    channels
+    channels : int
         Channels of y, at least as many as x has.
-    stride
+    stride : int, default 2
         s, the step between the rows and columns that are kept.
 
     References
     ----------
-    He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 3.3, "option A".
+    .. [1] He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 3.3, "option A".
     """
 
     channels: int

@@ -65,9 +65,9 @@ class Sequential(Composite):
 
     Parameters
     ----------
-    layers
+    layers : iterable of Layer
         At least one layer.
-    names
+    names : iterable of str, optional
         A name for each; None for their kinds, counted from 1: dense1, activation1, dense2, …
     """
 

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[3]
 NOWHERE = "/nowhere/python"
 SMALL = ("--quick", "--workload", "two-layer", "--ranks", "2", "--torch-python", NOWHERE, "--jax-python", NOWHERE)
 NAMES = (
-    "limits",
     "reduction",
+    "limits",
     "startup",
     "peers",
     "scaling",
@@ -52,7 +52,7 @@ def series_of(values: Mapping[str, list[float]]) -> dict[str, common.Series]:
     }
 
 
-@pytest.mark.parametrize("name", first_of(NAMES, 2))
+@pytest.mark.parametrize("name", first_of(NAMES))
 def test_smoke(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -70,6 +70,7 @@ def test_smoke(name: str, tmp_path: Path) -> None:
 GPU = ("--device", "cpu", "--quick", "--torch-python", NOWHERE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["steps", "where"])
 def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
     """On the CPU, which is no more than to see that it runs."""
@@ -89,7 +90,7 @@ def test_smoke_of_what_is_measured_on_gpus(what: str, tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_there_is_one_sentence() -> None:
-    if any(Path(name).exists() for name in devices._DRIVER_FILES):
+    if any(Path(name).exists() for name in devices.DRIVER_FILES):
         pytest.skip("there may be a GPU")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -163,7 +164,7 @@ def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(processes.Unavailable, match="exit status 1: ValueError: so"):
         processes.run([sys.executable, "-c", "raise ValueError('so')"])
     with pytest.raises(processes.Unavailable, match=re.escape("not ready after 0.1 s")):
-        processes.run([sys.executable, "-c", "import time; time.sleep(60)"], limit=0.1)
+        processes.run([sys.executable, "-c", "import time; time.sleep(600)"], limit=0.1)
     with pytest.raises(processes.Unavailable, match="told no result"):
         processes.measure([sys.executable, "-c", ""])
 

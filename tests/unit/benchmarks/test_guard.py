@@ -216,6 +216,7 @@ def test_trainings_recorded_twice_are_equal_and_others_are_not() -> None:
     assert len({found[name]["summary"]["parameters_sha256"] for name in names}) == len(names)
 
 
+@pytest.mark.stand_in
 @pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
 def test_launches_of_a_step() -> None:
     lines = runs.stand_ins(["gpu momentum"])["gpu momentum"]["launches of GPU 0"]

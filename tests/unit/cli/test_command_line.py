@@ -129,7 +129,7 @@ def test_precedence(toml: Any) -> None:
         ("batch_size = 'half'", "batch_size: expected a whole number or full, got 'half'"),
         ("batch_size = 0", "batch_size"),
         ("dataset = 3", "dataset: expected text, got 3"),
-        ("[a]\nb = 1", "unknown option 'a'"),
+        ("[a]\nb = 1", "unknown table [a]"),
         ("epochs = ", "is not a TOML file"),
         ("epochs = 1\nepochs = 2", "is not a TOML file"),
         ("a = " + "[" * 5000, "is not a TOML file"),

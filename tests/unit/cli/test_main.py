@@ -46,6 +46,11 @@ def test_no_subcommand_of_that_name(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("distsgd: error: subcommand: expected one of train, launch, ")
     assert line.endswith(", got 'trian'; did you mean train?")
+    for word, near in {"fit": "train", "help": "--help", "version": "--version", "-V": "--version"}.items():
+        assert run(monkeypatch, word, "train") == 2
+        assert capsys.readouterr().err.endswith(f"got {word!r}; did you mean {near}?\n")
+    assert run(monkeypatch, "--epochs", "3") == 2
+    assert "expected a subcommand before --epochs, as in distsgd train --epochs …" in capsys.readouterr().err
     monkeypatch.setenv("PMI_RANK", "1")
     assert run(monkeypatch, "trian") == 2
     assert capsys.readouterr() == ("", "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from distsgd.cli import doctor, evaluate, launch, plot, predict
-from distsgd.cli.command_line import load_config, parse_arguments
+from distsgd.cli.command_line import Finished, load_config, parse_arguments
+from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.sources.datasets import open_dataset
 from distsgd.nn.initializers import parse_initializer
@@ -83,6 +85,20 @@ TRAIN = {
     "--metric acuracy": "or file.py:function, got 'acuracy'; did you mean accuracy?",
     "--max-time 4:30": "max_time: expected a time such as 90s, 10m or 3h50m, got '4:30'",
     "--checkpoint-every 5minutes": "checkpoint_every: expected steps (500), epochs (1epoch) or a time (30s, 5m)",
+    "epochs 3": "unexpected argument 'epochs'; did you mean --epochs?",
+    "epochs=3": "unexpected argument 'epochs=3'; did you mean --epochs?",
+    "help": "unexpected argument 'help'; did you mean --help?",
+    "––epochs 3": "'––epochs', which begins with another dash than -; did you mean --epochs?",
+    "—epochs 3": "'—epochs', which begins with another dash than -; did you mean --epochs?",
+    "--lr −3": "got '−3'; begin a negative number with the plain -",
+    "--hidden [30,20]": "got '[30,20]'; separate them with spaces: --hidden 30 20",
+    "--no-shuffle=3": "--shuffle takes no value, got '3'; give --shuffle or --no-shuffle alone",
+    "--plot true --epochs 3": "--plot takes no value, got 'true'; give --plot or --no-plot alone",
+    "--ranks 4": "--ranks: the number of ranks is an option of mpirun: mpirun -n 4 python -m distsgd.train …",
+    "--num_processes 4": "mpirun -n 4 python -m distsgd.train",
+    "-o runs/a": "unknown option -o; did you mean --out?",
+    "--resume yes": "expected auto, never, or the path of a checkpoint, got 'yes'; did you mean auto?",
+    "--resume Never": "got 'Never'; did you mean never?",
     "--config none.toml": "could not read the configuration none.toml",
 }  # fmt: skip
 
@@ -107,6 +123,7 @@ def test_train(line: str, sentence: str) -> None:
         (predict.Options, "runs/a x.npy -o a --out b", "-o and --out set the same option; give one of them"),
         (plot.Options, "runs/a --score acc", "score: expected one of accuracy, error, got 'acc'"),
         (plot.Options, "runs/a --only curve", "got 'curve'; did you mean curves?"),
+        (plot.Options, "runs/a --loss_scale=lag", "got 'lag'; did you mean log?"),
         (launch.Options, "-n two", "--ranks: expected a whole number, got 'two'"),
         (launch.Options, "-n 2 -n 3", "-n is given 2 times; give it once"),
         (doctor.Options, "all", "unexpected argument 'all'"),
@@ -117,6 +134,46 @@ def test_other_commands(kind: type, line: str, sentence: str) -> None:
         parse_arguments(kind, shlex.split(line), "a command")
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epochz = 3", "unknown option 'epochz'; did you mean epochs?"),
+        ("[train]\nepochs = 3", "unknown table [train]; options stand in the file without a table"),
+        ("lr = 0.1\nlearning_rate = 0.1", "learning_rate is given twice, under two names; give it once"),
+        ("batch-size = 3\nbatch_size = 3", "batch_size is given twice, under two names; give it once"),
+        ('epochs = "3"', "epochs: expected a whole number, got '3'"),
+        ("epochs = 3\nepochs = 3", "is not a TOML file"),
+    ],
+)
+def test_configuration_files(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(["--config", str(tmp_path / "run.toml")])
+    assert str(tmp_path / "run.toml") in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("float16", ("float32", "float64")),
+        ("resnet50", ("mlp", "resnet20")),
+        ("cifar-100", ("mnist", "cifar-10")),
+        ("--", ("--lr", "--out")),
+    ],
+)
+def test_another_number_is_no_near_name(name: str, names: tuple[str, ...]) -> None:
+    assert suggestion(name, names) == ""
+
+
+def test_help_is_plain_text_everywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse of Python 3.14 colours it where it can, and where it is told to."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with pytest.raises(Finished):
+        load_config(["--help"])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_names_that_are_looked_up_later() -> None:

@@ -122,7 +122,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
             sent.append(process)
             os.kill(process, signal.SIGINT)
 
-    options = ("--out", "run", "--epochs", "100000", "--patience", "0", "--hidden", "4")
+    options = ("--out", "run", "--epochs", "200", "--patience", "0", "--hidden", "4")
     status, terminal = on_terminal(tmp_path, *options, then=interrupt)
     assert status == 75
     assert terminal.lines[-1] == ""

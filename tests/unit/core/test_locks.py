@@ -21,6 +21,7 @@ from distsgd.core.locks import lock_folder
 from distsgd.run.fit import fit
 from distsgd.run.folder import RunFolder
 from tests.parallel.launch import environment
+from tests.waiting import LIMIT
 
 X = np.arange(60.0).reshape(20, 3) % 7
 QUICK = {"epochs": 1, "batch_size": 10, "validation_fraction": 0.0}
@@ -28,7 +29,7 @@ QUICK = {"epochs": 1, "batch_size": 10, "validation_fraction": 0.0}
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.core.locks._PATIENCE", 0.0)
+    monkeypatch.setattr("distsgd.core.locks.PATIENCE", 0.0)
 
 
 def train(out: Path, **options: object) -> None:
@@ -60,7 +61,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def test_the_second_learns_who_is_first(tmp_path: Path) -> None:
-    first = child(HOLD + "time.sleep(60)", tmp_path / "run")
+    first = child(HOLD + "time.sleep(600)", tmp_path / "run")
     try:
         assert listen(first) == "has it"
         path = tmp_path / "run" / ".lock"
@@ -78,7 +79,9 @@ def test_the_second_learns_who_is_first(tmp_path: Path) -> None:
 
 
 def test_a_child_of_a_fork_does_not_keep_the_folder(tmp_path: Path) -> None:
-    code = "if os.fork() == 0:\n    print(os.getpid(), flush=True)\n    os.close(1)\n    time.sleep(60)\ntime.sleep(60)"
+    code = (
+        "if os.fork() == 0:\n    print(os.getpid(), flush=True)\n    os.close(1)\n    time.sleep(600)\ntime.sleep(600)"
+    )
     first = child(HOLD + code, tmp_path / "run")
     assert listen(first) == "has it"
     left = int(listen(first))
@@ -95,8 +98,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 from distsgd.core.locks import lock_folder
 from distsgd.core.errors import RunFolderError
 path, inside, times = Path(sys.argv[1]) / "run", Path(sys.argv[1]) / "inside", 0
-until = time.monotonic() + 60
-while times < 150 and time.monotonic() < until:
+while times < 60:
     try:
         locked = lock_folder(path)
     except RunFolderError:
@@ -110,7 +112,7 @@ while times < 150 and time.monotonic() < until:
 print(times)
 """
     others = [child(code, tmp_path) for _ in range(3)]
-    assert [process.communicate(timeout=100)[0].strip() for process in others] == ["150"] * 3
+    assert [process.communicate(timeout=LIMIT)[0].strip() for process in others] == ["60"] * 3
     assert [process.returncode for process in others] == [0] * 3
 
 
@@ -202,7 +204,7 @@ def test_a_file_system_without_locks(
 def test_without_locks_a_run_that_may_still_be_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = child(HOLD + "time.sleep(60)", tmp_path / "run")
+    first = child(HOLD + "time.sleep(600)", tmp_path / "run")
     try:
         assert listen(first) == "has it"
         refuse_locks(monkeypatch, errno.ENOLCK)
@@ -213,7 +215,7 @@ def test_without_locks_a_run_that_may_still_be_there_is_named(
 
 
 def test_a_start_waits_for_one_that_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.core.locks._PATIENCE", 60.0)
+    monkeypatch.setattr("distsgd.core.locks.PATIENCE", 600.0)
     first = child(HOLD + "time.sleep(1)\nfolder.unlock()", tmp_path / "run")
     assert listen(first) == "has it"
     train(tmp_path / "run")

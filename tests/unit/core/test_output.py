@@ -33,6 +33,7 @@ from distsgd.core.processes import stat
 from distsgd.core.status_table import StatusTable
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_memory import shared_status_table
+from tests.waiting import LIMIT
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the status table is a file without a name, seen in /proc")
 
@@ -158,7 +159,7 @@ def test_only_the_launchers_own_status_table_is_taken(
         os.close(number)
 
 
-WAITS = "print('ready', flush=True); import time; time.sleep(60)"
+WAITS = "print('ready', flush=True); import time; time.sleep(600)"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="there is no SIGUSR2")
@@ -204,5 +205,5 @@ def test_a_users_own_handler_stays() -> None:
         "os.kill(os.getpid(), signal.SIGUSR2)\n"
     )
     settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, timeout=40)
+    done = subprocess.run([sys.executable, "-c", program], env=settings, capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (0, "mine\n"), done.stderr

@@ -15,8 +15,8 @@ lengths = st.integers(1, 90)
 
 @pytest.fixture(params=[True, False], ids=["small kernels", "none"], autouse=True)
 def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_has_small_kernels", lambda: request.param)
-    products._parts.cache_clear()
+    monkeypatch.setattr(products, "has_small_kernels", lambda: request.param)
+    products.count_parts.cache_clear()
 
 
 @given(m=lengths, k=lengths, n=lengths, orders=st.tuples(*[st.sampled_from("CF")] * 2), wide=st.sampled_from([1, 9]))
@@ -50,7 +50,7 @@ def test_where_products_are_cut(
     m: int, k: int, n: int, transposed: bool, parts: int, request: pytest.FixtureRequest
 ) -> None:
     has_small_kernels = request.node.callspec.params["_kernels"]
-    assert products._parts(m, k, n, transposed) == (parts if has_small_kernels else 1)
+    assert products.count_parts(m, k, n, transposed) == (parts if has_small_kernels else 1)
 
 
 def test_float64_is_left_whole() -> None:

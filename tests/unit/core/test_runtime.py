@@ -19,6 +19,7 @@ from distsgd.core.errors import ConfigurationError, DistsgdError, LauncherError
 from distsgd.parallel import Communicator, start
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import WORK_THAT_PAYS, Workers, worker_count
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[3]
 AVX512 = "avx512f avx512cd avx512bw avx512dq avx512vl"
@@ -102,7 +103,12 @@ def test_affinity() -> None:
 def in_a_process(code: str, **environment: str) -> str:
     env = {key: value for key, value in os.environ.items() if not key.endswith(("_NUM_THREADS", "_CORETYPE"))}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**env, **environment}, timeout=50
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**env, **environment},
+        timeout=LIMIT,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -198,7 +204,7 @@ def test_worker_count(threads: int, microbatches: int, parameters: int, examples
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_workers_work_at_the_same_time(count: int) -> None:
     workers = Workers(count)
-    together, seen = threading.Barrier(count, timeout=5), []
+    together, seen = threading.Barrier(count, timeout=LIMIT), []
 
     def work(worker: int) -> None:
         together.wait()

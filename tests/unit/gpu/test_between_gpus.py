@@ -34,6 +34,8 @@ from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 from tests.unit.gpu.test_training import SETTINGS, on_ranks, same, train
 
+pytestmark = pytest.mark.stand_in
+
 
 def gpus(count: int, **options: Any) -> StrictModule:
     return StrictModule(gpus=count, nccl=StrictNccl(**options))

@@ -13,7 +13,10 @@ from tests.gpu_cases.kernels import *  # noqa: F403
 from tests.gpu_cases.trainings import *  # noqa: F403
 from tests.strict_device import StrictModule, strict_device
 
-pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
+pytestmark = [
+    pytest.mark.stand_in,
+    pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT),
+]
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from tests.strict_streams import StrictStream
 from tests.trainers import keep_trainers
 from tests.unit.gpu.test_training import LABELS, SETTINGS, VALUES, X, linear, same, train, without_run
 
+pytestmark = pytest.mark.stand_in
+
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 12}
 """Steps enough that the host looks at them several times between epochs' ends, and a shorter minibatch at each."""
 MICROBATCHES = 3
@@ -92,7 +94,7 @@ def test_a_recorded_step_copies_twice_and_waits_for_nothing() -> None:
     assert recorder.of_step(3)[:1] + recorder.of_step(3)[2:] == [(TO_DEVICE, inputs), (TO_HOST, report)]
     assert recorder.of_step(3)[1][0] == GRAPH
     assert launches(recorder) == list(range(1, 161))  # the first one compiles, the last one ends the epoch
-    looks = {step for step in recorder.enter if step is not None}
+    looks = {step for step in recorder.waits if step is not None}
     assert looks == {0, IN_FLIGHT, 2 * IN_FLIGHT, 161}
 
 

@@ -13,12 +13,14 @@ from distsgd.gpu.device import GPU
 from distsgd.gpu.graphs import IN_FLIGHT
 from distsgd.parallel import Communicator
 from distsgd.training.callbacks import Callback, RunView
-from tests.strict_arrays import GRAPH, MPI, NCCL
+from tests.strict_arrays import GRAPH, MPI, NCCL, RECORDER
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
 from tests.strict_streams import StrictStream
 from tests.threads import run_on_threads
 from tests.unit.gpu.test_training import LABELS, SETTINGS, VALUES, X, on_ranks, same, train, watched, without_run
+
+pytestmark = pytest.mark.stand_in
 
 MANY: dict[str, Any] = {"batch_size": 12, "epochs": 6}
 
@@ -152,7 +154,7 @@ def test_one_rank_that_cannot_record_takes_all_along(
     begin = StrictStream.begin_capture
 
     def refuse(self: StrictStream) -> None:
-        if self._recorder.gpu == 1:
+        if RECORDER.gpu == 1:
             raise RuntimeError("cudaErrorStreamCaptureUnsupported")
         begin(self)
 

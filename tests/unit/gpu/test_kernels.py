@@ -24,6 +24,9 @@ from tests import emulated_kernels
 from tests.emulated_kernels import EmulatedModule
 from tests.strict_arrays import KERNEL, close
 from tests.strict_device import StrictModule, strict_device
+from tests.waiting import LIMIT
+
+pytestmark = pytest.mark.stand_in
 
 emulated = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
 
@@ -61,7 +64,7 @@ def test_nvcc_compiles_them(kind: str, tmp_path: Path) -> None:
     options = [option for option in gpu.compiler_options(kind) if option != "--std=c++17"]
     source = Path(gpu.__file__).with_name("kernels.cu")
     line = ["nvcc", "-std=c++17", *options, "-arch=sm_80", "-ptx", "-o", str(tmp_path / "out.ptx"), str(source)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr
 

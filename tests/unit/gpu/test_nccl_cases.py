@@ -13,7 +13,10 @@ from tests.gpu_cases.nccl import *  # noqa: F403
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
 
-pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
+pytestmark = [
+    pytest.mark.stand_in,
+    pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT),
+]
 
 
 @pytest.fixture

@@ -27,6 +27,8 @@ from distsgd.run.fit import Result, fit
 from tests import cublas_stand_in, emulated_kernels
 from tests.strict_device import StrictModule, strict_device
 
+pytestmark = pytest.mark.stand_in
+
 emulated = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
 UNIT = {"float32": 2.0**-24, "tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Half the distance of 1 and the next number."""
@@ -126,8 +128,8 @@ def test_mistakes(gpu: Device, name: str) -> None:
 def test_what_cublas_says_is_reported(gpu: Device) -> None:
     a = gpu.put(np.ones((2, 2), np.float32))
     cublas.multiply(a, a)
-    _, handle, _ = next(iter(cublas._handles.by_stream.values()))
-    cublas_stand_in.STREAMS[handle.value] = (0, None)
+    handle = cublas_stand_in.HANDLES[-1]
+    cublas_stand_in.STREAMS[handle] = (0, None)
     with pytest.raises(RuntimeError, match=re.escape("a product of 2x2 and 2x2 failed: AssertionError: a handle with")):
         cublas.multiply(a, a)
 

@@ -21,7 +21,10 @@ from tests.strict_arrays import StrictArray
 from tests.strict_device import RECORDER, StrictModule, strict_device
 from tests.threads import run_on_threads
 
-pytestmark = pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
+pytestmark = [
+    pytest.mark.stand_in,
+    pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT),
+]
 
 
 @pytest.fixture

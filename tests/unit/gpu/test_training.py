@@ -25,6 +25,8 @@ from tests.strict_device import StrictModule, strict_device
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
+pytestmark = pytest.mark.stand_in
+
 EXAMPLES, CLASSES, MICROBATCHES = 90, 4, 3
 X = normal((EXAMPLES, 12), 1, "x").astype(np.float32)
 LABELS = np.argmax(X[:, :CLASSES], axis=1)

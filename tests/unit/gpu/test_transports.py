@@ -21,6 +21,8 @@ from tests.strict_nccl import StrictNccl
 from tests.threads import run_on_threads
 from tests.unit.gpu.test_between_gpus import Aware
 
+pytestmark = pytest.mark.stand_in
+
 RANKS = 3
 COUNTS = [[0, 2, 3], [4, 0, 1], [2, 2, 0]]
 """How many bytes each rank sends to each."""

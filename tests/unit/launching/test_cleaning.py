@@ -19,6 +19,7 @@ from distsgd.core.processes import alive, stat
 from distsgd.launching import cleaning, private
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.private import PrivateFolder
+from tests.waiting import LIMIT, wait_until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
@@ -45,8 +46,8 @@ def test_processes_are_found_by_their_tag(tmp_path: Path) -> None:
 
 
 def test_unused_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
+    monkeypatch.setattr(cleaning, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(cleaning, "HYDRA_FOLDER", tmp_path)
     old, used, left = (tmp_path / f"mpich_shm_{name}" for name in ("old", "used", "left"))
     mine = tmp_path / "mpich_thing"
     old.touch()
@@ -61,8 +62,8 @@ def test_unused_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @linux
 def test_what_a_job_that_runs_has_open_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleaning, "_SHARED_MEMORY", tmp_path / "none")
-    monkeypatch.setattr(cleaning, "_HYDRA_FOLDER", tmp_path)
+    monkeypatch.setattr(cleaning, "SHARED_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(cleaning, "HYDRA_FOLDER", tmp_path)
     leftovers = Leftovers("name")
     used, left = (tmp_path / f"hydra_hwloc_xmlfile_{name}" for name in ("used", "left"))
     left.touch()
@@ -92,13 +93,9 @@ def test_a_cleanup_process_cleans_up_after_a_killed_launcher(tmp_path: Path, ord
         f"    {'child.kill(); child.wait()' if orderly else 'os.kill(os.getpid(), signal.SIGKILL)'}\n"
     )
     settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run([sys.executable, "-c", text], env=settings, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", text], env=settings, capture_output=True, text=True, timeout=LIMIT)
     child, cleanup, folder = done.stdout.split()
-    until = time.monotonic() + 5
-    while time.monotonic() < until and (alive_or_zombie(int(child)) or alive_or_zombie(int(cleanup))):
-        time.sleep(0.02)
-    assert not alive_or_zombie(int(child))
-    assert not alive_or_zombie(int(cleanup))
+    wait_until(lambda: not (alive_or_zombie(int(child)) or alive_or_zombie(int(cleanup))), "the end of both")
     assert not Path(folder).exists()
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ from distsgd.core.output import LAUNCH_VARIABLE, PARENT_VARIABLE, PROGRAM_VARIAB
 from distsgd.launching.causes import Cause, cause_of, rank_table
 from distsgd.launching.start import Ending
 from distsgd.launching.words import RANK_SCRIPT, Death, Stream, Words
+from tests.waiting import LIMIT
 
 LAUNCH = new_launch()
 MARK = mark(LAUNCH)
@@ -142,13 +143,17 @@ def test_an_unfinished_line_is_shown_when_nothing_follows() -> None:
         ("exit 3", 3, {"status": 3}),
         ("kill -KILL $$", 137, {"status": 137}),
         ("kill -SEGV $$", 139, {"status": 139}),
-        ("trap 'exit 75' USR1; kill -USR1 $PPID; sleep 5 & wait $!", 75, {"status": 75}),  # the shell passes it on
+        (
+            "trap 'exit 75' USR1; kill -USR1 $PPID; sleep 5 >/dev/null 2>&1 & wait $!",
+            75,
+            {"status": 75},
+        ),  # the shell passes it on
     ],
 )
 def test_a_ranks_shell_reports_its_end_and_nothing_else(program: str, status: int, reported: dict[str, int]) -> None:
     command = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", "sh", "-c", f"echo out; echo err >&2; {program}"]
     settings = {**os.environ, LAUNCH_VARIABLE: LAUNCH}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == status
     assert done.stdout == "out\n"
     out, words = heard(done.stderr)
@@ -175,9 +180,9 @@ def test_a_signal_that_comes_before_the_rank_is_passed_on(tmp_path: Path, name: 
     process = subprocess.Popen(["sh", "-c", RANK_SCRIPT], env=settings, stderr=subprocess.PIPE, text=True)
     with open(held, "w") as file:  # the shell is about to read
         process.send_signal(getattr(signal, f"SIG{name}"))
-        file.write("sleep 60")
+        file.write("sleep 600")
     expected = getattr(signal, f"SIG{'TERM' if name == 'INT' else name}")  # a shell's background ignores SIGINT
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 128 + expected
     (message,) = heard(err)[1].of("exit")
     assert message["status"] == 128 + expected
@@ -191,11 +196,11 @@ def test_a_rank_is_known_by_its_shell() -> None:
     program = [sys.executable, "-c", below]
     for given in ({PROGRAM_VARIABLE: shlex.join(program)}, {}):
         command = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *([] if given else program)]
-        done = subprocess.run(command, env=settings | given, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, env=settings | given, capture_output=True, text=True, timeout=LIMIT)
         assert done.stdout == f"{LAUNCH}\nNone\n"
     for parent in (None, str(os.getpid()), f"{os.getpid()}-1", "1-0", ""):
         given = {} if parent is None else {PARENT_VARIABLE: parent}
-        done = subprocess.run(program, env=settings | given, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(program, env=settings | given, capture_output=True, text=True, timeout=LIMIT)
         assert done.stdout == "None\nNone\n"
 
 

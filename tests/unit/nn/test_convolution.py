@@ -27,6 +27,7 @@ from distsgd.nn.layers import (
 )
 from distsgd.nn.layers.convolution import PooledConvolution
 from distsgd.testing import check_layer_gradient
+from tests.cases import first_of
 
 REFERENCE = np.load(Path(__file__).parents[2] / "reference" / "images.npz")
 TOLERANCES = [pytest.param(np.float64, 1e-10, id="float64"), pytest.param(np.float32, 1e-5, id="float32")]
@@ -273,7 +274,7 @@ CHECKED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", first_of([True, False]))
 @pytest.mark.parametrize("name", CHECKED)
 def test_gradients_are_derivatives(name, training):
     layer, shape = CHECKED[name]

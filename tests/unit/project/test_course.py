@@ -57,7 +57,7 @@ def test_costs_are_the_printed_ones(optimizer: str, decay: str, monkeypatch: pyt
 
 
 @pytest.mark.long
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run that prints the course's costs of momentum with decay gets 286 of 300 right, not more than 95.6 %."""
     result = replay(monkeypatch, "momentum", "schedule", 5000)

@@ -50,10 +50,26 @@ def test_every_example_is_in_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "batch", first_of([["--batch-size", "2", "--lr", "1"], [], ["--batch-size", "1", "--lr", "0.5"]])
+    ("steps", "batch"),
+    first_of(
+        [
+            (2_000, ["--lr", "8"]),
+            (12_000, []),
+            (12_000, ["--batch-size", "2", "--lr", "1"]),
+            (12_000, ["--batch-size", "1", "--lr", "0.5"]),
+        ]
+    ),
 )
-def test_xor_is_learned(batch: list[str], tmp_path: Path) -> None:
-    config = ["--config", str(FOLDER / "xor.toml"), "--max-steps", "12000", *batch, "--out", str(tmp_path / "run")]
+def test_xor_is_learned(steps: int, batch: list[str], tmp_path: Path) -> None:
+    config = [
+        "--config",
+        str(FOLDER / "xor.toml"),
+        "--max-steps",
+        str(steps),
+        *batch,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     subprocess.run([sys.executable, "-m", "distsgd.train", "--quiet", *config], check=True, cwd=ROOT)
     np.savez(tmp_path / "xor.npz", x=np.array([[0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 1, 1]], np.float32))
     asked = [str(tmp_path / "run"), str(tmp_path / "xor.npz"), "-o", str(tmp_path / "said.npz")]

@@ -8,20 +8,23 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from distsgd import fit
+from distsgd import Batch, Layer, Views, fit
+from distsgd.core.device import Array, Shape
 from distsgd.core.random import normal
 from distsgd.data.sources.datasets import check_arrays, open_dataset, read_array
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation, Dense, Sequential
+from distsgd.nn.layers.base import Backward
 from distsgd.optim.schedules import build_schedule
 from distsgd.run.config import OPTIONS
 from distsgd.run.identity import text_of
@@ -92,7 +95,7 @@ def trained(targets: Any = LABELS, model: Any = "mlp", **options: Any) -> dict[s
 def test_every_block_is_used() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     unused = [place for place in BLOCKS if f'"{place.partition(", in ")[0]}"' not in source]
-    assert len(BLOCKS) == 23
+    assert len(BLOCKS) == 22
     assert not unused
 
 
@@ -129,18 +132,42 @@ def test_optimizer(added: Added) -> None:
 
 def test_layer(added: Added) -> None:
     scale = added.block("distsgd/nn/layers/scale.py").Scale
-    layers: dict[str, Any] = {}
-    exec(BLOCKS["distsgd/nn/layers/__init__.py"], layers)
-    assert layers["Scale"] is scale
+    added.register(import_module("distsgd.nn.layers"), "distsgd/nn/layers/__init__.py", "NAMES")
+    assert import_module("distsgd.nn.layers").Scale is scale
     check_layer_gradient(scale(5), (5,)).raise_if_wrong()
     trained(model=Sequential([scale(6), Dense(6, 4), Activation("tanh"), scale(4), Dense(4, 2)]))
 
 
-def test_layer_of_layers(added: Added) -> None:
-    concatenated = added.block("distsgd/nn/layers/concatenated.py").Concatenated
+@dataclass(frozen=True)
+class Concatenated(Layer):
+    """y := x above inner(x), dx := dy's upper part and what inner makes of the lower one (Huang et al., CVPR 2017)."""
+
+    inner: Layer
+
+    kind: ClassVar[str] = "concatenated"
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.inner.parameter_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self.inner.initialize(params, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (shape[0] + self.inner.output_shape(shape)[0], *shape[1:])
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        inside, backward_inside = self.inner.forward(params, x, batch, path)
+
+        def backward(dy: Array, grads: Views) -> Array:
+            return dy[: len(x)] + backward_inside(dy[len(x) :], grads)
+
+        return np.concatenate([x, inside]), backward
+
+
+def test_layer_of_layers() -> None:
     inner = Sequential([Dense(5, 4), Activation("tanh"), Dense(4, 5)])
-    check_layer_gradient(concatenated(inner), (5,)).raise_if_wrong()
-    model = Sequential([Dense(6, 5), concatenated(inner), Dense(10, 2)])
+    check_layer_gradient(Concatenated(inner), (5,)).raise_if_wrong()
+    model = Sequential([Dense(6, 5), Concatenated(inner), Dense(10, 2)])
     trained(model=model)
     norms = []
     for microbatches in (1, 2, 4):

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LIMIT
+
 LAUNCH = Path(__file__).parents[3] / "launch"
 SCRIPTS = ("slurm.sbatch", "pbs.sh", "lsf.sh", "gridengine.sh")
 MPIJOB = "kubernetes-mpijob.yaml"
@@ -40,7 +42,9 @@ def shellcheck() -> str:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shellcheck(name: str) -> None:
     # SC1091: the environment that a script activates isn't there to be looked into.
-    done = subprocess.run([shellcheck(), "--exclude=SC1091", LAUNCH / name], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [shellcheck(), "--exclude=SC1091", LAUNCH / name], capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -48,7 +52,7 @@ def test_shellcheck_finds_something(tmp_path: Path) -> None:
     text = (LAUNCH / "slurm.sbatch").read_text(encoding="utf-8")
     bad = tmp_path / "bad.sh"
     bad.write_text(text.replace('"$status"', "$status_"), encoding="utf-8")
-    done = subprocess.run([shellcheck(), "--exclude=SC1091", bad], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([shellcheck(), "--exclude=SC1091", bad], capture_output=True, text=True, timeout=LIMIT)
     assert "status_ is referenced but not assigned" in done.stdout
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-import distsgd
-
 ROOT = Path(__file__).parents[3]
 
 # Top to bottom: a package imports from rows below its own alone, for types too.
@@ -163,25 +161,3 @@ def test_importing_the_package_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-@pytest.mark.parametrize("name", ["data", "metrics", "nn", "optim"])
-def test_faces_list_what_they_export(name: str) -> None:
-    face, body = getattr(distsgd, name), TREES[name].body
-    for_types = [
-        block.body for block in body if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-    ]
-    imported = {
-        alias.asname or alias.name
-        for node in (for_types[0] if for_types else body)  # a face whose names are imported when they are used
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert set(face.__all__) == imported
-    assert len(set(face.__all__)) == len(face.__all__)
-    assert all(hasattr(face, public) for public in face.__all__)
-
-
-@pytest.mark.parametrize("name", distsgd.__all__)
-def test_public_names_exist(name: str) -> None:
-    assert getattr(distsgd, name) is not None

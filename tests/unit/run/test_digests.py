@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsgd.run.digests import array_text, global_names, short
 
 
 @given(st.integers(0, 5), st.data())
+@settings(max_examples=15)
 def test_one_changed_number_of_an_array_is_seen(seed: int, data: st.DataObject) -> None:
     for shape in ((50, 7), (40_000, 9)):
         x = np.random.default_rng(seed).normal(size=shape).astype(np.float32)

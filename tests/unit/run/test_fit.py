@@ -301,9 +301,19 @@ def test_arrays_in_any_order_of_memory() -> None:
     wide = np.zeros((210, 20), np.float32)
     wide[:, 4:12] = X
     assert sha256(np.asfortranarray(X)) == sha256(wide[:, 4:12]) == sha256(X)
-    examples = distsgd.run.fit._examples((np.asfortranarray(X), LABELS), "train")
-    assert examples is not None
-    assert examples.x.flags.c_contiguous, "else each minibatch copies the whole set"
+
+
+def test_examples_lie_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any other order of memory each minibatch would copy the whole set."""
+    given, split_data = [], distsgd.run.fit.split_data
+
+    def keeping(communicator: Any, decided: Any, names: Any, sets: Any, **keywords: Any) -> Any:
+        given.append(sets["train"].x)
+        return split_data(communicator, decided, names, sets, **keywords)
+
+    monkeypatch.setattr(distsgd.run.fit, "split_data", keeping)
+    fit("softmax", (np.asfortranarray(X), LABELS), **QUICK)
+    assert [x.flags.c_contiguous for x in given] == [True]
 
 
 def test_a_callback_sees_a_run_and_no_more_of_it() -> None:

@@ -16,6 +16,7 @@ from distsgd.core.runtime import single_threaded_blas
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
 from tests.threads import run_on_threads
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[3]
 
@@ -74,7 +75,7 @@ def test_two_fits_have_the_bits_that_they_have_alone(before: str) -> None:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("BEFORE", before)],
-        capture_output=True, text=True, env=environment, timeout=100,
+        capture_output=True, text=True, env=environment, timeout=LIMIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True True ['alone', 'long', 'short'] []"), done.stdout + done.stderr

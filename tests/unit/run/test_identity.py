@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from distsgd.optim.schedules import InverseTime
 from distsgd.run.identity import Identity, text_of
+from tests.waiting import LIMIT
 
 ADDRESS = re.compile(r"\bat 0x|0x[0-9a-f]{8,16}\b")
 RATE = 0.5
@@ -173,7 +174,7 @@ def test_processes_agree() -> None:
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run(
             [sys.executable, "-c", padding + code], capture_output=True, text=True, env=environment,
-            cwd=Path(__file__).parents[3], timeout=50, check=True,
+            cwd=Path(__file__).parents[3], timeout=LIMIT, check=True,
         )  # fmt: skip
         reported.append(done.stdout)
     assert reported[0] == reported[1] == reported[2]

@@ -275,6 +275,6 @@ def test_a_finished_run_that_can_only_be_read(shared: Path) -> None:
         with opened(SerialCommunicator(), replace(config, out=out, epochs=steps), RunFolder(Path(out))) as start:
             return start.finished
 
-    assert "completed: 1 epochs" in as_user(VICTIM, lambda: look(1))
+    assert "completed: 1 epoch" in as_user(VICTIM, lambda: look(1))
     with pytest.raises(DistsgdError, match=r"could not write the run folder .*run \(.*: Permission denied\)"):
         as_user(VICTIM, lambda: look(2))

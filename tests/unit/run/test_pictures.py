@@ -56,13 +56,17 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two equal runs of one name on the digits, drawn as they ended, and another that is not drawn."""
-    folder, (x, y) = tmp_path_factory.mktemp("runs"), digits()
-    options: dict[str, Any] = {"test": (x[1200:], y[1200:]), "hidden": (16,), "epochs": 2, "batch_size": 100}
-    for name in ("a", "again/a"):
-        distsgd.fit("mlp", (x[:1200], y[:1200]), out=str(folder / name), plot=True, log_every=5, **options)
-    distsgd.fit("softmax", (x[:1200], y[:1200]), out=str(folder / "softmax"), **options)
+    """A run on the digits, drawn as it ended, and another that is not drawn."""
+    folder = tmp_path_factory.mktemp("runs")
+    train("mlp", folder / "a", plot=True, log_every=5)
+    train("softmax", folder / "softmax")
     return folder
+
+
+def train(model: str, out: Path, **more: Any) -> None:
+    x, y = digits()
+    options: dict[str, Any] = {"test": (x[1200:], y[1200:]), "hidden": (16,), "epochs": 2, "batch_size": 100, **more}
+    distsgd.fit(model, (x[:1200], y[:1200]), out=str(out), **options)
 
 
 def test_pictures_of_images(runs: Path) -> None:
@@ -71,6 +75,7 @@ def test_pictures_of_images(runs: Path) -> None:
 
 @pytest.mark.long
 def test_same_run_same_bytes(runs: Path) -> None:
+    train("mlp", runs / "again" / "a", plot=True, log_every=5)
     for path in sorted((runs / "a" / "plots").iterdir()):
         other = (runs / "again" / "a" / "plots" / path.name).read_bytes()
         assert path.read_bytes() == other, f"{path.name} differs between equal runs"

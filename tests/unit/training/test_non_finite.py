@@ -29,7 +29,7 @@ Y = (X @ normal((5,), 1, "true weights") + 0.3)[:, np.newaxis]
 START = {"w": normal((1, 5), 2, "w"), "unused": np.zeros(2 * BLOCK)}  # so many elements that ranks own different ones
 BATCH, STEPS = 8, 18  # three epochs
 WAYS: list[tuple[int, str]] = [
-    (1, "shared"), (2, "shared"), (3, "shared"), (4, "shared"), (2, "mpi"), (3, "mpi"), (4, "mpi"),
+    (1, "shared"), (2, "shared"), (3, "shared"), (4, "shared"), (3, "mpi"),
 ]  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_both_ways_give_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_a_run_that_stops_and_continues_leaves_out_the_same(tmp_path: Path, policy: str) -> None:
     whole = reported(train(tmp_path / "whole", BAD, policy))
-    for stop in range(1, STEPS + 1):
+    for stop in (1, 4, 5, 6, 7, 12, 13, 17, 18):
         train(tmp_path / "run", BAD, policy, 1 + stop % 4, ("shared", "mpi")[stop % 2], max_steps=stop)
     assert reported(train(tmp_path / "run", BAD, policy, 2)) == whole
     assert records(tmp_path / "run") == records(tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import shutil
 import threading
@@ -13,15 +14,14 @@ import pytest
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.checkpoint_folder import CheckpointFolder
-from distsgd.core.errors import CheckpointError, OutputError, UserCodeError
+from distsgd.core.errors import CheckpointError, UserCodeError
 from distsgd.core.random import normal
-from distsgd.run import build_trainer, folder_writer
+from distsgd.run import folder_writer
 from distsgd.run.background import BackgroundWriter
 from distsgd.run.fit import Result, fit
 from distsgd.run.folder import RunFolder
 from distsgd.run.folder_writer import FolderWriter
 from distsgd.training.callbacks import Callback
-from distsgd.training.intervals import Interval
 from tests.threads import run_on_threads
 
 X = normal((64, 6), 1, "x").astype(np.float32)
@@ -65,9 +65,8 @@ def train_into(store: Saving, folder: Path, monkeypatch: pytest.MonkeyPatch, siz
 @pytest.mark.parametrize("size", [1, 3])
 def test_by_the_clock_no_rank_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """One that is due is made in the first step after which the one before is written."""
-    monkeypatch.setattr(build_trainer, "_intervals", lambda *_: build_trainer.Intervals(1000, Interval(0.0, "seconds")))
     saving = Saving(looks=3)
-    train_into(saving, tmp_path, monkeypatch, size, max_steps=13)
+    train_into(saving, tmp_path, monkeypatch, size, max_steps=13, checkpoint_every="0.000000001s")
     assert saving.steps == [1, 5, 9, 13, 13]
 
 
@@ -168,9 +167,16 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderWriter:
 
 def test_records_go_first(writer: FolderWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """No checkpoint while records before it can't be written: a run that continues from it would lack them."""
-    monkeypatch.setattr(RunFolder, "_write_metrics", lambda self: fail(OutputError("full")))
+    open_own = writer.folder.files.open_own
+
+    def full(name: str, *arguments: Any) -> Any:
+        if name == "metrics.jsonl":
+            raise OSError(errno.ENOSPC, "full")
+        return open_own(name, *arguments)
+
+    monkeypatch.setattr(writer.folder.files, "open_own", full)
     writer.on_record({"step": 1})
-    with pytest.raises(CheckpointError, match="full, tried several times; there is no checkpoint yet; put this right"):
+    with pytest.raises(CheckpointError, match=r"full.*, tried several times; there is no checkpoint yet; put"):
         writer.save(*job(1), final=True)
     assert not writer.folder.checkpoints.exists()
     monkeypatch.undo()

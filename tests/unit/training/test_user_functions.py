@@ -26,6 +26,7 @@ from distsgd.optim.optimizers import Optimizer
 from distsgd.run.fit import Result, fit
 from distsgd.training.metrics import Accuracy, Metric, UserMetric
 from tests.threads import run_on_threads
+from tests.waiting import LIMIT
 
 X = normal((1400, 6), 1, "x")
 Y = normal((1400, 1), 2, "y")
@@ -237,7 +238,7 @@ DECLARED: dict[str, Callable[[Watch], Any]] = {
 @pytest.mark.parametrize("case", list(DECLARED))
 def test_several_threads_call_what_declares_it(case: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Two calls wait for each other: one thread alone would wait in vain, until the time is over."""
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=LIMIT)
     found = train(DECLARED[case](Watch(meeting)), microbatches=4)
     assert "note" not in capfd.readouterr().err
     assert same(found, train(DECLARED[case](Watch()), threads=1))
@@ -263,7 +264,7 @@ def test_a_declaration_is_true_or_false(threads: int) -> None:
 
 
 def test_metrics_of_distsgd_keep_their_threads() -> None:
-    layer = SafeLayer(6, 2, watch=Watch(threading.Barrier(2, timeout=20)))
+    layer = SafeLayer(6, 2, watch=Watch(threading.Barrier(2, timeout=LIMIT)))
     x, labels = X[:1024], (Y[:1024, 0] > 0).astype(np.int64)
     fit(Supervised(layer, SoftmaxCrossEntropy(), (6,)), (x, labels), (x, labels), metrics=[Accuracy()], **OPTIONS)
 

@@ -76,6 +76,14 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_was_there_before() -> Iterator[None]:
+    """It is no test's here, and looking through it takes longer than a test."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_connection_left_open() -> Iterator[None]:
     """Where warnings are errors, a socket that is collected unclosed fails this test, not a later one."""
@@ -187,7 +195,7 @@ def test_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_without_pooch_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(DataError, match=r'pip install "distsgd\[download\]"'):
+    with pytest.raises(DataError, match=r"pip install 'distsgd\[download\]'"):
         download("http://127.0.0.1:9/a", tmp_path / "a", ["0"])
 
 
