@@ -249,7 +249,7 @@ COMMANDS: dict[str, Case] = {
     "to predict by code of another name": Case(
         "no readable file mine.py", "run x.npy -o o --model mine.py:f", every(
             evil(""), npy(npy_bytes(X)), run(rewritten({"config": {"model": "evil.py:f"}}))), 2, "predict"),
-    "to evaluate what is no run": Case("neither", ". --dataset digits", lambda folder: None, 1, "evaluate"),
+    "to evaluate what is no run": Case("neither", ". --dataset digits", lambda folder: None, 2, "evaluate"),
     "to predict from other features": Case(
         "6 numbers each", "run data.npz -o out.npz", every(run(), npz()), 2, "predict"),
     "to predict from nothing": Case(

@@ -126,7 +126,7 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
     status, terminal = on_terminal(tmp_path, *options, then=interrupt)
     assert status == 75
     assert terminal.lines[-1] == ""
-    assert re.fullmatch(r"stopped: \d+ epochs, \d+ steps; the same command continues", terminal.lines[-2])
+    assert re.fullmatch(r"stopped: \d+ epochs?, \d+ steps?; the same command continues", terminal.lines[-2])
     assert "because    a signal or a callback asked for it" in terminal.lines
     assert len(terminal.widest) <= COLUMNS
     assert not terminal.hidden
