@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
 
-from distsgd.core.device import Array, Shape, array_module
+from distsgd.core.device import Array, Shape, constants
 from distsgd.core.errors import DataError
 from distsgd.data.sampling import index_dtype
 
@@ -55,20 +54,17 @@ class Standardization:
 
     def apply(self, rows: Array, dtype: np.dtype) -> Array:
         """Standardized rows (n, …), of dtype."""
-        flat = rows.reshape(len(rows), -1)
-        mean, spread = self._constants(array_module(rows))
-        found: Array = (flat - mean) / spread  # of NumPy or of CuPy
-        return cast("Array", found.reshape(rows.shape).astype(dtype))
+        flat: Array = rows.reshape(len(rows), -1).astype(np.float64)
+        flat -= constants(flat, self.mean)
+        flat /= constants(flat, self.spread)
+        return flat.reshape(rows.shape).astype(dtype)
 
     def undo(self, columns: Array) -> Array:
-        """Values (k, n), or (n,) of a single feature, in the units of before, float64."""
-        mean, spread = self._constants(array_module(columns))
-        if columns.ndim == 1:
-            return columns * spread + mean
-        return columns * spread[:, None] + mean[:, None]
-
-    def _constants(self, module: Any) -> tuple[Array, Array]:
-        return module.asarray(self.mean, np.float64), module.asarray(self.spread, np.float64)
+        """Values (k, n), or (n,) of a single feature, in the units of before: on the host, float64."""
+        values = columns.astype(np.float64)
+        spread, mean = (constants(values, one) for one in (self.spread, self.mean))
+        found: Array = values * spread + mean if columns.ndim == 1 else values * spread[:, None] + mean[:, None]
+        return found
 
 
 @dataclass(frozen=True)

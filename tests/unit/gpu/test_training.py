@@ -51,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "global pool": {"train": (IMAGES, LABELS), "model": "conv 4 3x3 stride 2, relu, global-pool, dense"},
     "residual": {"train": (IMAGES, LABELS), "model": "resnet20", "max_steps": 2, "batch_size": 9},
     "looked at": {"on_non_finite": "skip", "batch_norm": True},
+    "standardized": {"train": (X + 5, 9 * VALUES), "standardize": True, "standardize_targets": True},
     "short batches": {"batch_size": 2, "max_steps": 9},
 }  # fmt: skip
 
