@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from distsgd.core.components import field_names, suggestion, wrong_name
@@ -305,6 +306,8 @@ class TrainConfig:
         """
         defaults = TrainConfig().identity()
         different = {key: value for key, value in self.identity().items() if value != defaults[key]}
+        for key in {"dataset", "validation", "test"} & different.keys():
+            different[key] = Path(different[key] or "").name  # the same wherever it lies
         digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
 

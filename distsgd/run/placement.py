@@ -23,7 +23,7 @@ from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
 if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource
 
-_HASHED_INPUTS = 4096
+_HASHED_INPUTS, _HASHED_BYTES = 4096, 1 << 30
 _LARGE = 50.0
 """Inputs beyond this are reported."""
 _MANY = 1000
@@ -299,17 +299,31 @@ def _check(
     return classes
 
 
+def _is_mapped(array: Array) -> bool:
+    """Whether the array, or what it is a view of, is a file that is mapped into memory."""
+    base: object = array
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    return isinstance(base, np.memmap)
+
+
 def fingerprint(sets: Mapping[str, Examples | None]) -> str:
-    """16 hexadecimal digits of shapes, dtypes, targets, weights, and up to 4,096 evenly spread inputs of each set."""
+    """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
+
+    Of inputs that are mapped or larger than 1 GiB, up to 4,096 evenly spread examples: reading all of them may take as
+    long as an epoch.
+    """
     digest = hashlib.sha256()
     for name, part in sets.items():
         if part is None:
             continue
         digest.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
-        chosen = np.linspace(0, len(part.x) - 1, min(len(part.x), _HASHED_INPUTS)).astype(np.int64)
-        for array in (part.x[chosen], part.y, part.weights):
+        inputs = part.x
+        if _is_mapped(inputs) or inputs.nbytes > _HASHED_BYTES:
+            inputs = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), _HASHED_INPUTS)).astype(np.int64)]
+        for array in (inputs, part.y, part.weights):
             if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return digest.hexdigest()[:16]
 
 

@@ -118,6 +118,10 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], state: RunState) -
     return enough or (config.target is not None and reaches(parse_target(config.target), state.scores or {}))
 
 
+_BY_CONTENT = ("dataset", "validation", "test")
+"""Options whose files are compared, when they are read, and not their paths: a data set may have moved."""
+
+
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
     """The configuration to continue with. Raises RunFolderError where the checkpoint's says another run, and
     ConfigurationError where no run says that any more."""
@@ -128,7 +132,7 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     theirs, mine = metadata.config or {}, config.identity()
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
-    differ = [key for key in mine if key in theirs and theirs[key] != mine[key]]
+    differ = [key for key in mine if key in theirs and theirs[key] != mine[key] and key not in _BY_CONTENT]
     if differ:
         differences = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
         raise RunFolderError(

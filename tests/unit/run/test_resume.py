@@ -26,13 +26,13 @@ from distsgd.run.resume import find_start
 from distsgd.run.stored_model import load_model
 from tests.threads import run_on_threads
 
-X = normal((130, 6), 1, "x").astype(np.float32)
+X = normal((208, 6), 1, "x").astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64) + (X[:, 1] > 0)
 BASE: dict[str, Any] = {
-    "epochs": 3, "batch_size": 25, "hidden": (7,), "validation_fraction": 0.2, "batch_norm": True, "dropout": 0.2,
+    "epochs": 3, "batch_size": 40, "hidden": (7,), "validation_fraction": 0.2, "batch_norm": True, "dropout": 0.2,
 }  # fmt: skip
 PREFERENCES: tuple[Literal["newest", "best"], ...] = ("newest", "best")
-STEPS = 15  # 104 training examples make 5 minibatches an epoch
+STEPS = 15  # 166 training examples make 5 minibatches an epoch
 
 
 def train(out: Path | None, size: int = 1, **options: Any) -> Result:
@@ -161,7 +161,7 @@ def stopped(tmp_path: Path) -> Path:
     ("options", "reported"),
     [
         ({"hidden": (8,)}, r"hidden is \[7\] there, \[8\] here"),
-        ({"seed": 1, "batch_size": 26}, r"batch_size is 25 there, 26 here; seed is 0 there, 1 here"),
+        ({"seed": 1, "batch_size": 41}, r"batch_size is 40 there, 41 here; seed is 0 there, 1 here"),
         ({"dtype": "float64"}, "dtype"),
         ({"optimizer": "adam"}, "optimizer is 'momentum' there, 'adam' here"),
         ({"learning_rate": 0.1}, r"learning_rate is 0\.05 there, 0\.1 here"),

@@ -83,3 +83,32 @@ def test_masked_values_are_refused_and_a_mask_of_none_is_not() -> None:
     none = np.ma.MaskedArray(X, mask=False)
     usual = fit("softmax", (X, Y), epochs=1).summary["parameters_sha256"]
     assert fit("softmax", (none, Y), epochs=1).summary["parameters_sha256"] == usual
+
+
+def test_a_data_set_that_moved_continues_and_another_of_its_name_does_not(tmp_path: Path) -> None:
+    """What a run is compared by is what its data hold: every value of them, wherever they lie."""
+    for name in ("here", "there", "other"):
+        (tmp_path / name).mkdir()
+    x = RNG.normal(size=(9000, 3)).astype(np.float32)  # more rows than a sample would hold
+    y = (x[:, 0] > 0).astype(int)
+    np.savez(tmp_path / "here" / "d.npz", x=x, y=y)
+    command(tmp_path / "here", "train", "--dataset", "d.npz", "--epochs", "1", "--out", "../run")
+    (tmp_path / "here" / "d.npz").rename(tmp_path / "there" / "d.npz")
+    usual = ["--epochs", "2", "--out", "run"]
+    command(tmp_path, "train", "--dataset", "./there/d.npz", *usual)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
+    changed = x.copy()
+    changed[4321, 1] += 1  # one value, of a row that a sample would miss
+    np.savez(tmp_path / "other" / "d.npz", x=changed, y=y)
+    usual[1] = "3"
+    text = command(tmp_path, "train", "--dataset", "other/d.npz", *usual, status=2)
+    assert "is not what the run began with: contents was" in text
+
+
+def test_the_default_folder_is_named_by_the_file_and_not_by_its_place(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=Y)
+    command(tmp_path, "train", "--dataset", "d.npz", "--epochs", "1")
+    command(tmp_path, "train", "--dataset", f"{tmp_path}/./d.npz", "--epochs", "2")
+    runs = list((tmp_path / "runs").iterdir())
+    assert len(runs) == 1
+    assert json.loads((runs[0] / "summary.json").read_text())["epochs"] == 2
