@@ -18,8 +18,6 @@ from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
 from distsgd.nn.losses import Loss
 
-LEAST_FOR_STATISTICS = 8
-"""Examples of a microbatch whose mean and spread normalize it."""
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 """Multiply-adds of forward up to which a model of images evaluates examples together, and the least number of them."""
 
@@ -104,10 +102,6 @@ class Objective(Component, ABC):
             None by default.
         """
         return {}
-
-    def least_examples(self) -> int:
-        """How many examples each of several microbatches has at least: statistics of one or two are no statistics."""
-        return LEAST_FOR_STATISTICS if self.statistics_shapes() else 1
 
     def multiply_adds(self) -> int:
         """An estimate of forward's multiply-adds for one example.

@@ -69,12 +69,34 @@ class Task:
         return None
 
     def to_document(self) -> dict[str, Any]:
-        """The entries of a checkpoint's document."""
+        """The entries of a checkpoint's document.
+
+        Returns
+        -------
+        dict
+            For JSON.
+        """
         return asdict(self) | {"names": list(self.names)}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Task:
-        """From a document's entries. Raises CheckpointError where one is missing or wrong."""
+        """From a document's entries.
+
+        Parameters
+        ----------
+        document : mapping
+            As `to_document` returns it.
+
+        Returns
+        -------
+        Task
+            The task.
+
+        Raises
+        ------
+        CheckpointError
+            Where an entry is missing or wrong.
+        """
         kind, classes, names, answer = (document.get(key) for key in ("kind", "num_classes", "names", "answer"))
         right = (
             kind in get_args(Kind)

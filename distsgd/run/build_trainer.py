@@ -35,6 +35,7 @@ from distsgd.training.evaluator import Evaluator
 from distsgd.training.intervals import Intervals, Limits, parse_interval, parse_target
 from distsgd.training.metrics import Metric
 from distsgd.training.non_finite import NonFinitePolicy
+from distsgd.training.running_statistics import least_examples
 from distsgd.training.selection import Selection
 from distsgd.training.step import TrainingStep
 from distsgd.training.steps import Steps
@@ -53,7 +54,7 @@ def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
 
 def _check_filled(communicator: Communicator, config: TrainConfig, objective: Objective, longest: int) -> None:
     """Raises ConfigurationError where batch statistics leave fewer microbatches than there are ranks."""
-    least = objective.least_examples()
+    least = least_examples(objective)
     filled = filled_microbatches(longest, config.microbatches, least)
     if communicator.size > filled:
         raise ConfigurationError(

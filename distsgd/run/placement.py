@@ -323,7 +323,7 @@ def fingerprint(sets: Mapping[str, Examples | None]) -> str:
             inputs = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), _HASHED_INPUTS)).astype(np.int64)]
         for array in (inputs, part.y, part.weights):
             if array is not None:
-                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()[:16]
 
 

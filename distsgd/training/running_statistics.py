@@ -6,7 +6,16 @@ from typing import final
 
 from distsgd.core.device import Array
 from distsgd.core.layout import Layout, Views
+from distsgd.nn.objective import Objective
 from distsgd.training.steps import StepParts
+
+LEAST_EXAMPLES = 8
+"""Of a microbatch whose mean and spread normalize it: those of one or two are no statistics."""
+
+
+def least_examples(objective: Objective) -> int:
+    """How many examples each of several microbatches has at least."""
+    return LEAST_EXAMPLES if objective.statistics_shapes() else 1
 
 
 @final

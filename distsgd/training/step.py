@@ -16,7 +16,7 @@ from distsgd.parallel.tree import Span
 from distsgd.training.gradients import MicrobatchGradients
 from distsgd.training.minibatch import IndexedMinibatch
 from distsgd.training.non_finite import GRADIENT, UPDATE, NonFinite
-from distsgd.training.running_statistics import RunningStatistics
+from distsgd.training.running_statistics import RunningStatistics, least_examples
 from distsgd.training.steps import NOTHING, Flag, StepOrder, StepParts, StepResult
 from distsgd.training.update import ShardedUpdate
 
@@ -70,8 +70,8 @@ class TrainingStep(StepParts):
 
     def minibatch(self, order: StepOrder) -> IndexedMinibatch:
         """The minibatch of a step, in microbatches."""
-        least = self.objective.least_examples()
-        bounds = microbatch_bounds(len(order.indices), self.reduction.partition.microbatches, least)
+        microbatches, least = self.reduction.partition.microbatches, least_examples(self.objective)
+        bounds = microbatch_bounds(len(order.indices), microbatches, least)
         return IndexedMinibatch(self.loader, tuple(bounds), order)
 
     def _reduce(self, minibatch: IndexedMinibatch, flags: Flag) -> tuple[Flag, tuple[float, ...], Array]:

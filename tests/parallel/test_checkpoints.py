@@ -200,7 +200,12 @@ def test_a_folder_that_is_moved(out: Path, other: Path, undisturbed: Path, ranks
     assert line == f"warning: the run folder {out} was moved to {moved}; this run continues to write into it"
     assert str(moved) in "\n".join(done.out.splitlines()[-3:])
     assert result(moved) == result(undisturbed)
-    assert sorted(path.name for path in moved.iterdir()) == ["checkpoints", "config.toml", *FILES]
+    assert sorted(path.name for path in moved.iterdir()) == [
+        "checkpoints",
+        "config.toml",
+        *FILES,
+        "validation_rows.npy",
+    ]
     assert newest(moved) == STEPS
     assert (files(out) == files(other)) if "replaced" in setting else not out.exists()
 

@@ -103,9 +103,9 @@ def test_evaluate(trained: Path, tmp_path: Path) -> None:
     texts = {output(ranks, "evaluate", tmp_path, trained, "--dataset", "digits") for ranks in (None, 2)}
     (text,) = texts
     scores = json.loads(text)
-    assert (scores["dataset"], scores["split"], scores["examples"]) == ("digits", "train", 1797)
-    assert np.sum(scores["confusion_matrix"]) == 1797
-    assert scores["accuracy"] == np.trace(scores["confusion_matrix"]) / 1797
+    assert (scores["dataset"], scores["split"], scores["examples"]) == ("digits", "validation", 180)
+    assert np.sum(scores["confusion_matrix"]) == 180
+    assert scores["accuracy"] == np.trace(scores["confusion_matrix"]) / 180
     single = trained / "checkpoints" / "best.safetensors"
     assert output(None, "evaluate", tmp_path, single, "--dataset", "digits") == text
 
@@ -193,7 +193,7 @@ def test_predict(trained: Path, tmp_path: Path) -> None:
     assert predictions.shape == (1797, 10)
     np.testing.assert_allclose(predictions.sum(axis=1), 1, rtol=1e-5)
     assert (predictions.argmax(axis=1) == found[0]["labels"]).all()
-    scores = json.loads(output(None, "evaluate", tmp_path, trained, "--dataset", "digits"))
+    scores = json.loads(output(None, "evaluate", tmp_path, trained, "--dataset", "digits", "--split", "all"))
     assert np.mean(found[0]["labels"] == labels) == scores["accuracy"]
 
 

@@ -72,7 +72,13 @@ def test_the_second_is_refused(tmp_path: Path, ranks: int | None) -> None:
         assert stop(first) == ""
     assert "\nseed = 0\n" in f"\n{config}"
     steps = summary(out)["steps"]
-    assert sorted(os.listdir(out)) == ["checkpoints", "config.toml", "metrics.jsonl", "summary.json"]
+    assert sorted(os.listdir(out)) == [
+        "checkpoints",
+        "config.toml",
+        "metrics.jsonl",
+        "summary.json",
+        "validation_rows.npy",
+    ]
     again = train(None, out, *OPTIONS, "--max-steps", steps + 1)
     assert "completed: " in again.out
 

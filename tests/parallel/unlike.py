@@ -282,7 +282,7 @@ OWN_ERRORS = {
     "x alone": wrong(lambda: {"train": X}, "train must be (x, y)"),
     "no examples": wrong(lambda: sets(np.float32(3), Y), "got a single number"),
     "rows of two lengths": wrong(lambda: sets([[1.0], [1.0, 2.0]], [0, 1]), "train x can't become an array"),
-    "a generator of examples": wrong(lambda: sets(examples(), Y), "got a generator; make it a list"),
+    "a generator of examples": wrong(lambda: sets(examples(), Y), "got generator; make it a list"),
     "pictures without a folder": wrong(lambda: {"plot": True}, "say which with out="),
     "an array that raises": wrong(lambda: sets(Raising(KeyError), Y), 'KeyError: "in the user\'s own class"'),
     "an array that exits": wrong(lambda: sets(Raising(SystemExit), Y), "SystemExit: in the user's own class"),
@@ -304,14 +304,14 @@ SAME = {
     "numbers of NumPy": either({"epochs": 1, "dropout": 0.5}, {"epochs": np.int32(1), "dropout": np.float64(0.5)}),
     "a whole number for a float": either({"l1": 0.0}, {"l1": 0}),
     "a list for a tuple": either({"hidden": (8,)}, {"hidden": [8]}),
-    "text for a list of one": either({"penalize": ("*",)}, {"penalize": "*"}),
+    "text for a list of one": either({"penalize": ("*",), "l2": 0.1}, {"penalize": "*", "l2": 0.1}),
     "the default": either({"sampling": "epochs"}, {}),
     "options in another order": either({"seed": 3, "l1": 0.5}, {"l1": 0.5, "seed": 3}),
     "an optimizer by name and as an object": either(
         {"optimizer": "adam", "learning_rate": 0.01}, {"optimizer": distsgd.Adam(0.01)}
     ),
     "an optimizer's numbers of NumPy": either(
-        {"optimizer": distsgd.Adam(0.5)}, {"optimizer": distsgd.Adam(np.float32(0.5))}
+        {"optimizer": distsgd.Adam(2**-7)}, {"optimizer": distsgd.Adam(np.float32(2**-7))}
     ),
     "an optimizer of the user's own": twice(lambda: {"optimizer": Signs(0.1, 1.0)}),
     "layers": twice(lambda: {"model": network(3)}),

@@ -147,7 +147,7 @@ def main() -> None:
         callbacks=[watch],
         epochs=3,
         batch_size="full",
-        hidden=[4, 5],
+        freeze=["dense1.bias"],
         augment=(),
         max_time="4h30",
         loss="auto",

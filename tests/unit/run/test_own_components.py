@@ -65,7 +65,7 @@ def test_an_own_loss_whose_outputs_mean_something_else_is_scored_by_itself_alone
     record = measured(Spread(SquaredError(), 4), VALUES, 4).history[-1]
     assert record["validation_loss"] >= 0.0
     assert not [name for name in record if name.startswith("validation_") and name.endswith(("error", "r2"))]
-    with pytest.raises(ConfigurationError, match="top-k needs"):
+    with pytest.raises(ConfigurationError, match="top_k: expected classes"):
         distsgd.fit(
             Supervised(Dense(4, 3), Own(SoftmaxCrossEntropy(), 3), (4,)), (X, LABELS), epochs=1, top_k=2
         )  # three outputs for two classes

@@ -65,7 +65,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(model: str, out: Path, **more: Any) -> None:
     x, y = digits()
-    options: dict[str, Any] = {"test": (x[1200:], y[1200:]), "hidden": (16,), "epochs": 2, "batch_size": 100, **more}
+    options: dict[str, Any] = {"test": (x[1200:], y[1200:]), "epochs": 2, "batch_size": 100, **more}
+    options |= {"hidden": (16,)} if model == "mlp" else {}
     distsgd.fit(model, (x[:1200], y[:1200]), out=str(out), **options)
 
 
@@ -102,7 +103,7 @@ def test_overlay(runs: Path) -> None:
         figure = draw_curves(found, CurveOptions())
     reported = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert reported == [
-        "a: model mlp", "softmax: model softmax", "training", "validation", "test", "best validation",
+        "a: model mlp, hidden 16", "softmax: model softmax", "training", "validation", "test", "best validation",
     ]  # fmt: skip
     loss, accuracy = figure.axes
     assert [loss.get_xlabel(), loss.get_ylabel()] == ["epoch", "cross-entropy (nats per example)"]

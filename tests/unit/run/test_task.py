@@ -117,7 +117,7 @@ def svm(input_shape, outputs):
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
 
     run("train", "--dataset", "d.npz", "--model", "svm.py:svm", "--out", "run", "--lr", "0.01", "--epochs", "2")
-    scores = json.loads(run("evaluate", "run", "--dataset", "d.npz", "--model", "svm.py:svm"))
+    scores = json.loads(run("evaluate", "run", "--dataset", "d.npz", "--model", "svm.py:svm", "--split", "all"))
     run("predict", "run", "n.npz", "--model", "svm.py:svm", "-o", "o.npz")
     with np.load(tmp_path / "o.npz") as found:
         predictions, predicted = found["predictions"], found["labels"]

@@ -157,7 +157,7 @@ def test_with_validation_batch_normalization_and_momentum(tmp_path: Path) -> Non
         x[40] = 3e38  # overflows in the first product: the loss is NaN wherever it is met
         options = {
             "epochs": 4,
-            "batch_size": 20,
+            "batch_size": 24,
             "hidden": (7,),
             "batch_norm": True,
             "validation": (x[:20], labels[:20]),

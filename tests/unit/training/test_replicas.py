@@ -102,7 +102,7 @@ def test_running_statistics_are_each_ranks_own(monkeypatch: pytest.MonkeyPatch, 
             self.running.flat[0] += 1
 
     monkeypatch.setattr(RunningStatistics, "update", update_and_err)
-    reported = train(3, communication=kind, batch_norm=True)[0]
+    reported = train(3, communication=kind, batch_norm=True, batch_size=24)[0]
     assert ": running statistics after step 4 differ from those of 2 other ranks" in reported
     assert reported.startswith("rank 2 on ")
 
@@ -125,5 +125,5 @@ def test_where_a_rank_stands(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["shared", "mpi"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_undisturbed(size: int, kind: str) -> None:
-    found = [train(size, communication=kind, check_replicas=every, batch_norm=True) for every in (0, 1)]
+    found = [train(size, communication=kind, check_replicas=every, batch_norm=True, batch_size=24) for every in (0, 1)]
     assert len({result.summary["parameters_sha256"] for results in found for result in results}) == 1
