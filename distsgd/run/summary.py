@@ -115,7 +115,7 @@ def doubt(summary: Mapping[str, Any]) -> str | None:
     if not summary["steps"]:
         return None
     r2 = summary.get("validation_r2")
-    if isinstance(r2, float) and r2 <= 0:
+    if isinstance(r2, float) and r2 < 0:  # 0 is that of targets that are all equal
         return (
             f"warning: the model predicts the validation targets no better than their mean (R² {number(r2)}); "
             "--standardize and --standardize-targets, another learning rate or more epochs may help"

@@ -22,7 +22,7 @@ from tests.unit.gpu.test_training import LABELS, SETTINGS, VALUES, X, on_ranks, 
 
 pytestmark = pytest.mark.stand_in
 
-MANY: dict[str, Any] = {"batch_size": 12, "epochs": 6}
+MANY: dict[str, Any] = {"batch_size": 24, "epochs": 12}
 
 
 def gpus(count: int) -> StrictModule:
