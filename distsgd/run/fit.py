@@ -13,6 +13,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, first_line
 from distsgd.core.layout import Views
+from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
@@ -74,7 +75,7 @@ class Result:
     def __repr__(self) -> str:
         """The last line of the command line, without the folder: status, scores, hash."""
         sizes = sum(array.size for array in self.params.values())
-        return f"<Result of {sizes:,} parameters; {last_line(self.summary, '', quiet=True).removesuffix(' ()')}>"
+        return f"<Result of {sizes:,} parameters; {last_line(self.summary, '', quiet=True)}>"
 
     def predict(self, x: Array) -> Array:
         """Predict with these parameters, in this process alone.
@@ -150,7 +151,8 @@ def fit(
     **options
         Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, seed=1`. With
         `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it.
-        `quiet=False` prints the command line's rows and progress bar, in a notebook too; by default nothing is printed.
+        `quiet=False` prints the command line's header, rows, progress bar and scores, in a notebook too; by default
+        nothing is printed.
 
     Returns
     -------
@@ -247,7 +249,7 @@ class _Arguments:
             self.metrics,
             lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
-        return spec, identity
+        return (spec if config.quiet else replace(spec, before_training=_announce, ended=_say_end)), identity
 
     def _check(self) -> None:
         """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
@@ -316,6 +318,20 @@ class _Arguments:
         if self.params is not None:
             return FunctionObjective(model, self.params)
         return as_objective(model, build_loss(config, data), data)
+
+
+def _announce(communicator: Communicator, attempt: Attempt) -> bool:
+    """Prints the header; True, to train. Collective."""
+    from distsgd.run.announce import announce
+
+    announce(communicator, attempt)
+    return True
+
+
+def _say_end(attempt: Attempt) -> None:
+    """Prints the scores, and why the run has ended, on rank 0."""
+    folder = attempt.spec.folder
+    say_lines(last_line(attempt.summary, "" if folder is None else str(folder.place()), quiet=False))
 
 
 def _progress(communicator: Communicator, config: TrainConfig) -> Sequence[Callback]:

@@ -150,9 +150,11 @@ def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
     if summary["status"] == "stopped":
         status += "; the same command continues"
     if quiet:
-        return "; ".join([status, *map(" ".join, shown.items()), f"parameters_sha256 {sha256} ({folder})"])
+        place = f" ({folder})" if folder else ""
+        return "; ".join([status, *map(" ".join, shown.items()), f"parameters_sha256 {sha256}{place}"])
     lines = [line for name, text in (shown | {"sha256": sha256}).items() for line in field(name, text)]
-    return "\n".join([*lines, *field_of_path("run", folder), status])
+    lines += field_of_path("run", folder) if folder else []
+    return "\n".join([*lines, status])
 
 
 def _scores(summary: Mapping[str, Any], beginning: str) -> str:

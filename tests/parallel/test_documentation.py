@@ -54,7 +54,6 @@ SHORTER = (
 
 DEAR = (
     "docs/extending.md",  # tests/unit/project/test_extending.py runs its blocks
-    "docs/first-model.md",  # docs/tutorial.md trains alike
     "docs/index.md",  # README.md has the same commands
     "docs/models.md",  # tests/unit/nn trains with its networks
     "docs/plots.md",  # test_plot.py draws

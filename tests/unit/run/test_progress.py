@@ -220,3 +220,16 @@ def test_a_long_text_keeps_its_ends() -> None:
     assert lines[0].startswith("model      word0 word1 ")
     assert lines[2].strip() == "…"
     assert lines[3].endswith(" word98")
+
+
+def test_fit_says_what_it_chose_and_why_it_ended_where_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    options: dict[str, Any] = {"epochs": 40, "patience": 2, "learning_rate": 0.0}
+    fit("softmax", (x, np.arange(60) % 3), quiet=False, **options)
+    lines = capsys.readouterr().out.splitlines()
+    assert "validation 6 of 60 training examples: --validation-fraction 0.1, --seed 0" in lines
+    assert "early stop no better validation error in 2 epochs; --patience 0 turns this off" in lines
+    assert "because    no better validation error in 2 epochs; --patience 0 turns this off" in lines
+    assert lines[-1] == "early_stopped: 3 epochs, 3 steps"
+    fit("softmax", (x, np.arange(60) % 3), **options)
+    assert capsys.readouterr().out == ""
