@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError, DataError, first_line
+from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
-from distsgd.data.sources.checks import check_finite
+from distsgd.data.sources.checks import as_array, check_finite
 from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.nn.task import Task
@@ -374,42 +374,10 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
     parts = zip(("x", "y", "weights"), arrays, strict=False)
-    x, y, *rest = (_array(array, f"{name} {part}") for part, array in parts)
+    x, y, *rest = (as_array(array, f"{name} {part}") for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
         single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
         raise ConfigurationError(f"fit: {name} must be arrays of examples, got {single}")
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
-
-
-def _no_array(given: Any) -> str | None:
-    """What to do about a value that NumPy would take for something else than its numbers."""
-    if isinstance(given, Mapping):
-        return "stack its columns: np.column_stack(list(data.values()))"
-    if isinstance(given, set | frozenset | Iterator):
-        return "make it a list, and that an array: np.array(list(data))"
-    if hasattr(given, "toarray") and hasattr(given, "nnz"):  # SciPy's sparse matrices
-        return "distsgd takes dense arrays alone: data.toarray()"
-    return None
-
-
-def _array(given: Any, name: str) -> Array:
-    """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
-    if (remedy := _no_array(given)) is not None:
-        raise DataError(f"fit: {name}: expected an array, got {type(given).__name__}; {remedy}")
-    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
-        masked = int(np.count_nonzero(np.ma.getmaskarray(given)))
-        raise DataError(
-            f"fit: {name} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
-            "examples out, or fill them in: array.filled(value)"
-        )
-    try:
-        found = np.asarray(given, order="C")
-    except (ValueError, TypeError) as error:  # such as rows of different lengths
-        raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
-    if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
-        raise DataError(
-            f"fit: {name} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
-        )
-    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import DataError
+from distsgd.core.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import ArraySource
@@ -158,3 +158,35 @@ def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
             f"{name}: expected labels from 0 to {limit - 1}, example {found[0]} has {int(found[1])}; {remedy}"
         )
     return greatest + 1 if num_classes is None else num_classes
+
+
+def _no_array(given: Any) -> str | None:
+    """What to do about a value that NumPy would take for something else than its numbers."""
+    if isinstance(given, Mapping):
+        return "stack its columns: np.column_stack(list(data.values()))"
+    if isinstance(given, set | frozenset | Iterator):
+        return "make it a list, and that an array: np.array(list(data))"
+    if hasattr(given, "toarray") and hasattr(given, "nnz"):  # SciPy's sparse matrices
+        return "distsgd takes dense arrays alone: data.toarray()"
+    return None
+
+
+def as_array(given: Any, name: str) -> Array:
+    """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
+    if (remedy := _no_array(given)) is not None:
+        raise DataError(f"fit: {name}: expected an array, got {type(given).__name__}; {remedy}")
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(given)))
+        raise DataError(
+            f"fit: {name} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
+            "examples out, or fill them in: array.filled(value)"
+        )
+    try:
+        found = np.asarray(given, order="C")
+    except (ValueError, TypeError) as error:  # such as rows of different lengths
+        raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
+    if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
+        raise DataError(
+            f"fit: {name} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
+        )
+    return found

@@ -103,7 +103,8 @@ def test_overlay(runs: Path) -> None:
         figure = draw_curves(found, CurveOptions())
     reported = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert reported == [
-        "a: model mlp, hidden 16", "softmax: model softmax, hidden 128 128", "training", "validation", "test", "best validation",
+        "a: model mlp, hidden 16", "softmax: model softmax, hidden 128 128", "training", "validation", "test",
+        "best validation",
     ]  # fmt: skip
     loss, accuracy = figure.axes
     assert [loss.get_xlabel(), loss.get_ylabel()] == ["epoch", "cross-entropy (nats per example)"]

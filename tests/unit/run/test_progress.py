@@ -227,7 +227,7 @@ def test_fit_says_what_it_chose_and_why_it_ended_where_it_is_asked_to(capsys: py
     options: dict[str, Any] = {"epochs": 40, "patience": 2, "learning_rate": 0.0}
     fit("softmax", (x, np.arange(60) % 3), quiet=False, **options)
     lines = capsys.readouterr().out.splitlines()
-    assert "validation 6 of 60 training examples: --validation-fraction 0.1, --seed 0" in lines
+    assert "validation 6 of 60 training examples: --validation-fraction 0.1, --seed 0, of" in lines
     assert "early stop no better validation error in 2 epochs; --patience 0 turns this off" in lines
     assert "because    no better validation error in 2 epochs; --patience 0 turns this off" in lines
     assert lines[-1] == "early_stopped: 3 epochs, 3 steps"
