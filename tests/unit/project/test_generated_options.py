@@ -22,6 +22,7 @@ distsgd.fit("mlp", (x, y), epochs=3, batch_size="full", hidden=[4, 5], loss="aut
 distsgd.fit("mlp", (x, y), epochz=3)  # unknown
 distsgd.fit("mlp", (x, y), epochs="3")  # of another type
 distsgd.fit("mlp", (x, y), loss="mse")  # no choice
+distsgd.fit("mlp", (x, y), lr=0.1)
 """
 
 
