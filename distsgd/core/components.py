@@ -21,13 +21,15 @@ _OF_OTHER_FRAMEWORKS = {
     "categorical-crossentropy": "softmax-cross-entropy", "sparse-categorical-crossentropy": "softmax-cross-entropy",
     "categorical-cross-entropy": "softmax-cross-entropy", "binary-crossentropy": "binary-cross-entropy",
     "cifar10": "cifar-10", "xavier": "glorot", "kaiming": "he", "none": "linear",
-    "float16": "", "bfloat16": "", "half": "", "cuda": "gpu",
+    "float16": "", "bfloat16": "", "half": "float16", "cuda": "gpu",
+    "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "single": "float32", "fp64": "float64",
+    "double": "float64",
     "yes": "auto", "true": "auto", "always": "auto", "no": "never", "false": "never",
     "fit": "train", "run": "train", "test": "evaluate", "score": "evaluate", "-v": "--version",
     "-b": "--batch-size", "-c": "--config", "-d": "--dataset", "-e": "--epochs", "-m": "--model", "-o": "--out",
     "--bs": "--batch-size", "--wd": "--weight-decay", "--gpu": "--device", "--output": "--out",
     "--eps": "--epsilon", "--beta": "--beta1 and --beta2", "--betas": "--beta1 and --beta2",
-    "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
+    "--val": "--validation", "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
 }  # fmt: skip
 """Names of other frameworks, and those that are meant, also without the dashes; `and` stands between two."""
 

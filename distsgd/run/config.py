@@ -32,6 +32,15 @@ MOST_MICROBATCHES = 65_536
 _PATIENCE = {"epochs": 10, "patience": 5000}
 _LOSS_SCALE = 1024
 
+_ELSEWHERE = {
+    **{("dtype", name): "precision float16" for name in ("float16", "fp16", "half")},
+    **{("dtype", name): "precision bfloat16" for name in ("bfloat16", "bf16")},
+    ("dtype", "tf32"): "precision tf32",
+    **{("precision", name): "dtype float64" for name in ("float64", "fp64", "double")},
+    **{("early_stopping", name): "patience 0" for name in ("off", "none", "no", "never", "false")},
+}
+"""Values that another option stands for, by option and value."""
+
 BatchSize = int | Literal["full"]
 
 
@@ -74,6 +83,12 @@ def _check_callbacks(names: tuple[str, ...], name: str) -> None:
 def _check_loss_scale(scale: int, name: str) -> None:
     if scale & (scale - 1):
         raise ConfigurationError(f"{name}: expected a power of two, got {scale}; others don't divide out")
+
+
+def _check_elsewhere(name: str, given: str) -> None:
+    if meant := _ELSEWHERE.get((name, str(given).lower())):
+        expected = ", ".join(OPTIONS[name].choices)
+        raise ConfigurationError(f"{name}: expected one of {expected}, got {given!r}; did you mean --{meant}?")
 
 
 @dataclass(frozen=True)
@@ -237,6 +252,8 @@ class TrainConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        for name in ("dtype", "precision", "early_stopping"):
+            _check_elsewhere(name, getattr(self, name))
         check_options(self)
         if self.early_stopping == "patience" and self.validate_every != "1epoch":
             raise ConfigurationError(

@@ -12,10 +12,12 @@ from distsgd.cli.command_line import Finished, load_config, parse_arguments
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.sources.datasets import open_dataset
+from distsgd.gpu.devices import choose_device
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation
 from distsgd.nn.models import ModelOptions, build_model
 from distsgd.optim.schedules import build_schedule
+from distsgd.run.build_trainer import monitored
 from distsgd.run.config import TrainConfig, resolved
 
 # The names of an optimizer, a schedule and so on are looked up where they are built, before anything is read or sent.
@@ -53,6 +55,19 @@ TRAIN = {
     "-n 4": "-n is an option of mpirun: start ranks with mpirun -n 4 python -m distsgd.train …",
     "-np 4 --epochs 3": "start ranks with mpirun -n 4",
     "--np": "start ranks with mpirun -n R",
+    "-n4": "-n is an option of mpirun: start ranks with mpirun -n 4 python -m distsgd.train …",
+    "-np4 --epochs 3": "-np is an option of mpirun: start ranks with mpirun -n 4 python",
+    "--n 4": "start ranks with mpirun -n 4 python",
+    "--world-size 4": "--world-size: the number of ranks is an option of mpirun: mpirun -n 4 python",
+    "--val data.npz": "unknown option --val; did you mean --validation?",
+    "--precision fp16": "got 'fp16'; did you mean float16?",
+    "--precision bf16": "got 'bf16'; did you mean bfloat16?",
+    "--precision double": "precision: expected one of float32, tf32, bfloat16, float16, got 'double'; did you mean "
+    "--dtype float64?",
+    "--dtype double": "got 'double'; did you mean float64?",
+    "--dtype fp16": "dtype: expected one of float32, float64, got 'fp16'; did you mean --precision float16?",
+    "--dtype BF16": "got 'BF16'; did you mean --precision bfloat16?",
+    "--early-stopping off": "early_stopping: expected one of epochs, patience, got 'off'; did you mean --patience 0?",
     "mnist": "unexpected argument 'mnist'",
     "--epochs 3 4": "unexpected argument '4'",
     "--": "unknown option --",
@@ -198,6 +213,14 @@ def test_names_that_are_looked_up_later() -> None:
         build_model("LeNet", (4,), 2, ModelOptions())
     with pytest.raises(Exception, match=r"got 'cifar10'; did you mean cifar-10\?"):
         open_dataset("cifar10")
+    with pytest.raises(ConfigurationError, match=r"got 'cuda:1'; did you mean gpu:1\?"):
+        choose_device("cuda:1")
+    with pytest.raises(ConfigurationError, match=r"got 'GPU:0'; did you mean gpu:0\?"):
+        choose_device("GPU:0")
+    with pytest.raises(ConfigurationError, match=r"got 'loss'; did you mean validation_loss\?"):
+        monitored(TrainConfig(target="loss=0.1"), ())
+    with pytest.raises(ConfigurationError, match=r"got 'loss'; did you mean validation_loss\?"):
+        monitored(TrainConfig(monitor="loss"), ())
 
 
 def test_what_is_right_is_taken() -> None:
