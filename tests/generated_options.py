@@ -18,6 +18,7 @@ from distsgd.cli.command_line import TrainOptions
 from distsgd.cli.main import SUBCOMMANDS
 from distsgd.core.options import REQUIRED, Option, options_of
 from distsgd.run.config import OPTIONS
+from distsgd.run.config_file import SHORT
 from distsgd.run.fit import NOT_FOR_FIT, fit
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,7 @@ COMMANDS = ROOT / "docs" / "command-line.md"
 
 def keywords() -> str:
     """The TypedDict of fit's keywords."""
-    names = [name for name in OPTIONS if name not in NOT_FOR_FIT and name not in signature(fit).parameters]
+    names = {name: name for name in OPTIONS if name not in NOT_FOR_FIT and name not in signature(fit).parameters}
     return "\n".join(
         [
             '"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""',
@@ -37,7 +38,7 @@ def keywords() -> str:
             "from typing import Literal, TypedDict",
             "",
             "class FitOptions(TypedDict, total=False):",
-            *(f"    {name}: {_annotation(OPTIONS[name])}" for name in names),
+            *(f"    {keyword}: {_annotation(OPTIONS[name])}" for keyword, name in (names | SHORT).items()),
             "",
         ]
     )
