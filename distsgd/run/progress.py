@@ -18,6 +18,8 @@ _ROWS = 200
 _SCORE = 11
 """Columns of a score, with the space before it."""
 _SPEED_AND_MARK = 14
+_FOR_CTRL_C = 4
+"""Columns that the bar leaves free: a terminal shows ^C after it, and a line that wraps can't be taken back."""
 _FIRST = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_accuracy", "test_r2")
 """What is shown in any case, where it is measured; then what else is validated, and at last the test loss."""
 _SETS = ("train", "validation", "test")
@@ -106,17 +108,24 @@ class Bar(Callback):
     """A progress bar with loss, examples/s and remaining time, in one line, which is gone at the end."""
 
     def __init__(self, columns: int | None) -> None:
-        from rich.console import Console
+        from rich.console import Console, RenderableType
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._bar = Progress(
+        console = Console() if columns is None else Console(force_terminal=True, width=columns)
+
+        class Narrow(Progress):
+            def get_renderable(self) -> RenderableType:
+                return Constrain(super().get_renderable(), max(1, console.width - _FOR_CTRL_C))
+
+        self._bar = Narrow(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[text]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
-            console=Console() if columns is None else Console(force_terminal=True, width=columns),
+            console=console,
         )
         self._shown, self._examples, self._began = 0.0, 0, 0.0
 
