@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any, final
 
 from distsgd.core.errors import visible
-from distsgd.core.output import COLUMNS, columns_of_launcher, number, say, silence
+from distsgd.core.output import COLUMNS, columns, columns_of_launcher, number, say, shortened, silence
 from distsgd.core.runtime import launcher_size
 from distsgd.training.callbacks import Callback, RunView
 
@@ -95,24 +95,23 @@ def _shortened(name: str) -> tuple[str, str]:
     """A score's set and its metric, which loses its middle where it is long."""
     part, _, metric = name.partition("_")
     words = metric.replace("_", " ")
-    words = _SHORT.get(words, words)
-    return part, words if len(words) < _SCORE else f"{words[:5].rstrip()}…{words[-4:]}"
+    return part, shortened(_SHORT.get(words, words), _SCORE - 1)
 
 
 def _cells(texts: list[str] | tuple[str, ...]) -> str:
-    return "".join(f"{text:>{_SCORE}}" for text in texts)
+    return "".join(" " * (_SCORE - columns(text)) + text for text in texts)
 
 
 @final
 class Bar(Callback):
     """A progress bar with loss, examples/s and remaining time, in one line, which is gone at the end."""
 
-    def __init__(self, columns: int | None) -> None:
+    def __init__(self, width: int | None) -> None:
         from rich.console import Console, RenderableType
         from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console() if columns is None else Console(force_terminal=True, width=columns)
+        console = Console() if width is None else Console(force_terminal=True, width=width)
 
         class Narrow(Progress):
             def get_renderable(self) -> RenderableType:
@@ -165,10 +164,10 @@ def make_progress(quiet: bool) -> list[Callback]:
     """
     if quiet:
         return []
-    columns = None if launcher_size() is None else columns_of_launcher()
-    if columns is not None or (launcher_size() is None and (sys.stdout.isatty() or _in_notebook())):
+    width = None if launcher_size() is None else columns_of_launcher()
+    if width is not None or (launcher_size() is None and (sys.stdout.isatty() or _in_notebook())):
         try:
-            bar = Bar(columns)
+            bar = Bar(width)
         except ImportError:
             pass
         else:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd import Callback, fit
-from distsgd.core.output import COLUMNS, field, number
+from distsgd.core.output import COLUMNS, field, field_of_path, number
 from distsgd.run.fit import Result
 from distsgd.run.progress import Table
 from distsgd.run.summary import last_line
@@ -220,3 +220,39 @@ def test_a_long_text_keeps_its_ends() -> None:
     assert lines[0].startswith("model      word0 word1 ")
     assert lines[2].strip() == "…"
     assert lines[3].endswith(" word98")
+
+
+def on_screen(text: str) -> int:
+    """Columns, by the table of another package."""
+    return int(pytest.importorskip("rich.cells").cell_len(text))
+
+
+@given(st.text(st.sampled_from("ab /名前ｗé́-"), max_size=400))
+def test_no_line_of_a_field_is_wider_than_80_columns(text: str) -> None:
+    lines = field("data", text)
+    assert max(map(on_screen, lines)) <= COLUMNS
+    assert 1 <= len(lines) <= 4
+    if not any("…" in line for line in lines):
+        assert "".join(line[11:] for line in lines).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("letter", ["x", "名"])
+def test_a_long_path_loses_its_middle(letter: str) -> None:
+    text = f"/data/{letter * 150}.npz: 60 examples"
+    first, second = field("data", text)
+    assert first.startswith(f"data       /data/{letter}")
+    assert "…" in first
+    assert first.endswith(f"{letter}.npz:")
+    assert COLUMNS - 2 <= on_screen(first) <= COLUMNS
+    assert second == f"{'':11}60 examples"
+
+
+def test_the_folder_of_wide_characters_gets_its_own_line() -> None:
+    assert field_of_path("run", "名" * 34) == [f"run        {'名' * 34}"]
+    assert field_of_path("run", "名" * 35) == ["run", "名" * 35]
+
+
+def test_scores_with_wide_names_stay_in_their_columns() -> None:
+    shown = rows(1, [record(1, train_loss=0.5, validation_loss=0.5, validation_正確な正解率=0.5)])
+    assert [on_screen(line.rpartition(" ")[0].rstrip()) for line in shown[:3]][1:] == [44, 44]
+    assert "正確…解率" in shown[1]
