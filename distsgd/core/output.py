@@ -102,11 +102,11 @@ def _print(text: str, file: TextIO | None) -> None:
 
 
 def number(value: float) -> str:
-    """Four significant digits, in ten characters at most: 0.9000, 1.66e-05, -1.23e-100."""
-    if 1e-4 <= abs(value) < 1e4:
-        return f"{value:#.4g}".rstrip(".")  # zeros at the end stay, so that columns are easy to compare
-    text = f"{value:.4g}"
-    return text if len(text) <= 10 else f"{value:.3g}"
+    """Four significant digits, in ten characters at most: 0.9000, 7.200e-05, -1.23e-100."""
+    if value == 0:
+        return "0"
+    text = f"{value:#.4g}".rstrip(".")
+    return text if len(text) <= 10 else f"{value:#.3g}"
 
 
 def counted(count: int, what: str) -> str:

@@ -54,10 +54,12 @@ def test_four_digits_in_ten_characters(value: float) -> None:
 
 
 def test_numbers_by_hand() -> None:
-    values = (0.98333, 0.9, 1.66e-05, 0.00012346, 2, 1234.5678, 12345.678, 0, -1.2345e-100, float("nan"))
+    values = (0.98333, 0.9, 1.66e-05, 0.00012346, 2, 1234.5678, 9999.9, 1e4, 12345.678, 0, -1.2e-100, float("nan"))
     assert [*map(number, values)] == [
-        "0.9833", "0.9000", "1.66e-05", "0.0001235", "2.000", "1235", "1.235e+04", "0", "-1.23e-100", "nan",
+        "0.9833", "0.9000", "1.660e-05", "0.0001235", "2.000", "1235", "1.000e+04", "1.000e+04", "1.235e+04", "0",
+        "-1.20e-100", "nan",
     ]  # fmt: skip
+    assert [number(value) for value in (7.2e-05, 5.63e-05, 8.175e-05)] == ["7.200e-05", "5.630e-05", "8.175e-05"]
 
 
 def test_a_table() -> None:
@@ -66,10 +68,10 @@ def test_a_table() -> None:
     assert rows(9, [record(1, **scores), later]) == [
         "                 train validation validation",
         "epoch  step       loss       loss   accuracy  examples/s",
-        "    1     7   1.66e-05     0.2500     0.5000      12,346",
+        "    1     7  1.660e-05     0.2500     0.5000      12,346",
         "                 train validation validation       test       test",
         "epoch  step       loss       loss   accuracy   accuracy       loss  examples/s",
-        "    2    14   1.66e-05     0.2500     0.5000     0.8750     0.1250      12,346 *",
+        "    2    14  1.660e-05     0.2500     0.5000     0.8750     0.1250      12,346 *",
     ]
 
 
