@@ -28,7 +28,7 @@ _SHORT = {"mean squared error": "MSE", "mean absolute error": "MAE"}
 
 @final
 class Table(Callback):
-    """A row a record under a header; of more than 200 epochs every k-th, with the best in between, and the last.
+    """A row a record under a header; of more than 200 about 100 at equal distances, the best in between, and the last.
 
     show   prints a line
     """
@@ -38,18 +38,31 @@ class Table(Callback):
         self._header, self._held = "", list[Mapping[str, Any]]()
 
     def on_start(self, run: RunView) -> None:
-        epochs = -(-run.last_step // run.steps_per_epoch)
-        self._every = 1 if epochs <= _ROWS else -(-epochs // (_ROWS // 2))  # for each a best one may come, too
+        epochs = max(1, -(-run.last_step // run.steps_per_epoch))
+        self._last_step, self._per_epoch = run.last_step, run.steps_per_epoch
+        self._distance, self._began = run.steps_per_epoch, run.steps_done
+        self._before = run.steps_done
+        most = _ROWS // 2  # for each a best one may come, too
+        self._every, self._in_epoch = -(-epochs // most), max(1, most // epochs)
         self._epoch, self._step = max(5, len(str(epochs))), max(6, len(str(run.last_step)) + 1)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
+        step, before = record["step"], self._before
+        if not before == self._began > 0:  # between the step that a run continues at and its first record may be few
+            self._distance = min(self._distance, max(1, step - before))
         earlier = [] if record.get("best") else [held for held in self._held if held.get("best")]
-        self._held = [*earlier, record]
-        if record["epoch"] % self._every == 0:
+        self._held, self._before = [*earlier, record], step
+        if self._last_step <= self._distance * _ROWS or self._part(step) > self._part(before):
             self._show_held()
+
+    def _part(self, step: int) -> int:
+        """The run's part, of 100 at most, that this step is in: of an epoch, or several epochs."""
+        epoch, after = divmod(step, self._per_epoch)
+        return epoch // self._every * self._in_epoch + after // -(-self._per_epoch // self._in_epoch)
 
     def on_rollback(self, step: int) -> None:
         self._held = [held for held in self._held if held["step"] <= step]
+        self._before = min(self._before, step)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self._show_held()

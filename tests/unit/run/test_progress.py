@@ -107,6 +107,37 @@ def test_at_most_200_rows_of_an_undisturbed_run(epochs: int) -> None:
     assert len(set(np.diff(shown[:-1]))) <= 1, "every k-th"
 
 
+def records_of(epochs: int, steps: int, every: int, best: int) -> list[dict[str, Any]]:
+    """A record every so many steps and at the end of each epoch; each best-th one is the best so far."""
+    at = [step for step in range(1, epochs * steps + 1) if step % every == 0 or step % steps == 0]
+    return [record(step // steps, best=number % best == 0) | {"step": step} for number, step in enumerate(at)]
+
+
+@pytest.mark.parametrize("best", [1, 7, 10**9])
+@pytest.mark.parametrize(
+    ("epochs", "steps", "every"), [(20, 1000, 10), (100, 7, 1), (150, 7, 1), (1, 5000, 1), (300, 10, 3), (3, 67, 1)]
+)
+def test_at_most_200_rows_where_an_epoch_has_many_records(epochs: int, steps: int, every: int, best: int) -> None:
+    records = records_of(epochs, steps, every, best)
+    assert len(records) > 200
+    lines = rows(epochs, records, steps)
+    shown = [int(line.split()[1]) for line in lines if line.split()[0].isdecimal()]
+    assert 50 <= len(shown) <= 201
+    assert shown[-1] == records[-1]["step"]
+    assert shown == sorted(set(shown))
+    if epochs <= 100:
+        assert {epoch * steps for epoch in range(1, epochs + 1)} <= set(shown), "the end of each epoch"
+    best_one = max(record["step"] for record in records if record.get("best"))
+    assert best_one in shown
+
+
+@pytest.mark.parametrize(("epochs", "steps", "every"), [(1, 200, 1), (60, 10, 5), (200, 7, 7), (2, 1000, 10)])
+def test_up_to_200_records_are_all_shown(epochs: int, steps: int, every: int) -> None:
+    records = records_of(epochs, steps, every, 7)
+    shown = [line for line in rows(epochs, records, steps) if line.split()[0].isdecimal()]
+    assert [int(line.split()[1]) for line in shown] == [record["step"] for record in records]
+
+
 def test_the_best_so_far_is_always_there() -> None:
     """Where each epoch is better than the one before, the last one between two rows; never more than 200 rows."""
     every = rows(1000, [record(epoch, best=True) for epoch in range(1, 1001)])
