@@ -138,6 +138,8 @@ class Bar(Callback):
             TimeRemainingColumn(),
             transient=True,
             console=console,
+            redirect_stdout=not console.is_jupyter,  # else each line that is printed becomes a display of its own there
+            redirect_stderr=not console.is_jupyter,
         )
         self._shown, self._examples, self._began = 0.0, 0, 0.0
 
@@ -156,16 +158,20 @@ class Bar(Callback):
         self._shown = now
 
     def show(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the bar; in a notebook, below it."""
+        if self._bar.console.is_jupyter:
+            say(line)
+            return
         try:
             self._bar.console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
         except OSError:  # the terminal is gone
             silence(sys.stdout)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        self._bar.stop()
+        self.close()
 
     def close(self) -> None:
+        self._bar.console.quiet = self._bar.console.is_jupyter  # where rich would display an empty text at the end
         self._bar.stop()  # the terminal is as it was, also after an error
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,6 +246,54 @@ def test_fit_prints_where_it_is_asked_to(capfd: pytest.CaptureFixture[str]) -> N
     out, err = capfd.readouterr()
     assert epochs_of(out.splitlines()) == [1, 2, 3]
     assert "\x1b" not in out + err
+
+
+NOTEBOOK = {
+    "ipykernel.py": "",
+    "IPython/__init__.py": "",
+    "IPython/display.py": """
+inside, outside = [], []  # what a widget and what the page shows
+def display(shown):
+    from ipywidgets import Output
+    (inside if Output.entered else outside).append(shown)
+""",
+    "ipywidgets.py": """
+class Output:
+    entered, closed = 0, False
+    def __enter__(self):
+        Output.entered += 1
+    def __exit__(self, *error):
+        Output.entered -= 1
+    def clear_output(self, wait):
+        pass
+    def close(self):
+        self.closed = True
+""",
+}
+"""Stand-ins for what a notebook has."""
+
+
+def test_in_a_notebook_rows_are_plain_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but the bar's widget is displayed, and it is closed at the end."""
+    pytest.importorskip("rich")
+    for name, text in NOTEBOOK.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for module in ("ipykernel", "IPython", "IPython.display", "ipywidgets"):
+        monkeypatch.setitem(sys.modules, module, None)  # the test leaves what it finds
+        del sys.modules[module]
+    monkeypatch.syspath_prepend(tmp_path)
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr("builtins.get_ipython", lambda: shell, raising=False)
+    import_module("ipykernel")
+    page = import_module("IPython.display")
+    train(quiet=False)
+    assert epochs_of(capsys.readouterr().out.splitlines()) == [1, 2, 3]
+    assert page.inside
+    (widget,) = page.outside
+    assert widget.closed
 
 
 def test_a_long_text_keeps_its_ends() -> None:
