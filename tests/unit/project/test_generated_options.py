@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from distsgd.cli import doctor, evaluate, launch, plot, predict
 from distsgd.cli.command_line import Finished, TrainOptions, parse_arguments
+from distsgd.cli.main import SUBCOMMANDS
 from distsgd.core.options import options_of
 from tests import generated_options
 
@@ -33,6 +35,17 @@ def test_generated_files_are_those_of_the_declaration() -> None:
                        (generated_options.PAGE, generated_options.page()),
                        (generated_options.COMMANDS, generated_options.commands())):  # fmt: skip
         assert path.read_text(encoding="utf-8") == text, "run python -m tests.generated_options"
+
+
+def test_each_command_of_the_page_exists() -> None:
+    """`python -m` with a module that there is; what has no module is a subcommand of distsgd."""
+    lines = generated_options.COMMANDS.read_text(encoding="utf-8").splitlines()
+    usages = [line.strip("`").split() for line in lines if line.startswith(("`python -m", "`distsgd "))]
+    modules = {words[2].removeprefix("distsgd.") for words in usages if words[0] == "python"}
+    others = {words[1] for words in usages if words[0] == "distsgd"}
+    assert [name for name in modules if find_spec(f"distsgd.{name}") is None] == []
+    assert [name for name in others - {"SUBCOMMAND`"} if find_spec(f"distsgd.{name}") is not None] == []
+    assert modules | others >= set(SUBCOMMANDS) - {"train"}
 
 
 @pytest.mark.timeout(600)
