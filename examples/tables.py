@@ -58,11 +58,9 @@ def pages(rows: Mapping[str, Row], results: Results) -> dict[Path, str]:
 
 
 def table(rows: Sequence[Row], results: Results, *, links: bool) -> str:
-    """Published beside obtained, a line a row."""
-    lines = [
-        "| run | what | published | obtained | seeds | epochs | time |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """Published beside obtained, a line a row: README.md links to the pages, which say what each row is."""
+    titles = ["run", "published", "obtained", "time"] if links else ["run", "what", "published", "obtained", "seeds"]
+    lines = [f"| {' | '.join(titles)} |", f"|{'|'.join(' --- ' for _ in titles)}|"]
     for row in rows:
         runs = results.get(row.name, [])
         name = f"[{row.name}]({row.page}.md)" if links else f"`{row.name}`"
@@ -70,8 +68,15 @@ def table(rows: Sequence[Row], results: Results, *, links: bool) -> str:
         waiting = [run for run in runs if run["status"] == "unfinished"]
         if waiting:
             obtained += " (not finished)"
-        cells = [name, row.what, row.published, obtained, len(runs) or "", _range(runs, "epochs"), _time(runs)]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        of_row = {
+            "run": name,
+            "what": row.what,
+            "published": row.published,
+            "obtained": obtained,
+            "seeds": len(runs) or "",
+            "time": _time(runs),
+        }
+        lines.append(f"| {' | '.join(str(of_row[title]) for title in titles)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -89,7 +94,7 @@ def figure(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
         text = f"{show(mean(values))} ± {show(stdev(values))}"
     else:
         show = _percent if percent else _number
-        text = f"{show(median(values))} in the middle, from {show(min(values))} to {show(max(values))}"
+        text = f"{show(median(values))} ({show(min(values))} to {show(max(values))})"
     return f"{label} {text}" + (" %" if percent else "")
 
 
@@ -101,11 +106,6 @@ def _percent(value: float, alone: bool = False) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
-
-
-def _range(runs: Sequence[Mapping[str, Any]], name: str) -> str:
-    values = sorted({run[name] for run in runs if name in run})
-    return "–".join(f"{value:,}" for value in ([values[0], values[-1]] if len(values) > 1 else values))
 
 
 def _time(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import getdoc, signature
 from itertools import groupby
 from operator import attrgetter
@@ -18,6 +19,7 @@ from distsgd.cli.command_line import TrainOptions
 from distsgd.cli.main import SUBCOMMANDS
 from distsgd.core.options import REQUIRED, Option, options_of
 from distsgd.run.config import OPTIONS
+from distsgd.run.config_file import SHORT
 from distsgd.run.fit import NOT_FOR_FIT, fit
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +30,7 @@ COMMANDS = ROOT / "docs" / "command-line.md"
 
 def keywords() -> str:
     """The TypedDict of fit's keywords."""
-    names = [name for name in OPTIONS if name not in NOT_FOR_FIT and name not in signature(fit).parameters]
+    names = {name: name for name in OPTIONS if name not in NOT_FOR_FIT and name not in signature(fit).parameters}
     return "\n".join(
         [
             '"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""',
@@ -37,7 +39,7 @@ def keywords() -> str:
             "from typing import Literal, TypedDict",
             "",
             "class FitOptions(TypedDict, total=False):",
-            *(f"    {name}: {_annotation(OPTIONS[name])}" for name in names),
+            *(f"    {keyword}: {_annotation(OPTIONS[name])}" for keyword, name in (names | SHORT).items()),
             "",
         ]
     )
@@ -78,9 +80,10 @@ def commands() -> str:
     head = [
         "# Commands",
         "",
-        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command; `--help` prints what is written",
-        "here. With `mpirun -n R` in front, R ranks share the work. The options of `train` are in",
-        "[options.md](options.md), exit statuses in [run-folder.md](run-folder.md#exit-status).",
+        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command, except for `completion`, which",
+        "has the first form only; `--help` prints what is written here. With `mpirun -n R` in front, R ranks share the",
+        "work. The options of `train` are in [options.md](options.md), exit statuses in",
+        "[run-folder.md](run-folder.md#exit-status).",
     ]
     lines = [line for name in SUBCOMMANDS if name != "train" for line in _command(name)]
     return "\n".join([*head, *lines, ""])
@@ -90,7 +93,9 @@ def _command(name: str) -> Iterator[str]:
     kind = import_module(f"distsgd.cli.{name}").Options
     options = list(options_of(kind).values())
     places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
-    usage = " ".join([f"python -m distsgd.{name}", *places, *(["[--option value …]"] if options else [])])
+    command = f"python -m distsgd.{name}" if find_spec(f"distsgd.{name}") else f"distsgd {name}"
+    named = len(options) > len(places)
+    usage = " ".join([command, *places, *(["[--option value …]"] if named else [])])
     yield from ("", f"## {name}", "", f"`{usage}`", "", _escaped(getdoc(kind) or ""))
     if options:
         yield from ("", *_rows(options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from distsgd.run.user_code import allow_code, code_in, texts_of
 
 _DASHES = "‐‑‒–—―−"
 """Characters that word processors and web pages make of - and --."""
-_RANKS_OF_OTHERS = ("--ranks", "--nproc", "--nprocs", "--processes", "--num-processes", "--nproc-per-node", "--ntasks")
+_RANKS_OF_OTHERS = ("--ranks", "--nproc", "--nprocs", "--processes", "--num-processes", "--nproc-per-node", "--ntasks",
+                    "--world-size")  # fmt: skip
 """What other launchers call the number of ranks."""
 T = TypeVar("T")
 Hint = Callable[[str, str], str | None]
@@ -152,10 +154,12 @@ def _given_twice(flags: Sequence[str], is_list: bool) -> str:
 
 def _hint(name: str, after: str) -> str | None:
     """What to say of an option that distsgd.train doesn't have, but something else."""
+    if joined := re.fullmatch(r"(-np?)(\d+)", name):
+        name, after = joined.groups()
     start = f"mpirun -n {after or 'R'} python -m distsgd.train …"
     if name.replace("_", "-") in _RANKS_OF_OTHERS:
         return f"{name}: the number of ranks is an option of mpirun: {start}"
-    if name in ("-n", "-np", "--np"):
+    if name in ("-n", "-np", "--n", "--np"):
         return f"{name} is an option of mpirun: start ranks with {start}"
     renamed = RENAMED.get(name[2:].replace("-", "_"))
     return None if renamed is None else f"the option {name} is now called --{renamed}; give it by that name"

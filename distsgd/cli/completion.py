@@ -92,7 +92,8 @@ def _complete(action: Any, declared: Option, words: Mapping[str, Iterable[str]])
     """Gives argparse's object of an option what shtab reads: `choices`, or `complete` with a shell's own functions."""
     known = list(declared.choices or words.get(declared.name, ()))
     if declared.path and known:
-        listed, function = " ".join(known), f"_distsgd_{declared.name}"
+        # shtab has bash quote what a function completes, and end folders with /, only where its name contains _file
+        listed, function = " ".join(known), f"_distsgd_file_{declared.name}"
         bash = f'compgen -W \'{listed}\' -- "$1"; compgen -f -- "$1"'
         zsh = f"_alternative 'names:name:({listed})' 'files:file:_files'"
         preamble = {"bash": f"{function}() {{ {bash}; }}", "zsh": f"{function}() {{ {zsh} }}"}

@@ -17,15 +17,21 @@ Built = TypeVar("Built")
 _OF_OTHER_FRAMEWORKS = {
     "mse": "squared-error", "l2": "squared-error", "mean-squared-error": "squared-error", "bce": "binary-cross-entropy",
     "ce": "softmax-cross-entropy", "nll": "softmax-cross-entropy", "cross-entropy": "softmax-cross-entropy",
+    "crossentropy": "softmax-cross-entropy", "crossentropyloss": "softmax-cross-entropy",
+    "categorical-crossentropy": "softmax-cross-entropy", "sparse-categorical-crossentropy": "softmax-cross-entropy",
+    "categorical-cross-entropy": "softmax-cross-entropy", "binary-crossentropy": "binary-cross-entropy",
     "cifar10": "cifar-10", "xavier": "glorot", "kaiming": "he", "none": "linear",
-    "float16": "", "bfloat16": "", "half": "", "cuda": "gpu",
+    "float16": "", "bfloat16": "", "half": "float16", "cuda": "gpu",
+    "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "single": "float32", "fp64": "float64",
+    "double": "float64",
     "yes": "auto", "true": "auto", "always": "auto", "no": "never", "false": "never",
     "fit": "train", "run": "train", "test": "evaluate", "score": "evaluate", "-v": "--version",
     "-b": "--batch-size", "-c": "--config", "-d": "--dataset", "-e": "--epochs", "-m": "--model", "-o": "--out",
     "--bs": "--batch-size", "--wd": "--weight-decay", "--gpu": "--device", "--output": "--out",
-    "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
+    "--eps": "--epsilon", "--beta": "--beta1 and --beta2", "--betas": "--beta1 and --beta2",
+    "--val": "--validation", "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
 }  # fmt: skip
-"""Names of other frameworks, and those that are meant."""
+"""Names of other frameworks, and those that are meant, also without the dashes; `and` stands between two."""
 
 
 def field_names(kind: type) -> tuple[str, ...]:
@@ -75,15 +81,17 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     """
     from difflib import get_close_matches
 
-    given = str(name).lower().replace("_", "-")
+    dashed = str(name).lower().replace("_", "-")
     known = {one.lower().replace("_", "-"): one for one in names}
-    other = _OF_OTHER_FRAMEWORKS.get(given, given)
-    if other in known:
-        return f"; did you mean {known[other]}?"
-    # Without the dashes, which all options have in common.
-    plain = {one.lstrip("-"): text for one, text in known.items()}
+    other = _OF_OTHER_FRAMEWORKS.get(dashed, dashed)
+    # Without the dashes, which all options of the command line have, and none of a file.
+    plain, given = {one.lstrip("-"): text for one, text in known.items()}, dashed.lstrip("-")
+    for meant in (other, _OF_OTHER_FRAMEWORKS.get(f"--{given}", other).replace("--", "")):
+        words = meant.split(" and ")
+        if all(word in plain for word in words):
+            return f"; did you mean {' and '.join(plain[word] for word in words)}?"
     numbers = _numbers(given)
-    close = [one for one in get_close_matches(given.lstrip("-"), plain, n=3) if numbers in ("", _numbers(one))]
+    close = [one for one in get_close_matches(given, plain, n=3) if numbers in ("", _numbers(one))]
     return f"; did you mean {plain[close[0]]}?" if close and other else ""
 
 

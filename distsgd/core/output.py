@@ -11,11 +11,11 @@ import os
 import re
 import stat as modes
 import sys
-import textwrap
 import traceback
 from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
+from unicodedata import combining, east_asian_width
 
 from distsgd.core.errors import DistsgdError, visible
 from distsgd.core.processes import stat
@@ -102,11 +102,11 @@ def _print(text: str, file: TextIO | None) -> None:
 
 
 def number(value: float) -> str:
-    """Four significant digits, in ten characters at most: 0.9000, 1.66e-05, -1.23e-100."""
-    if 1e-4 <= abs(value) < 1e4:
-        return f"{value:#.4g}".rstrip(".")  # zeros at the end stay, so that columns are easy to compare
-    text = f"{value:.4g}"
-    return text if len(text) <= 10 else f"{value:.3g}"
+    """Four significant digits, in ten characters at most: 0.9000, 7.200e-05, -1.23e-100."""
+    if value == 0:
+        return "0"
+    text = f"{value:#.4g}".rstrip(".")
+    return text if len(text) <= 10 else f"{value:#.3g}"
 
 
 def counted(count: int, what: str) -> str:
@@ -114,19 +114,45 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
+def columns(text: str) -> int:
+    """Columns of a text on a terminal: two for a wide character, none for one that combines with that before it."""
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text in this many columns at most: where it is too long, … stands for its middle."""
+    if columns(text) <= most:
+        return text
+    first, last, left = 0, len(text), most - 1
+    while left >= columns(text[first] + text[last - 1]):
+        left -= columns(text[first] + text[last - 1])
+        first, last = first + 1, last - 1
+    if left >= columns(text[first]):
+        first += 1
+    return f"{text[:first].rstrip()}…{text[last:]}"
+
+
 def field(name: str, text: str) -> list[str]:
-    """A name and a text, in lines that end at spaces before column 80; of a long text the middle is left out."""
-    width = COLUMNS - _NAME - 1
-    lines = textwrap.wrap(visible(text), width, break_long_words=False, break_on_hyphens=False)
+    """A name and a text, in lines that end at spaces before column 80.
+
+    The middle is left out of a long text, and of a word that is longer than a line.
+    """
+    width, lines = COLUMNS - _NAME - 1, [""]
+    for word in visible(text).strip().split(" "):
+        longer = f"{lines[-1]} {shortened(word, width)}" if lines[-1] else shortened(word, width)
+        if columns(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(shortened(word, width))
     if len(lines) > _LINES:
         lines[_LINES - 2 : -1] = ["…"]
-    return [f"{first:<{_NAME}} {line}" for first, line in zip([name, *[""] * _LINES], lines, strict=False)]
+    return [f"{first:<{_NAME}} {line.rstrip()}" for first, line in zip([name, *[""] * _LINES], lines, strict=False)]
 
 
 def field_of_path(name: str, path: str) -> list[str]:
     """A name and a path, which is never cut: it gets a line of its own where it is long."""
     line = f"{name:<{_NAME}} {visible(path)}"
-    return [line] if len(line) <= COLUMNS else [name, visible(path)]
+    return [line] if columns(line) <= COLUMNS else [name, visible(path)]
 
 
 def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -49,7 +49,8 @@ def choose_device(name: str, local_rank: int = 0) -> tuple[Device, str | None]:
     """
     found = re.fullmatch(r"cpu|auto|gpu(?::(\d{1,4}))?", name)
     if found is None:
-        near = suggestion(name, ("auto", "cpu", "gpu"))
+        own = name.lower().replace("cuda:", "gpu:")
+        near = suggestion(own, ("auto", "cpu", "gpu", *re.findall(r"^gpu:\d{1,4}$", own)))
         raise ConfigurationError(f"device: expected auto, cpu, gpu or gpu:N such as gpu:1, got {name!r}{near}")
     if name == "cpu" or (name == "auto" and not has_cupy()):
         return CPU, None

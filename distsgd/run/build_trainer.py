@@ -261,6 +261,10 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric], weighted: bool = F
     names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
     for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
         if name is not None:
+            if f"validation_{name}" in names:
+                raise ConfigurationError(
+                    f"{option}: expected one of {', '.join(names)}, got {name!r}; did you mean validation_{name}?"
+                )
             check_name(option, name, names)
     by_error = "validation_error" in names and not weighted
     return config.monitor or ("validation_error" if by_error else "validation_loss")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from distsgd.core.options import check_options, option, options_of
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.nn.losses import LOSSES
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer, build_optimizer
-from distsgd.optim.schedules import has_horizon
+from distsgd.optim.schedules import SCHEDULES, has_horizon
 from distsgd.run.user_code import names_code
 from distsgd.training.intervals import parse_duration, parse_interval, parse_target
 from distsgd.training.metrics import METRICS
@@ -33,17 +34,30 @@ MOST_CLASSES = 1_000_000
 _PATIENCE = {"epochs": 10, "patience": 5000}
 _LOSS_SCALE = 1024
 
+_ELSEWHERE = {
+    **{("dtype", name): "precision float16" for name in ("float16", "fp16", "half")},
+    **{("dtype", name): "precision bfloat16" for name in ("bfloat16", "bf16")},
+    ("dtype", "tf32"): "precision tf32",
+    **{("precision", name): "dtype float64" for name in ("float64", "fp64", "double")},
+    **{("early_stopping", name): "patience 0" for name in ("off", "none", "no", "never", "false")},
+}
+"""Values that another option stands for, by option and value."""
+
 BatchSize = int | Literal["full"]
 
 
-def _by_optimizer(name: str, what: str = "") -> str:
-    """The help of a hyper-parameter: which optimizers have it, and their own defaults."""
+def _by_kind(kinds: Mapping[str, type], which: str, name: str, what: str = "") -> str:
+    """The help of a parameter of some optimizers or schedules: which ones have it, and their own defaults."""
     defaults: dict[float, list[str]] = {}
-    for optimizer, kind in OPTIMIZERS.items():
+    for one, kind in kinds.items():
         if name in field_names(kind):
-            defaults.setdefault(getattr(kind, name), []).append(optimizer)
-    texts = [f"{default:g} ({', '.join(optimizers)})" for default, optimizers in defaults.items()]
-    return f"{what}Default by optimizer: {', '.join(texts)}."
+            defaults.setdefault(getattr(kind, name), []).append(one)
+    texts = [f"{default:g} ({', '.join(owners)})" for default, owners in defaults.items()]
+    return f"{what}Default by {which}: {', '.join(texts)}."
+
+
+_by_optimizer = partial(_by_kind, OPTIMIZERS, "optimizer")
+_by_schedule = partial(_by_kind, SCHEDULES, "schedule")
 
 
 def _check_max_time(text: str, name: str) -> None:
@@ -97,6 +111,12 @@ def class_names(words: tuple[str, ...], classes: int) -> tuple[str, ...]:
     return words if len(words) > 1 else ()
 
 
+def _check_elsewhere(name: str, given: str) -> None:
+    if meant := _ELSEWHERE.get((name, str(given).lower())):
+        expected = ", ".join(OPTIONS[name].choices)
+        raise ConfigurationError(f"{name}: expected one of {expected}, got {given!r}; did you mean --{meant}?")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a model on the ranks of this MPI job, with the same bits on any number of them."""
@@ -136,7 +156,7 @@ class TrainConfig:
     weight_initializer: str | None = option(None, help=
         "he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation, "
         "or as the authors of a named network have it; --model 'network3: LIST' takes them for a list of your own.")
-    bias_initializer: str = option("zeros", "As weight_initializer.")
+    bias_initializer: str = option("zeros", "As --weight-initializer.")
     bias: bool = option(True, "Biases in dense and convolution layers.")
     output_activation: str = option("linear", "linear, or sigmoid under a squared error.")
 
@@ -160,7 +180,7 @@ class TrainConfig:
     l1: float = option(0.0, "Adds l1 times the sum of absolute weights to the loss.", interval="[0, inf)")
     l2: float = option(0.0, "Adds l2 times the sum of squared weights to the loss.", interval="[0, inf)")
     penalize: tuple[str, ...] = option(("weights",), help=
-        "What l1, l2 and weight_decay hold for: weights (no biases), or name patterns such as 'dense1.*' or '*'.")
+        "What l1, l2 and weight decay hold for: weights (no biases), or name patterns such as 'dense1.*' or '*'.")
     freeze: tuple[str, ...] = option((), "Name patterns of parameters that are not trained.")
     clip_norm: float | None = option(None, "Scales longer gradients down to this global norm.", interval="(0, inf)")
 
@@ -169,10 +189,11 @@ class TrainConfig:
     warmup_steps: int = option(0, "Steps of linear warm-up before the schedule.", interval="[0, inf)")
     schedule_epochs: float | None = option(None, interval="(0, inf)", help=
         "The horizon of the cosine schedule; never a stop condition. Default: epochs of the first start.")
-    decay_rate: float | None = option(None, "Of inverse-time and inverse-sqrt.")
-    decay_epochs: float | None = option(None, "Epochs that make up one unit of the schedule's time.")
+    decay_rate: float | None = option(None, _by_schedule("decay_rate", "The decay in one unit of time. "))
+    decay_epochs: float | None = option(None, help=
+        _by_schedule("decay_epochs", "Epochs that make up one unit of the schedule's time. "))
     decay_factor: float | None = option(None, help=
-        "Of step and exponential: multiplies the learning rate in each unit of time.")
+        _by_schedule("factor", "Multiplies the learning rate in each unit of time. "))
     staircase: bool = option(False, "The schedule moves at whole units of time alone.")
 
     batch_size: BatchSize = option(256, group="Sampling and arithmetic", interval="[1, inf)", help=
@@ -209,10 +230,11 @@ class TrainConfig:
     early_stopping: str = option("epochs", choices=("epochs", "patience"), help=
         "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.")
     patience: int | None = option(None, interval="[0, inf)", help=
-        "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: 10; 5000.")
+        "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: "
+        f"{', '.join(f'{number} ({rule})' for rule, number in _PATIENCE.items())}.")
     min_delta: float = option(0.0, "What counts as an improvement under the epochs rule.", interval="[0, inf)")
     monitor: str | None = option(None, help=
-        "What stopping and the best parameters go by. Default: validation_error of classes without class_weights, else "
+        "What stopping and the best parameters go by. Default: validation_error of classes without class weights, else "
         "validation_loss.")
     ties: str = option("loss", choices=("loss", "first"), help=
         "The best of equal monitored values: the one with the lower validation loss, or the first.")
@@ -262,6 +284,8 @@ class TrainConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        for name in ("dtype", "precision", "early_stopping"):
+            _check_elsewhere(name, getattr(self, name))
         check_options(self)
         if self.early_stopping == "patience" and self.validate_every != "1epoch":
             raise ConfigurationError(

@@ -14,6 +14,8 @@ from distsgd.run.config import OPTIONS, TrainConfig
 
 RENAMED = {"logical_ranks": "microbatches"}
 """Present names of options by their former ones, which are refused."""
+SHORT = {one.short.removeprefix("--"): name for name, one in OPTIONS.items() if one.short}
+"""Options by their short names, which mean the same everywhere."""
 _CONFIG_SIZE_LIMIT = 1_000_000  # bytes
 
 
@@ -35,7 +37,7 @@ def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
     values = {}
     for key, value in document.items():
         name = key.replace("-", "_")
-        name = "learning_rate" if name == "lr" else name
+        name = SHORT.get(name, name)
         if name == "same_bits":
             _check_same_bits(value, source)
             continue

@@ -27,7 +27,7 @@ from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys,
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
-from distsgd.run.config_file import check_known, from_mapping
+from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
@@ -149,7 +149,7 @@ def fit(
     communicator : mpi4py communicator, optional
         For a group of ranks that trains alone, such as `MPI.COMM_WORLD.Split(color)`.
     **options
-        Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, seed=1`. With
+        Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, lr=0.1`. With
         `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it.
         `quiet=False` prints the command line's header, rows, progress bar and scores, in a notebook too; by default
         nothing is printed.
@@ -271,7 +271,7 @@ class _Arguments:
             raise ConfigurationError(
                 f"fit: {self.model} is for the command line; import that function, and give what it returns"
             )
-        for name in self.options:
+        for name in (SHORT.get(given, given) for given in self.options):
             check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
             if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
                 own = type(self.optimizer).__name__

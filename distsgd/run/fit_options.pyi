@@ -86,3 +86,4 @@ class FitOptions(TypedDict, total=False):
     check_replicas: int
     stall_timeout: str
     stall_stacks: bool
+    lr: float | None

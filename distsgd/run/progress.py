@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any, final
 
 from distsgd.core.errors import visible
-from distsgd.core.output import COLUMNS, columns_of_launcher, number, say, silence
+from distsgd.core.output import COLUMNS, columns, columns_of_launcher, number, say, shortened, silence
 from distsgd.core.runtime import launcher_size
 from distsgd.training.callbacks import Callback, RunView
 
@@ -18,6 +18,8 @@ _ROWS = 200
 _SCORE = 11
 """Columns of a score, with the space before it."""
 _SPEED_AND_MARK = 14
+_FOR_CTRL_C = 4
+"""Columns that the bar leaves free: a terminal shows ^C after it, and a line that wraps can't be taken back."""
 _FIRST = ("train_loss", "validation_loss", "validation_accuracy", "validation_r2", "test_accuracy", "test_r2")
 """What is shown in any case, where it is measured; then what else is validated, and at last the test loss."""
 _SETS = ("train", "validation", "test")
@@ -26,7 +28,7 @@ _SHORT = {"mean squared error": "MSE", "mean absolute error": "MAE"}
 
 @final
 class Table(Callback):
-    """A row a record under a header; of more than 200 epochs every k-th, with the best in between, and the last.
+    """A row a record under a header; of more than 200 about 100 at equal distances, the best in between, and the last.
 
     show   prints a line
     """
@@ -36,18 +38,31 @@ class Table(Callback):
         self._header, self._held = "", list[Mapping[str, Any]]()
 
     def on_start(self, run: RunView) -> None:
-        epochs = -(-run.last_step // run.steps_per_epoch)
-        self._every = 1 if epochs <= _ROWS else -(-epochs // (_ROWS // 2))  # for each a best one may come, too
+        epochs = max(1, -(-run.last_step // run.steps_per_epoch))
+        self._last_step, self._per_epoch = run.last_step, run.steps_per_epoch
+        self._distance, self._began = run.steps_per_epoch, run.steps_done
+        self._before = run.steps_done
+        most = _ROWS // 2  # for each a best one may come, too
+        self._every, self._in_epoch = -(-epochs // most), max(1, most // epochs)
         self._epoch, self._step = max(5, len(str(epochs))), max(6, len(str(run.last_step)) + 1)
 
     def on_record(self, record: Mapping[str, Any]) -> None:
+        step, before = record["step"], self._before
+        if not before == self._began > 0:  # between the step that a run continues at and its first record may be few
+            self._distance = min(self._distance, max(1, step - before))
         earlier = [] if record.get("best") else [held for held in self._held if held.get("best")]
-        self._held = [*earlier, record]
-        if record["epoch"] % self._every == 0:
+        self._held, self._before = [*earlier, record], step
+        if self._last_step <= self._distance * _ROWS or self._part(step) > self._part(before):
             self._show_held()
+
+    def _part(self, step: int) -> int:
+        """The run's part, of 100 at most, that this step is in: of an epoch, or several epochs."""
+        epoch, after = divmod(step, self._per_epoch)
+        return epoch // self._every * self._in_epoch + after // -(-self._per_epoch // self._in_epoch)
 
     def on_rollback(self, step: int) -> None:
         self._held = [held for held in self._held if held["step"] <= step]
+        self._before = min(self._before, step)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self._show_held()
@@ -93,30 +108,38 @@ def _shortened(name: str) -> tuple[str, str]:
     """A score's set and its metric, which loses its middle where it is long."""
     part, _, metric = name.partition("_")
     words = metric.replace("_", " ")
-    words = _SHORT.get(words, words)
-    return part, words if len(words) < _SCORE else f"{words[:5].rstrip()}…{words[-4:]}"
+    return part, shortened(_SHORT.get(words, words), _SCORE - 1)
 
 
 def _cells(texts: list[str] | tuple[str, ...]) -> str:
-    return "".join(f"{text:>{_SCORE}}" for text in texts)
+    return "".join(" " * (_SCORE - columns(text)) + text for text in texts)
 
 
 @final
 class Bar(Callback):
     """A progress bar with loss, examples/s and remaining time, in one line, which is gone at the end."""
 
-    def __init__(self, columns: int | None) -> None:
-        from rich.console import Console
+    def __init__(self, width: int | None) -> None:
+        from rich.console import Console, RenderableType
+        from rich.constrain import Constrain
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._bar = Progress(
+        console = Console() if width is None else Console(force_terminal=True, width=width)
+
+        class Narrow(Progress):
+            def get_renderable(self) -> RenderableType:
+                return Constrain(super().get_renderable(), max(1, console.width - _FOR_CTRL_C))
+
+        self._bar = Narrow(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[text]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             transient=True,
-            console=Console() if columns is None else Console(force_terminal=True, width=columns),
+            console=console,
+            redirect_stdout=not console.is_jupyter,  # else each line that is printed becomes a display of its own there
+            redirect_stderr=not console.is_jupyter,
         )
         self._shown, self._examples, self._began = 0.0, 0, 0.0
 
@@ -135,16 +158,20 @@ class Bar(Callback):
         self._shown = now
 
     def show(self, line: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the bar; in a notebook, below it."""
+        if self._bar.console.is_jupyter:
+            say(line)
+            return
         try:
             self._bar.console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
         except OSError:  # the terminal is gone
             silence(sys.stdout)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        self._bar.stop()
+        self.close()
 
     def close(self) -> None:
+        self._bar.console.quiet = self._bar.console.is_jupyter  # where rich would display an empty text at the end
         self._bar.stop()  # the terminal is as it was, also after an error
 
 
@@ -156,10 +183,10 @@ def make_progress(quiet: bool) -> list[Callback]:
     """
     if quiet:
         return []
-    columns = None if launcher_size() is None else columns_of_launcher()
-    if columns is not None or (launcher_size() is None and (sys.stdout.isatty() or _in_notebook())):
+    width = None if launcher_size() is None else columns_of_launcher()
+    if width is not None or (launcher_size() is None and (sys.stdout.isatty() or _in_notebook())):
         try:
-            bar = Bar(columns)
+            bar = Bar(width)
         except ImportError:
             pass
         else:

@@ -69,6 +69,35 @@ def test_bash_completes(scripts: Path) -> None:
     assert found == dict(CASES)
 
 
+@pytest.mark.skipif(BASH is None, reason="there is no bash")
+@pytest.mark.parametrize("option", ["dataset", "model", "metric", "resume", "data-dir"])
+def test_bash_quotes_names_of_files(scripts: Path, tmp_path: Path, option: str) -> None:
+    """A completed name is one argument, of which nothing is run; a folder's ends with a slash."""
+    assert BASH is not None
+    name = "q $(touch PWNED) `touch PWNED`;x"
+    (tmp_path / name).mkdir()
+    (tmp_path / "script.bash").write_text((scripts / "script.bash").read_text())
+    leader, follower = pty.openpty()
+    shell = subprocess.Popen(
+        [BASH, "--norc", "--noprofile", "-i"], cwd=tmp_path, stdin=follower, stdout=follower, stderr=follower,
+        env={**os.environ, "TERM": "dumb", "PS1": "", "INPUTRC": os.devnull},
+    )  # fmt: skip
+    os.close(follower)
+    try:
+        os.write(
+            leader, b"source script.bash; distsgd() { printf '<%s>' \"$@\" > given; echo do''ne; }; echo rea''dy\n"
+        )
+        assert "ready" in until("ready", leader)
+        os.write(leader, f"distsgd train --{option} q\t\n".encode())
+        assert "done" in until("done", leader)
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(leader)
+    assert (tmp_path / "given").read_text() == f"<train><--{option}><{name}/>"
+    assert not (tmp_path / "PWNED").exists()
+
+
 @pytest.mark.skipif(ZSH is None, reason="there is no zsh")
 def test_zsh_completes(scripts: Path) -> None:
     assert ZSH is not None

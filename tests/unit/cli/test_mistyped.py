@@ -12,10 +12,12 @@ from distsgd.cli.command_line import Finished, load_config, parse_arguments
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.sources.datasets import open_dataset
+from distsgd.gpu.devices import choose_device
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation
 from distsgd.nn.models import ModelOptions, build_model
 from distsgd.optim.schedules import build_schedule
+from distsgd.run.build_trainer import monitored
 from distsgd.run.config import TrainConfig, resolved
 
 # The names of an optimizer, a schedule and so on are looked up where they are built, before anything is read or sent.
@@ -33,6 +35,9 @@ TRAIN = {
     "--optimiser sgd": "did you mean --optimizer?",
     "--optim sgd": "did you mean --optimizer?",
     "--wd 1": "did you mean --weight-decay?",
+    "--eps 1e-8": "unknown option --eps; did you mean --epsilon?",
+    "--beta 0.9": "unknown option --beta; did you mean --beta1 and --beta2?",
+    "--betas 0.9 0.999": "unknown option --betas; did you mean --beta1 and --beta2?",
     "--data-set digits": "did you mean --dataset?",
     "--output runs/a": "did you mean --out?",
     "--outs runs/a": "did you mean --out?",
@@ -50,6 +55,19 @@ TRAIN = {
     "-n 4": "-n is an option of mpirun: start ranks with mpirun -n 4 python -m distsgd.train …",
     "-np 4 --epochs 3": "start ranks with mpirun -n 4",
     "--np": "start ranks with mpirun -n R",
+    "-n4": "-n is an option of mpirun: start ranks with mpirun -n 4 python -m distsgd.train …",
+    "-np4 --epochs 3": "-np is an option of mpirun: start ranks with mpirun -n 4 python",
+    "--n 4": "start ranks with mpirun -n 4 python",
+    "--world-size 4": "--world-size: the number of ranks is an option of mpirun: mpirun -n 4 python",
+    "--val data.npz": "unknown option --val; did you mean --validation?",
+    "--precision fp16": "got 'fp16'; did you mean float16?",
+    "--precision bf16": "got 'bf16'; did you mean bfloat16?",
+    "--precision double": "precision: expected one of float32, tf32, bfloat16, float16, got 'double'; did you mean "
+    "--dtype float64?",
+    "--dtype double": "got 'double'; did you mean float64?",
+    "--dtype fp16": "dtype: expected one of float32, float64, got 'fp16'; did you mean --precision float16?",
+    "--dtype BF16": "got 'BF16'; did you mean --precision bfloat16?",
+    "--early-stopping off": "early_stopping: expected one of epochs, patience, got 'off'; did you mean --patience 0?",
     "mnist": "unexpected argument 'mnist'",
     "--epochs 3 4": "unexpected argument '4'",
     "--": "unknown option --",
@@ -77,6 +95,11 @@ TRAIN = {
     "--microbatches 0": "microbatches: expected a whole number, at least 1 and at most 65536, got 0",
     "--loss mse": "got 'mse'; did you mean squared-error?",
     "--loss cross_entropy": "did you mean softmax-cross-entropy?",
+    "--loss crossentropy": "did you mean softmax-cross-entropy?",
+    "--loss CrossEntropyLoss": "did you mean softmax-cross-entropy?",
+    "--loss categorical_crossentropy": "did you mean softmax-cross-entropy?",
+    "--loss sparse_categorical_crossentropy": "did you mean softmax-cross-entropy?",
+    "--loss binary_crossentropy": "did you mean binary-cross-entropy?",
     "--loss BCE": "did you mean binary-cross-entropy?",
     "--dtype Float64": "dtype: expected one of float32, float64, got 'Float64'; did you mean float64?",
     "--on-non-finite abort": "on_non_finite: expected one of stop, skip, rollback, got 'abort'",
@@ -140,6 +163,9 @@ def test_other_commands(kind: type, line: str, sentence: str) -> None:
     ("text", "sentence"),
     [
         ("epochz = 3", "unknown option 'epochz'; did you mean epochs?"),
+        ("betas = [0.9, 0.999]", "unknown option 'betas'; did you mean beta1 and beta2?"),
+        ("eps = 1e-8", "unknown option 'eps'; did you mean epsilon?"),
+        ("bs = 3", "unknown option 'bs'; did you mean batch_size?"),
         ("[train]\nepochs = 3", "unknown table [train]; options stand in the file without a table"),
         ("lr = 0.1\nlearning_rate = 0.1", "learning_rate is given twice, under two names; give it once"),
         ("batch-size = 3\nbatch_size = 3", "batch_size is given twice, under two names; give it once"),
@@ -187,6 +213,14 @@ def test_names_that_are_looked_up_later() -> None:
         build_model("LeNet", (4,), 2, ModelOptions())
     with pytest.raises(Exception, match=r"got 'cifar10'; did you mean cifar-10\?"):
         open_dataset("cifar10")
+    with pytest.raises(ConfigurationError, match=r"got 'cuda:1'; did you mean gpu:1\?"):
+        choose_device("cuda:1")
+    with pytest.raises(ConfigurationError, match=r"got 'GPU:0'; did you mean gpu:0\?"):
+        choose_device("GPU:0")
+    with pytest.raises(ConfigurationError, match=r"got 'loss'; did you mean validation_loss\?"):
+        monitored(TrainConfig(target="loss=0.1"), ())
+    with pytest.raises(ConfigurationError, match=r"got 'loss'; did you mean validation_loss\?"):
+        monitored(TrainConfig(monitor="loss"), ())
 
 
 def test_what_is_right_is_taken() -> None:

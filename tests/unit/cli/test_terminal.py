@@ -6,7 +6,6 @@ import fcntl
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -18,14 +17,20 @@ import pytest
 
 COLUMNS = 80
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n|[^\x1b\r\n]+")
+OWN_TERMINAL = "import os, sys; os.login_tty(0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+"""Python with the arguments that follow, for which the terminal's Ctrl-C is meant."""
 NAMES = ("ranks", "compute", "data", "validation", "model", "optimizer", "best", "stop", "early stop", "run")
 
 
 class Terminal:
-    """A program's output on a pseudo-terminal: `widest` of all that it ever showed, and the lines at the end."""
+    """A program's output on a pseudo-terminal: `widest` of all that it ever showed, and the lines at the end.
+
+    As on a real one, what comes after the last column goes on in the next line.
+    """
 
     def __init__(self) -> None:
         self.lines, self.row, self.column, self.widest, self.hidden = [""], 0, 0, "", False
+        self.bar = ""
 
     def write(self, text: str) -> None:
         for found in CONTROL.finditer(text):
@@ -33,15 +38,28 @@ class Terminal:
             if piece == "\r":
                 self.column = 0
             elif piece == "\n":
-                self.row, self.column = self.row + 1, 0
-                self.lines += [""] * (self.row + 1 - len(self.lines))
+                self.next_line()
             elif piece.startswith("\x1b"):
                 self.control(piece)
             else:
-                line = self.lines[self.row].ljust(self.column)
-                self.lines[self.row] = line[: self.column] + piece + line[self.column + len(piece) :]
-                self.column += len(piece)
-                self.widest = max(self.widest, self.lines[self.row].rstrip(), key=len)
+                self.text(piece)
+
+    def next_line(self) -> None:
+        self.row, self.column = self.row + 1, 0
+        self.lines += [""] * (self.row + 1 - len(self.lines))
+
+    def text(self, piece: str) -> None:
+        line = (self.lines[self.row][: self.column].ljust(self.column) + piece).rstrip()
+        self.widest = max(self.widest, line, key=len)
+        while piece:
+            if self.column == COLUMNS:
+                self.next_line()
+            part, piece = piece[: COLUMNS - self.column], piece[COLUMNS - self.column :]
+            line = self.lines[self.row].ljust(self.column)
+            self.lines[self.row] = line[: self.column] + part + line[self.column + len(part) :]
+            self.column += len(part)
+            if self.lines[self.row].startswith("step "):
+                self.bar = self.lines[self.row].rstrip()
 
     def control(self, piece: str) -> None:
         if piece.endswith("A"):
@@ -55,10 +73,10 @@ class Terminal:
 
 
 def on_terminal(folder: Path, *options: object, then: Callable[[int, str], None] | None = None) -> tuple[int, Terminal]:
-    """(exit status, the terminal) of a training; `then` gets its process and all output so far, again and again."""
+    """(exit status, the terminal) of a training; `then` gets the keyboard and all output so far, again and again."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-    command = [sys.executable, "-m", "distsgd.train", *map(str, options)]
+    command = [sys.executable, "-c", OWN_TERMINAL, "-m", "distsgd.train", *map(str, options)]
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     process = subprocess.Popen(
         command, cwd=folder, stdin=follower, stdout=follower, stderr=follower, env=environment | {"TERM": "xterm"}
@@ -74,7 +92,7 @@ def on_terminal(folder: Path, *options: object, then: Callable[[int, str], None]
             break
         output += part
         if then is not None:
-            then(process.pid, output.decode(errors="ignore"))
+            then(leader, output.decode(errors="ignore"))
     os.close(leader)
     terminal = Terminal()
     terminal.write(output.decode())
@@ -100,7 +118,8 @@ def test_digits_fits_a_terminal_and_a_file(tmp_path: Path) -> None:
     status, terminal = on_terminal(tmp_path, "--out", "run")
     assert status == 0
     assert len(terminal.widest) <= COLUMNS, terminal.widest
-    assert re.match(r"step \d+/140 .* left ", terminal.widest), "the bar is what takes the whole width"
+    assert re.match(r"step \d+/140 .* left ", terminal.bar)
+    assert len(terminal.bar) == COLUMNS - 4, "the bar takes the whole width, but for ^C"
     assert not terminal.hidden, "the cursor is back"
     (tmp_path / "run").rename(tmp_path / "first")
     printed = lines_of(tmp_path, "--out", "run")
@@ -115,18 +134,21 @@ def test_digits_fits_a_terminal_and_a_file(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
+    """With the bar at its place, which is gone then, although the terminal shows ^C after it."""
     sent: list[int] = []
 
-    def interrupt(process: int, output: str) -> None:
-        if not sent and " *" in output.partition("examples/s")[2]:  # after the first row
-            sent.append(process)
-            os.kill(process, signal.SIGINT)
+    def interrupt(keyboard: int, output: str) -> None:
+        after_first_row = output.partition("examples/s")[2].partition(" *")[2]
+        if not sent and re.search(r"left .*[\d-]:[\d-]{2}:[\d-]{2}", after_first_row):
+            sent.append(os.write(keyboard, b"\x03"))
 
     options = ("--out", "run", "--epochs", "200", "--patience", "0", "--hidden", "4")
     status, terminal = on_terminal(tmp_path, *options, then=interrupt)
     assert status == 75
     assert terminal.lines[-1] == ""
     assert re.fullmatch(r"stopped: \d+ epochs?, \d+ steps?; the same command continues", terminal.lines[-2])
+    assert sent
+    assert not [line for line in terminal.lines if line.startswith("step ")], "the bar is gone"
     assert "because    a signal or a callback asked for it" in terminal.lines
     assert len(terminal.widest) <= COLUMNS
     assert not terminal.hidden

@@ -148,7 +148,7 @@ def test_figures_are_means_and_deviations() -> None:
     assert tables.figure("test_error", [{"figures": {"test_error": 0.07489583}}]) == "test error 7.489583 %"
     assert tables.figure("loss", [{"figures": {"loss": None}}]) == "loss none"
     many = [{"figures": {"train_full_accuracy": value / 10}} for value in range(10)]
-    assert tables.figure("train_full_accuracy", many) == "train accuracy 45.00 in the middle, from 0.00 to 90.00 %"
+    assert tables.figure("train_full_accuracy", many) == "train accuracy 45.00 (0.00 to 90.00) %"
 
 
 def test_a_run_replaces_the_one_with_its_seed() -> None:

@@ -39,6 +39,13 @@ def test_extras_that_are_named_exist() -> None:
     assert named <= set(EXTRAS)
 
 
+def test_commands_install_from_the_checkout() -> None:
+    """No index of packages has distsgd; by its name pip finds extras alone, where distsgd is installed."""
+    for path, text in texts().items():
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            assert not re.search(r"pip install .*\bdistsgd\b", block), path
+
+
 def test_one_function_words_how_to_install() -> None:
     wording = [
         path.relative_to(ROOT).as_posix()

@@ -213,6 +213,13 @@ def test_schedules_and_optimizers_by_name_or_as_objects() -> None:
     assert by_name == as_objects != sha(optimizer=distsgd.RMSprop(0.01), schedule=Constant())
 
 
+def test_lr_is_the_learning_rate() -> None:
+    short, long = fit("softmax", (X, LABELS), lr=0.3, **QUICK), fit("softmax", (X, LABELS), learning_rate=0.3, **QUICK)
+    assert short.summary["parameters_sha256"] == long.summary["parameters_sha256"]
+    other = fit("softmax", (X, LABELS), **QUICK)
+    assert other.summary["parameters_sha256"] != long.summary["parameters_sha256"]
+
+
 def test_other_threads_of_blas_are_given_back() -> None:
     from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -240,6 +247,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": distsgd.Dense(8, 5)}, r"puts out shape \(5,\), this loss needs \(2,\)"),
     ({"model": distsgd.Dense(7, 2)}, "7"),
     ({"batchsize": 3}, "unknown option 'batchsize'"),
+    ({"lr": 0.1, "learning_rate": 0.1}, "learning_rate is given twice, under two names; give it once"),
+    ({"lr": 0.1, "optimizer": distsgd.SGD(0.1)}, "learning_rate is the optimizer's; give it there"),
     ({"dataset": "digits"}, "unknown option 'dataset'"),
     ({"batch_size": 0}, "batch_size"),
     ({"batch_size": "big"}, "batch_size"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd import Callback, fit
-from distsgd.core.output import COLUMNS, field, number
+from distsgd.core.output import COLUMNS, field, field_of_path, number
 from distsgd.run.fit import Result
 from distsgd.run.progress import Table
 from distsgd.run.summary import last_line
@@ -54,10 +57,12 @@ def test_four_digits_in_ten_characters(value: float) -> None:
 
 
 def test_numbers_by_hand() -> None:
-    values = (0.98333, 0.9, 1.66e-05, 0.00012346, 2, 1234.5678, 12345.678, 0, -1.2345e-100, float("nan"))
+    values = (0.98333, 0.9, 1.66e-05, 0.00012346, 2, 1234.5678, 9999.9, 1e4, 12345.678, 0, -1.2e-100, float("nan"))
     assert [*map(number, values)] == [
-        "0.9833", "0.9000", "1.66e-05", "0.0001235", "2.000", "1235", "1.235e+04", "0", "-1.23e-100", "nan",
+        "0.9833", "0.9000", "1.660e-05", "0.0001235", "2.000", "1235", "1.000e+04", "1.000e+04", "1.235e+04", "0",
+        "-1.20e-100", "nan",
     ]  # fmt: skip
+    assert [number(value) for value in (7.2e-05, 5.63e-05, 8.175e-05)] == ["7.200e-05", "5.630e-05", "8.175e-05"]
 
 
 def test_a_table() -> None:
@@ -66,10 +71,10 @@ def test_a_table() -> None:
     assert rows(9, [record(1, **scores), later]) == [
         "                 train validation validation",
         "epoch  step       loss       loss   accuracy  examples/s",
-        "    1     7   1.66e-05     0.2500     0.5000      12,346",
+        "    1     7  1.660e-05     0.2500     0.5000      12,346",
         "                 train validation validation       test       test",
         "epoch  step       loss       loss   accuracy   accuracy       loss  examples/s",
-        "    2    14   1.66e-05     0.2500     0.5000     0.8750     0.1250      12,346 *",
+        "    2    14  1.660e-05     0.2500     0.5000     0.8750     0.1250      12,346 *",
     ]
 
 
@@ -103,6 +108,37 @@ def test_at_most_200_rows_of_an_undisturbed_run(epochs: int) -> None:
     assert len(shown) >= min(epochs, 66)
     assert shown[-1] == epochs
     assert len(set(np.diff(shown[:-1]))) <= 1, "every k-th"
+
+
+def records_of(epochs: int, steps: int, every: int, best: int) -> list[dict[str, Any]]:
+    """A record every so many steps and at the end of each epoch; each best-th one is the best so far."""
+    at = [step for step in range(1, epochs * steps + 1) if step % every == 0 or step % steps == 0]
+    return [record(step // steps, best=number % best == 0) | {"step": step} for number, step in enumerate(at)]
+
+
+@pytest.mark.parametrize("best", [1, 7, 10**9])
+@pytest.mark.parametrize(
+    ("epochs", "steps", "every"), [(20, 1000, 10), (100, 7, 1), (150, 7, 1), (1, 5000, 1), (300, 10, 3), (3, 67, 1)]
+)
+def test_at_most_200_rows_where_an_epoch_has_many_records(epochs: int, steps: int, every: int, best: int) -> None:
+    records = records_of(epochs, steps, every, best)
+    assert len(records) > 200
+    lines = rows(epochs, records, steps)
+    shown = [int(line.split()[1]) for line in lines if line.split()[0].isdecimal()]
+    assert 50 <= len(shown) <= 201
+    assert shown[-1] == records[-1]["step"]
+    assert shown == sorted(set(shown))
+    if epochs <= 100:
+        assert {epoch * steps for epoch in range(1, epochs + 1)} <= set(shown), "the end of each epoch"
+    best_one = max(record["step"] for record in records if record.get("best"))
+    assert best_one in shown
+
+
+@pytest.mark.parametrize(("epochs", "steps", "every"), [(1, 200, 1), (60, 10, 5), (200, 7, 7), (2, 1000, 10)])
+def test_up_to_200_records_are_all_shown(epochs: int, steps: int, every: int) -> None:
+    records = records_of(epochs, steps, every, 7)
+    shown = [line for line in rows(epochs, records, steps) if line.split()[0].isdecimal()]
+    assert [int(line.split()[1]) for line in shown] == [record["step"] for record in records]
 
 
 def test_the_best_so_far_is_always_there() -> None:
@@ -212,6 +248,54 @@ def test_fit_prints_where_it_is_asked_to(capfd: pytest.CaptureFixture[str]) -> N
     assert "\x1b" not in out + err
 
 
+NOTEBOOK = {
+    "ipykernel.py": "",
+    "IPython/__init__.py": "",
+    "IPython/display.py": """
+inside, outside = [], []  # what a widget and what the page shows
+def display(shown):
+    from ipywidgets import Output
+    (inside if Output.entered else outside).append(shown)
+""",
+    "ipywidgets.py": """
+class Output:
+    entered, closed = 0, False
+    def __enter__(self):
+        Output.entered += 1
+    def __exit__(self, *error):
+        Output.entered -= 1
+    def clear_output(self, wait):
+        pass
+    def close(self):
+        self.closed = True
+""",
+}
+"""Stand-ins for what a notebook has."""
+
+
+def test_in_a_notebook_rows_are_plain_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but the bar's widget is displayed, and it is closed at the end."""
+    pytest.importorskip("rich")
+    for name, text in NOTEBOOK.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for module in ("ipykernel", "IPython", "IPython.display", "ipywidgets"):
+        monkeypatch.setitem(sys.modules, module, None)  # the test leaves what it finds
+        del sys.modules[module]
+    monkeypatch.syspath_prepend(tmp_path)
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr("builtins.get_ipython", lambda: shell, raising=False)
+    import_module("ipykernel")
+    page = import_module("IPython.display")
+    train(quiet=False)
+    assert epochs_of(capsys.readouterr().out.splitlines()) == [1, 2, 3]
+    assert page.inside
+    (widget,) = page.outside
+    assert widget.closed
+
+
 def test_a_long_text_keeps_its_ends() -> None:
     words = [f"word{number}" for number in range(99)]
     lines = field("model", " ".join(words))
@@ -233,3 +317,39 @@ def test_fit_says_what_it_chose_and_why_it_ended_where_it_is_asked_to(capsys: py
     assert lines[-1] == "early_stopped: 3 epochs, 3 steps"
     fit("softmax", (x, np.arange(60) % 3), **options)
     assert capsys.readouterr().out == ""
+
+
+def on_screen(text: str) -> int:
+    """Columns, by the table of another package."""
+    return int(pytest.importorskip("rich.cells").cell_len(text))
+
+
+@given(st.text(st.sampled_from("ab /名前ｗé́-"), max_size=400))
+def test_no_line_of_a_field_is_wider_than_80_columns(text: str) -> None:
+    lines = field("data", text)
+    assert max(map(on_screen, lines)) <= COLUMNS
+    assert 1 <= len(lines) <= 4
+    if not any("…" in line for line in lines):
+        assert "".join(line[11:] for line in lines).replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("letter", ["x", "名"])
+def test_a_long_path_loses_its_middle(letter: str) -> None:
+    text = f"/data/{letter * 150}.npz: 60 examples"
+    first, second = field("data", text)
+    assert first.startswith(f"data       /data/{letter}")
+    assert "…" in first
+    assert first.endswith(f"{letter}.npz:")
+    assert COLUMNS - 2 <= on_screen(first) <= COLUMNS
+    assert second == f"{'':11}60 examples"
+
+
+def test_the_folder_of_wide_characters_gets_its_own_line() -> None:
+    assert field_of_path("run", "名" * 34) == [f"run        {'名' * 34}"]
+    assert field_of_path("run", "名" * 35) == ["run", "名" * 35]
+
+
+def test_scores_with_wide_names_stay_in_their_columns() -> None:
+    shown = rows(1, [record(1, train_loss=0.5, validation_loss=0.5, validation_正確な正解率=0.5)])
+    assert [on_screen(line.rpartition(" ")[0].rstrip()) for line in shown[:3]][1:] == [44, 44]
+    assert "正確…解率" in shown[1]
