@@ -116,7 +116,7 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) 
                 plain.append(word)
         elif flag in names:
             if equals and options[names[flag]].kind is bool:
-                raise ConfigurationError(_no_value(names[flag], value))
+                raise ConfigurationError(_no_value(options[names[flag]], value))
             given.setdefault(names[flag], []).append(flag)
             plain.append(flag + equals + value)
         else:
@@ -134,16 +134,15 @@ def _unexpected(word: str, arguments: Sequence[str], options: Mapping[str, Optio
     place = list(arguments).index(word)
     before = names.get(arguments[place - 1].replace("_", "-")) if place else None
     if before is not None and options[before].kind is bool:
-        return _no_value(before, word)
+        return _no_value(options[before], word)
     name = word.partition("=")[0].lstrip(_DASHES)
     near = suggestion(f"--{name}", [*names, "--help", "--version"])
     begins = ", which begins with another dash than -" if word[:1] in _DASHES else ""
     return f"unexpected argument {word!r}{begins}{near}"
 
 
-def _no_value(name: str, value: str) -> str:
-    flag = f"--{name.replace('_', '-')}"
-    return f"{flag} takes no value, got {value!r}; give {flag} or --no-{flag[2:]} alone"
+def _no_value(one: Option, value: str) -> str:
+    return f"{one.flag} takes no value, got {value!r}; give {one.flag} or --no-{one.flag[2:]} alone"
 
 
 def _given_twice(flags: Sequence[str], is_list: bool) -> str:
