@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
@@ -95,7 +96,7 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
     """What the outputs stand for: by the loss and the targets.
 
     A model of the user's own that isn't a layer predicts what it puts out, so that its single output is a score.
-    Raises ConfigurationError or DataError where these targets can't be learned, or have other classes than --classes.
+    Raises ConfigurationError where the targets have other classes than --classes.
     """
     own = not isinstance(objective, Supervised)
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
@@ -112,11 +113,6 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
         task = Task("classification", 2, answer="probability")
     else:
         task = Task("regression")
-    if task.num_classes == 1 and not own:
-        raise DataError(
-            "the targets are labels of a single class, 0: there is nothing to learn from them; give examples of every "
-            "class, or say with --classes how many classes there are"
-        )
     return replace(task, names=class_names(config.classes, task.num_classes))
 
 
@@ -214,13 +210,25 @@ def confusion_matrix(task: Task, metrics: Sequence[Metric]) -> ConfusionMatrix |
     return ConfusionMatrix(max(task.num_classes, 2), task.output_threshold)
 
 
-def check_targets(communicator: Communicator, objective: Objective, data: Data) -> None:
-    """Raises DataError where float targets aren't the probabilities that a cross-entropy takes. Collective."""
+def _refuse_one_class(y: Array) -> None:
+    """Raises DataError where all examples are of one class: any model gets a loss of 0 by always giving it."""
+    label = y.flat[0]
+    if y.size == len(y) and (y.dtype.kind != "f" or label in (0, 1)) and (y == label).all():
+        raise DataError(
+            f"the targets are labels of a single class, {label:g}: there is nothing to learn from them; give examples "
+            "of every class, or say with --classes how many classes there are"
+        )
+
+
+def check_targets(communicator: Communicator, config: TrainConfig, objective: Objective, data: Data) -> None:
+    """Raises DataError where targets aren't the labels or probabilities that a cross-entropy takes. Collective."""
 
     def check() -> None:
         loss = objective.loss if isinstance(objective, Supervised) else None
         if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy):
             return
+        if not config.classes:
+            _refuse_one_class(data.train.y)
         sets = {"training": data.train, "validation": data.validation, "test": data.test}
         for name, part in sets.items():
             if part is None or part.y.dtype.kind != "f":

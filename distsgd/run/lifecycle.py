@@ -172,7 +172,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     config = start.config
     data = spec.load_data(communicator, config)
     objective = spec.build_objective(communicator, config, data.signature)
-    check_targets(communicator, objective, data)
+    check_targets(communicator, config, objective, data)
     refuse_unused(config, data.signature, objective, validates=data.validation is not None)
     task = build_task(config, data.signature, objective)
     metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]

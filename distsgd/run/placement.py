@@ -122,7 +122,10 @@ def split_data(
 
     train = standardized(_augmentable(train, config))
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
-    notes = communicator.on_root(lambda: unusual(trained.x, trained.scale, config))
+    named = config.classes or num_classes is not None
+    notes = communicator.on_root(
+        lambda: (*unusual(trained.x, trained.scale, config), *([] if named else absent(trained.y, classes)))
+    )
     return Data(names[""], train, validation, test, signature, found, split, notes=notes)
 
 
@@ -146,6 +149,21 @@ def unusual(x: Array, scale: float, config: TrainConfig) -> tuple[str, ...]:
         text, remedy = f"{config.dtype} rounds it to steps of {steps[worst]:.1g}", "--dtype float64, or "
     note = f"warning: {which} between {low[worst]:g} and {high[worst]:g}, and {text}; {remedy}--standardize gives each "
     return (f"{note}input the mean 0 and the spread 1",)
+
+
+def absent(y: Array, classes: int | None) -> tuple[str, ...]:
+    """A sentence where labels below the greatest belong to no example: they may be numbered from 1, or be codes."""
+    if classes is None or y.dtype.kind == "f":
+        return ()
+    missing = np.setdiff1d(np.arange(classes), y)
+    if not len(missing):
+        return ()
+    which = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+    text = (
+        f"warning: {len(missing)} of {classes} classes have no examples: {which}; number the classes from 0 "
+        "(np.unique(y, return_inverse=True)), or say with --classes how many there are"
+    )
+    return (text,)
 
 
 def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Signature:

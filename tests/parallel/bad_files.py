@@ -35,6 +35,7 @@ class Case:
     status   the exit status that every rank leaves with
     trace    the user's own code raises, and its traceback is reported, once
     leaves   what the command may leave in the folder, where a run had begun
+    least    how many ranks it takes
     """
 
     reported: str
@@ -44,6 +45,7 @@ class Case:
     command: str = "train"
     trace: bool = False
     leaves: tuple[str, ...] = ()
+    least: int = 1
 
 
 TEMPLATE = "template"

@@ -1,6 +1,7 @@
 """Bad input of every kind gets one sentence from rank 0 and one exit status on all ranks, soon, and nothing is lost.
 
-The whole table runs in one mpirun of two ranks (bad_input_ranks.py), a sample of it once more as a user would run it.
+The whole table runs in one process, and in one mpirun of three ranks (bad_input_ranks.py); a sample of it once more as
+a user would run it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tests.parallel.bad_inputs import CASES
 from tests.parallel.launch import environment, module, once, run_command
 
 RANKS = 2
+"""Of the sample."""
 LONG = 580
 """Seconds for the whole table, which takes half a minute where nothing else runs; a hang is still an error."""
 pytestmark = pytest.mark.timeout(600)
@@ -84,12 +86,18 @@ def begin(case: Case, folder: Path) -> str:
     return ""
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome | str]]:
-    """By case: the outcome, or why it can't be had here."""
+@pytest.fixture(scope="module", params=(1, 3), ids=("1 rank", "3 ranks"))
+def outcomes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Outcome | str]]:
+    """By case: the outcome on so many ranks, or why it can't be had here."""
+    ranks: int = request.param
     place = tmp_path_factory.mktemp("bad")
     make_template(place)
-    reasons = {name: begin(case, place / f"begun-{number}") for number, (name, case) in enumerate(CASES.items())}
+    reasons = {
+        name: f"takes {case.least} ranks" if ranks < case.least else begin(case, place / f"begun-{number}")
+        for number, (name, case) in enumerate(CASES.items())
+    }
     tried = [(number, name) for number, name in enumerate(CASES) if not reasons[name]]
     for index, (number, _) in enumerate(tried):
         (place / "kept" / f"{index}").mkdir(parents=True)
@@ -99,13 +107,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
     (place / "cases.json").write_text(json.dumps(lines))
     try:
         program = Path(__file__).with_name("bad_input_ranks.py")
-        done = run_command(RANKS, [sys.executable, str(program), str(place)], place, limit=LONG, extra=NO_NETWORK)
-        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(RANKS)]
+        done = run_command(ranks, [sys.executable, str(program), str(place)], place, limit=LONG, extra=NO_NETWORK)
+        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(ranks)]
         if done.status or min(ended) < len(tried):
             name = tried[min(min(ended), len(tried) - 1)][1]
             pytest.fail(f"{name!r} ended or held up the ranks, with status {done.status}:\n{done.text}")
         yield dict(reasons) | {
-            name: collect(place, index, before[name], contents(place / f"begun-{number}"))
+            name: collect(place, index, ranks, before[name], contents(place / f"begun-{number}"))
             for index, (number, name) in enumerate(tried)
         }
     finally:
@@ -113,11 +121,11 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Out
             unmount(place / f"begun-{number}")
 
 
-def collect(place: Path, index: int, before: dict[str, object], after: dict[str, object]) -> Outcome:
+def collect(place: Path, index: int, ranks: int, before: dict[str, object], after: dict[str, object]) -> Outcome:
     """The outcome of one case."""
-    reported = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(RANKS)]
+    reported = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(ranks)]
     out, err = (
-        [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(RANKS)]
+        [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(ranks)]
         for name in ("out", "err")
     )
     return Outcome([one["status"] for one in reported], out, err, difference(before, after))
@@ -140,10 +148,10 @@ def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
     case, outcome = CASES[name], outcomes[name]
     if isinstance(outcome, str):
         pytest.skip(outcome)
-    assert outcome.statuses == [case.status] * RANKS, outcome.err[0]
+    assert set(outcome.statuses) == {case.status}, outcome.err[0]
     check_sentence(case, outcome.err[0])
-    assert outcome.err[1:] == [""] * (RANKS - 1)
-    assert outcome.out == [""] * RANKS
+    assert set(outcome.err[1:]) <= {""}
+    assert set(outcome.out) == {""}
     assert [path for path in outcome.changed if not path.startswith(case.leaves or "\0")] == []
 
 

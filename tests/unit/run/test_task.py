@@ -31,6 +31,19 @@ def test_one_class_alone_is_refused() -> None:
     """Whose loss would be 0 from the first step."""
     with pytest.raises(DataError, match="labels of a single class, 0: there is nothing"):
         fit("softmax", (X, np.zeros(len(X), int)), **USUAL)
+    with pytest.raises(DataError, match="labels of a single class, 2: there is nothing"):
+        fit("mlp", (X, np.full(len(X), 2)), **USUAL)
+    with pytest.raises(DataError, match="labels of a single class, 1: there is nothing"):
+        fit("mlp", (X, np.ones(len(X))), loss="binary-cross-entropy", **USUAL)
+
+
+def test_classes_without_examples_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels from 1, as other languages count them, make a class 0 that no example has."""
+    assert fit("softmax", (X, THREE + 1), **USUAL).predict(X).shape == (120, 4)
+    assert "1 of 4 classes have no examples: 0; number the classes from 0" in capsys.readouterr().err
+    fit("softmax", (X, THREE + 1), classes="4", **USUAL)
+    fit("softmax", (X, THREE), **USUAL)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_fold_without_some_classes_is_trained_with_all() -> None:
