@@ -65,7 +65,8 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "drop_last": (True, {"batch_size": 7}), "microbatches": (2, {}), "seed": (3, {}), "dtype": ("float64", {}),
     "precision": ("tf32", {}), "loss_scale": (2, {}), "validate_every": ("2", {}), "train_metrics": ("full", {}),
     "top_k": (1, {}), "metric": (("top_5_accuracy",), {}), "early_stopping": ("patience", {"patience": 12}),
-    "patience": (1, {}), "min_delta": (0.5, SLOW), "monitor": ("validation_loss", LONG), "ties": ("first", LONG), "patience_increase": (3.0, {}), "improvement_threshold": (0.5, {}),
+    "patience": (1, {}), "min_delta": (0.5, SLOW), "monitor": ("validation_loss", LONG), "ties": ("first", LONG),
+    "patience_increase": (3.0, {}), "improvement_threshold": (0.5, {}),
 }  # fmt: skip
 USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05}
 CHANGES_NOTHING_HERE = {
