@@ -1,4 +1,4 @@
-"""python -m distsgd.launch -n 4 -- OPTIONS: training under mpirun that is watched, restarted and cleaned up behind."""
+"""python -m distsgd.launch -n 4 -- OPTIONS: training under mpirun that is watched, restarted and cleaned up after."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class Device:
         """Raises OutOfMemoryError where `needed` bytes for `what` don't fit on this device; the CPU isn't asked."""
 
     def free_bytes(self) -> int | None:
-        """Bytes of memory that nobody uses; None for the CPU."""
+        """Bytes of memory that are free; None for the CPU."""
         return None
 
 

@@ -71,8 +71,8 @@ class Option:
     @property
     def text(self) -> str:
         """The help, with choices and the default where the help doesn't give them."""
-        told = all(choice in self.help for choice in self.choices)
-        text = self.help if told else f"{self.help} One of {', '.join(self.choices)}."
+        complete = all(choice in self.help for choice in self.choices)
+        text = self.help if complete else f"{self.help} One of {', '.join(self.choices)}."
         values = self.default if self.is_list else (self.default,)
         if values in ((), (None,), (REQUIRED,)) or self.default is False or "Default" in self.help:
             return text

@@ -104,10 +104,10 @@ def number_of_classes(words: tuple[str, ...]) -> int | None:
 
 def class_names(words: tuple[str, ...], classes: int) -> tuple[str, ...]:
     """The names of so many classes, as --classes says them. Raises ConfigurationError where it says another number."""
-    said = number_of_classes(words)
-    if said not in (None, classes):
+    named = number_of_classes(words)
+    if named not in (None, classes):
         got = f"{classes} classes" if classes else "values and not classes"
-        raise ConfigurationError(f"classes: {said} are named, the targets are {got}; name those that there are")
+        raise ConfigurationError(f"classes: {named} are named, the targets are {got}; name those that there are")
     return words if len(words) > 1 else ()
 
 

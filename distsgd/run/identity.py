@@ -27,7 +27,7 @@ _MOST = 20_000
 """Texts of one argument; what has more is not compared."""
 _WITHOUT_EFFECT = {"__repr__", "__str__", "__eq__", "__hash__", "__lt__", "__le__", "__gt__", "__ge__", "__setattr__",
                    "__delattr__", "__replace__", "__annotate__", "__annotate_func__"}  # fmt: skip
-"""Methods that a dataclass makes by itself, or that training doesn't call."""
+"""Methods that a dataclass makes, or that training doesn't call."""
 
 
 class _TooMuch(Exception):

@@ -1,4 +1,4 @@
-"""The life of a run, told once: open, build, restore, train, finish. `train` and `fit` make a RunSpec for it."""
+"""The life of a run, in one place: open, build, restore, train, finish. `train` and `fit` make a RunSpec for it."""
 
 from __future__ import annotations
 

@@ -285,9 +285,9 @@ def _check(
     """The number of classes. Raises DataError where arrays can't be trained on or sets don't fit each other."""
     train, dtype = sets["train"], np.dtype(config.dtype)
     assert train is not None
-    said, values = number_of_classes(config.classes), config.loss == "squared-error"
-    if None not in (said, num_classes) and said != num_classes:
-        raise ConfigurationError(f"classes: {names['train']} has {num_classes} classes, got {said}; leave it out")
+    named, values = number_of_classes(config.classes), config.loss == "squared-error"
+    if None not in (named, num_classes) and named != num_classes:
+        raise ConfigurationError(f"classes: {names['train']} has {num_classes} classes, got {named}; leave it out")
 
     def check(key: str, part: Examples, classes: int | None) -> int | None:
         as_values = values and classes is None
@@ -295,7 +295,7 @@ def _check(
             names[key], part.x, part.y, part.weights, num_classes=classes, values=as_values, dtype=dtype
         )
 
-    classes = check("train", train, said if values else said or num_classes)
+    classes = check("train", train, named if values else named or num_classes)
     if values and train.y.dtype.kind != "f" and 0 <= train.y.min() <= train.y.max() <= 1:
         classes = 2
     for key, part in sets.items():

@@ -150,7 +150,7 @@ _OPTIONAL = ("inputs", "targets", "range", "target_mean")
 
 
 def _document_of(signature: Signature) -> dict[str, Any]:
-    """The entries of a signature; what it doesn't say is left out."""
+    """The entries of a signature; without what it doesn't say."""
     found = {key: value for key, value in vars(signature).items() if value not in (None, ()) or key not in _OPTIONAL}
     for key in ("inputs", "targets"):
         if key in found:

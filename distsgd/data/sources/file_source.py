@@ -1,4 +1,4 @@
-"""An array in a file, behind a header that says its shape: read a block at a time, or mapped."""
+"""An array in a file, after a header that says its shape: read a block at a time, or mapped."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Visit = Callable[[str, Stream, int], object]
 
 
 class _Header(tarfile.TarInfo):
-    """One header, taken by itself: tarfile would read long names and maps of sparse files into memory, of any length,
+    """One header, read alone: tarfile would read long names and maps of sparse files into memory, of any length,
     and take a damaged header for the archive's end."""
 
     @classmethod

@@ -13,7 +13,7 @@ from distsgd.nn.models.text import from_text
 
 LENET = "lenet: conv 20 5x5, pool 2, tanh, conv 50 5x5, pool 2, tanh, dense 500, tanh, dense"
 """The network of Theano's tutorial "Convolutional neural networks (LeNet)", for images of 28x28. The tutorial adds its
-biases behind the pooling, where they make the same sums."""
+biases after the pooling, where they make the same sums."""
 
 NETWORK3 = "network3: conv 20 5x5, pool 2, sigmoid, conv 40 5x5, pool 2, sigmoid, dense 100, sigmoid, dense"
 """Two ConvPoolLayers, a FullyConnectedLayer and a SoftmaxLayer, with sigmoids; its other networks are lists, such as

@@ -79,8 +79,8 @@ def outcome(model: str, options: dict[str, Any]) -> str:
     """Everything that a run gives, but what may differ between equal runs."""
     given, more = MODELS[model]
     result = fit(given, (X, Y), **{**USUAL, **more, **options})
-    said = [{key: value for key, value in one.items() if key != "run"} for one in (*result.history, result.summary)]
-    return json.dumps([said, str(result.task)], sort_keys=True)
+    records = [{key: value for key, value in one.items() if key != "run"} for one in (*result.history, result.summary)]
+    return json.dumps([records, str(result.task)], sort_keys=True)
 
 
 def test_every_option_is_tried() -> None:

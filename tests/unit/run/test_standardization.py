@@ -118,12 +118,12 @@ def test_unusual_inputs_are_reported_at_load(
     x: Any, options: dict[str, Any], words: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("softmax", (x, CLASSES), **USUAL | {"epochs": 1} | options)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     if words is None:
-        assert "lies" not in said
-        assert "lie " not in said
+        assert "lies" not in printed
+        assert "lie " not in printed
     else:
-        assert re.search(words, said)
+        assert re.search(words, printed)
 
 
 def test_one_answer_for_all_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
