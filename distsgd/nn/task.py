@@ -30,8 +30,8 @@ class Task:
     names : tuple of str, optional
         The names of the classes in the order of the labels, where they are known.
     answer : str, default "logit"
-        What a single output is that separates class 1 from class 0, and each output of several answers: a "logit", whose
-        prediction is its sigmoid; a "probability"; or a "score", class 1 above 0, which is its own prediction.
+        What the single output of two classes is, and each output of several answers: a "logit", whose prediction is its
+        sigmoid; a "probability"; or a "score", class 1 above 0, which is its own prediction.
     """
 
     kind: Kind
