@@ -16,6 +16,10 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.ranges import bounds, is_in
 
 REQUIRED = MISSING
+_SHOWN = 10
+"""Values of a list that a message has."""
+_BITS = 1024
+"""Bits of a whole number: what is computed with it can still be written in a message."""
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -88,7 +92,7 @@ class Option:
                 _check_text(self.name, item)
             elif self.interval and not is_in(self.interval, item):
                 what = kind_name(self.kind).replace("a number", "a finite number")
-                raise ConfigurationError(f"{self.name}: expected {what}, {bounds(self.interval)}, got {item}")
+                raise ConfigurationError(f"{self.name}: expected {what}, {bounds(self.interval)}, got {shown(item)}")
             if self.choices:
                 check_name(self.name, item, self.choices)
         if self.check is not None:
@@ -130,7 +134,17 @@ def read(value: Any, kind: Any, where: str, *, text: bool = False) -> Any:
             return _read(value, alternative, text)
         except (ValueError, OverflowError):
             continue
-    raise ConfigurationError(f"{where}: expected {kind_name(kind)}, got {value!r}")
+    raise ConfigurationError(f"{where}: expected {kind_name(kind)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value as a message has it: of a long list the first, of a number that Python doesn't write out its kind."""
+    if isinstance(value, list | tuple) and len(value) > _SHOWN:
+        return f"[{', '.join(map(shown, value[:_SHOWN]))}, …] of {len(value)} values"
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a very long {type(value).__name__}"
 
 
 def _alternatives(kind: Any) -> list[Any]:
@@ -145,6 +159,8 @@ def _read(value: Any, kind: Any, text: bool) -> Any:
         return value
     if kind is type(None) and (value is None or (text and value == "None")):
         return None
+    if type(value) is int and value.bit_length() > _BITS:
+        raise ValueError
     if kind in (int, float) and (text or (kind is float and type(value) is int)):
         return kind(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
