@@ -18,6 +18,8 @@ from distsgd.core.ranges import bounds, is_in
 REQUIRED = MISSING
 _SHOWN = 10
 """Values of a list that a message has."""
+_CHARACTERS = 20_000
+"""Characters of a text: 1,000 layers take less. To compile a pattern takes the square of its length."""
 _BITS = 1024
 """Bits of a whole number: what is computed with it can still be written in a message."""
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -39,6 +41,7 @@ class Option:
     written      whether config.toml holds it
     code         whether it may name a user's own code
     path         whether it may be the path of a file or a folder, for a shell that completes it
+    most         of a list: how many values it may have, for each may be a layer or a metric
     """
 
     help: str
@@ -52,6 +55,7 @@ class Option:
     written: bool = True
     code: bool = False
     path: bool = False
+    most: int = 1000
     name: str = ""
     kind: Any = str
     default: Any = None
@@ -87,6 +91,8 @@ class Option:
         """Raise ConfigurationError for a value that this option can't have; None is what wasn't given."""
         if value is None:
             return
+        if isinstance(value, tuple) and len(value) > self.most:
+            raise ConfigurationError(f"{self.name}: expected at most {self.most} values, got {len(value)}; give fewer")
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, str):
                 _check_text(self.name, item)
@@ -181,6 +187,8 @@ def kind_name(kind: Any) -> str:
 
 def _check_text(name: str, text: str) -> None:
     """Raises ConfigurationError for what can't be a file's name, or can't be stored in config.toml."""
+    if len(text) > _CHARACTERS:
+        raise ConfigurationError(f"{name}: expected at most {_CHARACTERS} characters, got {len(text)}; give fewer")
     if not text:
         raise ConfigurationError(f"{name}: expected a word or a name, got nothing; leave the option out")
     try:

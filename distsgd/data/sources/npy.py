@@ -64,8 +64,10 @@ def _read_header(stream: Stream, size: int, where: str) -> Header:
         except Exception as problem:  # text made to harm can raise nearly anything in NumPy's parser
             raise DataError(f"{where}: expected a .npy header, got text that isn't one; make it again") from problem
     check_dtype(where, dtype)
-    if any(isinstance(n, bool) or n < 0 for n in shape):
-        raise DataError(f"{where}: expected lengths of at least 0, the header says {shape}; make it again")
+    if any(isinstance(n, bool) or not 0 <= n < 1 << 63 for n in shape):
+        raise DataError(
+            f"{where}: expected lengths of at least 0 and less than 2**63, the header says {shape}; make it again"
+        )
     offset = len(start) + len(size_field) + length
     header = Header(tuple(int(n) for n in shape), dtype, offset, bool(fortran) and len(shape) > 1)
     header.check(size, where)
