@@ -72,7 +72,9 @@ class FileSource(ArraySource):
             return None
         with self.opened() as (stream, found):
             self._check_unchanged(found)
-            return np.memmap(stream, self.dtype, "r", header.offset, self.shape)
+            array = np.memmap(stream, self.dtype, "r", header.offset, self.shape)  # of the file that was checked
+        array.filename = self.path  # which a stream that was opened by its number doesn't know
+        return array
 
     def _check_unchanged(self, header: Header) -> None:
         if header != self.header:
