@@ -60,8 +60,8 @@ def _error() -> DistsgdError:
         except DataError as error:
             return error
     return DataError(
-        f"expected to read {' or '.join(_watched)} as it is mapped, that failed (a bus error); its disk may be damaged, "
-        "or /dev/shm full"
+        f"expected to read {' or '.join(_watched)} as it is mapped, that failed (a bus error); look after its "
+        "disk and after /dev/shm, which may be full"
     )
 
 

@@ -166,7 +166,7 @@ HOSTILE_DATA: dict[str, Case] = {
         b"}(" + nested(200) + b"Nu")),
     "a part of CIFAR-10 whose label is a tuple of tuples": Case("a list where an array", CIFAR, parts_of_cifar(
         b"}(X\6\0\0\0labels](" + nested(200) + b"eu")),
-    "a part of CIFAR-10 whose label is a number of a million bits": Case("more than 64 bits", CIFAR, parts_of_cifar(
+    "a part of CIFAR-10 whose label is a number of a million bits": Case("more than 1024 bits", CIFAR, parts_of_cifar(
         b"}(X\6\0\0\0labels](\x8b" + struct.pack("<i", 125_000) + b"\x7f" * 125_000 + b"eX\4\0\0\0data"
         + ZEROS + b"(K\1(K\1M\0\x0ctcnumpy\ndtype\nX\2\0\0\0u1\x85R\x89B" + struct.pack("<i", 3072) + bytes(3072)
         + b"tbu")),

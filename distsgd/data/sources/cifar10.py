@@ -35,7 +35,7 @@ _PIXELS = prod(SHAPE)
 UNPACKED_LIMIT = 256 << 20
 """Bytes that an archive may unpack to; the published ones have 184 million."""
 FILE_LIMIT = 64 << 20
-"""Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""
+"""Bytes of one file, all of which is in memory at once; the published ones have 31 million."""
 
 
 def read_binary(stream: Stream, size: int, where: str) -> tuple[Array, Array]:
@@ -119,7 +119,12 @@ class Place:
             return labels
         for member in names:
             with reading(self._where(member)), open_regular(self._where(member)) as stream:
-                visit(member, stream, os.fstat(stream.fileno()).st_size)
+                size = os.fstat(stream.fileno()).st_size
+                if size > FILE_LIMIT:
+                    raise DataError(
+                        f"{self._where(member)}: expected at most {FILE_LIMIT} bytes, it has {size}; get the right file"
+                    )
+                visit(member, stream, size)
         return labels
 
     def _where(self, member: str) -> str:
@@ -180,7 +185,8 @@ class Cifar10:
 
     def _fetch(self, folder: Path, options: OpenOptions) -> Place:
         wanted = f"{BINARY.archive} or {PYTHON.archive}, packed or unpacked,"
-        fetch(self.name, self.url, {BINARY.archive: self.checksums}, wanted, folder, options.download)
+        files = {BINARY.archive: self.checksums}
+        fetch(self.name, self.url, files, wanted, folder, options.download, UNPACKED_LIMIT)
         return Place(BINARY, folder / BINARY.archive, packed=True)
 
 

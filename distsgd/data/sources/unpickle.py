@@ -36,7 +36,8 @@ _AXES = 8
 """Axes of an array, and members of a tuple."""
 _DEPTH = 2
 """How deep tuples may lie in each other: a tuple of pairs of arrays is two deep. One list may be in all places."""
-_MOST = (1 << 63) - 1
+_MOST = 1 << 1024
+"""Of a whole number, so that it can be shown."""
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -253,7 +254,7 @@ def _plain(found: object, depth: int) -> object:
         return None
     if isinstance(found, list) and kinds <= {int}:
         if found and not (min(found) >= -_MOST and max(found) <= _MOST):
-            raise ValueError("a number of more than 64 bits")
+            raise ValueError("a number of more than 1024 bits")
         return found
     if isinstance(found, dict) and depth == 0:
         return {_name(key): _plain(value, depth=_DEPTH) for key, value in found.items()}
