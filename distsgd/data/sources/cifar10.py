@@ -33,9 +33,9 @@ TEST = ("test_batch",)
 
 _PIXELS = prod(SHAPE)
 UNPACKED_LIMIT = 256 << 20
-"""Bytes that an archive may unpack to; the published ones have 184 million."""
+"""Bytes that an archive may unpack to, and of a file beside others; the published ones have 184 million in all."""
 FILE_LIMIT = 64 << 20
-"""Bytes of one file, all of which is in memory at once; the published ones have 31 million."""
+"""Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""
 
 
 def read_binary(stream: Stream, size: int, where: str) -> tuple[Array, Array]:
@@ -120,9 +120,9 @@ class Place:
         for member in names:
             with reading(self._where(member)), open_regular(self._where(member)) as stream:
                 size = os.fstat(stream.fileno()).st_size
-                if size > FILE_LIMIT:
+                if size > UNPACKED_LIMIT:
                     raise DataError(
-                        f"{self._where(member)}: expected at most {FILE_LIMIT} bytes, it has {size}; get the right file"
+                        f"{self._where(member)}: expected at most {UNPACKED_LIMIT} bytes, it has {size}; get the right file"
                     )
                 visit(member, stream, size)
         return labels
