@@ -1,6 +1,7 @@
 """Bad input of every kind gets one sentence from rank 0 and one exit status on all ranks, soon, and nothing is lost.
 
-The whole table runs in one mpirun of two ranks (bad_input_ranks.py), a sample of it once more as a user would run it.
+The whole table runs in one mpirun of three ranks (bad_input_ranks.py), a sample of it once more as a user would run it,
+and the files made to keep a reader busy in one process, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,13 @@ import pytest
 
 from tests.cases import first_of
 from tests.parallel.bad_files import TEMPLATE, Case, Unavailable, unmount
+from tests.parallel.bad_hostile import HOSTILE
 from tests.parallel.bad_inputs import CASES
 from tests.parallel.launch import environment, module, once, run_command
 
-RANKS = 2
+RANKS = 3
+SECONDS = 20.0
+"""Of the processor for one of the files made to keep a reader busy, which take less than 2 where nothing else runs."""
 LONG = 580
 """Seconds for the whole table, which takes half a minute where nothing else runs; a hang is still an error."""
 pytestmark = pytest.mark.timeout(600)
@@ -39,6 +43,7 @@ class Outcome:
     """What came of a case: by rank, and what changed in its folder."""
 
     statuses: list[int | None]
+    seconds: list[float]
     out: list[str]
     err: list[str]
     changed: list[str]
@@ -86,41 +91,52 @@ def begin(case: Case, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome | str]]:
-    """By case: the outcome, or why it can't be had here."""
-    place = tmp_path_factory.mktemp("bad")
+    """By case: the outcome on several ranks, or why it can't be had here."""
+    yield from run_table(tmp_path_factory.mktemp("bad"), CASES, RANKS)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome | str]]:
+    """By hostile file: the outcome in one process."""
+    yield from run_table(tmp_path_factory.mktemp("hostile"), HOSTILE, None)
+
+
+def run_table(place: Path, cases: Mapping[str, Case], ranks: int | None) -> Iterator[dict[str, Outcome | str]]:
+    """Runs all cases in one mpirun, or in one process."""
     make_template(place)
-    reasons = {name: begin(case, place / f"begun-{number}") for number, (name, case) in enumerate(CASES.items())}
-    tried = [(number, name) for number, name in enumerate(CASES) if not reasons[name]]
+    reasons = {name: begin(case, place / f"begun-{number}") for number, (name, case) in enumerate(cases.items())}
+    tried = [(number, name) for number, name in enumerate(cases) if not reasons[name]]
     for index, (number, _) in enumerate(tried):
         (place / "kept" / f"{index}").mkdir(parents=True)
         (place / f"{index}").symlink_to(f"begun-{number}")
     before = {name: contents(place / f"begun-{number}") for number, name in tried}
-    lines = [(CASES[name].command, once(shlex.split(CASES[name].line))) for _, name in tried]
+    lines = [(cases[name].command, once(shlex.split(cases[name].line))) for _, name in tried]
     (place / "cases.json").write_text(json.dumps(lines))
     try:
         program = Path(__file__).with_name("bad_input_ranks.py")
-        done = run_command(RANKS, [sys.executable, str(program), str(place)], place, limit=LONG, extra=NO_NETWORK)
-        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(RANKS)]
+        done = run_command(ranks, [sys.executable, str(program), str(place)], place, limit=LONG, extra=NO_NETWORK)
+        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(ranks or 1)]
         if done.status or min(ended) < len(tried):
             name = tried[min(min(ended), len(tried) - 1)][1]
             pytest.fail(f"{name!r} ended or held up the ranks, with status {done.status}:\n{done.text}")
         yield dict(reasons) | {
-            name: collect(place, index, before[name], contents(place / f"begun-{number}"))
+            name: collect(place, index, ranks or 1, before[name], contents(place / f"begun-{number}"))
             for index, (number, name) in enumerate(tried)
         }
     finally:
-        for number in range(len(CASES)):
+        for number in range(len(cases)):
             unmount(place / f"begun-{number}")
 
 
-def collect(place: Path, index: int, before: dict[str, object], after: dict[str, object]) -> Outcome:
+def collect(place: Path, index: int, ranks: int, before: dict[str, object], after: dict[str, object]) -> Outcome:
     """The outcome of one case."""
-    reported = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(RANKS)]
+    reported = [json.loads((place / f"done.{rank}").read_text().splitlines()[index]) for rank in range(ranks)]
     out, err = (
-        [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(RANKS)]
+        [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(ranks)]
         for name in ("out", "err")
     )
-    return Outcome([one["status"] for one in reported], out, err, difference(before, after))
+    statuses, seconds = ([one[key] for one in reported] for key in ("status", "seconds"))
+    return Outcome(statuses, seconds, out, err, difference(before, after))
 
 
 def check_sentence(case: Case, text: str) -> None:
@@ -137,14 +153,25 @@ def check_sentence(case: Case, text: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
-    case, outcome = CASES[name], outcomes[name]
+    check(CASES[name], outcomes[name], RANKS)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_in_one_process(alone: dict[str, Outcome | str], name: str) -> None:
+    """No file of 1 MB keeps a reader busy: nesting, members, keys and bytes are counted."""
+    check(HOSTILE[name], alone[name], 1)
+
+
+def check(case: Case, outcome: Outcome | str, ranks: int) -> None:
+    """One sentence from rank 0, one status, and what was there is as it was."""
     if isinstance(outcome, str):
         pytest.skip(outcome)
-    assert outcome.statuses == [case.status] * RANKS, outcome.err[0]
+    assert outcome.statuses == [case.status] * ranks, outcome.err[0]
     check_sentence(case, outcome.err[0])
-    assert outcome.err[1:] == [""] * (RANKS - 1)
-    assert outcome.out == [""] * RANKS
+    assert outcome.err[1:] == [""] * (ranks - 1)
+    assert outcome.out == [""] * ranks
     assert [path for path in outcome.changed if not path.startswith(case.leaves or "\0")] == []
+    assert case not in HOSTILE.values() or max(outcome.seconds) < SECONDS
 
 
 @pytest.mark.parametrize("name", first_of(SAMPLE, 2))

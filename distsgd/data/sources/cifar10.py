@@ -121,9 +121,8 @@ class Place:
             with reading(self._where(member)), open_regular(self._where(member)) as stream:
                 size = os.fstat(stream.fileno()).st_size
                 if size > UNPACKED_LIMIT:
-                    raise DataError(
-                        f"{self._where(member)}: expected at most {UNPACKED_LIMIT} bytes, it has {size}; get the right file"
-                    )
+                    where = self._where(member)
+                    raise DataError(f"{where}: expected at most {UNPACKED_LIMIT} bytes, it has {size}; get it again")
                 visit(member, stream, size)
         return labels
 

@@ -35,7 +35,7 @@ ENDED = threading.Event()
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, quietly; where the address says so half of a file, one without an end, or now and then a byte."""
+    """Serves a folder, quietly; where the address says so half a file, one without an end, or a byte now and then."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
