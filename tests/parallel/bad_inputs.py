@@ -68,7 +68,7 @@ OPTIONS: dict[str, Case] = {
     "a layer larger than any array": Case("parameters takes", f"--hidden {10**30} --epochs 1 --quiet", status=1),
     "a billion microbatches": Case("at least 1 and at most 65536", f"{QUICK} --microbatches 1000000000"),
     "a million threads": Case("at least 1 and at most 1024", f"{QUICK} --threads 1000000 --microbatches 60000"),
-    "fewer microbatches than ranks": Case("--microbatches 2", f"{QUICK} --microbatches 1"),
+    "fewer microbatches than ranks": Case("--microbatches 3", f"{QUICK} --microbatches 1"),
     "weights of two classes out of ten": Case("expected 10 numbers, got 2", f"{QUICK} --class-weights 1 2"),
     "a validation set of everything": Case("validation_last", f"{QUICK} --validation-last 1797"),
     "a time before now": Case("max_time", f"{QUICK} --max-time -1s"),
