@@ -137,7 +137,7 @@ class TrainConfig:
         "Of the split alone, so that --seed can change without it. Default: --seed.")
     validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
     test: str | None = option(None, "Path of test data, instead of the data set's own.", path=True)
-    classes: tuple[str, ...] = option((), check=lambda words, name: number_of_classes(words), help=
+    classes: tuple[str, ...] = option((), most=100_000, check=lambda words, name: number_of_classes(words), help=
         "How many classes there are, where the data don't hold all, or their names in the order of the labels.")
     expand: str = option("none", choices=("none", "shifts"), help=
         "shifts: each training image also moved by a pixel up, down, left and right; five times as many examples.")
@@ -163,7 +163,7 @@ class TrainConfig:
     loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), help=
         "auto: softmax-cross-entropy for labels, squared-error for values.")
     label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
-    class_weights: tuple[float, ...] = option((), help=
+    class_weights: tuple[float, ...] = option((), most=100_000, help=
         "One weight a class for its examples' losses (softmax-cross-entropy).")
 
     optimizer: str = option("momentum", "sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.", group="Optimizer")

@@ -24,6 +24,7 @@ from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
 from distsgd.run.config import TrainConfig
 
 _encode = json.JSONEncoder(allow_nan=False).encode
+_SUMMARY_LIMIT = 64 << 20  # bytes
 
 
 def finite(value: Any) -> Any:
@@ -326,7 +327,7 @@ class RunFolder:
         """The summary, or None where there is no whole one."""
         try:
             with self.files.open(self.summary.name) as file:
-                summary = json.loads(file.read())
+                summary = json.loads(file.read(_SUMMARY_LIMIT))
         except (OSError, ValueError, RecursionError):
             return None
         return summary if isinstance(summary, dict) else None

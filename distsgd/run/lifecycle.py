@@ -23,7 +23,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, refuse_unused
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
-from distsgd.run.placement import Data
+from distsgd.run.placement import Data, watched
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
@@ -118,7 +118,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
                 spec.finished(start.finished)
             return None
         attempt = _build(communicator, spec, start, device, notes)
-        with _closed_at_the_end(communicator, attempt):
+        with _closed_at_the_end(communicator, attempt), watched(communicator, attempt.data):
             _restore(communicator, attempt, start)
             start.checkpoint = None  # its arrays are as large as the run's state
             if not spec.before_training(communicator, attempt):
