@@ -330,7 +330,8 @@ class TrainConfig:
         """
         defaults = TrainConfig().identity()
         different = {key: value for key, value in self.identity().items() if value != defaults[key]}
-        for key in {"dataset", "validation", "test"} & different.keys():
+        code = {"model"} if names_code(self.model) else set()
+        for key in {"dataset", "validation", "test", *code} & different.keys():
             different[key] = Path(different[key] or "").name  # the same wherever it lies
         digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])

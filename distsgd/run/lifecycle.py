@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,14 +191,24 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
 
 def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
     """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
-    trainer, metadata = attempt.trainer, _metadata(attempt)
-    if start.has_checkpoint:
-        normalizes = len(trainer.step.running) > 0
-        attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name, normalizes))
-        trainer.restore(start.checkpoint)
-    elif attempt.config.init_from is not None:
+    trainer = attempt.trainer
+    if not start.has_checkpoint and attempt.config.init_from is not None:
         _initialize_from(communicator, trainer, Path(attempt.config.init_from))
+    identity = communicator.on_root(lambda: _identity(attempt, start))
+    metadata = replace(_metadata(attempt), identity=identity)
+    if start.has_checkpoint:
+        attempt.notes += communicator.on_root(lambda: _compare_metadata(attempt, start, metadata))
+        trainer.restore(start.checkpoint)
     trainer.progress.metadata = metadata
+
+
+def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | None:
+    """What is compared of the user's own objects, where there is a folder to continue in. On rank 0."""
+    if attempt.spec.folder is None:
+        return None
+    from distsgd.run.same_run import of_attempt
+
+    return of_attempt(attempt, start.checkpoint)
 
 
 def _metadata(attempt: Attempt) -> Metadata:
@@ -217,9 +227,10 @@ def _metadata(attempt: Attempt) -> Metadata:
     )
 
 
-def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: bool) -> list[str]:
-    """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
+def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> list[str]:
+    """Refuses other data and another model, and returns lines where the CPU or GPU is another. On rank 0."""
     assert start.checkpoint is not None
+    name, normalizes = attempt.data.name, len(attempt.trainer.step.running) > 0
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
     known = theirs.get("signature", {}).keys()  # an older version says less
@@ -238,12 +249,17 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: b
                 f"{name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
                 "give it the same data, or another folder with --out"
             )
+    notes: list[str] = []
+    if began.identity is not None and metadata.identity is not None:
+        from distsgd.run.same_run import refuse_another
+
+        notes = refuse_another(began.identity, metadata.identity, name)
     if began.device != metadata.device:
         then, now = (known.device or "the CPU" for known in (began, metadata))
-        return [f"warning: the run began on {then}; {now} computes other bits"]
+        return [*notes, f"warning: the run began on {then}; {now} computes other bits"]
     if began.probe in (None, metadata.probe):
-        return []
-    return ["warning: this CPU computes other bits than the one that the run began on"]
+        return notes
+    return [*notes, "warning: this CPU computes other bits than the one that the run began on"]
 
 
 def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -> None:
