@@ -17,7 +17,7 @@ from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
-from distsgd.data.sources.checks import as_array, check_finite
+from distsgd.data.sources.checks import as_array, check_finite, read_only
 from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.nn.task import Task
@@ -136,8 +136,8 @@ def fit(
         its initial parameters in `params`.
     train, validation, test : tuple of arrays
         (x, y) or (x, y, weights), with the examples along the first axis: x of shape (n, …), y of shape (n,) or (n, k),
-        weights of shape (n,). Validation is split off the training set where it is None (`validation_fraction=0` for
-        none).
+        weights of shape (n,). They are used where they lie, and read-only until fit returns. Validation is split off
+        the training set where it is None (`validation_fraction=0` for none).
     params : mapping of str to array, optional
         The initial parameters by name, of a model that is a function.
     optimizer, schedule : Optimizer, Schedule or str, optional
@@ -182,7 +182,7 @@ def fit(
         return _Arguments(model, arrays, params, optimizer, schedule, measured, watching, options).spec()
 
     given, communicator = communicator, _communicator(communicator)
-    with communicator.used_by_one_fit(), single_threaded_blas():
+    with communicator.used_by_one_fit(), single_threaded_blas(), read_only(train, validation, test):
         attempt = run(communicator, agreed(communicator, "fit", look))
     assert attempt is not None, "fit goes through a run that is finished, too"
     return _result(attempt, history)

@@ -28,7 +28,7 @@ from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import fill_model
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics import Metric, UserMetric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
 
@@ -204,11 +204,13 @@ def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None
 
 def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | None:
     """What is compared of the user's own objects, where there is a folder to continue in. On rank 0."""
-    if attempt.spec.folder is None:
+    spec = attempt.spec
+    if spec.folder is None:
         return None
-    from distsgd.run.same_run import of_attempt
+    from distsgd.run.same_run import identity_of
 
-    return of_attempt(attempt, start.checkpoint)
+    metrics = [*spec.metrics, *(one for one in attempt.metrics if isinstance(one, UserMetric))]
+    return identity_of(attempt.config, attempt.trainer.step, spec.schedule, metrics, start.checkpoint)
 
 
 def _metadata(attempt: Attempt) -> Metadata:
@@ -253,7 +255,7 @@ def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> lis
     if began.identity is not None and metadata.identity is not None:
         from distsgd.run.same_run import refuse_another
 
-        notes = refuse_another(began.identity, metadata.identity, name)
+        notes = refuse_another(began.identity, metadata.identity)
     if began.device != metadata.device:
         then, now = (known.device or "the CPU" for known in (began, metadata))
         return [*notes, f"warning: the run began on {then}; {now} computes other bits"]

@@ -16,7 +16,7 @@ from distsgd.core.runtime import check_memory, release_freed_memory
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
 from distsgd.data.examples import Examples, Signature, Standardization, range_of
 from distsgd.data.sampling import split_off
-from distsgd.data.sources.checks import check_arrays
+from distsgd.data.sources.checks import check_arrays, is_mapped
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
 
@@ -299,14 +299,6 @@ def _check(
     return classes
 
 
-def _is_mapped(array: Array) -> bool:
-    """Whether the array, or what it is a view of, is a file that is mapped into memory."""
-    base: object = array
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    return isinstance(base, np.memmap)
-
-
 def fingerprint(sets: Mapping[str, Examples | None]) -> str:
     """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
 
@@ -319,7 +311,7 @@ def fingerprint(sets: Mapping[str, Examples | None]) -> str:
             continue
         digest.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
         inputs = part.x
-        if _is_mapped(inputs) or inputs.nbytes > _HASHED_BYTES:
+        if is_mapped(inputs) or inputs.nbytes > _HASHED_BYTES:
             inputs = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), _HASHED_INPUTS)).astype(np.int64)]
         for array in (inputs, part.y, part.weights):
             if array is not None:

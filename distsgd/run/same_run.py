@@ -5,8 +5,9 @@ What distsgd has itself is in the configuration, and compared there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +18,17 @@ from distsgd.core.runtime import cpu_probe
 from distsgd.core.version import __version__
 from distsgd.nn.objective import Supervised
 from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.schedules import Schedule
 from distsgd.run import digests
 from distsgd.run.build import OWN_MODEL
+from distsgd.run.config import TrainConfig
 from distsgd.run.reads import comparable
 from distsgd.run.substance import Digests, described
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.checkpoint_store import fill_model
-from distsgd.training.metrics import UserMetric
+from distsgd.training.metrics import Metric
 from distsgd.training.run_state import Metadata
-
-if TYPE_CHECKING:
-    from distsgd.run.lifecycle import Attempt
+from distsgd.training.step import TrainingStep
 
 _REMEDY = (
     "give it the same, choose another folder with --out, move that run aside with --resume never, or start from its "
@@ -41,7 +42,7 @@ _WHAT = {
 }  # fmt: skip
 
 
-def refuse_another(theirs: Digests, mine: Digests, name: str) -> list[str]:
+def refuse_another(theirs: Digests, mine: Digests) -> list[str]:
     """Raises RunFolderError where a run was begun with something else; returns lines about what can't be compared."""
     notes = []
     for aspect, what in _WHAT.items():
@@ -58,28 +59,35 @@ def refuse_another(theirs: Digests, mine: Digests, name: str) -> list[str]:
     return notes
 
 
-def of_attempt(attempt: Attempt, checkpoint: Checkpoint | None) -> Digests:
-    """What an attempt is given by its user, before it is restored from the checkpoint. On rank 0."""
-    spec, config, objective = attempt.spec, attempt.config, attempt.trainer.step.objective
-    own, given = config.model == OWN_MODEL or isinstance(config.model, CodeName), dict[str, Any]()
+def identity_of(
+    config: TrainConfig,
+    step: TrainingStep,
+    schedule: Schedule | None,
+    metrics: Sequence[Metric],
+    checkpoint: Checkpoint | None,
+) -> Digests:
+    """What an attempt is given by its user, before it is restored from the checkpoint: the user's own schedule and
+    metrics, and what is own of a step's. On rank 0."""
+    objective, given = step.objective, dict[str, Any]()
+    own = config.model == OWN_MODEL or isinstance(config.model, CodeName)
     if own:
         given = {"model": objective}
         if isinstance(objective, Supervised):
             given = {"model": objective.model, "loss": objective.loss}
     if isinstance(config.model, CodeName):
         given["builder"] = import_function(config.model, "model")
-    if spec.schedule is not None:
-        given["schedule"] = spec.schedule
-    if type(spec.optimizer) not in OPTIMIZERS.values():
-        given["optimizer"] = spec.optimizer
-    if metrics := [*spec.metrics, *(one for one in attempt.metrics if isinstance(one, UserMetric))]:
+    if schedule is not None:
+        given["schedule"] = schedule
+    if type(step.optimizer) not in OPTIMIZERS.values():
+        given["optimizer"] = step.optimizer
+    if metrics:
         given["metrics"] = metrics
     found = described(given)
     if config.init_from is not None:
-        found["initial"] = _initial_from(config.init_from, attempt, checkpoint)
+        found["initial"] = _initial_from(config.init_from, step, checkpoint)
     elif own:
-        by = f"{__version__} {np.__version__} {cpu_probe()} {attempt.trainer.step.device.description}"
-        found["initial"] = _initial(attempt.trainer.step.host_params().flat, by)
+        by = f"{__version__} {np.__version__} {cpu_probe()} {step.device.description}"
+        found["initial"] = _initial(step.host_params().flat, by)
     return found
 
 
@@ -88,18 +96,18 @@ def _initial(flat: Array, by: str) -> dict[str, str]:
     return {"values": digests.digest(digests.array_text(flat)), _COMPUTED: digests.digest(by)}
 
 
-def _initial_from(path: str, attempt: Attempt, checkpoint: Checkpoint | None) -> dict[str, str]:
+def _initial_from(path: str, step: TrainingStep, checkpoint: Checkpoint | None) -> dict[str, str]:
     """Of the parameters in --init-from, which the first attempt has in place; a later one reads no file that is named
     as it was."""
-    step = attempt.trainer.step
+    params = step.host_params()
     if checkpoint is None:
-        return _initial(step.host_params().flat, "")
+        return _initial(params.flat, "")
     began = Metadata.from_document(checkpoint.document)
     known = (began.identity or {}).get("initial")
     if known is not None and (began.config or {}).get("init_from") == path:
         return known
     from distsgd.core.checkpoint_folder import find_checkpoint
 
-    params = step.layout.views(np.zeros(step.layout.size, attempt.config.dtype))
-    fill_model(params, find_checkpoint(Path(path), prefer="best").group("parameters"), path)
-    return _initial(params.flat, "")
+    read = step.layout.views(np.zeros_like(params.flat))
+    fill_model(read, find_checkpoint(Path(path), prefer="best").group("parameters"), path)
+    return _initial(read.flat, "")
