@@ -26,7 +26,7 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
-from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
+from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
@@ -199,7 +199,7 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, attempt.task, rows, step.objective, data.signature)
 
 
-NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
+NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
 
@@ -273,9 +273,10 @@ class _Arguments:
             )
         for name in (SHORT.get(given, given) for given in self.options):
             check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
-            if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
-                own = type(self.optimizer).__name__
-                raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {own}(…)")
+            given = {"optimizer": (self.optimizer, HYPER_PARAMETERS), "schedule": (self.schedule, OF_SCHEDULES)}
+            for what, (one, options) in given.items():
+                if isinstance(one, Optimizer | Schedule) and name in options:
+                    raise ConfigurationError(f"fit: {name} is the {what}'s; give it there, as {type(one).__name__}(…)")
 
     def _config(self) -> TrainConfig:
         optimizer = self.optimizer

@@ -20,7 +20,7 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, refuse_unused
+from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, note_on_targets, refuse_unused
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data
@@ -78,6 +78,10 @@ class RunSpec:
             raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
         if self.folder is None and self.config.plot:
             raise ConfigurationError("plot draws into the run's folder; say which with out=")
+        unused = {"keep": (3,), "checkpoint_every": ("1epoch",), "resume": ("auto", "never")}
+        for name, values in unused.items() if self.folder is None else ():
+            if getattr(self.config, name) not in values:
+                raise ConfigurationError(f"{name}: would change nothing without a run folder; say which with out=")
 
 
 @dataclass
@@ -173,9 +177,10 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     data = spec.load_data(communicator, config)
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, objective, data)
-    refuse_unused(config, data.signature, objective, validates=data.validation is not None)
+    refuse_unused(config, objective, data)
     task = build_task(config, data.signature, objective)
-    metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]
+    notes += note_on_targets(communicator, task, data)
+    metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
         from distsgd.run.folder_writer import FolderWriter

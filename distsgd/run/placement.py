@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,7 @@ class Data:
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
-    source = open_source(communicator, config.dataset, config.data_dir, config.seed)
+    source = open_source(communicator, config.dataset, config.data_dir, config.seed, (config.validation, config.test))
     sets = {"train": place_split(communicator, source, "train")}
     names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
     for split in ("validation", "test"):
@@ -122,7 +122,14 @@ def split_data(
 
     train = standardized(_augmentable(train, config))
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
-    notes = communicator.on_root(lambda: unusual(trained.x, trained.scale, config))
+    given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
+
+    def look() -> tuple[str, ...]:
+        doubts = {key: signature.doubt(part.x) for key, part in given.items()}
+        others = (f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt)
+        return (*unusual(trained.x, trained.scale, config), *others)
+
+    notes = communicator.on_root(look)
     return Data(names[""], train, validation, test, signature, found, split, notes=notes)
 
 
@@ -174,12 +181,20 @@ def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Exam
             )
 
 
-def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:
-    """The data set of this name or path, described, on every rank. Collective; rank 0 looks."""
+def open_source(
+    communicator: Communicator, name: str, data_dir: str | None, seed: int = 0, others: Sequence[str | None] = ("",)
+) -> DataSource:
+    """The data set of this name or path, described, on every rank. Collective; rank 0 looks.
+
+    `others` are data sets of the same command; where all are paths, data_dir is refused.
+    """
 
     def read() -> DataSource:
         from distsgd.data.sources.datasets import open_dataset
+        from distsgd.data.sources.files import looks_like_path
 
+        if data_dir is not None and all(one is None or looks_like_path(one) for one in (name, *others)):
+            raise ConfigurationError(f"data_dir: is for named data sets, and {name} is a path; leave it out")
         try:
             return open_dataset(name, data_dir=data_dir, seed=seed)
         except OSError as error:
@@ -346,6 +361,11 @@ def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split
         return found
     count = round(total * config.validation_fraction)
     if count == 0:
+        if config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+            raise ConfigurationError(
+                f"validation_fraction {config.validation_fraction:g}: is none of {total} examples; give a larger part, "
+                "or 0 for no validation"
+            )
         return None
     labels = train.y if classes is not None and train.y.ndim == 1 and train.y.dtype.kind != "f" else None
     seed = config.seed if config.split_seed is None else config.split_seed
