@@ -59,7 +59,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.evaluate"))
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    source = open_source(communicator, options.dataset, options.data_dir)
+    source = open_source(communicator, options.dataset, options.data_dir, others=())
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
     placed = place_split(communicator, source, part)
     assert placed is not None, "choose_split names a part that is there"

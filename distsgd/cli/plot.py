@@ -60,6 +60,25 @@ def plot(communicator: Communicator, arguments: Sequence[str]) -> int:
     return 0
 
 
+_DRAWN_WITH = {
+    "axis": ("curves",), "loss_scale": ("curves",), "score": ("curves",), "split": ("confusion", "misclassified"),
+    "examples": ("misclassified",), "filters": ("filters",),
+    **dict.fromkeys(("data_dir", "model"), ("filters", "confusion", "misclassified", "boundary")),
+}  # fmt: skip
+"""Which pictures an option is for."""
+
+
+def refuse_unused(options: Options) -> None:
+    """Raises ConfigurationError for an option of pictures that are not drawn."""
+    from distsgd.core.errors import ConfigurationError
+    from distsgd.core.options import options_of
+
+    for name, pictures in _DRAWN_WITH.items():
+        drawn = ("curves",) if len(options.runs) > 1 else options.only or pictures
+        if getattr(options, name) != options_of(Options)[name].default and not set(pictures) & set(drawn):
+            raise ConfigurationError(f"{name}: is for {' and '.join(pictures)}, which are not drawn here; leave it out")
+
+
 def draw(arguments: Sequence[str]) -> Drawn:
     """Parses and draws."""
     from pathlib import Path
@@ -74,6 +93,7 @@ def draw(arguments: Sequence[str]) -> Drawn:
     options = parse_arguments(Options, arguments, "python -m distsgd.plot")
     curves = CurveOptions(options.axis, options.loss_scale, options.score)
     choices = Choices(options.only, curves, options.split, options.examples, options.filters)
+    refuse_unused(options)
     if not options.runs:
         raise ConfigurationError("expected the folder of a run, or several (see python -m distsgd.plot --help)")
     check_installed()

@@ -11,6 +11,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, users_code
+from distsgd.core.output import counted
 from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
@@ -20,7 +21,7 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import OPTIONS, TrainConfig, class_names, own_optimizer
+from distsgd.run.config import OPTIONS, PATIENCE, TrainConfig, class_names, own_optimizer
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, standard_metrics
@@ -28,6 +29,9 @@ from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetri
 OWN_MODEL = "own"
 """The name, in a configuration, of a model that was handed to fit as an object."""
 
+_OF_VALIDATION = ["monitor", "min_delta", "ties", "early_stopping", "patience", "validate_every"]
+_LOOKED_AT = 4096
+"""Targets that are looked at before all are."""
 _CONFUSION_CLASSES = 100
 """Above this many classes a confusion matrix is no longer something to read in a summary."""
 
@@ -125,27 +129,56 @@ def _task_of_own_loss(data: Signature, outputs: int) -> Task:
     return Task("other")
 
 
-def refuse_unused(config: TrainConfig, data: Signature, objective: Objective, *, validates: bool) -> None:
+def note_on_targets(communicator: Communicator, task: Task, data: Data) -> list[str]:
+    """A line about values that look like classes: floats that are 0 or 1. Collective."""
+
+    def look() -> list[str]:
+        y = data.train.y
+        if task.kind not in ("regression", "other") or y.dtype.kind != "f":
+            return []
+        for part in (y[:_LOOKED_AT], y):
+            if not np.logical_or(part == 0, part == 1).all():
+                return []
+        what, taken = "0.0 and 1.0", "values" if task.kind == "regression" else "what the model's own loss takes"
+        remedy = "y.astype(int)"
+        if y.ndim > 1 and y.shape[1] > 1:
+            one_hot = (y.sum(axis=1) == 1).all()
+            what, remedy = ("one-hot rows", "y.argmax(axis=1)") if one_hot else (what, "--loss binary-cross-entropy")
+        return [f"note: the targets are {what}, and taken as {taken}, not as classes; {remedy} makes classes of them"]
+
+    return communicator.on_root(look)
+
+
+def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None:
     """Raises ConfigurationError for an option that is given, and would change nothing."""
+    validates, splits = data.validation is not None, data.split is not None and config.validation_last is None
     own = config.model == OWN_MODEL or isinstance(config.model, CodeName)
     layers = [option.name for option in fields(ModelOptions)]
     smoothing = ["label_smoothing", "class_weights"]
     rules = {
         "a model of your own has what it is built with; put it there": layers if own else [],
         "model softmax has no hidden layers": layers[:4] if config.model == "softmax" else [],
-        "the model has a loss of its own; put it there": _of_another_loss(config, data, objective, smoothing),
+        "the model has a loss of its own; put it there": _of_another_loss(config, data.signature, objective, smoothing),
         "nothing is penalized; give l1, l2 or weight_decay": [] if _penalties(config) else ["penalize"],
         f"schedule {config.schedule} has no horizon": [] if has_horizon(config.schedule) else ["schedule_epochs"],
         "it belongs to the patience rule: --early-stopping patience": ["patience_increase", "improvement_threshold"],
-        "nothing is validated": [] if validates else ["monitor", "min_delta", "ties", "early_stopping"],
+        "nothing is validated": [] if validates else _OF_VALIDATION,
+        "no validation examples are split off at random": [] if splits else ["split_seed"],
+        "replacement draws each minibatch by itself": ["shuffle", "drop_last"] * (config.sampling == "replacement"),
+        "validation_last says which examples validate": ["validation_fraction"] * (config.validation_last is not None),
         "this model gives no outputs to measure": [] if _has_outputs(objective) else ["top_k"],
     }
     if config.early_stopping == "patience":
         rules["it belongs to the patience rule: --early-stopping patience"] = []
         rules["the patience rule has --improvement-threshold in its place"] = ["min_delta"]
+    defaults: dict[str, tuple[Any, ...]] = {name: (one.default,) for name, one in OPTIONS.items()}
+    defaults |= {
+        "patience": (0, *PATIENCE.values()),
+        "validation_fraction": (0, OPTIONS["validation_fraction"].default),
+    }
     for reason, names in rules.items():
         for name in names:
-            if getattr(config, name) != OPTIONS[name].default:
+            if getattr(config, name) not in defaults[name]:
                 raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
     _refuse_penalties_of_nothing(config, objective)
 
@@ -181,11 +214,17 @@ def _refuse_penalties_of_nothing(config: TrainConfig, objective: Objective) -> N
 
 
 def build_metrics(
-    communicator: Communicator, config: TrainConfig, data: Signature, objective: Objective, task: Task
+    communicator: Communicator,
+    config: TrainConfig,
+    data: Signature,
+    objective: Objective,
+    task: Task,
+    own: Sequence[Metric] = (),
 ) -> list[Metric]:
-    """What is measured besides the loss. Collective, for it may load the user's functions."""
+    """What is measured besides the loss, with the `own` metrics of a program. Collective, for it may load the user's
+    functions."""
     if isinstance(objective, FunctionObjective) and objective.outputs is None:
-        if config.metric:
+        if config.metric or own:
             raise ConfigurationError(
                 "metric: this model gives no outputs to measure; give distsgd.FunctionObjective outputs="
             )
@@ -193,8 +232,21 @@ def build_metrics(
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
     standard = standard_metrics(task, outputs, config.top_k, data.target_mean)
+    names = {metric.name for metric in standard}
+    for name in config.metric:
+        if name not in names and name in METRICS and not _applies(name, task, outputs):
+            raise ConfigurationError(
+                f"metric: {name} can't be measured of a {task.kind} with {counted(outputs, 'output')}; leave it out"
+            )
     asked = [_metric(communicator, name, outputs) for name in config.metric]
-    return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard])]
+    return [*standard, *(metric for metric in asked if metric.name not in names), *own]
+
+
+def _applies(name: str, task: Task, outputs: int) -> bool:
+    """Whether a named metric, which isn't among the usual ones of a task, says anything of it."""
+    return task.kind in ("other", "multilabel") or (
+        name == "top_5_accuracy" and task.kind == "classification" and outputs >= 5
+    )
 
 
 def _metric(communicator: Communicator, name: str, outputs: int) -> Metric:

@@ -31,7 +31,7 @@ from distsgd.training.non_finite import POLICIES
 MOST_MICROBATCHES = 65_536
 MOST_CLASSES = 1_000_000
 """More serve no purpose and exceed any machine."""
-_PATIENCE = {"epochs": 10, "patience": 5000}
+PATIENCE = {"epochs": 10, "patience": 5000}
 _LOSS_SCALE = 1024
 
 _ELSEWHERE = {
@@ -231,7 +231,7 @@ class TrainConfig:
         "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.")
     patience: int | None = option(None, interval="[0, inf)", help=
         "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: "
-        f"{', '.join(f'{number} ({rule})' for rule, number in _PATIENCE.items())}.")
+        f"{', '.join(f'{number} ({rule})' for rule, number in PATIENCE.items())}.")
     min_delta: float = option(0.0, "What counts as an improvement under the epochs rule.", interval="[0, inf)")
     monitor: str | None = option(None, help=
         "What stopping and the best parameters go by. Default: validation_error of classes without class weights, else "
@@ -330,7 +330,8 @@ class TrainConfig:
         """
         defaults = TrainConfig().identity()
         different = {key: value for key, value in self.identity().items() if value != defaults[key]}
-        for key in {"dataset", "validation", "test"} & different.keys():
+        code = {"model"} if names_code(self.model) else set()
+        for key in {"dataset", "validation", "test", *code} & different.keys():
             different[key] = Path(different[key] or "").name  # the same wherever it lies
         digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
@@ -341,6 +342,8 @@ STOP_CONDITIONS = tuple(name for name, one in OPTIONS.items() if one.group == "W
 OPERATIONAL = tuple(name for name, one in OPTIONS.items() if one.operational)
 """Options that don't change what a run computes; with the stop conditions they are not part of its name."""
 NOT_WRITTEN = tuple(name for name, one in OPTIONS.items() if not one.written)
+OF_SCHEDULES = tuple(name for name, one in OPTIONS.items() if one.group == "Schedule" and name != "schedule")
+"""Options of the schedules that have names."""
 HYPER_PARAMETERS = tuple(name for name in OPTIONS if any(name in field_names(kind) for kind in OPTIMIZERS.values()))
 """Options that an optimizer may have; one that is None takes the optimizer's own default."""
 
@@ -353,7 +356,7 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     """
     optimizer = optimizer or own_optimizer(config)
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
-    patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
+    patience = config.patience if config.patience is not None else PATIENCE[config.early_stopping]
     augmentation = parse_augmentation(config.augment)
     if config.precision == "float16" and config.loss_scale is None:
         config = replace(config, loss_scale=_LOSS_SCALE)

@@ -17,7 +17,7 @@ from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
-from distsgd.data.sources.checks import as_array, check_finite
+from distsgd.data.sources.checks import as_array, check_finite, read_only
 from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.nn.task import Task
@@ -26,7 +26,7 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
-from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
+from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
@@ -136,8 +136,8 @@ def fit(
         its initial parameters in `params`.
     train, validation, test : tuple of arrays
         (x, y) or (x, y, weights), with the examples along the first axis: x of shape (n, …), y of shape (n,) or (n, k),
-        weights of shape (n,). Validation is split off the training set where it is None (`validation_fraction=0` for
-        none).
+        weights of shape (n,). They are used where they lie, and read-only until fit returns. Validation is split off
+        the training set where it is None (`validation_fraction=0` for none).
     params : mapping of str to array, optional
         The initial parameters by name, of a model that is a function.
     optimizer, schedule : Optimizer, Schedule or str, optional
@@ -182,7 +182,7 @@ def fit(
         return _Arguments(model, arrays, params, optimizer, schedule, measured, watching, options).spec()
 
     given, communicator = communicator, _communicator(communicator)
-    with communicator.used_by_one_fit(), single_threaded_blas():
+    with communicator.used_by_one_fit(), single_threaded_blas(), read_only(train, validation, test):
         attempt = run(communicator, agreed(communicator, "fit", look))
     assert attempt is not None, "fit goes through a run that is finished, too"
     return _result(attempt, history)
@@ -199,7 +199,7 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, attempt.task, rows, step.objective, data.signature)
 
 
-NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
+NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
 
@@ -273,9 +273,10 @@ class _Arguments:
             )
         for name in (SHORT.get(given, given) for given in self.options):
             check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
-            if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
-                own = type(self.optimizer).__name__
-                raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {own}(…)")
+            given = {"optimizer": (self.optimizer, HYPER_PARAMETERS), "schedule": (self.schedule, OF_SCHEDULES)}
+            for what, (one, options) in given.items():
+                if isinstance(one, Optimizer | Schedule) and name in options:
+                    raise ConfigurationError(f"fit: {name} is the {what}'s; give it there, as {type(one).__name__}(…)")
 
     def _config(self) -> TrainConfig:
         optimizer = self.optimizer

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 class FitOptions(TypedDict, total=False):
-    data_dir: str | None
     scale: float | None
     standardize: bool
     standardize_targets: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, refuse_unused
+from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, note_on_targets, refuse_unused
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data, watched
@@ -28,7 +28,7 @@ from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import fill_model
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics import Metric, UserMetric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
 
@@ -78,6 +78,10 @@ class RunSpec:
             raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
         if self.folder is None and self.config.plot:
             raise ConfigurationError("plot draws into the run's folder; say which with out=")
+        unused = {"keep": (3,), "checkpoint_every": ("1epoch",), "resume": ("auto", "never")}
+        for name, values in unused.items() if self.folder is None else ():
+            if getattr(self.config, name) not in values:
+                raise ConfigurationError(f"{name}: would change nothing without a run folder; say which with out=")
 
 
 @dataclass
@@ -173,9 +177,10 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     data = spec.load_data(communicator, config)
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, config, objective, data)
-    refuse_unused(config, data.signature, objective, validates=data.validation is not None)
+    refuse_unused(config, objective, data)
     task = build_task(config, data.signature, objective)
-    metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]
+    notes += note_on_targets(communicator, task, data)
+    metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
         from distsgd.run.folder_writer import FolderWriter
@@ -191,14 +196,26 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
 
 def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
     """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
-    trainer, metadata = attempt.trainer, _metadata(attempt)
-    if start.has_checkpoint:
-        normalizes = len(trainer.step.running) > 0
-        attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name, normalizes))
-        trainer.restore(start.checkpoint)
-    elif attempt.config.init_from is not None:
+    trainer = attempt.trainer
+    if not start.has_checkpoint and attempt.config.init_from is not None:
         _initialize_from(communicator, trainer, Path(attempt.config.init_from))
+    identity = communicator.on_root(lambda: _identity(attempt, start))
+    metadata = replace(_metadata(attempt), identity=identity)
+    if start.has_checkpoint:
+        attempt.notes += communicator.on_root(lambda: _compare_metadata(attempt, start, metadata))
+        trainer.restore(start.checkpoint)
     trainer.progress.metadata = metadata
+
+
+def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | None:
+    """What is compared of the user's own objects, where there is a folder to continue in. On rank 0."""
+    spec = attempt.spec
+    if spec.folder is None:
+        return None
+    from distsgd.run.same_run import identity_of
+
+    metrics = [*spec.metrics, *(one for one in attempt.metrics if isinstance(one, UserMetric))]
+    return identity_of(attempt.config, attempt.trainer.step, spec.schedule, metrics, start.checkpoint)
 
 
 def _metadata(attempt: Attempt) -> Metadata:
@@ -217,9 +234,10 @@ def _metadata(attempt: Attempt) -> Metadata:
     )
 
 
-def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: bool) -> list[str]:
-    """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
+def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> list[str]:
+    """Refuses other data and another model, and returns lines where the CPU or GPU is another. On rank 0."""
     assert start.checkpoint is not None
+    name, normalizes = attempt.data.name, len(attempt.trainer.step.running) > 0
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
     known = theirs.get("signature", {}).keys()  # an older version says less
@@ -238,12 +256,17 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: b
                 f"{name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
                 "give it the same data, or another folder with --out"
             )
+    notes: list[str] = []
+    if began.identity is not None and metadata.identity is not None:
+        from distsgd.run.same_run import refuse_another
+
+        notes = refuse_another(began.identity, metadata.identity)
     if began.device != metadata.device:
         then, now = (known.device or "the CPU" for known in (began, metadata))
-        return [f"warning: the run began on {then}; {now} computes other bits"]
+        return [*notes, f"warning: the run began on {then}; {now} computes other bits"]
     if began.probe in (None, metadata.probe):
-        return []
-    return ["warning: this CPU computes other bits than the one that the run began on"]
+        return notes
+    return [*notes, "warning: this CPU computes other bits than the one that the run began on"]
 
 
 def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -> None:

@@ -11,7 +11,8 @@ from distsgd.core.errors import CheckpointError, RunFolderError
 from distsgd.optim.schedules import has_horizon
 from distsgd.run.config import TrainConfig
 from distsgd.run.summary import last_line
-from distsgd.training.early_stopping import reaches
+from distsgd.run.user_code import names_code
+from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, reaches
 from distsgd.training.intervals import parse_target
 from distsgd.training.run_state import Metadata, RunState
 
@@ -109,7 +110,7 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], state: RunState) -
     """Whether the run that left this summary has nothing left to do under this configuration."""
     if not all(isinstance(summary.get(key), kind) for key, kind in _REQUIRED.items()):
         return False  # damaged: it is written again
-    if summary.get("status") == "early_stopped":
+    if summary.get("status") == "early_stopped" and _has_stopped(config, state):
         return True
     if summary.get("status") != "completed":
         return False
@@ -118,8 +119,32 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], state: RunState) -
     return enough or (config.target is not None and reaches(parse_target(config.target), state.scores or {}))
 
 
+def _has_stopped(config: TrainConfig, state: RunState) -> bool:
+    """Whether the stopping rule, as it is set now, ends the run where it stands."""
+    patience = config.patience or 0
+    rule: StoppingRule = EpochsRule(patience)
+    if config.early_stopping == "patience":
+        rule = PatienceRule(patience)
+    if state.rule is None:
+        return True
+    rule.restore(state.rule)
+    end = rule.stop_step()
+    return end is not None and state.step >= end
+
+
 _BY_CONTENT = ("dataset", "validation", "test")
 """Options whose files are compared, when they are read, and not their paths: a data set may have moved."""
+_MAY_CHANGE = ("early_stopping", "patience", "min_delta", "patience_increase", "improvement_threshold")
+"""They say when to stop, as --epochs does; but they are part of a run's name."""
+
+
+def _without_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """The options where the checkpoint says what user's code and --init-from are, wherever they lie."""
+    metrics = [text.rpartition(":")[2] if names_code(text) else text for text in options.get("metric", ())]
+    left = {"init_from": options.get("init_from") is not None, "metric": metrics}
+    if names_code(str(options.get("model"))):
+        left["model"] = "code"
+    return options | {key: value for key, value in left.items() if key in options}
 
 
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
@@ -132,7 +157,8 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     theirs, mine = metadata.config or {}, config.identity()
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
-    differ = [key for key in mine if key in theirs and theirs[key] != mine[key] and key not in _BY_CONTENT]
+    then, now = (theirs, mine) if metadata.identity is None else map(_without_paths, (theirs, mine))
+    differ = [key for key in mine if key in theirs and then[key] != now[key] and key not in _BY_CONTENT + _MAY_CHANGE]
     if differ:
         differences = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
         raise RunFolderError(

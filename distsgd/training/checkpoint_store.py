@@ -16,6 +16,7 @@ from distsgd.core.layout import Views
 from distsgd.parallel import Communicator
 from distsgd.training.callbacks import Hooks
 from distsgd.training.early_stopping import StoppingRule
+from distsgd.training.evaluator import Scores
 from distsgd.training.non_finite import PARAMETERS, NonFinite
 from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
@@ -51,13 +52,13 @@ class Checkpoints:
     def __init__(
         self,
         communicator: Communicator,
-        step: TrainingStep,
+        scores: Scores,
         rule: StoppingRule | None,
         store: CheckpointStore | None,
         hooks: Hooks,
     ) -> None:
-        self.communicator, self.step, self.rule, self.store = communicator, step, rule, store
-        self._hooks = hooks
+        self.communicator, self.step, self.rule, self.store = communicator, scores.step, rule, store
+        self._scores, self._hooks = scores, hooks
         self.began = time.monotonic()
 
     def is_idle(self, patience: float = 0.0) -> bool:
@@ -68,10 +69,16 @@ class Checkpoints:
         return self._hooks.attempt(lambda: not store.busy(patience), False, "saving a checkpoint")
 
     def prepare(self, final: bool) -> tuple[bool, bool]:
-        """(whether the last update was finite on all ranks, whether the store can take a checkpoint). Collective."""
+        """(whether the last update was finite on all ranks, whether the store can take a checkpoint). Collective.
+
+        Raises DataError, on all ranks, where the data have changed: what was computed since isn't saved.
+        """
         self.began = time.monotonic()
-        ready = self.communicator.allgather_object((self.step.finite, final or self.is_idle(PATIENCE)))
-        return all(finite for finite, _ in ready), ready[0][1]
+        mine = self.step.finite, final or self.is_idle(PATIENCE), self._scores.changed_data()
+        ready = self.communicator.allgather_object(mine)
+        if changes := [change for _, _, change in ready if change is not None]:
+            raise changes[0]
+        return all(finite for finite, _, _ in ready), ready[0][1]
 
     def save(self, progress: RunState, final: bool) -> None:
         """Saves the run as it is. Collective.
