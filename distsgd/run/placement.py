@@ -264,7 +264,7 @@ def watched(communicator: Communicator, data: Data) -> Iterator[None]:
     """Have a mapped file that gets shorter end all ranks with a sentence, and not with a signal alone."""
     sets = [part for part in (data.train, data.validation, data.test) if part is not None]
     arrays = [array for part in sets for array in (part.x, part.y, part.weights) if array is not None]
-    if not any(map(_is_mapped, arrays)):
+    if not any(map(is_mapped, arrays)):
         yield
         return
     from distsgd.core import bus_errors
