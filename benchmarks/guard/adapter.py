@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 from distsgd.core.runtime import blas_description as blas_description
 from distsgd.core.runtime import cpu_probe as cpu_probe
-from distsgd.core.runtime import prepare as prepare
 
 OPTION_NAMES = {"microbatches": "microbatches"}
 """Options by the guard's name for them, where distsgd has another one."""

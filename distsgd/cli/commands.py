@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from distsgd.core import runtime
+from distsgd.core.deferred_numpy import defer_numpy
 from distsgd.core.errors import DistsgdError
 from distsgd.core.output import report_error, say, say_traceback
 from distsgd.core.processes import print_stacks_when_asked
@@ -23,12 +24,15 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
 
     alike   whether all ranks must have the same command line, code and version
 
+    NumPy loads when the command has chosen the kernels of all hosts, or else when it first uses NumPy.
+
     An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
     traceback and ends all ranks.
     """
     print_stacks_when_asked()
     sys.excepthook = say_traceback
     runtime.prepare()
+    defer_numpy()
     try:
         from distsgd.parallel import start
 

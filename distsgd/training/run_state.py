@@ -25,6 +25,7 @@ _MOST = 1 << 56
 _METADATA: dict[str, tuple[type, ...]] = {
     "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "task": (dict,),
     "contents": (str,), "split": (str,), "examples": (list,), "probe": (str,), "device": (str,),
+    "kernels": (str,),
 }  # fmt: skip
 _PROGRESS: dict[str, tuple[type, ...]] = {
     "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
@@ -42,6 +43,7 @@ class Metadata:
     contents         the fingerprint of the data
     split            of the rows that are split off for validation, their digest
     examples         how many there are for training, validation and test
+    kernels          the family of the CPU's kernels
     probe            of the CPU's bits
     device           what kind of device computes, None for the CPU
     """
@@ -53,6 +55,7 @@ class Metadata:
     contents: str | None = None
     split: str | None = None
     examples: list[int] | None = None
+    kernels: str | None = None
     probe: str | None = None
     device: str | None = None
 
