@@ -1,4 +1,4 @@
-"""Families of kernels: what has the same bits on every CPU that can run it, and how NumPy is told to take it.
+"""Families of kernels: what has the same bits on every CPU that can run it, and how NumPy is made to take it.
 
 A matrix product's bits depend on OpenBLAS's kernels, and those of functions such as exp on what NumPy was compiled for.
 Both choose by the CPU as they load, and both obey a variable. This module imports nothing heavy, and never NumPy before

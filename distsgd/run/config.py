@@ -348,7 +348,8 @@ class TrainConfig:
 OPTIONS = options_of(TrainConfig)
 STOP_CONDITIONS = tuple(name for name, one in OPTIONS.items() if one.group == "When to stop")
 OPERATIONAL = tuple(name for name, one in OPTIONS.items() if one.operational)
-"""Options that don't change what a run computes; with the stop conditions they are not part of its name."""
+"""Options that don't change what a run computes; with the stop conditions they are not part of its name. Of those that
+change its last bits, a run keeps its kernels, and says when its device is another one."""
 NOT_WRITTEN = tuple(name for name, one in OPTIONS.items() if not one.written)
 HYPER_PARAMETERS = tuple(name for name in OPTIONS if any(name in field_names(kind) for kind in OPTIMIZERS.values()))
 """Options that an optimizer may have; one that is None takes the optimizer's own default."""

@@ -112,11 +112,11 @@ def recorded_in(path: Path) -> str | None:
 def decide(hosts: Sequence[Host], asked: str = AUTO, recorded: Recorded | None = None) -> str | None:
     """The family for all hosts; None to leave the choice to NumPy. Raises ConfigurationError with one sentence."""
     cores = {host.core: host.name for host in hosts if host.core}
-    said = {family_of_core(core): core for core in cores}
-    if len(said) > 1:
+    users = {family_of_core(core): core for core in cores}
+    if len(users) > 1:
         texts = ", ".join(f"{core} on {name}" for core, name in cores.items())
         raise ConfigurationError(f"{CORE_VARIABLE} differs between hosts: {texts}; unset it, and give --kernels")
-    own = next(iter(said), None)
+    own = next(iter(users), None)
     if asked != AUTO:
         name, why, remedy = asked, f"kernels: {asked} is asked for", ""
         if recorded is not None and recorded[0] != asked:
@@ -128,11 +128,11 @@ def decide(hosts: Sequence[Host], asked: str = AUTO, recorded: Recorded | None =
         name, why = recorded[0], f"{recorded[1]} was computed with the kernels {recorded[0]}"
         remedy = "; use hosts that can, or another folder with --out"
     elif own is not None:
-        name, why, remedy = _of_core(own, hosts), f"{CORE_VARIABLE} is {said[own]}", "; unset it"
+        name, why, remedy = _of_core(own, hosts), f"{CORE_VARIABLE} is {users[own]}", "; unset it"
     else:
         return _best(hosts)
     if own is not None and own != name.partition("+")[0]:
-        raise ConfigurationError(f"{why}, and {CORE_VARIABLE} is {said[own]}, which is {own}; unset that variable")
+        raise ConfigurationError(f"{why}, and {CORE_VARIABLE} is {users[own]}, which is {own}; unset that variable")
     _check_possible(name, hosts, why, remedy)
     return name
 

@@ -43,9 +43,9 @@ class Metadata:
     contents         the fingerprint of the data
     split            of the rows that are split off for validation, their digest
     examples         how many there are for training, validation and test
-    kernels          the family of the CPU's kernels
     probe            of the CPU's bits
     device           what kind of device computes, None for the CPU
+    kernels          the family of the CPU's kernels
     """
 
     config: dict[str, Any] | None = None
@@ -55,9 +55,9 @@ class Metadata:
     contents: str | None = None
     split: str | None = None
     examples: list[int] | None = None
-    kernels: str | None = None
     probe: str | None = None
     device: str | None = None
+    kernels: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The entries of a document."""

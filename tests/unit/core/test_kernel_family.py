@@ -1,4 +1,4 @@
-"""Families of kernels: what a CPU can run, what NumPy is told, and what it then reports."""
+"""Families of kernels: what a CPU can run, what NumPy is asked for, and what it then reports."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_families_that_all_hosts_can_run() -> None:
         ("2.0.0", "avx2+numpy-avx512", "Haswell", {"AVX512_CLX", "AVX512_CNL", "AVX512_ICL", "AVX512_SPR"}),
     ],
 )
-def test_what_numpy_is_told(
+def test_what_numpy_is_asked_for(
     version: str, family: str, core: str, without: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel_family, "numpy_version", lambda: version)
