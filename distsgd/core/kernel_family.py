@@ -17,8 +17,8 @@ from distsgd.core.version import numpy_version
 
 AUTO = "auto"
 CORE_VARIABLE, NUMPY_VARIABLE = "OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES"
-_OURS = "DISTSGD_SET"
-"""Names those of these variables that a process of distsgd has set, and not the user: its children choose anew."""
+_OURS = "DISTSGD_KERNELS"
+"""What a process of distsgd has set these variables to, which isn't the user's choice: its children choose anew."""
 CPUINFO = "/proc/cpuinfo"
 _ONE_CPU = 1 << 14  # characters
 _BETWEEN = "+numpy-"
@@ -170,13 +170,14 @@ def apply(name: str) -> None:
     users = {NUMPY_VARIABLE} if "NPY_ENABLE_CPU_FEATURES" in os.environ else set()  # NumPy refuses both
     users |= os.environ.keys() - _ours()
     chosen = {variable: value for variable, value in settings(name).items() if variable not in users}
-    os.environ.update(chosen, **{_OURS: " ".join(chosen)})
+    os.environ.update(chosen, **{_OURS: "\n".join(f"{variable}={value}" for variable, value in chosen.items())})
     load_numpy()
 
 
 def _ours() -> set[str]:
     """The variables that a parent process has set, and not the user."""
-    return set(os.environ.get(_OURS, "").split())
+    pairs = (line.partition("=") for line in os.environ.get(_OURS, "").splitlines())
+    return {variable for variable, _, value in pairs if os.environ.get(variable) == value}
 
 
 def use_best() -> None:

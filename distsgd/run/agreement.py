@@ -122,11 +122,11 @@ def agreed_family(communicator: Communicator, asked: str) -> str:
     """
     loaded = communicator.allgather_object(loaded_family())
     if len(set(loaded)) > 1:
-        texts = {host: f"{name} on {host}" for host, name in zip(communicator.hosts, loaded, strict=True)}
+        texts = dict.fromkeys(f"{name} on {host}" for name, host in zip(loaded, communicator.hosts, strict=True))
         common = best_of(communicator.allgather_object(this_host()))
         remedy = f"start all with {exports(common[0])} in their environment" if common else "use hosts of one kind"
         raise ConfigurationError(
-            f"kernels: NumPy has loaded with {', '.join(texts.values())}, which compute other bits; {remedy}"
+            f"kernels: NumPy has loaded with {_listed([*texts])}, which compute other bits; {remedy}"
         )
     if asked not in (AUTO, loaded[0]):
         raise ConfigurationError(f"kernels: {asked} is asked for, and {other_than(asked, loaded[0])}")
