@@ -31,7 +31,7 @@ from typing import Any
 
 from distsgd.core import runtime
 
-runtime.prepare()
+runtime.prepare_alone()
 
 import numpy as np  # noqa: E402
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from distsgd.core import runtime
+from distsgd.core.deferred_numpy import defer_numpy, numpy_is_loaded
 from distsgd.core.errors import DistsgdError
 from distsgd.core.output import report_error, say, say_traceback
 from distsgd.core.processes import print_stacks_when_asked
@@ -23,12 +25,15 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
 
     alike   whether all ranks must have the same command line, code and version
 
+    NumPy loads when the command has chosen the kernels of all hosts, or else when it first uses NumPy.
+
     An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
     traceback and ends all ranks.
     """
     print_stacks_when_asked()
     sys.excepthook = say_traceback
     runtime.prepare()
+    defer_numpy()
     try:
         from distsgd.parallel import start
 
@@ -42,7 +47,9 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
             from distsgd.cli.agreement import agree_on_command
 
             agree_on_command(communicator, sys.argv[1:])
-        status = command(communicator, sys.argv[1:])
+        # Where something has loaded NumPy before, such as a sitecustomize.py, its BLAS has its own number of threads.
+        with runtime.single_threaded_blas() if alike and numpy_is_loaded() else nullcontext():
+            status = command(communicator, sys.argv[1:])
     except DistsgdError as error:
         if communicator.is_root:
             report(error)

@@ -51,7 +51,12 @@ def main() -> int:
 
 def plot(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Draws on rank 0. Collective."""
-    drawn = communicator.on_root(lambda: draw(arguments))
+    from distsgd.cli.command_line import parse_arguments
+    from distsgd.run.kernels import choose_for
+
+    options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.plot"))
+    choose_for(communicator, next(iter(options.runs), "."))
+    drawn = communicator.on_root(lambda: draw(options))
     if communicator.is_root:
         for name in drawn.names:
             say(f"{drawn.folder / name}.png and .svg")
@@ -79,18 +84,16 @@ def refuse_unused(options: Options) -> None:
             raise ConfigurationError(f"{name}: is for {' and '.join(pictures)}, which are not drawn here; leave it out")
 
 
-def draw(arguments: Sequence[str]) -> Drawn:
-    """Parses and draws."""
+def draw(options: Options) -> Drawn:
+    """Draws what the options ask for."""
     from pathlib import Path
 
-    from distsgd.cli.command_line import parse_arguments
     from distsgd.core.errors import ConfigurationError
     from distsgd.plots.canvas import check_installed
     from distsgd.plots.curves import CurveOptions
     from distsgd.run.picture_material import read_run, stored_material
     from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
-    options = parse_arguments(Options, arguments, "python -m distsgd.plot")
     curves = CurveOptions(options.axis, options.loss_scale, options.score)
     choices = Choices(options.only, curves, options.split, options.examples, options.filters)
     refuse_unused(options)

@@ -31,13 +31,16 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.run.build import build_objective
     from distsgd.run.config import own_optimizer, resolved
     from distsgd.run.folder import run_folder
+    from distsgd.run.kernels import choose, recorded_for
     from distsgd.run.lifecycle import RunSpec, run
     from distsgd.run.placement import load_data
     from distsgd.run.summary import EXIT_STATUS
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
-    command = Command(config, run_folder(config), signals)
+    folder = run_folder(config)
+    choose(communicator, config.kernels, recorded_for(config, folder) if communicator.is_root else None)
+    command = Command(config, folder, signals)
     spec = RunSpec(
         config,
         command.folder,

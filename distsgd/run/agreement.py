@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, users_code
+from distsgd.core.kernel_family import AUTO, best_of, exports, loaded_family, other_than, this_host
 from distsgd.core.output import say
-from distsgd.core.version import __version__
+from distsgd.core.version import __version__, numpy_version
 from distsgd.parallel.communicator import Communicator, rank_names
 from distsgd.run.identity import Identity
 
@@ -114,10 +115,26 @@ def _listed(items: Sequence[str]) -> str:
     return ", ".join(items[:_NAMED]) + more
 
 
+def agreed_family(communicator: Communicator, asked: str) -> str:
+    """The family that NumPy has loaded with on all ranks. Collective.
+
+    Raises ConfigurationError, on all ranks, where it is another one than is asked for, or not the same on all.
+    """
+    loaded = communicator.allgather_object(loaded_family())
+    if len(set(loaded)) > 1:
+        texts = dict.fromkeys(f"{name} on {host}" for name, host in zip(loaded, communicator.hosts, strict=True))
+        common = best_of(communicator.allgather_object(this_host()))
+        remedy = f"start all with {exports(common[0])} in their environment" if common else "use hosts of one kind"
+        raise ConfigurationError(
+            f"kernels: NumPy has loaded with {_listed([*texts])}, which compute other bits; {remedy}"
+        )
+    if asked not in (AUTO, loaded[0]):
+        raise ConfigurationError(f"kernels: {asked} is asked for, and {other_than(asked, loaded[0])}")
+    return loaded[0]
+
+
 def add_versions(identity: Identity) -> None:
     """What code and bits depend on besides what was given."""
-    import numpy as np
-
     identity.say("distsgd", __version__)
     identity.say("Python", ".".join(map(str, sys.version_info[:2])))
-    identity.say(NUMPY, np.__version__)
+    identity.say(NUMPY, numpy_version())

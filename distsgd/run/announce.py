@@ -30,7 +30,7 @@ def announce(communicator: Communicator, attempt: Attempt) -> None:
     if odd:
         say(
             f"warning: {', '.join(odd)} compute other bits than {communicator.hosts[0]}; replicas agree, but another "
-            "number of ranks may give other results; one OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES would not",
+            "number of ranks may give other results; use one version of NumPy and of the C library on all hosts",
             sys.stderr,
         )
     if config.quiet:
@@ -56,7 +56,8 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
     header = {
         "ranks": f"{communicator.size} on {hosts}, {step.workers.count} thread(s) each, "
         f"{config.microbatches} microbatches",
-        "compute": f"{blas_description() if step.device.host_memory else step.device}, {arithmetic}"
+        "compute": (f"{blas_description()}, kernels {config.kernels}" if step.device.host_memory else f"{step.device}")
+        + f", {arithmetic}"
         + (f"; gradients travel {way}" if way else ""),
         "data": f"{data.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test examples{used}",
         "weights": _weights(data, trainer),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from distsgd.core.components import field_names, suggestion, wrong_name
 from distsgd.core.device import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernel_family import AUTO, NAMES, is_name
 from distsgd.core.options import check_options, option, options_of
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.nn.losses import LOSSES
@@ -80,6 +81,11 @@ def _check_callbacks(names: tuple[str, ...], name: str) -> None:
     for one in names:
         if not names_code(one):
             raise ConfigurationError(f"{name}: expected file.py:name of a distsgd.Callback, got {one!r}")
+
+
+def _check_kernels(text: str, name: str) -> None:
+    if text != AUTO and not is_name(text):
+        raise wrong_name(name, text, (AUTO, *NAMES))
 
 
 def _check_loss_scale(scale: int, name: str) -> None:
@@ -266,6 +272,9 @@ class TrainConfig:
 
     device: str = option("auto", group="Hardware and MPI", operational=True, help=
         "cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU.")
+    kernels: str = option("auto", check=_check_kernels, operational=True, help=
+        "The family of CPU kernels on all hosts, which decides the bits: avx512, avx2, sse42 or arm64. auto: that of "
+        "the run in the folder, else the fastest that all hosts have.")
     threads: int | None = option(None, interval="[1, 1024]", operational=True, help=
         "Threads of each rank, which share its microbatches. Default: its cores, where microbatches are large enough "
         "to gain. A model of your own is called by one of them, unless it declares thread_safe.")
@@ -340,7 +349,8 @@ class TrainConfig:
 OPTIONS = options_of(TrainConfig)
 STOP_CONDITIONS = tuple(name for name, one in OPTIONS.items() if one.group == "When to stop")
 OPERATIONAL = tuple(name for name, one in OPTIONS.items() if one.operational)
-"""Options that don't change what a run computes; with the stop conditions they are not part of its name."""
+"""Options that don't change what a run computes; with the stop conditions they are not part of its name. Of those that
+change its last bits, a run keeps its kernels, and says when its device is another one."""
 NOT_WRITTEN = tuple(name for name, one in OPTIONS.items() if not one.written)
 OF_SCHEDULES = tuple(name for name, one in OPTIONS.items() if one.group == "Schedule" and name != "schedule")
 """Options of the schedules that have names."""

@@ -79,6 +79,7 @@ class FitOptions(TypedDict, total=False):
     plot: bool
     quiet: bool
     device: str
+    kernels: str
     threads: int | None
     communication: Literal["auto", "shared", "mpi", "nccl"]
     cuda_graphs: bool

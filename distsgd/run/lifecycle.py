@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.core.device import Device
 from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
+from distsgd.core.kernel_family import AUTO
 from distsgd.core.output import say, say_lines
-from distsgd.core.runtime import cpu_probe
+from distsgd.core.runtime import cpu_probe, older_probe
 from distsgd.core.status_table import Phase
 from distsgd.data.examples import Signature
 from distsgd.nn.objective import Objective
@@ -20,6 +21,7 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
+from distsgd.run.agreement import agreed_family
 from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, note_on_targets, refuse_unused
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
@@ -116,6 +118,8 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     communicator.heartbeat.set_phase(Phase.START)
     _check(communicator, spec)
     device, notes = device_for(communicator, config)
+    if device.host_memory:
+        config = replace(config, kernels=agreed_family(communicator, config.kernels))
     with opened(communicator, config, spec.folder) as start:
         if start.finished is not None and spec.finished is not None:
             if communicator.is_root:
@@ -229,6 +233,7 @@ def _metadata(attempt: Attempt) -> Metadata:
         contents=data.fingerprint,
         split=None if data.split is None else data.split.digest(data.train),
         examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
+        kernels=None if config.kernels == AUTO else config.kernels,
         probe=cpu_probe(),
         device=device.description or None,
     )
@@ -264,7 +269,7 @@ def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> lis
     if began.device != metadata.device:
         then, now = (known.device or "the CPU" for known in (began, metadata))
         return [*notes, f"warning: the run began on {then}; {now} computes other bits"]
-    if began.probe in (None, metadata.probe):
+    if began.probe in (None, metadata.probe if began.kernels is not None else older_probe()):
         return notes
     return [*notes, "warning: this CPU computes other bits than the one that the run began on"]
 

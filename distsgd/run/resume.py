@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError, RunFolderError
+from distsgd.core.kernel_family import AUTO, other_than
 from distsgd.optim.schedules import has_horizon
 from distsgd.run.config import TrainConfig
 from distsgd.run.summary import last_line
@@ -154,6 +155,12 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     horizon = metadata.schedule_epochs
     if config.schedule_epochs is None and has_horizon(config.schedule):
         config = replace(config, schedule_epochs=horizon)
+    if metadata.device is None and metadata.kernels is not None and config.kernels not in (AUTO, metadata.kernels):
+        raise RunFolderError(
+            f"{where} holds a run with the kernels {metadata.kernels}, and "
+            f"{other_than(metadata.kernels, config.kernels)} (distsgd train takes --kernels {metadata.kernels}), or "
+            "choose another folder with --out"
+        )
     theirs, mine = metadata.config or {}, config.identity()
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}

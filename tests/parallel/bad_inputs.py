@@ -59,6 +59,8 @@ def evil(content: str) -> Make:
 
 
 OPTIONS: dict[str, Case] = {
+    "a family of kernels that there isn't": Case("kernels: expected one of auto, avx512", f"{QUICK} --kernels avx3"),
+    "a family of kernels that is a number": Case("kernels", f"{QUICK} {TOML}", toml("kernels = 512")),
     "a learning rate that is no number": Case("learning_rate", f"{QUICK} --lr nan"),
     "a word in place of a number": Case("expected a whole number, got 'ten'", f"{QUICK} --epochs ten"),
     "a fraction of an epoch": Case("--epochs", "--epochs 1e3"),

@@ -72,6 +72,10 @@ def rank(processor: int, **changes: Any) -> Look:
 SLOW = Speed(1e-3, 4 * LARGE / 1e8)
 FAST = Speed(1e-5, 4 * LARGE / 1e10)
 MB = 1 << 20
+FAMILIES = {
+    0: {"probe": "a", "kernels": "avx512", "families": ("avx512", "avx2")},
+    1: {"probe": "b", "kernels": "avx2", "families": ("avx2",)},
+}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,8 @@ MB = 1 << 20
         ("aab", {}, FAST, []),
         ("aab", {1: {"gemm_seconds": 1.6}}, FAST, ["slow ranks: 1 on a;"]),
         ("ab", {1: {"gemm_seconds": 1.6}}, FAST, ["slow ranks: 1 on b;"]),
-        ("aab", {2: {"probe": "b"}}, FAST, ["b compute other bits than a; set one OPENBLAS_CORETYPE"]),
+        ("aab", {2: {"probe": "b"}}, FAST, ["b compute other bits than a, with the same kernels; use one version of"]),
+        ("ab", FAMILIES, FAST, ["different kernels, which compute other bits (a avx512, b avx2); start training with"]),
         ("aab", {1: {"processors": (0,)}}, FAST, ["a: 2 ranks are bound to 1 processor(s); start fewer"]),
         ("aaa", {k: {"processors": (0, 1)} for k in range(3)}, FAST, ["a: 3 ranks wait for each other on 2"]),
         (
