@@ -27,6 +27,8 @@ from distsgd.core.errors import CheckpointError
 FORMAT = 2
 _ZEROS = "0" * 64
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_TENSORS = 50_000
+"""Arrays of a checkpoint; each is an object to be made when it is read, in half a dozen places."""
 _DIGEST = re.compile(rb'\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _DTYPES = {
     "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8",
@@ -160,6 +162,7 @@ def pieces(checkpoint: Checkpoint) -> list[bytearray | memoryview]:
     """
     document = {**checkpoint.document, "format": FORMAT, "sha256": _ZEROS}
     text = json.dumps(_to_hex(document), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    _check_count(len(checkpoint.arrays))
     arrays = {
         name: np.asarray(array, array.dtype.newbyteorder("<"), order="C") for name, array in checkpoint.arrays.items()
     }
@@ -214,9 +217,10 @@ def _parse(file: BinaryIO, size: int) -> tuple[dict[str, _Entry], int, dict[str,
     if digest.hexdigest() != recorded:
         raise CheckpointError("damaged: its contents do not have the sha256 that it names")
     try:
-        header = json.loads(text)
-        document = json.loads(header.pop("__metadata__")["distsgd"], object_hook=_from_hex)
+        header = json.loads(text, object_pairs_hook=_once)
+        document = json.loads(header.pop("__metadata__")["distsgd"], object_pairs_hook=_from_hex)
         _check_document(document)
+        _check_count(len(header))
         entries = {name: _entry(about) for name, about in header.items()}
     except CheckpointError:
         raise
@@ -241,6 +245,14 @@ def _entry(about: Mapping[str, Any]) -> _Entry:
     if math.prod(shape) * dtype.itemsize != end - start or math.prod(filter(None, shape)) > _MOST_ELEMENTS:
         raise ValueError("an array has another length than its shape")
     return _Entry(dtype, tuple(shape), start, end)
+
+
+def _check_count(count: int) -> None:
+    """Raise CheckpointError for more arrays than a checkpoint may have."""
+    if count > _TENSORS:
+        raise CheckpointError(
+            f"a checkpoint of {count} arrays, expected at most {_TENSORS}; give the model fewer and larger parameters"
+        )
 
 
 def _check_document(document: Any) -> None:
@@ -277,5 +289,13 @@ def _to_hex(value: Any) -> Any:
     return value
 
 
-def _from_hex(value: dict[str, Any]) -> Any:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _from_hex(pairs: list[tuple[str, Any]]) -> Any:
+    value = _once(pairs)
     return float.fromhex(value["hex"]) if value.keys() == {"hex"} else value
