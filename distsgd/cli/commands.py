@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from distsgd.core import runtime
 from distsgd.core.deferred_numpy import defer_numpy, numpy_is_loaded
 from distsgd.core.errors import DistsgdError
-from distsgd.core.output import report_error, say, say_traceback
-from distsgd.core.processes import print_stacks_when_asked
+from distsgd.core.output import report_error, say, say_traceback, status_after_output
+from distsgd.core.processes import open_closed_streams, print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator
@@ -30,6 +30,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
     An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
     traceback and ends all ranks.
     """
+    open_closed_streams()
     print_stacks_when_asked()
     sys.excepthook = say_traceback
     runtime.prepare()
@@ -62,6 +63,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
         say(f"distsgd: error: {where} was ended by {type(stop).__name__}", sys.stderr)
         communicator.abort(1)  # the others would wait for this one
         return 1
+    status = communicator.broadcast_object(status_after_output(status))
     communicator.barrier()
     return status
 

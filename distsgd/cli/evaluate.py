@@ -51,9 +51,9 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.data.sources.datasets import check_arrays
     from distsgd.parallel.thread_pool import Workers
     from distsgd.run.build import build_metrics, confusion_matrix
-    from distsgd.run.folder import finite
     from distsgd.run.kernels import choose_for
     from distsgd.run.placement import open_source, place_split
+    from distsgd.run.records import finite
     from distsgd.run.stored_model import load_model
     from distsgd.training.evaluator import Evaluator
 

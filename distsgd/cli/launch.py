@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from distsgd.core import output, runtime
 from distsgd.core.errors import DistsgdError, LauncherError
 from distsgd.core.options import option
-from distsgd.core.output import new_launch, say, say_lines, say_traceback
-from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
+from distsgd.core.output import new_launch, say, say_lines, say_traceback, status_after_output
+from distsgd.core.processes import adopt_orphans, open_closed_streams, print_stacks_when_asked
 from distsgd.launching import mpirun
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
@@ -61,6 +61,7 @@ def main() -> int:
     """The command; returns the exit status."""
     for name in output.LAUNCH_VARIABLES:
         os.environ.pop(name, None)  # of another launch, in which this one may have been started
+    open_closed_streams()  # before there are pipes and files
     adopt_orphans()
     print_stacks_when_asked()
     sys.excepthook = say_traceback
@@ -68,11 +69,11 @@ def main() -> int:
         stops = Stops()
         runtime.prepare()
         try:
-            return _launch(cleanup, stops, sys.argv[1:])
+            return status_after_output(_launch(cleanup, stops, sys.argv[1:]))
         except DistsgdError as error:
             if str(error):
                 say(f"distsgd: error: {error}", sys.stderr)
-            return error.exit_status
+            return status_after_output(error.exit_status)
 
 
 def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> int:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+_LAST_STREAM = 2
+"""The descriptor of standard error; those of the other two are below."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
@@ -101,6 +103,20 @@ def print_stacks_when_asked() -> None:
     """
     if STACK_SIGNAL is not None and not callable(signal.getsignal(STACK_SIGNAL)):
         faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in the place of standard streams that were closed when this process began.
+
+    Otherwise the next files that are opened get their descriptors, and what is printed, by a library too, goes into
+    these files.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STREAM:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace", closefd=False))
 
 
 def numbers() -> list[int]:

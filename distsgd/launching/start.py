@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
-from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
+from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, note_failure, secret
 from distsgd.core.processes import alive, can_look
 from distsgd.core.status_table import Field, StatusTable
 from distsgd.launching.words import Stream, Words
@@ -222,6 +222,9 @@ def _make_status_table(ranks: int, key: int) -> tuple[StatusTable | None, int]:
 
 
 def _pass_on(target: int, data: bytes) -> None:
-    with suppress(OSError):  # the reader is gone
+    try:
         while data:
             data = data[os.write(target, data) :]
+    except OSError as error:
+        if target == 1:
+            note_failure(error)

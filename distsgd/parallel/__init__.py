@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.processes import print_stacks_when_asked
+from distsgd.core.processes import open_closed_streams, print_stacks_when_asked
 from distsgd.core.runtime import launcher_size
 from distsgd.parallel.communicator import Communicator
 
@@ -22,6 +22,7 @@ def start() -> Communicator:
 
     Without a launcher, MPI isn't imported: on a login node, importing it may abort the process.
     """
+    open_closed_streams()  # before MPI and the run open files
     print_stacks_when_asked()
     size = launcher_size()
     if size is None:

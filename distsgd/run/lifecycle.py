@@ -123,6 +123,8 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     with opened(communicator, config, spec.folder) as start:
         if start.finished is not None and spec.finished is not None:
             if communicator.is_root:
+                for note in start.notes:
+                    say(note, sys.stderr)
                 spec.finished(start.finished)
             return None
         attempt = _build(communicator, spec, start, device, notes)
@@ -132,7 +134,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
             if not spec.before_training(communicator, attempt):
                 attempt.trainer.close()
                 return None
-            communicator.on_root(lambda: _prepare_folder(attempt))
+            communicator.on_root(lambda: _prepare_folder(attempt, start.records))
             attempt.has_begun = True
             reason = attempt.trainer.fit()
             attempt.summary = _finish(communicator, attempt, reason)
@@ -290,7 +292,8 @@ def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -
     communicator.transport.broadcast(step.running.flat)
 
 
-def _prepare_folder(attempt: Attempt) -> None:
+def _prepare_folder(attempt: Attempt, records: int) -> None:
+    """Begins in the folder: its configuration, and the records so far, of which there should be so many. On rank 0."""
     folder, config = attempt.spec.folder, attempt.config
     if folder is None:
         return
@@ -299,7 +302,8 @@ def _prepare_folder(attempt: Attempt) -> None:
     aside = folder.create(to_toml(config), anew=config.resume == "never", validation_rows=rows)
     if aside is not None:
         say(f"the run in {folder.path} is moved aside to {aside}", sys.stderr)
-    folder.cut_metrics(attempt.trainer.progress.step)
+    if note := folder.cut_metrics(attempt.trainer.progress.step, records):
+        say(f"warning: {note}", sys.stderr)
 
 
 def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) -> dict[str, Any]:

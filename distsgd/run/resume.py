@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.checkpoint import Checkpoint
-from distsgd.core.errors import CheckpointError, RunFolderError
+from distsgd.core.errors import CheckpointError, DistsgdError, RunFolderError
 from distsgd.core.kernel_family import AUTO, other_than
 from distsgd.optim.schedules import has_horizon
 from distsgd.run.config import TrainConfig
@@ -26,12 +26,16 @@ _REQUIRED = {"epochs": int, "steps": int, "parameters_sha256": str}
 
 @dataclass
 class Start:
-    """Where an attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
+    """Where an attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning.
+
+    records   how many lines metrics.jsonl had when the checkpoint was saved, 0 where it is of another folder
+    """
 
     config: TrainConfig
     finished: str | None = None
     has_checkpoint: bool = False
     checkpoint: Checkpoint | None = None
+    records: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
 
 def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     from distsgd.core.checkpoint_folder import find_checkpoint
+    from distsgd.run.records import lines_of
 
     start = Start(config)
     if config.resume == "never":
@@ -74,10 +79,41 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
         return start
     start.config = compare(config, start.checkpoint, where)
     start.has_checkpoint = True
-    summary = folder.read_summary() if where == str(folder.path) else None
-    if summary is not None and is_finished(config, summary, RunState.from_document(start.checkpoint.document)):
+    if where == str(folder.path) or folder.holds(Path(config.resume)):
+        start.records = lines_of(start.checkpoint.document)
+    if where != str(folder.path):
+        return start
+    summary, state = folder.read_summary(), RunState.from_document(start.checkpoint.document)
+    if summary is None and folder.files.status(folder.summary.name) is not None:
+        start.notes.append(f"warning: {folder.summary} is damaged; the run's end writes it again")
+    if summary is not None and is_finished(config, summary, state):
         start.finished = last_line(summary, str(folder.path), quiet=config.quiet)
+        start.notes += _look_after(folder, start.checkpoint, state, start.records)
     return start
+
+
+def _look_after(folder: RunFolder, checkpoint: Checkpoint, state: RunState, records: int) -> list[str]:
+    """Lines about what is damaged in the folder of a run that is finished; its best model is written again."""
+    from distsgd.core.checkpoint_folder import best_of
+
+    notes = []
+    try:
+        if damage := folder.damage_of_records(records):
+            notes.append(f"warning: {folder.metrics} is damaged: {damage}; the other records are whole")
+    except OSError as error:
+        notes.append(f"warning: could not read {folder.metrics}: {error.strerror or error}")
+    try:
+        folder.checkpoints.best()
+    except CheckpointError as problem:
+        best = best_of(checkpoint)
+        try:
+            folder.check_locked()
+            folder.checkpoints.save_best(Checkpoint(best.arrays, state.best_document()))
+        except DistsgdError as error:
+            notes.append(f"warning: {problem}, and can't be written again: {error}")
+        else:
+            notes.append(f"warning: {problem}; it is written again, from the run's last checkpoint")
+    return notes
 
 
 def _begun_elsewhere(config: TrainConfig, folder: RunFolder) -> Checkpoint | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 
-from distsgd.core.checkpoint import Checkpoint, understanding
+from distsgd.core.checkpoint import Checkpoint, StoredArrays, understanding
 from distsgd.core.device import Array, host_copy
 from distsgd.core.errors import CheckpointError
 from distsgd.core.layout import Views
@@ -176,17 +176,28 @@ def _read(
 def fill_model(views: Views, arrays: Mapping[str, Array], what: str) -> None:
     """Copies named arrays into views of these names. Raises CheckpointError where names, shapes or dtypes differ."""
     for name, view in views.items():
-        found = arrays.get(name)
-        if found is None or found.shape != view.shape or found.dtype != view.dtype:
-            got = "is missing" if found is None else f"has shape {found.shape} and dtype {found.dtype}"
+        found = _about(arrays, name)
+        if found != (view.shape, view.dtype):
+            got = "is missing" if found is None else f"has shape {found[0]} and dtype {found[1]}"
             raise CheckpointError(
                 f"{what}: {name} {got} in the checkpoint, the model needs {view.shape} {view.dtype}; "
                 "it was written for another model"
             )
-        view[...] = found
+        if isinstance(arrays, StoredArrays):
+            arrays.fill(name, view)
+        else:
+            view[...] = arrays[name]
     extra = sorted(set(arrays) - set(views))
     if extra:
         raise CheckpointError(f"{what}: the checkpoint has {extra[0]}, the model doesn't; it is of another model")
+
+
+def _about(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+    """(shape, dtype) of a named array, None where there is none."""
+    if isinstance(arrays, StoredArrays):
+        return arrays.about(name)
+    found = arrays.get(name)
+    return None if found is None else (found.shape, found.dtype)
 
 
 def _model(step: TrainingStep, params: Array, running: Array) -> dict[str, Array]:
