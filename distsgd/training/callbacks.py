@@ -167,8 +167,9 @@ class Hooks:
         self.attempt(lambda: [hook(callback) for callback in self.callbacks], None)
 
     def attempt(self, function: Callable[[], T], otherwise: T, what: str = "a callback") -> T:
-        """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept."""
-        if self.communicator.is_root:
+        """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept, and nothing is
+        called until all ranks know of it."""
+        if self.communicator.is_root and self.error is None:
             try:
                 return function()
             except DistsgdError as error:
