@@ -201,8 +201,8 @@ class UserCodeError(DistsgdError):
         return found
 
     def users(self) -> BaseException:
-        """Give up the user's exception, with a note of where it was raised; this error where there is no copy of it."""
-        error, self.error = self.error, None  # or frames of the traceback that hold this error would keep it alive
+        """The user's exception, with a note of where it was raised; this error where there is no copy of it."""
+        error = self.error
         if error is None:
             return self
         note = f"distsgd: {self.where}"
@@ -217,8 +217,6 @@ def _packed(error: BaseException) -> bytes | None:
     """The pickled exception; None where it can't be sent."""
     import pickle
 
-    if isinstance(error, SystemExit) and not isinstance(error.code, int | None):
-        error = SystemExit(1)  # its text is printed where it was raised
     try:
         packed = pickle.dumps(error)
         return packed if type(pickle.loads(packed)) is type(error) else None
@@ -235,6 +233,8 @@ def _received(text: str, where: str, packed: bytes | None) -> UserCodeError:
     try:
         error = None if packed is None else pickle.loads(packed)
         found.error = error if isinstance(error, BaseException) else None
+        if isinstance(error, SystemExit) and not isinstance(error.code, int | None):
+            error.code = 1  # its text is printed where it was raised
     except Exception:  # such as a class that this rank doesn't have
         found.error = None
     return found

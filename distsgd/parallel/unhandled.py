@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-from distsgd.core.errors import DistsgdError
+from distsgd.core.errors import DistsgdError, UserCodeError
 from distsgd.core.output import report_error, report_to_launcher, say_lines
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.mpi import MPICommunicator
@@ -93,23 +93,31 @@ class _Raised:
         return str, ()  # a copy of the exception is one that anybody may raise
 
 
-def end_all_where_unhandled(communicator: Communicator, error: BaseException, reports: bool) -> None:
-    """Have this exception, which `fit` is about to raise on these ranks, end all of them where nothing catches it.
+def end_all_where_unhandled(communicator: Communicator, caught: BaseException, raised: BaseException) -> None:
+    """Have `raised`, which `fit` is about to raise on these ranks for `caught`, end all of them if nothing catches it.
 
-    reports   whether this rank is the one to print it; another one does so where that one has caught it. A traceback
-              is printed by the program's own hook, and needs none of distsgd's on this rank.
+    One rank reports it, and another one does so where that one has caught it. A traceback is printed by the program's
+    own hook, so that its rank needs none of distsgd's.
     """
     if communicator.size == 1 or not isinstance(communicator, MPICommunicator):
         return
-    if reports and not isinstance(error, DistsgdError):
-        return
-    trace = error.__traceback__ if isinstance(error, DistsgdError) else None
-    while trace is not None:  # what distsgd's functions hold would keep the error alive, in a circle
+    reports = not caught.is_copy if isinstance(caught, UserCodeError) else communicator.is_root
+    if isinstance(caught, DistsgdError):
+        _clear_frames(caught)
+    if isinstance(caught, UserCodeError):
+        caught.error = None
+    if isinstance(raised, DistsgdError) or not reports:
+        vars(raised)[_MARK] = _Raised(communicator, reports)
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Let go of what distsgd's functions held: among it the error itself, which would live on in a circle."""
+    trace = error.__traceback__
+    while trace is not None:
         if trace.tb_frame.f_globals.get("__name__", "").startswith("distsgd."):
             with suppress(RuntimeError):  # it still runs
                 trace.tb_frame.clear()
         trace = trace.tb_next
-    vars(error)[_MARK] = _Raised(communicator, reports)
 
 
 def _put_in_place() -> None:

@@ -41,19 +41,18 @@ def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
 
             with crashes_shown(communicator):
                 return function()
-    except UserCodeError as error:
-        raised, reports = error.users(), not error.is_copy
     except SystemExit:
         raise
     except BaseException as error:
-        if communicator.size == 1:
+        if communicator.size == 1 and not isinstance(error, UserCodeError):
             raise
-        raised, reports = error, communicator.is_root
+        caught = error
+    raised = caught.users() if isinstance(caught, UserCodeError) else caught
     if communicator.size > 1:
         from distsgd.parallel.unhandled import end_all_where_unhandled
 
-        end_all_where_unhandled(communicator, raised, reports)
+        end_all_where_unhandled(communicator, caught, raised)
     try:
         raise raised
     finally:
-        del raised  # its traceback holds this frame
+        del caught, raised  # the traceback holds this frame
