@@ -212,6 +212,11 @@ class UserCodeError(DistsgdError):
             error.__cause__ = UserCodeError(self.args[0])  # the text of its traceback, which isn't sent
         return error
 
+    def take_object(self, own: UserCodeError) -> None:
+        """Take this rank's own object of the same exception, which needs no copy."""
+        if self.args[0].splitlines()[-1] == own.args[0].splitlines()[-1]:
+            self.error, own.error = own.error, None
+
 
 def _packed(error: BaseException) -> bytes | None:
     """The pickled exception; None where it can't be sent."""
@@ -240,22 +245,18 @@ def _received(text: str, where: str, packed: bytes | None) -> UserCodeError:
     return found
 
 
-def _last_line(error: UserCodeError) -> str:
-    return str(error.args[0]).splitlines()[-1]
-
-
 def raise_first(errors: Sequence[DistsgdError | None], own: DistsgdError | None, rank: int) -> None:
     """Raise the error of the lowest rank that has one, where one has; `own` is this rank's, number `rank`.
 
-    Where the user's exception was raised here as well, this rank raises its own object, which needs no copy.
+    Where the user's exception was raised here as well, this rank raises its own object.
     """
     lowest = next((number for number, error in enumerate(errors) if error is not None), None)
     if lowest is None:
         return
     first = own if lowest == rank and own is not None else errors[lowest]
     assert first is not None
-    if isinstance(first, UserCodeError) and isinstance(own, UserCodeError) and _last_line(first) == _last_line(own):
-        first.error = own.error
+    if first is not own and isinstance(first, UserCodeError) and isinstance(own, UserCodeError):
+        first.take_object(own)
     raise first
 
 
