@@ -139,6 +139,11 @@ class Interrupted(SystemExit):
     nothing catches it, the process leaves with exit status 75 and without a traceback. It is no `Exception`, as
     KeyboardInterrupt is none: a loop over fits that survives failures doesn't survive the request to stop.
 
+    Parameters
+    ----------
+    text : str
+        Which signal it was, and where the checkpoint is.
+
     Attributes
     ----------
     exit_status : int
@@ -200,22 +205,24 @@ class UserCodeError(DistsgdError):
         found.error, found.where = raised, where
         return found
 
-    def users(self) -> BaseException:
-        """The user's exception, with a note of where it was raised; this error where there is no copy of it."""
-        error = self.error
-        if error is None:
-            return self
-        note = f"distsgd: {self.where}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        if error.__traceback__ is None:
-            error.__cause__ = UserCodeError(self.args[0])  # the text of its traceback, which isn't sent
-        return error
 
-    def take_object(self, own: UserCodeError) -> None:
-        """Take this rank's own object of the same exception, which needs no copy."""
-        if self.args[0].splitlines()[-1] == own.args[0].splitlines()[-1]:
-            self.error, own.error = own.error, None
+def as_raised(caught: UserCodeError) -> BaseException:
+    """The user's exception, with a note of where it was raised; `caught` itself where there is no copy of it."""
+    error = caught.error
+    if error is None:
+        return caught
+    note = f"distsgd: {caught.where}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    if error.__traceback__ is None:
+        error.__cause__ = UserCodeError(caught.args[0])  # the text of its traceback, which isn't sent
+    return error
+
+
+def _take_object(first: UserCodeError, own: UserCodeError) -> None:
+    """Take this rank's own object of the same exception, which needs no copy."""
+    if first.args[0].splitlines()[-1] == own.args[0].splitlines()[-1]:
+        first.error, own.error = own.error, None
 
 
 def _packed(error: BaseException) -> bytes | None:
@@ -256,7 +263,7 @@ def raise_first(errors: Sequence[DistsgdError | None], own: DistsgdError | None,
     first = own if lowest == rank and own is not None else errors[lowest]
     assert first is not None
     if first is not own and isinstance(first, UserCodeError) and isinstance(own, UserCodeError):
-        first.take_object(own)
+        _take_object(first, own)
     raise first
 
 

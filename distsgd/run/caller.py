@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from distsgd.core.errors import UserCodeError
+from distsgd.core.errors import UserCodeError, as_raised
 from distsgd.core.processes import stacks_when_asked
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.parallel.communicator import Communicator
@@ -47,7 +47,7 @@ def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
         if communicator.size == 1 and not isinstance(error, UserCodeError):
             raise
         caught = error
-    raised = caught.users() if isinstance(caught, UserCodeError) else caught
+    raised = as_raised(caught) if isinstance(caught, UserCodeError) else caught
     if communicator.size > 1:
         from distsgd.parallel.unhandled import end_all_where_unhandled
 

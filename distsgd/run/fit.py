@@ -166,6 +166,10 @@ def fit(
     ------
     ConfigurationError, DataError
         With one sentence, on all ranks, also where one of them alone is wrong.
+    Interrupted
+        Where a batch system's SIGTERM or SIGUSR1 has stopped a run with `out` after a step, with a checkpoint.
+    Exception
+        What your own code raises inside, as it is, on all ranks.
 
     Examples
     --------

@@ -61,7 +61,7 @@ class Callback:
     """Hooks of the training loop: subclass it and override what you need. Rank 0 alone calls them.
 
     A hook must not communicate. To end training in order, keep the `run` of `on_start` and call `run.stop()`. An
-    exception in a hook ends the run on all ranks, with its traceback.
+    exception in a hook ends the run on all ranks, and `fit` raises it there.
 
     Examples
     --------
