@@ -43,6 +43,10 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
         if launcher_rank() == 0:
             report(error)
         return error.exit_status
+    if communicator.size > 1:
+        from distsgd.parallel.unhandled import abort_on_unhandled_errors
+
+        abort_on_unhandled_errors(communicator)
     try:
         if alike:
             from distsgd.cli.agreement import agree_on_command

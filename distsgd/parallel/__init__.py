@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.processes import open_closed_streams, print_stacks_when_asked
+from distsgd.core.processes import open_closed_streams
 from distsgd.core.runtime import launcher_size
 from distsgd.parallel.communicator import Communicator
 
@@ -23,7 +23,6 @@ def start() -> Communicator:
     Without a launcher, MPI isn't imported: on a login node, importing it may abort the process.
     """
     open_closed_streams()  # before MPI and the run open files
-    print_stacks_when_asked()
     size = launcher_size()
     if size is None:
         from distsgd.parallel.serial import SerialCommunicator
@@ -60,7 +59,6 @@ def of_mpi4py(group: Any) -> Communicator:
             "communicator: expected a group that this process belongs to, got MPI.COMM_NULL or one that joins two "
             "groups; call fit on the members of one group"
         )
-    print_stacks_when_asked()
     return of(group)
 
 
