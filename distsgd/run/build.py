@@ -11,7 +11,6 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, users_code
-from distsgd.core.output import counted
 from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError

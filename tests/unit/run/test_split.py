@@ -73,7 +73,9 @@ def test_a_name_that_is_nearly_right_is_refused(tmp_path: Path, name: str) -> No
 def test_the_header_says_which_arrays_are_used(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=Y, weights=np.ones(200), patients=Y)
     text = command(tmp_path, "train", "--dataset", "d.npz", "--epochs", "1", "--out", "run")
-    assert "weighted; not used: patients" in " ".join(text.split())
+    header = " ".join(text.split())
+    assert "test examples; not used: patients" in header
+    assert "example weights: yes, of training and validation examples, from" in header
 
 
 def test_masked_values_are_refused_and_a_mask_of_none_is_not() -> None:

@@ -173,7 +173,7 @@ def lambdas() -> list[Callable[[float], float]]:
     return [lambda x: x + 1, lambda x: x + 2, lambda x: x + 1]
 
 
-def test_lambdas_of_one_line_are_told_apart() -> None:
+def test_lambdas_of_one_line_are_different() -> None:
     one, two, three = (described({"model": function}) for function in lambdas())
     assert one == three != two
 
