@@ -12,6 +12,11 @@ from io import BufferedReader
 from pathlib import Path
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~user at its beginning replaced by that home, where there is one."""
+    return Path(os.path.expanduser(path))
+
+
 def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> BufferedReader:
     """Open the regular file at `path` for reading, through links; `folder` is a descriptor that `path` is relative to.
     Raises OSError, also where it is no regular file."""

@@ -20,7 +20,16 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, refuse_unused
+from distsgd.run.build import (
+    build_metrics,
+    build_task,
+    check_outputs,
+    check_targets,
+    confusion_matrix,
+    refuse_one_class,
+    refuse_unused,
+    refuse_without_effect,
+)
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data
@@ -174,8 +183,10 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, config, objective, data)
     refuse_unused(config, data.signature, objective, validates=data.validation is not None)
+    refuse_without_effect(config, data)
     task = build_task(config, data.signature, objective)
-    metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]
+    refuse_one_class(communicator, config, objective, task, data)
+    metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
         from distsgd.run.folder_writer import FolderWriter
@@ -186,6 +197,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     trainer = build_trainer(
         communicator, config, data, device, objective, spec.optimizer, schedule, metrics, callbacks, writer
     )  # fmt: skip
+    check_outputs(communicator, trainer, task)
     return Attempt(spec, config, data, task, metrics, trainer, [*start.notes, *notes, *data.notes, *trainer.notes])
 
 
@@ -279,7 +291,7 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     trainer = attempt.trainer
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics))
-    if communicator.is_root and (text := doubt(summary)):
+    if (text := doubt(trainer, attempt.task, summary)) and communicator.is_root:
         say(text, sys.stderr)
     trainer.end(summary)
     trainer.step.device.synchronize()

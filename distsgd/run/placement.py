@@ -108,6 +108,8 @@ def split_data(
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
+    if validation is not None and config.validation_last is not None:
+        raise ConfigurationError("validation_last: would change nothing beside validation data; leave it out")
     if validation is None:
         split = split_of(train, classes, config)
     elif config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
@@ -157,11 +159,15 @@ def absent(y: Array, classes: int | None) -> tuple[str, ...]:
         return ()
     missing = np.setdiff1d(np.arange(classes), y)
     if not len(missing):
-        return ()
+        if 2 * classes <= len(y) or classes <= 10:
+            return ()
+        few = f"warning: {len(y)} training examples are of {classes} classes; values are floats (y.astype(float))"
+        return (few,)
     which = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
     text = (
         f"warning: {len(missing)} of {classes} classes have no examples: {which}; number the classes from 0 "
-        "(np.unique(y, return_inverse=True)), or say with --classes how many there are"
+        "(np.unique(y, return_inverse=True)), or say with --classes how many there are; values are floats "
+        "(y.astype(float))"
     )
     return (text,)
 
