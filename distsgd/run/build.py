@@ -351,6 +351,7 @@ def check_targets(communicator: Communicator, config: TrainConfig, objective: Ob
         loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data.signature)
         if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy):
             return
+        loss.output_size(data.signature.target_shape, data.signature.num_classes)
         sets = {"training": data.train, "validation": data.validation, "test": data.test}
         for name, part in sets.items():
             if part is None or part.y.dtype.kind != "f":

@@ -113,3 +113,31 @@ def test_it_changes_the_result_or_is_refused(model: str, name: str) -> None:
 def test_params_of_a_model_that_makes_its_own_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="params are the initial values of a model that is a function"):
         fit("mlp", (X, Y), params=WEIGHTS, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": (), "dropout": 0.5},
+        {"hidden": (), "batch_norm": True},
+        {"bias": False, "bias_initializer": "normal(0.1)"},
+        {"batch_size": "full", "drop_last": True},
+        {"validation_fraction": 0, "metric": ("top_5_accuracy",)},
+        {"validation_fraction": 0, "top_k": 1},
+    ],
+    ids=lambda options: " and ".join(options),
+)
+def test_what_another_option_leaves_without_effect_is_refused(options: dict[str, Any]) -> None:
+    name = next(iter(reversed(options)))
+    with pytest.raises(ConfigurationError, match=f"{name}: would change nothing"):
+        fit("mlp", (X, Y), **{**USUAL, **options})
+
+
+def test_the_last_examples_beside_validation_data_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="validation_last: would change nothing beside validation data"):
+        fit("mlp", (X, Y), (X, Y), validation_last=3, epochs=1)
+
+
+def test_metrics_are_measured_on_test_data_alone_too() -> None:
+    result = fit("mlp", (X, Y), test=(X, Y), validation_fraction=0, top_k=1, epochs=1)
+    assert result.summary["test_top_1_accuracy"] == result.summary["test_accuracy"]
