@@ -286,3 +286,17 @@ def test_an_own_function_of_unused_labels_is_no_classifier() -> None:
     objective = FunctionObjective(mean, {"m": np.zeros(3)})
     result = fit(objective, (X, np.zeros(len(X), int)), optimizer=distsgd.SGD(0.5), epochs=20, validation_fraction=0)
     assert np.allclose(result.params["m"], X.mean(axis=0), atol=1e-2)
+
+
+def test_evaluate_knows_data_that_a_seed_makes(tmp_path: Path) -> None:
+    """They are the run's own, of the run's own seed: its validation part by default."""
+
+    def run(module: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", f"distsgd.{module}", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    run("train", "--dataset", "moons", "--seed", "3", "--epochs", "1", "--out", "run")
+    scores = json.loads(run("evaluate", "run", "--dataset", "moons"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert scores["split"] == "validation"
+    assert scores["loss"] == summary["validation_loss"]
