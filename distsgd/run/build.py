@@ -172,7 +172,9 @@ def refuse_without_effect(config: TrainConfig, data: Data) -> None:
     """Raises ConfigurationError for an option that another option or the data leave nothing to change."""
     unmeasured = data.validation is None and data.test is None and config.train_metrics != "full"
     flat = config.model == "mlp" and not config.hidden
+    beside = data.validation is not None and data.split is None
     rules = {
+        "there are validation data beside it": ["validation_last"] if beside else [],
         "this mlp has no hidden layers": ["dropout", "batch_norm"] if flat else [],
         "there are no biases": [] if config.bias else ["bias_initializer"],
         "a full batch leaves no examples over": ["drop_last"] if config.batch_size == "full" else [],

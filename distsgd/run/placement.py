@@ -108,8 +108,6 @@ def split_data(
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
-    if validation is not None and config.validation_last is not None:
-        raise ConfigurationError("validation_last: would change nothing beside validation data; leave it out")
     if validation is None:
         split = split_of(train, classes, config)
     elif config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
@@ -159,10 +157,8 @@ def absent(y: Array, classes: int | None) -> tuple[str, ...]:
         return ()
     missing = np.setdiff1d(np.arange(classes), y)
     if not len(missing):
-        if 2 * classes <= len(y) or classes <= 10:
-            return ()
         few = f"warning: {len(y)} training examples are of {classes} classes; values are floats (y.astype(float))"
-        return (few,)
+        return (few,) if 10 < classes > len(y) // 2 else ()
     which = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
     text = (
         f"warning: {len(missing)} of {classes} classes have no examples: {which}; number the classes from 0 "

@@ -293,7 +293,18 @@ class R2(Metric):
         return math.fsum(self.of_each(sums)) / self.num_outputs
 
     def of_each(self, sums: Array) -> list[float]:
-        """The value of each output, of added-up sums of at least two examples."""
+        """The value of each output.
+
+        Parameters
+        ----------
+        sums : array
+            float64 (width,), over at least two examples.
+
+        Returns
+        -------
+        list of float
+            K numbers.
+        """
         count, scores = float(sums[0]), list[float]()
         for total, squares, residual in sums[1:].reshape(3, self.num_outputs).T.tolist():
             spread = squares - total * total / count

@@ -134,7 +134,9 @@ def test_what_another_option_leaves_without_effect_is_refused(options: dict[str,
 
 
 def test_the_last_examples_beside_validation_data_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="validation_last: would change nothing beside validation data"):
+    with pytest.raises(
+        ConfigurationError, match="validation_last: would change nothing, for there are validation data"
+    ):
         fit("mlp", (X, Y), (X, Y), validation_last=3, epochs=1)
 
 
