@@ -214,7 +214,7 @@ class Report:
 
 
 _PROBE = (
-    "from distsgd.core import runtime; runtime.prepare(); import os; print(runtime.blas_description()); "
+    "from distsgd.core import runtime; runtime.prepare_alone(); import os; print(runtime.blas_description()); "
     "print(os.environ.get('OPENBLAS_CORETYPE', 'its own choice'))"
 )
 

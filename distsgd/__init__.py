@@ -24,8 +24,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "core.layout": ("Layout", "Views"),
     "core.device": ("Array", "Shape"),
     "core.errors": (
-        "CheckpointError", "ConfigurationError", "DataError", "DistsgdError", "LauncherError", "NonFiniteError",
-        "OutOfMemoryError", "OutputError", "ReplicaError", "RunFolderError", "UnknownNameError", "UserCodeError",
+        "CheckpointError", "ConfigurationError", "DataError", "DistsgdError", "Interrupted", "LauncherError",
+        "NonFiniteError", "OutOfMemoryError", "OutputError", "ReplicaError", "RunFolderError", "UnknownNameError",
+        "UserCodeError",
     ),
     "data.sources.datasets": ("load_mnist", "open_dataset"),
     "core.random": (),

@@ -12,6 +12,7 @@ from distsgd.core.errors import CheckpointError as CheckpointError
 from distsgd.core.errors import ConfigurationError as ConfigurationError
 from distsgd.core.errors import DataError as DataError
 from distsgd.core.errors import DistsgdError as DistsgdError
+from distsgd.core.errors import Interrupted as Interrupted
 from distsgd.core.errors import LauncherError as LauncherError
 from distsgd.core.errors import NonFiniteError as NonFiniteError
 from distsgd.core.errors import OutOfMemoryError as OutOfMemoryError

@@ -25,7 +25,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 # NumPy loads with the commands' own settings; the processes that tests start have to find them by themselves.
 _before = dict(os.environ)
-runtime.prepare()
+runtime.prepare_alone()
 import numpy  # noqa: E402, F401
 
 for _name in set(os.environ) - set(_before):

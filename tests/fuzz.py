@@ -31,7 +31,7 @@ from typing import Any
 
 from distsgd.core import runtime
 
-runtime.prepare()
+runtime.prepare_alone()
 
 import numpy as np  # noqa: E402
 
@@ -111,7 +111,7 @@ def small_run(folder: Path) -> Checkpoint:
 
 def sealed(text: bytes, arrays: bytes) -> bytes:
     """A checkpoint file whose document is this text, with the right digest, if there is a place for it."""
-    named = b'{"format":1,"sha256":"' + b"0" * 64 + b'",' + text.removeprefix(b"{")
+    named = b'{"format":2,"sha256":"' + b"0" * 64 + b'",' + text.removeprefix(b"{")
     header = {"__metadata__": {"distsgd": named.decode("utf-8", "replace")}, **json.loads(arrays)}
     head = json.dumps(header).encode()
     data = struct.pack("<Q", len(head)) + head + bytes(max(i["data_offsets"][1] for i in json.loads(arrays).values()))
@@ -194,7 +194,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "cifar": ([tar.getvalue(), gzip.compress(tar.getvalue(), 1)], cifar_archive),
         "columns": (
             [pickle.dumps(columns, protocol) for protocol in (0, 2, 4)],
-            lambda path, content: read_python(io.BytesIO(content), len(content), "part", None),
+            lambda path, content: read_python(io.BytesIO(content), len(content), "part"),
         ),
         "toml": ([to_toml(TrainConfig()).encode(), b"epochs = 3\nhidden = [4, 5]\nlr = 1e-3\nout = 'a'\n"], use_toml),
         "summary": ([json.dumps(summary).encode()], use_summary),

@@ -11,7 +11,7 @@ from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
 wanted = settings()
-runtime.prepare()  # as every command does, before NumPy loads
+runtime.prepare_alone()  # as every command does, before NumPy loads
 
 import distsgd  # noqa: E402
 from distsgd.training.callbacks import RunView  # noqa: E402

@@ -11,7 +11,7 @@ from benchmarks.workloads import gpu_workload
 from distsgd.core import runtime
 
 wanted = settings()
-runtime.prepare()
+runtime.prepare_alone()
 
 import numpy as np  # noqa: E402
 

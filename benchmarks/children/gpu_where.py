@@ -15,7 +15,7 @@ from benchmarks.workloads import gpu_workload, synthetic
 from distsgd.core import runtime
 
 wanted = settings()
-runtime.prepare()
+runtime.prepare_alone()
 
 import distsgd  # noqa: E402
 from distsgd.core.device import Device  # noqa: E402

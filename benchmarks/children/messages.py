@@ -10,7 +10,7 @@ from benchmarks.children.protocol import report_result, settings
 from distsgd.core import runtime
 
 wanted = settings()
-runtime.prepare()
+runtime.prepare_alone()
 
 import numpy as np  # noqa: E402
 

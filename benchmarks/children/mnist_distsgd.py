@@ -8,7 +8,7 @@ from benchmarks.workloads import workload
 from distsgd.core import runtime
 
 wanted = settings()
-runtime.prepare()
+runtime.prepare_alone()
 
 import distsgd  # noqa: E402
 

@@ -15,7 +15,7 @@ from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
 wanted = settings()
-runtime.prepare()
+runtime.prepare_alone()
 
 import numpy as np  # noqa: E402
 

@@ -14,7 +14,10 @@ from unittest.mock import patch
 
 from distsgd.core.runtime import blas_description as blas_description
 from distsgd.core.runtime import cpu_probe as cpu_probe
-from distsgd.core.runtime import prepare as prepare
+from distsgd.core.runtime import prepare_alone as prepare_alone
+
+prepare = prepare_alone
+"""Chooses kernels and BLAS's threads, before NumPy loads."""
 
 OPTION_NAMES = {"microbatches": "microbatches"}
 """Options by the guard's name for them, where distsgd has another one."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from distsgd.core import runtime
+from distsgd.core.deferred_numpy import defer_numpy, numpy_is_loaded
 from distsgd.core.errors import DistsgdError
-from distsgd.core.output import report_error, say, say_traceback
-from distsgd.core.processes import print_stacks_when_asked
+from distsgd.core.output import report_error, say, say_traceback, status_after_output
+from distsgd.core.processes import open_closed_streams, print_stacks_when_asked
 
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator
@@ -23,12 +25,16 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
 
     alike   whether all ranks must have the same command line, code and version
 
+    NumPy loads when the command has chosen the kernels of all hosts, or else when it first uses NumPy.
+
     An error that one sentence explains is printed by rank 0 alone. Everything else is a defect: it shows its
     traceback and ends all ranks.
     """
+    open_closed_streams()
     print_stacks_when_asked()
     sys.excepthook = say_traceback
     runtime.prepare()
+    defer_numpy()
     try:
         from distsgd.parallel import start
 
@@ -37,12 +43,18 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
         if launcher_rank() == 0:
             report(error)
         return error.exit_status
+    if communicator.size > 1:
+        from distsgd.parallel.unhandled import abort_on_unhandled_errors
+
+        abort_on_unhandled_errors(communicator)
     try:
         if alike:
             from distsgd.cli.agreement import agree_on_command
 
             agree_on_command(communicator, sys.argv[1:])
-        status = command(communicator, sys.argv[1:])
+        # Where something has loaded NumPy before, such as a sitecustomize.py, its BLAS has its own number of threads.
+        with runtime.single_threaded_blas() if alike and numpy_is_loaded() else nullcontext():
+            status = command(communicator, sys.argv[1:])
     except DistsgdError as error:
         if communicator.is_root:
             report(error)
@@ -55,6 +67,7 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
         say(f"distsgd: error: {where} was ended by {type(stop).__name__}", sys.stderr)
         communicator.abort(1)  # the others would wait for this one
         return 1
+    status = communicator.broadcast_object(status_after_output(status))
     communicator.barrier()
     return status
 

@@ -36,12 +36,17 @@ def main() -> int:
 def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Inspects all ranks and prints on rank 0; 1 where there are problems. Collective."""
     from distsgd.cli.command_line import parse_arguments
+    from distsgd.core.kernel_family import CORE_VARIABLE
+    from distsgd.run.kernels import choose
+
+    communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.doctor"))
+    forced = os.environ.get(CORE_VARIABLE, "")  # the user's own
+    _, impossible = choose(communicator, required=False)
     from distsgd.gpu.report import report
     from distsgd.launching.doctor.machine import look
     from distsgd.launching.doctor.problems import find_problems
     from distsgd.launching.doctor.speed import allreduce_speed, reduction_speed
 
-    communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.doctor"))
     mine, devices = look(communicator), report(communicator)
     alone = communicator.size == 1
     own, shared = (None, False) if alone else reduction_speed(communicator)
@@ -51,8 +56,8 @@ def doctor(communicator: Communicator, arguments: Sequence[str]) -> int:
     if ranks is not None:
         looks = list(zip(communicator.hosts, ranks, strict=True))
         libraries, problems = _libraries()
-        problems += find_problems(looks, own)
-        lines = [*_software(ranks[0]), *libraries, *devices, *_hosts(looks), *_memory(ranks)]
+        problems += [*([impossible] if impossible else []), *find_problems(looks, own)]
+        lines = [*_software(ranks[0], forced), *_kernels(looks), *libraries, *devices, *_hosts(looks), *_memory(ranks)]
         show([*lines, *_reductions(own, theirs, shared)], problems)
     return communicator.broadcast_object(1 if problems else 0)
 
@@ -66,12 +71,25 @@ def show(metadata: Sequence[tuple[str, str]], problems: Sequence[str]) -> None:
     say("no problem found" if not problems else f"{len(problems)} problem(s) found")
 
 
-def _software(look: Look) -> Iterator[tuple[str, str]]:
-    forced = os.environ.get("OPENBLAS_CORETYPE")
+def _software(look: Look, forced: str) -> Iterator[tuple[str, str]]:
     yield "distsgd", look.versions["distsgd"]
     yield "python", f"{look.versions['python']} on {platform.system()} {platform.machine()}"
     yield "numpy", look.versions["numpy"]
     yield "blas", f"{look.blas}, {look.blas_threads} thread(s)" + (f", OPENBLAS_CORETYPE={forced}" if forced else "")
+
+
+def _kernels(looks: Sequence[tuple[str, Look]]) -> Iterator[tuple[str, str]]:
+    """The family of each host, and what `--kernels` can choose for all of them."""
+    from distsgd.launching.doctor.problems import common_families
+
+    loaded = {host: look.kernels for host, look in looks}
+    different = len(set(loaded.values())) > 1
+    own = ", ".join(f"{name} on {host}" for host, name in loaded.items()) if different else looks[0][1].kernels
+    common = ", ".join(common_families([look for _, look in looks]))
+    yield "kernels", f"{own}; --kernels can choose {common or 'none'} on all hosts"
+    best = {host: look.families[0] for host, look in looks if look.families}
+    if len(set(best.values())) > 1:
+        yield "fastest", ", ".join(f"{name} on {host}" for host, name in best.items())
 
 
 def _libraries() -> tuple[list[tuple[str, str]], list[str]]:

@@ -52,15 +52,17 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.data.sources.datasets import check_arrays
     from distsgd.parallel.thread_pool import Workers
     from distsgd.run.build import build_metrics, confusion_matrix
-    from distsgd.run.folder import finite
+    from distsgd.run.kernels import choose_for
     from distsgd.run.placement import open_source, place_split
+    from distsgd.run.records import finite
     from distsgd.run.stored_model import load_model
     from distsgd.training.evaluator import Evaluator
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.evaluate"))
+    choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    source = open_source(communicator, options.dataset, options.data_dir, stored.config.seed)
+    source = open_source(communicator, options.dataset, options.data_dir, stored.config.seed, others=())
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
     placed = place_split(communicator, source, part)
     assert placed is not None, "choose_split names a part that is there"

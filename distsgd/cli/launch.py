@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
+from distsgd.cli.launch_jobs import Job, Script, Training
 from distsgd.core import output, runtime
 from distsgd.core.errors import DistsgdError, LauncherError
-from distsgd.core.options import option
-from distsgd.core.output import new_launch, say, say_lines, say_traceback
-from distsgd.core.processes import adopt_orphans, print_stacks_when_asked
+from distsgd.core.options import option, options_of
+from distsgd.core.output import new_launch, say, say_lines, say_traceback, status_after_output
+from distsgd.core.processes import adopt_orphans, open_closed_streams, print_stacks_when_asked
 from distsgd.launching import mpirun
 from distsgd.launching.causes import Cause, cause_of, kernel_kills
 from distsgd.launching.cleaning import CleanupProcess, Leftovers
 from distsgd.launching.start import Ending, Limits, Start, Stops
 from distsgd.launching.words import RANK_SCRIPT
 
-if TYPE_CHECKING:
-    from distsgd.launching.folder import WatchedFolder
-    from distsgd.run.config import TrainConfig
-
-STOPPED = 75
 _PROBE_SECONDS = 15.0
 _PROG = "python -m distsgd.launch"
-_DONE = {"completed": 0, "early_stopped": 0, "stopped": STOPPED}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Start distsgd.train with mpirun, supervise it, and restart it from its newest checkpoint after a failure.
+    """Start distsgd.train, or a script of your own, with mpirun, supervise it, and restart it after a failure.
 
-    Arguments after -- are passed to distsgd.train: python -m distsgd.launch -n 4 -- --dataset mnist --out runs/a.
-    SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 stop the run with a checkpoint and exit status 75; a second signal ends it
-    immediately.
+    Arguments after -- are passed to distsgd.train: python -m distsgd.launch -n 4 -- --dataset mnist --out runs/a. A
+    script is started as it stands: python -m distsgd.launch -n 4 fit.py --width 64, or with -m and a module.
+    SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP stop the run with a checkpoint and exit status 75; a second signal ends
+    it immediately. Of a script they stop the fit(out=...) that runs.
     """
 
     # fmt: off
     ranks: int | None = option(None,
         "Number of ranks. Default: one per core, at most --microbatches.", interval="[1, inf)", short="-n")
-    max_restarts: int = option(3,
-        "Maximum number of restarts after failures. Two failures without a new checkpoint between them end the run.",
-        interval="[0, inf)")
+    max_restarts: int | None = option(None,
+        "Maximum number of restarts after failures. Two failures without a new checkpoint between them end the run. "
+        "Default: 3, of a script 0.", interval="[0, inf)")
     hosts: tuple[str, ...] = option((),
         "Hosts of the ranks, such as node1:4 node2:4 (ranks on each). Default: this host, or those of the batch "
         "system's job. A host that doesn't answer after a failure is excluded.")
     mpirun: str | None = option(None, path=True, help=
         "The mpirun to use. Default: the one beside this Python, or on PATH.")
-    start_timeout: str = option("120s", "Time limit until all ranks have connected; 0 for no limit.")
+    start_timeout: str | None = option(None,
+        "Time limit until all ranks have connected; 0 for no limit. Default: 120s, of a script 0.")
     # fmt: on
 
 
@@ -61,6 +54,7 @@ def main() -> int:
     """The command; returns the exit status."""
     for name in output.LAUNCH_VARIABLES:
         os.environ.pop(name, None)  # of another launch, in which this one may have been started
+    open_closed_streams()  # before there are pipes and files
     adopt_orphans()
     print_stacks_when_asked()
     sys.excepthook = say_traceback
@@ -68,39 +62,47 @@ def main() -> int:
         stops = Stops()
         runtime.prepare()
         try:
-            return _launch(cleanup, stops, sys.argv[1:])
+            return status_after_output(_launch(cleanup, stops, sys.argv[1:]))
         except DistsgdError as error:
             if str(error):
                 say(f"distsgd: error: {error}", sys.stderr)
-            return error.exit_status
+            return status_after_output(error.exit_status)
+        finally:
+            stops.close()
 
 
 def _launch(cleanup: CleanupProcess, stops: Stops, arguments: Sequence[str]) -> int:
-    from distsgd.cli.command_line import load_config
-    from distsgd.launching.folder import WatchedFolder
-    from distsgd.run.config import resolved
-    from distsgd.run.folder import run_folder
     from distsgd.training.intervals import parse_duration
 
-    own, passed = divide(arguments)
+    script = script_at(arguments)
+    own, passed = divide(arguments) if script is None else (list(arguments[:script]), list(arguments[script:]))
     options = parse(own)
     inside = runtime.launcher_size()
     if inside is not None and inside > 1:
         raise LauncherError(f"distsgd.launch starts mpirun itself, but {inside} copies of it run; start one")
-    config = resolved(load_config(passed))
+    job = _training(passed) if script is None else Script(passed)
+    start_timeout = job.start_timeout if options.start_timeout is None else options.start_timeout
     run = Run(
-        config=config,
-        arguments=passed,
+        job=job,
         launcher=mpirun.find_mpirun(options.mpirun),
         hosts=mpirun.with_shares(mpirun.parse_hosts(options.hosts), options.ranks) if options.hosts else (),
         ranks=options.ranks or 0,
-        start_seconds=parse_duration(options.start_timeout, "start_timeout"),
-        folder=WatchedFolder(run_folder(config).path),
+        start_seconds=parse_duration(start_timeout, "start_timeout"),
         cleanup=cleanup,
         stops=stops,
     )
     run.choose_ranks()
-    return run.to_its_end(options.max_restarts)
+    return run.to_its_end(job.max_restarts if options.max_restarts is None else options.max_restarts)
+
+
+def _training(arguments: list[str]) -> Job:
+    from distsgd.cli.command_line import load_config
+    from distsgd.launching.folder import WatchedFolder
+    from distsgd.run.config import resolved
+    from distsgd.run.folder import run_folder
+
+    config = resolved(load_config(arguments))
+    return Training(config, arguments, WatchedFolder(run_folder(config).path))
 
 
 def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -109,11 +111,37 @@ def divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:cut]), list(arguments[cut + 1 :])
 
 
+def script_at(arguments: Sequence[str]) -> int | None:
+    """Where a script, or -m and a module, begins among the arguments; None where distsgd.train is started."""
+    from distsgd.cli.command_line import spellings
+
+    options, place = options_of(Options), 0
+    names = spellings(options)
+    while place < len(arguments):
+        word = arguments[place]
+        if word == "--":
+            return None
+        if word == "-m" or not word.startswith("-"):
+            return place
+        place += 1
+        name = names.get(word.replace("_", "-"))
+        if name is not None and options[name].is_list:
+            while place < len(arguments) and not arguments[place].startswith("-") and not _is_path(arguments[place]):
+                place += 1
+        elif name is not None and arguments[place : place + 1] not in ([], ["--"]):
+            place += 1
+    return None
+
+
+def _is_path(word: str) -> bool:
+    """Whether this is no host's name, but a script's."""
+    return word.endswith(".py") or os.sep in word
+
+
 def parse(own: Sequence[str]) -> Options:
     """This command's options. Raises ConfigurationError."""
     from distsgd.cli.command_line import TrainOptions, parse_arguments, spellings
     from distsgd.core.components import suggestion
-    from distsgd.core.options import options_of
 
     def hint(name: str, after: str) -> str | None:
         flag, trains = name.replace("_", "-"), spellings(options_of(TrainOptions))
@@ -127,18 +155,15 @@ def parse(own: Sequence[str]) -> Options:
 
 @dataclass
 class Run:
-    """A run of training, from its first start to its end."""
+    """A job, from its first start to its end."""
 
-    config: TrainConfig
-    arguments: Sequence[str]
+    job: Job
     launcher: mpirun.Mpirun
     hosts: tuple[mpirun.Host, ...]
     ranks: int
     start_seconds: float
-    folder: WatchedFolder
     cleanup: CleanupProcess
     stops: Stops
-    began: float = field(default_factory=time.monotonic)
     _shown: str = ""
     _met: bool = False
 
@@ -147,118 +172,66 @@ class Run:
         if not self.ranks:
             inside_job = os.environ.get("SLURM_NTASKS", "")
             here = int(inside_job) if inside_job.isdecimal() else len(runtime.affinity())
-            self.ranks = min(sum(host.slots or 1 for host in self.hosts) or here, self.config.microbatches)
+            self.ranks = sum(host.slots or 1 for host in self.hosts) or here
+            self.ranks = min(self.ranks, self.job.most_ranks or self.ranks)
 
     def to_its_end(self, max_restarts: int) -> int:
         """Start, and restart as long as that may help; return the exit status."""
-        failures: list[int | None] = []
+        failures = 0
         while True:
             killed = kernel_kills()
-            ending = self._start(again=bool(failures))
-            status = self._status(ending)
+            ending = self._start(again=failures > 0)
+            status = self.job.status(ending, self.stops)
             if status is not None:
                 return status
             cause = cause_of(ending, kernel_kills() > killed)
-            failures.append(self._step())
+            failures += 1
             reason = self._reason_to_stop(cause, failures, max_restarts)
             if reason is not None:
                 self._print(cause, f"distsgd: error: {cause.sentence}{reason}")
-                return self._failed_status(cause)
+                return self.job.failed_status(cause, ending, self.stops)
             self._drop_lost_hosts(bool(ending.words.of("rank_table")))
-            step = failures[-1]
-            place = "from the beginning" if step is None else f"from step {step}"
             self._print(
                 cause,
-                f"distsgd.launch: {cause.sentence}; continuing {place} with {self.ranks} rank(s), restart "
-                f"{len(failures)} of {max_restarts}",
+                f"distsgd.launch: {cause.sentence}; continuing {self.job.place()} with {self.ranks} rank(s), restart "
+                f"{failures} of {max_restarts}",
             )
 
     def _start(self, again: bool) -> Ending:
         """Start mpirun once, wait for its end, and clean up."""
-        from distsgd.cli.command_line import with_options
-
-        changed = {}
-        if again and self.folder.begun and self._step() is not None:
-            changed["resume"] = "auto"
-        if again and self.folder.moved:
-            changed["out"] = str(self.folder.path)
-        if again and self._time_left() < math.inf:
-            changed["max-time"] = f"{max(self._time_left(), 0):.1f}"
-        arguments = with_options(self.arguments, changed)
         allocated = () if self.hosts else mpirun.allocated_hosts(os.environ)
         one_host = len(allocated) < 2 and all(mpirun.this_host(host.name) for host in self.hosts)
         settings = mpirun.environment(self.launcher, one_host, os.environ)
         settings[output.LAUNCH_VARIABLE] = self.cleanup.leftovers.name
-        program = [sys.executable, "-m", "distsgd.train", *arguments]
+        program = self.job.program(again)
         if one_host:
             folder = str(self.cleanup.new_folder())
             settings |= {"TMPDIR": folder, output.PROGRAM_VARIABLE: shlex.join(program)} | _terminal()
             program = []
         program = ["sh", "-c", RANK_SCRIPT, "distsgd-rank", *program]
         line = mpirun.command(self.launcher, self.ranks, self.hosts, program, (output.LAUNCH_VARIABLE,))
-        self.folder.look()
+        self.job.look()
+        limits = Limits(self.start_seconds, self.job.stall_seconds, self.job.is_script)
         try:
-            start = Start(line, settings, self.ranks, self.stops, Limits(self.start_seconds, self.config.stall_seconds))
+            start = Start(line, settings, self.ranks, self.stops, limits)
         except OSError as error:
             raise LauncherError(f"could not start {self.launcher.path}: {error.strerror or error}") from None
         ending = start.run()
-        for message in ending.words.of("folder"):
-            self.folder.follow(Path(str(message["path"])))
+        self.job.follow(ending)
         self.cleanup.clean_up()
         return ending
 
-    def _step(self) -> int | None:
-        """The step of this run's newest checkpoint; those of an earlier run, which will be moved aside, don't count."""
-        return None if self.config.resume == "never" and not self.folder.begun else self.folder.step()
-
-    def _time_left(self) -> float:
-        """Seconds that --max-time leaves; inf where it names no time, such as `auto`, which the ranks look up."""
-        from distsgd.training.intervals import parse_duration
-
-        given = self.config.max_time or "auto"
-        if given == "never" or given.startswith("auto"):
-            return math.inf
-        return parse_duration(given, "max_time") - (time.monotonic() - self.began)
-
-    def _status(self, ending: Ending) -> int | None:
-        """The exit status where the run has ended, None where it failed. Only its summary proves an end."""
-        status = self.folder.status()
-        if len(self.stops.asked) > 1 and status not in _DONE:
-            return 128 + self.stops.asked[-1]
-        refused = bool(ending.words.of("error"))
-        if (self.config.dry_run or self.config.check_gradient) and not refused:
-            return ending.status or next((found for found in ending.rank_statuses if found), 0)
-        if not refused and any(message.get("status") == "finished" for message in ending.words.of("ended")):
-            return 0
-        if status in _DONE and not refused:
-            if ending.status not in (0, STOPPED):
-                say(f"distsgd.launch: mpirun exited with status {ending.status}; the run is {status}", sys.stderr)
-            return _DONE[status]
-        return None
-
-    def _reason_to_stop(self, cause: Cause, failures: Sequence[int | None], max_restarts: int) -> str | None:
+    def _reason_to_stop(self, cause: Cause, failures: int, max_restarts: int) -> str | None:
         """Why a restart doesn't help, None where it may."""
         if cause.final:
             return ""
         if self.stops.asked:
             return ", after a request to stop"
-        if len(failures) > 1 and failures[-1] == failures[-2]:
-            step = failures[-1]
-            newest = "no checkpoint so far" if step is None else f"still at the checkpoint of step {step}"
-            return f"; that is the second failure without progress, {newest}"
-        if len(failures) > max_restarts:
+        if (reason := self.job.why_not_again()) is not None:
+            return reason
+        if failures > max_restarts:
             return f"; it was restarted {max_restarts} time(s), see --max-restarts" if max_restarts else ""
-        if self._time_left() <= 0:
-            return f"; max_time {self.config.max_time} has passed"
         return None
-
-    def _failed_status(self, cause: Cause) -> int:
-        """75 where a signal or --max-time has stopped the run and it can continue from a checkpoint; else 1, or the
-        status that the ranks have reported."""
-        stopped = self.stops.asked or self._time_left() <= 0
-        if stopped and not cause.final and self._step() is not None:
-            return STOPPED
-        return cause.status or 1
 
     def _print(self, cause: Cause, sentence: str) -> None:
         """Print the sentence, and above it the details where they differ from those of the last failure."""

@@ -21,7 +21,8 @@ from importlib import import_module
 
 from distsgd.cli.commands import launcher_rank
 from distsgd.core.components import suggestion, wrong_name
-from distsgd.core.output import say, say_lines
+from distsgd.core.output import say, say_lines, status_after_output
+from distsgd.core.processes import open_closed_streams
 from distsgd.core.version import __version__
 
 SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor", "completion")
@@ -29,16 +30,17 @@ SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor", "comp
 
 def main() -> int:
     """The command; returns the exit status."""
+    open_closed_streams()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in SUBCOMMANDS:
         del sys.argv[1]
-        return int(import_module(f"distsgd.cli.{name}").main())
+        return status_after_output(int(import_module(f"distsgd.cli.{name}").main()))
     known = name in ("-h", "--help", "--version")
     if launcher_rank() == 0 and known:
         say_lines(f"distsgd {__version__}" if name == "--version" else str(__doc__).rstrip())
     elif launcher_rank() == 0:
         say(f"distsgd: error: {_unknown(name)}", sys.stderr)
-    return 0 if known else 2
+    return status_after_output(0 if known else 2)
 
 
 def _unknown(name: str) -> str:

@@ -51,7 +51,12 @@ def main() -> int:
 
 def plot(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Draws on rank 0. Collective."""
-    drawn = communicator.on_root(lambda: draw(arguments))
+    from distsgd.cli.command_line import parse_arguments
+    from distsgd.run.kernels import choose_for
+
+    options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.plot"))
+    choose_for(communicator, next(iter(options.runs), "."))
+    drawn = communicator.on_root(lambda: draw(options))
     if communicator.is_root:
         for name in drawn.names:
             say(f"{drawn.folder / name}.png and .svg")
@@ -60,11 +65,29 @@ def plot(communicator: Communicator, arguments: Sequence[str]) -> int:
     return 0
 
 
-def draw(arguments: Sequence[str]) -> Drawn:
-    """Parses and draws."""
+_DRAWN_WITH = {
+    "axis": ("curves",), "loss_scale": ("curves",), "score": ("curves",), "split": ("confusion", "misclassified"),
+    "examples": ("misclassified",), "filters": ("filters",),
+    **dict.fromkeys(("data_dir", "model"), ("filters", "confusion", "misclassified", "boundary")),
+}  # fmt: skip
+"""Which pictures an option is for."""
+
+
+def refuse_unused(options: Options) -> None:
+    """Raises ConfigurationError for an option of pictures that are not drawn."""
+    from distsgd.core.errors import ConfigurationError
+    from distsgd.core.options import options_of
+
+    for name, pictures in _DRAWN_WITH.items():
+        drawn = ("curves",) if len(options.runs) > 1 else options.only or pictures
+        if getattr(options, name) != options_of(Options)[name].default and not set(pictures) & set(drawn):
+            raise ConfigurationError(f"{name}: is for {' and '.join(pictures)}, which are not drawn here; leave it out")
+
+
+def draw(options: Options) -> Drawn:
+    """Draws what the options ask for."""
     from pathlib import Path
 
-    from distsgd.cli.command_line import parse_arguments
     from distsgd.core.errors import ConfigurationError
     from distsgd.core.files import expanded
     from distsgd.plots.canvas import check_installed
@@ -72,9 +95,9 @@ def draw(arguments: Sequence[str]) -> Drawn:
     from distsgd.run.picture_material import read_run, stored_material
     from distsgd.run.pictures import Choices, draw_overlay, draw_run
 
-    options = parse_arguments(Options, arguments, "python -m distsgd.plot")
     curves = CurveOptions(options.axis, options.loss_scale, options.score)
     choices = Choices(options.only, curves, options.split, options.examples, options.filters)
+    refuse_unused(options)
     if not options.runs:
         raise ConfigurationError("expected the folder of a run, or several (see python -m distsgd.plot --help)")
     check_installed()

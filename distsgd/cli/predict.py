@@ -42,11 +42,13 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.data.sources.checks import check_finite
     from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
+    from distsgd.run.kernels import choose_for
     from distsgd.run.placement import place
     from distsgd.run.stored_model import load_model
     from distsgd.training.evaluator import CHUNK, predict_all
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
+    choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
     communicator.on_root(lambda: check_finite(options.input, x, np.dtype(stored.config.dtype)))

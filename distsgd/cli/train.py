@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distsgd.cli.commands import run_command
 from distsgd.core.output import report_to_launcher, say, say_lines
+from distsgd.run.signals import Signals
 
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from distsgd.run.folder import RunFolder
     from distsgd.run.lifecycle import Attempt
     from distsgd.training.callbacks import Callback
-    from distsgd.training.trainer import Trainer
 
 
 def main() -> int:
     """The command; returns the exit status."""
     signals = Signals()  # before MPI begins, for a signal may come at any time
-    return run_command(lambda communicator, arguments: train(communicator, arguments, signals))
+    try:
+        return run_command(lambda communicator, arguments: train(communicator, arguments, signals))
+    finally:
+        if signals.asked is None:  # else a second one, as launchers send it, would change the exit status
+            signals.give_back()
 
 
 def train(communicator: Communicator, arguments: Sequence[str], signals: Signals) -> int:
@@ -31,13 +34,16 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.run.build import build_objective
     from distsgd.run.config import own_optimizer, resolved
     from distsgd.run.folder import run_folder
+    from distsgd.run.kernels import choose, recorded_for
     from distsgd.run.lifecycle import RunSpec, run
     from distsgd.run.placement import load_data
     from distsgd.run.summary import EXIT_STATUS
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
-    command = Command(config, run_folder(config), signals)
+    folder = run_folder(config)
+    choose(communicator, config.kernels, recorded_for(config, folder) if communicator.is_root else None)
+    command = Command(config, folder, signals)
     spec = RunSpec(
         config,
         command.folder,
@@ -109,28 +115,6 @@ def _callback(name: str, given: Any) -> Callback:
     if not isinstance(callback, Callback):
         raise ConfigurationError(f"callback: {name} must be a distsgd.Callback, got {type(callback).__name__}")
     return callback
-
-
-class Signals:
-    """SIGTERM, SIGINT and SIGUSR1 to any rank: a checkpoint after the next step, exit status 75."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._trainer: Trainer | None = None
-        for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self._asked = True
-        if self._trainer is not None:
-            self._trainer.stop()
-
-    def watch(self, trainer: Trainer) -> None:
-        """From now on signals stop this trainer; one that came before stops it after its first step."""
-        self._trainer = trainer
-        if self._asked:
-            trainer.stop()
 
 
 def check_gradient(communicator: Communicator, attempt: Attempt) -> int:

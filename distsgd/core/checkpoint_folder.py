@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from distsgd.core.checkpoint import Checkpoint, check_length, decode, pieces
+from distsgd.core.checkpoint import Checkpoint, open_stored, pieces
 from distsgd.core.errors import CheckpointError, ConfigurationError, NoCheckpointError
 from distsgd.core.files import expanded, open_regular
 from distsgd.core.folders import Folder, identity
 
 _LAST, _BEST = "last.safetensors", "best.safetensors"
+_MODEL = ("parameters", "statistics")
 _NUMBERED = re.compile(r"step-(.*)\.safetensors", re.DOTALL)
 
 
@@ -26,19 +28,24 @@ def _writing(path: Path) -> Iterator[None]:
         raise CheckpointError(f"could not write the checkpoint {path}: {error.strerror or error}") from None
 
 
-def read_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
-    """Read the checkpoint at `path`, which is in `folder` where one is given.
+def open_checkpoint(path: Path, folder: Folder | None = None) -> Checkpoint:
+    """The checkpoint at `path`, which is in `folder` where one is given; its arrays are read when they are asked for.
 
     Raises CheckpointError where the file can't be read, is damaged, or is of another format.
     """
     try:
         with open_regular(path) if folder is None else folder.open(path.name) as file:
-            check_length(file)
-            return decode(file.read())
+            return open_stored(file)
     except OSError as error:
         raise CheckpointError(f"could not read the checkpoint {path}: {error.strerror or error}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """As open_checkpoint, with all arrays in memory."""
+    found = open_checkpoint(path)
+    return Checkpoint(dict(found.arrays), found.document)
 
 
 class CheckpointFolder:
@@ -80,6 +87,10 @@ class CheckpointFolder:
             yield _LAST
         yield from numbered
 
+    def best(self) -> Checkpoint:
+        """The checkpoint of the best model. Raises CheckpointError."""
+        return open_checkpoint(self.folder / _BEST, self._files)
+
     def exists(self) -> bool:
         """Whether there is any checkpoint, valid or not."""
         return any(True for _ in self._candidates())
@@ -95,7 +106,7 @@ class CheckpointFolder:
         best: Checkpoint | None = None
         for name in self._candidates():
             try:
-                found = read_checkpoint(self.folder / name, self._files)
+                found = open_checkpoint(self.folder / name, self._files)
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
@@ -111,6 +122,32 @@ class CheckpointFolder:
 
 def _numbered_name(step: int) -> str:
     return f"step-{step}.safetensors"
+
+
+def best_of(whole: Checkpoint) -> Checkpoint:
+    """The best model so far, with the arrays of best.safetensors, from a checkpoint of the whole run."""
+    kept = "best/" if whole.document.get("best") else ""
+    arrays = {f"{kind}/{name}": array for kind in _MODEL for name, array in whole.group(kept + kind).items()}
+    return Checkpoint(arrays, whole.document)
+
+
+def _find_best(folder: CheckpointFolder) -> Checkpoint | None:
+    """The best model in a run's folder; None where there is no checkpoint at all. Raises CheckpointError with the
+    remedy."""
+    problem = ""
+    if os.path.lexists(folder.folder / _BEST):
+        try:
+            return folder.best()
+        except CheckpointError as error:
+            problem = str(error)
+    newest, problems = folder.newest()
+    if newest is None and not problem and not problems:
+        return None
+    if newest is None:
+        raise CheckpointError(f"{problem or problems[0]}; no checkpoint of this run is whole: train it anew")
+    if problem:
+        raise CheckpointError(f"{problem}; start the run's training command again: it writes the file anew")
+    return best_of(newest)
 
 
 def find_checkpoint(path: Path, prefer: Literal["newest", "best"]) -> Checkpoint:
@@ -139,9 +176,12 @@ def find_checkpoint(path: Path, prefer: Literal["newest", "best"]) -> Checkpoint
             if found is None:
                 raise CheckpointError(problems[0] if problems else f"{path} holds no checkpoint to resume from")
             return found
-        for file in (inside / _BEST, inside / _LAST) if path.is_dir() else (path,):
-            if file.exists():
-                return read_checkpoint(file)
+        if path.is_dir():
+            best = _find_best(CheckpointFolder(Folder(inside)))
+        else:
+            best = open_checkpoint(path) if path.exists() else None
+        if best is not None:
+            return best
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise CheckpointError(f"could not read {path}: {error.strerror or error}") from None

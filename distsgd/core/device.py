@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distsgd.core.errors import ConfigurationError
 
-Array: TypeAlias = NDArray[Any]
+if TYPE_CHECKING:  # importing it loads NumPy
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[Any]
+else:
+    Array = Any
 Shape: TypeAlias = tuple[int, ...]
 
 FULL = "float32"

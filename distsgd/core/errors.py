@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 _LONGEST = 2000
 """Characters of a sentence. A file may contain a name of any length."""
@@ -127,18 +128,62 @@ class ReplicaError(DistsgdError):
     """Ranks that must have the same parameters or values differ."""
 
 
-class OutOfMemoryError(DistsgdError):
-    """An array doesn't fit in the free memory of the host or of the device."""
+class OutOfMemoryError(DistsgdError, MemoryError):
+    """An array doesn't fit in the free memory of the host or of the device. Also a MemoryError."""
+
+
+class Interrupted(SystemExit):
+    """A batch system's signal has stopped `fit` after a step, with a checkpoint: the same call continues.
+
+    Raised on all ranks, where `fit` has a run folder and runs under a batch system or under `distsgd.launch`. Where
+    nothing catches it, the process leaves with exit status 75 and without a traceback. It is no `Exception`, as
+    KeyboardInterrupt is none: a loop over fits that survives failures doesn't survive the request to stop.
+
+    Parameters
+    ----------
+    text : str
+        Which signal it was, and where the checkpoint is.
+
+    Attributes
+    ----------
+    exit_status : int
+        75.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise Interrupted("stopped by SIGUSR1")
+    ... except Interrupted as stop:
+    ...     print(stop.exit_status, stop)
+    75 stopped by SIGUSR1
+    """
+
+    exit_status = 75
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = self.exit_status
 
 
 class UserCodeError(DistsgdError):
     """The user's own code raised an exception.
 
-    The message has its traceback, and where it was raised: for a model the rank, the step and the microbatch.
+    The commands print this message: the traceback, and where the exception was raised, for a model the rank, the step
+    and the microbatch. `fit` raises the exception itself, and this error on a rank that it can't be sent to.
     """
+
+    error: BaseException | None = None
+    """The user's exception: itself on the rank where it was raised, a copy on the others; None where none can be had"""
+    where = ""
+    """The beginning of the message."""
+    is_copy = False
+    """Whether another rank reports it."""
 
     def __str__(self) -> str:
         return visible(Exception.__str__(self), lines=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.args[0], self.where, None if self.error is None else _packed(self.error))
 
     @classmethod
     def here(cls, where: str) -> UserCodeError:
@@ -154,8 +199,72 @@ class UserCodeError(DistsgdError):
         UserCodeError
             With the exception's traceback.
         """
-        advice = MIXED_ADVICE if arrays_were_mixed(sys.exception()) else ""
-        return cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
+        raised = sys.exception()
+        advice = MIXED_ADVICE if arrays_were_mixed(raised) else ""
+        found = cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
+        found.error, found.where = raised, where
+        return found
+
+
+def as_raised(caught: UserCodeError) -> BaseException:
+    """The user's exception, with a note of where it was raised; `caught` itself where there is no copy of it."""
+    error = caught.error
+    if error is None:
+        return caught
+    note = f"distsgd: {caught.where}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    if error.__traceback__ is None:
+        error.__cause__ = UserCodeError(caught.args[0])  # the text of its traceback, which isn't sent
+    return error
+
+
+def _take_object(first: UserCodeError, own: UserCodeError) -> None:
+    """Take this rank's own object of the same exception, which needs no copy."""
+    if first.args[0].splitlines()[-1] == own.args[0].splitlines()[-1]:
+        first.error, own.error = own.error, None
+
+
+def _packed(error: BaseException) -> bytes | None:
+    """The pickled exception; None where it can't be sent."""
+    import pickle
+
+    try:
+        packed = pickle.dumps(error)
+        return packed if type(pickle.loads(packed)) is type(error) else None
+    except Exception:
+        return None
+
+
+def _received(text: str, where: str, packed: bytes | None) -> UserCodeError:
+    """A UserCodeError of another rank. The ranks of one job trust each other, and send objects by pickle anyway."""
+    import pickle
+
+    found = UserCodeError(text)
+    found.where, found.is_copy = where, True
+    try:
+        error = None if packed is None else pickle.loads(packed)
+        found.error = error if isinstance(error, BaseException) else None
+        if isinstance(error, SystemExit) and not isinstance(error.code, int | None):
+            error.code = 1  # its text is printed where it was raised
+    except Exception:  # such as a class that this rank doesn't have
+        found.error = None
+    return found
+
+
+def raise_first(errors: Sequence[DistsgdError | None], own: DistsgdError | None, rank: int) -> None:
+    """Raise the error of the lowest rank that has one, where one has; `own` is this rank's, number `rank`.
+
+    Where the user's exception was raised here as well, this rank raises its own object.
+    """
+    lowest = next((number for number, error in enumerate(errors) if error is not None), None)
+    if lowest is None:
+        return
+    first = own if lowest == rank and own is not None else errors[lowest]
+    assert first is not None
+    if first is not own and isinstance(first, UserCodeError) and isinstance(own, UserCodeError):
+        _take_object(first, own)
+    raise first
 
 
 MIXED_ADVICE = (

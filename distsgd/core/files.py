@@ -7,9 +7,65 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distsgd.core.errors import DataError
+
+if TYPE_CHECKING:
+    from distsgd.core.device import Array
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """Which file is at a path, and a sign of its contents that costs one system call: size and time of change."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> FileStamp:
+        """The stamp of the file that is at `path` now. Raises OSError."""
+        found = os.stat(path)
+        return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raise DataError where the file is no longer as it was."""
+        try:
+            found = FileStamp.of(self.path)
+        except OSError as error:
+            change = f"it is gone ({error.strerror or error})"
+        else:
+            if found == self:
+                return
+            change = "it was written to" if found.size == self.size else f"it has {found.size} bytes"
+            if (found.device, found.inode) != (self.device, self.inode):
+                change = "another file has its name"
+        raise DataError(
+            f"{self.path}: expected the {self.size} bytes that were there at the start, {change} now; "
+            "leave the file as it is while it is in use, and start again"
+        )
+
+
+def mapped_files(arrays: Iterable[Array | None]) -> list[FileStamp]:
+    """The stamps of the files that these arrays, or what they are views of, are maps of. Raises OSError."""
+    from numpy import memmap
+
+    paths = set()
+    for array in arrays:
+        base: object = array
+        while base is not None and not isinstance(base, memmap):
+            base = getattr(base, "base", None)
+        if base is not None and base.filename is not None:
+            paths.add(os.fspath(base.filename))
+    return [FileStamp.of(path) for path in sorted(paths)]
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

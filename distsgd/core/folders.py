@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -29,6 +29,10 @@ _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NOT_OPENED = {errno.ELOOP: "it is a link, which is not followed", errno.ENXIO: "it is a pipe, not a file"}
 _NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)
 """The errors of opening a link as a folder, where links aren't followed."""
+_NOT_SYNCED = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
+"""The errors of syncing what the file system has no sync for."""
+_COPIED = 1 << 20
+"""Bytes that are copied at once, where the file system has no hard links."""
 _LEFTOVER = re.compile(
     r"\.(.+\.[0-9a-f]{16}|config\.toml|metrics\.jsonl|summary\.json|(step-\d+|last|best)\.safetensors)\.tmp", re.DOTALL
 )
@@ -60,6 +64,19 @@ def path_of(folder: int) -> Path | None:
         return found if is_at(folder, found) else None
     except OSError:
         return None
+
+
+def sync(descriptor: int) -> None:
+    """Have what was written to a file, or the entries of a folder, survive a power cut, as far as the file system can.
+
+    Some network file systems refuse to sync a folder, and keep its entries all the same. Raises OSError where syncing
+    itself has failed.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED:
+            raise
 
 
 def write_atomically(path: Path, *contents: Bytes) -> None:
@@ -170,7 +187,7 @@ class Folder:
                 os.mkdir(self.path.name, dir_fd=outer)
             except FileExistsError:
                 return False  # opening it fails where it isn't a folder
-            os.fsync(outer)
+            sync(outer)
         return True
 
     def remove_if_empty(self) -> None:
@@ -182,7 +199,7 @@ class Folder:
     def write(self, name: str, *contents: Bytes) -> Identity:
         """Write a temporary file, sync it, rename it, and sync the folder. Raises OSError."""
         with self._naming(name), self.opened() as folder, _replacing(name, folder) as temporary:
-            return identity(_write_new(temporary, folder, *contents))
+            return identity(_write_new(temporary, folder, contents))
 
     def link(self, source: str, name: str) -> None:
         """Make a hard link; a copy where the file system has none. Raises OSError."""
@@ -190,7 +207,7 @@ class Folder:
             try:
                 os.link(source, temporary, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             except OSError:
-                _write_new(temporary, folder, self.read_no_link(source))
+                _copy(source, temporary, folder)
 
     def open(self, name: str) -> BufferedReader:
         """Open a regular file for reading, through links. Raises OSError."""
@@ -298,7 +315,15 @@ def _temporary_name(name: str) -> str:
     return f".{name[:40]}.{secrets.token_hex(8)}.tmp"
 
 
-def _write_new(name: str, folder: int, *contents: Bytes) -> os.stat_result:
+def _copy(source: str, name: str, folder: int) -> None:
+    """Write and sync a new file with the contents of another, which may be larger than the free memory."""
+    descriptor = _open_no_link(source, os.O_RDONLY, folder)
+    with os.fdopen(descriptor, "rb") as file:
+        check_regular(os.fstat(descriptor).st_mode, source)
+        _write_new(name, folder, iter(lambda: file.read(_COPIED), b""))
+
+
+def _write_new(name: str, folder: int, contents: Iterable[Bytes] = ()) -> os.stat_result:
     """Write and sync a new file of this name; return its status."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o666, dir_fd=folder)
@@ -307,7 +332,7 @@ def _write_new(name: str, folder: int, *contents: Bytes) -> os.stat_result:
             data = memoryview(part)
             while data:  # a disk that fills up accepts some bytes, and raises the error on the next write
                 data = data[os.write(descriptor, data) :]
-        os.fsync(descriptor)
+        sync(descriptor)
         return os.fstat(descriptor)
     finally:
         os.close(descriptor)
@@ -320,7 +345,7 @@ def _replacing(name: str, folder: int) -> Iterator[str]:
     try:
         yield temporary
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
+        sync(folder)
     except BaseException:
         _remove(temporary, folder)
         raise

@@ -16,6 +16,12 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.ranges import bounds, is_in
 
 REQUIRED = MISSING
+_SHOWN = 10
+"""Values of a list that a message has."""
+_CHARACTERS = 20_000
+"""Characters of a text: 1,000 layers take less. To compile a pattern takes the square of its length."""
+_BITS = 1024
+"""Bits of a whole number: what is computed with it can still be written in a message."""
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
@@ -35,6 +41,7 @@ class Option:
     written      whether config.toml holds it
     code         whether it may name a user's own code
     path         whether it may be the path of a file or a folder, for a shell that completes it
+    most         of a list: how many values it may have, for each may be a layer or a metric
     """
 
     help: str
@@ -48,6 +55,7 @@ class Option:
     written: bool = True
     code: bool = False
     path: bool = False
+    most: int = 1000
     name: str = ""
     kind: Any = str
     default: Any = None
@@ -83,12 +91,14 @@ class Option:
         """Raise ConfigurationError for a value that this option can't have; None is what wasn't given."""
         if value is None:
             return
+        if isinstance(value, tuple) and len(value) > self.most:
+            raise ConfigurationError(f"{self.name}: expected at most {self.most} values, got {len(value)}; give fewer")
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, str):
                 _check_text(self.name, item)
             elif self.interval and not is_in(self.interval, item):
                 what = kind_name(self.kind).replace("a number", "a finite number")
-                raise ConfigurationError(f"{self.name}: expected {what}, {bounds(self.interval)}, got {item}")
+                raise ConfigurationError(f"{self.name}: expected {what}, {bounds(self.interval)}, got {shown(item)}")
             if self.choices:
                 check_name(self.name, item, self.choices)
         if self.check is not None:
@@ -130,7 +140,17 @@ def read(value: Any, kind: Any, where: str, *, text: bool = False) -> Any:
             return _read(value, alternative, text)
         except (ValueError, OverflowError):
             continue
-    raise ConfigurationError(f"{where}: expected {kind_name(kind)}, got {value!r}")
+    raise ConfigurationError(f"{where}: expected {kind_name(kind)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value as a message has it: of a long list the first, of a number that Python doesn't write out its kind."""
+    if isinstance(value, list | tuple) and len(value) > _SHOWN:
+        return f"[{', '.join(map(shown, value[:_SHOWN]))}, …] of {len(value)} values"
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):
+        return f"a very long {type(value).__name__}"
 
 
 def _alternatives(kind: Any) -> list[Any]:
@@ -145,6 +165,8 @@ def _read(value: Any, kind: Any, text: bool) -> Any:
         return value
     if kind is type(None) and (value is None or (text and value == "None")):
         return None
+    if type(value) is int and value.bit_length() > _BITS:
+        raise ValueError
     if kind in (int, float) and (text or (kind is float and type(value) is int)):
         return kind(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
@@ -165,6 +187,8 @@ def kind_name(kind: Any) -> str:
 
 def _check_text(name: str, text: str) -> None:
     """Raises ConfigurationError for what can't be a file's name, or can't be stored in config.toml."""
+    if len(text) > _CHARACTERS:
+        raise ConfigurationError(f"{name}: expected at most {_CHARACTERS} characters, got {len(text)}; give fewer")
     if not text:
         raise ConfigurationError(f"{name}: expected a word or a name, got nothing; leave the option out")
     try:

@@ -1,11 +1,13 @@
 """Printing that neither fails nor passes on control characters; and messages from a rank to distsgd.launch.
 
-A closed pipe or a full disk on stdout doesn't end training. Texts contain names and values from files, which may
+A closed pipe or a full disk on stdout doesn't end training; the command then leaves with status 1, but for a pipe whose
+reader has seen enough. Texts contain names and values from files, which may
 contain line ends and a terminal's commands: characters that aren't printable are escaped here, on output.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -97,8 +99,36 @@ def _print(text: str, file: TextIO | None) -> None:
             print(text + "\n", end="", file=stream, flush=True)  # in one write: ranks print concurrently
         except UnicodeEncodeError:  # a character that this terminal can't show
             print(text.encode("ascii", "backslashreplace").decode("ascii") + "\n", end="", file=stream, flush=True)
-    except (OSError, ValueError):  # ValueError where the stream is closed
+    except (OSError, ValueError) as error:  # ValueError where the stream is closed
+        if stream is sys.stdout and isinstance(error, OSError):
+            note_failure(error)
         silence(stream)
+
+
+_failed: list[str] = []
+"""Why standard output could not be written."""
+
+
+def note_failure(error: OSError) -> None:
+    """Note that standard output could not be written, for `status_after_output`; a reader or a terminal that is gone is
+    no failure."""
+    if error.errno not in (errno.EPIPE, errno.EIO) or (error.errno == errno.EIO and not _is_device()):
+        _failed.append(error.strerror or str(error))
+
+
+def _is_device() -> bool:
+    """Whether standard output is a device, such as a terminal."""
+    with suppress(OSError):
+        return modes.S_ISCHR(os.fstat(1).st_mode)
+    return True
+
+
+def status_after_output(status: int) -> int:
+    """A command's exit status: 1 in place of 0 where its output could not be written, which is reported."""
+    if status or not _failed:
+        return status
+    say(f"distsgd: error: could not write to standard output: {_failed[0]}; all else is done", sys.stderr)
+    return 1
 
 
 def number(value: float) -> str:

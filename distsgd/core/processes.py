@@ -9,11 +9,14 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+_LAST_STREAM = 2
+"""The descriptor of standard error; those of the other two are below."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 STACK_SIGNAL = getattr(signal, "SIGUSR2", None)
@@ -94,13 +97,69 @@ def c_function(name: str) -> Callable[..., Any] | None:
         return None
 
 
+_registering = threading.Lock()
+_registered = 0
+"""How many ask for stacks: each `stacks_when_asked` for its block, `print_stacks_when_asked` for good."""
+
+
 def print_stacks_when_asked() -> None:
-    """Have STACK_SIGNAL print the stacks of all threads on standard error and end nothing.
+    """Have STACK_SIGNAL print the stacks of all threads on standard error and end nothing, in this command's process.
 
     A handler that the user's own program has set stays.
     """
+    global _registered
     if STACK_SIGNAL is not None and not callable(signal.getsignal(STACK_SIGNAL)):
-        faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+        with _registering:
+            _registered += 1
+            faulthandler.register(STACK_SIGNAL, file=2, all_threads=True)
+
+
+@contextmanager
+def stacks_when_asked() -> Iterator[None]:
+    """As `print_stacks_when_asked`, inside the block. Nothing changes where anything else has taken the signal."""
+    global _registered
+    with _registering:
+        number = STACK_SIGNAL if STACK_SIGNAL and (_registered or not _is_taken(STACK_SIGNAL)) else None
+        if number is not None:
+            _registered += 1
+            if _registered == 1:
+                faulthandler.register(number, file=2, all_threads=True)
+    try:
+        yield
+    finally:
+        with _registering:
+            if number is not None:
+                _registered -= 1
+                if not _registered:
+                    faulthandler.unregister(number)
+
+
+def _is_taken(number: int) -> bool:
+    """Whether the process handles or ignores this signal: in Python, or in C, as faulthandler and libraries do."""
+    if signal.getsignal(number) not in (signal.SIG_DFL, None):
+        return True
+    lines = contents("/proc/self/status").split("\n")
+    caught = next((int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (number - 1) & 1)
+
+
+def are_stacks_printed() -> bool:
+    """Whether STACK_SIGNAL prints stacks now."""
+    return _registered > 0
+
+
+def open_closed_streams() -> None:
+    """Open /dev/null in the place of standard streams that were closed when this process began.
+
+    Otherwise the next files that are opened get their descriptors, and what is printed, by a library too, goes into
+    these files.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STREAM:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", errors="replace", closefd=False))
 
 
 def numbers() -> list[int]:

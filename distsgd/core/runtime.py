@@ -6,6 +6,7 @@ concurrently. This module imports nothing heavy, so that `prepare()` can run fir
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -23,7 +24,6 @@ BLAS_THREAD_VARIABLES = (
     "BLIS_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-_AVX512_OF_SKYLAKEX = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as in glibc's malloc.h
@@ -39,17 +39,18 @@ _BEFORE: dict[str, tuple[Any, int]] = {}
 
 
 def prepare() -> None:
-    """Set one BLAS thread and OpenBLAS's kernels before NumPy loads, and malloc's thresholds.
-
-    Called first by every command.
-    """
+    """Set one BLAS thread before NumPy loads, and malloc's thresholds. Called first by every command."""
     for variable in BLAS_THREAD_VARIABLES:
         os.environ[variable] = "1"
-    if "OPENBLAS_CORETYPE" not in os.environ:
-        kernels = openblas_kernels(contents("/proc/cpuinfo").split("\n\n")[0])
-        if kernels:
-            os.environ["OPENBLAS_CORETYPE"] = kernels
     _keep_freed_memory()
+
+
+def prepare_alone() -> None:
+    """`prepare`, and NumPy with the best kernels of this host: for a program that asks no other hosts."""
+    from distsgd.core.kernel_family import use_best
+
+    prepare()
+    use_best()
 
 
 def _keep_freed_memory() -> None:
@@ -69,19 +70,6 @@ def release_freed_memory() -> None:
     trim = c_function("malloc_trim")
     if trim is not None:
         trim(0)
-
-
-def openblas_kernels(cpuinfo: str) -> str | None:
-    """The kernels to request from OpenBLAS on this CPU; None where its own choice is good.
-
-    It chooses its AVX2 kernels on AMD's Zen 4 and 5, where its AVX-512 kernels are about twice as fast.
-    """
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    amd = fields.get("vendor_id") == "AuthenticAMD"
-    return "SKYLAKEX" if amd and set(fields.get("flags", "").split()) >= _AVX512_OF_SKYLAKEX else None
 
 
 def launcher_size(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -182,7 +170,44 @@ def blas_description() -> str:
 
 
 def cpu_probe() -> str:
-    """16 hex digits from the bits of this CPU's GEMM and elementary functions: equal where runs have the same bits."""
+    """16 hex digits from the bits that NumPy computes on this CPU: equal where runs have the same bits.
+
+    Over all functions that distsgd computes with, on numbers that fill vectors and leave a rest, and over products in
+    the shapes of dense layers, of convolutions and of microbatches in a stack.
+    """
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.sha256()
+
+    def add(*arrays: Any) -> None:
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+
+    def numbers(*shape: int) -> Any:
+        return np.divide(np.arange(math.prod(shape)) % 977 - 431, 113, dtype=dtype).reshape(shape)
+
+    for dtype in (np.float32, np.float64):
+        for count in (3, 13, 1021):
+            x = numbers(count)
+            positive = np.abs(x) + dtype(0.003)
+            add(np.exp(x), np.expm1(x), np.tanh(x), np.sin(x), np.cos(x), np.square(x), np.rint(x), np.sign(x), -x)
+            add(np.log(positive), np.log1p(positive), np.sqrt(positive))
+            add(np.power(positive, 0.3), positive**3, x / positive, 1.0 / positive, x * positive, x + positive)
+            add(x - positive, np.maximum(x, positive), np.dot(x, positive), np.vecdot(x, positive))
+        x = numbers(61, 47)
+        add(*(reduce(x, axis=axis) for reduce in (np.add.reduce, np.maximum.reduce) for axis in (0, 1)))
+        add(np.add.reduce(x, axis=1, dtype=np.float64), np.sum(x), np.vecdot(x, x), np.vecdot(x.T, x.T))
+        for rows, inner, columns in ((10, 128, 64), (64, 784, 37), (20, 25, 333), (50, 500, 41), (3, 7, 1)):
+            a, b = numbers(rows, inner), numbers(inner, columns)
+            add(a @ b, a.T @ (a @ b), (a @ b) @ b.T, np.asfortranarray(a) @ b)
+        add(np.matmul(numbers(4, 33, 21), numbers(4, 21, 17)))
+    return digest.hexdigest()[:16]
+
+
+def older_probe() -> str:
+    """The probe of checkpoints that name no family of kernels: over a product and five functions."""
     import hashlib
 
     import numpy as np

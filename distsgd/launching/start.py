@@ -11,13 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
-from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, secret
+from distsgd.core.output import LAUNCH_VARIABLE, STATUS_TABLE_VARIABLE, mark, note_failure, secret
 from distsgd.core.processes import alive, can_look
 from distsgd.core.status_table import Field, StatusTable
 from distsgd.launching.words import Stream, Words
 
+STOPPED = 75
+"""The exit status of a run that a request has stopped with a checkpoint."""
 _TICK = 0.25  # seconds
 _SHOWN_SOON = 0.05
 _LEFT_SECONDS = 2.0  # for mpirun to end the job after one rank has failed, or all have exited
@@ -29,20 +31,25 @@ _STOPPING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds until all ranks have connected, and without a heartbeat of any rank; 0 for no limit."""
+    """Seconds until all ranks have connected, and without a heartbeat of any rank; 0 for no limit.
+
+    of_script   ranks may end one after the other, and need not connect
+    """
 
     start: float
     silence: float
+    of_script: bool = False
 
 
 @dataclass
 class Ending:
-    """How a start ended. `forced` is why the launcher ended it, `places` each rank's PLACE on this host."""
+    """How a start of `ranks` ranks ended: `forced` is why the launcher ended it, `places` each one's PLACE here."""
 
     status: int = 0
     words: Words = field(default_factory=Words)
     forced: str | None = None
     places: dict[int, int] = field(default_factory=dict)
+    ranks: int = 0
 
     @property
     def rank_statuses(self) -> list[int]:
@@ -55,18 +62,21 @@ class Stops:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self._before: dict[int, Any] = {}
         self.wakes, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self.wakes, False)
         for name in _STOPPING:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # such as under nohup
-                signal.signal(number, lambda number, frame: self.asked.append(number))
+                self._before[number] = signal.signal(number, lambda number, frame: self.asked.append(number))
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
 
     def close(self) -> None:
-        """Close the pipe; the signal handlers stay."""
+        """Close the pipe, and restore the handlers of before, unless a signal came: another would end the launcher."""
         signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items() if not self.asked else ():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         os.close(self.wakes)
         os.close(self._wake)
 
@@ -83,7 +93,7 @@ class Start:
         self, line: Sequence[str], settings: Mapping[str, str], ranks: int, stops: Stops, limits: Limits
     ) -> None:
         self._ranks, self._stops, self._limits = ranks, stops, limits
-        self._ending = Ending()
+        self._ending = Ending(ranks=ranks)
         launch = settings.get(LAUNCH_VARIABLE, "")
         self._table, descriptor = _make_status_table(ranks, secret(launch))
         variables = {} if self._table is None else {STATUS_TABLE_VARIABLE: f"/proc/{os.getpid()}/fd/{descriptor}"}
@@ -144,7 +154,7 @@ class Start:
         self._last = now
         if len(self._stops.asked) > 1:
             self._kill("received two requests to stop")
-        elif self._stops.asked and not self._passed_on and self._all_there():
+        elif self._stops.asked and not self._passed_on and (self._limits.of_script or self._all_there()):
             self._passed_on = True
             self._ask_ranks()
         left = self._seconds_left()
@@ -161,20 +171,26 @@ class Start:
     def _seconds_left(self) -> float | None:
         """How long mpirun may take to end after the messages so far; None where it may continue."""
         words = self._ending.words
-        if len(words.of("exit")) >= self._ranks:
+        exits = words.of("exit")
+        if len(exits) >= self._ranks:
             return _LEFT_SECONDS
+        if self._limits.of_script:
+            exits = [message for message in exits if message["status"] not in (0, STOPPED)]
         if words.of("ended"):
             return _ENDED_SECONDS
         if words.of("error"):
             return _EXPLAINED_SECONDS
-        return _LEFT_SECONDS if any(words.of(kind) for kind in ("raised", "stalled", "exit")) else None
+        return _LEFT_SECONDS if exits or words.of("raised") or words.of("stalled") else None
 
     def _all_there(self) -> bool:
         return sum(len(message["ranks"]) for message in self._ending.words.of("rank_table")) >= self._ranks
 
     def _ask_ranks(self) -> None:
-        """Forward a stop as SIGUSR1, which every mpirun forwards; to a rank on this host where there is one."""
-        for _, line in self._started():
+        """Forward a stop as SIGUSR1, which every mpirun forwards; to a rank on this host where there is one.
+
+        A script's ranks may train in groups, and all of them receive it.
+        """
+        for _, line in self._started() if not self._limits.of_script else ():
             if alive(line[Field.PROCESS], line[Field.STARTED]):
                 os.kill(line[Field.PROCESS], signal.SIGUSR1)
                 return
@@ -222,6 +238,9 @@ def _make_status_table(ranks: int, key: int) -> tuple[StatusTable | None, int]:
 
 
 def _pass_on(target: int, data: bytes) -> None:
-    with suppress(OSError):  # the reader is gone
+    try:
         while data:
             data = data[os.write(target, data) :]
+    except OSError as error:
+        if target == 1:
+            note_failure(error)

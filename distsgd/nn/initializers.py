@@ -265,7 +265,7 @@ def parse_initializer(text: str) -> Initializer:
     >>> parse_initializer("uniform(-0.1, 0.1)")
     Uniform(low=-0.1, high=0.1)
     """
-    match = re.fullmatch(r"\s*([\w-]+)\s*(?:\(([^()]*)\))?\s*", text)
+    match = re.fullmatch(r"([\w-]+)\s*(?:\(([^()]*)\))?", text.strip())
     name = match[1].lower().replace("_", "-") if match else ""
     if match is None or name not in INITIALIZERS:
         others = ", with numbers in brackets where it takes any, such as glorot(4)"

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.processes import print_stacks_when_asked
+from distsgd.core.processes import open_closed_streams
 from distsgd.core.runtime import launcher_size
 from distsgd.parallel.communicator import Communicator
 
@@ -22,7 +22,7 @@ def start() -> Communicator:
 
     Without a launcher, MPI isn't imported: on a login node, importing it may abort the process.
     """
-    print_stacks_when_asked()
+    open_closed_streams()  # before MPI and the run open files
     size = launcher_size()
     if size is None:
         from distsgd.parallel.serial import SerialCommunicator
@@ -59,7 +59,6 @@ def of_mpi4py(group: Any) -> Communicator:
             "communicator: expected a group that this process belongs to, got MPI.COMM_NULL or one that joins two "
             "groups; call fit on the members of one group"
         )
-    print_stacks_when_asked()
     return of(group)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from distsgd.core.errors import ConfigurationError, DistsgdError, users_code
+from distsgd.core.errors import ConfigurationError, DistsgdError, raise_first, users_code
 from distsgd.core.status_table import Heartbeat, private_heartbeat
 from distsgd.parallel.transport import Transport
 
@@ -164,7 +164,5 @@ class Communicator(ABC):
                 value = function()
         except DistsgdError as raised:
             error = raised
-        for other in self.allgather_object(error):
-            if other is not None:
-                raise other
+        raise_first(self.allgather_object(error), error, self.rank)
         return value  # type: ignore[no-any-return]

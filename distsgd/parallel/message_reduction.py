@@ -17,7 +17,7 @@ from distsgd.parallel.shared_memory import NotShared, shared_array
 from distsgd.parallel.transport import Parts, Transport
 from distsgd.parallel.tree import Span, TreeSum, scratch_levels, tree_sum
 
-_BYTES = np.dtype(np.uint8)
+_BYTES = "u1"
 
 
 class MessageReduction(OwnState):

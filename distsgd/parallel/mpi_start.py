@@ -1,30 +1,24 @@
-"""How MPI processes become ranks: mpi4py loaded, processes ranked by host, the watchdog started; and how they end."""
+"""How MPI processes become ranks: mpi4py loaded, processes ranked by host, the watchdog started."""
 
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import os
 import platform
-import sys
-import threading
-import time
-import traceback
 import warnings
 from functools import cache
-from types import TracebackType
 from typing import Any
 
-from distsgd.core.errors import DistsgdError, LauncherError, pip_install
-from distsgd.core.output import report_error, report_to_launcher, say_lines
+from distsgd.core.errors import LauncherError, pip_install
+from distsgd.core.output import report_to_launcher
 from distsgd.core.processes import die_with_parent
 from distsgd.core.status_table import private_heartbeat
 from distsgd.parallel.launchers import library_path, mismatch
 from distsgd.parallel.mpi import MPICommunicator
 from distsgd.parallel.shared_memory import shared_status_table
+from distsgd.parallel.unhandled import end_all_at_an_unhandled_end
 from distsgd.parallel.watchdog import Watchdog
 
-_ROOT_REPORTS_FIRST = 1.0  # seconds
 _RANKS_IN_A_MESSAGE = 40  # a message longer than a pipe's 4,096 bytes may be mixed with another rank's
 
 
@@ -64,7 +58,6 @@ def world(expected_size: int | None) -> MPICommunicator:
     if communicator.is_root:
         for first in range(0, len(rank_table), _RANKS_IN_A_MESSAGE):
             report_to_launcher("rank_table", first=first, ranks=rank_table[first : first + _RANKS_IN_A_MESSAGE])
-    abort_on_unhandled_errors(communicator)
     return communicator
 
 
@@ -78,7 +71,6 @@ def of(comm: Any) -> MPICommunicator:
     found = comm.Get_attr(_attribute(mpi))
     if found is None:
         found, _ = _ranked(mpi, comm)
-        abort_on_unhandled_errors(found)
         comm.Set_attr(_attribute(mpi), found)
     return found  # type: ignore[no-any-return]
 
@@ -104,31 +96,5 @@ def _begin_watch(communicator: MPICommunicator) -> None:
     watchdog = Watchdog(table, rank, communicator.hosts, neighbours, lambda: communicator.abort(1))
     watchdog.start()
     atexit.register(watchdog.leave)
+    end_all_at_an_unhandled_end(communicator)
     communicator.watchdog = watchdog
-
-
-def abort_on_unhandled_errors(communicator: MPICommunicator) -> None:
-    """Have an unhandled exception end all ranks, which would otherwise wait for this one."""
-    faulthandler.enable(all_threads=False)
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, DistsgdError):
-            # Most are raised on all ranks, and rank 0 reports them. Another rank reports what rank 0 didn't raise.
-            if communicator.rank != 0:
-                time.sleep(_ROOT_REPORTS_FIRST)
-            report_error(error)
-            communicator.abort(error.exit_status)
-            return  # MPI_Abort may return
-        text = "".join(traceback.format_exception(kind, error, trace))
-        rank, host = communicator.rank, communicator.hosts[communicator.rank]
-        if not report_to_launcher("raised", rank=rank, host=host, error=f"{kind.__name__}: {error}", text=text):
-            say_lines(f"rank {rank} on {host}:\n{text}", sys.stderr)
-        communicator.abort(1)
-
-    def thread_hook(arguments: threading.ExceptHookArgs) -> None:
-        if isinstance(arguments.exc_value, DistsgdError):  # of fit, called by a thread of the user's
-            hook(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
-        else:
-            threading.__excepthook__(arguments)
-
-    sys.excepthook, threading.excepthook = hook, thread_hook

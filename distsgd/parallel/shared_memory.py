@@ -47,8 +47,9 @@ def shared_status_table(node: Communicator, ranks: int) -> StatusTable:
     """
     table = _launchers_status_table(ranks)
     if not all(node.allgather_object(table is not None)):
-        array, _ = shared_array(node, (StatusTable.bytes_for(ranks),), np.dtype(np.uint8))
-        table = StatusTable(array.data, ranks)
+        size = StatusTable.bytes_for(ranks)  # no array: NumPy hasn't loaded yet
+        memory = None if node.size == 1 else _share(node, size)
+        table = StatusTable(memoryview(bytearray(size) if memory is None else memory), ranks)
     assert table is not None
     return table
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distsgd.core.output import launched, report_to_launcher, say
-from distsgd.core.processes import STACK_SIGNAL, alive, can_look, print_stacks_when_asked, stat
+from distsgd.core.processes import STACK_SIGNAL, alive, are_stacks_printed, can_look, print_stacks_when_asked, stat
 from distsgd.core.status_table import Collective, Field, Phase, StatusTable, where
 from distsgd.parallel.communicator import rank_names
 
@@ -72,7 +72,8 @@ class Watchdog:
 
     def start(self) -> None:
         """Start the thread."""
-        print_stacks_when_asked()  # again: MPI may have taken the signal when it started
+        if are_stacks_printed():
+            print_stacks_when_asked()  # again: MPI may have taken the signal when it started
         self.look(time.monotonic())
         self._thread.start()
 

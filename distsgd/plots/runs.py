@@ -24,6 +24,8 @@ class Run:
         The values of the options that its result depends on, by name.
     defaults
         The values that its optimizer gives to options which are not set.
+    notes
+        What to report about the run beside its pictures, a sentence each.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class Run:
     summary: Mapping[str, Any] | None
     options: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     @property
     def name(self) -> str:

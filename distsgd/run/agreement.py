@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, users_code
+from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, raise_first, users_code
+from distsgd.core.kernel_family import AUTO, best_of, exports, loaded_family, other_than, this_host
 from distsgd.core.output import say
-from distsgd.core.version import __version__
+from distsgd.core.version import __version__, numpy_version
 from distsgd.parallel.communicator import Communicator, rank_names
 from distsgd.run.identity import Identity
 
@@ -54,7 +55,7 @@ def agreed(communicator: Communicator, caller: str, look: Callable[[], tuple[T, 
     everyone = communicator.allgather_object((identity.digest(), problem))
     if stop is not None:
         raise stop
-    _raise_problem([theirs for _, theirs in everyone])
+    _raise_problem([theirs for _, theirs in everyone], problem, communicator.rank)
     if any(theirs != everyone[0][0] for theirs, _ in everyone):
         ranks = communicator.gather_object(identity.texts)
         for note in communicator.on_root(lambda: compare(caller, ranks or [])):
@@ -96,7 +97,7 @@ def _difference(name: str, ranks: Sequence[Mapping[str, str]]) -> str:
     return f"{name} differs between ranks: {_listed(values)}"
 
 
-def _raise_problem(problems: Sequence[DistsgdError | None]) -> None:
+def _raise_problem(problems: Sequence[DistsgdError | None], own: DistsgdError | None, rank: int) -> None:
     """Raises the lowest rank's error, and says whose it is where not all ranks have the same."""
     first = next((problem for problem in problems if problem is not None), None)
     if first is None:
@@ -104,7 +105,7 @@ def _raise_problem(problems: Sequence[DistsgdError | None]) -> None:
     texts = [None if problem is None else _ADDRESS.sub("", str(problem)) for problem in problems]
     mine = _ADDRESS.sub("", str(first))
     if texts == [mine] * len(texts) or mine.startswith("rank "):
-        raise first
+        raise_first(problems, own, rank)
     raise type(first)(f"on {rank_names([rank for rank, text in enumerate(texts) if text == mine])}: {first}")
 
 
@@ -114,10 +115,26 @@ def _listed(items: Sequence[str]) -> str:
     return ", ".join(items[:_NAMED]) + more
 
 
+def agreed_family(communicator: Communicator, asked: str) -> str:
+    """The family that NumPy has loaded with on all ranks. Collective.
+
+    Raises ConfigurationError, on all ranks, where it is another one than is asked for, or not the same on all.
+    """
+    loaded = communicator.allgather_object(loaded_family())
+    if len(set(loaded)) > 1:
+        texts = dict.fromkeys(f"{name} on {host}" for name, host in zip(loaded, communicator.hosts, strict=True))
+        common = best_of(communicator.allgather_object(this_host()))
+        remedy = f"start all with {exports(common[0])} in their environment" if common else "use hosts of one kind"
+        raise ConfigurationError(
+            f"kernels: NumPy has loaded with {_listed([*texts])}, which compute other bits; {remedy}"
+        )
+    if asked not in (AUTO, loaded[0]):
+        raise ConfigurationError(f"kernels: {asked} is asked for, and {other_than(asked, loaded[0])}")
+    return loaded[0]
+
+
 def add_versions(identity: Identity) -> None:
     """What code and bits depend on besides what was given."""
-    import numpy as np
-
     identity.say("distsgd", __version__)
     identity.say("Python", ".".join(map(str, sys.version_info[:2])))
-    identity.say(NUMPY, np.__version__)
+    identity.say(NUMPY, numpy_version())

@@ -14,6 +14,7 @@ from distsgd.nn.objective import Supervised
 from distsgd.parallel import Communicator
 from distsgd.run.config import TrainConfig
 from distsgd.run.lifecycle import Attempt, say_notes
+from distsgd.run.placement import Data
 from distsgd.run.summary import early_end
 from distsgd.training.trainer import Trainer
 
@@ -29,7 +30,7 @@ def announce(communicator: Communicator, attempt: Attempt) -> None:
     if odd:
         say(
             f"warning: {', '.join(odd)} compute other bits than {communicator.hosts[0]}; replicas agree, but another "
-            "number of ranks may give other results; one OPENBLAS_CORETYPE and NPY_DISABLE_CPU_FEATURES would not",
+            "number of ranks may give other results; use one version of NumPy and of the C library on all hosts",
             sys.stderr,
         )
     if config.quiet:
@@ -49,15 +50,17 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
     way = step.reduction.transport.description
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
-    used = (", weighted" if data.train.weights is not None else "") + augmented
+    used = augmented
     if data.unused:
         used += f"; not used: {', '.join(map(visible, data.unused[:8]))}"
     header = {
         "ranks": f"{communicator.size} on {hosts}, {step.workers.count} thread(s) each, "
         f"{config.microbatches} microbatches",
-        "compute": f"{blas_description() if step.device.host_memory else step.device}, {arithmetic}"
+        "compute": (f"{blas_description()}, kernels {config.kernels}" if step.device.host_memory else f"{step.device}")
+        + f", {arithmetic}"
         + (f"; gradients travel {way}" if way else ""),
         "data": f"{data.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test examples{used}",
+        "weights": _weights(data, trainer),
         "validation": "" if data.split is None else data.split.words,
         "model": f"{describe(config, trainer)}: {step.layout.size:,} parameters",
         "optimizer": f"{step.optimizer}, batch {config.batch_size}",
@@ -68,6 +71,17 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
         "start": f"from step {trainer.progress.step}" if trainer.progress.step else "",
     }
     return {name: text for name, text in header.items() if text}
+
+
+def _weights(data: Data, trainer: Trainer) -> str:
+    """What losses are multiplied by, and where that comes from."""
+    sets = {"training": data.train, "validation": data.validation, "test": data.test}
+    weighted = [name for name, part in sets.items() if part is not None and part.weights is not None]
+    objective = trainer.step.objective
+    classes = getattr(objective.loss, "class_weights", None) if isinstance(objective, Supervised) else None
+    used = [f"example weights: yes, of {' and '.join(weighted)} examples, from {data.name}"] if weighted else []
+    used += [f"class weights: {', '.join(f'{weight:g}' for weight in classes)}"] if classes else []
+    return "; ".join(used)
 
 
 def _best_by(trainer: Trainer) -> str:

@@ -19,7 +19,7 @@ from distsgd.nn.task import Task, true_classes
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import OPTIONS, TrainConfig, class_names, own_optimizer
+from distsgd.run.config import OPTIONS, PATIENCE, TrainConfig, class_names, own_optimizer
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 OWN_MODEL = "own"
 """The name, in a configuration, of a model that was handed to fit as an object."""
 
-_FIRST = 4096
-"""Targets that are compared before all are."""
+_OF_VALIDATION = ["monitor", "min_delta", "ties", "early_stopping", "patience", "validate_every"]
+_LOOKED_AT = 4096
+"""Targets that are looked at before all are."""
 _CONFUSION_CLASSES = 100
 """Above this many classes a confusion matrix is no longer something to read in a summary."""
 
@@ -143,27 +144,56 @@ def _task_of_own_loss(data: Signature, outputs: int) -> Task:
     return Task("other")
 
 
-def refuse_unused(config: TrainConfig, data: Signature, objective: Objective, *, validates: bool) -> None:
+def note_on_targets(communicator: Communicator, task: Task, data: Data) -> list[str]:
+    """A line about values that look like classes: floats that are 0 or 1. Collective."""
+
+    def look() -> list[str]:
+        y = data.train.y
+        if task.kind not in ("regression", "other") or y.dtype.kind != "f":
+            return []
+        for part in (y[:_LOOKED_AT], y):
+            if not np.logical_or(part == 0, part == 1).all():
+                return []
+        what, taken = "0.0 and 1.0", "values" if task.kind == "regression" else "what the model's own loss takes"
+        remedy = "y.astype(int)"
+        if y.ndim > 1 and y.shape[1] > 1:
+            one_hot = (y.sum(axis=1) == 1).all()
+            what, remedy = ("one-hot rows", "y.argmax(axis=1)") if one_hot else (what, "--loss binary-cross-entropy")
+        return [f"note: the targets are {what}, and taken as {taken}, not as classes; {remedy} makes classes of them"]
+
+    return communicator.on_root(look)
+
+
+def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None:
     """Raises ConfigurationError for an option that is given, and would change nothing."""
+    validates, splits = data.validation is not None, data.split is not None and config.validation_last is None
     own = config.model == OWN_MODEL or isinstance(config.model, CodeName)
     layers = [option.name for option in fields(ModelOptions)]
     smoothing = ["label_smoothing", "class_weights"]
     rules = {
         "a model of your own has what it is built with; put it there": layers if own else [],
         "model softmax has no hidden layers": layers[:4] if config.model == "softmax" else [],
-        "the model has a loss of its own; put it there": _of_another_loss(config, data, objective, smoothing),
+        "the model has a loss of its own; put it there": _of_another_loss(config, data.signature, objective, smoothing),
         "nothing is penalized; give l1, l2 or weight_decay": [] if _penalties(config) else ["penalize"],
         f"schedule {config.schedule} has no horizon": [] if has_horizon(config.schedule) else ["schedule_epochs"],
         "it belongs to the patience rule: --early-stopping patience": ["patience_increase", "improvement_threshold"],
-        "nothing is validated": [] if validates else ["monitor", "min_delta", "ties", "early_stopping"],
+        "nothing is validated": [] if validates else _OF_VALIDATION,
+        "no validation examples are split off at random": [] if splits else ["split_seed"],
+        "replacement draws each minibatch by itself": ["shuffle", "drop_last"] * (config.sampling == "replacement"),
+        "validation_last says which examples validate": ["validation_fraction"] * (config.validation_last is not None),
         "this model gives no outputs to measure": [] if _has_outputs(objective) else ["top_k"],
     }
     if config.early_stopping == "patience":
         rules["it belongs to the patience rule: --early-stopping patience"] = []
         rules["the patience rule has --improvement-threshold in its place"] = ["min_delta"]
+    defaults: dict[str, tuple[Any, ...]] = {name: (one.default,) for name, one in OPTIONS.items()}
+    defaults |= {
+        "patience": (0, *PATIENCE.values()),
+        "validation_fraction": (0, OPTIONS["validation_fraction"].default),
+    }
     for reason, names in rules.items():
         for name in names:
-            if getattr(config, name) != OPTIONS[name].default:
+            if getattr(config, name) not in defaults[name]:
                 raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
     _refuse_penalties_of_nothing(config, objective)
 
@@ -264,7 +294,7 @@ def _of_task(metric: Metric, data: Signature, task: Task, outputs: int) -> Metri
 def _refuse_of_other_tasks(metric: Metric, task: Task, outputs: int) -> None:
     """Raises ConfigurationError for a metric whose value would mean nothing of this task's outputs."""
     if isinstance(metric, Accuracy | Error | TopK | ConfusionMatrix):
-        fits = task.kind == "classification" and (outputs > 1 or not isinstance(metric, TopK))
+        fits = task.kind == "classification" and (not isinstance(metric, TopK) or outputs >= max(metric.k, 2))
     elif isinstance(metric, LabelAccuracy):
         fits = task.kind == "multilabel" or (task.kind == "classification" and outputs == 1)
     elif isinstance(metric, MeanAbsoluteError | MeanSquaredError | R2):
@@ -278,8 +308,8 @@ def _refuse_of_other_tasks(metric: Metric, task: Task, outputs: int) -> None:
         "multilabel": ("several answers", "label_accuracy is measured of them"),
         "regression": ("values", "classes are integers (y.astype(int)), or 0 and 1 under --loss binary-cross-entropy"),
     }[task.kind]
-    if task.kind == "classification" and outputs == 1:
-        what = "two classes of a single output"
+    if isinstance(metric, TopK) and task.kind == "classification":
+        what, remedy = f"classes of which the model has {outputs} outputs", "leave it out"
     raise ConfigurationError(f"metric {metric.name}: would mean nothing, for the targets are {what}; {remedy}")
 
 
@@ -293,21 +323,16 @@ def confusion_matrix(task: Task, metrics: Sequence[Metric]) -> ConfusionMatrix |
 def refuse_one_class(
     communicator: Communicator, config: TrainConfig, objective: Objective, task: Task, data: Data
 ) -> None:
-    """Raises DataError where all training examples are of one class: any model gets a loss of 0 by always giving it.
-
-    Collective.
-    """
+    """Raises DataError where all training examples are of one class, which a model need only repeat. Collective."""
 
     def check() -> None:
         if config.classes or task.kind != "classification" or not _has_outputs(objective):
             return
         train, total = data.train, len(data.train)
-        for count in (min(total, _FIRST), total):
+        for count in (min(total, _LOOKED_AT), total):
             y = train.y[train.row_indices(np.arange(count))].reshape(count, -1)
             first = y[0]
-            if not np.isin(first, (0, 1)).all() and y.dtype.kind == "f":
-                return
-            if (y != first).any():
+            if (y != first).any() or (y.dtype.kind == "f" and not np.isin(first, (0, 1)).all()):
                 return
         label = true_classes(first[:, None])[0] if y.dtype.kind == "f" else first[0]
         where = "" if (train.y == train.y[0]).all() else ", once the validation examples are split off"
@@ -337,10 +362,8 @@ def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> N
         with users_code("the model's outputs failed"), np.errstate(all="ignore"):
             outputs = objective.predict(step.params.read_only(), loader.batch(rows, state.read_only()))
         if np.ndim(outputs) != 2 or outputs.shape[1] != len(rows):
-            raise ConfigurationError(
-                f"the model's outputs have shape {np.shape(outputs)}, expected (outputs, {len(rows)}) of as many "
-                "examples; put examples last"
-            )
+            expected = f"(outputs, {len(rows)}) of as many examples; put examples last"
+            raise ConfigurationError(f"the model's outputs have shape {np.shape(outputs)}, expected {expected}")
         task.check_outputs(len(outputs))
 
     communicator.everywhere(check)

@@ -26,7 +26,7 @@ from distsgd.parallel.reduction import GradientReduction, LocalReduction, Partit
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
-from distsgd.run.config import TrainConfig
+from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.placement import Data, on_device
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import CheckpointStore
@@ -214,6 +214,8 @@ def _selection(config: TrainConfig, metrics: Sequence[Metric], objective: Object
             raise ConfigurationError("target: there is nothing to measure it on; give validation data")
         return Selection()
     monitor = monitored(config, metrics, _weights_classes(objective))
+    if config.ties != OPTIONS["ties"].default and monitor == "validation_loss":
+        raise ConfigurationError(f"ties: would change nothing, for the best parameters go by {monitor}; leave it out")
     return Selection(build_rule(config, metrics, monitor), monitor, config.ties, target, config.test_at_best)
 
 

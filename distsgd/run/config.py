@@ -18,6 +18,7 @@ from typing import Any, Literal
 from distsgd.core.components import field_names, suggestion, wrong_name
 from distsgd.core.device import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernel_family import AUTO, NAMES, is_name
 from distsgd.core.options import check_options, option, options_of
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.nn.losses import LOSSES
@@ -31,7 +32,7 @@ from distsgd.training.non_finite import POLICIES
 MOST_MICROBATCHES = 65_536
 MOST_CLASSES = 1_000_000
 """More serve no purpose and exceed any machine."""
-_PATIENCE = {"epochs": 10, "patience": 5000}
+PATIENCE = {"epochs": 10, "patience": 5000}
 _LOSS_SCALE = 1024
 
 _ELSEWHERE = {
@@ -80,6 +81,11 @@ def _check_callbacks(names: tuple[str, ...], name: str) -> None:
     for one in names:
         if not names_code(one):
             raise ConfigurationError(f"{name}: expected file.py:name of a distsgd.Callback, got {one!r}")
+
+
+def _check_kernels(text: str, name: str) -> None:
+    if text != AUTO and not is_name(text):
+        raise wrong_name(name, text, (AUTO, *NAMES))
 
 
 def _check_loss_scale(scale: int, name: str) -> None:
@@ -137,7 +143,7 @@ class TrainConfig:
         "Of the split alone, so that --seed can change without it. Default: --seed.")
     validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
     test: str | None = option(None, "Path of test data, instead of the data set's own.", path=True)
-    classes: tuple[str, ...] = option((), check=lambda words, name: number_of_classes(words), help=
+    classes: tuple[str, ...] = option((), most=100_000, check=lambda words, name: number_of_classes(words), help=
         "How many classes there are, where the data don't hold all, or their names in the order of the labels.")
     expand: str = option("none", choices=("none", "shifts"), help=
         "shifts: each training image also moved by a pixel up, down, left and right; five times as many examples.")
@@ -163,7 +169,7 @@ class TrainConfig:
     loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), help=
         "auto: softmax-cross-entropy for labels, squared-error for values.")
     label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
-    class_weights: tuple[float, ...] = option((), help=
+    class_weights: tuple[float, ...] = option((), most=100_000, help=
         "One weight a class for its examples' losses (softmax-cross-entropy).")
 
     optimizer: str = option("momentum", "sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.", group="Optimizer")
@@ -231,7 +237,7 @@ class TrainConfig:
         "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.")
     patience: int | None = option(None, interval="[0, inf)", help=
         "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: "
-        f"{', '.join(f'{number} ({rule})' for rule, number in _PATIENCE.items())}.")
+        f"{', '.join(f'{number} ({rule})' for rule, number in PATIENCE.items())}.")
     min_delta: float = option(0.0, "What counts as an improvement under the epochs rule.", interval="[0, inf)")
     monitor: str | None = option(None, help=
         "What stopping and the best parameters go by. Default: validation_error of classes without class weights, else "
@@ -266,6 +272,9 @@ class TrainConfig:
 
     device: str = option("auto", group="Hardware and MPI", operational=True, help=
         "cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU.")
+    kernels: str = option("auto", check=_check_kernels, operational=True, help=
+        "The family of CPU kernels on all hosts, which decides the bits: avx512, avx2, sse42 or arm64. auto: that of "
+        "the run in the folder, else the fastest that all hosts have.")
     threads: int | None = option(None, interval="[1, 1024]", operational=True, help=
         "Threads of each rank, which share its microbatches. Default: its cores, where microbatches are large enough "
         "to gain. A model of your own is called by one of them, unless it declares thread_safe.")
@@ -330,7 +339,8 @@ class TrainConfig:
         """
         defaults = TrainConfig().identity()
         different = {key: value for key, value in self.identity().items() if value != defaults[key]}
-        for key in {"dataset", "validation", "test"} & different.keys():
+        code = {"model"} if names_code(self.model) else set()
+        for key in {"dataset", "validation", "test", *code} & different.keys():
             different[key] = Path(different[key] or "").name  # the same wherever it lies
         digest = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).hexdigest()[:8]
         return "-".join([_slug(self.dataset), _slug(self.model.rpartition(":")[2]), digest])
@@ -339,8 +349,11 @@ class TrainConfig:
 OPTIONS = options_of(TrainConfig)
 STOP_CONDITIONS = tuple(name for name, one in OPTIONS.items() if one.group == "When to stop")
 OPERATIONAL = tuple(name for name, one in OPTIONS.items() if one.operational)
-"""Options that don't change what a run computes; with the stop conditions they are not part of its name."""
+"""Options that don't change what a run computes; with the stop conditions they are not part of its name. Of those that
+change its last bits, a run keeps its kernels, and says when its device is another one."""
 NOT_WRITTEN = tuple(name for name, one in OPTIONS.items() if not one.written)
+OF_SCHEDULES = tuple(name for name, one in OPTIONS.items() if one.group == "Schedule" and name != "schedule")
+"""Options of the schedules that have names."""
 HYPER_PARAMETERS = tuple(name for name in OPTIONS if any(name in field_names(kind) for kind in OPTIMIZERS.values()))
 """Options that an optimizer may have; one that is None takes the optimizer's own default."""
 
@@ -353,7 +366,7 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     """
     optimizer = optimizer or own_optimizer(config)
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
-    patience = config.patience if config.patience is not None else _PATIENCE[config.early_stopping]
+    patience = config.patience if config.patience is not None else PATIENCE[config.early_stopping]
     augmentation = parse_augmentation(config.augment)
     if config.precision == "float16" and config.loss_scale is None:
         config = replace(config, loss_scale=_LOSS_SCALE)

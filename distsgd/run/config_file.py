@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +17,11 @@ RENAMED = {"logical_ranks": "microbatches"}
 """Present names of options by their former ones, which are refused."""
 SHORT = {one.short.removeprefix("--"): name for name, one in OPTIONS.items() if one.short}
 """Options by their short names, which mean the same everywhere."""
-_CONFIG_SIZE_LIMIT = 1_000_000  # bytes
+_CONFIG_SIZE_LIMIT = 250_000
+"""Bytes; a weight for each of 10,000 classes takes 200,000."""
+_WORK_LIMIT = 5_000_000
+"""Parts of keys times lines: tomllib looks at all tables around a key for each part of it and each key below it."""
+_NUMBER = re.compile(r"\d\.\d+(?=[,\]\s])")
 
 
 def read_toml(path: Path) -> TrainConfig:
@@ -25,12 +30,21 @@ def read_toml(path: Path) -> TrainConfig:
 
     path = expanded(path)
     try:
-        document = tomllib.loads(read_regular(path, _CONFIG_SIZE_LIMIT).decode("utf-8-sig"))
+        text = read_regular(path, _CONFIG_SIZE_LIMIT).decode("utf-8-sig")
+        _check_work(text)
+        document = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"could not read the configuration {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits
         raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
     return from_mapping(document, str(path))
+
+
+def _check_work(text: str) -> None:
+    """Raises ValueError for keys that tomllib could need minutes for. A key ends with its line."""
+    dots = [line.count(".") for line in _NUMBER.sub("", text).split("\n")]
+    if max(dots) * (len(dots) + sum(dots)) > _WORK_LIMIT:
+        raise ValueError(f"a key or a text with {max(dots)} dots; options have none")
 
 
 def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:

@@ -17,7 +17,7 @@ from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
-from distsgd.data.sources.checks import as_array, check_finite
+from distsgd.data.sources.checks import as_array, check_finite, read_only
 from distsgd.nn.layers import Layer
 from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
 from distsgd.nn.task import Task
@@ -26,7 +26,8 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
 from distsgd.run.agreement import add_versions, agreed
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
-from distsgd.run.config import HYPER_PARAMETERS, OPTIONS, TrainConfig, own_optimizer, resolved
+from distsgd.run.caller import as_a_guest, numpys_defaults
+from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text
 from distsgd.run.identity import Identity
@@ -95,19 +96,21 @@ class Result:
         DataError
             Where the examples have another shape, or values that aren't finite.
         """
-        x = np.asarray(x)
-        if len(x):
-            check_finite("predict: x", x, next(iter(self.params.values())).dtype)
+        with numpys_defaults(), single_threaded_blas():
+            return self._predict(np.asarray(x))
+
+    def _predict(self, x: Array) -> Array:
         dtype = next(iter(self.params.values())).dtype
+        if len(x):
+            check_finite("predict: x", x, dtype)
         examples = self._signature.examples(x)
         loader = Loader(examples, self._objective, dtype, 0, with_targets=False)
         loader.check()
         self._signature.check_axes(x.shape[1:])
         if doubt := self._signature.doubt(x):
-            warnings.warn(doubt, stacklevel=2)
+            warnings.warn(doubt, stacklevel=3)
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
-        with single_threaded_blas():
-            return predict_all(loader, params, state)
+        return predict_all(loader, params, state)
 
 
 def fit(
@@ -136,8 +139,8 @@ def fit(
         its initial parameters in `params`.
     train, validation, test : tuple of arrays
         (x, y) or (x, y, weights), with the examples along the first axis: x of shape (n, …), y of shape (n,) or (n, k),
-        weights of shape (n,). Validation is split off the training set where it is None (`validation_fraction=0` for
-        none).
+        weights of shape (n,). They are used where they lie, and read-only until fit returns. Validation is split off
+        the training set where it is None (`validation_fraction=0` for none).
     params : mapping of str to array, optional
         The initial parameters by name, of a model that is a function.
     optimizer, schedule : Optimizer, Schedule or str, optional
@@ -163,6 +166,10 @@ def fit(
     ------
     ConfigurationError, DataError
         With one sentence, on all ranks, also where one of them alone is wrong.
+    Interrupted
+        Where a batch system's SIGTERM or SIGUSR1 has stopped a run with `out` after a step, with a checkpoint.
+    Exception
+        What your own code raises inside, as it is, on all ranks.
 
     Examples
     --------
@@ -181,9 +188,17 @@ def fit(
         measured = _listed("metrics", metrics)
         return _Arguments(model, arrays, params, optimizer, schedule, measured, watching, options).spec()
 
-    given, communicator = communicator, _communicator(communicator)
-    with communicator.used_by_one_fit(), single_threaded_blas():
-        attempt = run(communicator, agreed(communicator, "fit", look))
+    def train_as_agreed() -> Attempt | None:
+        spec = agreed(ranks, "fit", look)
+        with read_only(train, validation, test):
+            if spec.folder is None:
+                return run(ranks, spec)
+            from distsgd.run.signals import run_until_signalled
+
+            return run_until_signalled(ranks, spec)
+
+    given, ranks = communicator, _communicator(communicator)
+    attempt = as_a_guest(ranks, train_as_agreed)
     assert attempt is not None, "fit goes through a run that is finished, too"
     return _result(attempt, history)
 
@@ -199,7 +214,7 @@ def _result(attempt: Attempt, history: History) -> Result:
     return Result(params, state, attempt.summary, history.records, attempt.task, rows, step.objective, data.signature)
 
 
-NOT_FOR_FIT = {"dataset", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
+NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
 
@@ -273,9 +288,10 @@ class _Arguments:
             )
         for name in (SHORT.get(given, given) for given in self.options):
             check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
-            if isinstance(self.optimizer, Optimizer) and name in HYPER_PARAMETERS:
-                own = type(self.optimizer).__name__
-                raise ConfigurationError(f"fit: {name} is the optimizer's; give it there, as {own}(…)")
+            given = {"optimizer": (self.optimizer, HYPER_PARAMETERS), "schedule": (self.schedule, OF_SCHEDULES)}
+            for what, (one, options) in given.items():
+                if isinstance(one, Optimizer | Schedule) and name in options:
+                    raise ConfigurationError(f"fit: {name} is the {what}'s; give it there, as {type(one).__name__}(…)")
 
     def _config(self) -> TrainConfig:
         optimizer = self.optimizer

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 class FitOptions(TypedDict, total=False):
-    data_dir: str | None
     scale: float | None
     standardize: bool
     standardize_targets: bool
@@ -80,6 +79,7 @@ class FitOptions(TypedDict, total=False):
     plot: bool
     quiet: bool
     device: str
+    kernels: str
     threads: int | None
     communication: Literal["auto", "shared", "mpi", "nccl"]
     cuda_graphs: bool

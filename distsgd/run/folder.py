@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,24 +18,13 @@ from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, OutputError, RunFolderError
 from distsgd.core.files import expanded, remove_empty
-from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of
+from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of, sync
 from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
+from distsgd.core.output import counted
 from distsgd.run.config import TrainConfig
+from distsgd.run.records import Reading, encode, finite, missing, repaired
 
-_encode = json.JSONEncoder(allow_nan=False).encode
-
-
-def finite(value: Any) -> Any:
-    """The value for JSON, which has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
+_SUMMARY_LIMIT = 64 << 20  # bytes
 
 
 def run_folder(config: TrainConfig) -> RunFolder:
@@ -63,7 +51,10 @@ class RunFolder:
         self._config = ""
         self._validation_rows: Array | None = None
         self._metrics_file: Identity | None = None
-        self._unwritten, self._one_at_a_time = b"", threading.Lock()
+        self._unwritten: list[bytes] = []
+        self._begun = 0
+        self._lines, self._elsewhere = 0, 0
+        self._one_at_a_time = threading.Lock()
 
     def _use(self, files: Folder) -> None:
         self.files = files
@@ -207,6 +198,10 @@ class RunFolder:
             raise error if isinstance(error, RunFolderError) else self._not_writable(error) from None
         before.release()
         self._stays, self._metrics_file = True, None
+        with self._one_at_a_time:
+            self._elsewhere, self._begun = self._lines - len(self._unwritten), 0
+            records = map(json.loads, self._unwritten)
+            self._unwritten = [encode(record, number) for number, record in enumerate(records, 1)]
 
     def make_again(self) -> str:
         """Makes the folder anew where somebody has removed it under the run; returns a line that says so, or nothing.
@@ -252,32 +247,68 @@ class RunFolder:
         """Whether a path is this folder, or inside it."""
         return expanded(path).resolve().is_relative_to(self.path.resolve())
 
-    def cut_metrics(self, step: int) -> None:
-        """Drops the records after `step`, a last line that was cut short, and the summary: the run isn't done now."""
+    def cut_metrics(self, step: int, expected: int = 0) -> str:
+        """Drops the records after `step`, a last line that was cut short, and the summary: the run isn't done now.
+
+        A file that is damaged, or that has fewer records than expected, is kept beside it under another name. Returns a
+        line about what was found, or nothing. Raises RunFolderError.
+        """
         with self._one_at_a_time, suppress(OutputError):  # what can't be written now can't be cut either: see below
             self._write_metrics()
-        kept = (json.dumps(record).encode() + b"\n" for record in self._each_record() if record.get("step", 0) <= step)
         with self._writing(self.metrics, RunFolderError):
-            self._metrics_file = self.files.write(self.metrics.name, b"".join(kept))
+            reading = self._reading()
+            kept = [line.text for line in reading if line.record.get("step", 0) <= step]
+            damage = reading.damage
+            if len(kept) < expected:
+                damage = damage or missing(expected - len(kept), f" at the end, of {expected}")
+            aside = ""
+            if damage:
+                aside = self._keep_aside()
+                kept = list(repaired(kept))
+            self._metrics_file = self.files.write(self.metrics.name, *kept)
+            self._lines, self._elsewhere = len(kept), 0
             self.files.remove(self.summary.name)
+        if damage:
+            aside = f"it is kept as {aside}" if aside else "there was no file"
+            whole = counted(len(kept), "record")
+            return f"{self.metrics} is damaged: {damage}; {aside}, and the run continues with {whole}"
+        return f"the last line of {self.metrics} was cut short, and is removed" if reading.torn else ""
+
+    def _keep_aside(self) -> str:
+        """Gives a damaged metrics.jsonl a second name, the first that is free of those with a number; returns it."""
+        if not (names := set(self.files.names())) & {self.metrics.name}:
+            return ""
+        number = 1
+        while (aside := f"{self.metrics.name}.damaged-{number}") in names:
+            number += 1
+        self.files.link(self.metrics.name, aside)
+        return aside
+
+    def damage_of_records(self, expected: int) -> str:
+        """What is wrong with metrics.jsonl, which should have at least so many records; empty where nothing is. Raises
+        OSError."""
+        reading = self._reading()
+        for _ in reading:
+            pass
+        return reading.damage or (missing(expected - reading.count, " at the end") if reading.count < expected else "")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole records of metrics.jsonl. Raises OSError."""
-        return list(self._each_record())
+        return [line.record for line in self._reading()]
 
-    def _each_record(self) -> Iterator[dict[str, Any]]:
-        """One at a time, for all at once take five times the file's length."""
+    def _reading(self) -> Reading:
         try:
-            lines = BytesIO(self.files.read_no_link(self.metrics.name))
+            return Reading(BytesIO(self.files.read_no_link(self.metrics.name)))
         except FileNotFoundError:
-            return
-        for line in lines:
-            try:
-                record = json.loads(line.decode("utf-8", errors="replace"))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step", 0), int):
-                yield record
+            return Reading(())
+
+    def written_lines(self) -> int:
+        """A number for `lines_until`."""
+        return self._lines
+
+    def lines_until(self, written: int) -> int:
+        """How many lines metrics.jsonl has of those that `written_lines` has counted: none of an earlier folder's."""
+        return max(written - self._elsewhere, 0)
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one record. Raises OutputError where it can't be written now: it is kept, and goes before the next.
@@ -285,7 +316,8 @@ class RunFolder:
         A line that a full disk cut short is completed later.
         """
         with self._one_at_a_time:
-            self._unwritten += f"{_encode(finite(record))}\n".encode()
+            self._lines += 1
+            self._unwritten.append(encode(record, self._lines - self._elsewhere))
             self._write_metrics()
 
     def sync_metrics(self) -> None:
@@ -297,7 +329,7 @@ class RunFolder:
             suppress(FileNotFoundError),  # there is none yet
             self.files.open_own(self.metrics.name, os.O_RDONLY, self._metrics_file) as (descriptor, _),
         ):
-            os.fsync(descriptor)
+            sync(descriptor)
 
     def _write_metrics(self) -> None:
         if not self._unwritten:
@@ -308,7 +340,11 @@ class RunFolder:
             self.files.open_own(self.metrics.name, flags, self._metrics_file) as (descriptor, self._metrics_file),
         ):
             while self._unwritten:
-                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
+                line = self._unwritten[0]
+                while self._begun < len(line):
+                    self._begun += os.write(descriptor, line[self._begun :])
+                del self._unwritten[0]
+                self._begun = 0
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: the proof that an attempt has ended. Raises OutputError."""
@@ -326,7 +362,7 @@ class RunFolder:
         """The summary, or None where there is no whole one."""
         try:
             with self.files.open(self.summary.name) as file:
-                summary = json.loads(file.read())
+                summary = json.loads(file.read(_SUMMARY_LIMIT))
         except (OSError, ValueError, RecursionError):
             return None
         return summary if isinstance(summary, dict) else None

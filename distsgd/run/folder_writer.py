@@ -12,6 +12,7 @@ from distsgd.core.errors import CheckpointError, DistsgdError, OutputError
 from distsgd.core.output import report_to_launcher, say
 from distsgd.run.background import BackgroundWriter, Task
 from distsgd.run.folder import RunFolder
+from distsgd.run.records import RECORDS
 from distsgd.training.callbacks import Callback, RunView
 
 
@@ -51,15 +52,17 @@ class FolderWriter(Callback):
         """See CheckpointStore."""
         if step != self._submitted:
             self._submitted = step
-            name = f"the checkpoint of step {step}"
-            self._writer.submit(Task(name, lambda: self._write(checkpoint, best, step)))
+            name, lines = f"the checkpoint of step {step}", self.folder.written_lines()
+            self._writer.submit(Task(name, lambda: self._write(checkpoint, best, step, lines)))
         if final:
             self._finish()
 
-    def _write(self, checkpoint: Checkpoint, best: Checkpoint, step: int) -> None:
-        """On the writer's thread. Records go first: a run that resumes has those up to its checkpoint."""
+    def _write(self, checkpoint: Checkpoint, best: Checkpoint, step: int, lines: int) -> None:
+        """On the writer's thread. Records go first: a run that resumes has those up to its checkpoint, which counts
+        them."""
         self._report(self.folder.make_again() or self.folder.moved())
         self.folder.sync_metrics()
+        checkpoint.document[RECORDS] = self.folder.lines_until(lines)
         self.folder.checkpoints.save(checkpoint, step)
         handed = best.document["step"] if best.document.get("best") else None
         if handed is None or handed != self._best:
@@ -85,7 +88,8 @@ class FolderWriter(Callback):
         return self.folder.checkpoints.newest(step)[0]
 
     def on_rollback(self, step: int) -> None:
-        self.folder.cut_metrics(step)
+        if note := self.folder.cut_metrics(step):
+            _warn(note)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
         self._report(self.folder.moved())

@@ -106,6 +106,10 @@ class Identity:
         self.unknown += own.unknown
         return own.texts[name] if len(own.texts) == 1 else f"{own.texts[name]} {own.digest()}"
 
+    def _titled(self, kind: type) -> str:
+        """The name of a class."""
+        return digests.title(kind)
+
     def _look(self, name: str, value: Any) -> tuple[str, Parts]:
         """(an object's own text, its parts): from what Python has to what the user has made."""
         title = digests.title(type(value))
@@ -141,7 +145,7 @@ class Identity:
             joined = ", ".join(map(str, texts)) + ("," if type(value) is tuple and len(value) == 1 else "")
             return f"[{joined}]" if type(value) is list else f"({joined})", ()
         items = ((f"[{index}]", item) for index, item in enumerate(value))
-        return f"{digests.title(type(value))} of {len(value)}", chain(self._body(type(value)), items)
+        return f"{self._titled(type(value))} of {len(value)}", chain(self._body(type(value)), items)
 
     def _mapping(self, name: str, value: Mapping[Any, Any]) -> tuple[str, Parts]:
         """In the order of the keys' texts: two dictionaries are equal in any order."""
@@ -149,7 +153,7 @@ class Identity:
         texts = [digests.plain_text(item) for _, item in items]
         if type(value) is dict and None not in texts:
             return f"{{{', '.join(f'{key}: {text}' for (key, _), text in zip(items, texts, strict=True))}}}", ()
-        title = f"{digests.title(type(value))} of {', '.join(key for key, _ in items)}"
+        title = f"{self._titled(type(value))} of {', '.join(key for key, _ in items)}"
         return title, chain(self._body(type(value)), ((f"[{key}]", item) for key, item in items))
 
     def _function(self, function: types.FunctionType) -> tuple[str, Parts]:
@@ -186,8 +190,8 @@ class Identity:
                 yield " (members)", {key: item.value for key, item in base.__members__.items()}
                 continue
             for key, member in sorted(vars(base).items()):
-                if _matters(base, key, member):
-                    yield f" ({base.__name__}.{key})", _unwrapped(member)
+                if matters(base, key, member):
+                    yield f" ({base.__name__}.{key})", unwrapped(member)
 
     def _other(self, name: str, value: Any) -> tuple[str, Parts]:
         """What is found by name, what stands for a function, and else what pickle would keep."""
@@ -259,7 +263,7 @@ def _reduce(value: Any) -> Any:
         return None
 
 
-def _matters(kind: type, key: str, member: Any) -> bool:
+def matters(kind: type, key: str, member: Any) -> bool:
     """Whether a member of a class may change what is computed."""
     if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType) or key.startswith("_abc_"):
         return False
@@ -271,7 +275,7 @@ def _matters(kind: type, key: str, member: Any) -> bool:
     return key not in _WITHOUT_EFFECT and not made
 
 
-def _unwrapped(member: Any) -> Any:
+def unwrapped(member: Any) -> Any:
     """The function inside a descriptor."""
     if isinstance(member, staticmethod | classmethod):
         return member.__func__

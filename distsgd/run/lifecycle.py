@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.device import Device
 from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
+from distsgd.core.kernel_family import AUTO
 from distsgd.core.output import say, say_lines
-from distsgd.core.runtime import cpu_probe
+from distsgd.core.runtime import cpu_probe, older_probe
 from distsgd.core.status_table import Phase
 from distsgd.data.examples import Signature
 from distsgd.nn.objective import Objective
@@ -20,24 +21,26 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
+from distsgd.run.agreement import agreed_family
 from distsgd.run.build import (
     build_metrics,
     build_task,
     check_outputs,
     check_targets,
     confusion_matrix,
+    note_on_targets,
     refuse_one_class,
     refuse_unused,
     refuse_without_effect,
 )
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
-from distsgd.run.placement import Data
+from distsgd.run.placement import Data, watched
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import fill_model
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics import Metric, UserMetric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
 
@@ -87,6 +90,10 @@ class RunSpec:
             raise ConfigurationError("on_non_finite: rollback needs checkpoints to go back to; give out= a folder")
         if self.folder is None and self.config.plot:
             raise ConfigurationError("plot draws into the run's folder; say which with out=")
+        unused = {"keep": (3,), "checkpoint_every": ("1epoch",), "resume": ("auto", "never")}
+        for name, values in unused.items() if self.folder is None else ():
+            if getattr(self.config, name) not in values:
+                raise ConfigurationError(f"{name}: would change nothing without a run folder; say which with out=")
 
 
 @dataclass
@@ -121,19 +128,23 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     communicator.heartbeat.set_phase(Phase.START)
     _check(communicator, spec)
     device, notes = device_for(communicator, config)
+    if device.host_memory:
+        config = replace(config, kernels=agreed_family(communicator, config.kernels))
     with opened(communicator, config, spec.folder) as start:
         if start.finished is not None and spec.finished is not None:
             if communicator.is_root:
+                for note in start.notes:
+                    say(note, sys.stderr)
                 spec.finished(start.finished)
             return None
         attempt = _build(communicator, spec, start, device, notes)
-        with _closed_at_the_end(communicator, attempt):
+        with _closed_at_the_end(communicator, attempt), watched(communicator, attempt.data):
             _restore(communicator, attempt, start)
             start.checkpoint = None  # its arrays are as large as the run's state
             if not spec.before_training(communicator, attempt):
                 attempt.trainer.close()
                 return None
-            communicator.on_root(lambda: _prepare_folder(attempt))
+            communicator.on_root(lambda: _prepare_folder(attempt, start.records))
             attempt.has_begun = True
             reason = attempt.trainer.fit()
             attempt.summary = _finish(communicator, attempt, reason)
@@ -182,10 +193,11 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     data = spec.load_data(communicator, config)
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, config, objective, data)
-    refuse_unused(config, data.signature, objective, validates=data.validation is not None)
+    refuse_unused(config, objective, data)
     refuse_without_effect(config, data)
     task = build_task(config, data.signature, objective)
     refuse_one_class(communicator, config, objective, task, data)
+    notes += note_on_targets(communicator, task, data)
     metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
@@ -203,14 +215,26 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
 
 def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
     """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
-    trainer, metadata = attempt.trainer, _metadata(attempt)
-    if start.has_checkpoint:
-        normalizes = len(trainer.step.running) > 0
-        attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name, normalizes))
-        trainer.restore(start.checkpoint)
-    elif attempt.config.init_from is not None:
+    trainer = attempt.trainer
+    if not start.has_checkpoint and attempt.config.init_from is not None:
         _initialize_from(communicator, trainer, Path(attempt.config.init_from))
+    identity = communicator.on_root(lambda: _identity(attempt, start))
+    metadata = replace(_metadata(attempt), identity=identity)
+    if start.has_checkpoint:
+        attempt.notes += communicator.on_root(lambda: _compare_metadata(attempt, start, metadata))
+        trainer.restore(start.checkpoint)
     trainer.progress.metadata = metadata
+
+
+def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | None:
+    """What is compared of the user's own objects, where there is a folder to continue in. On rank 0."""
+    spec = attempt.spec
+    if spec.folder is None:
+        return None
+    from distsgd.run.same_run import identity_of
+
+    metrics = [*spec.metrics, *(one for one in attempt.metrics if isinstance(one, UserMetric))]
+    return identity_of(attempt.config, attempt.trainer.step, spec.schedule, metrics, start.checkpoint)
 
 
 def _metadata(attempt: Attempt) -> Metadata:
@@ -224,14 +248,16 @@ def _metadata(attempt: Attempt) -> Metadata:
         contents=data.fingerprint,
         split=None if data.split is None else data.split.digest(data.train),
         examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
+        kernels=None if config.kernels == AUTO else config.kernels,
         probe=cpu_probe(),
         device=device.description or None,
     )
 
 
-def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: bool) -> list[str]:
-    """Refuses other data under the same name, and returns a line where the CPU or GPU is another. On rank 0."""
+def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> list[str]:
+    """Refuses other data and another model, and returns lines where the CPU or GPU is another. On rank 0."""
     assert start.checkpoint is not None
+    name, normalizes = attempt.data.name, len(attempt.trainer.step.running) > 0
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
     known = theirs.get("signature", {}).keys()  # an older version says less
@@ -250,12 +276,17 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: b
                 f"{name} is not what the run began with: {key} was {theirs[key]}, is now {mine[key]}; "
                 "give it the same data, or another folder with --out"
             )
+    notes: list[str] = []
+    if began.identity is not None and metadata.identity is not None:
+        from distsgd.run.same_run import refuse_another
+
+        notes = refuse_another(began.identity, metadata.identity)
     if began.device != metadata.device:
         then, now = (known.device or "the CPU" for known in (began, metadata))
-        return [f"warning: the run began on {then}; {now} computes other bits"]
-    if began.probe in (None, metadata.probe):
-        return []
-    return ["warning: this CPU computes other bits than the one that the run began on"]
+        return [*notes, f"warning: the run began on {then}; {now} computes other bits"]
+    if began.probe in (None, metadata.probe if began.kernels is not None else older_probe()):
+        return notes
+    return [*notes, "warning: this CPU computes other bits than the one that the run began on"]
 
 
 def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -> None:
@@ -274,7 +305,8 @@ def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -
     communicator.transport.broadcast(step.running.flat)
 
 
-def _prepare_folder(attempt: Attempt) -> None:
+def _prepare_folder(attempt: Attempt, records: int) -> None:
+    """Begins in the folder: its configuration, and the records so far, of which there should be so many. On rank 0."""
     folder, config = attempt.spec.folder, attempt.config
     if folder is None:
         return
@@ -283,7 +315,8 @@ def _prepare_folder(attempt: Attempt) -> None:
     aside = folder.create(to_toml(config), anew=config.resume == "never", validation_rows=rows)
     if aside is not None:
         say(f"the run in {folder.path} is moved aside to {aside}", sys.stderr)
-    folder.cut_metrics(attempt.trainer.progress.step)
+    if note := folder.cut_metrics(attempt.trainer.progress.step, records):
+        say(f"warning: {note}", sys.stderr)
 
 
 def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) -> dict[str, Any]:

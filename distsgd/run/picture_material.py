@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, RunFolderError
-from distsgd.core.files import expanded
+from distsgd.core.files import expanded, open_regular
 from distsgd.data.examples import Examples, Signature
 from distsgd.nn.task import Task
 from distsgd.parallel.serial import SerialCommunicator
@@ -22,6 +21,7 @@ from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, Train
 from distsgd.run.config_file import read_toml
 from distsgd.run.folder import RunFolder
 from distsgd.run.placement import Data, load_data
+from distsgd.run.records import Reading
 from distsgd.run.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
 from distsgd.training.run_state import Metadata
@@ -39,34 +39,37 @@ def read_run(path: Path) -> Run:
         )
     if not (path / "config.toml").is_file():
         raise RunFolderError(f"{path} holds no run: there is no config.toml in it; name a run's own folder")
-    records = read_records(path / "metrics.jsonl")
-    return run_of(path, read_toml(path / "config.toml"), records, RunFolder(path).read_summary())
+    records, damage = read_records(path / "metrics.jsonl")
+    run = run_of(path, read_toml(path / "config.toml"), records, RunFolder(path).read_summary())
+    return replace(run, notes=(damage,)) if damage else run
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order of their steps.
+def read_records(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """(the records of a metrics.jsonl in order of their steps; a sentence where some are missing, else empty).
 
     A last line without its end is skipped: the run is writing it, or was killed as it did. Raises RunFolderError for
-    any other line that is no record.
+    any other line that is no record, or not the one that was written.
     """
+    records: list[dict[str, Any]] = []
+    wrong = ""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        with open_regular(path) as file:
+            reading = Reading(file)
+            for line in reading:
+                if _is_count(line.record.get("step")) and _is_count(line.record.get("epoch")):
+                    records.append(line.record)
+                elif reading.ended and not wrong:
+                    wrong = f"line {line.place} is no record"
+    except FileNotFoundError:
+        return [], ""
     except OSError as error:
         raise RunFolderError(f"could not read {path}: {error.strerror or error}") from None
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not (isinstance(record, dict) and _is_count(record.get("step")) and _is_count(record.get("epoch"))):
-            if not line.endswith("\n"):
-                continue
-            raise RunFolderError(
-                f"{path}: line {number} is no record but {line.strip()[:40]!r}; the file is damaged, remove that line"
-            )
-        records.append(record)
-    return sorted(records, key=lambda record: int(record["step"]))
+    if wrong or reading.changed:
+        raise RunFolderError(
+            f"{path}: {wrong or reading.damage}; the file is damaged, remove such lines to read the others"
+        )
+    missing = f"{path} is damaged: {reading.damage}" if reading.damaged else ""
+    return sorted(records, key=lambda record: int(record["step"])), missing
 
 
 def _is_count(value: Any) -> bool:
@@ -159,7 +162,7 @@ def stored_material(run: Run, code: str | None = None, data_dir: str | None = No
 def _read_weights(path: Path) -> Weights:
     """From the checkpoint alone, without any of the run's code."""
     found = find_checkpoint(path, prefer="best")
-    return found.group("parameters"), Metadata.from_document(found.document).known_signature(path)
+    return dict(found.group("parameters")), Metadata.from_document(found.document).known_signature(path)
 
 
 def _load(path: Path, code: str | None, data_dir: str | None) -> tuple[StoredModel, Data]:

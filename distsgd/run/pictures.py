@@ -61,16 +61,19 @@ class Choices:
 
 @dataclass
 class Drawn:
-    """What came of it: names of pictures in `folder`, and those skipped by the sentence that says why."""
+    """What came of it: names of pictures in `folder`, sentences about the runs, and those pictures that are skipped, by
+    the sentence that says why."""
 
     folder: Path
     names: list[str] = field(default_factory=list)
+    of_runs: Sequence[str] = ()
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
         """One sentence for each reason."""
-        return [f"{', '.join(names)} skipped: {reason}" for reason, names in self.skipped.items()]
+        skipped = [f"{', '.join(names)} skipped: {reason}" for reason, names in self.skipped.items()]
+        return [*self.of_runs, *skipped]
 
 
 def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
@@ -79,7 +82,7 @@ def draw_run(material: Material, folder: Path, choices: Choices) -> Drawn:
     A picture that the run has nothing for is skipped; one whose file can't be read is skipped with a sentence, which is
     raised where `choices.only` names the picture, or where there would be none.
     """
-    drawn, problem = Drawn(folder), None
+    drawn, problem = Drawn(folder, of_runs=material.run.notes), None
     with style():
         for name in choices.only or PICTURES:
             try:
@@ -104,7 +107,7 @@ def draw_overlay(runs: Sequence[Run], folder: Path, choices: Choices) -> Drawn:
         raise ConfigurationError(f"only: several runs share a picture of curves alone, got {' '.join(choices.only)}")
     with style():
         save(draw_curves(runs, choices.curves), folder, "curves")
-    return Drawn(folder, ["curves"])
+    return Drawn(folder, ["curves"], [note for run in runs for note in run.notes])
 
 
 def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: bool = False) -> None:

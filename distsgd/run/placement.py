@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from distsgd.core.runtime import check_memory, release_freed_memory
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
 from distsgd.data.examples import Examples, Signature, Standardization, range_of
 from distsgd.data.sampling import split_off
-from distsgd.data.sources.checks import check_arrays
+from distsgd.data.sources.checks import check_arrays, is_mapped
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
 
@@ -65,7 +66,7 @@ class Data:
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
-    source = open_source(communicator, config.dataset, config.data_dir, config.seed)
+    source = open_source(communicator, config.dataset, config.data_dir, config.seed, (config.validation, config.test))
     sets = {"train": place_split(communicator, source, "train")}
     names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
     for split in ("validation", "test"):
@@ -122,10 +123,15 @@ def split_data(
 
     train = standardized(_augmentable(train, config))
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
+    given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
     named = config.classes or num_classes is not None
-    notes = communicator.on_root(
-        lambda: (*unusual(trained.x, trained.scale, config), *([] if named else absent(trained.y, classes)))
-    )
+
+    def look() -> tuple[str, ...]:
+        doubts = {key: signature.doubt(part.x) for key, part in given.items()}
+        others = (f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt)
+        return (*unusual(trained.x, trained.scale, config), *([] if named else absent(trained.y, classes)), *others)
+
+    notes = communicator.on_root(look)
     return Data(names[""], train, validation, test, signature, found, split, notes=notes)
 
 
@@ -194,12 +200,20 @@ def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Exam
             )
 
 
-def open_source(communicator: Communicator, name: str, data_dir: str | None, seed: int = 0) -> DataSource:
-    """The data set of this name or path, described, on every rank. Collective; rank 0 looks."""
+def open_source(
+    communicator: Communicator, name: str, data_dir: str | None, seed: int = 0, others: Sequence[str | None] = ("",)
+) -> DataSource:
+    """The data set of this name or path, described, on every rank. Collective; rank 0 looks.
+
+    `others` are data sets of the same command; where all are paths, data_dir is refused.
+    """
 
     def read() -> DataSource:
         from distsgd.data.sources.datasets import open_dataset
+        from distsgd.data.sources.files import looks_like_path
 
+        if data_dir is not None and all(one is None or looks_like_path(one) for one in (name, *others)):
+            raise ConfigurationError(f"data_dir: is for named data sets, and {name} is a path; leave it out")
         try:
             return open_dataset(name, data_dir=data_dir, seed=seed)
         except OSError as error:
@@ -228,6 +242,10 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     mapped = communicator.everywhere(source.mapped)
     if all(communicator.allgather_object(mapped is not None)):
         assert mapped is not None
+        from distsgd.core.bus_errors import watch
+        from distsgd.core.files import mapped_files
+
+        watch(mapped_files([mapped]), communicator.rank, communicator.abort)
         return np.asarray(mapped)
     from distsgd.parallel.shared_memory import shared_array
 
@@ -241,6 +259,21 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     communicator.everywhere(read)
     array.flags.writeable = False
     return array
+
+
+@contextmanager
+def watched(communicator: Communicator, data: Data) -> Iterator[None]:
+    """Have a mapped file that gets shorter end all ranks with a sentence, and not with a signal alone."""
+    sets = [part for part in (data.train, data.validation, data.test) if part is not None]
+    arrays = [array for part in sets for array in (part.x, part.y, part.weights) if array is not None]
+    if not any(map(is_mapped, arrays)):
+        yield
+        return
+    from distsgd.core import bus_errors
+    from distsgd.core.files import mapped_files
+
+    with bus_errors.watched(mapped_files(arrays), communicator.rank, communicator.abort):
+        yield
 
 
 def on_device(communicator: Communicator, data: Data, device: Device, *, augmented: bool) -> Data:
@@ -319,14 +352,6 @@ def _check(
     return classes
 
 
-def _is_mapped(array: Array) -> bool:
-    """Whether the array, or what it is a view of, is a file that is mapped into memory."""
-    base: object = array
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
-    return isinstance(base, np.memmap)
-
-
 def fingerprint(sets: Mapping[str, Examples | None]) -> str:
     """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
 
@@ -339,7 +364,7 @@ def fingerprint(sets: Mapping[str, Examples | None]) -> str:
             continue
         digest.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
         inputs = part.x
-        if _is_mapped(inputs) or inputs.nbytes > _HASHED_BYTES:
+        if is_mapped(inputs) or inputs.nbytes > _HASHED_BYTES:
             inputs = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), _HASHED_INPUTS)).astype(np.int64)]
         for array in (inputs, part.y, part.weights):
             if array is not None:
@@ -374,6 +399,11 @@ def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split
         return found
     count = round(total * config.validation_fraction)
     if count == 0:
+        if config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+            raise ConfigurationError(
+                f"validation_fraction {config.validation_fraction:g}: is none of {total} examples; give a larger part, "
+                "or 0 for no validation"
+            )
         return None
     labels = train.y if classes is not None and train.y.ndim == 1 and train.y.dtype.kind != "f" else None
     seed = config.seed if config.split_seed is None else config.split_seed

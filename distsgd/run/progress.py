@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any, final
 
 from distsgd.core.errors import visible
-from distsgd.core.output import COLUMNS, columns, columns_of_launcher, number, say, shortened, silence
+from distsgd.core.output import COLUMNS, columns, columns_of_launcher, note_failure, number, say, shortened, silence
 from distsgd.core.runtime import launcher_size
 from distsgd.training.callbacks import Callback, RunView
 
@@ -164,7 +164,8 @@ class Bar(Callback):
             return
         try:
             self._bar.console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
-        except OSError:  # the terminal is gone
+        except OSError as error:  # the terminal is gone
+            note_failure(error)
             silence(sys.stdout)
 
     def on_end(self, summary: Mapping[str, Any]) -> None:

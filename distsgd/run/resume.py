@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.checkpoint import Checkpoint
-from distsgd.core.errors import CheckpointError, RunFolderError
+from distsgd.core.errors import CheckpointError, DistsgdError, RunFolderError
+from distsgd.core.kernel_family import AUTO, other_than
 from distsgd.optim.schedules import has_horizon
 from distsgd.run.config import TrainConfig
 from distsgd.run.summary import last_line
-from distsgd.training.early_stopping import reaches
+from distsgd.run.user_code import names_code
+from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, reaches
 from distsgd.training.intervals import parse_target
 from distsgd.training.run_state import Metadata, RunState
 
@@ -24,12 +26,16 @@ _REQUIRED = {"epochs": int, "steps": int, "parameters_sha256": str}
 
 @dataclass
 class Start:
-    """Where an attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning."""
+    """Where an attempt starts: finished already, at a checkpoint (on rank 0 alone), or at the beginning.
+
+    records   how many lines metrics.jsonl had when the checkpoint was saved, 0 where it is of another folder
+    """
 
     config: TrainConfig
     finished: str | None = None
     has_checkpoint: bool = False
     checkpoint: Checkpoint | None = None
+    records: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -48,6 +54,7 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
 
 def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     from distsgd.core.checkpoint_folder import find_checkpoint
+    from distsgd.run.records import lines_of
 
     start = Start(config)
     if config.resume == "never":
@@ -72,10 +79,41 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
         return start
     start.config = compare(config, start.checkpoint, where)
     start.has_checkpoint = True
-    summary = folder.read_summary() if where == str(folder.path) else None
-    if summary is not None and is_finished(config, summary, RunState.from_document(start.checkpoint.document)):
+    if where == str(folder.path) or folder.holds(Path(config.resume)):
+        start.records = lines_of(start.checkpoint.document)
+    if where != str(folder.path):
+        return start
+    summary, state = folder.read_summary(), RunState.from_document(start.checkpoint.document)
+    if summary is None and folder.files.status(folder.summary.name) is not None:
+        start.notes.append(f"warning: {folder.summary} is damaged; the run's end writes it again")
+    if summary is not None and is_finished(config, summary, state):
         start.finished = last_line(summary, str(folder.path), quiet=config.quiet)
+        start.notes += _look_after(folder, start.checkpoint, state, start.records)
     return start
+
+
+def _look_after(folder: RunFolder, checkpoint: Checkpoint, state: RunState, records: int) -> list[str]:
+    """Lines about what is damaged in the folder of a run that is finished; its best model is written again."""
+    from distsgd.core.checkpoint_folder import best_of
+
+    notes = []
+    try:
+        if damage := folder.damage_of_records(records):
+            notes.append(f"warning: {folder.metrics} is damaged: {damage}; the other records are whole")
+    except OSError as error:
+        notes.append(f"warning: could not read {folder.metrics}: {error.strerror or error}")
+    try:
+        folder.checkpoints.best()
+    except CheckpointError as problem:
+        best = best_of(checkpoint)
+        try:
+            folder.check_locked()
+            folder.checkpoints.save_best(Checkpoint(best.arrays, state.best_document()))
+        except DistsgdError as error:
+            notes.append(f"warning: {problem}, and can't be written again: {error}")
+        else:
+            notes.append(f"warning: {problem}; it is written again, from the run's last checkpoint")
+    return notes
 
 
 def _begun_elsewhere(config: TrainConfig, folder: RunFolder) -> Checkpoint | None:
@@ -109,7 +147,7 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], state: RunState) -
     """Whether the run that left this summary has nothing left to do under this configuration."""
     if not all(isinstance(summary.get(key), kind) for key, kind in _REQUIRED.items()):
         return False  # damaged: it is written again
-    if summary.get("status") == "early_stopped":
+    if summary.get("status") == "early_stopped" and _has_stopped(config, state):
         return True
     if summary.get("status") != "completed":
         return False
@@ -118,8 +156,32 @@ def is_finished(config: TrainConfig, summary: dict[str, Any], state: RunState) -
     return enough or (config.target is not None and reaches(parse_target(config.target), state.scores or {}))
 
 
+def _has_stopped(config: TrainConfig, state: RunState) -> bool:
+    """Whether the stopping rule, as it is set now, ends the run where it stands."""
+    patience = config.patience or 0
+    rule: StoppingRule = EpochsRule(patience)
+    if config.early_stopping == "patience":
+        rule = PatienceRule(patience)
+    if state.rule is None:
+        return True
+    rule.restore(state.rule)
+    end = rule.stop_step()
+    return end is not None and state.step >= end
+
+
 _BY_CONTENT = ("dataset", "validation", "test")
 """Options whose files are compared, when they are read, and not their paths: a data set may have moved."""
+_MAY_CHANGE = ("early_stopping", "patience", "min_delta", "patience_increase", "improvement_threshold")
+"""They say when to stop, as --epochs does; but they are part of a run's name."""
+
+
+def _without_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """The options where the checkpoint says what user's code and --init-from are, wherever they lie."""
+    metrics = [text.rpartition(":")[2] if names_code(text) else text for text in options.get("metric", ())]
+    left = {"init_from": options.get("init_from") is not None, "metric": metrics}
+    if names_code(str(options.get("model"))):
+        left["model"] = "code"
+    return options | {key: value for key, value in left.items() if key in options}
 
 
 def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainConfig:
@@ -129,10 +191,17 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     horizon = metadata.schedule_epochs
     if config.schedule_epochs is None and has_horizon(config.schedule):
         config = replace(config, schedule_epochs=horizon)
+    if metadata.device is None and metadata.kernels is not None and config.kernels not in (AUTO, metadata.kernels):
+        raise RunFolderError(
+            f"{where} holds a run with the kernels {metadata.kernels}, and "
+            f"{other_than(metadata.kernels, config.kernels)} (distsgd train takes --kernels {metadata.kernels}), or "
+            "choose another folder with --out"
+        )
     theirs, mine = metadata.config or {}, config.identity()
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
-    differ = [key for key in mine if key in theirs and theirs[key] != mine[key] and key not in _BY_CONTENT]
+    then, now = (theirs, mine) if metadata.identity is None else map(_without_paths, (theirs, mine))
+    differ = [key for key in mine if key in theirs and then[key] != now[key] and key not in _BY_CONTENT + _MAY_CHANGE]
     if differ:
         differences = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
         raise RunFolderError(

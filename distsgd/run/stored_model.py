@@ -73,6 +73,8 @@ def load_model(communicator: Communicator, path: str, code: str | None) -> Store
                 f"{path} was trained with {config.model}; to run that code, add --model {config.model}"
             )
         config = replace(config, model=code)
+    elif code is not None:
+        raise ConfigurationError(f"model: {path} was trained with {config.model}, and not with {code}; leave it out")
     objective = build_objective(communicator, config, signature)
     dtype = np.dtype(config.dtype)
     shapes = {"parameters": objective.parameter_shapes(), "statistics": objective.state_shapes()}

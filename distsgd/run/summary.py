@@ -221,7 +221,9 @@ class _Below(Metric):
         return self.r2.sums(outputs, y)
 
     def value(self, sums: Array) -> Value:
-        return [[place for place, score in enumerate(self.r2.of_each(sums)) if score < 0]] if sums[0] > 1 else [[]]
+        columns = sums[1:].reshape(3, self.r2.num_outputs).T
+        scores = [R2().value(np.array([sums[0], *column])) for column in columns]
+        return [[place for place, score in enumerate(scores) if isinstance(score, float) and score < 0]]
 
 
 def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:

@@ -61,7 +61,7 @@ class Callback:
     """Hooks of the training loop: subclass it and override what you need. Rank 0 alone calls them.
 
     A hook must not communicate. To end training in order, keep the `run` of `on_start` and call `run.stop()`. An
-    exception in a hook ends the run on all ranks, with its traceback.
+    exception in a hook ends the run on all ranks, and `fit` raises it there.
 
     Examples
     --------
@@ -167,8 +167,9 @@ class Hooks:
         self.attempt(lambda: [hook(callback) for callback in self.callbacks], None)
 
     def attempt(self, function: Callable[[], T], otherwise: T, what: str = "a callback") -> T:
-        """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept."""
-        if self.communicator.is_root:
+        """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept, and nothing is
+        called until all ranks know of it."""
+        if self.communicator.is_root and self.error is None:
             try:
                 return function()
             except DistsgdError as error:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 
-from distsgd.core.checkpoint import Checkpoint, understanding
+from distsgd.core.checkpoint import Checkpoint, StoredArrays, understanding
 from distsgd.core.device import Array, host_copy
 from distsgd.core.errors import CheckpointError
 from distsgd.core.layout import Views
 from distsgd.parallel import Communicator
 from distsgd.training.callbacks import Hooks
 from distsgd.training.early_stopping import StoppingRule
+from distsgd.training.evaluator import Scores
 from distsgd.training.non_finite import PARAMETERS, NonFinite
 from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
@@ -51,13 +52,13 @@ class Checkpoints:
     def __init__(
         self,
         communicator: Communicator,
-        step: TrainingStep,
+        scores: Scores,
         rule: StoppingRule | None,
         store: CheckpointStore | None,
         hooks: Hooks,
     ) -> None:
-        self.communicator, self.step, self.rule, self.store = communicator, step, rule, store
-        self._hooks = hooks
+        self.communicator, self.step, self.rule, self.store = communicator, scores.step, rule, store
+        self._scores, self._hooks = scores, hooks
         self.began = time.monotonic()
 
     def is_idle(self, patience: float = 0.0) -> bool:
@@ -68,10 +69,16 @@ class Checkpoints:
         return self._hooks.attempt(lambda: not store.busy(patience), False, "saving a checkpoint")
 
     def prepare(self, final: bool) -> tuple[bool, bool]:
-        """(whether the last update was finite on all ranks, whether the store can take a checkpoint). Collective."""
+        """(whether the last update was finite on all ranks, whether the store can take a checkpoint). Collective.
+
+        Raises DataError, on all ranks, where the data have changed: what was computed since isn't saved.
+        """
         self.began = time.monotonic()
-        ready = self.communicator.allgather_object((self.step.finite, final or self.is_idle(PATIENCE)))
-        return all(finite for finite, _ in ready), ready[0][1]
+        mine = self.step.finite, final or self.is_idle(PATIENCE), self._scores.changed_data()
+        ready = self.communicator.allgather_object(mine)
+        if changes := [change for _, _, change in ready if change is not None]:
+            raise changes[0]
+        return all(finite for finite, _, _ in ready), ready[0][1]
 
     def save(self, progress: RunState, final: bool) -> None:
         """Saves the run as it is. Collective.
@@ -169,17 +176,28 @@ def _read(
 def fill_model(views: Views, arrays: Mapping[str, Array], what: str) -> None:
     """Copies named arrays into views of these names. Raises CheckpointError where names, shapes or dtypes differ."""
     for name, view in views.items():
-        found = arrays.get(name)
-        if found is None or found.shape != view.shape or found.dtype != view.dtype:
-            got = "is missing" if found is None else f"has shape {found.shape} and dtype {found.dtype}"
+        found = _about(arrays, name)
+        if found != (view.shape, view.dtype):
+            got = "is missing" if found is None else f"has shape {found[0]} and dtype {found[1]}"
             raise CheckpointError(
                 f"{what}: {name} {got} in the checkpoint, the model needs {view.shape} {view.dtype}; "
                 "it was written for another model"
             )
-        view[...] = found
+        if isinstance(arrays, StoredArrays):
+            arrays.fill(name, view)
+        else:
+            view[...] = arrays[name]
     extra = sorted(set(arrays) - set(views))
     if extra:
         raise CheckpointError(f"{what}: the checkpoint has {extra[0]}, the model doesn't; it is of another model")
+
+
+def _about(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+    """(shape, dtype) of a named array, None where there is none."""
+    if isinstance(arrays, StoredArrays):
+        return arrays.about(name)
+    found = arrays.get(name)
+    return None if found is None else (found.shape, found.dtype)
 
 
 def _model(step: TrainingStep, params: Array, running: Array) -> dict[str, Array]:

@@ -7,19 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from distsgd.core.device import Array, to_host
-from distsgd.core.errors import users_code
+from distsgd.core.errors import DataError, users_code
 from distsgd.core.layout import Views
 from distsgd.data.loader import Loader
+from distsgd.data.sources.checks import is_mapped
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
 from distsgd.training.metrics import Metric, Value
 from distsgd.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from distsgd.core.files import FileStamp
 
 CHUNK = 512
 """Examples scored together. Fixed, so that chunks, and with them the bits of every metric, are the same on any number
@@ -35,6 +39,8 @@ class Evaluator:
     metrics: Sequence[Metric]
     workers: Workers
     on_root_alone: bool = False
+    files: Sequence[FileStamp] = ()
+    """Those of the run's data that are mapped; one that has changed is a DataError."""
 
     @cached_property
     def _sums_of(self) -> list[tuple[Metric, slice]]:
@@ -53,6 +59,8 @@ class Evaluator:
 
     def _own_sums(self, params: Views, state: Views, scratch: Sequence[Views]) -> Array:
         """(chunks of this rank, 2 + widths of the metrics) float64."""
+        for file in self.files:
+            file.check()
         chunks = -(-len(self.loader.examples) // CHUNK)
         rank, size = self.communicator.rank, self.communicator.size
         first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
@@ -111,6 +119,20 @@ def predict_all(loader: Loader, params: Views, state: Views) -> Array:
     return np.concatenate(parts)
 
 
+def _mapped(loaders: Sequence[Loader]) -> list[FileStamp]:
+    """The files that the examples of these are mapped from."""
+    sets = [loader.examples for loader in loaders]
+    given = [array for one in sets for array in (one.x, one.y, one.weights) if isinstance(array, np.ndarray)]
+    if not any(map(is_mapped, given)):
+        return []
+    from distsgd.core.files import mapped_files
+
+    try:
+        return mapped_files(given)
+    except OSError as error:
+        raise DataError(f"could not look at the data: {error}; leave the files as they are, and start again") from None
+
+
 @final
 class Scores:
     """Scores a step's parameters between two steps, when its rows of gradients are idle: they are scratch memory here.
@@ -119,10 +141,22 @@ class Scores:
     """
 
     def __init__(self, step: TrainingStep, evaluators: Mapping[str, Evaluator]) -> None:
-        self.step, self.evaluators = step, evaluators
+        loaders = [step.loader, *(evaluator.loader for evaluator in evaluators.values())]
+        files = step.reduction.communicator.everywhere(lambda: _mapped(loaders))
+        self.step, self.files = step, files
+        self.evaluators = {name: replace(evaluator, files=files) for name, evaluator in evaluators.items()}
         rows = list(step.reduction.rows.values())
         rows += [np.zeros_like(step.reduction.params) for _ in range(step.workers.count - len(rows))]
         self._scratch = [step.layout.views(row) for row in rows]
+
+    def changed_data(self) -> DataError | None:
+        """That a file of the data has changed since the attempt began, None where all are as they were."""
+        try:
+            for file in self.files:
+                file.check()
+        except DataError as error:
+            return error
+        return None
 
     def of(self, name: str, metrics: Sequence[Metric] | None = None) -> dict[str, Value]:
         """{name_loss: …, and each metric}, by other metrics where they are given; empty where the set is missing.

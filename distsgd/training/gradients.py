@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from distsgd.core.device import Array, to_host
-from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_error
+from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, raise_first, users_error
 from distsgd.core.layout import Layout, Views
 from distsgd.core.output import say
 from distsgd.data.loader import GatheredBatch
@@ -42,7 +42,7 @@ class MicrobatchGradients:
         objective, reduction, loader, layout = parts.objective, parts.reduction, parts.loader, parts.layout
         self.objective, self.reduction, self.loader, self.statistics = objective, reduction, loader, statistics
         self.guarded, self._first = parts.guarded, reduction.first_microbatch
-        self.error: Exception | None = None
+        self.error: DistsgdError | None = None
         self._params = layout.views(reduction.params).read_only()  # ranks may share them, so a model may only read them
         self._state = statistics.running.read_only()
         self._workers = parts.workers.that_may_call(objective)
@@ -128,9 +128,8 @@ class MicrobatchGradients:
 
     def raise_first_error(self) -> None:
         """Raises on all ranks the error of the lowest rank that has one. Collective."""
-        for error in self.reduction.communicator.allgather_object(self.error):
-            if error is not None:
-                raise error
+        communicator = self.reduction.communicator
+        raise_first(communicator.allgather_object(self.error), self.error, communicator.rank)
 
 
 @final

@@ -70,7 +70,7 @@ class Intervals:
 
 def parse_interval(text: str, option: str, *, seconds: bool = True) -> Interval:
     """`500` steps, `2epoch`, or a duration such as `30s` or `5m`."""
-    found = re.fullmatch(r"(\d+)\s*(epochs?|steps?)?", text.strip())
+    found = re.fullmatch(r"(\d{1,18})\s*(epochs?|steps?)?", text.strip())
     if found is not None and int(found[1]) >= 1:
         return Interval(int(found[1]), "epochs" if (found[2] or "").startswith("epoch") else "steps")
     duration = _seconds(text) if seconds and found is None else None
@@ -98,7 +98,8 @@ def _seconds(text: str) -> float | None:
     if not text or found is None:
         return None
     days, hours, minutes, rest = (float(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    return seconds if math.isfinite(seconds) else None
 
 
 def parse_target(text: str, option: str = "target") -> tuple[str, float]:

@@ -288,24 +288,10 @@ class R2(Metric):
 
     def value(self, sums: Array) -> Value:
         """The mean over the outputs; NaN where there are fewer than two examples, as in scikit-learn."""
-        if sums[0] < 2:
+        count = float(sums[0])
+        if count < 2:
             return math.nan
-        return math.fsum(self.of_each(sums)) / self.num_outputs
-
-    def of_each(self, sums: Array) -> list[float]:
-        """The value of each output.
-
-        Parameters
-        ----------
-        sums : array
-            float64 (width,), over at least two examples.
-
-        Returns
-        -------
-        list of float
-            K numbers.
-        """
-        count, scores = float(sums[0]), list[float]()
+        scores = []
         for total, squares, residual in sums[1:].reshape(3, self.num_outputs).T.tolist():
             spread = squares - total * total / count
             if math.isnan(residual):
@@ -314,7 +300,7 @@ class R2(Metric):
                 scores.append(1.0 - residual / spread)
             else:
                 scores.append(1.0 if residual == 0.0 else 0.0)
-        return scores
+        return math.fsum(scores) / self.num_outputs
 
 
 @final

@@ -63,9 +63,11 @@ class NonFinite:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> NonFinite:
-        """Back from a record."""
-        first_last = record["microbatches"]
-        microbatches = None if first_last is None else (first_last[0], first_last[1])
+        """Back from a record. Raises KeyError, TypeError or ValueError where it is none."""
+        microbatches = None
+        if record["microbatches"] is not None:
+            first, last = record["microbatches"]
+            microbatches = first, last
         return cls(record["step"], record["what"], microbatches, tuple(record["examples"]))
 
 

@@ -22,9 +22,12 @@ from distsgd.training.non_finite import NonFinite
 _NONE = type(None)
 _MOST = 1 << 56
 """More than any count: the watchdog's table has 64 bits for a step and a phase."""
+_MOST_ASPECTS, _MOST_TEXTS, _LONGEST = 16, 4000, 200
+"""Of a run's identity."""
 _METADATA: dict[str, tuple[type, ...]] = {
     "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "task": (dict,),
-    "contents": (str,), "split": (str,), "examples": (list,), "probe": (str,), "device": (str,),
+    "contents": (str,), "split": (str,), "examples": (list,), "probe": (str,), "device": (str,), "identity": (dict,),
+    "kernels": (str,),
 }  # fmt: skip
 _PROGRESS: dict[str, tuple[type, ...]] = {
     "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
@@ -44,6 +47,8 @@ class Metadata:
     examples         how many there are for training, validation and test
     probe            of the CPU's bits
     device           what kind of device computes, None for the CPU
+    identity         digests of the user's own model, loss, schedule, optimizer and metrics, by aspect and part
+    kernels          the family of the CPU's kernels
     """
 
     config: dict[str, Any] | None = None
@@ -55,6 +60,8 @@ class Metadata:
     examples: list[int] | None = None
     probe: str | None = None
     device: str | None = None
+    identity: dict[str, dict[str, str]] | None = None
+    kernels: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The entries of a document."""
@@ -81,6 +88,8 @@ class Metadata:
             entries["task"] = Task.from_document(entries["task"])
         if not all(_is_count(number) for number in entries.get("examples", ())):
             raise _wrong("examples", entries["examples"])
+        if not _is_identity(entries.get("identity", {})):
+            raise _wrong("identity", entries["identity"])
         horizon = entries.get("schedule_epochs")
         if horizon is not None and not 0 < horizon < math.inf:
             raise _wrong("schedule_epochs", horizon)
@@ -167,6 +176,14 @@ def _standardization(found: Any, features: int) -> Standardization:
     if not all(value > 0 for value in spread):
         raise _wrong("signature", "a spread that is not above 0")
     return Standardization(tuple(mean), tuple(spread))
+
+
+def _is_identity(found: Mapping[str, Any]) -> bool:
+    """Whether this is a few short texts by aspect and part."""
+    if len(found) > _MOST_ASPECTS or not all(type(parts) is dict for parts in found.values()):
+        return False
+    texts = [text for aspect, parts in found.items() for text in (aspect, *parts, *parts.values())]
+    return len(texts) <= _MOST_TEXTS and all(type(text) is str and len(text) <= _LONGEST for text in texts)
 
 
 def _is_finite(value: Any) -> bool:

@@ -76,7 +76,7 @@ class Trainer:
         self.speed = SpeedMeter()
         self.last_step = self.limits.steps(self.sampler.steps_per_epoch)
         self._hooks = Hooks(self.communicator, self.callbacks, lambda: self.progress.step)
-        self.checkpoints = Checkpoints(self.communicator, self.step, self.selection.rule, self.store, self._hooks)
+        self.checkpoints = Checkpoints(self.communicator, self.scores, self.selection.rule, self.store, self._hooks)
 
     def stop(self) -> None:
         """Asks for an orderly end after the step that runs now, with a checkpoint; any rank, any thread, any signal."""

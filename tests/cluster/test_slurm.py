@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster.slurm import Slurm, why_not
 from tests.cluster.tools import is_open_mpi, wait_until
-from tests.parallel.launch import ROOT, find_mpirun, result, summary, train
+from tests.parallel.launch import ROOT, find_mpirun, result, run_command, summary, train
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -42,6 +42,21 @@ class Slow(Callback):
 
     def on_step(self, step, loss, examples):
         time.sleep(float(os.environ.get("TEST_SECONDS", 0.02)))
+"""
+
+
+# A program of the user's own, on the same four nodes.
+FIT = """
+import os
+
+import numpy as np
+
+import distsgd
+from slow import Slow
+
+x = np.random.default_rng(0).random((512, 8))
+out = f"runs/slurm-{os.environ['SLURM_JOB_ID']}"
+distsgd.fit("mlp", (x, np.arange(512) % 4), hidden=16, epochs=25, batch_size=64, out=out, callbacks=[Slow()])
 """
 
 
@@ -141,6 +156,24 @@ def test_warned_of_the_time_limit(slurm: Slurm, tmp_path: Path, undisturbed: Pat
     job.wait_for_training()
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)
     job.must_have_gone_on(undisturbed)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_program_that_calls_fit_is_warned_and_continues(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "fit.py").write_text(FIT)
+    job = submit(slurm, tmp_path, launcher, extra={"COMMAND": "python fit.py"})
+    job.wait_for_training()
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    settings = {"PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "undisturbed", "TEST_SECONDS": "0"}
+    (tmp_path / "alone").mkdir()
+    for name in ("fit.py", "slow.py"):
+        (tmp_path / "alone" / name).write_text((tmp_path / name).read_text())
+    done = run_command(None, [sys.executable, "fit.py"], tmp_path / "alone", extra=settings)
+    assert done.status == 0, done.text
+    undisturbed = tmp_path / "alone" / "runs" / "slurm-undisturbed"
+    job.must_have_gone_on(undisturbed)
+    assert "distsgd: stopped by SIGUSR1 at step " in job.printed
+    assert "Traceback" not in job.printed
 
 
 def test_preempted(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 
 from distsgd.core import runtime
 
-runtime.prepare()
+runtime.prepare_alone()
 
 from distsgd.cli.train import main  # noqa: E402
 from tests.strict_device import StrictModule, strict_device  # noqa: E402

@@ -249,7 +249,11 @@ def sealed(data: bytes, old: bytes, new: bytes) -> bytes:
     """The checkpoint with other bytes in it, as many, and a digest that is right."""
     assert len(old) == len(new)
     assert old in data
-    data = data.replace(old, new, 1)
+    return seal(data.replace(old, new, 1))
+
+
+def seal(data: bytes) -> bytes:
+    """The checkpoint with the digest of these bytes."""
     start = data.index(b'\\"sha256\\":\\"') + len(b'\\"sha256\\":\\"')
     zeroed = patched(data, start, b"0" * 64)
     return patched(zeroed, start, hashlib.sha256(zeroed).hexdigest().encode())

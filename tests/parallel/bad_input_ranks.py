@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import json
 import os
+import resource
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ HANGS = 100.0
 
 
 def run_case(folder: Path, kept: Path, command: str, arguments: list[str], rank: int) -> dict[str, object]:
-    """Runs one command with its output in `kept`; returns its exit status and how long it took."""
+    """Runs one command with its output in `kept`; returns its exit status, and the processor's seconds that it took."""
     os.chdir(folder)
     sys.argv = [f"distsgd.{command}", *arguments]
     saved = [os.dup(number) for number in (1, 2)]
@@ -27,6 +28,8 @@ def run_case(folder: Path, kept: Path, command: str, arguments: list[str], rank:
         file = os.open(kept / f"{name}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
         os.close(file)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    before = used.ru_utime + used.ru_stime
     faulthandler.dump_traceback_later(HANGS, exit=True, file=saved[1])
     status: object = None
     try:
@@ -38,7 +41,8 @@ def run_case(folder: Path, kept: Path, command: str, arguments: list[str], rank:
         for number, old in zip((1, 2), saved, strict=True):
             os.dup2(old, number)
             os.close(old)
-    return {"status": status}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"status": status, "seconds": used.ru_utime + used.ru_stime - before}
 
 
 def main(place: Path) -> None:

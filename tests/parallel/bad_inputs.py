@@ -33,6 +33,7 @@ from tests.parallel.bad_files import (
     sub_folder,
     unreadable,
 )
+from tests.parallel.bad_hostile import HOSTILE
 from tests.parallel.bad_meanings import MEANINGS
 
 RESUME = "--model softmax --max-steps 5 --quiet --out run"
@@ -58,6 +59,8 @@ def evil(content: str) -> Make:
 
 
 OPTIONS: dict[str, Case] = {
+    "a family of kernels that there isn't": Case("kernels: expected one of auto, avx512", f"{QUICK} --kernels avx3"),
+    "a family of kernels that is a number": Case("kernels", f"{QUICK} {TOML}", toml("kernels = 512")),
     "a learning rate that is no number": Case("learning_rate", f"{QUICK} --lr nan"),
     "a word in place of a number": Case("expected a whole number, got 'ten'", f"{QUICK} --epochs ten"),
     "a fraction of an epoch": Case("--epochs", "--epochs 1e3"),
@@ -91,7 +94,7 @@ CONFIGURATIONS: dict[str, Case] = {
     "TOML of 5,000 brackets": Case("not a TOML file", TOML, toml("a = " + "[" * 5000)),
     "TOML with a number of 5,000 digits": Case("not a TOML file", TOML, toml("epochs = " + "9" * 5000)),
     "TOML with a key twice": Case("not a TOML file", TOML, toml("epochs = 1\nepochs = 2")),
-    "TOML of 2 MB": Case("more than 1000000 bytes", TOML, toml("#" * 2_000_000)),
+    "TOML of 2 MB": Case("more than 250000 bytes", TOML, toml("#" * 2_000_000)),
     "an unknown key": Case("did you mean epochs?", TOML, toml("epoch = 3")),
     "a key of two lines": Case(r"a\nb", TOML, toml('"a\\nb" = 3')),
     "a table": Case("unknown table [train]", TOML, toml("[train]\nepochs = 3")),
@@ -261,6 +264,8 @@ COMMANDS: dict[str, Case] = {
 }  # fmt: skip
 
 
-PARTS = (OPTIONS, CONFIGURATIONS, MNIST_FILES, ARRAYS, PICKLES_AND_ARCHIVES, RUNS, OWN_CODE, COMMANDS, MEANINGS)
+PARTS = (
+    OPTIONS, CONFIGURATIONS, MNIST_FILES, ARRAYS, PICKLES_AND_ARCHIVES, HOSTILE, RUNS, OWN_CODE, COMMANDS, MEANINGS,
+)  # fmt: skip
 CASES: dict[str, Case] = {name: case for part in PARTS for name, case in part.items()}
 assert len(CASES) == sum(map(len, PARTS)), "a name is there twice"

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,13 @@ import pytest
 
 from tests.cases import first_of
 from tests.parallel.bad_files import TEMPLATE, Case, Unavailable, unmount
+from tests.parallel.bad_hostile import HOSTILE
 from tests.parallel.bad_inputs import CASES
 from tests.parallel.launch import environment, module, once, run_command
 
-RANKS = 2
-"""Of the sample."""
+RANKS = 3
+SECONDS = 20.0
+"""Of the processor for one of the files made to keep a reader busy, which take less than 2 where nothing else runs."""
 LONG = 580
 """Seconds for the whole table, which takes half a minute where nothing else runs; a hang is still an error."""
 pytestmark = pytest.mark.timeout(600)
@@ -41,6 +43,7 @@ class Outcome:
     """What came of a case: by rank, and what changed in its folder."""
 
     statuses: list[int | None]
+    seconds: list[float]
     out: list[str]
     err: list[str]
     changed: list[str]
@@ -86,38 +89,41 @@ def begin(case: Case, folder: Path) -> str:
     return ""
 
 
-@pytest.fixture(scope="module", params=(1, 3), ids=("1 rank", "3 ranks"))
+@pytest.fixture(scope="module", params=(None, RANKS), ids=("one process", f"{RANKS} ranks"))
 def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Outcome | str]]:
-    """By case: the outcome on so many ranks, or why it can't be had here."""
-    ranks: int = request.param
-    place = tmp_path_factory.mktemp("bad")
+    """By case: the outcome in one process or on several ranks, or why it can't be had here."""
+    yield from run_table(tmp_path_factory.mktemp("bad"), CASES, request.param)
+
+
+def run_table(place: Path, cases: Mapping[str, Case], ranks: int | None) -> Iterator[dict[str, Outcome | str]]:
+    """Runs all cases in one mpirun, or in one process."""
     make_template(place)
     reasons = {
-        name: f"takes {case.least} ranks" if ranks < case.least else begin(case, place / f"begun-{number}")
-        for number, (name, case) in enumerate(CASES.items())
+        name: f"takes {case.least} ranks" if (ranks or 1) < case.least else begin(case, place / f"begun-{number}")
+        for number, (name, case) in enumerate(cases.items())
     }
-    tried = [(number, name) for number, name in enumerate(CASES) if not reasons[name]]
+    tried = [(number, name) for number, name in enumerate(cases) if not reasons[name]]
     for index, (number, _) in enumerate(tried):
         (place / "kept" / f"{index}").mkdir(parents=True)
         (place / f"{index}").symlink_to(f"begun-{number}")
     before = {name: contents(place / f"begun-{number}") for number, name in tried}
-    lines = [(CASES[name].command, once(shlex.split(CASES[name].line))) for _, name in tried]
+    lines = [(cases[name].command, once(shlex.split(cases[name].line))) for _, name in tried]
     (place / "cases.json").write_text(json.dumps(lines))
     try:
         program = Path(__file__).with_name("bad_input_ranks.py")
         done = run_command(ranks, [sys.executable, str(program), str(place)], place, limit=LONG, extra=NO_NETWORK)
-        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(ranks)]
+        ended = [len((place / f"done.{rank}").read_text().splitlines()) for rank in range(ranks or 1)]
         if done.status or min(ended) < len(tried):
             name = tried[min(min(ended), len(tried) - 1)][1]
             pytest.fail(f"{name!r} ended or held up the ranks, with status {done.status}:\n{done.text}")
         yield dict(reasons) | {
-            name: collect(place, index, ranks, before[name], contents(place / f"begun-{number}"))
+            name: collect(place, index, ranks or 1, before[name], contents(place / f"begun-{number}"))
             for index, (number, name) in enumerate(tried)
         }
     finally:
-        for number in range(len(CASES)):
+        for number in range(len(cases)):
             unmount(place / f"begun-{number}")
 
 
@@ -128,7 +134,8 @@ def collect(place: Path, index: int, ranks: int, before: dict[str, object], afte
         [(place / "kept" / f"{index}" / f"{name}.{rank}").read_text(errors="replace") for rank in range(ranks)]
         for name in ("out", "err")
     )
-    return Outcome([one["status"] for one in reported], out, err, difference(before, after))
+    statuses, seconds = ([one[key] for one in reported] for key in ("status", "seconds"))
+    return Outcome(statuses, seconds, out, err, difference(before, after))
 
 
 def check_sentence(case: Case, text: str) -> None:
@@ -145,6 +152,7 @@ def check_sentence(case: Case, text: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
+    """One sentence from rank 0, one status, and what was there is as it was; no file keeps a reader busy."""
     case, outcome = CASES[name], outcomes[name]
     if isinstance(outcome, str):
         pytest.skip(outcome)
@@ -153,6 +161,7 @@ def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
     assert set(outcome.err[1:]) <= {""}
     assert set(outcome.out) == {""}
     assert [path for path in outcome.changed if not path.startswith(case.leaves or "\0")] == []
+    assert name not in HOSTILE or max(outcome.seconds) < SECONDS
 
 
 @pytest.mark.parametrize("name", first_of(SAMPLE, 2))

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from traceback import format_exception_only
 from typing import Any
 
 from mpi4py import MPI
@@ -36,8 +37,9 @@ def outcome(row: Row, is_odd: bool, more: dict[str, Any]) -> dict[str, Any]:
             given = {"model": "mlp", "train": (X, Y), "max_steps": 1, **more, **row.given(is_odd)}
             result = distsgd.fit(given.pop("model"), given.pop("train"), **given)
             reported["sha256"] = result.summary["parameters_sha256"]
-    except (Exception, KeyboardInterrupt) as error:
-        reported |= {"error": type(error).__name__, "text": str(error)}
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        text = str(error) if isinstance(error, distsgd.DistsgdError) else "".join(format_exception_only(error))
+        reported |= {"error": type(error).__name__, "text": text}
         reported["status"] = getattr(error, "exit_status", None)
     return {**reported, "printed": printed.getvalue(), "seconds": time.monotonic() - began}
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from distsgd.core.device import FULL, Array
 from distsgd.core.kernels import cpu
 
-MODULES: dict[type, Any] = {np.ndarray: cpu}
+MODULES: dict[type, Any] = {}
+"""The kernels of each type of array that isn't NumPy's."""
 
 
 def kernels_for(array: Array, precision: str = FULL) -> Any:
@@ -27,7 +26,7 @@ def kernels_for(array: Array, precision: str = FULL) -> Any:
     module
         With the functions of `distsgd.core.kernels.cpu`, such as `multiply(w, x)`.
     """
-    found = MODULES.get(type(array), cpu)  # a subclass of NumPy's array has no entry
+    found = MODULES.get(type(array), cpu)
     return found if precision == FULL else found.in_precision(precision)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,3 +193,38 @@ def as_array(given: Any, name: str) -> Array:
             remedy = "x.astype(float) reads numbers, and of words each makes a column of 0 and 1"
         raise DataError(f"fit: {name} holds text, which is no number; {remedy}")
     return found
+
+
+@contextmanager
+def read_only(*sets: tuple[Any, ...] | None) -> Iterator[None]:
+    """Until the block ends, nobody can write to these arrays by these names: they are used where they lie.
+
+    Those that several blocks hold at the same time become writeable with the first that ends.
+    """
+    given = [one for part in sets if isinstance(part, tuple | list) for one in part if isinstance(one, np.ndarray)]
+    arrays = [array for array in given if array.flags.writeable and _is_numpys(array)]
+    for array in arrays:
+        array.flags.writeable = False
+    try:
+        yield
+    finally:
+        for array in (*arrays, *arrays):  # twice, for one may be a view of another
+            with suppress(ValueError):
+                array.flags.writeable = True
+
+
+def _is_numpys(array: Array) -> bool:
+    """Whether the memory is NumPy's own, or a mapped file's: an array of another library's stays as it is made."""
+    return is_mapped(array) or _whole(array).base is None
+
+
+def is_mapped(array: Array) -> bool:
+    """Whether the array, or what it is a view of, is a file that is mapped into memory."""
+    return isinstance(_whole(array), np.memmap)
+
+
+def _whole(array: Array) -> Array:
+    """What the array is a view of, or itself; of mapped files the map."""
+    while isinstance(array.base, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    return array

@@ -33,7 +33,7 @@ TEST = ("test_batch",)
 
 _PIXELS = prod(SHAPE)
 UNPACKED_LIMIT = 256 << 20
-"""Bytes that an archive may unpack to; the published ones have 184 million."""
+"""Bytes that an archive may unpack to, and of a file beside others; the published ones have 184 million in all."""
 FILE_LIMIT = 64 << 20
 """Bytes of one pickled file, all of which is in memory at once; the published ones have 31 million."""
 
@@ -119,7 +119,11 @@ class Place:
             return labels
         for member in names:
             with reading(self._where(member)), open_regular(self._where(member)) as stream:
-                visit(member, stream, os.fstat(stream.fileno()).st_size)
+                size = os.fstat(stream.fileno()).st_size
+                if size > UNPACKED_LIMIT:
+                    where = self._where(member)
+                    raise DataError(f"{where}: expected at most {UNPACKED_LIMIT} bytes, it has {size}; get it again")
+                visit(member, stream, size)
         return labels
 
     def _where(self, member: str) -> str:
@@ -180,7 +184,8 @@ class Cifar10:
 
     def _fetch(self, folder: Path, options: OpenOptions) -> Place:
         wanted = f"{BINARY.archive} or {PYTHON.archive}, packed or unpacked,"
-        fetch(self.name, self.url, {BINARY.archive: self.checksums}, wanted, folder, options.download)
+        files = {BINARY.archive: self.checksums}
+        fetch(self.name, self.url, files, wanted, folder, options.download, UNPACKED_LIMIT)
         return Place(BINARY, folder / BINARY.archive, packed=True)
 
 

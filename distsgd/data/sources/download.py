@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +16,11 @@ from typing import Any
 
 from distsgd.core.errors import DataError, pip_install
 from distsgd.core.files import make_folders, remove_empty, sync_folder
-from distsgd.data.sources.streams import BLOCK, absolute, open_binary
+from distsgd.data.sources.streams import absolute, open_binary
+
+_CHUNK = 1 << 14
+_PATIENCE = 60.0
+"""Seconds for which a mirror may send less than a chunk, or not answer; a modem sends 25 of them."""
 
 
 def default_data_dir() -> Path:
@@ -50,7 +55,9 @@ def _md5(stream: Any) -> str:
     return hashlib.file_digest(stream, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
-def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool) -> None:
+def fetch(
+    name: str, url: str, files: Mapping[str, Collection[str]], wanted: str, folder: Path, allowed: bool, limit: int
+) -> None:
     """Downloads files of a data set into its folder, where that is allowed. Raises DataError.
 
     Parameters
@@ -67,6 +74,8 @@ def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str
         Where the files are written.
     allowed
         Whether files may be downloaded.
+    limit
+        Bytes that each file has at most.
     """
     if not allowed:
         raise DataError(
@@ -75,15 +84,16 @@ def fetch(name: str, url: str, files: Mapping[str, Collection[str]], wanted: str
         )
     for file, checksums in files.items():
         try:
-            download(f"{mirror(name, url)}/{file}", folder / file, checksums)
+            download(f"{mirror(name, url)}/{file}", folder / file, checksums, limit)
         except DataError as problem:
             raise DataError(f"{name}: missing {wanted}; {problem}") from problem
 
 
-def download(url: str, target: Path, checksums: Collection[str]) -> None:
+def download(url: str, target: Path, checksums: Collection[str], limit: int) -> None:
     """Puts the file at `url` at `target`, atomically, if the MD5 of it or of its content is in `checksums`.
 
-    Raises DataError where there is no pooch, no network, no free space, or another file than expected.
+    No more than `limit` bytes are received, and what comes too slowly is given up. Raises DataError where there is no
+    pooch, no network, no free space, or another file than expected.
     """
     try:
         pooch = import_module("pooch")
@@ -96,15 +106,13 @@ def download(url: str, target: Path, checksums: Collection[str]) -> None:
     try:
         made = make_folders(target.parent)
         # In the same folder, so that the move is atomic; in a folder of its own, because two runs may download at once.
-        with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent))
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
             part = Path(folder) / target.name
-            # pooch leaves the connection open where an answer is an error or breaks off.
-            hooks = {"response": partial(_close_later, stack)}
-            pooch.HTTPDownloader(chunk_size=BLOCK, hooks=hooks)(url, str(part), None)
+            with open(part, "wb") as file:
+                _receive(pooch, url, _LimitedFile(file, limit))
+                file.flush()
+                os.fsync(file.fileno())
             _check(part, url, checksums)
-            with open(part, "rb") as stream:
-                os.fsync(stream.fileno())
             os.replace(part, target)
             sync_folder(target.parent)
     except DataError:
@@ -116,6 +124,50 @@ def download(url: str, target: Path, checksums: Collection[str]) -> None:
             f"{target.name}: expected to download it from {url}, that failed ({_short(problem)}); "
             f"put the file into {target.parent} yourself"
         ) from problem
+
+
+class _LimitedFile:
+    """A file that is written, and counts."""
+
+    def __init__(self, file: Any, limit: int) -> None:
+        self._file, self._limit, self.count = file, limit, 0
+
+    def write(self, chunk: bytes) -> None:
+        self.count += len(chunk)
+        if self.count > self._limit:
+            raise ValueError(f"more than {self._limit} bytes came, which is more than the file has")
+        self._file.write(chunk)
+
+    def flush(self) -> None:
+        """Nothing: each chunk would be flushed."""
+
+
+def _receive(pooch: Any, url: str, file: _LimitedFile) -> None:
+    """Write what is at `url` into the file. Raises OSError or ValueError.
+
+    A thread of its own receives, and is left behind where it waits for ever: a mirror may send a byte now and then, of
+    a header too, and no time limit of a socket counts these together.
+    """
+    problems: list[Exception] = []
+
+    def receive() -> None:
+        try:
+            with ExitStack() as stack:  # pooch leaves the connection open where an answer is an error or breaks off
+                hooks = {"response": partial(_close_later, stack)}
+                pooch.HTTPDownloader(chunk_size=_CHUNK, hooks=hooks)(url, file, None)
+        except Exception as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=receive, name="distsgd-download", daemon=True)
+    thread.start()
+    before = -1
+    while thread.is_alive():
+        if file.count == before:
+            raise TimeoutError(f"less than {_CHUNK} bytes came in {_PATIENCE:.0f} s")
+        before = file.count
+        thread.join(_PATIENCE)
+    if problems:
+        raise problems[0]
 
 
 def _close_later(stack: ExitStack, response: Any, **_: object) -> None:

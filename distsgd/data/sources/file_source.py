@@ -13,7 +13,7 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource
-from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, fill_fortran, reading
+from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, fill_fortran
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ class FileSource(ArraySource):
         header = self.header
         if header.packed or header.fortran or not self.dtype.isnative or header.offset % self.dtype.itemsize:
             return None
-        with self.opened() as (_, found):
+        with self.opened() as (stream, found):
             self._check_unchanged(found)
-        with reading(self.path):
-            return np.memmap(self.path, self.dtype, "r", header.offset, self.shape)
+            array = np.memmap(stream, self.dtype, "r", header.offset, self.shape)  # of the file that was checked
+        array.filename = self.path  # which a stream that was opened by its number doesn't know
+        return array
 
     def _check_unchanged(self, header: Header) -> None:
         if header != self.header:

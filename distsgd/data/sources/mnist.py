@@ -32,11 +32,13 @@ class IdxDataset:
 
     url        the folder of the .gz files; the variable DISTSGD_<NAME>_URL of the environment goes before it
     checksums  by file name without .gz: accepted MD5s, of the .gz file or of its content
+    limit      bytes of a file at most, packed or not; the largest has 47,040,016
     """
 
     name: str
     url: str
     checksums: Mapping[str, Collection[str]] = field(repr=False)
+    limit: int = 48_000_000
 
     def open(self, options: OpenOptions) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
@@ -47,7 +49,7 @@ class IdxDataset:
         if missing:
             files = {f"{file}.gz": self.checksums[file] for file in missing}
             wanted = f"{', '.join(missing)} (or each with .gz)"
-            fetch(self.name, self.url, files, wanted, root / self.name, options.download)
+            fetch(self.name, self.url, files, wanted, root / self.name, options.download, self.limit)
         arrays = {
             key: IdxSource.open(self._find(root, file) or root / self.name / file, 3 if key.startswith("x") else 1)
             for key, file in _FILES.items()

@@ -17,9 +17,29 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
 from distsgd.data.sources.checks import check_dtype
 from distsgd.data.sources.file_source import FileSource, Header
-from distsgd.data.sources.streams import DEFLATE_LIMIT, Stream, absolute, read_exactly, reading
+from distsgd.data.sources.streams import BLOCK, DEFLATE_LIMIT, Stream, absolute, read_exactly, reading
 
 _HEADER_LIMIT = 10_000
+_DIRECTORY_LIMIT = 1 << 17
+"""Bytes of a .npz file's table of members, which is read each time the file is opened: some 1,500 arrays. zipfile needs
+0.1 s for one member whose description is as long as it may be."""
+
+
+class _LimitedReads:
+    """The file as zipfile sees it, which reads the table of members at once, however long it is."""
+
+    def __init__(self, raw: Stream, path: str) -> None:
+        self.seek, self.tell, self.seekable = raw.seek, raw.tell, raw.seekable
+        self._read, self._path, self.most = raw.read, path, _DIRECTORY_LIMIT
+
+    def read(self, count: int = -1) -> bytes:
+        """Read so many bytes, or what is left, which is as much as may follow the table."""
+        if count > self.most:
+            raise DataError(
+                f"{self._path}: expected a table of members of at most {self.most} bytes, as for 1,500 arrays, it has "
+                f"{count}; save the arrays that are used in a file of their own"
+            )
+        return self._read(count)
 
 
 def _read_header(stream: Stream, size: int, where: str) -> Header:
@@ -44,8 +64,10 @@ def _read_header(stream: Stream, size: int, where: str) -> Header:
         except Exception as problem:  # text made to harm can raise nearly anything in NumPy's parser
             raise DataError(f"{where}: expected a .npy header, got text that isn't one; make it again") from problem
     check_dtype(where, dtype)
-    if any(isinstance(n, bool) or n < 0 for n in shape):
-        raise DataError(f"{where}: expected lengths of at least 0, the header says {shape}; make it again")
+    if any(isinstance(n, bool) or not 0 <= n < 1 << 63 for n in shape):
+        raise DataError(
+            f"{where}: expected lengths of at least 0 and less than 2**63, the header says {shape}; make it again"
+        )
     offset = len(start) + len(size_field) + length
     header = Header(tuple(int(n) for n in shape), dtype, offset, bool(fortran) and len(shape) > 1)
     header.check(size, where)
@@ -79,14 +101,22 @@ def _archive(path: str) -> Iterator[zipfile.ZipFile]:
         raw.peek(1)  # raises what the next line would take for another format
         if not zipfile.is_zipfile(raw):
             raise DataError(f"{path}: expected a .npz file, got something else; write it with numpy.savez")
-        with zipfile.ZipFile(raw) as archive:
+        limited = _LimitedReads(raw, path)
+        with zipfile.ZipFile(limited) as archive:
+            limited.most = BLOCK
             yield archive
 
 
 @contextmanager
 def _opened_member(path: str, member: str) -> Iterator[tuple[Stream, Header]]:
+    with _archive(path) as archive, _member(archive, path, member) as found:
+        yield found
+
+
+@contextmanager
+def _member(archive: zipfile.ZipFile, path: str, member: str) -> Iterator[tuple[Stream, Header]]:
     where = f"{path}: {member}"
-    with _archive(path) as archive, reading(where):
+    with reading(where):
         info = archive.getinfo(member)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(f"{where}: expected stored or deflated data, got another compression; use numpy.savez")
@@ -114,15 +144,28 @@ class NpzSource(FileSource):
 
 def npz_keys(path: str | os.PathLike[str]) -> list[str]:
     """Names of the arrays in a .npz file; DataError where it isn't one."""
-    with _archive(absolute(path)) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+    where = absolute(path)
+    with _archive(where) as archive:
+        return _keys(archive, where)
+
+
+def _keys(archive: zipfile.ZipFile, path: str) -> list[str]:
+    """The names of the arrays. Raises DataError for one that is there twice: which of them is meant?"""
+    found: dict[str, None] = {}
+    for name in archive.namelist():
+        key = name.removesuffix(".npy")
+        if key in found:
+            raise DataError(f"{path}: expected each array once, {key} is there twice; write it again with numpy.savez")
+        found[key] = None
+    return list(found)
 
 
 def open_npz(path: str | os.PathLike[str], wanted: Container[str]) -> dict[str, NpzSource]:
     """Sources of those arrays of a .npz file whose name is in `wanted`; the others are not looked at."""
     where, found = absolute(path), {}
-    for key in npz_keys(where):
-        if key in wanted:
-            with _opened_member(where, f"{key}.npy") as (_, header):
-                found[key] = NpzSource(header.shape, header.dtype, where, header, f"{key}.npy")
+    with _archive(where) as archive:
+        for key in _keys(archive, where):
+            if key in wanted:
+                with _member(archive, where, f"{key}.npy") as (_, header):
+                    found[key] = NpzSource(header.shape, header.dtype, where, header, f"{key}.npy")
     return found

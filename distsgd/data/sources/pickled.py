@@ -21,6 +21,9 @@ from distsgd.data.sources.unpickle import unpickle
 
 SIZE_LIMIT = 1 << 30
 """Bytes of a pickle, all of which is in memory at once; the tutorials' largest, of 250,000 images, has 850 million."""
+_RATIO, _SMALL = 100, 64 << 20
+"""Times its packed length that a pickle is at most, and bytes that it may always have. Packed images are a tenth as
+long; zeros are a thousandth, and 1 MB of gzip would keep the reader busy with 1 GB."""
 _MNIST = (28, 28)
 
 
@@ -40,7 +43,8 @@ class _Contents:
     def load(self) -> dict[str, Array]:
         """All arrays, by name."""
         with open_binary(self.path) as (stream, limit):
-            pairs = unpickle(stream, min(limit, SIZE_LIMIT), self.path)
+            most = max(_SMALL, _RATIO * os.path.getsize(self.path))
+            pairs = unpickle(stream, min(limit, most, SIZE_LIMIT), self.path)
             expect_end(stream, self.path)
         self._arrays = _named(self.path, pairs)
         return self._arrays

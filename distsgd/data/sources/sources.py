@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from distsgd.core.device import Array, Shape
 from distsgd.data.sources.base import ArraySource
 from distsgd.data.sources.streams import BLOCK, check_out
+
+if TYPE_CHECKING:  # importing it loads NumPy
+    from numpy.typing import DTypeLike
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,15 @@ _OPCODES = (
 _READS = 250_000
 """Instructions and their operands: a few bytes of gzip can hold a billion. 10,000 labels and file names, as a part of
 CIFAR-10 has, take less than half of it."""
+_KEYS = 100
+"""Keys of all dicts; a part of CIFAR-10 has four. They are texts alone: Python hashes these with a secret, while a file
+could hold any number of whole numbers, or of tuples, whose hashes are equal or take for ever."""
+_AXES = 8
+"""Axes of an array, and members of a tuple."""
+_DEPTH = 2
+"""How deep tuples may lie in each other: a tuple of pairs of arrays is two deep. One list may be in all places."""
+_MOST = 1 << 1024
+"""Of a whole number, so that it can be shown."""
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -38,8 +47,10 @@ class _Dtype:
     __slots__ = ("dtype",)
 
     def __init__(self, text: object, *_: object) -> None:
+        # Text alone is shown: tuples that hold one another twice are short in the file, and endless as text.
         if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-            raise ValueError(f"an array of {text!r}, not of integers or floats")
+            shown = repr(text[:20]) if isinstance(text, str) else f"a {type(text).__name__}"
+            raise ValueError(f"an array of {shown}, not of integers or floats")
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: object) -> None:
@@ -67,8 +78,8 @@ class _PickledArray:
 def _array(data: object, dtype: object, shape: object, fortran: bool) -> Array:
     if not isinstance(dtype, _Dtype) or not isinstance(data, bytes | bytearray) or not isinstance(shape, tuple):
         raise ValueError("an array without shape, dtype and data")
-    if not all(isinstance(n, int) and n >= 0 for n in shape) or len(shape) > 8:
-        raise ValueError(f"an array of shape {shape}")
+    if len(shape) > _AXES or not all(isinstance(n, int) and 0 <= n < 1 << 56 for n in shape):
+        raise ValueError(f"a shape that isn't made of at most {_AXES} lengths")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -128,6 +139,37 @@ def _load_frame(machine: Any) -> None:
     machine.read(8)
 
 
+def _load_put(machine: Any) -> None:
+    # The inherited one takes a number of any length, and numbers whose hashes are equal make its memo slow.
+    index = int(machine.readline()[:-1])
+    if not 0 <= index < 1 << 32:
+        raise ValueError("a memo index of more than 32 bits")
+    machine.memo[index] = machine.stack[-1]
+
+
+def _load_dict(machine: Any) -> None:
+    items = machine.pop_mark()
+    machine.check_keys(items[::2])
+    machine.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+
+def _load_setitem(machine: Any) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _set_items(machine, [key, value])
+
+
+def _load_setitems(machine: Any) -> None:
+    _set_items(machine, machine.pop_mark())
+
+
+def _set_items(machine: Any, items: list[Any]) -> None:
+    found = machine.stack[-1]
+    if not isinstance(found, dict):
+        raise ValueError("items of something that isn't a dict")
+    machine.check_keys(items[::2])
+    found.update(zip(items[::2], items[1::2], strict=True))
+
+
 def _load_build(machine: Any) -> None:
     # The inherited one sets attributes of anything on the stack, of this module's functions too.
     state = machine.stack.pop()
@@ -147,11 +189,24 @@ class _Unpickler(pickle._Unpickler):
         pickle.BYTEARRAY8[0]: _load_bytearray8,
         pickle.BUILD[0]: _load_build,
         pickle.FRAME[0]: _load_frame,
+        pickle.PUT[0]: _load_put,
+        pickle.DICT[0]: _load_dict,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
     }
 
     def __init__(self, reader: _LimitedReader, where: str) -> None:
         super().__init__(reader, encoding="latin1")
-        self._where, self._text_left = where, reader.limit
+        self._where, self._text_left, self._keys_left = where, reader.limit, _KEYS
+
+    def check_keys(self, keys: list[Any]) -> None:
+        """Raises ValueError for keys that aren't text, before any is hashed, and for too many."""
+        for key in keys:
+            if not isinstance(key, str | bytes):
+                raise ValueError(f"a {type(key).__name__} where a name was expected")
+        self._keys_left -= len(keys)
+        if self._keys_left < 0:
+            raise ValueError(f"more than {_KEYS} keys")
 
     def find_class(self, module: str, name: str) -> Any:
         known = (module.replace("numpy._core", "numpy.core"), name)  # NumPy 2's name of it
@@ -198,18 +253,16 @@ def _plain(found: object, depth: int) -> object:
     if kinds <= {str, bytes} and found != []:
         return None
     if isinstance(found, list) and kinds <= {int}:
+        if found and not (min(found) >= -_MOST and max(found) <= _MOST):
+            raise ValueError("a number of more than 1024 bits")
         return found
     if isinstance(found, dict) and depth == 0:
-        return {_name(key): _plain(value, depth=1) for key, value in found.items()}
-    if isinstance(found, tuple | list) and len(found) <= 8 and depth < 4:
+        return {_name(key): _plain(value, depth=_DEPTH) for key, value in found.items()}
+    if isinstance(found, tuple | list) and len(found) <= _AXES and depth < _DEPTH:
         return tuple(_plain(item, depth + 1) for item in found)
     raise ValueError(f"a {type(found).__name__} where an array or a list of numbers was expected")
 
 
-def _name(key: object) -> str:
+def _name(key: str | bytes) -> str:
     """A key as text: Python 3 keeps the keys of Python 2 as text or as bytes."""
-    if isinstance(key, bytes):
-        return key.decode("latin-1")
-    if isinstance(key, str):
-        return key
-    raise ValueError(f"a {type(key).__name__} where a name was expected")
+    return key.decode("latin-1") if isinstance(key, bytes) else key

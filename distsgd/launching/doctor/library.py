@@ -78,12 +78,20 @@ def describe_alone(library: Library, launcher: str | None) -> tuple[list[tuple[s
     """(lines, problems) for a process that no launcher started, about the launcher that would be used."""
     if library.version is None:
         install = f"load the cluster's MPI module, or {pip_install('mpich')}"
-        return [("mpi", f"none that mpi4py can load ({library.reason}); {install}")], []
+        if "No module named 'mpi4py'" in library.reason:
+            install = pip_install("mpich")  # which brings mpi4py, too
+        problem = f"there is no MPI that mpi4py can load ({library.reason}), so several ranks can't start; {install}"
+        return [("mpi", "none"), ("launcher", launcher or "none on the path")], [problem]
     metadata = [("mpi", f"{library}")]
     beside = mpirun_of(library.path)
+    if launcher is None and beside:  # distsgd.launch finds it there
+        return [*metadata, ("launcher", f"{beside}, which belongs to that library; it is not on the path")], []
     if launcher is None:
-        own = f"; {beside} belongs to that library" if beside else ""
-        return [*metadata, ("launcher", f"no mpirun, mpiexec or srun on the path{own}")], []
+        problem = (
+            f"there is no mpirun, mpiexec or srun on the path to start ranks of {library.version}; add the folder of "
+            f"that library's mpirun to PATH, load the cluster's MPI module, or {pip_install('mpich')}"
+        )
+        return [*metadata, ("launcher", "none on the path")], [problem]
     if os.path.basename(launcher) == "srun":
         return [*metadata, ("launcher", f"{launcher}, Slurm's; srun --mpi=list says which libraries it can start")], []
     theirs, ours = family(version_text(launcher)), family(library.version)

@@ -14,6 +14,7 @@ from statistics import median
 
 import numpy as np
 
+from distsgd.core.kernel_family import loaded_family, this_host
 from distsgd.core.processes import mapped_files
 from distsgd.core.runtime import affinity, available_memory, blas_description, cores_per_rank, cpu_probe
 from distsgd.core.version import __version__
@@ -33,6 +34,8 @@ class Look:
 
     processors     that the rank may run on
     cores          how many of these are its own
+    kernels        the family that NumPy has loaded with
+    families       all that the CPU can run, the fastest first
     probe          digest of this CPU's results, in hexadecimal
     gemm_seconds   for one product of two (GEMM, GEMM) float32 matrices
     blas           BLAS library and kernels
@@ -45,6 +48,8 @@ class Look:
 
     processors: tuple[int, ...] = (0,)
     cores: int = 1
+    kernels: str = ""
+    families: tuple[str, ...] = ()
     probe: str = ""
     gemm_seconds: float = 1.0
     blas: str = ""
@@ -70,6 +75,8 @@ def look(communicator: Communicator) -> Look:
     return Look(
         processors=affinity(),
         cores=cores_per_rank(masks, node.rank),
+        kernels=loaded_family(),
+        families=tuple(this_host().families()),
         probe=cpu_probe(),
         gemm_seconds=seconds,
         blas=blas_description(),

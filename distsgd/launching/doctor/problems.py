@@ -32,6 +32,11 @@ def find_problems(looks: Looks, speed: Speed | None) -> list[str]:
     return found
 
 
+def common_families(looks: Sequence[Look]) -> list[str]:
+    """The families of kernels that all hosts can run, the fastest first."""
+    return [name for name in looks[0].families if all(name in look.families for look in looks)]
+
+
 def _slow_ranks(looks: Looks) -> Iterator[str]:
     times = sorted(look.gemm_seconds for _, look in looks)
     median = times[(len(times) - 1) // 2]
@@ -45,11 +50,17 @@ def _slow_ranks(looks: Looks) -> Iterator[str]:
 
 def _differences(looks: Looks) -> Iterator[str]:
     first_host, first = looks[0]
+    loaded = {host: look.kernels for host, look in looks}
     odd = sorted({host for host, look in looks if look.probe != first.probe})
-    if odd:
+    if len(set(loaded.values())) > 1:
+        common = common_families([look for _, look in looks])
+        remedy = f"start training with --kernels {common[0]}" if common else "use hosts of one kind"
+        texts = ", ".join(f"{host} {name}" for host, name in loaded.items())
+        yield f"the hosts have loaded different kernels, which compute other bits ({texts}); {remedy}"
+    elif odd:
         yield (
-            f"{', '.join(odd)} compute other bits than {first_host}; set one OPENBLAS_CORETYPE and "
-            "NPY_DISABLE_CPU_FEATURES on all hosts"
+            f"{', '.join(odd)} compute other bits than {first_host}, with the same kernels; use one version of NumPy "
+            "and of the C library on all hosts"
         )
     for name, mine in first.versions.items():
         found = {look.versions.get(name): host for host, look in reversed(looks)}

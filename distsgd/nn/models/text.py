@@ -20,7 +20,9 @@ _NUMBER = r"\d{1,9}"
 _BOTH = rf"{_NUMBER}(?:x{_NUMBER})?"
 _SIZE = rf"(?P<size>{_BOTH})"
 _STRIDE = rf"(?: stride (?P<stride>{_BOTH}))?"
-_RATE = r"(?P<rate>\d*\.?\d+)"
+_RATE = r"(?P<rate>(?:\d{0,9}\.)?\d{1,20})"
+_LAYERS = 1000
+"""Layers of a list; the time that a network takes to be made grows faster than their number."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,10 @@ def from_text(text: str, input_shape: Shape, outputs: int, options: ModelOptions
     if listed and name.strip() not in INITIAL_VALUES:
         raise wrong_name("model", name.strip(), INITIAL_VALUES, " in front of a list of layers and a colon")
     initial_values = INITIAL_VALUES[name.strip()] if listed else by_activation
-    parts = [_parse(part) for part in (rest if listed else text).split(",")]
+    listing = (rest if listed else text).split(",")
+    if len(listing) > _LAYERS:
+        raise ConfigurationError(f"model: expected at most {_LAYERS} layers, got {len(listing)}; give fewer")
+    parts = [_parse(part) for part in listing]
     shape = as_images(input_shape)
     layers: list[nn.Layer] = []
     for index, (word, found) in enumerate(parts):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,3 +187,55 @@ def test_operations_in_progress_keep_the_descriptor(tmp_path: Path) -> None:
     thread.join()
     os.close(other)
     assert done.is_set()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS])
+def test_a_folder_that_cannot_be_synced_is_no_reason_not_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Some network file systems refuse it."""
+    sync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    run = RunFolder(tmp_path / "deep" / "run")
+    run.create("seed = 1\n")
+    run.add_metrics({"step": 1})
+    run.sync_metrics()
+    run.checkpoints.save(Checkpoint({}, {"step": 1}), 1)
+    run.write_summary({"status": "completed"})
+    run.unlock()
+    found = RunFolder(run.path)
+    assert found.read_summary() == {"status": "completed"}
+    assert found.checkpoints.newest()[0] is not None
+
+
+def test_a_sync_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        Folder(tmp_path).write("file", b"text")
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In slices: a checkpoint may be larger than the free memory."""
+    data = os.urandom(5 << 20)
+    Folder(tmp_path).write("a", data)
+
+    def refusing(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refusing)
+    tracemalloc.start()
+    try:
+        Folder(tmp_path).link("a", "b")
+        assert tracemalloc.get_traced_memory()[1] < len(data)
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "b").read_bytes() == data

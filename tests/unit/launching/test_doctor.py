@@ -72,6 +72,10 @@ def rank(processor: int, **changes: Any) -> Look:
 SLOW = Speed(1e-3, 4 * LARGE / 1e8)
 FAST = Speed(1e-5, 4 * LARGE / 1e10)
 MB = 1 << 20
+FAMILIES = {
+    0: {"probe": "a", "kernels": "avx512", "families": ("avx512", "avx2")},
+    1: {"probe": "b", "kernels": "avx2", "families": ("avx2",)},
+}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,8 @@ MB = 1 << 20
         ("aab", {}, FAST, []),
         ("aab", {1: {"gemm_seconds": 1.6}}, FAST, ["slow ranks: 1 on a;"]),
         ("ab", {1: {"gemm_seconds": 1.6}}, FAST, ["slow ranks: 1 on b;"]),
-        ("aab", {2: {"probe": "b"}}, FAST, ["b compute other bits than a; set one OPENBLAS_CORETYPE"]),
+        ("aab", {2: {"probe": "b"}}, FAST, ["b compute other bits than a, with the same kernels; use one version of"]),
+        ("ab", FAMILIES, FAST, ["different kernels, which compute other bits (a avx512, b avx2); start training with"]),
         ("aab", {1: {"processors": (0,)}}, FAST, ["a: 2 ranks are bound to 1 processor(s); start fewer"]),
         ("aaa", {k: {"processors": (0, 1)} for k in range(3)}, FAST, ["a: 3 ranks wait for each other on 2"]),
         (
@@ -174,13 +179,37 @@ def test_an_mpirun_of_another_mpi_is_a_problem(
     assert (problem in problems[0]) if problem else (problems == [])
 
 
-def test_no_mpi_and_no_launcher_are_no_problem() -> None:
-    metadata, problems = library.describe_alone(Library(None, None, "no libmpi"), None)
-    assert "none that mpi4py can load (no libmpi); load the cluster's MPI module, or pip install" in metadata[0][1]
-    assert problems == []
-    metadata, problems = library.describe_alone(Library("MPICH 4.3.2", None), None)
-    assert "no mpirun, mpiexec or srun on the path" in metadata[1][1]
-    assert problems == []
+@pytest.mark.parametrize("reason", ["no libmpi", "ModuleNotFoundError: No module named 'mpi4py'"])
+@pytest.mark.parametrize("launcher", [None, "/usr/bin/mpirun"])
+def test_no_mpi_is_a_problem_with_a_remedy(reason: str, launcher: str | None) -> None:
+    metadata, problems = library.describe_alone(Library(None, None, reason), launcher)
+    assert [name for name, _ in metadata] == ["mpi", "launcher"]
+    assert len(problems) == 1
+    assert f"there is no MPI that mpi4py can load ({reason})" in problems[0]
+    assert "pip install" in problems[0]
+    assert "mpich" in problems[0]
+
+
+def test_no_launcher_is_a_problem_with_a_remedy(tmp_path: Path) -> None:
+    _, problems = library.describe_alone(Library("MPICH 4.3.2", tmp_path / "lib" / "libmpi.so"), None)
+    assert len(problems) == 1
+    assert "there is no mpirun, mpiexec or srun on the path to start ranks of MPICH 4.3.2; add" in problems[0]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mpirun").touch()
+    metadata, problems = library.describe_alone(Library("MPICH 4.3.2", tmp_path / "lib" / "libmpi.so"), None)
+    assert (problems, metadata[1][1]) == (
+        [],
+        f"{tmp_path}/bin/mpirun, which belongs to that library; it is not on the path",
+    )
+
+
+def test_a_doctor_without_mpi_has_a_problem_to_report(tmp_path: Path) -> None:
+    """As a user runs it, on a machine without mpi4py."""
+    (tmp_path / "mpi4py.py").write_text("raise ModuleNotFoundError(\"No module named 'mpi4py'\", name='mpi4py')\n")
+    done = run(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 1
+    assert "problem        there is no MPI that mpi4py can load (ModuleNotFoundError: " in done.stdout
+    assert done.stderr == ""
 
 
 def test_gpus_are_counted_and_left_alone(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_damaged_record_is_reported(tmp_path: Path, line: str) -> None:
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl: line 2 is no record"):
         read_records(path)
     path.write_text(f'{{"step": 1, "epoch": 0}}\n{line}')
-    assert read_records(path) == [{"step": 1, "epoch": 0}], "the line that is being written is left out"
+    assert read_records(path) == ([{"step": 1, "epoch": 0}], ""), "the line that is being written is left out"
 
 
 def test_folders_that_hold_no_run(tmp_path: Path) -> None:

@@ -277,6 +277,6 @@ def test_what_is_wrong_is_reported_in_one_sentence(
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged" / "metrics.jsonl").write_text('{"step": 1, "epoch": 0}\nx\n')
     with pytest.raises(DistsgdError, match=re.escape(words)) as caught:
-        draw([str(runs / "a") if name == "RUN" else name for name in arguments])
+        draw(parse_arguments(plot.Options, [str(runs / "a") if name == "RUN" else name for name in arguments], "plot"))
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd.core.errors import OutputError, RunFolderError
-from distsgd.run.folder import RunFolder, finite
+from distsgd.run.folder import RunFolder
+from distsgd.run.records import finite
 
 NAN, INF = float("nan"), float("inf")
 

@@ -14,7 +14,7 @@ import pytest
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.checkpoint_folder import CheckpointFolder
-from distsgd.core.errors import CheckpointError, UserCodeError
+from distsgd.core.errors import CheckpointError
 from distsgd.core.random import normal
 from distsgd.run import folder_writer
 from distsgd.run.background import BackgroundWriter
@@ -83,9 +83,8 @@ def test_a_store_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, met
         raise IndexError("in the store")
 
     monkeypatch.setattr(Saving, method, broken)
-    with pytest.raises(UserCodeError, match="saving a checkpoint failed at step 3") as caught:
+    with pytest.raises(IndexError, match=r"(?s)in the store.*saving a checkpoint failed at step 3"):
         train_into(Saving(), tmp_path, monkeypatch, 2, checkpoint_every="3")
-    assert "IndexError: in the store" in str(caught.value)
 
 
 def test_what_a_store_gets_holds_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

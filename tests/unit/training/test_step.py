@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from distsgd import SGD, FunctionObjective, Momentum
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError, DistsgdError, NonFiniteError, OutOfMemoryError, UserCodeError
+from distsgd.core.errors import ConfigurationError, DistsgdError, NonFiniteError, OutOfMemoryError
 from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.data.sampling import Sampler
@@ -143,15 +144,14 @@ def test_an_exception_on_one_rank_is_raised_on_all(size: int, communication: str
         return linear(params, grads, batch)
 
     def run(communicator: Communicator) -> str:
-        with pytest.raises(UserCodeError) as caught:
+        with pytest.raises(ZeroDivisionError, match="the user's own mistake") as caught:
             fit(fail, (X, Y), params=START, communicator=communicator, communication=communication, batch_size=10)
-        return str(caught.value)
+        return "".join(format_exception(caught.value))
 
     texts = run_on_threads(size, run)
-    assert len(set(texts)) == 1
     assert f"rank {size - 1} (" in texts[0]
     assert "step 3, microbatch 3" in texts[0]
-    assert texts[0].endswith("ZeroDivisionError: the user's own mistake")
+    assert "raise ZeroDivisionError" in texts[0]
     assert texts[0].count("Traceback") == 1
 
 
@@ -159,7 +159,7 @@ def test_the_lowest_rank_is_reported_where_several_fail() -> None:
     def fail(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         raise KeyError(batch.microbatch)
 
-    with pytest.raises(UserCodeError, match=r"(?s)rank 0 .* microbatch 0:.*KeyError: 0$"):
+    with pytest.raises(KeyError, match=r"(?s)0.*rank 0 .* microbatch 0$"):
         train(fail, size=4)
 
 

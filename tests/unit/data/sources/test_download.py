@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,19 +25,37 @@ from distsgd.data.sources.cifar10 import TEST, TRAIN, Cifar10
 from distsgd.data.sources.datasets import OpenOptions, open_dataset, read_array
 from distsgd.data.sources.download import checksums_of, default_data_dir, download
 from distsgd.data.sources.mnist import FASHION_MNIST, MNIST, IdxDataset
+from tests.waiting import LIMIT
 
 FILES = tuple(MNIST.checksums)
 LABELS = FILES[1]
 CIFAR = "cifar-10-binary.tar.gz"
+ENDED = threading.Event()
+"""Set where an answer without an end has been given up."""
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder, quietly; half of a file where the address says so."""
+    """Serves a folder, quietly; where the address says so half a file, one without an end, or a byte now and then."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing."""
 
     def do_GET(self) -> None:
+        if self.path.startswith("/long/"):
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not ENDED.is_set():
+                    self.wfile.write(bytes(100_000))
+            return
+        if self.path.startswith(("/slow/", "/slow-header/")):
+            if self.path.startswith("/slow/"):
+                self.send_response(200)
+                self.end_headers()
+            with suppress(OSError):
+                while not ENDED.wait(0.02):
+                    self.wfile.write(b"H")
+            return
         if not self.path.startswith("/half/"):
             super().do_GET()
             return
@@ -148,6 +167,35 @@ def test_a_failed_download_leaves_nothing_and_names_folder_and_files(
     assert not (tmp_path / "mnist").exists()
 
 
+def test_a_download_that_is_longer_than_the_file_is_given_up(site: tuple[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("pooch")
+    ENDED.clear()
+    try:
+        with pytest.raises(DataError, match="more than 1000000 bytes came"):
+            download(f"{site[0]}/long/{LABELS}.gz", tmp_path / "a" / "labels.gz", ["0"], 1_000_000)
+    finally:
+        ENDED.set()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["/slow", "/slow-header"])
+def test_a_download_that_drips_is_given_up(
+    site: tuple[str, Path], tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pooch")
+    monkeypatch.setattr("distsgd.data.sources.download._PATIENCE", 0.5)
+    ENDED.clear()
+    try:
+        with pytest.raises(DataError, match="less than 16384 bytes came in 0 s"):
+            download(f"{site[0]}{address}/{LABELS}.gz", tmp_path / "a" / "labels.gz", ["0"], 1_000_000)
+    finally:
+        ENDED.set()
+        for thread in threading.enumerate():
+            if thread.name == "distsgd-download":
+                thread.join(LIMIT)
+    assert not list(tmp_path.iterdir())
+
+
 def local_cifar(url: str, folder: Path) -> Cifar10:
     return Cifar10(url, (hashlib.md5((folder / CIFAR).read_bytes()).hexdigest(),))
 
@@ -196,13 +244,13 @@ def test_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_without_pooch_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(DataError, match=r"pip install 'distsgd\[download\]'"):
-        download("http://127.0.0.1:9/a", tmp_path / "a", ["0"])
+        download("http://127.0.0.1:9/a", tmp_path / "a", ["0"], 10)
 
 
 def test_a_download_prints_nothing(site: tuple[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pooch")
     url, folder = site
-    download(f"{url}/{LABELS}.gz", tmp_path / "labels.gz", checksums_of(folder / f"{LABELS}.gz"))
+    download(f"{url}/{LABELS}.gz", tmp_path / "labels.gz", checksums_of(folder / f"{LABELS}.gz"), 10_000)
     assert capfd.readouterr() == ("", "")
 
 

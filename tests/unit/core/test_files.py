@@ -1,0 +1,51 @@
+"""Stamps of mapped files: what is noticed when a file changes while it is in use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distsgd.core.errors import DataError
+from distsgd.core.files import mapped_files
+
+X = np.arange(4096.0)
+
+
+def write(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(1000)
+        file.write(b"x")
+
+
+def replace(path: Path) -> None:
+    np.save(path.with_name("other.npy"), X)
+    os.replace(path.with_name("other.npy"), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reported"),
+    [
+        (write, "it was written to"),
+        (lambda path: os.truncate(path, 1000), "it has 1000 bytes"),
+        (replace, "another file has its name"),
+        (Path.unlink, "it is gone"),
+    ],
+)
+def test_a_mapped_file_that_changes(tmp_path: Path, change: Callable[[Path], None], reported: str) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    os.utime(path, ns=(0, 0))
+    mapped = np.load(path, mmap_mode="r")
+    (stamp,) = mapped_files([np.asarray(mapped).reshape(64, 64)[3:], X, None, mapped])
+    stamp.check()
+    change(path)
+    with pytest.raises(DataError, match=reported):
+        stamp.check()
+
+
+def test_arrays_in_memory_have_no_file() -> None:
+    assert mapped_files([X, X[3:], None]) == []
