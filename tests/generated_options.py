@@ -48,6 +48,8 @@ def keywords() -> str:
 def _annotation(option: Option) -> str:
     if option.choices:
         return f"Literal[{', '.join(map(repr, option.choices))}]".replace("'", '"')
+    if option.name == "classes":
+        return "int | str | Sequence[str]"
     if option.is_list:
         item = _type(get_args(option.kind)[0])
         return f"{item} | Sequence[{item}]"

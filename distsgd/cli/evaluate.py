@@ -12,6 +12,7 @@ from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
 if TYPE_CHECKING:
+    from distsgd.core.device import Array
     from distsgd.data.examples import Examples
     from distsgd.data.sources.datasets import DataSource
     from distsgd.parallel import Communicator
@@ -61,13 +62,14 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    source = open_source(communicator, options.dataset, options.data_dir, others=())
+    source = open_source(communicator, options.dataset, options.data_dir, stored.config.seed, others=())
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
     placed = place_split(communicator, source, part)
     assert placed is not None, "choose_split names a part that is there"
     examples = signature.examples(placed.x, placed.y, placed.weights)
     if part == "train" and split != "all":
         split, examples = communicator.everywhere(lambda: of_the_run(stored, source.name, examples, split))
+    communicator.on_root(lambda: check_like_training(stored, source.name, examples.y))
     communicator.on_root(
         lambda: check_arrays(
             source.name,
@@ -91,6 +93,36 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     if communicator.is_root:
         say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(examples), **scores})))
     return 0
+
+
+def check_like_training(stored: StoredModel, name: str, y: Array) -> None:
+    """Raises DataError where targets are others than those that the model was trained on."""
+    import numpy as np
+
+    from distsgd.core.errors import DataError
+
+    signature, classes = stored.signature, stored.signature.num_classes
+    trained = "values" if classes is None else f"integer labels from 0 to {classes - 1}"
+    if classes is not None and y.dtype.kind == "f":
+        raise DataError(f"{name}: the model was trained on {trained}, the targets are floats; give y.astype(int)")
+    if classes is None and stored.task.kind != "regression" and y.dtype.kind != "f":
+        shape = ("n", *signature.target_shape)
+        one_hot = "np.eye(classes)[y]" if stored.task.kind == "classification" and len(shape) > 1 else "y.astype(float)"
+        raise DataError(
+            f"{name}: the model was trained on floats ({', '.join(map(str, shape))}), the targets are integers; give "
+            f"{one_hot}"
+        )
+    if y.shape[1:] not in (signature.target_shape, (*signature.target_shape, 1)):
+        raise DataError(
+            f"{name}: the model was trained on targets of shape {signature.target_shape} an example, the data has "
+            f"{y.shape[1:]}; give the same"
+        )
+    if classes is not None and len(y) and not 0 <= y.min() <= y.max() < classes:
+        row = int(np.argmax((y.reshape(len(y)) < 0) | (y.reshape(len(y)) >= classes)))
+        raise DataError(
+            f"{name}: the model was trained on {trained}, example {row} has {int(y[row])}; remove the examples of "
+            "other classes"
+        )
 
 
 def choose_split(source: DataSource, wanted: str | None) -> tuple[str | None, str]:

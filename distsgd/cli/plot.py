@@ -89,6 +89,7 @@ def draw(options: Options) -> Drawn:
     from pathlib import Path
 
     from distsgd.core.errors import ConfigurationError
+    from distsgd.core.files import expanded
     from distsgd.plots.canvas import check_installed
     from distsgd.plots.curves import CurveOptions
     from distsgd.run.picture_material import read_run, stored_material
@@ -102,6 +103,6 @@ def draw(options: Options) -> Drawn:
     check_installed()
     runs = [read_run(Path(path)) for path in options.runs]
     if len(runs) > 1:
-        return draw_overlay(runs, Path(options.out or "plots"), choices)
-    folder = Path(options.out) if options.out is not None else runs[0].path / "plots"
+        return draw_overlay(runs, expanded(options.out or "plots"), choices)
+    folder = expanded(options.out) if options.out is not None else runs[0].path / "plots"
     return draw_run(stored_material(runs[0], options.model, options.data_dir), folder, choices)

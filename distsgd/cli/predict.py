@@ -68,11 +68,11 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
 def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
     """Writes the ranks' predictions to one file, whole or not at all. Raises RunFolderError where it can't."""
     import io
-    from pathlib import Path
 
     import numpy as np
 
     from distsgd.core.errors import RunFolderError
+    from distsgd.core.files import expanded
     from distsgd.core.folders import write_atomically
 
     predictions = np.concatenate([part for part in parts if len(part)] or [parts[0]])
@@ -83,7 +83,7 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
         arrays["names"] = np.array(stored.task.names)
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
-    path = Path(out if out.endswith(".npz") else f"{out}.npz")
+    path = expanded(out if out.endswith(".npz") else f"{out}.npz")
     try:
         write_atomically(path, file.getvalue())
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from distsgd.core.checkpoint import Checkpoint, open_stored, pieces
 from distsgd.core.errors import CheckpointError, ConfigurationError, NoCheckpointError
-from distsgd.core.files import open_regular
+from distsgd.core.files import expanded, open_regular
 from distsgd.core.folders import Folder, identity
 
 _LAST, _BEST = "last.safetensors", "best.safetensors"
@@ -168,6 +168,7 @@ def find_checkpoint(path: Path, prefer: Literal["newest", "best"]) -> Checkpoint
     CheckpointError
         Where there is no checkpoint, or none that is whole.
     """
+    path = expanded(path)
     inside = path / "checkpoints"
     try:
         if path.is_dir() and prefer == "newest":

@@ -68,6 +68,11 @@ def mapped_files(arrays: Iterable[Array | None]) -> list[FileStamp]:
     return [FileStamp.of(path) for path in sorted(paths)]
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~user at its beginning replaced by that home, where there is one."""
+    return Path(os.path.expanduser(path))
+
+
 def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> BufferedReader:
     """Open the regular file at `path` for reading, through links; `folder` is a descriptor that `path` is relative to.
     Raises OSError, also where it is no regular file."""

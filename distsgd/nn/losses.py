@@ -188,14 +188,14 @@ class SoftmaxCrossEntropy(Loss):
             )
 
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
-        if len(target_shape) == 1:
+        if len(target_shape) == 1 and target_shape[0] > 1:
             size = target_shape[0]
         elif target_shape == () and num_classes is not None:
             size = num_classes
         else:
             raise ConfigurationError(
-                "softmax-cross-entropy: expected integer labels or one row of probabilities an example, got targets "
-                f"of shape {target_shape} an example; use squared-error for other values"
+                "softmax-cross-entropy: expected integer labels (y.astype(int)) or rows of probabilities, got floats "
+                f"{target_shape} an example; binary-cross-entropy takes 0 and 1, squared-error any values"
             )
         self._check_classes(size)
         return size

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import CheckpointError
+from distsgd.core.errors import CheckpointError, ConfigurationError
 
 Kind: TypeAlias = Literal["classification", "multilabel", "regression", "other"]
 Answer: TypeAlias = Literal["logit", "probability", "score"]
@@ -61,12 +61,36 @@ class Task:
         -------
         Array or None
             Of classes, int64 (n,), -1 where a prediction is NaN; of several answers, 0 or 1 (n, k); None of values.
+
+        Raises
+        ------
+        ConfigurationError
+            Where there are other outputs than classes or answers.
         """
+        self.check_outputs(predictions.shape[1])
         if self.kind == "classification":
             return predicted_classes(predictions.T, self.prediction_threshold)
         if self.kind == "multilabel":
             return (predictions > self.prediction_threshold).astype(np.int64)
         return None
+
+    def check_outputs(self, outputs: int) -> None:
+        """Raises ConfigurationError where a model's outputs can't be labels of this task.
+
+        Parameters
+        ----------
+        outputs : int
+            How many the model puts out for one example.
+        """
+        single = self.kind == "classification" and self.num_classes <= 2
+        allowed = (self.num_classes, 1) if single else (self.num_classes,)
+        if self.kind in ("classification", "multilabel") and outputs not in allowed:
+            what = "answers" if self.kind == "multilabel" else "classes"
+            expected = f"{self.num_classes}, or one alone" if single else f"{self.num_classes}"
+            raise ConfigurationError(
+                f"the targets have {self.num_classes} {what}, the model has {outputs} outputs; give it {expected}, or "
+                "say with --classes how many there are"
+            )
 
     def to_document(self) -> dict[str, Any]:
         """The entries of a checkpoint's document.

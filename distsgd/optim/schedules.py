@@ -16,6 +16,8 @@ from distsgd.core.components import build, field_names
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.ranges import check_fields
 
+_LATE = 10**300
+"""Larger times are no floats any more, and nothing is different after this one."""
 _INTERVALS = {"decay_rate": "[0, inf)", "decay_epochs": "(0, inf)", "factor": "(0, 1]", "epochs": "(0, inf)"}
 
 
@@ -301,5 +303,5 @@ def has_horizon(name: str) -> bool:
 def _time(step: int, steps_per_epoch: int, decay_epochs: float, staircase: bool) -> float:
     """t = step / (steps_per_epoch decay_epochs): one division, so that whole numbers come out whole."""
     if staircase:  # 1.1 epochs of 100 steps are 110 steps, and not the 110.00000000000001 of floats
-        return float(step // (steps_per_epoch * Fraction(repr(decay_epochs))))
-    return step / (steps_per_epoch * decay_epochs)
+        return float(min(step // (steps_per_epoch * Fraction(repr(decay_epochs))), _LATE))
+    return min(step / (steps_per_epoch * decay_epochs), float(_LATE))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distsgd.core.device import Array, Shape
-from distsgd.nn.task import Task, predicted_classes
+from distsgd.nn.task import Task, predicted_classes, true_classes
 from distsgd.plots.canvas import BLUE, COLOURS, VERMILLION, NothingToDraw, heading, new_figure
 from distsgd.plots.misclassified import are_probabilities
 
@@ -46,6 +46,8 @@ class Boundary:
         Whether predictions are probabilities of classes.
     threshold
         Where class 1 begins in a single prediction.
+    names
+        The classes' names, where they are known.
     """
 
     inputs: tuple[int, int]
@@ -59,6 +61,7 @@ class Boundary:
     total: int
     probable: bool = False
     threshold: float = 0.5
+    names: tuple[str, ...] = ()
 
 
 def may_be_flat(example_shape: Shape) -> bool:
@@ -69,30 +72,32 @@ def may_be_flat(example_shape: Shape) -> bool:
 def find_boundary(x: Array, y: Array, task: Task, predict: Callable[[Array], Array]) -> Boundary:
     """The plane around training inputs x (n, 2), or more of which all but two are constant.
 
-    y is (n,) or (n, 1). Values that are 0 and 1 alone count as two classes. Raises NothingToDraw where other than two
-    inputs vary, or where targets have several values.
+    y is (n,) or (n, k): the task says whether they are classes. Raises NothingToDraw where other than two inputs vary,
+    or where targets have several values.
     """
-    varying = np.flatnonzero(x.min(axis=0) < x.max(axis=0))
-    if len(varying) != 2 or y.size != len(y):
+    labelled, varying = task.kind == "classification", np.flatnonzero(x.min(axis=0) < x.max(axis=0))
+    if len(varying) != 2:
         raise NothingToDraw(f"boundary: {len(varying)} inputs of the training examples vary; two make a picture")
-    total, x, targets = len(x), x[:_POINTS], y.reshape(len(y))[:_POINTS]
-    labelled = task.kind == "classification"
+    if y.size != len(y) and not labelled:
+        raise NothingToDraw(f"boundary: the targets have {y.size // len(y)} values each; a single one makes a picture")
+    total, x, y = len(x), x[:_POINTS], y[:_POINTS]
     num_classes = max(task.num_classes, 2) if labelled else None
-    if labelled or np.isin(targets, (0, 1)).all():
-        num_classes, targets = num_classes or 2, targets.astype(np.int64)
+    if labelled:
+        targets = true_classes(y if y.ndim == 1 and y.dtype.kind != "f" else y.reshape(len(y), -1).T)
+    else:
+        targets = y.reshape(len(y))
     first, second = int(varying[0]), int(varying[1])
     across, up = (_around(x[:, column]) for column in (first, second))
     plane = np.empty((_GRID, _GRID, x.shape[1]), x.dtype if x.dtype.kind == "f" else np.float64)
     plane[...] = x[0]
     plane[..., first], plane[..., second] = across, up[:, None]
     answers, predictions = predict(plane.reshape(-1, x.shape[1])), predict(x)
-    classified = num_classes is not None
-    wrong = classified & (predicted_classes(predictions.T, task.prediction_threshold) != targets)
+    wrong = labelled & (predicted_classes(predictions.T, task.prediction_threshold) != targets)
     return Boundary(
         (first, second), x[:, [first, second]], targets, num_classes, across, up,
         answers.reshape(_GRID, _GRID, -1), wrong, total,
         labelled and are_probabilities(predictions),
-        task.prediction_threshold,
+        task.prediction_threshold, task.names,
     )  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
         shaded = panel.contourf(boundary.across, boundary.up, np.clip(value, 0, 1), np.linspace(0, 1, 21), cmap=shades)
         shaded.set_rasterized(True)  # as paths it would be most of the file
         panel.contour(boundary.across, boundary.up, value, [0.5], colors="black", linewidths=1.2)
-        meaning = "probability of class 1" if boundary.probable else "model's output"
+        meaning = f"probability of {_name(boundary, 1)}" if boundary.probable else "model's output"
         figure.colorbar(shaded, ax=panel, label=meaning, ticks=[0, 0.25, 0.5, 0.75, 1], aspect=30)
     else:
         regions = predicted_classes(answers.reshape(-1, answers.shape[-1]).T, boundary.threshold)
@@ -139,7 +144,7 @@ def _draw_classes(figure: Figure, panel: Axes, boundary: Boundary) -> None:
     for label, colour in enumerate(_colours(classes)):
         mine = boundary.targets == label
         panel.plot(
-            *boundary.points[mine].T, _MARKERS[label % len(_MARKERS)], label=f"class {label}", color=colour,
+            *boundary.points[mine].T, _MARKERS[label % len(_MARKERS)], label=_name(boundary, label), color=colour,
             markersize=5.0, markeredgecolor="white", markeredgewidth=0.6,
         )  # fmt: skip
     if boundary.wrong.any():
@@ -162,6 +167,10 @@ def _draw_values(figure: Figure, panel: Axes, boundary: Boundary) -> None:
     panel.scatter(*boundary.points.T, c=boundary.targets, s=22, edgecolors="white", linewidths=0.7, **look)
     ticks = MaxNLocator(7)
     figure.colorbar(shaded, ax=panel, label="predicted value; inside points: target", aspect=30, ticks=ticks)
+
+
+def _name(boundary: Boundary, label: int) -> str:
+    return boundary.names[label] if boundary.names else f"class {label}"
 
 
 def _colours(classes: int) -> list[str]:

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
 _WRITTEN = 20
 """Up to this many classes each cell has its count written into it."""
 
+_LONG = 16
+"""Letters of a class's name beside the matrix."""
+
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts (classes, classes) of one split's examples: the row is the true class, the column the predicted one."""
+    """Counts (classes, classes) of one split's examples: the row is the true class, the column the predicted one.
+
+    `names` are the classes' names, where they are known.
+    """
 
     split: str
     counts: Array
+    names: tuple[str, ...] = ()
 
     @property
     def examples(self) -> int:
@@ -42,14 +49,14 @@ class Confusion:
         return 1.0 - float(np.trace(self.counts)) / self.examples
 
 
-def from_summary(matrices: Any, split: str) -> Confusion | None:
+def from_summary(matrices: Any, split: str, names: tuple[str, ...] = ()) -> Confusion | None:
     """The matrix that a summary holds for this split, None where it holds no sound one."""
     try:
         counts = np.array(matrices[split], dtype=np.int64)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
     sound = counts.ndim == 2 and counts.shape[0] == counts.shape[1] and np.all(counts >= 0) and counts.sum() > 0
-    return Confusion(split, counts) if sound else None
+    return Confusion(split, counts, names if len(names) == len(counts) else ()) if sound else None
 
 
 def draw_confusion(confusion: Confusion) -> Figure:
@@ -71,6 +78,10 @@ def draw_confusion(confusion: Confusion) -> Figure:
     if classes <= _WRITTEN:
         matrix.set_xticks(range(classes))
         matrix.set_yticks(range(classes))
+        if confusion.names:
+            names = [name if len(name) <= _LONG else f"{name[: _LONG - 1]}…" for name in confusion.names]
+            matrix.set_xticklabels(names, rotation=90 if max(map(len, names)) > 2 else 0)
+            matrix.set_yticklabels(names)
         _write(matrix, confusion.counts)
     errors = 100.0 * confusion.class_errors()
     bars.barh(range(classes), np.nan_to_num(errors), color=VERMILLION, height=0.62)

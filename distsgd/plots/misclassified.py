@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _CAPTION = 0.34
 """Height of a caption, in parts of an image's height."""
 
+_LETTERS = 7
+"""Of a class's name in a caption."""
+
 
 @dataclass(frozen=True)
 class Mistakes:
@@ -33,6 +36,8 @@ class Mistakes:
         The probability of the predicted class, (n,); None where the model gives no probabilities.
     wrong, total
         How many examples of the split are wrong, and how many there are.
+    names
+        The classes' names, where they are known.
     """
 
     split: str
@@ -42,6 +47,7 @@ class Mistakes:
     probabilities: Array | None
     wrong: int
     total: int
+    names: tuple[str, ...] = ()
 
 
 def find_mistakes(split: str, predictions: Array, labels: Array, task: Task, most: int) -> Mistakes:
@@ -63,7 +69,7 @@ def find_mistakes(split: str, predictions: Array, labels: Array, task: Task, mos
     order = np.argsort(-(of_predicted if probable else of_predicted - of_true), kind="stable")[:most]
     chosen = shown[order]
     found = of_predicted[order] if probable else None
-    return Mistakes(split, chosen, labels[chosen], predicted[chosen], found, len(wrong), len(labels))
+    return Mistakes(split, chosen, labels[chosen], predicted[chosen], found, len(wrong), len(labels), task.names)
 
 
 def are_probabilities(predictions: Array) -> bool:
@@ -87,7 +93,7 @@ def draw_mistakes(mistakes: Mistakes, rows: Array, shape: Shape) -> Figure:
     size = 9.0 if columns <= 5 else 7.0
     for index, (left, top) in enumerate(table.corners):
         below = top + 1.04 * table.height
-        text = f"{mistakes.true[index]} → {mistakes.predicted[index]}"
+        text = f"{_name(mistakes, mistakes.true[index])} → {_name(mistakes, mistakes.predicted[index])}"
         panel.text(left, below, text, va="top", fontsize=size, fontweight="bold")
         if mistakes.probabilities is not None:
             text = _percent(float(mistakes.probabilities[index]))
@@ -96,6 +102,11 @@ def draw_mistakes(mistakes: Mistakes, rows: Array, shape: Shape) -> Figure:
     panel.set_title(f"true class → predicted class{addition}", fontweight="normal")
     heading(figure, _title(mistakes))
     return figure
+
+
+def _name(mistakes: Mistakes, label: int) -> str:
+    """Short enough for two of them above an image's width."""
+    return mistakes.names[label][:_LETTERS] if mistakes.names else str(label)
 
 
 def _percent(probability: float) -> str:

@@ -5,25 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import FunctionObjective, Objective, Supervised
-from distsgd.nn.task import Task
+from distsgd.nn.task import Task, true_classes
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, PATIENCE, TrainConfig, class_names, own_optimizer
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
-from distsgd.training.metrics import METRICS, ConfusionMatrix, Metric, UserMetric, standard_metrics
+from distsgd.training.evaluator import CHUNK
+from distsgd.training.metrics import (
+    METRICS,
+    R2,
+    Accuracy,
+    ConfusionMatrix,
+    Error,
+    LabelAccuracy,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    TopK,
+    UserMetric,
+    standard_metrics,
+)
+
+if TYPE_CHECKING:
+    from distsgd.training.trainer import Trainer
 
 OWN_MODEL = "own"
 """The name, in a configuration, of a model that was handed to fit as an object."""
@@ -182,6 +198,24 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
     _refuse_penalties_of_nothing(config, objective)
 
 
+def refuse_without_effect(config: TrainConfig, data: Data) -> None:
+    """Raises ConfigurationError for an option that another option or the data leave nothing to change."""
+    unmeasured = data.validation is None and data.test is None and config.train_metrics != "full"
+    flat = config.model == "mlp" and not config.hidden
+    beside = data.validation is not None and data.split is None
+    rules = {
+        "there are validation data beside it": ["validation_last"] if beside else [],
+        "this mlp has no hidden layers": ["dropout", "batch_norm"] if flat else [],
+        "there are no biases": [] if config.bias else ["bias_initializer"],
+        "a full batch leaves no examples over": ["drop_last"] if config.batch_size == "full" else [],
+        "nothing is measured, for there are no validation and no test examples": ["metric", "top_k"] * unmeasured,
+    }
+    for reason, names in rules.items():
+        for name in names:
+            if getattr(config, name) != OPTIONS[name].default:
+                raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
+
+
 def _of_another_loss(
     config: TrainConfig, data: Signature, objective: Objective, smoothing: Sequence[str]
 ) -> Sequence[str]:
@@ -231,27 +265,52 @@ def build_metrics(
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
     standard = standard_metrics(task, outputs, config.top_k, data.target_mean)
-    names = {metric.name for metric in standard}
-    for name in config.metric:
-        if name not in names and name in METRICS and not _applies(name, task, outputs):
-            raise ConfigurationError(
-                f"metric: {name} can't be measured of a {task.kind} with {counted(outputs, 'output')}; leave it out"
-            )
-    asked = [_metric(communicator, name, outputs) for name in config.metric]
-    return [*standard, *(metric for metric in asked if metric.name not in names), *own]
+    asked = [_metric(communicator, name, data, task, outputs) for name in config.metric]
+    own = [_of_task(metric, data, task, outputs) for metric in own]
+    return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard]), *own]
 
 
-def _applies(name: str, task: Task, outputs: int) -> bool:
-    """Whether a named metric, which isn't among the usual ones of a task, says anything of it."""
-    return task.kind in ("other", "multilabel") or (
-        name == "top_5_accuracy" and task.kind == "classification" and outputs >= 5
-    )
-
-
-def _metric(communicator: Communicator, name: str, outputs: int) -> Metric:
+def _metric(communicator: Communicator, name: str, data: Signature, task: Task, outputs: int) -> Metric:
     if name in METRICS:
-        return METRICS[name](outputs)
+        metric = METRICS[name](task, outputs, data.target_mean)
+        _refuse_of_other_tasks(metric, task, outputs)
+        return metric
     return UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric"))
+
+
+def _of_task(metric: Metric, data: Signature, task: Task, outputs: int) -> Metric:
+    """The metric, with what its maker leaves to the task."""
+    if getattr(metric, "threshold", None) is None:
+        _refuse_of_other_tasks(metric, task, outputs)
+    if isinstance(metric, Accuracy | Error | LabelAccuracy | ConfusionMatrix) and metric.threshold is None:
+        return replace(metric, threshold=task.output_threshold)
+    if isinstance(metric, R2) and not metric.center and task.kind == "regression":
+        if metric.num_outputs != outputs:
+            raise ConfigurationError(f"metric r2: expected R2({outputs}) for {outputs} values, got {metric}")
+        return replace(metric, center=data.target_mean)
+    return metric
+
+
+def _refuse_of_other_tasks(metric: Metric, task: Task, outputs: int) -> None:
+    """Raises ConfigurationError for a metric whose value would mean nothing of this task's outputs."""
+    if isinstance(metric, Accuracy | Error | TopK | ConfusionMatrix):
+        fits = task.kind == "classification" and (not isinstance(metric, TopK) or outputs >= max(metric.k, 2))
+    elif isinstance(metric, LabelAccuracy):
+        fits = task.kind == "multilabel" or (task.kind == "classification" and outputs == 1)
+    elif isinstance(metric, MeanAbsoluteError | MeanSquaredError | R2):
+        fits = task.kind == "regression" or task.answer == "probability"
+    else:
+        return
+    if fits or task.kind == "other":
+        return
+    what, remedy = {
+        "classification": ("classes", "values are floats (y.astype(float)) under --loss squared-error"),
+        "multilabel": ("several answers", "label_accuracy is measured of them"),
+        "regression": ("values", "classes are integers (y.astype(int)), or 0 and 1 under --loss binary-cross-entropy"),
+    }[task.kind]
+    if isinstance(metric, TopK) and task.kind == "classification":
+        what, remedy = f"classes of which the model has {outputs} outputs", "leave it out"
+    raise ConfigurationError(f"metric {metric.name}: would mean nothing, for the targets are {what}; {remedy}")
 
 
 def confusion_matrix(task: Task, metrics: Sequence[Metric]) -> ConfusionMatrix | None:
@@ -261,32 +320,76 @@ def confusion_matrix(task: Task, metrics: Sequence[Metric]) -> ConfusionMatrix |
     return ConfusionMatrix(max(task.num_classes, 2), task.output_threshold)
 
 
-def _refuse_one_class(y: Array) -> None:
-    """Raises DataError where all examples are of one class: any model gets a loss of 0 by always giving it."""
-    label = y.flat[0]
-    if y.size == len(y) and (y.dtype.kind != "f" or label in (0, 1)) and (y == label).all():
+def refuse_one_class(
+    communicator: Communicator, config: TrainConfig, objective: Objective, task: Task, data: Data
+) -> None:
+    """Raises DataError where all training examples are of one class, which a model need only repeat. Collective."""
+
+    def check() -> None:
+        if config.classes or task.kind != "classification" or not _has_outputs(objective):
+            return
+        train, total = data.train, len(data.train)
+        for count in (min(total, _LOOKED_AT), total):
+            y = train.y[train.row_indices(np.arange(count))].reshape(count, -1)
+            first = y[0]
+            if (y != first).any() or (y.dtype.kind == "f" and not np.isin(first, (0, 1)).all()):
+                return
+        label = true_classes(first[:, None])[0] if y.dtype.kind == "f" else first[0]
+        where = "" if (train.y == train.y[0]).all() else ", once the validation examples are split off"
         raise DataError(
-            f"the targets are labels of a single class, {label:g}: there is nothing to learn from them; give examples "
-            "of every class, or say with --classes how many classes there are"
+            f"the training targets are labels of a single class, {label}{where}: there is nothing to learn from them; "
+            "give examples of every class, or say with --classes how many there are"
         )
+
+    communicator.on_root(check)
+
+
+def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> None:
+    """Raises ConfigurationError where a model of the user's own has other outputs than the task. Collective.
+
+    It is asked for those of the first examples that will be scored, as often as they are scored.
+    """
+    step = trainer.step
+    objective = step.objective
+    if isinstance(objective, Supervised) or not _has_outputs(objective) or task.kind == "other":
+        return
+    loaders = [evaluator.loader for evaluator in trainer.evaluators.values()]
+    loader = loaders[0] if loaders else replace(step.loader, augmentation=None)
+
+    def check() -> None:
+        rows = np.arange(min(CHUNK, len(loader.examples)))
+        state = step.statistics.for_model()
+        with users_code("the model's outputs failed"), np.errstate(all="ignore"):
+            outputs = objective.predict(step.params.read_only(), loader.batch(rows, state.read_only()))
+        if np.ndim(outputs) != 2 or outputs.shape[1] != len(rows):
+            expected = f"(outputs, {len(rows)}) of as many examples; put examples last"
+            raise ConfigurationError(f"the model's outputs have shape {np.shape(outputs)}, expected {expected}")
+        task.check_outputs(len(outputs))
+
+    communicator.everywhere(check)
 
 
 def check_targets(communicator: Communicator, config: TrainConfig, objective: Objective, data: Data) -> None:
     """Raises DataError where targets aren't the labels or probabilities that a cross-entropy takes. Collective."""
 
     def check() -> None:
-        loss = objective.loss if isinstance(objective, Supervised) else None
+        loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data.signature)
         if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy):
             return
-        if not config.classes:
-            _refuse_one_class(data.train.y)
+        loss.output_size(data.signature.target_shape, data.signature.num_classes)
         sets = {"training": data.train, "validation": data.validation, "test": data.test}
         for name, part in sets.items():
             if part is None or part.y.dtype.kind != "f":
                 continue
             if np.any(part.y < 0) or np.any(part.y > 1):
-                raise DataError(f"{data.name}: {name} targets must be probabilities from 0 to 1 for a cross-entropy")
+                raise DataError(
+                    f"{data.name}: {name} targets must be probabilities from 0 to 1 for a cross-entropy; (y + 1) / 2 "
+                    "makes them of -1 and +1, and other values take --loss squared-error"
+                )
             if isinstance(loss, SoftmaxCrossEntropy) and not np.allclose(part.y.sum(axis=-1), 1, atol=1e-3):
-                raise DataError(f"{data.name}: the {name} targets of each example must add up to 1 for a softmax")
+                raise DataError(
+                    f"{data.name}: the {name} targets of each example must add up to 1 for a softmax; several answers "
+                    "take --loss binary-cross-entropy"
+                )
 
     communicator.on_root(check)

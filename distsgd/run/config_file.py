@@ -26,8 +26,9 @@ _NUMBER = re.compile(r"\d\.\d+(?=[,\]\s])")
 
 def read_toml(path: Path) -> TrainConfig:
     """The configuration in a TOML file. Raises ConfigurationError with one sentence."""
-    from distsgd.core.files import read_regular
+    from distsgd.core.files import expanded, read_regular
 
+    path = expanded(path)
     try:
         text = read_regular(path, _CONFIG_SIZE_LIMIT).decode("utf-8-sig")
         _check_work(text)
@@ -60,6 +61,8 @@ def from_mapping(document: dict[str, Any], source: str) -> TrainConfig:
         check_known(name, source, OPTIONS)
         if name in values:
             raise ConfigurationError(f"{source}: {name} is given twice, under two names; give it once")
+        if name == "classes" and type(value) is int:
+            value = str(value)
         values[name] = read(value, OPTIONS[name].kind, f"{source}: {name}")
     try:
         return TrainConfig(**values)

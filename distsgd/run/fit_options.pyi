@@ -10,7 +10,7 @@ class FitOptions(TypedDict, total=False):
     validation_fraction: float
     split_seed: int | None
     validation_last: int | None
-    classes: str | Sequence[str]
+    classes: int | str | Sequence[str]
     expand: Literal["none", "shifts"]
     augment: str | Sequence[str]
     hidden: int | Sequence[int]

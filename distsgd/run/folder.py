@@ -17,7 +17,7 @@ import numpy as np
 from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, OutputError, RunFolderError
-from distsgd.core.files import remove_empty
+from distsgd.core.files import expanded, remove_empty
 from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of, sync
 from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
 from distsgd.core.output import counted
@@ -245,7 +245,7 @@ class RunFolder:
 
     def holds(self, path: Path) -> bool:
         """Whether a path is this folder, or inside it."""
-        return path.resolve().is_relative_to(self.path.resolve())
+        return expanded(path).resolve().is_relative_to(self.path.resolve())
 
     def cut_metrics(self, step: int, expected: int = 0) -> str:
         """Drops the records after `step`, a last line that was cut short, and the summary: the run isn't done now.

@@ -22,7 +22,17 @@ from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.agreement import agreed_family
-from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, note_on_targets, refuse_unused
+from distsgd.run.build import (
+    build_metrics,
+    build_task,
+    check_outputs,
+    check_targets,
+    confusion_matrix,
+    note_on_targets,
+    refuse_one_class,
+    refuse_unused,
+    refuse_without_effect,
+)
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
 from distsgd.run.placement import Data, watched
@@ -184,7 +194,9 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, config, objective, data)
     refuse_unused(config, objective, data)
+    refuse_without_effect(config, data)
     task = build_task(config, data.signature, objective)
+    refuse_one_class(communicator, config, objective, task, data)
     notes += note_on_targets(communicator, task, data)
     metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
@@ -197,6 +209,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     trainer = build_trainer(
         communicator, config, data, device, objective, spec.optimizer, schedule, metrics, callbacks, writer
     )  # fmt: skip
+    check_outputs(communicator, trainer, task)
     return Attempt(spec, config, data, task, metrics, trainer, [*start.notes, *notes, *data.notes, *trainer.notes])
 
 
@@ -311,7 +324,7 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     trainer = attempt.trainer
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics))
-    if communicator.is_root and (text := doubt(summary)):
+    if (text := doubt(trainer, attempt.task, summary)) and communicator.is_root:
         say(text, sys.stderr)
     trainer.end(summary)
     trainer.step.device.synchronize()

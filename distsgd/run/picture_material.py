@@ -12,7 +12,7 @@ import numpy as np
 from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, RunFolderError
-from distsgd.core.files import open_regular
+from distsgd.core.files import expanded, open_regular
 from distsgd.data.examples import Examples, Signature
 from distsgd.nn.task import Task
 from distsgd.parallel.serial import SerialCommunicator
@@ -32,6 +32,7 @@ Weights: TypeAlias = tuple[Mapping[str, Array], Signature]
 
 def read_run(path: Path) -> Run:
     """The run in this folder. Raises RunFolderError or ConfigurationError with one sentence."""
+    path = expanded(path)
     if not path.is_dir():
         raise RunFolderError(
             f"{path} is no run folder; name one, such as runs/digits-mlp-39950b06, that training has left"

@@ -145,9 +145,9 @@ def _filters(material: Material, choices: Choices) -> Figure:
 
 
 def _confusion(material: Material, choices: Choices) -> Figure:
-    matrices = (material.run.summary or {}).get("confusion_matrix")
+    matrices, words = (material.run.summary or {}).get("confusion_matrix"), material.run.options.get("classes") or ()
     for split in [choices.split] if choices.split else SPLITS[:2]:
-        found = confusion.from_summary(matrices, split)
+        found = confusion.from_summary(matrices, split, words)
         if found is not None:
             return confusion.draw_confusion(found)
     task = material.task()
@@ -159,7 +159,7 @@ def _confusion(material: Material, choices: Choices) -> Figure:
     split, examples = material.examples(choices.split)
     metric = ConfusionMatrix(max(classes, 2), task.prediction_threshold)
     matrix = metric.value(metric.sums(material.predictions(split, examples).T, _labels(examples)))
-    return confusion.draw_confusion(confusion.Confusion(split, np.array(matrix)))
+    return confusion.draw_confusion(confusion.Confusion(split, np.array(matrix), task.names))
 
 
 def _misclassified(material: Material, choices: Choices) -> Figure:

@@ -163,11 +163,13 @@ def absent(y: Array, classes: int | None) -> tuple[str, ...]:
         return ()
     missing = np.setdiff1d(np.arange(classes), y)
     if not len(missing):
-        return ()
+        few = f"warning: {len(y)} training examples are of {classes} classes; values are floats (y.astype(float))"
+        return (few,) if 10 < classes > len(y) // 2 else ()
     which = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
     text = (
         f"warning: {len(missing)} of {classes} classes have no examples: {which}; number the classes from 0 "
-        "(np.unique(y, return_inverse=True)), or say with --classes how many there are"
+        "(np.unique(y, return_inverse=True)), or say with --classes how many there are; values are floats "
+        "(y.astype(float))"
     )
     return (text,)
 

@@ -6,7 +6,8 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from distsgd.core.device import Array, to_host
 from distsgd.core.errors import visible
 from distsgd.core.output import counted, field, field_of_path, number
 from distsgd.core.version import __version__
-from distsgd.training.metrics import ConfusionMatrix
+from distsgd.nn.losses import SquaredError
+from distsgd.nn.objective import Supervised
+from distsgd.nn.task import Task, predicted_classes, true_classes
+from distsgd.training.metrics import R2, ConfusionMatrix, Metric, Value
 from distsgd.training.trainer import StopReason, Trainer
 
 EXIT_STATUS = {"completed": 0, "early_stopped": 0, "stopped": 75, "failed": 1}
@@ -110,26 +114,116 @@ def _reason(trainer: Trainer, reason: StopReason) -> str | None:
     return f"the last of {counted(limits.epochs, 'epoch')} is done"
 
 
-def doubt(summary: Mapping[str, Any]) -> str | None:
-    """A sentence where the model says the same of all validation examples, or no more than their mean."""
-    if not summary["steps"]:
+@final
+@dataclass(frozen=True)
+class _Variety(Metric):
+    """Whether labels vary, the predicted and the true ones: how often each of their bits is set.
+
+    The bits of several answers are the answers, those of a class the digits of its number.
+    """
+
+    name = "variety"
+    task: Task
+
+    @property
+    def bits(self) -> int:
+        return self.task.num_classes if self.task.kind == "multilabel" else self.task.num_classes.bit_length()
+
+    def width(self) -> int:
+        return 2 * (1 + self.bits)
+
+    def sums(self, outputs: Array, y: Array) -> Array:
+        """(examples with a prediction, bits of the predicted labels, examples, bits of the true ones)."""
+        if self.task.kind == "multilabel":
+            found = [outputs > self.task.output_threshold, y > 0.5]
+        else:
+            labels = [predicted_classes(outputs, self.task.output_threshold), true_classes(y)]
+            found = [(one[one >= 0] >> np.arange(self.bits)[:, None] & 1).astype(bool) for one in labels]
+        return np.concatenate([[bits.shape[1], *np.count_nonzero(bits, axis=1)] for bits in found]).astype(np.float64)
+
+    def value(self, sums: Array) -> Value:
+        """For predictions and targets: [-1 where there are none, else 0, the bits of all]; empty where they vary."""
+        rows: list[list[int]] = sums.reshape(2, -1).astype(np.int64).tolist()
+        return [[-(not count), *bits] if {*bits} <= {0, count} else [] for count, *bits in rows]
+
+
+def doubt(trainer: Trainer, task: Task, summary: Mapping[str, Any]) -> str | None:
+    """A sentence where the model predicts the same for all validation examples, or no more than their mean. Collective.
+
+    Not of values that a loss of the user's own takes: its outputs may be others on purpose.
+    """
+    objective = trainer.step.objective
+    if not summary["steps"] or summary["status"] == StopReason.STOPPED.value or "validation" not in trainer.evaluators:
+        return None  # of a run that continues, the end will say it
+    if task.kind == "regression":
+        own = not isinstance(objective, Supervised) or not isinstance(objective.loss, SquaredError)
+        return None if own else _no_better_than_the_mean(trainer, summary)
+    if task.kind == "other":
         return None
-    r2 = summary.get("validation_r2")
-    if isinstance(r2, float) and r2 < 0:  # 0 is that of targets that are all equal
-        return (
-            f"warning: the model predicts the validation targets no better than their mean (R² {number(r2)}); "
-            "--standardize and --standardize-targets, another learning rate or more epochs may help"
-        )
-    matrix = (summary.get("confusion_matrix") or {}).get("validation")
-    if not matrix:
+    same, matrix = "", (summary.get("confusion_matrix") or {}).get("validation")
+    if matrix:
+        predicted = [label for label in range(len(matrix)) if any(row[label] for row in matrix)]
+        if len(predicted) < 2 and sum(map(any, matrix)) > 1:
+            same = f"are taken for class {', '.join(map(str, predicted)) or 'NaN'}"
+    else:
+        same = _same(trainer, task)
+    if not same:
         return None
-    predicted = [label for label in range(len(matrix)) if any(row[label] for row in matrix)]
-    if len(predicted) > 1 or sum(map(any, matrix)) < 2:
+    return f"warning: all validation examples {same}; --standardize, another learning rate or more epochs may help"
+
+
+def _same(trainer: Trainer, task: Task) -> str:
+    """What all validation examples are taken for, by one more look at them; nothing where that varies. Collective."""
+    found = trainer.scores.of("validation", (_Variety(task),)).get("validation_variety")
+    assert found is None or isinstance(found, list)
+    if found is None or found[1] or not found[0]:
+        return ""
+    none, *counts = found[0]
+    bits = [int(count > 0) for count in counts]
+    if task.kind == "multilabel":
+        return f"get the same answers, {' '.join(map(str, bits[:20]))}{' …' * (len(bits) > 20)}"
+    label = sum(bit << place for place, bit in enumerate(bits))
+    return f"are taken for class {'NaN' if none else label}"
+
+
+def _no_better_than_the_mean(trainer: Trainer, summary: Mapping[str, Any]) -> str | None:
+    """A sentence where R² is below 0; 0 is that of targets that are all equal. Collective."""
+    r2, which = summary.get("validation_r2"), ""
+    usual = next((one for one in trainer.evaluators["validation"].metrics if isinstance(one, R2)), None)
+    if not isinstance(r2, float):
+        return None
+    if usual is not None and usual.num_outputs > 1:
+        worse = trainer.scores.of("validation", (_Below(usual),))["validation_below"]
+        assert isinstance(worse, list)
+        if not worse[0]:
+            return None
+        which = f" of output {', '.join(map(str, worse[0][:10]))}"
+    elif r2 >= 0:
         return None
     return (
-        f"warning: all validation examples are taken for class {', '.join(map(str, predicted)) or 'NaN'}; "
-        "--standardize, another learning rate or more epochs may help"
+        f"warning: the model predicts the validation targets{which} no better than their mean (R² {number(r2)}); "
+        "--standardize and --standardize-targets, another learning rate or more epochs may help"
     )
+
+
+@final
+@dataclass(frozen=True)
+class _Below(Metric):
+    """Which of several outputs have an R² below 0."""
+
+    name = "below"
+    r2: R2
+
+    def width(self) -> int:
+        return self.r2.width()
+
+    def sums(self, outputs: Array, y: Array) -> Array:
+        return self.r2.sums(outputs, y)
+
+    def value(self, sums: Array) -> Value:
+        columns = sums[1:].reshape(3, self.r2.num_outputs).T
+        scores = [R2().value(np.array([sums[0], *column])) for column in columns]
+        return [[place for place, score in enumerate(scores) if isinstance(score, float) and score < 0]]
 
 
 def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:

@@ -78,7 +78,7 @@ def import_function(name: str, option: str) -> Any:
         )
     file, _, function = name.rpartition(":")
     try:
-        path = Path(file).resolve()
+        path = Path(os.path.expanduser(file)).resolve()
         readable = path.is_file() and os.access(path, os.R_OK)
     except OSError:
         readable = False

@@ -87,17 +87,17 @@ class Accuracy(Metric):
 
     Parameters
     ----------
-    threshold : float, default 0.0
-        Where class 1 begins, if there is one output.
+    threshold : float, optional
+        Where class 1 begins, if there is one output. By default fit takes the task's, and 0 counts elsewhere.
     """
 
     name = "accuracy"
     mode = "max"
-    threshold: float = 0.0
+    threshold: float | None = None
 
     def sums(self, outputs: Array, y: Array) -> Array:
         """(right, examples)."""
-        right = predicted_classes(outputs, self.threshold) == true_classes(y)
+        right = predicted_classes(outputs, self.threshold or 0.0) == true_classes(y)
         return np.array([np.count_nonzero(right), right.size], np.float64)
 
 
@@ -108,17 +108,17 @@ class Error(Metric):
 
     Parameters
     ----------
-    threshold : float, default 0.0
-        Where class 1 begins, if there is one output.
+    threshold : float, optional
+        Where class 1 begins, if there is one output. By default fit takes the task's, and 0 counts elsewhere.
     """
 
     name = "error"
     mode = "min"
-    threshold: float = 0.0
+    threshold: float | None = None
 
     def sums(self, outputs: Array, y: Array) -> Array:
         """(wrong, examples)."""
-        wrong = predicted_classes(outputs, self.threshold) != true_classes(y)
+        wrong = predicted_classes(outputs, self.threshold or 0.0) != true_classes(y)
         return np.array([np.count_nonzero(wrong), wrong.size], np.float64)
 
 
@@ -129,17 +129,17 @@ class LabelAccuracy(Metric):
 
     Parameters
     ----------
-    threshold : float, default 0.0
-        Where yes begins in an output: 0 of a logit.
+    threshold : float, optional
+        Where yes begins in an output. By default fit takes the task's, and 0 counts elsewhere.
     """
 
     name = "label_accuracy"
     mode = "max"
-    threshold: float = 0.0
+    threshold: float | None = None
 
     def sums(self, outputs: Array, y: Array) -> Array:
         """(right, answers). A NaN is wrong."""
-        right = ((outputs > self.threshold) == (y > 0.5)) & ~np.isnan(outputs)
+        right = ((outputs > (self.threshold or 0.0)) == (y > 0.5)) & ~np.isnan(outputs)
         return np.array([np.count_nonzero(right), right.size], np.float64)
 
 
@@ -187,14 +187,14 @@ class ConfusionMatrix(Metric):
     ----------
     num_classes : int
         The number of classes, from 1.
-    threshold : float, default 0.0
-        Where class 1 begins, if there is one output.
+    threshold : float, optional
+        Where class 1 begins, if there is one output. By default fit takes the task's, and 0 counts elsewhere.
     """
 
     name = "confusion_matrix"
 
     num_classes: int
-    threshold: float = 0.0
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         _positive("confusion matrix: num_classes", self.num_classes)
@@ -205,7 +205,11 @@ class ConfusionMatrix(Metric):
 
     def sums(self, outputs: Array, y: Array) -> Array:
         """The counts, row after row."""
-        predicted, true = predicted_classes(outputs, self.threshold), true_classes(y)
+        predicted, true = predicted_classes(outputs, self.threshold or 0.0), true_classes(y)
+        if max(predicted.max(initial=0), true.max(initial=0)) >= self.num_classes:
+            raise ConfigurationError(
+                f"confusion matrix: expected {self.num_classes} classes, got {len(outputs)} outputs"
+            )
         cells = (true * self.num_classes + predicted)[predicted >= 0]
         return np.bincount(cells, minlength=self.width()).astype(np.float64)
 
@@ -258,7 +262,7 @@ class R2(Metric):
     num_outputs : int, default 1
         K, from 1.
     center : tuple of float, optional
-        c for each output; 0 by default.
+        c for each output. By default fit takes the mean of the training targets, and 0 counts elsewhere.
     """
 
     name = "r2"
@@ -335,15 +339,15 @@ class UserMetric(Metric):
         return np.array([np.ascontiguousarray(values).sum(), values.size], np.float64)
 
 
-METRICS: dict[str, Callable[[int], Metric]] = {
-    "accuracy": lambda outputs: Accuracy(),
-    "error": lambda outputs: Error(),
-    "top_5_accuracy": lambda outputs: TopK(5),
-    "mean_absolute_error": lambda outputs: MeanAbsoluteError(),
-    "mean_squared_error": lambda outputs: MeanSquaredError(),
-    "r2": lambda outputs: R2(outputs),
+METRICS: dict[str, Callable[[Task, int, tuple[float, ...]], Metric]] = {
+    "accuracy": lambda task, outputs, center: Accuracy(task.output_threshold),
+    "error": lambda task, outputs, center: Error(task.output_threshold),
+    "top_5_accuracy": lambda task, outputs, center: TopK(5),
+    "mean_absolute_error": lambda task, outputs, center: MeanAbsoluteError(),
+    "mean_squared_error": lambda task, outputs, center: MeanSquaredError(),
+    "r2": lambda task, outputs, center: R2(outputs, center),
 }
-"""What `--metric NAME` measures, made for a number of outputs."""
+"""What `--metric NAME` measures, made of the task, the number of outputs, and the mean of the training targets."""
 
 
 def standard_metrics(

@@ -10,6 +10,14 @@ from tests.parallel.bad_files import Case, X, Y, every, file, npy, npy_bytes, np
 SHORT = "--epochs 1 --quiet"
 LAYERS = "import numpy as np\nimport distsgd\nfrom distsgd import Dense, FunctionObjective, Sequential\n"
 OWN = file("m.py", f"{LAYERS}def f(shape, outputs): return Sequential([Dense(64, outputs)])")
+OWN_FUNCTION = file(
+    "own.py",
+    LAYERS
+    + """
+def nothing(params, grads, batch): return 1.0 * len(batch), len(batch)
+def f(shape, outputs): return FunctionObjective(nothing, {"w": np.ones((5, 64))}, lambda p, batch: p["w"] @ batch.x)
+""",
+)
 DIGITS = npz(x=np.ones((40, 64)), y=Y)
 BAD = np.where(np.arange(40 * 64).reshape(40, 64) == 70, np.nan, 1.0)
 
@@ -37,7 +45,19 @@ TASKS: dict[str, Case] = {
         "leaves no examples of class 3", f"{DATA} --validation-last 10", npz(y=np.sort(Y))),
     "a softmax over values": Case("softmax", f"{DATA} --loss softmax-cross-entropy", npz(y=np.linspace(0, 9, 40))),
     "answers that are whole numbers": Case(
-        "floats (y.astype(float))", f"{DATA} --loss binary-cross-entropy", npz(y=np.eye(4, dtype=int)[Y])),
+        "floats (y.astype(float)), with --loss binary-cross-entropy", f"{DATA} --loss binary-cross-entropy",
+        npz(y=np.eye(4, dtype=int)[Y])),
+    "one-hot rows of a single class": Case(
+        "single class, 2", f"{DATA} --loss softmax-cross-entropy", npz(y=np.eye(4)[np.full(40, 2)])),
+    "a softmax over one column": Case(
+        "binary-cross-entropy takes 0 and 1", f"{DATA} --loss softmax-cross-entropy", npz(y=np.ones((40, 1)))),
+    "answers that are -1 and +1": Case(
+        "(y + 1) / 2", f"{DATA.replace('softmax', 'mlp')} --loss binary-cross-entropy", npz(y=2.0 * (Y > 1) - 1)),
+    "a metric of classes for values": Case(
+        "metric accuracy: would mean nothing", f"{DATA} --metric accuracy", npz(y=np.linspace(0, 9, 40))),
+    "a metric of values for classes": Case("metric r2: would mean nothing", f"{DATA} --metric r2", npz()),
+    "an own function with more outputs than classes": Case(
+        "the targets have 4 classes, the model has 5 outputs", f"{DATA} --model own.py:f", every(OWN_FUNCTION, npz())),
 }  # fmt: skip
 
 SCALES: dict[str, Case] = {
@@ -51,6 +71,12 @@ SCALES: dict[str, Case] = {
         "float32 can hold", "run --dataset data.npz", every(run(), npz(x=np.full((40, 64), 1e300))), 2, "evaluate"),
     "to evaluate a validation part of other data": Case(
         "split", "run --dataset data.npz --split validation", every(run(), DIGITS), 2, "evaluate"),
+    "to evaluate labels that the model has no class for": Case(
+        "integer labels from 0 to 9, example 3 has 12", "run --dataset data.npz",
+        every(run(), npz(x=np.ones((40, 64)), y=np.where(np.arange(40) == 3, 12, Y))), 2, "evaluate"),
+    "to evaluate floats with a model of labels": Case(
+        "trained on integer labels", "run --dataset data.npz",
+        every(run(), npz(x=np.ones((40, 64)), y=Y.astype(float))), 2, "evaluate"),
 }  # fmt: skip
 
 WITHOUT_EFFECT: dict[str, Case] = {
@@ -60,6 +86,12 @@ WITHOUT_EFFECT: dict[str, Case] = {
         "batch_norm", f"{SHORT} --model m.py:f --batch-norm", own=True),
     "hidden layers for softmax regression": unused("hidden", f"{QUICK} --hidden 9"),
     "dropout for softmax regression": unused("dropout", f"{QUICK} --dropout 0.5"),
+    "dropout without hidden layers": Case(
+        "dropout: would change nothing", f"{QUICK.replace('softmax', 'mlp')} --hidden --dropout 0.5"),
+    "initial biases without biases": unused("bias_initializer", f"{QUICK} --no-bias --bias-initializer normal(0.1)"),
+    "what is left over of a full batch": unused("drop_last", f"{QUICK} --batch-size full --drop-last"),
+    "top-k where nothing is measured": Case(
+        "top_k: would change nothing", f"{DATA} --validation-fraction 0 --top-k 2", npz()),
     "a horizon for a constant rate": unused("schedule_epochs", f"{QUICK} --schedule-epochs 9"),
     "penalized names without a penalty": unused("penalize", f"{QUICK} --penalize '*'"),
     "a fraction beside validation data": Case(

@@ -88,7 +88,8 @@ def check_targets(where: str, y: Array | ArraySource, examples: int) -> bool:
     if not is_float and len(y.shape) != 1 and y.shape[1:] != (1,):
         raise DataError(
             f"{where}: expected integer labels of shape (n,), got {y.shape}; give one label an example "
-            "(y.argmax(axis=1) of one-hot rows), or floats (y.astype(float)) for values or several answers"
+            "(y.argmax(axis=1) of one-hot rows), or floats (y.astype(float)), with --loss binary-cross-entropy for "
+            "several answers, without for values"
         )
     return is_float
 
@@ -187,9 +188,10 @@ def as_array(given: Any, name: str) -> Array:
     except (ValueError, TypeError) as error:  # such as rows of different lengths
         raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
     if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
-        raise DataError(
-            f"fit: {name} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
-        )
+        remedy = "names, y = np.unique(y, return_inverse=True) numbers classes"
+        if not name.endswith("y"):
+            remedy = "x.astype(float) reads numbers, and of words each makes a column of 0 and 1"
+        raise DataError(f"fit: {name} holds text, which is no number; {remedy}")
     return found
 
 

@@ -118,3 +118,15 @@ def test_settings_that_a_schedule_does_not_have_are_refused() -> None:
 def test_bad_values_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be"):
         build_schedule(name, **options)
+
+
+@pytest.mark.parametrize("name", ["inverse-time", "inverse-sqrt", "step", "exponential"])
+@pytest.mark.parametrize("staircase", [False, True])
+def test_times_beyond_all_floats_are_late(name: str, staircase: bool) -> None:
+    """A unit of time so short that whole numbers of them are no floats."""
+    given: dict[str, Any] = {"staircase": staircase} if name != "step" else {}
+    fast = build_schedule(name, decay_epochs=1e-308, **given)
+    assert fast.learning_rate(0.5, 0, 100) == 0.5
+    assert 0 <= fast.learning_rate(0.5, 10**9, 1) < 1e-100
+    if name.startswith("inverse"):
+        assert build_schedule(name, decay_epochs=1e-308, decay_rate=0.0, **given).learning_rate(0.5, 10**9, 1) == 0.5

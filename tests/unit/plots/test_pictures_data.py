@@ -10,10 +10,10 @@ import pytest
 
 from distsgd.nn.task import Task
 from distsgd.plots import boundary, confusion
-from distsgd.plots.canvas import NothingToDraw
+from distsgd.plots.canvas import NothingToDraw, style
 from distsgd.plots.filters import find_filters
 from distsgd.plots.images import as_images, image_shape, mosaic, pictured
-from distsgd.plots.misclassified import are_probabilities, find_mistakes
+from distsgd.plots.misclassified import are_probabilities, draw_mistakes, find_mistakes
 from distsgd.training.metrics import ConfusionMatrix
 
 CLASSES, VALUES = Task("classification", 2), Task("regression")
@@ -185,13 +185,36 @@ def test_boundary_of_inputs_of_which_one_is_constant() -> None:
         assert (rows[:, 2] == 1).all()
         return (rows[:, :1] + 2 * rows[:, 1:2]) / 3
 
-    found = boundary.find_boundary(x, y, VALUES, model)
-    assert (found.inputs, found.classes, found.total, found.probable) == ((0, 1), 2, 4, False)
+    assert boundary.find_boundary(x, y, VALUES, model).classes is None, "0.0 and 1.0 are values, as predictions are"
+    two = Task("classification", 2, ("no", "yes"), answer="probability")
+    found = boundary.find_boundary(x, y, two, model)
+    assert (found.inputs, found.classes, found.total, found.probable) == ((0, 1), 2, 4, True)
     expected = (found.across + 2 * found.up[:, None]) / 3
     np.testing.assert_allclose(found.answers[..., 0], expected, atol=1e-6)
     assert found.across[0] < 0
     assert found.up[-1] > 1
     assert found.wrong.tolist() == [False, False, True, True]
+    one_hot = boundary.find_boundary(x, np.eye(2)[y[:, 0].astype(int)], two, model)
+    assert np.array_equal(one_hot.targets, found.targets)
+    with pytest.raises(NothingToDraw, match="2 values each"):
+        boundary.find_boundary(x, np.zeros((4, 2)), VALUES, model)
+
+
+def test_pictures_name_the_classes() -> None:
+    """In the legend, beside the matrix, and in captions."""
+    x, names = np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]]), ("cat", "dog")
+    task = Task("classification", 2, names)
+    found = boundary.find_boundary(x, np.array([0, 1, 1, 0]), task, lambda rows: rows[:, :1])
+    with style():
+        (legend,) = boundary.draw_boundary(found).legends
+        assert [text.get_text() for text in legend.get_texts()][:2] == ["cat", "dog"]
+        counts = confusion.from_summary({"test": [[3, 1], [0, 2]]}, "test", names)
+        assert counts is not None
+        matrix = confusion.draw_confusion(counts).axes[0]
+        assert [text.get_text() for text in (*matrix.get_xticklabels(), *matrix.get_yticklabels())] == [*names, *names]
+        mistakes = find_mistakes("test", np.array([[0.9, 0.1]]), np.array([1]), task, 5)
+        captions = [text.get_text() for text in draw_mistakes(mistakes, np.ones((1, 4, 4)), (4, 4)).axes[0].texts]
+    assert "dog → cat" in captions
 
 
 def test_boundary_of_values_and_of_many_points() -> None:

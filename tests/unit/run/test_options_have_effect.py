@@ -250,3 +250,33 @@ def test_validation_and_test_examples_of_another_range_are_reported(
     found = [line for line in capsys.readouterr().err.splitlines() if "those of training lay" in line]
     assert len(found) == 1
     assert found[0].startswith("warning: validation: the inputs lie between")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": (), "dropout": 0.5},
+        {"hidden": (), "batch_norm": True},
+        {"bias": False, "bias_initializer": "normal(0.1)"},
+        {"batch_size": "full", "drop_last": True},
+        {"validation_fraction": 0, "metric": ("top_5_accuracy",)},
+        {"validation_fraction": 0, "top_k": 1},
+    ],
+    ids=lambda options: " and ".join(options),
+)
+def test_what_another_option_leaves_without_effect_is_refused(options: dict[str, Any]) -> None:
+    name = next(iter(reversed(options)))
+    with pytest.raises(ConfigurationError, match=f"{name}: would change nothing"):
+        fit("mlp", (X, Y), **{**USUAL, **options})
+
+
+def test_the_last_examples_beside_validation_data_are_refused() -> None:
+    with pytest.raises(
+        ConfigurationError, match="validation_last: would change nothing, for there are validation data"
+    ):
+        fit("mlp", (X, Y), (X, Y), validation_last=3, epochs=1)
+
+
+def test_metrics_are_measured_on_test_data_alone_too() -> None:
+    result = fit("mlp", (X, Y), test=(X, Y), validation_fraction=0, top_k=1, epochs=1)
+    assert result.summary["test_top_1_accuracy"] == result.summary["test_accuracy"]

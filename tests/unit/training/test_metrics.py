@@ -195,7 +195,7 @@ def test_standard_metrics() -> None:
 
 def test_registry_names_are_the_metrics_names() -> None:
     for name, make in METRICS.items():
-        metric = make(10)
+        metric = make(Task("classification", 10), 10, ())
         assert metric.name == name
         with pytest.raises(dataclasses.FrozenInstanceError):
             metric.name = "other"
