@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.layout import Views
 from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
@@ -83,7 +83,7 @@ class Result:
         Parameters
         ----------
         x : array
-            Examples (n, …), as those that the model was trained on.
+            Examples (n, …), as those that the model was trained on; n may be 0.
 
         Returns
         -------
@@ -93,12 +93,14 @@ class Result:
         Raises
         ------
         DataError
-            Where the examples have another shape, or values that aren't finite.
+            Where the examples have another shape, or values that are no numbers or aren't finite.
         """
-        x = np.asarray(x)
-        if len(x):
-            check_finite("predict: x", x, next(iter(self.params.values())).dtype)
-        dtype = next(iter(self.params.values())).dtype
+        x, dtype = as_array(x, "x", "predict"), next(iter(self.params.values())).dtype
+        if x.shape == (0,):  # an empty list
+            x = x.reshape(0, *self._signature.example_shape)
+        if x.ndim == 0:
+            raise DataError("predict: x must be an array of examples, (n, …), got a single value; make it x[None]")
+        check_finite("predict: x", x, dtype)
         examples = self._signature.examples(x)
         loader = Loader(examples, self._objective, dtype, 0, with_targets=False)
         loader.check()

@@ -23,7 +23,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.build import build_metrics, build_task, check_targets, confusion_matrix, refuse_unused
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
-from distsgd.run.placement import Data
+from distsgd.run.placement import Data, check_values
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
@@ -175,6 +175,8 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     check_targets(communicator, config, objective, data)
     refuse_unused(config, data.signature, objective, validates=data.validation is not None)
     task = build_task(config, data.signature, objective)
+    if config.standardize_targets:
+        check_values(task.kind not in ("classification", "multilabel"))
     metrics = [*build_metrics(communicator, config, data.signature, objective, task), *spec.metrics]
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
@@ -197,7 +199,7 @@ def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None
         attempt.notes += communicator.on_root(lambda: _compare_metadata(start, metadata, attempt.data.name, normalizes))
         trainer.restore(start.checkpoint)
     elif attempt.config.init_from is not None:
-        _initialize_from(communicator, trainer, Path(attempt.config.init_from))
+        attempt.notes += _initialize_from(communicator, attempt, Path(attempt.config.init_from))
     trainer.progress.metadata = metadata
 
 
@@ -222,7 +224,8 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: b
     assert start.checkpoint is not None
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
-    known = theirs.get("signature", {}).keys()  # an older version says less
+    known = theirs.get("signature", {})  # an older version says less
+    known.pop("features", None)  # which follow from the contents
     mine["signature"] = {key: value for key, value in mine["signature"].items() if key in known}
     if "task" not in theirs and (normalizes or metadata.split is not None):
         what = "normalized over microbatches of one or two examples"
@@ -246,20 +249,38 @@ def _compare_metadata(start: Start, metadata: Metadata, name: str, normalizes: b
     return ["warning: this CPU computes other bits than the one that the run began on"]
 
 
-def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -> None:
+def _initialize_from(communicator: Communicator, attempt: Attempt, path: Path) -> list[str]:
+    """Another run's parameters. Returns a line where its inputs or targets were in other units. Collective."""
     from distsgd.core.checkpoint_folder import find_checkpoint
 
-    step = trainer.step
+    step, mine = attempt.trainer.step, attempt.data.signature
     params = step.params_buffer()
 
-    def fill() -> None:
+    def fill() -> list[str]:
         found = find_checkpoint(path, prefer="best")
         fill_model(params, found.group("parameters"), str(path))
         fill_model(step.running, found.group("statistics"), str(path))
+        theirs = Metadata.from_document(found.document).signature
+        return [] if theirs is None else [f"warning: init_from {path}: {text}" for text in _other_units(mine, theirs)]
 
-    communicator.on_root(fill)
+    notes = communicator.on_root(fill)
     step.load(params)
     communicator.transport.broadcast(step.running.flat)
+    return notes
+
+
+def _other_units(mine: Signature, theirs: Signature) -> list[str]:
+    """Sentences about units in which parameters took numbers, and in which they don't any more."""
+    found = []
+    for what, then, now in (("inputs", theirs.inputs, mine.inputs), ("targets", theirs.targets, mine.targets)):
+        if (then is None) != (now is None):
+            before, after = ("as they were", "standardized") if then is None else ("standardized", "as they are")
+            found.append(f"its parameters took {what} {before}, this run takes them {after}")
+        elif then != now:
+            found.append(f"its parameters took {what} standardized by other means and spreads than this run's")
+    if theirs.inputs is None and mine.inputs is None and theirs.scale != mine.scale:
+        found.append(f"its parameters took inputs divided by {theirs.scale:g}, this run divides by {mine.scale:g}")
+    return found
 
 
 def _prepare_folder(attempt: Attempt) -> None:

@@ -107,7 +107,7 @@ def _check_length(where: str, array: Array | ArraySource, examples: int) -> None
 
 
 def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
-    rows = max(1, _BLOCK // max(1, array.nbytes // len(array)))
+    rows = max(1, _BLOCK // max(1, array.nbytes // max(1, len(array))))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
 
@@ -171,22 +171,32 @@ def _no_array(given: Any) -> str | None:
     return None
 
 
-def as_array(given: Any, name: str) -> Array:
+def as_array(given: Any, name: str, of: str = "fit") -> Array:
     """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
+    where = f"{of}: {name}"
     if (remedy := _no_array(given)) is not None:
-        raise DataError(f"fit: {name}: expected an array, got {type(given).__name__}; {remedy}")
+        raise DataError(f"{where}: expected an array, got {type(given).__name__}; {remedy}")
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         masked = int(np.count_nonzero(np.ma.getmaskarray(given)))
         raise DataError(
-            f"fit: {name} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
+            f"{where} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
             "examples out, or fill them in: array.filled(value)"
         )
     try:
         found = np.asarray(given, order="C")
     except (ValueError, TypeError) as error:  # such as rows of different lengths
-        raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
+        raise DataError(f"{where} can't become an array ({first_line(error)}); give rows of one length") from None
     if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
         raise DataError(
-            f"fit: {name} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
+            f"{where} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
         )
+    if found.dtype == object and found.ndim:
+        odd = next((one for one in found.flat if not isinstance(one, int | float | np.number)), None)
+        what = "of large integers or of numbers that are objects" if odd is None else f"such as {type(odd).__name__}"
+        raise DataError(
+            f"{where} is an array of Python objects, {what}; fill in or leave out what is no number, and give "
+            "array.astype(float)"
+        )
+    if found.dtype != object:
+        check_dtype(where, found.dtype)
     return found

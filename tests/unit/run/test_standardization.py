@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from distsgd import fit
 from distsgd.core.errors import ConfigurationError
-from distsgd.data.examples import Standardization
+from distsgd.data.features import Standardization
 
 RNG = np.random.default_rng(2)
 YEARS = RNG.integers(1950, 2020, 300).astype(np.float64)
