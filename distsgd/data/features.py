@@ -174,13 +174,15 @@ def _far(rows: Array, low: Array, high: Array) -> Array:
 
 
 def _elsewhere(rows: Array, low: Array, high: Array, size: Array) -> bool:
-    """Whether enough rows are all together elsewhere: much smaller, or with another sign."""
+    """Whether enough rows are all together elsewhere: much smaller, or with another sign. Rows of zeros are not."""
+    if not rows.any():
+        return False
     least, greatest, known = rows.min(axis=0), rows.max(axis=0), size > 0
     ratios = np.abs(rows).mean(axis=0)[known] / size[known]
     if len(ratios) and 0 < ratios.mean() < 1 / _FAR:
         return True
     most = np.abs(rows).max(axis=0)
-    if np.any(most < np.maximum(low, -high) / _FAR):  # all training inputs are far from 0
+    if np.any((most > 0) & (most < np.maximum(low, -high) / _FAR)):  # all training inputs are far from 0
         return True
     if ((most > 0) & (most < size / (2 * _FAR))).mean() > _RARE:
         return True

@@ -187,12 +187,13 @@ def as_array(given: Any, name: str, of: str = "fit") -> Array:
     except (ValueError, TypeError) as error:  # such as rows of different lengths
         raise DataError(f"{where} can't become an array ({first_line(error)}); give rows of one length") from None
     if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
-        raise DataError(
-            f"{where} holds text, which is no number; names, y = np.unique(y, return_inverse=True) numbers classes"
-        )
+        remedy = "give each text a number, or a column of its own that is 0 or 1"
+        if name.endswith("y"):
+            remedy = "names, y = np.unique(y, return_inverse=True) numbers classes"
+        raise DataError(f"{where} holds text, which is no number; {remedy}")
     if found.dtype == object and found.ndim:
-        odd = next((one for one in found.flat if not isinstance(one, int | float | np.number)), None)
-        what = "of large integers or of numbers that are objects" if odd is None else f"such as {type(odd).__name__}"
+        odd = next((type(one).__name__ for one in found.flat if not isinstance(one, int | float | np.number)), "")
+        what = f"such as {odd}" if odd else "which may be numbers of any size"
         raise DataError(
             f"{where} is an array of Python objects, {what}; fill in or leave out what is no number, and give "
             "array.astype(float)"
