@@ -80,12 +80,10 @@ def test_predictions_of_no_examples_have_a_shape(tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", x=X[:0])
     np.save(tmp_path / "none.npy", X[:0])
     for name in ("none.npz", "none.npy"):
-        for ranks in ([], ["mpirun", "-n", "3"]):
-            line = [*ranks, sys.executable, "-m", "distsgd.predict", "run", name, "-o", "o.npz"]
-            subprocess.run(line, cwd=tmp_path, check=True, timeout=100)
-            with np.load(tmp_path / "o.npz") as found:
-                assert (found["predictions"].shape, found["labels"].shape) == ((0, 2), (0,))
-            (tmp_path / "o.npz").unlink()
+        line = [sys.executable, "-m", "distsgd.predict", "run", name, "-o", "o.npz"]
+        subprocess.run(line, cwd=tmp_path, check=True, timeout=60)
+        with np.load(tmp_path / "o.npz") as found:
+            assert (found["predictions"].shape, found["labels"].shape) == ((0, 2), (0,))
 
 
 def test_minibatches_too_small_to_normalize_over_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
