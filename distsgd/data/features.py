@@ -263,7 +263,7 @@ def _rounded(rows: Array, low: Array, dtype: np.dtype[Any], *, standardize: bool
 
 
 def _which(low: Array, high: Array, one: int) -> str:
-    """A feature and its ends in words."""
+    """A clause that names a feature and its ends."""
     if len(low) >= _MANY:
         return f"some inputs lie {between(low[one], high[one])}"
     return (

@@ -172,7 +172,7 @@ def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Sig
         check_values(signature.num_classes is None and "cross-entropy" not in config.loss)
         if config.output_activation != "linear":
             raise ConfigurationError(
-                "standardize_targets: gives the targets the mean 0 and the spread 1, which outputs behind a "
+                "standardize_targets: gives the targets the mean 0 and the spread 1, which the outputs of a "
                 f"{config.output_activation} can't reach; leave one of them out"
             )
         targets = Standardization.of(train.y, train.indices)

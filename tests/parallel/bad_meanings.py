@@ -45,7 +45,7 @@ SCALES: dict[str, Case] = {
     "classes that are standardized": Case("standardize_targets", f"{DATA} --standardize-targets", npz()),
     "rows of classes that are standardized": Case("standardize_targets: the targets are classes",
         f"{DATA} --loss softmax-cross-entropy --standardize-targets", npz(y=np.eye(4)[Y])),
-    "values that a sigmoid gives and that are standardized": Case("behind a sigmoid can't reach",
+    "values that a sigmoid gives and that are standardized": Case("outputs of a sigmoid can't reach",
         f"{DATA} --loss squared-error --output-activation sigmoid --standardize-targets", npz(y=Y / 3)),
     "classes of one example, and of which some is split off": Case("validation_fraction: leaves no examples of class",
         f"{DATA} --validation-fraction 0.2", npz(y=np.arange(len(Y)))),

@@ -8,6 +8,7 @@ import sys
 from tests.unit.project.test_structure import ROOT
 
 MOST = 91
+"""One more for data.features, which each start needs: the ranges of the training inputs."""
 SMALL = """
 import sys
 sys.modules["cupy"] = None  # as where it isn't installed

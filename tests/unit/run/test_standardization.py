@@ -147,7 +147,7 @@ def test_classes_by_the_loss_of_an_own_model_have_no_units() -> None:
 
 def test_outputs_of_a_sigmoid_cannot_reach_standardized_targets() -> None:
     options = {"loss": "squared-error", "output_activation": "sigmoid", "standardize_targets": True}
-    with pytest.raises(ConfigurationError, match="behind a sigmoid can't reach"):
+    with pytest.raises(ConfigurationError, match="outputs of a sigmoid can't reach"):
         fit("mlp", (X, CLASSES.astype(float)), **USUAL | options)
 
 
