@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from distsgd.core.device import Array, Shape, constants
+from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
+from distsgd.data.features import Ranges, Standardization, other_units
 from distsgd.data.sampling import index_dtype
-
-_FAR = 10.0
-"""How many times as large inputs may be as those of training, before a line says so."""
-_LOOKED_AT = 4096
-_BLOCK = 1 << 20
-"""Bytes that are read at once where all rows are looked at."""
-
-
-@dataclass(frozen=True)
-class Standardization:
-    """Subtracts the mean of each feature, and divides by its spread: (v - mean) / spread, in float64.
-
-    Parameters
-    ----------
-    mean, spread
-        For each feature, in the order of a flattened example; the spread of a feature that doesn't vary is 1.
-    """
-
-    mean: tuple[float, ...]
-    spread: tuple[float, ...]
-
-    @classmethod
-    def of(cls, array: Array, rows: Array | None = None) -> Standardization:
-        """The mean and the standard deviation (divided by n) of an array's rows (n, …), or of some of them.
-
-        Two passes in float64, in the order of the rows.
-        """
-        count = len(array) if rows is None else len(rows)
-        together = max(1, _BLOCK // max(1, array.nbytes // len(array)))
-
-        def total(of: Callable[[Array], Array]) -> Array:
-            sums = []
-            for start in range(0, count, together):
-                part = slice(start, start + together)
-                block = array[part] if rows is None else array[rows[part]]
-                sums.append(np.add.reduce(of(block.reshape(len(block), -1).astype(np.float64)), axis=0))
-            return np.asarray(np.add.reduce(sums, axis=0))
-
-        mean = total(lambda block: block) / count
-        spread = np.sqrt(total(lambda block: np.square(block - mean)) / count)
-        return cls(tuple(mean.tolist()), tuple(np.where(spread > 0, spread, 1.0).tolist()))
-
-    def apply(self, rows: Array, dtype: np.dtype) -> Array:
-        """Standardized rows (n, …), of dtype."""
-        flat: Array = rows.reshape(len(rows), -1).astype(np.float64)
-        flat -= constants(flat, self.mean)
-        flat /= constants(flat, self.spread)
-        return flat.reshape(rows.shape).astype(dtype)
-
-    def undo(self, columns: Array) -> Array:
-        """Values (k, n), or (n,) of a single feature, in the units of before: on the host, float64."""
-        values = columns.astype(np.float64)
-        spread, mean = (constants(values, one) for one in (self.spread, self.mean))
-        found: Array = values * spread + mean if columns.ndim == 1 else values * spread[:, None] + mean[:, None]
-        return found
 
 
 @dataclass(frozen=True)
@@ -85,6 +30,8 @@ class Signature:
         The least and the greatest of the training inputs that were looked at.
     target_mean
         Of the training targets, where they are values.
+    features
+        The ranges of each feature of the training inputs.
     """
 
     example_shape: Shape
@@ -95,24 +42,15 @@ class Signature:
     targets: Standardization | None = None
     range: tuple[float, float] | None = None
     target_mean: tuple[float, ...] = ()
+    features: Ranges | None = None
 
     def examples(self, x: Array, y: Array | None = None, weights: Array | None = None) -> Examples:
         """Examples that are scaled and standardized as those of training were."""
         return Examples(x, x if y is None else y, weights, self.scale, inputs=self.inputs, targets=self.targets)
 
     def doubt(self, x: Array) -> str | None:
-        """A sentence about inputs whose range is another than that of training, None where there is nothing to say."""
-        if self.range is None or not len(x):
-            return None
-        low, high = range_of(x)
-        then, now = (max(abs(end) for end in ends) for ends in (self.range, (low, high)))
-        if then <= _FAR * now and now <= _FAR * then:
-            return None
-        was_low, was_high = self.range
-        return (
-            f"the inputs lie between {low:g} and {high:g}, those of training lay between {was_low:g} and {was_high:g}; "
-            "give them in the same units"
-        )
+        """A sentence about inputs that lie elsewhere than those of training, None where there is nothing to say."""
+        return None if self.range is None or not len(x) else other_units(x, self.range, self.features)
 
     def check_axes(self, shape: Shape) -> None:
         """Raises DataError where examples of this shape have their axes in another order; flat ones are accepted.
@@ -193,9 +131,3 @@ class Examples:
         rows = np.arange(len(self.x), dtype=dtype) if self.indices is None else self.indices.astype(dtype)
         indices = np.concatenate([rows + len(self.x) * k for k in range(len(shifts))])
         return replace(self, indices=indices, shifts=shifts)
-
-
-def range_of(x: Array) -> tuple[float, float]:
-    """The least and the greatest of up to 4,096 evenly spread rows."""
-    chosen = x[np.linspace(0, len(x) - 1, min(len(x), _LOOKED_AT)).astype(np.int64)]
-    return float(chosen.min()), float(chosen.max())

@@ -27,7 +27,7 @@ from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.config import OPTIONS, TrainConfig
-from distsgd.run.placement import Data, on_device
+from distsgd.run.placement import Data
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
@@ -64,6 +64,23 @@ def _check_filled(communicator: Communicator, config: TrainConfig, objective: Ob
         )
 
 
+def _few(objective: Objective, longest: int) -> str | None:
+    """A line where a minibatch has too few examples for batch statistics. Raises ConfigurationError where it has one,
+    whose normalized values are all 0, whatever the example."""
+    least = least_examples(objective)
+    if longest >= least:
+        return None
+    if longest == 1 and isinstance(objective, Supervised):
+        raise ConfigurationError(
+            f"batch_size 1: this model normalizes over the minibatch, and a single example has no spread; set "
+            f"--batch-size {least} or more"
+        )
+    return (
+        f"warning: this model normalizes over minibatches of {longest} examples, which are too few for a mean and a "
+        f"spread; set --batch-size {least} or more"
+    )
+
+
 def device_for(communicator: Communicator, config: TrainConfig) -> tuple[Device, list[str]]:
     """(this rank's device, lines to print, the same on every rank). Collective.
 
@@ -94,13 +111,16 @@ def build_trainer(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
     objective = objective.scaled(config.loss_scale or 1)
-    data = on_device(communicator, data, device, augmented=bool(config.augment))
+    if device.free_bytes() is not None:
+        from distsgd.run.on_device import on_device
+
+        data = on_device(communicator, data, device, augmented=bool(config.augment))
     longest = min(batch_size, len(data.train))
     _check_filled(communicator, config, objective, longest)
     step, note = _build_step(communicator, config, device, data.train, objective, optimizer, longest)
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
-    notes = [line for line in (note, threads, _doubt(objective.input_shape)) if line]
+    notes = [line for line in (note, threads, _doubt(objective.input_shape), _few(objective, longest)) if line]
 
     def evaluator(examples: Examples) -> Evaluator:
         feed = replace(loader, examples=examples, augmentation=None)

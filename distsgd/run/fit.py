@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.layout import Views
 from distsgd.core.output import say_lines
 from distsgd.core.runtime import single_threaded_blas
@@ -84,7 +84,7 @@ class Result:
         Parameters
         ----------
         x : array
-            Examples (n, …), as those that the model was trained on.
+            Examples (n, …), as those that the model was trained on; n may be 0.
 
         Returns
         -------
@@ -94,23 +94,22 @@ class Result:
         Raises
         ------
         DataError
-            Where the examples have another shape, or values that aren't finite.
+            Where the examples have another shape, or values that are no numbers or aren't finite.
         """
-        with numpys_defaults(), single_threaded_blas():
-            return self._predict(np.asarray(x))
-
-    def _predict(self, x: Array) -> Array:
-        dtype = next(iter(self.params.values())).dtype
-        if len(x):
-            check_finite("predict: x", x, dtype)
-        examples = self._signature.examples(x)
-        loader = Loader(examples, self._objective, dtype, 0, with_targets=False)
-        loader.check()
-        self._signature.check_axes(x.shape[1:])
-        if doubt := self._signature.doubt(x):
-            warnings.warn(doubt, stacklevel=3)
+        x, dtype = as_array(x, "x", "predict"), next(iter(self.params.values())).dtype
+        if x.shape == (0,):  # an empty list
+            x = x.reshape(0, *self._signature.example_shape)
+        if x.ndim == 0:
+            raise DataError("predict: x must be an array of examples, (n, …), got a single value; make it x[None]")
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
-        return predict_all(loader, params, state)
+        loader = Loader(self._signature.examples(x), self._objective, dtype, 0, with_targets=False)
+        with numpys_defaults(), single_threaded_blas():
+            check_finite("predict: x", x, dtype)
+            loader.check()
+            self._signature.check_axes(x.shape[1:])
+            if doubt := self._signature.doubt(x):
+                warnings.warn(doubt, stacklevel=2)
+            return predict_all(loader, params, state)
 
 
 def fit(

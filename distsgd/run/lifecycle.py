@@ -35,7 +35,7 @@ from distsgd.run.build import (
 )
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
-from distsgd.run.placement import Data, watched
+from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
@@ -197,6 +197,8 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     refuse_without_effect(config, data)
     task = build_task(config, data.signature, objective)
     refuse_one_class(communicator, config, objective, task, data)
+    if config.standardize_targets:
+        check_values(task.kind not in ("classification", "multilabel"))
     notes += note_on_targets(communicator, task, data)
     metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
@@ -217,7 +219,7 @@ def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None
     """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
     trainer = attempt.trainer
     if not start.has_checkpoint and attempt.config.init_from is not None:
-        _initialize_from(communicator, trainer, Path(attempt.config.init_from))
+        attempt.notes += _initialize_from(communicator, attempt, Path(attempt.config.init_from))
     identity = communicator.on_root(lambda: _identity(attempt, start))
     metadata = replace(_metadata(attempt), identity=identity)
     if start.has_checkpoint:
@@ -260,7 +262,8 @@ def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> lis
     name, normalizes = attempt.data.name, len(attempt.trainer.step.running) > 0
     began = Metadata.from_document(start.checkpoint.document)
     theirs, mine = began.to_document(), metadata.to_document()
-    known = theirs.get("signature", {}).keys()  # an older version says less
+    known = theirs.get("signature", {})  # an older version says less
+    known.pop("features", None)  # which follow from the contents
     mine["signature"] = {key: value for key, value in mine["signature"].items() if key in known}
     if "task" not in theirs and (normalizes or metadata.split is not None):
         what = "normalized over microbatches of one or two examples"
@@ -289,20 +292,38 @@ def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> lis
     return [*notes, "warning: this CPU computes other bits than the one that the run began on"]
 
 
-def _initialize_from(communicator: Communicator, trainer: Trainer, path: Path) -> None:
+def _initialize_from(communicator: Communicator, attempt: Attempt, path: Path) -> list[str]:
+    """Another run's parameters. Returns a line where its inputs or targets were in other units. Collective."""
     from distsgd.core.checkpoint_folder import find_checkpoint
 
-    step = trainer.step
+    step, mine = attempt.trainer.step, attempt.data.signature
     params = step.params_buffer()
 
-    def fill() -> None:
+    def fill() -> list[str]:
         found = find_checkpoint(path, prefer="best")
         fill_model(params, found.group("parameters"), str(path))
         fill_model(step.running, found.group("statistics"), str(path))
+        theirs = Metadata.from_document(found.document).signature
+        return [] if theirs is None else [f"warning: init_from {path}: {text}" for text in _other_units(mine, theirs)]
 
-    communicator.on_root(fill)
+    notes = communicator.on_root(fill)
     step.load(params)
     communicator.transport.broadcast(step.running.flat)
+    return notes
+
+
+def _other_units(mine: Signature, theirs: Signature) -> list[str]:
+    """Sentences about units in which parameters took numbers, and in which they don't any more."""
+    found = []
+    for what, then, now in (("inputs", theirs.inputs, mine.inputs), ("targets", theirs.targets, mine.targets)):
+        if (then is None) != (now is None):
+            before, after = ("as they were", "standardized") if then is None else ("standardized", "as they are")
+            found.append(f"its parameters took {what} {before}, this run takes them {after}")
+        elif then != now:
+            found.append(f"its parameters took {what} standardized by other means and spreads than this run's")
+    if theirs.inputs is None and mine.inputs is None and theirs.scale != mine.scale:
+        found.append(f"its parameters took inputs divided by {theirs.scale:g}, this run divides by {mine.scale:g}")
+    return found
 
 
 def _prepare_folder(attempt: Attempt, records: int) -> None:

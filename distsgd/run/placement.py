@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distsgd.core.device import Array, Device
+from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import check_memory, release_freed_memory
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
-from distsgd.data.examples import Examples, Signature, Standardization, range_of
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.features import Ranges, Standardization, absent, range_of, unusual, unusual_targets
 from distsgd.data.sampling import split_off
 from distsgd.data.sources.checks import check_arrays, is_mapped
+from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
 
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource
 
 _HASHED_INPUTS, _HASHED_BYTES = 4096, 1 << 30
-_LARGE = 50.0
-"""Inputs beyond this are reported."""
-_MANY = 1000
-"""From so many inputs on, as of images, the number of one says nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def split_data(
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
     if validation is None:
-        split = split_of(train, classes, config)
+        split = _checked_split(train, classes, config)
     elif config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
@@ -124,54 +121,29 @@ def split_data(
     train = standardized(_augmentable(train, config))
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
     given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
-    named = config.classes or num_classes is not None
+    named = bool(config.classes) or num_classes is not None
 
-    def look() -> tuple[str, ...]:
+    def look() -> list[str]:
+        found = [*_notes(trained, signature, config), None if named else absent(_rows_of(trained), classes)]
         doubts = {key: signature.doubt(part.x) for key, part in given.items()}
-        others = (f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt)
-        return (*unusual(trained.x, trained.scale, config), *([] if named else absent(trained.y, classes)), *others)
+        found += [f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt]
+        return [text for text in found if text]
 
-    notes = communicator.on_root(look)
+    notes = tuple(communicator.on_root(look))
     return Data(names[""], train, validation, test, signature, found, split, notes=notes)
 
 
-def unusual(x: Array, scale: float, config: TrainConfig) -> tuple[str, ...]:
-    """Sentences about training inputs that a network can hardly learn from as they are: by up to 4,096 rows."""
-    if config.standardize or x.dtype == np.uint8:
-        return ()
-    rows = x[np.linspace(0, len(x) - 1, min(len(x), _HASHED_INPUTS)).astype(np.int64)]
-    rows = rows.reshape(len(rows), -1).astype(np.float64) / scale
-    low, high, spread = rows.min(axis=0), rows.max(axis=0), rows.std(axis=0)
-    largest = np.maximum(np.abs(low), np.abs(high))
-    steps = largest * np.finfo(config.dtype).eps  # what the dtype rounds to
-    rounded = (spread > 0) & (steps > 0.01 * spread)
-    large = (spread > 0) & (largest > _LARGE)
-    if not (rounded | large).any():
-        return ()
-    worst = int(np.argmax(np.where(rounded if rounded.any() else large, largest, 0)))
-    which = f"input {worst} lies" if len(low) < _MANY else "some inputs lie"
-    text, remedy = "is not scaled", ""
-    if rounded.any():
-        text, remedy = f"{config.dtype} rounds it to steps of {steps[worst]:.1g}", "--dtype float64, or "
-    note = f"warning: {which} between {low[worst]:g} and {high[worst]:g}, and {text}; {remedy}--standardize gives each "
-    return (f"{note}input the mean 0 and the spread 1",)
+def _notes(train: Examples, signature: Signature, config: TrainConfig) -> Iterator[str | None]:
+    """Sentences about training numbers that are unusual. On rank 0."""
+    dtype = np.dtype(config.dtype)
+    yield unusual(train.x, train.scale, dtype, standardize=config.standardize, scaled=config.scale is not None)
+    if signature.num_classes is None and not config.standardize_targets:
+        yield unusual_targets(train.y, dtype)
 
 
-def absent(y: Array, classes: int | None) -> tuple[str, ...]:
-    """A sentence where labels below the greatest belong to no example: they may be numbered from 1, or be codes."""
-    if classes is None or y.dtype.kind == "f":
-        return ()
-    missing = np.setdiff1d(np.arange(classes), y)
-    if not len(missing):
-        few = f"warning: {len(y)} training examples are of {classes} classes; values are floats (y.astype(float))"
-        return (few,) if 10 < classes > len(y) // 2 else ()
-    which = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
-    text = (
-        f"warning: {len(missing)} of {classes} classes have no examples: {which}; number the classes from 0 "
-        "(np.unique(y, return_inverse=True)), or say with --classes how many there are; values are floats "
-        "(y.astype(float))"
-    )
-    return (text,)
+def _rows_of(train: Examples) -> Array:
+    """The targets of the examples that are trained on."""
+    return train.y if train.indices is None else train.y[train.indices]
 
 
 def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Signature:
@@ -182,11 +154,28 @@ def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Sig
             raise ConfigurationError("scale: would change nothing beside standardize; leave one of them out")
         inputs = Standardization.of(train.x, train.indices)
     if config.standardize_targets:
-        if signature.num_classes is not None:
-            raise ConfigurationError("standardize_targets: the targets are classes and not values; leave it out")
+        check_values(signature.num_classes is None and "cross-entropy" not in config.loss)
+        if config.output_activation != "linear":
+            raise ConfigurationError(
+                "standardize_targets: gives the targets the mean 0 and the spread 1, which the outputs of a "
+                f"{config.output_activation} can't reach; leave one of them out"
+            )
         targets = Standardization.of(train.y, train.indices)
     mean = () if signature.num_classes is not None else (targets or Standardization.of(train.y, train.indices)).mean
-    return replace(signature, inputs=inputs, targets=targets, range=range_of(train.x), target_mean=mean)
+    return replace(
+        signature,
+        inputs=inputs,
+        targets=targets,
+        range=range_of(train.x),
+        target_mean=mean,
+        features=Ranges.of(train.x),
+    )
+
+
+def check_values(are_values: bool) -> None:
+    """Raises ConfigurationError where targets that are to be standardized are no values."""
+    if not are_values:
+        raise ConfigurationError("standardize_targets: the targets are classes and not values; leave it out")
 
 
 def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
@@ -276,44 +265,6 @@ def watched(communicator: Communicator, data: Data) -> Iterator[None]:
         yield
 
 
-def on_device(communicator: Communicator, data: Data, device: Device, *, augmented: bool) -> Data:
-    """The data set on the device, each array once, where all of it takes up to half of the free memory. Collective.
-
-    On all ranks or on none, for they record the same graphs. Elsewhere minibatches are gathered on the host and sent;
-    so are those of training images that are moved or mirrored, which the CPU does.
-    """
-    free = device.free_bytes()
-    if free is None:
-        return data
-    sets = [part for part in (data.train, data.validation, data.test) if part is not None]
-    arrays = {id(array): array for part in sets for array in (part.x, part.y, part.weights) if array is not None}
-    place = (communicator.hosts[communicator.rank], device.bus)
-    everyone = communicator.allgather_object((free, place))
-    shares = Counter(where for _, where in everyone)
-    if any(sum(array.nbytes for array in arrays.values()) > free // 2 // shares[where] for free, where in everyone):
-        return data
-    return communicator.everywhere(lambda: _copied(data, device, augmented))
-
-
-def _copied(data: Data, device: Device, augmented: bool) -> Data:
-    copies: dict[int, Array] = {}
-
-    def put(array: Array) -> Array:
-        if id(array) not in copies:
-            copies[id(array)] = device.put(array)
-        return copies[id(array)]
-
-    def moved(part: Examples | None) -> Examples | None:
-        if part is None or len(part.shifts) > 1:
-            return part
-        weights = None if part.weights is None else put(part.weights)
-        return replace(part, x=put(part.x), y=put(part.y), weights=weights)
-
-    train = data.train if augmented else moved(data.train)
-    assert train is not None
-    return replace(data, train=train, validation=moved(data.validation), test=moved(data.test))
-
-
 def _check(
     names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None, config: TrainConfig
 ) -> int | None:
@@ -385,46 +336,60 @@ def _augmentable(train: Examples, config: TrainConfig) -> Examples:
 
 
 def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
-    """What the configuration splits off the training examples for validation, None for nothing."""
+    """What the configuration splits off the training examples for validation, None for nothing, or for all of them."""
     total = len(train)
     if config.validation_last is not None:
-        if config.validation_last >= total:
-            raise ConfigurationError(
-                f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
-            )
         cut = total - config.validation_last
         words = f"the last {config.validation_last:,} of {total:,} training examples"
-        found = Split(np.arange(cut), np.arange(cut, total), words)
-        _check_classes(train, classes, found)
-        return found
+        return Split(np.arange(cut), np.arange(cut, total), words) if cut > 0 else None
     count = round(total * config.validation_fraction)
-    if count == 0:
-        if config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
-            raise ConfigurationError(
-                f"validation_fraction {config.validation_fraction:g}: is none of {total} examples; give a larger part, "
-                "or 0 for no validation"
-            )
-        return None
-    labels = train.y if classes is not None and train.y.ndim == 1 and train.y.dtype.kind != "f" else None
+    labels = _labels(train.y, classes, config.loss)
     seed = config.seed if config.split_seed is None else config.split_seed
     rest, chosen = split_off(total, count, seed, labels)
-    if len(rest) == 0:
-        raise ConfigurationError(
-            f"validation_fraction {config.validation_fraction} leaves none of {total} examples to train on"
-        )
+    if not len(chosen) or not len(rest):
+        return None
     option = "seed" if config.split_seed is None else "split-seed"
     shares = "" if labels is None else ", of each class its share"
     how = f"--validation-fraction {config.validation_fraction:g}, --{option} {seed}{shares}"
     return Split(rest, chosen, f"{len(chosen):,} of {total:,} training examples: {how}")
 
 
-def _check_classes(train: Examples, classes: int | None, split: Split) -> None:
-    """Raises ConfigurationError where a class has examples for validation, and none to train on."""
-    if classes is None or train.y.dtype.kind == "f":
-        return
-    missing = np.setdiff1d(train.y[split.validation], train.y[split.training])
-    if len(missing):
+def _labels(y: Array, classes: int | None, loss: str) -> Array | None:
+    """The class of each target, where targets are classes: labels, or probabilities that a cross-entropy is to take."""
+    if y.dtype.kind != "f":
+        return y if classes is not None and y.ndim == 1 else None
+    if loss == "softmax-cross-entropy" and y.ndim == 2 and y.shape[1] > 1:
+        return true_classes(y.T)
+    if loss == "binary-cross-entropy" and y.size == len(y):
+        return true_classes(y.reshape(1, -1))
+    return None
+
+
+def _checked_split(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
+    """`split_of`. Raises ConfigurationError where nothing, or nothing of a class, is left to train on."""
+    total, split, last = len(train), split_of(train, classes, config), config.validation_last
+    if split is None and last is not None:
         raise ConfigurationError(
-            f"validation_last: leaves no examples of class {', '.join(map(str, missing[:10]))} to train on; shuffle "
-            "the examples, or use --validation-fraction, which takes a share of each class"
+            f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
         )
+    if split is None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+        what = "leaves none to train on" if round(total * config.validation_fraction) else "is none"
+        raise ConfigurationError(
+            f"validation_fraction {config.validation_fraction:g}: {what} of {total} examples; give another part, or 0 "
+            "for no validation"
+        )
+    labels = _labels(train.y, classes, config.loss)
+    if split is None or labels is None:
+        return split
+    missing = np.setdiff1d(labels[split.validation], labels[split.training])
+    if len(missing):
+        option, remedy = (
+            "validation_last",
+            "shuffle them, or use --validation-fraction, which takes a share of each class",
+        )
+        if last is None:
+            option, remedy = "validation_fraction", "split off fewer of them, or none (0), or give validation data"
+        raise ConfigurationError(
+            f"{option}: leaves no examples of class {', '.join(map(str, missing[:10]))} to train on; {remedy}"
+        )
+    return split

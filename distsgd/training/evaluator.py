@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from distsgd.core.device import Array, to_host
+from distsgd.core.device import CPU, Array, to_host
 from distsgd.core.errors import DataError, users_code
 from distsgd.core.layout import Views
 from distsgd.data.loader import Loader
 from distsgd.data.sources.checks import is_mapped
+from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
@@ -90,8 +91,20 @@ class Evaluator:
             outputs, y = to_host(outputs), to_host(batch.y)
             if (standardized := self.loader.examples.targets) is not None:
                 outputs, y = standardized.undo(outputs), standardized.undo(y)
+            elif y.ndim == 2 and y.dtype.kind == "f":
+                y = self._as_stored(batch, y)
             for metric, place in self._sums_of:
                 sums[place] = metric.sums(outputs, y)
+
+    def _as_stored(self, batch: Batch, y: Array) -> Array:
+        """Values (K, n) as the data set holds them, where the model's dtype has rounded them: scores are of the user's
+        values."""
+        stored, device = self.loader.examples.y, self.loader.device
+        if stored.dtype == y.dtype:
+            return y
+        place = device if device.holds(stored) else CPU
+        found: Array = to_host(place.take(stored, place.put(batch.indices))).reshape(len(batch.indices), -1).T
+        return found.astype(np.float64) if np.array_equal(found.astype(y.dtype), y) else y
 
     def _values(self, parts: Sequence[Array]) -> dict[str, Value]:
         total = np.zeros(2 + sum(metric.width() for metric in self.metrics))

@@ -15,7 +15,8 @@ from typing import Any
 from distsgd.core.checkpoint import understanding
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
-from distsgd.data.examples import Signature, Standardization
+from distsgd.data.examples import Signature
+from distsgd.data.features import Ranges, Standardization
 from distsgd.nn.task import Task
 from distsgd.training.non_finite import NonFinite
 
@@ -155,13 +156,13 @@ class RunState:
         return cls(Metadata.from_document(document), rule=rule, **entries)
 
 
-_OPTIONAL = ("inputs", "targets", "range", "target_mean")
+_OPTIONAL = ("inputs", "targets", "range", "target_mean", "features")
 
 
 def _document_of(signature: Signature) -> dict[str, Any]:
     """The entries of a signature; without what it doesn't say."""
     found = {key: value for key, value in vars(signature).items() if value not in (None, ()) or key not in _OPTIONAL}
-    for key in ("inputs", "targets"):
+    for key in ("inputs", "targets", "features"):
         if key in found:
             found[key] = {name: list(values) for name, values in vars(found[key]).items()}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
@@ -184,6 +185,15 @@ def _is_identity(found: Mapping[str, Any]) -> bool:
         return False
     texts = [text for aspect, parts in found.items() for text in (aspect, *parts, *parts.values())]
     return len(texts) <= _MOST_TEXTS and all(type(text) is str and len(text) <= _LONGEST for text in texts)
+
+
+def _ranges(found: Any, features: int) -> Ranges:
+    """From its entries. Raises CheckpointError where they aren't three numbers of so many features."""
+    low, high, size = ((found.get(key) if isinstance(found, dict) else None) for key in ("low", "high", "size"))
+    for one in (low, high, size):
+        if type(one) is not list or len(one) != features or not all(map(_is_finite, one)):
+            raise _wrong("signature", "ranges of other features")
+    return Ranges(*(tuple(one or ()) for one in (low, high, size)))
 
 
 def _is_finite(value: Any) -> bool:
@@ -211,6 +221,8 @@ def _signature(shapes: Mapping[str, Any]) -> Signature:
         if type(ends) is not list or len(ends) != 2 or not all(map(_is_finite, ends)):
             raise _wrong("signature", shapes)
         more["range"] = tuple(ends)
+    if shapes.get("features") is not None:
+        more["features"] = _ranges(shapes["features"], math.prod(axes[0] or ()))
     mean = shapes.get("target_mean", [])
     if type(mean) is not list or not all(map(_is_finite, mean)) or (mean and len(mean) != math.prod(axes[1] or ())):
         raise _wrong("signature", shapes)

@@ -256,8 +256,8 @@ COMMANDS: dict[str, Case] = {
     "to evaluate what is no run": Case("neither", ". --dataset digits", lambda folder: None, 2, "evaluate"),
     "to predict from other features": Case(
         "6 numbers each", "run data.npz -o out.npz", every(run(), npz()), 2, "predict"),
-    "to predict from nothing": Case(
-        "at least one", "run x.npy -o o", every(run(), npy(npy_bytes(X[:0]))), 2, "predict"),
+    "to predict from no features": Case(
+        "at least one", "run x.npy -o o", every(run(), npy(npy_bytes(X[:, :0]))), 2, "predict"),
     "to predict into nowhere": Case(
         "could not write", "run data.npz -o no/out.npz", every(run(), npz(x=np.full((4, 64), 8.0))), 2, "predict"),
     "to predict from a pipe": Case("a pipe", "run data.npz -o out.npz", every(run(), pipe("data.npz")), 2, "predict"),

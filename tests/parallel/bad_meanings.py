@@ -63,6 +63,12 @@ TASKS: dict[str, Case] = {
 SCALES: dict[str, Case] = {
     "inputs that are scaled and standardized": Case("scale: would change", f"{DATA} --scale 2 --standardize", npz()),
     "classes that are standardized": Case("standardize_targets", f"{DATA} --standardize-targets", npz()),
+    "rows of classes that are standardized": Case("standardize_targets: the targets are classes",
+        f"{DATA} --loss softmax-cross-entropy --standardize-targets", npz(y=np.eye(4)[Y])),
+    "values that a sigmoid gives and that are standardized": Case("outputs of a sigmoid can't reach",
+        f"{DATA} --loss squared-error --output-activation sigmoid --standardize-targets", npz(y=Y / 3)),
+    "classes of one example, and of which some is split off": Case("validation_fraction: leaves no examples of class",
+        f"{DATA} --validation-fraction 0.2", npz(y=np.arange(len(Y)))),
     "to predict from NaN": Case("example 1 holds nan", "run data.npz -o o", every(run(), npz(x=BAD)), 2, "predict"),
     "to predict from numbers beyond the dtype": Case(
         "float32 can hold", "run x.npy -o o", every(run(), npy(npy_bytes(np.full((4, 64), 1e300)))), 2, "predict"),

@@ -76,11 +76,11 @@ def _native(source: ArraySource) -> ArraySource:
     return converted(source, source.dtype.newbyteorder("="))
 
 
-def inputs(where: str, x: ArraySource) -> ArraySource:
+def inputs(where: str, x: ArraySource, least: int = 1) -> ArraySource:
     check_dtype(where, x.dtype)
     if len(x.shape) < 2:
         raise DataError(f"{where}: expected shape (examples, features, …), got {x.shape}; reshape it, say to (n, 1)")
-    if x.nbytes == 0:
+    if 0 in x.shape[1:] or x.shape[0] < least:
         raise DataError(f"{where}: expected at least one example and one feature, got shape {x.shape}; add data")
     # Not uint8, whose values are taken for pixels up to 255.
     return converted(x, np.int8) if x.dtype.kind == "b" else _native(x)

@@ -109,7 +109,7 @@ def _check_length(where: str, array: Array | ArraySource, examples: int) -> None
 
 
 def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
-    rows = max(1, _BLOCK // max(1, array.nbytes // len(array)))
+    rows = max(1, _BLOCK // max(1, array.nbytes // max(1, len(array))))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
 
@@ -173,25 +173,35 @@ def _no_array(given: Any) -> str | None:
     return None
 
 
-def as_array(given: Any, name: str) -> Array:
+def as_array(given: Any, name: str, of: str = "fit") -> Array:
     """In the order of rows: from any other order NumPy would copy the whole set for each minibatch."""
+    where = f"{of}: {name}"
     if (remedy := _no_array(given)) is not None:
-        raise DataError(f"fit: {name}: expected an array, got {type(given).__name__}; {remedy}")
+        raise DataError(f"{where}: expected an array, got {type(given).__name__}; {remedy}")
     if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
         masked = int(np.count_nonzero(np.ma.getmaskarray(given)))
         raise DataError(
-            f"fit: {name} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
+            f"{where} is an array of which {masked:,} values are masked, and distsgd takes no masks; leave these "
             "examples out, or fill them in: array.filled(value)"
         )
     try:
         found = np.asarray(given, order="C")
     except (ValueError, TypeError) as error:  # such as rows of different lengths
-        raise DataError(f"fit: {name} can't become an array ({first_line(error)}); give rows of one length") from None
+        raise DataError(f"{where} can't become an array ({first_line(error)}); give rows of one length") from None
     if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
-        remedy = "names, y = np.unique(y, return_inverse=True) numbers classes"
-        if not name.endswith("y"):
-            remedy = "x.astype(float) reads numbers, and of words each makes a column of 0 and 1"
-        raise DataError(f"fit: {name} holds text, which is no number; {remedy}")
+        remedy = "x.astype(float) reads numbers, and of words each makes a column of 0 and 1"
+        if name.endswith("y"):
+            remedy = "names, y = np.unique(y, return_inverse=True) numbers classes"
+        raise DataError(f"{where} holds text, which is no number; {remedy}")
+    if found.dtype == object and found.ndim:
+        odd = next((type(one).__name__ for one in found.flat if not isinstance(one, int | float | np.number)), "")
+        what = f"such as {odd}" if odd else "which may be numbers of any size"
+        raise DataError(
+            f"{where} is an array of Python objects, {what}; fill in or leave out what is no number, and give "
+            "array.astype(float)"
+        )
+    if found.dtype != object:
+        check_dtype(where, found.dtype)
     return found
 
 

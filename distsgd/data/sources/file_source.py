@@ -68,7 +68,13 @@ class FileSource(ArraySource):
     def mapped(self) -> Array | None:
         """A read-only map, where the data is C-ordered, aligned, not packed, and in this machine's byte order."""
         header = self.header
-        if header.packed or header.fortran or not self.dtype.isnative or header.offset % self.dtype.itemsize:
+        if (
+            0 in header.shape
+            or header.packed
+            or header.fortran
+            or not self.dtype.isnative
+            or header.offset % self.dtype.itemsize
+        ):
             return None
         with self.opened() as (stream, found):
             self._check_unchanged(found)

@@ -73,13 +73,16 @@ def _open_pair(x_path: str) -> DataSource:
 
 
 def open_inputs(path: str | os.PathLike[str]) -> ArraySource:
-    """The inputs x alone, from `.npz` with x (or x_test) or from any `.npy`; DataError where there are none."""
+    """The inputs x alone, from `.npz` with x (or x_test) or from any `.npy`; there may be no examples in it.
+
+    Raises DataError where there is no such array.
+    """
     where = absolute(path)
     if where.endswith(".npy"):
-        return inputs(where, NpySource.open(where))
+        return inputs(where, NpySource.open(where), least=0)
     if not where.endswith(".npz"):
         raise DataError(f"{where}: expected a .npz file with x, or a .npy file; save it with numpy.savez")
     found = open_npz(where, ("x", "x_test"))
     if not found:
         raise DataError(f"{where}: expected an array x, got {', '.join(npz_keys(where)) or 'none'}; name it x")
-    return inputs(where, found.get("x") or found["x_test"])
+    return inputs(where, found["x"] if "x" in found else found["x_test"], least=0)

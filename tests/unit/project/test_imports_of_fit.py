@@ -7,9 +7,9 @@ import sys
 
 from tests.unit.project.test_structure import ROOT
 
-MOST = 92
-"""The last two: `core.kernel_family`, for every run says which kernels its bits are of, and `run.caller`, for every fit
-takes back what it has set in the process."""
+MOST = 93
+"""The last three: `core.kernel_family`, for every run says which kernels its bits are of, `run.caller`, for every fit
+takes back what it has set in the process, and `data.features`, for every run keeps the ranges of its inputs."""
 SMALL = """
 import sys
 sys.modules["cupy"] = None  # as where it isn't installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from distsgd import build_schedule, fit, load_mnist
-from distsgd.core.errors import DataError
+from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.run.config_file import read_toml
 
 RNG = np.random.default_rng(1)
@@ -40,12 +41,58 @@ class Sparse:
         (X, list(np.where(Y, "yes", "no").astype(object)), "train y holds text"),
         ([[1.0, 2.0], [3.0]] * 20, Y, "give rows of one length"),
         (X, np.eye(2, dtype=np.int64)[Y], r"y.argmax\(axis=1\) of one-hot rows.*y.astype\(float\)"),
+        (X.astype(object), Y, r"train x is an array of Python objects, .*array.astype\(float\)"),
+        (np.where(X > 2, None, X), Y, "of Python objects, such as NoneType; fill in or leave out"),
+        ([[10**30, 1]] * 40, Y, "train x is an array of Python objects"),
+        (np.full((40, 3), Decimal(1)), Y, "of Python objects, such as Decimal"),
+        (np.full((40, 3), "a"), Y, "train x holds text, .* give each text a number"),
+        (X + 1j, Y, "train x: expected integers or floats .*, got dtype complex"),
         (X, 7 - 9 * Y, r"np.unique\(y, return_inverse=True\)\); values are floats"),
     ],
 )
 def test_what_is_no_array_of_numbers_is_refused_with_the_remedy(x: Any, y: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         fit("softmax", (x, y), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.ma.masked_greater(X, 0), "predict: x is an array of which .* values are masked"),
+        (X + 1j, "predict: x: expected integers or floats"),
+        (np.full((4, 3), "a"), "predict: x holds text"),
+        ({"a": X[:, 0]}, "predict: x: expected an array, got dict; stack its columns"),
+        (Sparse(), "predict: x: expected an array, got Sparse; .*data.toarray"),
+        (3.0, "predict: x must be an array of examples"),
+        ([[1.0, 2.0, 3.0], [3.0]], "give rows of one length"),
+        (X.astype(object), "predict: x is an array of Python objects"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_not_predicted_from(x: Any, words: str) -> None:
+    result = fit("softmax", (X, Y), epochs=1)
+    with pytest.raises(DataError, match=words):
+        result.predict(x)
+
+
+def test_predictions_of_no_examples_have_a_shape(tmp_path: Path) -> None:
+    result = fit("softmax", (X, Y), epochs=1, out=str(tmp_path / "run"))
+    assert result.predict([]).shape == result.predict(X[:0]).shape == (0, 2)
+    np.savez(tmp_path / "none.npz", x=X[:0])
+    np.save(tmp_path / "none.npy", X[:0])
+    for name in ("none.npz", "none.npy"):
+        line = [sys.executable, "-m", "distsgd.predict", "run", name, "-o", "o.npz"]
+        subprocess.run(line, cwd=tmp_path, check=True, timeout=60)
+        with np.load(tmp_path / "o.npz") as found:
+            assert (found["predictions"].shape, found["labels"].shape) == ((0, 2), (0,))
+
+
+def test_minibatches_too_small_to_normalize_over_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError, match="a single example has no spread; set --batch-size 8 or more"):
+        fit("mlp", (X, Y), batch_norm=True, batch_size=1, epochs=1)
+    fit("mlp", (X, Y), batch_norm=True, batch_size=2, epochs=1)
+    assert "normalizes over minibatches of 2 examples, which are too few" in capsys.readouterr().err
+    fit("mlp", (X, Y), batch_norm=True, batch_size=8, epochs=1)
+    assert "too few" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("decay_epochs", [0.1, 0.3, 0.7, 1.1, 2.2, 3.3])

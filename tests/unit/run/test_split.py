@@ -64,6 +64,47 @@ def test_the_last_examples_that_hold_a_whole_class_are_refused() -> None:
         fit("softmax", (X, Y), epochs=1, validation_last=10)
 
 
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 57], [1, 3, 5, 51], [2, 2, 2, 2], [7, 1, 0, 52]])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5])
+def test_each_class_keeps_examples_to_train_on(sizes: list[int], fraction: float) -> None:
+    y = np.repeat(np.arange(4), sizes)
+    rows = fit("softmax", (X[: len(y)], y), epochs=1, validation_fraction=fraction, classes="4").validation_rows
+    assert rows is not None
+    assert len(rows) == round(len(y) * fraction)
+    assert np.isin(y, np.delete(y, rows)).all()
+
+
+def test_classes_of_single_examples_can_not_be_split() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"validation_fraction: leaves no examples of class 0, 1, 2, 3, 4, 5 to"
+    ):
+        fit("softmax", (X[:60], np.arange(60)), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        ("softmax-cross-entropy", lambda y: np.eye(2)[y]),
+        ("binary-cross-entropy", lambda y: y.astype(float)),
+        ("binary-cross-entropy", lambda y: y.astype(float)[:, None]),
+        ("binary-cross-entropy", lambda y: y),
+    ],
+)
+def test_each_class_has_its_share_whatever_form_it_has(loss: str, targets: Any) -> None:
+    y = np.repeat([0, 1], [18, 2])
+    result = fit("mlp", (X[:20], targets(y)), loss=loss, epochs=1, batch_size=5, validation_fraction=0.5)
+    assert np.bincount(y[result.validation_rows]).tolist() == [9, 1]
+    with pytest.raises(ConfigurationError, match="validation_last: leaves no examples of class 1 to train on"):
+        fit("mlp", (X[:20], targets(y)), loss=loss, epochs=1, batch_size=5, validation_last=2)
+
+
+def test_other_data_may_be_smaller_than_the_part_that_was_split_off(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=Y)
+    np.savez(tmp_path / "few.npz", x=X[:4], y=np.arange(4))
+    command(tmp_path, "train", "--dataset", "d.npz", "--epochs", "1", "--out", "run", "--validation-fraction", "0.5")
+    assert scores(tmp_path, "--dataset", "few.npz")["examples"] == 4
+
+
 @pytest.mark.parametrize("name", ["weight", "sample_weight", "Weights", "xtest", "test_x", "X_train", "Y", "x_val"])
 def test_a_name_that_is_nearly_right_is_refused(tmp_path: Path, name: str) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=Y, **{name: Y})

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distsgd.core.checkpoint import Checkpoint, decode, encode
 from distsgd.core.errors import CheckpointError
 from distsgd.data.examples import Signature
+from distsgd.data.features import Ranges
 from distsgd.nn.task import Task
 from distsgd.training.non_finite import NonFinite
 from distsgd.training.run_state import Metadata, RunState
@@ -60,6 +61,22 @@ def test_round_trip_through_a_file(state: RunState) -> None:
     document = decode(encode(Checkpoint({"w": np.zeros(1)}, state.to_document()))).document
     assert RunState.from_document(document) == state
     assert Metadata.from_document(decode(encode(Checkpoint({}, state.best_document()))).document) == state.metadata
+
+
+def test_ranges_of_features_are_kept_and_may_be_missing() -> None:
+    """Older checkpoints have none."""
+    ranges = Ranges((0.0, -1.0), (1.0, 5.0), (0.5, 2.0))
+    known = Metadata(signature=Signature((2,), (), 3, range=(-1.0, 5.0), features=ranges))
+    document = known.to_document()
+    assert Metadata.from_document(document) == known
+    with pytest.raises(CheckpointError, match="ranges of other features"):
+        Metadata.from_document({"signature": document["signature"] | {"features": {"low": [0.0], "high": [1.0]}}})
+    del document["signature"]["features"]
+    found = Metadata.from_document(document).signature
+    assert found is not None
+    assert (found.features, found.range) == (None, (-1.0, 5.0))
+    assert "in the same units" in str(found.doubt(np.full((1, 2), 500.0)))
+    assert found.doubt(np.full((1, 2), 0.01)) is None
 
 
 TASK = Task("classification", 2, ("no", "yes"))
