@@ -1,4 +1,4 @@
-"""A ~ that no shell has replaced, as in quotes, in a file or in Python: wherever a path is said, it is the home."""
+"""A ~ that no shell has replaced, as in quotes, in a file or in Python: it stands for the home in every path."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_command_takes_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "more" / "summary.json").read_text())["epochs"] == 2
 
 
-def test_a_program_may_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_may_give_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     first = fit("softmax", (X, Y), epochs=2, out="~/a")
     still = fit("softmax", (X, Y), epochs=1, learning_rate=0.0, init_from="~/a")

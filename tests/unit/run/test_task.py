@@ -47,7 +47,7 @@ def test_one_class_alone_is_refused() -> None:
         fit("mlp", (X, np.ones(len(X))), loss="binary-cross-entropy", **USUAL)
 
 
-def test_one_class_alone_is_refused_whatever_says_so() -> None:
+def test_one_class_alone_is_refused_under_any_loss() -> None:
     """A squared error on labels, one-hot rows, an own function, the training part alone."""
     ones, rows = np.ones(len(X), int), np.eye(3, dtype=np.float32)[np.ones(len(X), int)]
     for model, y, loss in (("mlp", ones, "squared-error"), ("softmax", rows, "softmax-cross-entropy")):
