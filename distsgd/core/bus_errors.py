@@ -10,11 +10,12 @@ import ctypes
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from distsgd.core.device import Array
 from distsgd.core.errors import DataError, DistsgdError
-from distsgd.core.files import FileStamp
+from distsgd.core.files import FileStamp, mapped_files
 from distsgd.core.output import report_error
 
 _ROOT_FIRST = 1.0
@@ -29,8 +30,9 @@ _handlers: list[object] = []
 _users = 0
 
 
-def watch(stamps: list[FileStamp], rank: int, abort: Callable[[int], object]) -> None:
-    """Have a read that fails in a mapped file end the job, by `abort` with the exit status; these are the files."""
+def watch(arrays: Sequence[Array], rank: int, abort: Callable[[int], object]) -> None:
+    """Have a read that fails in the mapped files of these arrays end the job, by `abort` with the exit status."""
+    stamps = mapped_files(arrays)
     with _LOCK:
         _watched.update({stamp.path: stamp for stamp in stamps})
         if _former or not stamps:
@@ -66,13 +68,13 @@ def _error() -> DistsgdError:
 
 
 @contextmanager
-def watched(stamps: list[FileStamp], rank: int, abort: Callable[[int], object]) -> Iterator[None]:
+def watched(arrays: Sequence[Array], rank: int, abort: Callable[[int], object]) -> Iterator[None]:
     """The same until this block ends, and every other one; then the handler of before is in place again."""
     global _users
     with _LOCK:
         _users += 1
     try:
-        watch(stamps, rank, abort)
+        watch(arrays, rank, abort)
         yield
     finally:
         with _LOCK:

@@ -232,9 +232,8 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     if all(communicator.allgather_object(mapped is not None)):
         assert mapped is not None
         from distsgd.core.bus_errors import watch
-        from distsgd.core.files import mapped_files
 
-        watch(mapped_files([mapped]), communicator.rank, communicator.abort)
+        watch([mapped], communicator.rank, communicator.abort)
         return np.asarray(mapped)
     from distsgd.parallel.shared_memory import shared_array
 
@@ -259,9 +258,8 @@ def watched(communicator: Communicator, data: Data) -> Iterator[None]:
         yield
         return
     from distsgd.core import bus_errors
-    from distsgd.core.files import mapped_files
 
-    with bus_errors.watched(mapped_files(arrays), communicator.rank, communicator.abort):
+    with bus_errors.watched(arrays, communicator.rank, communicator.abort):
         yield
 
 

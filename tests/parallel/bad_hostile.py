@@ -8,13 +8,14 @@ import gzip
 import io
 import json
 import struct
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.parallel.bad_data import CIFAR, DATA, MNIST, NPY, NPY_X, PARTS_OF_CIFAR, PICKLE, QUICK
+from tests.parallel.bad_data import CIFAR, CIFAR_NAME, DATA, MNIST, NPY, NPY_X, PARTS_OF_CIFAR, PICKLE, QUICK
 from tests.parallel.bad_files import (
     IMAGES,
     LABELS,
@@ -190,7 +191,8 @@ HOSTILE_DATA: dict[str, Case] = {
         gzip.compress(IMAGES, mtime=0) + bytes(900_000), gzip.compress(LABELS), suffix=".gz")),
     "gzip of a name without an end": Case("reading it failed", MNIST, mnist(
         b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 900_000, suffix=".gz")),
-    "an .npz table of 200,000 members": Case("a table of members", DATA, file("data.npz", table_of(200_000))),
+    "an .npz table of 200,000 members": Case(
+        "a table of members", DATA, lambda folder: file("data.npz", table_of(200_000))(folder)),
     "an .npz table of 2,000 equal members": Case("z is there twice", DATA, file("data.npz", table_of(2000))),
     "an .npz member that is there twice": Case("x is there twice", DATA, file("data.npz", archive(
         [("x.npy", NPY_X), ("y.npy", npy_bytes(Y)), ("x.npy", npy_bytes(X + 1))]))),
@@ -208,6 +210,9 @@ HOSTILE_DATA: dict[str, Case] = {
         b"{'descr':'" + b"f4," * 3000 + b"f4','fortran_order':False,'shape':(1,)}")),
     ".npy of 4,000 axes": Case("the file has 9018", NPY, npy_of(
         b"{'descr':'<f4','fortran_order':False,'shape':(" + b"1," * 4000 + b")}")),
+    "an archive whose parts are links": Case("data_batch_1.bin", CIFAR, lambda folder: _links(folder / CIFAR_NAME)),
+    "to predict from a table of 200,000 members": Case("a table of members", "run data.npz -o o.npz", every(
+        run(), lambda folder: file("data.npz", table_of(200_000))(folder)), 2, "predict"),
     "a folder of 5,000 arrays": Case("got x_a0", f"--dataset data {QUICK}", lambda folder: _many(folder / "data")),
 }  # fmt: skip
 
@@ -267,6 +272,16 @@ HOSTILE_RUNS: dict[str, Case] = {
         lambda text: text.replace('"config":{', '"config":{"hidden":[' + "1," * 50_000 + "1],", 1)
         .replace('"hidden":[128,128],', "", 1))), 2, "evaluate"),
 }  # fmt: skip
+
+
+def _links(path: Path) -> None:
+    """An archive whose files are links to files of this machine, symbolic and hard."""
+    with tarfile.open(path, "w:gz") as made:
+        for number, name in enumerate(PARTS_OF_CIFAR):
+            entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
+            entry.type = tarfile.SYMTYPE if number % 2 else tarfile.LNKTYPE
+            entry.linkname = "../../../../../../etc/passwd"
+            made.addfile(entry)
 
 
 def _many(folder: Path) -> None:

@@ -19,7 +19,7 @@ from distsgd.core.files import make_folders, remove_empty, sync_folder
 from distsgd.data.sources.streams import absolute, open_binary
 
 _CHUNK = 1 << 14
-_PATIENCE = 60.0
+PATIENCE = 60.0
 """Seconds for which a mirror may send less than a chunk, or not answer; a modem sends 25 of them."""
 
 
@@ -163,9 +163,9 @@ def _receive(pooch: Any, url: str, file: _LimitedFile) -> None:
     before = -1
     while thread.is_alive():
         if file.count == before:
-            raise TimeoutError(f"less than {_CHUNK} bytes came in {_PATIENCE:.0f} s")
+            raise TimeoutError(f"less than {_CHUNK} bytes came in {PATIENCE:.0f} s")
         before = file.count
-        thread.join(_PATIENCE)
+        thread.join(PATIENCE)
     if problems:
         raise problems[0]
 

@@ -183,7 +183,7 @@ def test_a_download_that_drips_is_given_up(
     site: tuple[str, Path], tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pooch")
-    monkeypatch.setattr("distsgd.data.sources.download._PATIENCE", 0.5)
+    monkeypatch.setattr("distsgd.data.sources.download.PATIENCE", 0.5)
     ENDED.clear()
     try:
         with pytest.raises(DataError, match="less than 16384 bytes came in 0 s"):
