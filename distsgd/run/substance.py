@@ -315,7 +315,7 @@ def _one_step(found: _Found, step: Step) -> _Found | None:
 
 
 def _attributes_of(value: Any) -> dict[str, Any]:
-    """Without running properties."""
+    """Without running properties, and without a dataclass's fields that don't count in ==."""
     found = dict(getattr(value, "__dict__", {}))
     for base in type(value).__mro__:
         for key, member in vars(base).items():
@@ -323,7 +323,8 @@ def _attributes_of(value: Any) -> dict[str, Any]:
                 found[key] = getattr(value, key)
             elif isinstance(member, functools.cached_property):
                 found.pop(key, None)
-    return found
+    aside = {one.name for one in fields(value) if not one.compare} if is_dataclass(type(value)) else set()
+    return {key: item for key, item in found.items() if key not in aside}
 
 
 def described(given: Mapping[str, Any]) -> Digests:

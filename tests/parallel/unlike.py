@@ -118,7 +118,7 @@ OPTIONS = {
     "a folder on most ranks": option("out", "run", None),
     "a folder on one rank": option("out", None, "run"),
     "pictures": option("plot", False, True, out="run"),
-    "keep": option("keep", 1, 2),
+    "keep": option("keep", 1, 2, out="run"),
     "threads": option("threads", 1, 2),
     "device": option("device", "cpu", "auto"),
     "communication": option("communication", "auto", "mpi"),

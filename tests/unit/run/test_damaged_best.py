@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distsgd.cli.evaluate import evaluate
-from distsgd.cli.plot import draw
+from distsgd.cli.plot import Options, draw
 from distsgd.cli.predict import predict
 from distsgd.cli.train import Signals, train
 from distsgd.core.checkpoint_folder import find_checkpoint
@@ -51,7 +51,7 @@ def flip(path: Path) -> None:
 READERS: dict[str, Callable[[], object]] = {
     "evaluate": lambda: evaluate(ALONE, ["run", "--dataset", "d.npz"]),
     "predict": lambda: predict(ALONE, ["run", "x.npy", "-o", "out.npz"]),
-    "plot": lambda: draw(["run", "--only", "filters"]),
+    "plot": lambda: draw(Options(runs=("run",), only=("filters",))),
     "train from it": lambda: training("other", "--init-from", "run"),
 }
 

@@ -45,7 +45,7 @@ class Sparse:
         (np.where(X > 2, None, X), Y, "of Python objects, such as NoneType; fill in or leave out"),
         ([[10**30, 1]] * 40, Y, "train x is an array of Python objects"),
         (np.full((40, 3), Decimal(1)), Y, "of Python objects, such as Decimal"),
-        (np.full((40, 3), "a"), Y, "train x holds text, .* give each text a number"),
+        (np.full((40, 3), "a"), Y, r"train x holds text, .* x.astype\(float\) reads numbers"),
         (X + 1j, Y, "train x: expected integers or floats .*, got dtype complex"),
         (X, 7 - 9 * Y, r"np.unique\(y, return_inverse=True\)\); values are floats"),
     ],

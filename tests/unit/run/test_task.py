@@ -15,6 +15,7 @@ import distsgd
 from distsgd import FunctionObjective, fit
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.metrics import R2, Accuracy, Error, MeanSquaredError, TopK
+from distsgd.nn import Dense, Sequential, SoftmaxCrossEntropy, Supervised
 from distsgd.run.fit import Result
 
 RNG = np.random.default_rng(3)
@@ -56,8 +57,12 @@ def test_one_class_alone_is_refused_under_any_loss() -> None:
     with pytest.raises(DataError, match="labels of a single class, 1: there is nothing"):
         fit(scores(1), (X, ones), epochs=1)
     last = np.where(np.arange(len(X)) < 100, 0.0, TWO)
-    with pytest.raises(DataError, match="a single class, 0, once the validation examples are split off"):
+    with pytest.raises(ConfigurationError, match="validation_last: leaves no examples of class 1 to train on"):
         fit("mlp", (X, last), loss="binary-cross-entropy", validation_last=20, epochs=1)
+    last_rows = np.eye(2, dtype=np.float32)[last.astype(int)]
+    softmax = Supervised(Sequential([Dense(3, 2)]), SoftmaxCrossEntropy(), (3,))
+    with pytest.raises(DataError, match="a single class, 0, once the validation examples are split off"):
+        fit(softmax, (X, last_rows), validation_last=20, epochs=1)
     soft = rows * 0.7 + 0.1
     soft[::2] = [0.0, 1.0, 0.0]
     fit("softmax", (X, soft), loss="softmax-cross-entropy", **USUAL)

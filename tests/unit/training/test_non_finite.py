@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,23 @@ WAYS: list[tuple[int, str]] = [
 ]  # fmt: skip
 
 
-def model(bad: dict[int, str], microbatch: int = 2) -> Any:
-    """A linear model whose numbers aren't finite in the steps `bad` (from 1)."""
+@dataclass
+class Bad:
+    """Which steps (from 1) have numbers that aren't finite: of the machine, as it were, and not of the model, so that
+    a run with another one continues."""
+
+    steps: dict[int, str] = field(compare=False)
+
+
+def model(steps: dict[int, str], microbatch: int = 2) -> Any:
+    """A linear model whose numbers aren't finite in these steps."""
+    bad = Bad(steps)
 
     def linear(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         error = params["w"] @ batch.x - batch.y
         grads["w"][...] = error @ batch.x.T
         grads["unused"][...] = 0.0
-        loss, what = 0.5 * float(np.sum(np.square(error))), bad.get(batch.step + 1)
+        loss, what = 0.5 * float(np.sum(np.square(error))), bad.steps.get(batch.step + 1)
         if what is None or (batch.microbatch != microbatch and what != "sum"):
             return loss, len(batch)
         if what == "sum":  # each microbatch's gradient is finite, and the sum of all isn't

@@ -101,7 +101,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "target": {"validation_fraction": 0.3, "target": "validation_accuracy=0.3", "epochs": 10},
     "softmax": {"model": "softmax", "hidden": (128, 128), "learning_rate": 0.5},
-    "every second": {"max_steps": 7, "checkpoint_every": "2"},
+    "seven steps": {"max_steps": 7, "validate_every": "2", "validation_fraction": 0.2},
 }  # fmt: skip
 
 
