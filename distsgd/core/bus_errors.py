@@ -1,6 +1,6 @@
 """A sentence in place of the signal that ends a process where a file that it has mapped gets shorter.
 
-To read a mapped file behind its end raises SIGBUS. Python's own handlers run after the instruction, which would be made
+To read a mapped file past its end raises SIGBUS. Python's own handlers run after the instruction, which would be made
 again, for ever. So this handler is a C function, as ctypes makes them: it runs at once, in the thread that reads.
 """
 

@@ -272,7 +272,7 @@ def _which(low: Array, high: Array, one: int) -> str:
 
 
 def between(low: Any, high: Any) -> str:
-    """Two numbers, with as many digits as tell them apart."""
+    """Two numbers, with as many digits as they differ by."""
     for digits in (6, 9, 12, 17):
         ends = [
             str(end) if isinstance(end, np.integer) and digits == 17 else f"{end:.{digits}g}" for end in (low, high)

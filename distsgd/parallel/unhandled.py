@@ -186,7 +186,7 @@ def end_all_at_an_unhandled_end(communicator: Communicator) -> None:
 
 @contextmanager
 def crashes_shown(communicator: Communicator) -> Iterator[None]:
-    """Inside, a crash of this rank prints where it was, unless the program has said otherwise to faulthandler."""
+    """Inside, a crash of this rank prints where it was, unless the program has set faulthandler otherwise."""
     global _crashes
     if communicator.size == 1 or not isinstance(communicator, MPICommunicator):
         yield

@@ -179,7 +179,7 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
         "it belongs to the patience rule: --early-stopping patience": ["patience_increase", "improvement_threshold"],
         "nothing is validated": [] if validates else _OF_VALIDATION,
         "no validation examples are split off at random": [] if splits else ["split_seed"],
-        "replacement draws each minibatch by itself": ["shuffle", "drop_last"] * (config.sampling == "replacement"),
+        "replacement draws each minibatch alone": ["shuffle", "drop_last"] * (config.sampling == "replacement"),
         "validation_last says which examples validate": ["validation_fraction"] * (config.validation_last is not None),
         "this model gives no outputs to measure": [] if _has_outputs(objective) else ["top_k"],
     }

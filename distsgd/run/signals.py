@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OF_COMMANDS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 OF_FITS = ("SIGTERM", "SIGUSR1")
-SETTLE = 0.5
+ONE_REQUEST = 0.5
 """Seconds within which signals count as one: a terminal's Ctrl-C reaches a rank directly and through mpirun."""
 _ENDING = tuple(number for name in ("SIGTERM", "SIGINT") if (number := getattr(signal, name, None)) is not None)
 """Before the first step, the second of these ends the process."""
@@ -40,7 +40,7 @@ _late: int | None = None
 class Signals:
     """The signals to one run: the first asks for a checkpoint after the step that runs, and an end.
 
-    Before the first step, the first SIGINT or SIGTERM also restores the default action of both after SETTLE seconds, so
+    Before the first step, the first SIGINT or SIGTERM also restores the default action of both after ONE_REQUEST seconds, so
     that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't run while
     the main thread is in C, such as in a collective of MPI.
 
@@ -75,7 +75,7 @@ class Signals:
             now = time.monotonic()
             if self._first is None:
                 self._first = now
-            elif now - self._first > SETTLE:
+            elif now - self._first > ONE_REQUEST:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
 
@@ -83,7 +83,7 @@ class Signals:
         """The thread: restores the default action, and reads the numbers of signals until no one writes them."""
         while numbers := os.read(wakes, 64):
             if self._default is not None and any(number in _ENDING for number in numbers):
-                time.sleep(SETTLE)
+                time.sleep(ONE_REQUEST)
                 with self._changing:
                     for number in _ENDING if self._trainer is None and not self._closed else ():
                         self._default(number, None)

@@ -1,7 +1,7 @@
 """What the user's objects are, in digests that are equal in other processes, and later in the same one.
 
 An object is its class and its fields, and the code of all functions and methods that can be reached, with what these
-read from outside, along the path by which they read it. What that code itself writes to is left out, and so is a text
+read from outside, along the path by which they read it. What that code itself writes to doesn't count, nor does a text
 that is an absolute path. An object of a library is its class.
 """
 
@@ -201,7 +201,7 @@ class Substance(Identity):
         return f"{self._titled(kind)} (an object of a library)", ()
 
     def _attributes(self, value: Any) -> Parts:
-        """The attributes that methods read; where their source isn't there all that nobody can change in place."""
+        """The attributes that methods read; where their source isn't there all that can't be changed in place."""
         methods = [unwrapped(member) for base in type(value).__mro__ for member in vars(base).values()
                    if not digests.is_library(base.__module__)]  # fmt: skip
         own = [one for one in methods if isinstance(one, types.FunctionType) and one.__name__ not in _INITIALIZERS]

@@ -197,7 +197,7 @@ def as_array(given: Any, name: str, of: str = "fit") -> Array:
         odd = next((type(one).__name__ for one in found.flat if not isinstance(one, int | float | np.number)), "")
         what = f"such as {odd}" if odd else "which may be numbers of any size"
         raise DataError(
-            f"{where} is an array of Python objects, {what}; fill in or leave out what is no number, and give "
+            f"{where} is an array of Python objects, {what}; replace or remove what is no number, and give "
             "array.astype(float)"
         )
     if found.dtype != object:
@@ -207,7 +207,7 @@ def as_array(given: Any, name: str, of: str = "fit") -> Array:
 
 @contextmanager
 def read_only(*sets: tuple[Any, ...] | None) -> Iterator[None]:
-    """Until the block ends, nobody can write to these arrays by these names: they are used where they lie.
+    """Until the block ends, these arrays can't be written to by these names: they are used where they lie.
 
     Those that several blocks hold at the same time become writeable with the first that ends.
     """

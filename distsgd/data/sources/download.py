@@ -145,7 +145,7 @@ class _LimitedFile:
 def _receive(pooch: Any, url: str, file: _LimitedFile) -> None:
     """Write what is at `url` into the file. Raises OSError or ValueError.
 
-    A thread of its own receives, and is left behind where it waits for ever: a mirror may send a byte now and then, of
+    A thread of its own receives, and is abandoned where it waits for ever: a mirror may send a byte now and then, of
     a header too, and no time limit of a socket counts these together.
     """
     problems: list[Exception] = []

@@ -42,7 +42,7 @@ class Sparse:
         ([[1.0, 2.0], [3.0]] * 20, Y, "give rows of one length"),
         (X, np.eye(2, dtype=np.int64)[Y], r"y.argmax\(axis=1\) of one-hot rows.*y.astype\(float\)"),
         (X.astype(object), Y, r"train x is an array of Python objects, .*array.astype\(float\)"),
-        (np.where(X > 2, None, X), Y, "of Python objects, such as NoneType; fill in or leave out"),
+        (np.where(X > 2, None, X), Y, "of Python objects, such as NoneType; replace or remove"),
         ([[10**30, 1]] * 40, Y, "train x is an array of Python objects"),
         (np.full((40, 3), Decimal(1)), Y, "of Python objects, such as Decimal"),
         (np.full((40, 3), "a"), Y, r"train x holds text, .* x.astype\(float\) reads numbers"),
