@@ -40,8 +40,8 @@ _late: int | None = None
 class Signals:
     """The signals to one run: the first asks for a checkpoint after the step that runs, and an end.
 
-    Before the first step, the first SIGINT or SIGTERM also restores the default action of both after ONE_REQUEST seconds, so
-    that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't run while
+    Before the first step, the first SIGINT or SIGTERM also restores the default action of both, ONE_REQUEST seconds later,
+    so that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't run while
     the main thread is in C, such as in a collective of MPI.
 
     names     of the signals
