@@ -40,9 +40,9 @@ _late: int | None = None
 class Signals:
     """The signals to one run: the first asks for a checkpoint after the step that runs, and an end.
 
-    Before the first step, the first SIGINT or SIGTERM also restores the default action of both, ONE_REQUEST seconds later,
-    so that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't run while
-    the main thread is in C, such as in a collective of MPI.
+    Before the first step, the first SIGINT or SIGTERM also restores the default action of both, ONE_REQUEST seconds
+    later, so that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't
+    run while the main thread is in C, such as in a collective of MPI.
 
     names     of the signals
     as_guest  in a caller's process: signals that the caller handles or ignores are left alone, and there is no thread
