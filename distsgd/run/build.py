@@ -351,7 +351,8 @@ def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> N
     """
     step = trainer.step
     objective = step.objective
-    if isinstance(objective, Supervised) or not _has_outputs(objective) or task.kind == "other":
+    predicts = _has_outputs(objective) and type(objective).predict is not Objective.predict
+    if isinstance(objective, Supervised) or not predicts or task.kind == "other":
         return
     loaders = [evaluator.loader for evaluator in trainer.evaluators.values()]
     loader = loaders[0] if loaders else replace(step.loader, augmentation=None)

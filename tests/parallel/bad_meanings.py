@@ -15,7 +15,7 @@ OWN_FUNCTION = file(
     LAYERS
     + """
 def nothing(params, grads, batch): return 1.0 * len(batch), len(batch)
-def f(shape, outputs): return FunctionObjective(nothing, {"w": np.ones((5, 64))}, lambda p, batch: p["w"] @ batch.x)
+def f(shape, outputs): return FunctionObjective(nothing, {"w": np.ones((5, 6))}, lambda p, batch: p["w"] @ batch.x)
 """,
 )
 DIGITS = npz(x=np.ones((40, 64)), y=Y)
