@@ -202,7 +202,7 @@ class UserCodeError(DistsgdError):
         raised = sys.exception()
         advice = MIXED_ADVICE if arrays_were_mixed(raised) else ""
         found = cls(f"{where}:\n{traceback.format_exc().rstrip()}{advice}")
-        found.error, found.where = raised, where
+        found.error, found.where = raised, f"{where}{advice}"
         return found
 
 

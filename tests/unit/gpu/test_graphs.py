@@ -108,7 +108,7 @@ def test_a_recorded_step_of_examples_that_come_from_the_host() -> None:
 
 @pytest.mark.parametrize("log_every", [1, 7])
 def test_nothing_is_in_flight_where_something_is_recorded(log_every: int) -> None:
-    options = {**MANY, "log_every": log_every, "validation_fraction": 0.2, "checkpoint_every": "3", "max_steps": 40}
+    options = {**MANY, "log_every": log_every, "validation_fraction": 0.2, "validate_every": "3", "max_steps": 40}
     with strict_device(StrictModule()):
         result = train("gpu", **options)
     other = train("cpu", **options)
