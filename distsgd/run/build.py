@@ -362,7 +362,7 @@ def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> N
         state = step.statistics.for_model()
         with users_code("the model's outputs failed"), np.errstate(all="ignore"):
             outputs = objective.predict(step.params.read_only(), loader.batch(rows, state.read_only()))
-        shape = getattr(outputs, "shape", ())
+        shape: tuple[int, ...] = getattr(outputs, "shape", ())
         if len(shape) != 2 or shape[1] != len(rows):
             expected = f"(outputs, {len(rows)}) of as many examples; put examples last"
             raise ConfigurationError(f"the model's outputs have shape {shape}, expected {expected}")
