@@ -135,7 +135,7 @@ class OutOfMemoryError(DistsgdError, MemoryError):
 class Interrupted(SystemExit):
     """A batch system's signal has stopped `fit` after a step, with a checkpoint: the same call continues.
 
-    Raised on all ranks, where `fit` has a run folder and runs under a batch system or under `distsgd.launch`. Where
+    Raised on all ranks, where `fit` has a run folder and runs under a batch system or under the launch command. Where
     nothing catches it, the process leaves with exit status 75 and without a traceback. It is no `Exception`, as
     KeyboardInterrupt is none: a loop over fits that survives failures doesn't survive the request to stop.
 
