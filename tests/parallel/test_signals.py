@@ -71,7 +71,10 @@ except distsgd.Interrupted as stop:
 else:
     sys.stdout.write(f"{result.summary['status']} {mine == [signal.SIGTERM]}\\n")
 """
-ANSWER = "distsgd: asked to stop by {}: training stops after its first step, with a checkpoint; a second signal ends it now\n"
+ANSWER = (
+    "distsgd: asked to stop by {}: training stops after its first step, with a checkpoint; "
+    "a second signal ends it now\n"
+)
 SLURM = {"SLURM_JOB_ID": "7"}
 
 
