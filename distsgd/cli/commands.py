@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from distsgd.core import runtime
 from distsgd.core.deferred_numpy import defer_numpy, numpy_is_loaded
-from distsgd.core.errors import DistsgdError
+from distsgd.core.errors import DistsgdError, UserCodeError
 from distsgd.core.output import report_error, say, say_traceback, status_after_output
 from distsgd.core.processes import open_closed_streams, print_stacks_when_asked
 
@@ -56,6 +56,9 @@ def run_command(command: Callable[[Communicator, Sequence[str]], int], *, alike:
         with runtime.single_threaded_blas() if alike and numpy_is_loaded() else nullcontext():
             status = command(communicator, sys.argv[1:])
     except DistsgdError as error:
+        interrupt = error.error if isinstance(error, UserCodeError) else None
+        if communicator.size == 1 and isinstance(interrupt, KeyboardInterrupt):
+            raise interrupt from None  # the process ends by the signal
         if communicator.is_root:
             report(error)
         status = error.exit_status

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from distsgd.cli.commands import run_command
+from distsgd.cli.commands import launcher_rank, run_command
 from distsgd.core.output import report_to_launcher, say, say_lines
 from distsgd.run.signals import Signals
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The command; returns the exit status."""
-    signals = Signals()  # before MPI begins, for a signal may come at any time
+    signals = Signals(speaks=launcher_rank() == 0)  # before MPI begins, for a signal may come at any time
     try:
         return run_command(lambda communicator, arguments: train(communicator, arguments, signals))
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 _LONGEST = 2000
@@ -31,9 +31,17 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
 
 
+def text_of(error: BaseException) -> str:
+    """The error's message. The `__str__` of a user's class may itself raise: then a text that says so."""
+    try:
+        return str(error)
+    except BaseException:
+        return f"<{type(error).__name__}, whose __str__ failed>"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's class where the message is empty."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (text_of(error).splitlines() or [type(error).__name__])[0]
 
 
 def pip_install(extra: str) -> str:
@@ -183,7 +191,9 @@ class UserCodeError(DistsgdError):
         return visible(Exception.__str__(self), lines=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.args[0], self.where, None if self.error is None else _packed(self.error))
+        # Ctrl-C is for the program of one process; to the others it is a message.
+        has_copy = self.error is not None and not isinstance(self.error, KeyboardInterrupt)
+        return _received, (self.args[0], self.where, _packed(self.error) if has_copy else None)
 
     @classmethod
     def here(cls, where: str) -> UserCodeError:
@@ -212,10 +222,13 @@ def as_raised(caught: UserCodeError) -> BaseException:
     if error is None:
         return caught
     note = f"distsgd: {caught.where}"
-    if note not in getattr(error, "__notes__", ()):
-        error.add_note(note)
+    with suppress(BaseException):  # of a class that refuses attributes in a way of its own
+        notes = vars(error).setdefault("__notes__", [])  # add_note would call the class's __setattr__
+        if note not in notes:
+            notes.append(note)
     if error.__traceback__ is None:
-        error.__cause__ = UserCodeError(caught.args[0])  # the text of its traceback, which isn't sent
+        cause = UserCodeError(caught.args[0])  # the text of its traceback, which isn't sent
+        BaseException.__setattr__(error, "__cause__", cause)
     return error
 
 
@@ -225,14 +238,14 @@ def _take_object(first: UserCodeError, own: UserCodeError) -> None:
         first.error, own.error = own.error, None
 
 
-def _packed(error: BaseException) -> bytes | None:
+def _packed(error: BaseException | None) -> bytes | None:
     """The pickled exception; None where it can't be sent."""
     import pickle
 
     try:
         packed = pickle.dumps(error)
         return packed if type(pickle.loads(packed)) is type(error) else None
-    except Exception:
+    except BaseException:  # of the class's own __reduce__: another rank waits for this message
         return None
 
 
@@ -247,7 +260,7 @@ def _received(text: str, where: str, packed: bytes | None) -> UserCodeError:
         found.error = error if isinstance(error, BaseException) else None
         if isinstance(error, SystemExit) and not isinstance(error.code, int | None):
             error.code = 1  # its text is printed where it was raised
-    except Exception:  # such as a class that this rank doesn't have
+    except BaseException:  # such as a class that this rank doesn't have
         found.error = None
     return found
 
@@ -278,7 +291,7 @@ _REFUSED = ("Unsupported type <class 'numpy.", "expected cupy.", "Implicit conve
 
 def arrays_were_mixed(error: BaseException | None) -> bool:
     """Whether CuPy refused a NumPy array, or an implicit conversion to one."""
-    return isinstance(error, TypeError) and any(words in str(error) for words in _REFUSED)
+    return isinstance(error, TypeError) and any(words in text_of(error) for words in _REFUSED)
 
 
 def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
@@ -286,7 +299,7 @@ def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
 
     Errors of CuPy and CUDA are identified by name, so that neither has to be installed.
     """
-    text = one_line(str(error)).rstrip(".")
+    text = one_line(text_of(error)).rstrip(".")
     of_cuda = type(error).__name__ in ("CUDARuntimeError", "CUDADriverError") and "memory" in text.lower()
     if of_cuda or (isinstance(error, MemoryError) and type(error).__module__.startswith("cupy")):
         return OutOfMemoryError(
@@ -301,8 +314,8 @@ def lack_of_memory(error: BaseException, where: str) -> OutOfMemoryError | None:
     return None
 
 
-RAISED_BY_USERS = (Exception, SystemExit)
-"""Exceptions that are handled from the user's own code; sys.exit() on one rank would leave the others waiting."""
+REPORTED_ONLY = (Exception, SystemExit)
+"""Exceptions of the user's own code that are printed, where no rank waits and the run continues. Ctrl-C ends it."""
 
 
 def users_error(error: BaseException, where: str) -> DistsgdError:
@@ -313,10 +326,13 @@ def users_error(error: BaseException, where: str) -> DistsgdError:
 
 @contextmanager
 def users_code(where: str) -> Iterator[None]:
-    """Turn exceptions of the user's own code inside into errors whose messages begin with `where`."""
+    """Turn exceptions of the user's own code inside into errors whose messages begin with `where`.
+
+    All of them: after a KeyboardInterrupt or a sys.exit() on one rank the others would wait for it.
+    """
     try:
         yield
     except DistsgdError:
         raise
-    except RAISED_BY_USERS as error:
+    except BaseException as error:
         raise users_error(error, where) from None

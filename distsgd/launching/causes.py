@@ -79,6 +79,8 @@ def _sentence_of(death: Death, ending: Ending, out_of_memory: bool) -> str:
             break
     if death.signal is None:
         return f"{who} left early with exit status {death.status}{place}"
+    if death.signal == _REQUEST and ending.passed_on is not None:
+        return f"{who} was ended by the {_SIGNALS[ending.passed_on]} to distsgd.launch{place}"
     reason = (
         "; the kernel has killed for lack of memory here" if out_of_memory and death.signal == signal.SIGKILL else ""
     )
@@ -87,6 +89,9 @@ def _sentence_of(death: Death, ending: Ending, out_of_memory: bool) -> str:
 
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT}
+
+_REQUEST = getattr(signal, "SIGUSR1", None)
+"""As which the launcher passes a request on."""
 
 _SIGNALS = {number.value: number.name for number in signal.Signals}
 

@@ -43,13 +43,19 @@ class Limits:
 
 @dataclass
 class Ending:
-    """How a start of `ranks` ranks ended: `forced` is why the launcher ended it, `places` each one's PLACE here."""
+    """How a start of `ranks` ranks ended.
+
+    forced     why the launcher ended it
+    places     each rank's PLACE, of those on this host
+    passed_on  the signal to the launcher that it has passed on as SIGUSR1
+    """
 
     status: int = 0
     words: Words = field(default_factory=Words)
     forced: str | None = None
     places: dict[int, int] = field(default_factory=dict)
     ranks: int = 0
+    passed_on: int | None = None
 
     @property
     def rank_statuses(self) -> list[int]:
@@ -114,7 +120,6 @@ class Start:
         self._descriptor = descriptor
         self._began = self._last = self._awake = time.monotonic()
         self._over: tuple[float, float] | None = None  # (seconds that are left, since when)
-        self._passed_on = False
 
     def run(self) -> Ending:
         """Wait for the end, pass on what ranks print, and end the job where it would never end."""
@@ -154,8 +159,8 @@ class Start:
         self._last = now
         if len(self._stops.asked) > 1:
             self._kill("received two requests to stop")
-        elif self._stops.asked and not self._passed_on and (self._limits.of_script or self._all_there()):
-            self._passed_on = True
+        elif self._stops.asked and self._ending.passed_on is None and (self._limits.of_script or self._all_there()):
+            self._ending.passed_on = self._stops.asked[0]
             self._ask_ranks()
         left = self._seconds_left()
         if left is not None and (self._over is None or left != self._over[0]):

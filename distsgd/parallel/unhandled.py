@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
-from distsgd.core.errors import DistsgdError, UserCodeError
+from distsgd.core.errors import DistsgdError, UserCodeError, text_of
 from distsgd.core.output import report_error, report_to_launcher, say_lines
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.mpi import MPICommunicator
@@ -76,7 +76,7 @@ def _end_all(communicator: Communicator, error: BaseException, show: Callable[[s
 
 
 def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 class _Raised:
@@ -107,7 +107,8 @@ def end_all_where_unhandled(communicator: Communicator, caught: BaseException, r
     if isinstance(caught, UserCodeError):
         caught.error = None
     if isinstance(raised, DistsgdError) or not reports:
-        vars(raised)[_MARK] = _Raised(communicator, reports)
+        with suppress(Exception):  # of a class without an ordinary __dict__, which the process's end reports
+            vars(raised)[_MARK] = _Raised(communicator, reports)
 
 
 def _clear_frames(error: BaseException) -> None:
@@ -152,7 +153,9 @@ def _thread_hook(arguments: threading.ExceptHookArgs) -> None:
 def _hook(
     error: BaseException, before: Callable[..., object], default: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
-    raised = vars(error).get(_MARK)
+    raised = None
+    with suppress(Exception):
+        raised = vars(error).get(_MARK)
     if not isinstance(raised, _Raised):
         before(*arguments)
         return

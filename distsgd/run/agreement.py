@@ -50,8 +50,8 @@ def agreed(communicator: Communicator, caller: str, look: Callable[[], tuple[T, 
             value, identity = look()
     except DistsgdError as error:
         problem = error
-    except BaseException as error:  # Ctrl-C, which the others would wait for
-        problem, stop = UserCodeError(f"{where} was ended by {type(error).__name__}"), error
+        if isinstance(error, UserCodeError) and isinstance(error.error, KeyboardInterrupt):
+            problem, stop = UserCodeError(f"{where} was ended by KeyboardInterrupt"), error.error
     everyone = communicator.allgather_object((identity.digest(), problem))
     if stop is not None:
         raise stop
@@ -106,7 +106,8 @@ def _raise_problem(problems: Sequence[DistsgdError | None], own: DistsgdError | 
     mine = _ADDRESS.sub("", str(first))
     if texts == [mine] * len(texts) or mine.startswith("rank "):
         raise_first(problems, own, rank)
-    raise type(first)(f"on {rank_names([rank for rank, text in enumerate(texts) if text == mine])}: {first}")
+    holders = rank_names([rank for rank, text in enumerate(texts) if text == mine])
+    raise type(first)(f"on {holders}: {first}") from (None if own is None else own.__cause__)
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.device import Device
-from distsgd.core.errors import RAISED_BY_USERS, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
+from distsgd.core.errors import REPORTED_ONLY, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
 from distsgd.core.kernel_family import AUTO
 from distsgd.core.output import say, say_lines
 from distsgd.core.runtime import cpu_probe, older_probe
@@ -370,7 +370,7 @@ def _closed_at_the_end(communicator: Communicator, attempt: Attempt) -> Iterator
         for callback in trainer.callbacks if communicator.is_root else ():
             try:
                 callback.close()
-            except RAISED_BY_USERS:
+            except REPORTED_ONLY:
                 say_lines(str(UserCodeError.here("a callback failed as it was closed")), sys.stderr)
         communicator.heartbeat.set_phase(Phase.OUTSIDE, trainer.progress.step)
 

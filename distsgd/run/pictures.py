@@ -12,12 +12,13 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import (
-    RAISED_BY_USERS,
+    REPORTED_ONLY,
     CheckpointError,
     ConfigurationError,
     DataError,
     DistsgdError,
     RunFolderError,
+    text_of,
 )
 from distsgd.core.output import say
 from distsgd.data.examples import Examples
@@ -124,8 +125,8 @@ def draw_finished(path: Path, config: TrainConfig) -> None:
 def _draw_and_report(material: Callable[[], Material], path: Path, quiet: bool) -> None:
     try:
         drawn = draw_run(material(), path / "plots", Choices())
-    except RAISED_BY_USERS as error:
-        text = str(error) if isinstance(error, DistsgdError) else f"{type(error).__name__}: {error}"
+    except REPORTED_ONLY as error:
+        text = str(error) if isinstance(error, DistsgdError) else f"{type(error).__name__}: {text_of(error)}"
         say(f"warning: plot: {' '.join(text.split())}", sys.stderr)
         return
     for note in drawn.notes:

@@ -40,17 +40,19 @@ _late: int | None = None
 class Signals:
     """The signals to one run: the first asks for a checkpoint after the step that runs, and an end.
 
-    Before the first step, the first SIGINT or SIGTERM also restores the default action of both, ONE_REQUEST seconds
-    later, so that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't
+    Before the first step, the first SIGINT or SIGTERM also restores the default action of both after ONE_REQUEST
+    seconds, so that the second ends the process, whatever it waits for. A thread does so, for a Python handler doesn't
     run while the main thread is in C, such as in a collective of MPI.
 
     names     of the signals
     as_guest  in a caller's process: signals that the caller handles or ignores are left alone, and there is no thread
+    speaks    whether this rank reports the first signal that comes before the first step
     asked     the first signal that came
     """
 
-    def __init__(self, names: Sequence[str] = OF_COMMANDS, *, as_guest: bool = False) -> None:
+    def __init__(self, names: Sequence[str] = OF_COMMANDS, *, as_guest: bool = False, speaks: bool = False) -> None:
         self.asked: int | None = None
+        self._speaks = speaks
         self._trainer: Trainer | None = None
         self._first: float | None = None
         self._closed = False
@@ -82,6 +84,9 @@ class Signals:
     def _restore(self, wakes: int) -> None:
         """The thread: restores the default action, and reads the numbers of signals until no one writes them."""
         while numbers := os.read(wakes, 64):
+            if self._speaks and self._trainer is None:
+                self._speaks = False
+                say(_answer(numbers[0]), sys.stderr)
             if self._default is not None and any(number in _ENDING for number in numbers):
                 time.sleep(ONE_REQUEST)
                 with self._changing:
@@ -113,6 +118,22 @@ class Signals:
                 if signal.getsignal(number) == self._handle:  # else the program has set another one since
                     signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._end_thread()
+
+
+def _answer(number: int) -> str:
+    """The line about a signal that comes before the first step."""
+    again = ""
+    if launched() is not None:
+        again = "; a second signal to distsgd.launch ends it now"
+    elif number in _ENDING:
+        again = "; a second signal ends it now"
+    return f"distsgd: asked to stop by {_sender(number)}: training stops after its first step, with a checkpoint{again}"
+
+
+def _sender(number: int) -> str:
+    """The signal's name. distsgd.launch passes each request on as SIGUSR1, whatever signal it got."""
+    name = signal.Signals(number).name
+    return "distsgd.launch" if name == "SIGUSR1" and launched() is not None else name
 
 
 def _is_free(number: int, as_guest: bool) -> bool:
@@ -161,7 +182,7 @@ def run_until_signalled(communicator: Communicator, spec: RunSpec) -> Attempt | 
     _late = None
     assert spec.folder is not None
     place, step = spec.folder.place(), attempt.summary["steps"]
-    text = f"stopped by {signal.Signals(number).name} at step {step}, with a checkpoint in {place}"
+    text = f"stopped by {_sender(number)} at step {step}, with a checkpoint in {place}"
     if communicator.is_root:
         say(f"distsgd: {text}; the same call continues", sys.stderr)
     communicator.barrier()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, final
 
-from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, users_code, users_error
+from distsgd.core.errors import DistsgdError, users_code, users_error
 from distsgd.parallel import Communicator
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ class Hooks:
                 return function()
             except DistsgdError as error:
                 self.error = error
-            except RAISED_BY_USERS as error:
+            except BaseException as error:
                 self.error = users_error(error, f"{what} failed at step {self._step()}")
         return otherwise
 

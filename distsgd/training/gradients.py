@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 
 from distsgd.core.device import Array, to_host
-from distsgd.core.errors import RAISED_BY_USERS, DistsgdError, raise_first, users_error
+from distsgd.core.errors import DistsgdError, raise_first, users_error
 from distsgd.core.layout import Layout, Views
 from distsgd.core.output import say
 from distsgd.data.loader import GatheredBatch
@@ -87,7 +87,7 @@ class MicrobatchGradients:
                         self._compute_microbatch(buffers, plan, minibatch, rows)
         except DistsgdError as error:
             self.error = self.error or error
-        except RAISED_BY_USERS as error:
+        except BaseException as error:
             rank, hosts = self.reduction.communicator.rank, self.reduction.communicator.hosts
             place = f"step {minibatch.step + 1}, microbatch {microbatch}"
             where = f"the model failed on rank {rank} ({hosts[rank]}), {place}"

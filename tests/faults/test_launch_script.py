@@ -38,6 +38,9 @@ if "raise" in sys.argv and distsgd.rank() == 1:
 x = np.random.default_rng(0).random((64, 4))
 options = {"epochs": 1000 if "slow" in sys.argv else 4, "batch_size": 16, "checkpoint_every": "4"}
 result = distsgd.fit("softmax", (x, np.arange(64) % 4), out="run", callbacks=[Watch()], **options)
+if "wait" in sys.argv:
+    Path("waiting").touch()
+    time.sleep(60)
 if distsgd.is_root():
     print(*sys.argv[1:], result.summary["status"], result.summary["steps"], result.summary["parameters_sha256"])
 """
@@ -120,5 +123,17 @@ def test_a_signal_stops_the_fit_that_runs(tmp_path: Path, name: str) -> None:
         assert ended.status == 75
         (line,) = ended.lines
         step = json.loads((tmp_path / "run" / "summary.json").read_text())["steps"]
-        assert line.startswith("distsgd: stopped by SIGUSR1 at step ")
-        assert f"at step {step}, with a checkpoint in run" in line
+        assert line.startswith(f"distsgd: stopped by distsgd.launch at step {step}, with a checkpoint in run")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_after_a_fit_is_named_as_it_was_sent(tmp_path: Path, name: str) -> None:
+    """The ranks get another one, which ends them where no fit takes it."""
+    job = launch(tmp_path, "program.py", "wait")
+    job.wait_for(tmp_path / "waiting")
+    os.kill(job.process.pid, getattr(signal, name))
+    with nothing_left(job) as ended:
+        assert ended.status == 128 + getattr(signal, name)
+        assert f"was ended by the {name} to distsgd.launch" in ended.lines[-1]
+        assert ended.lines[-1].endswith(", after a request to stop")
+        assert "SIGUSR1" not in ended.err, ended.err

@@ -112,6 +112,48 @@ with np.errstate(all="raise"):
 sys.stdout.write(f"{RANK} changed: {changes(before, process_state())}\\n")
 """
 
+ODD = """
+class Halt(BaseException):
+    pass
+
+
+class NoText(TrialPruned):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+class NoAttributes(TrialPruned):
+    def __setattr__(self, name, value):
+        raise AttributeError("frozen")
+
+
+class NoPickle(TrialPruned):
+    def __reduce__(self):
+        raise Halt("no pickle")
+
+
+KINDS = {kind.__name__: kind for kind in (Halt, GeneratorExit, KeyboardInterrupt, NoText, NoAttributes, NoPickle)}
+make = lambda: KINDS[sys.argv[1]]("odd")
+for place in ("callback", "model"):
+    def failing(params, grads, batch):
+        grads["w"][...] = 1.0
+        if batch.microbatch == 3 and batch.step == 1:
+            raise make()
+        return 1.0, len(batch)
+
+    try:
+        if place == "callback":
+            distsgd.fit("softmax", (X, Y), callbacks=[Pruner("on_step", make)], **OPTIONS)
+        else:
+            distsgd.fit(failing, (X, Y), **OWN, **OPTIONS)
+    except BaseException as error:
+        if "uncaught" in sys.argv:
+            raise
+        sys.stdout.write(f"{RANK} {place} {type(error).__name__} {len(getattr(error, '__notes__', []))}\\n")
+FAILS = False
+FITS["model"]()
+"""
+
 UNCAUGHT = """
 FITS[sys.argv[1]]()
 """
@@ -169,6 +211,34 @@ def test_an_exception_that_nothing_catches_is_printed_once(tmp_path: Path, name:
     assert done.text.count("Traceback (most recent call last)") == 1, done.text
     assert "TrialPruned: pruned" in done.err or "Local: pruned" in done.err
     assert set(done.statuses.values()) <= {1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "elsewhere"),
+    [
+        ("Halt", "Halt 1"),
+        ("GeneratorExit", "GeneratorExit 1"),
+        ("KeyboardInterrupt", "UserCodeError 0"),  # it is for the program of one process
+        ("NoText", "NoText 1"),
+        ("NoAttributes", "NoAttributes 1"),
+        ("NoPickle", "UserCodeError 0"),
+    ],
+)
+def test_an_unusual_exception_of_one_rank_ends_the_fit_on_all(tmp_path: Path, kind: str, elsewhere: str) -> None:
+    """One that is no Exception, or whose class raises when it is looked at; the next fit then runs on all ranks."""
+    done = run(tmp_path, 2, ODD, kind)
+    assert done.status == 0, done.text
+    own = f"{kind} 1"
+    expected = [f"0 callback {own}", f"0 model {elsewhere}", f"1 callback {elsewhere}", f"1 model {own}"]
+    assert sorted(done.out.splitlines()) == expected
+
+
+@pytest.mark.parametrize("kind", ["Halt", "KeyboardInterrupt", "NoText", "NoAttributes"])
+def test_an_unusual_exception_that_nothing_catches_is_printed_once(tmp_path: Path, kind: str) -> None:
+    done = run(tmp_path, 2, ODD, kind, "uncaught")
+    assert done.status == 1
+    assert done.text.count("Traceback (most recent call last)") == 1, done.text
+    assert kind in done.err
 
 
 def test_sys_exit_in_a_callback_ends_all_ranks(tmp_path: Path) -> None:

@@ -71,6 +71,10 @@ except distsgd.Interrupted as stop:
 else:
     sys.stdout.write(f"{result.summary['status']} {mine == [signal.SIGTERM]}\\n")
 """
+ANSWER = (
+    "distsgd: asked to stop by {}: training stops after its first step, with a checkpoint; "
+    "a second signal ends it now\n"
+)
 SLURM = {"SLURM_JOB_ID": "7"}
 
 
@@ -165,8 +169,21 @@ def test_ctrl_c_that_comes_twice_at_once_counts_as_one(
     if ranks is None:
         program.signal(signal.SIGINT)
     status, out, err = program.end()
-    assert (status, err) == (75, "")
+    assert (status, err) == (75, ANSWER.format("SIGINT"))
     assert "stopped: 0 epochs, 1 step" in out
+
+
+@pytest.mark.parametrize("ranks", [None, 2])
+def test_the_first_signal_before_the_first_step_is_answered(
+    programs: list[Program], tmp_path: Path, ranks: int | None
+) -> None:
+    """By one line of one rank, while the model is still being imported."""
+    program = train(programs, tmp_path, ranks, "time.sleep(60)")
+    program.wait_for("importing")
+    program.signal(signal.SIGTERM, group=True)
+    assert program.process.stderr is not None
+    assert program.process.stderr.readline() == ANSWER.format("SIGTERM")
+    assert program.process.poll() is None
 
 
 def test_a_hangup_stops_with_a_checkpoint(programs: list[Program], tmp_path: Path) -> None:
