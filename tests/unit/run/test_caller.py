@@ -169,3 +169,14 @@ def test_a_fit_in_another_thread_takes_no_signal(slurm: None, tmp_path: Path) ->
 )
 def test_batch_systems(variables: dict[str, str], expected: bool) -> None:
     assert in_batch_job(variables) == expected
+
+
+def test_the_exception_of_an_array_is_the_cause_of_the_data_error() -> None:
+    class Refusing:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            raise error
+
+    error = ValueError("no numbers here")
+    with pytest.raises(distsgd.DataError, match="no numbers here") as caught:
+        fit("softmax", (Refusing(), Y), **OPTIONS)
+    assert caught.value.__cause__ is error
