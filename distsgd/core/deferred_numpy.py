@@ -7,6 +7,7 @@ in the CPUs of all hosts, and most modules that read those import NumPy.
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
@@ -16,6 +17,10 @@ from distsgd.core.errors import ConfigurationError
 
 _OF_IMPORT = {"__spec__", "__class__"}
 """What an import statement reads of a module that is there."""
+_BEGUN = "__distsgd_loads__"
+"""The name in it that says that a thread has begun to load it."""
+_LOCK = threading.RLock()
+"""Held by the thread that loads NumPy, whose modules read one another's names meanwhile; other threads wait."""
 
 
 class _Deferred(ModuleType):
@@ -23,14 +28,25 @@ class _Deferred(ModuleType):
 
     def __getattribute__(self, name: str) -> Any:
         if name not in _OF_IMPORT:
-            spec = ModuleType.__getattribute__(self, "__spec__")
-            self.__class__ = ModuleType  # type: ignore[assignment]
-            try:
-                spec.loader.exec_module(self)
-            except BaseException:
-                sys.modules.pop("numpy", None)
-                raise
+            with _LOCK:
+                _load(self)
         return ModuleType.__getattribute__(self, name)
+
+
+def _load(module: ModuleType) -> None:
+    """Load NumPy into its module, unless this thread does so already, or another has done it."""
+    state = ModuleType.__getattribute__(module, "__dict__")
+    if type(module) is not _Deferred or state.get(_BEGUN):
+        return
+    state[_BEGUN] = True
+    try:
+        state["__spec__"].loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop("numpy", None)
+        raise
+    finally:
+        module.__class__ = ModuleType  # type: ignore[assignment]  # not before: others would find half of it
+        state.pop(_BEGUN, None)
 
 
 def defer_numpy() -> None:

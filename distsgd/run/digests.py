@@ -9,11 +9,18 @@ import dis
 import hashlib
 import sys
 import types
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from distsgd.core.errors import DataError
+from distsgd.data.sources.checks import is_mapped
+
+if TYPE_CHECKING:
+    from distsgd.data.examples import Examples
 
 _LONGEST = 80
 """Characters of a text; of a longer one the beginning stays, and a digest of all of it."""
@@ -23,6 +30,7 @@ _HASHED_WHOLE = 1 << 20
 _COLUMNS, _ROWS = 8191, 32
 """A larger array is first added up, so many rows of so many words at a time, which is five times as fast. The number
 of columns is a prime, so that the array's own rows don't lie below each other."""
+_HASHED_INPUTS, _HASHED_BYTES = 4096, 1 << 30
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, types.EllipsisType, types.NotImplementedType}
 _KINDS_OF_CODE = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
 """Of a code's flags: *args, **keywords, generators and coroutines; the others say where it was written."""
@@ -158,3 +166,46 @@ def is_library(module: str) -> bool:
         return False
     file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None)
     return isinstance(file, str) and not _INSTALLED.isdisjoint(Path(file).parts)
+
+
+def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False) -> str:
+    """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
+
+    Of inputs that are mapped or larger than 1 GiB, up to 4,096 evenly spread examples: reading all of them may take as
+    long as an epoch. With `in_memory`, no contents of what is mapped.
+    """
+    found = hashlib.sha256()
+    for name, part in sets.items():
+        if part is None:
+            continue
+        found.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
+        for array in (part.x, part.y, part.weights):
+            if array is None or (in_memory and is_mapped(array)):
+                continue
+            if array is part.x and (is_mapped(array) or array.nbytes > _HASHED_BYTES):
+                array = array[np.linspace(0, len(array) - 1, min(len(array), _HASHED_INPUTS)).astype(np.int64)]
+            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:_DIGITS]
+
+
+def changed_since(sets: Mapping[str, Examples | None], contents: str) -> Callable[[], DataError | None]:
+    """What says whether arrays in memory have changed since now, when their fingerprint is this: a view can be written
+    to, and so can another library's array. The stamps of mapped files are compared, and not their contents."""
+    given = [array for part in sets.values() if part is not None for array in (part.x, part.y, part.weights)]
+    has_maps = any(array is not None and is_mapped(array) for array in given)
+    before = fingerprint(sets, in_memory=True) if has_maps else contents
+
+    def changed() -> DataError | None:
+        if fingerprint(sets, in_memory=has_maps) == before:
+            return None
+        return DataError(
+            "fit: the arrays were changed while it trained, and checkpoints that it has saved may be of either; leave "
+            "them as they are, and begin anew (with resume='never' where out names a folder)"
+        )
+
+    return changed
+
+
+def digest_of_rows(rows: Any) -> str:
+    """The same of row indices, whatever their integer type."""
+    return hashlib.sha256(np.asarray(rows).astype("<i8", casting="same_kind").tobytes()).hexdigest()[:_DIGITS]

@@ -29,10 +29,10 @@ from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objecti
 from distsgd.run.caller import as_a_guest, numpys_defaults
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
-from distsgd.run.digests import array_text
+from distsgd.run.digests import array_text, fingerprint
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
-from distsgd.run.placement import fingerprint, split_data
+from distsgd.run.placement import split_data
 from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback, History

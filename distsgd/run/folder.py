@@ -22,9 +22,17 @@ from distsgd.core.folders import Folder, Identity, is_at, is_leftover, path_of, 
 from distsgd.core.locks import LOCK_FILE, FolderInUseError, lock_folder
 from distsgd.core.output import counted
 from distsgd.run.config import TrainConfig
-from distsgd.run.records import Reading, encode, finite, missing, repaired
+from distsgd.run.digests import digest_of_rows
+from distsgd.run.records import ROWS, UNENDED, Reading, encode, finite, missing, repaired
 
 _SUMMARY_LIMIT = 64 << 20  # bytes
+
+
+def _npy(rows: Array) -> bytes:
+    """A .npy file of these rows."""
+    file = BytesIO()
+    np.save(file, rows)
+    return file.getvalue()
 
 
 def run_folder(config: TrainConfig) -> RunFolder:
@@ -152,9 +160,7 @@ class RunFolder:
                 part.remove_leftovers()
             self.files.write("config.toml", self._config.encode())
             if self._validation_rows is not None:
-                file = BytesIO()
-                np.save(file, self._validation_rows)
-                self.files.write("validation_rows.npy", file.getvalue())
+                self.files.write(ROWS, _npy(self._validation_rows))
         except OSError as error:
             if made:
                 self._checkpoint_files.remove_if_empty()
@@ -285,12 +291,22 @@ class RunFolder:
         return aside
 
     def damage_of_records(self, expected: int) -> str:
-        """What is wrong with metrics.jsonl, which should have at least so many records; empty where nothing is. Raises
-        OSError."""
+        """What is wrong with a finished run's metrics.jsonl, which should have at least so many records, and ends with
+        a line end; empty where nothing is. Raises OSError."""
         reading = self._reading()
         for _ in reading:
             pass
-        return reading.damage or (missing(expected - reading.count, " at the end") if reading.count < expected else "")
+        found = reading.damage or (missing(expected - reading.count, " at the end") if reading.count < expected else "")
+        return found or ("" if reading.ended else UNENDED)
+
+    def rows_are_whole(self, digest: str) -> bool:
+        """Whether the rows split off for validation are in their file, and those of this digest. Raises OSError."""
+        try:
+            data = self.files.read_no_link(ROWS)
+            rows = np.load(BytesIO(data), allow_pickle=False)
+            return digest_of_rows(rows) == digest and _npy(rows) == data
+        except (FileNotFoundError, ValueError, EOFError, TypeError, SyntaxError, MemoryError):
+            return False
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The whole records of metrics.jsonl. Raises OSError."""

@@ -13,11 +13,13 @@ from distsgd.core.kernel_family import (
     AUTO,
     CORE_VARIABLE,
     NAMES,
+    NOT_OPENBLAS,
     Host,
     apply,
     best_of,
     family_of_core,
     joined,
+    loaded_family,
     this_host,
 )  # fmt: skip
 from distsgd.core.output import say
@@ -69,9 +71,27 @@ def choose(
         if required:
             raise
         name, problem = next(iter(best_of(hosts)), None), str(error)
-    if name is not None:
-        communicator.everywhere(lambda: apply(name))
-    return hosts, problem
+    if name is None:
+        return hosts, problem
+    communicator.everywhere(lambda: apply(name))
+    mine = communicator.everywhere(lambda: _refused_core(hosts[communicator.rank].core))
+    refused = next(filter(None, communicator.allgather_object(mine)), None)
+    if refused and required:
+        raise ConfigurationError(refused)
+    return hosts, problem or refused
+
+
+def _refused_core(core: str) -> str | None:
+    """A sentence where OpenBLAS has ignored the user's own choice, as it does without a word."""
+    if not core:
+        return None
+    loaded = loaded_family().partition("+")[0]
+    if loaded in (family_of_core(core), *NOT_OPENBLAS):
+        return None
+    return (
+        f"{CORE_VARIABLE} is {core}, which this OpenBLAS doesn't know or has no kernels for: it has loaded {loaded}; "
+        "correct that variable, or unset it"
+    )
 
 
 def choose_for(communicator: Communicator, path: str) -> None:

@@ -35,6 +35,7 @@ from distsgd.run.build import (
 )
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
 from distsgd.run.config import TrainConfig, to_toml
+from distsgd.run.digests import digest_of_rows
 from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
@@ -211,6 +212,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     trainer = build_trainer(
         communicator, config, data, device, objective, spec.optimizer, schedule, metrics, callbacks, writer
     )  # fmt: skip
+    trainer.scores.in_memory = data.changed
     check_outputs(communicator, trainer, task)
     return Attempt(spec, config, data, task, metrics, trainer, [*start.notes, *notes, *data.notes, *trainer.notes])
 
@@ -249,6 +251,7 @@ def _metadata(attempt: Attempt) -> Metadata:
         task=attempt.task,
         contents=data.fingerprint,
         split=None if data.split is None else data.split.digest(data.train),
+        validation_rows=None if data.split is None else digest_of_rows(data.split.validation),
         examples=[len(data.train), len(data.validation or ()), len(data.test or ())],
         kernels=None if config.kernels == AUTO else config.kernels,
         probe=cpu_probe(),

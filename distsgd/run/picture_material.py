@@ -21,12 +21,14 @@ from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, Train
 from distsgd.run.config_file import read_toml
 from distsgd.run.folder import RunFolder
 from distsgd.run.placement import Data, load_data
-from distsgd.run.records import Reading
+from distsgd.run.records import UNENDED, Reading
 from distsgd.run.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
 from distsgd.training.run_state import Metadata
 
 SPLITS = ("test", "validation", "train")
+_FINISHED = ("completed", "early_stopped")
+"""What the summary says of a run that writes no more."""
 Weights: TypeAlias = tuple[Mapping[str, Array], Signature]
 
 
@@ -39,15 +41,18 @@ def read_run(path: Path) -> Run:
         )
     if not (path / "config.toml").is_file():
         raise RunFolderError(f"{path} holds no run: there is no config.toml in it; name a run's own folder")
-    records, damage = read_records(path / "metrics.jsonl")
-    run = run_of(path, read_toml(path / "config.toml"), records, RunFolder(path).read_summary())
+    summary = RunFolder(path).read_summary()
+    is_finished = summary is not None and summary.get("status") in _FINISHED
+    records, damage = read_records(path / "metrics.jsonl", ended=is_finished)
+    run = run_of(path, read_toml(path / "config.toml"), records, summary)
     return replace(run, notes=(damage,)) if damage else run
 
 
-def read_records(path: Path) -> tuple[list[dict[str, Any]], str]:
+def read_records(path: Path, ended: bool = False) -> tuple[list[dict[str, Any]], str]:
     """(the records of a metrics.jsonl in order of their steps; a sentence where some are missing, else empty).
 
-    A last line without its end is skipped: the run is writing it, or was killed as it did. Raises RunFolderError for
+    A last line without its end is skipped: the run is writing it, or was killed as it did. A run that has ended leaves
+    none. Raises RunFolderError for
     any other line that is no record, or not the one that was written.
     """
     records: list[dict[str, Any]] = []
@@ -68,7 +73,8 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], str]:
         raise RunFolderError(
             f"{path}: {wrong or reading.damage}; the file is damaged, remove such lines to read the others"
         )
-    missing = f"{path} is damaged: {reading.damage}" if reading.damaged else ""
+    damage = reading.damage or (UNENDED if ended and not reading.ended else "")
+    missing = f"{path} is damaged: {damage}" if damage else ""
     return sorted(records, key=lambda record: int(record["step"])), missing
 
 

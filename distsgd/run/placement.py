@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,11 +21,10 @@ from distsgd.data.sources.checks import check_arrays, is_mapped
 from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
+from distsgd.run.digests import changed_since, fingerprint
 
 if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource
-
-_HASHED_INPUTS, _HASHED_BYTES = 4096, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Split:
 class Data:
     """The examples of a run; `split` says which of the training examples are for validation, where some are.
 
-    `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs.
+    `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
+    and `changed` says what is wrong where arrays in memory that are the user's have changed since.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Data:
     split: Split | None = None
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    changed: Callable[[], DataError | None] = lambda: None
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -94,7 +95,7 @@ def split_data(
     checks.
 
     names      what to call each set in errors, and under "" the whole
-    contents   the sets' fingerprint, where it is known
+    contents   the fingerprint of sets that are the user's own arrays, which each rank has computed of its own
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
@@ -129,8 +130,8 @@ def split_data(
         found += [f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt]
         return [text for text in found if text]
 
-    notes = tuple(communicator.on_root(look))
-    return Data(names[""], train, validation, test, signature, found, split, notes=notes)
+    data = Data(names[""], train, validation, test, signature, found, split, notes=tuple(communicator.on_root(look)))
+    return data if contents is None else replace(data, changed=changed_since(sets, contents))
 
 
 def _notes(train: Examples, signature: Signature, config: TrainConfig) -> Iterator[str | None]:
@@ -299,26 +300,6 @@ def _check(
         if (found is None) != (classes is None):
             raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
     return classes
-
-
-def fingerprint(sets: Mapping[str, Examples | None]) -> str:
-    """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
-
-    Of inputs that are mapped or larger than 1 GiB, up to 4,096 evenly spread examples: reading all of them may take as
-    long as an epoch.
-    """
-    digest = hashlib.sha256()
-    for name, part in sets.items():
-        if part is None:
-            continue
-        digest.update(f"{name} {part.x.shape} {part.x.dtype} {part.y.shape} {part.y.dtype} ".encode())
-        inputs = part.x
-        if is_mapped(inputs) or inputs.nbytes > _HASHED_BYTES:
-            inputs = inputs[np.linspace(0, len(inputs) - 1, min(len(inputs), _HASHED_INPUTS)).astype(np.int64)]
-        for array in (inputs, part.y, part.weights):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:16]
 
 
 def _augmentable(train: Examples, config: TrainConfig) -> Examples:

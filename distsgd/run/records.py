@@ -18,11 +18,15 @@ from distsgd.core.output import counted
 
 RECORDS = "records"
 """The entry of a checkpoint's document that says how many lines metrics.jsonl had then."""
+ROWS = "validation_rows.npy"
+"""The file beside it that says which training examples were split off for validation."""
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
 _END = re.compile(rb'"line": (\d{1,15}), "crc": "([0-9a-f]{8})"\}\}\r?\n?')
 """The end of a line with a checksum."""
 _PART_OF_END = re.compile(rb'"line": \d+[,}]|"crc": "')
 """A part of such an end. A record of an older version can't hold one: its values are floats."""
+UNENDED = "its end is no whole line"
+"""What is wrong with a finished run's file whose last line was cut short, or to which text was added."""
 _NAMED = 3
 """How many problems of one file are named; all are counted."""
 

@@ -89,6 +89,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if summary is not None and is_finished(config, summary, state):
         start.finished = last_line(summary, str(folder.path), quiet=config.quiet)
         start.notes += _look_after(folder, start.checkpoint, state, start.records)
+        _look_after_rows(folder, start)
     return start
 
 
@@ -114,6 +115,28 @@ def _look_after(folder: RunFolder, checkpoint: Checkpoint, state: RunState, reco
         else:
             notes.append(f"warning: {problem}; it is written again, from the run's last checkpoint")
     return notes
+
+
+def _look_after_rows(folder: RunFolder, start: Start) -> None:
+    """Has the run go through its end again, without a step, where the file of its validation rows is damaged: the split
+    follows from the data."""
+    from distsgd.run.records import ROWS
+
+    assert start.checkpoint is not None
+    digest = Metadata.from_document(start.checkpoint.document).validation_rows
+    try:
+        if digest is None or folder.rows_are_whole(digest):
+            return
+        problem = f"warning: {folder.path / ROWS} is damaged"
+    except OSError as error:
+        problem = f"warning: could not read {folder.path / ROWS}: {error.strerror or error}"
+    try:
+        folder.check_locked()
+    except RunFolderError as error:
+        start.notes.append(f"{problem}, and can't be written again: {error}")
+    else:
+        start.notes.append(f"{problem}; the run's end writes it again")
+        start.finished = None
 
 
 def _begun_elsewhere(config: TrainConfig, folder: RunFolder) -> Checkpoint | None:

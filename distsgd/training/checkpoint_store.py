@@ -74,7 +74,7 @@ class Checkpoints:
         Raises DataError, on all ranks, where the data have changed: what was computed since isn't saved.
         """
         self.began = time.monotonic()
-        mine = self.step.finite, final or self.is_idle(PATIENCE), self._scores.changed_data()
+        mine = self.step.finite, final or self.is_idle(PATIENCE), self._scores.changed_data(final)
         ready = self.communicator.allgather_object(mine)
         if changes := [change for _, _, change in ready if change is not None]:
             raise changes[0]

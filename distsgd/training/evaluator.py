@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -151,25 +151,28 @@ class Scores:
     """Scores a step's parameters between two steps, when its rows of gradients are idle: they are scratch memory here.
 
     evaluators   by the set's name in records: `train_full`, `validation`, `test`; each may be missing
+    in_memory    says what is wrong where arrays in memory have changed: it reads all of them
     """
 
     def __init__(self, step: TrainingStep, evaluators: Mapping[str, Evaluator]) -> None:
         loaders = [step.loader, *(evaluator.loader for evaluator in evaluators.values())]
         files = step.reduction.communicator.everywhere(lambda: _mapped(loaders))
         self.step, self.files = step, files
+        self.in_memory: Callable[[], DataError | None] = lambda: None
         self.evaluators = {name: replace(evaluator, files=files) for name, evaluator in evaluators.items()}
         rows = list(step.reduction.rows.values())
         rows += [np.zeros_like(step.reduction.params) for _ in range(step.workers.count - len(rows))]
         self._scratch = [step.layout.views(row) for row in rows]
 
-    def changed_data(self) -> DataError | None:
-        """That a file of the data has changed since the attempt began, None where all are as they were."""
+    def changed_data(self, final: bool) -> DataError | None:
+        """That the data have changed since the attempt began, None where all are as they were; arrays in memory are
+        looked at in the end alone."""
         try:
             for file in self.files:
                 file.check()
         except DataError as error:
             return error
-        return None
+        return self.in_memory() if final else None
 
     def of(self, name: str, metrics: Sequence[Metric] | None = None) -> dict[str, Value]:
         """{name_loss: …, and each metric}, by other metrics where they are given; empty where the set is missing.

@@ -28,7 +28,7 @@ _MOST_ASPECTS, _MOST_TEXTS, _LONGEST = 16, 4000, 200
 _METADATA: dict[str, tuple[type, ...]] = {
     "config": (dict,), "schedule_epochs": (float, int, _NONE), "signature": (dict,), "task": (dict,),
     "contents": (str,), "split": (str,), "examples": (list,), "probe": (str,), "device": (str,), "identity": (dict,),
-    "kernels": (str,),
+    "kernels": (str,), "validation_rows": (str,),
 }  # fmt: skip
 _PROGRESS: dict[str, tuple[type, ...]] = {
     "step": (int,), "updates": (int,), "loss_sum": (float,), "count": (int,), "train_loss": (float, _NONE),
@@ -50,6 +50,7 @@ class Metadata:
     device           what kind of device computes, None for the CPU
     identity         digests of the user's own model, loss, schedule, optimizer and metrics, by aspect and part
     kernels          the family of the CPU's kernels
+    validation_rows  of the same rows alone, their digest
     """
 
     config: dict[str, Any] | None = None
@@ -63,6 +64,7 @@ class Metadata:
     device: str | None = None
     identity: dict[str, dict[str, str]] | None = None
     kernels: str | None = None
+    validation_rows: str | None = None
 
     def to_document(self) -> dict[str, Any]:
         """The entries of a document."""

@@ -24,6 +24,10 @@ _DIRECTORY_LIMIT = 1 << 17
 """Bytes of a .npz file's table of members, which is read each time the file is opened: some 1,500 arrays. zipfile needs
 0.1 s for one member whose description is as long as it may be."""
 
+_RATIO, _SMALL = 100, 64 << 20
+"""Times its packed length that a .npz file's arrays are at most, and bytes that they may always have: 1 MB of packed
+zeros would keep the reader busy with 1 GB."""
+
 
 class _LimitedReads:
     """The file as zipfile sees it, which reads the table of members at once, however long it is."""
@@ -162,10 +166,18 @@ def _keys(archive: zipfile.ZipFile, path: str) -> list[str]:
 
 def open_npz(path: str | os.PathLike[str], wanted: Container[str]) -> dict[str, NpzSource]:
     """Sources of those arrays of a .npz file whose name is in `wanted`; the others are not looked at."""
-    where, found = absolute(path), {}
+    where, found, promised = absolute(path), {}, 0
     with _archive(where) as archive:
         for key in _keys(archive, where):
             if key in wanted:
-                with _member(archive, where, f"{key}.npy") as (_, header):
-                    found[key] = NpzSource(header.shape, header.dtype, where, header, f"{key}.npy")
+                member = f"{key}.npy"
+                with _member(archive, where, member) as (_, header):
+                    found[key] = NpzSource(header.shape, header.dtype, where, header, member)
+                promised += archive.getinfo(member).file_size
+    packed = os.path.getsize(where)
+    if promised > max(packed * _RATIO, _SMALL):
+        raise DataError(
+            f"{where}: expected arrays of at most {_RATIO} times the packed length of {packed:,} bytes, it promises "
+            f"{promised:,}; save them with numpy.savez, which doesn't compress"
+        )
     return found

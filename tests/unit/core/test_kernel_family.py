@@ -172,3 +172,48 @@ from numpy.typing import NDArray
 print(numpy_is_loaded(), type(numpy).__name__, sys.modules["numpy"] is numpy, numpy.arange(3).sum())
 """
     assert in_a_process(code.replace("{names}", repr(packages))) == "False True module True 3"
+
+
+def test_threads_wait_for_the_one_that_loads_numpy() -> None:
+    code = """
+import threading
+from distsgd.core.deferred_numpy import defer_numpy
+defer_numpy()
+import numpy
+barrier, found = threading.Barrier(6), []
+def first():
+    barrier.wait(60)
+    try:
+        found.append(int(numpy.zeros(3).size))
+    except Exception as error:
+        found.append(str(error))
+threads = [threading.Thread(target=first) for _ in range(6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(60)
+print(found, type(numpy).__name__, sorted(name for name in vars(numpy) if "distsgd" in name))
+"""
+    assert in_a_process(code) == "[3, 3, 3, 3, 3, 3] module []"
+
+
+CHOSEN = """
+from distsgd.core.deferred_numpy import defer_numpy
+defer_numpy()
+from distsgd.core.errors import ConfigurationError
+from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.kernels import choose
+try:
+    print(choose(SerialCommunicator(), required={required})[1])
+except ConfigurationError as error:
+    print("refused:", error)
+"""
+
+
+@needs_x86
+@pytest.mark.parametrize("required", [True, False])
+def test_a_core_that_openblas_ignores_is_refused(required: bool) -> None:
+    """Or named, for a command whose results are right all the same."""
+    code = CHOSEN.format(required=required)
+    found = in_a_process(code, OPENBLAS_CORETYPE="Foo")
+    assert found.startswith(("refused: " if required else "") + "OPENBLAS_CORETYPE is Foo, which this OpenBLAS doesn't")
+    assert in_a_process(code, OPENBLAS_CORETYPE="nehalem") == "None"
+    assert in_a_process(code, OPENBLAS_CORETYPE="") == "None"

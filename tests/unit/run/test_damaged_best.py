@@ -17,6 +17,7 @@ from distsgd.cli.train import Signals, train
 from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.errors import CheckpointError
 from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.picture_material import read_run
 
 ALONE = SerialCommunicator()
 REMEDY = r"best\.safetensors: .*damaged: .*; start the run's training command again: it writes the file anew"
@@ -136,3 +137,43 @@ def test_what_no_command_relies_on_is_written_again(run: Path, name: str, capsys
     assert scores[0] == scores[1] != ""
     assert training("run", epochs=6) == 0
     assert (run / name).read_bytes() == whole.replace(b"epochs = 5", b"epochs = 6")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "a flipped bit": lambda data: data[:-8] + bytes([data[-8] ^ 1]) + data[-7:],
+        "cut short": lambda data: data[:-3],
+        "empty": lambda data: b"",
+        "text at its end": lambda data: data + b"x",
+        "another file": lambda data: b"epochs = 99",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_damaged_validation_rows_of_a_finished_run_are_written_again(
+    run: Path, damage: tuple[str, Callable[[bytes], bytes]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "validation_rows.npy"
+    whole, records = path.read_bytes(), (run / "metrics.jsonl").read_bytes()
+    path.write_bytes(damage[1](whole))
+    capsys.readouterr()
+    assert training("run") == 0
+    assert capsys.readouterr().err.count(f"warning: {path} is damaged; the run's end writes it again\n") == 1
+    assert path.read_bytes() == whole
+    assert (run / "metrics.jsonl").read_bytes() == records
+    assert training("run") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_text_at_the_end_of_a_finished_runs_records_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "metrics.jsonl"
+    whole = path.read_bytes()
+    for damaged in (whole + b"text", whole[:-1]):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert training("run") == 0
+        assert f"warning: {path} is damaged: its end is no whole line; the other" in capsys.readouterr().err
+        assert path.read_bytes() == damaged
+        assert read_run(run).notes == (f"{path} is damaged: its end is no whole line",)
+    (run / "summary.json").unlink()
+    assert read_run(run).notes == (), "a run that isn't finished may be writing the line"

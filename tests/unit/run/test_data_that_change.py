@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,40 @@ def test_arrays_are_read_only_while_fit_has_them() -> None:
     part[0] = 1
     x[0] = 1
     assert not fixed.flags.writeable
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("which", ["x", "y", "weights", "validation x"])
+def test_arrays_in_memory_that_change_end_the_run(tmp_path: Path, which: str, ranks: int) -> None:
+    """A view can be written to. Of the end no checkpoint is saved."""
+    whole = {"x": X.copy(), "y": Y.copy(), "weights": np.ones(80), "validation x": X.copy()}
+    given, view = {name: array[:] for name, array in whole.items()}, whole[which][:]
+
+    def change() -> None:
+        view[5:50] += 1
+
+    def one(communicator: Any) -> Result:
+        return fit(
+            "mlp", (given["x"], given["y"], given["weights"]), (given["validation x"], Y), out=str(tmp_path / "run"),
+            callbacks=[At(7, change)], epochs=2, batch_size=16, communicator=communicator, checkpoint_every="6",
+            loss="softmax-cross-entropy", classes="9",
+        )  # fmt: skip
+
+    with pytest.raises(DataError, match=r"the arrays were changed while it trained.* begin anew"):
+        run_on_threads(ranks, one)
+    assert find_checkpoint(tmp_path / "run", prefer="newest").document["step"] == 6
+    if ranks == 1:  # among threads, the first that fails takes the barrier from the others
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_arrays_in_memory_beside_a_mapped_one_are_looked_at(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    x, whole = np.load(tmp_path / "x.npy", mmap_mode="r"), Y.copy()
+    y, view = whole[:], whole[:]
+    assert fit("mlp", (x, y), epochs=1, batch_size=16).summary["status"] == "completed"
+
+    def change() -> None:
+        view[:] = 1 - view
+
+    with pytest.raises(DataError, match="the arrays were changed"):
+        fit("mlp", (x, y), epochs=1, batch_size=16, callbacks=[At(2, change)])

@@ -329,3 +329,14 @@ def test_reading_and_checking_need_no_second_copy(tmp_path: Path, save: object, 
         check=True,
     )
     assert int(found.stdout) < 30e6
+
+
+def test_packed_arrays_much_longer_than_their_file(tmp_path: Path) -> None:
+    """They are refused before they are read, all of a file together; what isn't used and small files are no matter."""
+    path, zeros = tmp_path / "a.npz", np.zeros(5 << 20)  # 40 MiB
+    np.savez_compressed(path, x=zeros, y=zeros)
+    with pytest.raises(DataError, match=r"a\.npz: expected arrays of at most 100 times .* numpy\.savez"):
+        open_npz(path, ["x", "y"])
+    assert open_npz(path, ["x"])["x"].shape == zeros.shape
+    np.savez(path, x=zeros, y=zeros)
+    assert len(open_npz(path, ["x", "y"])) == 2
