@@ -9,7 +9,7 @@ import dis
 import hashlib
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from distsgd.data.sources.checks import is_mapped
 if TYPE_CHECKING:
     from distsgd.data.examples import Examples
 
+MOST_PARTS = 100
+"""Of an aspect; those beyond are one."""
 _LONGEST = 80
 """Characters of a text; of a longer one the beginning stays, and a digest of all of it."""
 _DIGITS = 16
@@ -125,6 +127,14 @@ def _constant_text(constant: Any) -> str:
     return plain_text(constant) or repr(constant)
 
 
+def codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of the functions and classes in it."""
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            yield item
+            yield from codes_in(item)
+
+
 @lru_cache(1000)
 def global_names(code: types.CodeType) -> tuple[tuple[str, ...], ...]:
     """The global names that a function's code reads, each with the attributes that it reads of it: (module, name)."""
@@ -165,7 +175,12 @@ def is_library(module: str) -> bool:
     if top == "__main__":
         return False
     file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None)
-    return isinstance(file, str) and not _INSTALLED.isdisjoint(Path(file).parts)
+    return isinstance(file, str) and is_installed(Path(file))
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a file lies where packages are installed."""
+    return not _INSTALLED.isdisjoint(file.parts)
 
 
 def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False) -> str:
@@ -209,3 +224,17 @@ def changed_since(sets: Mapping[str, Examples | None], contents: str) -> Callabl
 def digest_of_rows(rows: Any) -> str:
     """The same of row indices, whatever their integer type."""
     return hashlib.sha256(np.asarray(rows).astype("<i8", casting="same_kind").tobytes()).hexdigest()[:_DIGITS]
+
+
+def bounded(parts: Mapping[str, str]) -> dict[str, str]:
+    """As many digests as a checkpoint takes; a text of bytecode stays, for it says which Python has made it."""
+
+    def kept(name: str) -> str:
+        return name if len(name) <= 100 else f"…{name[-60:]} {digest(name)}"
+
+    found = {kept(name): text if text.startswith("code of ") else digest(text) for name, text in parts.items()}
+    names = list(found)
+    if len(names) > MOST_PARTS:
+        rest = "\0".join(f"{name}\0{found.pop(name)}" for name in names[MOST_PARTS - 1 :])
+        found["the rest"] = digest(rest)
+    return found

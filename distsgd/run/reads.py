@@ -7,7 +7,6 @@ isn't there, or is another than what runs, is its bytecode, which the same Pytho
 from __future__ import annotations
 
 import ast
-import dis
 import linecache
 import sys
 import types
@@ -19,12 +18,15 @@ from typing import Any, TypeAlias
 from distsgd.run import digests
 
 Step: TypeAlias = tuple[str, Any]
-"""(".", an attribute's name) or ("[", a constant key)."""
+"""(".", an attribute's name), ("[", a constant key), or last of all ("*", None): an attribute of any name."""
+MODULE, GLOBAL = "import ", "global "
+"""Begin the name of a path that starts at a module, and at a global of any name, which a local one doesn't hide."""
 _SKIPPED = {"ctx", "annotation", "returns", "type_comment", "kind", "type_params"}
 _CHANGE_ALL = {
     "append", "add", "extend", "insert", "remove", "pop", "popitem", "clear", "sort", "reverse", "update", "setdefault",
     "discard", "appendleft", "extendleft", "popleft", "rotate", "fill", "put", "itemset", "resize", "partition",
     "intersection_update", "difference_update", "symmetric_difference_update", "write", "send", "move_to_end",
+    "__setitem__", "__delitem__", "__iadd__", "__next__",
 }  # fmt: skip
 """Methods that change what they are called on; besides, those whose name ends in an underscore, as torch has them."""
 _CHANGE_FIRST = {"copyto", "put", "place", "putmask", "at", "shuffle", "next", "setattr", "fill_diagonal", "heappush"}
@@ -50,6 +52,8 @@ class Uses:
     reads    paths that are read
     binds    paths whose last step, or name, gets another value
     changes  paths of objects that are changed in place
+    methods  (an object's path, a method's name): it changes the object if a library has it
+    firsts   (a function's path, its first argument's path): it changes the argument if it is a library's
     calls    (the function's path, the argument's place or name, the argument's path)
     parameters  names, in order
     complete    whether the source was there
@@ -59,6 +63,8 @@ class Uses:
     reads: list[Reached] = field(default_factory=list)
     binds: list[Reached] = field(default_factory=list)
     changes: list[Reached] = field(default_factory=list)
+    methods: list[tuple[Reached, str]] = field(default_factory=list)
+    firsts: list[tuple[Reached, Reached]] = field(default_factory=list)
     calls: list[tuple[Reached, int | str, Reached]] = field(default_factory=list)
     parameters: tuple[str, ...] = ()
     complete: bool = True
@@ -71,7 +77,7 @@ def uses_of(code: types.CodeType) -> Uses:
     if node is None:
         return _uses_of_bytecode(code, parameters)
     try:
-        found = Uses(f"source {digests.digest(_normal(node, whole=True))}", parameters=parameters)
+        found = Uses(f"source {digests.digest(normal_text(node, whole=True))}", parameters=parameters)
         _Finder(found, _locals_of(code) - set(parameters)).visit_body(node)
     except RecursionError:
         return _uses_of_bytecode(code, parameters)
@@ -79,20 +85,16 @@ def uses_of(code: types.CodeType) -> Uses:
 
 
 def _uses_of_bytecode(code: types.CodeType, parameters: tuple[str, ...]) -> Uses:
-    """Without the source: what is changed in place is not known."""
-    chains = digests.global_names(code)
-    reads = [Reached(names[0], tuple((".", name) for name in names[1:])) for names in chains]
-    reads += [Reached(name) for name in code.co_freevars]
-    binds = []
-    for one in (code, *_codes_in(code)):
-        for instruction in dis.get_instructions(one):
-            name, kind = instruction.argval, instruction.opname
-            if kind in ("STORE_GLOBAL", "DELETE_GLOBAL") or (kind == "STORE_DEREF" and name in code.co_freevars):
-                binds.append(Reached(name))
-            elif kind == "STORE_ATTR" and parameters:
-                binds.append(Reached(parameters[0], ((".", name),)))
+    from distsgd.run.bytecode import uses_in  # rare
+
     text = f"{_THIS_PYTHON}{digests.digest(digests.code_text(code))}"
-    return Uses(text, reads, binds, parameters=parameters, complete=False)
+    paths = ([Reached(name, steps) for name, steps in kind] for kind in uses_in(code, _is_change))
+    reads, binds, changes = paths
+    return Uses(text, reads, binds, changes, parameters=parameters, complete=False)
+
+
+def _is_change(method: str) -> bool:
+    return method in _CHANGE_ALL or (method.endswith("_") and not method.endswith("__"))
 
 
 _THIS_PYTHON = f"code of {sys.implementation.cache_tag} {sys.flags.optimize} "
@@ -136,7 +138,7 @@ def _functions_in(text: str, name: str) -> dict[tuple[str, int], list[tuple[ast.
         elif isinstance(node, ast.Lambda):
             nodes.setdefault(("<lambda>", node.lineno), []).append(node)
     found: dict[tuple[str, int], list[tuple[ast.AST, types.CodeType]]] = {}
-    for code in _codes_in(whole):
+    for code in digests.codes_in(whole):
         key = (code.co_name, code.co_firstlineno)
         for node in nodes.get(key, ()):
             if not isinstance(node, ast.Lambda) or _column(code) == node.body.col_offset or len(nodes[key]) == 1:
@@ -144,35 +146,54 @@ def _functions_in(text: str, name: str) -> dict[tuple[str, int], list[tuple[ast.
     return found
 
 
-def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
-    for item in code.co_consts:
-        if isinstance(item, types.CodeType):
-            yield item
-            yield from _codes_in(item)
-
-
 def _column(code: types.CodeType) -> int | None:
     """The leftmost column of a lambda's code, where its body begins."""
     return min((column for _, _, column, _ in code.co_positions() if column), default=None)
 
 
-def _normal(node: Any, whole: bool = False) -> str:
+def normal_text(node: Any, whole: bool = False) -> str:
     """The text of a syntax tree, of a function without its name; equal wherever the same is meant."""
     if isinstance(node, list):
-        return f"[{' '.join(_normal(item) for item in node if not _is_idle(item))}]"
+        return f"[{' '.join(normal_text(item) for item in node if not _is_idle(item))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
     parts = []
     for name in node._fields:
         value = getattr(node, name, None)
         if name not in _SKIPPED and value is not None and value != [] and not (whole and name == "name"):
-            parts.append(f"{name}={_normal(value)}")
+            parts.append(f"{name}={normal_text(value)}")
     return f"{type(node).__name__}({' '.join(parts)})"
 
 
 def _is_idle(node: Any) -> bool:
     """Whether a statement does nothing, such as a docstring."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+
+
+def _call(node: ast.AST | None) -> tuple[str, list[ast.expr]]:
+    """The last name of the function that is called, and the arguments."""
+    if not isinstance(node, ast.Call):
+        return "", []
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""), node.args
+
+
+def _namespace_of(node: ast.expr) -> ast.expr | None:
+    """The object whose attributes vars(object) and object.__dict__ are."""
+    if isinstance(node, ast.Attribute) and node.attr == "__dict__":
+        return node.value
+    name, arguments = _call(node)
+    return arguments[0] if name == "vars" and arguments else None
+
+
+def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Reached]]:
+    """The names that an import binds, and what they stand for."""
+    for one in node.names:
+        if isinstance(node, ast.ImportFrom):
+            module = f"{'.' * node.level}{node.module or ''}"
+            yield one.asname or one.name, Reached(f"{MODULE}{module}", ((".", one.name),))
+        else:
+            name = one.name if one.asname else one.name.partition(".")[0]
+            yield one.asname or name, Reached(f"{MODULE}{name}")
 
 
 class _Finder(ast.NodeVisitor):
@@ -195,6 +216,9 @@ class _Finder(ast.NodeVisitor):
     def _aliases(self, node: ast.AST) -> dict[str, list[Reached]]:
         found: dict[str, list[Reached]] = {}
         for one in ast.walk(node):
+            if isinstance(one, ast.Import | ast.ImportFrom):
+                for name, path in _imported(one):
+                    found.setdefault(name, []).append(path)
             targets: list[ast.expr] = []
             value: ast.expr | None = None
             if isinstance(one, ast.Assign):
@@ -211,16 +235,31 @@ class _Finder(ast.NodeVisitor):
     def _paths(self, node: ast.expr | None) -> list[Reached]:
         """What an expression stands for: several paths where a name has several meanings, none for a new object."""
         steps: list[Step | None] = []
+        start: Reached | None = None
         while not isinstance(node, ast.Name):
-            if isinstance(node, ast.Attribute):
+            name, arguments = _call(node)
+            if isinstance(node, ast.Subscript) and (inner := _namespace_of(node.value)) is not None:
+                steps.append((".", node.slice.value) if isinstance(node.slice, ast.Constant) else ("*", None))
+                node = inner
+            elif name == "getattr" and len(arguments) > 1:
+                key = arguments[1]
+                steps.append((".", key.value) if isinstance(key, ast.Constant) else ("*", None))
+                node = arguments[0]
+            elif name in ("__import__", "import_module") and arguments and isinstance(arguments[0], ast.Constant):
+                start = Reached(f"{MODULE}{arguments[0].value!s}")
+                break
+            elif name == "globals" and steps and (last := steps.pop()) is not None:
+                start = Reached(f"{GLOBAL}{last[1]}")
+                break
+            elif isinstance(node, ast.Attribute):
                 steps.append((".", node.attr))
                 node = node.value
             elif isinstance(node, ast.Subscript):
                 steps.append(("[", node.slice.value) if isinstance(node.slice, ast.Constant) else None)
                 node = node.value
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
-                key = node.args[0] if node.args else None
-                steps.append(("[", key.value) if isinstance(key, ast.Constant) else None)
+                first = arguments[0] if arguments else None
+                steps.append(("[", first.value) if isinstance(first, ast.Constant) else None)
                 node = node.func.value
             else:
                 return []
@@ -229,6 +268,10 @@ class _Finder(ast.NodeVisitor):
             if step is None:  # a key that isn't constant: all of what is before
                 break
             known.append(step)
+            if step[0] == "*":
+                break
+        if start is not None or not isinstance(node, ast.Name):
+            return [] if start is None else [start + tuple(known)]
         bases = self.aliases.get(node.id, []) if node.id in self.own else [Reached(node.id)]
         return [base + tuple(known) for base in bases]
 
@@ -283,25 +326,29 @@ class _Finder(ast.NodeVisitor):
             for value in node.args[1:]:
                 self.visit(value)
             return
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if isinstance(node.func, ast.Attribute) and (name in _CHANGE_ALL or name.endswith("_")):
-            self.found.changes += self._paths(node.func.value)
-        if name in _CHANGE_FIRST and node.args:
-            self.found.changes += self._paths(node.args[0])
+        name, arguments = _call(node)
+        functions = self._paths(node.func)
+        if name == "setattr" and len(arguments) > 1 and isinstance(key := arguments[1], ast.Constant):
+            named: tuple[Step, ...] = ((".", key.value),)
+            self.found.binds += [path + named for path in self._paths(arguments[0])]
+        elif name in _CHANGE_FIRST and arguments:
+            called = functions or [Reached(MODULE)]
+            self.found.firsts += [(function, path) for function in called for path in self._paths(arguments[0])]
         for keyword in node.keywords:
             if keyword.arg == "out":
                 outs = keyword.value.elts if isinstance(keyword.value, ast.Tuple) else [keyword.value]
                 self.found.changes += [path for out in outs for path in self._paths(out)]
         self.visit(node.func)
-        functions = self._paths(node.func)
         given: list[tuple[Any, ast.expr]] = [
             *enumerate(node.args),
             *((one.arg, one.value) for one in node.keywords),
         ]
         for place, value in given:
             paths = self._paths(value)
-            if functions and place is not None and paths and not isinstance(value, ast.Starred):
+            whole = any(path.steps[-1:] == (("*", None),) for path in paths)
+            if functions and place is not None and paths and not (whole or isinstance(value, ast.Starred)):
                 self.found.calls += [(function, place, path) for function in functions for path in paths]
+                self._note_methods(paths)
                 self._visit_keys(value)
             else:
                 self.visit(value)
@@ -312,9 +359,16 @@ class _Finder(ast.NodeVisitor):
             if isinstance(one, ast.Subscript) and not isinstance(one.slice, ast.Constant):
                 self.visit(one.slice)
 
+    def _note_methods(self, paths: list[Reached]) -> None:
+        """Methods that may change their object, called or given to somebody who calls them."""
+        for path in paths:
+            if path.steps and path.steps[-1][0] == "." and _is_change(path.steps[-1][1]):
+                self.found.methods.append((Reached(path.name, path.steps[:-1]), path.steps[-1][1]))
+
     def _read(self, node: ast.expr) -> None:
         paths = self._paths(node)
         self.found.reads += paths
+        self._note_methods(paths)
         if paths or isinstance(node, ast.Name):
             self._visit_keys(node)
         else:

@@ -23,12 +23,10 @@ import numpy as np
 from distsgd.nn.objective import FunctionObjective
 from distsgd.run import digests
 from distsgd.run.identity import Identity, Parts, matters, unwrapped
-from distsgd.run.reads import Reached, Step, Uses, uses_of
+from distsgd.run.reads import GLOBAL, MODULE, Reached, Step, Uses, uses_of
 
 Digests: TypeAlias = dict[str, dict[str, str]]
 """By aspect ("structure", "source", …), digests by the part that they are of."""
-MOST_PARTS = 100
-"""Of an aspect; those beyond are one."""
 _WRITTEN = "written by the code that reads it"
 _INITIALIZERS = {"__init__", "__post_init__", "__new__", "__setstate__", "__init_subclass__", "__set_name__"}
 _NOT_COMPARED = {"thread_safe", "loss_scale"}
@@ -117,26 +115,37 @@ class Substance(Identity):
             found = _follow(function, path, bound)
             if found is None or not found.place:
                 continue
-            called = _follow(function, callee, bound)
-            inner = None if called is None else called.value
-            if isinstance(inner, types.FunctionType) and (name := _parameter(inner, place)) is not None:
+            inner, given = _called(function, callee, bound)
+            if inner is not None and (name := _parameter(inner, place, given)) is not None:
                 yield from self._read_by(inner, {name: found})
             else:
                 yield from self._read(found)
         for path in uses.reads:
+            if path.name.startswith(MODULE):
+                from distsgd.run.imported import statements  # rare
+
+                yield from statements(path, str(function.__globals__.get("__package__") or ""))
+                continue
             found = _follow(function, path, bound)
-            if found is not None and found.place and (uses.complete or not _may_change(found.value)):
+            if found is None:
+                continue
+            if found.place:
                 yield from self._read(found)
+            if path.steps and path.steps[-1][0] == "*":
+                each = (_one_step(found, (".", key)) for key in sorted(_attributes_of(found.value)))
+                yield from (part for one in each if one is not None for part in self._read(one))
 
     def _read(self, found: _Found) -> Parts:
         """A path's end, where it isn't described yet."""
         if (id(found.holder), found.key) in self._read_once:
             return
         self._read_once.add((id(found.holder), found.key))
-        written = ("key", id(found.holder), found.key) in (self._excluded or ())
+        excluded = self._excluded or ()
+        written = ("key", id(found.holder), found.key) in excluded or ("inside", id(found.holder)) in excluded
         yield found.place, _WRITTEN if written else found.value
 
     def _note_writes(self, function: types.FunctionType, uses: Uses, bound: Mapping[str, _Found]) -> None:
+        bound = {**_defaults_by_name(function), **bound}
         for path in uses.binds:
             found = _follow(function, path, bound, to_holder=True)
             if found is not None:
@@ -144,13 +153,21 @@ class Substance(Identity):
                 if type(found.holder) is dict and path.steps:  # all of it isn't compared either
                     self.written.add(("object", id(found.holder)))
                 self._kept.append(found.holder)
-        for path in uses.changes:
+        changes = [path for path, method in uses.methods if _changes_its_object(function, path, method, bound)]
+        changes += [path for callee, path in uses.firsts if _called(function, callee, bound)[0] is None]
+        for path in uses.changes + changes:
             found = _follow(function, path, bound)
+            if found is not None and not uses.complete:
+                if not _may_change(found.value):
+                    continue
+                self.written.add(("inside", id(found.value)))
             if found is not None:
                 self.written |= {("object", id(found.value)), ("key", id(found.holder), found.key)}
                 self._kept += [found.value, found.holder]
         if uses.parameters and function.__name__ not in _INITIALIZERS:
-            paths = [path for path in uses.binds + uses.changes if path.name == uses.parameters[0] and path.steps]
+            paths = [
+                path for path in uses.binds + uses.changes + changes if path.name == uses.parameters[0] and path.steps
+            ]
             self.written |= {("attribute", path.steps[0][1]) for path in paths if path.steps[0][0] == "."}
 
     def _body(self, kind: type) -> Parts:
@@ -227,33 +244,62 @@ def _defaults(function: types.FunctionType) -> Parts:
         yield f" (default {key})", item
 
 
+def _defaults_by_name(function: types.FunctionType) -> dict[str, _Found]:
+    """A parameter's default that the function changes is a place to keep something in."""
+    code, values = function.__code__, function.__defaults__ or ()
+    names = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
+    defaults = {**dict(zip(names, values, strict=True)), **(function.__kwdefaults__ or {})}
+    return {name: _Found(value, defaults, name, "") for name, value in defaults.items() if _may_change(value)}
+
+
 def _may_change(value: Any) -> bool:
     """Whether an object may be changed in place, as far as can be seen."""
-    fixed = (
-        tuple,
-        frozenset,
-        type,
-        types.ModuleType,
-        types.FunctionType,
-        types.MethodType,
-        functools.partial,
-        enum.Enum,
-    )
+    functions = (types.FunctionType, types.MethodType, functools.partial)
+    fixed = (tuple, frozenset, type, types.ModuleType, *functions, enum.Enum)
     if digests.plain_text(value) is not None or isinstance(value, fixed):
         return False
     own = not digests.is_library(type(value).__module__)
     return digests.global_name(value) is None and not (own or is_dataclass(value))
 
 
-def _parameter(function: types.FunctionType, place: int | str) -> str | None:
-    """The parameter that takes an argument; None for *args, and of a library's function."""
-    if digests.is_library(function.__module__):
-        return None
+def _called(
+    function: types.FunctionType, callee: Reached, bound: Mapping[str, _Found]
+) -> tuple[types.FunctionType | None, int]:
+    """The program's own function that a call runs, and how many arguments it has already; None for another's."""
+    found = _follow(function, callee, bound, to_holder=True)
+    value, given = (None if found is None else found.value), 0
+    if found is None and callee.steps:  # a method
+        holder = _follow(function, Reached(callee.name, callee.steps[:-1]), bound, to_holder=True)
+        member = None if holder is None else _member(holder.value, callee.steps[-1][1])
+        value, given = unwrapped(member), int(not isinstance(member, staticmethod))
+    own = isinstance(value, types.FunctionType) and not digests.is_library(str(value.__module__))
+    return (value, given) if own else (None, 0)
+
+
+def _member(value: Any, name: Any) -> Any:
+    """What an object's class, or its first base that has it, has of this name."""
+    return next((vars(base)[name] for base in type(value).__mro__ if name in vars(base)), None)
+
+
+def _changes_its_object(function: types.FunctionType, path: Reached, method: str, bound: Mapping[str, _Found]) -> bool:
+    """Whether a method of a changing name is a library's; what the program's own ones change, their bodies show."""
+    found = _follow(function, path, bound)
+    if found is None or isinstance(found.value, types.ModuleType | type) or _one_step(found, (".", method)):
+        return False
+    if _follow(function, path, bound, to_holder=True) is None:  # of something in it, such as in a defaultdict
+        return True
+    if digests.is_library(type(found.value).__module__):
+        return callable(_member(found.value, method))
+    return callable(member := _member(found.value, method)) and not isinstance(unwrapped(member), types.FunctionType)
+
+
+def _parameter(function: types.FunctionType, place: int | str, given: int) -> str | None:
+    """The parameter that takes an argument, None for *args; `given` come before the call's own."""
     code = function.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     if isinstance(place, str):
         return place if place in names else None
-    return names[place] if place < code.co_argcount else None
+    return names[place + given] if place + given < code.co_argcount else None
 
 
 def _follow(
@@ -278,6 +324,9 @@ def _follow(
 def _start(function: types.FunctionType, name: str, bound: Mapping[str, _Found]) -> _Found | None:
     if name in bound:
         return bound[name]
+    if name.startswith(GLOBAL):
+        name, scope = name.removeprefix(GLOBAL), function.__globals__
+        return _Found(scope[name], scope, name, f" (global {name})") if name in scope else None
     code, cells = function.__code__, function.__closure__ or ()
     if name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         return None
@@ -341,18 +390,4 @@ def described(given: Mapping[str, Any]) -> Digests:
         if aspect in ("model", "builder"):
             aspect = "source" if " (" in part or text.startswith(("source ", "code ")) else "structure"
         found.setdefault(aspect, {})[part.strip() or "itself"] = text
-    return {aspect: _bounded(parts) for aspect, parts in found.items()}
-
-
-def _bounded(parts: Mapping[str, str]) -> dict[str, str]:
-    """As many digests as a checkpoint takes; a text of bytecode stays, for it says which Python has made it."""
-
-    def kept(name: str) -> str:
-        return name if len(name) <= 100 else f"…{name[-60:]} {digests.digest(name)}"
-
-    found = {kept(name): text if text.startswith("code of ") else digests.digest(text) for name, text in parts.items()}
-    names = list(found)
-    if len(names) > MOST_PARTS:
-        rest = "\0".join(f"{name}\0{found.pop(name)}" for name in names[MOST_PARTS - 1 :])
-        found["the rest"] = digests.digest(rest)
-    return found
+    return {aspect: digests.bounded(parts) for aspect, parts in found.items()}

@@ -248,6 +248,19 @@ def test_a_file_that_is_moved_and_formatted_anew_continues(tmp_path: Path, data:
         started(data, source, out, "--epochs", "4")
 
 
+def test_a_file_that_a_function_imports_counts(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = MODEL.replace("    return outputs", "    from imported_later import FACTOR\n    return FACTOR * outputs")
+    model, other = written(tmp_path / "a" / "net.py", text), tmp_path / "imported_later.py"
+    written(other, "FACTOR = 1.0\nUNUSED = 1\n")
+    assert started(data, model, tmp_path / "run", "--epochs", "1") == 0
+    written(other, "UNUSED = 2\n# a comment\nFACTOR = 1.0\n")
+    assert started(data, model, tmp_path / "run", "--epochs", "2") == 0
+    written(other, "FACTOR = 2.0\n")
+    with pytest.raises(RunFolderError, match=r"other metrics.*import imported_later.FACTOR"):
+        started(data, model, tmp_path / "run", "--epochs", "3")
+
+
 def test_init_from_is_compared_by_what_it_holds(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 1)):
         begin(tmp_path / name, layers(), seed=seed)

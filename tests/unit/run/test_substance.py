@@ -204,3 +204,68 @@ def test_a_class_in_a_function_and_its_base() -> None:
     """)
     assert substance(text) == substance(text)
     assert substance(text) != substance(text.replace("1.0", "2.0"))
+
+
+READ = """
+from collections import defaultdict
+
+K, NAME, RATES, HIST, LISTS = 1.0, "k", [1.0, 2.0], [], defaultdict(list)
+
+class Shift:
+    def __init__(self, k):
+        self.k = k
+    def add(self, v):
+        return v * self.k
+    def named(self):
+        return getattr(self, NAME)
+
+SHIFT = Shift(1.0)
+
+def at(values, i):
+    return values[i]
+
+def first(params, grads, batch, seen=[]):
+    seen.append(1)
+    add = HIST.append
+    add(1)
+    LISTS["x"].append(1)
+    return 1.0
+
+def loss(params, grads, batch):
+    return 1.0 + EXPRESSION
+"""
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "getattr(SHIFT, 'k')", "getattr(SHIFT, NAME)", "vars(SHIFT)['k']", "SHIFT.__dict__['k']", "SHIFT.named()",
+        "SHIFT.add(1.0)", "globals()['K']", "at(RATES, 0)",
+    ],
+)  # fmt: skip
+def test_a_value_that_is_read_by_another_way_counts(expression: str) -> None:
+    text = READ.replace("EXPRESSION", expression)
+    other = text.replace("Shift(1.0)", "Shift(2.0)").replace("LISTS = 1.0", "LISTS = 2.0").replace("[1.0,", "[3.0,")
+    assert substance(text) == substance(text) != substance(other)
+
+
+def test_a_changed_default_and_another_name_of_a_method_are_no_change() -> None:
+    program = run(READ.replace("EXPRESSION", "first(params, grads, batch)"))
+    before = described({"model": program["loss"], "metrics": program["first"]})
+    program["loss"](None, None, None)
+    assert program["HIST"] and program["LISTS"]
+    assert described({"model": program["loss"], "metrics": program["first"]}) == before
+
+
+@pytest.mark.parametrize("value", ["{'a': 1.0}", "[1.0, 3.0]", "np.array([1.0])"])
+def test_without_source_what_nothing_changes_counts(value: str) -> None:
+    read = "VALUE['a']" if "{" in value else "VALUE[0]" if "[1.0, 3" in value else "VALUE"
+    text = f"import numpy as np\nVALUE = {value}\ndef loss(params, grads, batch):\n    return params * {read}\n"
+    assert substance(text, file=False) == substance(text, file=False)
+    assert substance(text, file=False) != substance(text.replace("1.0", "2.0"), file=False)
+    changing = text.replace("    return", "    VALUE[len(batch)] = 2.0\n    return")
+    assert substance(changing, file=False) == substance(changing.replace("1.0", "2.0"), file=False)
+
+
+def test_a_statement_that_does_nothing_is_no_change() -> None:
+    assert changed("    # a comment\n", "    pass\n") == substance(PROGRAM)
