@@ -253,7 +253,8 @@ def test_a_changed_default_and_another_name_of_a_method_are_no_change() -> None:
     program = run(READ.replace("EXPRESSION", "first(params, grads, batch)"))
     before = described({"model": program["loss"], "metrics": program["first"]})
     program["loss"](None, None, None)
-    assert program["HIST"] and program["LISTS"]
+    assert program["HIST"]
+    assert program["LISTS"]
     assert described({"model": program["loss"], "metrics": program["first"]}) == before
 
 
