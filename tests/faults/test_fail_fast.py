@@ -108,7 +108,7 @@ def test_a_signal_before_training_begins_is_not_lost(tmp_path: Path) -> None:
         pytest.skip(reason)
     program = (
         "import os, signal, sys; from distsgd.cli import train; signals = train.Signals; init = signals.__init__\n"
-        "signals.__init__ = lambda self: (init(self), os.kill(os.getpid(), signal.SIGUSR1))[0]\n"
+        "signals.__init__ = lambda self, **how: (init(self, **how), os.kill(os.getpid(), signal.SIGUSR1))[0]\n"
         f"sys.argv = ['train', '--out', 'run', '--epochs', '1000', *{list(QUICK)}]; sys.exit(train.main())\n"
     )
     ended = Job([path, "-n", "2", sys.executable, "-c", program], tmp_path, environment()).end()
