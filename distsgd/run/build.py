@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -186,15 +186,11 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
     if config.early_stopping == "patience":
         rules["it belongs to the patience rule: --early-stopping patience"] = []
         rules["the patience rule has --improvement-threshold in its place"] = ["min_delta"]
-    defaults: dict[str, tuple[Any, ...]] = {name: (one.default,) for name, one in OPTIONS.items()}
-    defaults |= {
+    defaults: dict[str, tuple[Any, ...]] = {
         "patience": (0, *PATIENCE.values()),
         "validation_fraction": (0, OPTIONS["validation_fraction"].default),
     }
-    for reason, names in rules.items():
-        for name in names:
-            if getattr(config, name) not in defaults[name]:
-                raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
+    _refuse_given(config, rules, defaults)
     _refuse_penalties_of_nothing(config, objective)
 
 
@@ -210,9 +206,16 @@ def refuse_without_effect(config: TrainConfig, data: Data) -> None:
         "a full batch leaves no examples over": ["drop_last"] if config.batch_size == "full" else [],
         "nothing is measured, for there are no validation and no test examples": ["metric", "top_k"] * unmeasured,
     }
+    _refuse_given(config, rules, {})
+
+
+def _refuse_given(
+    config: TrainConfig, rules: Mapping[str, Sequence[str]], usual: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Raises ConfigurationError for an option, by reason, that is given; `usual` are the defaults where several are."""
     for reason, names in rules.items():
         for name in names:
-            if getattr(config, name) != OPTIONS[name].default:
+            if getattr(config, name) not in usual.get(name, (OPTIONS[name].default,)):
                 raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
 
 

@@ -187,11 +187,19 @@ class Identity:
                 continue
             self._described.add((id(base), ""))
             if issubclass(base, enum.Enum):
-                yield " (members)", {key: item.value for key, item in base.__members__.items()}
+                yield from self._members(base)
                 continue
             for key, member in sorted(vars(base).items()):
-                if matters(base, key, member):
+                if self._counts(base, key, member):
                     yield f" ({base.__name__}.{key})", unwrapped(member)
+
+    def _members(self, kind: type[enum.Enum]) -> Parts:
+        """Of an enumeration that the program has made."""
+        yield " (members)", {key: item.value for key, item in kind.__members__.items()}
+
+    def _counts(self, kind: type, key: str, member: Any) -> bool:
+        """Whether a member of the program's class is described."""
+        return matters(kind, key, member)
 
     def _other(self, name: str, value: Any) -> tuple[str, Parts]:
         """What is found by name, what stands for a function, and else what pickle would keep."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from distsgd.nn.objective import FunctionObjective
 from distsgd.run import digests
-from distsgd.run.identity import Identity, Parts, matters, unwrapped
+from distsgd.run.identity import Identity, Parts, unwrapped
 from distsgd.run.reads import GLOBAL, MODULE, Reached, Step, Uses, uses_of
 
 Digests: TypeAlias = dict[str, dict[str, str]]
@@ -170,16 +170,11 @@ class Substance(Identity):
             ]
             self.written |= {("attribute", path.steps[0][1]) for path in paths if path.steps[0][0] == "."}
 
-    def _body(self, kind: type) -> Parts:
-        for base in kind.__mro__:
-            if digests.is_library(base.__module__) or (id(base), "") in self._described:
-                continue
-            self._described.add((id(base), ""))
-            if issubclass(base, enum.Enum):
-                continue
-            for key, member in sorted(vars(base).items()):
-                if matters(base, key, member) and key not in _NOT_COMPARED and not self._is_written(base, key):
-                    yield f" ({base.__name__}.{key})", unwrapped(member)
+    def _members(self, kind: type[enum.Enum]) -> Parts:
+        return ()
+
+    def _counts(self, kind: type, key: str, member: Any) -> bool:
+        return super()._counts(kind, key, member) and key not in _NOT_COMPARED and not self._is_written(kind, key)
 
     def _is_written(self, holder: Any, key: Any) -> bool:
         excluded = self._excluded or ()

@@ -69,6 +69,20 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**openmpi, **os.environ, "PYTHONPATH": path, **(extra or {})}
 
 
+def start(line: Sequence[str], folder: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Starts a command in `folder`, in a group of its own, with its output in pipes."""
+    return subprocess.Popen(
+        line,
+        cwd=folder,
+        env=environment(extra),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def run_command(
     ranks: int | None,
     command: Sequence[str],
@@ -86,16 +100,7 @@ def run_command(
             pytest.skip(reason)
         kept.mkdir(parents=True)
         line = [mpirun, "-n", str(ranks), "sh", "-c", _KEEP_STATUS, str(kept), *line]
-    process = subprocess.Popen(
-        line,
-        cwd=folder,
-        env=environment(extra),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(line, folder, extra)
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:

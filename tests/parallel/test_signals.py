@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import first_of
-from tests.parallel.launch import environment, find_mpirun, result, run_command
+from tests.parallel.launch import find_mpirun, result, run_command, start
 from tests.waiting import LIMIT, wait_until
 
 # How a model keeps a rank before the first step: a wait that Python resumes after a signal, and one call into C.
@@ -89,16 +88,7 @@ class Program:
                 pytest.skip(reason)
             line = [mpirun, "-n", str(ranks), *line]
         self.folder = folder
-        self.process = subprocess.Popen(
-            line,
-            cwd=folder,
-            env=environment(extra),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = start(line, folder, extra)
 
     def wait_for(self, name: str) -> None:
         def is_there() -> bool:
