@@ -53,6 +53,7 @@ test-stand-ins: .venv/.stamp-test ## what test leaves out of GPUs: CUDA and NCCL
 
 test-long: .venv/.stamp-test ## what both leave out: more cases of the same, and what takes long
 	$(IN_VENV) -m pytest $(IN_TURN) -m long
+	$(IN_VENV) -m pytest tests/cluster -m long
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
@@ -62,7 +63,7 @@ test-gpu: .venv/.stamp-cupy ## the tests that need a GPU; CUDA=12 or 13 says for
 
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
-	$(IN_VENV) -m pytest tests/cluster
+	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
 # Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
 test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions that pyproject.toml states
