@@ -95,7 +95,8 @@ docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with w
 	@echo "the first page is build/docs/index.html"
 
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
-	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
+	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints \
+	    sklearn_peer; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
 
@@ -148,7 +149,7 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 .venv/.stamp-integrations: pyproject.toml .venv/.stamp-test
 	@complete=yes; \
 	for extra in sklearn jax; do \
-	    $(IN_VENV) -m pip install --quiet --editable ".[$(MPI_EXTRA)test,$$extra]" || complete=; \
+	    $(IN_VENV) -m pip install --quiet pandas --editable ".[$(MPI_EXTRA)test,$$extra]" || complete=; \
 	done; \
 	$(IN_VENV) -c 'import torch' 2>/dev/null || $(IN_VENV) -m pip install --quiet '$(TORCH)' || \
 	    { [ "$$(uname)" != Linux ] && $(IN_VENV) -m pip install --quiet torch; } || complete=; \

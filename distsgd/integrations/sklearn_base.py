@@ -82,6 +82,8 @@ class Distributed(BaseEstimator):
     ) -> Self:
         """Trains; `again` continues from the present parameters where there are any, `once` makes one epoch."""
         self._check_parameters()
+        if once and self.early_stopping:
+            raise ValueError("early_stopping: partial_fit makes one epoch, which nothing stops; leave it out")
         before = self.model_ if again and hasattr(self, "model_") else None
         x, y = validate_data(
             self, X, y, reset=before is None, dtype="numeric", allow_nd=True, multi_output=True, y_numeric=self._numeric
