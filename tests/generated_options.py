@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import getdoc, signature
@@ -18,9 +19,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 from distsgd.cli.command_line import TrainOptions
 from distsgd.cli.main import SUBCOMMANDS
 from distsgd.core.options import REQUIRED, Option, options_of
+from distsgd.nn.losses import LOSSES
 from distsgd.run.config import OPTIONS
 from distsgd.run.config_file import SHORT
-from distsgd.run.fit import NOT_FOR_FIT, fit
+from distsgd.run.fit import fit
+from distsgd.run.fit_arguments import NOT_FOR_FIT
 
 ROOT = Path(__file__).parents[1]
 KEYWORDS = ROOT / "distsgd" / "run" / "fit_options.pyi"
@@ -36,7 +39,9 @@ def keywords() -> str:
             '"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""',
             "",
             "from collections.abc import Sequence",
-            "from typing import Literal, TypedDict",
+            "from typing import Literal, TypeAlias, TypedDict",
+            "",
+            f"LossName: TypeAlias = {_annotation(replace(OPTIONS['loss'], choices=('auto', *LOSSES)))}",
             "",
             "class FitOptions(TypedDict, total=False):",
             *(f"    {keyword}: {_annotation(OPTIONS[name])}" for keyword, name in (names | SHORT).items()),

@@ -295,7 +295,7 @@ def test_fit_from_a_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os\nimport numpy as np\nimport distsgd\n"
         "x = np.random.default_rng(0).normal(size=(500, 6)).astype('f4')\n"
-        "done = distsgd.fit('mlp', train=(x, x[:, :2].sum(1)), optimizer=distsgd.Adam(1e-2), epochs=3, batch_size=60,\n"
+        "done = distsgd.fit('mlp', (x, x[:, :2].sum(1)), optimizer=distsgd.Adam(1e-2), epochs=3, batch_size=60,\n"
         "                   hidden=(16,))\n"
         "with open(f'told-{os.getpid()}', 'w') as file:\n"
         "    print(done.summary['parameters_sha256'], done.predict(x[:3]).shape, file=file)\n"

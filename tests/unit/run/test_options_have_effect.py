@@ -17,7 +17,7 @@ from distsgd.metrics import UserMetric
 from distsgd.nn import Activation, Dense, FunctionObjective, Sequential, SoftmaxCrossEntropy, Supervised
 from distsgd.optim import SGD, Cosine, Step
 from distsgd.run.config import OPTIONS
-from distsgd.run.fit import NOT_FOR_FIT
+from distsgd.run.fit_arguments import NOT_FOR_FIT
 from tests.cases import first_of
 
 RNG = np.random.default_rng(0)
@@ -219,7 +219,7 @@ def test_an_option_of_a_command_that_is_without_effect(run: Path, command: str, 
 
 def test_the_header_says_which_weights_are_used(capsys: pytest.CaptureFixture[str]) -> None:
     weights = np.linspace(1, 2, len(X))
-    fit("mlp", (X, Y, weights), (X, Y), epochs=1, class_weights=(1.0, 2.5), quiet=False)
+    fit("mlp", (X, Y, weights), validation=(X, Y), epochs=1, class_weights=(1.0, 2.5), quiet=False)
     header = " ".join(capsys.readouterr().out.split())
     assert "example weights: yes, of training examples, from the arrays; class weights: 1, 2.5" in header
     fit("mlp", (X, Y), epochs=1, quiet=False)
@@ -246,7 +246,7 @@ def test_values_that_look_like_classes_are_reported(y: Any, words: str, capsys: 
 def test_validation_and_test_examples_of_another_range_are_reported(
     factor: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit("mlp", (X, Y), (X * np.float32(factor), Y), test=(X, Y), epochs=1)
+    fit("mlp", (X, Y), validation=(X * np.float32(factor), Y), test=(X, Y), epochs=1)
     found = [line for line in capsys.readouterr().err.splitlines() if "those of training lay" in line]
     assert len(found) == 1
     assert found[0].startswith("warning: validation: the inputs lie between")
@@ -274,7 +274,7 @@ def test_the_last_examples_beside_validation_data_are_refused() -> None:
     with pytest.raises(
         ConfigurationError, match="validation_last: would change nothing, for there are validation data"
     ):
-        fit("mlp", (X, Y), (X, Y), validation_last=3, epochs=1)
+        fit("mlp", (X, Y), validation=(X, Y), validation_last=3, epochs=1)
 
 
 def test_metrics_are_measured_on_test_data_alone_too() -> None:

@@ -1,0 +1,290 @@
+"""What `fit` was given, checked and made into a RunSpec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distsgd.core.components import check_name
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.output import say_lines
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.sources.checks import as_array
+from distsgd.nn.layers import Layer
+from distsgd.nn.losses import Loss
+from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
+from distsgd.optim.schedules import Schedule
+from distsgd.parallel import Communicator
+from distsgd.run.agreement import add_versions
+from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
+from distsgd.run.config_file import SHORT, check_known, from_mapping
+from distsgd.run.digests import array_text, fingerprint
+from distsgd.run.identity import Identity
+from distsgd.run.lifecycle import Attempt, RunSpec
+from distsgd.run.placement import split_data
+from distsgd.run.summary import last_line
+from distsgd.run.user_code import allow_code, names_code
+from distsgd.training.callbacks import Callback
+from distsgd.training.metrics import Metric, UserMetric
+
+if TYPE_CHECKING:
+    from distsgd.run.folder import RunFolder
+
+NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
+"""Options of the command line that fit doesn't have, or has as an argument of another type."""
+
+
+@dataclass(frozen=True)
+class FitArguments:
+    """What one rank's fit was given, checked as far as that is possible without the others."""
+
+    model: Any
+    arrays: Mapping[str, Any]
+    params: Any
+    outputs: Any
+    loss: Any
+    optimizer: Any
+    schedule: Any
+    metrics: Sequence[Any]
+    callbacks: Sequence[Any]
+    options: Mapping[str, Any]
+
+    def spec(self) -> tuple[RunSpec, Identity]:
+        """What these arguments ask for, and their identity. Callbacks have none: rank 0's alone are called."""
+        self._check()
+        optimizer = self._own_optimizer()
+        config = self._config(optimizer)
+        sets = {name: _examples(given, name) for name, given in self.arrays.items()}
+        if sets["train"] is None:
+            raise ConfigurationError("fit: expected x and y, or x as (x, y) or (x, y, weights), got None")
+        optimizer = optimizer or own_optimizer(config)
+        identity = self._identity(config, optimizer, sets)
+        names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
+        spec = RunSpec(
+            config,
+            None if config.out is None else _folder(config),
+            lambda communicator, decided: split_data(communicator, decided, names, sets, contents=contents),
+            self._objective,
+            optimizer,
+            self.schedule if isinstance(self.schedule, Schedule) else None,
+            self._metrics(),
+            lambda communicator: [*_progress(communicator, config), *self.callbacks],
+        )
+        return (spec if config.quiet else replace(spec, before_training=_announce, ended=_say_end)), identity
+
+    def _check(self) -> None:
+        """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
+        expected: list[tuple[str, Any, type]] = [
+            ("metrics", one, Metric) for one in self.metrics if not isinstance(one, str) and not _is_function(one)
+        ]
+        expected += [("callbacks", item, Callback) for item in self.callbacks]
+        objects = [("loss", self.loss, Loss), ("schedule", self.schedule, Schedule)]
+        if not _is_class(self.optimizer):
+            objects.append(("optimizer", self.optimizer, Optimizer))
+        expected += [given for given in objects if not isinstance(given[1], str | None)]
+        for name, value, kind in expected:
+            if not isinstance(value, kind):
+                raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
+        self._check_model()
+        for name in (SHORT.get(given, given) for given in self.options):
+            check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
+            given = {"optimizer": (self.optimizer, HYPER_PARAMETERS), "schedule": (self.schedule, OF_SCHEDULES)}
+            for what, (one, options) in given.items():
+                if isinstance(one, Optimizer | Schedule) and name in options:
+                    raise ConfigurationError(f"fit: {name} is the {what}'s; give it there, as {type(one).__name__}(…)")
+        if self.arrays["validation"] is not None and self.options.get("validation_fraction"):
+            raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
+
+    def _check_model(self) -> None:
+        """Raises ConfigurationError for arguments that don't go with the model."""
+        if self.params is not None and not isinstance(self.params, Mapping):
+            raise ConfigurationError(f"fit: params must be arrays by name, got {type(self.params).__name__}")
+        if self.params is not None and isinstance(self.model, str | Layer | Objective):
+            raise ConfigurationError(
+                "fit: params are the initial values of a model that is a function; this model makes its own, "
+                "init_from= takes a run's"
+            )
+        if isinstance(self.model, str) and names_code(self.model):
+            raise ConfigurationError(
+                f"fit: {self.model} is for the command line; import that function, and give what it returns"
+            )
+        if isinstance(self.loss, Loss) and not isinstance(self.model, str | Layer):
+            raise ConfigurationError("fit: loss: this model has a loss of its own; leave it out")
+        if self.loss == OWN_LOSS:
+            raise ConfigurationError(f"fit: loss {OWN_LOSS}: give the object itself, such as distsgd.SquaredError()")
+        if self.outputs is not None and (isinstance(self.model, str | Layer | Objective) or not callable(self.outputs)):
+            raise ConfigurationError(
+                "fit: outputs is a function (params, batch) of a model that is a function; leave it out of others"
+            )
+
+    def _own_optimizer(self) -> Optimizer | None:
+        """The optimizer that was given as an object, or made of a class of the user's own; None of those with names."""
+        given = self.optimizer
+        if isinstance(given, Optimizer) or not _is_class(given) or given in OPTIMIZERS.values():
+            return given if isinstance(given, Optimizer) else None
+        named = {SHORT.get(name, name): value for name, value in self.options.items()}
+        values = {name: value for name, value in named.items() if name in HYPER_PARAMETERS and value is not None}
+        for name in values:
+            check_name(
+                f"fit: option of {given.__name__}", name, [one for one in HYPER_PARAMETERS if hasattr(given, one)]
+            )
+        made: Optimizer = given(**values)
+        return made
+
+    def _metrics(self) -> tuple[Metric, ...]:
+        """The metrics that aren't names of distsgd's own."""
+        found = []
+        for one in self.metrics:
+            if isinstance(one, Metric):
+                found.append(one)
+            elif not isinstance(one, str):
+                if (name := getattr(one, "__name__", "<")).startswith("<"):
+                    raise ConfigurationError(
+                        f"fit: metrics: {one!r} has no name for the records; give distsgd.metrics.UserMetric(name, …)"
+                    )
+                found.append(UserMetric(name, one))
+        return tuple(found)
+
+    def _config(self, optimizer: Optimizer | None) -> TrainConfig:
+        options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
+        objects = {"optimizer": self.optimizer, "schedule": self.schedule, "model": self.model, "loss": self.loss}
+        named: dict[str, Any] = {key: given for key, given in objects.items() if isinstance(given, str)}
+        named |= {key: name for name, kind in OPTIMIZERS.items() for key in ("optimizer",) if self.optimizer is kind}
+        if isinstance(self.loss, Loss):
+            named["loss"] = OWN_LOSS
+        if names := [one for one in self.metrics if isinstance(one, str)]:
+            given = options.get("metric", ())
+            named["metric"] = [*([given] if isinstance(given, str) else given), *names]
+        defaults: dict[str, Any] = {"model": OWN_MODEL, "quiet": True, "validation_fraction": 0.0}
+        if "patience" not in options:
+            defaults["early_stopping"] = "none"
+        config = allow_code(from_mapping({**defaults, **options, **named, "dataset": "arrays"}, "fit"))
+        if optimizer is None:
+            return resolved(config)
+        kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
+        own = re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))  # a run has the same name wherever its objects lie
+        return replace(resolved(config, optimizer), optimizer=kinds[0] if kinds else own)
+
+    def _identity(self, config: TrainConfig, optimizer: Optimizer, sets: Mapping[str, Examples | None]) -> Identity:
+        """All that ranks must be given alike."""
+        model, params = self.model, self.params
+        identity = Identity()
+        add_versions(identity)
+        identity.add("model", model)
+        identity.add("params", params)
+        identity.add("outputs", self.outputs)
+        shapes = model.parameter_shapes() if isinstance(model, Objective | Layer) else params or {}
+        identity.say("order of parameters", ", ".join(map(str, shapes)))
+        objects = {"optimizer": optimizer, "schedule": self.schedule, "loss": self.loss}
+        for option in OPTIONS:
+            own = objects.get(option)
+            if option not in NOT_FOR_FIT:
+                identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
+        for number, metric in enumerate(self._metrics()):
+            identity.add(f"metrics[{number}]", metric)
+        for name, part in sets.items():
+            _add_examples(identity, name, part)
+        return identity
+
+    def _objective(self, communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
+        model, loss = self.model, self.loss if isinstance(self.loss, Loss) else None
+        if isinstance(model, Objective):
+            return model
+        if isinstance(model, str):
+            return build_objective(communicator, config, data, loss)
+        if self.params is not None:
+            return FunctionObjective(model, self.params, self.outputs)
+        return as_objective(model, loss or build_loss(config, data), data)
+
+
+def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
+    """The training examples as one tuple: x and y, or x alone where it is (x, y) or (x, y, weights)."""
+    if y is None:
+        if weights is None or x is None or not isinstance(x, tuple | list) or len(x) != 2:
+            if weights is not None:
+                raise ConfigurationError("fit: weights go with x and y, or with x as (x, y)")
+            return x  # type: ignore[no-any-return]
+        return (*x, weights)
+    if isinstance(x, tuple) and isinstance(y, tuple) and any(np.ndim(one) for one in x if hasattr(one, "shape")):
+        raise ConfigurationError(
+            "fit: x is (x, y) already, and y is a tuple, too; validation examples are given as validation=(x, y)"
+        )
+    return (x, y) if weights is None else (x, y, weights)
+
+
+def _is_class(given: Any) -> bool:
+    """Whether this is a class of optimizers."""
+    return isinstance(given, type) and issubclass(given, Optimizer)
+
+
+def _is_function(given: Any) -> bool:
+    return callable(given) and not isinstance(given, type | Metric)
+
+
+def _announce(communicator: Communicator, attempt: Attempt) -> bool:
+    """Prints the header; True, to train. Collective."""
+    from distsgd.run.announce import announce
+
+    announce(communicator, attempt)
+    return True
+
+
+def _say_end(attempt: Attempt) -> None:
+    """Prints the scores, and why the run has ended, on rank 0."""
+    folder = attempt.spec.folder
+    say_lines(last_line(attempt.summary, "" if folder is None else str(folder.place()), quiet=False))
+
+
+def _progress(communicator: Communicator, config: TrainConfig) -> Sequence[Callback]:
+    if config.quiet or not communicator.is_root:
+        return ()
+    from distsgd.run.progress import make_progress
+
+    return make_progress(quiet=False)
+
+
+def _folder(config: TrainConfig) -> RunFolder:
+    from distsgd.run.folder import run_folder
+
+    return run_folder(config)
+
+
+def _is_named(value: Any) -> bool:
+    """Whether the options say all about this optimizer or schedule."""
+    return isinstance(value, str) or type(value) in OPTIMIZERS.values()
+
+
+def _add_examples(identity: Identity, name: str, part: Examples | None) -> None:
+    arrays = {} if part is None else {"x": part.x, "y": part.y, "weights": part.weights}
+    given = {key: array for key, array in arrays.items() if array is not None}
+    identity.say(name, f"({', '.join(given)})" if given else "None")
+    for key, array in given.items():
+        identity.say(f"{name} {key}", array_text(array))
+
+
+def listed(name: str, given: Any) -> tuple[Any, ...]:
+    """A list's items, or any other iterable's, which may be gone through once."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"fit: {name} must be a list, got {type(given).__name__}; put it in brackets")
+    return tuple(given)
+
+
+def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
+    if arrays is None:
+        return None
+    if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
+        raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
+    parts = zip(("x", "y", "weights"), arrays, strict=False)
+    x, y, *rest = (as_array(array, f"{name} {part}") for part, array in parts)
+    if x.ndim == 0 or y.ndim == 0:
+        single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
+        raise ConfigurationError(f"fit: {name} must be arrays of examples, got {single}")
+    if y.dtype.kind in "biu":
+        y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
+    return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
