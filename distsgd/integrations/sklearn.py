@@ -174,7 +174,8 @@ class DistributedClassifier(ClassifierMixin, Distributed):
             (n, classes) in the order of `classes_`; of several answers, of each one's 1.
         """
         x = self._prepared(X)
-        return self.model_.predict(x) if self._several else self.model_.predict_proba(x)
+        found: Array = self.model_.predict(x) if self._several else self.model_.predict_proba(x)
+        return found
 
     def predict_log_proba(self, X: Any) -> Array:
         """The logarithm of `predict_proba`.

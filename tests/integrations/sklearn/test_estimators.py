@@ -142,7 +142,9 @@ def test_running_statistics_continue_with_the_parameters() -> None:
 
 def test_random_state_chooses_the_result() -> None:
     def fitted(random_state: Any) -> Any:
-        return DistributedClassifier(**QUICK | {"max_iter": 3}, random_state=random_state).fit(X, LABELS).predict_proba(X)
+        return (
+            DistributedClassifier(**QUICK | {"max_iter": 3}, random_state=random_state).fit(X, LABELS).predict_proba(X)
+        )
 
     np.testing.assert_array_equal(fitted(None), fitted(0))
     np.testing.assert_array_equal(fitted(7), fitted(7))
