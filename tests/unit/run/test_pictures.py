@@ -130,6 +130,7 @@ def test_curves_in_the_figure_are_those_of_the_records(runs: Path) -> None:
     assert list(lines[tuple(expected)]) == [step / per_epoch for step in steps]
 
 
+@pytest.mark.long
 def test_two_inputs(tmp_path: Path) -> None:
     source = open_dataset("moons")
     x, y = (read_array(source.arrays[f"{kind}_train"]) for kind in "xy")

@@ -39,6 +39,7 @@ def test_each_class_has_its_share_and_the_rows_can_be_had() -> None:
     assert fit("softmax", (X, Y), epochs=1, validation_fraction=0).validation_rows is None
 
 
+@pytest.mark.long
 def test_what_was_split_off_is_scored_later(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=Y)
     command(tmp_path, "train", "--dataset", "d.npz", "--epochs", "3", "--out", "run", "--split-seed", "4")
