@@ -174,8 +174,8 @@ class DistributedClassifier(ClassifierMixin, Distributed):
             (n, classes) in the order of `classes_`; of several answers, of each one's 1.
         """
         x = self._prepared(X)
-        found: Array = self.model_.predict(x) if self._several else self.model_.predict_proba(x)
-        return found
+        found: Array = self.model_.predict(x)
+        return np.hstack([1 - found, found]) if found.shape[1] == 1 and not self._several else found
 
     def predict_log_proba(self, X: Any) -> Array:
         """The logarithm of `predict_proba`.
