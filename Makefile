@@ -56,6 +56,7 @@ test-stand-ins: .venv/.stamp-test ## what test leaves out of GPUs: CUDA and NCCL
 
 test-long: .venv/.stamp-test ## what both leave out: more cases of the same, and what takes long
 	$(IN_VENV) -m pytest $(IN_TURN) -m long
+	$(IN_VENV) -m pytest tests/cluster -m long
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
@@ -65,7 +66,7 @@ test-gpu: .venv/.stamp-cupy ## the tests that need a GPU; CUDA=12 or 13 says for
 
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
-	$(IN_VENV) -m pytest tests/cluster
+	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
 test-integrations: .venv/.stamp-integrations ## distsgd.integrations beside the frameworks, as far as pip finds them
 	$(IN_VENV) -m pytest tests/integrations distsgd/integrations

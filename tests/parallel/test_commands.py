@@ -196,6 +196,7 @@ def test_predict(trained: Path, tmp_path: Path) -> None:
     assert np.mean(found[0]["labels"] == labels) == scores["accuracy"]
 
 
+@pytest.mark.long
 def test_predict_few_examples_on_many_ranks(trained: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.full((1, 64), 8.0, np.float32))
     output(2, "predict", tmp_path, trained, "one.npy", "-o", "one.npz")
@@ -221,6 +222,7 @@ def test_fine_tuning_without_a_step_is_the_model_itself(trained: Path, tmp_path:
     assert summary(tmp_path / "run")["parameters_sha256"] == summary(trained)["parameters_sha256"]
 
 
+@pytest.mark.long
 def test_fine_tuning_another_model_is_refused(trained: Path, tmp_path: Path) -> None:
     done = train(2, tmp_path / "run", "--hidden", 25, "--batch-norm", "--init-from", trained, status=1)
     assert "dense1.weight has shape (24, 64)" in done.err
