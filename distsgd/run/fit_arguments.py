@@ -62,7 +62,7 @@ class FitArguments:
         config = self._config(optimizer)
         sets = {name: _examples(given, name) for name, given in self.arrays.items()}
         if sets["train"] is None:
-            raise ConfigurationError("fit: expected x and y, or x as (x, y) or (x, y, weights), got None")
+            raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
         optimizer = optimizer or own_optimizer(config)
         identity = self._identity(config, optimizer, sets)
         names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
@@ -279,7 +279,8 @@ def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
     if arrays is None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
-        raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
+        what = "give x and y, or for x" if name == "train" else f"{name} must be"
+        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}")
     parts = zip(("x", "y", "weights"), arrays, strict=False)
     x, y, *rest = (as_array(array, f"{name} {part}") for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
