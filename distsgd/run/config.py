@@ -168,8 +168,8 @@ class TrainConfig:
     bias: bool = option(True, "Biases in dense and convolution layers.")
     output_activation: str = option("linear", "linear, or sigmoid under a squared error.")
 
-    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES, OWN_LOSS), help=
-        "auto: softmax-cross-entropy for labels, squared-error for values; own: what fit was given as an object.")
+    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), internal=(OWN_LOSS,), help=
+        "auto: softmax-cross-entropy for labels, squared-error for values.")
     label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
     class_weights: tuple[float, ...] = option((), most=100_000, help=
         "One weight a class for its examples' losses (softmax-cross-entropy).")
