@@ -12,9 +12,9 @@ import numpy as np
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.sources.checks import as_array
+from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
-from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
@@ -55,7 +55,8 @@ class FitArguments:
         """What these arguments ask for, and their identity. Callbacks have none: rank 0's alone are called."""
         self._check()
         config = self._config()
-        sets = {name: _examples(given, name) for name, given in self.arrays.items()}
+        as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
+        sets = {name: _examples(given, name, as_stored) for name, given in self.arrays.items()}
         if sets["train"] is None:
             raise ConfigurationError("fit: train must be (x, y) or (x, y, weights), got None")
         optimizer = self.optimizer if isinstance(self.optimizer, Optimizer) else own_optimizer(config)
@@ -139,6 +140,8 @@ class FitArguments:
         if isinstance(model, str):
             return build_objective(communicator, config, data)
         if self.params is not None:
+            from distsgd.nn.function_objective import FunctionObjective
+
             return FunctionObjective(model, self.params)
         return as_objective(model, build_loss(config, data), data)
 
@@ -191,16 +194,19 @@ def listed(name: str, given: Any) -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
+def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
     if arrays is None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
     parts = zip(("x", "y", "weights"), arrays, strict=False)
-    x, y, *rest = (as_array(array, f"{name} {part}") for part, array in parts)
+    read = stored_array if as_stored else as_array
+    x, y, *rest = (read(array, f"{name} {part}") for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
         single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
         raise ConfigurationError(f"fit: {name} must be arrays of examples, got {single}")
+    if as_stored:
+        return Examples(x, y, rest[0] if rest else None, as_stored=True)
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
