@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distsgd.core.components import components_inside, is_own
 from distsgd.core.device import to_host
-from distsgd.core.layout import Layout
+from distsgd.core.layout import Layout, Views
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
+from distsgd.training.minibatch import IndexedMinibatch
+from distsgd.training.step import TrainingStep
 from distsgd.training.steps import StepOrder
 
 if TYPE_CHECKING:
@@ -44,40 +47,44 @@ def check_repeatable(communicator: Communicator, trainer: Trainer) -> str | None
 
 
 def _computed_twice(trainer: Trainer) -> bool:
-    """Whether this rank's next microbatch has the same loss, gradient and statistics twice.
+    """Whether the first microbatch of each of this rank's workers has the same loss, gradient and statistics twice.
 
     An error is left to the step, which reports it with its place.
     """
-    step = trainer.step
-    number = trainer.progress.step
-    epoch, order = number // trainer.sampler.steps_per_epoch, trainer.sampler.minibatch(number)
-    minibatch = step.minibatch(StepOrder(number, epoch, order, 0.0, 0))
-    first, last = step.reduction.first_microbatch, step.reduction.last_microbatch
-    filled = [k for k in range(first, last) if minibatch.bounds[k] < minibatch.bounds[k + 1]]
-    if not filled:
-        return True
-    microbatch = filled[0]
-    row = next(iter(step.reduction.rows.values()))
-    params, grads = step.layout.views(step.reduction.params).read_only(), step.layout.views(row)
-    reported = Layout.of(step.objective.statistics_shapes())
-    state = step.statistics.for_model()
-    digests = []
+    step, number = trainer.step, trainer.progress.step
+    epoch, indices = number // trainer.sampler.steps_per_epoch, trainer.sampler.minibatch(number)
+    minibatch = step.minibatch(StepOrder(number, epoch, indices, 0.0, 0))
+    workers, state = step.workers.that_may_call(step.objective), step.statistics.for_model()
+    found: list[list[str]] = [[] for _ in range(workers.count)]
+
+    def run(worker: int) -> None:
+        with np.errstate(all="ignore"), suppress(Exception):
+            found[worker].append(_computed(step, minibatch, worker, state))
+
     for _ in range(2):
-        row[...] = 0.0
-        statistics = reported.views(np.zeros(reported.size))
-        rows = minibatch.gather(minibatch.bounds[microbatch], minibatch.bounds[microbatch + 1], None)
-        batch = minibatch.batch(rows, microbatch, state, statistics)
-        try:
-            with np.errstate(all="ignore"):
-                loss, count = step.objective.loss_and_grad(params, grads, batch)
-        except Exception:
-            return True
-        found = hashlib.sha256(np.array([float(loss), float(count)]).tobytes())
-        found.update(np.ascontiguousarray(to_host(row)).view(np.uint8).data)
-        found.update(statistics.flat.tobytes())
-        digests.append(found.digest())
+        workers.run(run)
+    return all(len(set(digests)) <= 1 for digests in found)
+
+
+def _computed(step: TrainingStep, minibatch: IndexedMinibatch, worker: int, state: Views) -> str:
+    """A digest of what a worker computes of its first microbatch; its gradients are scratch memory here."""
+    (first, last), bounds = step.reduction.worker_spans[worker], minibatch.bounds
+    microbatch = next((k for k in range(first, last) if bounds[k] < bounds[k + 1]), None)
+    if microbatch is None:
+        return "nothing"
+    row = next(row for node, row in step.reduction.rows.items() if first <= node[0] and node[1] <= last)
     row[...] = 0.0
-    return digests[0] == digests[1]
+    reported = Layout.of(step.objective.statistics_shapes())
+    statistics = reported.views(np.zeros(reported.size))
+    rows = minibatch.gather(bounds[microbatch], bounds[microbatch + 1], None)
+    batch = minibatch.batch(rows, microbatch, state, statistics)
+    params, grads = step.layout.views(step.reduction.params).read_only(), step.layout.views(row)
+    loss_sum, count = step.objective.loss_and_grad(params, grads, batch)
+    found = hashlib.sha256(np.array([float(loss_sum), float(count)]).tobytes())
+    found.update(np.ascontiguousarray(to_host(row)).view(np.uint8).data)
+    found.update(statistics.flat.tobytes())
+    row[...] = 0.0
+    return found.hexdigest()
 
 
 def _of_environment(environments: list[Mapping[str, str]]) -> str | None:
