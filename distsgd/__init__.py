@@ -7,7 +7,8 @@ from distsgd.core.lazy import lazily, names_in
 from distsgd.core.version import __version__ as __version__
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "run.fit": ("Result", "fit"),
+    "run.fit": ("fit",),
+    "run.trained_model": ("Result",),
     "parallel": ("is_root", "rank", "size"),
     "training.callbacks": ("Callback", "RunView"),
     "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop", "linear_scaling"),
@@ -18,7 +19,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "nn.losses": ("BinaryCrossEntropy", "Loss", "SoftmaxCrossEntropy", "SquaredError"),
     "nn.initializers": ("Constant", "Glorot", "He", "LeCun", "Normal", "Uniform", "Zeros"),
-    "nn.objective": ("FunctionObjective", "LossAndGrad"),
+    "nn.function_objective": ("FunctionObjective",),
+    "nn.objective": ("LossAndGrad", "Objective"),
     "nn.batch": ("Batch",),
     "nn.task": ("Task",),
     "core.layout": ("Layout", "Views"),

@@ -20,7 +20,8 @@ from distsgd.cli.main import SUBCOMMANDS
 from distsgd.core.options import REQUIRED, Option, options_of
 from distsgd.run.config import OPTIONS
 from distsgd.run.config_file import SHORT
-from distsgd.run.fit import NOT_FOR_FIT, fit
+from distsgd.run.fit import fit
+from distsgd.run.fit_arguments import NOT_FOR_FIT
 
 ROOT = Path(__file__).parents[1]
 KEYWORDS = ROOT / "distsgd" / "run" / "fit_options.pyi"

@@ -20,7 +20,8 @@ from distsgd.core.layout import Views
 from distsgd.core.random import normal, uniform
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Backward
-from distsgd.run.fit import Result, fit
+from distsgd.run.fit import fit
+from distsgd.run.trained_model import Result
 
 EXAMPLES, CLASSES = 120, 4
 X = normal((EXAMPLES, 12), 1, "x").astype(np.float32)

@@ -14,9 +14,13 @@ PAGES = {
         ROOT / "README.md",
         *sorted((ROOT / "docs").glob("*.md")),
         *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+        *sorted((ROOT / "docs" / "coming-from").glob("*.md")),
         ROOT / "launch" / "README.md",
     )
 }
+
+WITH_FRAMEWORKS = [page for page in PAGES if page.startswith("docs/coming-from/")]
+"""Pages that tests/integrations/test_pages.py runs, for their code imports a framework."""
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})([^`\n]*)\n(.*?)^ *\2[`~]* *$", re.MULTILINE | re.DOTALL)
 _MARK = re.compile(r"<!-- not run:((?:(?!-->).)*)--> *\n\Z", re.DOTALL)

@@ -36,7 +36,18 @@ import pytest
 
 from examples import stand_in
 from tests.parallel.launch import find_mpirun, run_command
-from tests.parallel.pages import PACKAGE, PAGES, ROOT, SHELL, Block, Command, blocks_of, commands_of, difference
+from tests.parallel.pages import (
+    PACKAGE,
+    PAGES,
+    ROOT,
+    SHELL,
+    WITH_FRAMEWORKS,
+    Block,
+    Command,
+    blocks_of,
+    commands_of,
+    difference,
+)
 from tests.unit.project.test_extending import BLOCKS
 
 SHORTER = (
@@ -170,9 +181,19 @@ def reader(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=pytest.mark.long) if page in DEAR else page for page in PAGES]
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.long) if page in DEAR else page
+        for page in PAGES
+        if page not in WITH_FRAMEWORKS
+    ],
 )
 def test_page(page: str, reader: Reader) -> None:
+    read_page(page, reader)
+
+
+def read_page(page: str, reader: Reader) -> None:
+    """Runs a page's blocks in order."""
     blocks = [block for block in IN_ORDER[page] if block.reason is None and block.language != "text"]
     if find_mpirun()[0] is None:
         pytest.skip(find_mpirun()[1])

@@ -23,7 +23,8 @@ from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised
 from distsgd.run.config import TrainConfig, resolved
-from distsgd.run.fit import Result, fit
+from distsgd.run.fit import fit
+from distsgd.run.trained_model import Result
 from tests import cublas_stand_in, emulated_kernels
 from tests.strict_device import StrictModule, strict_device
 

@@ -7,9 +7,10 @@ import sys
 
 from tests.unit.project.test_structure import ROOT
 
-MOST = 93
-"""The last three: `core.kernel_family`, for every run says which kernels its bits are of, `run.caller`, for every fit
-takes back what it has set in the process, and `data.features`, for every run keeps the ranges of its inputs."""
+MOST = 95
+"""The last five: `core.kernel_family`, for every run says which kernels its bits are of, `run.caller`, for every fit
+takes back what it has set in the process, `data.features`, for every run keeps the
+ranges of its inputs, and the two files that `run.fit` became: `run.fit_arguments` and `run.trained_model`."""
 SMALL = """
 import sys
 sys.modules["cupy"] = None  # as where it isn't installed

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ ENTRIES = ("train", "launch", "evaluate", "predict", "plot", "doctor", "__main__
 ROWS: tuple[tuple[str, ...], ...] = (
     ENTRIES,
     ("cli",),
+    ("integrations",),
     ("launching",),
     ("run",),
     ("gpu", "plots"),
@@ -30,6 +32,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("nn", "optim"),
     ("core",),
 )
+PUBLIC = {"", "data", "metrics", "nn", "optim", "testing"}
+"""The modules of distsgd that `integrations` imports from: what a user's own file may import."""
+FRAMEWORKS = {"jax", "sklearn", "torch"}
+"""Each is imported by the modules of `integrations` whose names begin with it, and by no other."""
 FACES = {"metrics"}
 """Modules that name public things of a package again, for users; no module of distsgd imports them."""
 LONGEST_ENTRY = 12
@@ -46,6 +52,8 @@ MODULES = {
 """Every module by its name inside distsgd; the package's own __init__ is the empty name."""
 TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in MODULES.items()}
 INSIDE = [name for name in MODULES if name]
+OUTSIDE = [name for name in INSIDE if name.startswith("integrations")]
+"""Modules that use distsgd as a user's file does."""
 
 
 def row_of(module: str) -> int:
@@ -81,7 +89,7 @@ def own_imports(module: str) -> Iterator[tuple[int, str]]:
             yield line, inside if inside in MODULES else inside.rpartition(".")[0]
 
 
-@pytest.mark.parametrize("module", [module for module in INSIDE if module not in FACES])
+@pytest.mark.parametrize("module", [name for name in INSIDE if name not in FACES and name not in OUTSIDE])
 def test_imports_point_down(module: str) -> None:
     package, row = module.partition(".")[0], row_of(module)
     wrong = [
@@ -90,6 +98,24 @@ def test_imports_point_down(module: str) -> None:
         if not target or target in FACES or (target.partition(".")[0] != package and row_of(target) <= row)
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_integrations_import_public_names(module: str) -> None:
+    wrong = []
+    for line, name in imports_of(TREES[module]):
+        package, _, inside = name.partition(".")
+        face, _, thing = ("", "", inside) if inside not in MODULES and "." not in inside else inside.rpartition(".")
+        known = package != "distsgd" or inside.startswith("integrations.") or inside in PUBLIC
+        if not known and (face not in PUBLIC or thing not in import_module(f"distsgd.{face}".strip(".")).__all__):
+            wrong.append(f"{MODULES[module].relative_to(ROOT)}:{line} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_frameworks_are_imported_by_their_integration(module: str) -> None:
+    found = {name.partition(".")[0] for _, name in imports_of(TREES[module])} & FRAMEWORKS
+    assert found <= {name for name in FRAMEWORKS if module.startswith(f"integrations.{name}")}
 
 
 def test_no_cycles() -> None:

@@ -17,7 +17,8 @@ from distsgd.nn.batch import Batch
 from distsgd.optim.schedules import Constant, InverseTime
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run.fit import Result, fit
+from distsgd.run.fit import fit
+from distsgd.run.trained_model import Result
 from distsgd.training.callbacks import RunView
 from distsgd.training.metrics import UserMetric
 from tests.threads import run_on_threads
@@ -314,13 +315,13 @@ def test_arrays_in_any_order_of_memory() -> None:
 
 def test_examples_lie_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """In any other order of memory each minibatch would copy the whole set."""
-    given, split_data = [], distsgd.run.fit.split_data
+    given, split_data = [], distsgd.run.fit_arguments.split_data
 
     def keeping(communicator: Any, decided: Any, names: Any, sets: Any, **keywords: Any) -> Any:
         given.append(sets["train"].x)
         return split_data(communicator, decided, names, sets, **keywords)
 
-    monkeypatch.setattr(distsgd.run.fit, "split_data", keeping)
+    monkeypatch.setattr(distsgd.run.fit_arguments, "split_data", keeping)
     fit("softmax", (np.asfortranarray(X), LABELS), **QUICK)
     assert [x.flags.c_contiguous for x in given] == [True]
 

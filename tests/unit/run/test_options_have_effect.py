@@ -17,7 +17,7 @@ from distsgd.metrics import UserMetric
 from distsgd.nn import Activation, Dense, FunctionObjective, Sequential, SoftmaxCrossEntropy, Supervised
 from distsgd.optim import SGD, Cosine, Step
 from distsgd.run.config import OPTIONS
-from distsgd.run.fit import NOT_FOR_FIT
+from distsgd.run.fit_arguments import NOT_FOR_FIT
 from tests.cases import first_of
 
 RNG = np.random.default_rng(0)

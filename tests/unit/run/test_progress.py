@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from distsgd import Callback, fit
 from distsgd.core.output import COLUMNS, field, field_of_path, number
-from distsgd.run.fit import Result
 from distsgd.run.progress import Table
 from distsgd.run.summary import last_line
+from distsgd.run.trained_model import Result
 from distsgd.training.callbacks import RunView
 
 finite = st.floats(-1e300, 1e300)

@@ -20,7 +20,7 @@ from distsgd.metrics import UserMetric
 from distsgd.nn import Activation, Dense, FunctionObjective, Sequential, SoftmaxCrossEntropy, Supervised
 from distsgd.optim import SGD, Constant, Cosine, Schedule, Step
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run.fit import Result
+from distsgd.run.trained_model import Result
 from tests.threads import run_on_threads
 
 RNG = np.random.default_rng(0)

@@ -18,9 +18,10 @@ from distsgd.core.errors import CheckpointError
 from distsgd.core.random import normal
 from distsgd.run import folder_writer
 from distsgd.run.background import BackgroundWriter
-from distsgd.run.fit import Result, fit
+from distsgd.run.fit import fit
 from distsgd.run.folder import RunFolder
 from distsgd.run.folder_writer import FolderWriter
+from distsgd.run.trained_model import Result
 from distsgd.training.callbacks import Callback
 from tests.threads import run_on_threads
 

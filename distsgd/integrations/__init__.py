@@ -1,0 +1,1 @@
+"""Models and estimators of other frameworks, trained by distsgd: one module a framework, imported when it is used."""
