@@ -15,10 +15,10 @@ from distsgd.core.components import check_name, field_names
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.sources.checks import as_array
+from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, Loss
-from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
@@ -64,9 +64,9 @@ class FitArguments:
         optimizer = self._own_optimizer()
         config = self._config(optimizer)
         source = _source(self.arrays["train"])
-        sets = {
-            name: _examples(given, name) for name, given in self.arrays.items() if source is None or given is not source
-        }
+        as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
+        given = {name: one for name, one in self.arrays.items() if source is None or one is not source}
+        sets = {name: _examples(one, name, as_stored) for name, one in given.items()}
         if source is None and sets["train"] is None:
             raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
         optimizer = optimizer or own_optimizer(config)
@@ -189,6 +189,8 @@ class FitArguments:
         if isinstance(model, str):
             return build_objective(communicator, config, data, loss)
         if self.params is not None:
+            from distsgd.nn.function_objective import FunctionObjective
+
             return FunctionObjective(model, self.params, self.outputs)
         return as_objective(model, loss or build_loss(config, data), data)
 
@@ -284,23 +286,26 @@ def listed(name: str, given: Any, caller: str = "fit") -> tuple[Any, ...]:
     return tuple(given)
 
 
-def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
+def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
     """The examples of one set of fit's, None where it isn't given."""
     if arrays is None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         what = "give x and y, or for x" if name == "train" else f"{name} must be"
         raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}")
-    return examples_of(arrays, f"{name} ", "fit")
+    return examples_of(arrays, f"{name} ", "fit", as_stored)
 
 
-def examples_of(arrays: Sequence[Any], name: str, of: str) -> Examples:
+def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = False) -> Examples:
     """Examples from (x, y) or (x, y, weights), which messages of the function `of` call `name`x and so on."""
     parts = zip(("x", "y", "weights"), arrays, strict=False)
-    x, y, *rest = (as_array(array, f"{name}{part}", of) for part, array in parts)
+    read = stored_array if as_stored else as_array
+    x, y, *rest = (read(array, f"{name}{part}", of) for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
         single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
         raise ConfigurationError(f"{of}: {name or 'x and y '}must be arrays of examples, got {single}")
+    if as_stored:
+        return Examples(x, y, rest[0] if rest else None, as_stored=True)
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
