@@ -27,9 +27,9 @@ class TorchModel(Objective):
     """A PyTorch module with its loss, for `distsgd.fit`: on the CPU, with one thread on each rank.
 
     Its parameters lie in distsgd's memory while it trains. At the end they have the best values, in their own memory,
-    on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are stored,
-    batch first: floats in the parameters' dtype, integer targets as int64. A dictionary of arrays, `fit(model, {"ids":
-    ids, "mask": mask}, y)`, is passed by names. `module.train()` and `.eval()` are called, dropout and other random
+    on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are
+    stored, batch first: floats in the parameters' dtype, integer targets as int64. Of a dictionary of arrays,
+    `fit(model, {"ids": ids, "mask": mask}, y)`, each is passed by its name. `module.train()` and `.eval()` are called, dropout and other random
     numbers of PyTorch are a function of (seed, epoch, step, microbatch), and the caller's generator, number of threads
     and modes come back.
 
@@ -185,6 +185,8 @@ class TorchModel(Objective):
             return self._batch_last(outputs)
 
     def combine_statistics(self, left: Views, right: Views) -> None:
+        if EXAMPLES not in left:  # the state is constant
+            return
         count, added = float(left[EXAMPLES]), float(right[EXAMPLES])
         for key in self._arrays.running:
             left[key][...] += (right[key] - left[key]) * (added / (count + added))

@@ -83,8 +83,8 @@ class ExampleLosses:
         sizes = [one.numel() for one in (outputs, targets) if isinstance(one, torch.Tensor)]
         if len(sizes) == 2 and losses.numel() > max(sizes):
             raise ConfigurationError(
-                f"TorchModel: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} would "
-                "be combined each with each; give both one shape, such as y[:, None] or outputs.squeeze(1)"
+                f"TorchModel: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} "
+                "would be combined each with each; give both one shape, such as y[:, None] or outputs.squeeze(1)"
             )
         if losses.ndim == 1:
             return losses
