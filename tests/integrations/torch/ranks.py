@@ -54,7 +54,9 @@ def train(name: str, folder: Path | None, what: str = "") -> dict[str, Any]:
     cut = 120
     parts = [({key: one[part] for key, one in x.items()} if isinstance(x, dict) else x[part], y[part])
              for part in (slice(cut), slice(cut, None))]  # fmt: skip
-    more: dict[str, Any] = {} if folder is None else {"out": str(folder / name.replace(" ", "-")), "checkpoint_every": "4steps"}
+    more: dict[str, Any] = (
+        {} if folder is None else {"out": str(folder / name.replace(" ", "-")), "checkpoint_every": "4steps"}
+    )
     result = distsgd.fit(model, parts[0], validation=parts[1], callbacks=[At(what)], **OPTIONS, **more)
     summary = result.summary
     return {
