@@ -56,6 +56,7 @@ test-stand-ins: .venv/.stamp-test ## what test leaves out of GPUs: CUDA and NCCL
 
 test-long: .venv/.stamp-test ## what both leave out: more cases of the same, and what takes long
 	$(IN_VENV) -m pytest $(IN_TURN) -m long
+	$(IN_VENV) -m pytest tests/cluster -m long
 
 test-parallel: .venv/.stamp-test ## the tests that start mpirun, alone
 	$(IN_VENV) -m pytest tests/parallel tests/faults
@@ -65,7 +66,7 @@ test-gpu: .venv/.stamp-cupy ## the tests that need a GPU; CUDA=12 or 13 says for
 
 test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it may apt-get install Slurm
 	@sh tests/cluster/packages.sh
-	$(IN_VENV) -m pytest tests/cluster
+	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
 test-integrations: .venv/.stamp-integrations ## distsgd.integrations beside the frameworks, as far as pip finds them
 	$(IN_VENV) -m pytest tests/integrations distsgd/integrations
@@ -95,7 +96,8 @@ docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with w
 	@echo "the first page is build/docs/index.html"
 
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
-	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints; do \
+	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints \
+	    sklearn_peer; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
 
@@ -148,7 +150,7 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 .venv/.stamp-integrations: pyproject.toml .venv/.stamp-test
 	@complete=yes; \
 	for extra in sklearn jax; do \
-	    $(IN_VENV) -m pip install --quiet --editable ".[$(MPI_EXTRA)test,$$extra]" || complete=; \
+	    $(IN_VENV) -m pip install --quiet pandas --editable ".[$(MPI_EXTRA)test,$$extra]" || complete=; \
 	done; \
 	$(IN_VENV) -c 'import torch' 2>/dev/null || $(IN_VENV) -m pip install --quiet '$(TORCH)' || \
 	    { [ "$$(uname)" != Linux ] && $(IN_VENV) -m pip install --quiet torch; } || complete=; \

@@ -39,7 +39,7 @@ def main() -> None:
     result = distsgd.fit(
         "softmax",
         (x[:cut], y[:cut]),
-        whole_batches(x[cut:], y[cut:]),
+        validation=whole_batches(x[cut:], y[cut:]),
         test=whole_batches(x_test, y_test),
         scale=256.0,
         optimizer=distsgd.SGD(0.13),

@@ -19,7 +19,7 @@ def main() -> None:
     result = distsgd.fit(
         "mlp",
         (data["x_train"], data["y_train"]),
-        (data["x_test"], data["y_test"]),  # validated after each epoch
+        validation=(data["x_test"], data["y_test"]),  # validated after each epoch
         **work.fit_options(),
         microbatches=wanted["microbatches"],
         threads=1,
@@ -29,7 +29,7 @@ def main() -> None:
         patience=0,
         epochs=wanted["epochs"],
     )
-    if result.history:  # rank 0
+    if distsgd.is_root():
         last = result.history[-1]
         report_result({"epochs": last["epoch"], "accuracy": last["validation_accuracy"]})
 

@@ -17,7 +17,9 @@ def fit(options: dict[str, Any]) -> Any:
     """distsgd.fit, with the names of data and models resolved."""
     options = configurations.own_objects(adapter.options(options))
     train, validation, test = (arrays(options.pop(name, None)) for name in ("data", "validation", "test"))
-    return distsgd.fit(options.pop("model"), train, validation, test=test, **options)
+    defaults = {"validation_fraction": 0.1 if validation is None else 0.0, "early_stopping": "epochs"}
+    model = options.pop("model")
+    return distsgd.fit(model, train, validation=validation, test=test, **{**defaults, **options})
 
 
 def entry(result: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.core.options import REQUIRED, Option, check_options, option, options_of, read
 from distsgd.core.output import say_lines
 from distsgd.core.version import __version__
-from distsgd.run.config import OPTIONS, TrainConfig
+from distsgd.run.config import OPTIONS, OWN_LOSS, TrainConfig
 from distsgd.run.config_file import RENAMED, read_toml
 from distsgd.run.user_code import allow_code, code_in, texts_of
 
@@ -57,6 +57,8 @@ def load_config(arguments: Sequence[str]) -> TrainConfig:
     default = TrainConfig() if path is None else read_toml(Path(path))
     without_code = replace(default, **{name: OPTIONS[name].default for name in code_in(default)})
     config = allow_code(replace(without_code, **given))
+    if config.loss == OWN_LOSS:
+        raise ConfigurationError(f"loss {OWN_LOSS}: is an object that distsgd.fit was given; name another loss here")
     for name, value in code_in(default).items():
         if name not in given:
             values = " ".join(map(shlex.quote, texts_of(value)))

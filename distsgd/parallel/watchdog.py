@@ -201,6 +201,8 @@ class Watchdog:
 
     def report(self, problem: str) -> None:
         """Print the problem and end the job."""
+        if not self.stacks:  # which take longer than a rank waits for the end; else no other rank reports, too
+            self._line[Field.LEFT] = _ENDED_THE_JOB
         if not report_to_launcher("stalled", rank=self._rank, host=self._host, text=problem):
             say(f"distsgd: error: {problem}", sys.stderr)
         if self.stacks:

@@ -19,7 +19,7 @@ from distsgd.nn.task import Task, true_classes
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import OPTIONS, PATIENCE, TrainConfig, class_names, own_optimizer
+from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, class_names, own_optimizer
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK
@@ -72,24 +72,25 @@ def build_loss(config: TrainConfig, data: Signature) -> Loss:
     return LOSSES[name]()
 
 
-def build_objective(communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
+def build_objective(
+    communicator: Communicator, config: TrainConfig, data: Signature, loss: Loss | None = None
+) -> Objective:
     """The named model with its loss, or what the user's own function returns. Collective."""
+    loss = loss or build_loss(config, data)
+    outputs = loss.output_size(data.target_shape, data.num_classes)
     if isinstance(config.model, CodeName):
         builder = user_code(communicator, config.model, "model")
-        loss = build_loss(config, data)
 
         def call() -> Any:
             with users_code(f"{config.model} failed"):
-                return builder(data.example_shape, loss.output_size(data.target_shape, data.num_classes))
+                return builder(data.example_shape, outputs)
 
         return as_objective(communicator.everywhere(call), loss, data)
-    loss = build_loss(config, data)
     if config.output_activation != "linear" and not isinstance(loss, SquaredError):
         raise ConfigurationError(
             f"output_activation {config.output_activation}: goes with --loss squared-error alone, the cross-entropies "
             "take linear outputs"
         )
-    outputs = loss.output_size(data.target_shape, data.num_classes)
     options = ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
     return as_objective(build_model(config.model, data.example_shape, outputs, options), loss, data)
 
@@ -169,11 +170,11 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
     """Raises ConfigurationError for an option that is given, and would change nothing."""
     validates, splits = data.validation is not None, data.split is not None and config.validation_last is None
     own = config.model == OWN_MODEL or isinstance(config.model, CodeName)
-    layers, smoothing = [option.name for option in fields(ModelOptions)], ["label_smoothing", "class_weights"]
+    layers = [option.name for option in fields(ModelOptions)]
     rules = {
         "a model of your own has what it is built with; put it there": layers if own else [],
         "model softmax has no hidden layers": layers[:4] if config.model == "softmax" else [],
-        "the model has a loss of its own; put it there": _of_another_loss(config, data.signature, objective, smoothing),
+        "the model has a loss of its own; put it there": _of_another_loss(config, data.signature, objective),
         "nothing is penalized; give l1, l2 or weight_decay": [] if _penalties(config) else ["penalize"],
         f"schedule {config.schedule} has no horizon": [] if has_horizon(config.schedule) else ["schedule_epochs"],
         "it belongs to the patience rule: --early-stopping patience": ["patience_increase", "improvement_threshold"],
@@ -189,6 +190,7 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
     defaults: dict[str, tuple[Any, ...]] = {
         "patience": (0, *PATIENCE.values()),
         "validation_fraction": (0, OPTIONS["validation_fraction"].default),
+        "early_stopping": ("epochs", "none"),
     }
     _refuse_given(config, rules, defaults)
     _refuse_penalties_of_nothing(config, objective)
@@ -219,13 +221,12 @@ def _refuse_given(
                 raise ConfigurationError(f"{name}: would change nothing, for {reason}; leave it out")
 
 
-def _of_another_loss(
-    config: TrainConfig, data: Signature, objective: Objective, smoothing: Sequence[str]
-) -> Sequence[str]:
+def _of_another_loss(config: TrainConfig, data: Signature, objective: Objective) -> Sequence[str]:
     """Options of the loss that the objective doesn't have."""
-    if isinstance(objective, Supervised):
-        return [] if objective.loss == build_loss(config, data) else ["loss", *smoothing]
-    return smoothing
+    smoothing = ["label_smoothing", "class_weights"]
+    if not isinstance(objective, Supervised) or config.loss == OWN_LOSS:
+        return smoothing
+    return [] if objective.loss == build_loss(config, data) else ["loss", *smoothing]
 
 
 def _penalties(config: TrainConfig) -> Sequence[str]:
@@ -253,8 +254,7 @@ def build_metrics(
     task: Task,
     own: Sequence[Metric] = (),
 ) -> list[Metric]:
-    """What is measured besides the loss, with the `own` metrics of a program. Collective, for it may load the user's
-    functions."""
+    """What is measured besides the loss, with the `own` metrics of a program. Collective."""
     if not objective.has_outputs():
         if config.metric or own:
             raise ConfigurationError(

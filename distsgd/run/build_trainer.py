@@ -298,7 +298,7 @@ def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> 
     """The early-stopping rule, which also says by `monitor` which parameters are best."""
     name = monitor.partition("_")[2]
     mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(monitor)
-    if config.early_stopping == "epochs":
+    if config.early_stopping != "patience":
         return EpochsRule(config.patience or 0, config.min_delta, mode)
     if mode == "max":
         raise ConfigurationError(

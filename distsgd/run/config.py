@@ -32,7 +32,9 @@ from distsgd.training.non_finite import POLICIES
 MOST_MICROBATCHES = 65_536
 MOST_CLASSES = 1_000_000
 """More serve no purpose and exceed any machine."""
-PATIENCE = {"epochs": 10, "patience": 5000}
+PATIENCE = {"epochs": 10, "patience": 5000, "none": 0}
+OWN_LOSS = "own"
+"""The loss, in a configuration, where fit was given an object."""
 _LOSS_SCALE = 1024
 
 _ELSEWHERE = {
@@ -40,7 +42,7 @@ _ELSEWHERE = {
     **{("dtype", name): "precision bfloat16" for name in ("bfloat16", "bf16")},
     ("dtype", "tf32"): "precision tf32",
     **{("precision", name): "dtype float64" for name in ("float64", "fp64", "double")},
-    **{("early_stopping", name): "patience 0" for name in ("off", "none", "no", "never", "false")},
+    **{("early_stopping", name): "early-stopping none" for name in ("off", "no", "never", "false")},
 }
 """Values that another option stands for, by option and value."""
 
@@ -166,7 +168,7 @@ class TrainConfig:
     bias: bool = option(True, "Biases in dense and convolution layers.")
     output_activation: str = option("linear", "linear, or sigmoid under a squared error.")
 
-    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), help=
+    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), internal=(OWN_LOSS,), help=
         "auto: softmax-cross-entropy for labels, squared-error for values.")
     label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
     class_weights: tuple[float, ...] = option((), most=100_000, help=
@@ -233,8 +235,8 @@ class TrainConfig:
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
     metric: tuple[str, ...] = option((), check=_check_metrics, code=True, path=True, help=
         "Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example.")
-    early_stopping: str = option("epochs", choices=("epochs", "patience"), help=
-        "epochs: stop after `patience` validations without improvement; patience: the rule in iterations.")
+    early_stopping: str = option("epochs", choices=("epochs", "patience", "none"), help=
+        "epochs: stop after `patience` validations without improvement; patience: the rule in iterations; none: don't.")
     patience: int | None = option(None, interval="[0, inf)", help=
         "Validations under the epochs rule, 0 for never; minibatches under the patience rule. Default: "
         f"{', '.join(f'{number} ({rule})' for rule, number in PATIENCE.items())}.")
@@ -301,6 +303,8 @@ class TrainConfig:
                 "validate_every: the patience rule says itself how often it validates, min(minibatches an epoch, "
                 f"patience / 2); leave {self.validate_every!r} out"
             )
+        if self.early_stopping == "none" and self.patience:
+            raise ConfigurationError("patience: would change nothing with --early-stopping none; leave one of them out")
         if self.early_stopping == "patience" and self.patience == 0:
             raise ConfigurationError("patience: the patience rule expects at least 1 minibatch, got 0")
         if self.precision != FULL and self.dtype != FULL:

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distsgd.core.components import check_name
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
+from distsgd.nn.losses import Loss
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.agreement import add_versions
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
-from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, TrainConfig, own_optimizer, resolved
+from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text, fingerprint
 from distsgd.run.identity import Identity
@@ -29,7 +31,7 @@ from distsgd.run.placement import split_data
 from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics import Metric, UserMetric
 
 if TYPE_CHECKING:
     from distsgd.run.folder import RunFolder
@@ -45,6 +47,8 @@ class FitArguments:
     model: Any
     arrays: Mapping[str, Any]
     params: Any
+    outputs: Any
+    loss: Any
     optimizer: Any
     schedule: Any
     metrics: Sequence[Any]
@@ -54,12 +58,13 @@ class FitArguments:
     def spec(self) -> tuple[RunSpec, Identity]:
         """What these arguments ask for, and their identity. Callbacks have none: rank 0's alone are called."""
         self._check()
-        config = self._config()
+        optimizer = self._own_optimizer()
+        config = self._config(optimizer)
         as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
         sets = {name: _examples(given, name, as_stored) for name, given in self.arrays.items()}
         if sets["train"] is None:
-            raise ConfigurationError("fit: train must be (x, y) or (x, y, weights), got None")
-        optimizer = self.optimizer if isinstance(self.optimizer, Optimizer) else own_optimizer(config)
+            raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
+        optimizer = optimizer or own_optimizer(config)
         identity = self._identity(config, optimizer, sets)
         names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
         spec = RunSpec(
@@ -69,20 +74,33 @@ class FitArguments:
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
-            self.metrics,
+            metrics_of(self.metrics, "fit")[1],
             lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
         return (spec if config.quiet else replace(spec, before_training=_announce, ended=_say_end)), identity
 
     def _check(self) -> None:
         """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
-        expected: list[tuple[str, Any, type]] = [("metrics", item, Metric) for item in self.metrics]
-        expected += [("callbacks", item, Callback) for item in self.callbacks]
-        objects = (("optimizer", self.optimizer, Optimizer), ("schedule", self.schedule, Schedule))
+        expected: list[tuple[str, Any, type]] = [("callbacks", item, Callback) for item in self.callbacks]
+        objects = [("loss", self.loss, Loss), ("schedule", self.schedule, Schedule)]
+        if not _is_class(self.optimizer):
+            objects.append(("optimizer", self.optimizer, Optimizer))
         expected += [given for given in objects if not isinstance(given[1], str | None)]
         for name, value, kind in expected:
             if not isinstance(value, kind):
                 raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
+        self._check_model()
+        for name in (SHORT.get(given, given) for given in self.options):
+            check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
+            given = {"optimizer": (self.optimizer, HYPER_PARAMETERS), "schedule": (self.schedule, OF_SCHEDULES)}
+            for what, (one, options) in given.items():
+                if isinstance(one, Optimizer | Schedule) and name in options:
+                    raise ConfigurationError(f"fit: {name} is the {what}'s; give it there, as {type(one).__name__}(…)")
+        if self.arrays["validation"] is not None and self.options.get("validation_fraction"):
+            raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
+
+    def _check_model(self) -> None:
+        """Raises ConfigurationError for arguments that don't go with the model."""
         if self.params is not None and not isinstance(self.params, Mapping):
             raise ConfigurationError(f"fit: params must be arrays by name, got {type(self.params).__name__}")
         if self.params is not None and isinstance(self.model, str | Layer | Objective):
@@ -94,20 +112,44 @@ class FitArguments:
             raise ConfigurationError(
                 f"fit: {self.model} is for the command line; import that function, and give what it returns"
             )
-        for name in (SHORT.get(given, given) for given in self.options):
-            check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
-            given = {"optimizer": (self.optimizer, HYPER_PARAMETERS), "schedule": (self.schedule, OF_SCHEDULES)}
-            for what, (one, options) in given.items():
-                if isinstance(one, Optimizer | Schedule) and name in options:
-                    raise ConfigurationError(f"fit: {name} is the {what}'s; give it there, as {type(one).__name__}(…)")
+        if isinstance(self.loss, Loss) and not isinstance(self.model, str | Layer):
+            raise ConfigurationError("fit: loss: this model has a loss of its own; leave it out")
+        if self.loss == OWN_LOSS:
+            raise ConfigurationError(f"fit: loss {OWN_LOSS}: give the object itself, such as distsgd.SquaredError()")
+        if self.outputs is not None and (isinstance(self.model, str | Layer | Objective) or not callable(self.outputs)):
+            raise ConfigurationError(
+                "fit: outputs is a function (params, batch) of a model that is a function; leave it out of others"
+            )
 
-    def _config(self) -> TrainConfig:
-        optimizer = self.optimizer
+    def _own_optimizer(self) -> Optimizer | None:
+        """The optimizer that was given as an object, or made of a class of the user's own; None of those with names."""
+        given = self.optimizer
+        if isinstance(given, Optimizer) or not _is_class(given) or given in OPTIMIZERS.values():
+            return given if isinstance(given, Optimizer) else None
+        named = {SHORT.get(name, name): value for name, value in self.options.items()}
+        values = {name: value for name, value in named.items() if name in HYPER_PARAMETERS and value is not None}
+        for name in values:
+            check_name(
+                f"fit: option of {given.__name__}", name, [one for one in HYPER_PARAMETERS if hasattr(given, one)]
+            )
+        made: Optimizer = given(**values)
+        return made
+
+    def _config(self, optimizer: Optimizer | None) -> TrainConfig:
         options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
-        named = {key: name for key in ("optimizer", "schedule", "model") if isinstance(name := getattr(self, key), str)}
-        defaults = {"model": OWN_MODEL, "quiet": True}
+        objects = {"optimizer": self.optimizer, "schedule": self.schedule, "model": self.model, "loss": self.loss}
+        named: dict[str, Any] = {key: given for key, given in objects.items() if isinstance(given, str)}
+        named |= {key: name for name, kind in OPTIMIZERS.items() for key in ("optimizer",) if self.optimizer is kind}
+        if isinstance(self.loss, Loss):
+            named["loss"] = OWN_LOSS
+        if names := metrics_of(self.metrics, "fit")[0]:
+            given = options.get("metric", ())
+            named["metric"] = [*([given] if isinstance(given, str) else given), *names]
+        defaults: dict[str, Any] = {"model": OWN_MODEL, "quiet": True, "validation_fraction": 0.0}
+        if "patience" not in options:
+            defaults["early_stopping"] = "none"
         config = allow_code(from_mapping({**defaults, **options, **named, "dataset": "arrays"}, "fit"))
-        if not isinstance(optimizer, Optimizer):
+        if optimizer is None:
             return resolved(config)
         kinds = [name for name, kind in OPTIMIZERS.items() if type(optimizer) is kind]
         own = re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))  # a run has the same name wherever its objects lie
@@ -120,30 +162,51 @@ class FitArguments:
         add_versions(identity)
         identity.add("model", model)
         identity.add("params", params)
+        identity.add("outputs", self.outputs)
         shapes = model.parameter_shapes() if isinstance(model, Objective | Layer) else params or {}
         identity.say("order of parameters", ", ".join(map(str, shapes)))
-        objects = {"optimizer": optimizer, "schedule": self.schedule}
+        objects = {"optimizer": optimizer, "schedule": self.schedule, "loss": self.loss}
         for option in OPTIONS:
             own = objects.get(option)
             if option not in NOT_FOR_FIT:
                 identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
-        for number, metric in enumerate(self.metrics):
+        for number, metric in enumerate(metrics_of(self.metrics, "fit")[1]):
             identity.add(f"metrics[{number}]", metric)
         for name, part in sets.items():
             _add_examples(identity, name, part)
         return identity
 
     def _objective(self, communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
-        model = self.model
+        model, loss = self.model, self.loss if isinstance(self.loss, Loss) else None
         if isinstance(model, Objective):
             return model
         if isinstance(model, str):
-            return build_objective(communicator, config, data)
+            return build_objective(communicator, config, data, loss)
         if self.params is not None:
             from distsgd.nn.function_objective import FunctionObjective
 
-            return FunctionObjective(model, self.params)
-        return as_objective(model, build_loss(config, data), data)
+            return FunctionObjective(model, self.params, self.outputs)
+        return as_objective(model, loss or build_loss(config, data), data)
+
+
+def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
+    """The training examples as one tuple: x and y, or x alone where it is (x, y) or (x, y, weights)."""
+    if y is None:
+        if weights is None or x is None or not isinstance(x, tuple | list) or len(x) != 2:
+            if weights is not None:
+                raise ConfigurationError("fit: weights go with x and y, or with x as (x, y)")
+            return x  # type: ignore[no-any-return]
+        return (*x, weights)
+    if isinstance(x, tuple) and isinstance(y, tuple) and any(np.ndim(one) for one in x if hasattr(one, "shape")):
+        raise ConfigurationError(
+            "fit: x is (x, y) already, and y is a tuple, too; validation examples are given as validation=(x, y)"
+        )
+    return (x, y) if weights is None else (x, y, weights)
+
+
+def _is_class(given: Any) -> bool:
+    """Whether this is a class of optimizers."""
+    return isinstance(given, type) and issubclass(given, Optimizer)
 
 
 def _announce(communicator: Communicator, attempt: Attempt) -> bool:
@@ -187,26 +250,52 @@ def _add_examples(identity: Identity, name: str, part: Examples | None) -> None:
         identity.say(f"{name} {key}", array_text(array))
 
 
-def listed(name: str, given: Any) -> tuple[Any, ...]:
+def listed(name: str, given: Any, caller: str = "fit") -> tuple[Any, ...]:
     """A list's items, or any other iterable's, which may be gone through once."""
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise ConfigurationError(f"fit: {name} must be a list, got {type(given).__name__}; put it in brackets")
+        raise ConfigurationError(f"{caller}: {name} must be a list, got {type(given).__name__}; put it in brackets")
     return tuple(given)
 
 
 def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
+    """The examples of one set of fit's, None where it isn't given."""
     if arrays is None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
-        raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
+        what = "give x and y, or for x" if name == "train" else f"{name} must be"
+        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}")
+    return examples_of(arrays, f"{name} ", "fit", as_stored)
+
+
+def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = False) -> Examples:
+    """Examples from (x, y) or (x, y, weights), which messages of the function `of` call `name`x and so on."""
     parts = zip(("x", "y", "weights"), arrays, strict=False)
     read = stored_array if as_stored else as_array
-    x, y, *rest = (read(array, f"{name} {part}") for part, array in parts)
+    x, y, *rest = (read(array, f"{name}{part}", of) for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
         single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
-        raise ConfigurationError(f"fit: {name} must be arrays of examples, got {single}")
+        raise ConfigurationError(f"{of}: {name or 'x and y '}must be arrays of examples, got {single}")
     if as_stored:
         return Examples(x, y, rest[0] if rest else None, as_stored=True)
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
+
+
+def metrics_of(given: Iterable[Any], caller: str) -> tuple[tuple[str, ...], tuple[Metric, ...]]:
+    """(the metrics that are names, the others), with a Metric for each function. Raises ConfigurationError."""
+    names, found = [], list[Metric]()
+    for one in listed("metrics", given, caller):
+        if isinstance(one, str):
+            names.append(one)
+        elif isinstance(one, Metric):
+            found.append(one)
+        elif not callable(one) or isinstance(one, type):
+            raise ConfigurationError(f"{caller}: metrics must be an instance of distsgd's Metric, got {one!r}")
+        elif (name := getattr(one, "__name__", "<")).startswith("<"):
+            raise ConfigurationError(
+                f"{caller}: metrics: {one!r} has no name for the records; give distsgd.metrics.UserMetric(name, …)"
+            )
+        else:
+            found.append(UserMetric(name, one))
+    return tuple(names), tuple(found)

@@ -1,7 +1,9 @@
 """The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypeAlias, TypedDict
+
+LossName: TypeAlias = Literal["auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"]
 
 class FitOptions(TypedDict, total=False):
     scale: float | None
@@ -21,7 +23,6 @@ class FitOptions(TypedDict, total=False):
     bias_initializer: str
     bias: bool
     output_activation: str
-    loss: Literal["auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"]
     label_smoothing: float
     class_weights: float | Sequence[float]
     learning_rate: float | None
@@ -61,7 +62,7 @@ class FitOptions(TypedDict, total=False):
     train_metrics: Literal["running", "full"]
     top_k: int | None
     metric: str | Sequence[str]
-    early_stopping: Literal["epochs", "patience"]
+    early_stopping: Literal["epochs", "patience", "none"]
     patience: int | None
     min_delta: float
     monitor: str | None

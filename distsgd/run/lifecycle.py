@@ -388,5 +388,6 @@ def _draw(attempt: Attempt) -> None:
     from distsgd.run.stored_model import StoredModel
 
     signature = attempt.data.signature
-    stored = StoredModel(config, signature, attempt.task, step.objective, step.host_params(), step.running)
+    metadata = attempt.trainer.progress.metadata
+    stored = StoredModel(config, signature, attempt.task, step.objective, step.host_params(), step.running, metadata)
     draw_after_training(folder.place(), stored, attempt.data, quiet=config.quiet)

@@ -21,7 +21,7 @@ from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import Schedule
 from distsgd.run import digests
 from distsgd.run.build import OWN_MODEL
-from distsgd.run.config import TrainConfig
+from distsgd.run.config import OWN_LOSS, TrainConfig
 from distsgd.run.reads import comparable
 from distsgd.run.substance import Digests, described
 from distsgd.run.user_code import CodeName, import_function
@@ -74,6 +74,8 @@ def identity_of(
         given = {"model": objective}
         if isinstance(objective, Supervised):
             given = {"model": objective.model, "loss": objective.loss}
+    elif config.loss == OWN_LOSS and isinstance(objective, Supervised):
+        given = {"loss": objective.loss}
     if isinstance(config.model, CodeName):
         given["builder"] = import_function(config.model, "model")
     if schedule is not None:

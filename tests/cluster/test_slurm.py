@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.cluster.slurm import Slurm, why_not
 from tests.cluster.tools import is_open_mpi, wait_until
 from tests.parallel.launch import ROOT, find_mpirun, result, run_command, summary, train
@@ -158,7 +159,7 @@ def test_warned_of_the_time_limit(slurm: Slurm, tmp_path: Path, undisturbed: Pat
     job.must_have_gone_on(undisturbed)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", first_of(LAUNCHERS))
 def test_a_program_that_calls_fit_is_warned_and_continues(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
     (tmp_path / "fit.py").write_text(FIT)
     job = submit(slurm, tmp_path, launcher, extra={"COMMAND": "python fit.py"})
@@ -191,6 +192,7 @@ def test_preempted(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
     job.must_have_gone_on(undisturbed)
 
 
+@pytest.mark.long
 def test_requeued_by_an_operator(slurm: Slurm, tmp_path: Path, undisturbed: Path) -> None:
     job = submit(slurm, tmp_path, LAUNCHERS[0])
     job.wait_for_training()
@@ -205,7 +207,7 @@ def test_stops_in_time_before_the_limit(slurm: Slurm, tmp_path: Path, undisturbe
     assert "; stopping 9m46s before" in job.printed
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", first_of(LAUNCHERS))
 def test_scancel_leaves_no_file(slurm: Slurm, tmp_path: Path, launcher: str) -> None:
     job = submit(slurm, tmp_path, launcher)
     job.wait_for_training()

@@ -70,6 +70,7 @@ def test_a_rank_whose_program_ends_early_is_named(tmp_path: Path) -> None:
     assert ours(ended) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("busy", first_of([0, 4]))
 def test_survivors_leave_where_mpirun_does_not_notice(tmp_path: Path, busy: int) -> None:
     """As MPICH's didn't once on a busy machine; here because it is stopped itself."""

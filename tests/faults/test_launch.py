@@ -144,6 +144,7 @@ def test_a_failure_that_comes_again_ends_the_run_with_one_traceback(tmp_path: Pa
         assert next(line for line in ended.lines if line.startswith("distsgd.launch: ")).endswith("restart 1 of 3")
 
 
+@pytest.mark.long
 def test_max_restarts(tmp_path: Path) -> None:
     options = (*QUIET, "--callback", CALLBACK)
     with nothing_left(launch(2, tmp_path, *options, own=("--max-restarts", 0), **fault(tmp_path, "exit0"))) as ended:

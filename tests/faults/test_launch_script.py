@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import first_of
 from tests.faults.tools import Job, nothing_left
 from tests.parallel.launch import find_mpirun
 
@@ -53,7 +54,7 @@ def launch(folder: Path, *arguments: str) -> Job:
     return Job([sys.executable, "-m", "distsgd.launch", "-n", "2", *arguments], folder, {})
 
 
-@pytest.mark.parametrize("program", [("program.py",), ("-m", "program")])
+@pytest.mark.parametrize("program", first_of([(("program.py",),), (("-m", "program"),)]))
 def test_a_script_and_a_module_run_with_their_arguments(tmp_path: Path, program: tuple[str, ...]) -> None:
     with nothing_left(launch(tmp_path, *program, "--width", "--", "7")) as ended:
         assert (ended.status, ended.err) == (0, "")
@@ -84,6 +85,7 @@ def test_a_program_that_does_not_exist(tmp_path: Path, arguments: tuple[str, ...
         assert line.startswith(f"distsgd: error: {reported}")
 
 
+@pytest.mark.long
 def test_the_scripts_own_exit_status(tmp_path: Path) -> None:
     with nothing_left(launch(tmp_path, "program.py", "exit")) as ended:
         assert ended.status == 3
@@ -99,6 +101,7 @@ def test_an_exception_of_one_rank_ends_the_script(tmp_path: Path) -> None:
         assert ended.lines[-1].endswith("raised KeyError: 'in the script'")
 
 
+@pytest.mark.long
 def test_it_is_started_again_where_that_is_asked_for(tmp_path: Path) -> None:
     with nothing_left(launch(tmp_path, "program.py")) as whole:
         assert whole.status == 0
@@ -114,7 +117,7 @@ def test_it_is_started_again_where_that_is_asked_for(tmp_path: Path) -> None:
     assert ended.out.split()[-1] == whole.out.split()[-1]
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", first_of(["SIGTERM", "SIGINT"]))
 def test_a_signal_stops_the_fit_that_runs(tmp_path: Path, name: str) -> None:
     job = launch(tmp_path, "program.py", "slow")
     job.wait_for(tmp_path / "stepping")
@@ -126,7 +129,7 @@ def test_a_signal_stops_the_fit_that_runs(tmp_path: Path, name: str) -> None:
         assert line.startswith(f"distsgd: stopped by distsgd.launch at step {step}, with a checkpoint in run")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", first_of(["SIGTERM", "SIGINT"]))
 def test_a_signal_after_a_fit_is_named_as_it_was_sent(tmp_path: Path, name: str) -> None:
     """The ranks get another one, which ends them where no fit takes it."""
     job = launch(tmp_path, "program.py", "wait")

@@ -1,7 +1,7 @@
 """Bad input of every kind gets one sentence from rank 0 and one exit status on all ranks, soon, and nothing is lost.
 
-The whole table runs in one process, and in one mpirun of three ranks (bad_input_ranks.py); a sample of it once more as
-a user would run it.
+Half of the table runs in one process, the other half in one mpirun of three ranks (bad_input_ranks.py), and with the
+long tests each half in the other's place too; a sample of it once more as a user would run it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,12 +92,32 @@ def begin(case: Case, folder: Path) -> str:
     return ""
 
 
-@pytest.fixture(scope="module", params=(None, RANKS), ids=("one process", f"{RANKS} ranks"))
-def outcomes(
+def rows(ranks: int | None) -> list[Any]:
+    """Each case in one process or on several ranks, marked `long` where the other is its place."""
+    place = "one process" if ranks is None else f"{ranks} ranks"
+    found = []
+    for number, (name, case) in enumerate(CASES.items()):
+        is_its_place = (case.least > 1 or number % 2 == 1) == (ranks is not None)
+        found.append(pytest.param(ranks, name, id=f"{place}-{name}", marks=() if is_its_place else pytest.mark.long))
+    return found
+
+
+@pytest.fixture(scope="module")
+def tables(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Outcome | str]]:
-    """By case: the outcome in one process or on several ranks, or why it can't be had here."""
-    yield from run_table(tmp_path_factory.mktemp("bad"), CASES, request.param)
+) -> Iterator[Callable[[int | None], dict[str, Outcome | str]]]:
+    """By number of ranks, when it is first asked for, and by case that is selected: the outcome, or why it can't be had
+    here."""
+    selected = [one.callspec.params for one in request.session.items if hasattr(one, "callspec")]
+    with ExitStack() as stack:
+
+        @cache
+        def outcomes(ranks: int | None) -> dict[str, Outcome | str]:
+            names = {one["name"] for one in selected if "name" in one and one.get("ranks", 0) == ranks}
+            cases = {name: case for name, case in CASES.items() if name in names}
+            return stack.enter_context(contextmanager(run_table)(tmp_path_factory.mktemp("bad"), cases, ranks))
+
+        yield outcomes
 
 
 def run_table(place: Path, cases: Mapping[str, Case], ranks: int | None) -> Iterator[dict[str, Outcome | str]]:
@@ -150,10 +173,10 @@ def check_sentence(case: Case, text: str) -> None:
         assert text[:-1].isprintable(), text
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_bad_input(outcomes: dict[str, Outcome | str], name: str) -> None:
+@pytest.mark.parametrize(("ranks", "name"), [*rows(None), *rows(RANKS)])
+def test_bad_input(tables: Callable[[int | None], dict[str, Outcome | str]], ranks: int | None, name: str) -> None:
     """One sentence from rank 0, one status, and what was there is as it was; no file keeps a reader busy."""
-    case, outcome = CASES[name], outcomes[name]
+    case, outcome = CASES[name], tables(ranks)[name]
     if isinstance(outcome, str):
         pytest.skip(outcome)
     assert set(outcome.statuses) == {case.status}, outcome.err[0]

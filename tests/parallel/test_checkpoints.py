@@ -221,6 +221,7 @@ def test_a_folder_that_is_removed(out: Path, undisturbed: Path) -> None:
     assert newest(out) == STEPS
 
 
+@pytest.mark.long
 def test_a_folder_that_is_removed_and_replaced(out: Path, other: Path) -> None:
     done = disturbed(out, 2, {"removed": 12, "replaced": True}, "--checkpoint-every", 5, status=1)
     printed = f"the run folder {out} was removed; what is there now is another's, and left alone"

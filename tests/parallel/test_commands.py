@@ -196,6 +196,7 @@ def test_predict(trained: Path, tmp_path: Path) -> None:
     assert np.mean(found[0]["labels"] == labels) == scores["accuracy"]
 
 
+@pytest.mark.long
 def test_predict_few_examples_on_many_ranks(trained: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.full((1, 64), 8.0, np.float32))
     output(2, "predict", tmp_path, trained, "one.npy", "-o", "one.npz")
@@ -221,6 +222,7 @@ def test_fine_tuning_without_a_step_is_the_model_itself(trained: Path, tmp_path:
     assert summary(tmp_path / "run")["parameters_sha256"] == summary(trained)["parameters_sha256"]
 
 
+@pytest.mark.long
 def test_fine_tuning_another_model_is_refused(trained: Path, tmp_path: Path) -> None:
     done = train(2, tmp_path / "run", "--hidden", 25, "--batch-norm", "--init-from", trained, status=1)
     assert "dense1.weight has shape (24, 64)" in done.err
@@ -295,7 +297,7 @@ def test_fit_from_a_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "import os\nimport numpy as np\nimport distsgd\n"
         "x = np.random.default_rng(0).normal(size=(500, 6)).astype('f4')\n"
-        "done = distsgd.fit('mlp', train=(x, x[:, :2].sum(1)), optimizer=distsgd.Adam(1e-2), epochs=3, batch_size=60,\n"
+        "done = distsgd.fit('mlp', (x, x[:, :2].sum(1)), optimizer=distsgd.Adam(1e-2), epochs=3, batch_size=60,\n"
         "                   hidden=(16,))\n"
         "with open(f'told-{os.getpid()}', 'w') as file:\n"
         "    print(done.summary['parameters_sha256'], done.predict(x[:3]).shape, file=file)\n"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from distsgd.core.kernel_family import this_host
+from tests.cases import first_of
 from tests.parallel.launch import Done, ends_with, module, run_command, summary, train
 
 pytestmark = pytest.mark.skipif(
@@ -103,6 +104,7 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.long
 def test_resume_takes_the_recorded_family_under_another_default(tmp_path: Path, alone: dict[str, str]) -> None:
     """As on another machine: what a new run would choose there is avx2."""
     out = tmp_path / "a"
@@ -124,6 +126,7 @@ def test_resume_with_another_family_is_refused(tmp_path: Path) -> None:
     train(None, out, *SMALL, "--kernels", "sse42")
 
 
+@pytest.mark.long
 def test_resume_where_the_cpu_cannot_is_refused(tmp_path: Path) -> None:
     train(None, tmp_path / "a", *SMALL, "--max-steps", 3, "--kernels", "avx2")
     done = pretend(1, "sse42", "train", tmp_path, *SMALL, "--out", "a")
@@ -131,6 +134,7 @@ def test_resume_where_the_cpu_cannot_is_refused(tmp_path: Path) -> None:
     assert set(done.statuses.values()) == {2}
 
 
+@pytest.mark.long
 def test_scores_have_the_bits_of_the_runs_own_family(tmp_path: Path) -> None:
     """And where the CPU can't run it, they come with a warning."""
     losses = {}
@@ -146,6 +150,7 @@ def test_scores_have_the_bits_of_the_runs_own_family(tmp_path: Path) -> None:
     assert done.err.startswith("warning: avx2 was computed with the kernels avx2, which can't run on host-0")
 
 
+@pytest.mark.long
 def test_the_users_own_choice_is_honoured(tmp_path: Path, alone: dict[str, str]) -> None:
     out = tmp_path / "a"
     train(None, out, *SMALL, extra={"OPENBLAS_CORETYPE": "nehalem"})
@@ -180,7 +185,7 @@ def remedy_of(done: Done) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [None, 2])
+@pytest.mark.parametrize("ranks", first_of([2, None]))
 def test_fit_after_numpy_refuses_another_family_and_its_remedy_works(tmp_path: Path, ranks: int | None) -> None:
     refused = fit(ranks, tmp_path, "kernels=sse42")
     assert refused.status

@@ -124,6 +124,7 @@ def test_damaged_newest_checkpoint(tmp_path: Path, undisturbed: Path, damage: st
     assert result(out) == result(undisturbed)
 
 
+@pytest.mark.long
 def test_no_whole_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     continue_run(out, None, "--max-steps", 3)

@@ -132,7 +132,7 @@ def fit(programs: list[Program], folder: Path, ranks: int | None, *arguments: st
     return programs[-1]
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", first_of(["SIGTERM", "SIGINT"]))
 @pytest.mark.parametrize(("ranks", "wait"), first_of([(None, "C"), (2, "C"), (None, "sleep"), (2, "sleep")], 2))
 def test_the_second_signal_before_the_first_step_ends_training(
     programs: list[Program], tmp_path: Path, name: str, ranks: int | None, wait: str
@@ -148,7 +148,7 @@ def test_the_second_signal_before_the_first_step_ends_training(
     assert "stopped" not in out
 
 
-@pytest.mark.parametrize("ranks", [None, 2])
+@pytest.mark.parametrize("ranks", first_of([2, None]))
 def test_ctrl_c_that_comes_twice_at_once_counts_as_one(
     programs: list[Program], tmp_path: Path, ranks: int | None
 ) -> None:
@@ -185,6 +185,7 @@ def test_a_hangup_stops_with_a_checkpoint(programs: list[Program], tmp_path: Pat
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_hangup_that_is_ignored_stays_so(programs: list[Program], tmp_path: Path) -> None:
     """As under nohup."""
     start = (
@@ -197,7 +198,7 @@ def test_a_hangup_that_is_ignored_stays_so(programs: list[Program], tmp_path: Pa
     assert (status, out[:10]) == (0, "completed:")
 
 
-@pytest.mark.parametrize(("ranks", "name"), [(None, "SIGTERM"), (2, "SIGUSR1")])
+@pytest.mark.parametrize(("ranks", "name"), first_of([(2, "SIGUSR1"), (None, "SIGTERM")]))
 def test_fit_under_a_batch_system_stops_with_a_checkpoint(
     programs: list[Program], tmp_path: Path, ranks: int | None, name: str
 ) -> None:
@@ -224,6 +225,7 @@ def test_interrupted_is_raised_on_all_ranks_and_handlers_are_restored(programs: 
     assert (status, sorted(out.splitlines())) == (0, ["rank 0 75 True", "rank 1 75 True"])
 
 
+@pytest.mark.long
 def test_a_handler_of_the_programs_own_is_left_alone(programs: list[Program], tmp_path: Path) -> None:
     program = fit(programs, tmp_path, None, "60", "run", "handler", PBS_JOBID="3")
     program.wait_for("stepping")

@@ -33,6 +33,7 @@ NAMES = (
     "time_to_accuracy",
     "scaling_model",
     "checkpoints",
+    "sklearn_peer",
 )
 
 

@@ -309,6 +309,7 @@ def test_the_stand_in_delivers() -> None:
     assert found == [[0, 1, 2, 3, 0, 1, 2, 3], [4, 5, 6, 7, 4, 5, 6, 7]]
 
 
+@pytest.mark.long
 def test_what_the_strict_nccl_refuses() -> None:
     def fewer(rank: int, printed: dict[str, Any]) -> None:
         if rank:

@@ -250,6 +250,7 @@ def test_two_signals_end_at_once(stops: Stops) -> None:
     assert stops.asked == [signal.SIGINT] * 2
 
 
+@pytest.mark.long
 @linux
 def test_ranks_without_a_sign_of_life(stops: Stops, capfd: pytest.CaptureFixture[str]) -> None:
     beats = (

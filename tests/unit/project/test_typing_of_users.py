@@ -27,7 +27,7 @@ distsgd.fit("mlp", data, epochz=3)  # wrong: no such option
 distsgd.fit("mlp", data, epochs="3")  # wrong: text for a number
 distsgd.fit("mlp", data, optimizer=3)  # wrong: no optimizer
 distsgd.fit("mlp", data, loss="mse")  # wrong: no choice of this option
-distsgd.fit("mlp", data, metrics=["accuracy"])  # wrong: names are given by the option metric
+distsgd.fit("mlp", data, metrics=[3])  # wrong: neither a metric, nor a name or a function of one
 distsgd.fit("mlp", data, callbacks=distsgd.Callback())  # wrong: no list
 distsgd.fit("mlp", data, hidden=["64"])  # wrong: texts for numbers
 distsgd.fit("mlp")  # wrong: no data

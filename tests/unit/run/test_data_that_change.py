@@ -86,7 +86,7 @@ def test_arrays_are_read_only_while_fit_has_them() -> None:
     x[0], y[0] = 0, 1  # afterwards they are as they were
     part, fixed = x[3:], X.copy()
     fixed.flags.writeable = False
-    fit("mlp", (part, y[3:]), (x, y), test=(fixed, y), epochs=1)
+    fit("mlp", (part, y[3:]), validation=(x, y), test=(fixed, y), epochs=1)
     part[0] = 1
     x[0] = 1
     assert not fixed.flags.writeable
@@ -104,7 +104,8 @@ def test_arrays_in_memory_that_change_end_the_run(tmp_path: Path, which: str, ra
 
     def one(communicator: Any) -> Result:
         return fit(
-            "mlp", (given["x"], given["y"], given["weights"]), (given["validation x"], Y), out=str(tmp_path / "run"),
+            "mlp", given["x"], given["y"], weights=given["weights"], validation=(given["validation x"], Y),
+            out=str(tmp_path / "run"),
             callbacks=[At(7, change)], epochs=2, batch_size=16, communicator=communicator, checkpoint_every="6",
             loss="softmax-cross-entropy", classes="9",
         )  # fmt: skip

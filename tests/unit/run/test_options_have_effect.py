@@ -73,7 +73,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "patience": (1, {}), "min_delta": (0.5, SLOW), "monitor": ("validation_loss", LONG), "ties": ("first", LONG),
     "patience_increase": (3.0, {}), "improvement_threshold": (0.5, {}),
 }  # fmt: skip
-USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05}
+USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05, "validation_fraction": 0.1}
 CHANGES_NOTHING_HERE = {
     *((linear, "min_delta") for linear in ("softmax", "objective", "function")),  # whose loss only gets worse here
     ("function", "monitor"), ("function", "ties"),  # there is one value to go by
@@ -170,8 +170,9 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("model", "options", "words"), TOGETHER)
 def test_what_is_without_effect_together_is_refused(model: str, options: dict[str, Any], words: str) -> None:
     given, more = MODELS[model]
+    split = {} if "validation" in options else {"validation_fraction": 0.1}
     with pytest.raises((ConfigurationError, DataError), match=words):
-        fit(given, (X, Y), **{"epochs": 2, "batch_size": 8, **more, **options})
+        fit(given, (X, Y), **{"epochs": 2, "batch_size": 8, **split, **more, **options})
 
 
 def test_values_have_no_class_weights() -> None:
@@ -219,7 +220,7 @@ def test_an_option_of_a_command_that_is_without_effect(run: Path, command: str, 
 
 def test_the_header_says_which_weights_are_used(capsys: pytest.CaptureFixture[str]) -> None:
     weights = np.linspace(1, 2, len(X))
-    fit("mlp", (X, Y, weights), (X, Y), epochs=1, class_weights=(1.0, 2.5), quiet=False)
+    fit("mlp", (X, Y, weights), validation=(X, Y), epochs=1, class_weights=(1.0, 2.5), quiet=False)
     header = " ".join(capsys.readouterr().out.split())
     assert "example weights: yes, of training examples, from the arrays; class weights: 1, 2.5" in header
     fit("mlp", (X, Y), epochs=1, quiet=False)
@@ -246,7 +247,7 @@ def test_values_that_look_like_classes_are_reported(y: Any, words: str, capsys: 
 def test_validation_and_test_examples_of_another_range_are_reported(
     factor: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit("mlp", (X, Y), (X * np.float32(factor), Y), test=(X, Y), epochs=1)
+    fit("mlp", (X, Y), validation=(X * np.float32(factor), Y), test=(X, Y), epochs=1)
     found = [line for line in capsys.readouterr().err.splitlines() if "those of training lay" in line]
     assert len(found) == 1
     assert found[0].startswith("warning: validation: the inputs lie between")
@@ -274,7 +275,7 @@ def test_the_last_examples_beside_validation_data_are_refused() -> None:
     with pytest.raises(
         ConfigurationError, match="validation_last: would change nothing, for there are validation data"
     ):
-        fit("mlp", (X, Y), (X, Y), validation_last=3, epochs=1)
+        fit("mlp", (X, Y), validation=(X, Y), validation_last=3, epochs=1)
 
 
 def test_metrics_are_measured_on_test_data_alone_too() -> None:

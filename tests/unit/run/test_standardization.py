@@ -230,11 +230,11 @@ def test_the_same_units_are_not_reported(x: Any) -> None:
 def test_validation_and_test_data_in_other_units_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     pixels = RNG.integers(0, 256, (300, 6)).astype(np.float64)
     data = (pixels / 255, CLASSES)
-    fit("mlp", data, (pixels, CLASSES), test=(pixels, CLASSES), epochs=1)
+    fit("mlp", data, validation=(pixels, CLASSES), test=(pixels, CLASSES), epochs=1)
     printed = capsys.readouterr().err
     assert re.search("warning: validation: the inputs lie between 0 and 255", printed)
     assert re.search("warning: test: the inputs lie between 0 and 255", printed)
-    fit("mlp", data, data, test=data, epochs=1)
+    fit("mlp", data, validation=data, test=data, epochs=1)
     assert not capsys.readouterr().err
 
 

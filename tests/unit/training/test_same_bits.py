@@ -170,6 +170,7 @@ def test_images(model: str) -> None:
     assert ("batchnorm" in str(list(result.state))) == (not model.startswith("network3"))
 
 
+@pytest.mark.long
 def test_images_on_eight_microbatches_and_in_threads() -> None:
     check(8, train=(IMAGES, LABELS), model=LISTED, validation_fraction=0.3, **DEFAULTS)
     data, options = (IMAGES, LABELS), {"model": LISTED, "microbatches": 8, **DEFAULTS}

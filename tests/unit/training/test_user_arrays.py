@@ -36,7 +36,7 @@ def plain(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
 def train(function: Function = plain, size: int = 1, model: Any = None, **options: Any) -> list[Result]:
     options = {"batch_size": 100, "epochs": 2, "optimizer": SGD(0.05), "dtype": "float64", **options}
     model = FunctionObjective(function, START) if model is None else model
-    return run_on_threads(size, lambda c: fit(model, (X, Y), (X, Y), communicator=c, **options))
+    return run_on_threads(size, lambda c: fit(model, (X, Y), validation=(X, Y), communicator=c, **options))
 
 
 def first(change: Callable[[Views, Views, Batch], Any]) -> Function:
@@ -165,7 +165,9 @@ def test_a_layer_may_return_the_same_array_in_each_call() -> None:
             return 1 << 23  # parts of 32
 
     images, kept = normal((128, 1, 2, 2), 3, "images"), np.empty((1, 32))
-    result = fit(Keeping(4, 1), (images, Y[:128]), (images, Y[:128]), epochs=1, batch_size=128, dtype="float64")
+    result = fit(
+        Keeping(4, 1), (images, Y[:128]), validation=(images, Y[:128]), epochs=1, batch_size=128, dtype="float64"
+    )
     weight, bias = result.params["weight"], result.params["bias"]
     np.testing.assert_allclose(result.predict(images), images.reshape(128, 4) @ weight.T + bias, rtol=1e-12)
 
@@ -215,7 +217,9 @@ def test_a_subclass_of_a_layer_computes_what_it_says() -> None:
 
     def predicted(*layers: Layer) -> Array:
         model = Sequential([*layers, *flat])
-        return fit(model, (images, Y[:40]), (images, Y[:40]), max_steps=1, learning_rate=1e-9).predict(images)
+        return fit(model, (images, Y[:40]), validation=(images, Y[:40]), max_steps=1, learning_rate=1e-9).predict(
+            images
+        )
 
     plain = predicted(Convolution(1, 20, 3), MaxPooling(2))
     np.testing.assert_allclose(predicted(Convolution(1, 20, 3), Negated(2)), -plain, atol=1e-5)

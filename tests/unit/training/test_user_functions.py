@@ -183,7 +183,7 @@ MODELS: dict[str, Callable[[Watch], dict[str, Any]]] = {
 
 
 def train(model: Any, **options: Any) -> Result:
-    return fit(model, (X, Y), VALIDATION, **{**OPTIONS, **options})
+    return fit(model, (X, Y), validation=VALIDATION, **{**OPTIONS, **options})
 
 
 def same(*results: Result) -> bool:
@@ -267,7 +267,13 @@ def test_a_declaration_is_true_or_false(threads: int) -> None:
 def test_metrics_of_distsgd_keep_their_threads() -> None:
     layer = SafeLayer(6, 2, watch=Watch(threading.Barrier(2, timeout=LIMIT)))
     x, labels = X[:1024], (Y[:1024, 0] > 0).astype(np.int64)
-    fit(Supervised(layer, SoftmaxCrossEntropy(), (6,)), (x, labels), (x, labels), metrics=[Accuracy()], **OPTIONS)
+    fit(
+        Supervised(layer, SoftmaxCrossEntropy(), (6,)),
+        (x, labels),
+        validation=(x, labels),
+        metrics=[Accuracy()],
+        **OPTIONS,
+    )
 
 
 def reference(gradient: Callable[[Array, Array, Array, int], Array], steps: int = 4, microbatches: int = 4) -> Array:
@@ -351,7 +357,7 @@ def test_gradients_start_at_zero(case: str, looked_at: str) -> None:
     for size, threads in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
         options = {**OPTIONS, "threads": threads, "on_non_finite": looked_at}
         model = CONDITIONAL[case]
-        found += run_on_threads(size, lambda c: fit(model, (X, Y), VALIDATION, communicator=c, **options))  # noqa: B023
+        found += run_on_threads(size, lambda c: fit(model, (X, Y), validation=VALIDATION, communicator=c, **options))  # noqa: B023
     assert same(*found)
     (w,) = found[0].params.values()
     np.testing.assert_allclose(w, wanted, rtol=1e-12)
@@ -384,6 +390,6 @@ def test_statistics_start_at_zero() -> None:
 
     for size in (1, 2, 4):
         for result in run_on_threads(
-            size, lambda c: fit(Counting(6, 1), (X, Y), VALIDATION, communicator=c, **OPTIONS)
+            size, lambda c: fit(Counting(6, 1), (X, Y), validation=VALIDATION, communicator=c, **OPTIONS)
         ):
             assert result.state["seen"].tolist() == [4 * 175]  # four steps, of each one microbatch in four
