@@ -27,6 +27,7 @@ from distsgd.core.version import __version__ as __version__
 from distsgd.data.sources.datasets import load_mnist as load_mnist
 from distsgd.data.sources.datasets import open_dataset as open_dataset
 from distsgd.nn.batch import Batch as Batch
+from distsgd.nn.function_objective import FunctionObjective as FunctionObjective
 from distsgd.nn.initializers import Constant as Constant
 from distsgd.nn.initializers import Glorot as Glorot
 from distsgd.nn.initializers import He as He
@@ -53,8 +54,8 @@ from distsgd.nn.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from distsgd.nn.losses import Loss as Loss
 from distsgd.nn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from distsgd.nn.losses import SquaredError as SquaredError
-from distsgd.nn.objective import FunctionObjective as FunctionObjective
 from distsgd.nn.objective import LossAndGrad as LossAndGrad
+from distsgd.nn.objective import Objective as Objective
 from distsgd.nn.task import Task as Task
 from distsgd.optim.optimizers import SGD as SGD
 from distsgd.optim.optimizers import Adagrad as Adagrad

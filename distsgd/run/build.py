@@ -14,7 +14,7 @@ from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
-from distsgd.nn.objective import FunctionObjective, Objective, Supervised
+from distsgd.nn.objective import Objective, Supervised
 from distsgd.nn.task import Task, true_classes
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
@@ -63,9 +63,8 @@ def user_code(communicator: Communicator, name: str, option: str) -> Any:
 
 def build_loss(config: TrainConfig, data: Signature) -> Loss:
     """The loss of the configuration: by the targets where it is auto."""
-    name = config.loss
-    if name == "auto":
-        name = "softmax-cross-entropy" if data.num_classes is not None else "squared-error"
+    by_targets = "softmax-cross-entropy" if data.num_classes is not None else "squared-error"
+    name = by_targets if config.loss == "auto" else config.loss
     if name == "softmax-cross-entropy":
         return SoftmaxCrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights or None)
     if config.label_smoothing or config.class_weights:
@@ -118,6 +117,8 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
     A model of the user's own that isn't a layer predicts what it puts out, so that its single output is a score.
     Raises ConfigurationError where the targets have other classes than --classes.
     """
+    if (declared := objective.task(data.target_shape, data.num_classes)) is not None:
+        return replace(declared, names=class_names(config.classes, declared.num_classes))
     own = not isinstance(objective, Supervised)
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     outputs = loss.output_size(data.target_shape, data.num_classes)
@@ -181,7 +182,7 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
         "no validation examples are split off at random": [] if splits else ["split_seed"],
         "replacement draws each minibatch alone": ["shuffle", "drop_last"] * (config.sampling == "replacement"),
         "validation_last says which examples validate": ["validation_fraction"] * (config.validation_last is not None),
-        "this model gives no outputs to measure": [] if _has_outputs(objective) else ["top_k"],
+        "this model gives no outputs to measure": [] if objective.has_outputs() else ["top_k"],
     }
     if config.early_stopping == "patience":
         rules["it belongs to the patience rule: --early-stopping patience"] = []
@@ -228,10 +229,6 @@ def _of_another_loss(config: TrainConfig, data: Signature, objective: Objective)
     return [] if objective.loss == build_loss(config, data) else ["loss", *smoothing]
 
 
-def _has_outputs(objective: Objective) -> bool:
-    return not isinstance(objective, FunctionObjective) or objective.outputs is not None
-
-
 def _penalties(config: TrainConfig) -> Sequence[str]:
     """The options that penalize parameters."""
     return [name for name in ("l1", "l2", "weight_decay") if getattr(config, name)]
@@ -258,7 +255,7 @@ def build_metrics(
     own: Sequence[Metric] = (),
 ) -> list[Metric]:
     """What is measured besides the loss, with the `own` metrics of a program. Collective."""
-    if isinstance(objective, FunctionObjective) and objective.outputs is None:
+    if not objective.has_outputs():
         if config.metric or own:
             raise ConfigurationError(
                 "metric: this model gives no outputs to measure; give distsgd.FunctionObjective outputs="
@@ -328,7 +325,7 @@ def refuse_one_class(
     """Raises DataError where all training examples are of one class, which a model need only repeat. Collective."""
 
     def check() -> None:
-        if config.classes or task.kind != "classification" or not _has_outputs(objective):
+        if config.classes or task.kind != "classification" or not objective.has_outputs():
             return
         train, total = data.train, len(data.train)
         for count in (min(total, _LOOKED_AT), total):
@@ -351,9 +348,8 @@ def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> N
 
     It is asked for those of the first examples that will be scored, as often as they are scored.
     """
-    step = trainer.step
-    objective = step.objective
-    predicts = _has_outputs(objective) and type(objective).predict is not Objective.predict
+    step, objective = trainer.step, trainer.step.objective
+    predicts = objective.has_outputs() and type(objective).predict is not Objective.predict
     if isinstance(objective, Supervised) or not predicts or task.kind == "other":
         return
     loaders = [evaluator.loader for evaluator in trainer.evaluators.values()]

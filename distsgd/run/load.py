@@ -15,9 +15,10 @@ from distsgd.core.errors import ConfigurationError, RunFolderError
 from distsgd.core.files import expanded
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
+from distsgd.nn.function_objective import FunctionObjective
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import Loss
-from distsgd.nn.objective import FunctionObjective, LossAndGrad, Objective
+from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.caller import numpys_defaults

@@ -10,7 +10,7 @@ import numpy as np
 
 from distsgd.core.layout import Layout
 from distsgd.data.examples import Examples
-from distsgd.data.sources.checks import check_arrays
+from distsgd.data.sources.checks import check_arrays, check_stored
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.run.build import build_metrics, confusion_matrix
@@ -42,13 +42,17 @@ def score(
 def checked(stored: StoredModel, given: Examples) -> Examples:
     """Examples of a program, scaled as those of training were. Raises DataError where they don't fit the model."""
     stored.check_targets("evaluate", given.y)
+    dtype, classes = np.dtype(stored.config.dtype), stored.signature.num_classes
+    if given.as_stored:
+        check_stored("evaluate", given.x, given.y, given.weights, num_classes=classes, dtype=dtype)
+        return given
     check_arrays(
         "evaluate",
         given.x,
         given.y,
         given.weights,
-        num_classes=stored.signature.num_classes,
+        num_classes=classes,
         values=stored.task.kind == "regression",
-        dtype=np.dtype(stored.config.dtype),
+        dtype=dtype,
     )
     return stored.signature.examples(given.x, given.y, given.weights)

@@ -34,8 +34,13 @@ def parameters_sha256(params: Array, running: Array) -> str:
     return digest.hexdigest()
 
 
-def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | None) -> dict[str, Any]:
-    """Puts the best parameters in place, scores the test set and returns the summary, on every rank. Collective."""
+def finish(
+    trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | None, doubt_of_bits: str | None = None
+) -> dict[str, Any]:
+    """Puts the best parameters in place, scores the test set and returns the summary, on every rank. Collective.
+
+    `doubt_of_bits` says why they may not be the same on any number of ranks.
+    """
     train_loss = _train_loss(trainer)
     test = trainer.finalize()
     matrices: dict[str, Any] = {}
@@ -46,7 +51,8 @@ def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | No
                 matrices[name] = scores[f"{name}_{confusion.name}"]
     best = trainer.progress.best or trainer.last_scores
     summary = {key: value for key, value in best.items() if key.startswith("validation_")} | test
-    return trainer.communicator.on_root(lambda: _summary(trainer, reason, train_loss, summary, matrices))
+    found = trainer.communicator.on_root(lambda: _summary(trainer, reason, train_loss, summary, matrices))
+    return found | ({"same_bits": True} if doubt_of_bits is None else {"same_bits": False, "doubt": doubt_of_bits})
 
 
 def _summary(

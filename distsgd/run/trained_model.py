@@ -15,7 +15,7 @@ from distsgd.core.layout import Views
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.data.examples import Signature
 from distsgd.data.loader import Loader
-from distsgd.data.sources.checks import as_array, check_finite
+from distsgd.data.sources.checks import as_array, check_finite, stored_array
 from distsgd.nn.objective import Objective
 from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
@@ -192,7 +192,7 @@ class TrainedModel:
         given = (x, y) if weights is None else (x, y, weights)
         stored = self._stored()
         with numpys_defaults(), single_threaded_blas():
-            examples = checked(stored, examples_of(given, "", "evaluate"))
+            examples = checked(stored, examples_of(given, "", "evaluate", self._objective.inputs_as_stored))
             self._warn(examples.x, 3)
             return score(SerialCommunicator(), stored, examples, names, own)
 
@@ -238,7 +238,8 @@ class TrainedModel:
 
     def _predicted(self, x: Any, caller: str, objective: Objective) -> Array:
         """What an objective predicts with these parameters, (n, outputs)."""
-        x, dtype = as_array(x, "x", caller), next(iter(self.params.values())).dtype
+        read = stored_array if objective.inputs_as_stored else as_array
+        x, dtype = read(x, "x", caller), next(iter(self.params.values())).dtype
         if x.shape == (0,):  # an empty list
             x = x.reshape(0, *self._signature.example_shape)
         if x.ndim == 0:
@@ -246,7 +247,8 @@ class TrainedModel:
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         loader = Loader(self._signature.examples(x), objective, dtype, 0, with_targets=False)
         with numpys_defaults(), single_threaded_blas():
-            check_finite(f"{caller}: x", x, dtype)
+            for name in x.dtype.names or ("",):
+                check_finite(f"{caller}: x {name}".rstrip(), x[name] if name else x, dtype)
             loader.check()
             self._signature.check_axes(x.shape[1:])
             self._warn(x, 4)
@@ -264,6 +266,8 @@ class Result(TrainedModel):
 
     Parameters
     ----------
+    params, state, config, summary, history, task
+        As `TrainedModel` has them.
     validation_rows : array or None
         The rows of the training examples that were split off for validation; None where none were.
     """

@@ -128,7 +128,9 @@ def predict_all(loader: Loader, params: Views, state: Views) -> Array:
         predicted = to_host(loader.objective.predict(params, batch))
         if loader.examples.targets is not None:
             predicted = loader.examples.targets.undo(predicted)
-        parts.append(np.array(predicted.T, order="C"))  # a copy: a user's function may return one array in each call
+        parts.append(
+            np.array(np.moveaxis(predicted, -1, 0), order="C")
+        )  # a copy: a user's function may return one array in each call
     return np.concatenate(parts)
 
 
