@@ -110,7 +110,7 @@ class Distributed(BaseEstimator):
             targets,
             weights=None if weights is None else weights / mean_weight,
             validation=validation,
-            params=None if before is None else before.params,
+            params=None if before is None else {**before.params, **before.state},
             optimizer=self.optimizer,
             callbacks=watching,
             communicator=self.communicator,
