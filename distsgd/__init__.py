@@ -9,6 +9,7 @@ from distsgd.core.version import __version__ as __version__
 NAMES: dict[str, tuple[str, ...]] = {
     "run.fit": ("fit",),
     "run.trained_model": ("Result",),
+    "run.data_parallel": ("DataParallel",),
     "parallel": ("is_root", "rank", "size"),
     "training.callbacks": ("Callback", "RunView"),
     "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop", "linear_scaling"),
