@@ -49,7 +49,9 @@ class OwnFunction(Objective):
         assert self.function is not None
         numbers = {"epoch": batch.epoch, "step": batch.step, "microbatch": batch.microbatch, "seed": batch.seed}
         count = len(batch)
-        loss, found = called(self.function, params, microbatch(self.examples, batch.indices, **numbers), grads)
+        loss, found = called(
+            self.function, params, microbatch(self.examples, batch.indices, MicroBatch, **numbers), grads
+        )
         scale = count if self.reduction == "mean" else 1
         for name, gradient in found.items():
             if scale == 1:

@@ -163,7 +163,7 @@ WRONG_FUNCTIONS: dict[str, tuple[Callable[..., Any], str]] = {
 @pytest.mark.parametrize("name", WRONG_FUNCTIONS)
 def test_what_a_function_may_not_return(name: str) -> None:
     function, words = WRONG_FUNCTIONS[name]
-    with pytest.raises(ConfigurationError, match=".*") as error:
+    with pytest.raises(ConfigurationError) as error:
         go(make(), function)
     assert words in str(error.value)
 
