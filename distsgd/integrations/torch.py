@@ -28,8 +28,8 @@ class TorchModel(Objective):
 
     Its parameters lie in distsgd's memory while it trains. At the end they have the best values, in their own memory,
     on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are
-    stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of weights.
-    Of a dictionary of arrays, `fit(model, ({"ids": ids, "mask": mask}, y))`, each is passed by its name.
+    stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of the
+    weights. Of a dictionary of arrays, `fit(model, {"ids": ids, "mask": mask}, y)`, each is passed by its name.
 
     `module.train()` and `.eval()` are called. Dropout and all other random numbers of PyTorch are a function of (seed,
     epoch, step, microbatch). The caller's generator, number of threads and modes come back.
@@ -74,7 +74,7 @@ class TorchModel(Objective):
     >>> _ = torch.manual_seed(0)
     >>> model = TorchModel(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss())
     >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 1])
-    >>> result = distsgd.fit(model, (x, y), epochs=2, batch_size=4, microbatches=2, validation_fraction=0)
+    >>> result = distsgd.fit(model, x, y, epochs=2, batch_size=4, microbatches=2)
     >>> result.predict(x).shape, bool(np.array_equal(result.params["bias"], model.module.bias.detach()))
     ((4, 3), True)
     """
