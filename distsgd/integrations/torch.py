@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -79,12 +79,14 @@ class TorchModel(Objective):
     ((4, 3), True)
     """
 
-    module: Any
+    module: Any = field(compare=False)
     loss: Any
     reduction: str | None = None
     outputs: Callable[[Any], Any] | None = None
     declared_task: Task | None = None
     running_buffers: Sequence[str] = ()
+    structure: Any = field(init=False, repr=False)
+    initial_values: str = field(init=False, repr=False)
 
     inputs_as_stored = True
     thread_safe = False
@@ -316,6 +318,11 @@ class TorchModel(Objective):
             )
         whole = torch.cat([one[:, None] if one.ndim == 1 else one for one in outputs])
         return np.moveaxis(whole.numpy(), 0, -1)
+
+
+# What ranks, and a run and what continues it, compare of a module: fields, so that they are found, which are looked up.
+TorchModel.structure = property(lambda self: self._arrays.structure())
+TorchModel.initial_values = property(lambda self: self._arrays.digest())
 
 
 def _modes(module: Any) -> list[tuple[Any, bool]]:
