@@ -86,7 +86,7 @@ class TorchModel(Objective):
     declared_task: Task | None = None
     running_buffers: Sequence[str] = ()
     structure: Any = field(init=False, repr=False)
-    initial_values: str = field(init=False, repr=False)
+    initial_values: Any = field(init=False, repr=False)
 
     inputs_as_stored = True
     thread_safe = False
