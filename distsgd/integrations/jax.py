@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from math import prod
 from typing import Any
@@ -107,7 +108,9 @@ class JaxModel(Objective):
         params, state, apply = self.params, self.state, self.apply
         if self._module is not None:
             if state is not None:
-                raise ConfigurationError("JaxModel: with module.apply of Flax, state is part of params; leave state out")
+                raise ConfigurationError(
+                    "JaxModel: with module.apply of Flax, state is part of params; leave state out"
+                )
             params, state, apply = linen_call(self._module, params)
         self._call = call_of(apply, state is not None)
         self._params = NamedTree(params, "params", floats_alone=True)
@@ -304,10 +307,9 @@ class JaxModel(Objective):
 def _width(params: Views) -> AbstractContextManager[Any]:
     """Numbers of 64 bits in JAX where the parameters have them, whatever the process has set."""
     wide = bool(params.flat.dtype == np.float64)
-    enable: Callable[[bool], AbstractContextManager[Any]] | None = getattr(jax, "enable_x64", None)
-    if enable is None:
-        from jax.experimental import enable_x64 as enable
-    return enable(wide)
+    enable = getattr(jax, "enable_x64", None) or import_module("jax.experimental").enable_x64
+    found: AbstractContextManager[Any] = enable(wide)
+    return found
 
 
 def _shared(array: Array) -> Any:
