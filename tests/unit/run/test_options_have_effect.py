@@ -115,11 +115,6 @@ def test_it_changes_the_result_or_is_refused(model: str, name: str) -> None:
     assert any(word.replace("_", " ") in found.replace("_", " ") for word in words)
 
 
-def test_params_of_a_model_that_makes_its_own_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="params are the initial values of a model that is a function"):
-        fit("mlp", (X, Y), params=WEIGHTS, epochs=1)
-
-
 NO_VALIDATION = {"validation_fraction": 0.0}
 TOGETHER: list[tuple[str, dict[str, Any], str]] = [
     ("mlp", {"optimizer": "adam", "momentum": 0.5}, "adam: has no momentum"),
