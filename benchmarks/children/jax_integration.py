@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.children.protocol import LEAST, WARM_UP, report_result, settings, timed_steps
@@ -29,7 +30,7 @@ def initial_values() -> list[Any]:
     rng, sizes = np.random.default_rng(1), WORK.sizes
     return [
         {"w": (rng.standard_normal((a, b)) * np.sqrt(2 / a)).astype(np.float32), "b": np.zeros(b, np.float32)}
-        for a, b in zip(sizes, sizes[1:], strict=False)
+        for a, b in pairwise(sizes)
     ]
 
 
