@@ -308,16 +308,17 @@ def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> 
 
 
 def load_initial(communicator: Communicator, step: TrainingStep, given: Mapping[str, Array]) -> None:
-    """Parameters of the user's as those that training begins with. Raises ConfigurationError where they are others
-    than the model has. Collective."""
-    params = step.params_buffer()
+    """Parameters of the user's, and running statistics where they are given, as those that training begins with.
+    Raises ConfigurationError where they are others than the model has. Collective."""
+    params, running = step.params_buffer(), step.running
 
     def fill() -> None:
-        lacking, extra = sorted(params.keys() - given.keys()), sorted(given.keys() - params.keys())
+        lacking = sorted(params.keys() - given.keys())
+        extra = sorted(given.keys() - params.keys() - running.keys())
         if lacking or extra:
             what = f"{lacking[0]} is missing" if lacking else f"the model has no {extra[0]}"
             raise ConfigurationError(f"params: {what}; the model's parameters are {', '.join(params)}")
-        for name, view in params.items():
+        for name, view in [*params.items(), *((name, view) for name, view in running.items() if name in given)]:
             array = np.asarray(given[name])
             if array.shape != view.shape or array.dtype.kind not in "biuf":
                 raise ConfigurationError(
@@ -331,6 +332,7 @@ def load_initial(communicator: Communicator, step: TrainingStep, given: Mapping[
 
     communicator.on_root(fill)
     step.load(params)
+    communicator.transport.broadcast(running.flat)
 
 
 def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:

@@ -70,7 +70,8 @@ def fit(
     validation, test : tuple of arrays
         (x, y) or (x, y, weights). `validation_fraction=0.1` splits validation examples off x and y instead.
     params : mapping of str to array, optional
-        The initial parameters by name: of a model that is a function, or in place of the model's own.
+        The initial parameters by name: of a model that is a function, or in place of the model's own, then with running
+        statistics where there are any, `{**result.params, **result.state}`.
     outputs : function, optional
         `outputs(params, batch)` returns the outputs (k, n) of a model that is a function; without it there are no
         metrics and no predictions.
