@@ -147,7 +147,11 @@ def _tied() -> tuple[JaxModel, Any, Any]:
     def loss(outputs: Any, y: Any) -> Any:
         return -jnp.take_along_axis(jax.nn.log_softmax(outputs), y[..., None], -1)[..., 0].mean(1)
 
-    return JaxModel(apply, {"words": values.weight(WORDS, 8), "inside": values.weight(8, 8)}, loss), ids[:, :-1], ids[:, 1:]
+    return (
+        JaxModel(apply, {"words": values.weight(WORDS, 8), "inside": values.weight(8, 8)}, loss),
+        ids[:, :-1],
+        ids[:, 1:],
+    )
 
 
 def _graphs() -> tuple[JaxModel, Any, Any]:
