@@ -107,7 +107,9 @@ class JaxModel(Objective):
         params, state, apply = self.params, self.state, self.apply
         if self._module is not None:
             if state is not None:
-                raise ConfigurationError("JaxModel: with module.apply of Flax, state is part of params; leave state out")
+                raise ConfigurationError(
+                    "JaxModel: with module.apply of Flax, state is part of params; leave state out"
+                )
             params, state, apply = linen_call(self._module, params)
         self._call = call_of(apply, state is not None)
         self._params = NamedTree(params, "params", floats_alone=True)

@@ -115,7 +115,9 @@ def linen_call(module: Any, variables: Any) -> tuple[Any, Any, Callable[..., Any
         )
     params, state = variables["params"], {key: one for key, one in variables.items() if key != "params"}
     names = inspect.signature(type(module).__call__).parameters
-    flags = {name: True for name in _TRAINING if name in names} | {name: False for name in _NOT_TRAINING if name in names}
+    flags = {name: True for name in _TRAINING if name in names} | {
+        name: False for name in _NOT_TRAINING if name in names
+    }
 
     def with_state(params: Any, state: Any, rng: Any, x: Any, training: bool) -> tuple[Any, Any]:
         named: dict[str, Any] = {name: way == training for name, way in flags.items()}

@@ -85,7 +85,9 @@ class NamedTree:
         """The pytree with arrays by name: JAX arrays of their own, in the tree's dtypes."""
         missing = [name for name in self.names if name not in arrays]
         if missing:
-            raise ConfigurationError(f"JaxModel: there is no array {missing[0]!r}; give those of a result of this model")
+            raise ConfigurationError(
+                f"JaxModel: there is no array {missing[0]!r}; give those of a result of this model"
+            )
         own = [np.array(arrays[name]).astype(_floats_kept(arrays[name], self.arrays[name])) for name in self.names]
         return self.tree([jax.device_put(one) for one in own])
 
