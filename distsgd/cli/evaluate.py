@@ -51,7 +51,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.core.layout import Layout
     from distsgd.data.sources.datasets import check_arrays
     from distsgd.parallel.thread_pool import Workers
-    from distsgd.run.build import build_metrics, confusion_matrix
+    from distsgd.run.build_metrics import build_metrics, confusion_matrix
     from distsgd.run.kernels import choose_for
     from distsgd.run.placement import open_source, place_split
     from distsgd.run.records import finite

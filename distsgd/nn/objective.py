@@ -16,7 +16,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss
 
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 """Multiply-adds of forward up to which a model of images evaluates examples together, and the least number of them."""
@@ -290,17 +290,30 @@ class Supervised(Objective):
         return loss_sum, len(batch)
 
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
-        outputs = self._outputs(params, batch)
+        outputs = self.outputs(params, batch)
         losses = self.loss.per_example(outputs, batch.y)
         if batch.weights is not None:
             losses = losses * batch.weights
-        return float(np.sum(losses, dtype=np.float64)), len(batch), outputs
+        return float(np.sum(losses, dtype=np.float64)), len(batch), self.loss.point(outputs)
 
     def predict(self, params: Views, batch: Batch) -> Array:
-        return self.loss.predict(self._outputs(params, batch))
+        return self.loss.predict(self.outputs(params, batch))
 
-    def _outputs(self, params: Views, batch: Batch) -> Array:
-        """The model's outputs in evaluation; images are evaluated a few at a time, for memory and the cache."""
+    def outputs(self, params: Views, batch: Batch) -> Array:
+        """The model's outputs in evaluation.
+
+        Parameters
+        ----------
+        params : Views
+            The parameters, read-only.
+        batch : Batch
+            The examples; images are evaluated a few at a time, for memory and the cache.
+
+        Returns
+        -------
+        array
+            The outputs (k, n), of which the loss makes predictions, points and intervals.
+        """
         together = len(batch)
         if len(self.input_shape) > 1:
             together = max(_EVALUATED_TOGETHER // self.multiply_adds(), _LEAST_TOGETHER)

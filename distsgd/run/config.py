@@ -170,9 +170,20 @@ class TrainConfig:
 
     loss: str = option("auto", group="Loss", choices=("auto", *LOSSES, OWN_LOSS), help=
         "auto: softmax-cross-entropy for labels, squared-error for values; own: what fit was given as an object.")
-    label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
+    label_smoothing: float = option(0.0, help=
+        "Part of the target spread evenly over the classes, or over yes and no (softmax- and binary-cross-entropy).")
     class_weights: tuple[float, ...] = option((), most=100_000, help=
-        "One weight a class for its examples' losses (softmax-cross-entropy).")
+        "One weight a class for its examples' losses (softmax-cross-entropy, focal).")
+    pos_weight: tuple[float, ...] = option((), most=100_000, help=
+        "The weight of yes against no: one number, or one for each answer (binary-cross-entropy).")
+    huber_delta: float | None = option(None, interval="(0, inf)", help=
+        "From this distance on the loss grows linearly (huber). Default: 1.")
+    quantiles: tuple[float, ...] = option((), interval="(0, 1)", help=
+        "Those that are predicted, in rising order (quantile). Default: 0.05 0.5 0.95.")
+    focal_gamma: float | None = option(None, interval="[0, inf)", help=
+        "How much less an example counts that is predicted well (focal, binary-focal). Default: 2.")
+    focal_alpha: float | None = option(None, interval="(0, 1)", help=
+        "The weight of yes; no has the rest of 1 (binary-focal). Default: both have 1.")
 
     optimizer: str = option("momentum", "sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.", group="Optimizer")
     learning_rate: float | None = option(None, _by_optimizer("learning_rate"), interval="[0, inf)", short="--lr")
@@ -356,6 +367,11 @@ OPERATIONAL = tuple(name for name, one in OPTIONS.items() if one.operational)
 """Options that don't change what a run computes; with the stop conditions they are not part of its name. Of those that
 change its last bits, a run keeps its kernels, and says when its device is another one."""
 NOT_WRITTEN = tuple(name for name, one in OPTIONS.items() if not one.written)
+OF_LOSSES = {
+    "label_smoothing": "label_smoothing", "class_weights": "class_weights", "pos_weight": "pos_weight",
+    "huber_delta": "delta", "quantiles": "quantiles", "focal_gamma": "gamma", "focal_alpha": "alpha",
+}  # fmt: skip
+"""Options of the losses that have names, and the fields that they set."""
 OF_SCHEDULES = tuple(name for name, one in OPTIONS.items() if one.group == "Schedule" and name != "schedule")
 """Options of the schedules that have names."""
 HYPER_PARAMETERS = tuple(name for name in OPTIONS if any(name in field_names(kind) for kind in OPTIMIZERS.values()))

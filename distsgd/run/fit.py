@@ -11,7 +11,7 @@ from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
@@ -23,7 +23,7 @@ from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.trained_model import Result
 from distsgd.training.callbacks import Callback, History
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics.base import Metric
 
 if TYPE_CHECKING:
     from distsgd.run.fit_options import FitOptions, LossName

@@ -15,7 +15,7 @@ from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.sources.checks import as_array
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss
 from distsgd.nn.objective import FunctionObjective, Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
@@ -31,7 +31,7 @@ from distsgd.run.placement import split_data
 from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback
-from distsgd.training.metrics import Metric, UserMetric
+from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
     from distsgd.run.folder import RunFolder

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.nn.task import Task
+from distsgd.nn.task import Task, predicted_classes
 from distsgd.training.metrics import (
     METRICS,
     R2,
@@ -25,7 +25,6 @@ from distsgd.training.metrics import (
     Metric,
     TopK,
     UserMetric,
-    predicted_classes,
     standard_metrics,
 )
 
