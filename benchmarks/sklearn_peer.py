@@ -1,7 +1,7 @@
 """Scores and seconds of DistributedClassifier and DistributedRegressor beside scikit-learn's own networks.
 
-Both have their defaults but for the seed, in the same pipeline, and are scored on the same 30 % of five toy data sets.
-Round r splits the examples and begins with seed r. Seconds are those of `fit` alone.
+Both have their defaults but for the seed and the number of microbatches M, in the same pipeline, and are scored on the
+same 30 % of five toy data sets. Round r splits the examples and begins with seed r. Seconds are those of `fit` alone.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from benchmarks.processes import child, measure, require, under_mpirun
 
 DATA = {"digits": "accuracy", "iris": "accuracy", "wine": "accuracy", "breast_cancer": "accuracy", "diabetes": "R²"}
 THEIRS, THEIRS_ONE = "scikit-learn, all cores", "scikit-learn, 1 core"
-OURS, OURS_TWO = "distsgd, 1 rank", "distsgd, 2 ranks"
+OURS, OURS_ONE, OURS_TWO = "distsgd, 1 rank, M = 4", "distsgd, 1 rank, M = 1", "distsgd, 2 ranks, M = 2"
 
 
 def contenders(data: str, chosen: argparse.Namespace) -> list[Contender]:
     """All that fit one data set."""
 
-    def fits(*, ours: bool, threads: int | None = None, ranks: int | None = None) -> Any:
+    def fits(microbatches: int = 0, *, threads: int | None = 1, ranks: int | None = None) -> Any:
         def fit(seed: int) -> dict[str, Any]:
             require(chosen.torch_python, "sklearn")
-            wanted = {"data": data, "seed": seed, "ours": ours, "threads": threads}
+            wanted = {"data": data, "seed": seed, "microbatches": microbatches, "threads": threads}
             wanted["epochs"] = 2 if chosen.quick else 200
             return measure(under_mpirun(ranks, child("sklearn_fit", wanted, chosen.torch_python)))
 
         return fit
 
     return [
-        Contender(THEIRS, fits(ours=False)),
-        Contender(THEIRS_ONE, fits(ours=False, threads=1)),
-        Contender(OURS, fits(ours=True, threads=1)),
-        Contender(OURS_TWO, fits(ours=True, threads=1, ranks=2)),
+        Contender(THEIRS, fits(threads=None)),
+        Contender(THEIRS_ONE, fits()),
+        Contender(OURS, fits(4)),
+        Contender(OURS_ONE, fits(1)),
+        Contender(OURS_TWO, fits(2, ranks=2)),
     ]
 
 

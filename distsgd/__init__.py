@@ -8,7 +8,9 @@ from distsgd.core.version import __version__ as __version__
 
 NAMES: dict[str, tuple[str, ...]] = {
     "run.fit": ("fit",),
-    "run.trained_model": ("Result",),
+    "run.trained_model": ("Result", "TrainedModel"),
+    "run.load": ("load",),
+    "run.ensemble": ("Ensemble",),
     "parallel": ("is_root", "rank", "size"),
     "training.callbacks": ("Callback", "RunView"),
     "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop", "linear_scaling"),
@@ -22,7 +24,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "nn.losses.binary": ("BinaryCrossEntropy",),
     "nn.losses.regression": ("SquaredError",),
     "nn.initializers": ("Constant", "Glorot", "He", "LeCun", "Normal", "Uniform", "Zeros"),
-    "nn.objective": ("FunctionObjective", "LossAndGrad"),
+    "nn.function_objective": ("FunctionObjective",),
+    "nn.objective": ("LossAndGrad", "Objective"),
     "nn.batch": ("Batch",),
     "nn.task": ("Task",),
     "core.layout": ("Layout", "Views"),

@@ -27,6 +27,7 @@ from distsgd.core.version import __version__ as __version__
 from distsgd.data.sources.datasets import load_mnist as load_mnist
 from distsgd.data.sources.datasets import open_dataset as open_dataset
 from distsgd.nn.batch import Batch as Batch
+from distsgd.nn.function_objective import FunctionObjective as FunctionObjective
 from distsgd.nn.initializers import Constant as Constant
 from distsgd.nn.initializers import Glorot as Glorot
 from distsgd.nn.initializers import He as He
@@ -53,8 +54,8 @@ from distsgd.nn.losses.base import Loss as Loss
 from distsgd.nn.losses.binary import BinaryCrossEntropy as BinaryCrossEntropy
 from distsgd.nn.losses.classification import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from distsgd.nn.losses.regression import SquaredError as SquaredError
-from distsgd.nn.objective import FunctionObjective as FunctionObjective
 from distsgd.nn.objective import LossAndGrad as LossAndGrad
+from distsgd.nn.objective import Objective as Objective
 from distsgd.nn.task import Task as Task
 from distsgd.optim.optimizers import SGD as SGD
 from distsgd.optim.optimizers import Adagrad as Adagrad
@@ -68,7 +69,10 @@ from distsgd.optim.schedules import build_schedule as build_schedule
 from distsgd.parallel import is_root as is_root
 from distsgd.parallel import rank as rank
 from distsgd.parallel import size as size
+from distsgd.run.ensemble import Ensemble as Ensemble
 from distsgd.run.fit import fit as fit
+from distsgd.run.load import load as load
 from distsgd.run.trained_model import Result as Result
+from distsgd.run.trained_model import TrainedModel as TrainedModel
 from distsgd.training.callbacks import Callback as Callback
 from distsgd.training.callbacks import RunView as RunView

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import getdoc, signature
@@ -19,7 +18,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from distsgd.cli.command_line import TrainOptions
 from distsgd.cli.main import SUBCOMMANDS
 from distsgd.core.options import REQUIRED, Option, options_of
-from distsgd.nn.losses import LOSSES
 from distsgd.run.config import OPTIONS
 from distsgd.run.config_file import SHORT
 from distsgd.run.fit import fit
@@ -41,7 +39,7 @@ def keywords() -> str:
             "from collections.abc import Sequence",
             "from typing import Literal, TypeAlias, TypedDict",
             "",
-            f"LossName: TypeAlias = {_annotation(replace(OPTIONS['loss'], choices=('auto', *LOSSES)))}",
+            f"LossName: TypeAlias = {_annotation(OPTIONS['loss'])}",
             "",
             "class FitOptions(TypedDict, total=False):",
             *(f"    {keyword}: {_annotation(OPTIONS[name])}" for keyword, name in (names | SHORT).items()),
@@ -87,9 +85,9 @@ def commands() -> str:
     head = [
         "# Commands",
         "",
-        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command, except for `completion`, which",
-        "has the first form only; `--help` prints what is written here. With `mpirun -n R` in front, R ranks share the",
-        "work. The options of `train` are in [options.md](options.md), exit statuses in",
+        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command, except for `compare` and",
+        "`completion`, which have the first form only; `--help` prints what is written here. With `mpirun -n R` in",
+        "front, R ranks share the work. The options of `train` are in [options.md](options.md), exit statuses in",
         "[run-folder.md](run-folder.md#exit-status).",
     ]
     lines = [line for name in SUBCOMMANDS if name != "train" for line in _command(name)]

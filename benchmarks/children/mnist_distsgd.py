@@ -29,7 +29,7 @@ def main() -> None:
         patience=0,
         epochs=wanted["epochs"],
     )
-    if result.history:  # rank 0
+    if distsgd.is_root():
         last = result.history[-1]
         report_result({"epochs": last["epoch"], "accuracy": last["validation_accuracy"]})
 

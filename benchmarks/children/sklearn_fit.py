@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from typing import Any
 
 from benchmarks.children.protocol import report_result, settings
 
@@ -27,8 +28,9 @@ def main() -> None:
     train_x, test_x, train_y, test_y = train_test_split(
         x, y, test_size=0.3, random_state=seed, stratify=y if classes else None
     )
-    kinds = (DistributedClassifier, DistributedRegressor) if wanted["ours"] else (MLPClassifier, MLPRegressor)
-    network = kinds[not classes](random_state=seed, max_iter=epochs)
+    own: dict[str, Any] = {"microbatches": wanted["microbatches"]} if wanted["microbatches"] else {}
+    kinds = (DistributedClassifier, DistributedRegressor) if own else (MLPClassifier, MLPRegressor)
+    network = kinds[not classes](random_state=seed, max_iter=epochs, **own)
     if not classes:
         network = TransformedTargetRegressor(network, transformer=StandardScaler())
     pipeline = make_pipeline(StandardScaler(), network)

@@ -7,6 +7,7 @@ Train on any number of MPI ranks, with the same bits on each number of them.
   evaluate    score a trained model on a data set
   predict     predict with a trained model
   plot        draw pictures of a run, or of several
+  compare     print a table of runs: options, scores and times
   doctor      print what this machine and this MPI are, and what is wrong
   completion  print a script that completes these commands in bash or zsh
 
@@ -25,7 +26,7 @@ from distsgd.core.output import say, say_lines, status_after_output
 from distsgd.core.processes import open_closed_streams
 from distsgd.core.version import __version__
 
-SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "doctor", "completion")
+SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "compare", "doctor", "completion")
 
 
 def main() -> int:

@@ -41,6 +41,7 @@ class Option:
     written      whether config.toml holds it
     code         whether it may name a user's own code
     path         whether it may be the path of a file or a folder, for a shell that completes it
+    internal     values that a program sets, and nobody gives
     most         of a list: how many values it may have, for each may be a layer or a metric
     """
 
@@ -55,6 +56,7 @@ class Option:
     written: bool = True
     code: bool = False
     path: bool = False
+    internal: tuple[str, ...] = ()
     most: int = 1000
     name: str = ""
     kind: Any = str
@@ -99,7 +101,7 @@ class Option:
             elif self.interval and not is_in(self.interval, item):
                 what = kind_name(self.kind).replace("a number", "a finite number")
                 raise ConfigurationError(f"{self.name}: expected {what}, {bounds(self.interval)}, got {shown(item)}")
-            if self.choices:
+            if self.choices and item not in self.internal:
                 check_name(self.name, item, self.choices)
         if self.check is not None:
             self.check(value, self.name)

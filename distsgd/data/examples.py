@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +53,19 @@ class Signature:
         """A sentence about inputs that lie elsewhere than those of training, None where there is nothing to say."""
         return None if self.range is None or not len(x) else other_units(x, self.range, self.features)
 
+    def other_units(self, theirs: Signature) -> list[str]:
+        """Sentences about units in which parameters took numbers, and in which they don't any more."""
+        found = []
+        for what, then, now in (("inputs", theirs.inputs, self.inputs), ("targets", theirs.targets, self.targets)):
+            if (then is None) != (now is None):
+                before, after = ("as they were", "standardized") if then is None else ("standardized", "as they are")
+                found.append(f"its parameters took {what} {before}, this run takes them {after}")
+            elif then != now:
+                found.append(f"its parameters took {what} standardized by other means and spreads than this run's")
+        if theirs.inputs is None and self.inputs is None and theirs.scale != self.scale:
+            found.append(f"its parameters took inputs divided by {theirs.scale:g}, this run divides by {self.scale:g}")
+        return found
+
     def check_axes(self, shape: Shape) -> None:
         """Raises DataError where examples of this shape have their axes in another order; flat ones are accepted.
 
@@ -87,6 +101,9 @@ class Examples:
         gathered: example index k n + i is row i moved by shifts[k].
     inputs, targets
         How both are standardized when they are gathered, instead of scaled; None for not at all.
+    as_stored
+        Whether a model takes them as they are stored: inputs may be integers that stay integers, or a structured array,
+        and targets may have any shape.
 
     Examples
     --------
@@ -103,6 +120,7 @@ class Examples:
     shifts: tuple[tuple[int, int], ...] = ((0, 0),)
     inputs: Standardization | None = None
     targets: Standardization | None = None
+    as_stored: bool = False
 
     def __len__(self) -> int:
         return self.capacity if self.indices is None else len(self.indices)
@@ -131,3 +149,24 @@ class Examples:
         rows = np.arange(len(self.x), dtype=dtype) if self.indices is None else self.indices.astype(dtype)
         indices = np.concatenate([rows + len(self.x) * k for k in range(len(shifts))])
         return replace(self, indices=indices, shifts=shifts)
+
+
+def packed(arrays: Mapping[str, Array]) -> Array:
+    """Several inputs as one structured array (n,), one field an input. Raises DataError where their lengths differ.
+
+    Its fields are aligned, and the bytes between them zero, so that equal inputs have equal bytes.
+
+    Examples
+    --------
+    >>> both = packed({"tokens": np.ones((4, 7), np.int32), "length": np.arange(4)})
+    >>> both.shape, both["tokens"].shape
+    ((4,), (4, 7))
+    """
+    lengths = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or -1 in lengths.values():
+        raise DataError(f"inputs: expected arrays of one length, one entry an example, got {lengths}; make them alike")
+    fields = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+    found = np.zeros(next(iter(lengths.values())), np.dtype(fields, align=True))
+    for name, array in arrays.items():
+        found[name] = array
+    return found

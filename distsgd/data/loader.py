@@ -98,15 +98,15 @@ class Loader:
         there = device.put(rows) if row_indices is None else row_indices
         shape = (len(rows), *examples.x.shape[1:])
         out = None if buffer is None else buffer[: len(rows)].reshape(shape)
-        as_it_is = examples.inputs is None and examples.scale == 1.0 and examples.x.dtype == self.dtype
+        as_it_is = examples.inputs is None and examples.scale == 1.0 and examples.x.dtype == self._input_dtype
         x = device.take(examples.x, there, out if as_it_is else None)
         self._augment(x, positions, epoch)
         if examples.inputs is not None:
             x = examples.inputs.apply(x, self.dtype)
         elif examples.scale != 1.0:
             x = np.divide(x, examples.scale, out=out, dtype=self.dtype)
-        elif x.dtype != self.dtype:
-            x = x.astype(self.dtype)
+        elif x.dtype != self._input_dtype:
+            x = x.astype(self._input_dtype)
         y = device.take(examples.y, there) if self.with_targets else device.empty((len(rows),), self.dtype)
         if self.with_targets and examples.targets is not None:
             y = examples.targets.apply(y, self.dtype)
@@ -119,10 +119,16 @@ class Loader:
         """Where the examples lie."""
         return self.device if self.device.holds(self.examples.x) else CPU
 
+    @cached_property
+    def _input_dtype(self) -> np.dtype:
+        """Of gathered inputs: the model's, or the stored one where the objective takes inputs as they are stored."""
+        as_stored = self.objective.inputs_as_stored and self.examples.inputs is None and self.examples.scale == 1.0
+        return self.examples.x.dtype if as_stored else self.dtype
+
     def buffer(self, count: int) -> Array:
         """Memory for `gather`, of `count` examples."""
         make = self.device.empty if self._place is self.device else self.device.host_buffer
-        return make((count, math.prod(self.examples.x.shape[1:])), self.dtype)
+        return make((count, math.prod(self.examples.x.shape[1:])), self._input_dtype)
 
     def _augment(self, x: Array, positions: Array, epoch: int | None) -> None:
         """In place, makes of gathered rows x the examples at these positions, and augments them.
@@ -155,7 +161,9 @@ class Loader:
         training = statistics is not None
         gathered = chosen if isinstance(chosen, GatheredBatch) else self.gather(chosen, epoch if training else None)
         x, shape = self.device.aligned(gathered.x).T, self.objective.input_shape
-        if shape is not None and len(shape) > 1:
+        if self.objective.inputs_as_stored:
+            x = x.reshape(*self.examples.x.shape[1:], len(gathered.row_indices))
+        elif shape is not None and len(shape) > 1:
             x = x.reshape(*shape, len(gathered.row_indices))
         return Batch(
             x=x,

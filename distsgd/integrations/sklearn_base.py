@@ -18,6 +18,7 @@ from distsgd.integrations.sklearn_training import (
     batch_size_of,
     model_of,
     options_of_model,
+    other_options,
     penalty_of,
     seed_of,
     weights_of,
@@ -101,6 +102,8 @@ class Distributed(BaseEstimator):
             validation = tuple(held_out)
         mean_weight = 1.0 if weights is None else float(weights.mean())
         plateau = None if self.early_stopping or once else StopAtPlateau(self.tol, self.n_iter_no_change)
+        given = self._options(model, len(x), mean_weight)
+        watching = [*given.pop("callbacks", ()), *([] if plateau is None else [plateau])]
         result = fit(
             model,
             x,
@@ -109,10 +112,10 @@ class Distributed(BaseEstimator):
             validation=validation,
             params=None if before is None else before.params,
             optimizer=self.optimizer,
-            callbacks=[] if plateau is None else [plateau],
+            callbacks=watching,
             communicator=self.communicator,
             **options,
-            **self._options(model, len(x), mean_weight),
+            **given,
         )
         self._keep(result, before)
         if plateau is not None and not plateau.ended_early:
@@ -148,7 +151,7 @@ class Distributed(BaseEstimator):
         if self.early_stopping:
             patience = 0 if np.isinf(self.n_iter_no_change) else self.n_iter_no_change
             options |= {"early_stopping": "epochs", "patience": patience, "min_delta": self.tol}
-        return options | dict(self.fit_options or {})
+        return options | other_options(self.fit_options, self.get_params(deep=False))
 
     def _as_inputs(self, x: Array, model: Any, *, new: bool) -> Array:
         """The inputs in the dtype of the parameters; integers stay where the model takes them as they are."""
@@ -171,12 +174,13 @@ class Distributed(BaseEstimator):
 
     def _keep(self, result: Any, before: Any) -> None:
         """Stores what training returned, in attributes as MLPClassifier has them."""
-        epochs = [record for record in result.history if "learning_rate" in record]
+        steps = max(result.summary["steps"] // max(result.summary["epochs"], 1), 1)
+        epochs = [record for record in result.history if record["step"] % steps == 0]
         losses = [record["train_loss"] for record in epochs]
         scores = [record[self._of_validation] for record in epochs if self._of_validation in record]
         self.loss_curve_: list[float] = [*(self.loss_curve_ if before is not None else ()), *losses]
-        self.model_, self.n_iter_, self.loss_ = result, len(epochs), self.loss_curve_[-1]
-        self.best_loss_ = None if self.early_stopping else min(self.loss_curve_)
+        self.model_, self.n_iter_, self.loss_ = result, result.summary["epochs"], result.summary["train_loss"]
+        self.best_loss_ = None if self.early_stopping else min(self.loss_curve_, default=self.loss_)
         self.validation_scores_ = scores if self.early_stopping else None
         self.best_validation_score_ = max(scores) if self.early_stopping and scores else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,21 @@ from distsgd import Array, Callback, ConfigurationError, Layer, RunView
 from distsgd.nn import Objective
 
 _LARGEST_SEED = 2**31 - 1
+PARAMETER_OF = {
+    "epochs": "max_iter",
+    "lr": "learning_rate",
+    "l2": "alpha",
+    "patience": "n_iter_no_change",
+    "min_delta": "tol",
+    "seed": "random_state",
+    "quiet": "verbose",
+    "classes": "partial_fit(classes=)",
+    "params": "warm_start",
+    "weights": "fit(sample_weight=)",
+    "class_weights": "class_weight",
+    "validation": "early_stopping",
+}
+"""Keywords of `fit`, and the parameter of an estimator that says the same; other parameters have the same name."""
 
 
 class StopAtPlateau(Callback):
@@ -30,6 +45,8 @@ class StopAtPlateau(Callback):
         self.run, self.ended_early = run, False
 
     def on_record(self, record: Mapping[str, Any]) -> None:
+        if record["step"] % self.run.steps_per_epoch:  # of log_every
+            return
         loss = record["train_loss"]
         self.without = self.without + 1 if loss > self.best - self.tol else 0
         self.best = min(self.best, loss)
@@ -106,3 +123,13 @@ def penalty_of(alpha: float, weight: float, model: Layer | Objective | str) -> d
     """scikit-learn's `alpha`: a minibatch whose weights add up to `weight` has the penalty alpha / (2 weight) Σw²."""
     matrices = isinstance(model, str) or any(len(shape) > 1 for shape in model.parameter_shapes().values())
     return {"l2": alpha / (2 * weight)} if alpha and matrices else {}
+
+
+def other_options(given: Any, parameters: Collection[str]) -> dict[str, Any]:
+    """`fit_options`. Raises ValueError for one that is a parameter of the estimator."""
+    options = dict(given or {})
+    for name in options:
+        own = PARAMETER_OF.get(name, name if name in parameters else None)
+        if own is not None:
+            raise ValueError(f"fit_options: {name} is the estimator's {own}; give it there")
+    return options

@@ -7,6 +7,7 @@ from distsgd.core.kernels import kernels_for as kernels_for
 from distsgd.core.layout import Layout as Layout
 from distsgd.core.layout import Views as Views
 from distsgd.nn.batch import Batch as Batch
+from distsgd.nn.function_objective import FunctionObjective as FunctionObjective
 from distsgd.nn.initializers import Constant as Constant
 from distsgd.nn.initializers import Glorot as Glorot
 from distsgd.nn.initializers import He as He
@@ -43,7 +44,6 @@ from distsgd.nn.losses.regression import AbsoluteError as AbsoluteError
 from distsgd.nn.losses.regression import Huber as Huber
 from distsgd.nn.losses.regression import Poisson as Poisson
 from distsgd.nn.losses.regression import SquaredError as SquaredError
-from distsgd.nn.objective import FunctionObjective as FunctionObjective
 from distsgd.nn.objective import LossAndGrad as LossAndGrad
 from distsgd.nn.objective import Objective as Objective
 from distsgd.nn.objective import Supervised as Supervised

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from distsgd.core.components import Component, is_own
-from distsgd.core.device import Array, Shape, described
+from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
 from distsgd.nn.losses.base import Loss
+from distsgd.nn.task import Task
 
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
 """Multiply-adds of forward up to which a model of images evaluates examples together, and the least number of them."""
@@ -54,6 +56,10 @@ class Objective(Component, ABC):
 
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
+
+    inputs_as_stored: bool = False
+    """Whether `batch.x` holds inputs as they are stored, not cast to the parameters' dtype: integers stay integers, and
+    a structured array, one field an input, is several inputs of one example. Targets may then have any shape too."""
 
     loss_scale: int = 1
     """A power of two by which gradients are multiplied; the step divides it out with the number of examples."""
@@ -198,6 +204,62 @@ class Objective(Component, ABC):
         """
         return y.T
 
+    def has_outputs(self) -> bool:
+        """Whether there are outputs to measure, and to predict with.
+
+        Returns
+        -------
+        bool
+            True by default.
+        """
+        return True
+
+    def task(self, target_shape: Shape, num_classes: int | None) -> Task | None:
+        """What the outputs stand for.
+
+        Parameters
+        ----------
+        target_shape : tuple of int
+            The shape of one example's target.
+        num_classes : int or None
+            The number of classes of integer labels, None for other targets.
+
+        Returns
+        -------
+        Task or None
+            None, by default, where the configuration's loss says it.
+        """
+        return None
+
+    def environment(self) -> Mapping[str, str]:
+        """What the bits of its results depend on besides the arrays: a framework's version, kernels, threads.
+
+        Returns
+        -------
+        mapping of str to str
+            By name; a run whose ranks differ in one reports that its bits aren't the same on any number of ranks.
+        """
+        return {}
+
+    def running(self) -> AbstractContextManager[None]:
+        """What surrounds the training of a run, on every rank.
+
+        Returns
+        -------
+        context manager
+            Entered before the first step, and left after the last one or an error; it does nothing by default.
+        """
+        return nullcontext()
+
+    def take_best(self, params: Views, state: Views) -> None:
+        """Called on every rank at the end of a run, with the best parameters, or the last where none were validated.
+
+        Parameters
+        ----------
+        params, state : Views
+            Both by name, read-only; copy what has to outlive the call.
+        """
+
     def overwrites_gradients(self) -> bool:
         """Whether `loss_and_grad` writes every element of every gradient, whatever was there before.
 
@@ -290,30 +352,17 @@ class Supervised(Objective):
         return loss_sum, len(batch)
 
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
-        outputs = self.outputs(params, batch)
+        outputs = self._outputs(params, batch)
         losses = self.loss.per_example(outputs, batch.y)
         if batch.weights is not None:
             losses = losses * batch.weights
         return float(np.sum(losses, dtype=np.float64)), len(batch), self.loss.point(outputs)
 
     def predict(self, params: Views, batch: Batch) -> Array:
-        return self.loss.predict(self.outputs(params, batch))
+        return self.loss.predict(self._outputs(params, batch))
 
-    def outputs(self, params: Views, batch: Batch) -> Array:
-        """The model's outputs in evaluation.
-
-        Parameters
-        ----------
-        params : Views
-            The parameters, read-only.
-        batch : Batch
-            The examples; images are evaluated a few at a time, for memory and the cache.
-
-        Returns
-        -------
-        array
-            The outputs (k, n), of which the loss makes predictions, points and intervals.
-        """
+    def _outputs(self, params: Views, batch: Batch) -> Array:
+        """The model's outputs in evaluation; images are evaluated a few at a time, for memory and the cache."""
         together = len(batch)
         if len(self.input_shape) > 1:
             together = max(_EVALUATED_TOGETHER // self.multiply_adds(), _LEAST_TOGETHER)
@@ -335,77 +384,3 @@ class Supervised(Objective):
     def update_state(self, state: Views, statistics: Views) -> None:
         if isinstance(self.model, StatefulLayer):
             self.model.update_state(state, statistics)
-
-
-@dataclass(frozen=True)
-class FunctionObjective(Objective):
-    """The user's own function, and the arrays it starts from.
-
-    Parameters
-    ----------
-    function : LossAndGrad
-        A LossAndGrad: `function(params, grads, batch) -> (loss_sum, example_count)`.
-    params : mapping of str to array
-        Names, shapes and initial values of the parameters.
-    outputs : function, optional
-        `outputs(params, batch)` returns the model's outputs (outputs, n); without it there are no metrics and
-        predictions.
-    input_shape : tuple of int, optional
-        The shape of one example in `batch.x`; None for a flat vector of features.
-    thread_safe : bool, default False
-        Whether several threads may call both functions at the same time; by default one thread calls them.
-
-    Raises
-    ------
-    ConfigurationError
-        In a step, where `function` returns anything but two numbers.
-
-    Examples
-    --------
-    A line through points, fitted by least squares:
-
-    >>> def line(params, grads, batch):
-    ...     error = params["w"] @ batch.x - batch.y[0]
-    ...     grads["w"] += batch.x @ error
-    ...     return 0.5 * float(error @ error), len(batch)
-    >>> FunctionObjective(line, {"w": np.zeros(2)}).parameter_shapes()
-    {'w': (2,)}
-    """
-
-    function: LossAndGrad
-    params: Mapping[str, Array]
-    outputs: Callable[[Views, Batch], Array] | None = None
-    input_shape: Shape | None = None
-    thread_safe: bool = False
-
-    def user_functions(self) -> tuple[Callable[..., Any], ...]:
-        return (self.function,) if self.outputs is None else (self.function, self.outputs)
-
-    def parameter_shapes(self) -> Mapping[str, Shape]:
-        return {name: tuple(np.shape(array)) for name, array in self.params.items()}
-
-    def initialize(self, params: Views, state: Views, seed: int) -> None:
-        for name, array in self.params.items():
-            params[name][...] = array
-
-    def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        result = self.function(params, grads, batch)
-        try:
-            loss_sum, count = result
-            return batch.device.number(loss_sum), int(count)
-        except (TypeError, ValueError):
-            got = type(result).__name__
-            if isinstance(result, tuple):
-                got = f"({', '.join(described(one, shape=True) for one in result)})"
-            raise ConfigurationError(
-                f"a loss function must return (loss_sum, example_count), two numbers, got {got}"
-            ) from None
-
-    def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
-        loss_sum, count = self.loss_and_grad(params, scratch, batch)
-        return loss_sum, count, None if self.outputs is None else self.outputs(params, batch)
-
-    def predict(self, params: Views, batch: Batch) -> Array:
-        if self.outputs is None:
-            return super().predict(params, batch)
-        return self.outputs(params, batch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.errors import RunFolderError
+from distsgd.core.output import counted
 from distsgd.plots.canvas import BLUE, COLOURS, GREEN, GREY, VERMILLION, heading, new_figure, wrapped
 from distsgd.plots.runs import Run, differences, names, steps_per_epoch
 
@@ -24,6 +25,7 @@ _TITLES = {
     "r2": ("R²", "R²"),
 }
 _LEGEND_COLUMNS = 100
+_LIGHT = "#BDBDBD"
 _STAR = {"marker": "*", "markersize": 10, "linestyle": "none"}
 _KEYS = {"training": "train_full", "validation": "validation", "test": "test"}
 _LOG_ABOVE = 100.0
@@ -191,13 +193,15 @@ def draw_curves(runs: Sequence[Run], options: CurveOptions) -> Figure:
     drawn = [run_curves(run, label, options, axis) for run, label in zip(runs, labels(runs), strict=True)]
     scores = list(dict.fromkeys(run.scored_by for run in drawn if run.scored_by is not None))
     quantities = ["loss", *scores[:1]]
-    lines = sum(wrapped(run.label, _LEGEND_COLUMNS).count("\n") + 1 for run in drawn)
+    named, others = _best_of(drawn)
+    lines = sum(wrapped(run.label, _LEGEND_COLUMNS).count("\n") + 1 for run in named) + bool(others)
     figure = new_figure(3.3 + (0.17 * lines if len(runs) > 1 else 0))
     figure.get_layout_engine().set(wspace=0.06)
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
-    colours = _colours(len(runs))
     for quantity, panel in zip(quantities, panels, strict=True):
-        for run, colour in zip(drawn, colours, strict=True):
+        for run in others:
+            _draw_in_grey(panel, run, quantity)
+        for run, colour in zip(named, COLOURS, strict=False):
             _draw_run(panel, run, quantity, colour if len(runs) > 1 else None)
         _finish_panel(panel, quantity, axis)
     panels[0].set_ylabel(loss_label(runs, drawn))
@@ -208,16 +212,42 @@ def draw_curves(runs: Sequence[Run], options: CurveOptions) -> Figure:
         heading(figure, drawn[0].label)
         _legend_of_splits(figure, runs[0], drawn[0], axis)
     else:
-        _legend_of_runs(figure, drawn, colours)
+        _legend_of_runs(figure, named, len(others))
     return figure
 
 
-def _colours(count: int) -> list[Any]:
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
-    from matplotlib import colormaps
+def _best_of(drawn: Sequence[RunCurves]) -> tuple[Sequence[RunCurves], Sequence[RunCurves]]:
+    """(the runs that have a colour each, those in grey): of more than can be distinguished, the best have colours.
 
-    return [colormaps["viridis"](0.92 * index / (count - 1)) for index in range(count)]
+    The best are those with the best validation score; without any, with the lowest last loss.
+    """
+    if len(drawn) <= len(COLOURS):
+        return drawn, []
+    by_place = sorted(range(len(drawn)), key=lambda place: _standing(drawn[place]))
+    named = by_place[: len(COLOURS)]
+    return [drawn[place] for place in named], [run for place, run in enumerate(drawn) if place not in named]
+
+
+def _standing(run: RunCurves) -> tuple[bool, float]:
+    """What runs are put in order by: lower is better; runs without a score are last."""
+    for quantity, split in ((run.scored_by, "validation"), ("loss", "validation"), ("loss", "training")):
+        curve = None if quantity is None else run.curves.get((quantity, split))
+        if curve is not None:
+            finite = [y for y in curve.y if math.isfinite(y)]
+            at_best = None if run.best is None else curve.at(run.best)
+            sign = 1.0 if quantity in ("loss", "error") else -1.0
+            value = at_best if at_best is not None and math.isfinite(at_best) else min(finite, key=lambda y: sign * y)
+            return False, sign * value
+    return True, 0.0
+
+
+def _draw_in_grey(panel: Axes, run: RunCurves, quantity: str) -> None:
+    """The curve of one of many runs: of validation, or else of training."""
+    percent = 100.0 if quantity in ("accuracy", "error") else 1.0
+    curve = run.curves.get((quantity, "validation")) or run.curves.get((quantity, "training"))
+    if curve is not None:
+        look = {"marker": ".", "markersize": 6.0} if len(curve.x) <= 2 else {}
+        panel.plot(curve.x, [percent * y for y in curve.y], color=_LIGHT, linewidth=0.8, zorder=1.5, **look)
 
 
 def _draw_run(panel: Axes, run: RunCurves, quantity: str, colour: Any) -> None:
@@ -280,11 +310,13 @@ def _legend_of_splits(figure: Figure, run: Run, drawn: RunCurves, axis: str) -> 
     figure.legend(handles=handles, loc="outside lower center", ncols=2 if wide else len(handles))
 
 
-def _legend_of_runs(figure: Figure, drawn: Sequence[RunCurves], colours: Sequence[Any]) -> None:
+def _legend_of_runs(figure: Figure, drawn: Sequence[RunCurves], others: int) -> None:
     handles = [
         _mark(wrapped(run.label, _LEGEND_COLUMNS), colour, {"linewidth": 2.5})
-        for run, colour in zip(drawn, colours, strict=True)
+        for run, colour in zip(drawn, COLOURS, strict=False)
     ]
+    if others:
+        handles.append(_mark(f"{counted(others, 'more run')}, worse than these", _LIGHT, {"linewidth": 1.2}))
     figure.legend(handles=handles, loc="outside lower left", ncols=1, alignment="left")
     lines = [_mark(split, GREY, _looks(split, 3)) for split in _splits(drawn)]
     if any(run.best is not None for run in drawn):

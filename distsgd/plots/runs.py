@@ -66,12 +66,18 @@ def names(runs: Sequence[Run]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The names of the options that aren't the same in all of the runs."""
+    options = runs[0].options if runs else ()
+    return [name for name in options if len({repr(run.options[name]) for run in runs}) > 1]
+
+
 def differences(runs: Sequence[Run]) -> list[str]:
     """For each run, its options that aren't the same in all, such as `optimizer adam, batch size 64`.
 
     Options without a value are skipped, and an optimizer's own defaults where optimizers differ.
     """
-    differ = [name for name in runs[0].options if len({repr(run.options[name]) for run in runs}) > 1]
+    differ = differing(runs)
     return [", ".join(filter(None, (_option(run, name, differ) for name in differ))) for run in runs]
 
 

@@ -15,12 +15,12 @@ from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
-from distsgd.nn.objective import FunctionObjective, Objective, Supervised
+from distsgd.nn.objective import Objective, Supervised
 from distsgd.nn.task import Task, true_classes
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import OF_LOSSES, OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, class_names, own_optimizer
+from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, class_names, own_optimizer
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 OWN_MODEL = "own"
 """The name, in a configuration, of a model that was handed to fit as an object."""
 
+OF_LOSSES = {
+    "label_smoothing": "label_smoothing", "class_weights": "class_weights", "pos_weight": "pos_weight",
+    "huber_delta": "delta", "quantiles": "quantiles", "focal_gamma": "gamma", "focal_alpha": "alpha",
+}  # fmt: skip
+"""Options of the losses that have names, and the fields that they set."""
 _OF_VALIDATION = ["monitor", "min_delta", "ties", "early_stopping", "patience", "validate_every"]
 _LOOKED_AT = 4096
 """Targets that are looked at before all are."""
@@ -115,6 +120,8 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
     A model of the user's own that isn't a layer predicts what it puts out, so that its single output is a score.
     Raises ConfigurationError where the targets have other classes than --classes.
     """
+    if (declared := objective.task(data.target_shape, data.num_classes)) is not None:
+        return replace(declared, names=class_names(config.classes, declared.num_classes))
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     task = loss.task(data.target_shape, data.num_classes)
     if not isinstance(objective, Supervised) and task.kind in ("classification", "multilabel"):
@@ -158,7 +165,7 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
         "no validation examples are split off at random": [] if splits else ["split_seed"],
         "replacement draws each minibatch alone": ["shuffle", "drop_last"] * (config.sampling == "replacement"),
         "validation_last says which examples validate": ["validation_fraction"] * (config.validation_last is not None),
-        "this model gives no outputs to measure": [] if _has_outputs(objective) else ["top_k"],
+        "this model gives no outputs to measure": [] if objective.has_outputs() else ["top_k"],
     }
     if config.early_stopping == "patience":
         rules["it belongs to the patience rule: --early-stopping patience"] = []
@@ -204,10 +211,6 @@ def _of_another_loss(config: TrainConfig, data: Signature, objective: Objective)
     return [] if objective.loss == build_loss(config, data) else ["loss", *OF_LOSSES]
 
 
-def _has_outputs(objective: Objective) -> bool:
-    return not isinstance(objective, FunctionObjective) or objective.outputs is not None
-
-
 def _penalties(config: TrainConfig) -> Sequence[str]:
     """The options that penalize parameters."""
     return [name for name in ("l1", "l2", "weight_decay") if getattr(config, name)]
@@ -231,7 +234,7 @@ def refuse_one_class(
     """Raises DataError where all training examples are of one class, which a model need only repeat. Collective."""
 
     def check() -> None:
-        if config.classes or task.kind != "classification" or not _has_outputs(objective):
+        if config.classes or task.kind != "classification" or not objective.has_outputs():
             return
         train, total = data.train, len(data.train)
         for count in (min(total, _LOOKED_AT), total):
@@ -254,9 +257,8 @@ def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> N
 
     It is asked for those of the first examples that will be scored, as often as they are scored.
     """
-    step = trainer.step
-    objective = step.objective
-    predicts = _has_outputs(objective) and type(objective).predict is not Objective.predict
+    step, objective = trainer.step, trainer.step.objective
+    predicts = objective.has_outputs() and type(objective).predict is not Objective.predict
     if isinstance(objective, Supervised) or not predicts or task.kind == "other":
         return
     loaders = [evaluator.loader for evaluator in trainer.evaluators.values()]

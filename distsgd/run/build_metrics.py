@@ -9,7 +9,7 @@ import numpy as np
 
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.examples import Signature
-from distsgd.nn.objective import FunctionObjective, Objective, Supervised
+from distsgd.nn.objective import Objective, Supervised
 from distsgd.nn.task import Task
 from distsgd.parallel import Communicator
 from distsgd.run.build import build_loss, user_code
@@ -33,7 +33,7 @@ def build_metrics(
     own: Sequence[Metric] = (),
 ) -> list[Metric]:
     """What is measured besides the loss, with the `own` metrics of a program. Collective."""
-    if isinstance(objective, FunctionObjective) and objective.outputs is None:
+    if not objective.has_outputs():
         if config.metric or own:
             raise ConfigurationError(
                 "metric: this model gives no outputs to measure; give distsgd.FunctionObjective outputs="

@@ -110,6 +110,8 @@ def build_trainer(
         len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
     )
     objective = objective.scaled(config.loss_scale or 1)
+    if objective.inputs_as_stored and not device.host_memory:
+        raise ConfigurationError(f"device {device.name}: this model computes on the CPU alone; give --device cpu")
     if device.free_bytes() is not None:
         from distsgd.run.on_device import on_device
 

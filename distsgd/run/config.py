@@ -168,8 +168,8 @@ class TrainConfig:
     bias: bool = option(True, "Biases in dense and convolution layers.")
     output_activation: str = option("linear", "linear, or sigmoid under a squared error.")
 
-    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES, OWN_LOSS), help=
-        "auto: softmax-cross-entropy for labels, squared-error for values; own: what fit was given as an object.")
+    loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), internal=(OWN_LOSS,), help=
+        "auto: softmax-cross-entropy for labels, squared-error for values.")
     label_smoothing: float = option(0.0, help=
         "Part of the target spread evenly over the classes, or over yes and no (softmax- and binary-cross-entropy).")
     class_weights: tuple[float, ...] = option((), most=100_000, help=
@@ -367,11 +367,6 @@ OPERATIONAL = tuple(name for name, one in OPTIONS.items() if one.operational)
 """Options that don't change what a run computes; with the stop conditions they are not part of its name. Of those that
 change its last bits, a run keeps its kernels, and says when its device is another one."""
 NOT_WRITTEN = tuple(name for name, one in OPTIONS.items() if not one.written)
-OF_LOSSES = {
-    "label_smoothing": "label_smoothing", "class_weights": "class_weights", "pos_weight": "pos_weight",
-    "huber_delta": "delta", "quantiles": "quantiles", "focal_gamma": "gamma", "focal_alpha": "alpha",
-}  # fmt: skip
-"""Options of the losses that have names, and the fields that they set."""
 OF_SCHEDULES = tuple(name for name, one in OPTIONS.items() if one.group == "Schedule" and name != "schedule")
 """Options of the schedules that have names."""
 HYPER_PARAMETERS = tuple(name for name in OPTIONS if any(name in field_names(kind) for kind in OPTIMIZERS.values()))
@@ -396,18 +391,6 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
 def own_optimizer(config: TrainConfig) -> Optimizer:
     """The optimizer of the configuration. Raises ConfigurationError for hyper-parameters that it doesn't have."""
     return build_optimizer(config.optimizer, **{name: getattr(config, name) for name in HYPER_PARAMETERS})
-
-
-def to_toml(config: TrainConfig) -> str:
-    """The configuration as a TOML document, without what isn't set; reading it back gives the same run."""
-    import tomli_w
-
-    values = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(config).items()
-        if value is not None and key not in NOT_WRITTEN
-    }
-    return tomli_w.dumps(values)
 
 
 def _slug(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from distsgd.core.device import Array
@@ -21,12 +23,13 @@ from distsgd.run.caller import as_a_guest
 from distsgd.run.fit_arguments import FitArguments, listed, training_set
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
-from distsgd.run.trained_model import Result
+from distsgd.run.trained_model import Result, options_of_run
 from distsgd.training.callbacks import Callback, History
 from distsgd.training.metrics.base import Metric
 
 if TYPE_CHECKING:
     from distsgd.run.fit_options import FitOptions, LossName
+    from distsgd.run.folder import RunFolder
 
 MetricFunction: TypeAlias = Callable[[Array, Array], Array]
 """`(outputs (k, n), targets (n,) or (k, n)) -> (n,)`: one number an example."""
@@ -87,20 +90,18 @@ def fit(
         For a group of ranks that trains alone, such as `MPI.COMM_WORLD.Split(color)`.
     **options
         Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, lr=0.1`. With
-        `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it.
-        `early_stopping="epochs"` or a `patience` stops the run where validation gets no better.
-        `quiet=False` prints the command line's header, rows, progress bar and scores, in a notebook too; by default
-        nothing is printed.
+        `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it. A `patience`
+        stops it where validation gets no better. `quiet=False` prints what the command line does, also in a notebook.
 
     Returns
     -------
     Result
-        The best parameters (the last where nothing was validated), the records and the summary, on every rank.
+        The trained model, on every rank.
 
     Raises
     ------
     ConfigurationError, DataError
-        With one sentence, on all ranks, also where one of them alone is wrong.
+        With one sentence, on all ranks.
     Interrupted
         Where a batch system's SIGTERM or SIGUSR1 has stopped a run with `out` after a step, with a checkpoint.
     Exception
@@ -117,37 +118,70 @@ def fit(
     history = History()
 
     def look() -> tuple[RunSpec, Identity]:
-        _check_communicator(given)
+        _check_communicator(communicator)
         arrays = {"train": training_set(x, y, weights), "validation": validation, "test": test}
         watching, measured = [history, *listed("callbacks", callbacks)], listed("metrics", metrics)
         return FitArguments(
             model, arrays, params, outputs, loss, optimizer, schedule, measured, watching, options
         ).spec()
 
-    def train_as_agreed() -> Attempt | None:
-        spec = agreed(ranks, "fit", look)
-        with read_only(x, (x, y, weights), validation, test):
+    return _trained(_communicator(communicator), look, history, (x, (x, y, weights), validation, test))
+
+
+def _trained(
+    ranks: Communicator, look: Callable[[], tuple[RunSpec, Identity]], history: History, sets: Sequence[Any]
+) -> Result:
+    """What comes of a run that `look` describes, with the arrays of these sets left as they are. Collective."""
+
+    records: list[dict[str, Any]] = []
+
+    def train_as_agreed() -> tuple[Attempt | None, list[dict[str, Any]]]:
+        asked = agreed(ranks, "fit", look)
+
+        def ended(attempt: Attempt) -> None:
+            records.extend(_whole(asked.folder, history.records))  # as long as the run has its folder
+            asked.ended(attempt)
+
+        spec = replace(asked, ended=ended)
+        with read_only(*sets):
             if spec.folder is None:
-                return run(ranks, spec)
-            from distsgd.run.signals import run_until_signalled
+                attempt = run(ranks, spec)
+            else:
+                from distsgd.run.signals import run_until_signalled
 
-            return run_until_signalled(ranks, spec)
+                attempt = run_until_signalled(ranks, spec)
+        return attempt, ranks.broadcast_object(records)
 
-    given, ranks = communicator, _communicator(communicator)
-    attempt = as_a_guest(ranks, train_as_agreed)
+    attempt, found = as_a_guest(ranks, train_as_agreed)
     assert attempt is not None, "fit goes through a run that is finished, too"
-    return _result(attempt, history)
+    return _result(attempt, found, ranks.is_root)
 
 
-def _result(attempt: Attempt, history: History) -> Result:
+def _whole(folder: RunFolder | None, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """This attempt's records after those of earlier attempts, which are in the run's folder. On rank 0."""
+    if folder is None:
+        return records
+    from distsgd.run.records import without_checksum
+
+    first = records[0]["step"] if records else None
+    with suppress(OSError):
+        written = [record for record in folder.read_metrics() if first is None or record.get("step", 0) < first]
+        return [*map(without_checksum, written), *records]
+    return records
+
+
+def _result(attempt: Attempt, records: list[dict[str, Any]], is_root: bool) -> Result:
     """What fit returns: copies, for the step's memory is the run's."""
-    step = attempt.trainer.step
+    step, data = attempt.trainer.step, attempt.data
     params, state = (
         {name: array.copy() for name, array in arrays.items()} for arrays in (step.host_params(), step.running)
     )
-    data = attempt.data
-    rows = None if data.split is None else data.split.validation
-    return Result(params, state, attempt.summary, history.records, attempt.task, rows, step.objective, data.signature)
+    return Result(
+        params=params, state=state, config=options_of_run(attempt.config), summary=attempt.summary, history=records,
+        task=attempt.task, validation_rows=None if data.split is None else data.split.validation,
+        _config=attempt.config, _signature=data.signature, _objective=step.objective,
+        _metadata=attempt.trainer.progress.metadata, _writes=is_root,
+    )  # fmt: skip
 
 
 def _communicator(given: Any) -> Communicator:

@@ -13,10 +13,10 @@ from distsgd.core.components import check_name
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.sources.checks import as_array
+from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses.base import Loss
-from distsgd.nn.objective import FunctionObjective, Objective
+from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
@@ -60,9 +60,10 @@ class FitArguments:
         self._check()
         optimizer = self._own_optimizer()
         config = self._config(optimizer)
-        sets = {name: _examples(given, name) for name, given in self.arrays.items()}
+        as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
+        sets = {name: _examples(given, name, as_stored) for name, given in self.arrays.items()}
         if sets["train"] is None:
-            raise ConfigurationError("fit: expected x and y, or x as (x, y) or (x, y, weights), got None")
+            raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
         optimizer = optimizer or own_optimizer(config)
         identity = self._identity(config, optimizer, sets)
         names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
@@ -73,17 +74,14 @@ class FitArguments:
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
-            self._metrics(),
+            metrics_of(self.metrics, "fit")[1],
             lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
         return (spec if config.quiet else replace(spec, before_training=_announce, ended=_say_end)), identity
 
     def _check(self) -> None:
         """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
-        expected: list[tuple[str, Any, type]] = [
-            ("metrics", one, Metric) for one in self.metrics if not isinstance(one, str) and not _is_function(one)
-        ]
-        expected += [("callbacks", item, Callback) for item in self.callbacks]
+        expected: list[tuple[str, Any, type]] = [("callbacks", item, Callback) for item in self.callbacks]
         objects = [("loss", self.loss, Loss), ("schedule", self.schedule, Schedule)]
         if not _is_class(self.optimizer):
             objects.append(("optimizer", self.optimizer, Optimizer))
@@ -137,20 +135,6 @@ class FitArguments:
         made: Optimizer = given(**values)
         return made
 
-    def _metrics(self) -> tuple[Metric, ...]:
-        """The metrics that aren't names of distsgd's own."""
-        found = []
-        for one in self.metrics:
-            if isinstance(one, Metric):
-                found.append(one)
-            elif not isinstance(one, str):
-                if (name := getattr(one, "__name__", "<")).startswith("<"):
-                    raise ConfigurationError(
-                        f"fit: metrics: {one!r} has no name for the records; give distsgd.metrics.UserMetric(name, …)"
-                    )
-                found.append(UserMetric(name, one))
-        return tuple(found)
-
     def _config(self, optimizer: Optimizer | None) -> TrainConfig:
         options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
         objects = {"optimizer": self.optimizer, "schedule": self.schedule, "model": self.model, "loss": self.loss}
@@ -158,7 +142,7 @@ class FitArguments:
         named |= {key: name for name, kind in OPTIMIZERS.items() for key in ("optimizer",) if self.optimizer is kind}
         if isinstance(self.loss, Loss):
             named["loss"] = OWN_LOSS
-        if names := [one for one in self.metrics if isinstance(one, str)]:
+        if names := metrics_of(self.metrics, "fit")[0]:
             given = options.get("metric", ())
             named["metric"] = [*([given] if isinstance(given, str) else given), *names]
         defaults: dict[str, Any] = {"model": OWN_MODEL, "quiet": True, "validation_fraction": 0.0}
@@ -186,7 +170,7 @@ class FitArguments:
             own = objects.get(option)
             if option not in NOT_FOR_FIT:
                 identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
-        for number, metric in enumerate(self._metrics()):
+        for number, metric in enumerate(metrics_of(self.metrics, "fit")[1]):
             identity.add(f"metrics[{number}]", metric)
         for name, part in sets.items():
             _add_examples(identity, name, part)
@@ -199,6 +183,8 @@ class FitArguments:
         if isinstance(model, str):
             return build_objective(communicator, config, data, loss)
         if self.params is not None:
+            from distsgd.nn.function_objective import FunctionObjective
+
             return FunctionObjective(model, self.params, self.outputs)
         return as_objective(model, loss or build_loss(config, data), data)
 
@@ -221,10 +207,6 @@ def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
 def _is_class(given: Any) -> bool:
     """Whether this is a class of optimizers."""
     return isinstance(given, type) and issubclass(given, Optimizer)
-
-
-def _is_function(given: Any) -> bool:
-    return callable(given) and not isinstance(given, type | Metric)
 
 
 def _announce(communicator: Communicator, attempt: Attempt) -> bool:
@@ -268,23 +250,52 @@ def _add_examples(identity: Identity, name: str, part: Examples | None) -> None:
         identity.say(f"{name} {key}", array_text(array))
 
 
-def listed(name: str, given: Any) -> tuple[Any, ...]:
+def listed(name: str, given: Any, caller: str = "fit") -> tuple[Any, ...]:
     """A list's items, or any other iterable's, which may be gone through once."""
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise ConfigurationError(f"fit: {name} must be a list, got {type(given).__name__}; put it in brackets")
+        raise ConfigurationError(f"{caller}: {name} must be a list, got {type(given).__name__}; put it in brackets")
     return tuple(given)
 
 
-def _examples(arrays: tuple[Any, ...] | None, name: str) -> Examples | None:
+def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
+    """The examples of one set of fit's, None where it isn't given."""
     if arrays is None:
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
-        raise ConfigurationError(f"fit: {name} must be (x, y) or (x, y, weights)")
+        what = "give x and y, or for x" if name == "train" else f"{name} must be"
+        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}")
+    return examples_of(arrays, f"{name} ", "fit", as_stored)
+
+
+def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = False) -> Examples:
+    """Examples from (x, y) or (x, y, weights), which messages of the function `of` call `name`x and so on."""
     parts = zip(("x", "y", "weights"), arrays, strict=False)
-    x, y, *rest = (as_array(array, f"{name} {part}") for part, array in parts)
+    read = stored_array if as_stored else as_array
+    x, y, *rest = (read(array, f"{name}{part}", of) for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
         single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
-        raise ConfigurationError(f"fit: {name} must be arrays of examples, got {single}")
+        raise ConfigurationError(f"{of}: {name or 'x and y '}must be arrays of examples, got {single}")
+    if as_stored:
+        return Examples(x, y, rest[0] if rest else None, as_stored=True)
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
+
+
+def metrics_of(given: Iterable[Any], caller: str) -> tuple[tuple[str, ...], tuple[Metric, ...]]:
+    """(the metrics that are names, the others), with a Metric for each function. Raises ConfigurationError."""
+    names, found = [], list[Metric]()
+    for one in listed("metrics", given, caller):
+        if isinstance(one, str):
+            names.append(one)
+        elif isinstance(one, Metric):
+            found.append(one)
+        elif not callable(one) or isinstance(one, type):
+            raise ConfigurationError(f"{caller}: metrics must be an instance of distsgd's Metric, got {one!r}")
+        elif (name := getattr(one, "__name__", "<")).startswith("<"):
+            raise ConfigurationError(
+                f"{caller}: metrics: {one!r} has no name for the records; give distsgd.metrics.UserMetric(name, …)"
+            )
+        else:
+            found.append(UserMetric(name, one))
+    return tuple(names), tuple(found)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distsgd.core.components import is_own
 from distsgd.core.device import Device
 from distsgd.core.errors import REPORTED_ONLY, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
 from distsgd.core.kernel_family import AUTO
@@ -33,7 +34,8 @@ from distsgd.run.build import (
 )
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
-from distsgd.run.config import TrainConfig, to_toml
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import to_toml
 from distsgd.run.digests import digest_of_rows
 from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
@@ -102,6 +104,7 @@ class Attempt:
 
     config   what the start has decided on
     notes    lines to print before training
+    doubt    why its bits may not be the same on any number of ranks; None where nothing is known against it
     summary  what summary.json says, when the attempt has ended
     has_begun  whether training has, and what is in the folder is this attempt's
     """
@@ -113,6 +116,7 @@ class Attempt:
     metrics: Sequence[Metric]
     trainer: Trainer
     notes: list[str]
+    doubt: str | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     has_begun: bool = False
 
@@ -141,13 +145,15 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
         with _closed_at_the_end(communicator, attempt), watched(communicator, attempt.data):
             _restore(communicator, attempt, start)
             start.checkpoint = None  # its arrays are as large as the run's state
+            _check_repeatable(communicator, attempt)
             if not spec.before_training(communicator, attempt):
                 attempt.trainer.close()
                 return None
             communicator.on_root(lambda: _prepare_folder(attempt, start.records))
             attempt.has_begun = True
-            reason = attempt.trainer.fit()
-            attempt.summary = _finish(communicator, attempt, reason)
+            with attempt.trainer.step.objective.running():
+                reason = attempt.trainer.fit()
+                attempt.summary = _finish(communicator, attempt, reason)
         if communicator.is_root:
             _draw(attempt)
             spec.ended(attempt)
@@ -229,6 +235,15 @@ def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None
     trainer.progress.metadata = metadata
 
 
+def _check_repeatable(communicator: Communicator, attempt: Attempt) -> None:
+    """Notes why a model that isn't distsgd's own may have other bits on other ranks. Collective."""
+    if not is_own(attempt.trainer.step.objective):
+        from distsgd.run.repeatable import check_repeatable
+
+        attempt.doubt = check_repeatable(communicator, attempt.trainer)
+        attempt.notes += [f"warning: {attempt.doubt}"] if attempt.doubt else []
+
+
 def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | None:
     """What is compared of the user's own objects, where there is a folder to continue in. On rank 0."""
     spec = attempt.spec
@@ -306,26 +321,12 @@ def _initialize_from(communicator: Communicator, attempt: Attempt, path: Path) -
         fill_model(params, found.group("parameters"), str(path))
         fill_model(step.running, found.group("statistics"), str(path))
         theirs = Metadata.from_document(found.document).signature
-        return [] if theirs is None else [f"warning: init_from {path}: {text}" for text in _other_units(mine, theirs)]
+        return [] if theirs is None else [f"warning: init_from {path}: {text}" for text in mine.other_units(theirs)]
 
     notes = communicator.on_root(fill)
     step.load(params)
     communicator.transport.broadcast(step.running.flat)
     return notes
-
-
-def _other_units(mine: Signature, theirs: Signature) -> list[str]:
-    """Sentences about units in which parameters took numbers, and in which they don't any more."""
-    found = []
-    for what, then, now in (("inputs", theirs.inputs, mine.inputs), ("targets", theirs.targets, mine.targets)):
-        if (then is None) != (now is None):
-            before, after = ("as they were", "standardized") if then is None else ("standardized", "as they are")
-            found.append(f"its parameters took {what} {before}, this run takes them {after}")
-        elif then != now:
-            found.append(f"its parameters took {what} standardized by other means and spreads than this run's")
-    if theirs.inputs is None and mine.inputs is None and theirs.scale != mine.scale:
-        found.append(f"its parameters took inputs divided by {theirs.scale:g}, this run divides by {mine.scale:g}")
-    return found
 
 
 def _prepare_folder(attempt: Attempt, records: int) -> None:
@@ -346,7 +347,8 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     """Finalizes, and returns the summary on every rank. Collective."""
     trainer = attempt.trainer
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
-    summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics))
+    summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics), attempt.doubt)
+    trainer.step.objective.take_best(trainer.step.host_params().read_only(), trainer.step.running.read_only())
     if (text := doubt(trainer, attempt.task, summary)) and communicator.is_root:
         say(text, sys.stderr)
     trainer.end(summary)
@@ -386,5 +388,6 @@ def _draw(attempt: Attempt) -> None:
     from distsgd.run.stored_model import StoredModel
 
     signature = attempt.data.signature
-    stored = StoredModel(config, signature, attempt.task, step.objective, step.host_params(), step.running)
+    metadata = attempt.trainer.progress.metadata
+    stored = StoredModel(config, signature, attempt.task, step.objective, step.host_params(), step.running, metadata)
     draw_after_training(folder.place(), stored, attempt.data, quiet=config.quiet)

@@ -32,8 +32,8 @@ _FINISHED = ("completed", "early_stopped")
 Weights: TypeAlias = tuple[Mapping[str, Array], Signature]
 
 
-def read_run(path: Path) -> Run:
-    """The run in this folder. Raises RunFolderError or ConfigurationError with one sentence."""
+def check_is_run(path: Path) -> Path:
+    """The path of a run's folder, with ~ expanded. Raises RunFolderError for one that holds no run."""
     path = expanded(path)
     if not path.is_dir():
         raise RunFolderError(
@@ -41,6 +41,12 @@ def read_run(path: Path) -> Run:
         )
     if not (path / "config.toml").is_file():
         raise RunFolderError(f"{path} holds no run: there is no config.toml in it; name a run's own folder")
+    return path
+
+
+def read_run(path: Path) -> Run:
+    """The run in this folder. Raises RunFolderError or ConfigurationError with one sentence."""
+    path = check_is_run(path)
     summary = RunFolder(path).read_summary()
     is_finished = summary is not None and summary.get("status") in _FINISHED
     records, damage = read_records(path / "metrics.jsonl", ended=is_finished)

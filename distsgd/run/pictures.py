@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,16 +21,17 @@ from distsgd.core.errors import (
     RunFolderError,
     text_of,
 )
+from distsgd.core.files import expanded
 from distsgd.core.output import say
 from distsgd.data.examples import Examples
 from distsgd.nn.task import true_classes
 from distsgd.plots import boundary, confusion, filters, misclassified
-from distsgd.plots.canvas import NothingToDraw, save, style
+from distsgd.plots.canvas import NothingToDraw, check_installed, save, style
 from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.images import image_shape
 from distsgd.plots.runs import Run
 from distsgd.run.config import TrainConfig
-from distsgd.run.picture_material import SPLITS, Material, read_run, stored_material
+from distsgd.run.picture_material import SPLITS, Material, read_run, run_of, stored_material
 from distsgd.run.placement import Data
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import CodeName
@@ -114,6 +116,27 @@ def draw_overlay(runs: Sequence[Run], folder: Path, choices: Choices) -> Drawn:
 def draw_after_training(path: Path, stored: StoredModel, data: Data, *, quiet: bool = False) -> None:
     """Draws into `path`/plots when a run has ended, on rank 0; an error is a warning of one line, never raised."""
     _draw_and_report(lambda: Material(read_run(path), lambda: (stored, data)), path, quiet)
+
+
+def draw_model(
+    records: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    stored: StoredModel,
+    folder: str | os.PathLike[str] | None,
+) -> Figure:
+    """The curves of a model in memory; draws all pictures that need no data into the folder, where one is given."""
+
+    def no_data() -> tuple[StoredModel, Data]:
+        raise DataError("a model in memory keeps no data; fit(plot=True) and the command plot draw them")
+
+    check_installed()
+    place = Path("model") if folder is None else expanded(folder)
+    run = run_of(place, stored.config, records, summary or None)
+    with style():
+        figure = draw_curves([run], CurveOptions())
+    if folder is not None:
+        draw_run(Material(run, no_data, lambda: (stored.params, stored.signature)), place, Choices())
+    return figure
 
 
 def draw_finished(path: Path, config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentatio
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.features import Ranges, Standardization, absent, range_of, unusual, unusual_targets
 from distsgd.data.sampling import split_off
-from distsgd.data.sources.checks import check_arrays, is_mapped
+from distsgd.data.sources.checks import check_arrays, check_stored, is_mapped
 from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
@@ -137,6 +137,8 @@ def split_data(
 def _notes(train: Examples, signature: Signature, config: TrainConfig) -> Iterator[str | None]:
     """Sentences about training numbers that are unusual. On rank 0."""
     dtype = np.dtype(config.dtype)
+    if train.as_stored:
+        return
     yield unusual(train.x, train.scale, dtype, standardize=config.standardize, scaled=config.scale is not None)
     if signature.num_classes is None and not config.standardize_targets:
         yield unusual_targets(train.y, dtype)
@@ -162,7 +164,11 @@ def _measured(signature: Signature, train: Examples, config: TrainConfig) -> Sig
                 f"{config.output_activation} can't reach; leave one of them out"
             )
         targets = Standardization.of(train.y, train.indices)
-    mean = () if signature.num_classes is not None else (targets or Standardization.of(train.y, train.indices)).mean
+    mean: tuple[float, ...] = ()
+    if signature.num_classes is None and not (train.as_stored and (train.y.ndim > 2 or train.y.dtype.kind != "f")):
+        mean = (targets or Standardization.of(train.y, train.indices)).mean
+    if train.as_stored:  # what is unusual of tokens or of several inputs isn't known
+        return replace(signature, inputs=inputs, targets=targets, target_mean=mean)
     return replace(
         signature,
         inputs=inputs,
@@ -275,6 +281,8 @@ def _check(
         raise ConfigurationError(f"classes: {names['train']} has {num_classes} classes, got {named}; leave it out")
 
     def check(key: str, part: Examples, classes: int | None) -> int | None:
+        if part.as_stored:
+            return check_stored(names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype)
         as_values = values and classes is None
         return check_arrays(
             names[key], part.x, part.y, part.weights, num_classes=classes, values=as_values, dtype=dtype

@@ -18,6 +18,8 @@ from distsgd.core.output import counted
 
 RECORDS = "records"
 """The entry of a checkpoint's document that says how many lines metrics.jsonl had then."""
+SAVED = "saved"
+"""The entry of a checkpoint's document that says that a program has saved a model, and no run."""
 ROWS = "validation_rows.npy"
 """The file beside it that says which training examples were split off for validation."""
 _ENCODE = json.JSONEncoder(allow_nan=False).encode
@@ -52,6 +54,13 @@ def encode(record: Mapping[str, Any], number: int) -> bytes:
     kept["run"] = {**{key: value for key, value in kept.pop("run").items() if key != "crc"}, "line": number, "crc": ""}
     head = _ENCODE(kept).removesuffix('"}}').encode()
     return head + b'%08x"}}\n' % zlib.crc32(head)
+
+
+def without_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as it was before `encode`."""
+    if not isinstance(record.get("run"), dict):
+        return dict(record)
+    return {**record, "run": {key: value for key, value in record["run"].items() if key not in ("line", "crc")}}
 
 
 class Line(NamedTuple):

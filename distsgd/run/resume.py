@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     if config.resume == "never":
         _refuse_foreign(folder)
         return start
+    _refuse_saved(folder)
     where = str(folder.path)
     if config.resume != "auto":
         start.checkpoint = _begun_elsewhere(config, folder)
@@ -164,6 +166,20 @@ def _refuse_foreign(folder: RunFolder) -> None:
         return
     if not folder.is_unused():
         raise RunFolderError(f"{path} is not empty and holds no run; choose another folder with --out")
+
+
+def _refuse_saved(folder: RunFolder) -> None:
+    """Raises RunFolderError where a program has saved a model, which a new run would write over."""
+    from distsgd.run.records import SAVED
+
+    if folder.checkpoints.exists():
+        return
+    with suppress(CheckpointError):
+        if folder.checkpoints.best().document.get(SAVED):
+            raise RunFolderError(
+                f"{folder.path} holds a saved model and no run to continue; choose another folder with --out, start "
+                "from its parameters with --init-from, or move it aside with --resume never"
+            )
 
 
 def is_finished(config: TrainConfig, summary: dict[str, Any], state: RunState) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from distsgd.nn.objective import FunctionObjective
+from distsgd.nn.function_objective import FunctionObjective
 from distsgd.run import digests
 from distsgd.run.identity import Identity, Parts, unwrapped
 from distsgd.run.reads import GLOBAL, MODULE, Reached, Step, Uses, uses_of

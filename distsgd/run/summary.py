@@ -15,8 +15,10 @@ from distsgd.core.device import Array, to_host
 from distsgd.core.errors import visible
 from distsgd.core.output import counted, field, field_of_path, number
 from distsgd.core.version import __version__
+from distsgd.data.examples import Signature
 from distsgd.nn.objective import Supervised
 from distsgd.nn.task import Task, predicted_classes, true_classes
+from distsgd.run.config import TrainConfig
 from distsgd.training.metrics.base import Metric, Value
 from distsgd.training.trainer import StopReason, Trainer
 
@@ -35,8 +37,13 @@ def parameters_sha256(params: Array, running: Array) -> str:
     return digest.hexdigest()
 
 
-def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | None) -> dict[str, Any]:
-    """Puts the best parameters in place, scores the test set and returns the summary, on every rank. Collective."""
+def finish(
+    trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | None, doubt_of_bits: str | None = None
+) -> dict[str, Any]:
+    """Puts the best parameters in place, scores the test set and returns the summary, on every rank. Collective.
+
+    `doubt_of_bits` says why they may not be the same on any number of ranks.
+    """
     train_loss = _train_loss(trainer)
     test = trainer.finalize()
     matrices: dict[str, Any] = {}
@@ -47,7 +54,8 @@ def finish(trainer: Trainer, reason: StopReason, confusion: ConfusionMatrix | No
                 matrices[name] = scores[f"{name}_{confusion.name}"]
     best = trainer.progress.best or trainer.last_scores
     summary = {key: value for key, value in best.items() if key.startswith("validation_")} | test
-    return trainer.communicator.on_root(lambda: _summary(trainer, reason, train_loss, summary, matrices))
+    found = trainer.communicator.on_root(lambda: _summary(trainer, reason, train_loss, summary, matrices))
+    return found | ({"same_bits": True} if doubt_of_bits is None else {"same_bits": False, "doubt": doubt_of_bits})
 
 
 def _summary(
@@ -256,6 +264,30 @@ def last_line(summary: Mapping[str, Any], folder: str, *, quiet: bool) -> str:
     lines = [line for name, text in (shown | {"sha256": sha256}).items() for line in field(name, text)]
     lines += field_of_path("run", folder) if folder else []
     return "\n".join([*lines, status])
+
+
+def described(
+    config: TrainConfig, signature: Signature, task: Task, params: Mapping[str, Array], summary: Mapping[str, Any]
+) -> str:
+    """A trained model in five lines of text."""
+    size = counted(sum(array.size for array in params.values()), "parameter")
+    names = ", ".join(task.names[:10]) + (", …" if len(task.names) > 10 else "")
+    classes = f" of {task.num_classes} classes" if task.num_classes else ""
+    examples = f"; examples of shape {signature.example_shape}, targets of shape {signature.target_shape}"
+    status = "not ended"
+    if "epochs" in summary:
+        best = summary.get("best_epoch")
+        status = f"{summary['status']}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'step')}"
+        status += "" if best is None else f"; the parameters are those of epoch {best}"
+    scores = [f"{name} {text}" for name in ("train", "validation", "test") if (text := _scores(summary, f"{name}_"))]
+    lines = {
+        f"{visible(config.model)}, {size}, {config.dtype}": "",
+        "task": f"{task.kind}{classes}{f' ({visible(names)})' if names else ''}{examples}",
+        "status": status,
+        "scores": "; ".join(scores) or "none",
+        "parameters_sha256": summary.get("parameters_sha256", "unknown"),
+    }
+    return "\n".join(f"  {name}: {text}" if text else name for name, text in lines.items())
 
 
 def _scores(summary: Mapping[str, Any], beginning: str) -> str:

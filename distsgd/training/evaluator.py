@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias, final
 import numpy as np
 
 from distsgd.core.device import CPU, Array, to_host
-from distsgd.core.errors import ConfigurationError, DataError, users_code
+from distsgd.core.errors import DataError, users_code
 from distsgd.core.layout import Views
 from distsgd.data.loader import Loader
 from distsgd.data.sources.checks import is_mapped
 from distsgd.nn.batch import Batch
-from distsgd.nn.objective import Supervised
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
@@ -137,44 +136,18 @@ def predict_all(loader: Loader, params: Views, state: Views) -> Array:
 
     In the units of the targets, float64, where these were standardized.
     """
-    return _of_all(loader, state, lambda batch: (loader.objective.predict(params.read_only(), batch),))[0]
-
-
-def intervals_of_all(loader: Loader, params: Views, state: Views, coverage: float) -> tuple[Array, Array]:
-    """The lower and upper ends of the model's intervals for all examples of the loader, (n, values) both, as
-    `predict_all` has the predictions. Raises ConfigurationError where the model's loss has no intervals."""
-    objective = loader.objective
-    loss = objective.loss if isinstance(objective, Supervised) else None
-
-    def both(batch: Batch) -> tuple[Array, Array]:
-        found = None
-        if isinstance(objective, Supervised):
-            found = objective.loss.interval(objective.outputs(params.read_only(), batch), coverage)
-        if found is None:
-            what = "the model's own loss" if loss is None else f"the loss {type(loss).__name__}"
-            raise ConfigurationError(
-                f"interval: {what} gives no prediction intervals; train with --loss gaussian or --loss quantile"
-            )
-        return found
-
-    lower, upper = _of_all(loader, state, both)
-    return lower, upper
-
-
-def _of_all(loader: Loader, state: Views, function: Callable[[Batch], tuple[Array, ...]]) -> list[Array]:
-    """What a function returns for all examples of the loader, each array (n, k), in the units of the targets."""
     total = len(loader.examples)
-    state = state.read_only()
-    parts: list[list[Array]] = []
+    params, state = params.read_only(), state.read_only()
+    parts = []
     for start in range(0, max(total, 1), CHUNK):  # of no examples too: the outputs have a number
-        found = []
-        for array in function(loader.batch(np.arange(start, min(start + CHUNK, total)), state)):
-            host = to_host(array)
-            if loader.examples.targets is not None:
-                host = loader.examples.targets.undo(host)
-            found.append(np.array(host.T, order="C"))  # a copy: a user's function may return one array in each call
-        parts.append(found)
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        batch = loader.batch(np.arange(start, min(start + CHUNK, total)), state)
+        predicted = to_host(loader.objective.predict(params, batch))
+        if loader.examples.targets is not None:
+            predicted = loader.examples.targets.undo(predicted)
+        parts.append(
+            np.array(np.moveaxis(predicted, -1, 0), order="C")
+        )  # a copy: a user's function may return one array in each call
+    return np.concatenate(parts)
 
 
 def _mapped(loaders: Sequence[Loader]) -> list[FileStamp]:

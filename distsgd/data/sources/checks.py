@@ -206,6 +206,46 @@ def as_array(given: Any, name: str, of: str = "fit") -> Array:
     return found
 
 
+def stored_array(given: Any, name: str, of: str = "fit") -> Array:
+    """`as_array` for a model that takes inputs as they are stored: several by name are packed into one structured
+    array, and so is a structured array with bytes between its fields, which may hold anything."""
+    if isinstance(given, np.ndarray) and given.dtype.names is not None:
+        if sum(given.dtype[key].itemsize for key in given.dtype.names) == given.dtype.itemsize:
+            return np.ascontiguousarray(given)
+        given = {key: given[key] for key in given.dtype.names}
+    if not isinstance(given, Mapping):
+        return as_array(given, name, of)
+    from distsgd.data.examples import packed
+
+    return packed({str(key): as_array(array, f"{name} {key}", of) for key, array in given.items()})
+
+
+def check_stored(
+    name: str, x: Array, y: Array, weights: Array | None, *, num_classes: int | None, dtype: np.dtype[Any]
+) -> int | None:
+    """`check_arrays` for a model that takes inputs as they are stored, and targets of any shape.
+
+    Returns the number of classes where each target is a single integer, from 0 on, that can be a label.
+    """
+    if not len(x):
+        raise DataError(f"{name}: expected at least one example, got inputs of shape {x.shape}")
+    for field in x.dtype.names or ("",):
+        part, where = (x[field], f"{name}: input {field}") if field else (x, f"{name}: inputs")
+        check_dtype(where, part.dtype)
+        check_finite(where, part, dtype)
+    check_dtype(f"{name}: targets", y.dtype)
+    _check_length(f"{name}: targets", y, len(x))
+    check_finite(f"{name}: targets", y, dtype)
+    if weights is not None:
+        check_weights(f"{name}: weights", weights, len(x))
+        _check_weights(f"{name}: weights", weights, dtype)
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        return None
+    if num_classes is None and (y.min() < 0 or y.max() >= max(1000, len(y))):
+        return None
+    return _check_labels(name, y, num_classes)
+
+
 @contextmanager
 def read_only(*sets: tuple[Any, ...] | None) -> Iterator[None]:
     """Until the block ends, these arrays can't be written to by these names: they are used where they lie.

@@ -33,8 +33,8 @@ def main() -> None:
     classifier = DistributedClassifier(**small, random_state=1).fit(x, names)
     found["classifier"] = digest(*classifier.model_.params.values(), classifier.predict_proba(x))
     found["loss curve"] = digest(classifier.loss_curve_)
-    plateau = DistributedClassifier(hidden=(10,), tol=0.05, n_iter_no_change=2).fit(x, names)
-    found["epochs until it converged"] = plateau.n_iter_
+    plateau = DistributedClassifier(hidden=(10,), tol=0.05, n_iter_no_change=2, batch_size=50).fit(x, names)
+    found["converged"] = [plateau.n_iter_, digest(*plateau.model_.params.values())]
     stopped = DistributedClassifier(**small, early_stopping=True, class_weight="balanced").fit(x, names)
     found["early stopping"] = digest(*stopped.model_.params.values(), stopped.validation_scores_)
     answers = np.stack([labels == 0, x[:, 0] > 5.8], axis=1).astype(int)

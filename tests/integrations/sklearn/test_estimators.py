@@ -245,6 +245,7 @@ WRONG = [
     pytest.param({"batch_size": "all"}, "batch_size", id="batch_size"),
     pytest.param({"model": 3}, "model", id="no model"),
     pytest.param({"fit_options": {"epochz": 3}}, "epochz", id="unknown option"),
+    pytest.param({"fit_options": {"epochs": 3}}, "max_iter", id="option that is a parameter"),
     pytest.param({"random_state": -1}, "[Ss]eed", id="no seed"),
 ]
 
@@ -253,6 +254,15 @@ WRONG = [
 def test_a_wrong_parameter_is_refused_by_name(parameters: dict[str, Any], named: str) -> None:
     with pytest.raises((ValueError, distsgd.ConfigurationError), match=named):
         DistributedClassifier(**parameters).fit(X, LABELS)
+
+
+def test_options_of_fit() -> None:
+    classifier = DistributedClassifier(**QUICK, tol=0.5, n_iter_no_change=2, batch_size=50)
+    classifier.set_params(fit_options={"log_every": 1, "schedule": "cosine", "dropout": 0.1}).fit(X, LABELS)
+    rates = [record["learning_rate"] for record in classifier.model_.history]
+    assert rates == sorted(rates, reverse=True)
+    assert len(rates) == classifier.model_.summary["steps"] < 120
+    assert len(classifier.loss_curve_) == classifier.n_iter_ < 40
 
 
 def test_sparse_inputs_are_refused() -> None:

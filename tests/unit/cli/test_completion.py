@@ -34,6 +34,7 @@ CASES = [
     ("evaluate mo", {"more"}),
     ("plot more --only curves f", {"filters"}),
     ("predict more in", {"inputs.npy"}),
+    ("compare --or", {"--order"}),
     ("launch --max-", {"--max-restarts"}),
     ("completion ", {"bash", "zsh"}),
 ]

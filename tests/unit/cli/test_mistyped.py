@@ -67,7 +67,8 @@ TRAIN = {
     "--dtype double": "got 'double'; did you mean float64?",
     "--dtype fp16": "dtype: expected one of float32, float64, got 'fp16'; did you mean --precision float16?",
     "--dtype BF16": "got 'BF16'; did you mean --precision bfloat16?",
-    "--early-stopping off": "early_stopping: expected one of epochs, patience, got 'off'; did you mean --patience 0?",
+    "--early-stopping off": "early_stopping: expected one of epochs, patience, none, got 'off'; did you mean "
+    "--early-stopping none?",
     "mnist": "unexpected argument 'mnist'",
     "--epochs 3 4": "unexpected argument '4'",
     "--": "unknown option --",

@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "run", "--dataset", "d.npz"),
     "predict": ("predict", "run", "x.npy", "-o", "out.npz"),
     "plot": ("plot", "run", "--only", "curves"),
+    "compare": ("compare", "run"),
     "doctor": ("doctor",),
 }
 
@@ -67,7 +68,13 @@ def run(folder: Path, arguments: Sequence[str], streams: str) -> subprocess.Comp
         COMMANDS["predict"],
         *(
             pytest.param(arguments, marks=pytest.mark.long)
-            for arguments in (("--version",), ("launch", "--help"), COMMANDS["plot"], COMMANDS["doctor"])
+            for arguments in (
+                ("--version",),
+                ("launch", "--help"),
+                COMMANDS["plot"],
+                COMMANDS["compare"],
+                COMMANDS["doctor"],
+            )
         ),
     ],
 )

@@ -245,7 +245,7 @@ def test_defects_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         ends(command, monkeypatch)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "doctor", "plot", "launch"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "doctor", "plot", "compare", "launch"])
 def test_a_command_sets_the_variables_of_blas_before_numpy_loads(command: str) -> None:
     code = f"import sys, distsgd.cli.{command}; print('numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -81,7 +81,13 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Added:
 
 def trained(targets: Any = LABELS, model: Any = "mlp", **options: Any) -> dict[str, Any]:
     """A short run's summary, which must be the same on one rank and on three."""
-    options = {**({"hidden": (8,)} if model == "mlp" else {}), "epochs": 3, "batch_size": 32, **options}
+    options = {
+        **({"hidden": (8,)} if model == "mlp" else {}),
+        "epochs": 3,
+        "batch_size": 32,
+        "validation_fraction": 0.1,
+        **options,
+    }
     summaries = [
         run_on_threads(size, lambda communicator: fit(model, (X, targets), communicator=communicator, **options))
         for size in (1, 3)

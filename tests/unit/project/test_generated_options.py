@@ -61,7 +61,7 @@ DEFAULTS = {
     "decay_rate": "Default by schedule: 1 (inverse-time, inverse-sqrt).",
     "decay_epochs": "Default by schedule: 1 (inverse-time, inverse-sqrt, exponential), 10 (step).",
     "decay_factor": "Default by schedule: 0.1 (step), 0.95 (exponential).",
-    "patience": "Default: 10 (epochs), 5000 (patience).",
+    "patience": "Default: 10 (epochs), 5000 (patience), 0 (none).",
 }
 
 

@@ -160,7 +160,7 @@ def main() -> None:
     print(result.predict(x).argmax(axis=1), result.history[-1]["validation_loss"], watch.losses)
     distsgd.fit(hinge, (x, y), params={"w": np.zeros(2)}, epochs=1)
     distsgd.fit("softmax", x, y, weights=np.ones(60), epochs=1)
-    distsgd.fit("softmax", x, y, epochs=1, optimizer=Adam, lr=1e-2, metrics=["accuracy", confidence])
+    distsgd.fit("softmax", x, y, epochs=1, validation=(x, y), optimizer=Adam, lr=1e-2, metrics=["accuracy", confidence])
     objective = distsgd.FunctionObjective(hinge, {"w": np.zeros(2)})
     distsgd.fit(objective, (x, y), optimizer=Signs(0.1), schedule=Halves(), epochs=2, batch_size=16)
     values = (x[:, :1] * 2.0).astype(np.float32)

@@ -37,11 +37,11 @@ def test_one_collective_where_all_agree() -> None:
     assert run_on_threads(3, run) == [(rank, {"allgather_object": 1}) for rank in range(3)]
 
 
-@pytest.mark.parametrize("odd", [{"seed": 1}, {"seed": -1}, {"train": (X, Y[:-1])}, {"validation": (X, Y)}])
+@pytest.mark.parametrize("odd", [{"seed": 1}, {"seed": -1}, {"x": (X, Y[:-1])}, {"validation": (X, Y)}])
 def test_fit_communicates_nothing_else_before(odd: dict[str, Any]) -> None:
     def run(communicator: Communicator) -> tuple[str, list[str]]:
         counting = Counting(communicator)
-        given = {"train": (X, Y), **(odd if communicator.rank == 2 else {})}
+        given = {"x": (X, Y), **(odd if communicator.rank == 2 else {})}
         with pytest.raises(DistsgdError) as raised:
             fit("softmax", communicator=counting, **given)
         return str(raised.value), list(counting.calls.elements())

@@ -132,14 +132,17 @@ def test_hosts_with_other_files_get_a_message(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"optimizer": distsgd.Adam}, "optimizer must be an instance of distsgd's Optimizer"),
+        ({"optimizer": distsgd.Zeros}, "optimizer must be an instance of distsgd's Optimizer"),
         ({"schedule": 3}, "schedule must be an instance of distsgd's Schedule"),
         ({"optimizer": distsgd.Adam(1e-3), "learning_rate": 0.5}, r"learning_rate is the optimizer's.*Adam"),
         ({"callbacks": [3]}, "callbacks must be an instance of distsgd's Callback"),
         ({"metrics": [3]}, "metrics must be an instance of distsgd's Metric"),
         ({"dry_run": True}, "unknown option 'dry_run'"),
-        ({"monitor": "validation_beauty"}, "monitor: expected one of validation_loss, .*, got 'validation_beauty'"),
-        ({"target": "train_loss=1"}, "target: expected one of validation_loss"),
+        (
+            {"monitor": "validation_beauty", "validation_fraction": 0.1},
+            "monitor: expected one of validation_loss, .*, got 'validation_beauty'",
+        ),
+        ({"target": "train_loss=1", "validation_fraction": 0.1}, "target: expected one of validation_loss"),
     ],
 )
 def test_arguments_without_sense(arguments: dict[str, Any], words: str) -> None:
@@ -165,11 +168,18 @@ def test_an_own_metric_says_by_its_name_which_way_is_better() -> None:
 
     rising = fit(
         "softmax", (X, LABELS), metrics=[UserMetric("top_accuracy", sure)], monitor="validation_top_accuracy",
-        epochs=5, batch_size=30,
+        epochs=5, batch_size=30, validation_fraction=0.1,
     )  # fmt: skip
     assert rising.summary["best_epoch"] == 5
     with pytest.raises(ConfigurationError, match="validation_beauty"):
-        fit("softmax", (X, LABELS), metrics=[UserMetric("beauty", sure)], monitor="validation_beauty", **QUICK)
+        fit(
+            "softmax",
+            (X, LABELS),
+            metrics=[UserMetric("beauty", sure)],
+            monitor="validation_beauty",
+            validation_fraction=0.1,
+            **QUICK,
+        )
 
 
 def test_a_folder_with_a_run_of_its_own_is_not_overwritten_by_another_checkpoint(tmp_path: Path) -> None:

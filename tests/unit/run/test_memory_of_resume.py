@@ -28,7 +28,7 @@ import distsgd
 
 x = np.random.default_rng(0).random((64, 784), np.float32)
 distsgd.fit("mlp", (x, np.arange(64) % 10), hidden=[1536, 1536], optimizer="adam", batch_size=32, microbatches=1,
-            epochs=9, validate_every="1", out=sys.argv[1], max_steps=int(sys.argv[2]))
+            epochs=9, validation_fraction=0.1, validate_every="1", out=sys.argv[1], max_steps=int(sys.argv[2]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -73,7 +73,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "patience": (1, {}), "min_delta": (0.5, SLOW), "monitor": ("validation_loss", LONG), "ties": ("first", LONG),
     "patience_increase": (3.0, {}), "improvement_threshold": (0.5, {}),
 }  # fmt: skip
-USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05}
+USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05, "validation_fraction": 0.1}
 CHANGES_NOTHING_HERE = {
     *((linear, "min_delta") for linear in ("softmax", "objective", "function")),  # whose loss only gets worse here
     ("function", "monitor"), ("function", "ties"),  # there is one value to go by
@@ -170,8 +170,9 @@ TOGETHER: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("model", "options", "words"), TOGETHER)
 def test_what_is_without_effect_together_is_refused(model: str, options: dict[str, Any], words: str) -> None:
     given, more = MODELS[model]
+    split = {} if "validation" in options else {"validation_fraction": 0.1}
     with pytest.raises((ConfigurationError, DataError), match=words):
-        fit(given, (X, Y), **{"epochs": 2, "batch_size": 8, **more, **options})
+        fit(given, (X, Y), **{"epochs": 2, "batch_size": 8, **split, **more, **options})
 
 
 def test_values_have_no_class_weights() -> None:

@@ -67,7 +67,11 @@ def test_an_own_loss_whose_outputs_mean_something_else_is_scored_by_itself_alone
     assert not [name for name in record if name.startswith("validation_") and name.endswith(("error", "r2"))]
     with pytest.raises(ConfigurationError, match="top_k: expected classes"):
         distsgd.fit(
-            Supervised(Dense(4, 3), Own(SoftmaxCrossEntropy(), 3), (4,)), (X, LABELS), epochs=1, top_k=2
+            Supervised(Dense(4, 3), Own(SoftmaxCrossEntropy(), 3), (4,)),
+            (X, LABELS),
+            epochs=1,
+            top_k=2,
+            validation_fraction=0.1,
         )  # three outputs for two classes
 
 

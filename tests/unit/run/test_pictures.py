@@ -65,7 +65,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(model: str, out: Path, **more: Any) -> None:
     x, y = digits()
-    options: dict[str, Any] = {"test": (x[1200:], y[1200:]), "epochs": 2, "batch_size": 100, **more}
+    options: dict[str, Any] = {
+        "test": (x[1200:], y[1200:]),
+        "epochs": 2,
+        "batch_size": 100,
+        "validation_fraction": 0.1,
+        **more,
+    }
     options |= {"hidden": (16,)} if model == "mlp" else {}
     distsgd.fit(model, (x[:1200], y[:1200]), out=str(out), **options)
 

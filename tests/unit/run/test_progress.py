@@ -308,7 +308,7 @@ def test_a_long_text_keeps_its_ends() -> None:
 
 def test_fit_says_what_it_chose_and_why_it_ended_where_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
     x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    options: dict[str, Any] = {"epochs": 40, "patience": 2, "learning_rate": 0.0}
+    options: dict[str, Any] = {"epochs": 40, "patience": 2, "learning_rate": 0.0, "validation_fraction": 0.1}
     fit("softmax", (x, np.arange(60) % 3), quiet=False, **options)
     lines = capsys.readouterr().out.splitlines()
     assert "validation 6 of 60 training examples: --validation-fraction 0.1, --seed 0, of" in lines

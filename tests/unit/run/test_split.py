@@ -79,7 +79,7 @@ def test_classes_of_single_examples_can_not_be_split() -> None:
     with pytest.raises(
         ConfigurationError, match=r"validation_fraction: leaves no examples of class 0, 1, 2, 3, 4, 5 to"
     ):
-        fit("softmax", (X[:60], np.arange(60)), epochs=1)
+        fit("softmax", (X[:60], np.arange(60)), epochs=1, validation_fraction=0.1)
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def test_metrics_ask_the_task() -> None:
 def test_metrics_of_other_tasks_are_refused(metrics: tuple[str, Any], y: Any, loss: str, remedy: str) -> None:
     name, one = metrics
     with pytest.raises(ConfigurationError, match=f"metric {name}: would mean nothing.*{remedy}"):
-        fit("mlp", (X, y), loss=loss, metric=(name,), epochs=1)
+        fit("mlp", (X, y), loss=loss, metric=(name,), epochs=1, validation_fraction=0.1)
     with pytest.raises(ConfigurationError, match=f"would mean nothing.*{remedy}"):
-        fit("mlp", (X, y), loss=loss, metrics=[one], epochs=1)
+        fit("mlp", (X, y), loss=loss, metrics=[one], epochs=1, validation_fraction=0.1)
 
 
 def test_r2_of_a_program_is_that_of_every_run() -> None:
@@ -141,7 +141,7 @@ def test_one_prediction_for_all_is_reported(capsys: pytest.CaptureFixture[str]) 
     fit("softmax", (X, many), validation=(X, many), classes="103", **still)
     assert "all validation examples are taken for class 0;" in capsys.readouterr().err
     answers = (X[:, :2] > 0).astype(np.float32)
-    fit("softmax", (X, answers), loss="binary-cross-entropy", **still)
+    fit("softmax", (X, answers), loss="binary-cross-entropy", validation=(X, answers), **still)
     assert "all validation examples get the same answers, 0 0;" in capsys.readouterr().err
     x = X.astype(np.float64)
     values = np.stack([x @ [1.0, 2.0, 0.5], 3 + X[:, 1]], 1)

@@ -18,8 +18,8 @@ from distsgd.cli import command_line, doctor, evaluate, launch, plot, predict
 from distsgd.cli.command_line import load_config, parse_arguments
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import option, options_of
-from distsgd.run.config import TrainConfig, resolved, to_toml
-from distsgd.run.config_file import from_mapping, read_toml
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.config_file import from_mapping, read_toml, to_toml
 from distsgd.run.user_code import CodeName, import_function, names_code
 
 ROOT = Path(distsgd.__file__).parent
@@ -77,7 +77,7 @@ def test_two_modules_alone_say_what_may_run() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in calls:
                 calls[getattr(node.func, "id", getattr(node.func, "attr", ""))].add(path.name)
-    assert calls == {"allow_code": {"command_line.py", "fit.py"}, "CodeName": {"user_code.py"}}
+    assert calls == {"allow_code": {"command_line.py", "fit_arguments.py"}, "CodeName": {"user_code.py"}}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def test_every_option_that_may_name_code_says_so() -> None:
 
 def test_fit_takes_the_programs_own_metric(folder: Path) -> None:
     (folder / "mine.py").write_text("def half(outputs, targets): return 0.5 + 0.0 * targets\n")
-    result = distsgd.fit("softmax", (X, Y), epochs=1, metric="mine.py:half")
+    result = distsgd.fit("softmax", (X, Y), epochs=1, metric="mine.py:half", validation_fraction=0.1)
     assert result.summary["validation_half"] == 0.5
     for options, reported in (
         ({"metric": "evil.py:not a name"}, "metric: expected one of"),
@@ -117,7 +117,7 @@ def test_fit_takes_the_programs_own_metric(folder: Path) -> None:
         ({"model": "evil.py:f"}, r"evil\.py:f is for the command line; import that function"),
     ):
         with pytest.raises(ConfigurationError, match=reported):
-            distsgd.fit(**{"model": "softmax", "train": (X, Y), **options})  # type: ignore[arg-type]
+            distsgd.fit(**{"model": "softmax", "x": (X, Y), **options})  # type: ignore[arg-type]
     assert not (folder / "ran").exists()
 
 

@@ -14,7 +14,7 @@ from tests.threads import run_on_threads
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(609, 10)).astype(np.float32)
 Y = (X[:, :3].sum(axis=1) > 0).astype(np.int64)
-USUAL: dict[str, Any] = {"batch_norm": True, "epochs": 15, "patience": 0, "seed": 1}
+USUAL: dict[str, Any] = {"batch_norm": True, "epochs": 15, "validation_fraction": 0.1, "seed": 1}
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 32])  # 548 training examples: the last minibatch of 32 has 4

@@ -110,4 +110,5 @@ def test_metric_that_raises(size: int) -> None:
 
     with pytest.raises(IndexError, match=r"(?s)in the metric.*scoring failed on rank \d"):
         run_on_threads(size, lambda c: fit(
-            "softmax", (X, Y), communicator=c, epochs=1, metrics=[UserMetric("broken", broken)]))  # fmt: skip
+            "softmax", (X, Y), communicator=c, epochs=1, metrics=[UserMetric("broken", broken)],
+            validation_fraction=0.1))  # fmt: skip

@@ -1,0 +1,324 @@
+"""PyTorch modules as models: the same bits on any number of ranks, and all of distsgd's files, checks and restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from distsgd import ConfigurationError, Task
+from distsgd.integrations.torch_losses import ExampleLosses
+from distsgd.integrations.torch_module import EXAMPLES, ModuleArrays, batch_first, check_module
+from distsgd.nn import Array, Batch, Objective, Shape, Views
+
+__all__ = ["TorchModel"]
+
+_EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
+"""Numbers of inputs up to which examples are evaluated together, and the least number of examples."""
+
+
+@dataclass(eq=False)
+class TorchModel(Objective):
+    """A PyTorch module with its loss, for `distsgd.fit`: on the CPU, with one thread on each rank.
+
+    Its parameters lie in distsgd's memory while it trains. At the end they have the best values, in their own memory,
+    on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are stored,
+    batch first: floats in the parameters' dtype, integer targets as int64. A dictionary of arrays, `fit(model, {"ids":
+    ids, "mask": mask}, y)`, is passed by names. `module.train()` and `.eval()` are called, dropout and other random
+    numbers of PyTorch are a function of (seed, epoch, step, microbatch), and the caller's generator, number of threads
+    and modes come back.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The module, on the CPU, its parameters float32 or float64. Those with requires_grad=False stay as they are, and
+        tied ones are one parameter, by the first of their names.
+    loss : module or function
+        A loss of PyTorch's, such as `nn.CrossEntropyLoss()` or `F.mse_loss`, or a function of (outputs, targets) that
+        returns a loss for each example, (n,), or one number, of which `reduction` says what it is.
+    reduction : str, optional
+        "mean" or "sum": what a single number that a user's loss returns is, over the examples. It is checked once, by
+        the loss of the same examples twice.
+    outputs : function, optional
+        What is measured and predicted, (n, …), of what the module returns. By default all of it: class probabilities
+        under a cross-entropy.
+    declared_task : Task, optional
+        What the outputs stand for; by default what a loss of PyTorch's says: classes, answers or values.
+    running_buffers : sequence of str, default ()
+        Names of buffers that forward changes, besides those of normalizations.
+
+    Raises
+    ------
+    ConfigurationError
+        For modules on another device, compiled ones, lazy ones without shapes, and parameters of other dtypes.
+
+    Notes
+    -----
+    Losses are added over examples, and divided once by their number. A loss of PyTorch's with reduction="mean" is the
+    mean over the other axes of each example, also where `ignore_index` leaves some out or `weight` weighs classes:
+    PyTorch divides by the number of those that are left, or by their weights.
+
+    A forward in training starts from the step's running statistics. The next ones are the mean, weighted by examples,
+    of what the microbatches' forwards leave, added up in the tree's order. Where batches are normalized, each of
+    several microbatches has at least 8 examples.
+
+    Examples
+    --------
+    >>> import distsgd
+    >>> _ = torch.manual_seed(0)
+    >>> model = TorchModel(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss())
+    >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 1])
+    >>> result = distsgd.fit(model, (x, y), epochs=2, batch_size=4, microbatches=2, validation_fraction=0)
+    >>> result.predict(x).shape, bool(np.array_equal(result.params["bias"], model.module.bias.detach()))
+    ((4, 3), True)
+    """
+
+    module: Any
+    loss: Any
+    reduction: str | None = None
+    outputs: Callable[[Any], Any] | None = None
+    declared_task: Task | None = None
+    running_buffers: Sequence[str] = ()
+
+    inputs_as_stored = True
+    thread_safe = False
+
+    def __post_init__(self) -> None:
+        check_module(self.module)
+        self._losses = ExampleLosses(self.loss, self.reduction)
+        self._arrays = ModuleArrays(self.module, tuple(self.running_buffers))
+        self._wide: ModuleArrays | None = None
+        self._is_running = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
+
+    def user_functions(self) -> tuple[Callable[..., Any], ...]:
+        return (self.module,)
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self._arrays.parameter_shapes()
+
+    def state_shapes(self) -> Mapping[str, Shape]:
+        return self._arrays.state_shapes()
+
+    def statistics_shapes(self) -> Mapping[str, Shape]:
+        return self._arrays.statistics_shapes()
+
+    def initialize(self, params: Views, state: Views, seed: int) -> None:
+        self._arrays.initialize(params, state)
+
+    def task(self, target_shape: Shape, num_classes: int | None) -> Task | None:
+        return self.declared_task or self._losses.task(target_shape, num_classes)
+
+    def targets(self, y: Array, dtype: np.dtype) -> Array:
+        return np.moveaxis(y, 0, -1)
+
+    def overwrites_gradients(self) -> bool:
+        return True
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "PyTorch's version": str(torch.__version__),
+            "PyTorch's CPU kernels": str(torch.backends.cpu.get_cpu_capability()),
+            "PyTorch's precision of products": str(torch.get_float32_matmul_precision()),
+            "PyTorch's use of oneDNN": str(torch.backends.mkldnn.enabled),
+        }
+
+    def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        with self._prepared(params, batch) as arrays, torch.enable_grad():
+            before = arrays.versions() if batch.training else []
+            inputs, targets, weights = self._tensors(arrays, batch)
+            loss = self._losses.total(self._call(arrays, inputs), targets, weights, len(batch))
+            if not loss.requires_grad:
+                raise ConfigurationError(
+                    "TorchModel: the loss doesn't depend on the parameters; leave out detach and no_grad"
+                )
+            found = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
+            self._write(arrays.gradients(grads), found)
+            if batch.training:
+                arrays.check_unchanged(before)
+            if batch.statistics:
+                batch.statistics[EXAMPLES][...] = len(batch)
+                for key, buffer in arrays.running.items():
+                    batch.statistics[key][...] = buffer.numpy()
+            return float(loss.detach()), len(batch)
+
+    @staticmethod
+    def _write(views: list[Any], found: Sequence[Any]) -> None:
+        """Gradients into their views; zeros for parameters that the loss doesn't depend on."""
+        if any(one is None or one.layout is not torch.strided for one in found):
+            dense = [
+                torch.zeros_like(view) if one is None else one.to_dense()
+                for view, one in zip(views, found, strict=True)
+            ]
+            torch._foreach_copy_(views, dense)
+        else:
+            torch._foreach_copy_(views, list(found))
+
+    def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
+        loss_sum, outputs = 0.0, []
+        with self._prepared(params, batch) as arrays, torch.no_grad():
+            for part in self._parts(batch):
+                inputs, targets, weights = self._tensors(arrays, batch, part)
+                found = self._call(arrays, inputs)
+                loss_sum += float(self._losses.total(found, targets, weights, len(targets)))
+                outputs.append(found if self.outputs is None else self.outputs(found))
+            measured = all(isinstance(one, torch.Tensor) for one in outputs)
+            return loss_sum, len(batch), self._batch_last(outputs) if measured else None
+
+    def predict(self, params: Views, batch: Batch) -> Array:
+        with self._prepared(params, batch) as arrays, torch.no_grad():
+            outputs = []
+            for part in self._parts(batch):
+                found = self._call(arrays, self._inputs(arrays, batch, part))
+                outputs.append(self._losses.predictions(found) if self.outputs is None else self.outputs(found))
+            return self._batch_last(outputs)
+
+    def combine_statistics(self, left: Views, right: Views) -> None:
+        count, added = float(left[EXAMPLES]), float(right[EXAMPLES])
+        for key in self._arrays.running:
+            left[key][...] += (right[key] - left[key]) * (added / (count + added))
+        left[EXAMPLES][...] = count + added
+
+    def update_state(self, state: Views, statistics: Views) -> None:
+        for key in self._arrays.running:
+            state[key][...] = statistics[key]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        modes, threads = _modes(self.module), torch.get_num_threads()
+        self._is_running = True
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._is_running = False
+            self._arrays.release()
+            torch.set_num_threads(threads)
+            _set_modes(modes)
+
+    def take_best(self, params: Views, state: Views) -> None:
+        self._arrays.take(params, state)
+
+    def state_dict(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Any]:
+        """What `module.load_state_dict` takes, of a result's arrays.
+
+        Parameters
+        ----------
+        params, state : mapping of str to array
+            `result.params` and `result.state`.
+
+        Returns
+        -------
+        dict
+            Tensors by name, tied ones under all of their names.
+        """
+        own = self.module.state_dict(keep_vars=True)
+        names = {id(one): key for key, one in (*self._arrays.trained.items(), *self._arrays.constant.items())}
+        names |= {id(one): key for key, one in self._arrays.running.items()}
+        given = {**state, **params}
+        found = {}
+        for key, one in own.items():
+            tensor = torch.empty_like(one, requires_grad=False)
+            if (name := names.get(id(one))) is not None:
+                tensor.copy_(torch.from_numpy(np.array(given[name])))
+            found[key] = tensor
+        return found
+
+    @contextmanager
+    def _prepared(self, params: Views, batch: Batch) -> Iterator[ModuleArrays]:
+        """The module with these parameters, this state and this microbatch's random numbers, in one thread."""
+        arrays = self._arrays_for(next(iter(params.values())).dtype)
+        generator, threads = torch.default_generator, torch.get_num_threads()
+        if threads != 1:
+            torch.set_num_threads(1)
+        before = generator.get_state()
+        try:
+            if self._is_running and arrays is self._arrays:
+                self._enter(arrays, params, batch)
+                yield arrays
+            else:
+                modes = _modes(arrays.module)
+                with arrays.kept():
+                    self._enter(arrays, params, batch)
+                    yield arrays
+                _set_modes(modes)
+        finally:
+            generator.set_state(before)
+            if threads != 1:
+                torch.set_num_threads(threads)
+
+    def _enter(self, arrays: ModuleArrays, params: Views, batch: Batch) -> None:
+        arrays.bind(params)
+        arrays.load(batch.state)
+        if arrays.module.training is not batch.training:
+            arrays.module.train(batch.training)
+        purpose = "PyTorch" if batch.training else "PyTorch in evaluation"
+        torch.default_generator.manual_seed(int(batch.random_words(1, purpose)[0]) >> 1)
+
+    def _arrays_for(self, dtype: np.dtype) -> ModuleArrays:
+        if dtype == self._arrays.dtype:
+            return self._arrays
+        if dtype != np.float64:
+            raise ConfigurationError(
+                f"TorchModel: the parameters are {self._arrays.dtype}, got {dtype} to compute with"
+            )
+        if self._wide is None:
+            self._wide = self._arrays.wide()
+        return self._wide
+
+    def _tensors(self, arrays: ModuleArrays, batch: Batch, part: slice = slice(None)) -> tuple[Any, Any, Any]:
+        dtype = next(iter(arrays.trained.values())).dtype
+        targets = batch_first(batch.y[..., part], dtype)
+        if not targets.is_floating_point() and targets.dtype is not torch.bool:
+            targets = targets.long()
+        weights = None if batch.weights is None else batch_first(batch.weights[part], dtype)
+        return self._inputs(arrays, batch, part), targets, weights
+
+    def _inputs(self, arrays: ModuleArrays, batch: Batch, part: slice) -> Any:
+        """A tensor, or tensors by name."""
+        x, dtype = batch.x[..., part], next(iter(arrays.trained.values())).dtype
+        if x.dtype.names is None:
+            return batch_first(x, dtype)
+        return {name: batch_first(np.moveaxis(x[name], 0, -1), dtype) for name in x.dtype.names}
+
+    @staticmethod
+    def _call(arrays: ModuleArrays, inputs: Any) -> Any:
+        return arrays.module(**inputs) if isinstance(inputs, dict) else arrays.module(inputs)
+
+    @staticmethod
+    def _parts(batch: Batch) -> Iterator[slice]:
+        """Few enough examples at a time for the cache and for memory: a function of their shape alone."""
+        x, count = batch.x, len(batch)
+        size = x.dtype.itemsize // 4 if x.dtype.names else prod(x.shape[:-1])
+        together = max(_EVALUATED_TOGETHER // max(size, 1), _LEAST_TOGETHER)
+        yield from (slice(start, min(start + together, count)) for start in range(0, max(count, 1), together))
+
+    @staticmethod
+    def _batch_last(outputs: list[Any]) -> Array:
+        if not all(isinstance(one, torch.Tensor) for one in outputs):
+            raise ConfigurationError(
+                f"TorchModel: the module returns a {type(outputs[0]).__name__}; say with outputs= which tensor of it "
+                "are the predictions, such as outputs=lambda returned: returned[0]"
+            )
+        whole = torch.cat([one[:, None] if one.ndim == 1 else one for one in outputs])
+        return np.moveaxis(whole.numpy(), 0, -1)
+
+
+def _modes(module: Any) -> list[tuple[Any, bool]]:
+    return [(part, part.training) for part in module.modules()]
+
+
+def _set_modes(modes: list[tuple[Any, bool]]) -> None:
+    for part, training in modes:
+        part.training = training

@@ -1,0 +1,252 @@
+"""A PyTorch module's arrays in distsgd's terms: what is trained, what is state, and the memory that they lie in."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from distsgd import ConfigurationError
+from distsgd.nn import Array, Shape, Views
+
+EXAMPLES = "(examples)"
+"""The statistic that counts a microbatch's examples; no buffer can have this name."""
+_TAKEN = (torch.float32, torch.float64)
+_KEPT_GRADIENTS = 64
+
+
+def check_module(module: Any) -> None:
+    """Raises ConfigurationError for what can't be trained as it is."""
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigurationError(f"TorchModel: expected a torch.nn.Module, got {type(module).__name__}")
+    name = type(module).__name__
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        raise ConfigurationError(
+            "TorchModel: this module is compiled, and what a compiler makes of it may differ between ranks and starts; "
+            "give the module as it was before torch.compile"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ConfigurationError(
+            f"TorchModel: {name} is a script module, which may be computed otherwise after its first calls; give the "
+            "module that it was made from"
+        )
+    if isinstance(module, torch.nn.parallel.DistributedDataParallel | torch.nn.DataParallel):
+        raise ConfigurationError(f"TorchModel: {name} shares the work itself; give the module inside, wrapper.module")
+    for part in module.modules():
+        if isinstance(part, torch.nn.SyncBatchNorm):
+            raise ConfigurationError(
+                "TorchModel: SyncBatchNorm talks to other processes by itself; give BatchNorm, whose statistics are of "
+                "each microbatch, the same on any number of ranks"
+            )
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        _check_tensor(key, tensor)
+    _check_dtypes({key: one for key, one in module.named_parameters() if one.requires_grad})
+
+
+def _check_tensor(key: str, tensor: Any) -> None:
+    if torch.nn.parameter.is_lazy(tensor):
+        raise ConfigurationError(f"TorchModel: {key} has no shape yet; call the module once, on one example")
+    if tensor.device.type != "cpu":
+        raise ConfigurationError(
+            f"TorchModel: {key} is on {tensor.device}, and distsgd computes it on the CPU; give .cpu()"
+        )
+    if tensor.layout is not torch.strided:
+        raise ConfigurationError(f"TorchModel: {key} is sparse; give it dense (.to_dense())")
+
+
+def _check_dtypes(trained: Mapping[str, Any]) -> None:
+    if not trained:
+        raise ConfigurationError("TorchModel: no parameter has requires_grad=True, there is nothing to train")
+    first, dtype = next((key, one.dtype) for key, one in trained.items())
+    for key, one in trained.items():
+        if one.dtype not in _TAKEN:
+            raise ConfigurationError(
+                f"TorchModel: {key} is {_named(one.dtype)}; give parameters of float32 (module.float()) or float64"
+            )
+        if one.dtype != dtype:
+            raise ConfigurationError(
+                f"TorchModel: {first} is {_named(dtype)} and {key} {_named(one.dtype)}; give all parameters one dtype"
+            )
+
+
+def _named(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class ModuleArrays:
+    """The arrays of one module, and where they lie.
+
+    trained   the parameters with requires_grad, by name; one that is tied has its first name alone
+    running   buffers that a forward in training changes: running statistics
+    constant  other buffers that the module saves, and frozen parameters
+    """
+
+    def __init__(self, module: Any, running: Sequence[str]) -> None:
+        self.module = module
+        parameters, saved = dict(module.named_parameters()), set(module.state_dict())
+        buffers = {key: one for key, one in module.named_buffers() if key in saved and one.numel()}
+        unknown = [key for key in running if key not in buffers]
+        if unknown:
+            raise ConfigurationError(
+                f"TorchModel: running_buffers names {unknown[0]!r}, and the buffers are {', '.join(buffers) or 'none'}"
+            )
+        moving = {*running, *_of_norms(module)}
+        self.trained = {key: one for key, one in parameters.items() if one.requires_grad}
+        self.running = {key: one for key, one in buffers.items() if key in moving}
+        frozen = {key: one for key, one in parameters.items() if not one.requires_grad}
+        self.constant = {**frozen, **{key: one for key, one in buffers.items() if key not in moving}}
+        self.dtype = np.dtype(_named(next(iter(self.trained.values())).dtype))
+        self.normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
+        self._bound: Any = None
+        self._loaded: Any = None
+        self._strided: list[tuple[Any, Any]] = []
+        self._gradients: dict[int, tuple[Any, list[Any]]] = {}
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        return {key: tuple(one.shape) for key, one in self.trained.items()}
+
+    def state_shapes(self) -> dict[str, Shape]:
+        return {key: tuple(one.shape) for key, one in (*self.running.items(), *self.constant.items())}
+
+    def statistics_shapes(self) -> dict[str, Shape]:
+        if not self.running and not self.normalizes:
+            return {}
+        return {EXAMPLES: (), **{key: tuple(one.shape) for key, one in self.running.items()}}
+
+    def bind(self, params: Mapping[str, Array]) -> None:
+        """Has the parameters lie in these arrays. Those that aren't C-ordered, such as weights with their channels
+        last, keep their own memory and strides, and take the values over in each call."""
+        if self._bound is not params:
+            strided = []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the arrays are read-only: a forward changes no parameter
+                views = {key: torch.from_numpy(params[key]) for key in self.trained}
+            for key, one in self.trained.items():
+                if one.is_contiguous():
+                    one.data = views[key]
+                else:
+                    one.data = torch.empty_like(one.data)
+                    strided.append((one.data, views[key]))
+            self._bound, self._strided = params, strided
+        for own, view in self._strided:
+            own.copy_(view)
+
+    def release(self) -> None:
+        """Gives the parameters memory of their own, with the values that they have."""
+        if self._bound is not None:
+            for one in self.trained.values():
+                one.data = one.data.clone()
+        self._bound, self._loaded, self._strided = None, None, []
+        self._gradients.clear()
+
+    def gradients(self, grads: Views) -> list[Any]:
+        """Tensors on these views, in the order of the trained parameters."""
+        found = self._gradients.get(id(grads))
+        if found is None or found[0] is not grads:
+            if len(self._gradients) >= _KEPT_GRADIENTS:
+                self._gradients.clear()
+            found = self._gradients[id(grads)] = (grads, [torch.from_numpy(grads[key]) for key in self.trained])
+        return found[1]
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Puts the state in place: running statistics in each call, for a forward changes them."""
+        moving = dict(self.running)
+        if self._loaded is not state:
+            moving |= self.constant
+            self._loaded = state
+        for key, tensor in moving.items():
+            if key in state:
+                tensor.data.copy_(_tensor_of(state[key]))
+
+    def versions(self) -> list[int]:
+        """Numbers that change with each constant that is written to."""
+        return [one._version for one in self.constant.values()]
+
+    def check_unchanged(self, before: list[int]) -> None:
+        """Raises ConfigurationError where a forward has changed a buffer that isn't known to move."""
+        for (key, one), version in zip(self.constant.items(), before, strict=True):
+            if one._version != version:
+                raise ConfigurationError(
+                    f"TorchModel: the module's forward changes its buffer {key}; name it, running_buffers=({key!r},), "
+                    "to have the mean of what the microbatches leave as its next value"
+                )
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Until the block ends, the module may be another one's arrays; then it has its own again."""
+        tensors = [(one, one.data) for one in self.trained.values()]
+        state = [(one, one.data.clone()) for one in (*self.running.values(), *self.constant.values())]
+        try:
+            yield
+        finally:
+            for one, data in tensors:
+                one.data = data
+            for one, data in state:
+                one.data.copy_(data)
+            self._bound, self._loaded, self._strided = None, None, []
+            self._gradients.clear()
+
+    def take(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
+        """Copies values into memory of the module's own, in its strides."""
+        for key, one in self.trained.items():
+            own = torch.empty_like(one.data)
+            own.copy_(_tensor_of(params[key]))
+            one.data = own
+        self._bound, self._strided, self._loaded = None, [], None
+        self.load(state)
+
+    def initialize(self, params: Views, state: Views) -> None:
+        """Writes the module's values where distsgd keeps them."""
+        if params.flat.dtype != self.dtype:
+            raise ConfigurationError(
+                f"TorchModel: the parameters are {self.dtype}, and the run computes in {params.flat.dtype}; give "
+                f'dtype="{self.dtype}", or convert the module'
+            )
+        for key, one in self.trained.items():
+            params[key][...] = one.detach().numpy()
+        for key, one in (*self.running.items(), *self.constant.items()):
+            value = one.detach().numpy()
+            state[key][...] = value
+            if not np.array_equal(state[key].astype(value.dtype), value, equal_nan=value.dtype.kind == "f"):
+                raise ConfigurationError(
+                    f"TorchModel: {key} holds {value.dtype} numbers that {state[key].dtype} can't hold exactly; "
+                    "register it with persistent=False, or give it another dtype"
+                )
+
+    def wide(self) -> ModuleArrays:
+        """A copy that computes in float64, for comparisons with differences."""
+        module = copy.deepcopy(self.module).double()
+        return ModuleArrays(module, tuple(self.running))
+
+
+def _of_norms(module: Any) -> Iterator[str]:
+    """The names of the running statistics of normalizations."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.modules.batchnorm._NormBase):
+            yield from (f"{name}.{key}" if name else key for key, one in part.named_buffers(recurse=False))
+
+
+def _tensor_of(array: Array) -> Any:
+    """A tensor of the array's values, a copy where it is read-only."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def batch_first(array: Array, dtype: Any) -> Any:
+    """A tensor (n, …) of a batch's array (…, n): floats in the parameters' dtype, other numbers as they are.
+
+    It begins at a multiple of 64 bytes: kernels may compute other bits elsewhere, and where a microbatch lies depends
+    on the number of ranks.
+    """
+    found = np.moveaxis(array, -1, 0)
+    if not found.dtype.isnative:
+        found = found.astype(found.dtype.newbyteorder("="))
+    tensor = torch.from_numpy(found)
+    if tensor.is_floating_point() and tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
