@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss
 from distsgd.nn.objective import Objective, Supervised
 
 
@@ -47,12 +47,10 @@ class _Bound(Loss):
         return self.loss.value_and_grad(outputs, y, want_grad)
 
     def predict(self, outputs: Array) -> Array:
-        interval: Any = getattr(self.loss, "interval", None)
-        found = None if interval is None else interval(outputs, self.coverage)
+        found = self.loss.interval(outputs, self.coverage)
         if found is None:
             raise ConfigurationError(
                 f"predict_interval: the loss {type(self.loss).__name__} has no intervals; train with a loss that has, "
                 "such as quantile or gaussian"
             )
-        end: Array = found[self.side]
-        return end
+        return found[self.side]
