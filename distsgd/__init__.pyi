@@ -50,10 +50,10 @@ from distsgd.nn.layers import Residual as Residual
 from distsgd.nn.layers import Sequential as Sequential
 from distsgd.nn.layers import StatefulLayer as StatefulLayer
 from distsgd.nn.layers import Subsample as Subsample
-from distsgd.nn.losses import BinaryCrossEntropy as BinaryCrossEntropy
-from distsgd.nn.losses import Loss as Loss
-from distsgd.nn.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
-from distsgd.nn.losses import SquaredError as SquaredError
+from distsgd.nn.losses.base import Loss as Loss
+from distsgd.nn.losses.binary import BinaryCrossEntropy as BinaryCrossEntropy
+from distsgd.nn.losses.classification import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+from distsgd.nn.losses.regression import SquaredError as SquaredError
 from distsgd.nn.objective import LossAndGrad as LossAndGrad
 from distsgd.nn.objective import Objective as Objective
 from distsgd.nn.task import Task as Task

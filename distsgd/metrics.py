@@ -28,9 +28,12 @@ A function that returns one number for each example is enough for a mean:
 from distsgd.core.lazy import lazily, names_in
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "training.metrics": (
-        "R2", "Accuracy", "ConfusionMatrix", "Error", "LabelAccuracy", "MeanAbsoluteError", "MeanSquaredError",
-        "Metric", "Mode", "TopK", "UserMetric", "Value",
+    "training.metrics.base": ("GatheringMetric", "Metric", "Mode", "UserMetric", "Value", "per_set"),
+    "training.metrics.classes": ("Accuracy", "ConfusionMatrix", "Error", "LabelAccuracy", "TopK"),
+    "training.metrics.counts": ("F1", "Average", "BalancedAccuracy", "Matthews", "Precision", "Recall"),
+    "training.metrics.ranking": ("AveragePrecision", "RocAuc"),
+    "training.metrics.regression": (
+        "R2", "MeanAbsoluteError", "MeanSquaredError", "MedianAbsoluteError", "RootMeanSquaredError",
     ),
     "nn.task": ("predicted_classes", "true_classes"),
 }  # fmt: skip

@@ -42,8 +42,8 @@ from distsgd.data.sources.cifar10 import CIFAR_10, OpenOptions, read_python  # n
 from distsgd.data.sources.files import open_path  # noqa: E402
 from distsgd.data.sources.idx import IdxSource  # noqa: E402
 from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
-from distsgd.run.config import TrainConfig, to_toml  # noqa: E402
-from distsgd.run.config_file import read_toml  # noqa: E402
+from distsgd.run.config import TrainConfig  # noqa: E402
+from distsgd.run.config_file import read_toml, to_toml  # noqa: E402
 from distsgd.run.fit import fit  # noqa: E402
 from distsgd.run.folder import RunFolder  # noqa: E402
 from distsgd.run.resume import find_start, is_finished  # noqa: E402

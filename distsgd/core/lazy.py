@@ -19,6 +19,23 @@ def names_in(table: Names) -> list[str]:
     return sorted(name for module, names in table.items() for name in names or (module.rpartition(".")[2],))
 
 
+class Registry(dict[str, "Any"]):
+    """Things by name. One that is written as `module:name`, below distsgd, is imported when it is looked up."""
+
+    def __getitem__(self, key: str) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(found, str):
+            module, _, name = found.partition(":")
+            self[key] = found = getattr(import_module(f"distsgd.{module}"), name)
+        return found
+
+    def values(self) -> list[Any]:  # type: ignore[override]
+        return [self[key] for key in self]
+
+    def items(self) -> list[tuple[str, Any]]:  # type: ignore[override]
+        return [(key, self[key]) for key in self]
+
+
 def lazily(package: str, table: Names) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and the `__dir__` of a package whose names are in other modules.
 

@@ -17,7 +17,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss
 from distsgd.nn.task import Task
 
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 28, 32
@@ -357,7 +357,7 @@ class Supervised(Objective):
         losses = self.loss.per_example(outputs, batch.y)
         if batch.weights is not None:
             losses = losses * batch.weights
-        return float(np.sum(losses, dtype=np.float64)), len(batch), outputs
+        return float(np.sum(losses, dtype=np.float64)), len(batch), self.loss.point(outputs)
 
     def predict(self, params: Views, batch: Batch) -> Array:
         return self.loss.predict(self._outputs(params, batch))

@@ -1,18 +1,19 @@
-"""From a configuration to what is trained and measured: loss, objective, metrics."""
+"""From a configuration to what is trained: loss, objective, task; and what doesn't go together is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distsgd.core.components import field_names
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses import LOSSES, BinaryCrossEntropy, Loss, SoftmaxCrossEntropy, SquaredError
+from distsgd.nn.losses import LOSSES
+from distsgd.nn.losses.base import Loss
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.nn.task import Task, true_classes
@@ -23,20 +24,6 @@ from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, class_n
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK
-from distsgd.training.metrics import (
-    METRICS,
-    R2,
-    Accuracy,
-    ConfusionMatrix,
-    Error,
-    LabelAccuracy,
-    MeanAbsoluteError,
-    MeanSquaredError,
-    Metric,
-    TopK,
-    UserMetric,
-    standard_metrics,
-)
 
 if TYPE_CHECKING:
     from distsgd.training.trainer import Trainer
@@ -44,11 +31,14 @@ if TYPE_CHECKING:
 OWN_MODEL = "own"
 """The name, in a configuration, of a model that was handed to fit as an object."""
 
+OF_LOSSES = {
+    "label_smoothing": "label_smoothing", "class_weights": "class_weights", "pos_weight": "pos_weight",
+    "huber_delta": "delta", "quantiles": "quantiles", "focal_gamma": "gamma", "focal_alpha": "alpha",
+}  # fmt: skip
+"""Options of the losses that have names, and the fields that they set."""
 _OF_VALIDATION = ["monitor", "min_delta", "ties", "early_stopping", "patience", "validate_every"]
 _LOOKED_AT = 4096
 """Targets that are looked at before all are."""
-_CONFUSION_CLASSES = 100
-"""Above this many classes a confusion matrix is no longer something to read in a summary."""
 
 
 def user_code(communicator: Communicator, name: str, option: str) -> Any:
@@ -63,13 +53,26 @@ def user_code(communicator: Communicator, name: str, option: str) -> Any:
 
 def build_loss(config: TrainConfig, data: Signature) -> Loss:
     """The loss of the configuration: by the targets where it is auto."""
-    by_targets = "softmax-cross-entropy" if data.num_classes is not None else "squared-error"
-    name = by_targets if config.loss == "auto" else config.loss
-    if name == "softmax-cross-entropy":
-        return SoftmaxCrossEntropy(label_smoothing=config.label_smoothing, class_weights=config.class_weights or None)
-    if config.label_smoothing or config.class_weights:
-        raise ConfigurationError(f"label_smoothing and class_weights need softmax-cross-entropy, the loss is {name}")
-    return LOSSES[name]()
+    name = config.loss
+    if name == "auto":
+        name = "softmax-cross-entropy" if data.num_classes is not None else "squared-error"
+    if name == OWN_LOSS:
+        raise ConfigurationError(
+            "loss own: the loss is an object of a program; the model's function can return it in a "
+            "distsgd.nn.Supervised(model, loss, input_shape)"
+        )
+    kind = LOSSES[name]
+    values = {}
+    for option, field in OF_LOSSES.items():
+        value = getattr(config, option)
+        if value == OPTIONS[option].default:
+            continue
+        if field not in field_names(kind):
+            having = " or ".join(one for one, other in LOSSES.items() if field in field_names(other))
+            raise ConfigurationError(f"{option} needs {having}, the loss is {name}")
+        values[field] = value
+    loss: Loss = kind(**values)
+    return loss
 
 
 def build_objective(
@@ -86,10 +89,10 @@ def build_objective(
                 return builder(data.example_shape, outputs)
 
         return as_objective(communicator.everywhere(call), loss, data)
-    if config.output_activation != "linear" and not isinstance(loss, SquaredError):
+    if config.output_activation != "linear" and type(loss) is not LOSSES["squared-error"]:
         raise ConfigurationError(
             f"output_activation {config.output_activation}: goes with --loss squared-error alone, the cross-entropies "
-            "take linear outputs"
+            "and other losses take linear outputs"
         )
     options = ModelOptions(**{option.name: getattr(config, option.name) for option in fields(ModelOptions)})
     return as_objective(build_model(config.model, data.example_shape, outputs, options), loss, data)
@@ -119,31 +122,11 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
     """
     if (declared := objective.task(data.target_shape, data.num_classes)) is not None:
         return replace(declared, names=class_names(config.classes, declared.num_classes))
-    own = not isinstance(objective, Supervised)
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
-    outputs = loss.output_size(data.target_shape, data.num_classes)
-    if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy | SquaredError):
-        task = _task_of_own_loss(data, outputs)
-    elif isinstance(loss, SoftmaxCrossEntropy):
-        task = Task("classification", data.num_classes or outputs, answer="score" if own else "logit")
-    elif isinstance(loss, BinaryCrossEntropy) and outputs > 1:
-        task = Task("multilabel", outputs, answer="score" if own else "logit")
-    elif isinstance(loss, BinaryCrossEntropy):
-        task = Task("classification", 2, answer="score" if own else "logit")
-    elif data.num_classes == 2 and outputs == 1:
-        task = Task("classification", 2, answer="probability")
-    else:
-        task = Task("regression")
+    task = loss.task(data.target_shape, data.num_classes)
+    if not isinstance(objective, Supervised) and task.kind in ("classification", "multilabel"):
+        task = replace(task, answer="score" if task.answer == "logit" else task.answer)
     return replace(task, names=class_names(config.classes, task.num_classes))
-
-
-def _task_of_own_loss(data: Signature, outputs: int) -> Task:
-    """For a loss of the user's own: what outputs stand for is known where there is one for each class or value."""
-    if data.num_classes is not None and outputs == data.num_classes > 1:
-        return Task("classification", data.num_classes)
-    if data.num_classes is None and outputs == prod(data.target_shape):
-        return Task("regression")
-    return Task("other")
 
 
 def note_on_targets(communicator: Communicator, task: Task, data: Data) -> list[str]:
@@ -223,10 +206,9 @@ def _refuse_given(
 
 def _of_another_loss(config: TrainConfig, data: Signature, objective: Objective) -> Sequence[str]:
     """Options of the loss that the objective doesn't have."""
-    smoothing = ["label_smoothing", "class_weights"]
     if not isinstance(objective, Supervised) or config.loss == OWN_LOSS:
-        return smoothing
-    return [] if objective.loss == build_loss(config, data) else ["loss", *smoothing]
+        return [*OF_LOSSES]
+    return [] if objective.loss == build_loss(config, data) else ["loss", *OF_LOSSES]
 
 
 def _penalties(config: TrainConfig) -> Sequence[str]:
@@ -244,79 +226,6 @@ def _refuse_penalties_of_nothing(config: TrainConfig, objective: Objective) -> N
             f"{asked[0]}: would change nothing, for it holds for matrices alone, and none of the parameters "
             f"{', '.join(shapes)} is one; name those that it is for with penalize, such as '*'"
         )
-
-
-def build_metrics(
-    communicator: Communicator,
-    config: TrainConfig,
-    data: Signature,
-    objective: Objective,
-    task: Task,
-    own: Sequence[Metric] = (),
-) -> list[Metric]:
-    """What is measured besides the loss, with the `own` metrics of a program. Collective."""
-    if not objective.has_outputs():
-        if config.metric or own:
-            raise ConfigurationError(
-                "metric: this model gives no outputs to measure; give distsgd.FunctionObjective outputs="
-            )
-        return []
-    loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
-    outputs = loss.output_size(data.target_shape, data.num_classes)
-    standard = standard_metrics(task, outputs, config.top_k, data.target_mean)
-    asked = [_metric(communicator, name, data, task, outputs) for name in config.metric]
-    own = [_of_task(metric, data, task, outputs) for metric in own]
-    return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard]), *own]
-
-
-def _metric(communicator: Communicator, name: str, data: Signature, task: Task, outputs: int) -> Metric:
-    if name in METRICS:
-        metric = METRICS[name](task, outputs, data.target_mean)
-        _refuse_of_other_tasks(metric, task, outputs)
-        return metric
-    return UserMetric(name.rpartition(":")[2], user_code(communicator, name, "metric"))
-
-
-def _of_task(metric: Metric, data: Signature, task: Task, outputs: int) -> Metric:
-    """The metric, with what its maker leaves to the task."""
-    if getattr(metric, "threshold", None) is None:
-        _refuse_of_other_tasks(metric, task, outputs)
-    if isinstance(metric, Accuracy | Error | LabelAccuracy | ConfusionMatrix) and metric.threshold is None:
-        return replace(metric, threshold=task.output_threshold)
-    if isinstance(metric, R2) and not metric.center and task.kind == "regression":
-        if metric.num_outputs != outputs:
-            raise ConfigurationError(f"metric r2: expected R2({outputs}) for {outputs} values, got {metric}")
-        return replace(metric, center=data.target_mean)
-    return metric
-
-
-def _refuse_of_other_tasks(metric: Metric, task: Task, outputs: int) -> None:
-    """Raises ConfigurationError for a metric whose value would mean nothing of this task's outputs."""
-    if isinstance(metric, Accuracy | Error | TopK | ConfusionMatrix):
-        fits = task.kind == "classification" and (not isinstance(metric, TopK) or outputs >= max(metric.k, 2))
-    elif isinstance(metric, LabelAccuracy):
-        fits = task.kind == "multilabel" or (task.kind == "classification" and outputs == 1)
-    elif isinstance(metric, MeanAbsoluteError | MeanSquaredError | R2):
-        fits = task.kind == "regression" or task.answer == "probability"
-    else:
-        return
-    if fits or task.kind == "other":
-        return
-    what, remedy = {
-        "classification": ("classes", "values are floats (y.astype(float)) under --loss squared-error"),
-        "multilabel": ("several answers", "label_accuracy is measured of them"),
-        "regression": ("values", "classes are integers (y.astype(int)), or 0 and 1 under --loss binary-cross-entropy"),
-    }[task.kind]
-    if isinstance(metric, TopK) and task.kind == "classification":
-        what, remedy = f"classes of which the model has {outputs} outputs", "leave it out"
-    raise ConfigurationError(f"metric {metric.name}: would mean nothing, for the targets are {what}; {remedy}")
-
-
-def confusion_matrix(task: Task, metrics: Sequence[Metric]) -> ConfusionMatrix | None:
-    """The confusion matrix for the summary, where classes are measured, and there aren't too many."""
-    if task.kind != "classification" or task.num_classes > _CONFUSION_CLASSES or not metrics:
-        return None
-    return ConfusionMatrix(max(task.num_classes, 2), task.output_threshold)
 
 
 def refuse_one_class(
@@ -370,26 +279,20 @@ def check_outputs(communicator: Communicator, trainer: Trainer, task: Task) -> N
 
 
 def check_targets(communicator: Communicator, config: TrainConfig, objective: Objective, data: Data) -> None:
-    """Raises DataError where targets aren't the labels or probabilities that a cross-entropy takes. Collective."""
+    """Raises DataError where targets aren't what the loss takes. Collective."""
 
     def check() -> None:
         loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data.signature)
-        if not isinstance(loss, SoftmaxCrossEntropy | BinaryCrossEntropy):
-            return
         loss.output_size(data.signature.target_shape, data.signature.num_classes)
+        if config.standardize_targets and not loss.standardizable:
+            raise ConfigurationError(
+                f"standardize_targets: would give the targets the mean 0, and --loss {config.loss} takes none below 0; "
+                "leave it out"
+            )
         sets = {"training": data.train, "validation": data.validation, "test": data.test}
         for name, part in sets.items():
-            if part is None or part.y.dtype.kind != "f":
-                continue
-            if np.any(part.y < 0) or np.any(part.y > 1):
-                raise DataError(
-                    f"{data.name}: {name} targets must be probabilities from 0 to 1 for a cross-entropy; (y + 1) / 2 "
-                    "makes them of -1 and +1, and other values take --loss squared-error"
-                )
-            if isinstance(loss, SoftmaxCrossEntropy) and not np.allclose(part.y.sum(axis=-1), 1, atol=1e-3):
-                raise DataError(
-                    f"{data.name}: the {name} targets of each example must add up to 1 for a softmax; several answers "
-                    "take --loss binary-cross-entropy"
-                )
+            wrong = None if part is None else loss.wrong_targets(part.y)
+            if wrong is not None:
+                raise DataError(f"{data.name}: the {name} targets {wrong}")
 
     communicator.on_root(check)

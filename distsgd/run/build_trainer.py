@@ -16,7 +16,6 @@ from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.data.sampling import Sampler, filled_microbatches
-from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.regularization import Regularization
@@ -33,7 +32,7 @@ from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
 from distsgd.training.evaluator import Evaluator
 from distsgd.training.intervals import Intervals, Limits, parse_interval, parse_target
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics.base import Metric
 from distsgd.training.non_finite import NonFinitePolicy
 from distsgd.training.running_statistics import least_examples
 from distsgd.training.selection import Selection
@@ -271,8 +270,7 @@ def build_own_schedule(config: TrainConfig) -> Schedule:
 
 
 def _weights_classes(objective: Objective) -> bool:
-    loss = objective.loss if isinstance(objective, Supervised) else None
-    return isinstance(loss, SoftmaxCrossEntropy) and loss.class_weights is not None
+    return isinstance(objective, Supervised) and getattr(objective.loss, "class_weights", None) is not None
 
 
 def monitored(config: TrainConfig, metrics: Sequence[Metric], weighted: bool = False) -> str:
@@ -282,7 +280,7 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric], weighted: bool = F
     itself, while it still learns to separate more examples. Where classes are `weighted` it is the loss: the error
     counts all examples alike, and would undo what the weights are for.
     """
-    names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics))]
+    names = [f"validation_{name}" for name in ("loss", *(metric.name for metric in metrics if metric.is_number))]
     for option, name in (("monitor", config.monitor), ("target", config.target and parse_target(config.target)[0])):
         if name is not None:
             if f"validation_{name}" in names:

@@ -170,9 +170,20 @@ class TrainConfig:
 
     loss: str = option("auto", group="Loss", choices=("auto", *LOSSES), internal=(OWN_LOSS,), help=
         "auto: softmax-cross-entropy for labels, squared-error for values.")
-    label_smoothing: float = option(0.0, "Part of the target spread evenly over the classes (softmax-cross-entropy).")
+    label_smoothing: float = option(0.0, help=
+        "Part of the target spread evenly over the classes, or over yes and no (softmax- and binary-cross-entropy).")
     class_weights: tuple[float, ...] = option((), most=100_000, help=
-        "One weight a class for its examples' losses (softmax-cross-entropy).")
+        "One weight a class for its examples' losses (softmax-cross-entropy, focal).")
+    pos_weight: tuple[float, ...] = option((), most=100_000, help=
+        "The weight of yes against no: one number, or one for each answer (binary-cross-entropy).")
+    huber_delta: float | None = option(None, interval="(0, inf)", help=
+        "From this distance on the loss grows linearly (huber). Default: 1.")
+    quantiles: tuple[float, ...] = option((), interval="(0, 1)", help=
+        "Those that are predicted, in rising order (quantile). Default: 0.05 0.5 0.95.")
+    focal_gamma: float | None = option(None, interval="[0, inf)", help=
+        "How much less an example counts that is predicted well (focal, binary-focal). Default: 2.")
+    focal_alpha: float | None = option(None, interval="(0, 1)", help=
+        "The weight of yes; no has the rest of 1 (binary-focal). Default: both have 1.")
 
     optimizer: str = option("momentum", "sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.", group="Optimizer")
     learning_rate: float | None = option(None, _by_optimizer("learning_rate"), interval="[0, inf)", short="--lr")
@@ -380,18 +391,6 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
 def own_optimizer(config: TrainConfig) -> Optimizer:
     """The optimizer of the configuration. Raises ConfigurationError for hyper-parameters that it doesn't have."""
     return build_optimizer(config.optimizer, **{name: getattr(config, name) for name in HYPER_PARAMETERS})
-
-
-def to_toml(config: TrainConfig) -> str:
-    """The configuration as a TOML document, without what isn't set; reading it back gives the same run."""
-    import tomli_w
-
-    values = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(config).items()
-        if value is not None and key not in NOT_WRITTEN
-    }
-    return tomli_w.dumps(values)
 
 
 def _slug(text: str) -> str:

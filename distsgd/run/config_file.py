@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import read
-from distsgd.run.config import OPTIONS, TrainConfig
+from distsgd.run.config import NOT_WRITTEN, OPTIONS, TrainConfig
 
 RENAMED = {"logical_ranks": "microbatches"}
 """Present names of options by their former ones, which are refused."""
@@ -38,6 +39,18 @@ def read_toml(path: Path) -> TrainConfig:
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers with too many digits
         raise ConfigurationError(f"{path} is not a TOML file: {error}") from None
     return from_mapping(document, str(path))
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The configuration as a TOML document, without what isn't set; reading it back gives the same run."""
+    import tomli_w
+
+    values = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(config).items()
+        if value is not None and key not in NOT_WRITTEN
+    }
+    return tomli_w.dumps(values)
 
 
 def _check_work(text: str) -> None:

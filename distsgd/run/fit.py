@@ -12,7 +12,7 @@ from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
@@ -24,7 +24,7 @@ from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.trained_model import Result, options_of_run
 from distsgd.training.callbacks import Callback, History
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics.base import Metric
 
 if TYPE_CHECKING:
     from distsgd.run.fit_options import FitOptions, LossName
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MetricFunction: TypeAlias = Callable[[Array, Array], Array]
 """`(outputs (k, n), targets (n,) or (k, n)) -> (n,)`: one number an example."""
+LossFunction: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""`(outputs (k, n), y) -> (losses (n,), gradient (k, n))`."""
 
 
 def fit(
@@ -44,7 +46,7 @@ def fit(
     test: tuple[Any, ...] | None = None,
     params: Mapping[str, Any] | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
-    loss: LossName | Loss | None = None,
+    loss: LossName | Loss | LossFunction | None = None,
     optimizer: Optimizer | type[Optimizer] | str | None = None,
     schedule: Schedule | str | None = None,
     metrics: Sequence[Metric | str | MetricFunction] = (),
@@ -74,9 +76,9 @@ def fit(
     outputs : function, optional
         `outputs(params, batch)` returns the outputs (k, n) of a model that is a function; without it there are no
         metrics and no predictions.
-    loss : str or Loss, optional
-        What is minimized, by name or as an object. By default softmax-cross-entropy for labels, squared-error for
-        values; of a model that is a function or an objective, its own.
+    loss : str, Loss or function, optional
+        What is minimized: a name, an object, or a function `(outputs, y) -> (losses (n,), gradient (k, n))`. By default
+        softmax-cross-entropy for labels, squared-error for values; a model that is a function has its own.
     optimizer : Optimizer, class or str, optional
         Such as `distsgd.Adam(1e-3)`; or a name, or a class of distsgd.optim, with options such as `lr=1e-3`.
     schedule : Schedule or str, optional
@@ -122,7 +124,7 @@ def fit(
         arrays = {"train": training_set(x, y, weights), "validation": validation, "test": test}
         watching, measured = [history, *listed("callbacks", callbacks)], listed("metrics", metrics)
         return FitArguments(
-            model, arrays, params, outputs, loss, optimizer, schedule, measured, watching, options
+            model, arrays, params, outputs, as_loss(loss), optimizer, schedule, measured, watching, options
         ).spec()
 
     ranks = ranks_for(communicator, options.get("stall_timeout"))

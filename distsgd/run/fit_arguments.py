@@ -17,13 +17,14 @@ from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses import LOSSES, Loss
+from distsgd.nn.losses import LOSSES
+from distsgd.nn.losses.base import Loss
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.agreement import add_versions
-from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text, fingerprint
@@ -33,7 +34,7 @@ from distsgd.run.placement import Data, data_of, place_split, split_data
 from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback
-from distsgd.training.metrics import Metric, UserMetric
+from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import DataSource
@@ -314,11 +315,13 @@ def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = Fal
 def _named_loss(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make an equal loss, so that a run can be loaded by them; else that it is the user's own."""
     for name, kind in LOSSES.items():
-        values = {key: getattr(loss, key, None) for key in field_names(kind) if key in OPTIONS and key != "loss"}
-        given = {"loss": name} | {key: value for key, value in values.items() if value is not None}
+        if type(loss) is not kind:
+            continue
+        values = {option: getattr(loss, key) for option, key in OF_LOSSES.items() if key in field_names(kind)}
+        given = {"loss": name} | {option: value for option, value in values.items() if value is not None}
         with suppress(ConfigurationError):
-            config = from_mapping(given, "fit") if type(loss) is kind and not given.keys() & options.keys() else None
-            if config is not None and build_loss(config, Signature((), (), None)) == loss:
+            config = from_mapping(given, "fit")
+            if not given.keys() & options.keys() and build_loss(config, Signature((), (), None)) == loss:
                 return given
     return {"loss": OWN_LOSS}
 

@@ -3,7 +3,19 @@
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, TypedDict
 
-LossName: TypeAlias = Literal["auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"]
+LossName: TypeAlias = Literal[
+    "auto",
+    "softmax-cross-entropy",
+    "binary-cross-entropy",
+    "squared-error",
+    "l1",
+    "huber",
+    "poisson",
+    "gaussian",
+    "quantile",
+    "focal",
+    "binary-focal",
+]
 
 class FitOptions(TypedDict, total=False):
     scale: float | None
@@ -25,6 +37,11 @@ class FitOptions(TypedDict, total=False):
     output_activation: str
     label_smoothing: float
     class_weights: float | Sequence[float]
+    pos_weight: float | Sequence[float]
+    huber_delta: float | None
+    quantiles: float | Sequence[float]
+    focal_gamma: float | None
+    focal_alpha: float | None
     learning_rate: float | None
     momentum: float | None
     dampening: float | None

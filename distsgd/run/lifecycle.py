@@ -24,25 +24,25 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.agreement import agreed_family
 from distsgd.run.build import (
-    build_metrics,
     build_task,
     check_outputs,
     check_targets,
-    confusion_matrix,
     note_on_targets,
     refuse_one_class,
     refuse_unused,
     refuse_without_effect,
 )
+from distsgd.run.build_metrics import build_metrics, confusion_matrix
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, load_initial
-from distsgd.run.config import TrainConfig, to_toml
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import to_toml
 from distsgd.run.digests import digest_of_rows
 from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
 from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import fill_model
-from distsgd.training.metrics import Metric, UserMetric
+from distsgd.training.metrics.base import Metric, UserMetric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
 

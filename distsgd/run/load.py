@@ -17,7 +17,7 @@ from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.function_objective import FunctionObjective
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses import Loss
+from distsgd.nn.losses.base import Loss, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
@@ -30,6 +30,8 @@ from distsgd.run.stored_model import Stored, read_stored
 from distsgd.run.trained_model import TrainedModel, options_of_run
 
 PathLike: TypeAlias = str | os.PathLike[str]
+LossFunction: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""`(outputs (k, n), y) -> (losses (n,), gradient (k, n))`."""
 _NAMED = 4
 """How many parameters a sentence names."""
 
@@ -39,7 +41,7 @@ def load(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
     path: PathLike,
     *,
     model: Layer | Objective | LossAndGrad | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossFunction | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
 ) -> TrainedModel: ...
 
@@ -49,7 +51,7 @@ def load(
     path: Sequence[PathLike],
     *,
     model: Layer | Objective | LossAndGrad | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossFunction | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
 ) -> Ensemble: ...
 
@@ -58,7 +60,7 @@ def load(
     path: PathLike | Sequence[PathLike],
     *,
     model: Layer | Objective | LossAndGrad | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossFunction | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
 ) -> TrainedModel | Ensemble:
     """A trained model, from its run folder or a checkpoint. Starts no MPI, and runs no code that the files name.
@@ -69,8 +71,8 @@ def load(
         A run folder or a checkpoint; of several, an ensemble whose predictions are the mean of theirs.
     model : Layer, Objective or function, optional
         The model, where the run's was the user's own; of a run that was trained with a name it is built from that.
-    loss : Loss, optional
-        The loss, where the run's was an object of the user's own.
+    loss : Loss or function, optional
+        The loss, where the run's was an object or a function of the user's own.
     outputs : function, optional
         `outputs(params, batch)` of a model that is a function, for predictions and metrics.
 
@@ -96,7 +98,7 @@ def load(
     >>> bool((distsgd.load(folder).predict(x) == result.predict(x)).all())
     True
     """
-    given = {"model": model, "loss": loss, "outputs": outputs}
+    given = {"model": model, "loss": as_loss(loss), "outputs": outputs}
     if isinstance(path, str | os.PathLike):
         return _loaded(os.fspath(path), given, required=True)
     if not isinstance(path, Sequence) or not all(isinstance(one, str | os.PathLike) for one in path) or not path:

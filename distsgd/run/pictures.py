@@ -35,7 +35,7 @@ from distsgd.run.picture_material import SPLITS, Material, read_run, run_of, sto
 from distsgd.run.placement import Data
 from distsgd.run.stored_model import StoredModel
 from distsgd.run.user_code import CodeName
-from distsgd.training.metrics import ConfusionMatrix
+from distsgd.training.metrics.classes import ConfusionMatrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

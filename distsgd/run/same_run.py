@@ -26,7 +26,7 @@ from distsgd.run.reads import comparable
 from distsgd.run.substance import Digests, described
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.checkpoint_store import fill_model
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics.base import Metric
 from distsgd.training.run_state import Metadata
 from distsgd.training.step import TrainingStep
 

@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import RunFolderError
 from distsgd.core.files import expanded
-from distsgd.run.config import to_toml
+from distsgd.run.config_file import to_toml
 from distsgd.run.folder import RunFolder
 from distsgd.run.records import SAVED
 from distsgd.run.stored_model import StoredModel

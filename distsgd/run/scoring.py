@@ -13,10 +13,10 @@ from distsgd.data.examples import Examples
 from distsgd.data.sources.checks import check_arrays, check_stored
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
-from distsgd.run.build import build_metrics, confusion_matrix
+from distsgd.run.build_metrics import build_metrics, confusion_matrix
 from distsgd.run.stored_model import StoredModel
 from distsgd.training.evaluator import Evaluator
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics.base import Metric
 
 
 def score(

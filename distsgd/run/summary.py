@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -16,12 +16,15 @@ from distsgd.core.errors import visible
 from distsgd.core.output import counted, field, field_of_path, number
 from distsgd.core.version import __version__
 from distsgd.data.examples import Signature
-from distsgd.nn.losses import SquaredError
 from distsgd.nn.objective import Supervised
 from distsgd.nn.task import Task, predicted_classes, true_classes
 from distsgd.run.config import TrainConfig
-from distsgd.training.metrics import R2, ConfusionMatrix, Metric, Value
+from distsgd.training.metrics.base import Metric, Value
 from distsgd.training.trainer import StopReason, Trainer
+
+if TYPE_CHECKING:
+    from distsgd.training.metrics.classes import ConfusionMatrix
+    from distsgd.training.metrics.regression import R2
 
 EXIT_STATUS = {"completed": 0, "early_stopped": 0, "stopped": 75, "failed": 1}
 
@@ -164,6 +167,8 @@ def doubt(trainer: Trainer, task: Task, summary: Mapping[str, Any]) -> str | Non
     if not summary["steps"] or summary["status"] == StopReason.STOPPED.value or "validation" not in trainer.evaluators:
         return None  # of a run that continues, the end will say it
     if task.kind == "regression":
+        from distsgd.nn.losses.regression import SquaredError
+
         own = not isinstance(objective, Supervised) or not isinstance(objective.loss, SquaredError)
         return None if own else _no_better_than_the_mean(trainer, summary)
     if task.kind == "other":
@@ -183,8 +188,7 @@ def doubt(trainer: Trainer, task: Task, summary: Mapping[str, Any]) -> str | Non
 def _same(trainer: Trainer, task: Task) -> str:
     """What all validation examples are taken for, by one more look at them; nothing where that varies. Collective."""
     found = trainer.scores.of("validation", (_Variety(task),)).get("validation_variety")
-    assert found is None or isinstance(found, list)
-    if found is None or found[1] or not found[0]:
+    if not isinstance(found, list) or found[1] or not isinstance(found[0], list) or not found[0]:
         return ""
     none, *counts = found[0]
     bits = [int(count > 0) for count in counts]
@@ -196,13 +200,15 @@ def _same(trainer: Trainer, task: Task) -> str:
 
 def _no_better_than_the_mean(trainer: Trainer, summary: Mapping[str, Any]) -> str | None:
     """A sentence where R² is below 0; 0 is that of targets that are all equal. Collective."""
+    from distsgd.training.metrics.regression import R2
+
     r2, which = summary.get("validation_r2"), ""
     usual = next((one for one in trainer.evaluators["validation"].metrics if isinstance(one, R2)), None)
     if not isinstance(r2, float):
         return None
     if usual is not None and usual.num_outputs > 1:
         worse = trainer.scores.of("validation", (_Below(usual),))["validation_below"]
-        assert isinstance(worse, list)
+        assert isinstance(worse, list) and isinstance(worse[0], list)
         if not worse[0]:
             return None
         which = f" of output {', '.join(map(str, worse[0][:10]))}"
@@ -230,7 +236,8 @@ class _Below(Metric):
 
     def value(self, sums: Array) -> Value:
         columns = sums[1:].reshape(3, self.r2.num_outputs).T
-        scores = [R2().value(np.array([sums[0], *column])) for column in columns]
+        one = type(self.r2)()
+        scores = [one.value(np.array([sums[0], *column])) for column in columns]
         return [[place for place, score in enumerate(scores) if isinstance(score, float) and score < 0]]
 
 

@@ -21,7 +21,7 @@ from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import NOT_WRITTEN, TrainConfig
 from distsgd.training.evaluator import predict_all
-from distsgd.training.metrics import Metric
+from distsgd.training.metrics.base import Metric
 from distsgd.training.run_state import Metadata
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
-from distsgd.training.metrics import Metric, Value
+from distsgd.training.metrics.base import Metric, Value
 from distsgd.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CHUNK = 512
 """Examples scored together. Fixed, so that chunks, and with them the bits of every metric, are the same on any number
 of ranks."""
+
+
+_Part: TypeAlias = tuple[Array, list[tuple[Array, Array]]]
 
 
 @dataclass
@@ -52,20 +55,19 @@ class Evaluator:
     def run(self, params: Views, state: Views, scratch: Sequence[Views]) -> dict[str, Value]:
         """{"loss": …, and each metric}, on every rank. Collective. `scratch` is one gradient buffer a worker."""
         params, state = params.read_only(), state.read_only()  # ranks may share them
-        sums = self.communicator.everywhere(lambda: self._own_sums(params, state, scratch))
-        parts = self.communicator.gather_object(sums)
-        if parts is not None:
-            return self.communicator.broadcast_object(self._values(parts))
-        return self.communicator.broadcast_object({})
+        own = self.communicator.everywhere(lambda: self._own_sums(params, state, scratch))
+        parts = self.communicator.gather_object(own)
+        return self.communicator.on_root(lambda: self._values(parts or []))
 
-    def _own_sums(self, params: Views, state: Views, scratch: Sequence[Views]) -> Array:
-        """(chunks of this rank, 2 + widths of the metrics) float64."""
+    def _own_sums(self, params: Views, state: Views, scratch: Sequence[Views]) -> _Part:
+        """(chunks of this rank, 2 + widths of the metrics) float64, and what metrics gather of each chunk."""
         for file in self.files:
             file.check()
         chunks = -(-len(self.loader.examples) // CHUNK)
         rank, size = self.communicator.rank, self.communicator.size
         first, last = (0, chunks if rank == 0 else 0) if self.on_root_alone else part(chunks, size, rank)
         sums = np.zeros((last - first, 2 + sum(metric.width() for metric in self.metrics)))
+        kept: list[tuple[Array, Array] | None] = [None] * len(sums)
         workers = self.workers.that_may_call(self.loader.objective, *self.metrics)
         zeroes = not self.loader.objective.overwrites_gradients()  # gradients are scratch memory here
 
@@ -75,13 +77,16 @@ class Evaluator:
                 for index in range(begin, end):
                     if zeroes:
                         scratch[worker].flat[...] = 0.0
-                    self._score_chunk(first + index, sums[index], params, state, scratch[worker])
+                    kept[index] = self._score_chunk(first + index, sums[index], params, state, scratch[worker])
 
         with users_code(f"scoring failed on rank {rank}"):
             workers.run(run)
-        return sums
+        return sums, [one for one in kept if one is not None]
 
-    def _score_chunk(self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views) -> None:
+    def _score_chunk(
+        self, chunk: int, sums: Array, params: Views, state: Views, scratch: Views
+    ) -> tuple[Array, Array] | None:
+        """Writes the chunk's sums, and returns copies of its outputs and targets where a metric gathers them."""
         indices = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.loader.examples)))
         batch = self.loader.batch(indices, state)
         loss_sum, count, outputs = self.loader.objective.score(params, scratch, batch)
@@ -95,6 +100,9 @@ class Evaluator:
                 y = self._as_stored(batch, y)
             for metric, place in self._sums_of:
                 sums[place] = metric.sums(outputs, y)
+            if any(metric.gathers for metric in self.metrics):
+                return np.array(outputs), np.array(y)
+        return None
 
     def _as_stored(self, batch: Batch, y: Array) -> Array:
         """Values (K, n) as the data set holds them, where the model's dtype has rounded them: scores are of the user's
@@ -106,13 +114,21 @@ class Evaluator:
         found: Array = to_host(place.take(stored, place.put(batch.indices))).reshape(len(batch.indices), -1).T
         return found.astype(np.float64) if np.array_equal(found.astype(y.dtype), y) else y
 
-    def _values(self, parts: Sequence[Array]) -> dict[str, Value]:
+    def _values(self, parts: Sequence[_Part]) -> dict[str, Value]:
+        """Each value, on rank 0."""
         total = np.zeros(2 + sum(metric.width() for metric in self.metrics))
-        for sums in parts:
+        for sums, _ in parts:
             for chunk in sums:
                 total += chunk
-        loss = float(total[0] / total[1]) if total[1] else math.nan
-        return {"loss": loss} | {metric.name: metric.value(total[place]) for metric, place in self._sums_of}
+        values: dict[str, Value] = {"loss": float(total[0] / total[1]) if total[1] else math.nan}
+        kept = [one for _, chunks in parts for one in chunks]
+        whole = tuple(np.concatenate(arrays, axis=-1) for arrays in zip(*kept, strict=True)) if kept else None
+        for metric, place in self._sums_of:
+            if not metric.gathers:
+                values[metric.name] = metric.value(total[place])
+            else:
+                values[metric.name] = math.nan if whole is None else metric.of_set(*whole)
+        return values
 
 
 def predict_all(loader: Loader, params: Views, state: Views) -> Array:

@@ -24,7 +24,7 @@ from distsgd.training.callbacks import Callback, Hooks, RunView
 from distsgd.training.checkpoint_store import Checkpoints, CheckpointStore
 from distsgd.training.evaluator import Evaluator, Scores
 from distsgd.training.intervals import Intervals, Limits
-from distsgd.training.metrics import Value
+from distsgd.training.metrics.base import Value
 from distsgd.training.non_finite import NonFinite, NonFinitePolicy, Reaction
 from distsgd.training.run_state import RunState
 from distsgd.training.selection import Selection

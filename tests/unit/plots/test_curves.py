@@ -24,7 +24,8 @@ from distsgd.plots.curves import (
     training_losses,
 )
 from distsgd.plots.runs import Run, differences, names, steps_per_epoch
-from distsgd.run.config import TrainConfig, resolved, to_toml
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.config_file import to_toml
 from distsgd.run.picture_material import read_records, read_run, run_of
 
 RECORDS: list[dict[str, Any]] = [

@@ -17,7 +17,8 @@ from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.output import columns
 from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.run.comparison import compare
-from distsgd.run.config import TrainConfig, resolved, to_toml
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.config_file import to_toml
 from distsgd.run.picture_material import read_run
 from tests.unit.cli.test_main import run as distsgd
 

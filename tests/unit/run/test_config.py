@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
 from distsgd.optim.optimizers import OPTIMIZERS
-from distsgd.run.config import NOT_WRITTEN, OPERATIONAL, OPTIONS, STOP_CONDITIONS, TrainConfig, resolved, to_toml
-from distsgd.run.config_file import from_mapping, read_toml
+from distsgd.run.config import NOT_WRITTEN, OPERATIONAL, OPTIONS, STOP_CONDITIONS, TrainConfig, resolved
+from distsgd.run.config_file import from_mapping, read_toml, to_toml
 from distsgd.training.intervals import Interval, parse_duration, parse_interval, parse_target
 
 NAN, INF = float("nan"), float("inf")

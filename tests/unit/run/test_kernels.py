@@ -8,8 +8,8 @@ import pytest
 
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernel_family import Host
-from distsgd.run.config import TrainConfig, to_toml
-from distsgd.run.config_file import read_toml
+from distsgd.run.config import TrainConfig
+from distsgd.run.config_file import read_toml, to_toml
 from distsgd.run.kernels import decide, recorded_for, recorded_in
 from tests.unit.core.test_kernel_family import V2, V3, V4
 

@@ -18,8 +18,8 @@ from distsgd.cli import command_line, doctor, evaluate, launch, plot, predict
 from distsgd.cli.command_line import load_config, parse_arguments
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import option, options_of
-from distsgd.run.config import TrainConfig, resolved, to_toml
-from distsgd.run.config_file import from_mapping, read_toml
+from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.config_file import from_mapping, read_toml, to_toml
 from distsgd.run.user_code import CodeName, import_function, names_code
 
 ROOT = Path(distsgd.__file__).parent
