@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
 
-from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.core.status_table import Phase
@@ -127,7 +126,7 @@ class DataParallel:
             raise
 
     @property
-    def params(self) -> dict[str, Array]:
+    def params(self) -> dict[str, Any]:
         """The parameters by name: read-only views, which each step updates."""
         return dict(self._loop.trains.params.read_only())
 
