@@ -53,14 +53,14 @@ def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
     An exception of the user's own code arrives as itself: the object on the rank where it was raised, a copy on the
     others. Where nothing catches what is raised here, one rank reports it and all end.
     """
-    with single_threaded_blas():
+    with stacks_when_asked(), single_threaded_blas():
         return guest_call(communicator, function, last=True)
 
 
 def guest_call(communicator: Communicator, function: Callable[[], T], last: bool = False) -> T:
-    """As `as_a_guest`, for one call of several: BLAS stays as it is, and so do the ranks where it isn't the last."""
+    """As `as_a_guest`, for one call of several: BLAS and signals stay, and so do the ranks where it isn't the last."""
     try:
-        with numpys_defaults(), stacks_when_asked(), communicator.used_by_one_fit():
+        with numpys_defaults(), communicator.used_by_one_fit():
             if communicator.size == 1:
                 return function()
             from distsgd.parallel.unhandled import crashes_shown

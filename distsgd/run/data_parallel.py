@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
 
-from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.core.status_table import Phase
@@ -18,8 +17,8 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import release
 from distsgd.run.agreement import agreed
 from distsgd.run.caller import guest_call, ranks_for
-from distsgd.run.data_parallel_batches import GlobalBatch, MicroBatch
-from distsgd.run.data_parallel_function import OwnLossAndGrad, Reduction
+from distsgd.run.data_parallel_batches import GlobalBatch
+from distsgd.run.data_parallel_function import ExampleFunction, OwnLossAndGrad, Reduction
 from distsgd.run.data_parallel_loop import Loop
 from distsgd.run.data_parallel_settings import Settings
 from distsgd.run.identity import Identity
@@ -127,7 +126,7 @@ class DataParallel:
             raise
 
     @property
-    def params(self) -> dict[str, Array]:
+    def params(self) -> dict[str, Any]:
         """The parameters by name: read-only views, which each step updates."""
         return dict(self._loop.trains.params.read_only())
 
@@ -208,7 +207,7 @@ class DataParallel:
 
         return self._call(lambda: self._loop.step(loss_and_grad, batch))
 
-    def mean(self, function: Callable[[Mapping[str, Array], MicroBatch], Any], x: Any, y: Any = None) -> float:
+    def mean(self, function: ExampleFunction, x: Any, y: Any = None) -> float:
         """The mean of a number for each example, over all ranks; the same bits on any number of ranks. Collective.
 
         Parameters
@@ -228,18 +227,39 @@ class DataParallel:
         return self._call(lambda: self._loop.mean(function, x, y))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training continues from: copies of arrays, by name, and `document`. The same on all ranks.
-        Collective."""
+        """Captures all that training continues from. Collective.
+
+        Returns
+        -------
+        dict
+            Copies of arrays, by name, and `document`; the same on all ranks.
+        """
 
         return self._call(self._loop.capture)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `state_dict` has returned, with the same settings. Collective; rank 0's is used."""
+        """Continues from what `state_dict` has returned, with the same settings. Collective; rank 0's is used.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        RunFolderError
+            For one of other settings.
+        """
 
         self._call(lambda: self._loop.load(state))
 
     def save(self, folder: str | Path) -> None:
         """Writes a checkpoint into a folder: completely, or not at all. The newest three stay. Collective.
+
+        Parameters
+        ----------
+        folder : path
+            The folder; it is made where it isn't there.
 
         Raises
         ------
@@ -249,7 +269,17 @@ class DataParallel:
         self._call(lambda: self._loop.save(Path(folder).expanduser().absolute()))
 
     def resume(self, folder: str | Path) -> bool:
-        """Continues from the newest checkpoint in a folder; False where there is none. Collective.
+        """Continues from the newest checkpoint in a folder. Collective.
+
+        Parameters
+        ----------
+        folder : path
+            Where `save` has written, on any number of ranks.
+
+        Returns
+        -------
+        bool
+            Whether there was a checkpoint.
 
         Raises
         ------

@@ -17,6 +17,8 @@ from distsgd.run.data_parallel_batches import DoubledMicroBatch, ExampleSet, Mic
 Reduction = Literal["sum", "mean"]
 OwnLossAndGrad = Callable[[Mapping[str, Array], MicroBatch], tuple[Any, Mapping[str, Any]]]
 """`(params, microbatch) -> (loss, gradients by name)`, both sums or both means over the microbatch's examples."""
+ExampleFunction = Callable[[Mapping[str, Array], MicroBatch], Any]
+"""`(params, batch) -> (n,)`: one number for each example."""
 
 _TOLERANCE = {4: 1e-3, 8: 1e-7}
 """Relative, by the size of a float: products of another shape round in another way."""
