@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import inf
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
@@ -82,7 +83,7 @@ def parse(kind: type, arguments: Sequence[str], prog: str, hint: Hint = lambda n
         say_lines(f"distsgd {__version__}" if asked == {"--version"} else parser.format_help().rstrip())
         raise Finished
     try:
-        found, rest = parser.parse_known_args(_plain(options, arguments, hint))
+        found, rest = parser.parse_known_args(_places_first(options, _plain(options, arguments, hint)))
         if rest:
             raise ConfigurationError(_unexpected(rest[0], arguments, options))
     except (argparse.ArgumentError, ConfigurationError) as error:
@@ -128,6 +129,24 @@ def _plain(options: Mapping[str, Option], arguments: Sequence[str], hint: Hint) 
         if len(flags) > 1:
             raise ConfigurationError(_given_twice(flags, options[name].is_list))
     return plain
+
+
+def _places_first(options: Mapping[str, Option], plain: Sequence[str]) -> list[str]:
+    """The arguments with those that have no name first: argparse would end a list of them at the first option."""
+    names, places, others = spellings(options), list[str](), list[str]()
+    values = 0.0  # how many of the next words belong to the option before them
+    for word in plain:
+        flag, equals, _ = word.partition("=")
+        if flag in names:
+            one = options[names[flag]]
+            values = 0 if equals or one.kind is bool else inf if one.is_list else 1
+            others.append(word)
+        elif values:
+            values -= 1
+            others.append(word)
+        else:
+            places.append(word)
+    return places + others
 
 
 def _unexpected(word: str, arguments: Sequence[str], options: Mapping[str, Option]) -> str:
@@ -220,7 +239,8 @@ def _add_option(group: argparse._ArgumentGroup, one: Option) -> argparse.Action:
     if one.kind is bool:
         return group.add_argument(one.flag, action=argparse.BooleanOptionalAction, **settings)
     item = get_args(one.kind)[0] if one.is_list else one.kind
-    settings |= {"type": lambda word: _read(word, item, one), "nargs": "*" if one.is_list else None}
+    nargs = ("+" if one.default is REQUIRED else "*") if one.is_list else None
+    settings |= {"type": lambda word: _read(word, item, one), "nargs": nargs}
     if one.positional:
         return group.add_argument(one.name, metavar=one.name.upper(), **settings)
     names = [one.flag, one.short] if one.short else [one.flag]

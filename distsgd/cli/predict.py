@@ -1,4 +1,4 @@
-"""python -m distsgd.predict RUN INPUT -o OUT.npz: what a trained model says of new examples."""
+"""python -m distsgd.predict RUN … INPUT -o OUT.npz: what a trained model says of new examples."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from distsgd.core.output import say
 
 if TYPE_CHECKING:
     from distsgd.core.device import Array
+    from distsgd.nn.task import Task
     from distsgd.parallel import Communicator
     from distsgd.run.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
 class Options:
-    """Predict with a trained model: OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,)."""
+    """Predict with a trained model: OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,).
 
-    run: str = option(REQUIRED, "The run's folder, or a checkpoint.", positional=True, path=True)
+    With several runs, `predictions` are the mean of theirs, and `spread` (n, outputs) is the standard deviation.
+    """
+
+    run: tuple[str, ...] = option(REQUIRED, "A run's folder, or a checkpoint; or several.", positional=True, path=True)
     input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True, path=True)
     out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o", path=True)
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
@@ -34,24 +38,62 @@ def main() -> int:
 
 def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Predicts each rank's part of the examples; rank 0 writes. Collective."""
+    from distsgd.cli.command_line import parse_arguments
+    from distsgd.data.sources.datasets import open_inputs
+    from distsgd.run.ensemble import check_alike, mean_and_spread
+    from distsgd.run.kernels import choose_for
+    from distsgd.run.placement import place
+
+    options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
+    choose_for(communicator, options.run[0])
+    if communicator.is_root:
+        note_kernels(options.run)
+    models = load(communicator, options.run, options.model)
+    check_alike(options.run, [(one.task, one.signature) for one in models])
+    x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
+    parts = [predicted(communicator, one, x, options.input) for one in models]
+    mean, spread = (parts[0], None) if len(parts) == 1 else mean_and_spread(parts)
+    gathered = communicator.gather_object((mean, spread))
+    communicator.on_root(lambda: write(gathered or [], models[0].task, options.out))
+    return 0
+
+
+def load(communicator: Communicator, runs: Sequence[str], code: str | None) -> list[StoredModel]:
+    """The models of these runs; the code is of those that are the user's own. Collective."""
+    from distsgd.run.stored_model import read_stored, with_code
+
+    stored = [read_stored(communicator, run) for run in runs]
+    some = any(one.is_users for one in stored)
+    return [with_code(communicator, one, code if one.is_users or not some else None) for one in stored]
+
+
+def note_kernels(runs: Sequence[str]) -> None:
+    """Prints a warning where runs were computed with other kernels than the first."""
+    from pathlib import Path
+
+    from distsgd.run.kernels import recorded_in
+
+    found = {run: name for run in runs if (name := recorded_in(Path(run))) is not None}
+    for run, name in found.items():
+        if name != found.get(runs[0], name):
+            say(
+                f"warning: {run} was computed with the kernels {name}, and {runs[0]} with {found[runs[0]]}; its "
+                "predictions may differ in their last bits",
+                sys.stderr,
+            )
+
+
+def predicted(communicator: Communicator, stored: StoredModel, x: Array, name: str) -> Array:
+    """What a model predicts of this rank's part of the examples. Collective."""
     from dataclasses import replace
 
     import numpy as np
 
-    from distsgd.cli.command_line import parse_arguments
     from distsgd.data.sources.checks import check_finite
-    from distsgd.data.sources.datasets import open_inputs
     from distsgd.parallel.tree import part
-    from distsgd.run.kernels import choose_for
-    from distsgd.run.placement import place
-    from distsgd.run.stored_model import load_model
     from distsgd.training.evaluator import CHUNK, predict_all
 
-    options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
-    choose_for(communicator, options.run)
-    stored = load_model(communicator, options.run, options.model)
-    x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
-    communicator.on_root(lambda: check_finite(options.input, x, np.dtype(stored.config.dtype)))
+    communicator.on_root(lambda: check_finite(name, x, np.dtype(stored.config.dtype)))
     examples = stored.signature.examples(x)
     loader = stored.loader(examples)
     if communicator.is_root and (doubt := stored.signature.doubt(x)):
@@ -59,13 +101,10 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     # Whole chunks to each rank, so that predictions are the same on any number of them.
     first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
     mine = replace(loader, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))
-    predicted = communicator.everywhere(lambda: predict_all(mine, stored.params, stored.state))
-    parts = communicator.gather_object(predicted)
-    communicator.on_root(lambda: write(parts or [], stored, options.out))
-    return 0
+    return communicator.everywhere(lambda: predict_all(mine, stored.params, stored.state))
 
 
-def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
+def write(parts: Sequence[tuple[Array, Array | None]], task: Task, out: str) -> None:
     """Writes the ranks' predictions to one file, whole or not at all. Raises RunFolderError where it can't."""
     import io
 
@@ -75,12 +114,15 @@ def write(parts: Sequence[Array], stored: StoredModel, out: str) -> None:
     from distsgd.core.files import expanded
     from distsgd.core.folders import write_atomically
 
-    predictions = np.concatenate([part for part in parts if len(part)] or [parts[0]])
+    whole = [one for one in parts if len(one[0])] or [parts[0]]
+    predictions = np.concatenate([mean for mean, _ in whole])
     arrays = {"predictions": predictions}
-    if (labels := stored.task.labels(predictions)) is not None:
+    if whole[0][1] is not None:
+        arrays["spread"] = np.concatenate([spread for _, spread in whole if spread is not None])
+    if (labels := task.labels(predictions)) is not None:
         arrays["labels"] = labels
-    if stored.task.names:
-        arrays["names"] = np.array(stored.task.names)
+    if task.names:
+        arrays["names"] = np.array(task.names)
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     path = expanded(out if out.endswith(".npz") else f"{out}.npz")

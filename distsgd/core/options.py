@@ -83,7 +83,7 @@ class Option:
         """The help, with choices and the default where the help doesn't give them."""
         complete = all(choice in self.help for choice in self.choices)
         text = self.help if complete else f"{self.help} One of {', '.join(self.choices)}."
-        values = self.default if self.is_list else (self.default,)
+        values = self.default if self.is_list and self.default is not REQUIRED else (self.default,)
         if values in ((), (None,), (REQUIRED,)) or self.default is False or "Default" in self.help:
             return text
         shown = "on" if self.default is True else " ".join(map(str, values))

@@ -174,8 +174,8 @@ class DistributedClassifier(ClassifierMixin, Distributed):
             (n, classes) in the order of `classes_`; of several answers, of each one's 1.
         """
         x = self._prepared(X)
-        found: Array = self.model_.predict(x)
-        return np.hstack([1 - found, found]) if found.shape[1] == 1 and not self._several else found
+        found: Array = self.model_.predict_proba(x)
+        return found
 
     def predict_log_proba(self, X: Any) -> Array:
         """The logarithm of `predict_proba`.
@@ -207,11 +207,9 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         array
             Labels (n,), or 0 and 1 (n, k).
         """
-        probabilities = self.predict_proba(X)
-        if self._several:
-            return (probabilities > 0.5).astype(np.int64)
-        labels: Array = self.classes_[probabilities.argmax(axis=1)]
-        return labels
+        x = self._prepared(X)
+        found: Array = self.model_.labels(x)
+        return found if self._several else self.classes_[found]
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:
         if new:

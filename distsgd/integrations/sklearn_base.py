@@ -110,7 +110,7 @@ class Distributed(BaseEstimator):
             targets,
             weights=None if weights is None else weights / mean_weight,
             validation=validation,
-            params=None if before is None else before.params,
+            params=None if before is None else {**before.params, **before.state},
             optimizer=self.optimizer,
             callbacks=watching,
             communicator=self.communicator,
@@ -179,8 +179,8 @@ class Distributed(BaseEstimator):
         losses = [record["train_loss"] for record in epochs]
         scores = [record[self._of_validation] for record in epochs if self._of_validation in record]
         self.loss_curve_: list[float] = [*(self.loss_curve_ if before is not None else ()), *losses]
-        self.model_, self.n_iter_, self.loss_ = result, result.summary["epochs"], result.summary["train_loss"]
-        self.best_loss_ = None if self.early_stopping else min(self.loss_curve_, default=self.loss_)
+        self.model_, self.n_iter_, self.loss_ = result, len(epochs), self.loss_curve_[-1]
+        self.best_loss_ = None if self.early_stopping else min(self.loss_curve_)
         self.validation_scores_ = scores if self.early_stopping else None
         self.best_validation_score_ = max(scores) if self.early_stopping and scores else None
 

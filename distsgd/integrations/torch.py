@@ -27,11 +27,12 @@ class TorchModel(Objective):
     """A PyTorch module with its loss, for `distsgd.fit`: on the CPU, with one thread on each rank.
 
     Its parameters lie in distsgd's memory while it trains. At the end they have the best values, in their own memory,
-    on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are stored,
-    batch first: floats in the parameters' dtype, integer targets as int64. A dictionary of arrays, `fit(model, {"ids":
-    ids, "mask": mask}, y)`, is passed by names. `module.train()` and `.eval()` are called, dropout and other random
-    numbers of PyTorch are a function of (seed, epoch, step, microbatch), and the caller's generator, number of threads
-    and modes come back.
+    on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are
+    stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of weights.
+    Of a dictionary of arrays, `fit(model, ({"ids": ids, "mask": mask}, y))`, each is passed by its name.
+
+    `module.train()` and `.eval()` are called. Dropout and all other random numbers of PyTorch are a function of (seed,
+    epoch, step, microbatch). The caller's generator, number of threads and modes come back.
 
     Parameters
     ----------
@@ -185,6 +186,8 @@ class TorchModel(Objective):
             return self._batch_last(outputs)
 
     def combine_statistics(self, left: Views, right: Views) -> None:
+        if EXAMPLES not in left:  # the state is constant
+            return
         count, added = float(left[EXAMPLES]), float(right[EXAMPLES])
         for key in self._arrays.running:
             left[key][...] += (right[key] - left[key]) * (added / (count + added))
@@ -289,8 +292,8 @@ class TorchModel(Objective):
         """A tensor, or tensors by name."""
         x, dtype = batch.x[..., part], next(iter(arrays.trained.values())).dtype
         if x.dtype.names is None:
-            return batch_first(x, dtype)
-        return {name: batch_first(np.moveaxis(x[name], 0, -1), dtype) for name in x.dtype.names}
+            return batch_first(x, dtype, arrays.formats)
+        return {name: batch_first(np.moveaxis(x[name], 0, -1), dtype, arrays.formats) for name in x.dtype.names}
 
     @staticmethod
     def _call(arrays: ModuleArrays, inputs: Any) -> Any:

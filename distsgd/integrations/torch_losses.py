@@ -66,6 +66,8 @@ class ExampleLosses:
 
     def total(self, outputs: Any, targets: Any, weights: Any, count: int) -> Any:
         """The sum of the examples' losses, times their weights, a float64 tensor without dimensions."""
+        if self.kind in _OF_VALUES | _OF_ANSWERS and outputs.shape != targets.shape:
+            raise _each_with_each(outputs, targets)
         losses = self._function(outputs, targets)
         if not isinstance(losses, torch.Tensor):
             raise ConfigurationError(f"TorchModel: {self.name} must return a tensor, got {type(losses).__name__}")
@@ -82,10 +84,7 @@ class ExampleLosses:
     def _of_examples(self, losses: Any, outputs: Any, targets: Any) -> Any:
         sizes = [one.numel() for one in (outputs, targets) if isinstance(one, torch.Tensor)]
         if len(sizes) == 2 and losses.numel() > max(sizes):
-            raise ConfigurationError(
-                f"TorchModel: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} would "
-                "be combined each with each; give both one shape, such as y[:, None] or outputs.squeeze(1)"
-            )
+            raise _each_with_each(outputs, targets)
         if losses.ndim == 1:
             return losses
         if not self._is_split:
@@ -115,7 +114,6 @@ class ExampleLosses:
         """Raises ConfigurationError where the loss of all examples twice isn't what the declared reduction makes it."""
         with torch.no_grad():
             twice = float(self._function(_doubled(outputs), _doubled(targets)))
-        self._checked = True
         expected = once * _DOUBLED[str(self.reduction)]
         if abs(twice - expected) > _CLOSE * abs(once):
             other = {"mean": "sum", "sum": "mean"}[str(self.reduction)]
@@ -126,6 +124,7 @@ class ExampleLosses:
                 f"TorchModel: {self.name} is declared as the {self.reduction} over examples, and with every example "
                 f"twice it is {twice:.6g} where it was {once:.6g}; {remedy}"
             )
+        self._checked = True
 
     def task(self, target_shape: Shape, num_classes: int | None) -> Task:
         """What outputs stand for under this loss."""
@@ -142,6 +141,13 @@ class ExampleLosses:
     def predictions(self, outputs: Any) -> Any:
         """Probabilities where the outputs are logits, else the outputs."""
         return _PREDICTIONS.get(self.kind, lambda same: same)(outputs)
+
+
+def _each_with_each(outputs: Any, targets: Any) -> ConfigurationError:
+    return ConfigurationError(
+        f"TorchModel: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} would be "
+        "combined each with each; give both one shape, such as y[:, None] or outputs.squeeze(1)"
+    )
 
 
 def _is_torchs(loss: Any) -> bool:

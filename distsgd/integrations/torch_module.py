@@ -102,6 +102,8 @@ class ModuleArrays:
         self.constant = {**frozen, **{key: one for key, one in buffers.items() if key not in moving}}
         self.dtype = np.dtype(_named(next(iter(self.trained.values())).dtype))
         self.normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
+        formats = (torch.channels_last, torch.channels_last_3d)
+        self.formats = [dense for dense in formats if any(_is_in(one, dense) for one in self.trained.values())]
         self._bound: Any = None
         self._loaded: Any = None
         self._strided: list[tuple[Any, Any]] = []
@@ -127,8 +129,8 @@ class ModuleArrays:
                 warnings.simplefilter("ignore")  # that the arrays are read-only: a forward changes no parameter
                 views = {key: torch.from_numpy(params[key]) for key in self.trained}
             for key, one in self.trained.items():
-                if one.is_contiguous():
-                    one.data = views[key]
+                if one.is_contiguous():  # where a length is 1, strides say which memory format is meant
+                    one.data = views[key].as_strided(one.shape, one.stride())
                 else:
                     one.data = torch.empty_like(one.data)
                     strided.append((one.data, views[key]))
@@ -224,6 +226,12 @@ class ModuleArrays:
         return ModuleArrays(module, tuple(self.running))
 
 
+def _is_in(tensor: Any, dense: Any) -> bool:
+    """Whether a tensor is in this memory format and no other."""
+    fits = tensor.ndim == (4 if dense is torch.channels_last else 5)
+    return fits and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=dense)
+
+
 def _of_norms(module: Any) -> Iterator[str]:
     """The names of the running statistics of normalizations."""
     for name, part in module.named_modules():
@@ -236,8 +244,10 @@ def _tensor_of(array: Array) -> Any:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def batch_first(array: Array, dtype: Any) -> Any:
+def batch_first(array: Array, dtype: Any, formats: Sequence[Any] = ()) -> Any:
     """A tensor (n, …) of a batch's array (…, n): floats in the parameters' dtype, other numbers as they are.
+
+    Images are in the memory format that the module's weights are in.
 
     It begins at a multiple of 64 bytes: kernels may compute other bits elsewhere, and where a microbatch lies depends
     on the number of ranks.
@@ -245,8 +255,13 @@ def batch_first(array: Array, dtype: Any) -> Any:
     found = np.moveaxis(array, -1, 0)
     if not found.dtype.isnative:
         found = found.astype(found.dtype.newbyteorder("="))
+    if any(stride % found.itemsize for stride in found.strides):
+        found = np.ascontiguousarray(found)
     tensor = torch.from_numpy(found)
     if tensor.is_floating_point() and tensor.dtype != dtype:
         tensor = tensor.to(dtype)
+    for dense in formats:
+        if tensor.ndim == (4 if dense is torch.channels_last else 5):
+            return tensor.to(memory_format=dense)
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % 64 else tensor

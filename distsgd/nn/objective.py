@@ -237,7 +237,8 @@ class Objective(Component, ABC):
         Returns
         -------
         mapping of str to str
-            By name; a run whose ranks differ in one reports that its bits aren't the same on any number of ranks.
+            By name; a run whose ranks differ in one reports that its bits aren't the same on any number of ranks, and
+            so does one where a rank has an entry "doubt": a sentence that says why.
         """
         return {}
 

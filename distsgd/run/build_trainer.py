@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from distsgd.core.components import check_name
-from distsgd.core.device import CPU, Device, Shape, may_be_gpu
+from distsgd.core.device import CPU, Array, Device, Shape, may_be_gpu
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
@@ -303,6 +303,34 @@ def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> 
             f"early_stopping patience watches what gets smaller, such as validation_error; monitor is {monitor}"
         )
     return PatienceRule(config.patience or 0, config.patience_increase, config.improvement_threshold)
+
+
+def load_initial(communicator: Communicator, step: TrainingStep, given: Mapping[str, Array]) -> None:
+    """Parameters of the user's, and running statistics where they are given, as those that training begins with.
+    Raises ConfigurationError where they are others than the model has. Collective."""
+    params, running = step.params_buffer(), step.running
+
+    def fill() -> None:
+        lacking = sorted(params.keys() - given.keys())
+        extra = sorted(given.keys() - params.keys() - running.keys())
+        if lacking or extra:
+            what = f"{lacking[0]} is missing" if lacking else f"the model has no {extra[0]}"
+            raise ConfigurationError(f"params: {what}; the model's parameters are {', '.join(params)}")
+        for name, view in [*params.items(), *((name, view) for name, view in running.items() if name in given)]:
+            array = np.asarray(given[name])
+            if array.shape != view.shape or array.dtype.kind not in "biuf":
+                raise ConfigurationError(
+                    f"params: {name} has shape {array.shape} and dtype {array.dtype}, the model needs numbers of shape "
+                    f"{view.shape}"
+                )
+            with np.errstate(over="ignore"):
+                view[...] = array
+            if not np.isfinite(view).all():
+                raise ConfigurationError(f"params: {name} holds a number that is not finite in {view.dtype}")
+
+    communicator.on_root(fill)
+    step.load(params)
+    communicator.transport.broadcast(running.flat)
 
 
 def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:

@@ -13,7 +13,7 @@ from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss
+from distsgd.nn.losses.base import Loss, LossFunction, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
@@ -45,7 +45,7 @@ def fit(
     test: tuple[Any, ...] | None = None,
     params: Mapping[str, Any] | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
-    loss: LossName | Loss | None = None,
+    loss: LossName | Loss | LossFunction | None = None,
     optimizer: Optimizer | type[Optimizer] | str | None = None,
     schedule: Schedule | str | None = None,
     metrics: Sequence[Metric | str | MetricFunction] = (),
@@ -70,13 +70,15 @@ def fit(
     validation, test : tuple of arrays
         (x, y) or (x, y, weights). `validation_fraction=0.1` splits validation examples off x and y instead.
     params : mapping of str to array, optional
-        The initial parameters by name, of a model that is a function.
+        The initial parameters by name: of a model that is a function, or in place of the model's own, then with running
+        statistics where there are any, `{**result.params, **result.state}`.
     outputs : function, optional
         `outputs(params, batch)` returns the outputs (k, n) of a model that is a function; without it there are no
         metrics and no predictions.
-    loss : str or Loss, optional
-        What is minimized, by name or as an object. By default softmax-cross-entropy for labels, squared-error for
-        values; of a model that is a function or an objective, its own.
+    loss : str, Loss or function, optional
+        What is minimized, by name, as an object, or as a function `(outputs, y) -> (losses (n,), grad (k, n))`; see
+        `distsgd.nn.loss_from`. By default softmax-cross-entropy for labels, squared-error for values; of a model that
+        is a function or an objective, its own.
     optimizer : Optimizer, class or str, optional
         Such as `distsgd.Adam(1e-3)`; or a name, or a class of distsgd.optim, with options such as `lr=1e-3`.
     schedule : Schedule or str, optional
@@ -122,7 +124,7 @@ def fit(
         arrays = {"train": training_set(x, y, weights), "validation": validation, "test": test}
         watching, measured = [history, *listed("callbacks", callbacks)], listed("metrics", metrics)
         return FitArguments(
-            model, arrays, params, outputs, loss, optimizer, schedule, measured, watching, options
+            model, arrays, params, outputs, as_loss(loss), optimizer, schedule, measured, watching, options
         ).spec()
 
     return _trained(_communicator(communicator), look, history, (x, (x, y, weights), validation, test))

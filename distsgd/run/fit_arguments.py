@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distsgd.core.components import check_name
+from distsgd.core.components import check_name, field_names
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
+from distsgd.nn.losses import LOSSES
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.agreement import add_versions
-from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
 from distsgd.run.digests import array_text, fingerprint
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec
-from distsgd.run.placement import split_data
+from distsgd.run.placement import Data, data_of, place_split, split_data
 from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback
 from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
+    from distsgd.data.sources.base import DataSource
     from distsgd.run.folder import RunFolder
 
 NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
@@ -60,20 +64,22 @@ class FitArguments:
         self._check()
         optimizer = self._own_optimizer()
         config = self._config(optimizer)
+        source = _source(self.arrays["train"])
         as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
-        sets = {name: _examples(given, name, as_stored) for name, given in self.arrays.items()}
-        if sets["train"] is None:
+        given = {name: one for name, one in self.arrays.items() if source is None or one is not source}
+        sets = {name: _examples(one, name, as_stored) for name, one in given.items()}
+        if source is None and sets["train"] is None:
             raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
         optimizer = optimizer or own_optimizer(config)
         identity = self._identity(config, optimizer, sets)
-        names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
         spec = RunSpec(
             config,
             None if config.out is None else _folder(config),
-            lambda communicator, decided: split_data(communicator, decided, names, sets, contents=contents),
+            _load_arrays(sets) if source is None else _load_source(source, sets),
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
+            self.params if isinstance(self.model, str | Layer | Objective) else None,
             metrics_of(self.metrics, "fit")[1],
             lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
@@ -103,11 +109,8 @@ class FitArguments:
         """Raises ConfigurationError for arguments that don't go with the model."""
         if self.params is not None and not isinstance(self.params, Mapping):
             raise ConfigurationError(f"fit: params must be arrays by name, got {type(self.params).__name__}")
-        if self.params is not None and isinstance(self.model, str | Layer | Objective):
-            raise ConfigurationError(
-                "fit: params are the initial values of a model that is a function; this model makes its own, "
-                "init_from= takes a run's"
-            )
+        if self.params is not None and self.options.get("init_from") is not None:
+            raise ConfigurationError("fit: params and init_from both say what training begins with; leave one out")
         if isinstance(self.model, str) and names_code(self.model):
             raise ConfigurationError(
                 f"fit: {self.model} is for the command line; import that function, and give what it returns"
@@ -141,7 +144,7 @@ class FitArguments:
         named: dict[str, Any] = {key: given for key, given in objects.items() if isinstance(given, str)}
         named |= {key: name for name, kind in OPTIMIZERS.items() for key in ("optimizer",) if self.optimizer is kind}
         if isinstance(self.loss, Loss):
-            named["loss"] = OWN_LOSS
+            named |= _named_loss(self.loss, options)
         if names := metrics_of(self.metrics, "fit")[0]:
             given = options.get("metric", ())
             named["metric"] = [*([given] if isinstance(given, str) else given), *names]
@@ -172,6 +175,10 @@ class FitArguments:
                 identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
         for number, metric in enumerate(metrics_of(self.metrics, "fit")[1]):
             identity.add(f"metrics[{number}]", metric)
+        if (source := _source(self.arrays["train"])) is not None:
+            identity.say(
+                "train", f"{source.name}: {', '.join(f'{key} {one.shape}' for key, one in source.arrays.items())}"
+            )
         for name, part in sets.items():
             _add_examples(identity, name, part)
         return identity
@@ -187,6 +194,29 @@ class FitArguments:
 
             return FunctionObjective(model, self.params, self.outputs)
         return as_objective(model, loss or build_loss(config, data), data)
+
+
+def _source(given: Any) -> DataSource | None:
+    """A data source, such as `open_dataset` returns, whose module is then loaded already."""
+    module = sys.modules.get("distsgd.data.sources.base")
+    return given if module is not None and isinstance(given, module.DataSource) else None
+
+
+def _load_arrays(sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
+    names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
+    return lambda communicator, config: split_data(communicator, config, names, sets, contents=contents)
+
+
+def _load_source(source: DataSource, sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
+    """Its splits, each array once per host; those that are given as arrays take their place."""
+
+    def load(communicator: Communicator, config: TrainConfig) -> Data:
+        given = {name: part for name, part in sets.items() if part is not None}
+        names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
+        found = {split: given.get(split) or place_split(communicator, source, split) for split in names if split}
+        return data_of(communicator, config, source, names, found)
+
+    return load
 
 
 def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
@@ -280,6 +310,19 @@ def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = Fal
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
     return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
+
+
+def _named_loss(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that make an equal loss, so that a run can be loaded by them; else that it is the user's own."""
+    kinds = LOSSES.items() if type(loss).__module__.startswith("distsgd.") else []
+    for name, kind in kinds:
+        values = {key: getattr(loss, field, None) for key, field in OF_LOSSES.items() if field in field_names(kind)}
+        given = {"loss": name} | {key: value for key, value in values.items() if value is not None}
+        with suppress(ConfigurationError):
+            config = from_mapping(given, "fit") if type(loss) is kind and not given.keys() & options.keys() else None
+            if config is not None and build_loss(config, Signature((), (), None)) == loss:
+                return given
+    return {"loss": OWN_LOSS}
 
 
 def metrics_of(given: Iterable[Any], caller: str) -> tuple[tuple[str, ...], tuple[Metric, ...]]:

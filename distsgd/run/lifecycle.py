@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distsgd.core.components import is_own
-from distsgd.core.device import Device
+from distsgd.core.device import Array, Device
 from distsgd.core.errors import REPORTED_ONLY, ConfigurationError, DistsgdError, RunFolderError, UserCodeError
 from distsgd.core.kernel_family import AUTO
 from distsgd.core.output import say, say_lines
@@ -33,7 +33,7 @@ from distsgd.run.build import (
     refuse_without_effect,
 )
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
-from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for
+from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, load_initial
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_file import to_toml
 from distsgd.run.digests import digest_of_rows
@@ -67,6 +67,7 @@ class RunSpec:
     load_data        the examples, collective
     build_objective  the model with its loss, for data of this signature; collective
     schedule         the user's own; None for the configuration's, whose horizon is that of the run's first start
+    initial          parameters by name that training begins with, in place of the model's own
     metrics          the user's own, besides the configuration's
     callbacks        what watches the run, besides the writer of its folder; collective, and rank 0's list alone is used
     finished         called on rank 0 with the last line of a run that is finished already, instead of training; None
@@ -81,6 +82,7 @@ class RunSpec:
     build_objective: Callable[[Communicator, TrainConfig, Signature], Objective]
     optimizer: Optimizer
     schedule: Schedule | None = None
+    initial: Mapping[str, Array] | None = None
     metrics: Sequence[Metric] = ()
     callbacks: Callable[[Communicator], Sequence[Callback]] = lambda communicator: ()
     finished: Callable[[str], None] | None = None
@@ -224,7 +226,9 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
 
 def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None:
     """Puts in place what the attempt starts from: the run's own checkpoint, or another's parameters. Collective."""
-    trainer = attempt.trainer
+    trainer, initial = attempt.trainer, attempt.spec.initial
+    if initial is not None:  # also before a checkpoint, which is compared with what the run began with
+        load_initial(communicator, trainer.step, initial)
     if not start.has_checkpoint and attempt.config.init_from is not None:
         attempt.notes += _initialize_from(communicator, attempt, Path(attempt.config.init_from))
     identity = communicator.on_root(lambda: _identity(attempt, start))
@@ -252,7 +256,7 @@ def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | Non
     from distsgd.run.same_run import identity_of
 
     metrics = [*spec.metrics, *(one for one in attempt.metrics if isinstance(one, UserMetric))]
-    return identity_of(attempt.config, attempt.trainer.step, spec.schedule, metrics, start.checkpoint)
+    return identity_of(attempt.config, attempt.trainer.step, spec.schedule, metrics, start.checkpoint, spec.initial)
 
 
 def _metadata(attempt: Attempt) -> Metadata:

@@ -17,7 +17,7 @@ from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.function_objective import FunctionObjective
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss
+from distsgd.nn.losses.base import Loss, LossFunction, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
@@ -39,7 +39,7 @@ def load(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
     path: PathLike,
     *,
     model: Layer | Objective | LossAndGrad | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossFunction | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
 ) -> TrainedModel: ...
 
@@ -49,7 +49,7 @@ def load(
     path: Sequence[PathLike],
     *,
     model: Layer | Objective | LossAndGrad | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossFunction | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
 ) -> Ensemble: ...
 
@@ -58,7 +58,7 @@ def load(
     path: PathLike | Sequence[PathLike],
     *,
     model: Layer | Objective | LossAndGrad | None = None,
-    loss: Loss | None = None,
+    loss: Loss | LossFunction | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
 ) -> TrainedModel | Ensemble:
     """A trained model, from its run folder or a checkpoint. Starts no MPI, and runs no code that the files name.
@@ -96,6 +96,7 @@ def load(
     >>> bool((distsgd.load(folder).predict(x) == result.predict(x)).all())
     True
     """
+    loss = as_loss(loss)
     given = {"model": model, "loss": loss, "outputs": outputs}
     if isinstance(path, str | os.PathLike):
         return _loaded(os.fspath(path), given, required=True)

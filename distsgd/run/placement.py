@@ -75,6 +75,17 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         other = open_source(communicator, path, config.data_dir, config.seed)
         sets[split] = place_split(communicator, other, split if f"x_{split}" in other.arrays else "train")
         names[split] = other.name
+    return data_of(communicator, config, source, names, sets)
+
+
+def data_of(
+    communicator: Communicator,
+    config: TrainConfig,
+    source: DataSource,
+    names: dict[str, str],
+    sets: dict[str, Examples | None],
+) -> Data:
+    """The sets of a data source, which are in memory, as `split_data` makes them. Collective."""
     if config.validation_last is not None:
         sets["validation"] = None
     data = replace(split_data(communicator, config, names, sets, source.num_classes), unused=source.unused)

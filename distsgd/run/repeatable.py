@@ -88,7 +88,10 @@ def _computed(step: TrainingStep, minibatch: IndexedMinibatch, worker: int, stat
 
 
 def _of_environment(environments: list[Mapping[str, str]]) -> str | None:
-    """A sentence about the first thing in which a rank differs from rank 0."""
+    """A rank's own doubt, or a sentence about the first thing in which a rank differs from rank 0."""
+    doubt = next((one["doubt"] for one in environments if "doubt" in one), None)
+    if doubt is not None:
+        return doubt
     for rank, environment in enumerate(environments):
         for key in sorted(environment.keys() | environments[0].keys()):
             mine, first = environment.get(key, "unknown"), environments[0].get(key, "unknown")

@@ -5,7 +5,7 @@ What distsgd has itself is in the configuration, and compared there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ _COMPUTED = "computed by"
 _WHAT = {
     "structure": "a model of another structure", "source": "a model with other source", "loss": "another loss",
     "initial": "a model with other initial values", "schedule": "another schedule", "optimizer": "another optimizer",
-    "metrics": "other metrics",
+    "metrics": "other metrics", "params": "other initial values",
 }  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def identity_of(
     schedule: Schedule | None,
     metrics: Sequence[Metric],
     checkpoint: Checkpoint | None,
+    params: Mapping[str, Array] | None = None,
 ) -> Digests:
     """What an attempt is given by its user, before it is restored from the checkpoint: the user's own schedule and
     metrics, and what is own of a step's. On rank 0."""
@@ -84,6 +85,8 @@ def identity_of(
         given["optimizer"] = step.optimizer
     if metrics:
         given["metrics"] = metrics
+    if params is not None:
+        given["params"] = dict(params)
     found = described(given)
     if config.init_from is not None:
         found["initial"] = _initial_from(config.init_from, step, checkpoint)

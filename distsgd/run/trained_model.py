@@ -266,6 +266,8 @@ class Result(TrainedModel):
 
     Parameters
     ----------
+    params, state, config, summary, history, task
+        As `TrainedModel` has them.
     validation_rows : array or None
         The rows of the training examples that were split off for validation; None where none were.
     """

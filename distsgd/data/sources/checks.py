@@ -186,9 +186,10 @@ def as_array(given: Any, name: str, of: str = "fit") -> Array:
         )
     try:
         found = np.asarray(given, order="C")
-    except (ValueError, TypeError) as error:  # such as rows of different lengths
+    except (ValueError, TypeError, RuntimeError) as error:  # such as rows of different lengths, or torch's reasons
         cause = error if error.__traceback__ and error.__traceback__.tb_next else None  # of an __array__ in Python
-        raise DataError(f"{where} can't become an array ({first_line(error)}); give rows of one length") from cause
+        remedy = "give an array of numbers" if isinstance(error, RuntimeError) else "give rows of one length"
+        raise DataError(f"{where} can't become an array ({first_line(error)}); {remedy}") from cause
     if found.dtype.kind in "US" or (found.dtype == object and found.size and isinstance(found.flat[0], str)):
         remedy = "x.astype(float) reads numbers, and of words each makes a column of 0 and 1"
         if name.endswith("y"):

@@ -48,6 +48,8 @@ def main() -> None:
     search = GridSearchCV(pipeline, {"distributedclassifier__learning_rate": [0.001, 0.1]}, cv=2).fit(x, names)
     found["search"] = digest(search.cv_results_["mean_test_score"])
     found["scores"] = digest(cross_val_score(DistributedRegressor(**small), values_x, values, cv=2))
+    curves = [classifier.loss_curve_, plateau.loss_curve_, stopped.validation_scores_]
+    assert [len(curve) for curve in curves] == [6, plateau.n_iter_, 6], "on every rank"
     if distsgd.is_root():
         print(json.dumps(found))
 

@@ -114,8 +114,8 @@ def test_training_ends_where_the_loss_no_longer_improves() -> None:
 
 def test_warm_start_and_partial_fit_continue() -> None:
     warm = DistributedClassifier(**QUICK | {"max_iter": 5}, warm_start=True)
-    losses = [warm.fit(X, LABELS).loss_ for _ in range(4)]
-    assert losses == sorted(losses, reverse=True)
+    first, *others = [warm.fit(X, LABELS).loss_ for _ in range(4)]
+    assert max(others) < first / 2
     assert len(warm.loss_curve_) == 20
     assert warm.n_iter_ == 5
     again = DistributedClassifier(**QUICK | {"max_iter": 5})

@@ -57,6 +57,9 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "dropout": (0.3, {}), "batch_norm": (True, {}), "weight_initializer": ("normal(0.3)", {}),
     "bias_initializer": ("normal(0.1)", {}), "bias": (False, {}), "output_activation": ("sigmoid", {}),
     "loss": ("squared-error", {}), "label_smoothing": (0.1, {}), "class_weights": ((1.0, 2.0), {}),
+    "pos_weight": ((3.0,), {"loss": "binary-cross-entropy"}), "huber_delta": (0.1, {"loss": "huber"}),
+    "quantiles": ((0.3, 0.5), {"loss": "quantile"}), "focal_gamma": (1.0, {"loss": "focal"}),
+    "focal_alpha": (0.25, {"loss": "binary-focal"}),
     "optimizer": ("adam", {}), "learning_rate": (0.02, {}), "momentum": (0.5, {}), "dampening": (0.5, {}),
     "beta1": (0.5, {"optimizer": "adam"}), "beta2": (0.5, {"optimizer": "adam"}),
     "alpha": (0.5, {"optimizer": "rmsprop"}), "epsilon": (0.1, {"optimizer": "adam"}), "weight_decay": (0.1, {}),
@@ -113,11 +116,6 @@ def test_it_changes_the_result_or_is_refused(model: str, name: str) -> None:
         words = {""}
     assert found != without
     assert any(word.replace("_", " ") in found.replace("_", " ") for word in words)
-
-
-def test_params_of_a_model_that_makes_its_own_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="params are the initial values of a model that is a function"):
-        fit("mlp", (X, Y), params=WEIGHTS, epochs=1)
 
 
 NO_VALIDATION = {"validation_fraction": 0.0}

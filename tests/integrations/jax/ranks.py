@@ -1,0 +1,96 @@
+"""Trains small JAX models and prints a line of JSON for each: python ranks.py FOLDER WHAT [NAME …].
+
+whole      each at once, without a folder
+stopped    each is stopped after step 6, and continued
+killed     the first is killed after step 6, with every rank
+continued  each continues what is in the folder
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import distsgd
+import distsgd.integrations.jax  # before JAX makes an array: the module has JAX compute on one core
+from tests.integrations.jax.models import MODELS, build
+
+OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 40, "microbatches": 4, "optimizer": "adam", "lr": 0.01}
+
+
+class At(distsgd.Callback):
+    """Does something after step 6 of a run."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.view: Any = None
+
+    def on_start(self, run: Any) -> None:
+        self.view = run
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        if step == 6 and self.what == "stop":
+            self.view.stop()
+        elif step == 6 and self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def digest(model: Any) -> str:
+    """Of all that the model holds at the end, on this rank."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves((model.params, model.state)):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def train(name: str, folder: Path | None, what: str = "") -> dict[str, Any]:
+    model, x, y = build(name)
+    cut = 120
+    parts = [({key: one[part] for key, one in x.items()} if isinstance(x, dict) else x[part], y[part])
+             for part in (slice(cut), slice(cut, None))]  # fmt: skip
+    more: dict[str, Any] = {}
+    if folder is not None:
+        more = {"out": str(folder / name.replace(" ", "-")), "checkpoint_every": "4steps"}
+    result = distsgd.fit(model, parts[0], validation=parts[1], callbacks=[At(what)], **OPTIONS, **more)
+    summary = result.summary
+    return {
+        "name": name,
+        "status": summary["status"],
+        "steps": summary["steps"],
+        "sha256": summary["parameters_sha256"],
+        "held": digest(model),
+        "validation_loss": summary["validation_loss"],
+        "same_bits": summary["same_bits"],
+    }
+
+
+def main() -> None:
+    folder, what, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or list(MODELS)
+    for name in names:
+        if what == "stopped":
+            assert train(name, folder, "stop")["status"] == "stopped"
+        found = train(name, None if what == "whole" else folder, "kill" if what == "killed" else "")
+        held = {one["held"] for one in everyone(found)}
+        assert len(held) == 1, "ranks hold other parameters in the end"
+        if distsgd.is_root():
+            print(json.dumps(found), flush=True)
+
+
+def everyone(found: dict[str, Any]) -> list[dict[str, Any]]:
+    if distsgd.size() == 1:
+        return [found]
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.allgather(found)  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    main()
