@@ -14,8 +14,9 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Layer, StatefulLayer
+from distsgd.nn.losses.base import Loss
 
-__all__ = ["GradientCheck", "LossFunction", "check_gradient", "check_layer_gradient"]
+__all__ = ["GradientCheck", "LossFunction", "check_gradient", "check_layer_gradient", "check_loss_gradient"]
 
 LossFunction = Callable[[Views, Views, Batch], tuple[float, int]]
 
@@ -230,6 +231,55 @@ def check_layer_gradient(
     return check_gradient(
         function, params, batch, per_parameter=per_parameter, seed=seed, tolerance=tolerance, start=start
     )
+
+
+def check_loss_gradient(
+    loss: Loss, targets: Array, *, outputs: Array | int, seed: int = 0, tolerance: float = 1e-6
+) -> GradientCheck:
+    """Check a loss's gradient with respect to each output of each example, without and with sample weights.
+
+    Parameters
+    ----------
+    loss : Loss
+        The loss; of a function, `distsgd.nn.loss_from(function)`.
+    targets : array
+        Targets as data has them: labels (n,), values (n,) or (n, …).
+    outputs : array or int
+        Outputs (k, n), or k, for normal numbers that are drawn.
+    seed : int, default 0
+        The seed of outputs and weights.
+    tolerance : float, default 1e-06
+        The largest relative error that is right.
+
+    Returns
+    -------
+    GradientCheck
+        The largest error, and where it is.
+
+    Examples
+    --------
+    >>> import distsgd
+    >>> check_loss_gradient(distsgd.nn.Huber(0.5), np.array([0.1, 0.2, 3.0]), outputs=1).ok
+    True
+    """
+    n = len(targets)
+    if isinstance(outputs, int):
+        outputs = random.normal((outputs, n), seed, "check outputs")
+    y = loss.targets(np.asarray(targets), np.dtype(np.float64))
+
+    def function(params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        loss_sum, grad = loss.loss_and_grad(params["outputs"], batch.y, batch.weights)
+        grads["outputs"][...] = grad
+        return loss_sum, n
+
+    found = []
+    for weights in (None, np.square(random.normal((n,), seed, "check weights"))):
+        batch = Batch(x=np.zeros((0, n)), y=y, indices=np.arange(n), seed=seed, weights=weights)
+        found.append(
+            check_gradient(function, {"outputs": outputs}, batch, per_parameter=True, seed=seed, tolerance=tolerance)
+        )
+    worst = max(found, key=lambda one: one.max_relative_error)
+    return replace(worst, checked=sum(one.checked for one in found))
 
 
 def _wide(array: Array) -> Array:

@@ -12,7 +12,7 @@ from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss, as_loss
+from distsgd.nn.losses.base import Loss, LossFunction, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 MetricFunction: TypeAlias = Callable[[Array, Array], Array]
 """`(outputs (k, n), targets (n,) or (k, n)) -> (n,)`: one number an example."""
-LossFunction: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
-"""`(outputs (k, n), y) -> (losses (n,), gradient (k, n))`."""
 
 
 def fit(
@@ -77,8 +75,9 @@ def fit(
         `outputs(params, batch)` returns the outputs (k, n) of a model that is a function; without it there are no
         metrics and no predictions.
     loss : str, Loss or function, optional
-        What is minimized: a name, an object, or a function `(outputs, y) -> (losses (n,), gradient (k, n))`. By default
-        softmax-cross-entropy for labels, squared-error for values; a model that is a function has its own.
+        What is minimized, by name, as an object, or as a function `(outputs, y) -> (losses (n,), grad (k, n))`; see
+        `distsgd.nn.loss_from`. By default softmax-cross-entropy for labels, squared-error for values; of a model that
+        is a function or an objective, its own.
     optimizer : Optimizer, class or str, optional
         Such as `distsgd.Adam(1e-3)`; or a name, or a class of distsgd.optim, with options such as `lr=1e-3`.
     schedule : Schedule or str, optional

@@ -314,7 +314,8 @@ def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = Fal
 
 def _named_loss(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make an equal loss, so that a run can be loaded by them; else that it is the user's own."""
-    for name, kind in LOSSES.items():
+    kinds = LOSSES.items() if type(loss).__module__.startswith("distsgd.") else []
+    for name, kind in kinds:
         if type(loss) is not kind:
             continue
         values = {option: getattr(loss, key) for option, key in OF_LOSSES.items() if key in field_names(kind)}

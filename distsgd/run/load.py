@@ -17,7 +17,7 @@ from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.function_objective import FunctionObjective
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss, as_loss
+from distsgd.nn.losses.base import Loss, LossFunction, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
@@ -30,8 +30,6 @@ from distsgd.run.stored_model import Stored, read_stored
 from distsgd.run.trained_model import TrainedModel, options_of_run
 
 PathLike: TypeAlias = str | os.PathLike[str]
-LossFunction: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
-"""`(outputs (k, n), y) -> (losses (n,), gradient (k, n))`."""
 _NAMED = 4
 """How many parameters a sentence names."""
 

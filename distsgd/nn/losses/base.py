@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from distsgd.core.components import Component
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn.task import Task
+
+LossFunction: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""`(outputs (k, n), targets (n,) or (k, n)) -> (losses (n,), grad (k, n))`."""
 
 
 class Loss(Component, ABC):
@@ -250,7 +253,7 @@ class FunctionLoss(Loss):
         The number of outputs that the function takes. By default one for each class, or for each value.
     """
 
-    function: Callable[[Array, Array], tuple[Array, Array]]
+    function: LossFunction
     outputs: int | None = None
 
     def user_functions(self) -> tuple[Callable[..., Any], ...]:
@@ -279,7 +282,7 @@ class FunctionLoss(Loss):
         return losses, grad.astype(outputs.dtype) if want_grad else None  # a copy: the caller may overwrite it
 
 
-def loss_from(function: Callable[[Array, Array], tuple[Array, Array]], outputs: int | None = None) -> Loss:
+def loss_from(function: LossFunction, outputs: int | None = None) -> Loss:
     """A loss made of a function, for `fit(…, loss=…)`, which also takes the function itself.
 
     Parameters

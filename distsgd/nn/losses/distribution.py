@@ -136,7 +136,7 @@ class Quantile(ValueLoss):
 
     def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         q = len(self.quantiles)
-        z = outputs.reshape(q, -1, *outputs.shape[1:]) if len(outputs) % q == 0 else outputs[None]
+        z = self._apart(outputs) if len(outputs) % q == 0 else outputs[None]
         check_values("quantile", z[0], y)
         below = constants(outputs, tuple(map(float, self.quantiles)))[:, None, None]
         above = 1.0 - below
@@ -155,5 +155,9 @@ class Quantile(ValueLoss):
 
     def _sorted(self, outputs: Array) -> Array:
         """(quantiles, k, n)."""
-        found: Array = np.sort(outputs.reshape(len(self.quantiles), -1, *outputs.shape[1:]), axis=0)
+        found: Array = np.sort(self._apart(outputs), axis=0)
         return found
+
+    def _apart(self, outputs: Array) -> Array:
+        q = len(self.quantiles)
+        return outputs.reshape(q, len(outputs) // q, *outputs.shape[1:])

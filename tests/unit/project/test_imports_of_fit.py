@@ -10,8 +10,8 @@ from tests.unit.project.test_structure import ROOT
 MOST = 100
 """The last ten: `core.kernel_family`, for every run says which kernels its bits are of, `run.caller`, for every fit
 takes back what it has set in the process, `data.features`, for every run keeps the ranges of its inputs, the two files
-that `run.fit` became, `run.fit_arguments` and `run.trained_model`, and five where losses, metrics and `run.build` became
-several files, so that losses and metrics that aren't used are not imported: two `base`, two of classes, and
+that `run.fit` became, `run.fit_arguments` and `run.trained_model`, and five where losses, metrics and `run.build`
+became several files, so that losses and metrics that aren't used are not imported: two `base`, two of classes, and
 `run.build_metrics`."""
 SMALL = """
 import sys
