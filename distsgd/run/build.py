@@ -24,6 +24,7 @@ from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, class_n
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK
+from distsgd.training.metrics.base import Metric
 
 if TYPE_CHECKING:
     from distsgd.training.trainer import Trainer
@@ -179,8 +180,9 @@ def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None
     _refuse_penalties_of_nothing(config, objective)
 
 
-def refuse_without_effect(config: TrainConfig, data: Data) -> None:
-    """Raises ConfigurationError for an option that another option or the data leave nothing to change."""
+def refuse_without_effect(config: TrainConfig, data: Data, own_metrics: Sequence[Metric] = ()) -> None:
+    """Raises ConfigurationError for an option that another option or the data leave nothing to change, and for metrics
+    of a program's own that nothing is measured by."""
     unmeasured = data.validation is None and data.test is None and config.train_metrics != "full"
     flat = config.model == "mlp" and not config.hidden
     beside = data.validation is not None and data.split is None
@@ -192,6 +194,11 @@ def refuse_without_effect(config: TrainConfig, data: Data) -> None:
         "nothing is measured, for there are no validation and no test examples": ["metric", "top_k"] * unmeasured,
     }
     _refuse_given(config, rules, {})
+    if unmeasured and own_metrics:
+        raise ConfigurationError(
+            "metrics: would change nothing, for there are no validation and no test examples to measure; leave it out, "
+            "or give validation="
+        )
 
 
 def _refuse_given(

@@ -53,8 +53,12 @@ def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
     An exception of the user's own code arrives as itself: the object on the rank where it was raised, a copy on the
     others. Where nothing catches what is raised here, one rank reports it and all end.
     """
-    with stacks_when_asked(), single_threaded_blas():
-        return guest_call(communicator, function, last=True)
+
+    def settled() -> T:
+        with stacks_when_asked(), single_threaded_blas():
+            return function()
+
+    return guest_call(communicator, settled, last=True)  # outside of both: not every exception can be passed through
 
 
 def guest_call(communicator: Communicator, function: Callable[[], T], last: bool = False) -> T:

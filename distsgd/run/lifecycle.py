@@ -202,7 +202,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     objective = spec.build_objective(communicator, config, data.signature)
     check_targets(communicator, config, objective, data)
     refuse_unused(config, objective, data)
-    refuse_without_effect(config, data)
+    refuse_without_effect(config, data, spec.metrics)
     task = build_task(config, data.signature, objective)
     refuse_one_class(communicator, config, objective, task, data)
     if config.standardize_targets:

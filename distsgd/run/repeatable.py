@@ -58,7 +58,7 @@ def _computed_twice(trainer: Trainer) -> bool:
     found: list[list[str]] = [[] for _ in range(workers.count)]
 
     def run(worker: int) -> None:
-        with np.errstate(all="ignore"), suppress(Exception):
+        with np.errstate(all="ignore"), suppress(Exception, SystemExit):
             found[worker].append(_computed(step, minibatch, worker, state))
 
     for _ in range(2):

@@ -54,7 +54,7 @@ def launch(folder: Path, *arguments: str) -> Job:
     return Job([sys.executable, "-m", "distsgd.launch", "-n", "2", *arguments], folder, {})
 
 
-@pytest.mark.parametrize("program", first_of([(("program.py",),), (("-m", "program"),)]))
+@pytest.mark.parametrize("program", [("program.py",), pytest.param(("-m", "program"), marks=pytest.mark.long)])
 def test_a_script_and_a_module_run_with_their_arguments(tmp_path: Path, program: tuple[str, ...]) -> None:
     with nothing_left(launch(tmp_path, *program, "--width", "--", "7")) as ended:
         assert (ended.status, ended.err) == (0, "")

@@ -75,7 +75,7 @@ FITS = {
     "record": lambda: distsgd.fit("softmax", (X, Y), callbacks=[Pruner("on_record")], **OPTIONS),
     "no copy": lambda: distsgd.fit("softmax", (X, Y), callbacks=[Pruner("on_step", no_copy)], **OPTIONS),
     "model": lambda: distsgd.fit(model, (X, Y), **OWN, **OPTIONS),
-    "metric": lambda: distsgd.fit("softmax", (X, Y), metrics=[Metric()], **OPTIONS),
+    "metric": lambda: distsgd.fit("softmax", (X, Y), metrics=[Metric()], validation=(X, Y), **OPTIONS),
     "data": lambda: distsgd.fit("softmax", (Array() if RANK else X, Y), **OPTIONS),
     "exit": lambda: distsgd.fit(
         "softmax", (X, Y), callbacks=[Pruner("on_step", lambda: SystemExit("enough"))], **OPTIONS

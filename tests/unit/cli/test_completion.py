@@ -26,7 +26,7 @@ CASES = [
     ("do", {"doctor"}),
     ("train --optim", {"--optimizer"}),
     ("train --optimizer ad", {"adagrad", "adam", "adamw"}),
-    ("train --loss ", {"auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error"}),
+    ("train --loss s", {"softmax-cross-entropy", "squared-error"}),
     ("train --no-shu", {"--no-shuffle"}),
     ("train --hidden 30 40 --device g", {"gpu"}),
     ("train --dataset mn", {"mnist", "mnist.npz"}),  # a name, and a file

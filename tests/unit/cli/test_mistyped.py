@@ -143,7 +143,6 @@ def test_train(line: str, sentence: str) -> None:
         (evaluate.Options, "runs/a --data digits", "unknown option --data; did you mean"),
         (evaluate.Options, "runs/a --dataset digits --top-k 0", "top_k: expected a whole number, at least 1, got 0"),
         (predict.Options, "runs/a x.npy", "the following arguments are required: --out"),
-        (predict.Options, "runs/a x.npy y.npy -o out.npz", "unexpected argument 'y.npy'"),
         (predict.Options, "runs/a x.npy -o a --out b", "-o and --out set the same option; give one of them"),
         (plot.Options, "runs/a --score acc", "score: expected one of accuracy, error, got 'acc'"),
         (plot.Options, "runs/a --only curve", "got 'curve'; did you mean curves?"),
