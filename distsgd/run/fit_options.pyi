@@ -3,7 +3,19 @@
 from collections.abc import Sequence
 from typing import Literal, TypeAlias, TypedDict
 
-LossName: TypeAlias = Literal["auto", "softmax-cross-entropy", "binary-cross-entropy", "squared-error", "l1", "huber", "poisson", "gaussian", "quantile", "focal", "binary-focal"]
+LossName: TypeAlias = Literal[
+    "auto",
+    "softmax-cross-entropy",
+    "binary-cross-entropy",
+    "squared-error",
+    "l1",
+    "huber",
+    "poisson",
+    "gaussian",
+    "quantile",
+    "focal",
+    "binary-focal",
+]
 
 class FitOptions(TypedDict, total=False):
     scale: float | None
