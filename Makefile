@@ -68,8 +68,8 @@ test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it ma
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
-test-integrations: .venv/.stamp-integrations ## distsgd.integrations beside the frameworks, as far as pip finds them
-	$(IN_VENV) -m pytest tests/integrations distsgd/integrations
+test-integrations: .venv/.stamp-integrations ## beside PyTorch, JAX and scikit-learn, as far as pip finds them; ARGS="-m long"
+	$(IN_VENV) -m pytest -m 'not long' tests/integrations distsgd/integrations $(ARGS)
 
 # Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
 test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions that pyproject.toml states
@@ -146,15 +146,15 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
 	@touch $@
 
-# A framework that can't be installed is no failure: its tests then say that it is missing.
+# A framework that can't be installed is no failure: its tests then say that it is missing. Compiling their files would
+# take longer than the tests' own use of them.
 .venv/.stamp-integrations: pyproject.toml .venv/.stamp-test
-	@complete=yes; \
-	for extra in sklearn jax; do \
-	    $(IN_VENV) -m pip install --quiet pandas --editable ".[$(MPI_EXTRA)test,$$extra]" || complete=; \
-	done; \
-	$(IN_VENV) -c 'import torch' 2>/dev/null || $(IN_VENV) -m pip install --quiet '$(TORCH)' || \
-	    { [ "$$(uname)" != Linux ] && $(IN_VENV) -m pip install --quiet torch; } || complete=; \
-	if [ "$$complete" ]; then touch $@; else echo "Not all frameworks are installed." >&2; fi
+	@install="$(IN_VENV) -m pip install --quiet --no-compile"; \
+	if $$install pandas '$(TORCH)' --editable ".[$(MPI_EXTRA)test,sklearn,jax]"; then touch $@; else \
+	    for extra in sklearn jax; do $$install pandas --editable ".[$(MPI_EXTRA)test,$$extra]"; done; \
+	    [ "$$(uname)" = Linux ] || $$install torch; \
+	    echo "Not all frameworks are installed." >&2; \
+	fi
 
 .venv/.stamp-dev: pyproject.toml .venv/.stamp-test
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)dev]'

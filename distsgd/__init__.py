@@ -11,6 +11,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "run.trained_model": ("Result", "TrainedModel"),
     "run.load": ("load",),
     "run.ensemble": ("Ensemble",),
+    "run.data_parallel": ("DataParallel",),
     "parallel": ("is_root", "rank", "size"),
     "training.callbacks": ("Callback", "RunView"),
     "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop", "linear_scaling"),

@@ -69,6 +69,7 @@ from distsgd.optim.schedules import build_schedule as build_schedule
 from distsgd.parallel import is_root as is_root
 from distsgd.parallel import rank as rank
 from distsgd.parallel import size as size
+from distsgd.run.data_parallel import DataParallel as DataParallel
 from distsgd.run.ensemble import Ensemble as Ensemble
 from distsgd.run.fit import fit as fit
 from distsgd.run.load import load as load

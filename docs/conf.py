@@ -37,7 +37,19 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False  # what a class only implements stands once, in its base
 autodoc_type_aliases = {
-    name: name for name in ("Array", "Backward", "FitOptions", "LossFunction", "Mode", "Scalars", "Shape", "Slots")
+    name: name
+    for name in (
+        "Array",
+        "Backward",
+        "ExampleFunction",
+        "FitOptions",
+        "LossFunction",
+        "Mode",
+        "OwnLossAndGrad",
+        "Scalars",
+        "Shape",
+        "Slots",
+    )
 }
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from math import prod
 from typing import Any
@@ -306,10 +307,9 @@ class JaxModel(Objective):
 def _width(params: Views) -> AbstractContextManager[Any]:
     """Numbers of 64 bits in JAX where the parameters have them, whatever the process has set."""
     wide = bool(params.flat.dtype == np.float64)
-    enable: Callable[[bool], AbstractContextManager[Any]] | None = getattr(jax, "enable_x64", None)
-    if enable is None:
-        from jax.experimental import enable_x64 as enable
-    return enable(wide)
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else import_module("jax.experimental").enable_x64
+    found: AbstractContextManager[Any] = enable(wide)
+    return found
 
 
 def _shared(array: Array) -> Any:
@@ -361,8 +361,8 @@ def _parts(batch: Batch) -> Iterator[slice]:
 def _batch_last(outputs: list[Any]) -> Array:
     if not all(isinstance(one, jax.Array) and one.ndim for one in outputs):
         raise ConfigurationError(
-            f"JaxModel: the function returns a {type(outputs[0]).__name__}; say with outputs= which array of it are the "
-            "predictions, (n, …), such as outputs=lambda returned: returned[0]"
+            f"JaxModel: the function returns a {type(outputs[0]).__name__}; say with outputs= which array of it are "
+            "the predictions, (n, …), such as outputs=lambda returned: returned[0]"
         )
     found = np.concatenate([np.asarray(one) for one in outputs])
     return np.moveaxis(found.reshape(len(found), -1), 0, -1)

@@ -1,4 +1,4 @@
-"""How a model's function is called: which of its arguments are parameters, inputs, state, a key, and whether it trains."""
+"""How a model's function is called: which of its arguments are parameters, inputs, state or a key."""
 
 from __future__ import annotations
 

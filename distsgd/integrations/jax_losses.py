@@ -74,7 +74,8 @@ class ExampleLosses:
             if shape == (count, count):
                 remedy = "outputs and targets are combined each with each, give both one shape"
             raise ConfigurationError(
-                f"JaxModel: {self.name} must return a loss for each of {count} examples, ({count},), got {got}; {remedy}"
+                f"JaxModel: {self.name} must return a loss for each of {count} examples, ({count},), got {got}; "
+                f"{remedy}"
             )
         if not jnp.issubdtype(losses.dtype, jnp.floating):
             raise ConfigurationError(f"JaxModel: {self.name} must return losses of floats, got {losses.dtype}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -28,8 +28,8 @@ class TorchModel(Objective):
 
     Its parameters lie in distsgd's memory while it trains. At the end they have the best values, in their own memory,
     on every rank, and so have its buffers. Initial values are the module's. Inputs and targets are passed as they are
-    stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of weights.
-    Of a dictionary of arrays, `fit(model, ({"ids": ids, "mask": mask}, y))`, each is passed by its name.
+    stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of the
+    weights. Of a dictionary of arrays, `fit(model, {"ids": ids, "mask": mask}, y)`, each is passed by its name.
 
     `module.train()` and `.eval()` are called. Dropout and all other random numbers of PyTorch are a function of (seed,
     epoch, step, microbatch). The caller's generator, number of threads and modes come back.
@@ -74,17 +74,19 @@ class TorchModel(Objective):
     >>> _ = torch.manual_seed(0)
     >>> model = TorchModel(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss())
     >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 1])
-    >>> result = distsgd.fit(model, (x, y), epochs=2, batch_size=4, microbatches=2, validation_fraction=0)
+    >>> result = distsgd.fit(model, x, y, epochs=2, batch_size=4, microbatches=2)
     >>> result.predict(x).shape, bool(np.array_equal(result.params["bias"], model.module.bias.detach()))
     ((4, 3), True)
     """
 
-    module: Any
+    module: Any = field(compare=False)
     loss: Any
     reduction: str | None = None
     outputs: Callable[[Any], Any] | None = None
     declared_task: Task | None = None
     running_buffers: Sequence[str] = ()
+    structure: Any = field(init=False, repr=False)
+    initial_values: Any = field(init=False, repr=False)
 
     inputs_as_stored = True
     thread_safe = False
@@ -316,6 +318,11 @@ class TorchModel(Objective):
             )
         whole = torch.cat([one[:, None] if one.ndim == 1 else one for one in outputs])
         return np.moveaxis(whole.numpy(), 0, -1)
+
+
+# What ranks, and a run and what continues it, compare of a module: fields, so that they are found, which are looked up.
+TorchModel.structure = property(lambda self: self._arrays.structure())
+TorchModel.initial_values = property(lambda self: self._arrays.digest())
 
 
 def _modes(module: Any) -> list[tuple[Any, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ EXAMPLES = "(examples)"
 """The statistic that counts a microbatch's examples; no buffer can have this name."""
 _TAKEN = (torch.float32, torch.float64)
 _KEPT_GRADIENTS = 64
+_SINGLE = (bool, int, float, str, type(None))
 
 
 def check_module(module: Any) -> None:
@@ -108,6 +110,26 @@ class ModuleArrays:
         self._loaded: Any = None
         self._strided: list[tuple[Any, Any]] = []
         self._gradients: dict[int, tuple[Any, list[Any]]] = {}
+
+    def structure(self) -> tuple[Any, ...]:
+        """What the module is, besides the values of its tensors: its parts with their options, the classes that a user
+        has written, and the single values that their objects hold."""
+        kinds, values = {}, {}
+        for name, part in self.module.named_modules():
+            if not type(part).__module__.startswith("torch."):
+                kinds[type(part).__qualname__] = type(part)
+                held = {key: value for key, value in vars(part).items() if isinstance(value, _SINGLE)}
+                values[name] = {key: value for key, value in held.items() if key != "training" and key[0] != "_"}
+        shapes = {key: tuple(one.shape) for key, one in self.module.named_parameters()}
+        return repr(self.module), tuple(kinds[key] for key in sorted(kinds)), values, shapes, tuple(self.trained)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits of all values that the module saves."""
+        found = hashlib.sha256()
+        for key, tensor in (*self.trained.items(), *self.running.items(), *self.constant.items()):
+            found.update(key.encode())
+            found.update(np.ascontiguousarray(tensor.detach().numpy()).tobytes())
+        return found.hexdigest()[:16]
 
     def parameter_shapes(self) -> dict[str, Shape]:
         return {key: tuple(one.shape) for key, one in self.trained.items()}

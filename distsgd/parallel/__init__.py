@@ -11,13 +11,16 @@ from distsgd.core.processes import open_closed_streams
 from distsgd.core.runtime import launcher_size
 from distsgd.parallel.communicator import Communicator
 
-__all__ = ["Communicator", "communicator_of_this_run", "is_mpi4pys", "is_root", "of_mpi4py", "rank", "size", "start"]
+__all__ = [
+    "Communicator", "check_communicator", "communicator_for", "communicator_of_this_run", "is_mpi4pys", "is_root",
+    "of_mpi4py", "rank", "release", "size", "start",
+]  # fmt: skip
 
 _communicators: list[Communicator] = []
 _starting = threading.Lock()
 
 
-def start() -> Communicator:
+def start(limit: float | None = None) -> Communicator:
     """Return the communicator of this run: MPI where a launcher started the process, else this process alone.
 
     Without a launcher, MPI isn't imported: on a login node, importing it may abort the process.
@@ -30,7 +33,7 @@ def start() -> Communicator:
         return SerialCommunicator()
     from distsgd.parallel.mpi_start import world
 
-    return world(size)
+    return world(size, limit)
 
 
 def is_mpi4pys(group: Any) -> bool:
@@ -39,34 +42,99 @@ def is_mpi4pys(group: Any) -> bool:
     return mpi is not None and isinstance(group, mpi.Comm)
 
 
-def of_mpi4py(group: Any) -> Communicator:
-    """Return the communicator of an mpi4py communicator's ranks. Collective over them.
+def of_mpi4py(group: Any, limit: float | None = None) -> Communicator:
+    """Return a communicator of an mpi4py communicator's ranks, to be given to `release`. Collective over them.
 
     Parameters
     ----------
     group
         An mpi4py intracommunicator, such as `MPI.COMM_WORLD.Split(color)`.
+    limit
+        Seconds that ranks wait for the others to come, 0 for ever.
 
     Raises
     ------
     ConfigurationError
-        For MPI.COMM_NULL, and for an intercommunicator.
+        For MPI.COMM_NULL, for an intercommunicator, and in a process that was forked from a rank.
     """
-    from distsgd.parallel.mpi_start import of
-
     if not group or group.Is_inter():
         raise ConfigurationError(
             "communicator: expected a group that this process belongs to, got MPI.COMM_NULL or one that joins two "
             "groups; call fit on the members of one group"
         )
-    return of(group)
+    from distsgd.parallel.membership import is_forked
+
+    if is_forked():
+        raise ConfigurationError(
+            "communicator: this process was forked from another one, and a forked process can't use MPI; leave "
+            'communicator out, or give "self", to train in this process alone'
+        )
+    if group.size == 1:
+        from distsgd.parallel.serial import SerialCommunicator
+
+        return SerialCommunicator()
+    from distsgd.parallel.mpi_start import of
+
+    return of(group, limit)
 
 
-def communicator_of_this_run() -> Communicator:
-    """Return the communicator that all calls of fit in this process share."""
+def communicator_for(given: Any, limit: float | None = None) -> Communicator:
+    """Return the communicator that `communicator=given` names, to be given to `release`. Collective over its ranks.
+
+    For what is no communicator it is this run's, so that all ranks can raise what `check_communicator` raises.
+
+    Parameters
+    ----------
+    given
+        None for all ranks of this run, "self" for this process alone, a communicator of distsgd's or of mpi4py's.
+    limit
+        Seconds that ranks wait for the others to come, 0 for ever; None for the default.
+    """
+    if isinstance(given, Communicator):
+        return given
+    if isinstance(given, str) and given == "self":
+        from distsgd.parallel.serial import SerialCommunicator
+
+        return SerialCommunicator()
+    if is_mpi4pys(given):
+        is_world = given == sys.modules["mpi4py.MPI"].COMM_WORLD and launcher_size() == given.size
+        from distsgd.parallel.membership import is_forked
+
+        if not is_world or is_forked():
+            return of_mpi4py(given, limit)
+    return communicator_of_this_run(limit)
+
+
+def check_communicator(given: Any, of: str = "fit") -> None:
+    """Raise ConfigurationError, which begins with `of`, for what `communicator_for` can't take."""
+    if isinstance(given, str) and given != "self":
+        raise ConfigurationError(f'{of}: communicator: "self" is the only one with a name, got {given!r}')
+    if not (given is None or isinstance(given, Communicator | str) or is_mpi4pys(given)):
+        raise ConfigurationError(f"{of}: communicator must be one of mpi4py's, or None, got {type(given).__name__}")
+
+
+def release(communicator: Communicator) -> None:
+    """Free what `communicator_for` has made for a group of ranks; others stay. Collective over them."""
+    started = sys.modules.get("distsgd.parallel.mpi_start")
+    if started is not None:
+        started.release(communicator)
+
+
+def communicator_of_this_run(limit: float | None = None) -> Communicator:
+    """Return the communicator that all calls of fit in this process share.
+
+    A process that a rank has started, and a task of mpi4py.futures, is none of the ranks, and has one of its own.
+    """
+    if launcher_size() is not None:
+        from distsgd.parallel.membership import works_for_a_rank
+
+        if works_for_a_rank():
+            from distsgd.parallel.serial import SerialCommunicator
+
+            return SerialCommunicator()
     with _starting:
         if not _communicators:
-            _communicators.append(start())
+            _communicators.append(start(limit))
         return _communicators[0]
 
 

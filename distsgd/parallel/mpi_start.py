@@ -6,13 +6,14 @@ import atexit
 import os
 import platform
 import warnings
-from functools import cache
 from typing import Any
 
 from distsgd.core.errors import LauncherError, pip_install
 from distsgd.core.output import report_to_launcher
 from distsgd.core.processes import die_with_parent
 from distsgd.core.status_table import private_heartbeat
+from distsgd.parallel.arrival import wait_for_all
+from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.launchers import library_path, mismatch
 from distsgd.parallel.mpi import MPICommunicator
 from distsgd.parallel.shared_memory import shared_status_table
@@ -37,13 +38,11 @@ def load_mpi() -> Any:
     return MPI
 
 
-@cache
-def _attribute(mpi: Any) -> Any:
-    """The key under which an mpi4py communicator keeps its MPICommunicator."""
-    return mpi.Comm.Create_keyval()
+_groups: set[Communicator] = set()
+"""Those that `of` has made and `release` has not freed."""
 
 
-def world(expected_size: int | None) -> MPICommunicator:
+def world(expected_size: int | None, limit: float | None = None) -> MPICommunicator:
     """All processes of this run, ranked by (node, rank on the node) whatever order the launcher gave them.
 
     Raises LauncherError where the launcher started `expected_size` processes and MPI sees another number.
@@ -54,29 +53,39 @@ def world(expected_size: int | None) -> MPICommunicator:
     if expected_size is not None and comm.size != expected_size:
         version, library = mpi.Get_library_version(), library_path()
         raise LauncherError(mismatch(expected_size, comm.size, version, library, os.environ))
-    communicator, rank_table = _ranked(mpi, comm)
+    communicator, rank_table = _ranked(mpi, comm, limit)
     if communicator.is_root:
         for first in range(0, len(rank_table), _RANKS_IN_A_MESSAGE):
             report_to_launcher("rank_table", first=first, ranks=rank_table[first : first + _RANKS_IN_A_MESSAGE])
     return communicator
 
 
-def of(comm: Any) -> MPICommunicator:
-    """The communicator of an mpi4py communicator's processes. Collective over them.
-
-    It is made once and stored with `comm`: making one takes messages and a thread.
-    """
+def of(comm: Any, limit: float | None = None) -> MPICommunicator:
+    """A communicator of an mpi4py communicator's processes, to be freed by `release`. Collective over them."""
     die_with_parent()
-    mpi = load_mpi()
-    found = comm.Get_attr(_attribute(mpi))
-    if found is None:
-        found, _ = _ranked(mpi, comm)
-        comm.Set_attr(_attribute(mpi), found)
-    return found  # type: ignore[no-any-return]
+    made, _ = _ranked(load_mpi(), comm, limit)
+    _groups.add(made)
+    return made
 
 
-def _ranked(mpi: Any, comm: Any) -> tuple[MPICommunicator, list[tuple[int, str, int]]]:
+def release(communicator: Communicator) -> None:
+    """Free what `of` has made, whose ranks then wait for no other; any other communicator stays. Collective.
+
+    An MPI library has a small number of communicators, such as 2,048.
+    """
+    if communicator not in _groups or not isinstance(communicator, MPICommunicator):
+        return
+    _groups.discard(communicator)
+    if communicator.watchdog is not None:
+        atexit.unregister(communicator.watchdog.leave)
+        communicator.watchdog.stop()
+    communicator.node().transport.mpi.Free()
+    communicator.transport.mpi.Free()
+
+
+def _ranked(mpi: Any, comm: Any, limit: float | None) -> tuple[MPICommunicator, list[tuple[int, str, int]]]:
     """(these processes, ranked by host; the rank in `comm`, the host and the process of each)."""
+    wait_for_all(mpi, comm, limit)
     processes = comm.allgather((platform.node(), os.getpid()))
     names = [host for host, _ in processes]
     first_of_host = {host: names.index(host) for host in names}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import os
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ _alive = 0
 _before: dict[str, Callable[..., object]] = {}
 """The hooks before distsgd's, as long as these are there."""
 _crashes = 0
+_ends_all = False
+"""Whether the end of this process does."""
 
 
 def abort_on_unhandled_errors(communicator: Communicator) -> None:
@@ -173,7 +176,14 @@ def end_all_at_an_unhandled_end(communicator: Communicator) -> None:
     The first of a process's communicators does it.
     """
 
+    global _ends_all
+    if _ends_all:
+        return
+    _ends_all, process = True, os.getpid()
+
     def at_exit() -> None:
+        if os.getpid() != process:  # forked from a rank
+            return
         error, trace = getattr(sys, "last_value", None), getattr(sys, "last_traceback", None)
         # Debuggers and test runners set them as well, for exceptions that they have caught in a function.
         if error is None or trace is None or trace.tb_frame.f_back is not None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from distsgd.core.output import launched, report_to_launcher, say
 from distsgd.core.processes import STACK_SIGNAL, alive, are_stacks_printed, can_look, print_stacks_when_asked, stat
 from distsgd.core.status_table import Collective, Field, Phase, StatusTable, where
-from distsgd.parallel.communicator import rank_names
+from distsgd.parallel.communicator import Communicator, rank_names
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10
@@ -34,6 +34,8 @@ _ENDED = 1.0  # seconds for the launcher to end all ranks after one rank has end
 _PAUSE = 2.0  # seconds without a tick: this process was stopped, or got no processor time
 _STACK_SECONDS = 0.3
 _LEFT, _ENDED_THE_JOB = 1, 2  # values of a line's LEFT
+_watching: set[Watchdog] = set()
+"""The watchdogs of this process, one for each group of ranks that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,19 @@ class Watchdog:
         if are_stacks_printed():
             print_stacks_when_asked()  # again: MPI may have taken the signal when it started
         self.look(time.monotonic())
+        _watching.add(self)
         self._thread.start()
 
     def leave(self) -> None:
         """Record that this rank's program has ended: ranks that wait for it now would wait forever."""
+        if self._line[Field.PROCESS] == os.getpid():  # and not a process that it has forked
+            self._stop.set()
+            self._line[Field.LEFT] = _LEFT
+
+    def stop(self) -> None:
+        """End the thread: these ranks wait for each other no more."""
         self._stop.set()
-        self._line[Field.LEFT] = _LEFT
+        _watching.discard(self)
 
     def _run(self) -> None:
         while not self._stop.wait(min(_TICK, max(self.limit / 8, 0.05)) if self.limit else _TICK):
@@ -101,6 +110,8 @@ class Watchdog:
         """Check once; return what is wrong where this rank is the one to report it, else None."""
         line = self._line
         line[Field.BEAT] = int(now * 1e9)
+        if self._outside and self._trains_elsewhere():
+            line[Field.PROGRESS] += 1
         state, paused = line[Field.STATE], now - self._last > _PAUSE
         self._last = now
         if not state % 16:
@@ -112,6 +123,16 @@ class Watchdog:
             self._progress = {rank: (other[Field.PROGRESS], now) for rank, other in self._lines.items()}
             return None
         return self._judge(now, now - line[Field.SINCE] / 1e9)
+
+    def _trains_elsewhere(self) -> bool:
+        """Whether this rank trains alone, or in another group, whose watchdog judges that."""
+        alone = Communicator.heartbeat.line[Field.PLACE] % 16 != Phase.OUTSIDE
+        return alone or not all(other._outside for other in tuple(_watching))
+
+    @property
+    def _outside(self) -> bool:
+        """Whether this rank does nothing for its group."""
+        return self._line[Field.PLACE] % 16 == Phase.OUTSIDE and not self._line[Field.STATE] % 16
 
     def left_alone(self, now: float) -> bool:
         """Whether a neighbour has ended the job and this rank still runs: then no launcher will end it."""
@@ -170,7 +191,7 @@ class Watchdog:
     def _limit_at(self, place: int) -> float:
         """How long others may wait for a rank that works at this place."""
         phase = place % 16
-        if not self.limit or phase == Phase.OUTSIDE:
+        if not self.limit:
             return math.inf
         return self.limit if phase == Phase.STEP else OUTSIDE_STEPS * self.limit
 

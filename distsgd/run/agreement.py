@@ -23,6 +23,8 @@ NUMPY = "NumPy"
 _REMEDY = {
     "fit": "give all ranks the same, or each group of ranks a communicator= of its own",
     "the command line": "start all ranks with the same",
+    "DataParallel": "give all ranks the same, or each group of ranks a communicator= of its own",
+    "batches": "give all ranks the same; distsgd shares each batch out",
 }
 _REMEDY_OF = {
     "distsgd": "install one version on all hosts",
@@ -81,7 +83,7 @@ def compare(caller: str, ranks: Sequence[Mapping[str, str]]) -> list[str]:
     first = differing[0]
     argument = first.partition(" ")[0]
     others = f"; also different: {_listed(differing[1:])}" if len(differing) > 1 else ""
-    is_data = argument in ("train", "validation", "test")
+    is_data = argument in ("train", "validation", "test") or (caller == "batches" and argument in ("x", "y", "weights"))
     remedy = _REMEDY_OF.get("train" if is_data else argument, _REMEDY[caller])
     if " (global " in first:
         remedy += "; what a function keeps for itself between calls belongs in a dataclass's field(compare=False)"

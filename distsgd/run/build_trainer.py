@@ -118,7 +118,7 @@ def build_trainer(
         data = on_device(communicator, data, device, augmented=bool(config.augment))
     longest = min(batch_size, len(data.train))
     _check_filled(communicator, config, objective, longest)
-    step, note = _build_step(communicator, config, device, data.train, objective, optimizer, longest)
+    step, note = build_step(communicator, config, device, data.train, objective, optimizer, longest)
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
     notes = [line for line in (note, threads, _doubt(objective.input_shape), _few(objective, longest)) if line]
@@ -161,7 +161,7 @@ def _doubt(shape: Shape | None) -> str | None:
     )
 
 
-def _build_step(
+def build_step(
     communicator: Communicator,
     config: TrainConfig,
     device: Device,

@@ -7,14 +7,16 @@ thread, a signal prints stacks, and a crash under mpirun says where; afterwards 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from distsgd.core.errors import UserCodeError, as_raised
+from distsgd.core.errors import ConfigurationError, DistsgdError, UserCodeError, as_raised
 from distsgd.core.processes import stacks_when_asked
 from distsgd.core.runtime import single_threaded_blas
+from distsgd.parallel import communicator_for, release
 from distsgd.parallel.communicator import Communicator
+from distsgd.training.intervals import parse_duration
 
 T = TypeVar("T")
 _DEFAULTS = {"divide": "warn", "over": "warn", "invalid": "warn", "under": "ignore"}
@@ -27,26 +29,55 @@ def numpys_defaults() -> np.errstate:
     return np.errstate(**kinds)  # type: ignore[arg-type]
 
 
+def ranks_for(given: Any, stall_timeout: Any = None) -> Communicator:
+    """The ranks that `communicator=given` names, which wait for each other from now on as long as `stall_timeout`
+    says. Collective.
+
+    What is wrong with either is raised later, where all ranks raise it.
+    """
+    limit = None
+    if stall_timeout is not None:
+        try:
+            limit = parse_duration(stall_timeout, "stall_timeout")
+        except (ConfigurationError, TypeError, AttributeError):
+            limit = None
+    ranks = communicator_for(given, limit)
+    if limit is not None:
+        ranks.watch(limit)
+    return ranks
+
+
 def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
-    """function(), with these ranks and this process for its time. Collective.
+    """function(), with these ranks and this process for its time; then a group of ranks is released. Collective.
 
     An exception of the user's own code arrives as itself: the object on the rank where it was raised, a copy on the
     others. Where nothing catches what is raised here, one rank reports it and all end.
     """
+    with stacks_when_asked(), single_threaded_blas():
+        return guest_call(communicator, function, last=True)
+
+
+def guest_call(communicator: Communicator, function: Callable[[], T], last: bool = False) -> T:
+    """As `as_a_guest`, for one call of several: BLAS and signals stay, and so do the ranks where it isn't the last."""
     try:
-        with numpys_defaults(), stacks_when_asked(), communicator.used_by_one_fit(), single_threaded_blas():
+        with numpys_defaults(), communicator.used_by_one_fit():
             if communicator.size == 1:
                 return function()
             from distsgd.parallel.unhandled import crashes_shown
 
             with crashes_shown(communicator):
-                return function()
+                result = function()
+        if last:
+            release(communicator)
+        return result
     except SystemExit:
         raise
     except BaseException as error:
         if communicator.size == 1 and not isinstance(error, UserCodeError):
             raise
         caught = error
+    if last and isinstance(caught, DistsgdError):  # others may be of this rank alone
+        release(communicator)
     raised = as_raised(caught) if isinstance(caught, UserCodeError) else caught
     if communicator.size > 1:
         from distsgd.parallel.unhandled import end_all_where_unhandled

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
@@ -17,9 +16,9 @@ from distsgd.nn.losses.base import Loss, LossFunction, as_loss
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
-from distsgd.parallel import Communicator, communicator_of_this_run, is_mpi4pys, of_mpi4py
+from distsgd.parallel import Communicator, check_communicator
 from distsgd.run.agreement import agreed
-from distsgd.run.caller import as_a_guest
+from distsgd.run.caller import as_a_guest, ranks_for
 from distsgd.run.fit_arguments import FitArguments, listed, training_set
 from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
@@ -88,8 +87,8 @@ def fit(
         example.
     callbacks : sequence of Callback
         Called on rank 0; the only argument that ranks may be given differently.
-    communicator : mpi4py communicator, optional
-        For a group of ranks that trains alone, such as `MPI.COMM_WORLD.Split(color)`.
+    communicator : mpi4py communicator or "self", optional
+        For a group of ranks that trains alone, such as `MPI.COMM_WORLD.Split(color)`; "self" for this process alone.
     **options
         Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, lr=0.1`. With
         `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it. A `patience`
@@ -120,14 +119,15 @@ def fit(
     history = History()
 
     def look() -> tuple[RunSpec, Identity]:
-        _check_communicator(communicator)
+        check_communicator(communicator)
         arrays = {"train": training_set(x, y, weights), "validation": validation, "test": test}
         watching, measured = [history, *listed("callbacks", callbacks)], listed("metrics", metrics)
         return FitArguments(
             model, arrays, params, outputs, as_loss(loss), optimizer, schedule, measured, watching, options
         ).spec()
 
-    return _trained(_communicator(communicator), look, history, (x, (x, y, weights), validation, test))
+    ranks = ranks_for(communicator, options.get("stall_timeout"))
+    return _trained(ranks, look, history, (x, (x, y, weights), validation, test))
 
 
 def _trained(
@@ -184,16 +184,3 @@ def _result(attempt: Attempt, records: list[dict[str, Any]], is_root: bool) -> R
         _config=attempt.config, _signature=data.signature, _objective=step.objective,
         _metadata=attempt.trainer.progress.metadata, _writes=is_root,
     )  # fmt: skip
-
-
-def _communicator(given: Any) -> Communicator:
-    """The communicator to train in: another of distsgd's or of mpi4py's, else this run's. Collective."""
-    if isinstance(given, Communicator):
-        return given
-    return of_mpi4py(given) if is_mpi4pys(given) else communicator_of_this_run()
-
-
-def _check_communicator(given: Any) -> None:
-    """Raises ConfigurationError for what is no communicator, on all ranks of this run."""
-    if given is not None and not isinstance(given, Communicator) and not is_mpi4pys(given):
-        raise ConfigurationError(f"fit: communicator must be one of mpi4py's, or None, got {type(given).__name__}")

@@ -316,11 +316,13 @@ def _named_loss(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make an equal loss, so that a run can be loaded by them; else that it is the user's own."""
     kinds = LOSSES.items() if type(loss).__module__.startswith("distsgd.") else []
     for name, kind in kinds:
-        values = {key: getattr(loss, field, None) for key, field in OF_LOSSES.items() if field in field_names(kind)}
-        given = {"loss": name} | {key: value for key, value in values.items() if value is not None}
+        if type(loss) is not kind:
+            continue
+        values = {option: getattr(loss, key) for option, key in OF_LOSSES.items() if key in field_names(kind)}
+        given = {"loss": name} | {option: value for option, value in values.items() if value is not None}
         with suppress(ConfigurationError):
-            config = from_mapping(given, "fit") if type(loss) is kind and not given.keys() & options.keys() else None
-            if config is not None and build_loss(config, Signature((), (), None)) == loss:
+            config = from_mapping(given, "fit")
+            if not given.keys() & options.keys() and build_loss(config, Signature((), (), None)) == loss:
                 return given
     return {"loss": OWN_LOSS}
 

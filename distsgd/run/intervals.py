@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -33,26 +33,24 @@ def bounds(objective: Objective, coverage: float) -> tuple[Objective, Objective]
 class _Bound(Loss):
     """A loss whose predictions are one end of the interval."""
 
-    loss: Loss
-    coverage: float
+    inner: Loss
+    probability: float
     side: int
 
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
-        return self.loss.output_size(target_shape, num_classes)
+        return self.inner.output_size(target_shape, num_classes)
 
     def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return self.loss.targets(rows, dtype)
+        return self.inner.targets(rows, dtype)
 
     def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
-        return self.loss.value_and_grad(outputs, y, want_grad)
+        return self.inner.value_and_grad(outputs, y, want_grad)
 
     def predict(self, outputs: Array) -> Array:
-        interval: Any = getattr(self.loss, "interval", None)
-        found = None if interval is None else interval(outputs, self.coverage)
+        found = self.inner.interval(outputs, self.probability)
         if found is None:
             raise ConfigurationError(
-                f"predict_interval: the loss {type(self.loss).__name__} has no intervals; train with a loss that has, "
+                f"predict_interval: the loss {type(self.inner).__name__} has no intervals; train with a loss that has, "
                 "such as quantile or gaussian"
             )
-        end: Array = found[self.side]
-        return end
+        return found[self.side]

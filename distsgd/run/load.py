@@ -69,8 +69,8 @@ def load(
         A run folder or a checkpoint; of several, an ensemble whose predictions are the mean of theirs.
     model : Layer, Objective or function, optional
         The model, where the run's was the user's own; of a run that was trained with a name it is built from that.
-    loss : Loss, optional
-        The loss, where the run's was an object of the user's own.
+    loss : Loss or function, optional
+        The loss, where the run's was an object or a function of the user's own.
     outputs : function, optional
         `outputs(params, batch)` of a model that is a function, for predictions and metrics.
 
@@ -96,8 +96,7 @@ def load(
     >>> bool((distsgd.load(folder).predict(x) == result.predict(x)).all())
     True
     """
-    loss = as_loss(loss)
-    given = {"model": model, "loss": loss, "outputs": outputs}
+    given = {"model": model, "loss": as_loss(loss), "outputs": outputs}
     if isinstance(path, str | os.PathLike):
         return _loaded(os.fspath(path), given, required=True)
     if not isinstance(path, Sequence) or not all(isinstance(one, str | os.PathLike) for one in path) or not path:

@@ -52,7 +52,8 @@ class StoredModel:
         trained = "values" if classes is None else f"integer labels from 0 to {classes - 1}"
         if classes is not None and y.dtype.kind == "f":
             raise DataError(f"{name}: the model was trained on {trained}, the targets are floats; give y.astype(int)")
-        if classes is None and self.task.kind != "regression" and y.dtype.kind != "f":
+        takes_integers = self.task.kind == "regression" or self.objective.inputs_as_stored
+        if classes is None and not takes_integers and y.dtype.kind != "f":
             shape = ("n", *signature.target_shape)
             remedy = (
                 "np.eye(classes)[y]" if self.task.kind == "classification" and len(shape) > 1 else "y.astype(float)"

@@ -29,8 +29,8 @@ Digests: TypeAlias = dict[str, dict[str, str]]
 """By aspect ("structure", "source", …), digests by the part that they are of."""
 _WRITTEN = "written by the code that reads it"
 _INITIALIZERS = {"__init__", "__post_init__", "__new__", "__setstate__", "__init_subclass__", "__set_name__"}
-_NOT_COMPARED = {"thread_safe", "loss_scale"}
-"""Of objectives: what changes no result, and what the configuration says."""
+_NOT_COMPARED = {"thread_safe", "loss_scale", "initial_values"}
+"""Of objectives: what changes no result, what the configuration says, and what is compared apart."""
 _AS_BETWEEN_RANKS: tuple[type, ...] = (
     types.FunctionType, types.MethodType, functools.partial, list, tuple, Mapping, AbstractSet
 )  # fmt: skip

@@ -60,7 +60,7 @@ def test_a_rank_whose_program_ends_early_is_named(tmp_path: Path) -> None:
     if path is None:
         pytest.skip(reason)
     program = (
-        "import sys; import numpy as np; import distsgd; from distsgd.run.fit import communicator_of_this_run as me\n"
+        "import sys; import numpy as np; import distsgd; from distsgd.parallel import communicator_of_this_run as me\n"
         "me().rank == 1 and sys.exit()\n"
         "distsgd.fit('softmax', (np.zeros((20, 3)), np.arange(20) % 2))\n"
     )

@@ -207,7 +207,7 @@ class MPI:
 
 
 mpi_start.load_mpi = MPI
-from distsgd.run.fit import communicator_of_this_run
+from distsgd.parallel import communicator_of_this_run
 
 me = communicator_of_this_run()
 if HOW == "sentence":

@@ -9,7 +9,7 @@ import pytest
 from tests.parallel.pages import WITH_FRAMEWORKS
 from tests.parallel.test_documentation import Reader, read_page
 
-FRAMEWORK = {"scikit-learn": "sklearn", "ddp": "torch", "horovod": "torch", "keras": "jax"}
+FRAMEWORK = {"scikit-learn": "sklearn", "ddp": "torch", "horovod": "torch", "keras": "numpy", "jax": "jax"}
 """What a page's code imports."""
 INDEX = "docs/coming-from/index.md"
 

@@ -48,7 +48,7 @@ result = distsgd.fit(
     loss_and_grad, (x, y), params=first, optimizer=distsgd.SGD(0.05), epochs=1, batch_size=1000, **options
 )
 assert overlaps == [0], overlaps
-if distsgd.run.fit.communicator_of_this_run().is_root:
+if distsgd.is_root():
     print(result.summary["parameters_sha256"])
 """
 
@@ -75,7 +75,7 @@ result = distsgd.fit(
     hinge, (x, y), params={"w": np.zeros(5), "b": np.zeros(())}, epochs=3, batch_size=50, optimizer=distsgd.SGD(0.1),
     shuffle=False, validation_fraction=0, dtype="float64", threads=2,
 )
-if distsgd.run.fit.communicator_of_this_run().is_root:
+if distsgd.is_root():
     print(result.summary["parameters_sha256"], float(result.params["b"]), *result.params["w"].tolist())
 """
 

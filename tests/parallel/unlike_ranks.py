@@ -19,7 +19,7 @@ from typing import Any
 from mpi4py import MPI
 
 import distsgd
-from distsgd.run.fit import communicator_of_this_run
+from distsgd.parallel import communicator_of_this_run
 from tests.parallel.unlike import DIFFERENT, SAME, Row, X, Y
 
 HANGS = 20.0

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import find_mpirun, run_command
 
 pytest.importorskip("sklearn", reason="scikit-learn is missing: make test-integrations installs it")
@@ -28,9 +29,21 @@ def found(ranks: int | None) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", first_of([2, 1, 3, 4]))
 def test_the_same_bits_alone_and_under_mpirun(ranks: int) -> None:
     if find_mpirun()[0] is None:
         pytest.skip(find_mpirun()[1])
     assert found(ranks) == found(None)
     assert len(found(None)) == 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_search_in_two_processes_also_under_mpirun(tmp_path: Path) -> None:
+    """What a rank starts trains alone."""
+    if find_mpirun()[0] is None:
+        pytest.skip(find_mpirun()[1])
+    command = [sys.executable, str(SCRIPT.with_name("search_on_ranks.py"))]
+    alone, both = (run_command(ranks, command, tmp_path) for ranks in (None, 2))
+    assert alone.status == both.status == 0, alone.text + both.text
+    assert both.out.splitlines() == alone.out.splitlines() * 2

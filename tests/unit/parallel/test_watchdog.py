@@ -13,7 +13,7 @@ import pytest
 
 from distsgd.core.processes import ProcessStat
 from distsgd.core.status_table import Collective, Field, Heartbeat, Phase, StatusTable, private_heartbeat, where
-from distsgd.parallel import watchdog
+from distsgd.parallel import Communicator, watchdog
 from distsgd.parallel.watchdog import Watchdog
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="what processes do is read from /proc")
@@ -139,11 +139,25 @@ def test_a_rank_that_comes_late_has_not_kept_the_others_waiting_since() -> None:
     assert "no rank is missing: they wait for each other" in ranks.pass_time(5)[0]
 
 
-def test_a_users_program_around_training_may_take_for_ever() -> None:
+def test_a_users_program_around_training_has_more_time_too() -> None:
     ranks = Ranks(["a", "a"])
     ranks.all_at(Phase.OUTSIDE)
     ranks.wait(1)
-    assert ranks.pass_time(3_000) == {}
+    assert ranks.pass_time(999) == {}
+    assert "rank 0 on a is busy outside of training" in ranks.pass_time(3)[1]
+
+
+def test_a_rank_that_trains_alone_is_not_missed() -> None:
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.OUTSIDE)
+    alone = Communicator.heartbeat
+    alone.set_phase(Phase.STEP, 5)
+    try:
+        ranks.wait(1)
+        assert ranks.pass_time(3_000) == {}
+    finally:
+        alone.set_phase(Phase.OUTSIDE, 5)
+    assert "rank 0 on a is busy outside of training" in ranks.pass_time(1_002)[1]
 
 
 def test_never() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, assert_type
 
 import numpy as np
@@ -131,6 +133,30 @@ def images() -> distsgd.nn.Layer:
     return distsgd.nn.Sequential([Convolution(1, 2, 3), MaxPooling(2), distsgd.nn.Flatten(), Dense(18, 10)])
 
 
+def scores(params: Views, batch: Batch) -> Array:
+    found: Array = (params["w"] @ batch.x)[None]
+    return found
+
+
+def used(result: distsgd.Result, x: Array, y: Array) -> None:
+    """All that a trained model can do, of fit and of load alike."""
+    with tempfile.TemporaryDirectory() as folder:
+        result.save(f"{folder}/a")
+        result.save(Path(folder) / "b")
+        model = distsgd.load(Path(folder) / "a", model=funnel((2,), 2), loss=None)
+        ensemble = distsgd.load([f"{folder}/a", f"{folder}/b"], model=funnel((2,), 2))
+    assert_type(model, distsgd.TrainedModel)
+    assert_type(ensemble, distsgd.Ensemble)
+    for one in (result, model):
+        assert_type(one.evaluate(x, y, np.ones(60), metrics=["accuracy", confidence, Accuracy()]), dict[str, Any])
+        print(one.predict(x), one.predict_proba(x.tolist()), one.labels(x), one.task.names, one.config["epochs"])
+    print(ensemble.predict(x), ensemble.spread(x), ensemble.labels(x), len(ensemble), ensemble.members[0].params)
+    distsgd.fit(
+        hinge, x, y, params={"w": [0.0, 0.0]}, epochs=1, outputs=lambda params, batch: (params["w"] @ batch.x)[None]
+    )
+    distsgd.fit("mlp", open_dataset("moons"), epochs=1, early_stopping="none", loss="softmax-cross-entropy")
+
+
 def main() -> None:
     x, y = make_moons(60)
     check: GradientCheck = check_layer_gradient(Scale(3), (3,))
@@ -159,7 +185,8 @@ def main() -> None:
     assert_type(result.history, list[dict[str, Any]])
     print(result.predict(x).argmax(axis=1), result.history[-1]["validation_loss"], watch.losses)
     distsgd.fit(hinge, (x, y), params={"w": np.zeros(2)}, epochs=1)
-    distsgd.fit("softmax", x, y, weights=np.ones(60), epochs=1)
+    distsgd.fit("softmax", x, y, weights=np.ones(60), epochs=1, patience=3, validation=(x, y))
+    used(result, x, y)
     distsgd.fit("softmax", x, y, epochs=1, validation=(x, y), optimizer=Adam, lr=1e-2, metrics=["accuracy", confidence])
     objective = distsgd.FunctionObjective(hinge, {"w": np.zeros(2)})
     distsgd.fit(objective, (x, y), optimizer=Signs(0.1), schedule=Halves(), epochs=2, batch_size=16)
