@@ -200,7 +200,10 @@ def _misclassified(material: Material, choices: Choices) -> Figure:
 
 
 def _regression(material: Material, choices: Choices) -> Figure:
-    if material.task().kind != "regression":
+    _, signature = material.weights()
+    loss = str(material.run.options.get("loss"))
+    classes = signature.num_classes is not None and any(word in loss for word in ("auto", "entropy", "focal"))
+    if classes or material.task().kind != "regression":
         raise NothingToDraw("regression: the targets are no values")
     split, examples = material.examples(choices.split)
     predicted = material.predictions(split, examples)

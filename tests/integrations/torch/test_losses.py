@@ -10,9 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.nn import functional
+from torch.nn import functional  # noqa: E402
 
-from distsgd.nn import AbsoluteError, BinaryCrossEntropy, BinaryFocal, Focal, Gaussian, Huber, Loss, Poisson, Quantile
+from distsgd.nn import AbsoluteError, BinaryCrossEntropy, BinaryFocal, Focal, Gaussian, Huber, Loss, Poisson, Quantile  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
 Z, T = RANDOM.standard_normal((3, 20)), RANDOM.random((3, 20))
