@@ -32,7 +32,7 @@ _KEPT_BYTES = 1 << 30
 _LARGEST_KEPT = 32 << 20
 """Larger arrays come from the system and return to it: data sets, not activations. The maximum of older glibc."""
 
-_LIMITING = threading.Lock()
+_LIMITING = threading.RLock()  # an object that uses it may be collected while its thread holds the lock
 _USERS: set[object] = set()
 _BEFORE: dict[str, tuple[Any, int]] = {}
 """BLAS libraries by file, each with its number of threads before `single_threaded_blas` has limited it."""
@@ -132,10 +132,10 @@ def single_threaded_blas() -> Iterator[None]:
 
     user = object()
     with _LIMITING:
+        _USERS.add(user)  # first: the end of another one, from here on, is not the last
         for library in ThreadpoolController().select(user_api="blas").lib_controllers:  # some were loaded since
             _BEFORE.setdefault(library.filepath, (library, library.num_threads))
             _set_threads(library, 1)
-        _USERS.add(user)
     try:
         yield
     finally:

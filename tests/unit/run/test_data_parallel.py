@@ -376,3 +376,20 @@ def test_a_horizon_of_a_schedule_stays() -> None:
     go(dp, epochs=1)
     with pytest.raises(ConfigurationError, match="was made for 1 epochs, got 2"):
         go(dp, epochs=2)
+
+
+def test_one_that_is_forgotten_gives_threads_back_at_any_moment() -> None:
+    """The collector may find it anywhere, also where another one begins."""
+    import gc
+
+    for _ in range(20):
+        dp = make()
+        circle = [dp]
+        circle.append(circle)  # type: ignore[arg-type]
+        del dp, circle
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            make().close()
+        finally:
+            gc.set_threshold(*thresholds)
