@@ -173,7 +173,8 @@ def test_a_configuration_of_code_that_was_not_named_runs_nothing(folder: Path) -
     """As if a command forgot to ask: the trainer's own builders refuse what comes from a file."""
     from distsgd.data.examples import Signature
     from distsgd.parallel.serial import SerialCommunicator
-    from distsgd.run.build import build_metrics, build_objective, build_task, user_code
+    from distsgd.run.build import build_objective, build_task, user_code
+    from distsgd.run.build_metrics import build_metrics
 
     alone, signature = SerialCommunicator(), Signature((4,), (), 2)
     config = from_mapping({"model": "evil.py:f", "metric": ["evil.py:f"], "callback": ["evil.py:f"]}, "a file")
