@@ -30,7 +30,7 @@ from distsgd.core.lazy import lazily, names_in
 NAMES: dict[str, tuple[str, ...]] = {
     "training.metrics.base": ("GatheringMetric", "Metric", "Mode", "UserMetric", "Value", "per_set"),
     "training.metrics.classes": ("Accuracy", "ConfusionMatrix", "Error", "LabelAccuracy", "TopK"),
-    "training.metrics.counts": ("F1", "Average", "BalancedAccuracy", "Matthews", "Precision", "Recall"),
+    "training.metrics.counts": ("F1", "BalancedAccuracy", "Matthews", "Precision", "Recall"),
     "training.metrics.ranking": ("AveragePrecision", "RocAuc"),
     "training.metrics.regression": (
         "R2", "MeanAbsoluteError", "MeanSquaredError", "MedianAbsoluteError", "RootMeanSquaredError",

@@ -14,7 +14,6 @@ from distsgd.training.metrics.classes import Error as Error
 from distsgd.training.metrics.classes import LabelAccuracy as LabelAccuracy
 from distsgd.training.metrics.classes import TopK as TopK
 from distsgd.training.metrics.counts import F1 as F1
-from distsgd.training.metrics.counts import Average as Average
 from distsgd.training.metrics.counts import BalancedAccuracy as BalancedAccuracy
 from distsgd.training.metrics.counts import Matthews as Matthews
 from distsgd.training.metrics.counts import Precision as Precision

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Draw pictures of a run, as PNG and SVG: curves, filters, confusion, misclassified and boundary.
+    """Draw pictures of a run, as PNG and SVG: curves, filters, confusion, misclassified, regression and
+    boundary.
 
     Several runs are drawn over each other in one picture of curves. Needs matplotlib, which distsgd[plot] installs.
     """
@@ -28,13 +29,13 @@ class Options:
     out: str | None = option(None, path=True, help=
         "The folder to draw into. Default: plots in the run's folder; of several runs, plots here.")
     only: tuple[str, ...] = option((), "The pictures to draw. Default: all that the run has something for.",
-        choices=("curves", "filters", "confusion", "misclassified", "boundary"))
+        choices=("curves", "filters", "confusion", "misclassified", "regression", "boundary"))
     axis: str = option("epochs", "What curves run over.", choices=("epochs", "steps"))
     loss_scale: str = option("auto",
         "The scale of losses; auto: log where they span more than a factor of 100.", choices=("auto", "linear", "log"))
     score: str = option("accuracy", "What is drawn beside the loss.", choices=("accuracy", "error"))
     split: str | None = option(None,
-        "The examples of confusion and misclassified. Default: test, or validation without a test set.",
+        "The examples of confusion, misclassified and regression. Default: test, or validation without a test set.",
         choices=("test", "validation", "train"))
     examples: int = option(25, "How many misclassified examples to show.", interval="[1, 400]")
     filters: int = option(64,
@@ -66,9 +67,10 @@ def plot(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 
 _DRAWN_WITH = {
-    "axis": ("curves",), "loss_scale": ("curves",), "score": ("curves",), "split": ("confusion", "misclassified"),
+    "axis": ("curves",), "loss_scale": ("curves",), "score": ("curves",),
+    "split": ("confusion", "misclassified", "regression"),
     "examples": ("misclassified",), "filters": ("filters",),
-    **dict.fromkeys(("data_dir", "model"), ("filters", "confusion", "misclassified", "boundary")),
+    **dict.fromkeys(("data_dir", "model"), ("filters", "confusion", "misclassified", "regression", "boundary")),
 }  # fmt: skip
 """Which pictures an option is for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, RunFolderError
 from distsgd.core.files import expanded, open_regular
 from distsgd.data.examples import Examples, Signature
+from distsgd.nn.objective import Objective, Supervised
 from distsgd.nn.task import Task
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
@@ -159,11 +161,30 @@ class Material:
         with np.errstate(all="ignore"):
             return predict_all(loader, stored.params, stored.state)
 
+    def interval(self, examples: Examples) -> tuple[Array, Array, float] | None:
+        """The lower and upper ends (n, outputs) of the usual interval of the model's loss, and its coverage."""
+        stored, _ = self.trained()
+        objective = stored.objective
+        coverage = objective.loss.usual_coverage if isinstance(objective, Supervised) else None
+        if coverage is None:
+            return None
+        from distsgd.run.intervals import bounds
+
+        lower, upper = (
+            Material(self.run, partial(_with, stored, end, self.trained()[1])).predict(examples)
+            for end in bounds(objective, coverage)
+        )
+        return lower, upper, coverage
+
     def predictions(self, split: str, examples: Examples) -> Array:
         """As predict, kept for the next picture."""
         if split not in self._predictions:
             self._predictions[split] = self.predict(examples)
         return self._predictions[split]
+
+
+def _with(stored: StoredModel, objective: Objective, data: Data) -> tuple[StoredModel, Data]:
+    return replace(stored, objective=objective), data
 
 
 def stored_material(run: Run, code: str | None = None, data_dir: str | None = None) -> Material:

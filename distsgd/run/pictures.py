@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from distsgd.core.files import expanded
 from distsgd.core.output import say
 from distsgd.data.examples import Examples
 from distsgd.nn.task import true_classes
-from distsgd.plots import boundary, confusion, filters, misclassified
+from distsgd.plots import boundary, confusion, filters, misclassified, regression
 from distsgd.plots.canvas import NothingToDraw, check_installed, save, style
 from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.images import image_shape
@@ -40,7 +40,7 @@ from distsgd.training.metrics.classes import ConfusionMatrix
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURES = ("curves", "filters", "confusion", "misclassified", "boundary")
+PICTURES = ("curves", "filters", "confusion", "misclassified", "regression", "boundary")
 _CLASSES = 100
 """Above this many classes a confusion matrix is no longer something to look at."""
 
@@ -199,6 +199,23 @@ def _misclassified(material: Material, choices: Choices) -> Figure:
     return misclassified.draw_mistakes(mistakes, examples.x[inside], signature.example_shape)
 
 
+def _regression(material: Material, choices: Choices) -> Figure:
+    _, signature = material.weights()
+    loss = str(material.run.options.get("loss"))
+    classes = signature.num_classes is not None and any(word in loss for word in ("auto", "entropy", "focal"))
+    if classes or material.task().kind != "regression":
+        raise NothingToDraw("regression: the targets are no values")
+    split, examples = material.examples(choices.split)
+    predicted = material.predictions(split, examples)
+    true = _chosen(examples)[1].reshape(len(predicted), -1).astype(np.float64)
+    if true.shape != predicted.shape:
+        raise NothingToDraw(f"regression: {predicted.shape[1]} predictions of {true.shape[1]} values an example")
+    found = regression.Regression(split, true, predicted)
+    if (interval := material.interval(examples)) is not None:
+        found = replace(found, lower=interval[0], upper=interval[1], coverage=interval[2])
+    return regression.draw_regression(found)
+
+
 def _boundary(material: Material, choices: Choices) -> Figure:
     _, signature = material.weights()
     if not boundary.may_be_flat(signature.example_shape):
@@ -229,5 +246,6 @@ _MAKERS = {
     "filters": _filters,
     "confusion": _confusion,
     "misclassified": _misclassified,
+    "regression": _regression,
     "boundary": _boundary,
 }

@@ -41,7 +41,7 @@ class Loss(Component, ABC):
     (3.0, [[1.0, 1.0]])
     """
 
-    coverage: float | None = None
+    usual_coverage: float | None = None
     """The coverage of an interval that is drawn, where the loss has intervals."""
 
     standardizable: bool = True

@@ -36,7 +36,7 @@ class Gaussian(ValueLoss):
     ([[-0.96]], [[2.96]])
     """
 
-    coverage = 0.9
+    usual_coverage = 0.9
 
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
         return 2 * prod(target_shape)
@@ -108,7 +108,7 @@ class Quantile(ValueLoss):
             raise ConfigurationError(f"quantiles: expected different ones in rising order, got {self.quantiles!r}")
 
     @property
-    def coverage(self) -> float | None:  # type: ignore[override]
+    def usual_coverage(self) -> float | None:  # type: ignore[override]
         """That of the widest pair of quantiles that leaves out as much above as below; None where there is none."""
         pairs = [1.0 - 2.0 * low for low in self.quantiles if low < 0.5 and self._place(1.0 - low) is not None]
         return max(pairs, default=None)

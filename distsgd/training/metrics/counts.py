@@ -70,15 +70,7 @@ class CountingMetric(Metric):
 
 @dataclass(frozen=True)
 class _Averaged(CountingMetric):
-    """A score of each class, and how those become one value, as in scikit-learn.
-
-    Parameters
-    ----------
-    average : str, default "binary"
-        "binary": that of class 1 of two; "macro": the mean over the classes that are true or predicted of some example,
-        over all of several answers; "micro": that of the counts' sums; "per_class": a list, of all classes. A score
-        without examples, 0/0, is 0.
-    """
+    """A score of each class, and how those become one value, as in scikit-learn."""
 
     average: Average = "binary"
     name: str = field(init=False, repr=False)
@@ -126,7 +118,22 @@ class _Averaged(CountingMetric):
 @final
 @dataclass(frozen=True)
 class Precision(_Averaged):
-    """Of the examples that are taken for a class, the part that is of it; scikit-learn's precision_score."""
+    """Of the examples that are taken for a class, the part that is of it; scikit-learn's precision_score.
+
+    Parameters
+    ----------
+    num_classes : int, optional
+        The number of classes, or of answers. By default fit takes the task's, and 2 counts elsewhere.
+    threshold : float, optional
+        Where class 1 begins, if there is one output, and yes in an answer. By default fit takes the task's, and 0
+        counts elsewhere.
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
+    average : str, default "binary"
+        "binary": that of class 1 of two; "macro": the mean over the classes that are true or predicted of some example,
+        over all of several answers; "micro": that of the counts' sums; "per_class": a list, of all classes. A score
+        without examples, 0/0, is 0.
+    """
 
     def score(self, both: Array, predicted: Array, true: Array) -> Array:
         return both / np.maximum(predicted, 1.0)
@@ -135,7 +142,22 @@ class Precision(_Averaged):
 @final
 @dataclass(frozen=True)
 class Recall(_Averaged):
-    """Of the examples of a class, the part that is taken for it; scikit-learn's recall_score."""
+    """Of the examples of a class, the part that is taken for it; scikit-learn's recall_score.
+
+    Parameters
+    ----------
+    num_classes : int, optional
+        The number of classes, or of answers. By default fit takes the task's, and 2 counts elsewhere.
+    threshold : float, optional
+        Where class 1 begins, if there is one output, and yes in an answer. By default fit takes the task's, and 0
+        counts elsewhere.
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
+    average : str, default "binary"
+        "binary": that of class 1 of two; "macro": the mean over the classes that are true or predicted of some example,
+        over all of several answers; "micro": that of the counts' sums; "per_class": a list, of all classes. A score
+        without examples, 0/0, is 0.
+    """
 
     def score(self, both: Array, predicted: Array, true: Array) -> Array:
         return both / np.maximum(true, 1.0)
@@ -144,7 +166,22 @@ class Recall(_Averaged):
 @final
 @dataclass(frozen=True)
 class F1(_Averaged):
-    """2 both / (predicted + true), the harmonic mean of precision and recall; scikit-learn's f1_score."""
+    """2 both / (predicted + true), the harmonic mean of precision and recall; scikit-learn's f1_score.
+
+    Parameters
+    ----------
+    num_classes : int, optional
+        The number of classes, or of answers. By default fit takes the task's, and 2 counts elsewhere.
+    threshold : float, optional
+        Where class 1 begins, if there is one output, and yes in an answer. By default fit takes the task's, and 0
+        counts elsewhere.
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
+    average : str, default "binary"
+        "binary": that of class 1 of two; "macro": the mean over the classes that are true or predicted of some example,
+        over all of several answers; "micro": that of the counts' sums; "per_class": a list, of all classes. A score
+        without examples, 0/0, is 0.
+    """
 
     def score(self, both: Array, predicted: Array, true: Array) -> Array:
         scores: Array = 2.0 * both / np.maximum(predicted + true, 1.0)
@@ -154,7 +191,18 @@ class F1(_Averaged):
 @final
 @dataclass(frozen=True)
 class BalancedAccuracy(CountingMetric):
-    """The mean of the recalls of all classes that have examples; scikit-learn's balanced_accuracy_score."""
+    """The mean of the recalls of all classes that have examples; scikit-learn's balanced_accuracy_score.
+
+    Parameters
+    ----------
+    num_classes : int, optional
+        The number of classes, or of answers. By default fit takes the task's, and 2 counts elsewhere.
+    threshold : float, optional
+        Where class 1 begins, if there is one output, and yes in an answer. By default fit takes the task's, and 0
+        counts elsewhere.
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
+    """
 
     name = "balanced_accuracy"
     kinds = ("classification",)
@@ -172,6 +220,16 @@ class Matthews(CountingMetric):
     """(c s - Σ p t) / √((s² - Σ p²)(s² - Σ t²)) of s examples, c of them right, and p predicted, t true of each class.
 
     The correlation of predicted and true classes, scikit-learn's matthews_corrcoef; 0 where one of them is constant.
+
+    Parameters
+    ----------
+    num_classes : int, optional
+        The number of classes, or of answers. By default fit takes the task's, and 2 counts elsewhere.
+    threshold : float, optional
+        Where class 1 begins, if there is one output, and yes in an answer. By default fit takes the task's, and 0
+        counts elsewhere.
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
 
     References
     ----------

@@ -94,6 +94,13 @@ class RocAuc(RankingMetric):
 
     scikit-learn's roc_auc_score, with multi_class="ovr" and average="macro" where there are several classes.
 
+    Parameters
+    ----------
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
+    softmax : bool, optional
+        Whether several outputs are logits, whose softmax, in float64, is the score. By default fit takes the task's.
+
     References
     ----------
     .. [1] Hanley, McNeil, "The meaning and use of the area under a receiver operating characteristic (ROC) curve",
@@ -118,6 +125,13 @@ class AveragePrecision(RankingMetric):
     examples with this score or a larger one.
 
     scikit-learn's average_precision_score, with average="macro" where there are several classes.
+
+    Parameters
+    ----------
+    answers : bool, optional
+        Whether outputs are answers, several an example. By default fit takes the task's.
+    softmax : bool, optional
+        Whether several outputs are logits, whose softmax, in float64, is the score. By default fit takes the task's.
 
     References
     ----------

@@ -259,7 +259,7 @@ def test_quantile_by_hand():
     assert loss.point(outputs).tolist() == [[2.0, 4.0]]  # quantiles that cross are sorted
     lower, upper = loss.interval(outputs, 0.8)
     assert (lower.tolist(), upper.tolist()) == ([[0.0, 2.0]], [[3.0, 9.0]])
-    assert loss.coverage == pytest.approx(0.8)
+    assert loss.usual_coverage == pytest.approx(0.8)
     with pytest.raises(ConfigurationError, match=r"the quantiles 0.05 and 0.95, the model has 0.1, 0.5, 0.9"):
         loss.interval(outputs, 0.9)
 

@@ -28,7 +28,7 @@ from distsgd.nn.layers.base import Backward
 from distsgd.optim.schedules import build_schedule
 from distsgd.run.config import OPTIONS
 from distsgd.run.identity import text_of
-from distsgd.testing import check_layer_gradient
+from distsgd.testing import check_layer_gradient, check_loss_gradient
 from tests.threads import run_on_threads
 
 ROOT = Path(__file__).parents[3]
@@ -201,16 +201,15 @@ def test_named_model(added: Added) -> None:
 
 
 def test_loss(added: Added, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = added.both("distsgd/nn/losses.py", "LOSSES")
+    module = added.block("distsgd/nn/losses/log_cosh.py")
+    added.register(module, "distsgd/nn/losses/__init__.py", "LOSSES")
     outputs, y = X[:, :3].T.astype(np.float64), X[:, 3:].T.astype(np.float64)
-    total, gradient = module.AbsoluteError().loss_and_grad(outputs, y)
-    assert total == pytest.approx(np.abs(outputs - y).sum())
-    step = 1e-6 * np.ones_like(outputs)
-    ahead, behind = (module.AbsoluteError().loss_and_grad(outputs + sign * step, y)[0] for sign in (1, -1))
-    assert (ahead - behind) / 2e-6 == pytest.approx(gradient.sum(), rel=1e-6)
-    choices = (*OPTIONS["loss"].choices, "absolute-error")  # made of LOSSES as the package is imported
+    total = module.LogCosh().loss_and_grad(outputs, y)[0]
+    assert total == pytest.approx(np.log(np.cosh(outputs - y)).sum())
+    check_loss_gradient(module.LogCosh(), X[:, 3:], outputs=3).raise_if_wrong()
+    choices = (*OPTIONS["loss"].choices, "log-cosh")  # made of LOSSES as the package is imported
     monkeypatch.setitem(OPTIONS, "loss", replace(OPTIONS["loss"], choices=choices))
-    trained(VALUES, loss="absolute-error")
+    trained(VALUES, loss="log-cosh")
 
 
 def test_initializer(added: Added) -> None:
@@ -237,10 +236,11 @@ def test_data_set(added: Added) -> None:
 
 
 def test_metric(added: Added) -> None:
-    added.both("distsgd/training/metrics.py", "METRICS")
-    summary = trained(VALUES, metric=("root_mean_squared_error",))
-    squared = summary["validation_mean_squared_error"]
-    assert summary["validation_root_mean_squared_error"] == pytest.approx(squared**0.5)
+    module = added.block("distsgd/training/metrics/regression.py")
+    vars(import_module("distsgd.training.metrics.regression"))["RelativeError"] = module.RelativeError
+    added.register(import_module("distsgd.training.metrics"), "distsgd/training/metrics/__init__.py", "METRICS")
+    summary = trained(VALUES, metric=("relative_error",))
+    assert 0 < summary["validation_relative_error"] < 2
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

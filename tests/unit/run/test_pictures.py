@@ -137,7 +137,7 @@ def test_two_inputs(tmp_path: Path) -> None:
     distsgd.fit("mlp", (x, y), hidden=(8,), epochs=2, out=str(tmp_path / "moons"), plot=True)
     check_files(tmp_path / "moons" / "plots", {"curves", "confusion", "boundary"})
     distsgd.fit("mlp", (x, x[:, 0]), hidden=(8,), epochs=2, out=str(tmp_path / "values"), plot=True)
-    check_files(tmp_path / "values" / "plots", {"curves", "boundary"})
+    check_files(tmp_path / "values" / "plots", {"curves", "regression", "boundary"})
 
 
 @pytest.mark.long

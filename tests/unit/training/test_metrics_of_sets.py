@@ -1,4 +1,4 @@
-"""Metrics of counts and of all scores, against loops over examples and pairs, and with fit on one and three ranks."""
+"""Metrics of counts and of all scores, against loops over single examples and pairs, and with fit on some ranks."""
 
 from __future__ import annotations
 
@@ -178,8 +178,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         F1(average="all")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="per must be one of"):
         UserMetric("one", spread, per="chunk")  # type: ignore[arg-type]
+    whole = UserMetric("one", spread, per="set")
     with pytest.raises(ConfigurationError, match="expected one number of the whole set"):
-        UserMetric("one", spread, per="set").of_set(np.ones((1, 3)), np.ones(3))
+        whole.of_set(np.ones((1, 3)), np.ones(3))
     x = np.random.default_rng(0).standard_normal((80, 3)).astype(np.float32)
     with pytest.raises(ConfigurationError, match=r"monitor.*recall_per_class"):
         fit(
