@@ -91,8 +91,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], Any, dict[str, Any], str]] = {
     "own schedule": ("mlp", {"schedule": Falling(1)}, "mlp", {"schedule": Falling(2)}, r"schedule \(\.power\)"),
     "own optimizer": ("mlp", {"optimizer": Own(power=1.0)}, "mlp", {"optimizer": Own(power=2.0)}, "another optimizer"),
     "metric": (
-        "mlp", {"metrics": [UserMetric("own", positive)]},
-        "mlp", {"metrics": [UserMetric("own", negative)]}, "other metrics",
+        "mlp", {"metrics": [UserMetric("own", positive)], "validation_fraction": 0.1},
+        "mlp", {"metrics": [UserMetric("own", negative)], "validation_fraction": 0.1}, "other metrics",
     ),
 }  # fmt: skip
 

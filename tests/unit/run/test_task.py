@@ -131,7 +131,7 @@ def test_r2_of_a_program_is_that_of_every_run() -> None:
     summary = fit("mlp", (X, y), **usual).summary
     assert fit("mlp", (X, y), metrics=[R2()], **usual).summary["validation_r2"] == summary["validation_r2"]
     with pytest.raises(ConfigurationError, match=r"expected R2\(2\) for 2 values"):
-        fit("mlp", (X, X[:, :2]), metrics=[R2()], epochs=1)
+        fit("mlp", (X, X[:, :2]), metrics=[R2()], epochs=1, validation_fraction=0.1)
 
 
 def test_one_prediction_for_all_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
