@@ -35,6 +35,8 @@ def outcome(row: Row, is_odd: bool, more: dict[str, Any]) -> dict[str, Any]:
     try:
         with redirect_stderr(printed):
             given = {"model": "mlp", "train": (X, Y), "max_steps": 1, **more, **row.given(is_odd)}
+            if "metrics" in given and not isinstance(given["metrics"], distsgd.metrics.Metric):
+                given.setdefault("validation", (X, Y))  # or there is nothing to measure
             result = distsgd.fit(given.pop("model"), given.pop("train"), **given)
             reported["sha256"] = result.summary["parameters_sha256"]
     except (Exception, KeyboardInterrupt, SystemExit) as error:
