@@ -186,7 +186,7 @@ def _digest(params: Mapping[str, Array]) -> int:
 
 def _held(arrays: ModuleArrays) -> dict[str, Any]:
     """What the user's modules hold as single values, and the versions of buffers that aren't saved."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, part in arrays.module.named_modules():
         place = f"{name}." if name else ""
         if not is_torchs(part):

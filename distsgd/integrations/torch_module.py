@@ -146,7 +146,7 @@ class ModuleArrays:
                 raise changes_parameter(key)
         raise ConfigurationError(
             f"TorchModel: the module's forward changes its buffer {changed[0]}; name it, "
-            f"running_buffers=({', '.join(map(repr, changed))},), to have the mean of what the microbatches leave as "
+            f"running_buffers={tuple(changed)!r}, to have the mean of what the microbatches leave as "
             "its next value"
         )
 
