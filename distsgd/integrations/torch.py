@@ -161,7 +161,7 @@ class TorchModel(Objective):
         with self._prepared(params, batch) as arrays, torch.enable_grad():
             is_first = batch.training and arrays is self._arrays and self._first.calls < _FIRST
             if is_first:
-                self._first.before(arrays, params)
+                self._first.before(arrays.module, params)
             inputs, targets, weights = self._tensors(arrays, batch)
             try:
                 found = self._call(arrays, inputs)
@@ -175,7 +175,7 @@ class TorchModel(Objective):
             gradients = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
             self._write(arrays.gradients(grads), gradients)
             if is_first:
-                self._first.after(arrays, params)
+                self._first.after(arrays.module, params)
             if batch.statistics:
                 batch.statistics[EXAMPLES][...] = len(batch)
                 for key, buffer in arrays.running.items():

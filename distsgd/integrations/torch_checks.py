@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from distsgd import ConfigurationError
 from distsgd.nn import Array
-
-if TYPE_CHECKING:
-    from distsgd.integrations.torch_module import ModuleArrays
 
 SINGLE = (bool, int, float, str, type(None))
 """The kinds of an attribute that is one value."""
@@ -161,14 +158,14 @@ class FirstForwards:
         self._digest = 0
         self._held: dict[str, Any] = {}
 
-    def before(self, arrays: ModuleArrays, params: Mapping[str, Array]) -> None:
-        self._digest, self._held = _digest(params), _held(arrays)
+    def before(self, module: Any, params: Mapping[str, Array]) -> None:
+        self._digest, self._held = _digest(params), _held(module)
 
-    def after(self, arrays: ModuleArrays, params: Mapping[str, Array]) -> None:
+    def after(self, module: Any, params: Mapping[str, Array]) -> None:
         """Raises ConfigurationError where a parameter has changed, also where PyTorch doesn't count it."""
         if _digest(params) != self._digest:
             raise changes_parameter("(written to as .data)")
-        held, self.calls = _held(arrays), self.calls + 1
+        held, self.calls = _held(module), self.calls + 1
         changed = [key for key, one in held.items() if key in self._held and not _equal(self._held[key], one)]
         if changed and self.calls > 1:
             self.doubt = (
@@ -184,10 +181,10 @@ def _digest(params: Mapping[str, Array]) -> int:
     return found
 
 
-def _held(arrays: ModuleArrays) -> dict[str, Any]:
+def _held(module: Any) -> dict[str, Any]:
     """What the user's modules hold as single values, and the versions of buffers that aren't saved."""
     found: dict[str, Any] = {}
-    for name, part in arrays.module.named_modules():
+    for name, part in module.named_modules():
         place = f"{name}." if name else ""
         if not is_torchs(part):
             found |= {f"attribute {place}{key}": one for key, one in vars(part).items() if isinstance(one, SINGLE)}
