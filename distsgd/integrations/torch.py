@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -12,12 +13,21 @@ import numpy as np
 import torch
 
 from distsgd import ConfigurationError, Task
+from distsgd.integrations.torch_checks import (
+    FirstForwards,
+    check_caller,
+    check_module,
+    of_single_example,
+    takes_gradients_itself,
+)
 from distsgd.integrations.torch_losses import ExampleLosses
-from distsgd.integrations.torch_module import EXAMPLES, ModuleArrays, batch_first, check_module
+from distsgd.integrations.torch_module import EXAMPLES, ModuleArrays, batch_first
 from distsgd.nn import Array, Batch, Objective, Shape, Views
 
 __all__ = ["TorchModel"]
 
+_FIRST = 2
+"""Numbers of forwards that are looked at closely."""
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
 """Numbers of inputs up to which examples are evaluated together, and the least number of examples."""
 
@@ -31,8 +41,9 @@ class TorchModel(Objective):
     stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of the
     weights. Of a dictionary of arrays, `fit(model, {"ids": ids, "mask": mask}, y)`, each is passed by its name.
 
-    `module.train()` and `.eval()` are called. Dropout and all other random numbers of PyTorch are a function of (seed,
-    epoch, step, microbatch). The caller's generator, number of threads and modes come back.
+    `module.train()` and `.eval()` are called. Dropout and all other random numbers, of PyTorch's, NumPy's and Python's
+    default generators, are a function of (seed, epoch, step, microbatch). The caller's generators, number of threads
+    and modes come back.
 
     Parameters
     ----------
@@ -90,12 +101,17 @@ class TorchModel(Objective):
 
     inputs_as_stored = True
     thread_safe = False
+    how_to_repeat = (
+        "draw random numbers from the default generators of PyTorch, NumPy and Python, which are seeded for each "
+        "microbatch, and keep nothing from one forward to the next"
+    )
 
     def __post_init__(self) -> None:
         check_module(self.module)
         self._losses = ExampleLosses(self.loss, self.reduction)
         self._arrays = ModuleArrays(self.module, tuple(self.running_buffers))
         self._wide: ModuleArrays | None = None
+        self._first = FirstForwards()
         self._is_running = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,6 +134,9 @@ class TorchModel(Objective):
         return self._arrays.statistics_shapes()
 
     def initialize(self, params: Views, state: Views, seed: int) -> None:
+        check_module(self.module)  # hooks come to it after it is made
+        check_caller()
+        self._first = FirstForwards()
         self._arrays.initialize(params, state)
 
     def task(self, target_shape: Shape, num_classes: int | None) -> Task | None:
@@ -130,7 +149,8 @@ class TorchModel(Objective):
         return True
 
     def environment(self) -> Mapping[str, str]:
-        return {
+        doubt = {} if self._first.doubt is None else {"doubt": self._first.doubt}
+        return doubt | {
             "PyTorch's version": str(torch.__version__),
             "PyTorch's CPU kernels": str(torch.backends.cpu.get_cpu_capability()),
             "PyTorch's precision of products": str(torch.get_float32_matmul_precision()),
@@ -139,22 +159,38 @@ class TorchModel(Objective):
 
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         with self._prepared(params, batch) as arrays, torch.enable_grad():
-            before = arrays.versions() if batch.training else []
+            is_first = batch.training and arrays is self._arrays and self._first.calls < _FIRST
+            if is_first:
+                self._first.before(arrays.module, params)
             inputs, targets, weights = self._tensors(arrays, batch)
-            loss = self._losses.total(self._call(arrays, inputs), targets, weights, len(batch))
+            try:
+                found = self._call(arrays, inputs)
+            except ValueError as error:
+                raise of_single_example(error, len(batch)) from error
+            loss = self._losses.total(found, targets, weights, len(batch))
             if not loss.requires_grad:
                 raise ConfigurationError(
                     "TorchModel: the loss doesn't depend on the parameters; leave out detach and no_grad"
                 )
-            found = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
-            self._write(arrays.gradients(grads), found)
-            if batch.training:
-                arrays.check_unchanged(before)
+            gradients = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
+            self._write(arrays.gradients(grads), gradients)
+            if is_first:
+                self._first.after(arrays.module, params)
             if batch.statistics:
                 batch.statistics[EXAMPLES][...] = len(batch)
                 for key, buffer in arrays.running.items():
                     batch.statistics[key][...] = buffer.numpy()
-            return float(loss.detach()), len(batch)
+            found_loss = float(loss.detach())
+        if batch.training and not self._first.evaluated:
+            self._evaluate_first(params, batch)
+        return found_loss, len(batch)
+
+    def _evaluate_first(self, params: Views, batch: Batch) -> None:
+        """Computes outputs of the first microbatch, for an error of theirs comes before the first epoch, not after."""
+        batch = replace(batch, training=False, statistics={})
+        with self._prepared(params, batch) as arrays, torch.no_grad():
+            self._evaluated(arrays, self._inputs(arrays, batch, slice(None)))
+        self._first.evaluated = True
 
     @staticmethod
     def _write(views: list[Any], found: Sequence[Any]) -> None:
@@ -173,7 +209,7 @@ class TorchModel(Objective):
         with self._prepared(params, batch) as arrays, torch.no_grad():
             for part in self._parts(batch):
                 inputs, targets, weights = self._tensors(arrays, batch, part)
-                found = self._call(arrays, inputs)
+                found = self._evaluated(arrays, inputs)
                 loss_sum += float(self._losses.total(found, targets, weights, len(targets)))
                 outputs.append(found if self.outputs is None else self.outputs(found))
             measured = all(isinstance(one, torch.Tensor) for one in outputs)
@@ -183,7 +219,7 @@ class TorchModel(Objective):
         with self._prepared(params, batch) as arrays, torch.no_grad():
             outputs = []
             for part in self._parts(batch):
-                found = self._call(arrays, self._inputs(arrays, batch, part))
+                found = self._evaluated(arrays, self._inputs(arrays, batch, part))
                 outputs.append(self._losses.predictions(found) if self.outputs is None else self.outputs(found))
             return self._batch_last(outputs)
 
@@ -205,7 +241,8 @@ class TorchModel(Objective):
         self._is_running = True
         torch.set_num_threads(1)
         try:
-            yield
+            with torch.inference_mode(False), _generators_kept():
+                yield
         finally:
             self._is_running = False
             self._arrays.release()
@@ -243,6 +280,7 @@ class TorchModel(Objective):
     @contextmanager
     def _prepared(self, params: Views, batch: Batch) -> Iterator[ModuleArrays]:
         """The module with these parameters, this state and this microbatch's random numbers, in one thread."""
+        check_caller()
         arrays = self._arrays_for(next(iter(params.values())).dtype)
         generator, threads = torch.default_generator, torch.get_num_threads()
         if threads != 1:
@@ -250,26 +288,34 @@ class TorchModel(Objective):
         before = generator.get_state()
         try:
             if self._is_running and arrays is self._arrays:
-                self._enter(arrays, params, batch)
+                written = self._enter(arrays, params, batch)
                 yield arrays
+                arrays.check_unchanged(written)
             else:
                 modes = _modes(arrays.module)
-                with arrays.kept():
-                    self._enter(arrays, params, batch)
+                with torch.inference_mode(False), _generators_kept(), arrays.kept():
+                    written = self._enter(arrays, params, batch)
                     yield arrays
+                    arrays.check_unchanged(written)
                 _set_modes(modes)
         finally:
             generator.set_state(before)
             if threads != 1:
                 torch.set_num_threads(threads)
 
-    def _enter(self, arrays: ModuleArrays, params: Views, batch: Batch) -> None:
+    @staticmethod
+    def _enter(arrays: ModuleArrays, params: Views, batch: Batch) -> list[int]:
+        """The versions of what the module then doesn't write to."""
         arrays.bind(params)
         arrays.load(batch.state)
         if arrays.module.training is not batch.training:
             arrays.module.train(batch.training)
         purpose = "PyTorch" if batch.training else "PyTorch in evaluation"
-        torch.default_generator.manual_seed(int(batch.random_words(1, purpose)[0]) >> 1)
+        word = int(batch.random_words(1, purpose)[0]) >> 1
+        torch.default_generator.manual_seed(word)
+        random.seed(word)
+        np.random.seed(word & 0xFFFFFFFF)
+        return arrays.versions()
 
     def _arrays_for(self, dtype: np.dtype) -> ModuleArrays:
         if dtype == self._arrays.dtype:
@@ -301,6 +347,13 @@ class TorchModel(Objective):
     def _call(arrays: ModuleArrays, inputs: Any) -> Any:
         return arrays.module(**inputs) if isinstance(inputs, dict) else arrays.module(inputs)
 
+    @classmethod
+    def _evaluated(cls, arrays: ModuleArrays, inputs: Any) -> Any:
+        try:
+            return cls._call(arrays, inputs)
+        except RuntimeError as error:
+            raise takes_gradients_itself(error) from error
+
     @staticmethod
     def _parts(batch: Batch) -> Iterator[slice]:
         """Few enough examples at a time for the cache and for memory: a function of their shape alone."""
@@ -317,12 +370,23 @@ class TorchModel(Objective):
                 "are the predictions, such as outputs=lambda returned: returned[0]"
             )
         whole = torch.cat([one[:, None] if one.ndim == 1 else one for one in outputs])
-        return np.moveaxis(whole.numpy(), 0, -1)
+        return np.moveaxis(whole.detach().numpy(), 0, -1)
 
 
 # What ranks, and a run and what continues it, compare of a module: fields, so that they are found, which are looked up.
 TorchModel.structure = property(lambda self: self._arrays.structure())
 TorchModel.initial_values = property(lambda self: self._arrays.digest())
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Gives Python's and NumPy's global generators back as they are."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _modes(module: Any) -> list[tuple[Any, bool]]:

@@ -45,6 +45,10 @@ class ExampleLosses:
     """
 
     def __init__(self, loss: Any, reduction: str | None) -> None:
+        if isinstance(loss, type):
+            raise ConfigurationError(
+                f"TorchModel: loss is the class {loss.__name__}; give an object, {loss.__name__}()"
+            )
         if not callable(loss):
             raise ConfigurationError(f"TorchModel: loss must be a function or module, got {type(loss).__name__}")
         if reduction not in (None, *_DOUBLED):
@@ -68,7 +72,7 @@ class ExampleLosses:
         """The sum of the examples' losses, times their weights, a float64 tensor without dimensions."""
         if self.kind in _OF_VALUES | _OF_ANSWERS and outputs.shape != targets.shape:
             raise _each_with_each(outputs, targets)
-        losses = self._function(outputs, targets)
+        losses = self._computed(outputs, targets)
         if not isinstance(losses, torch.Tensor):
             raise ConfigurationError(f"TorchModel: {self.name} must return a tensor, got {type(losses).__name__}")
         if losses.ndim == 0:
@@ -80,6 +84,19 @@ class ExampleLosses:
             )
         losses = self._of_examples(losses, outputs, targets)
         return (losses if weights is None else losses * weights).sum(dtype=torch.float64)
+
+    def _computed(self, outputs: Any, targets: Any) -> Any:
+        """What the loss returns; PyTorch's own error about its arguments after a sentence that says what they are."""
+        try:
+            return self._function(outputs, targets)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if not self.kind or not all(isinstance(one, torch.Tensor) for one in (outputs, targets)):
+                raise
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigurationError(
+                f"TorchModel: {self.name} can't be computed of {_kind(outputs)} outputs and {_kind(targets)} targets; "
+                f"give both as it expects them; PyTorch says: {first}"
+            ) from error
 
     def _of_examples(self, losses: Any, outputs: Any, targets: Any) -> Any:
         sizes = [one.numel() for one in (outputs, targets) if isinstance(one, torch.Tensor)]
@@ -148,6 +165,10 @@ def _each_with_each(outputs: Any, targets: Any) -> ConfigurationError:
         f"TorchModel: outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)} would be "
         "combined each with each; give both one shape, such as y[:, None] or outputs.squeeze(1)"
     )
+
+
+def _kind(tensor: Any) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _is_torchs(loss: Any) -> bool:

@@ -13,71 +13,12 @@ import numpy as np
 import torch
 
 from distsgd import ConfigurationError
+from distsgd.integrations.torch_checks import SINGLE, changes_parameter, dtype_name, is_torchs
 from distsgd.nn import Array, Shape, Views
 
 EXAMPLES = "(examples)"
 """The statistic that counts a microbatch's examples; no buffer can have this name."""
-_TAKEN = (torch.float32, torch.float64)
 _KEPT_GRADIENTS = 64
-_SINGLE = (bool, int, float, str, type(None))
-
-
-def check_module(module: Any) -> None:
-    """Raises ConfigurationError for what can't be trained as it is."""
-    if not isinstance(module, torch.nn.Module):
-        raise ConfigurationError(f"TorchModel: expected a torch.nn.Module, got {type(module).__name__}")
-    name = type(module).__name__
-    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-        raise ConfigurationError(
-            "TorchModel: this module is compiled, and what a compiler makes of it may differ between ranks and starts; "
-            "give the module as it was before torch.compile"
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ConfigurationError(
-            f"TorchModel: {name} is a script module, which may be computed otherwise after its first calls; give the "
-            "module that it was made from"
-        )
-    if isinstance(module, torch.nn.parallel.DistributedDataParallel | torch.nn.DataParallel):
-        raise ConfigurationError(f"TorchModel: {name} shares the work itself; give the module inside, wrapper.module")
-    for part in module.modules():
-        if isinstance(part, torch.nn.SyncBatchNorm):
-            raise ConfigurationError(
-                "TorchModel: SyncBatchNorm talks to other processes by itself; give BatchNorm, whose statistics are of "
-                "each microbatch, the same on any number of ranks"
-            )
-    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        _check_tensor(key, tensor)
-    _check_dtypes({key: one for key, one in module.named_parameters() if one.requires_grad})
-
-
-def _check_tensor(key: str, tensor: Any) -> None:
-    if torch.nn.parameter.is_lazy(tensor):
-        raise ConfigurationError(f"TorchModel: {key} has no shape yet; call the module once, on one example")
-    if tensor.device.type != "cpu":
-        raise ConfigurationError(
-            f"TorchModel: {key} is on {tensor.device}, and distsgd computes it on the CPU; give .cpu()"
-        )
-    if tensor.layout is not torch.strided:
-        raise ConfigurationError(f"TorchModel: {key} is sparse; give it dense (.to_dense())")
-
-
-def _check_dtypes(trained: Mapping[str, Any]) -> None:
-    if not trained:
-        raise ConfigurationError("TorchModel: no parameter has requires_grad=True, there is nothing to train")
-    first, dtype = next((key, one.dtype) for key, one in trained.items())
-    for key, one in trained.items():
-        if one.dtype not in _TAKEN:
-            raise ConfigurationError(
-                f"TorchModel: {key} is {_named(one.dtype)}; give parameters of float32 (module.float()) or float64"
-            )
-        if one.dtype != dtype:
-            raise ConfigurationError(
-                f"TorchModel: {first} is {_named(dtype)} and {key} {_named(one.dtype)}; give all parameters one dtype"
-            )
-
-
-def _named(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 class ModuleArrays:
@@ -102,7 +43,7 @@ class ModuleArrays:
         self.running = {key: one for key, one in buffers.items() if key in moving}
         frozen = {key: one for key, one in parameters.items() if not one.requires_grad}
         self.constant = {**frozen, **{key: one for key, one in buffers.items() if key not in moving}}
-        self.dtype = np.dtype(_named(next(iter(self.trained.values())).dtype))
+        self.dtype = np.dtype(dtype_name(next(iter(self.trained.values())).dtype))
         self.normalizes = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
         formats = (torch.channels_last, torch.channels_last_3d)
         self.formats = [dense for dense in formats if any(_is_in(one, dense) for one in self.trained.values())]
@@ -116,10 +57,10 @@ class ModuleArrays:
         has written, and the single values that their objects hold."""
         kinds, values = {}, {}
         for name, part in self.module.named_modules():
-            if not type(part).__module__.startswith("torch."):
+            if not is_torchs(part):
                 kinds[type(part).__qualname__] = type(part)
-                held = {key: value for key, value in vars(part).items() if isinstance(value, _SINGLE)}
-                values[name] = {key: value for key, value in held.items() if key != "training" and key[0] != "_"}
+                held = {key: value for key, value in vars(part).items() if isinstance(value, SINGLE)}
+                values[name] = {key: value for key, value in held.items() if _counts(key)}
         shapes = {key: tuple(one.shape) for key, one in self.module.named_parameters()}
         return repr(self.module), tuple(kinds[key] for key in sorted(kinds)), values, shapes, tuple(self.trained)
 
@@ -160,6 +101,7 @@ class ModuleArrays:
         for own, view in self._strided:
             own.copy_(view)
 
+    @torch.inference_mode(False)
     def release(self) -> None:
         """Gives the parameters memory of their own, with the values that they have."""
         if self._bound is not None:
@@ -188,17 +130,25 @@ class ModuleArrays:
                 tensor.data.copy_(_tensor_of(state[key]))
 
     def versions(self) -> list[int]:
-        """Numbers that change with each constant that is written to."""
-        return [one._version for one in self.constant.values()]
+        """Numbers that change with each parameter and constant that is written to."""
+        return [one._version for one in (*self.trained.values(), *self.constant.values())]
 
     def check_unchanged(self, before: list[int]) -> None:
-        """Raises ConfigurationError where a forward has changed a buffer that isn't known to move."""
-        for (key, one), version in zip(self.constant.items(), before, strict=True):
-            if one._version != version:
-                raise ConfigurationError(
-                    f"TorchModel: the module's forward changes its buffer {key}; name it, running_buffers=({key!r},), "
-                    "to have the mean of what the microbatches leave as its next value"
-                )
+        """Raises ConfigurationError where a forward has changed a parameter, or a buffer that isn't known to move."""
+        after = self.versions()
+        if after == before:
+            return
+        names = [*self.trained, *self.constant]
+        changed = [key for key, old, new in zip(names, before, after, strict=True) if old != new]
+        parameters = dict(self.module.named_parameters())
+        for key in changed:
+            if key in parameters:
+                raise changes_parameter(key)
+        raise ConfigurationError(
+            f"TorchModel: the module's forward changes its buffer {changed[0]}; name it, "
+            f"running_buffers={tuple(changed)!r}, to have the mean of what the microbatches leave as "
+            "its next value"
+        )
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -215,6 +165,7 @@ class ModuleArrays:
             self._bound, self._loaded, self._strided = None, None, []
             self._gradients.clear()
 
+    @torch.inference_mode(False)
     def take(self, params: Mapping[str, Array], state: Mapping[str, Array]) -> None:
         """Copies values into memory of the module's own, in its strides."""
         for key, one in self.trained.items():
@@ -246,6 +197,11 @@ class ModuleArrays:
         """A copy that computes in float64, for comparisons with differences."""
         module = copy.deepcopy(self.module).double()
         return ModuleArrays(module, tuple(self.running))
+
+
+def _counts(key: str) -> bool:
+    """Whether an attribute may change what a module computes: a mode, or what hash() returns, says nothing of it."""
+    return key != "training" and key[0] != "_" and not key.endswith("hash")
 
 
 def _is_in(tensor: Any, dense: Any) -> bool:

@@ -16,6 +16,7 @@ from distsgd.core.kernel_family import AUTO, best_of, exports, loaded_family, ot
 from distsgd.core.output import say
 from distsgd.core.version import __version__, numpy_version
 from distsgd.parallel.communicator import Communicator, rank_names
+from distsgd.run.digests import digest
 from distsgd.run.identity import Identity
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ _REMEDY_OF = {
 _NOT_GIVEN = "not given"
 _NAMED = 5
 """How many names or values a sentence has at most."""
+_SHOWN = 60
+"""Characters of a value in a sentence."""
 _ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 """Python's own text of an object ends with one, which is another on each rank."""
 
@@ -95,8 +98,17 @@ def _difference(name: str, ranks: Sequence[Mapping[str, str]]) -> str:
     holders: dict[str, list[int]] = {}
     for rank, texts in enumerate(ranks):
         holders.setdefault(texts.get(name, _NOT_GIVEN), []).append(rank)
-    values = [f"{text} on {rank_names(numbers)}" for text, numbers in holders.items()]
+    values = [f"{_shown(text)} on {rank_names(numbers)}" for text, numbers in holders.items()]
     return f"{name} differs between ranks: {_listed(values)}"
+
+
+def _shown(text: str) -> str:
+    """A text in at most 60 printable characters; its digest tells it from others with the same beginning."""
+    if len(text) <= _SHOWN and text.isprintable():
+        return text
+    kind = "bytes" if text.startswith(("b'", 'b"')) else "".join(one for one in text[:30] if one.isprintable()) + "…"
+    known = re.search(r"digest ([0-9a-f]{16})\)$", text)
+    return f"{kind} (digest {digest(text) if known is None else known[1]})"
 
 
 def _raise_problem(problems: Sequence[DistsgdError | None], own: DistsgdError | None, rank: int) -> None:

@@ -59,7 +59,7 @@ def _check_filled(communicator: Communicator, config: TrainConfig, objective: Ob
         raise ConfigurationError(
             f"{communicator.size} ranks share {filled} microbatches: this model normalizes over each microbatch, which "
             f"takes at least {least} examples of the {longest} of a minibatch; start at most {filled} ranks, or set "
-            f"--batch-size {least * communicator.size} or more"
+            f"batch_size {least * communicator.size} or more"
         )
 
 
@@ -72,11 +72,11 @@ def _few(objective: Objective, longest: int) -> str | None:
     if longest == 1 and isinstance(objective, Supervised):
         raise ConfigurationError(
             f"batch_size 1: this model normalizes over the minibatch, and a single example has no spread; set "
-            f"--batch-size {least} or more"
+            f"batch_size {least} or more"
         )
     return (
         f"warning: this model normalizes over minibatches of {longest} examples, which are too few for a mean and a "
-        f"spread; set --batch-size {least} or more"
+        f"spread; set batch_size {least} or more"
     )
 
 

@@ -92,9 +92,12 @@ class FitArguments:
         if not _is_class(self.optimizer):
             objects.append(("optimizer", self.optimizer, Optimizer))
         expected += [given for given in objects if not isinstance(given[1], str | None)]
+        _refuse_anothers(self.model, self.loss)
         for name, value, kind in expected:
             if not isinstance(value, kind):
-                raise ConfigurationError(f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {value!r}")
+                raise ConfigurationError(
+                    f"fit: {name} must be an instance of distsgd's {kind.__name__}, got {_short(value)}"
+                )
         self._check_model()
         for name in (SHORT.get(given, given) for given in self.options):
             check_known(name, "fit", OPTIONS.keys() - NOT_FOR_FIT)
@@ -234,6 +237,26 @@ def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
     return (x, y) if weights is None else (x, y, weights)
 
 
+def _refuse_anothers(model: Any, loss: Any) -> None:
+    """Raises ConfigurationError for a module or loss of PyTorch's, which TorchModel makes a model of."""
+    module = getattr(sys.modules.get("torch.nn"), "Module", None)
+    inner = getattr(loss, "function", loss)
+    if module is not None and (isinstance(model, module) or isinstance(inner, module)):
+        what = "the module" if isinstance(model, module) else "the loss"
+        raise ConfigurationError(
+            f"fit: {what} is PyTorch's; give TorchModel(module, loss), of distsgd.integrations.torch, and no loss="
+        )
+
+
+def _short(value: Any) -> str:
+    """A value in one line of at most 60 characters; of PyTorch's optimizers, what to give instead of them."""
+    kind = value if isinstance(value, type) else type(value)
+    if kind.__module__.startswith("torch.optim"):
+        return f"torch.optim.{kind.__name__}; give such as distsgd.Adam(learning_rate=0.001), or a name"
+    text = "".join(one if one.isprintable() else " " for one in repr(value))
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def _is_class(given: Any) -> bool:
     """Whether this is a class of optimizers."""
     return isinstance(given, type) and issubclass(given, Optimizer)
@@ -293,7 +316,9 @@ def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Exa
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         what = "give x and y, or for x" if name == "train" else f"{name} must be"
-        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}")
+        torchs = hasattr(arrays, "__getitem__") or hasattr(arrays, "dataset")
+        advice = "; give whole arrays, such as those that it is made of" if torchs and name == "train" else ""
+        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}{advice}")
     return examples_of(arrays, f"{name} ", "fit", as_stored)
 
 

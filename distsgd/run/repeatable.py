@@ -11,6 +11,7 @@ import numpy as np
 
 from distsgd.core.components import components_inside, is_own
 from distsgd.core.device import to_host
+from distsgd.core.errors import DistsgdError
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from distsgd.training.trainer import Trainer
 
 
+_REMEDY = "make all that it does a function of its parameters, the batch and batch.random_words"
+
+
 def check_repeatable(communicator: Communicator, trainer: Trainer) -> str | None:
     """Why the bits of this run may not be the same on any number of ranks; None where nothing speaks against it.
 
@@ -30,15 +34,17 @@ def check_repeatable(communicator: Communicator, trainer: Trainer) -> str | None
     """
     objective = trainer.step.objective
     mine = communicator.everywhere(lambda: (_computed_twice(trainer), dict(objective.environment())))
+    communicator.everywhere(lambda: _check_single(trainer))
     everyone = communicator.allgather_object(mine)
     different = [rank for rank, (repeats, _) in enumerate(everyone) if not repeats]
     found = [_of_environment([environment for _, environment in everyone])]
     if different:
         name = _name_of(objective)
+        remedy = getattr(objective, "how_to_repeat", _REMEDY)
         found.insert(
             0,
             f"{name} isn't repeatable: rank {different[0]} has computed its first microbatch twice, with different "
-            "bits; make all that it does a function of its parameters, the batch and batch.random_words",
+            f"bits; {remedy}",
         )
     reasons = [reason for reason in found if reason]
     if not reasons:
@@ -64,6 +70,26 @@ def _computed_twice(trainer: Trainer) -> bool:
     for _ in range(2):
         workers.run(run)
     return all(len(set(digests)) <= 1 for digests in found)
+
+
+def _check_single(trainer: Trainer) -> None:
+    """Computes one example where an epoch's last minibatch has one: a model that normalizes may refuse it, and then
+    does before the epoch."""
+    step, sampler, number = trainer.step, trainer.sampler, trainer.progress.step
+    left = sampler.num_examples % sampler.batch_size
+    is_single = left == 1 and not (sampler.drop_last or sampler.replacement)
+    if not is_single or not step.objective.statistics_shapes():
+        return
+    epoch, indices = number // sampler.steps_per_epoch, sampler.minibatch(number)[:1]
+    minibatch, state = step.minibatch(StepOrder(number, epoch, indices, 0.0, 0)), step.statistics.for_model()
+    try:
+        with np.errstate(all="ignore"):
+            for worker in range(len(step.reduction.worker_spans)):
+                _computed(step, minibatch, worker, state)
+    except DistsgdError:
+        raise
+    except Exception:
+        return  # the step reports it, with its place
 
 
 def _computed(step: TrainingStep, minibatch: IndexedMinibatch, worker: int, state: Views) -> str:

@@ -24,7 +24,7 @@ UPDATE = "the update is not finite, though the gradients are,"
 PARAMETERS = "the parameters are no longer finite"
 _ADVICE = "a smaller learning rate, clip_norm or warmup_steps may help, or the data may hold extreme values"
 _ADVICE_ON_GRADIENTS = "the loss is finite: check the gradient with --check-gradient, or try a smaller learning rate"
-_ALTERNATIVE = "--on-non-finite skip continues without the minibatch"
+_ALTERNATIVE = "on_non_finite skip continues without the minibatch"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class NonFinitePolicy:
         if self.name == "stop":
             raise found.error()
         if not self.rolls_back and found.step <= step:
-            raise found.error("its update is made already, so it can't be skipped: --on-non-finite rollback could")
+            raise found.error("its update is made already, so it can't be skipped: on_non_finite rollback could")
         first = last = found.step
         while first - 1 in skipped:
             first -= 1

@@ -87,7 +87,7 @@ def test_predictions_of_no_examples_have_a_shape(tmp_path: Path) -> None:
 
 
 def test_minibatches_too_small_to_normalize_over_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigurationError, match="a single example has no spread; set --batch-size 8 or more"):
+    with pytest.raises(ConfigurationError, match="a single example has no spread; set batch_size 8 or more"):
         fit("mlp", (X, Y), batch_norm=True, batch_size=1, epochs=1)
     fit("mlp", (X, Y), batch_norm=True, batch_size=2, epochs=1)
     assert "normalizes over minibatches of 2 examples, which are too few" in capsys.readouterr().err
