@@ -192,7 +192,7 @@ def main() -> None:
     distsgd.fit(objective, (x, y), optimizer=Signs(0.1), schedule=Halves(), epochs=2, batch_size=16)
     values = (x[:, :1] * 2.0).astype(np.float32)
     model = distsgd.nn.Supervised(Dense(2, 1), AbsoluteError(), (2,))
-    distsgd.fit(model, (x, values), metrics=[Largest()], epochs=1, optimizer="sgd")
+    distsgd.fit(model, (x, values), validation=(x, values), metrics=[Largest()], epochs=1, optimizer="sgd")
     try:
         digits = read_array(open_dataset("digits").arrays["x_train"])
     except DataError as error:
