@@ -140,3 +140,11 @@ def test_an_error_of_all_ranks_is_reported_as_it_is() -> None:
 )
 def test_command_lines_that_mean_the_same(one: str, other: str) -> None:
     assert command_identity(one.split()).digest() == command_identity(other.split()).digest()
+
+
+def test_a_value_in_a_sentence_is_short_and_printable() -> None:
+    ranks = [{"model": f"b'\\x80\x02{one * 60}'"} for one in "ab"] + [{"model": "c" * 70}]
+    text = reported(ranks).partition(";")[0]
+    values = [part.rpartition(" on ")[0] for part in text.partition(": model differs between ranks: ")[2].split(", ")]
+    assert len(set(values)) == 3
+    assert all(len(one) <= 60 and one.isprintable() for one in values)
