@@ -49,7 +49,7 @@ class GradientCheck:
     @property
     def ok(self) -> bool:
         """Whether every error is within the tolerance."""
-        return self.max_relative_error <= self.tolerance
+        return bool(self.max_relative_error <= self.tolerance)
 
     def __str__(self) -> str:
         return (

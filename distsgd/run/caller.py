@@ -14,6 +14,7 @@ import numpy as np
 from distsgd.core.errors import ConfigurationError, DistsgdError, UserCodeError, as_raised
 from distsgd.core.processes import stacks_when_asked
 from distsgd.core.runtime import single_threaded_blas
+from distsgd.core.status_table import Phase
 from distsgd.parallel import communicator_for, release
 from distsgd.parallel.communicator import Communicator
 from distsgd.training.intervals import parse_duration
@@ -55,8 +56,12 @@ def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
     """
 
     def settled() -> T:
-        with stacks_when_asked(), single_threaded_blas():
-            return function()
+        try:
+            with stacks_when_asked(), single_threaded_blas():
+                return function()
+        except BaseException:
+            communicator.heartbeat.set_phase(Phase.OUTSIDE)  # where it failed before training, nothing has ended it
+            raise
 
     return guest_call(communicator, settled, last=True)  # outside of both: not every exception can be passed through
 

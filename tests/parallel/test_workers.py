@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import distsgd
+from tests.cases import first_of
 from tests.parallel.launch import run_command
 from tests.parallel.worker_ranks import X, Y
 
@@ -81,7 +82,7 @@ def test_a_pool_of_the_whole_job(tmp_path: Path, alone: list[str]) -> None:
     assert (done.status, done.out.splitlines()) == (0, [f"{run} of 1" for run in alone]), done.text
 
 
-@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("started", first_of([True, False]))
 def test_ranks_that_never_come_are_named(started: bool, tmp_path: Path) -> None:
     """Where they have started distsgd, and where they have not."""
     program = tmp_path / "program.py"

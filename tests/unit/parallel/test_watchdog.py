@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytest
 
+import distsgd
 from distsgd.core.processes import ProcessStat
 from distsgd.core.status_table import Collective, Field, Heartbeat, Phase, StatusTable, private_heartbeat, where
 from distsgd.parallel import Communicator, watchdog
@@ -157,6 +159,17 @@ def test_a_rank_that_trains_alone_is_not_missed() -> None:
         assert ranks.pass_time(3_000) == {}
     finally:
         alone.set_phase(Phase.OUTSIDE, 5)
+    assert "rank 0 on a is busy outside of training" in ranks.pass_time(1_002)[1]
+
+
+def test_a_training_that_failed_at_its_start_is_over() -> None:
+    with pytest.raises(distsgd.DataError):
+        distsgd.fit("softmax", np.zeros((4, 2)), np.zeros(3, int))
+    with pytest.raises(distsgd.ConfigurationError):
+        distsgd.fit("softmax", np.zeros((4, 2)), np.arange(4), microbatches=2, class_weights=(1.0,))
+    ranks = Ranks(["a", "a"])
+    ranks.all_at(Phase.OUTSIDE)
+    ranks.wait(1)
     assert "rank 0 on a is busy outside of training" in ranks.pass_time(1_002)[1]
 
 

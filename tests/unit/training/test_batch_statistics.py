@@ -31,7 +31,7 @@ def test_few_examples_are_one_microbatch() -> None:
 
 
 def test_more_ranks_than_such_microbatches_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"3 ranks share 2 microbatches: .* --batch-size 24 or more"):
+    with pytest.raises(ConfigurationError, match=r"3 ranks share 2 microbatches: .* batch_size 24 or more"):
         run_on_threads(3, lambda c: fit("mlp", (X, Y), batch_size=16, communicator=c, **USUAL))
     hashes = [
         run_on_threads(ranks, lambda c: fit("mlp", (X, Y), batch_size=32, communicator=c, **USUAL | {"epochs": 2}))[0]
