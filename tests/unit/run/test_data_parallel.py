@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,13 @@ from distsgd.core.errors import ConfigurationError, DataError, NonFiniteError, R
 from distsgd.parallel import Communicator
 from tests.parallel.two_layer_net import TwoLayerNet, X, Y
 from tests.threads import run_on_threads
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """An object that isn't closed keeps BLAS on one thread until it is collected: other tests look at that."""
+    yield
+    gc.collect()
 
 
 def net() -> TwoLayerNet:
