@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from distsgd.core.errors import ConfigurationError, DataError, NonFiniteError, R
 from distsgd.parallel import Communicator
 from tests.parallel.two_layer_net import TwoLayerNet, X, Y
 from tests.threads import run_on_threads
-
-
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """An object that isn't closed keeps BLAS on one thread until it is collected: other tests look at that."""
-    yield
-    gc.collect()
 
 
 def net() -> TwoLayerNet:
@@ -388,7 +380,6 @@ def test_a_horizon_of_a_schedule_stays() -> None:
 
 def test_one_that_is_forgotten_gives_threads_back_at_any_moment() -> None:
     """The collector may find it anywhere, also where another one begins."""
-    import gc
 
     for _ in range(20):
         dp = make()
