@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from distsgd import ConfigurationError, Task
+from distsgd.integrations.framework_model import EXAMPLES, FrameworkModel
 from distsgd.integrations.jax_cores import CORES, DOUBT
-from distsgd.nn import Array, Batch, Objective, Shape, Views
+from distsgd.nn import Array, Batch, Shape, Views
 
 import jax  # isort: skip  (after jax_cores, which counts JAX's cores)
 from distsgd.integrations.jax_calls import call_of, linen_call, linen_module  # isort: skip
@@ -27,7 +28,6 @@ from distsgd.integrations.jax_trees import NamedTree  # isort: skip
 
 __all__ = ["JaxModel"]
 
-_EXAMPLES = "examples"
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
 """Numbers of inputs up to which examples are evaluated together, and the least number of examples."""
 _ALIGNED = 64
@@ -35,7 +35,7 @@ _ALIGNED = 64
 
 
 @dataclass(eq=False)
-class JaxModel(Objective):
+class JaxModel(FrameworkModel):
     """A JAX function with its parameters and loss, for `distsgd.fit`: on the CPU, with one core on each rank.
 
     The parameters are any pytree: their arrays of floats are trained, all other leaves stay as they are. When the fit
@@ -94,7 +94,6 @@ class JaxModel(Objective):
     outputs: Callable[[Any], Any] | None = None
     declared_task: Task | None = None
 
-    inputs_as_stored = True
     thread_safe = False
 
     def __post_init__(self) -> None:
@@ -121,13 +120,6 @@ class JaxModel(Objective):
         self._predicted = jax.jit(self._predictions)
         self._shared: tuple[Any, list[Any]] = (None, [])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.__post_init__()
-
     def user_functions(self) -> tuple[Callable[..., Any], ...]:
         return (self.apply,)
 
@@ -138,7 +130,7 @@ class JaxModel(Objective):
         return self._state.shapes
 
     def statistics_shapes(self) -> Mapping[str, Shape]:
-        return {_EXAMPLES: (), **self._state.shapes} if self._call.takes_state else {}
+        return {EXAMPLES: (), **self._state.shapes} if self._call.takes_state else {}
 
     def initialize(self, params: Views, state: Views, seed: int) -> None:
         dtype = next(iter(self._params.arrays.values())).dtype
@@ -149,15 +141,6 @@ class JaxModel(Objective):
             )
         self._params.write(params, "the parameter")
         self._state.write(state, "the state's")
-
-    def task(self, target_shape: Shape, num_classes: int | None) -> Task | None:
-        return self.declared_task or self._losses.task(target_shape, num_classes)
-
-    def targets(self, y: Array, dtype: np.dtype) -> Array:
-        return np.moveaxis(y, 0, -1)
-
-    def overwrites_gradients(self) -> bool:
-        return True
 
     def environment(self) -> Mapping[str, str]:
         found = {
@@ -176,7 +159,7 @@ class JaxModel(Objective):
             for name, gradient in zip(self._params.names, found, strict=True):
                 np.copyto(grads[name], np.asarray(gradient))
             if batch.statistics:
-                batch.statistics[_EXAMPLES][...] = len(batch)
+                batch.statistics[EXAMPLES][...] = len(batch)
                 for name, value in zip(self._state.names, state, strict=True):
                     batch.statistics[name][...] = np.asarray(value)
             return _sum(losses, batch.weights), len(batch)
@@ -198,16 +181,6 @@ class JaxModel(Objective):
             return _batch_last([
                 self._predicted(*given, self._inputs(params, batch, part), _key_words(batch)) for part in _parts(batch)
             ])  # fmt: skip
-
-    def combine_statistics(self, left: Views, right: Views) -> None:
-        count, added = float(left[_EXAMPLES]), float(right[_EXAMPLES])
-        for name in self._state.names:
-            left[name][...] += (right[name] - left[name]) * (added / (count + added))
-        left[_EXAMPLES][...] = count + added
-
-    def update_state(self, state: Views, statistics: Views) -> None:
-        for name in self._state.names:
-            state[name][...] = statistics[name]
 
     def running(self) -> AbstractContextManager[None]:
         return self._released()

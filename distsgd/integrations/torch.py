@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from distsgd import ConfigurationError, Task
+from distsgd.integrations.framework_model import EXAMPLES, FrameworkModel
 from distsgd.integrations.torch_checks import (
     FirstForwards,
     check_caller,
@@ -21,8 +22,8 @@ from distsgd.integrations.torch_checks import (
     takes_gradients_itself,
 )
 from distsgd.integrations.torch_losses import ExampleLosses
-from distsgd.integrations.torch_module import EXAMPLES, ModuleArrays, batch_first
-from distsgd.nn import Array, Batch, Objective, Shape, Views
+from distsgd.integrations.torch_module import ModuleArrays, batch_first
+from distsgd.nn import Array, Batch, Shape, Views
 
 __all__ = ["TorchModel"]
 
@@ -33,7 +34,7 @@ _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
 
 
 @dataclass(eq=False)
-class TorchModel(Objective):
+class TorchModel(FrameworkModel):
     """A PyTorch module with its loss, for `distsgd.fit`: on the CPU, with one thread on each rank.
 
     Its parameters lie in distsgd's memory while it trains. At the end they have the best values, in their own memory,
@@ -99,7 +100,6 @@ class TorchModel(Objective):
     structure: Any = field(init=False, repr=False)
     initial_values: Any = field(init=False, repr=False)
 
-    inputs_as_stored = True
     thread_safe = False
     how_to_repeat = (
         "draw random numbers from the default generators of PyTorch, NumPy and Python, which are seeded for each "
@@ -113,13 +113,6 @@ class TorchModel(Objective):
         self._wide: ModuleArrays | None = None
         self._first = FirstForwards()
         self._is_running = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.__post_init__()
 
     def user_functions(self) -> tuple[Callable[..., Any], ...]:
         return (self.module,)
@@ -138,15 +131,6 @@ class TorchModel(Objective):
         check_caller()
         self._first = FirstForwards()
         self._arrays.initialize(params, state)
-
-    def task(self, target_shape: Shape, num_classes: int | None) -> Task | None:
-        return self.declared_task or self._losses.task(target_shape, num_classes)
-
-    def targets(self, y: Array, dtype: np.dtype) -> Array:
-        return np.moveaxis(y, 0, -1)
-
-    def overwrites_gradients(self) -> bool:
-        return True
 
     def environment(self) -> Mapping[str, str]:
         doubt = {} if self._first.doubt is None else {"doubt": self._first.doubt}
@@ -222,18 +206,6 @@ class TorchModel(Objective):
                 found = self._evaluated(arrays, self._inputs(arrays, batch, part))
                 outputs.append(self._losses.predictions(found) if self.outputs is None else self.outputs(found))
             return self._batch_last(outputs)
-
-    def combine_statistics(self, left: Views, right: Views) -> None:
-        if EXAMPLES not in left:  # the state is constant
-            return
-        count, added = float(left[EXAMPLES]), float(right[EXAMPLES])
-        for key in self._arrays.running:
-            left[key][...] += (right[key] - left[key]) * (added / (count + added))
-        left[EXAMPLES][...] = count + added
-
-    def update_state(self, state: Views, statistics: Views) -> None:
-        for key in self._arrays.running:
-            state[key][...] = statistics[key]
 
     @contextmanager
     def running(self) -> Iterator[None]:

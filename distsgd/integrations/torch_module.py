@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from distsgd import ConfigurationError
+from distsgd.integrations.framework_model import EXAMPLES
 from distsgd.integrations.torch_checks import SINGLE, changes_parameter, dtype_name, is_torchs
 from distsgd.nn import Array, Shape, Views
 
-EXAMPLES = "(examples)"
-"""The statistic that counts a microbatch's examples; no buffer can have this name."""
 _KEPT_GRADIENTS = 64
 
 

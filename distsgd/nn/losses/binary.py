@@ -15,8 +15,22 @@ from distsgd.nn.losses.classification import no_probabilities
 from distsgd.nn.task import Task
 
 
+class BinaryLoss(Loss):
+    """Of answers, yes or no, whose outputs are logits: what such losses have alike."""
+
+    def task(self, target_shape: Shape, num_classes: int | None) -> Task:
+        outputs = self.output_size(target_shape, num_classes)
+        return Task("multilabel", outputs) if outputs > 1 else Task("classification", 2)
+
+    def wrong_targets(self, rows: Array) -> str | None:
+        return no_probabilities(rows) if rows.dtype.kind == "f" else None
+
+    def predict(self, outputs: Array) -> Array:
+        return sigmoid(outputs, np.exp(-np.abs(outputs)))
+
+
 @dataclass(frozen=True)
-class BinaryCrossEntropy(Loss):
+class BinaryCrossEntropy(BinaryLoss):
     """loss := Σₖ w t log(1 + exp(-z)) + (1 - t) log(1 + exp(z)) over the outputs z (k, n), k binary answers.
 
     The gradient is (1 - t) sigmoid(z) - w t sigmoid(-z); with w = 1 it is sigmoid(z) - t, and the loss is computed as
@@ -53,16 +67,6 @@ class BinaryCrossEntropy(Loss):
         no_binary_labels("binary-cross-entropy", target_shape, num_classes, "softmax-cross-entropy")
         self._check_weights(prod(target_shape))
         return prod(target_shape)
-
-    def task(self, target_shape: Shape, num_classes: int | None) -> Task:
-        outputs = self.output_size(target_shape, num_classes)
-        return Task("multilabel", outputs) if outputs > 1 else Task("classification", 2)
-
-    def wrong_targets(self, rows: Array) -> str | None:
-        return no_probabilities(rows) if rows.dtype.kind == "f" else None
-
-    def predict(self, outputs: Array) -> Array:
-        return sigmoid(outputs, np.exp(-np.abs(outputs)))
 
     def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         check_values("binary-cross-entropy", outputs, y)

@@ -11,8 +11,8 @@ from distsgd.core.device import Array, Shape, array_module, constants
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.ranges import number_in
 from distsgd.nn.losses.base import Loss, check_values
-from distsgd.nn.losses.binary import no_binary_labels, sigmoid
-from distsgd.nn.losses.classification import check_weights, no_probabilities, softmax
+from distsgd.nn.losses.binary import BinaryLoss, no_binary_labels, sigmoid
+from distsgd.nn.losses.classification import check_weights, softmax
 from distsgd.nn.task import Task
 
 
@@ -101,7 +101,7 @@ class Focal(Loss):
 
 
 @dataclass(frozen=True)
-class BinaryFocal(Loss):
+class BinaryFocal(BinaryLoss):
     """loss := Σₖ -t α q^γ log p - (1 - t) (1 - α) p^γ log q of k binary answers, with p := sigmoid(z) and q := 1 - p.
 
     The gradient is t α q^γ (γ p log p - q) + (1 - t) (1 - α) p^γ (p - γ q log q). Targets are those of
@@ -135,16 +135,6 @@ class BinaryFocal(Loss):
     def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
         no_binary_labels("binary-focal", target_shape, num_classes, "focal")
         return prod(target_shape)
-
-    def task(self, target_shape: Shape, num_classes: int | None) -> Task:
-        outputs = self.output_size(target_shape, num_classes)
-        return Task("multilabel", outputs) if outputs > 1 else Task("classification", 2)
-
-    def wrong_targets(self, rows: Array) -> str | None:
-        return no_probabilities(rows) if rows.dtype.kind == "f" else None
-
-    def predict(self, outputs: Array) -> Array:
-        return sigmoid(outputs, np.exp(-np.abs(outputs)))
 
     def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
         check_values("binary-focal", outputs, y)

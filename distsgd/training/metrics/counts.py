@@ -59,8 +59,8 @@ class CountingMetric(Metric):
         """(both, predicted, true), each of all classes."""
         classes, threshold = self.num_classes or 2, self.threshold or 0.0
         if self.answers:
-            said, right = (outputs > threshold) & ~np.isnan(outputs), y > 0.5
-            return np.concatenate([np.count_nonzero(one, axis=1) for one in (said & right, said, right)]).astype(float)
+            yes, right = (outputs > threshold) & ~np.isnan(outputs), y > 0.5
+            return np.concatenate([np.count_nonzero(one, axis=1) for one in (yes & right, yes, right)]).astype(float)
         predicted, true = predicted_classes(outputs, threshold), true_classes(y)
         if max(predicted.max(initial=0), true.max(initial=0)) >= classes:
             raise ConfigurationError(f"{self.name}: expected {classes} classes, got {len(outputs)} outputs")

@@ -228,3 +228,8 @@ LIBRARIES: Mapping[str, Callable[[], tuple[JaxModel, Any, Any]]] = {
 def build(name: str) -> tuple[JaxModel, Any, Any]:
     """The same model and data in each process."""
     return {**MODELS, **LIBRARIES}[name]()
+
+
+def held(model: JaxModel) -> list[Any]:
+    """All arrays that the model holds."""
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((model.params, model.state))]

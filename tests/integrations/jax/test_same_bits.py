@@ -14,7 +14,7 @@ from tests.parallel.launch import ROOT, Done, find_mpirun, run_command
 
 pytest.importorskip("jax", reason="jax is missing: make test-integrations installs it")
 
-SCRIPT = Path(__file__).with_name("ranks.py")
+SCRIPT = Path(__file__).parents[1] / "ranks.py"
 QUICK = ("mlp", "batch norm")
 ALL = (*QUICK, "convolution, dropout", "gru", "transformer encoder", "tied weights", "graphs")
 LIMIT = 900
@@ -23,7 +23,7 @@ LIMIT = 900
 def train(ranks: int | None, folder: Path, what: str, *names: str) -> Done:
     if ranks is not None and find_mpirun()[0] is None:
         pytest.skip(find_mpirun()[1])
-    command = [sys.executable, str(SCRIPT), str(folder), what, *names]
+    command = [sys.executable, str(SCRIPT), "jax", str(folder), what, *names]
     return run_command(ranks, command, folder, extra={"PYTHONPATH": str(ROOT)}, limit=LIMIT)
 
 

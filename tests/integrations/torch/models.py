@@ -126,3 +126,8 @@ def build(name: str) -> tuple[TorchModel, Any, Any]:
     """The same model and data in each process."""
     torch.manual_seed(3)
     return MODELS[name]()
+
+
+def held(model: TorchModel) -> list[Any]:
+    """All arrays that the module holds."""
+    return [tensor.numpy() for tensor in model.module.state_dict().values()]

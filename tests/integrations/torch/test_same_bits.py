@@ -14,13 +14,13 @@ pytest.importorskip("torch", reason="torch is missing: make test-integrations in
 from tests.integrations.torch.models import MODELS
 from tests.parallel.launch import run_command
 
-SCRIPT = Path(__file__).with_name("ranks.py")
+SCRIPT = Path(__file__).parents[1] / "ranks.py"
 KILLED = "batch norm, dropout, channels last"
 
 
 def trained(ranks: int | None, folder: Path, what: str, *names: str, fails: bool = False) -> dict[str, Any]:
     """What the script prints of each model."""
-    command = [sys.executable, str(SCRIPT), str(folder), what, *names]
+    command = [sys.executable, str(SCRIPT), "torch", str(folder), what, *names]
     done = run_command(ranks, command, folder, limit=300)
     assert (done.status != 0) == fails, done.text
     found = [json.loads(line) for line in done.out.splitlines() if line.startswith("{")]

@@ -1,4 +1,4 @@
-"""Trains small PyTorch models and prints a line of JSON for each: python ranks.py FOLDER WHAT [NAME …].
+"""Trains small models of a framework, a line of JSON for each: python ranks.py jax|torch FOLDER WHAT [NAME …].
 
 whole      each at once, without a folder
 stopped    each is stopped after step 6, and continued
@@ -13,14 +13,15 @@ import json
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import distsgd
-from tests.integrations.torch.models import MODELS, build
 
+MODELS = import_module(f"tests.integrations.{sys.argv[1]}.models")
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 40, "microbatches": 4, "optimizer": "adam", "lr": 0.01}
 
 
@@ -42,15 +43,15 @@ class At(distsgd.Callback):
 
 
 def digest(model: Any) -> str:
-    """Of all that the module holds at the end, on this rank."""
+    """Of all that the model holds at the end, on this rank."""
     found = hashlib.sha256()
-    for tensor in model.module.state_dict().values():
-        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    for array in MODELS.held(model):
+        found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()
 
 
 def train(name: str, folder: Path | None, what: str = "") -> dict[str, Any]:
-    model, x, y = build(name)
+    model, x, y = MODELS.build(name)
     cut = 120
     parts = [({key: one[part] for key, one in x.items()} if isinstance(x, dict) else x[part], y[part])
              for part in (slice(cut), slice(cut, None))]  # fmt: skip
@@ -64,20 +65,20 @@ def train(name: str, folder: Path | None, what: str = "") -> dict[str, Any]:
         "status": summary["status"],
         "steps": summary["steps"],
         "sha256": summary["parameters_sha256"],
-        "module": digest(model),
+        "held": digest(model),
         "validation_loss": summary["validation_loss"],
         "same_bits": summary["same_bits"],
     }
 
 
 def main() -> None:
-    folder, what, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:] or list(MODELS)
+    folder, what, names = Path(sys.argv[2]), sys.argv[3], sys.argv[4:] or list(MODELS.MODELS)
     for name in names:
         if what == "stopped":
             assert train(name, folder, "stop")["status"] == "stopped"
         found = train(name, None if what == "whole" else folder, "kill" if what == "killed" else "")
-        modules = {one["module"] for one in everyone(found)}
-        assert len(modules) == 1, "ranks hold other parameters in the end"
+        held = {one["held"] for one in everyone(found)}
+        assert len(held) == 1, "ranks hold other parameters in the end"
         if distsgd.is_root():
             print(json.dumps(found), flush=True)
 
