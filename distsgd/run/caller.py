@@ -7,6 +7,7 @@ thread, a signal prints stacks, and a crash under mpirun says where; afterwards 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,12 +22,16 @@ from distsgd.training.intervals import parse_duration
 
 T = TypeVar("T")
 _DEFAULTS = {"divide": "warn", "over": "warn", "invalid": "warn", "under": "ignore"}
+_NOTHING = nullcontext()
 
 
-def numpys_defaults() -> np.errstate:
+def numpys_defaults() -> AbstractContextManager[object]:
     """NumPy's own reaction to floating-point errors inside: `np.errstate(all="raise")` is about the caller's code, and
     an exponential that underflows is no error of a loss. What the caller ignores stays ignored."""
-    kinds = {kind: "ignore" if how == "ignore" else _DEFAULTS[kind] for kind, how in np.geterr().items()}
+    given = np.geterr()
+    if given == _DEFAULTS:
+        return _NOTHING
+    kinds = {kind: "ignore" if how == "ignore" else _DEFAULTS[kind] for kind, how in given.items()}
     return np.errstate(**kinds)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,8 +10,11 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.core.layout import Views
 from distsgd.core.random import stream, words_of
+from distsgd.data.loader import GatheredBatch, Loader
 from distsgd.data.sources.checks import as_array
+from distsgd.nn.batch import Batch
 from distsgd.run.digests import array_text, digest
 from distsgd.run.identity import Identity
 
@@ -65,8 +68,8 @@ class ExampleSet:
     def rows_of_x(self, rows: Array) -> Any:
         """Copies of these rows of x."""
         if isinstance(self.x, dict):
-            return {name: one[rows] for name, one in self.x.items()}
-        return self.x[rows]
+            return {name: one.take(rows, axis=0) for name, one in self.x.items()}
+        return self.x.take(rows, axis=0)
 
 
 @dataclass
@@ -134,16 +137,43 @@ class DoubledMicroBatch(MicroBatch):
 
 def microbatch(examples: ExampleSet, rows: Array, kind: type[MicroBatch] = MicroBatch, **numbers: int) -> MicroBatch:
     """The microbatch of these rows."""
-    y = None if examples.y is None else examples.y[rows]
-    weights = None if examples.weights is None else examples.weights[rows]
+    y = None if examples.y is None else examples.y.take(rows, axis=0)
+    weights = None if examples.weights is None else examples.weights.take(rows)
     return kind(examples.rows_of_x(rows), y, weights, rows, **numbers)
+
+
+_NO_INPUTS = np.empty((0, 0))
+
+
+@final
+class RowLoader(Loader):
+    """Gathers nothing but the rows' numbers: a function of the user's own gets its arrays as they are stored."""
+
+    def gather(
+        self, positions: Array, epoch: int | None = None, buffer: Array | None = None, row_indices: Array | None = None
+    ) -> GatheredBatch:
+        return GatheredBatch(_NO_INPUTS, _NO_INPUTS, None, positions)
+
+    def batch(
+        self,
+        chosen: Array | GatheredBatch,
+        state: Views,
+        *,
+        step: int = 0,
+        epoch: int = 0,
+        microbatch: int = 0,
+        statistics: Views | None = None,
+        clock: Array | None = None,
+    ) -> Batch:
+        rows = chosen.row_indices if isinstance(chosen, GatheredBatch) else chosen
+        return Batch(_NO_INPUTS, _NO_INPUTS, rows, None, epoch, step, microbatch, self.seed)
 
 
 @final
 class GlobalBatch:
     """The global minibatch of one step, to be given to `DataParallel.step`, which shares it out.
 
-    Its arrays are copied when they are asked for.
+    Its arrays are copied when they are asked for, and read-only: a change of them would not reach the step.
     """
 
     def __init__(self, examples: ExampleSet, indices: Array, epoch: int, step: int, stream: object) -> None:
@@ -166,17 +196,19 @@ class GlobalBatch:
     def y(self) -> Any:
         """Targets (n, …), or None."""
         y = self._examples.y
-        return self._once("y", lambda: None if y is None else y[self.indices])
+        return self._once("y", lambda: None if y is None else y.take(self.indices, axis=0))
 
     @property
     def weights(self) -> Any:
         """Sample weights (n,), or None."""
         weights = self._examples.weights
-        return self._once("weights", lambda: None if weights is None else weights[self.indices])
+        return self._once("weights", lambda: None if weights is None else weights.take(self.indices))
 
-    def _once(self, name: str, make: Any) -> Any:
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._found:
-            self._found[name] = make()
+            found = self._found[name] = make()
+            for array in found.values() if isinstance(found, dict) else () if found is None else (found,):
+                array.flags.writeable = False
         return self._found[name]
 
 

@@ -22,6 +22,7 @@ ExampleFunction = Callable[[Mapping[str, Array], MicroBatch], Any]
 
 _TOLERANCE = {4: 1e-3, 8: 1e-7}
 """Relative, by the size of a float: products of another shape round in another way."""
+_NUMBERS = (float, np.float64, np.float32)
 _NEGLIGIBLE = 1e-6
 """A gradient that is so much smaller than the largest may be nothing but rounding."""
 
@@ -35,6 +36,8 @@ class OwnFunction(Objective):
         self.examples: ExampleSet | None = None
         self.function: OwnLossAndGrad | None = None
         self._checked: set[Any] = set()
+        self._checks, self._key = False, None
+        self._views: dict[int, tuple[Views, list[tuple[str, Array, Shape]]]] = {}
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
         return {name: array.shape for name, array in self._initial.items()}
@@ -46,29 +49,59 @@ class OwnFunction(Objective):
     def overwrites_gradients(self) -> bool:
         return True
 
+    def begin(self, function: OwnLossAndGrad) -> None:
+        """The function of the step that is made now."""
+        self.function, self._key = function, _code_of(function)
+        self._checks = self._check and self._key not in self._checked
+
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         assert self.examples is not None
         assert self.function is not None
+        count, rows = len(batch), batch.indices
         numbers = {"epoch": batch.epoch, "step": batch.step, "microbatch": batch.microbatch, "seed": batch.seed}
-        count = len(batch)
-        loss, found = called(
-            self.function, params, microbatch(self.examples, batch.indices, MicroBatch, **numbers), grads
-        )
+        result: Any = self.function(params, microbatch(self.examples, rows, MicroBatch, **numbers))
         scale = count if self.reduction == "mean" else 1
+        loss = self._put(result, grads, scale)
+        if self._checks:
+            doubled = microbatch(self.examples, np.concatenate([rows, rows]), DoubledMicroBatch, **numbers)
+            plain = loss, {name: view / scale for name, view in grads.items()}
+            after = returned(self.function(params, doubled), grads)
+            if check_doubled(self.reduction, plain, after, np.dtype(params.flat.dtype)):
+                self._checked.add(self._key)
+                self._checks = False
+        return loss * scale, count
+
+    def _put(self, result: Any, grads: Views, scale: int) -> float:
+        """Puts what the function has returned, times `scale`, into the gradients; returns its loss.
+
+        Raises ConfigurationError for anything but a loss and gradients.
+        """
+        kept = self._views.get(id(grads))
+        if kept is None:  # views are made again each time that they are asked for, and there are few
+            kept = self._views[id(grads)] = grads, [(name, view, view.shape) for name, view in grads.items()]
+        if type(result) is tuple and len(result) == 2 and type(result[1]) is dict and len(result[1]) == len(grads):
+            loss, found = result
+            if type(loss) in _NUMBERS and self._put_arrays(found, kept[1], scale):
+                return float(loss)
+        loss, found = returned(result, grads)
         for name, gradient in found.items():
             if scale == 1:
                 np.copyto(grads[name], gradient, casting="same_kind")
             else:
                 np.multiply(gradient, scale, out=grads[name], casting="same_kind")
-        key = _code_of(self.function)
-        if self._check and key not in self._checked:
-            twice = np.concatenate([batch.indices, batch.indices])
-            doubled = microbatch(self.examples, twice, DoubledMicroBatch, **numbers)
-            plain = loss, {name: grads[name] / scale for name in found}
-            after = called(self.function, params, doubled, grads)
-            if check_doubled(self.reduction, plain, after, np.dtype(params.flat.dtype)):
-                self._checked.add(key)
-        return loss * scale, count
+        return loss
+
+    def _put_arrays(self, found: dict[Any, Any], views: list[tuple[str, Array, Shape]], scale: int) -> bool:
+        """The same for arrays as they should be; False where one of them isn't."""
+        for name, view, shape in views:
+            gradient = found.get(name)
+            if type(gradient) is not np.ndarray or gradient.shape != shape or gradient.dtype is not view.dtype:
+                return False
+            if scale == 1:
+                view[...] = gradient
+            else:
+                np.multiply(gradient, scale, view)
+        return True
 
     def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
         loss_sum, count = self.loss_and_grad(params, scratch, batch)
@@ -82,9 +115,8 @@ def _code_of(function: Any) -> Any:
     return getattr(function, "__code__", type(function))
 
 
-def called(function: OwnLossAndGrad, params: Views, batch: MicroBatch, grads: Views) -> tuple[float, dict[str, Array]]:
-    """What the function returns for a microbatch. Raises ConfigurationError for anything but a loss and gradients."""
-    result: Any = function(params, batch)
+def returned(result: Any, grads: Views) -> tuple[float, dict[str, Array]]:
+    """What the function has returned for a microbatch. Raises ConfigurationError for all but a loss and gradients."""
     if not isinstance(result, tuple | list) or len(result) != 2 or not isinstance(result[1], Mapping):
         got = ", ".join(described(one, shape=True) for one in result) if isinstance(result, tuple | list) else None
         raise ConfigurationError(

@@ -17,7 +17,7 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.tree import part
 from distsgd.run.agreement import agreed
-from distsgd.run.data_parallel_batches import ExampleSet, GlobalBatch, Stream, microbatch
+from distsgd.run.data_parallel_batches import ExampleSet, GlobalBatch, RowLoader, Stream, microbatch
 from distsgd.run.data_parallel_function import OwnLossAndGrad
 from distsgd.run.data_parallel_settings import Settings, begun, schedule_for
 from distsgd.run.data_parallel_state import Operation, meet, refuse_other, save_into, saved_in, whole_run
@@ -100,8 +100,8 @@ class Loop:
         self._sampler = Sampler(len(examples), stream.batch_size, stream.seed, stream.shuffle)
         self._schedule = schedule_for(settings, stream.epochs)
         self._function.examples = examples
-        self.trains.loader = self.trains.gradients.loader = replace(
-            self.trains.loader, examples=settings.placeholder(len(examples))
+        self.trains.loader = self.trains.gradients.loader = RowLoader(
+            settings.placeholder(len(examples)), self._function, self.trains.loader.dtype, settings.seed
         )
         config = {**settings.document(), **stream.settings()}
         self.progress.metadata = Metadata(config, float(stream.epochs), contents=stream.contents)
@@ -146,7 +146,7 @@ class Loop:
         assert per_epoch is not None
         assert self._schedule is not None
         self._ranks.heartbeat.set_phase(Phase.STEP, batch.step + 1)
-        self._function.function = function
+        self._function.begin(function)
         rate = self._schedule.learning_rate(step.optimizer.learning_rate, batch.step, per_epoch.steps_per_epoch)
         order = StepOrder(batch.step, batch.epoch, batch.indices, rate, progress.updates)
         result = step.run(order, NOTHING)
