@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,8 +24,12 @@ from distsgd.training.update import ShardedUpdate
 
 @dataclass
 class TrainingStep(StepParts):
-    """Computes, reduces and updates: `Steps` of which each ends before `advance` returns. It owns scratch memory."""
+    """Computes, reduces and updates: `Steps` of which each ends before `advance` returns. It owns scratch memory.
 
+    look    called with all ranks' flags before the update; what it raises, it raises on all of them
+    """
+
+    look: Callable[[Array], None] | None = field(default=None, init=False)
     in_flight: int = field(default=0, init=False)
     _previous: IndexedMinibatch | None = field(default=None, init=False)
 
@@ -85,6 +90,8 @@ class TrainingStep(StepParts):
         if reduction.communicator.rank == 0:
             reduction.flags[1 : 1 + self._scalar_count] = self.optimizer.scalars(order.learning_rate, order.updates + 1)
         all_flags, records = reduction.reduce_scatter(minibatch.bounds)
+        if self.look is not None:
+            self.look(all_flags)
         bits = 0
         for value in all_flags[:, 0].tolist():
             bits |= int(value)

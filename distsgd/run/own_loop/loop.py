@@ -19,9 +19,10 @@ from distsgd.parallel.tree import part
 from distsgd.run.compared.agreement import agreed
 from distsgd.run.compared.identity import Identity
 from distsgd.run.own_loop.batches import ExampleSet, GlobalBatch, RowLoader, Stream, microbatch
+from distsgd.run.own_loop.calls import Calls, Operation
 from distsgd.run.own_loop.function import OwnLossAndGrad
 from distsgd.run.own_loop.settings import Settings, begun, schedule_for
-from distsgd.run.own_loop.state import Operation, meet, refuse_other, save_into, saved_in, whole_run
+from distsgd.run.own_loop.state import refuse_other, save_into, saved_in, whole_run
 from distsgd.training.callbacks import Hooks
 from distsgd.training.checkpoint_store import Checkpoints
 from distsgd.training.evaluator import CHUNK, Scores
@@ -38,7 +39,8 @@ class Loop:
 
     def __init__(self, communicator: Communicator, settings: Settings) -> None:
         self._ranks, self._settings = communicator, settings
-        self._function, self.trains, self._number = begun(communicator, settings)
+        self._function, self.trains, number = begun(communicator, settings)
+        self._calls = Calls(communicator, self.trains, number)
         self.progress = RunState()
         self._stream: Stream | None = None
         self._sampler: Sampler | None = None
@@ -48,7 +50,7 @@ class Loop:
 
     def batches(self, x: Any, y: Any, weights: Any, given: Mapping[str, Any]) -> Iterator[GlobalBatch]:
         """Compares what ranks give, and what was given before; then the batches one after the other."""
-        self._meet(Operation.BATCHES)
+        self._calls.meet(Operation.BATCHES, self.progress.step)
 
         def look() -> tuple[Stream, Identity]:
             identity = Identity()
@@ -120,7 +122,8 @@ class Loop:
 
     def step(self, function: OwnLossAndGrad, batch: GlobalBatch) -> float:
         """Makes a step, and returns the batch's mean loss."""
-        self._meet(Operation.STEP, self._why_no_step(function, batch), batch)
+        problem = self._why_no_step(function, batch)
+        self._calls.meet_in_step(batch.step if isinstance(batch, GlobalBatch) else self.progress.step, problem)
         return self._make(function, batch)
 
     def _why_no_step(self, function: Any, batch: Any) -> ConfigurationError | None:
@@ -160,7 +163,7 @@ class Loop:
 
     def mean(self, function: Callable[..., Any], x: Any, y: Any) -> float:
         """The mean of what a function returns for each example."""
-        self._meet(Operation.MEAN)
+        self._calls.meet(Operation.MEAN, self.progress.step)
         ranks = self._ranks
         examples = ranks.everywhere(lambda: ExampleSet.of(x, y, None, "mean"))
         ranks.heartbeat.set_phase(Phase.VALIDATION, self.progress.step)
@@ -188,14 +191,14 @@ class Loop:
 
     def capture(self) -> dict[str, Any]:
         """All that training continues from, on all ranks."""
-        self._meet(Operation.STATE_DICT)
+        self._calls.meet(Operation.STATE_DICT, self.progress.step)
         whole = whole_run(self._checkpoints(), self._with_document())
         found = None if whole is None else {**whole.arrays, "document": whole.document}
         return self._ranks.broadcast_object(found or {})
 
     def load(self, state: Any) -> None:
         """Continues from what `capture` has returned."""
-        self._meet(Operation.LOAD)
+        self._calls.meet(Operation.LOAD, self.progress.step)
 
         def look() -> Checkpoint:
             if not isinstance(state, Mapping) or not isinstance(state.get("document"), dict):
@@ -207,7 +210,7 @@ class Loop:
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint into the folder at `path`."""
-        self._meet(Operation.SAVE)
+        self._calls.meet(Operation.SAVE, self.progress.step)
         step = self.progress.step
         self._ranks.heartbeat.set_phase(Phase.CHECKPOINT, step)
         whole = whole_run(self._checkpoints(), self._with_document())
@@ -216,7 +219,7 @@ class Loop:
 
     def resume(self, path: Path) -> bool:
         """Continues from the newest checkpoint in the folder, where there is one."""
-        self._meet(Operation.RESUME)
+        self._calls.meet(Operation.RESUME, self.progress.step)
         found: list[Checkpoint] = []
 
         def look() -> bool:
@@ -250,7 +253,3 @@ class Loop:
         """Frees what the steps hold."""
         self.trains.close()
         self.trains.workers.close()
-
-    def _meet(self, operation: Operation, problem: ConfigurationError | None = None, batch: Any = None) -> None:
-        number = batch.step if isinstance(batch, GlobalBatch) else self.progress.step
-        meet(self._ranks, operation, number, self._number, problem)

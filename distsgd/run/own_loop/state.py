@@ -1,72 +1,17 @@
-"""How the ranks of a DataParallel meet before each operation, and what it saves."""
+"""What a DataParallel saves, and what it continues from."""
 
 from __future__ import annotations
 
 import sys
-from enum import IntEnum
 from pathlib import Path
-
-import numpy as np
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.checkpoint_folder import CheckpointFolder
-from distsgd.core.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError, raise_first
+from distsgd.core.errors import CheckpointError, RunFolderError
 from distsgd.core.folders import Folder
 from distsgd.core.output import say
-from distsgd.parallel import Communicator
-from distsgd.parallel.communicator import rank_names
 from distsgd.training.checkpoint_store import Checkpoints, take
 from distsgd.training.run_state import Metadata, RunState
-
-
-class Operation(IntEnum):
-    """What a rank is about to do with the others."""
-
-    BATCHES = 1
-    STEP = 2
-    MEAN = 3
-    STATE_DICT = 4
-    LOAD = 5
-    SAVE = 6
-    RESUME = 7
-
-    @property
-    def title(self) -> str:
-        """Its name in a sentence."""
-        return "load_state_dict" if self is Operation.LOAD else self.name.lower()
-
-
-def meet(
-    communicator: Communicator, operation: Operation, step: int, number: int, problem: DistsgdError | None
-) -> None:
-    """Raises, on all ranks, one rank's problem, or that they make different calls. Collective, in one small message.
-
-    step     the batch that the operation is about, from 0
-    number   of the object, as several may use the same ranks
-    """
-    if communicator.size == 1:
-        if problem is not None:
-            raise problem
-        return
-    calls = np.zeros((communicator.size, 4), np.int64)
-    calls[communicator.rank] = operation, step, number, problem is not None
-    communicator.transport.allgather_slices(calls.reshape(-1), [4] * communicator.size)
-    if (calls[:, :3] != calls[0, :3]).any():
-        holders: dict[tuple[int, int, int], list[int]] = {}
-        for rank, (one, at, of) in enumerate(calls[:, :3].tolist()):
-            holders.setdefault((one, at, of), []).append(rank)
-        objects = sorted({of for _, _, of in holders})
-        texts = [
-            f"{rank_names(ranks)} {Operation(one).title} at batch {at + 1}"
-            + (f" of DataParallel number {objects.index(of) + 1}" if len(objects) > 1 else "")
-            for (one, at, of), ranks in holders.items()
-        ]
-        raise ConfigurationError(
-            f"ranks make different calls: {', '.join(texts)}; every rank runs the same loop, and makes or skips the "
-            "same steps"
-        )
-    if calls[:, 3].any():
-        raise_first(communicator.allgather_object(problem), problem, communicator.rank)
 
 
 def whole_run(checkpoints: Checkpoints, progress: RunState) -> Checkpoint | None:
