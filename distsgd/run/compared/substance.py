@@ -50,8 +50,10 @@ class _Found:
 class Substance(Identity):
     """An Identity that is equal in other processes and later in the same one: see this module."""
 
-    def __init__(self, written: set[tuple[Any, ...]] | None = None) -> None:
+    def __init__(self, written: set[tuple[Any, ...]] | None = None, arrays: bool = True) -> None:
         super().__init__()
+        self._arrays = arrays
+        """Whether the contents of arrays count."""
         self.written: set[tuple[Any, ...]] = set()
         """("key", id of an object, a key in it), ("object", id), ("attribute", name): what the code writes to."""
         self._excluded = written
@@ -60,7 +62,7 @@ class Substance(Identity):
         self._read_once: set[tuple[int, Any]] = set()
 
     def _in_short(self, name: str, value: Any) -> str:
-        own = Substance(self._excluded or set())
+        own = Substance(self._excluded or set(), self._arrays)
         own.add(name, value)
         return own.digest()
 
@@ -86,6 +88,8 @@ class Substance(Identity):
             return f"{type(value).__qualname__}.{value.name}", ((" (value)", value.value),)
         if isinstance(value, np.ndarray) and self._excluded is None:
             return "array", ()  # its contents are read in the second pass
+        if not self._arrays and digests.as_array(value) is not None:
+            return "array", ()
         if isinstance(value, FunctionObjective):
             functions = {"function": value.function, "outputs": value.outputs, "input_shape": value.input_shape}
             return "FunctionObjective", [(f".{key}", part) for key, part in functions.items()]
@@ -386,3 +390,13 @@ def described(given: Mapping[str, Any]) -> Digests:
             aspect = "source" if " (" in part or text.startswith(("source ", "code ")) else "structure"
         found.setdefault(aspect, {})[part.strip() or "itself"] = text
     return {aspect: digests.bounded(parts) for aspect, parts in found.items()}
+
+
+def function_described(function: Any) -> dict[str, str]:
+    """Of a function of the user's own, texts of its code and of what this reads, but for the contents of arrays:
+    parameters may be among them."""
+    first = Substance(arrays=False)
+    first.add("", function)
+    second = Substance(first.written, arrays=False)
+    second.add("", function)
+    return {part.strip() or "itself": text for part, text in second.texts.items()}

@@ -25,11 +25,13 @@ class Operation(IntEnum):
     LOAD = 5
     SAVE = 6
     RESUME = 7
+    NEW_FUNCTION = 8
 
     @property
     def title(self) -> str:
         """Its name in a sentence."""
-        return "load_state_dict" if self is Operation.LOAD else self.name.lower()
+        names = {Operation.LOAD: "load_state_dict", Operation.NEW_FUNCTION: "step with a new function"}
+        return names.get(self, self.name.lower())
 
 
 @final
@@ -86,7 +88,7 @@ class Calls:
         """The count tells a code from one that a rank has left there, which now works with another DataParallel."""
         self._count += 1
         self._call, self._problem = (operation, step, self._number), problem
-        code = ((self._count & 0xFFF) << 3 | operation) << 1 | (problem is not None)
+        code = ((self._count & 0xFFF) << 4 | operation) << 1 | (problem is not None)
         self._code = float(code << 32 | step & 0xFFFFFFFF)
         if self._beside_flags:
             self._reduction.flags[SCALARS] = self._code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -105,6 +106,7 @@ class DataParallel:
         options = {"microbatches": microbatches, "lr": lr, "clip_norm": clip_norm, "seed": seed, "dtype": dtype,
                    "stall_timeout": stall_timeout}  # fmt: skip
         self._ranks = ranks_for(communicator, stall_timeout)
+        self._in_call = threading.Lock()
         self._closing = ExitStack()
         self._closing.enter_context(single_threaded_blas())
         self._finalizer = weakref.finalize(self, self._closing.close)
@@ -237,13 +239,15 @@ class DataParallel:
 
         return self._call(self._loop.capture)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, check_function: bool = True) -> None:
         """Continues from what `state_dict` has returned, with the same settings. Collective; rank 0's is used.
 
         Parameters
         ----------
         state : mapping
             What `state_dict` returned.
+        check_function : bool, default True
+            False where the function of `step` is meant to be another one from here on.
 
         Raises
         ------
@@ -251,7 +255,7 @@ class DataParallel:
             For one of other settings.
         """
 
-        self._call(lambda: self._loop.load(state))
+        self._call(lambda: self._loop.load(state, check_function))
 
     def save(self, folder: str | Path) -> None:
         """Writes a checkpoint into a folder: completely, or not at all. The newest three stay. Collective.
@@ -268,13 +272,17 @@ class DataParallel:
         """
         self._call(lambda: self._loop.save(Path(folder).expanduser().absolute()))
 
-    def resume(self, folder: str | Path) -> bool:
+    def resume(self, folder: str | Path, *, check_function: bool = True) -> bool:
         """Continues from the newest checkpoint in a folder. Collective.
+
+        The next steps compare their functions with those before: code, and the numbers and texts that it reads.
 
         Parameters
         ----------
         folder : path
             Where `save` has written, on any number of ranks.
+        check_function : bool, default True
+            False where the function of `step` is meant to be another one from here on.
 
         Returns
         -------
@@ -288,7 +296,7 @@ class DataParallel:
         CheckpointError
             Where no checkpoint is whole.
         """
-        return self._call(lambda: self._loop.resume(Path(folder).expanduser().absolute()))
+        return self._call(lambda: self._loop.resume(Path(folder).expanduser().absolute(), check_function))
 
     def close(self) -> None:
         """Gives back the group of ranks and BLAS's threads; nothing but the parameters is left. Collective."""
@@ -312,7 +320,13 @@ class DataParallel:
         """function() with these ranks, which wait for each other in it. Collective."""
         if not self._finalizer.alive:
             raise ConfigurationError("this DataParallel is closed; make another one from its params")
+        if not self._in_call.acquire(blocking=False):
+            raise ConfigurationError(
+                "this DataParallel is in a call already, around this one or of another thread; what a function needs "
+                "besides its arguments is made before the step"
+            )
         try:
             return guest_call(self._ranks, function)
         finally:
             self._ranks.heartbeat.set_phase(Phase.OUTSIDE, self.steps)
+            self._in_call.release()

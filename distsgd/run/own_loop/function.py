@@ -8,21 +8,29 @@ from typing import Any, Literal, final
 import numpy as np
 
 from distsgd.core.device import Array, Shape, described
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError, first_line
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.objective import Objective
 from distsgd.run.own_loop.batches import DoubledMicroBatch, ExampleSet, MicroBatch, microbatch
+from distsgd.run.own_loop.functions import code_of
 
 Reduction = Literal["sum", "mean"]
 OwnLossAndGrad = Callable[[Mapping[str, Array], MicroBatch], tuple[Any, Mapping[str, Any]]]
 """`(params, microbatch) -> (loss, gradients by name)`, both sums or both means over the microbatch's examples."""
+Returned = tuple[float, Mapping[str, Array]]
 ExampleFunction = Callable[[Mapping[str, Array], MicroBatch], Any]
 """`(params, batch) -> (n,)`: one number for each example."""
 
 _TOLERANCE = {4: 1e-3, 8: 1e-7}
 """Relative, by the size of a float: products of another shape round in another way."""
 _NUMBERS = (float, np.float64, np.float32)
+_SEEN = "loss_and_grad: with each example of a microbatch twice,"
+_LOSS, _GRADIENT = "the loss", "the gradient of "
+_MOST_CHECKS = 10
+"""A parameter without a gradient in so many microbatches is not waited for."""
+_OF_ROUNDING = 10.0
+"""Two orders of the same examples may by chance round almost alike."""
 _NEGLIGIBLE = 1e-6
 """A gradient that is so much smaller than the largest may be nothing but rounding."""
 
@@ -35,8 +43,9 @@ class OwnFunction(Objective):
         self._initial, self.reduction, self._check = dict(params), reduction, check
         self.examples: ExampleSet | None = None
         self.function: OwnLossAndGrad | None = None
-        self._checked: set[Any] = set()
         self._checks, self._key = False, None
+        self._unseen: dict[Any, tuple[set[str], int]] = {}
+        """By function, the gradients that no check has shown so far, and how many checks have shown any."""
         self._views: dict[int, tuple[Views, list[tuple[str, Array, Shape]]]] = {}
 
     def parameter_shapes(self) -> Mapping[str, Shape]:
@@ -51,8 +60,9 @@ class OwnFunction(Objective):
 
     def begin(self, function: OwnLossAndGrad) -> None:
         """The function of the step that is made now."""
-        self.function, self._key = function, _code_of(function)
-        self._checks = self._check and self._key not in self._checked
+        self.function, self._key = function, code_of(function)
+        unseen, checks = self._unseen.get(self._key, (True, 0))
+        self._checks = self._check and bool(unseen) and checks < _MOST_CHECKS
 
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         assert self.examples is not None
@@ -63,13 +73,38 @@ class OwnFunction(Objective):
         scale = count if self.reduction == "mean" else 1
         loss = self._put(result, grads, scale)
         if self._checks:
-            doubled = microbatch(self.examples, np.concatenate([rows, rows]), DoubledMicroBatch, **numbers)
-            plain = loss, {name: view / scale for name, view in grads.items()}
-            after = returned(self.function(params, doubled), grads)
-            if check_doubled(self.reduction, plain, after, np.dtype(params.flat.dtype)):
-                self._checked.add(self._key)
-                self._checks = False
+            self._check_reduction(params, grads, batch, (loss, {name: view / scale for name, view in grads.items()}))
         return loss * scale, count
+
+    def _check_reduction(self, params: Views, grads: Views, batch: Batch, plain: Returned) -> None:
+        """Computes the microbatch with each example twice, until that has shown each parameter's gradient."""
+        assert self.examples is not None
+        assert self.function is not None
+        numbers = {"epoch": batch.epoch, "step": batch.step, "microbatch": batch.microbatch, "seed": batch.seed}
+        function, examples, rows = self.function, self.examples, batch.indices
+
+        def computed(order: Array, kind: type[MicroBatch]) -> Returned:
+            return returned(function(params, microbatch(examples, order, kind, **numbers)), grads)
+
+        try:
+            doubled = computed(np.concatenate([rows, rows]), DoubledMicroBatch)
+        except Exception as error:
+            raise ConfigurationError(
+                "loss_and_grad failed with each example of a microbatch twice, which is computed once to compare "
+                f"reduction={self.reduction!r} with what it returns ({type(error).__name__}: {first_line(error)}); let "
+                "it take any number of examples, or give check_reduction=False"
+            ) from error
+        found = Doubling(self.reduction, plain, doubled, np.dtype(params.flat.dtype))
+        if not found.is_as_declared:
+            once, again = computed(rows, MicroBatch), computed(rows, MicroBatch)
+            if not _equal(once, again):
+                found.refuse("it returns something else each time: random numbers come from batch.random_words")
+            found.refuse_unless_rounding(computed(rows[::-1], MicroBatch))
+        unseen, checks = self._unseen.get(self._key, ({_GRADIENT + name for name in grads}, 0))
+        unseen = unseen - found.seen
+        checks += found.shows_gradients
+        self._unseen[self._key] = unseen, checks
+        self._checks = bool(unseen) and checks < _MOST_CHECKS
 
     def _put(self, result: Any, grads: Views, scale: int) -> float:
         """Puts what the function has returned, times `scale`, into the gradients; returns its loss.
@@ -108,13 +143,6 @@ class OwnFunction(Objective):
         return loss_sum, count, None
 
 
-def _code_of(function: Any) -> Any:
-    """What a function is from one step to the next: a lambda is another object in each."""
-    function = getattr(function, "func", function)  # of a partial
-    function = getattr(function, "__func__", function)  # of a method
-    return getattr(function, "__code__", type(function))
-
-
 def returned(result: Any, grads: Views) -> tuple[float, dict[str, Array]]:
     """What the function has returned for a microbatch. Raises ConfigurationError for all but a loss and gradients."""
     if not isinstance(result, tuple | list) or len(result) != 2 or not isinstance(result[1], Mapping):
@@ -146,41 +174,88 @@ def returned(result: Any, grads: Views) -> tuple[float, dict[str, Array]]:
     return float(number.reshape(())), arrays
 
 
-def check_doubled(
-    reduction: Reduction,
-    plain: tuple[float, Mapping[str, Array]],
-    doubled: tuple[float, Mapping[str, Array]],
-    dtype: np.dtype[Any],
-) -> bool:
-    """Whether a microbatch, and the same with each example twice, show what the function returns.
+@final
+class Doubling:
+    """What a microbatch, and the same with each example twice, show of what a function returns.
 
     A sum doubles, loss and gradients alike, and a mean stays. A mean with a penalty stays as well, and is right: all
     means together have the penalty once. A sum with a penalty does neither, and would count the penalty once in each
-    microbatch. Where all is zero nothing is seen. Raises ConfigurationError.
+    microbatch. Of what is zero nothing is seen.
+
+    seen   the gradients that were large enough, by name
     """
-    tolerance = _TOLERANCE.get(dtype.itemsize, 1e-3)
-    sizes = {name: float(np.linalg.norm(np.asarray(one, np.float64))) for name, one in plain[1].items()}
-    largest = max(sizes.values(), default=0.0)
-    pairs = [(abs(plain[0]), abs(doubled[0] - plain[0]), abs(doubled[0] - 2 * plain[0]))]
-    for name, size in sizes.items():
-        if size > _NEGLIGIBLE * largest:
-            once, twice = (np.asarray(of[1][name], np.float64) for of in (plain, doubled))
-            pairs.append((size, float(np.linalg.norm(twice - once)), float(np.linalg.norm(twice - 2 * once))))
-    pairs = [pair for pair in pairs if pair[0] > 0]
-    if not pairs or not all(np.isfinite(pair).all() for pair in pairs):
-        return False
-    stays = all(change <= tolerance * size for size, change, _ in pairs)
-    doubles = all(change <= tolerance * size for size, _, change in pairs)
-    found = "mean" if stays else "sum" if doubles else None
-    if found == reduction:
-        return True
-    seen = "with each example of a microbatch twice, the loss and the gradients"
-    if found is None:
+
+    def __init__(self, reduction: Reduction, plain: Returned, doubled: Returned, dtype: np.dtype[Any]) -> None:
+        self._reduction, self._plain, self._doubled = reduction, plain, doubled
+        self._tolerance = _TOLERANCE.get(dtype.itemsize, 1e-3)
+        sizes = {name: _norm(one) for name, one in plain[1].items()}
+        largest = max(sizes.values(), default=0.0)
+        finite = all(map(np.isfinite, [plain[0], doubled[0], largest, *map(_norm, doubled[1].values())]))
+        self.seen = {_GRADIENT + name for name, size in sizes.items() if finite and size > _NEGLIGIBLE * largest}
+        self.shows_gradients = bool(self.seen)
+        self._shows_loss = bool(finite and plain[0])
+
+    def _all_became(self, factor: int, noise: Returned | None = None) -> bool:
+        """Whether all that is seen has become `factor` times as large."""
+        names = [_LOSS] * self._shows_loss + list(self.seen)
+        return all(self._became(factor, name, noise) for name in names)
+
+    def _became(self, factor: int, name: str, noise: Returned | None = None) -> bool:
+        once, twice = _of(self._plain, name), _of(self._doubled, name)
+        rounding = 0.0 if noise is None else _OF_ROUNDING * _norm(_of(noise, name) - once)
+        return _norm(twice - factor * once) <= self._tolerance * _norm(once) + factor * rounding
+
+    @property
+    def is_as_declared(self) -> bool:
+        """Whether nothing speaks against it. Raises ConfigurationError where it is the other one."""
+        mean, total = self._all_became(1), self._all_became(2)
+        if mean if self._reduction == "mean" else total:
+            return True
+        if not (mean or total):
+            return False
+        other = "mean" if mean else "sum"
+        did = "stay as they are: it returns means" if mean else "double: it returns sums"
         raise ConfigurationError(
-            f"loss_and_grad: {seen} neither double, as a sum does, nor stay, as a mean does. A penalty beside a sum "
-            "would count once in each microbatch: multiply it by the number of examples, or return the mean of the "
-            "losses plus the penalty with reduction='mean'. Random numbers come from batch.random_words. Where you are "
-            "sure of what you return, give check_reduction=False"
+            f"{_SEEN} the loss and the gradients {did}; give reduction={other!r}, got {self._reduction!r}"
         )
-    did = "stay as they are: it returns means" if found == "mean" else "double: it returns sums"
-    raise ConfigurationError(f"loss_and_grad: {seen} {did}; give reduction={found!r}, got {reduction!r}")
+
+    def refuse_unless_rounding(self, reversed_order: Returned) -> None:
+        """Raises ConfigurationError unless the same microbatch in another order differs about as much: near an optimum
+        gradients are small differences of large numbers."""
+        if self._all_became(1 if self._reduction == "mean" else 2, reversed_order):
+            self.seen = set()
+            return
+        names = [_LOSS] * self._shows_loss + sorted(self.seen)
+        stay, double = ([name for name in names if self._became(factor, name)] for factor in (1, 2))
+        if len(stay) + len(double) == len(names):
+            raise ConfigurationError(
+                f"{_SEEN} {stay[0]} stays, as a mean does, and {double[0]} doubles, as a sum does; return the loss and "
+                "all gradients as sums, or all as means"
+            )
+        self.refuse(
+            "a penalty beside a sum would count once in each microbatch: multiply it by the number of examples, or "
+            "return the mean of the losses plus the penalty with reduction='mean'"
+        )
+
+    def refuse(self, why: str) -> None:
+        """Raises ConfigurationError."""
+        raise ConfigurationError(
+            f"{_SEEN} the loss and the gradients neither double, as a sum does, nor stay, as a mean does; {why}. Where "
+            "you are sure of what you return, give check_reduction=False"
+        )
+
+
+def _of(what: Returned, name: str) -> Array:
+    """The loss, or a parameter's gradient."""
+    return np.asarray(what[0] if name == _LOSS else what[1][name.removeprefix(_GRADIENT)], np.float64)
+
+
+def _norm(array: Any) -> float:
+    return float(np.linalg.norm(np.asarray(array, np.float64)))
+
+
+def _equal(one: Returned, other: Returned) -> bool:
+    return one[0] == other[0] and all(
+        np.array_equal(np.asarray(array, np.float64), np.asarray(other[1][name], np.float64), equal_nan=True)
+        for name, array in one[1].items()
+    )

@@ -21,13 +21,21 @@ from distsgd.run.compared.identity import Identity
 from distsgd.run.own_loop.batches import ExampleSet, GlobalBatch, RowLoader, Stream, microbatch
 from distsgd.run.own_loop.calls import Calls, Operation
 from distsgd.run.own_loop.function import OwnLossAndGrad
+from distsgd.run.own_loop.functions import Functions
 from distsgd.run.own_loop.settings import Settings, begun, schedule_for
 from distsgd.run.own_loop.state import refuse_other, save_into, saved_in, whole_run
 from distsgd.training.callbacks import Hooks
 from distsgd.training.checkpoint_store import Checkpoints
 from distsgd.training.evaluator import CHUNK, Scores
+from distsgd.training.non_finite import UPDATE
 from distsgd.training.run_state import Metadata, RunState
 from distsgd.training.steps import NOTHING, StepOrder
+
+_ADVICE = (
+    "no update was made, and a loop that catches this NonFiniteError continues without the batch; a smaller learning "
+    "rate or clip_norm may help, or the data may hold extreme values"
+)
+_ADVICE_ON_UPDATES = "a smaller learning rate or clip_norm may help; continue from a checkpoint"
 
 
 @final
@@ -47,6 +55,7 @@ class Loop:
         self._schedule: Schedule | None = None
         self._steps_here = 0
         self._own_folders: set[Path] = set()
+        self._functions = Functions()
 
     def batches(self, x: Any, y: Any, weights: Any, given: Mapping[str, Any]) -> Iterator[GlobalBatch]:
         """Compares what ranks give, and what was given before; then the batches one after the other."""
@@ -123,7 +132,12 @@ class Loop:
     def step(self, function: OwnLossAndGrad, batch: GlobalBatch) -> float:
         """Makes a step, and returns the batch's mean loss."""
         problem = self._why_no_step(function, batch)
-        self._calls.meet_in_step(batch.step if isinstance(batch, GlobalBatch) else self.progress.step, problem)
+        number = batch.step if isinstance(batch, GlobalBatch) else self.progress.step
+        if problem is None and self._functions.is_new(function):
+            self._calls.meet(Operation.NEW_FUNCTION, number)
+            parts = agreed(self._ranks, "step", lambda: self._functions.described(function))
+            self._functions.compare(function, parts)
+        self._calls.meet_in_step(number, problem)
         return self._make(function, batch)
 
     def _why_no_step(self, function: Any, batch: Any) -> ConfigurationError | None:
@@ -154,7 +168,7 @@ class Loop:
         order = StepOrder(batch.step, batch.epoch, batch.indices, rate, progress.updates)
         result = step.run(order, NOTHING)
         if result.problem is not None:
-            raise result.problem.error()
+            raise result.problem.error(_ADVICE_ON_UPDATES if result.problem.what == UPDATE else _ADVICE)
         batch.is_made = True
         progress.step += 1
         progress.updates += 1
@@ -196,7 +210,7 @@ class Loop:
         found = None if whole is None else {**whole.arrays, "document": whole.document}
         return self._ranks.broadcast_object(found or {})
 
-    def load(self, state: Any) -> None:
+    def load(self, state: Any, check_function: bool) -> None:
         """Continues from what `capture` has returned."""
         self._calls.meet(Operation.LOAD, self.progress.step)
 
@@ -206,7 +220,7 @@ class Loop:
             arrays = {name: array for name, array in state.items() if name != "document"}
             return Checkpoint(arrays, dict(state["document"]))
 
-        self._restore(self._ranks.everywhere(look), "load_state_dict")
+        self._restore(self._ranks.everywhere(look), "load_state_dict", check_function)
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint into the folder at `path`."""
@@ -217,7 +231,7 @@ class Loop:
         self._ranks.on_root(lambda: save_into(path, whole, step, own=path in self._own_folders))
         self._own_folders.add(path)
 
-    def resume(self, path: Path) -> bool:
+    def resume(self, path: Path, check_function: bool) -> bool:
         """Continues from the newest checkpoint in the folder, where there is one."""
         self._calls.meet(Operation.RESUME, self.progress.step)
         found: list[Checkpoint] = []
@@ -229,20 +243,25 @@ class Loop:
 
         there = self._ranks.on_root(look)
         if there:
-            self._restore(found[0] if found else None, str(path))
+            self._restore(found[0] if found else None, str(path), check_function)
         self._own_folders.add(path)
         return there
 
-    def _restore(self, checkpoint: Checkpoint | None, name: str) -> None:
+    def _restore(self, checkpoint: Checkpoint | None, name: str, check_function: bool) -> None:
         self._ranks.on_root(lambda: refuse_other(checkpoint, self._with_document().metadata, name))
         self.trains.reset()
         self.progress = self._checkpoints().restore(checkpoint)
         self._stream, self._steps_here = None, 0
+        compares = self._ranks.broadcast_object(check_function)
+        self._functions = Functions(self.progress.metadata.identity if compares else None)
 
     def _with_document(self) -> RunState:
         """Where this stands, with the settings also before the first batch."""
         metadata = self.progress.metadata
-        return replace(self.progress, metadata=replace(metadata, config=metadata.config or self._settings.document()))
+        metadata = replace(
+            metadata, config=metadata.config or self._settings.document(), identity=self._functions.document()
+        )
+        return replace(self.progress, metadata=metadata)
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(

@@ -115,7 +115,9 @@ def _text(value: Any) -> str:
 
 def _arrays(params: Any) -> dict[str, Array]:
     if not isinstance(params, Mapping) or not params:
-        raise ConfigurationError(f"{_OWNER}: params must be arrays by name, got {type(params).__name__}")
+        raise ConfigurationError(
+            f"{_OWNER}: params must be arrays by name, got {'none' if params == {} else type(params).__name__}"
+        )
     arrays = {}
     for name, value in params.items():
         array = np.asarray(value)
