@@ -26,7 +26,7 @@ _REMEDY = {
     "the command line": "start all ranks with the same",
     "DataParallel": "give all ranks the same, or each group of ranks a communicator= of its own",
     "batches": "give all ranks the same; distsgd shares each batch out",
-    "step": "give all ranks the same function",
+    "step": "give all ranks the same function, which does not read its rank",
 }
 _REMEDY_OF = {
     "distsgd": "install one version on all hosts",

@@ -125,7 +125,7 @@ def test_arrays_arrive_as_they_are_stored() -> None:
     [
         (sums, "mean", "double: it returns sums; give reduction='sum', got 'mean'"),
         (means, "sum", "stay as they are: it returns means; give reduction='mean', got 'sum'"),
-        (lambda params, batch: of(params, batch.x, batch.y, 0.1, total=True), "sum", "A penalty beside a sum"),
+        (lambda params, batch: of(params, batch.x, batch.y, 0.1, total=True), "sum", "a penalty beside a sum"),
     ],
 )
 def test_a_wrong_declaration_of_sum_or_mean(function: Any, declared: str, words: str) -> None:
@@ -192,7 +192,7 @@ def test_a_batch_that_is_not_finite_may_be_skipped() -> None:
 def test_an_error_of_one_rank_is_raised_on_all() -> None:
     def train(communicator: Communicator) -> str:
         def failing(params: Any, batch: Any) -> Any:
-            if communicator.rank == 1:
+            if batch.microbatch == 3:  # of the last rank
                 raise KeyError("mine")
             return means(params, batch)
 
