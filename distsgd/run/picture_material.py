@@ -42,6 +42,11 @@ def check_is_run(path: Path) -> Path:
             f"{path} is no run folder; name one, such as runs/digits-mlp-39950b06, that training has left"
         )
     if not (path / "config.toml").is_file():
+        if (path / "checkpoints").is_dir():
+            raise RunFolderError(
+                f"{path} holds checkpoints alone, as DataParallel.save writes them, and neither options nor records; "
+                "name a folder that fit or the train command has written"
+            )
         raise RunFolderError(f"{path} holds no run: there is no config.toml in it; name a run's own folder")
     return path
 

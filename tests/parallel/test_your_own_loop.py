@@ -37,37 +37,59 @@ def test_at_most_six_lines_are_written_anew(programs: dict[str, str]) -> None:
     assert len(after) <= len(before)
 
 
-def test_both_learn_and_ranks_agree(folder: Path) -> None:
-    alone = run_command(None, [sys.executable, "before.py"], folder)
-    assert alone.status == 0, alone.text
-    ends = [alone.out.splitlines()[-1]]
-    with (folder / "after.py").open("a") as file:
-        file.write(
-            "import hashlib\narrays = b''.join(array.tobytes() for array in net.params.values())\n"
-            "if distsgd.is_root():\n    print(distsgd.size(), hashlib.sha256(arrays).hexdigest(), loss)\n"
-        )
+def test_both_learn(folder: Path) -> None:
+    ends = []
+    for name in ("before.py", "after.py"):
+        done = run_command(None, [sys.executable, name], folder)
+        assert (done.status, done.err) == (0, ""), done.text
+        ends.append(done.out.splitlines()[-1])
+    assert all(float(line.split()[-1]) > 0.85 for line in ends), ends
+
+
+@pytest.mark.long
+def test_ranks_agree(folder: Path) -> None:
+    text = (folder / "after.py").read_text().replace("epochs=200", "epochs=20")
+    (folder / "short.py").write_text(
+        f"{text}import hashlib\narrays = b''.join(array.tobytes() for array in net.params.values())\n"
+        "if distsgd.is_root():\n    print(distsgd.size(), hashlib.sha256(arrays).hexdigest(), loss)\n"
+    )
     found = set()
-    for ranks in (None, 2, 4):
-        done = run_command(ranks, [sys.executable, "after.py"], folder)
+    for ranks in (None, 2, 3, 4):
+        done = run_command(ranks, [sys.executable, "short.py"], folder)
         assert (done.status, done.err) == (0, ""), done.text
         size, _, result = done.out.splitlines()[-1].partition(" ")
         assert size == str(ranks or 1)
         found.add(result)
-        ends.append(done.out.splitlines()[-2])
     assert len(found) == 1
-    assert all(float(line.split()[-1]) > 0.85 for line in ends), ends
+
+
+def dies_at_step(folder: Path, step: int) -> None:
+    """Writes dies.py: resumed.py, which is killed after a step."""
+    text = (folder / "resumed.py").read_text()
+    dies = f"        if dp.steps == {step}:\n            import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+    (folder / "dies.py").write_text(text.replace("        if dp.steps % 10", dies + "        if dp.steps % 10"))
 
 
 def test_it_is_killed_and_resumes_with_the_same_bits(folder: Path) -> None:
     whole = run_command(None, [sys.executable, "resumed.py"], folder)
     assert whole.status == 0, whole.text
     shutil.rmtree(folder / "runs")
-    text = (folder / "resumed.py").read_text()
-    dies = "        if dp.steps == 37:\n            import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
-    (folder / "dies.py").write_text(text.replace("        if dp.steps % 10", dies + "        if dp.steps % 10"))
+    dies_at_step(folder, 37)
     died = run_command(2, [sys.executable, "dies.py"], folder)
     assert died.status != 0
     names = sorted(path.name for path in (folder / "runs" / "spirals" / "checkpoints").iterdir())
     assert names == ["last.safetensors", "step-10.safetensors", "step-20.safetensors", "step-30.safetensors"]
-    done = run_command(4, [sys.executable, "resumed.py"], folder)
+    done = run_command(None, [sys.executable, "resumed.py"], folder)
     assert (done.status, done.out) == (0, whole.out), done.text
+
+
+@pytest.mark.long
+def test_it_resumes_on_more_ranks(folder: Path) -> None:
+    dies_at_step(folder, 13)
+    for ranks in (None, 3):
+        assert run_command(ranks, [sys.executable, "dies.py"], folder).status != 0
+        dies_at_step(folder, 44)
+    done = run_command(4, [sys.executable, "resumed.py"], folder)
+    assert done.status == 0, done.text
+    shutil.rmtree(folder / "runs")
+    assert run_command(None, [sys.executable, "resumed.py"], folder).out == done.out

@@ -390,13 +390,3 @@ def described(given: Mapping[str, Any]) -> Digests:
             aspect = "source" if " (" in part or text.startswith(("source ", "code ")) else "structure"
         found.setdefault(aspect, {})[part.strip() or "itself"] = text
     return {aspect: digests.bounded(parts) for aspect, parts in found.items()}
-
-
-def function_described(function: Any) -> dict[str, str]:
-    """Of a function of the user's own, texts of its code and of what this reads, but for the contents of arrays:
-    parameters may be among them."""
-    first = Substance(arrays=False)
-    first.add("", function)
-    second = Substance(first.written, arrays=False)
-    second.add("", function)
-    return {part.strip() or "itself": text for part, text in second.texts.items()}

@@ -41,8 +41,9 @@ class DataParallel:
     optimizer : Optimizer, class or str, default "sgd"
         Such as `distsgd.Adam(1e-3)`, or a class or a name with `lr`.
     reduction : {"sum", "mean"}
-        What your function returns over a microbatch's examples. The first step computes one microbatch with each
-        example twice, and refuses a declaration that is wrong. A penalty goes with means; see Notes.
+        What your function returns over a microbatch's examples. The first step, and later ones as long as gradients
+        are zero, computes one microbatch with each example twice, and refuses a declaration that is wrong. A penalty
+        goes with means; see Notes.
     microbatches : int, optional
         Parts of each batch, shared out among at most as many ranks; another number gives other bits. By default that
         of `fit`.
@@ -200,9 +201,12 @@ class DataParallel:
         ------
         ConfigurationError
             For a batch that isn't this object's or has had its step, for what a function may not return, and where
-            ranks make different calls.
+            ranks make different calls or give different functions.
+        RunFolderError
+            For another function than before `resume`.
         NonFiniteError
-            For a loss or a gradient that isn't finite; no update is made.
+            For a loss or a gradient that isn't finite: no update is made. For an update before that wasn't: training
+            can continue from a checkpoint.
         Exception
             What your function raises, on all ranks.
         """

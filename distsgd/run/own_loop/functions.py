@@ -9,7 +9,7 @@ from distsgd.core.errors import RunFolderError
 from distsgd.run.compared.digests import bounded
 from distsgd.run.compared.identity import Identity
 from distsgd.run.compared.reads import comparable
-from distsgd.run.compared.substance import function_described
+from distsgd.run.compared.substance import Substance
 
 _SHOWN = 3
 
@@ -24,6 +24,15 @@ def code_of(function: Any) -> Any:
 def _name_of(function: Any) -> str:
     function = getattr(function, "func", function)
     return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _texts_of(function: Any) -> dict[str, str]:
+    """Of its code and of what this reads, but for the contents of arrays."""
+    first = Substance(arrays=False)
+    first.add("", function)
+    second = Substance(first.written, arrays=False)
+    second.add("", function)
+    return {part.strip() or "itself": text for part, text in second.texts.items()}
 
 
 @final
@@ -52,7 +61,7 @@ class Functions:
 
     def described(self, function: Any) -> tuple[dict[str, str], Identity]:
         """(its description, the same for a comparison of ranks)."""
-        identity, texts = Identity(), function_described(function)
+        identity, texts = Identity(), _texts_of(function)
         for part, text in texts.items():
             identity.say(f"loss_and_grad {part}", text)
         return bounded(texts), identity
@@ -76,7 +85,7 @@ class Functions:
     def document(self) -> dict[str, dict[str, str]] | None:
         """What a checkpoint says of them."""
         for function in self._last.values():
-            self._keep(_name_of(function), bounded(function_described(function)))
+            self._keep(_name_of(function), bounded(_texts_of(function)))
         return self._parts or None
 
     def _keep(self, name: str, parts: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The function of a DataParallel's steps: the same on all ranks and after a resume, and what its declaration says."""
+"""The function of a DataParallel's steps: the same on all ranks and after a resume, and rightly declared."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import distsgd
 from distsgd import DataParallel
 from distsgd.core.errors import ConfigurationError, NonFiniteError, RunFolderError
 from distsgd.parallel import Communicator
+from distsgd.run.comparison import compare
+from distsgd.run.picture_material import read_run
 from tests.threads import run_on_threads
 
 X = np.random.default_rng(0).normal(size=(32, 3))
@@ -205,3 +207,11 @@ def test_the_global_batch_is_for_reading() -> None:
         batch.x[0] = 0
     with pytest.raises(AttributeError):
         batch.y = batch.y + 1  # type: ignore[misc]
+
+
+def test_a_saved_loop_is_no_run_to_plot_or_compare(tmp_path: Path) -> None:
+    dp = make()
+    dp.save(tmp_path)
+    for read in (lambda: compare([str(tmp_path)]), lambda: read_run(tmp_path)):
+        with pytest.raises(RunFolderError, match=r"holds checkpoints alone, as DataParallel\.save writes them"):
+            read()
