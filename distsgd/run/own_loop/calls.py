@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import count
 from typing import final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.communicator import rank_names
 from distsgd.parallel.reduction import SCALARS
 from distsgd.training.step import TrainingStep
+
+_counts: WeakKeyDictionary[Communicator, count[int]] = WeakKeyDictionary()
+"""Of all calls on these ranks: each meets one of every other rank, be it of another object, so they stay equal."""
 
 
 class Operation(IntEnum):
@@ -45,7 +50,7 @@ class Calls:
 
     def __init__(self, communicator: Communicator, step: TrainingStep, number: int) -> None:
         self._ranks, self._reduction, self._number = communicator, step.reduction, number
-        self._count, self._code = 0, 0.0
+        self._count, self._code = _counts.setdefault(communicator, count(1)), 0.0
         self._call = (Operation.BATCHES, 0, number)
         self._problem: DistsgdError | None = None
         self._beside_flags = False
@@ -86,10 +91,9 @@ class Calls:
 
     def _write(self, operation: Operation, step: int, problem: DistsgdError | None) -> None:
         """The count tells a code from one that a rank has left there, which now works with another DataParallel."""
-        self._count += 1
         self._call, self._problem = (operation, step, self._number), problem
-        code = ((self._count & 0xFFF) << 4 | operation) << 1 | (problem is not None)
-        self._code = float(code << 32 | step & 0xFFFFFFFF)
+        code = ((next(self._count) & 0xFFF) << 4 | operation) << 1 | (problem is not None)
+        self._code = float((code << 10 | self._number & 0x3FF) << 26 | step & 0x3FFFFFF)  # 53 bits, all that it holds
         if self._beside_flags:
             self._reduction.flags[SCALARS] = self._code
 

@@ -133,8 +133,8 @@ class Loop:
         """Makes a step, and returns the batch's mean loss."""
         problem = self._why_no_step(function, batch)
         number = batch.step if isinstance(batch, GlobalBatch) else self.progress.step
-        if problem is None and self._functions.is_new(function):
-            self._calls.meet(Operation.NEW_FUNCTION, number)
+        if self._functions.is_new(function):
+            self._calls.meet(Operation.NEW_FUNCTION, number, problem)
             parts = agreed(self._ranks, "step", lambda: self._functions.described(function))
             self._functions.compare(function, parts)
         self._calls.meet_in_step(number, problem)

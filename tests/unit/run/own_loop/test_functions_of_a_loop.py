@@ -215,3 +215,26 @@ def test_a_saved_loop_is_no_run_to_plot_or_compare(tmp_path: Path) -> None:
     for read in (lambda: compare([str(tmp_path)]), lambda: read_run(tmp_path)):
         with pytest.raises(RunFolderError, match=r"holds checkpoints alone, as DataParallel\.save writes them"):
             read()
+
+
+@pytest.mark.parametrize("hosts", [("a", "a", "a"), ("a", "b", "b")], ids=["memory", "messages"])
+def test_ranks_in_different_objects_get_a_sentence(hosts: tuple[str, ...]) -> None:
+    """Whether what they are about to do is compared in shared memory or in messages."""
+
+    def train(communicator: Communicator) -> str:
+        function = later(lambda loss, grads, batch: (loss, grads))
+        both = [make(communicator=communicator, microbatches=3) for _ in range(2)]
+        batches = [dp.batches(X, Y, batch_size=8, epochs=1) for dp in both]
+        for dp, those in zip(both, batches, strict=True):
+            dp.step(function, next(those))
+        mine = int(communicator.rank > 0)
+        batch = next(batches[mine])
+        with pytest.raises(ConfigurationError) as error:
+            both[mine].step(function, batch)
+        for dp, those, one in zip(both, batches, (batch, batch), strict=True):
+            dp.step(function, one if dp is both[mine] else next(those))  # they go on
+        return str(error.value).partition(";")[0]
+
+    found = run_on_threads(3, train, hosts)
+    expected = "rank 0 step at batch 2 of DataParallel number 1, ranks 1 and 2 step at batch 2 of DataParallel number 2"
+    assert found == [f"ranks make different calls: {expected}"] * 3
