@@ -11,8 +11,8 @@ Of one page, the blocks run in order, in one temporary folder:
 - a block without a language directly after one that ran: what that one printed, or its last command (`difference` says
   what may vary).
 
-A block that can't run here has `<!-- not run: REASON -->` on the line before it. `<!-- needs MODULE -->` runs it where the
-module is installed, and `<!-- a file: REASON -->` only writes it to its file, for a command after it to run.
+A block that can't run here has `<!-- not run: REASON -->` on the line before it. `<!-- needs MODULE -->` runs it where
+the module is installed, and `<!-- a file: REASON -->` only writes it to its file, for a command after it to run.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def test_blocks_and_commands_are_found() -> None:
         "<!-- not run: there is no cluster here -->\n```sh\nsbatch a \\\n    b\n```\n```\nqueued\n```\n```{note}\n```\n"
     )
     text += "\n- Text\n  ```python\n    a\n  ```\n"  # the mark above isn't this block's
-    text += "\n<!-- a file: the command runs it -->\n```python\n# a.py\n```\n<!-- needs keras -->\n```sh\npython a.py\n```\n"
+    text += "\n<!-- a file: for b -->\n```python\n# a.py\n```\n<!-- needs keras -->\n```sh\npython a.py\n```\n"
     console, marked, output, python, file, command = blocks_of("page", text)
     assert [(block.is_file, block.needs) for block in (python, file, command)] == [
         (False, ""),
