@@ -28,7 +28,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -204,6 +204,17 @@ def read_page(page: str, reader: Reader) -> None:
         pytest.skip(find_mpirun()[1])
     for block in blocks:
         reader.read(block)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_blocks_of_python_are_one_program_on_two_ranks(tmp_path: Path) -> None:
+    """Up to the first command: each rank runs all of it, also what only one of them may do."""
+    blocks = takewhile(lambda block: block.language not in SHELL, IN_ORDER["docs/python.md"])
+    (tmp_path / "program.py").write_text("".join(block.text for block in blocks if block.language == "python"))
+    done = run_command(2, [sys.executable, "program.py"], tmp_path, limit=250.0)
+    assert done.status == 0, done.text
+    assert "Traceback" not in done.err
 
 
 def test_what_is_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
