@@ -122,6 +122,8 @@ def _loaded(path: str, given: dict[str, Any], *, required: bool) -> TrainedModel
     if folder.is_dir():
         options = _options(folder) or options
         summary = RunFolder(folder).read_summary() or {}
+        if not summary and os.path.lexists(folder / "summary.json"):
+            warnings.warn(f"load: {folder / 'summary.json'} is no summary; it was changed or cut short", stacklevel=3)
         history = read_history(folder)
     params, state = ({name: array.copy() for name, array in views.items()} for views in (found.params, found.state))
     return TrainedModel(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.checkpoint import Checkpoint
-from distsgd.core.errors import RunFolderError
+from distsgd.core.errors import ConfigurationError, RunFolderError
 from distsgd.core.files import expanded
 from distsgd.run.config_file import to_toml
 from distsgd.run.files.folder import RunFolder
@@ -23,12 +23,20 @@ def save_model(
     summary: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes it into a folder that is not there yet, or empty: the checkpoint last. Raises RunFolderError."""
-    folder = RunFolder(expanded(path))
+    """Writes it into a folder that is not there yet, or empty: the checkpoint last. Raises RunFolderError, and
+    ConfigurationError for what is no path."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError(f"save: expected the path of a folder, got {path!r}")
+    folder = RunFolder(expanded(text))
     if note := folder.lock():
         raise RunFolderError(f"save: {note}")
     try:
-        folder.check_locked()
+        try:
+            folder.check_locked()
+        except RunFolderError as error:
+            reason = str(error).replace("choose another with --out", "name another folder")
+            raise RunFolderError(f"save: {reason}") from None
         if not folder.is_unused():
             raise RunFolderError(f"save: there is something in {folder.path}; name a folder that is not there yet")
         folder.create(to_toml(stored.config))
