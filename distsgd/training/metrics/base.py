@@ -181,7 +181,7 @@ class UserMetric(Metric):
     """
 
     name: str
-    function: Callable[[Array, Array], Array]
+    function: Callable[[Array, Array], Array | float]
     mode: Mode | None = None
     thread_safe: bool = False
     per: Literal["example", "set"] | None = None
