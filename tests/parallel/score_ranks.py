@@ -1,6 +1,6 @@
-"""The program of test_scores.py: small trainings, each with another loss and its metrics: python score_ranks.py [NAME …].
+"""The program of test_scores.py: small trainings, each with another loss and its metrics.
 
-Prints one line of JSON a rank: by name, the hash of the parameters and every score of the summary.
+python score_ranks.py [NAME …] prints one line of JSON a rank: by name, the hash of the parameters and every score.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from distsgd.core.checkpoint import Checkpoint
-from distsgd.core.errors import ConfigurationError, RunFolderError
+from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.files import expanded
 from distsgd.run.config_file import to_toml
 from distsgd.run.files.folder import RunFolder
@@ -39,18 +41,42 @@ def save_model(
             raise RunFolderError(f"save: {reason}") from None
         if not folder.is_unused():
             raise RunFolderError(f"save: there is something in {folder.path}; name a folder that is not there yet")
-        folder.create(to_toml(stored.config))
-        for record in records:
-            folder.add_metrics(record)
-        folder.sync_metrics()
-        if summary:
-            folder.write_summary(summary)
-        arrays: dict[str, Any] = {}
-        for kind, views in (("parameters", stored.params), ("statistics", stored.state)):
-            arrays |= {f"{kind}/{name}": np.asarray(array) for name, array in views.items()}
-        document = {**stored.metadata.to_document(), "step": summary.get("steps", 0), SAVED: True}
-        folder.checkpoints.save_best(Checkpoint(arrays, document))
-    except OSError as error:
-        raise RunFolderError(f"save: could not write {folder.path}: {error.strerror or error}") from None
+        try:
+            _write(folder, stored, summary, records)
+        except (OSError, DistsgdError) as error:
+            _take_back(folder)
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise RunFolderError(
+                f"save: could not write {folder.path}; what was written is removed: {reason}"
+            ) from None
     finally:
         folder.unlock()
+
+
+def _write(
+    folder: RunFolder, stored: StoredModel, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> None:
+    folder.create(to_toml(stored.config))
+    for record in records:
+        folder.add_metrics(record)
+    folder.sync_metrics()
+    if summary:
+        folder.write_summary(summary)
+    arrays: dict[str, Any] = {}
+    for kind, views in (("parameters", stored.params), ("statistics", stored.state)):
+        arrays |= {f"{kind}/{name}": np.asarray(array) for name, array in views.items()}
+    document = {**stored.metadata.to_document(), "step": summary.get("steps", 0), SAVED: True}
+    folder.checkpoints.save_best(Checkpoint(arrays, document))
+
+
+def _take_back(folder: RunFolder) -> None:
+    """Removes what `_write` has written, so that it can be saved there again."""
+    checkpoints = folder.files.child("checkpoints")
+    steps = [
+        lambda: checkpoints.remove("best.safetensors"), checkpoints.remove_leftovers, checkpoints.remove_if_empty,
+        *(partial(folder.files.remove, name) for name in ("summary.json", "metrics.jsonl", "config.toml")),
+        folder.files.remove_leftovers,
+    ]  # fmt: skip
+    for step in steps:
+        with suppress(OSError):
+            step()

@@ -374,16 +374,3 @@ def test_pictures_of_a_model_in_memory(tmp_path: Path) -> None:
     assert len(result.plot().axes) >= 2
     result.plot(tmp_path / "pictures")
     assert {path.name for path in (tmp_path / "pictures").glob("*.svg")} == {"curves.svg", "confusion.svg"}
-
-
-@pytest.mark.parametrize("path", [None, b"folder", "", "a\0b"])
-def test_what_is_no_path_is_not_saved_to(path: Any) -> None:
-    result = distsgd.fit("softmax", X, LABELS, **QUICK)
-    with pytest.raises(ConfigurationError, match="save: expected the path of a folder, got "):
-        result.save(path)
-
-
-def test_a_file_is_not_saved_to(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"^save: could not write the run folder .*; name another folder$"):
-        distsgd.fit("softmax", X, LABELS, **QUICK).save(tmp_path / "file")
