@@ -52,6 +52,15 @@ def user_code(communicator: Communicator, name: str, option: str) -> Any:
     return communicator.everywhere(load)
 
 
+def as_loss(given: Any) -> Any:
+    """A function as a loss; anything else as it is."""
+    if not callable(given) or isinstance(given, Loss | type):
+        return given
+    from distsgd.nn.losses.function import loss_from
+
+    return loss_from(given)
+
+
 def build_loss(config: TrainConfig, data: Signature) -> Loss:
     """The loss of the configuration: by the targets where it is auto."""
     name = config.loss

@@ -12,11 +12,12 @@ from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss, LossFunction, as_loss
+from distsgd.nn.losses.base import Loss, LossFunction
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, check_communicator
+from distsgd.run.build import as_loss
 from distsgd.run.caller import as_a_guest, ranks_for
 from distsgd.run.compared.agreement import agreed
 from distsgd.run.compared.identity import Identity

@@ -3,7 +3,7 @@
 from distsgd.core.lazy import Registry, lazily, names_in
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "nn.losses.base": ("Loss", "as_loss"),
+    "nn.losses.base": ("Loss",),
     "nn.losses.function": ("FunctionLoss", "loss_from"),
     "nn.losses.classification": ("SoftmaxCrossEntropy",),
     "nn.losses.binary": ("BinaryCrossEntropy",),

@@ -248,18 +248,24 @@ def checked(loss: Any, found: Any, outputs: Array, want_grad: bool) -> tuple[Arr
             return losses, grad
     except (AttributeError, TypeError, ValueError):
         pass
-    from distsgd.nn.losses.function import wrong_result
-
-    raise wrong_result(loss, found, outputs)
+    raise _wrong_result(loss, found, outputs)
 
 
-def as_loss(given: Any) -> Any:
-    """A function as a loss; anything else as it is."""
-    if not callable(given) or isinstance(given, Loss | type):
-        return given
-    from distsgd.nn.losses.function import loss_from
-
-    return loss_from(given)
+def _wrong_result(loss: Any, found: Any, outputs: Array) -> ConfigurationError:
+    """The error for what a loss, or a function, returned in place of losses and their gradient."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if not isinstance(found, tuple) or len(found) != 2:
+        return ConfigurationError(
+            f"loss {name}: expected a tuple (losses, gradient) of arrays, got {type(found).__name__}; return both"
+        )
+    got = [
+        f"{one.dtype} {tuple(one.shape)}" if hasattr(one, "dtype") and hasattr(one, "shape") else type(one).__name__
+        for one in found
+    ]
+    return ConfigurationError(
+        f"loss {name}: expected arrays of numbers, losses {outputs.shape[1:]}, one an example, and a gradient "
+        f"{outputs.shape}, got {got[0]} and {got[1]}; return the examples' losses, not their mean"
+    )
 
 
 def check_values(name: str, outputs: Array, y: Array) -> None:

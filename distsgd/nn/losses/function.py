@@ -1,4 +1,4 @@
-"""Losses that a function computes, and what is said of one that returns something else."""
+"""Losses that a function computes."""
 
 from __future__ import annotations
 
@@ -70,20 +70,3 @@ def loss_from(function: LossFunction, outputs: int | None = None) -> Loss:
     if not callable(function):
         raise ConfigurationError(f"loss: expected a function (outputs, y), got {type(function).__name__}")
     return FunctionLoss(function, outputs)
-
-
-def wrong_result(loss: Any, found: Any, outputs: Array) -> ConfigurationError:
-    """The error for what a loss, or a function, returned in place of losses and their gradient."""
-    name = getattr(loss, "__name__", type(loss).__name__)
-    if not isinstance(found, tuple) or len(found) != 2:
-        return ConfigurationError(
-            f"loss {name}: expected a tuple (losses, gradient) of arrays, got {type(found).__name__}; return both"
-        )
-    got = [
-        f"{one.dtype} {tuple(one.shape)}" if hasattr(one, "dtype") and hasattr(one, "shape") else type(one).__name__
-        for one in found
-    ]
-    return ConfigurationError(
-        f"loss {name}: expected arrays of numbers, losses {outputs.shape[1:]}, one an example, and a gradient "
-        f"{outputs.shape}, got {got[0]} and {got[1]}; return the examples' losses, not their mean"
-    )

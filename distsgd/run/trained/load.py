@@ -17,10 +17,10 @@ from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.function_objective import FunctionObjective
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss, LossFunction, as_loss
+from distsgd.nn.losses.base import Loss, LossFunction
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.build import OWN_MODEL, as_loss, as_objective, build_loss, build_objective
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import OWN_LOSS
 from distsgd.run.files.folder import RunFolder
