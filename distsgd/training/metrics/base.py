@@ -266,6 +266,8 @@ def checked_sums(metric: Metric, sums: Any) -> Array:
 
 def checked_value(metric: Metric, value: Any) -> Value:
     """A metric's value in Python's own numbers. Raises ConfigurationError for what is neither a number nor a list."""
+    if isinstance(value, float | list):
+        return value
     found = np.asarray(value)
     if found.dtype.kind not in "biuf":
         raise ConfigurationError(f"metric {metric.name}: expected a number or a list of some, got {_got(found)}")
