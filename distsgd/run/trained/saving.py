@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,7 @@ def save_model(
             _write(folder, stored, summary, records)
         except (OSError, DistsgdError) as error:
             _take_back(folder)
-            reason = error.strerror or error if isinstance(error, OSError) else error
+            reason = str(error.strerror or error) if isinstance(error, OSError) else str(error)
             raise RunFolderError(
                 f"save: could not write {folder.path}; what was written is removed: {reason}"
             ) from None
@@ -72,11 +71,10 @@ def _write(
 def _take_back(folder: RunFolder) -> None:
     """Removes what `_write` has written, so that it can be saved there again."""
     checkpoints = folder.files.child("checkpoints")
-    steps = [
-        lambda: checkpoints.remove("best.safetensors"), checkpoints.remove_leftovers, checkpoints.remove_if_empty,
-        *(partial(folder.files.remove, name) for name in ("summary.json", "metrics.jsonl", "config.toml")),
-        folder.files.remove_leftovers,
-    ]  # fmt: skip
-    for step in steps:
+    written = [(checkpoints, "best.safetensors")]
+    written += [(folder.files, name) for name in ("summary.json", "metrics.jsonl", "config.toml")]
+    for place, name in written:
         with suppress(OSError):
-            step()
+            place.remove(name)
+            place.remove_leftovers()
+    checkpoints.remove_if_empty()
