@@ -37,6 +37,7 @@ def keywords() -> str:
             '"""The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""',
             "",
             "from collections.abc import Sequence",
+            "from os import PathLike",
             "from typing import Literal, TypeAlias, TypedDict",
             "",
             "LossName: TypeAlias = Literal[",
@@ -58,7 +59,8 @@ def _annotation(option: Option) -> str:
     if option.is_list:
         item = _type(get_args(option.kind)[0])
         return f"{item} | Sequence[{item}]"
-    return _type(option.kind)
+    kind = _type(option.kind)
+    return kind.replace("str", "str | PathLike[str]") if option.path and not option.code else kind
 
 
 def _type(kind: Any) -> str:

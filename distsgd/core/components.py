@@ -15,7 +15,11 @@ from distsgd.core.errors import ConfigurationError
 
 Built = TypeVar("Built")
 _OF_OTHER_FRAMEWORKS = {
-    "mse": "squared-error", "l2": "squared-error", "mean-squared-error": "squared-error", "bce": "binary-cross-entropy",
+    "mse": "squared-error or mean-squared-error", "l2": "squared-error", "mean-squared-error": "squared-error",
+    "mae": "mean-absolute-error or l1", "mean-absolute-error": "l1", "l1-loss": "l1", "l1loss": "l1",
+    "rmse": "root-mean-squared-error", "smooth-l1": "huber", "pinball": "quantile", "gaussian-nll": "gaussian",
+    "acc": "accuracy", "mcc": "matthews-correlation", "auc": "roc-auc", "auroc": "roc-auc", "ap": "average-precision",
+    "auprc": "average-precision", "pr-auc": "average-precision", "bce": "binary-cross-entropy",
     "ce": "softmax-cross-entropy", "nll": "softmax-cross-entropy", "cross-entropy": "softmax-cross-entropy",
     "crossentropy": "softmax-cross-entropy", "crossentropyloss": "softmax-cross-entropy",
     "categorical-crossentropy": "softmax-cross-entropy", "sparse-categorical-crossentropy": "softmax-cross-entropy",
@@ -31,7 +35,8 @@ _OF_OTHER_FRAMEWORKS = {
     "--eps": "--epsilon", "--beta": "--beta1 and --beta2", "--betas": "--beta1 and --beta2",
     "--val": "--validation", "--workers": "--threads", "--layers": "--hidden", "--num-steps": "--max-steps",
 }  # fmt: skip
-"""Names of other frameworks, and those that are meant, also without the dashes; `and` stands between two."""
+"""Names of other frameworks, and those that are meant, also without the dashes; `and` stands between two that are meant
+together, `or` before what is meant where the first is no name."""
 
 
 def field_names(kind: type) -> tuple[str, ...]:
@@ -86,7 +91,8 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     other = _OF_OTHER_FRAMEWORKS.get(dashed, dashed)
     # Without the dashes, which all options of the command line have, and none of a file.
     plain, given = {one.lstrip("-"): text for one, text in known.items()}, dashed.lstrip("-")
-    for meant in (other, _OF_OTHER_FRAMEWORKS.get(f"--{given}", other).replace("--", "")):
+    option = _OF_OTHER_FRAMEWORKS.get(f"--{given}", other).replace("--", "")
+    for meant in (*other.split(" or "), option):
         words = meant.split(" and ")
         if all(word in plain for word in words):
             return f"; did you mean {' and '.join(plain[word] for word in words)}?"

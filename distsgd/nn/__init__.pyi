@@ -33,13 +33,13 @@ from distsgd.nn.layers import Sequential as Sequential
 from distsgd.nn.layers import StatefulLayer as StatefulLayer
 from distsgd.nn.layers import Subsample as Subsample
 from distsgd.nn.losses.base import Loss as Loss
-from distsgd.nn.losses.base import loss_from as loss_from
 from distsgd.nn.losses.binary import BinaryCrossEntropy as BinaryCrossEntropy
 from distsgd.nn.losses.classification import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from distsgd.nn.losses.distribution import Gaussian as Gaussian
 from distsgd.nn.losses.distribution import Quantile as Quantile
 from distsgd.nn.losses.focal import BinaryFocal as BinaryFocal
 from distsgd.nn.losses.focal import Focal as Focal
+from distsgd.nn.losses.function import loss_from as loss_from
 from distsgd.nn.losses.regression import AbsoluteError as AbsoluteError
 from distsgd.nn.losses.regression import Huber as Huber
 from distsgd.nn.losses.regression import Poisson as Poisson

@@ -52,6 +52,15 @@ def user_code(communicator: Communicator, name: str, option: str) -> Any:
     return communicator.everywhere(load)
 
 
+def as_loss(given: Any) -> Any:
+    """A function as a loss; anything else as it is."""
+    if not callable(given) or isinstance(given, Loss | type):
+        return given
+    from distsgd.nn.losses.function import loss_from
+
+    return loss_from(given)
+
+
 def build_loss(config: TrainConfig, data: Signature) -> Loss:
     """The loss of the configuration: by the targets where it is auto."""
     name = config.loss
@@ -104,9 +113,9 @@ def as_objective(model: Any, loss: Loss, data: Signature) -> Objective:
     if isinstance(model, Objective):
         return model
     if not isinstance(model, Layer):
+        got = f"the class {model.__name__}; make an object of it" if isinstance(model, type) else type(model).__name__
         raise ConfigurationError(
-            f"a model must be a distsgd.Layer or a distsgd.FunctionObjective, got {type(model).__name__}; "
-            "see docs/extending.md"
+            f"a model must be a distsgd.Layer or a distsgd.FunctionObjective, got {got}; see docs/extending.md"
         )
     shape = accepted_shape(model, data.example_shape)
     outputs, needed = model.output_shape(shape), loss.output_size(data.target_shape, data.num_classes)

@@ -15,7 +15,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.build import build_loss, user_code
 from distsgd.run.config import TrainConfig
 from distsgd.training.metrics import METRICS, standard_metrics
-from distsgd.training.metrics.base import Metric, UserMetric
+from distsgd.training.metrics.base import Metric, UserMetric, check_names
 
 if TYPE_CHECKING:
     from distsgd.training.metrics.classes import ConfusionMatrix
@@ -45,7 +45,13 @@ def build_metrics(
     standard = standard_metrics(task, outputs, config.top_k, data.target_mean)
     asked = [_metric(communicator, name, data, task, outputs) for name in config.metric]
     own = [_of_task(metric, data, task, outputs) for metric in own]
-    return [*standard, *(metric for metric in asked if metric.name not in [known.name for known in standard]), *own]
+    # One that a program has made, such as Accuracy with a threshold of its own, is in place of the usual one.
+    instead = {type(metric) for metric in own}
+    usual = [metric for metric in standard if type(metric) not in instead]
+    others = [metric for metric in asked if metric.name not in [known.name for known in standard]]
+    found = [*usual, *others, *own]
+    check_names([*found, *([confusion] if (confusion := confusion_matrix(task, found)) else [])])
+    return list({metric.name: metric for metric in found}.values())
 
 
 def _metric(communicator: Communicator, name: str, data: Signature, task: Task, outputs: int) -> Metric:

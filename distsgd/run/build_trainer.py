@@ -295,7 +295,11 @@ def monitored(config: TrainConfig, metrics: Sequence[Metric], weighted: bool = F
 def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> StoppingRule:
     """The early-stopping rule, which also says by `monitor` which parameters are best."""
     name = monitor.partition("_")[2]
-    mode = next((metric.mode for metric in metrics if metric.name == name), None) or monitor_mode(monitor)
+    mode = next((metric.mode for metric in metrics if metric.name == name), None)
+    try:
+        mode = mode or monitor_mode(monitor)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}; of a metric of your own, its mode says it") from None
     if config.early_stopping != "patience":
         return EpochsRule(config.patience or 0, config.min_delta, mode)
     if mode == "max":

@@ -12,11 +12,12 @@ from distsgd.core.layout import Views
 from distsgd.data.sources.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss, LossFunction, as_loss
+from distsgd.nn.losses.base import Loss, LossFunction
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, check_communicator
+from distsgd.run.build import as_loss
 from distsgd.run.caller import as_a_guest, ranks_for
 from distsgd.run.compared.agreement import agreed
 from distsgd.run.compared.identity import Identity
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from distsgd.run.files.folder import RunFolder
     from distsgd.run.fit_options import FitOptions, LossName
 
-MetricFunction: TypeAlias = Callable[[Array, Array], Array]
-"""`(outputs (k, n), targets (n,) or (k, n)) -> (n,)`: one number an example."""
+MetricFunction: TypeAlias = Callable[[Array, Array], Array | float]
+"""`(outputs (k, n), targets (n,) or (k, n)) -> (n,)`: one number an example; with `per_set` one of the whole set."""
 
 
 def fit(
@@ -77,14 +78,14 @@ def fit(
     loss : str, Loss or function, optional
         What is minimized, by name, as an object, or as a function `(outputs, y) -> (losses (n,), grad (k, n))`; see
         `distsgd.nn.loss_from`. By default softmax-cross-entropy for labels, squared-error for values; of a model that
-        is a function or an objective, its own.
+        is a function or an objective, its own; a name says there what its outputs and targets stand for.
     optimizer : Optimizer, class or str, optional
         Such as `distsgd.Adam(1e-3)`; or a name, or a class of distsgd.optim, with options such as `lr=1e-3`.
     schedule : Schedule or str, optional
         Of the learning rate.
     metrics : sequence of Metric, str or function
         What is measured besides the loss and the usual metrics; a function `(outputs, targets)` returns one number an
-        example.
+        example, or with `distsgd.metrics.per_set` one of the whole set. Two metrics have two names.
     callbacks : sequence of Callback
         Called on rank 0; the only argument that ranks may be given differently.
     communicator : mpi4py communicator or "self", optional

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -112,6 +115,11 @@ class FitArguments:
         """Raises ConfigurationError for arguments that don't go with the model."""
         if self.params is not None and not isinstance(self.params, Mapping):
             raise ConfigurationError(f"fit: params must be arrays by name, got {type(self.params).__name__}")
+        for name in self.params or ():
+            if not isinstance(name, str):
+                raise ConfigurationError(f"fit: params: a parameter's name is text, got {_short(name)}")
+        if self.params is None and isinstance(self.model, types.FunctionType | types.MethodType | functools.partial):
+            raise ConfigurationError("fit: a model that is a function needs its initial values; give params={name: …}")
         if self.params is not None and self.options.get("init_from") is not None:
             raise ConfigurationError("fit: params and init_from both say what training begins with; leave one out")
         if isinstance(self.model, str) and names_code(self.model):
@@ -142,7 +150,7 @@ class FitArguments:
         return made
 
     def _config(self, optimizer: Optimizer | None) -> TrainConfig:
-        options = {key: value.item() if isinstance(value, np.generic) else value for key, value in self.options.items()}
+        options = {key: _plain(key, value) for key, value in self.options.items()}
         objects = {"optimizer": self.optimizer, "schedule": self.schedule, "model": self.model, "loss": self.loss}
         named: dict[str, Any] = {key: given for key, given in objects.items() if isinstance(given, str)}
         named |= {key: name for name, kind in OPTIMIZERS.items() for key in ("optimizer",) if self.optimizer is kind}
@@ -253,8 +261,15 @@ def _short(value: Any) -> str:
     kind = value if isinstance(value, type) else type(value)
     if kind.__module__.startswith("torch.optim"):
         return f"torch.optim.{kind.__name__}; give such as distsgd.Adam(learning_rate=0.001), or a name"
-    text = "".join(one if one.isprintable() else " " for one in repr(value))
+    text = "".join(one if one.isprintable() else " " for one in re.sub(r" at 0x[0-9a-f]+", "", repr(value)))
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An option's value: NumPy's numbers as Python's, and a path as text where the option takes one."""
+    if isinstance(value, os.PathLike) and (name in OPTIONS and OPTIONS[name].path):
+        return os.fspath(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_class(given: Any) -> bool:
@@ -316,25 +331,35 @@ def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Exa
         return None
     if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
         what = "give x and y, or for x" if name == "train" else f"{name} must be"
-        torchs = hasattr(arrays, "__getitem__") or hasattr(arrays, "dataset")
-        advice = "; give whole arrays, such as those that it is made of" if torchs and name == "train" else ""
+        advice = ""
+        if name == "train" and isinstance(arrays, str | os.PathLike):
+            advice = "; distsgd.open_dataset opens a data set by its name or path"
+        elif name == "train" and (hasattr(arrays, "__getitem__") or hasattr(arrays, "dataset")):  # such as PyTorch's
+            advice = "; give whole arrays, such as those that it is made of"
         raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}{advice}")
     return examples_of(arrays, f"{name} ", "fit", as_stored)
 
 
 def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = False) -> Examples:
     """Examples from (x, y) or (x, y, weights), which messages of the function `of` call `name`x and so on."""
+    if None in (kinds := [None if one is None else type(one) for one in arrays]):
+        missing = ("x", "y", "weights")[kinds.index(None)]
+        raise ConfigurationError(f"{of}: {name}{missing}: expected an array, got None; give one, or leave it out")
     parts = zip(("x", "y", "weights"), arrays, strict=False)
     read = stored_array if as_stored else as_array
     x, y, *rest = (read(array, f"{name}{part}", of) for part, array in parts)
     if x.ndim == 0 or y.ndim == 0:
         single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
-        raise ConfigurationError(f"{of}: {name or 'x and y '}must be arrays of examples, got {single}")
+        part = f"{name}x" if x.ndim == 0 else f"{name}y"
+        raise ConfigurationError(f"{of}: {part} must be an array of examples, got {single}")
+    weights = rest[0] if rest else None
+    if weights is not None and weights.shape == (len(weights), 1):
+        weights = weights.reshape(len(weights))
     if as_stored:
-        return Examples(x, y, rest[0] if rest else None, as_stored=True)
+        return Examples(x, y, weights, as_stored=True)
     if y.dtype.kind in "biu":
         y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
-    return Examples(x, y, rest[0] if rest else None, 255.0 if x.dtype == np.uint8 else 1.0)
+    return Examples(x, y, weights, 255.0 if x.dtype == np.uint8 else 1.0)
 
 
 def _named_loss(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,10 +386,11 @@ def metrics_of(given: Iterable[Any], caller: str) -> tuple[tuple[str, ...], tupl
         elif isinstance(one, Metric):
             found.append(one)
         elif not callable(one) or isinstance(one, type):
-            raise ConfigurationError(f"{caller}: metrics must be an instance of distsgd's Metric, got {one!r}")
+            raise ConfigurationError(f"{caller}: metrics must be an instance of distsgd's Metric, got {_short(one)}")
         elif (name := getattr(one, "__name__", "<")).startswith("<"):
             raise ConfigurationError(
-                f"{caller}: metrics: {one!r} has no name for the records; give distsgd.metrics.UserMetric(name, …)"
+                f"{caller}: metrics: {_short(one)} has no name for the records; give "
+                "distsgd.metrics.UserMetric(name, …)"
             )
         else:
             found.append(UserMetric(name, one))

@@ -1,6 +1,7 @@
 """The options that distsgd.fit takes as keywords; made by python -m tests.generated_options."""
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Literal, TypeAlias, TypedDict
 
 LossName: TypeAlias = Literal[
@@ -87,9 +88,9 @@ class FitOptions(TypedDict, total=False):
     patience_increase: float
     improvement_threshold: float
     test_at_best: bool
-    out: str | None
-    resume: str
-    init_from: str | None
+    out: str | PathLike[str] | None
+    resume: str | PathLike[str]
+    init_from: str | PathLike[str] | None
     checkpoint_every: str
     keep: int
     on_non_finite: Literal["stop", "skip", "rollback"]

@@ -155,18 +155,23 @@ class PatienceRule(StoppingRule):
 
 _LESS_IS_BETTER = ("loss", "error")
 _MORE_IS_BETTER = ("accuracy", "r2")
+_SCORES = {
+    *(f"{name}{average}" for name in ("precision", "recall", "f1") for average in ("", "_macro", "_micro")),
+    "matthews_correlation", "roc_auc", "average_precision",
+}  # fmt: skip
+"""distsgd's own metrics of which more is better, and whose names end otherwise."""
 
 
 def monitor_mode(name: str) -> Mode:
     """Which way the metric called `name` gets better, by how its name ends: loss, error: min; accuracy, r2: max.
 
-    `validation_loss`, `mean_squared_error`, `validation_top_5_accuracy`. Raises ConfigurationError for other names,
-    for a wrong guess would keep the worst parameters.
+    `validation_loss`, `mean_squared_error`, `validation_top_5_accuracy`; other metrics of distsgd's are known by their
+    names. Raises ConfigurationError for all others, for a wrong guess would keep the worst parameters.
     """
     last = name.rsplit("_", 1)[-1]
     if last in _LESS_IS_BETTER:
         return "min"
-    if last in _MORE_IS_BETTER:
+    if last in _MORE_IS_BETTER or name in _SCORES or name.partition("_")[2] in _SCORES:
         return "max"
     endings = ", ".join(_LESS_IS_BETTER + _MORE_IS_BETTER)
     raise ConfigurationError(

@@ -20,7 +20,7 @@ from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.parallel.tree import part
-from distsgd.training.metrics.base import Metric, Value
+from distsgd.training.metrics.base import Metric, Value, checked_sums, checked_value
 from distsgd.training.step import TrainingStep
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Evaluator:
             elif y.ndim == 2 and y.dtype.kind == "f":
                 y = self._as_stored(batch, y)
             for metric, place in self._sums_of:
-                sums[place] = metric.sums(outputs, y)
+                sums[place] = checked_sums(metric, metric.sums(outputs, y))
             if any(metric.gathers for metric in self.metrics):
                 return np.array(outputs), np.array(y)
         return None
@@ -125,9 +125,10 @@ class Evaluator:
         whole = tuple(np.concatenate(arrays, axis=-1) for arrays in zip(*kept, strict=True)) if kept else None
         for metric, place in self._sums_of:
             if not metric.gathers:
-                values[metric.name] = metric.value(total[place])
+                value = metric.value(total[place])
             else:
-                values[metric.name] = math.nan if whole is None else metric.of_set(*whole)
+                value = math.nan if whole is None else metric.of_set(*whole)
+            values[metric.name] = checked_value(metric, value)
         return values
 
 

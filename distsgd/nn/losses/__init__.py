@@ -3,7 +3,8 @@
 from distsgd.core.lazy import Registry, lazily, names_in
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "nn.losses.base": ("FunctionLoss", "Loss", "as_loss", "loss_from"),
+    "nn.losses.base": ("Loss",),
+    "nn.losses.function": ("FunctionLoss", "loss_from"),
     "nn.losses.classification": ("SoftmaxCrossEntropy",),
     "nn.losses.binary": ("BinaryCrossEntropy",),
     "nn.losses.regression": ("AbsoluteError", "Huber", "Poisson", "SquaredError"),

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -209,7 +208,7 @@ class Loss(Component, ABC):
         array
             Losses (n,).
         """
-        return self.value_and_grad(outputs, y, want_grad=False)[0]
+        return checked(self, self.value_and_grad(outputs, y, want_grad=False), outputs, False)[0]
 
     def loss_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[float, Array]:
         """The sum of the weighted losses, and its gradient with respect to the outputs.
@@ -227,8 +226,7 @@ class Loss(Component, ABC):
             The sum, added in float64: a float, or an array without dimensions where the device computes
             asynchronously. The gradient (k, n) in the outputs' dtype.
         """
-        losses, grad = self.value_and_grad(outputs, y, want_grad=True)
-        assert grad is not None
+        losses, grad = checked(self, self.value_and_grad(outputs, y, want_grad=True), outputs, True)
         if weights is not None:
             if weights.shape != losses.shape:
                 raise ConfigurationError(
@@ -240,79 +238,34 @@ class Loss(Component, ABC):
         return (float(total) if isinstance(total, float) else total), grad
 
 
-@final
-@dataclass(frozen=True)
-class FunctionLoss(Loss):
-    """The loss that a function computes: see `loss_from`.
-
-    Parameters
-    ----------
-    function : function
-        `function(outputs, y) -> (losses (n,), grad (k, n))`.
-    outputs : int, optional
-        The number of outputs that the function takes. By default one for each class, or for each value.
-    """
-
-    function: LossFunction
-    outputs: int | None = None
-
-    def user_functions(self) -> tuple[Callable[..., Any], ...]:
-        return (self.function,)
-
-    def output_size(self, target_shape: Shape, num_classes: int | None) -> int:
-        return self.outputs or num_classes or prod(target_shape)
-
-    def targets(self, rows: Array, dtype: np.dtype[np.generic]) -> Array:
-        return rows if rows.ndim == 1 and rows.dtype.kind in "iu" else super().targets(rows, dtype)
-
-    def value_and_grad(self, outputs: Array, y: Array, want_grad: bool) -> tuple[Array, Array | None]:
-        found = self.function(outputs, y)
-        name = getattr(self.function, "__name__", type(self.function).__name__)
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise ConfigurationError(
-                f"loss {name}: expected a tuple (losses, gradient) of arrays, got {type(found).__name__}; return both"
-            )
+def checked(loss: Any, found: Any, outputs: Array, want_grad: bool) -> tuple[Array, Any]:
+    """What a loss returned for these outputs; ConfigurationError where that is no loss for each example, and no
+    gradient. `loss` is what the message names."""
+    try:
         losses, grad = found
-        shapes = getattr(losses, "shape", None), getattr(grad, "shape", None)
-        if shapes != (outputs.shape[1:], outputs.shape):
-            raise ConfigurationError(
-                f"loss {name}: expected losses {outputs.shape[1:]}, one an example, and a gradient {outputs.shape}, "
-                f"got {shapes[0]} and {shapes[1]}; return the examples' losses, not their mean"
-            )
-        return losses, grad.astype(outputs.dtype) if want_grad else None  # a copy: the caller may overwrite it
+        fits = losses.shape == outputs.shape[1:] and losses.dtype.kind in "fiub"
+        if fits and (not want_grad or (grad.shape == outputs.shape and grad.dtype.kind in "fiub")):
+            return losses, grad
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise _wrong_result(loss, found, outputs)
 
 
-def loss_from(function: LossFunction, outputs: int | None = None) -> Loss:
-    """A loss made of a function, for `fit(…, loss=…)`, which also takes the function itself.
-
-    Parameters
-    ----------
-    function : function
-        `function(outputs, y) -> (losses, grad)`: outputs (k, n), batch-last; y integer labels (n,) or values (k, n);
-        the loss of each example (n,), and the gradient (k, n) of their sum with respect to the outputs.
-    outputs : int, optional
-        The number of outputs that the function takes. By default one for each class, or for each value.
-
-    Returns
-    -------
-    Loss
-        One thread at a time calls the function, unless it has an attribute `thread_safe` that is True.
-
-    Examples
-    --------
-    >>> def quartic(outputs, y):
-    ...     return ((outputs - y) ** 4).sum(axis=0), 4 * (outputs - y) ** 3
-    >>> loss_from(quartic).per_example(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])).tolist()
-    [1.0, 16.0]
-    """
-    if not callable(function):
-        raise ConfigurationError(f"loss: expected a function (outputs, y), got {type(function).__name__}")
-    return FunctionLoss(function, outputs)
-
-
-def as_loss(given: Any) -> Any:
-    """A function as a loss; anything else as it is."""
-    return loss_from(given) if callable(given) and not isinstance(given, Loss | type) else given
+def _wrong_result(loss: Any, found: Any, outputs: Array) -> ConfigurationError:
+    """The error for what a loss, or a function, returned in place of losses and their gradient."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    if not isinstance(found, tuple) or len(found) != 2:
+        return ConfigurationError(
+            f"loss {name}: expected a tuple (losses, gradient) of arrays, got {type(found).__name__}; return both"
+        )
+    got = [
+        f"{one.dtype} {tuple(one.shape)}" if hasattr(one, "dtype") and hasattr(one, "shape") else type(one).__name__
+        for one in found
+    ]
+    return ConfigurationError(
+        f"loss {name}: expected arrays of numbers, losses {outputs.shape[1:]}, one an example, and a gradient "
+        f"{outputs.shape}, got {got[0]} and {got[1]}; return the examples' losses, not their mean"
+    )
 
 
 def check_values(name: str, outputs: Array, y: Array) -> None:

@@ -14,6 +14,9 @@ from distsgd.core.ranges import number_in
 from distsgd.nn.losses.base import check_values
 from distsgd.nn.losses.regression import ValueLoss
 
+_EQUAL = 1e-7
+"""How far a quantile may be from the one that is asked for: a coverage may be a float32."""
+
 
 @dataclass(frozen=True)
 class Gaussian(ValueLoss):
@@ -150,8 +153,8 @@ class Quantile(ValueLoss):
         return losses, grad.reshape(outputs.shape)
 
     def _place(self, quantile: float) -> int | None:
-        near = [place for place, one in enumerate(self.quantiles) if abs(one - quantile) < 1e-9]
-        return near[0] if near else None
+        nearest = min(range(len(self.quantiles)), key=lambda place: abs(self.quantiles[place] - quantile))
+        return nearest if abs(self.quantiles[nearest] - quantile) < _EQUAL else None
 
     def _sorted(self, outputs: Array) -> Array:
         """(quantiles, k, n)."""

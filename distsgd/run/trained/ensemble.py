@@ -11,7 +11,9 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.examples import Signature
 from distsgd.nn.task import Task
+from distsgd.run.caller import numpys_defaults
 from distsgd.run.trained.trained_model import TrainedModel, labels_of
+from distsgd.training.metrics.base import Metric
 
 
 @final
@@ -108,6 +110,61 @@ class Ensemble:
             As `TrainedModel.labels` returns them.
         """
         return labels_of(self.predict(x), self.task)
+
+    def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
+        """The mean of the members' intervals: of their lower ends, and of their upper ends.
+
+        How far the members differ is not in it; `spread` says that.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …).
+        coverage : float, default 0.9
+            As `TrainedModel.predict_interval` takes it.
+
+        Returns
+        -------
+        lower, upper : array
+            Both (n, values), float64.
+
+        Raises
+        ------
+        ConfigurationError
+            Where a member's loss has no intervals.
+        """
+        lower, upper = zip(*(one.predict_interval(x, coverage) for one in self.members), strict=True)
+        return mean_and_spread(lower)[0], mean_and_spread(upper)[0]
+
+    def evaluate(self, x: Any, y: Any, metrics: Sequence[Metric | str | Callable[..., Any]] = ()) -> dict[str, Any]:
+        """Score the mean of the members' predictions.
+
+        Parameters
+        ----------
+        x, y : array
+            Examples (n, …) and their targets.
+        metrics : sequence of Metric, str or function
+            What is measured besides the usual metrics: of predictions, not of outputs.
+
+        Returns
+        -------
+        dict
+            Each metric by its name. There is no loss, for a loss takes a model's outputs, and a mean of predictions has
+            none; `evaluate` of each member gives its own.
+
+        Raises
+        ------
+        DataError
+            Where the examples don't fit the members.
+        """
+        from distsgd.run.fit_arguments import examples_of, metrics_of
+        from distsgd.run.trained.scoring import checked, score_predictions
+
+        names, own = metrics_of(metrics, "evaluate")
+        stored = self.members[0]._stored()
+        with numpys_defaults():
+            examples = checked(stored, examples_of((x, y), "", "evaluate", stored.objective.inputs_as_stored))
+            return score_predictions(stored, self.predict(x), examples, names, own)
 
 
 def mean_and_spread(predictions: Iterable[Array]) -> tuple[Array, Array]:

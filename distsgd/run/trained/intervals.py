@@ -18,7 +18,7 @@ def bounds(objective: Objective, coverage: float) -> tuple[Objective, Objective]
 
     Raises ConfigurationError where there is no such interval.
     """
-    if not isinstance(coverage, int | float) or not 0 < coverage < 1:
+    if not isinstance(coverage, int | float | np.floating) or not 0 < coverage < 1:
         raise ConfigurationError(f"predict_interval: expected a coverage between 0 and 1, got {coverage!r}")
     if not isinstance(objective, Supervised):
         raise ConfigurationError(

@@ -17,10 +17,10 @@ from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.function_objective import FunctionObjective
 from distsgd.nn.layers import Layer
-from distsgd.nn.losses.base import Loss, LossFunction, as_loss
+from distsgd.nn.losses.base import Loss, LossFunction
 from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run.build import OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.build import OWN_MODEL, as_loss, as_objective, build_loss, build_objective
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import OWN_LOSS
 from distsgd.run.files.folder import RunFolder
@@ -122,6 +122,8 @@ def _loaded(path: str, given: dict[str, Any], *, required: bool) -> TrainedModel
     if folder.is_dir():
         options = _options(folder) or options
         summary = RunFolder(folder).read_summary() or {}
+        if not summary and os.path.lexists(folder / "summary.json"):
+            warnings.warn(f"load: {folder / 'summary.json'} is no summary; it was changed or cut short", stacklevel=3)
         history = read_history(folder)
     params, state = ({name: array.copy() for name, array in views.items()} for views in (found.params, found.state))
     return TrainedModel(

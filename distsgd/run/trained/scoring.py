@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 import numpy as np
 
-from distsgd.core.layout import Layout
+from distsgd.core.device import Array, Shape
+from distsgd.core.layout import Layout, Views
 from distsgd.data.examples import Examples
 from distsgd.data.sources.checks import check_arrays, check_stored
+from distsgd.nn.batch import Batch
+from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
+from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
 from distsgd.run.trained.stored_model import StoredModel
@@ -37,6 +41,56 @@ def score(
     evaluator = Evaluator(communicator, loader, [*measured, *([confusion] if confusion else [])], Workers(1))
     layout = Layout.of(stored.objective.parameter_shapes())
     return dict(evaluator.run(stored.params, stored.state, [layout.views(np.zeros(layout.size, loader.dtype))]))
+
+
+def score_predictions(
+    stored: StoredModel,
+    predictions: Array,
+    examples: Examples,
+    names: tuple[str, ...] = (),
+    metrics: Sequence[Metric] = (),
+) -> dict[str, Any]:
+    """The usual metrics, and these, of predictions (n, k) for examples that were checked. There is no loss: it takes
+    outputs, which predictions are made from."""
+    task, config = stored.task, replace(stored.config, metric=names)
+    if task.answer == "logit":
+        task = replace(task, answer="probability")
+    alone = SerialCommunicator()
+    measured = build_metrics(alone, config, stored.signature, stored.objective, task, metrics)
+    confusion = confusion_matrix(task, measured)
+    objective = _Predicted(stored.objective, np.ascontiguousarray(predictions.T))
+    loader = stored.loader(replace(examples, targets=None), with_targets=True)
+    evaluator = Evaluator(
+        alone, replace(loader, objective=objective), [*measured, *([confusion] if confusion else [])], Workers(1)
+    )
+    nothing = Layout.of({}).views(np.zeros(0))
+    values = dict(evaluator.run(nothing, nothing, [nothing]))
+    del values["loss"]
+    return values
+
+
+@final
+@dataclass(frozen=True)
+class _Predicted(Objective):
+    """Predictions (k, n) that are there already, in place of a model's outputs."""
+
+    model: Objective
+    predictions: Array
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return {}
+
+    def initialize(self, params: Views, state: Views, seed: int) -> None:
+        pass
+
+    def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
+        return 0.0, len(batch)
+
+    def score(self, params: Views, scratch: Views, batch: Batch) -> tuple[float, int, Array | None]:
+        return 0.0, len(batch), self.predictions[:, batch.indices]
+
+    def targets(self, y: Array, dtype: np.dtype) -> Array:
+        return self.model.targets(y, dtype)
 
 
 def checked(stored: StoredModel, given: Examples) -> Examples:

@@ -119,6 +119,11 @@ def read_stored(communicator: Communicator, path: str) -> Stored:
         found = find_checkpoint(Path(path), prefer="best")
         arrays.update({name: found.group(name) for name in ("parameters", "statistics")})
         metadata = Metadata.from_document(found.document)
+        if (metadata.config or {}).get("loop") is not None:
+            raise CheckpointError(
+                f"{path} is of a loop of your own (DataParallel): it holds parameters, but no model to predict with; "
+                "DataParallel.resume continues it, and init_from= of fit begins with its parameters"
+            )
         if metadata.config is None:
             raise CheckpointError(f"{path}: the checkpoint says nothing of its configuration; it is of no whole run")
         metadata.known_signature(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,6 +246,9 @@ class TrainedModel:
             x = x.reshape(0, *self._signature.example_shape)
         if x.ndim == 0:
             raise DataError(f"{caller}: x must be an array of examples, (n, …), got a single value; make it x[None]")
+        example = self._signature.example_shape
+        if x.shape == example and prod(x.shape[1:]) != prod(example):
+            raise DataError(f"{caller}: x must be an array of examples, (n, …), got one {example}; make it x[None]")
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         loader = Loader(self._signature.examples(x), objective, dtype, 0, with_targets=False)
         with numpys_defaults(), single_threaded_blas():

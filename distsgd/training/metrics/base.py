@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, final
 
@@ -181,7 +181,7 @@ class UserMetric(Metric):
     """
 
     name: str
-    function: Callable[[Array, Array], Array]
+    function: Callable[[Array, Array], Array | float]
     mode: Mode | None = None
     thread_safe: bool = False
     per: Literal["example", "set"] | None = None
@@ -205,20 +205,20 @@ class UserMetric(Metric):
         """(Σ of the function's values, examples)."""
         if self.gathers:
             return np.zeros(2)
-        values = np.asarray(self.function(outputs, y), dtype=np.float64)
-        if values.shape != outputs.shape[-1:]:
+        values = np.asarray(self.function(outputs, y))
+        if values.shape != outputs.shape[-1:] or values.dtype.kind not in "biuf":
             raise ConfigurationError(
-                f"metric {self.name}: expected one value for each of {outputs.shape[-1]} examples, got an array of "
-                f"shape {values.shape}; return per-example values, not their mean, or give it the attribute per = 'set'"
+                f"metric {self.name}: expected one value for each of {outputs.shape[-1]} examples, got {_got(values)}; "
+                "return per-example values, not their mean, or mark the function with distsgd.metrics.per_set"
             )
-        return np.array([np.ascontiguousarray(values).sum(), values.size], np.float64)
+        return np.array([np.ascontiguousarray(values, np.float64).sum(), values.size], np.float64)
 
     def of_set(self, outputs: Array, y: Array) -> Value:
         """The function's number."""
         value = np.asarray(self.function(outputs, y))
         if value.shape != () or value.dtype.kind not in "biuf":
             raise ConfigurationError(
-                f"metric {self.name}: expected one number of the whole set, got an array of shape {value.shape}"
+                f"metric {self.name}: expected one number of the whole set, got {_got(value)}; return a float"
             )
         return float(value)
 
@@ -244,8 +244,58 @@ def per_set(function: Function) -> Function:
     >>> UserMetric("range", range_of_outputs).of_set(np.array([[1.0, 4.0]]), np.array([0, 1]))
     3.0
     """
-    vars(function)["per"] = "set"
+    try:
+        vars(function)["per"] = "set"
+    except TypeError:
+        raise ConfigurationError(
+            f"per_set: {type(function).__name__} takes no attribute; give UserMetric(name, function, per='set')"
+        ) from None
     return function
+
+
+def checked_sums(metric: Metric, sums: Any) -> Array:
+    """What a metric returned as its sums. Raises ConfigurationError where it is something else."""
+    found = np.asarray(sums)
+    if found.shape != (metric.width(),) or found.dtype.kind not in "biuf":
+        raise ConfigurationError(
+            f"metric {metric.name}: expected {metric.width()} sums, as its width says, got {_got(found)}; return an "
+            f"array ({metric.width()},), or override width"
+        )
+    return found
+
+
+def checked_value(metric: Metric, value: Any) -> Value:
+    """A metric's value in Python's own numbers. Raises ConfigurationError for what is neither a number nor a list."""
+    if isinstance(value, float | list):
+        return value
+    found = np.asarray(value)
+    if found.dtype.kind not in "biuf":
+        raise ConfigurationError(f"metric {metric.name}: expected a number or a list of some, got {_got(found)}")
+    plain: Value = found.tolist() if found.ndim else float(found)
+    return plain
+
+
+def check_names(metrics: Sequence[Metric]) -> None:
+    """Raises ConfigurationError for a name that can't stand in the records, for two metrics by one name, and for the
+    name of another score."""
+    found: dict[str, Metric] = {}
+    for metric in metrics:
+        name = getattr(metric, "name", None)
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ConfigurationError(
+                f"metric {type(metric).__name__}: expected a name for the records, printable text, got {name!r}"
+            )
+        other = found.setdefault(name, metric)
+        if other != metric or name == "loss":
+            whose = "the loss has this name" if name == "loss" else f"{type(other).__name__} has this name, too"
+            raise ConfigurationError(f"metric {name}: {whose}, and one would hide the other; give it another name")
+
+
+def _got(value: Array) -> str:
+    """What an array is, for messages."""
+    if value.dtype.kind in "biufc":
+        return f"an array of shape {value.shape}" + (" of complex numbers" if value.dtype.kind == "c" else "")
+    return type(value.item()).__name__ if not value.shape else f"an array of {value.dtype} of shape {value.shape}"
 
 
 def positive(what: str, given: int) -> None:

@@ -19,7 +19,7 @@ Average: TypeAlias = Literal["binary", "macro", "micro", "per_class"]
 
 @dataclass(frozen=True)
 class CountingMetric(Metric):
-    """A metric of three counts of each class: both predicted and true, predicted, true.
+    """A metric of the number of examples, and three counts of each class: both predicted and true, predicted, true.
 
     An example with a NaN among its outputs has a true class and no predicted one.
 
@@ -52,20 +52,22 @@ class CountingMetric(Metric):
         )
 
     def width(self) -> int:
-        """3 · classes."""
-        return 3 * (self.num_classes or 2)
+        """1 + 3 · classes."""
+        return 1 + 3 * (self.num_classes or 2)
 
     def sums(self, outputs: Array, y: Array) -> Array:
-        """(both, predicted, true), each of all classes."""
+        """(examples; both, predicted, true, each of all classes)."""
         classes, threshold = self.num_classes or 2, self.threshold or 0.0
         if self.answers:
             yes, right = (outputs > threshold) & ~np.isnan(outputs), y > 0.5
-            return np.concatenate([np.count_nonzero(one, axis=1) for one in (yes & right, yes, right)]).astype(float)
+            counts = [np.count_nonzero(one, axis=1) for one in (yes & right, yes, right)]
+            return np.concatenate([[outputs.shape[1]], *counts]).astype(np.float64)
         predicted, true = predicted_classes(outputs, threshold), true_classes(y)
         if max(predicted.max(initial=0), true.max(initial=0)) >= classes:
             raise ConfigurationError(f"{self.name}: expected {classes} classes, got {len(outputs)} outputs")
         found = true[predicted == true], predicted[predicted >= 0], true
-        return np.concatenate([np.bincount(one, minlength=classes) for one in found]).astype(np.float64)
+        counts = [np.bincount(one, minlength=classes) for one in found]
+        return np.concatenate([[outputs.shape[-1]], *counts]).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ class _Averaged(CountingMetric):
 
     def value(self, sums: Array) -> Value:
         """The score, or the list of them; NaN where there were no examples."""
-        counts = sums.reshape(3, -1)
-        if not counts[1:].any():
-            return math.nan
+        counts = sums[1:].reshape(3, -1)
+        if not sums[0]:
+            return [math.nan] * len(counts[0]) if self.average == "per_class" else math.nan
         if self.average == "micro":
             return float(self.score(*counts.sum(axis=1, keepdims=True))[0])
         scores = self.score(*counts)
@@ -209,7 +211,7 @@ class BalancedAccuracy(CountingMetric):
 
     def value(self, sums: Array) -> Value:
         """The mean; NaN where there were no examples."""
-        both, _, true = sums.reshape(3, -1)
+        both, _, true = sums[1:].reshape(3, -1)
         recalls = (both[true > 0] / true[true > 0]).tolist()
         return math.fsum(recalls) / len(recalls) if recalls else math.nan
 
@@ -242,7 +244,9 @@ class Matthews(CountingMetric):
 
     def value(self, sums: Array) -> Value:
         """The correlation; NaN where there were no examples."""
-        both, predicted, true = ([int(one) for one in row] for row in sums.reshape(3, -1))  # exact, whatever the size
+        both, predicted, true = (
+            [int(one) for one in row] for row in sums[1:].reshape(3, -1)
+        )  # exact, whatever the size
         examples = sum(true)
         if not examples:
             return math.nan

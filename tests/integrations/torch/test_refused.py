@@ -18,6 +18,7 @@ import distsgd  # noqa: E402
 from distsgd.integrations.torch import TorchModel  # noqa: E402
 from tests.integrations.torch.test_model import OPTIONS, X, Y, mlp  # noqa: E402
 from tests.parallel.launch import run_command  # noqa: E402
+from tests.threads import run_on_threads  # noqa: E402
 
 nn, functional = torch.nn, torch.nn.functional
 SCRIPT = Path(__file__).with_name("randoms.py")
@@ -217,3 +218,19 @@ def test_what_is_pytorchs_and_not_distsgds() -> None:
         with pytest.raises(distsgd.ConfigurationError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_ranks_begin_with_the_same_initial_values() -> None:
+    """As where each rank makes its module without torch.manual_seed."""
+    modules = [mlp(), mlp()]
+    with torch.no_grad():
+        next(modules[1].parameters())[0, 0] += 1e-6
+
+    def train(communicator: Any) -> str:
+        model = TorchModel(modules[communicator.rank], nn.CrossEntropyLoss())
+        return str(distsgd.fit(model, (X, Y), communicator=communicator, **OPTIONS).summary["parameters_sha256"])
+
+    with pytest.raises(distsgd.ConfigurationError, match=r"model\.initial_values differs between ranks"):
+        run_on_threads(2, train)
+    modules[1] = mlp()
+    assert len(set(run_on_threads(2, train))) == 1

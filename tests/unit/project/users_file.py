@@ -13,7 +13,7 @@ import numpy as np
 import distsgd
 from distsgd import Array, Batch, Callback, ConfigurationError, DataError, RunView, Shape, Views
 from distsgd.data import make_moons, open_dataset, read_array
-from distsgd.metrics import Accuracy, Metric, UserMetric, Value
+from distsgd.metrics import Accuracy, Metric, UserMetric, Value, per_set
 from distsgd.nn import Activation, Backward, Convolution, Dense, Initializer, Layer, Loss, MaxPooling, Sequential
 from distsgd.optim import Adam, Cosine, Optimizer, Scalars, Schedule, Slots, Warmup
 from distsgd.testing import GradientCheck, check_layer_gradient
@@ -122,6 +122,11 @@ def hinge(weights: Views, gradients: Views, batch: Batch) -> tuple[float, int]:
 def confidence(outputs: Array, y: Array) -> Array:
     largest: Array = outputs.max(axis=0)
     return largest
+
+
+@per_set
+def range_of_outputs(outputs: Array, y: Array) -> float:
+    return float(outputs.max() - outputs.min())
 
 
 def funnel(input_shape: Shape, outputs: int, start: Initializer = Small(0.5)) -> Layer:

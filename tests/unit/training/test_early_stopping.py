@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from distsgd.core.errors import ConfigurationError
 from distsgd.nn.task import Task
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
-from distsgd.training.metrics import UserMetric, standard_metrics
+from distsgd.training.metrics import METRICS, UserMetric, standard_metrics
 
 # Few different values, so that ties and NaN come up.
 values = st.one_of(st.integers(0, 12).map(lambda n: n / 8), st.floats(0, 2), st.just(math.nan), st.just(math.inf))
@@ -200,6 +201,14 @@ def test_monitor_mode_agrees_with_the_metrics() -> None:
         *standard_metrics(Task("regression"), 2),
     ):
         assert monitor_mode(f"validation_{metric.name}") == metric.mode
+    tasks = (Task("classification", 10), 10), (Task("classification", 2), 1), (Task("regression"), 2)
+    for name, (task, outputs) in product(METRICS, tasks):
+        try:
+            metric = METRICS[name](task, outputs, ())
+        except ConfigurationError:
+            continue  # of another task
+        if metric.suits(task, outputs) and metric.is_number:
+            assert monitor_mode(f"test_{name}") == monitor_mode(name) == metric.mode
     assert monitor_mode("validation_loss") == "min"
-    with pytest.raises(ConfigurationError, match="monitor 'validation_f1': expected a name that ends in one of loss"):
-        monitor_mode("validation_" + UserMetric("f1", lambda outputs, y: y).name)
+    with pytest.raises(ConfigurationError, match="monitor 'validation_gain': expected a name that ends in one of loss"):
+        monitor_mode("validation_" + UserMetric("gain", lambda outputs, y: y).name)

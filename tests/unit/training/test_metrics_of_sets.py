@@ -187,3 +187,15 @@ def test_what_makes_no_sense_is_refused() -> None:
             "mlp", (x, (x[:, 0] > 0).astype(int)), epochs=1, validation_fraction=0.2, patience=1,
             metrics=["recall_per_class"], monitor="validation_recall_per_class",
         )  # fmt: skip
+
+
+def test_answers_of_which_none_is_yes_or_predicted_score_zero() -> None:
+    """As in scikit-learn with zero_division=0; NaN is for no examples at all."""
+    task, none = Task("multilabel", 2), np.full((2, 5), -1.0)
+    for name in ("precision", "recall", "f1"):
+        for average, expected in (("macro", 0.0), ("micro", 0.0), ("per_class", [0.0, 0.0])):
+            metric = METRICS[f"{name}_{average}"](task, 2, ())
+            assert metric.value(metric.sums(none, np.zeros((2, 5)))) == expected
+            empty = metric.value(metric.sums(none[:, :0], np.zeros((2, 0))))
+            assert np.isnan(empty).all()
+            assert np.shape(empty) == np.shape(expected)
