@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Never, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
@@ -49,7 +49,8 @@ class DistributedClassifier(ClassifierMixin, Distributed):
     n_iter_ : int
         The epochs of the last fit.
     validation_scores_, best_validation_score_ : list of float, float
-        The accuracy after each epoch, and the best, with `early_stopping`; else None.
+        The accuracy after each epoch, of several answers the part that is right, and the best, with `early_stopping`;
+        else None.
     n_features_in_, feature_names_in_
         As in every estimator.
 
@@ -63,25 +64,23 @@ class DistributedClassifier(ClassifierMixin, Distributed):
     """
 
     _numeric = False
-    _of_validation = "validation_accuracy"
 
     # fmt: off
     def __init__(
         self, model: Any = "mlp", *,
         hidden: Any = (100,), activation: str = "relu", loss: str | Loss = "auto",
         optimizer: str | Optimizer = "adam", learning_rate: float | None = None, alpha: float = 1e-4,
-        batch_size: int | str = "auto", max_iter: int = 200, tol: float = 1e-4, n_iter_no_change: int = 10,
+        batch_size: int | str = "auto", max_iter: int = 200, tol: float = 1e-4, n_iter_no_change: float = 10,
         early_stopping: bool = False, validation_fraction: float = 0.1, warm_start: bool = False,
         class_weight: Any = None, random_state: Any = None, microbatches: int = 4, dtype: str = "auto",
         verbose: bool = False, communicator: Any = None, fit_options: Mapping[str, Any] | None = None,
-        **unknown: Never,
     ) -> None:
         super().__init__(
             model, hidden=hidden, activation=activation, loss=loss, optimizer=optimizer, learning_rate=learning_rate,
             alpha=alpha, batch_size=batch_size, max_iter=max_iter, tol=tol, n_iter_no_change=n_iter_no_change,
             early_stopping=early_stopping, validation_fraction=validation_fraction, warm_start=warm_start,
             random_state=random_state, microbatches=microbatches, dtype=dtype, verbose=verbose,
-            communicator=communicator, fit_options=fit_options, **unknown,
+            communicator=communicator, fit_options=fit_options,
         )
         self.class_weight = class_weight
     # fmt: on
@@ -106,14 +105,18 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         return self._train(X, y, sample_weight, again=self.warm_start)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
-        """Train for one epoch of these examples, from the parameters that there are. The optimizer begins anew.
+        """Train for one epoch of these examples, from the parameters that there are.
+
+        The optimizer begins anew in each call: Adam's moments, momentum and a schedule's time start from zero, where
+        scikit-learn's networks keep them. "sgd" has nothing to lose, and large calls lose less than small ones.
 
         Parameters
         ----------
         X, y, sample_weight
             As in `fit`.
         classes : array-like, optional
-            All labels that any call will have. The first call needs it where its own `y` doesn't have all.
+            All labels that any call will have. The first call needs it where its own `y` doesn't have all; later calls
+            may repeat it.
 
         Returns
         -------
@@ -137,8 +140,7 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         array
             (n, classes) in the order of `classes_`; of several answers, of each one's 1.
         """
-        x = self._prepared(X)
-        found: Array = self.model_.predict_proba(x)
+        found: Array = self._of_model("predict_proba", X)
         return found
 
     def predict_log_proba(self, X: Any) -> Array:
@@ -171,8 +173,7 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         array
             Labels (n,), or 0 and 1 (n, k).
         """
-        x = self._prepared(X)
-        found: Array = self.model_.labels(x)
+        found: Array = self._of_model("labels", X)
         return found if self._several else self.classes_[found]
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:
@@ -183,6 +184,9 @@ class DistributedClassifier(ClassifierMixin, Distributed):
                 expected = "labels (n,), or 0 and 1 (n, k)"
                 raise ValueError(f"y: expected {expected}, got several labels of more than two classes")
             self._several = kind == "multilabel-indicator"
+            self._of_validation = "validation_label_accuracy" if self._several else "validation_accuracy"
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes: expected {self.classes_}, as in the first call, got {np.unique(classes)}")
         return self._answers(y, new) if self._several else self._labels(column_or_1d(y, warn=True), classes, new)
 
     def _answers(self, y: Array, new: bool) -> tuple[Array, int, dict[str, Any]]:
@@ -275,7 +279,10 @@ class DistributedRegressor(RegressorMixin, Distributed):
         return self._train(X, y, sample_weight, again=self.warm_start)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one epoch of these examples, from the parameters that there are. The optimizer begins anew.
+        """Train for one epoch of these examples, from the parameters that there are.
+
+        The optimizer begins anew in each call: Adam's moments, momentum and a schedule's time start from zero, where
+        scikit-learn's networks keep them. "sgd" has nothing to lose, and large calls lose less than small ones.
 
         Parameters
         ----------
@@ -302,8 +309,7 @@ class DistributedRegressor(RegressorMixin, Distributed):
         array
             (n,), or (n, k) where `y` had k columns.
         """
-        x = self._prepared(X)
-        values: Array = self.model_.predict(x)
+        values: Array = self._of_model("predict", X)
         return values[:, 0] if self._flat else values
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Never, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.exceptions import DTypePromotionError
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from distsgd import Array, Loss
-from distsgd.integrations.sklearn_parameters import check_parameters, refuse_unknown
+from distsgd import Array, DistsgdError, Loss
+from distsgd.integrations.sklearn_parameters import check_parameters
 from distsgd.integrations.sklearn_refusals import (
     AsWarnings,
+    as_scikit_learns,
     checks,
     fit_as_prepared,
     in_joblib_thread,
+    one_at_a_time,
     rank_and_size,
     warnings_of_one,
 )
 from distsgd.integrations.sklearn_training import (
     StopAtPlateau,
     batch_size_of,
-    columns_of_text,
+    columns_without_numbers,
     model_of,
     options_of_model,
     other_options,
@@ -56,7 +60,7 @@ class Distributed(BaseEstimator):
         batch_size: int | str = "auto",
         max_iter: int = 200,
         tol: float = 1e-4,
-        n_iter_no_change: int = 10,
+        n_iter_no_change: float = 10,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         warm_start: bool = False,
@@ -66,9 +70,7 @@ class Distributed(BaseEstimator):
         verbose: bool = False,
         communicator: Any = None,
         fit_options: Mapping[str, Any] | None = None,
-        **unknown: Never,
     ) -> None:
-        refuse_unknown(self, unknown)
         self.model = model
         self.hidden = hidden
         self.activation = activation
@@ -109,7 +111,7 @@ class Distributed(BaseEstimator):
                 options |= {"epochs": 1 if once else self.max_iter}
                 return self._arguments(model, x, targets, weights, before, options, watched=not once)
 
-        with warnings_of_one(rank):
+        with warnings_of_one(rank), one_at_a_time(self.model):
             result = fit_as_prepared(prepare, communicator, size)
             losses = self._keep(result, before)
             if not once and not self.early_stopping and not StopAtPlateau(self.tol, self.n_iter_no_change).ends(losses):
@@ -120,6 +122,7 @@ class Distributed(BaseEstimator):
     def _examples(self, X: Any, y: Any, sample_weight: Any, classes: Any, before: Any) -> tuple[Any, ...]:
         """(inputs, targets, weights or None, the number of outputs, options of `fit` that go with the targets)."""
         x, y = self._numbers(X, y, reset=before is None, multi_output=True, y_numeric=self._numeric)
+        y = y.toarray() if issparse(y) else y
         weights = self._weights(sample_weight, y)
         targets, outputs, options = self._targets(y, classes, new=before is None)
         if weights is not None and not weights.all():
@@ -155,16 +158,19 @@ class Distributed(BaseEstimator):
         }
 
     def _numbers(self, *arrays: Any, **how: Any) -> Any:
-        """The arrays as scikit-learn checks them. Raises ValueError, for columns of text with their names."""
+        """The arrays as scikit-learn checks them. Raises ValueError, with the names of columns that aren't numbers."""
         try:
-            return validate_data(self, *arrays, dtype="numeric", allow_nd=True, **how)
-        except ValueError as error:
-            names = columns_of_text(arrays[0])
-            if not names or "could not convert" not in str(error):
+            checked = validate_data(self, *arrays, dtype="numeric", allow_nd=True, **how)
+            x, *others = checked if len(arrays) > 1 else (checked,)
+            x = x.astype(np.float64) if x.dtype == object else x  # a table's categories
+        except (ValueError, TypeError) as error:
+            names = columns_without_numbers(arrays[0])
+            if not names or not ("could not convert" in str(error) or isinstance(error, DTypePromotionError)):
                 raise
-            what = f"the column {names[0]}" if len(names) == 1 else f"the columns {', '.join(names)}"
-            remedy = "encode it first, such as with OneHotEncoder in a ColumnTransformer"
-            raise ValueError(f"X: expected numbers, got text in {what}; {remedy}") from None
+            what = f"in the column {names[0]}" if len(names) == 1 else f"in the columns {', '.join(names)}"
+            remedy = "encode them first, such as by OneHotEncoder in a ColumnTransformer"
+            raise ValueError(f"X: expected numbers, got other values {what}; {remedy}") from None
+        return (x, *others) if others else x
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:
         """(targets as `fit` takes them, the number of outputs, options of `fit` that go with them)."""
@@ -220,11 +226,14 @@ class Distributed(BaseEstimator):
         self.best_validation_score_ = max(scores) if self.early_stopping and scores else None
         return losses
 
-    def _prepared(self, X: Any) -> Array:
-        """Examples to predict, checked as those of `fit`."""
+    def _of_model(self, method: str, X: Any) -> Any:
+        """What a method of the model returns for examples, checked as those of `fit`."""
         check_is_fitted(self, "model_")
-        x: Array = self._numbers(X, reset=False)
-        return x if self._as_stored else x.astype(self._dtype, copy=False)
+        x = self._numbers(X, reset=False)
+        try:
+            return getattr(self.model_, method)(x if self._as_stored else x.astype(self._dtype, copy=False))
+        except DistsgdError as error:
+            raise as_scikit_learns(error) from None
 
     def __sklearn_clone__(self) -> Self:
         """A clone trains on the same ranks: a communicator of mpi4py can't be copied as other parameters are."""

@@ -1,4 +1,4 @@
-"""The parameters that both estimators of scikit-learn have: what they mean, which values they take, other names."""
+"""The parameters that both estimators of scikit-learn have: what they mean, and which values they take."""
 
 from __future__ import annotations
 
@@ -117,26 +117,3 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     for name, (expected, is_right) in _RULES.items():
         if name in given and not is_right(given[name]):
             raise ConfigurationError(f"{name}: expected {expected}, got {given[name]!r}")
-
-
-_HERE = {
-    "hidden_layer_sizes": "hidden=",
-    "solver": "optimizer=",
-    "learning_rate_init": "learning_rate=",
-    "power_t": "fit_options={'schedule': name}",
-    "shuffle": "fit_options={'shuffle': False}",
-    "momentum": "optimizer=distsgd.Momentum(learning_rate, momentum)",
-    "nesterovs_momentum": "optimizer='nesterov'",
-    "beta_1": "optimizer=distsgd.Adam(learning_rate, beta1=number)",
-    "beta_2": "optimizer=distsgd.Adam(learning_rate, beta2=number)",
-    "epsilon": "optimizer=distsgd.Adam(learning_rate, epsilon=number)",
-    "max_fun": "max_iter=, for there is no lbfgs",
-}
-"""Parameters of MLPClassifier with another name, and what says the same."""
-
-
-def refuse_unknown(estimator: object, names: Mapping[str, Any]) -> None:
-    """Raises TypeError, as any call with a wrong keyword does; of MLPClassifier's keywords it says the name here."""
-    for name in names:
-        advice = f"; {name}= of scikit-learn's networks is {_HERE[name]} here" if name in _HERE else ""
-        raise TypeError(f"{type(estimator).__name__} got an unexpected keyword argument {name!r}{advice}")

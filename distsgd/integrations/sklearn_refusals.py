@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import distsgd
-from distsgd import Callback, ConfigurationError, DataError, DistsgdError, Result
+from distsgd import Callback, ConfigurationError, DataError, DistsgdError, Layer, Result
 
 
 class RefusedValue(ConfigurationError, ValueError):
@@ -98,6 +98,14 @@ def _raising(error: Exception) -> Iterator[Callback]:
     """Callbacks that can't be listed: `fit` does it where all ranks learn what one of them raises."""
     raise error
     yield
+
+
+_FRAMEWORKS = threading.RLock()
+
+
+def one_at_a_time(model: Any) -> AbstractContextManager[object]:
+    """Inside, no other thread trains a model of another framework: their random numbers are the whole process's."""
+    return nullcontext() if isinstance(model, str | Layer) else _FRAMEWORKS
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def penalty_of(alpha: float, weight: float, model: Layer | Objective | str) -> d
     return {"l2": alpha / (2 * weight)} if alpha and matrices else {}
 
 
-def columns_of_text(x: Any) -> list[str]:
+def columns_without_numbers(x: Any) -> list[str]:
     """The names of a table's columns that aren't of numbers."""
     kinds = getattr(x, "dtypes", None)
     if kinds is None or not hasattr(kinds, "items"):

@@ -238,24 +238,6 @@ def test_images_stay_images() -> None:
     assert classifier.fit(images, labels).score(images, labels) > 0.9
 
 
-WRONG = [
-    pytest.param({"hidden": (5,), "model": "softmax"}, "hidden", id="hidden of another model"),
-    pytest.param({"max_iter": 0}, "max_iter", id="no epochs"),
-    pytest.param({"alpha": -1.0}, "alpha", id="negative alpha"),
-    pytest.param({"batch_size": "all"}, "batch_size", id="batch_size"),
-    pytest.param({"model": 3}, "model", id="no model"),
-    pytest.param({"fit_options": {"epochz": 3}}, "epochz", id="unknown option"),
-    pytest.param({"fit_options": {"epochs": 3}}, "max_iter", id="option that is a parameter"),
-    pytest.param({"random_state": -1}, "[Ss]eed", id="no seed"),
-]
-
-
-@pytest.mark.parametrize(("parameters", "named"), WRONG)
-def test_a_wrong_parameter_is_refused_by_name(parameters: dict[str, Any], named: str) -> None:
-    with pytest.raises((ValueError, distsgd.ConfigurationError), match=named):
-        DistributedClassifier(**parameters).fit(X, LABELS)
-
-
 def test_options_of_fit() -> None:
     classifier = DistributedClassifier(**QUICK, tol=0.5, n_iter_no_change=2, batch_size=50)
     classifier.set_params(fit_options={"log_every": 1, "schedule": "cosine", "dropout": 0.1}).fit(X, LABELS)
