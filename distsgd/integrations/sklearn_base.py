@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any, Self
@@ -237,10 +238,10 @@ class Distributed(BaseEstimator):
 
     def __sklearn_clone__(self) -> Self:
         """A clone trains on the same ranks: a communicator of mpi4py can't be copied as other parameters are."""
-        cloned: Self = super().__sklearn_clone__()
+        cloned: Self = BaseEstimator.__sklearn_clone__(copy.copy(self))
         cloned.communicator = self.communicator
         return cloned
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # of copies, too
         return state if isinstance(self.communicator, str | None) else {**state, "communicator": None}

@@ -37,7 +37,7 @@ class StopAtPlateau(Callback):
     It is called on rank 0 alone, with numbers that are the same on any number of ranks.
     """
 
-    def __init__(self, tol: float, patience: int) -> None:
+    def __init__(self, tol: float, patience: float) -> None:
         self.tol, self.patience = tol, patience
         self.best, self.without = np.inf, 0
 

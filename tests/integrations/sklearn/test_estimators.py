@@ -23,7 +23,10 @@ import distsgd
 from distsgd import nn
 from distsgd.integrations.sklearn import DistributedClassifier, DistributedRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:.* a StandardScaler.*:UserWarning"),
+]
 
 X, LABELS = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]

@@ -17,7 +17,10 @@ from sklearn.model_selection import cross_val_predict
 
 from distsgd.integrations.sklearn import DistributedClassifier, DistributedRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:.* a StandardScaler.*:UserWarning"),
+]
 
 X, LABELS = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]

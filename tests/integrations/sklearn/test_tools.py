@@ -30,12 +30,15 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import distsgd
 from distsgd.integrations.sklearn import DistributedClassifier, DistributedRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:.* a StandardScaler.*:UserWarning"),
+]
 
 X, LABELS = load_iris(return_X_y=True)
 X = StandardScaler().fit_transform(X)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]
-QUICK: dict[str, Any] = {"hidden": (8,), "learning_rate": 0.05, "max_iter": 15}
+QUICK: dict[str, Any] = {"hidden": (8,), "learning_rate": 0.05, "max_iter": 30}
 
 
 @pytest.mark.parametrize("kind", [DistributedClassifier, DistributedRegressor])
