@@ -123,8 +123,6 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         DistributedClassifier
             Itself.
         """
-        if self.class_weight == "balanced":
-            raise ValueError("class_weight='balanced' knows no later examples; give partial_fit weights by label")
         return self._train(X, y, sample_weight, again=True, once=True, classes=classes)
 
     def predict_proba(self, X: Any) -> Array:
@@ -175,6 +173,11 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         """
         found: Array = self._of_model("labels", X)
         return found if self._several else self.classes_[found]
+
+    def _check_once(self) -> None:
+        super()._check_once()
+        if isinstance(self.class_weight, str):
+            raise ValueError("class_weight='balanced' knows no later examples; give partial_fit weights by label")
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:
         if new:

@@ -104,8 +104,8 @@ class Distributed(BaseEstimator):
         def prepare() -> dict[str, Any]:
             with checks(size):
                 check_parameters(self.get_params(deep=False))
-                if once and self.early_stopping:
-                    raise ValueError("early_stopping: partial_fit makes one epoch, which nothing stops; leave it out")
+                if once:
+                    self._check_once()
                 x, targets, weights, outputs, options = self._examples(X, y, sample_weight, classes, before)
             model = model_of(self.model, x.shape[1:], outputs)
             with checks(size):
@@ -119,6 +119,11 @@ class Distributed(BaseEstimator):
                 text = f"the training loss hasn't converged in {len(losses)} epochs; max_iter= takes more"
                 warnings.warn(text, ConvergenceWarning, stacklevel=3)
         return self
+
+    def _check_once(self) -> None:
+        """Raises ValueError for a parameter that partial_fit can't respect."""
+        if self.early_stopping:
+            raise ValueError("early_stopping: partial_fit makes one epoch, which nothing stops; leave it out")
 
     def _examples(self, X: Any, y: Any, sample_weight: Any, classes: Any, before: Any) -> tuple[Any, ...]:
         """(inputs, targets, weights or None, the number of outputs, options of `fit` that go with the targets)."""
