@@ -50,7 +50,7 @@ def main() -> None:
     assert clone(alone).communicator is alone.communicator
     both = DistributedClassifier(**small).fit(x, y[:, None])  # warns of the shape, and that it hasn't converged
     found["accuracy"] = str(both.score(x, y))
-    print(json.dumps([distsgd.rank(), found]), flush=True)
+    print(json.dumps([distsgd.rank(), found]) + "\n", end="", flush=True)  # in one write: both ranks print
     DistributedClassifier(**small).fit(missing, y)
 
 
