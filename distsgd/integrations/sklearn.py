@@ -95,7 +95,7 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         y : array-like
             Labels (n,) of any type, or 0 and 1 (n, k) of several answers.
         sample_weight : array-like, optional
-            Weights (n,); the loss is their weighted mean, and examples of weight 0 are left out.
+            Weights (n,); the loss is their weighted mean, and examples of weight 0 are skipped.
 
         Returns
         -------
@@ -272,7 +272,7 @@ class DistributedRegressor(RegressorMixin, Distributed):
         y : array-like
             Values (n,) or (n, k).
         sample_weight : array-like, optional
-            Weights (n,); the loss is their weighted mean, and examples of weight 0 are left out.
+            Weights (n,); the loss is their weighted mean, and examples of weight 0 are skipped.
 
         Returns
         -------

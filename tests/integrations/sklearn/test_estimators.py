@@ -85,7 +85,7 @@ def test_weights_of_examples_and_of_classes() -> None:
     weighted = DistributedClassifier(**QUICK, alpha=0).fit(X, LABELS, sample_weight=weights)
     without = DistributedClassifier(**QUICK, alpha=0).partial_fit(X[:1], LABELS[:1], classes=[0, 1, 2])
     assert weighted.classes_.tolist() == without.classes_.tolist() == [0, 1, 2]
-    assert set(weighted.predict(X)) == {0, 1}, "examples of weight 0 are left out"
+    assert set(weighted.predict(X)) == {0, 1}, "examples of weight 0 are skipped"
     rare = np.r_[0:50, 50:60]
     by_label = DistributedClassifier(**QUICK, class_weight={0: 0.6, 1: 3.0}).fit(X[rare], LABELS[rare])
     balanced = DistributedClassifier(**QUICK, class_weight="balanced").fit(X[rare], LABELS[rare])
