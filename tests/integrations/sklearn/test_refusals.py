@@ -16,7 +16,6 @@ pytest.importorskip("sklearn", reason="scikit-learn is missing: make test-integr
 
 from sklearn.datasets import load_iris
 
-import distsgd
 from distsgd.integrations.sklearn import DistributedClassifier, DistributedRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -96,25 +95,6 @@ def test_a_quiet_fit_prints_nothing_and_warns(capfd: pytest.CaptureFixture[str])
     with pytest.warns(UserWarning, match="input 0 .* not scaled; a StandardScaler gives"):
         DistributedClassifier(**QUICK).fit(X * 1e4, LABELS)
     assert capfd.readouterr() == ("", "")
-
-
-class Log(distsgd.Callback):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def on_note(self, text: str) -> bool:
-        self.notes.append(text)
-        return True
-
-
-def test_a_callback_takes_the_notes(capfd: pytest.CaptureFixture[str]) -> None:
-    log = Log()
-    distsgd.fit("mlp", X * 1e4, (LABELS == 0).astype(float), epochs=1, callbacks=[log])
-    assert any("not scaled" in note for note in log.notes)
-    assert any(note.startswith("note: the targets are 0.0 and 1.0") for note in log.notes)
-    assert capfd.readouterr() == ("", "")
-    distsgd.fit("mlp", X * 1e4, LABELS, epochs=1)
-    assert "not scaled" in capfd.readouterr().err
 
 
 def test_refusals_and_warnings_under_mpirun(tmp_path: Path) -> None:
