@@ -286,7 +286,7 @@ def _target_of_own_link(name: str, folder: int) -> str | None:
 
     The link itself is opened: its owner and its target are then of the same link, whatever others put in its place.
     """
-    if not hasattr(os, "O_PATH"):  # there, a link is believed only where no other user can exchange it
+    if not hasattr(os, "O_PATH"):  # there, a link is believed only where no other user can replace it
         about = os.stat(name, dir_fd=folder, follow_symlinks=False)
         alone = not os.fstat(folder).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return os.readlink(name, dir_fd=folder) if alone and _is_own_link(about) else None

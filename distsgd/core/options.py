@@ -41,7 +41,7 @@ class Option:
     written      whether config.toml holds it
     code         whether it may name a user's own code
     path         whether it may be the path of a file or a folder, for a shell that completes it
-    internal     values that a program sets, and nobody gives
+    internal     values that a program sets, and no user gives
     most         of a list: how many values it may have, for each may be a layer or a metric
     """
 

@@ -165,7 +165,7 @@ def shortened(text: str, most: int) -> str:
 def field(name: str, text: str) -> list[str]:
     """A name and a text, in lines that end at spaces before column 80.
 
-    The middle is left out of a long text, and of a word that is longer than a line.
+    A long text, and a word that is longer than a line, are shown without their middle.
     """
     width, lines = COLUMNS - _NAME - 1, [""]
     for word in visible(text).strip().split(" "):

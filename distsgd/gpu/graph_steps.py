@@ -65,7 +65,7 @@ class RecordedSteps:
         return bool(flags) or not self._step.finite if self._alone else self._asked_for
 
     def _start(self, order: StepOrder) -> bool:
-        """Lets the GPU make a step by itself; False where it can't, or not yet."""
+        """Lets the GPU make a step alone; False where it can't, or not yet."""
         minibatch = self._step.minibatch(order)
         bounds = minibatch.bounds
         if not self._graphs.is_known(bounds) or self._step.gradients.zeros is not None:  # which reads numbers

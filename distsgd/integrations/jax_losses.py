@@ -70,7 +70,7 @@ class ExampleLosses:
         shape = getattr(losses, "shape", None)
         if shape != (count,):
             got = type(losses).__name__ if shape is None else f"shape {shape}"
-            remedy = "leave out the mean or sum over them" if shape == () else "add up or average over the other axes"
+            remedy = "return them without a mean or sum" if shape == () else "add up or average over the other axes"
             if shape == (count, count):
                 remedy = "outputs and targets are combined each with each, give both one shape"
             raise ConfigurationError(

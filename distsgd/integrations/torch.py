@@ -154,7 +154,7 @@ class TorchModel(FrameworkModel):
             loss = self._losses.total(found, targets, weights, len(batch))
             if not loss.requires_grad:
                 raise ConfigurationError(
-                    "TorchModel: the loss doesn't depend on the parameters; leave out detach and no_grad"
+                    "TorchModel: the loss doesn't depend on the parameters; compute it without detach and no_grad"
                 )
             gradients = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
             self._write(arrays.gradients(grads), gradients)

@@ -45,7 +45,7 @@ def _check_part(name: str, part: Any) -> None:
         )
     if isinstance(part, torch.nn.SyncBatchNorm):
         raise ConfigurationError(
-            "TorchModel: SyncBatchNorm talks to other processes by itself; give BatchNorm, whose statistics are of "
+            "TorchModel: SyncBatchNorm sends messages to other processes; give BatchNorm, whose statistics are of "
             "each microbatch, the same on any number of ranks"
         )
     if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag) and part.max_norm is not None:

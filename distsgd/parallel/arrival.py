@@ -37,7 +37,7 @@ def wait_for_all(mpi: Any, comm: Any, limit: float | None = None) -> None:
 
 
 def _answer(mpi: Any, comm: Any) -> None:
-    """Tell a rank that asks for it that this one is here."""
+    """Answer a rank that asks whether this one is here."""
     status = mpi.Status()
     while comm.Iprobe(tag=_CALL, status=status):
         comm.recv(source=status.source, tag=_CALL)

@@ -67,7 +67,7 @@ class Comparison:
     def table(self, width: int) -> list[str]:
         """Lines of at most so many columns. What doesn't fit beside each other stands below, after the runs' names.
 
-        Errors are left out where accuracies say the same.
+        Errors aren't shown where accuracies say the same.
         """
         shown = [
             place for place, name in enumerate(self.header)

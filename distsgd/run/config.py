@@ -162,8 +162,9 @@ class TrainConfig:
     dropout: float = option(0.0, "Dropout rate after each hidden activation of mlp.")
     batch_norm: bool = option(False, "Batch normalization in each hidden layer of mlp.")
     weight_initializer: str | None = option(None, help=
-        "he, glorot, lecun (each also as glorot(gain)), zeros, normal(sigma) or uniform(a, b). Default: by activation, "
-        "or as the authors of a named network have it; --model 'network3: LIST' takes them for a list of your own.")
+        "zeros, constant(value), normal(sigma), uniform(a, b), or one that knows the layer: glorot, glorot-normal, "
+        "glorot-uniform, he, he-normal, he-uniform, lecun, lecun-normal, lecun-uniform, also as he(gain). Default: by "
+        "activation, or as the authors of a named network; --model 'network3: LIST' takes theirs for your own list.")
     bias_initializer: str = option("zeros", "As --weight-initializer.")
     bias: bool = option(True, "Biases in dense and convolution layers.")
     output_activation: str = option("linear", "linear, or sigmoid under a squared error.")
@@ -185,7 +186,7 @@ class TrainConfig:
     focal_alpha: float | None = option(None, interval="(0, 1)", help=
         "The weight of yes; no has the rest of 1 (binary-focal). Default: both have 1.")
 
-    optimizer: str = option("momentum", "sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw.", group="Optimizer")
+    optimizer: str = option("momentum", f"{', '.join(OPTIMIZERS)}.", group="Optimizer")
     learning_rate: float | None = option(None, _by_optimizer("learning_rate"), interval="[0, inf)", short="--lr")
     momentum: float | None = option(None, _by_optimizer("momentum"))
     dampening: float | None = option(None, help=
@@ -203,8 +204,7 @@ class TrainConfig:
     freeze: tuple[str, ...] = option((), "Name patterns of parameters that are not trained.")
     clip_norm: float | None = option(None, "Scales longer gradients down to this global norm.", interval="(0, inf)")
 
-    schedule: str = option("constant", group="Schedule", help=
-        "constant, inverse-time, inverse-sqrt, step, exponential or cosine.")
+    schedule: str = option("constant", f"{', '.join(SCHEDULES)}.", group="Schedule")
     warmup_steps: int = option(0, "Steps of linear warm-up before the schedule.", interval="[0, inf)")
     schedule_epochs: float | None = option(None, interval="(0, inf)", help=
         "The horizon of the cosine schedule; never a stop condition. Default: epochs of the first start.")
@@ -245,7 +245,8 @@ class TrainConfig:
         "running: the loss during the epoch; full: the whole training set is scored, too.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
     metric: tuple[str, ...] = option((), check=_check_metrics, code=True, path=True, help=
-        "Your own metrics, file.py:function, which takes (outputs, targets) and returns one number an example.")
+        f"What else is measured: {', '.join(METRICS)}; or a metric of yours, file.py:function, which takes (outputs, "
+        "targets) and returns one number an example.")
     early_stopping: str = option("epochs", choices=("epochs", "patience", "none"), help=
         "epochs: stop after `patience` validations without improvement; patience: the rule in iterations; none: don't.")
     patience: int | None = option(None, interval="[0, inf)", help=

@@ -23,7 +23,7 @@ WITH_FRAMEWORKS = [page for page in PAGES if page.startswith("docs/coming-from/"
 """Pages that tests/integrations/test_pages.py runs, for their code imports a framework."""
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})([^`\n]*)\n(.*?)^ *\2[`~]* *$", re.MULTILINE | re.DOTALL)
-_MARK = re.compile(r"<!-- not run:((?:(?!-->).)*)--> *\n\Z", re.DOTALL)
+_MARK = re.compile(r"<!-- (not run:|needs|a file:)((?:(?!-->).)*)--> *\n\Z", re.DOTALL)
 
 SHELL = ("sh", "bash", "console")
 PACKAGE = re.compile(r"# (distsgd/[^\n]+)\n")
@@ -32,7 +32,13 @@ PACKAGE = re.compile(r"# (distsgd/[^\n]+)\n")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `after` says that nothing but blank lines is between it and the block before."""
+    """A fenced block.
+
+    reason   why it isn't run, where it is marked so
+    after    whether nothing but blank lines is between it and the block before
+    needs    the module without which it isn't run
+    is_file  whether it is written to its file alone, which a command after it runs
+    """
 
     page: str
     line: int
@@ -40,6 +46,8 @@ class Block:
     text: str
     reason: str | None
     after: bool
+    needs: str = ""
+    is_file: bool = False
 
     @property
     def where(self) -> str:
@@ -67,7 +75,19 @@ def blocks_of(page: str, text: str) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 1
         between = text[end : match.start()] if found else "start"
         content = re.sub(rf"^ {{0,{len(match[1])}}}", "", match[4], flags=re.MULTILINE)  # as CommonMark does
-        found.append(Block(page, line, language, content, mark and mark[1].strip(), not between.strip()))
+        kind, text_of_mark = (mark[1], mark[2].strip()) if mark else ("", "")
+        found.append(
+            Block(
+                page,
+                line,
+                language,
+                content,
+                reason=text_of_mark if kind == "not run:" else None,
+                after=not between.strip(),
+                needs=text_of_mark if kind == "needs" else "",
+                is_file=kind == "a file:",
+            )
+        )
         end = match.end()
     return found
 

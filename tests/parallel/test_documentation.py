@@ -11,7 +11,8 @@ Of one page, the blocks run in order, in one temporary folder:
 - a block without a language directly after one that ran: what that one printed, or its last command (`difference` says
   what may vary).
 
-A block that can't run here has `<!-- not run: REASON -->` on the line before it.
+A block that can't run here has `<!-- not run: REASON -->` on the line before it. `<!-- needs MODULE -->` runs it where
+the module is installed, and `<!-- a file: REASON -->` only writes it to its file, for a command after it to run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from importlib.util import find_spec
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,7 +115,9 @@ class Reader:
         self.printed = self.last = ""
 
     def read(self, block: Block) -> None:
-        if is_output(block):
+        if block.is_file:
+            assert self.write(block), f"{block.where}: the first line names no file"
+        elif is_output(block):
             self.compare(block.text, block.where, last=self.last)
         elif block.language == "python":
             self.python(block)
@@ -195,10 +199,22 @@ def test_page(page: str, reader: Reader) -> None:
 def read_page(page: str, reader: Reader) -> None:
     """Runs a page's blocks in order."""
     blocks = [block for block in IN_ORDER[page] if block.reason is None and block.language != "text"]
+    blocks = [block for block in blocks if not block.needs or find_spec(block.needs) is not None]
     if find_mpirun()[0] is None:
         pytest.skip(find_mpirun()[1])
     for block in blocks:
         reader.read(block)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_blocks_of_python_are_one_program_on_two_ranks(tmp_path: Path) -> None:
+    """Up to the first command: each rank runs all of it, also what only one of them may do."""
+    blocks = takewhile(lambda block: block.language not in SHELL, IN_ORDER["docs/python.md"])
+    (tmp_path / "program.py").write_text("".join(block.text for block in blocks if block.language == "python"))
+    done = run_command(2, [sys.executable, "program.py"], tmp_path, limit=250.0)
+    assert done.status == 0, done.text
+    assert "Traceback" not in done.err
 
 
 def test_what_is_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,11 +222,17 @@ def test_what_is_not_run_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     marked = [block for block in blocks if block.reason is not None]
     unexplained = [block.where for block in marked if len((block.reason or "").split()) < 2]
     assert not unexplained, "the mark needs a reason: <!-- not run: REASON -->"
+    files = {match[1] for block in blocks if block.is_file and (match := re.match(r"# (\S+)\n", block.text))}
+    commands = [block.text for block in blocks if block.language in SHELL and block.reason is None]
+    assert all(any(name in command for command in commands) for name in files), "a command runs each file"
     kinds = Counter(block.language or "output" for block in blocks if block.reason is None)
     with capsys.disabled():
         print(f"\n{sum(kinds.values())} blocks of {len(PAGES)} pages run or are compared: {dict(kinds)}")
         for block in marked:
             print(f"not run: {block.where} ({block.language or 'text'}): {block.reason}")
+        for block in blocks:
+            if block.needs and find_spec(block.needs) is None:
+                print(f"not run: {block.where} ({block.language}): {block.needs} isn't installed")
     assert len(marked) < sum(kinds.values()) / 2
 
 
@@ -255,7 +277,13 @@ def test_blocks_and_commands_are_found() -> None:
         "<!-- not run: there is no cluster here -->\n```sh\nsbatch a \\\n    b\n```\n```\nqueued\n```\n```{note}\n```\n"
     )
     text += "\n- Text\n  ```python\n    a\n  ```\n"  # the mark above isn't this block's
-    console, marked, output, python = blocks_of("page", text)
+    text += "\n<!-- a file: for b -->\n```python\n# a.py\n```\n<!-- needs keras -->\n```sh\npython a.py\n```\n"
+    console, marked, output, python, file, command = blocks_of("page", text)
+    assert [(block.is_file, block.needs) for block in (python, file, command)] == [
+        (False, ""),
+        (True, ""),
+        (False, "keras"),
+    ]
     assert commands_of(console) == [
         Command('python -c "\nprint(1)"', "1"),
         Command("false # exit status 1", None, (1,)),

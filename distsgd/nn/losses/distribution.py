@@ -122,7 +122,7 @@ class Quantile(ValueLoss):
         return found
 
     def interval(self, outputs: Array, coverage: float) -> tuple[Array, Array]:
-        """The two quantiles that leave out the same part on both sides, which must be among those that are trained."""
+        """The two quantiles with equal probabilities on both sides of them, which must be among the trained ones."""
         number_in("(0, 1)", "coverage", coverage)
         ends = 0.5 - 0.5 * coverage, 0.5 + 0.5 * coverage
         places = [self._place(end) for end in ends]

@@ -103,7 +103,7 @@ def _difference(name: str, ranks: Sequence[Mapping[str, str]]) -> str:
 
 
 def _shown(text: str) -> str:
-    """A text in at most 60 printable characters; its digest tells it from others with the same beginning."""
+    """A text in at most 60 printable characters; its digest differs from that of others with the same beginning."""
     if len(text) <= _SHOWN and text.isprintable():
         return text
     kind = "bytes" if text.startswith(("b'", 'b"')) else "".join(one for one in text[:30] if one.isprintable()) + "…"

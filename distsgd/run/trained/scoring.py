@@ -28,7 +28,7 @@ def score(
 ) -> dict[str, Any]:
     """The loss, the usual metrics, those with these names and these ones, of examples that were checked. Collective.
 
-    A configuration comes from a file, and what it names is not run: its own `metric` is left out.
+    A configuration comes from a file, and what it names is not run: its own `metric` is ignored.
     """
     config = replace(stored.config, metric=names)
     measured = build_metrics(communicator, config, stored.signature, stored.objective, stored.task, metrics)

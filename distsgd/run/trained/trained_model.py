@@ -219,7 +219,8 @@ class TrainedModel:
         Parameters
         ----------
         path : str
-            A folder that is not there yet, or empty. Under mpirun, `Result.save` writes on rank 0.
+            A folder that is not there yet, or empty. Under mpirun, `Result.save` writes on rank 0, and the others
+            don't wait for it.
 
         Raises
         ------

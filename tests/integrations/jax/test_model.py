@@ -105,7 +105,7 @@ def test_refused_when_made(case: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "words"),
     [
-        (lambda outputs, y: ((outputs[:, 0] - y) ** 2).mean(), "leave out the mean or sum"),
+        (lambda outputs, y: ((outputs[:, 0] - y) ** 2).mean(), "return them without a mean"),
         (lambda outputs, y: (outputs - y[:, None]) ** 2, "add up or average over the other axes"),
         (lambda outputs, y: (outputs[:, :1] - y) ** 2, "combined each with each"),
         ("squared-error", "give both one shape"),
