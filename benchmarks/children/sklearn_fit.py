@@ -1,4 +1,5 @@
-"""Fits scikit-learn's own network or distsgd's to a toy data set, and reports its score on what was held out."""
+"""Fits scikit-learn's own network and distsgd's to a toy data set, one after the other, and reports their scores on
+what was held out."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from benchmarks.children.protocol import report_result, settings
 
 wanted = settings()
 
+import joblib  # noqa: E402
+import numpy  # noqa: E402
+import sklearn  # noqa: E402
 from sklearn import datasets  # noqa: E402
 from sklearn.compose import TransformedTargetRegressor  # noqa: E402
 from sklearn.model_selection import train_test_split  # noqa: E402
@@ -22,27 +26,35 @@ import distsgd  # noqa: E402
 from distsgd.integrations.sklearn import DistributedClassifier, DistributedRegressor  # noqa: E402
 
 
-def main() -> None:
-    x, y = getattr(datasets, f"load_{wanted['data']}")(return_X_y=True)
-    classes, seed, epochs = wanted["data"] != "diabetes", wanted["seed"], wanted["epochs"]
-    train_x, test_x, train_y, test_y = train_test_split(
-        x, y, test_size=0.3, random_state=seed, stratify=y if classes else None
-    )
-    own: dict[str, Any] = {"microbatches": wanted["microbatches"]} if wanted["microbatches"] else {}
-    kinds = (DistributedClassifier, DistributedRegressor) if own else (MLPClassifier, MLPRegressor)
-    network = kinds[not classes](random_state=seed, max_iter=epochs, **own)
+def fitted(network: Any, sets: list[Any], classes: bool) -> dict[str, float]:
+    """The score, the seconds of the fit, and its epochs."""
+    train_x, test_x, train_y, test_y = sets
     if not classes:
         network = TransformedTargetRegressor(network, transformer=StandardScaler())
     pipeline = make_pipeline(StandardScaler(), network)
+    began = time.perf_counter()
+    pipeline.fit(train_x, train_y)
+    seconds = time.perf_counter() - began
+    epochs = (pipeline[-1] if classes else pipeline[-1].regressor_).n_iter_
+    return {"score": pipeline.score(test_x, test_y), "fit_seconds": seconds, "epochs": epochs}
+
+
+def main() -> None:
+    x, y = getattr(datasets, f"load_{wanted['data']}")(return_X_y=True)
+    classes, seed = wanted["data"] != "diabetes", wanted["seed"]
+    sets = train_test_split(x, y, test_size=0.3, random_state=seed, stratify=y if classes else None)
+    shared = {"random_state": seed, "max_iter": wanted["epochs"]}
+    theirs, ours = (MLPClassifier, DistributedClassifier) if classes else (MLPRegressor, DistributedRegressor)
     warnings.simplefilter("ignore")  # that it hasn't converged
-    with threadpool_limits(wanted["threads"]):
-        began = time.perf_counter()
-        pipeline.fit(train_x, train_y)
-        seconds = time.perf_counter() - began
-        score = pipeline.score(test_x, test_y)
-    fitted = pipeline[-1] if classes else pipeline[-1].regressor_
+    fitted(ours(**shared | {"max_iter": 1}), sets, classes)  # imports what a first fit imports
+    found = {}
+    with threadpool_limits(1):
+        for name, microbatches in wanted["networks"].items():
+            network = theirs(**shared) if microbatches is None else ours(**shared, microbatches=microbatches)
+            found[name] = fitted(network, sets, classes)
+    versions = {module.__name__: module.__version__ for module in (sklearn, numpy, joblib, distsgd)}
     if distsgd.is_root():
-        report_result({"score": score, "fit_seconds": seconds, "epochs": fitted.n_iter_})
+        report_result({"networks": found, "metadata": versions})
 
 
 main()

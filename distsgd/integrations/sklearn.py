@@ -14,11 +14,17 @@ from sklearn.utils.validation import column_or_1d
 
 from distsgd import Array, Loss
 from distsgd.integrations.sklearn_base import Distributed
+from distsgd.integrations.sklearn_parameters import documented
 from distsgd.optim import Optimizer
 
 __all__ = ["DistributedClassifier", "DistributedRegressor"]
 
 
+@documented(
+    network="MLPClassifier",
+    loss="Of one label an example softmax-cross-entropy, of several binary-cross-entropy.",
+    split=", with as many of each class",
+)
 class DistributedClassifier(ClassifierMixin, Distributed):
     """A neural network for classes or for several yes-or-no answers, trained by distsgd.
 
@@ -26,52 +32,9 @@ class DistributedClassifier(ClassifierMixin, Distributed):
 
     Parameters
     ----------
-    model : str, Layer, Objective or callable, default "mlp"
-        A name, a list of layers such as "dense 64, relu, dropout 0.5, dense", a layer, a TorchModel or JaxModel, or a
-        function `(example_shape, outputs)` that builds one. An objective is copied for each fit, and so remains as it
-        is; its initial values are those of each fit.
-    hidden : int or sequence of int, default (100,)
-        The units of the hidden layers of "mlp".
-    activation : str, default "relu"
-        The activation of the hidden layers of "mlp".
-    loss : str or Loss, default "auto"
-        Of one label an example softmax-cross-entropy, of several binary-cross-entropy.
-    optimizer : str, class or Optimizer, default "adam"
-        Such as "momentum" or `distsgd.Adam(1e-3)`.
-    learning_rate : float, optional
-        Default: the optimizer's own.
-    alpha : float, default 1e-4
-        The penalty of the squares of all weights, as in MLPClassifier; biases have none.
-    batch_size : int or str, default "auto"
-        Examples of a minibatch, over all ranks together; "auto" for min(200, examples), "full" for all.
-    max_iter : int, default 200
-        The most epochs.
-    tol : float, default 1e-4
-        Training ends when the training loss, or the validation score, has not improved by it for
-        `n_iter_no_change` epochs.
-    n_iter_no_change : int, default 10
-        See `tol`.
-    early_stopping : bool, default False
-        Splits off examples to validate with, and takes the epoch that validates best.
-    validation_fraction : float, default 0.1
-        The part that `early_stopping` splits off, with as many of each class.
-    warm_start : bool, default False
-        `fit` continues from the parameters that it has; the optimizer begins anew.
+    {parameters}
     class_weight : dict or "balanced", optional
         Weights of classes by label, which multiply the weights of the examples.
-    random_state : int, RandomState or None, default None
-        The seed of initial values, order and split. None is seed 0, so that all ranks have the same; another result
-        takes another number. A RandomState is drawn from once in each fit.
-    microbatches : int, default 4
-        The most ranks that can train. The result depends on it, and on the number of ranks never.
-    dtype : str, default "auto"
-        Of parameters and arithmetic: "float32", "float64", or "auto", the inputs' own; float32 for an objective.
-    verbose : bool, default False
-        Prints what `fit` prints with quiet=False.
-    communicator : mpi4py communicator or "self", optional
-        The ranks that train together; "self" for this process alone. Default: all ranks.
-    fit_options : mapping, optional
-        Any other option of `distsgd.fit`, such as {"schedule": "cosine", "clip_norm": 1.0}.
 
     Attributes
     ----------
@@ -86,7 +49,8 @@ class DistributedClassifier(ClassifierMixin, Distributed):
     n_iter_ : int
         The epochs of the last fit.
     validation_scores_, best_validation_score_ : list of float, float
-        The accuracy after each epoch, and the best, with `early_stopping`; else None.
+        The accuracy after each epoch, of several answers the part that is right, and the best, with `early_stopping`;
+        else None.
     n_features_in_, feature_names_in_
         As in every estimator.
 
@@ -100,14 +64,13 @@ class DistributedClassifier(ClassifierMixin, Distributed):
     """
 
     _numeric = False
-    _of_validation = "validation_accuracy"
 
     # fmt: off
     def __init__(
         self, model: Any = "mlp", *,
         hidden: Any = (100,), activation: str = "relu", loss: str | Loss = "auto",
         optimizer: str | Optimizer = "adam", learning_rate: float | None = None, alpha: float = 1e-4,
-        batch_size: int | str = "auto", max_iter: int = 200, tol: float = 1e-4, n_iter_no_change: int = 10,
+        batch_size: int | str = "auto", max_iter: int = 200, tol: float = 1e-4, n_iter_no_change: float = 10,
         early_stopping: bool = False, validation_fraction: float = 0.1, warm_start: bool = False,
         class_weight: Any = None, random_state: Any = None, microbatches: int = 4, dtype: str = "auto",
         verbose: bool = False, communicator: Any = None, fit_options: Mapping[str, Any] | None = None,
@@ -132,7 +95,7 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         y : array-like
             Labels (n,) of any type, or 0 and 1 (n, k) of several answers.
         sample_weight : array-like, optional
-            Weights (n,); the loss is their weighted mean, and examples of weight 0 are left out.
+            Weights (n,); the loss is their weighted mean, and examples of weight 0 are skipped.
 
         Returns
         -------
@@ -142,22 +105,24 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         return self._train(X, y, sample_weight, again=self.warm_start)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Self:
-        """Train for one epoch of these examples, from the parameters that there are. The optimizer begins anew.
+        """Train for one epoch of these examples, from the parameters that there are.
+
+        The optimizer begins anew in each call: Adam's moments, momentum and a schedule's time start from zero, where
+        scikit-learn's networks keep them. "sgd" has nothing to lose, and large calls lose less than small ones.
 
         Parameters
         ----------
         X, y, sample_weight
             As in `fit`.
         classes : array-like, optional
-            All labels that any call will have. The first call needs it where its own `y` doesn't have all.
+            All labels that any call will have. The first call needs it where its own `y` doesn't have all; later calls
+            may repeat it.
 
         Returns
         -------
         DistributedClassifier
             Itself.
         """
-        if self.class_weight == "balanced":
-            raise ValueError("class_weight='balanced' knows no later examples; give partial_fit weights by label")
         return self._train(X, y, sample_weight, again=True, once=True, classes=classes)
 
     def predict_proba(self, X: Any) -> Array:
@@ -173,8 +138,7 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         array
             (n, classes) in the order of `classes_`; of several answers, of each one's 1.
         """
-        x = self._prepared(X)
-        found: Array = self.model_.predict_proba(x)
+        found: Array = self._of_model("predict_proba", X)
         return found
 
     def predict_log_proba(self, X: Any) -> Array:
@@ -207,37 +171,46 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         array
             Labels (n,), or 0 and 1 (n, k).
         """
-        x = self._prepared(X)
-        found: Array = self.model_.labels(x)
+        found: Array = self._of_model("labels", X)
         return found if self._several else self.classes_[found]
+
+    def _check_once(self) -> None:
+        super()._check_once()
+        if isinstance(self.class_weight, str):
+            raise ValueError("class_weight='balanced' knows no later examples; give partial_fit weights by label")
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:
         if new:
-            self._learn_labels(y, classes)
-        if self._several:
-            if y.shape[1:] != self.classes_.shape:
-                raise ValueError(f"y: expected 0 and 1 in {len(self.classes_)} columns, as before, got shape {y.shape}")
-            loss = "binary-cross-entropy" if self.loss == "auto" else self.loss
-            return y.astype(np.float64), len(self.classes_), {"loss": loss}
-        labels = column_or_1d(y, warn=True)
+            check_classification_targets(y)
+            kind = type_of_target(y, input_name="y")
+            if kind == "multiclass-multioutput":
+                expected = "labels (n,), or 0 and 1 (n, k)"
+                raise ValueError(f"y: expected {expected}, got several labels of more than two classes")
+            self._several = kind == "multilabel-indicator"
+            self._of_validation = "validation_label_accuracy" if self._several else "validation_accuracy"
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes: expected {self.classes_}, as in the first call, got {np.unique(classes)}")
+        return self._answers(y, new) if self._several else self._labels(column_or_1d(y, warn=True), classes, new)
+
+    def _answers(self, y: Array, new: bool) -> tuple[Array, int, dict[str, Any]]:
+        """Of several answers, 0 and 1 in a column for each."""
+        if new:
+            self.classes_ = np.arange(y.shape[1])
+        if y.shape[1:] != self.classes_.shape:
+            raise ValueError(f"y: expected 0 and 1 in {len(self.classes_)} columns, as before, got shape {y.shape}")
+        loss = "binary-cross-entropy" if self.loss == "auto" else self.loss
+        return y.astype(np.float64), len(self.classes_), {"loss": loss}
+
+    def _labels(self, labels: Array, classes: Any, new: bool) -> tuple[Array, int, dict[str, Any]]:
+        """Of one label an example."""
+        if new:
+            self.classes_ = np.unique(labels if classes is None else classes)
+            if len(self.classes_) < 2:
+                raise ValueError(f"y: expected labels of at least two classes, got one class alone, {self.classes_[0]}")
         if len(unknown := np.setdiff1d(labels, self.classes_)):
             raise ValueError(f"y: expected labels among the classes {self.classes_}, got {unknown}, which are new")
         targets = LabelEncoder().fit(self.classes_).transform(labels)
         return targets, len(self.classes_), {"loss": self.loss, "classes": (str(len(self.classes_)),)}
-
-    def _learn_labels(self, y: Array, classes: Any) -> None:
-        """Finds out whether there is one label an example or several answers, and which."""
-        check_classification_targets(y)
-        kind = type_of_target(y, input_name="y")
-        if kind == "multiclass-multioutput":
-            raise ValueError("y: expected labels (n,), or 0 and 1 (n, k), got several labels of more than two classes")
-        self._several = kind == "multilabel-indicator"
-        if self._several:
-            self.classes_ = np.arange(y.shape[1])
-        else:
-            self.classes_ = np.unique(column_or_1d(y, warn=True) if classes is None else classes)
-        if len(self.classes_) < 2 and not self._several:
-            raise ValueError(f"y: expected labels of at least two classes, got one class alone, {self.classes_[0]}")
 
     def _weights(self, sample_weight: Any, y: Array) -> Array | None:
         weights = super()._weights(sample_weight, y)
@@ -252,6 +225,7 @@ class DistributedClassifier(ClassifierMixin, Distributed):
         return tags
 
 
+@documented(network="MLPRegressor", loss="squared-error is half of the squared error, as in MLPRegressor.", split="")
 class DistributedRegressor(RegressorMixin, Distributed):
     """A neural network for one value or several, trained by distsgd.
 
@@ -259,50 +233,7 @@ class DistributedRegressor(RegressorMixin, Distributed):
 
     Parameters
     ----------
-    model : str, Layer, Objective or callable, default "mlp"
-        A name, a list of layers such as "dense 64, relu, dropout 0.5, dense", a layer, a TorchModel or JaxModel, or a
-        function `(example_shape, outputs)` that builds one. An objective is copied for each fit, and so remains as it
-        is; its initial values are those of each fit.
-    hidden : int or sequence of int, default (100,)
-        The units of the hidden layers of "mlp".
-    activation : str, default "relu"
-        The activation of the hidden layers of "mlp".
-    loss : str or Loss, default "auto"
-        squared-error is half of the squared error, as in MLPRegressor.
-    optimizer : str, class or Optimizer, default "adam"
-        Such as "momentum" or `distsgd.Adam(1e-3)`.
-    learning_rate : float, optional
-        Default: the optimizer's own.
-    alpha : float, default 1e-4
-        The penalty of the squares of all weights, as in MLPRegressor; biases have none.
-    batch_size : int or str, default "auto"
-        Examples of a minibatch, over all ranks together; "auto" for min(200, examples), "full" for all.
-    max_iter : int, default 200
-        The most epochs.
-    tol : float, default 1e-4
-        Training ends when the training loss, or the validation score, has not improved by it for
-        `n_iter_no_change` epochs.
-    n_iter_no_change : int, default 10
-        See `tol`.
-    early_stopping : bool, default False
-        Splits off examples to validate with, and takes the epoch that validates best.
-    validation_fraction : float, default 0.1
-        The part that `early_stopping` splits off.
-    warm_start : bool, default False
-        `fit` continues from the parameters that it has; the optimizer begins anew.
-    random_state : int, RandomState or None, default None
-        The seed of initial values, order and split. None is seed 0, so that all ranks have the same; another result
-        takes another number. A RandomState is drawn from once in each fit.
-    microbatches : int, default 4
-        The most ranks that can train. The result depends on it, and on the number of ranks never.
-    dtype : str, default "auto"
-        Of parameters and arithmetic: "float32", "float64", or "auto", the inputs' own; float32 for an objective.
-    verbose : bool, default False
-        Prints what `fit` prints with quiet=False.
-    communicator : mpi4py communicator or "self", optional
-        The ranks that train together; "self" for this process alone. Default: all ranks.
-    fit_options : mapping, optional
-        Any other option of `distsgd.fit`, such as {"schedule": "cosine", "clip_norm": 1.0}.
+    {parameters}
 
     Attributes
     ----------
@@ -341,7 +272,7 @@ class DistributedRegressor(RegressorMixin, Distributed):
         y : array-like
             Values (n,) or (n, k).
         sample_weight : array-like, optional
-            Weights (n,); the loss is their weighted mean, and examples of weight 0 are left out.
+            Weights (n,); the loss is their weighted mean, and examples of weight 0 are skipped.
 
         Returns
         -------
@@ -351,7 +282,10 @@ class DistributedRegressor(RegressorMixin, Distributed):
         return self._train(X, y, sample_weight, again=self.warm_start)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one epoch of these examples, from the parameters that there are. The optimizer begins anew.
+        """Train for one epoch of these examples, from the parameters that there are.
+
+        The optimizer begins anew in each call: Adam's moments, momentum and a schedule's time start from zero, where
+        scikit-learn's networks keep them. "sgd" has nothing to lose, and large calls lose less than small ones.
 
         Parameters
         ----------
@@ -378,8 +312,7 @@ class DistributedRegressor(RegressorMixin, Distributed):
         array
             (n,), or (n, k) where `y` had k columns.
         """
-        x = self._prepared(X)
-        values: Array = self.model_.predict(x)
+        values: Array = self._of_model("predict", X)
         return values[:, 0] if self._flat else values
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
+from numpy.exceptions import DTypePromotionError
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from distsgd import Array, Loss, fit
+from distsgd import Array, DistsgdError, Loss
+from distsgd.integrations.sklearn_parameters import check_parameters
+from distsgd.integrations.sklearn_refusals import (
+    AsWarnings,
+    as_scikit_learns,
+    checks,
+    fit_as_prepared,
+    in_joblib_thread,
+    one_at_a_time,
+    rank_and_size,
+    warnings_of_one,
+)
 from distsgd.integrations.sklearn_training import (
     StopAtPlateau,
     batch_size_of,
+    columns_without_numbers,
     model_of,
     options_of_model,
     other_options,
@@ -46,7 +61,7 @@ class Distributed(BaseEstimator):
         batch_size: int | str = "auto",
         max_iter: int = 200,
         tol: float = 1e-4,
-        n_iter_no_change: int = 10,
+        n_iter_no_change: float = 10,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         warm_start: bool = False,
@@ -82,46 +97,86 @@ class Distributed(BaseEstimator):
         self, X: Any, y: Any, sample_weight: Any, *, again: bool, classes: Any = None, once: bool = False
     ) -> Self:
         """Trains; `again` continues from the present parameters where there are any, `once` makes one epoch."""
-        self._check_parameters()
-        if once and self.early_stopping:
-            raise ValueError("early_stopping: partial_fit makes one epoch, which nothing stops; leave it out")
+        communicator = "self" if in_joblib_thread() else self.communicator
+        rank, size = rank_and_size(communicator)
         before = self.model_ if again and hasattr(self, "model_") else None
-        x, y = validate_data(
-            self, X, y, reset=before is None, dtype="numeric", allow_nd=True, multi_output=True, y_numeric=self._numeric
-        )
+
+        def prepare() -> dict[str, Any]:
+            with checks(size):
+                check_parameters(self.get_params(deep=False))
+                if once:
+                    self._check_once()
+                x, targets, weights, outputs, options = self._examples(X, y, sample_weight, classes, before)
+            model = model_of(self.model, x.shape[1:], outputs)
+            with checks(size):
+                options |= {"epochs": 1 if once else self.max_iter}
+                return self._arguments(model, x, targets, weights, before, options, watched=not once)
+
+        with warnings_of_one(rank), one_at_a_time(self.model):
+            result = fit_as_prepared(prepare, communicator, size)
+            losses = self._keep(result, before)
+            if not once and not self.early_stopping and not StopAtPlateau(self.tol, self.n_iter_no_change).ends(losses):
+                text = f"the training loss hasn't converged in {len(losses)} epochs; max_iter= takes more"
+                warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        return self
+
+    def _check_once(self) -> None:
+        """Raises ValueError for a parameter that partial_fit can't respect."""
+        if self.early_stopping:
+            raise ValueError("early_stopping: partial_fit makes one epoch, which nothing stops; leave it out")
+
+    def _examples(self, X: Any, y: Any, sample_weight: Any, classes: Any, before: Any) -> tuple[Any, ...]:
+        """(inputs, targets, weights or None, the number of outputs, options of `fit` that go with the targets)."""
+        x, y = self._numbers(X, y, reset=before is None, multi_output=True, y_numeric=self._numeric)
+        y = y.toarray() if issparse(y) else y
         weights = self._weights(sample_weight, y)
         targets, outputs, options = self._targets(y, classes, new=before is None)
         if weights is not None and not weights.all():
             x, targets, weights = (array[weights > 0] for array in (x, targets, weights))
-        model = model_of(self.model, x.shape[1:], outputs)
+        return x, targets, weights, outputs, options
+
+    def _arguments(
+        self, model: Any, x: Array, targets: Array, weights: Array | None, before: Any, options: dict[str, Any], *,
+        watched: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What `fit` is called with; `watched`: training ends where the training loss no longer improves."""
         x = self._as_inputs(x, model, new=before is None)
-        options |= {"seed": seed_of(self.random_state), "epochs": 1 if once else self.max_iter}
+        options |= {"seed": seed_of(self.random_state)}
         validation: tuple[Any, ...] | None = None
         if self.early_stopping:
             x, targets, weights, *held_out = self._split(x, targets, weights, options["seed"])
             validation = tuple(held_out)
         mean_weight = 1.0 if weights is None else float(weights.mean())
-        plateau = None if self.early_stopping or once else StopAtPlateau(self.tol, self.n_iter_no_change)
-        given = self._options(model, len(x), mean_weight)
-        watching = [*given.pop("callbacks", ()), *([] if plateau is None else [plateau])]
-        result = fit(
-            model,
-            x,
-            targets,
-            weights=None if weights is None else weights / mean_weight,
-            validation=validation,
-            params=None if before is None else {**before.params, **before.state},
-            optimizer=self.optimizer,
-            callbacks=watching,
-            communicator=self.communicator,
+        options |= self._options(model, len(x), mean_weight)
+        callbacks = [*options.pop("callbacks", ()), AsWarnings()]
+        if watched and not self.early_stopping:
+            callbacks.append(StopAtPlateau(self.tol, self.n_iter_no_change))
+        return {
+            "model": model,
+            "x": x,
+            "y": targets,
+            "weights": None if weights is None else weights / mean_weight,
+            "validation": validation,
+            "params": None if before is None else {**before.params, **before.state},
+            "optimizer": self.optimizer,
+            "callbacks": callbacks,
             **options,
-            **given,
-        )
-        self._keep(result, before)
-        if plateau is not None and not plateau.ended_early:
-            text = f"the training loss hasn't converged in {self.max_iter} epochs; max_iter= takes more"
-            warnings.warn(text, ConvergenceWarning, stacklevel=3)
-        return self
+        }
+
+    def _numbers(self, *arrays: Any, **how: Any) -> Any:
+        """The arrays as scikit-learn checks them. Raises ValueError, with the names of columns that aren't numbers."""
+        try:
+            checked = validate_data(self, *arrays, dtype="numeric", allow_nd=True, **how)
+            x, *others = checked if len(arrays) > 1 else (checked,)
+            x = x.astype(np.float64) if x.dtype == object else x  # a table's categories
+        except (ValueError, TypeError) as error:
+            names = columns_without_numbers(arrays[0])
+            if not names or not ("could not convert" in str(error) or isinstance(error, DTypePromotionError)):
+                raise
+            what = f"in the column {names[0]}" if len(names) == 1 else f"in the columns {', '.join(names)}"
+            remedy = "encode them first, such as by OneHotEncoder in a ColumnTransformer"
+            raise ValueError(f"X: expected numbers, got other values {what}; {remedy}") from None
+        return (x, *others) if others else x
 
     def _targets(self, y: Array, classes: Any, *, new: bool) -> tuple[Array, int, dict[str, Any]]:
         """(targets as `fit` takes them, the number of outputs, options of `fit` that go with them)."""
@@ -130,14 +185,6 @@ class Distributed(BaseEstimator):
     def _weights(self, sample_weight: Any, y: Array) -> Array | None:
         """The weights of the examples, or None."""
         return weights_of(sample_weight, len(y))
-
-    def _check_parameters(self) -> None:
-        """Raises ValueError for a parameter that `fit` doesn't check, or would report by another name."""
-        for name in ("max_iter", "n_iter_no_change"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.alpha < 0:
-            raise ValueError(f"alpha: expected at least 0, got {self.alpha}")
 
     def _options(self, model: Any, examples: int, mean_weight: float) -> dict[str, Any]:
         """Keywords of `fit`, but those that depend on targets."""
@@ -172,8 +219,8 @@ class Distributed(BaseEstimator):
         train, validation = parts[::2], parts[1::2]
         return [*train, *[None] * (3 - len(train)), *validation[:2]]
 
-    def _keep(self, result: Any, before: Any) -> None:
-        """Stores what training returned, in attributes as MLPClassifier has them."""
+    def _keep(self, result: Any, before: Any) -> list[float]:
+        """Stores what training returned, in attributes as MLPClassifier has them; returns the losses of its epochs."""
         steps = max(result.summary["steps"] // max(result.summary["epochs"], 1), 1)
         epochs = [record for record in result.history if record["step"] % steps == 0]
         losses = [record["train_loss"] for record in epochs]
@@ -183,9 +230,23 @@ class Distributed(BaseEstimator):
         self.best_loss_ = None if self.early_stopping else min(self.loss_curve_)
         self.validation_scores_ = scores if self.early_stopping else None
         self.best_validation_score_ = max(scores) if self.early_stopping and scores else None
+        return losses
 
-    def _prepared(self, X: Any) -> Array:
-        """Examples to predict, checked as those of `fit`."""
+    def _of_model(self, method: str, X: Any) -> Any:
+        """What a method of the model returns for examples, checked as those of `fit`."""
         check_is_fitted(self, "model_")
-        x: Array = validate_data(self, X, reset=False, dtype="numeric", allow_nd=True)
-        return x if self._as_stored else x.astype(self._dtype, copy=False)
+        x = self._numbers(X, reset=False)
+        try:
+            return getattr(self.model_, method)(x if self._as_stored else x.astype(self._dtype, copy=False))
+        except DistsgdError as error:
+            raise as_scikit_learns(error) from None
+
+    def __sklearn_clone__(self) -> Self:
+        """A clone trains on the same ranks: a communicator of mpi4py can't be copied as other parameters are."""
+        cloned: Self = BaseEstimator.__sklearn_clone__(copy.copy(self))
+        cloned.communicator = self.communicator
+        return cloned
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # of copies, too
+        return state if isinstance(self.communicator, str | None) else {**state, "communicator": None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,23 +37,23 @@ class StopAtPlateau(Callback):
     It is called on rank 0 alone, with numbers that are the same on any number of ranks.
     """
 
-    def __init__(self, tol: float, patience: int) -> None:
+    def __init__(self, tol: float, patience: float) -> None:
         self.tol, self.patience = tol, patience
         self.best, self.without = np.inf, 0
-        self.ended_early = True
 
     def on_start(self, run: RunView) -> None:
-        self.run, self.ended_early = run, False
+        self.run = run
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        if record["step"] % self.run.steps_per_epoch:  # of log_every
-            return
-        loss = record["train_loss"]
-        self.without = self.without + 1 if loss > self.best - self.tol else 0
-        self.best = min(self.best, loss)
-        if self.without > self.patience:
-            self.ended_early = True
+        if record["step"] % self.run.steps_per_epoch == 0 and self.ends([record["train_loss"]]):  # others: of log_every
             self.run.stop()
+
+    def ends(self, losses: Iterable[float]) -> bool:
+        """Whether these losses of further epochs end the run."""
+        for loss in losses:
+            self.without = self.without + 1 if loss > self.best - self.tol else 0
+            self.best = min(self.best, loss)
+        return self.without > self.patience
 
 
 def seed_of(random_state: Any) -> int:
@@ -82,8 +83,6 @@ def weights_of(sample_weight: Any, examples: int) -> Array | None:
 def batch_size_of(batch_size: int | str, examples: int) -> int:
     """A minibatch's examples: at most all, and 200 for `auto`, as in scikit-learn."""
     if isinstance(batch_size, str):
-        if batch_size not in ("auto", "full"):
-            raise ValueError(f"batch_size: expected a number, 'auto' or 'full', got {batch_size!r}")
         return min(200, examples) if batch_size == "auto" else examples
     return min(batch_size, examples)
 
@@ -94,6 +93,11 @@ def model_of(model: Any, example_shape: tuple[int, ...], outputs: int) -> Layer 
         return model
     if isinstance(model, Objective):
         return copy.deepcopy(model)
+    module = getattr(sys.modules.get("torch.nn"), "Module", None)
+    if module is not None and isinstance(model, module):
+        raise ConfigurationError(
+            "model: a module of PyTorch has no loss; give TorchModel(module, loss), of distsgd.integrations.torch"
+        )
     if not callable(model):
         raise ConfigurationError(
             f"model: expected a name, a list of layers such as 'dense 64, relu, dense', a Layer, an Objective such as "
@@ -125,8 +129,18 @@ def penalty_of(alpha: float, weight: float, model: Layer | Objective | str) -> d
     return {"l2": alpha / (2 * weight)} if alpha and matrices else {}
 
 
+def columns_without_numbers(x: Any) -> list[str]:
+    """The names of a table's columns that aren't of numbers."""
+    kinds = getattr(x, "dtypes", None)
+    if kinds is None or not hasattr(kinds, "items"):
+        return []
+    return [str(name) for name, kind in kinds.items() if getattr(kind, "kind", "O") not in "biuf"]
+
+
 def other_options(given: Any, parameters: Collection[str]) -> dict[str, Any]:
     """`fit_options`. Raises ValueError for one that is a parameter of the estimator."""
+    if not isinstance(given, Mapping | None):
+        raise ConfigurationError(f"fit_options: expected options by name, got {given!r}")
     options = dict(given or {})
     for name in options:
         own = PARAMETER_OF.get(name, name if name in parameters else None)

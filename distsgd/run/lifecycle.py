@@ -40,7 +40,7 @@ from distsgd.run.config_file import to_toml
 from distsgd.run.files.summary import doubt, finish
 from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
-from distsgd.training.callbacks import Callback
+from distsgd.training.callbacks import Callback, pass_notes
 from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics.base import Metric, UserMetric
 from distsgd.training.run_state import Metadata
@@ -51,10 +51,8 @@ if TYPE_CHECKING:
 
 
 def say_notes(communicator: Communicator, attempt: Attempt) -> bool:
-    """Prints the notes on rank 0; True, to train."""
-    if communicator.is_root:
-        for note in attempt.notes:
-            say(note, sys.stderr)
+    """Passes the notes to the callbacks, and prints what none of them takes; True, to train. Collective."""
+    pass_notes(communicator, attempt.trainer.callbacks, attempt.notes)
     return True
 
 
@@ -353,8 +351,8 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics), attempt.doubt)
     trainer.step.objective.take_best(trainer.step.host_params().read_only(), trainer.step.running.read_only())
-    if (text := doubt(trainer, attempt.task, summary)) and communicator.is_root:
-        say(text, sys.stderr)
+    text = doubt(trainer, attempt.task, summary)
+    pass_notes(communicator, trainer.callbacks, [text] if text else [])
     trainer.end(summary)
     trainer.step.device.synchronize()
     communicator.barrier()  # no messages are still in flight

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, final
 
 from distsgd.core.errors import DistsgdError, users_code, users_error
+from distsgd.core.output import say
 from distsgd.parallel import Communicator
 
 T = TypeVar("T")
@@ -113,6 +115,21 @@ class Callback:
             The step that the run has returned to.
         """
 
+    def on_note(self, text: str) -> bool:
+        """Called with each note or warning about the data, the model or the result, some of them before `on_start`.
+
+        Parameters
+        ----------
+        text : str
+            The line, which begins with `note: ` or `warning: `.
+
+        Returns
+        -------
+        bool
+            Whether the callback takes the note, such as for a log of its own: then it is not printed.
+        """
+        return False
+
     def on_end(self, summary: Mapping[str, Any]) -> None:
         """Called after the last step of this attempt.
 
@@ -137,6 +154,22 @@ class History(Callback):
 
     def on_rollback(self, step: int) -> None:
         self.records[:] = [record for record in self.records if record["step"] <= step]
+
+
+def pass_notes(communicator: Communicator, callbacks: Sequence[Callback], notes: Sequence[str]) -> None:
+    """Passes notes to the callbacks, which are rank 0's, and prints what none of them takes. Collective.
+
+    Raises DistsgdError on all ranks where a callback fails.
+    """
+
+    def call() -> None:
+        with users_code("a callback failed with a note"):
+            for note in notes:
+                taken = [callback.on_note(note) for callback in callbacks]  # all of them see it
+                if not any(taken):
+                    say(note, sys.stderr)
+
+    communicator.on_root(call)
 
 
 @final

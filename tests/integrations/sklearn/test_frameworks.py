@@ -10,12 +10,17 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is missing: make test-integrations installs it")
 
+import joblib
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_iris, make_multilabel_classification
+from sklearn.model_selection import cross_val_predict
 
 from distsgd.integrations.sklearn import DistributedClassifier, DistributedRegressor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore:.* a StandardScaler.*:UserWarning"),
+]
 
 X, LABELS = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]
@@ -38,6 +43,24 @@ def test_a_torch_model_is_copied_continued_and_pickled() -> None:
     np.testing.assert_array_equal(again.predict_proba(X), classifier.predict_proba(X))
     again.set_params(learning_rate=1e-9, max_iter=1).fit(X, NAMES)
     np.testing.assert_allclose(again.predict_proba(X), classifier.predict_proba(X), atol=0.1)
+
+
+def test_threads_train_models_of_torch_one_after_the_other() -> None:
+    """Their random numbers, for initial values and dropout, are the whole process's."""
+    torch = pytest.importorskip("torch", reason=f"PyTorch {MISSING}")
+    from distsgd.integrations.torch import TorchModel
+
+    def network(example_shape: tuple[int, ...], outputs: int) -> TorchModel:
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(*example_shape, 8), torch.nn.Dropout(), torch.nn.Linear(8, outputs)
+        return TorchModel(torch.nn.Sequential(*layers), torch.nn.CrossEntropyLoss())
+
+    def scores(n_jobs: int) -> Any:
+        with joblib.parallel_config("threading"):
+            model = DistributedClassifier(network, learning_rate=0.05, max_iter=10)
+            return cross_val_predict(model, X, NAMES, cv=4, n_jobs=n_jobs, method="predict_proba")
+
+    np.testing.assert_array_equal(scores(4), scores(1))
 
 
 def test_torch_models_that_a_function_builds() -> None:

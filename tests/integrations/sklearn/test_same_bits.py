@@ -37,13 +37,13 @@ def test_the_same_bits_alone_and_under_mpirun(ranks: int) -> None:
     assert len(found(None)) == 8
 
 
-@pytest.mark.long
 @pytest.mark.timeout(400)
-def test_a_search_in_two_processes_also_under_mpirun(tmp_path: Path) -> None:
-    """What a rank starts trains alone."""
+@pytest.mark.parametrize(("backend", "ranks"), first_of([("threading", 2), ("loky", 2), ("threading", 3), ("loky", 1)]))
+def test_a_search_in_processes_or_threads_also_under_mpirun(backend: str, ranks: int, tmp_path: Path) -> None:
+    """What joblib starts on a rank trains alone."""
     if find_mpirun()[0] is None:
         pytest.skip(find_mpirun()[1])
-    command = [sys.executable, str(SCRIPT.with_name("search_on_ranks.py"))]
-    alone, both = (run_command(ranks, command, tmp_path) for ranks in (None, 2))
+    command = [sys.executable, str(SCRIPT.with_name("search_on_ranks.py")), backend]
+    alone, both = (run_command(number, command, tmp_path) for number in (None, ranks))
     assert alone.status == both.status == 0, alone.text + both.text
-    assert both.out.splitlines() == alone.out.splitlines() * 2
+    assert both.out.splitlines() == alone.out.splitlines() * ranks

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import distsgd
+from distsgd.parallel import Communicator
 from distsgd.run.fit import fit
 from distsgd.run.signals import in_batch_job
 from tests.process_state import changes, process_state
@@ -180,3 +181,35 @@ def test_the_exception_of_an_array_is_the_cause_of_the_data_error() -> None:
     with pytest.raises(distsgd.DataError, match="no numbers here") as caught:
         fit("softmax", (Refusing(), Y), **OPTIONS)
     assert caught.value.__cause__ is error
+
+
+class Log(distsgd.Callback):
+    """Takes the notes of a fit, or raises what it is given."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.notes, self.error = list[str](), error
+
+    def on_note(self, text: str) -> bool:
+        self.notes.append(text)
+        if self.error is not None:
+            raise self.error
+        return True
+
+
+def test_a_callback_takes_the_notes(capfd: pytest.CaptureFixture[str]) -> None:
+    log, values = Log(), (Y == 0).astype(float)
+    fit("mlp", (X * 1e4, values), callbacks=[log, distsgd.Callback()], lr=1e-12, **OPTIONS)
+    assert log.notes[0].startswith("note: the targets are 0.0 and 1.0")
+    assert any(note.startswith("warning: ") and "not scaled" in note for note in log.notes)
+    assert capfd.readouterr() == ("", "")
+    fit("mlp", (X * 1e4, values), callbacks=[distsgd.Callback()], lr=1e-12, **OPTIONS)
+    assert capfd.readouterr().err.splitlines() == log.notes
+
+
+def test_a_callback_that_fails_with_a_note_ends_all_ranks() -> None:
+    def run(communicator: Communicator) -> str:
+        with pytest.raises(TrialPruned, match="no hope") as caught:
+            fit("mlp", (X * 1e4, Y), callbacks=[Log(TrialPruned("no hope"))], communicator=communicator, **OPTIONS)
+        return str(caught.value)
+
+    assert run_on_threads(2, run) == ["no hope"] * 2
