@@ -18,6 +18,7 @@ from distsgd.integrations.torch_checks import (
     FirstForwards,
     check_caller,
     check_module,
+    check_outputs,
     of_single_example,
     takes_gradients_itself,
 )
@@ -173,7 +174,11 @@ class TorchModel(FrameworkModel):
         """Computes outputs of the first microbatch, for an error of theirs comes before the first epoch, not after."""
         batch = replace(batch, training=False, statistics={})
         with self._prepared(params, batch) as arrays, torch.no_grad():
-            self._evaluated(arrays, self._inputs(arrays, batch, slice(None)))
+            inputs, targets, _ = self._tensors(arrays, batch)
+            found = self._evaluated(arrays, inputs)
+            if self.outputs is not None:
+                check_outputs(self.outputs(found), len(batch))
+            self._losses.check(found, targets, lambda part: self._evaluated(arrays, self._inputs(arrays, batch, part)))
         self._first.evaluated = True
 
     @staticmethod
@@ -196,7 +201,7 @@ class TorchModel(FrameworkModel):
                 found = self._evaluated(arrays, inputs)
                 loss_sum += float(self._losses.total(found, targets, weights, len(targets)))
                 outputs.append(found if self.outputs is None else self.outputs(found))
-            measured = all(isinstance(one, torch.Tensor) for one in outputs)
+            measured = all(isinstance(one, torch.Tensor) and one.ndim for one in outputs)
             return loss_sum, len(batch), self._batch_last(outputs) if measured else None
 
     def predict(self, params: Views, batch: Batch) -> Array:
@@ -209,17 +214,17 @@ class TorchModel(FrameworkModel):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        modes, threads = _modes(self.module), torch.get_num_threads()
+        threads = torch.get_num_threads()
         self._is_running = True
         torch.set_num_threads(1)
         try:
-            with torch.inference_mode(False), _generators_kept():
+            with torch.inference_mode(False), _generators_kept(), _modes_kept(self.module):
+                self.module.eval()  # all parts: the first step then sets the mode of each
                 yield
         finally:
             self._is_running = False
             self._arrays.release()
             torch.set_num_threads(threads)
-            _set_modes(modes)
 
     def take_best(self, params: Views, state: Views) -> None:
         self._arrays.take(params, state)
@@ -264,12 +269,11 @@ class TorchModel(FrameworkModel):
                 yield arrays
                 arrays.check_unchanged(written)
             else:
-                modes = _modes(arrays.module)
-                with torch.inference_mode(False), _generators_kept(), arrays.kept():
+                with torch.inference_mode(False), _generators_kept(), arrays.kept(), _modes_kept(arrays.module):
+                    arrays.module.train(batch.training)  # also where a part is in another mode than the whole
                     written = self._enter(arrays, params, batch)
                     yield arrays
                     arrays.check_unchanged(written)
-                _set_modes(modes)
         finally:
             generator.set_state(before)
             if threads != 1:
@@ -336,10 +340,11 @@ class TorchModel(FrameworkModel):
 
     @staticmethod
     def _batch_last(outputs: list[Any]) -> Array:
-        if not all(isinstance(one, torch.Tensor) for one in outputs):
+        if not all(isinstance(one, torch.Tensor) and one.ndim for one in outputs):
+            kind = "single number" if isinstance(outputs[0], torch.Tensor) else type(outputs[0]).__name__
             raise ConfigurationError(
-                f"TorchModel: the module returns a {type(outputs[0]).__name__}; say with outputs= which tensor of it "
-                "are the predictions, such as outputs=lambda returned: returned[0]"
+                f"TorchModel: the module returns a {kind}; say with outputs= which tensor of it are the predictions, "
+                "such as outputs=lambda returned: returned[0]"
             )
         whole = torch.cat([one[:, None] if one.ndim == 1 else one for one in outputs])
         return np.moveaxis(whole.detach().numpy(), 0, -1)
@@ -361,10 +366,12 @@ def _generators_kept() -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
-def _modes(module: Any) -> list[tuple[Any, bool]]:
-    return [(part, part.training) for part in module.modules()]
-
-
-def _set_modes(modes: list[tuple[Any, bool]]) -> None:
-    for part, training in modes:
-        part.training = training
+@contextmanager
+def _modes_kept(module: Any) -> Iterator[None]:
+    """Gives all parts of a module the modes back that they have."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -118,6 +118,15 @@ def check_caller() -> None:
         )
 
 
+def check_outputs(found: Any, count: int) -> None:
+    """Raises ConfigurationError where what `outputs` returns isn't a tensor, examples first."""
+    if not isinstance(found, torch.Tensor) or not found.ndim or len(found) != count:
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ConfigurationError(
+            f"TorchModel: outputs= must return a tensor, an output for each of {count} examples, got {shape}"
+        )
+
+
 def changes_parameter(key: str) -> ConfigurationError:
     return ConfigurationError(
         f"TorchModel: the module's forward writes to its parameter {key}, on each rank for other examples; compute "
