@@ -8,10 +8,10 @@ from distsgd.core.version import __version__ as __version__
 
 NAMES: dict[str, tuple[str, ...]] = {
     "run.fit": ("fit",),
-    "run.trained_model": ("Result", "TrainedModel"),
-    "run.load": ("load",),
-    "run.ensemble": ("Ensemble",),
-    "run.data_parallel": ("DataParallel",),
+    "run.trained.trained_model": ("Result", "TrainedModel"),
+    "run.trained.load": ("load",),
+    "run.trained.ensemble": ("Ensemble",),
+    "run.own_loop.data_parallel": ("DataParallel",),
     "parallel": ("is_root", "rank", "size"),
     "training.callbacks": ("Callback", "RunView"),
     "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop", "linear_scaling"),

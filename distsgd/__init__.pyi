@@ -69,11 +69,11 @@ from distsgd.optim.schedules import build_schedule as build_schedule
 from distsgd.parallel import is_root as is_root
 from distsgd.parallel import rank as rank
 from distsgd.parallel import size as size
-from distsgd.run.data_parallel import DataParallel as DataParallel
-from distsgd.run.ensemble import Ensemble as Ensemble
 from distsgd.run.fit import fit as fit
-from distsgd.run.load import load as load
-from distsgd.run.trained_model import Result as Result
-from distsgd.run.trained_model import TrainedModel as TrainedModel
+from distsgd.run.own_loop.data_parallel import DataParallel as DataParallel
+from distsgd.run.trained.ensemble import Ensemble as Ensemble
+from distsgd.run.trained.load import load as load
+from distsgd.run.trained.trained_model import Result as Result
+from distsgd.run.trained.trained_model import TrainedModel as TrainedModel
 from distsgd.training.callbacks import Callback as Callback
 from distsgd.training.callbacks import RunView as RunView

@@ -32,9 +32,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "training.metrics.classes": ("Accuracy", "ConfusionMatrix", "Error", "LabelAccuracy", "TopK"),
     "training.metrics.counts": ("F1", "BalancedAccuracy", "Matthews", "Precision", "Recall"),
     "training.metrics.ranking": ("AveragePrecision", "RocAuc"),
-    "training.metrics.regression": (
-        "R2", "MeanAbsoluteError", "MeanSquaredError", "MedianAbsoluteError", "RootMeanSquaredError",
-    ),
+    "training.metrics.regression": ("R2", "MeanAbsoluteError", "MeanSquaredError", "MedianAbsoluteError",
+                                    "RootMeanSquaredError"),
     "nn.task": ("predicted_classes", "true_classes"),
 }  # fmt: skip
 

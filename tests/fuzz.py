@@ -44,11 +44,11 @@ from distsgd.data.sources.idx import IdxSource  # noqa: E402
 from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 from distsgd.run.config import TrainConfig  # noqa: E402
 from distsgd.run.config_file import read_toml, to_toml  # noqa: E402
+from distsgd.run.files.folder import RunFolder  # noqa: E402
+from distsgd.run.files.summary import last_line  # noqa: E402
 from distsgd.run.fit import fit  # noqa: E402
-from distsgd.run.folder import RunFolder  # noqa: E402
 from distsgd.run.resume import find_start, is_finished  # noqa: E402
-from distsgd.run.stored_model import load_model  # noqa: E402
-from distsgd.run.summary import last_line  # noqa: E402
+from distsgd.run.trained.stored_model import load_model  # noqa: E402
 from distsgd.training.run_state import RunState  # noqa: E402
 
 LIMIT_BYTES = 64 << 20

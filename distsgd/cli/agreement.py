@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from distsgd.core.files import read_regular
 from distsgd.parallel.communicator import Communicator
-from distsgd.run.agreement import add_versions, agreed
-from distsgd.run.digests import digest
-from distsgd.run.identity import Identity
+from distsgd.run.compared.agreement import add_versions, agreed
+from distsgd.run.compared.digests import digest
+from distsgd.run.compared.identity import Identity
 
 _CODE_LIMIT = 10_000_000  # bytes
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distsgd.data.examples import Examples
     from distsgd.data.sources.datasets import DataSource
     from distsgd.parallel import Communicator
-    from distsgd.run.stored_model import StoredModel
+    from distsgd.run.trained.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_arguments
     from distsgd.data.sources.datasets import check_arrays
+    from distsgd.run.files.records import finite
     from distsgd.run.kernels import choose_for
     from distsgd.run.placement import open_source, place_split
-    from distsgd.run.records import finite
-    from distsgd.run.scoring import score
-    from distsgd.run.stored_model import load_model
+    from distsgd.run.trained.scoring import score
+    from distsgd.run.trained.stored_model import load_model
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.evaluate"))
     choose_for(communicator, options.run)

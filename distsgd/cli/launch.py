@@ -99,7 +99,7 @@ def _training(arguments: list[str]) -> Job:
     from distsgd.cli.command_line import load_config
     from distsgd.launching.folder import WatchedFolder
     from distsgd.run.config import resolved
-    from distsgd.run.folder import run_folder
+    from distsgd.run.files.folder import run_folder
 
     config = resolved(load_config(arguments))
     return Training(config, arguments, WatchedFolder(run_folder(config).path))

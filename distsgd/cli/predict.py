@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from distsgd.core.device import Array
     from distsgd.nn.task import Task
     from distsgd.parallel import Communicator
-    from distsgd.run.stored_model import StoredModel
+    from distsgd.run.trained.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Predicts each rank's part of the examples; rank 0 writes. Collective."""
     from distsgd.cli.command_line import parse_arguments
     from distsgd.data.sources.datasets import open_inputs
-    from distsgd.run.ensemble import check_alike, mean_and_spread
     from distsgd.run.kernels import choose_for
     from distsgd.run.placement import place
+    from distsgd.run.trained.ensemble import check_alike, mean_and_spread
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
     choose_for(communicator, options.run[0])
@@ -60,7 +60,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 def load(communicator: Communicator, runs: Sequence[str], code: str | None) -> list[StoredModel]:
     """The models of these runs; the code is of those that are the user's own. Collective."""
-    from distsgd.run.stored_model import read_stored, with_code
+    from distsgd.run.trained.stored_model import read_stored, with_code
 
     stored = [read_stored(communicator, run) for run in runs]
     some = any(one.is_users for one in stored)

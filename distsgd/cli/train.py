@@ -13,7 +13,7 @@ from distsgd.run.signals import Signals
 if TYPE_CHECKING:
     from distsgd.parallel import Communicator
     from distsgd.run.config import TrainConfig
-    from distsgd.run.folder import RunFolder
+    from distsgd.run.files.folder import RunFolder
     from distsgd.run.lifecycle import Attempt
     from distsgd.training.callbacks import Callback
 
@@ -33,11 +33,11 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.cli.command_line import load_config
     from distsgd.run.build import build_objective
     from distsgd.run.config import own_optimizer, resolved
-    from distsgd.run.folder import run_folder
+    from distsgd.run.files.folder import run_folder
+    from distsgd.run.files.summary import EXIT_STATUS
     from distsgd.run.kernels import choose, recorded_for
     from distsgd.run.lifecycle import RunSpec, run
     from distsgd.run.placement import load_data
-    from distsgd.run.summary import EXIT_STATUS
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")
@@ -73,7 +73,7 @@ class Command:
         if self.config.check_gradient:
             return []
         from distsgd.run.build import user_code
-        from distsgd.run.progress import make_progress
+        from distsgd.run.files.progress import make_progress
 
         users = {name: user_code(communicator, name, "callback") for name in self.config.callback}
         own = communicator.everywhere(lambda: [_callback(name, users[name]) for name in self.config.callback])
@@ -101,7 +101,7 @@ class Command:
 
     def ended(self, attempt: Attempt) -> None:
         """Reports the end and prints the last line, on rank 0."""
-        from distsgd.run.summary import last_line
+        from distsgd.run.files.summary import last_line
 
         report_to_launcher("ended", status=attempt.summary["status"])
         say_lines(last_line(attempt.summary, str(self.folder.place()), quiet=self.config.quiet))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distsgd.core.files import open_regular
-from distsgd.run.folder import RunFolder
+from distsgd.run.files.folder import RunFolder
 
 Signature = tuple[int, int, int]
 

@@ -16,7 +16,7 @@ from distsgd.core.errors import ConfigurationError, RunFolderError, visible
 from distsgd.core.output import columns, number, shortened
 from distsgd.plots.runs import Run, differing, names
 from distsgd.run.config_file import read_toml
-from distsgd.run.folder import RunFolder
+from distsgd.run.files.folder import RunFolder
 from distsgd.run.picture_material import check_is_run, read_records, run_of
 from distsgd.training.early_stopping import monitor_mode
 

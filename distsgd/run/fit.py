@@ -17,18 +17,18 @@ from distsgd.nn.objective import LossAndGrad, Objective
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator, check_communicator
-from distsgd.run.agreement import agreed
 from distsgd.run.caller import as_a_guest, ranks_for
+from distsgd.run.compared.agreement import agreed
+from distsgd.run.compared.identity import Identity
 from distsgd.run.fit_arguments import FitArguments, listed, training_set
-from distsgd.run.identity import Identity
 from distsgd.run.lifecycle import Attempt, RunSpec, run
-from distsgd.run.trained_model import Result, options_of_run
+from distsgd.run.trained.trained_model import Result, options_of_run
 from distsgd.training.callbacks import Callback, History
 from distsgd.training.metrics.base import Metric
 
 if TYPE_CHECKING:
+    from distsgd.run.files.folder import RunFolder
     from distsgd.run.fit_options import FitOptions, LossName
-    from distsgd.run.folder import RunFolder
 
 MetricFunction: TypeAlias = Callable[[Array, Array], Array]
 """`(outputs (k, n), targets (n,) or (k, n)) -> (n,)`: one number an example."""
@@ -163,7 +163,7 @@ def _whole(folder: RunFolder | None, records: list[dict[str, Any]]) -> list[dict
     """This attempt's records after those of earlier attempts, which are in the run's folder. On rank 0."""
     if folder is None:
         return records
-    from distsgd.run.records import without_checksum
+    from distsgd.run.files.records import without_checksum
 
     first = records[0]["step"] if records else None
     with suppress(OSError):

@@ -23,22 +23,22 @@ from distsgd.nn.objective import Objective
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.agreement import add_versions
 from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective
+from distsgd.run.compared.agreement import add_versions
+from distsgd.run.compared.digests import array_text, fingerprint
+from distsgd.run.compared.identity import Identity
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
-from distsgd.run.digests import array_text, fingerprint
-from distsgd.run.identity import Identity
+from distsgd.run.files.summary import last_line
 from distsgd.run.lifecycle import Attempt, RunSpec
 from distsgd.run.placement import Data, data_of, place_split, split_data
-from distsgd.run.summary import last_line
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback
 from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import DataSource
-    from distsgd.run.folder import RunFolder
+    from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
@@ -279,13 +279,13 @@ def _say_end(attempt: Attempt) -> None:
 def _progress(communicator: Communicator, config: TrainConfig) -> Sequence[Callback]:
     if config.quiet or not communicator.is_root:
         return ()
-    from distsgd.run.progress import make_progress
+    from distsgd.run.files.progress import make_progress
 
     return make_progress(quiet=False)
 
 
 def _folder(config: TrainConfig) -> RunFolder:
-    from distsgd.run.folder import run_folder
+    from distsgd.run.files.folder import run_folder
 
     return run_folder(config)
 

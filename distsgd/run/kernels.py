@@ -27,7 +27,7 @@ from distsgd.parallel.communicator import Communicator
 
 if TYPE_CHECKING:
     from distsgd.run.config import TrainConfig
-    from distsgd.run.folder import RunFolder
+    from distsgd.run.files.folder import RunFolder
 
 Recorded: TypeAlias = tuple[str, str]
 """A family, and where the run is that was computed with it."""

@@ -22,7 +22,6 @@ from distsgd.nn.task import Task
 from distsgd.optim.optimizers import Optimizer
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
-from distsgd.run.agreement import agreed_family
 from distsgd.run.build import (
     build_task,
     check_outputs,
@@ -34,12 +33,13 @@ from distsgd.run.build import (
 )
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
 from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, load_initial
+from distsgd.run.compared.agreement import agreed_family
+from distsgd.run.compared.digests import digest_of_rows
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_file import to_toml
-from distsgd.run.digests import digest_of_rows
+from distsgd.run.files.summary import doubt, finish
 from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
-from distsgd.run.summary import doubt, finish
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics.base import Metric, UserMetric
@@ -47,7 +47,7 @@ from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
 
 if TYPE_CHECKING:
-    from distsgd.run.folder import RunFolder
+    from distsgd.run.files.folder import RunFolder
 
 
 def say_notes(communicator: Communicator, attempt: Attempt) -> bool:
@@ -211,7 +211,7 @@ def _build(communicator: Communicator, spec: RunSpec, start: Start, device: Devi
     metrics = build_metrics(communicator, config, data.signature, objective, task, spec.metrics)
     callbacks, writer = list(spec.callbacks(communicator)), None
     if spec.folder is not None and communicator.is_root:
-        from distsgd.run.folder_writer import FolderWriter
+        from distsgd.run.files.folder_writer import FolderWriter
 
         writer = FolderWriter(spec.folder)
         callbacks.insert(0, writer)
@@ -242,7 +242,7 @@ def _restore(communicator: Communicator, attempt: Attempt, start: Start) -> None
 def _check_repeatable(communicator: Communicator, attempt: Attempt) -> None:
     """Notes why a model that isn't distsgd's own may have other bits on other ranks. Collective."""
     if not is_own(attempt.trainer.step.objective):
-        from distsgd.run.repeatable import check_repeatable
+        from distsgd.run.compared.repeatable import check_repeatable
 
         attempt.doubt = check_repeatable(communicator, attempt.trainer)
         attempt.notes += [f"warning: {attempt.doubt}"] if attempt.doubt else []
@@ -253,7 +253,7 @@ def _identity(attempt: Attempt, start: Start) -> dict[str, dict[str, str]] | Non
     spec = attempt.spec
     if spec.folder is None:
         return None
-    from distsgd.run.same_run import identity_of
+    from distsgd.run.compared.same_run import identity_of
 
     metrics = [*spec.metrics, *(one for one in attempt.metrics if isinstance(one, UserMetric))]
     return identity_of(attempt.config, attempt.trainer.step, spec.schedule, metrics, start.checkpoint, spec.initial)
@@ -302,7 +302,7 @@ def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> lis
             )
     notes: list[str] = []
     if began.identity is not None and metadata.identity is not None:
-        from distsgd.run.same_run import refuse_another
+        from distsgd.run.compared.same_run import refuse_another
 
         notes = refuse_another(began.identity, metadata.identity)
     if began.device != metadata.device:
@@ -389,7 +389,7 @@ def _draw(attempt: Attempt) -> None:
     if not config.plot or folder is None:
         return
     from distsgd.run.pictures import draw_after_training
-    from distsgd.run.stored_model import StoredModel
+    from distsgd.run.trained.stored_model import StoredModel
 
     signature = attempt.data.signature
     metadata = attempt.trainer.progress.metadata

@@ -21,10 +21,10 @@ from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
 from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, TrainConfig, resolved
 from distsgd.run.config_file import read_toml
-from distsgd.run.folder import RunFolder
+from distsgd.run.files.folder import RunFolder
+from distsgd.run.files.records import UNENDED, Reading
 from distsgd.run.placement import Data, load_data
-from distsgd.run.records import UNENDED, Reading
-from distsgd.run.stored_model import StoredModel, load_model
+from distsgd.run.trained.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
 from distsgd.training.run_state import Metadata
 
@@ -168,7 +168,7 @@ class Material:
         coverage = objective.loss.usual_coverage if isinstance(objective, Supervised) else None
         if coverage is None:
             return None
-        from distsgd.run.intervals import bounds
+        from distsgd.run.trained.intervals import bounds
 
         lower, upper = (
             Material(self.run, partial(_with, stored, end, self.trained()[1])).predict(examples)

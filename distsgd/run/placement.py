@@ -20,8 +20,8 @@ from distsgd.data.sampling import split_off
 from distsgd.data.sources.checks import check_arrays, check_stored, is_mapped
 from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
+from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
-from distsgd.run.digests import changed_since, fingerprint
 
 if TYPE_CHECKING:
     from distsgd.data.sources.datasets import ArraySource, DataSource

@@ -12,14 +12,14 @@ from distsgd.core.errors import CheckpointError, DistsgdError, RunFolderError
 from distsgd.core.kernel_family import AUTO, other_than
 from distsgd.optim.schedules import has_horizon
 from distsgd.run.config import TrainConfig
-from distsgd.run.summary import last_line
+from distsgd.run.files.summary import last_line
 from distsgd.run.user_code import names_code
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, reaches
 from distsgd.training.intervals import parse_target
 from distsgd.training.run_state import Metadata, RunState
 
 if TYPE_CHECKING:
-    from distsgd.run.folder import RunFolder
+    from distsgd.run.files.folder import RunFolder
 
 _REQUIRED = {"epochs": int, "steps": int, "parameters_sha256": str}
 """What the summary of a run that is finished holds at least."""
@@ -55,7 +55,7 @@ def find_start(config: TrainConfig, folder: RunFolder) -> Start:
 
 def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
     from distsgd.core.checkpoint_folder import find_checkpoint
-    from distsgd.run.records import lines_of
+    from distsgd.run.files.records import lines_of
 
     start = Start(config)
     if config.resume == "never":
@@ -122,7 +122,7 @@ def _look_after(folder: RunFolder, checkpoint: Checkpoint, state: RunState, reco
 def _look_after_rows(folder: RunFolder, start: Start) -> None:
     """Has the run go through its end again, without a step, where the file of its validation rows is damaged: the split
     follows from the data."""
-    from distsgd.run.records import ROWS
+    from distsgd.run.files.records import ROWS
 
     assert start.checkpoint is not None
     digest = Metadata.from_document(start.checkpoint.document).validation_rows
@@ -170,7 +170,7 @@ def _refuse_foreign(folder: RunFolder) -> None:
 
 def _refuse_saved(folder: RunFolder) -> None:
     """Raises RunFolderError where a program has saved a model, which a new run would write over."""
-    from distsgd.run.records import SAVED
+    from distsgd.run.files.records import SAVED
 
     if folder.checkpoints.exists():
         return

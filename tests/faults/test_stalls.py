@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 import distsgd
-from distsgd.run.folder_writer import FolderWriter
+from distsgd.run.files.folder_writer import FolderWriter
 
 RANK = int(os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", 0)))
 

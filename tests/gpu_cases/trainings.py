@@ -21,7 +21,7 @@ from distsgd.core.random import normal, uniform
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Backward
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 
 EXAMPLES, CLASSES = 120, 4
 X = normal((EXAMPLES, 12), 1, "x").astype(np.float32)

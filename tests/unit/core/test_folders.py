@@ -15,7 +15,7 @@ import pytest
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import OutputError
 from distsgd.core.folders import Folder, is_leftover, open_folder, write_atomically
-from distsgd.run.folder import RunFolder
+from distsgd.run.files.folder import RunFolder
 
 OLD_NAMES = (".config.toml.tmp", ".summary.json.tmp", ".metrics.jsonl.tmp")
 OLD_CHECKPOINTS = (".step-1.safetensors.tmp", ".last.safetensors.tmp", ".best.safetensors.tmp")

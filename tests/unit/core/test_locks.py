@@ -18,8 +18,8 @@ import pytest
 
 from distsgd.core.errors import RunFolderError
 from distsgd.core.locks import lock_folder
+from distsgd.run.files.folder import RunFolder
 from distsgd.run.fit import fit
-from distsgd.run.folder import RunFolder
 from tests.parallel.launch import environment
 from tests.waiting import LIMIT
 
@@ -43,7 +43,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 HOLD = """
-from distsgd.run.folder import RunFolder
+from distsgd.run.files.folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.create("")
 print("has it", flush=True)

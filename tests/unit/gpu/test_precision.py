@@ -24,7 +24,7 @@ from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised
 from distsgd.run.config import TrainConfig, resolved
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from tests import cublas_stand_in, emulated_kernels
 from tests.strict_device import StrictModule, strict_device
 

@@ -19,7 +19,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
 from distsgd.run.build_trainer import make_reduction
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from tests import emulated_kernels
 from tests.strict_arrays import KERNEL, MPI, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device

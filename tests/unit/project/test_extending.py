@@ -26,8 +26,8 @@ from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.layers.base import Backward
 from distsgd.optim.schedules import build_schedule
+from distsgd.run.compared.identity import text_of
 from distsgd.run.config import OPTIONS
-from distsgd.run.identity import text_of
 from distsgd.testing import check_layer_gradient, check_loss_gradient
 from tests.threads import run_on_threads
 

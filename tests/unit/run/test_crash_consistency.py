@@ -24,10 +24,10 @@ import pytest
 
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError
-from distsgd.run import folder_writer
-from distsgd.run.background import BackgroundWriter
-from distsgd.run.folder import RunFolder
-from distsgd.run.folder_writer import FolderWriter
+from distsgd.run.files import folder_writer
+from distsgd.run.files.background import BackgroundWriter
+from distsgd.run.files.folder import RunFolder
+from distsgd.run.files.folder_writer import FolderWriter
 
 SAVES, KEEP = 3, 2
 

@@ -14,7 +14,7 @@ import pytest
 from distsgd import Callback, fit
 from distsgd.core.checkpoint_folder import find_checkpoint
 from distsgd.core.errors import DataError, UserCodeError
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from tests.threads import run_on_threads
 
 RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from distsgd.optim.schedules import Constant, InverseTime
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from distsgd.training.callbacks import RunView
 from distsgd.training.metrics import UserMetric
 from tests.threads import run_on_threads

@@ -88,7 +88,7 @@ def test_where_a_family_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_run_is_continued_only_where_there_is_one(tmp_path: Path) -> None:
-    from distsgd.run.folder import RunFolder
+    from distsgd.run.files.folder import RunFolder
 
     (tmp_path / "config.toml").write_text('kernels = "sse42"')
     assert recorded_for(TrainConfig(), RunFolder(tmp_path)) is None, "no checkpoint"

@@ -22,8 +22,8 @@ from distsgd.core.errors import DistsgdError
 from distsgd.core.folders import Folder
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.config_file import read_toml
+from distsgd.run.files.folder import RunFolder
 from distsgd.run.fit import fit
-from distsgd.run.folder import RunFolder
 from distsgd.run.lifecycle import opened
 
 VICTIM, ATTACKER = 60001, 60002

@@ -19,12 +19,12 @@ from distsgd.core.random import normal
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.config import TrainConfig
+from distsgd.run.files.folder import RunFolder
 from distsgd.run.fit import fit
-from distsgd.run.folder import RunFolder
 from distsgd.run.lifecycle import opened
 from distsgd.run.resume import find_start
-from distsgd.run.stored_model import load_model
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.stored_model import load_model
+from distsgd.run.trained.trained_model import Result
 from tests.threads import run_on_threads
 
 X = normal((208, 6), 1, "x").astype(np.float32)

@@ -16,7 +16,7 @@ from distsgd import FunctionObjective, fit
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.metrics import R2, Accuracy, Error, MeanSquaredError, TopK
 from distsgd.nn import Dense, Sequential, SoftmaxCrossEntropy, Supervised
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(120, 3)).astype(np.float32)

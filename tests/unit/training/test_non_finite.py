@@ -21,7 +21,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import BLOCK
 from distsgd.run.config import TrainConfig
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from distsgd.training.callbacks import Callback
 from distsgd.training.non_finite import IN_A_ROW, UPDATE, NonFinite, NonFinitePolicy, Reaction
 from tests.threads import run_on_threads

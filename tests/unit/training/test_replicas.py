@@ -12,7 +12,7 @@ from distsgd.core.random import normal
 from distsgd.parallel import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from distsgd.training.callbacks import Callback
 from distsgd.training.running_statistics import RunningStatistics
 from tests.threads import run_on_threads

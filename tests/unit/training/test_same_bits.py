@@ -15,7 +15,7 @@ from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import BLOCK
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from tests.cases import first_of
 from tests.threads import run_on_threads
 

@@ -16,12 +16,12 @@ from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.checkpoint_folder import CheckpointFolder
 from distsgd.core.errors import CheckpointError
 from distsgd.core.random import normal
-from distsgd.run import folder_writer
-from distsgd.run.background import BackgroundWriter
+from distsgd.run.files import folder_writer
+from distsgd.run.files.background import BackgroundWriter
+from distsgd.run.files.folder import RunFolder
+from distsgd.run.files.folder_writer import FolderWriter
 from distsgd.run.fit import fit
-from distsgd.run.folder import RunFolder
-from distsgd.run.folder_writer import FolderWriter
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from distsgd.training.callbacks import Callback
 from tests.threads import run_on_threads
 

@@ -16,7 +16,7 @@ from distsgd import Dense, Sequential, SoftmaxCrossEntropy, fit
 from distsgd.data.sources.generated import make_moons
 from distsgd.nn import Supervised
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from distsgd.training.early_stopping import EpochsRule, PatienceRule
 from distsgd.training.run_state import RunState
 from distsgd.training.selection import Selection

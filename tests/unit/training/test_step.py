@@ -17,7 +17,7 @@ from distsgd.data.sampling import Sampler
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from tests.threads import run_on_threads
 
 X = normal((37, 5), 1, "x")

@@ -17,7 +17,7 @@ from distsgd.core.random import normal
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Backward, Convolution, Flatten, Layer, MaxPooling
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from tests.threads import run_on_threads
 
 X = normal((700, 5), 1, "x")

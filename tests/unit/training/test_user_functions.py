@@ -24,7 +24,7 @@ from distsgd.nn.losses import SquaredError
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.optimizers import Optimizer
 from distsgd.run.fit import fit
-from distsgd.run.trained_model import Result
+from distsgd.run.trained.trained_model import Result
 from distsgd.training.metrics import Accuracy, Metric, UserMetric
 from tests.threads import run_on_threads
 from tests.waiting import LIMIT

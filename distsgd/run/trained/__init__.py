@@ -1,0 +1,1 @@
+"""A model that has been trained: predictions, scores, files."""

@@ -1,0 +1,136 @@
+"""Several trained models as one: the mean of their predictions, and how far they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.data.examples import Signature
+from distsgd.nn.task import Task
+from distsgd.run.trained.trained_model import TrainedModel, labels_of
+
+
+@final
+class Ensemble:
+    """Trained models of one task, whose predictions are averaged.
+
+    Parameters
+    ----------
+    members : sequence of TrainedModel
+        The models, one or more.
+    names : sequence of str, optional
+        What messages call them; by default their numbers.
+
+    Raises
+    ------
+    ConfigurationError
+        Where one has other examples, targets, classes or outputs than the first.
+    """
+
+    def __init__(self, members: Sequence[TrainedModel], names: Sequence[str] | None = None) -> None:
+        self.members = tuple(members)
+        if not self.members or not all(isinstance(one, TrainedModel) for one in self.members):
+            raise ConfigurationError(f"an ensemble has one or more TrainedModels, got {members!r}")
+        named = tuple(f"member {number}" for number in range(len(self.members))) if names is None else tuple(names)
+        check_alike(named, [(one.task, one._signature) for one in self.members])
+
+    def __repr__(self) -> str:
+        return f"Ensemble of {len(self)}; the first is\n{self.members[0]!r}"
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def task(self) -> Task:
+        """What the outputs of each member stand for."""
+        return self.members[0].task
+
+    def predict(self, x: Any) -> Array:
+        """The mean of the members' predictions.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …).
+
+        Returns
+        -------
+        array
+            Probabilities or values (n, outputs), float64.
+        """
+        return mean_and_spread(one.predict(x) for one in self.members)[0]
+
+    def spread(self, x: Any) -> Array:
+        """The standard deviation of the members' predictions: of the members themselves, divided by their number.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …).
+
+        Returns
+        -------
+        array
+            (n, outputs), float64; 0 of a single member.
+        """
+        return mean_and_spread(one.predict(x) for one in self.members)[1]
+
+    def predict_proba(self, x: Any) -> Array:
+        """The mean of the members' probabilities.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …).
+
+        Returns
+        -------
+        array
+            Probabilities (n, classes), float64.
+        """
+        return mean_and_spread(one.predict_proba(x) for one in self.members)[0]
+
+    def labels(self, x: Any) -> Array:
+        """The class of each example by the mean of the members' predictions.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …).
+
+        Returns
+        -------
+        array
+            As `TrainedModel.labels` returns them.
+        """
+        return labels_of(self.predict(x), self.task)
+
+
+def mean_and_spread(predictions: Iterable[Array]) -> tuple[Array, Array]:
+    """The mean and the standard deviation over predictions of the same shape, in their order, in float64."""
+    found = [np.asarray(one, np.float64) for one in predictions]
+    mean = sum(found[1:], found[0]) / len(found)
+    deviations = [np.square(one - mean) for one in found]
+    return mean, np.sqrt(sum(deviations[1:], deviations[0]) / len(found))
+
+
+def check_alike(names: Sequence[str], members: Sequence[tuple[Task, Signature]]) -> None:
+    """Raises ConfigurationError where the mean of these models' predictions would mean nothing."""
+    looks: dict[str, Callable[[Task, Signature], Any]] = {
+        "a task": lambda task, signature: f"{task.kind} ({task.num_classes} classes, {task.answer})",
+        "classes": lambda task, signature: ", ".join(task.names) or "without names",
+        "examples of shape": lambda task, signature: signature.example_shape,
+        "targets of shape": lambda task, signature: signature.target_shape,
+    }
+    for what, look in looks.items():
+        first, *others = (look(*one) for one in members)
+        for name, other in zip(names[1:], others, strict=True):
+            if other != first:
+                raise ConfigurationError(
+                    f"an ensemble's members fit each other: {names[0]} has {what} {first}, {name} has {other}; leave "
+                    "one of them out"
+                )

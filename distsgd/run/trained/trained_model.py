@@ -1,0 +1,320 @@
+"""A trained model in Python: what `fit` returns, and what `distsgd.load` reads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.core.layout import Views
+from distsgd.core.runtime import single_threaded_blas
+from distsgd.data.examples import Signature
+from distsgd.data.loader import Loader
+from distsgd.data.sources.checks import as_array, check_finite, stored_array
+from distsgd.nn.objective import Objective
+from distsgd.nn.task import Task
+from distsgd.run.caller import numpys_defaults
+from distsgd.run.config import NOT_WRITTEN, TrainConfig
+from distsgd.training.evaluator import predict_all
+from distsgd.training.metrics.base import Metric
+from distsgd.training.run_state import Metadata
+
+if TYPE_CHECKING:
+    import os
+
+    from matplotlib.figure import Figure
+
+    from distsgd.run.trained.stored_model import StoredModel
+
+_SUM = 1e-3
+"""How far the probabilities of an example's classes may be from 1 together."""
+
+
+@dataclass(repr=False, eq=False, kw_only=True)
+class TrainedModel:
+    """A trained model: predictions, scores and records, in this process alone, without MPI.
+
+    Parameters
+    ----------
+    params : dict of str to array
+        The best parameters by name; the last ones where nothing was validated.
+    state : dict of str to array
+        Running statistics by name.
+    config : dict
+        The options that it was trained with, as `python -m distsgd.train` names them, with underscores.
+    summary : dict
+        What summary.json says: `status`, losses, metrics, `parameters_sha256`; empty of a run that has not ended.
+    history : list of dict
+        The records of metrics.jsonl, of all attempts of the run.
+    task : Task
+        What the outputs stand for.
+    """
+
+    params: dict[str, Array]
+    state: dict[str, Array]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    task: Task
+    _config: TrainConfig = field(repr=False)
+    _signature: Signature = field(repr=False)
+    _objective: Objective = field(repr=False)
+    _metadata: Metadata = field(repr=False)
+
+    def __repr__(self) -> str:
+        """Five lines: the model, its task, how far it was trained, its scores, and its hash."""
+        from distsgd.run.files.summary import described
+
+        return (
+            f"{type(self).__name__}: {described(self._config, self._signature, self.task, self.params, self.summary)}"
+        )
+
+    def predict(self, x: Any) -> Array:
+        """Predict with these parameters.
+
+        Parameters
+        ----------
+        x : array
+            Examples (n, …), as those that the model was trained on; n may be 0.
+
+        Returns
+        -------
+        array
+            Probabilities or values (n, outputs).
+
+        Raises
+        ------
+        DataError
+            Where the examples have another shape, or values that are no numbers or aren't finite.
+        """
+        return self._predicted(x, "predict", self._objective)
+
+    def predict_proba(self, x: Any) -> Array:
+        """The probability of each class, or of each answer where there are several.
+
+        Parameters
+        ----------
+        x : array
+            As `predict` takes it.
+
+        Returns
+        -------
+        array
+            Probabilities (n, classes), also of two classes with one output.
+
+        Raises
+        ------
+        ConfigurationError
+            Where the model's predictions are no probabilities.
+        """
+        return probabilities(self._predicted(x, "predict_proba", self._objective), self.task)
+
+    def labels(self, x: Any) -> Array:
+        """The class of each example.
+
+        Parameters
+        ----------
+        x : array
+            As `predict` takes it.
+
+        Returns
+        -------
+        array
+            Names of classes (n,) where they are known, an empty one where a prediction is NaN; else their numbers
+            (n,), -1 where it is NaN. Of several answers, 0 or 1 (n, k).
+
+        Raises
+        ------
+        ConfigurationError
+            Where the model predicts values.
+        """
+        return labels_of(self._predicted(x, "labels", self._objective), self.task)
+
+    def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
+        """Where values lie with this probability, by a model whose loss says so: of quantiles, or of a Gaussian.
+
+        Parameters
+        ----------
+        x : array
+            As `predict` takes it.
+        coverage : float, default 0.9
+            The probability that a value lies between both.
+
+        Returns
+        -------
+        lower, upper : array
+            Both (n, values).
+
+        Raises
+        ------
+        ConfigurationError
+            Where the loss says nothing of intervals, or not of this coverage.
+        """
+        from distsgd.run.trained.intervals import bounds
+
+        lower, upper = (self._predicted(x, "predict_interval", one) for one in bounds(self._objective, coverage))
+        return lower, upper
+
+    def evaluate(
+        self, x: Any, y: Any, weights: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
+    ) -> dict[str, Any]:
+        """Score these parameters.
+
+        Parameters
+        ----------
+        x, y : array
+            Examples (n, …) and their targets.
+        weights : array, optional
+            Weights of the examples' losses (n,).
+        metrics : sequence of Metric, str or function
+            What is measured besides the loss and the usual metrics.
+
+        Returns
+        -------
+        dict
+            `loss` and each metric by its name.
+
+        Raises
+        ------
+        DataError
+            Where the examples don't fit the model.
+        """
+        from distsgd.parallel.serial import SerialCommunicator
+        from distsgd.run.fit_arguments import examples_of, metrics_of
+        from distsgd.run.trained.scoring import checked, score
+
+        names, own = metrics_of(metrics, "evaluate")
+        given = (x, y) if weights is None else (x, y, weights)
+        stored = self._stored()
+        with numpys_defaults(), single_threaded_blas():
+            examples = checked(stored, examples_of(given, "", "evaluate", self._objective.inputs_as_stored))
+            self._warn(examples.x, 3)
+            return score(SerialCommunicator(), stored, examples, names, own)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the curves of training; needs matplotlib (distsgd[plot]).
+
+        Parameters
+        ----------
+        path : str, optional
+            A folder, into which all pictures are drawn that need no data: curves, filters, a confusion matrix.
+
+        Returns
+        -------
+        Figure
+            The curves.
+        """
+        from distsgd.run.pictures import draw_model
+
+        return draw_model(self.history, self.summary, self._stored(), path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a run folder that `distsgd.load` and the commands `evaluate` and `predict` read.
+
+        Parameters
+        ----------
+        path : str
+            A folder that is not there yet, or empty. Under mpirun, `Result.save` writes on rank 0.
+
+        Raises
+        ------
+        RunFolderError
+            Where there is something in that folder, or it can't be written.
+        """
+        from distsgd.run.trained.saving import save_model
+
+        save_model(path, self._stored(), self.summary, self.history)
+
+    def _stored(self) -> StoredModel:
+        from distsgd.run.trained.stored_model import StoredModel
+
+        params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
+        return StoredModel(self._config, self._signature, self.task, self._objective, params, state, self._metadata)
+
+    def _predicted(self, x: Any, caller: str, objective: Objective) -> Array:
+        """What an objective predicts with these parameters, (n, outputs)."""
+        read = stored_array if objective.inputs_as_stored else as_array
+        x, dtype = read(x, "x", caller), next(iter(self.params.values())).dtype
+        if x.shape == (0,):  # an empty list
+            x = x.reshape(0, *self._signature.example_shape)
+        if x.ndim == 0:
+            raise DataError(f"{caller}: x must be an array of examples, (n, …), got a single value; make it x[None]")
+        params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
+        loader = Loader(self._signature.examples(x), objective, dtype, 0, with_targets=False)
+        with numpys_defaults(), single_threaded_blas():
+            for name in x.dtype.names or ("",):
+                check_finite(f"{caller}: x {name}".rstrip(), x[name] if name else x, dtype)
+            loader.check()
+            self._signature.check_axes(x.shape[1:])
+            self._warn(x, 4)
+            return predict_all(loader, params, state)
+
+    def _warn(self, x: Array, level: int) -> None:
+        """Warns of inputs that lie elsewhere than those of training, so many calls above."""
+        if doubt := self._signature.doubt(x):
+            warnings.warn(doubt, stacklevel=level)
+
+
+@dataclass(repr=False, eq=False, kw_only=True)
+class Result(TrainedModel):
+    """What `fit` returns, on every rank: the trained model.
+
+    Parameters
+    ----------
+    params, state, config, summary, history, task
+        As `TrainedModel` has them.
+    validation_rows : array or None
+        The rows of the training examples that were split off for validation; None where none were.
+    """
+
+    validation_rows: Array | None
+    _writes: bool = field(repr=False, default=True)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As `TrainedModel.save`, on rank 0; without effect on the others.
+
+        Parameters
+        ----------
+        path : str
+            A folder that is not there yet, or empty.
+        """
+        if self._writes:
+            super().save(path)
+
+
+def options_of_run(config: TrainConfig) -> dict[str, Any]:
+    """The options of a configuration as `TrainedModel.config` has them."""
+    values = {name: value for name, value in vars(config).items() if name not in NOT_WRITTEN}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def labels_of(predictions: Array, task: Task) -> Array:
+    """The labels that predictions stand for, by name where names are known. Raises ConfigurationError for values."""
+    found = task.labels(predictions)
+    if found is None:
+        raise ConfigurationError("labels: the model predicts values and not classes; predict gives them")
+    if not task.names or task.kind != "classification":
+        return found
+    return np.array([*task.names, ""])[found]
+
+
+def probabilities(predictions: Array, task: Task) -> Array:
+    """Predictions (n, k) as one probability for each class. Raises ConfigurationError where they are none."""
+    if task.kind not in ("classification", "multilabel"):
+        raise ConfigurationError("predict_proba: the model predicts values and not classes; predict gives them")
+    single = task.kind == "classification" and predictions.shape[1] == 1
+    total = predictions.sum(axis=1, keepdims=True)
+    wrong = (predictions < 0) | (predictions > 1)
+    if task.kind == "classification" and not single:
+        wrong |= abs(total - 1) > _SUM
+    if wrong.any() or (single and task.answer == "score"):
+        raise ConfigurationError(
+            "predict_proba: this model's predictions are scores and no probabilities, which the losses "
+            "softmax-cross-entropy and binary-cross-entropy give; predict returns them as they are"
+        )
+    return np.concatenate([1 - predictions, predictions], axis=1) if single else predictions
