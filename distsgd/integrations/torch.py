@@ -17,6 +17,7 @@ from distsgd.integrations.framework_model import EXAMPLES, FrameworkModel
 from distsgd.integrations.torch_checks import (
     FirstForwards,
     check_caller,
+    check_inputs,
     check_module,
     check_outputs,
     of_single_example,
@@ -160,6 +161,7 @@ class TorchModel(FrameworkModel):
             gradients = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
             self._write(arrays.gradients(grads), gradients)
             if is_first:
+                arrays.check_in_place()
                 self._first.after(arrays.module, params)
             if batch.statistics:
                 batch.statistics[EXAMPLES][...] = len(batch)
@@ -321,7 +323,11 @@ class TorchModel(FrameworkModel):
 
     @staticmethod
     def _call(arrays: ModuleArrays, inputs: Any) -> Any:
-        return arrays.module(**inputs) if isinstance(inputs, dict) else arrays.module(inputs)
+        try:
+            return arrays.module(**inputs) if isinstance(inputs, dict) else arrays.module(inputs)
+        except TypeError:
+            check_inputs(arrays.module, inputs)
+            raise
 
     @classmethod
     def _evaluated(cls, arrays: ModuleArrays, inputs: Any) -> Any:

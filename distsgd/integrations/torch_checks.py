@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -116,6 +117,22 @@ def check_caller() -> None:
             "TorchModel: called under torch.autocast, whose outputs have another dtype; put autocast into the module's "
             "forward, and return float32"
         )
+
+
+def check_inputs(module: Any, inputs: Any) -> None:
+    """Raises ConfigurationError where forward has other arguments than the inputs."""
+    signature = inspect.signature(module.forward)
+    try:
+        if isinstance(inputs, dict):
+            signature.bind(**inputs)
+        else:
+            signature.bind(inputs)
+    except TypeError as error:
+        given = ", ".join(inputs) if isinstance(inputs, dict) else "one array"
+        raise ConfigurationError(
+            f"TorchModel: the module's forward is {signature}, and the data has {given}: {error}; give one array, or "
+            "a dictionary of arrays by the names of forward's arguments"
+        ) from error
 
 
 def check_outputs(found: Any, count: int) -> None:

@@ -1,4 +1,4 @@
-"""What a user's loss is declared as holds for halves of the examples too, and PyTorch's losses are means of examples."""
+"""A user's loss is what it is declared as for halves of the examples too; PyTorch's losses are means of examples."""
 
 from __future__ import annotations
 
