@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
@@ -234,7 +235,7 @@ class JaxModel(FrameworkModel):
 
     def _check_traces(self, given: tuple[Any, ...]) -> None:
         """Notes a doubt where the function is another one each time that it is traced: compiled, it repeats itself."""
-        texts = [_traced(lambda *given: self._total(*given, training=True), given) for _ in range(2)]
+        texts = [_traced(partial(self._total, training=True), given) for _ in range(2)]
         if texts[0] != texts[1] and self._doubt is None:
             self._doubt = (
                 "apply or the loss is another function each time that JAX traces it, and each rank compiles its own: "

@@ -44,9 +44,9 @@ class TorchModel(FrameworkModel):
     stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of the
     weights. Of a dictionary of arrays, `fit(model, {"ids": ids, "mask": mask}, y)`, each is passed by its name.
 
-    `module.train()` and `.eval()` are called. Dropout and all other random numbers, of PyTorch's, NumPy's and Python's
-    default generators, are a function of (seed, epoch, step, microbatch). The caller's generators, number of threads
-    and modes come back.
+    `module.train()` and `.eval()` are called, for all parts. Dropout and all other random numbers, of PyTorch's,
+    NumPy's and Python's default generators, are a function of (seed, epoch, step, microbatch). The caller's generators,
+    number of threads and modes come back.
 
     Parameters
     ----------
@@ -57,8 +57,9 @@ class TorchModel(FrameworkModel):
         A loss of PyTorch's, such as `nn.CrossEntropyLoss()` or `F.mse_loss`, or a function of (outputs, targets) that
         returns a loss for each example, (n,), or one number, of which `reduction` says what it is.
     reduction : str, optional
-        "mean" or "sum": what a single number that a user's loss returns is, over the examples. It is checked once, by
-        the loss of the same examples twice.
+        "mean" or "sum": what a single number that a user's loss returns is, over the examples. Losses are checked once,
+        by those of halves of a microbatch. "microbatch": the examples' losses, or their mean, depend on the other
+        examples of a microbatch, as contrastive ones do, and so on the number of microbatches.
     outputs : function, optional
         What is measured and predicted, (n, …), of what the module returns. By default all of it: class probabilities
         under a cross-entropy.
@@ -70,7 +71,8 @@ class TorchModel(FrameworkModel):
     Raises
     ------
     ConfigurationError
-        For modules on another device, compiled ones, lazy ones without shapes, and parameters of other dtypes.
+        For modules on another device, compiled ones, lazy ones without shapes, and parameters of other dtypes. When it
+        trains: for a loss that isn't what it is declared as, and a forward that writes to parameters or replaces them.
 
     Notes
     -----
