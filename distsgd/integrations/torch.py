@@ -31,7 +31,7 @@ __all__ = ["TorchModel"]
 
 _FIRST = 2
 """Numbers of forwards that are looked at closely."""
-_EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
+_EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 18, 32
 """Numbers of inputs up to which examples are evaluated together, and the least number of examples."""
 
 
