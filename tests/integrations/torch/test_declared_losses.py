@@ -138,7 +138,7 @@ def test_a_module_that_is_its_loss() -> None:
         distsgd.fit(model, X, Y, **OPTIONS)
 
 
-def test_left_out_targets_and_weights_of_classes_count_in_the_mean() -> None:
+def test_ignored_targets_and_weights_of_classes_count_in_the_mean() -> None:
     """As the documentation says it: a sum over examples, divided by their number."""
     weights = torch.tensor([1.0, 0.5, 3.0])
     model = TorchModel(mlp(), nn.CrossEntropyLoss(weights, ignore_index=1))
