@@ -87,13 +87,16 @@ format: .venv/.stamp-test ## mends formatting and the order of imports
 	$(IN_VENV) -m ruff check --fix --exit-zero --quiet .
 	$(IN_VENV) -m ruff format .
 
-.PHONY: docs
+.PHONY: docs test-docs
 # From the beginning each time: pages that haven't changed would be passed over, with what is wrong in them.
 docs: .venv/.stamp-docs ## builds the documentation site into build/docs, with warnings as errors
 	@rm -rf build/docs build/doctrees
 	$(IN_VENV) -m sphinx --builder html --doctree-dir build/doctrees --nitpicky --fail-on-warning --keep-going --quiet \
 	    docs build/docs
 	@echo "the first page is build/docs/index.html"
+
+test-docs: .venv/.stamp-test docs ## builds the site, and compares its pages with the public names
+	$(IN_VENV) -m pytest tests/site
 
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
 	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints \

@@ -1,7 +1,7 @@
 """Bad input of every kind gets one sentence from rank 0 and one exit status on all ranks, soon, and nothing is lost.
 
-Half of the table runs in one process, the other half in one mpirun of three ranks (bad_input_ranks.py), and with the
-long tests each half in the other's place too; a sample of it once more as a user would run it.
+Half of the table runs in one process, a quarter in one mpirun of three ranks (bad_input_ranks.py), and with the long
+tests all of it in both places; a sample of it once more as a user would run it.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ def begin(case: Case, folder: Path) -> str:
 
 
 def rows(ranks: int | None) -> list[Any]:
-    """Each case in one process or on several ranks, marked `long` where the other is its place."""
+    """Each case in one process or on several ranks, marked `long` where that isn't its place."""
     place = "one process" if ranks is None else f"{ranks} ranks"
     found = []
     for number, (name, case) in enumerate(CASES.items()):
-        is_its_place = (case.least > 1 or number % 2 == 1) == (ranks is not None)
+        is_its_place = number % 2 == 0 and case.least == 1 if ranks is None else number % 4 == 1 or case.least > 1
         found.append(pytest.param(ranks, name, id=f"{place}-{name}", marks=() if is_its_place else pytest.mark.long))
     return found
 

@@ -46,7 +46,7 @@ def test_numbers_that_are_not_finite_are_drawn_around() -> None:
         draw_regression(Regression("validation", np.ones((3, 1)), np.array([[np.nan], [np.inf], [1.0]])))
 
 
-@pytest.mark.parametrize("loss", ["gaussian", "quantile"])
+@pytest.mark.parametrize("loss", ["gaussian", pytest.param("quantile", marks=pytest.mark.long)])
 def test_a_run_with_intervals_is_drawn(tmp_path: Path, loss: str) -> None:
     x = np.random.default_rng(0).standard_normal((80, 3)).astype(np.float32)
     options = {"epochs": 1, "hidden": (4,), "loss": loss, "standardize_targets": True, "validation_fraction": 0.5}

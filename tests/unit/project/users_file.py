@@ -155,6 +155,7 @@ def used(result: distsgd.Result, x: Array, y: Array) -> None:
         hinge, x, y, params={"w": [0.0, 0.0]}, epochs=1, outputs=lambda params, batch: (params["w"] @ batch.x)[None]
     )
     distsgd.fit("mlp", open_dataset("moons"), epochs=1, early_stopping="none", loss="softmax-cross-entropy")
+    distsgd.fit("mlp", x, y, batch_size="full", hidden=[4, 5], loss="auto", learning_rate=1, max_time="4h30", epochs=1)
 
 
 def main() -> None:
