@@ -6,9 +6,12 @@ in each process: its bits depend on the number of cores. See `distsgd.integratio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import version
 from math import prod
@@ -30,6 +33,9 @@ __all__ = ["JaxModel"]
 
 _EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
 """Numbers of inputs up to which examples are evaluated together, and the least number of examples."""
+_NOT_COMPILED = (
+    jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError, jax.errors.UnexpectedTracerError
+)  # fmt: skip
 _ALIGNED = 64
 """Bytes at whose multiples JAX uses memory where it lies."""
 
@@ -119,6 +125,8 @@ class JaxModel(FrameworkModel):
         self._evaluate = jax.jit(self._scored)
         self._predicted = jax.jit(self._predictions)
         self._shared: tuple[Any, list[Any]] = (None, [])
+        self._doubt: str | None = DOUBT
+        self._is_traced = False
 
     def user_functions(self) -> tuple[Callable[..., Any], ...]:
         return (self.apply,)
@@ -148,14 +156,17 @@ class JaxModel(FrameworkModel):
             "JAX's number of cores": str(CORES),
             "JAX's result of a product": _probe(),
         }
-        return found if DOUBT is None else found | {"doubt": DOUBT}
+        return found if self._doubt is None else found | {"doubt": self._doubt}
 
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
         with _width(params):
-            (_, (losses, state)), found = self._gradient(
+            given = (
                 self._leaves(params), self._state_leaves(batch), *self._data(params, batch, slice(None)),
-                _key_words(batch), batch.training,
+                _key_words(batch),
             )  # fmt: skip
+            if batch.training and not self._is_traced:
+                self._check_traces(given)
+            (_, (losses, state)), found = self._gradient(*given, batch.training)
             for name, gradient in zip(self._params.names, found, strict=True):
                 np.copyto(grads[name], np.asarray(gradient))
             if batch.statistics:
@@ -222,6 +233,16 @@ class JaxModel(FrameworkModel):
         """
         return self._state.unflatten(state) if self._call.takes_state else None
 
+    def _check_traces(self, given: tuple[Any, ...]) -> None:
+        """Notes a doubt where the function is another one each time that it is traced: compiled, it repeats itself."""
+        texts = [_traced(partial(self._total, training=True), given) for _ in range(2)]
+        if texts[0] != texts[1] and self._doubt is None:
+            self._doubt = (
+                "apply or the loss is another function each time that JAX traces it, and each rank compiles its own: "
+                "random numbers of NumPy or Python, or a counter, are constants in it; use the argument key"
+            )
+        self._is_traced = True
+
     @contextmanager
     def _released(self) -> Iterator[None]:
         try:
@@ -265,24 +286,50 @@ class JaxModel(FrameworkModel):
         return [np.asarray(batch.state[name]).astype(arrays[name].dtype) for name in self._state.names]
 
     def _data(self, params: Views, batch: Batch, part: slice) -> tuple[Any, Any, Any]:
-        dtype = params.flat.dtype
+        dtype = _dtype(params)
         weights = None if batch.weights is None else _batch_first(batch.weights[part], dtype)
         return self._inputs(params, batch, part), _batch_first(batch.y[..., part], dtype), weights
 
     def _inputs(self, params: Views, batch: Batch, part: slice) -> Any:
         """An array, or arrays by name."""
-        x, dtype = batch.x[..., part], params.flat.dtype
+        x, dtype = batch.x[..., part], _dtype(params)
         if x.dtype.names is None:
             return _batch_first(x, dtype)
         return {name: _batch_first(np.moveaxis(x[name], 0, -1), dtype) for name in x.dtype.names}
 
 
-def _width(params: Views) -> AbstractContextManager[Any]:
-    """Numbers of 64 bits in JAX where the parameters have them, whatever the process has set."""
-    wide = bool(params.flat.dtype == np.float64)
+def _dtype(params: Views) -> np.dtype:
+    """Of the parameters: of a result's arrays, the flat buffer says nothing."""
+    return next(iter(params.values())).dtype
+
+
+@contextmanager
+def _width(params: Views) -> Iterator[None]:
+    """Numbers of 64 bits in JAX where the parameters have them, whatever the process has set.
+
+    What JAX can't compile is named: its own errors tell of traces, in several lines.
+    """
+    wide = bool(_dtype(params) == np.float64)
     enable = jax.enable_x64 if hasattr(jax, "enable_x64") else import_module("jax.experimental").enable_x64
-    found: AbstractContextManager[Any] = enable(wide)
-    return found
+    try:
+        with enable(wide):
+            yield
+    except (jax.errors.ConcretizationTypeError, *_NOT_COMPILED) as error:
+        said = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            "JaxModel: apply and the loss are compiled by jax.jit, and can't be: compute with jax.numpy, branch with "
+            f"jnp.where or jax.lax.cond, and keep no arrays from one call to the next; JAX says: {said}"
+        ) from error
+
+
+def _traced(function: Callable[..., Any], given: tuple[Any, ...]) -> tuple[str, str]:
+    """A function's operations, without addresses, and a digest of its constants."""
+    traced, digest = jax.make_jaxpr(function)(*given), sha256()
+    for one in traced.consts:
+        if isinstance(one, np.ndarray | jax.Array):
+            is_key = jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key)
+            digest.update(np.asarray(jax.random.key_data(one) if is_key else one).tobytes())
+    return re.sub(r"0x[0-9a-f]+", "", str(traced)), digest.hexdigest()
 
 
 def _shared(array: Array) -> Any:
@@ -343,8 +390,6 @@ def _batch_last(outputs: list[Any]) -> Array:
 
 def _probe() -> str:
     """Digits of what JAX computes here: equal where its kernels and its number of cores are."""
-    from hashlib import sha256
-
     x = np.divide(np.arange(64 * 784) % 977 - 431, 113, dtype=np.float32).reshape(64, 784)
     found = jax.jit(lambda x: (x.T @ x, x @ x.T, jax.numpy.tanh(x).sum(1)))(x)
     return sha256(b"".join(np.asarray(one).tobytes() for one in found)).hexdigest()[:12]

@@ -123,14 +123,24 @@ def linen_call(module: Any, variables: Any) -> tuple[Any, Any, Callable[..., Any
         named: dict[str, Any] = {name: way == training for name, way in flags.items()}
         args = () if isinstance(x, dict) and set(x) <= set(names) else (x,)
         named |= {} if args else x
-        if not training:
-            return module.apply({"params": params, **state}, *args, **named), state
-        outputs, changed = module.apply(
-            {"params": params, **state}, *args, rngs={"dropout": rng}, mutable=list(state), **named
-        )
-        return outputs, {**state, **changed}
+        more = {"rngs": {"dropout": rng}, "mutable": list(state)} if training else {}
+        try:
+            found = module.apply({"params": params, **state}, *args, **more, **named)
+        except Exception as error:
+            if type(error).__name__ == "InvalidRngError":
+                raise _of_other_keys(training) from error
+            raise
+        return (found[0], {**state, **found[1]}) if training else (found, state)
 
     def without(params: Any, rng: Any, x: Any, training: bool) -> Any:
         return with_state(params, {}, rng, x, training)[0]
 
     return params, state or None, with_state if state else without
+
+
+def _of_other_keys(training: bool) -> ConfigurationError:
+    given = 'one for "dropout" alone in training' if training else "none in evaluation"
+    return ConfigurationError(
+        f"JaxModel: the module asks for a random key, and has {given}; give a function instead of module.apply, "
+        "apply(params, x, key, training), that calls it with rngs={…} of this key"
+    )

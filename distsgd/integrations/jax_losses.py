@@ -66,6 +66,7 @@ class ExampleLosses:
 
     def of_examples(self, outputs: Any, y: Any, count: int) -> Any:
         """The losses (n,). Raises ConfigurationError where the function returns anything else."""
+        self._check_array(outputs)
         losses = self._function(outputs, y)
         shape = getattr(losses, "shape", None)
         if shape != (count,):
@@ -81,6 +82,13 @@ class ExampleLosses:
             raise ConfigurationError(f"JaxModel: {self.name} must return losses of floats, got {losses.dtype}")
         return losses
 
+    def _check_array(self, outputs: Any) -> None:
+        if self.kind and not isinstance(outputs, jax.Array):
+            raise ConfigurationError(
+                f"JaxModel: {self.name} takes one array of outputs, and apply returns a {type(outputs).__name__}; "
+                "return the outputs alone, or give a function of (outputs, y) as loss, and outputs="
+            )
+
     def task(self, target_shape: Shape, num_classes: int | None) -> Task:
         """What the outputs stand for under this loss."""
         if self.kind == "softmax-cross-entropy" and target_shape == () and num_classes is not None:
@@ -94,6 +102,7 @@ class ExampleLosses:
 
     def predictions(self, outputs: Any) -> Any:
         """Probabilities where the outputs are logits, else the outputs."""
+        self._check_array(outputs)
         function = _PREDICTIONS.get(self.kind)
         return outputs if function is None else function(outputs)
 

@@ -17,7 +17,9 @@ from distsgd.integrations.framework_model import EXAMPLES, FrameworkModel
 from distsgd.integrations.torch_checks import (
     FirstForwards,
     check_caller,
+    check_inputs,
     check_module,
+    check_outputs,
     of_single_example,
     takes_gradients_itself,
 )
@@ -29,7 +31,7 @@ __all__ = ["TorchModel"]
 
 _FIRST = 2
 """Numbers of forwards that are looked at closely."""
-_EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 20, 32
+_EVALUATED_TOGETHER, _LEAST_TOGETHER = 1 << 18, 32
 """Numbers of inputs up to which examples are evaluated together, and the least number of examples."""
 
 
@@ -42,9 +44,9 @@ class TorchModel(FrameworkModel):
     stored, batch first: floats in the parameters' dtype, integer targets as int64, images in the memory format of the
     weights. Of a dictionary of arrays, `fit(model, {"ids": ids, "mask": mask}, y)`, each is passed by its name.
 
-    `module.train()` and `.eval()` are called. Dropout and all other random numbers, of PyTorch's, NumPy's and Python's
-    default generators, are a function of (seed, epoch, step, microbatch). The caller's generators, number of threads
-    and modes come back.
+    `module.train()` and `.eval()` are called, for all parts. Dropout and all other random numbers, of PyTorch's,
+    NumPy's and Python's default generators, are a function of (seed, epoch, step, microbatch). The caller's generators,
+    number of threads and modes come back.
 
     Parameters
     ----------
@@ -55,8 +57,9 @@ class TorchModel(FrameworkModel):
         A loss of PyTorch's, such as `nn.CrossEntropyLoss()` or `F.mse_loss`, or a function of (outputs, targets) that
         returns a loss for each example, (n,), or one number, of which `reduction` says what it is.
     reduction : str, optional
-        "mean" or "sum": what a single number that a user's loss returns is, over the examples. It is checked once, by
-        the loss of the same examples twice.
+        "mean" or "sum": what a single number that a user's loss returns is, over the examples. Losses are checked once,
+        by those of halves of a microbatch. "microbatch": the examples' losses, or their mean, depend on the other
+        examples of a microbatch, as contrastive ones do, and so on the number of microbatches.
     outputs : function, optional
         What is measured and predicted, (n, …), of what the module returns. By default all of it: class probabilities
         under a cross-entropy.
@@ -68,7 +71,8 @@ class TorchModel(FrameworkModel):
     Raises
     ------
     ConfigurationError
-        For modules on another device, compiled ones, lazy ones without shapes, and parameters of other dtypes.
+        For modules on another device, compiled ones, lazy ones without shapes, and parameters of other dtypes. When it
+        trains: for a loss that isn't what it is declared as, and a forward that writes to parameters or replaces them.
 
     Notes
     -----
@@ -159,6 +163,7 @@ class TorchModel(FrameworkModel):
             gradients = torch.autograd.grad(loss, list(arrays.trained.values()), allow_unused=True)
             self._write(arrays.gradients(grads), gradients)
             if is_first:
+                arrays.check_in_place()
                 self._first.after(arrays.module, params)
             if batch.statistics:
                 batch.statistics[EXAMPLES][...] = len(batch)
@@ -173,7 +178,11 @@ class TorchModel(FrameworkModel):
         """Computes outputs of the first microbatch, for an error of theirs comes before the first epoch, not after."""
         batch = replace(batch, training=False, statistics={})
         with self._prepared(params, batch) as arrays, torch.no_grad():
-            self._evaluated(arrays, self._inputs(arrays, batch, slice(None)))
+            inputs, targets, _ = self._tensors(arrays, batch)
+            found = self._evaluated(arrays, inputs)
+            if self.outputs is not None:
+                check_outputs(self.outputs(found), len(batch))
+            self._losses.check(found, targets, lambda part: self._evaluated(arrays, self._inputs(arrays, batch, part)))
         self._first.evaluated = True
 
     @staticmethod
@@ -196,7 +205,7 @@ class TorchModel(FrameworkModel):
                 found = self._evaluated(arrays, inputs)
                 loss_sum += float(self._losses.total(found, targets, weights, len(targets)))
                 outputs.append(found if self.outputs is None else self.outputs(found))
-            measured = all(isinstance(one, torch.Tensor) for one in outputs)
+            measured = all(isinstance(one, torch.Tensor) and one.ndim for one in outputs)
             return loss_sum, len(batch), self._batch_last(outputs) if measured else None
 
     def predict(self, params: Views, batch: Batch) -> Array:
@@ -209,17 +218,17 @@ class TorchModel(FrameworkModel):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        modes, threads = _modes(self.module), torch.get_num_threads()
+        threads = torch.get_num_threads()
         self._is_running = True
         torch.set_num_threads(1)
         try:
-            with torch.inference_mode(False), _generators_kept():
+            with torch.inference_mode(False), _generators_kept(), _modes_kept(self.module):
+                self.module.eval()  # all parts: the first step then sets the mode of each
                 yield
         finally:
             self._is_running = False
             self._arrays.release()
             torch.set_num_threads(threads)
-            _set_modes(modes)
 
     def take_best(self, params: Views, state: Views) -> None:
         self._arrays.take(params, state)
@@ -264,12 +273,11 @@ class TorchModel(FrameworkModel):
                 yield arrays
                 arrays.check_unchanged(written)
             else:
-                modes = _modes(arrays.module)
-                with torch.inference_mode(False), _generators_kept(), arrays.kept():
+                with torch.inference_mode(False), _generators_kept(), arrays.kept(), _modes_kept(arrays.module):
+                    arrays.module.train(batch.training)  # also where a part is in another mode than the whole
                     written = self._enter(arrays, params, batch)
                     yield arrays
                     arrays.check_unchanged(written)
-                _set_modes(modes)
         finally:
             generator.set_state(before)
             if threads != 1:
@@ -317,7 +325,11 @@ class TorchModel(FrameworkModel):
 
     @staticmethod
     def _call(arrays: ModuleArrays, inputs: Any) -> Any:
-        return arrays.module(**inputs) if isinstance(inputs, dict) else arrays.module(inputs)
+        try:
+            return arrays.module(**inputs) if isinstance(inputs, dict) else arrays.module(inputs)
+        except TypeError:
+            check_inputs(arrays.module, inputs)
+            raise
 
     @classmethod
     def _evaluated(cls, arrays: ModuleArrays, inputs: Any) -> Any:
@@ -336,10 +348,11 @@ class TorchModel(FrameworkModel):
 
     @staticmethod
     def _batch_last(outputs: list[Any]) -> Array:
-        if not all(isinstance(one, torch.Tensor) for one in outputs):
+        if not all(isinstance(one, torch.Tensor) and one.ndim for one in outputs):
+            kind = "single number" if isinstance(outputs[0], torch.Tensor) else type(outputs[0]).__name__
             raise ConfigurationError(
-                f"TorchModel: the module returns a {type(outputs[0]).__name__}; say with outputs= which tensor of it "
-                "are the predictions, such as outputs=lambda returned: returned[0]"
+                f"TorchModel: the module returns a {kind}; say with outputs= which tensor of it are the predictions, "
+                "such as outputs=lambda returned: returned[0]"
             )
         whole = torch.cat([one[:, None] if one.ndim == 1 else one for one in outputs])
         return np.moveaxis(whole.detach().numpy(), 0, -1)
@@ -361,10 +374,12 @@ def _generators_kept() -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
-def _modes(module: Any) -> list[tuple[Any, bool]]:
-    return [(part, part.training) for part in module.modules()]
-
-
-def _set_modes(modes: list[tuple[Any, bool]]) -> None:
-    for part, training in modes:
-        part.training = training
+@contextmanager
+def _modes_kept(module: Any) -> Iterator[None]:
+    """Gives all parts of a module the modes back that they have."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

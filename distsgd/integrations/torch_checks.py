@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -115,6 +116,31 @@ def check_caller() -> None:
         raise ConfigurationError(
             "TorchModel: called under torch.autocast, whose outputs have another dtype; put autocast into the module's "
             "forward, and return float32"
+        )
+
+
+def check_inputs(module: Any, inputs: Any) -> None:
+    """Raises ConfigurationError where forward has other arguments than the inputs."""
+    signature = inspect.signature(module.forward)
+    try:
+        if isinstance(inputs, dict):
+            signature.bind(**inputs)
+        else:
+            signature.bind(inputs)
+    except TypeError as error:
+        given = ", ".join(inputs) if isinstance(inputs, dict) else "one array"
+        raise ConfigurationError(
+            f"TorchModel: the module's forward is {signature}, and the data has {given}: {error}; give one array, or "
+            "a dictionary of arrays by the names of forward's arguments"
+        ) from error
+
+
+def check_outputs(found: Any, count: int) -> None:
+    """Raises ConfigurationError where what `outputs` returns isn't a tensor, examples first."""
+    if not isinstance(found, torch.Tensor) or not found.ndim or len(found) != count:
+        shape = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ConfigurationError(
+            f"TorchModel: outputs= must return a tensor, an output for each of {count} examples, got {shape}"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from distsgd import ConfigurationError, Task
+from distsgd.integrations.torch_loss_check import Declared, check_loss
 from distsgd.nn import Shape
 
 _NAMES = {
@@ -28,8 +29,7 @@ _PREDICTIONS: Mapping[str, Callable[[Any], Any]] = {
     "nll_loss": torch.exp,
     "binary_cross_entropy_with_logits": torch.sigmoid,
 }
-_DOUBLED = {"mean": 1.0, "sum": 2.0}
-_CLOSE = 1e-3
+_REDUCTIONS = ("mean", "sum", "microbatch")
 
 
 class ExampleLosses:
@@ -40,8 +40,8 @@ class ExampleLosses:
     loss
         A loss module or function of PyTorch's, or a user's function (outputs, targets).
     reduction
-        What a single number is that the loss returns: "mean" or "sum" over the examples; None where the loss says it,
-        or returns a loss for each example.
+        What a single number is that the loss returns: "mean" or "sum" over the examples; "microbatch" where losses of
+        examples depend on each other; None where the loss says it, or returns a loss for each example.
     """
 
     def __init__(self, loss: Any, reduction: str | None) -> None:
@@ -51,8 +51,10 @@ class ExampleLosses:
             )
         if not callable(loss):
             raise ConfigurationError(f"TorchModel: loss must be a function or module, got {type(loss).__name__}")
-        if reduction not in (None, *_DOUBLED):
-            raise ConfigurationError(f'TorchModel: reduction must be "mean", "sum" or None, got {reduction!r}')
+        if reduction not in (None, *_REDUCTIONS):
+            raise ConfigurationError(
+                f'TorchModel: reduction must be "mean", "sum", "microbatch" or None, got {reduction!r}'
+            )
         if isinstance(loss, torch.nn.Module) and any(True for _ in loss.parameters()):
             raise ConfigurationError(
                 "TorchModel: the loss has parameters of its own, and those of the module alone are trained; make both "
@@ -66,7 +68,7 @@ class ExampleLosses:
         self.name, self.kind = kind, _NAMES.get(kind, kind) if _is_torchs(inner) else ""
         self._function, self.reduction = function, own if own is not None else reduction
         self._is_split = own is not None and own != "none"
-        self._checked = False
+        self._is_known = own is not None and _is_torchs(inner)
 
     def total(self, outputs: Any, targets: Any, weights: Any, count: int) -> Any:
         """The sum of the examples' losses, times their weights, a float64 tensor without dimensions."""
@@ -76,7 +78,7 @@ class ExampleLosses:
         if not isinstance(losses, torch.Tensor):
             raise ConfigurationError(f"TorchModel: {self.name} must return a tensor, got {type(losses).__name__}")
         if losses.ndim == 0:
-            return self._of_single(losses, outputs, targets, weights, count)
+            return self._of_single(losses, weights, count)
         if losses.shape[0] != count:
             raise ConfigurationError(
                 f"TorchModel: {self.name} must return a loss for each of {count} examples, got shape "
@@ -112,8 +114,8 @@ class ExampleLosses:
         rest = losses.flatten(1)
         return rest.mean(1) if self.reduction == "mean" else rest.sum(1)
 
-    def _of_single(self, loss: Any, outputs: Any, targets: Any, weights: Any, count: int) -> Any:
-        if self.reduction not in _DOUBLED:
+    def _of_single(self, loss: Any, weights: Any, count: int) -> Any:
+        if self.reduction not in _REDUCTIONS:
             raise ConfigurationError(
                 f"TorchModel: {self.name} returns one number for {count} examples; say with reduction= whether it is "
                 'their "mean" or their "sum", or return a loss for each example'
@@ -123,25 +125,12 @@ class ExampleLosses:
                 f"TorchModel: weights need a loss for each example, and {self.name} returns one number; return "
                 "(n,) losses"
             )
-        if not self._checked:
-            self._check(float(loss.detach()), outputs, targets)
-        return loss.double() * count if self.reduction == "mean" else loss.double()
+        return loss.double() if self.reduction == "sum" else loss.double() * count
 
-    def _check(self, once: float, outputs: Any, targets: Any) -> None:
-        """Raises ConfigurationError where the loss of all examples twice isn't what the declared reduction makes it."""
-        with torch.no_grad():
-            twice = float(self._function(_doubled(outputs), _doubled(targets)))
-        expected = once * _DOUBLED[str(self.reduction)]
-        if abs(twice - expected) > _CLOSE * abs(once):
-            other = {"mean": "sum", "sum": "mean"}[str(self.reduction)]
-            remedy = f'give reduction="{other}"'
-            if abs(twice - once * _DOUBLED[other]) > _CLOSE * abs(once):
-                remedy = "return a loss for each example"
-            raise ConfigurationError(
-                f"TorchModel: {self.name} is declared as the {self.reduction} over examples, and with every example "
-                f"twice it is {twice:.6g} where it was {once:.6g}; {remedy}"
-            )
-        self._checked = True
+    def check(self, outputs: Any, targets: Any, compute: Callable[[slice], Any]) -> None:
+        """Raises ConfigurationError where a user's loss isn't what it is declared as; see `check_loss`."""
+        if not self._is_known:
+            check_loss(Declared(self._function, self.name, self.reduction), outputs, targets, compute)
 
     def task(self, target_shape: Shape, num_classes: int | None) -> Task:
         """What outputs stand for under this loss."""
@@ -194,11 +183,3 @@ def _own_reduction(loss: Any) -> tuple[str | None, Any]:
             return None, loss
         function = functools.partial(loss, reduction="none")
     return {"batchmean": "sum"}.get(own, own), function
-
-
-def _doubled(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return torch.cat([value, value]) if value.ndim else value
-    if isinstance(value, Mapping):
-        return {key: _doubled(one) for key, one in value.items()}
-    return tuple(map(_doubled, value)) if isinstance(value, tuple | list) else value

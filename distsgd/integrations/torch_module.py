@@ -149,6 +149,16 @@ class ModuleArrays:
             "its next value"
         )
 
+    def check_in_place(self) -> None:
+        """Raises ConfigurationError where a forward has put another tensor in place of one that is trained or state."""
+        now = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        for key, one in (*self.trained.items(), *self.running.items(), *self.constant.items()):
+            if now.get(key) is not one:
+                raise ConfigurationError(
+                    f"TorchModel: the module's forward puts another tensor in place of its {key}, which is neither "
+                    f"trained nor saved; write to it in place, such as self.{key}.copy_(…)"
+                )
+
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Until the block ends, the module may be another one's arrays; then it has its own again."""

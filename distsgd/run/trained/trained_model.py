@@ -249,7 +249,7 @@ class TrainedModel:
         example = self._signature.example_shape
         if x.shape == example and prod(x.shape[1:]) != prod(example):
             raise DataError(f"{caller}: x must be an array of examples, (n, …), got one {example}; make it x[None]")
-        params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
+        params, state = (Views(arrays, np.empty(0, dtype)) for arrays in (self.params, self.state))
         loader = Loader(self._signature.examples(x), objective, dtype, 0, with_targets=False)
         with numpys_defaults(), single_threaded_blas():
             for name in x.dtype.names or ("",):

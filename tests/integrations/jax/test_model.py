@@ -82,6 +82,38 @@ def test_float64() -> None:
         distsgd.fit(JaxModel(linear, wide, "softmax-cross-entropy"), X, Y, **OPTIONS)
 
 
+def test_predictions_are_computed_in_the_parameters_width() -> None:
+    widths = set()
+
+    def apply(params: Any, x: Any) -> Any:
+        widths.add(x.dtype.name)
+        return linear(params, x)
+
+    model = JaxModel(apply, PARAMS, "softmax-cross-entropy")
+    result = distsgd.fit(model, X, Y, **OPTIONS)
+    expected = jax.jit(lambda params, x: jax.nn.softmax(linear(params, x)))(model.params, X)
+    np.testing.assert_array_equal(result.predict(X), expected)
+    assert widths == {"float32"}
+
+
+def test_a_function_that_is_another_one_in_each_trace_is_named() -> None:
+    key = jax.random.key(0)
+
+    def drawn(params: Any, x: Any) -> Any:
+        return linear(params, x * (np.random.random(4) > 0.5))
+
+    def constant(params: Any, x: Any) -> Any:
+        return linear(params, x * jax.random.bernoulli(key, shape=x.shape))
+
+    drawn_summary, summary = (
+        distsgd.fit(JaxModel(apply, PARAMS, "softmax-cross-entropy"), X, Y, **OPTIONS).summary
+        for apply in (drawn, constant)
+    )
+    assert drawn_summary["same_bits"] is False
+    assert "another function each time that JAX traces it" in drawn_summary["doubt"]
+    assert summary["same_bits"] is True
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a form": (lambda: JaxModel(lambda params: params, PARAMS, "squared-error"), "expected apply\\(params, x\\)"),
     "no function": (lambda: JaxModel(3, PARAMS, "squared-error"), "apply must be a function"),
@@ -139,3 +171,40 @@ def test_jax_that_had_started_is_named() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("False")
     assert "before distsgd.integrations.jax was imported" in done.stdout + done.stderr
+
+
+KEPT: list[Any] = []
+NOT_COMPILED: dict[str, tuple[Callable[..., Any], str]] = {
+    "NumPy": (lambda params, x: np.tanh(np.asarray(linear(params, x))), "compute with jax.numpy"),
+    "a branch": (lambda params, x: linear(params, x) if x.sum() > 0 else x @ params["w"], "jax.lax.cond"),
+    "a trace that is kept": (
+        lambda params, x: (KEPT.append(x.sum()), linear(params, x) + KEPT[0])[1],
+        "from one call to",
+    ),
+    "a tuple": (lambda params, x: (linear(params, x), x), "apply returns a tuple; return the outputs alone"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_COMPILED)
+def test_functions_that_jax_cannot_compile(case: str) -> None:
+    apply, words = NOT_COMPILED[case]
+    KEPT.clear()
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        distsgd.fit(JaxModel(apply, PARAMS, "softmax-cross-entropy"), X, Y, **OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_that_a_flax_module_misses() -> None:
+    linen = pytest.importorskip("flax.linen")
+
+    class Noisy(linen.Module):  # type: ignore[misc, name-defined]
+        @linen.compact
+        def __call__(self, x: Any) -> Any:
+            return linen.Dense(2)(x + jax.random.normal(self.make_rng("noise"), x.shape))
+
+    module = Noisy()
+    variables = module.init({"params": jax.random.key(0), "noise": jax.random.key(1)}, X[:1])
+    with pytest.raises(ConfigurationError, match=r"asks for a random key, and has none in evaluation; give a function"):
+        distsgd.fit(JaxModel(module.apply, variables, "softmax-cross-entropy"), X, Y, **OPTIONS)
+    own = JaxModel(lambda p, x, key: module.apply(p, x, rngs={"noise": key}), variables, "softmax-cross-entropy")
+    assert distsgd.fit(own, X, Y, **OPTIONS).summary["same_bits"] is True

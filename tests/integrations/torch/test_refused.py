@@ -234,3 +234,71 @@ def test_ranks_begin_with_the_same_initial_values() -> None:
         run_on_threads(2, train)
     modules[1] = mlp()
     assert len(set(run_on_threads(2, train))) == 1
+
+
+def _replaced(module: Any, x: Any) -> Any:
+    module.mean = module.mean * 0.9 + x.mean(0) * 0.1
+    return module.inside(x - module.mean)
+
+
+def _new_layer(module: Any, x: Any) -> Any:
+    module.inside[0] = nn.Linear(5, 8)
+    return module.inside(x)
+
+
+@pytest.mark.parametrize(("function", "name"), [(_replaced, "mean"), (_new_layer, r"inside\.0\.weight")])
+def test_a_forward_that_puts_another_tensor_in_place_is_refused(function: Callable[[Any, Any], Any], name: str) -> None:
+    module = Own(function)
+    module.register_buffer("mean", torch.zeros(5))
+    with pytest.raises(distsgd.ConfigurationError, match=f"in place of its {name}, which is neither trained nor saved"):
+        fit(module)
+
+
+class Two(nn.Module):
+    """Takes two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = mlp()
+
+    def forward(self, left: Any, right: Any) -> Any:
+        return self.inside(left + right)
+
+
+@pytest.mark.parametrize("x", [X, {"left": X, "other": X}])
+def test_inputs_that_forward_does_not_take(x: Any) -> None:
+    with pytest.raises(distsgd.ConfigurationError, match=r"forward is \(left.*, right.*\).* by the names of forward"):
+        fit(Two(), x=x)
+    assert fit(Two(), x={"left": X, "right": X}).summary["same_bits"] is True
+
+
+def test_parts_in_another_mode_than_the_whole() -> None:
+    """They have the step's mode from the first step on, in predictions too, and their own again at the end."""
+    hashes = []
+    for part_trains in (True, False):
+        module = mlp(nn.Dropout(0.5))
+        module[2].train(part_trains)
+        result = fit(module)
+        assert module[2].training is part_trains
+        module.train(not part_trains)
+        module[2].train(part_trains)
+        expected = torch.softmax(module.eval()(torch.from_numpy(X)), 1).detach().numpy()
+        module[2].train()
+        np.testing.assert_array_equal(result.predict(X), expected)
+        assert module[2].training
+        hashes.append(result.summary["parameters_sha256"])
+    assert hashes[0] == hashes[1]
+
+
+def test_modes_come_back_after_an_error() -> None:
+    def fails(module: Any, x: Any) -> Any:
+        if len(x) == 3:
+            raise KeyError("three")
+        return module.inside(x)
+
+    module = Own(fails)
+    result = fit(module)
+    assert module.training
+    with pytest.raises(KeyError, match="three"):
+        result.predict(X[:3])
+    assert module.training
