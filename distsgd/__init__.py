@@ -36,7 +36,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "NonFiniteError", "OutOfMemoryError", "OutputError", "ReplicaError", "RunFolderError", "UnknownNameError",
         "UserCodeError",
     ),
-    "data.sources.datasets": ("load_mnist", "open_dataset"),
+    "data.named.datasets": ("open_dataset",),
+    "data.named.mnist": ("load_mnist",),
     "core.random": (),
     "data": (), "metrics": (), "nn": (), "optim": (), "testing": (),
 }  # fmt: skip

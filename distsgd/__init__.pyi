@@ -24,8 +24,8 @@ from distsgd.core.errors import UserCodeError as UserCodeError
 from distsgd.core.layout import Layout as Layout
 from distsgd.core.layout import Views as Views
 from distsgd.core.version import __version__ as __version__
-from distsgd.data.sources.datasets import load_mnist as load_mnist
-from distsgd.data.sources.datasets import open_dataset as open_dataset
+from distsgd.data.named.datasets import open_dataset as open_dataset
+from distsgd.data.named.mnist import load_mnist as load_mnist
 from distsgd.nn.batch import Batch as Batch
 from distsgd.nn.function_objective import FunctionObjective as FunctionObjective
 from distsgd.nn.initializers import Constant as Constant

@@ -70,7 +70,7 @@ def command_parser() -> argparse.ArgumentParser:
 
 def _words() -> Mapping[str, Iterable[str]]:
     """The words that an option without declared choices may have, by its name; most take others, too."""
-    from distsgd.data.sources.datasets import DATASETS
+    from distsgd.data.named.datasets import DATASETS
     from distsgd.nn.initializers import INITIALIZERS
     from distsgd.nn.layers import ACTIVATIONS
     from distsgd.nn.models import MODELS

@@ -13,7 +13,7 @@ from distsgd.core.output import say
 
 if TYPE_CHECKING:
     from distsgd.data.examples import Examples
-    from distsgd.data.sources.datasets import DataSource
+    from distsgd.data.named.datasets import DataSource
     from distsgd.parallel import Communicator
     from distsgd.run.trained.stored_model import StoredModel
 
@@ -47,7 +47,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.sources.datasets import check_arrays
+    from distsgd.data.named.datasets import check_arrays
     from distsgd.run.files.records import finite
     from distsgd.run.kernels import choose_for
     from distsgd.run.placement import open_source, place_split

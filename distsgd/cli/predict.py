@@ -39,7 +39,7 @@ def main() -> int:
 def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Predicts each rank's part of the examples; rank 0 writes. Collective."""
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.sources.datasets import open_inputs
+    from distsgd.data.named.datasets import open_inputs
     from distsgd.run.kernels import choose_for
     from distsgd.run.placement import place
     from distsgd.run.trained.ensemble import check_alike, mean_and_spread
@@ -89,7 +89,7 @@ def predicted(communicator: Communicator, stored: StoredModel, x: Array, name: s
 
     import numpy as np
 
-    from distsgd.data.sources.checks import check_finite
+    from distsgd.data.checks import check_finite
     from distsgd.parallel.tree import part
     from distsgd.training.evaluator import CHUNK, predict_all
 

@@ -1,5 +1,5 @@
-"""Opening other users' files, but only regular ones, because a pipe or a device may block or never end; and making
-folders that survive a power cut.
+"""Opening other users' files, but only regular ones, because a pipe or a device may block or never end; making folders
+that survive a power cut; and the folder of what is downloaded or computed once.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,6 +72,22 @@ def mapped_files(arrays: Iterable[Array | None]) -> list[FileStamp]:
 def expanded(path: str | os.PathLike[str]) -> Path:
     """The path with ~ and ~user at its beginning replaced by that home, where there is one."""
     return Path(os.path.expanduser(path))
+
+
+def cache_folder(given: str | None = None) -> Path:
+    """The folder of data-set files and of what is computed once: the given one, else `distsgd` in the user's cache
+    folder, which is $XDG_CACHE_HOME, else ~/.cache (macOS: ~/Library/Caches). Raises DataError where there is none.
+    """
+    if given:
+        return Path(os.path.abspath(os.path.expanduser(given)))  # other ranks may have another working directory
+    default = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(default):  # the XDG specification: a relative path is to be ignored
+        return Path(default) / "distsgd"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise DataError("data folder: expected a home folder to keep files in, found none; set --data-dir") from None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "distsgd"
 
 
 def open_regular(path: str | os.PathLike[str], folder: int | None = None) -> BufferedReader:

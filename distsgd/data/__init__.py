@@ -1,9 +1,12 @@
-"""Examples and how they are drawn: sampling, augmentation, loading and sources."""
+"""Examples and how they are drawn: sampling, augmentation, loading, named sets and file formats."""
 
 from distsgd.core.lazy import lazily, names_in
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "data.sources.datasets": ("check_arrays", "load_mnist", "make_moons", "open_dataset"),
+    "data.checks": ("check_arrays",),
+    "data.named.datasets": ("open_dataset",),
+    "data.named.generated": ("make_moons",),
+    "data.named.mnist": ("load_mnist",),
     "data.sources.base": ("ArraySource", "DataSource", "OpenOptions", "read_array"),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from distsgd.core.device import Array
 from distsgd.core.layout import Views
-from distsgd.data.sources.checks import read_only
+from distsgd.data.checks import read_only
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses.base import Loss, LossFunction

@@ -17,8 +17,8 @@ import numpy as np
 from distsgd.core.components import check_name, field_names
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
+from distsgd.data.checks import as_array, stored_array
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.sources.checks import as_array, stored_array
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.losses.base import Loss

@@ -14,17 +14,17 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import check_memory, release_freed_memory
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
+from distsgd.data.checks import check_arrays, check_stored, is_mapped
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.features import Ranges, Standardization, absent, range_of, unusual, unusual_targets
 from distsgd.data.sampling import split_off
-from distsgd.data.sources.checks import check_arrays, check_stored, is_mapped
 from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
 
 if TYPE_CHECKING:
-    from distsgd.data.sources.datasets import ArraySource, DataSource
+    from distsgd.data.named.datasets import ArraySource, DataSource
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def open_source(
     """
 
     def read() -> DataSource:
-        from distsgd.data.sources.datasets import open_dataset
+        from distsgd.data.named.datasets import open_dataset
         from distsgd.data.sources.files import looks_like_path
 
         if data_dir is not None and all(one is None or looks_like_path(one) for one in (name, *others)):

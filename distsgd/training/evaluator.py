@@ -14,8 +14,8 @@ import numpy as np
 from distsgd.core.device import CPU, Array, to_host
 from distsgd.core.errors import DataError, users_code
 from distsgd.core.layout import Views
+from distsgd.data.checks import is_mapped
 from distsgd.data.loader import Loader
-from distsgd.data.sources.checks import is_mapped
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.thread_pool import Workers

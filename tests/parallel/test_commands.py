@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distsgd.data.sources.datasets import open_dataset, read_array
+from distsgd.data.named.datasets import open_dataset, read_array
 from tests.parallel.launch import module, records, result, run_command, summary, train
 
 OWN = '''

@@ -24,7 +24,7 @@ def split_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits with parts of their own, as a file, so that evaluate can score each."""
     import numpy as np
 
-    from distsgd.data.sources.datasets import open_dataset, read_array
+    from distsgd.data.named.datasets import open_dataset, read_array
 
     digits = open_dataset("digits").arrays
     x, y = read_array(digits["x_train"]), read_array(digits["y_train"])

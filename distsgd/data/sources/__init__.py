@@ -1,1 +1,1 @@
-"""Data sets are described here and read into buffers; another package places each array once per host."""
+"""File formats: each describes the arrays of a file and reads them into buffers; another package places them."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from distsgd.core.errors import DataError
+from distsgd.data.checks import check_dtype, check_targets, check_weights
 from distsgd.data.sources.base import ARRAY_NAMES, SPLITS, ArraySource, DataSource
-from distsgd.data.sources.checks import check_dtype, check_targets, check_weights
-from distsgd.data.sources.sources import converted
+from distsgd.data.sources.converted import converted
 
 ALIASES = {"x": "x_train", "y": "y_train", "weights": "weights_train"}
 ACCEPTED = (*ALIASES, *ARRAY_NAMES)

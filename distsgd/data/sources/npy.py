@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
-from distsgd.data.sources.checks import check_dtype
+from distsgd.data.checks import check_dtype
 from distsgd.data.sources.file_source import FileSource, Header
 from distsgd.data.sources.streams import BLOCK, DEFLATE_LIMIT, Stream, absolute, read_exactly, reading
 

@@ -15,7 +15,7 @@ from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import SPLITS, ArraySource, DataSource
-from distsgd.data.sources.sources import converted
+from distsgd.data.sources.converted import converted
 from distsgd.data.sources.streams import absolute, check_out, expect_end, open_binary
 from distsgd.data.sources.unpickle import unpickle
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.checks import is_mapped
+from distsgd.data.checks import is_mapped
 
 if TYPE_CHECKING:
     from distsgd.data.examples import Examples

@@ -12,8 +12,8 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.layout import Views
 from distsgd.core.random import stream, words_of
+from distsgd.data.checks import as_array
 from distsgd.data.loader import GatheredBatch, Loader
-from distsgd.data.sources.checks import as_array
 from distsgd.nn.batch import Batch
 from distsgd.run.compared.digests import array_text, digest
 from distsgd.run.compared.identity import Identity

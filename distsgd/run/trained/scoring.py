@@ -10,8 +10,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.layout import Layout, Views
+from distsgd.data.checks import check_arrays, check_stored
 from distsgd.data.examples import Examples
-from distsgd.data.sources.checks import check_arrays, check_stored
 from distsgd.nn.batch import Batch
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator

@@ -11,7 +11,7 @@ from distsgd.cli import doctor, evaluate, launch, plot, predict
 from distsgd.cli.command_line import Finished, load_config, parse_arguments
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError
-from distsgd.data.sources.datasets import open_dataset
+from distsgd.data.named.datasets import open_dataset
 from distsgd.gpu.devices import choose_device
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation

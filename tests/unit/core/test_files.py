@@ -1,8 +1,9 @@
-"""Stamps of mapped files: what is noticed when a file changes while it is in use."""
+"""Stamps of mapped files: what is noticed when a file changes while it is in use; and the folder of downloads."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import DataError
-from distsgd.core.files import mapped_files
+from distsgd.core.files import cache_folder, mapped_files
 
 X = np.arange(4096.0)
 
@@ -49,3 +50,15 @@ def test_a_mapped_file_that_changes(tmp_path: Path, change: Callable[[Path], Non
 
 def test_arrays_in_memory_have_no_file() -> None:
     assert mapped_files([X, X[3:], None]) == []
+
+
+def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/distsgd")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cache_folder() == Path("/home/someone/.cache/distsgd")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert cache_folder() == Path("/home/someone/Library/Caches/distsgd")
+    assert cache_folder("~/data") == Path("/home/someone/data")

@@ -175,7 +175,7 @@ def test_small_gradients_need_it_in_float16(gpu: Device) -> None:
 
 # --- trainings
 
-DIGITS = np.load(Path(__file__).parents[3] / "distsgd" / "data" / "sources" / "digits.npz")
+DIGITS = np.load(Path(__file__).parents[3] / "distsgd" / "data" / "named" / "digits.npz")
 X = np.random.default_rng(3).standard_normal((80, 12)).astype(np.float32)
 IMAGES = np.random.default_rng(4).integers(0, 256, (80, 2, 8, 8)).astype(np.uint8)
 LABELS = np.argmax(X[:, :4], axis=1)

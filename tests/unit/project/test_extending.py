@@ -21,7 +21,7 @@ import pytest
 from distsgd import Batch, Layer, Views, fit
 from distsgd.core.device import Array, Shape
 from distsgd.core.random import normal
-from distsgd.data.sources.datasets import check_arrays, open_dataset, read_array
+from distsgd.data.named.datasets import check_arrays, open_dataset, read_array
 from distsgd.nn.initializers import parse_initializer
 from distsgd.nn.layers import Activation, Dense, Sequential
 from distsgd.nn.layers.base import Backward
@@ -227,8 +227,8 @@ def test_schedule(added: Added) -> None:
 
 
 def test_data_set(added: Added) -> None:
-    module = added.block("distsgd/data/sources/spirals.py")
-    added.register(module, "distsgd/data/sources/datasets.py", "DATASETS")
+    module = added.block("distsgd/data/named/spirals.py")
+    added.register(module, "distsgd/data/named/datasets.py", "DATASETS")
     source = open_dataset("spirals", seed=3)
     x, y = read_array(source.arrays["x_train"]), read_array(source.arrays["y_train"])
     assert check_arrays("spirals", x, y) == 2

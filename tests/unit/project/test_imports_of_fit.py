@@ -33,9 +33,9 @@ def modules_of(code: str) -> list[str]:
 def test_a_small_fit_imports_little() -> None:
     found = modules_of(SMALL)
     assert "distsgd.run.fit" in found
-    unused = ("gpu", "plots", "launching", "cli", "data.sources.download", "data.sources.pickled", "data.sources.tar")
+    unused = ("gpu", "plots", "launching", "cli")
     wrong = [name for name in found if any(f"{name}.".startswith(f"distsgd.{part}.") for part in unused)]
     assert not wrong
-    assert not [name for name in found if name.startswith("distsgd.data.sources.") and not name.endswith(".checks")]
+    assert not [name for name in found if name.startswith(("distsgd.data.named", "distsgd.data.sources"))]
     assert not {"distsgd.run.files.folder", "distsgd.core.locks", "distsgd.run.batch_job"} & set(found)
     assert len(found) <= MOST, "\n".join(found)

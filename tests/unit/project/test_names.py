@@ -10,7 +10,7 @@ import pytest
 
 from distsgd.cli.command_line import Finished, TrainOptions, parse_arguments
 from distsgd.core.options import options_of
-from distsgd.data.sources.datasets import DATASETS
+from distsgd.data.named.datasets import DATASETS
 from distsgd.nn.initializers import INITIALIZERS
 from distsgd.nn.layers import ACTIVATIONS
 from distsgd.nn.losses import LOSSES

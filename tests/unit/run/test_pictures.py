@@ -19,7 +19,7 @@ from distsgd.cli.command_line import parse_arguments
 from distsgd.cli.plot import draw
 from distsgd.core.errors import ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.options import options_of
-from distsgd.data.sources.datasets import open_dataset, read_array
+from distsgd.data.named.datasets import open_dataset, read_array
 from distsgd.nn.task import Task
 from distsgd.plots import boundary, confusion, misclassified
 from distsgd.plots.canvas import check_installed, save, style

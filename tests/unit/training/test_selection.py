@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd import Dense, Sequential, SoftmaxCrossEntropy, fit
-from distsgd.data.sources.generated import make_moons
+from distsgd.data.named.generated import make_moons
 from distsgd.nn import Supervised
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.trained.trained_model import Result

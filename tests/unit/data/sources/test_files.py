@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.datasets import open_dataset, read_array
+from distsgd.data.named.datasets import open_dataset, read_array
 
 X = np.arange(24, dtype=np.float32).reshape(6, 4)
 Y = np.array([0, 1, 2, 0, 1, 2], np.uint8)

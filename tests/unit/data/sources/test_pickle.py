@@ -15,8 +15,8 @@ import pytest
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
+from distsgd.data.named.datasets import open_dataset, read_array
 from distsgd.data.sources.base import DataSource
-from distsgd.data.sources.datasets import open_dataset, read_array
 from distsgd.data.sources.pickled import open_pickle
 
 X = np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)

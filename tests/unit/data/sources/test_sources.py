@@ -18,9 +18,9 @@ import pytest
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, read_array
+from distsgd.data.sources.converted import ValuesSource, converted
 from distsgd.data.sources.idx import IdxSource
 from distsgd.data.sources.npy import NpySource, open_npz
-from distsgd.data.sources.sources import ValuesSource, converted
 
 ARRAYS = {
     "uint8": np.arange(60, dtype=np.uint8).reshape(5, 4, 3),
@@ -298,7 +298,7 @@ def test_conversion_that_only_reshapes_keeps_the_map(tmp_path: Path) -> None:
 MEMORY = """
     import sys, numpy as np
     from distsgd.data.sources.npy import open_npz, NpySource
-    from distsgd.data.sources.checks import check_arrays
+    from distsgd.data.checks import check_arrays
 
     def peak():
         return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024

@@ -13,10 +13,10 @@ import pytest
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources import digits as digits_module
+from distsgd.data.named import digits as digits_module
+from distsgd.data.named.cifar10 import TEST, TRAIN
+from distsgd.data.named.datasets import DATASETS, check_arrays, load_mnist, make_moons, open_dataset, read_array
 from distsgd.data.sources.base import ARRAY_NAMES
-from distsgd.data.sources.cifar10 import TEST, TRAIN
-from distsgd.data.sources.datasets import DATASETS, check_arrays, load_mnist, make_moons, open_dataset, read_array
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 REAL = Path(__file__).resolve().parents[5] / "shared" / "data"

@@ -9,7 +9,7 @@ import pytest
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources.datasets import check_arrays
+from distsgd.data.named.datasets import check_arrays
 
 N = 200_000
 X = np.zeros((N, 3), np.float32)

@@ -10,7 +10,7 @@ from distsgd.core.device import Array
 from distsgd.core.random import normal, permutation
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import DataSource, OpenOptions
-from distsgd.data.sources.sources import ValuesSource
+from distsgd.data.sources.converted import ValuesSource
 
 
 def open_xor(options: OpenOptions) -> DataSource:

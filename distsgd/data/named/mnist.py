@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from distsgd.core.device import Array
+from distsgd.core.files import cache_folder
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import DataSource, OpenOptions, read_array
 from distsgd.data.sources.idx import IdxSource
@@ -42,9 +43,9 @@ class IdxDataset:
 
     def open(self, options: OpenOptions) -> DataSource:
         """The data set; files that are missing are downloaded into `data_dir`/`name` where `options` allow it."""
-        from distsgd.data.sources.download import data_root, fetch
+        from distsgd.data.named.download import fetch
 
-        root = data_root(options.data_dir)
+        root = cache_folder(options.data_dir)
         missing = [file for file in _FILES.values() if self._find(root, file) is None]
         if missing:
             files = {f"{file}.gz": self.checksums[file] for file in missing}

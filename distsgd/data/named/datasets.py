@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.errors import DataError
+from distsgd.data.checks import check_arrays
+from distsgd.data.named.digits import open_digits
+from distsgd.data.named.generated import make_moons, open_moons, open_xor
+from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
-from distsgd.data.sources.checks import check_arrays
-from distsgd.data.sources.digits import open_digits
 from distsgd.data.sources.files import looks_like_path, open_inputs, open_path
-from distsgd.data.sources.generated import make_moons, open_moons, open_xor
-from distsgd.data.sources.mnist import FASHION_MNIST, MNIST, load_mnist
 
 __all__ = [
     "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
@@ -24,7 +24,7 @@ __all__ = [
 
 def open_cifar10(options: OpenOptions) -> DataSource:
     """CIFAR-10; what reads its archives and pickles is imported only for it."""
-    from distsgd.data.sources.cifar10 import CIFAR_10
+    from distsgd.data.named.cifar10 import CIFAR_10
 
     return CIFAR_10.open(options)
 

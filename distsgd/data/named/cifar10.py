@@ -17,13 +17,13 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.core.files import open_regular
+from distsgd.core.files import cache_folder, open_regular
+from distsgd.data.named.download import fetch
+from distsgd.data.named.tar import read_members
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions
-from distsgd.data.sources.download import data_root, fetch
-from distsgd.data.sources.sources import ValuesSource
+from distsgd.data.sources.converted import ValuesSource
 from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, reading
-from distsgd.data.sources.tar import read_members
 from distsgd.data.sources.unpickle import unpickle
 
 SHAPE = (3, 32, 32)
@@ -160,7 +160,7 @@ class Cifar10:
     def open(self, options: OpenOptions) -> DataSource:
         """The data set; where there is none, the binary archive is downloaded into `data_dir`/cifar-10, if `options`
         allow it. Images are (3, 32, 32) bytes: red, green, blue."""
-        root = data_root(options.data_dir)
+        root = cache_folder(options.data_dir)
         place = self._find(root) or self._fetch(root / self.name, options)
         labels = place.read(dict.fromkeys((*TRAIN, *TEST)))
         arrays: dict[str, ArraySource] = {}

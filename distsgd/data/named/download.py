@@ -1,10 +1,9 @@
-"""Where data-set files are kept, and their download: a file is checked and whole before it gets its name."""
+"""The download of data-set files: a file is checked and whole before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 import threading
 from collections.abc import Collection, Mapping
@@ -16,28 +15,11 @@ from typing import Any
 
 from distsgd.core.errors import DataError, pip_install
 from distsgd.core.files import make_folders, remove_empty, sync_folder
-from distsgd.data.sources.streams import absolute, open_binary
+from distsgd.data.sources.streams import open_binary
 
 _CHUNK = 1 << 14
 PATIENCE = 60.0
 """Seconds for which a mirror may send less than a chunk, or not answer; a modem sends 25 of them."""
-
-
-def default_data_dir() -> Path:
-    """`distsgd` in the user's cache folder: $XDG_CACHE_HOME, else ~/.cache (macOS: ~/Library/Caches)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):  # the XDG specification: a relative path is to be ignored
-        return Path(given) / "distsgd"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        raise DataError("data folder: expected a home folder to keep files in, found none; set --data-dir") from None
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "distsgd"
-
-
-def data_root(data_dir: str | None) -> Path:
-    """The folder of `--data-dir`, else the default one."""
-    return Path(absolute(data_dir)) if data_dir else default_data_dir()
 
 
 def mirror(name: str, url: str) -> str:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.random import random_words
-from distsgd.data.sources.cifar10 import BINARY, CIFAR_10, PYTHON, TEST, TRAIN, Form
-from distsgd.data.sources.datasets import open_dataset, read_array
+from distsgd.data.named.cifar10 import BINARY, CIFAR_10, PYTHON, TEST, TRAIN, Form
+from distsgd.data.named.datasets import open_dataset, read_array
 from distsgd.data.sources.unpickle import unpickle
 
 COUNTS = dict(zip((*TRAIN, *TEST), (7, 3, 5, 4, 6, 8), strict=True))
@@ -293,7 +293,7 @@ def test_the_same_file_twice(tmp_path: Path) -> None:
 
 def test_gzip_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 1 << 20
-    monkeypatch.setattr("distsgd.data.sources.cifar10.UNPACKED_LIMIT", limit)
+    monkeypatch.setattr("distsgd.data.named.cifar10.UNPACKED_LIMIT", limit)
     zeros = bytes(4 * limit)
     whole = tar(files(BINARY, binary), folder=BINARY.folder)
     bombs = {
@@ -311,7 +311,7 @@ def test_gzip_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pickles_that_are_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unpack(tmp_path, PYTHON, python)
-    monkeypatch.setattr("distsgd.data.sources.cifar10.FILE_LIMIT", 1000)
+    monkeypatch.setattr("distsgd.data.named.cifar10.FILE_LIMIT", 1000)
     refused(tmp_path, "at most 1000 bytes, it says more")
 
 

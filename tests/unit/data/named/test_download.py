@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.cifar10 import TEST, TRAIN, Cifar10
-from distsgd.data.sources.datasets import OpenOptions, open_dataset, read_array
-from distsgd.data.sources.download import checksums_of, default_data_dir, download
-from distsgd.data.sources.mnist import FASHION_MNIST, MNIST, IdxDataset
+from distsgd.data.named.cifar10 import TEST, TRAIN, Cifar10
+from distsgd.data.named.datasets import OpenOptions, open_dataset, read_array
+from distsgd.data.named.download import checksums_of, download
+from distsgd.data.named.mnist import FASHION_MNIST, MNIST, IdxDataset
 from tests.waiting import LIMIT
 
 FILES = tuple(MNIST.checksums)
@@ -183,7 +183,7 @@ def test_a_download_that_drips_is_given_up(
     site: tuple[str, Path], tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pooch")
-    monkeypatch.setattr("distsgd.data.sources.download.PATIENCE", 0.5)
+    monkeypatch.setattr("distsgd.data.named.download.PATIENCE", 0.5)
     ENDED.clear()
     try:
         with pytest.raises(DataError, match="less than 16384 bytes came in 0 s"):
@@ -263,14 +263,3 @@ def test_published_addresses_and_checksums() -> None:
         pytest.skip("the real MNIST files are not beside this checkout")
     for name, sums in MNIST.checksums.items():
         assert not checksums_of(real / f"{name}.gz").isdisjoint(sums)
-
-
-def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert default_data_dir() == Path("/somewhere/distsgd")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert default_data_dir() == Path("/home/someone/.cache/distsgd")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert default_data_dir() == Path("/home/someone/Library/Caches/distsgd")

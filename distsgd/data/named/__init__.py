@@ -1,0 +1,1 @@
+"""The data sets that have names: found, downloaded or computed, and described like those of any file."""
