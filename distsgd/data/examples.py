@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
 from distsgd.data.features import Ranges, Standardization, other_units
 from distsgd.data.sampling import index_dtype
+
+if TYPE_CHECKING:
+    from distsgd.data.columns import Columns
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,10 @@ class Signature:
         Of the training targets, where they are values.
     features
         The ranges of each feature of the training inputs.
+    columns
+        Which columns of a table the inputs and targets are, where they come from one.
+    class_names
+        The names of the classes in the order of the labels, where the data have them.
     """
 
     example_shape: Shape
@@ -44,6 +52,8 @@ class Signature:
     range: tuple[float, float] | None = None
     target_mean: tuple[float, ...] = ()
     features: Ranges | None = None
+    columns: Columns | None = None
+    class_names: tuple[str, ...] = ()
 
     def examples(self, x: Array, y: Array | None = None, weights: Array | None = None) -> Examples:
         """Examples that are scaled and standardized as those of training were."""
@@ -104,6 +114,9 @@ class Examples:
     as_stored
         Whether a model takes them as they are stored: inputs may be integers that stay integers, or a structured array,
         and targets may have any shape.
+    check
+        Called with gathered inputs, as they are stored, and their rows, where the inputs are checked as they are first
+        read and not at the start; raises DataError. Several threads may call it.
 
     Examples
     --------
@@ -121,6 +134,7 @@ class Examples:
     inputs: Standardization | None = None
     targets: Standardization | None = None
     as_stored: bool = False
+    check: Callable[[Array, Array], None] | None = None
 
     def __len__(self) -> int:
         return self.capacity if self.indices is None else len(self.indices)

@@ -100,6 +100,8 @@ class Loader:
         out = None if buffer is None else buffer[: len(rows)].reshape(shape)
         as_it_is = examples.inputs is None and examples.scale == 1.0 and examples.x.dtype == self._input_dtype
         x = device.take(examples.x, there, out if as_it_is else None)
+        if examples.check is not None:
+            examples.check(x, rows)
         self._augment(x, positions, epoch)
         if examples.inputs is not None:
             x = examples.inputs.apply(x, self.dtype)

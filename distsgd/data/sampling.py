@@ -6,13 +6,16 @@ Every rank computes the same order, so nothing about it is ever sent, and traini
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.random import permutation, uniform
+
+if TYPE_CHECKING:
+    from distsgd.data.orders import Order
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
@@ -44,33 +47,6 @@ def filled_microbatches(batch_length: int, microbatches: int, least: int = 1) ->
     return microbatches if least == 1 else max(1, min(microbatches, batch_length // least))
 
 
-def split_off(num_examples: int, count: int, seed: int, labels: Array | None = None) -> tuple[Array, Array]:
-    """(rest, `count` random examples), both as sorted indices: a fixed function of the seed.
-
-    With labels (num_examples,) each class has its share of the `count`, rounded: down first, and what is left goes to
-    the largest remainders, of equal ones to the lower class. A class keeps an example among the rest as long as another
-    can give one.
-    """
-    order = permutation(num_examples, seed, "validation split")
-    order = order.astype(index_dtype(num_examples))
-    if labels is not None:
-        order = _by_shares(order, count, labels)
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
-def _by_shares(order: Array, count: int, labels: Array) -> Array:
-    """The order with each class's share of `count` in front."""
-    sizes = np.bincount(labels)
-    shares, remainders = np.divmod(count * sizes, len(order))
-    most = np.argsort(-remainders, kind="stable")
-    for limit in (sizes - 1, sizes):
-        while (left := count - int(shares.sum())) and len(able := most[shares[most] < limit[most]]):
-            shares[able[:left]] += 1
-    by_class = order[np.argsort(labels[order], kind="stable")]
-    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the class
-    return by_class[np.argsort(place >= np.repeat(shares, sizes), kind="stable")]
-
-
 def index_dtype(count: int) -> type[np.signedinteger[Any]]:
     """The smallest type, int32 or int64, that numbers `count` examples."""
     return np.int32 if count < 2**31 else np.int64
@@ -90,6 +66,8 @@ class Sampler:
         Whether the last minibatch is skipped where it is shorter.
     replacement
         Whether every minibatch is drawn independently; an epoch has ceil(num_examples / batch_size) minibatches then.
+    order
+        Another order of each epoch, None for these; `seed`, `shuffle` and `replacement` don't count then.
     """
 
     num_examples: int
@@ -98,6 +76,7 @@ class Sampler:
     shuffle: bool = True
     drop_last: bool = False
     replacement: bool = False
+    order: Order | None = None
     _order: tuple[int, Array] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +97,8 @@ class Sampler:
         """Indices of the examples of minibatch `step`, counted from 0 over all epochs. Read only: models see them."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
+        if self.order is not None:
+            return _read_only(self.order.indices(epoch, start, min(start + self.batch_size, self.num_examples)))
         if self.replacement:
             draws = uniform((self.batch_size,), self.seed, "with replacement", step)
             return _read_only((draws * self.num_examples).astype(np.int64))

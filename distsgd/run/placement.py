@@ -17,7 +17,6 @@ from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentatio
 from distsgd.data.checks import check_arrays, check_stored, is_mapped
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.features import Ranges, Standardization, absent, range_of, unusual, unusual_targets
-from distsgd.data.sampling import split_off
 from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
@@ -335,6 +334,8 @@ def _augmentable(train: Examples, config: TrainConfig) -> Examples:
 
 def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
     """What the configuration splits off the training examples for validation, None for nothing, or for all of them."""
+    from distsgd.data.splits import split_off
+
     total = len(train)
     if config.validation_last is not None:
         cut = total - config.validation_last

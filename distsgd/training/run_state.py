@@ -158,7 +158,7 @@ class RunState:
         return cls(Metadata.from_document(document), rule=rule, **entries)
 
 
-_OPTIONAL = ("inputs", "targets", "range", "target_mean", "features")
+_OPTIONAL = ("inputs", "targets", "range", "target_mean", "features", "columns", "class_names")
 
 
 def _document_of(signature: Signature) -> dict[str, Any]:
@@ -167,6 +167,8 @@ def _document_of(signature: Signature) -> dict[str, Any]:
     for key in ("inputs", "targets", "features"):
         if key in found:
             found[key] = {name: list(values) for name, values in vars(found[key]).items()}
+    if signature.columns is not None:
+        found["columns"] = signature.columns.to_document()
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 
@@ -225,10 +227,18 @@ def _signature(shapes: Mapping[str, Any]) -> Signature:
         more["range"] = tuple(ends)
     if shapes.get("features") is not None:
         more["features"] = _ranges(shapes["features"], math.prod(axes[0] or ()))
+    if shapes.get("columns") is not None:
+        from distsgd.data.columns import Columns
+
+        more["columns"] = Columns.from_document(shapes["columns"])
+    names = shapes.get("class_names", [])
+    if type(names) is not list or len(names) not in (0, classes) or not all(type(name) is str for name in names):
+        raise _wrong("signature", shapes)
     mean = shapes.get("target_mean", [])
     if type(mean) is not list or not all(map(_is_finite, mean)) or (mean and len(mean) != math.prod(axes[1] or ())):
         raise _wrong("signature", shapes)
-    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale, target_mean=tuple(mean), **more)
+    more |= {"target_mean": tuple(mean), "class_names": tuple(names)}
+    return Signature(tuple(axes[0] or ()), tuple(axes[1] or ()), classes, scale, **more)
 
 
 def _skipped(record: Any) -> NonFinite:

@@ -9,13 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from distsgd.core.device import Array, Shape
 
 SPLITS = ("train", "validation", "test")
+Missing: TypeAlias = Literal["refuse", "mean", "zero", "drop"]
+"""What is done with examples that lack a value."""
 ARRAY_NAMES = tuple(f"{kind}_{split}" for split in SPLITS for kind in ("x", "y", "weights"))
 
 

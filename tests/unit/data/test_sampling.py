@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
-from distsgd.data.sampling import Sampler, epoch_order, microbatch_bounds, split_off
+from distsgd.data.orders import Order
+from distsgd.data.sampling import Sampler, epoch_order, microbatch_bounds
 
 counts = st.integers(1, 120)
 
@@ -90,34 +92,24 @@ def test_as_many_microbatches_are_filled_as_have_enough_examples(length: int, mi
     assert filled.tolist() == [size for size in np.diff(microbatch_bounds(length, max(1, len(filled)))) if size]
 
 
-@given(examples=counts, share=st.floats(0, 1), seed=st.integers(0, 9))
-def test_split(examples: int, share: float, seed: int) -> None:
-    count = round(share * examples)
-    rest, chosen = split_off(examples, count, seed)
-    assert len(chosen) == count
-    assert sorted([*rest, *chosen]) == list(range(examples))
-    assert (np.diff(rest) > 0).all()
-    assert (np.diff(chosen) > 0).all()
-    assert split_off(examples, count, seed)[1].tolist() == chosen.tolist()
-
-
-@given(labels=st.lists(st.integers(0, 5), min_size=1, max_size=80), share=st.floats(0, 1), seed=st.integers(0, 9))
-def test_each_class_has_its_share_of_a_split(labels: list[int], share: float, seed: int) -> None:
-    y, count = np.array(labels), round(share * len(labels))
-    rest, chosen = split_off(len(y), count, seed, y)
-    assert len(chosen) == count
-    assert sorted([*rest, *chosen]) == list(range(len(y)))
-    sizes = {label: labels.count(label) for label in labels}
-    shares = {label: count * size / len(labels) for label, size in sizes.items()}
-    # A class that would give its last example leaves one more to the others.
-    kept = sum(shares[label] > size - 1 for label, size in sizes.items())
-    for label, exact in shares.items():
-        assert exact - 1 < np.sum(y[chosen] == label) < exact + 1 + kept
-    same = np.zeros(len(y), np.int64)
-    assert split_off(len(y), count, seed, same)[1].tolist() == split_off(len(y), count, seed)[1].tolist()
-
-
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     orders = {(seed, epoch): tuple(epoch_order(40, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(set(orders.values())) == 9
     assert tuple(epoch_order(40, 2, 1)) == orders[2, 1]
+
+
+class Reversed(Order):
+    """Each epoch from the last example to the first, moved by the epoch."""
+
+    def indices(self, epoch: int, start: int, stop: int) -> Array:
+        return (49 - np.arange(start, stop) + epoch) % 50
+
+
+def test_another_order_is_cut_into_the_same_minibatches() -> None:
+    sampler = Sampler(50, 20, order=Reversed())
+    batches = [sampler.minibatch(step) for step in (4, 0, 2)]
+    assert [len(one) for one in batches] == [20, 20, 10]
+    assert batches[0].tolist() == list(range(30, 10, -1))
+    assert batches[2].tolist() == list(range(9, -1, -1))
+    assert not any(one.flags.writeable for one in batches)
+    assert Sampler(50, 20, drop_last=True, order=Reversed()).steps_per_epoch == 2
