@@ -20,7 +20,8 @@ from distsgd.nn.task import Task, true_classes
 from distsgd.optim.optimizers import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
-from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, class_names, own_optimizer
+from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, own_optimizer
+from distsgd.run.config_checks import class_names
 from distsgd.run.placement import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK

@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen dataclass, whose fields are the options of `python -m distsgd.train`.
 
-Each option is declared once. How values belong together is checked here too, and what depends on the data where the
-data are known.
+Each option is declared once. How values belong together is checked here too, single values in `config_checks`, and what
+depends on the data where the data are known.
 """
 
 from __future__ import annotations
@@ -15,36 +15,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from distsgd.core.components import field_names, suggestion, wrong_name
+from distsgd.core.components import field_names
 from distsgd.core.device import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.kernel_family import AUTO, NAMES, is_name
 from distsgd.core.options import check_options, option, options_of
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.nn.losses import LOSSES
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer, build_optimizer
 from distsgd.optim.schedules import SCHEDULES, has_horizon
+from distsgd.run.config_checks import (
+    check_callbacks,
+    check_elsewhere,
+    check_kernels,
+    check_loss_scale,
+    check_max_time,
+    check_metrics,
+    check_resume,
+    number_of_classes,
+)
 from distsgd.run.user_code import names_code
 from distsgd.training.intervals import parse_duration, parse_interval, parse_target
 from distsgd.training.metrics import METRICS
 from distsgd.training.non_finite import POLICIES
 
 MOST_MICROBATCHES = 65_536
-MOST_CLASSES = 1_000_000
 """More serve no purpose and exceed any machine."""
 PATIENCE = {"epochs": 10, "patience": 5000, "none": 0}
 OWN_LOSS = "own"
 """The loss, in a configuration, where fit was given an object."""
 _LOSS_SCALE = 1024
-
-_ELSEWHERE = {
-    **{("dtype", name): "precision float16" for name in ("float16", "fp16", "half")},
-    **{("dtype", name): "precision bfloat16" for name in ("bfloat16", "bf16")},
-    ("dtype", "tf32"): "precision tf32",
-    **{("precision", name): "dtype float64" for name in ("float64", "fp64", "double")},
-    **{("early_stopping", name): "early-stopping none" for name in ("off", "no", "never", "false")},
-}
-"""Values that another option stands for, by option and value."""
 
 BatchSize = int | Literal["full"]
 
@@ -61,68 +60,6 @@ def _by_kind(kinds: Mapping[str, type], which: str, name: str, what: str = "") -
 
 _by_optimizer = partial(_by_kind, OPTIMIZERS, "optimizer")
 _by_schedule = partial(_by_kind, SCHEDULES, "schedule")
-
-
-def _check_max_time(text: str, name: str) -> None:
-    if text not in ("auto", "never"):
-        parse_duration(text.removeprefix("auto-"), name)
-
-
-def _check_resume(text: str, name: str) -> None:
-    if text not in ("auto", "never") and (near := suggestion(text, ("auto", "never"))):
-        raise ConfigurationError(f"{name}: expected auto, never, or the path of a checkpoint, got {text!r}{near}")
-
-
-def _check_metrics(names: tuple[str, ...], name: str) -> None:
-    for one in names:
-        if one not in METRICS and not names_code(one):
-            raise wrong_name(name, one, METRICS, ", or file.py:function")
-
-
-def _check_callbacks(names: tuple[str, ...], name: str) -> None:
-    for one in names:
-        if not names_code(one):
-            raise ConfigurationError(f"{name}: expected file.py:name of a distsgd.Callback, got {one!r}")
-
-
-def _check_kernels(text: str, name: str) -> None:
-    if text != AUTO and not is_name(text):
-        raise wrong_name(name, text, (AUTO, *NAMES))
-
-
-def _check_loss_scale(scale: int, name: str) -> None:
-    if scale & (scale - 1):
-        raise ConfigurationError(f"{name}: expected a power of two, got {scale}; others don't divide out")
-
-
-def number_of_classes(words: tuple[str, ...]) -> int | None:
-    """What --classes says: a number, or as many as there are names; None where it says nothing."""
-    if not words:
-        return None
-    if len(words) == 1:
-        if not (words[0].isascii() and words[0].isdigit() and 2 <= int(words[0][:10]) <= MOST_CLASSES):
-            raise ConfigurationError(
-                f"classes: expected a number from 2 to {MOST_CLASSES}, or two or more names, got {words[0]!r}"
-            )
-        return int(words[0])
-    if len(set(words)) < len(words) or not all(map(str.strip, words)):
-        raise ConfigurationError(f"classes: expected different names, got {' '.join(map(repr, words))}")
-    return len(words)
-
-
-def class_names(words: tuple[str, ...], classes: int) -> tuple[str, ...]:
-    """The names of so many classes, as --classes says them. Raises ConfigurationError where it says another number."""
-    named = number_of_classes(words)
-    if named not in (None, classes):
-        got = f"{classes} classes" if classes else "values and not classes"
-        raise ConfigurationError(f"classes: {named} are named, the targets are {got}; name those that there are")
-    return words if len(words) > 1 else ()
-
-
-def _check_elsewhere(name: str, given: str) -> None:
-    if meant := _ELSEWHERE.get((name, str(given).lower())):
-        expected = ", ".join(OPTIONS[name].choices)
-        raise ConfigurationError(f"{name}: expected one of {expected}, got {given!r}; did you mean --{meant}?")
 
 
 @dataclass(frozen=True)
@@ -227,12 +164,12 @@ class TrainConfig:
     dtype: str = option("float32", "Of parameters and arithmetic.", choices=("float32", "float64"))
     precision: str = option("float32", choices=PRECISIONS, help=
         "What a GPU rounds numbers to as it multiplies matrices; parameters, gradients and sums stay float32.")
-    loss_scale: int | None = option(None, interval="[1, 16777216]", check=_check_loss_scale, help=
+    loss_scale: int | None = option(None, interval="[1, 16777216]", check=check_loss_scale, help=
         "Of --precision float16: a power of two that keeps small gradients from rounding to zero. Default: 1024.")
 
     epochs: int = option(20, "Stop after this many epochs.", group="When to stop", interval="[0, inf)")
     max_steps: int | None = option(None, "Stop after this many steps from the run's first.", interval="[0, inf)")
-    max_time: str | None = option(None, check=_check_max_time, help=
+    max_time: str | None = option(None, check=check_max_time, help=
         "Stop after this much time, such as 90s or 3h50m, with a checkpoint and status 75. auto, the default: two "
         "minutes before Slurm, PBS or LSF end this job (auto-10m: ten). never: not at all.")
     target: str | None = option(None, "Stop at a metric's value, such as validation_accuracy=0.98.", check=parse_target)
@@ -244,7 +181,7 @@ class TrainConfig:
     train_metrics: str = option("running", choices=("running", "full"), help=
         "running: the loss during the epoch; full: the whole training set is scored, too.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
-    metric: tuple[str, ...] = option((), check=_check_metrics, code=True, path=True, help=
+    metric: tuple[str, ...] = option((), check=check_metrics, code=True, path=True, help=
         f"What else is measured: {', '.join(METRICS)}; or a metric of yours, file.py:function, which takes (outputs, "
         "targets) and returns one number an example.")
     early_stopping: str = option("epochs", choices=("epochs", "patience", "none"), help=
@@ -264,7 +201,7 @@ class TrainConfig:
 
     out: str | None = option(None, group="The run", operational=True, written=False, path=True, help=
         "The run's folder. Default: runs/NAME, with a name made from the configuration.")
-    resume: str = option("auto", check=_check_resume, operational=True, written=False, path=True, help=
+    resume: str = option("auto", check=check_resume, operational=True, written=False, path=True, help=
         "auto: continue the folder's run; never: start anew, moving it aside; or the path of a checkpoint.")
     init_from: str | None = option(None, path=True, help=
         "A run folder or checkpoint whose parameters training starts from.")
@@ -275,7 +212,7 @@ class TrainConfig:
         "At a NaN or infinite loss or gradient: stop; skip the minibatch; or rollback to a checkpoint and skip it.")
     log_every: int | None = option(None, interval="[1, inf)", operational=True, help=
         "Also record the training loss every so many steps.")
-    callback: tuple[str, ...] = option((), check=_check_callbacks, code=True, operational=True, path=True, help=
+    callback: tuple[str, ...] = option((), check=check_callbacks, code=True, operational=True, path=True, help=
         "Your own callbacks, file.py:name of a distsgd.Callback.")
     plot: bool = option(False, operational=True, written=False, help=
         "Draw pictures of the run into its folder when it ends; needs matplotlib (distsgd[plot]).")
@@ -286,7 +223,7 @@ class TrainConfig:
 
     device: str = option("auto", group="Hardware and MPI", operational=True, help=
         "cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU.")
-    kernels: str = option("auto", check=_check_kernels, operational=True, help=
+    kernels: str = option("auto", check=check_kernels, operational=True, help=
         "The family of CPU kernels on all hosts, which decides the bits: avx512, avx2, sse42 or arm64. auto: that of "
         "the run in the folder, else the fastest that all hosts have.")
     threads: int | None = option(None, interval="[1, 1024]", operational=True, help=
@@ -308,7 +245,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("dtype", "precision", "early_stopping"):
-            _check_elsewhere(name, getattr(self, name))
+            check_elsewhere(name, getattr(self, name), OPTIONS[name].choices)
         check_options(self)
         if self.early_stopping == "patience" and self.validate_every != "1epoch":
             raise ConfigurationError(

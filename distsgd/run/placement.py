@@ -20,7 +20,8 @@ from distsgd.data.features import Ranges, Standardization, absent, range_of, unu
 from distsgd.nn.task import true_classes
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
-from distsgd.run.config import OPTIONS, TrainConfig, number_of_classes
+from distsgd.run.config import OPTIONS, TrainConfig
+from distsgd.run.config_checks import number_of_classes
 
 if TYPE_CHECKING:
     from distsgd.data.named.datasets import ArraySource, DataSource

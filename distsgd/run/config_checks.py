@@ -1,0 +1,93 @@
+"""What single options of a run may be, beyond their types and choices. Each check raises ConfigurationError."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distsgd.core.components import suggestion, wrong_name
+from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernel_family import AUTO, NAMES, is_name
+from distsgd.run.user_code import names_code
+from distsgd.training.intervals import parse_duration
+from distsgd.training.metrics import METRICS
+
+MOST_CLASSES = 1_000_000
+"""More serve no purpose and exceed any machine."""
+
+_ELSEWHERE = {
+    **{("dtype", name): "precision float16" for name in ("float16", "fp16", "half")},
+    **{("dtype", name): "precision bfloat16" for name in ("bfloat16", "bf16")},
+    ("dtype", "tf32"): "precision tf32",
+    **{("precision", name): "dtype float64" for name in ("float64", "fp64", "double")},
+    **{("early_stopping", name): "early-stopping none" for name in ("off", "no", "never", "false")},
+}
+"""Values that another option stands for, by option and value."""
+
+
+def check_max_time(text: str, name: str) -> None:
+    """A duration, `auto`, `auto-` with a duration, or `never`."""
+    if text not in ("auto", "never"):
+        parse_duration(text.removeprefix("auto-"), name)
+
+
+def check_resume(text: str, name: str) -> None:
+    """Refuses what looks like a mistyped `auto` or `never`."""
+    if text not in ("auto", "never") and (near := suggestion(text, ("auto", "never"))):
+        raise ConfigurationError(f"{name}: expected auto, never, or the path of a checkpoint, got {text!r}{near}")
+
+
+def check_metrics(names: tuple[str, ...], name: str) -> None:
+    """Known metrics, or functions of the user's."""
+    for one in names:
+        if one not in METRICS and not names_code(one):
+            raise wrong_name(name, one, METRICS, ", or file.py:function")
+
+
+def check_callbacks(names: tuple[str, ...], name: str) -> None:
+    """Callbacks of the user's."""
+    for one in names:
+        if not names_code(one):
+            raise ConfigurationError(f"{name}: expected file.py:name of a distsgd.Callback, got {one!r}")
+
+
+def check_kernels(text: str, name: str) -> None:
+    """A family of kernels, or `auto`."""
+    if text != AUTO and not is_name(text):
+        raise wrong_name(name, text, (AUTO, *NAMES))
+
+
+def check_loss_scale(scale: int, name: str) -> None:
+    """A power of two."""
+    if scale & (scale - 1):
+        raise ConfigurationError(f"{name}: expected a power of two, got {scale}; others don't divide out")
+
+
+def number_of_classes(words: tuple[str, ...]) -> int | None:
+    """What --classes says: a number, or as many as there are names; None where it says nothing."""
+    if not words:
+        return None
+    if len(words) == 1:
+        if not (words[0].isascii() and words[0].isdigit() and 2 <= int(words[0][:10]) <= MOST_CLASSES):
+            raise ConfigurationError(
+                f"classes: expected a number from 2 to {MOST_CLASSES}, or two or more names, got {words[0]!r}"
+            )
+        return int(words[0])
+    if len(set(words)) < len(words) or not all(map(str.strip, words)):
+        raise ConfigurationError(f"classes: expected different names, got {' '.join(map(repr, words))}")
+    return len(words)
+
+
+def class_names(words: tuple[str, ...], classes: int) -> tuple[str, ...]:
+    """The names of so many classes, as --classes says them. Raises ConfigurationError where it says another number."""
+    named = number_of_classes(words)
+    if named not in (None, classes):
+        got = f"{classes} classes" if classes else "values and not classes"
+        raise ConfigurationError(f"classes: {named} are named, the targets are {got}; name those that there are")
+    return words if len(words) > 1 else ()
+
+
+def check_elsewhere(name: str, given: str, choices: Sequence[str]) -> None:
+    """Raises ConfigurationError for a value that another option stands for; `choices` are this option's own."""
+    if meant := _ELSEWHERE.get((name, str(given).lower())):
+        expected = ", ".join(choices)
+        raise ConfigurationError(f"{name}: expected one of {expected}, got {given!r}; did you mean --{meant}?")
