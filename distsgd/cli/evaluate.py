@@ -13,7 +13,7 @@ from distsgd.core.output import say
 
 if TYPE_CHECKING:
     from distsgd.data.examples import Examples
-    from distsgd.data.named.datasets import DataSource
+    from distsgd.data.sources.base import DataSource
     from distsgd.parallel import Communicator
     from distsgd.run.trained.stored_model import StoredModel
 
@@ -48,9 +48,10 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_arguments
     from distsgd.data.named.datasets import check_arrays
+    from distsgd.run.data.loading import open_source
+    from distsgd.run.data.placement import place_split
     from distsgd.run.files.records import finite
     from distsgd.run.kernels import choose_for
-    from distsgd.run.placement import open_source, place_split
     from distsgd.run.trained.scoring import score
     from distsgd.run.trained.stored_model import load_model
 
@@ -104,7 +105,7 @@ def of_the_run(stored: StoredModel, name: str, examples: Examples, wanted: str |
     """The examples of the training part that the run trained on, or split off, if the data set is the run's own; by
     default its validation examples, and all examples of another data set."""
     from distsgd.core.errors import ConfigurationError
-    from distsgd.run.placement import split_of
+    from distsgd.run.data.splitting import split_of
 
     split = None if stored.metadata.split is None else split_of(examples, stored.signature.num_classes, stored.config)
     if split is None or split.digest(examples) != stored.metadata.split:

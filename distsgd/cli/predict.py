@@ -40,8 +40,8 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Predicts each rank's part of the examples; rank 0 writes. Collective."""
     from distsgd.cli.command_line import parse_arguments
     from distsgd.data.named.datasets import open_inputs
+    from distsgd.run.data.placement import place
     from distsgd.run.kernels import choose_for
-    from distsgd.run.placement import place
     from distsgd.run.trained.ensemble import check_alike, mean_and_spread
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))

@@ -33,11 +33,11 @@ def train(communicator: Communicator, arguments: Sequence[str], signals: Signals
     from distsgd.cli.command_line import load_config
     from distsgd.run.build import build_objective
     from distsgd.run.config import own_optimizer, resolved
+    from distsgd.run.data.loading import load_data
     from distsgd.run.files.folder import run_folder
     from distsgd.run.files.summary import EXIT_STATUS
     from distsgd.run.kernels import choose, recorded_for
     from distsgd.run.lifecycle import RunSpec, run
-    from distsgd.run.placement import load_data
 
     config = communicator.on_root(lambda: resolved(load_config(arguments)))
     config = replace(config, max_time=config.max_time or "auto")

@@ -13,9 +13,9 @@ from distsgd.nn.models.text import is_text
 from distsgd.nn.objective import Supervised
 from distsgd.parallel import Communicator
 from distsgd.run.config import TrainConfig
+from distsgd.run.data.loading import Data
 from distsgd.run.files.summary import early_end
 from distsgd.run.lifecycle import Attempt, say_notes
-from distsgd.run.placement import Data
 from distsgd.training.trainer import Trainer
 
 

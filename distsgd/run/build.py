@@ -22,7 +22,7 @@ from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, own_optimizer
 from distsgd.run.config_checks import class_names
-from distsgd.run.placement import Data
+from distsgd.run.data.loading import Data
 from distsgd.run.user_code import CodeName, import_function
 from distsgd.training.evaluator import CHUNK
 from distsgd.training.metrics.base import Metric

@@ -26,7 +26,7 @@ from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.config import OPTIONS, TrainConfig
-from distsgd.run.placement import Data
+from distsgd.run.data.loading import Data
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode

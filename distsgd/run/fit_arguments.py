@@ -32,9 +32,9 @@ from distsgd.run.compared.digests import array_text, fingerprint
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
+from distsgd.run.data.loading import Data, data_of, split_data
 from distsgd.run.files.summary import last_line
 from distsgd.run.lifecycle import Attempt, RunSpec
-from distsgd.run.placement import Data, data_of, place_split, split_data
 from distsgd.run.user_code import allow_code, names_code
 from distsgd.training.callbacks import Callback
 from distsgd.training.metrics.base import Metric, UserMetric
@@ -222,6 +222,8 @@ def _load_source(source: DataSource, sets: dict[str, Examples | None]) -> Callab
     """Its splits, each array once per host; those that are given as arrays take their place."""
 
     def load(communicator: Communicator, config: TrainConfig) -> Data:
+        from distsgd.run.data.placement import place_split
+
         given = {name: part for name, part in sets.items() if part is not None}
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
         found = {split: given.get(split) or place_split(communicator, source, split) for split in names if split}

@@ -37,11 +37,11 @@ from distsgd.run.compared.agreement import agreed_family
 from distsgd.run.compared.digests import digest_of_rows
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_file import to_toml
+from distsgd.run.data.loading import Data, in_use
+from distsgd.run.data.measuring import check_values
 from distsgd.run.files.summary import doubt, finish
-from distsgd.run.placement import Data, check_values, watched
 from distsgd.run.resume import Start, find_start
 from distsgd.training.callbacks import Callback, pass_notes
-from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.metrics.base import Metric, UserMetric
 from distsgd.training.run_state import Metadata
 from distsgd.training.trainer import StopReason, Trainer
@@ -142,7 +142,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
                 spec.finished(start.finished)
             return None
         attempt = _build(communicator, spec, start, device, notes)
-        with _closed_at_the_end(communicator, attempt), watched(communicator, attempt.data):
+        with _closed_at_the_end(communicator, attempt), in_use(communicator, attempt.data):
             _restore(communicator, attempt, start)
             start.checkpoint = None  # its arrays are as large as the run's state
             _check_repeatable(communicator, attempt)
@@ -314,6 +314,7 @@ def _compare_metadata(attempt: Attempt, start: Start, metadata: Metadata) -> lis
 def _initialize_from(communicator: Communicator, attempt: Attempt, path: Path) -> list[str]:
     """Another run's parameters. Returns a line where its inputs or targets were in other units. Collective."""
     from distsgd.core.checkpoint_folder import find_checkpoint
+    from distsgd.training.checkpoint_store import fill_model
 
     step, mine = attempt.trainer.step, attempt.data.signature
     params = step.params_buffer()

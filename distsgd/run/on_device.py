@@ -8,7 +8,7 @@ from dataclasses import replace
 from distsgd.core.device import Array, Device
 from distsgd.data.examples import Examples
 from distsgd.parallel import Communicator
-from distsgd.run.placement import Data
+from distsgd.run.data.loading import Data
 
 
 def on_device(communicator: Communicator, data: Data, device: Device, *, augmented: bool) -> Data:

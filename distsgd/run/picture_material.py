@@ -21,9 +21,9 @@ from distsgd.parallel.serial import SerialCommunicator
 from distsgd.plots.runs import Run
 from distsgd.run.config import HYPER_PARAMETERS, NOT_WRITTEN, OPERATIONAL, TrainConfig, resolved
 from distsgd.run.config_file import read_toml
+from distsgd.run.data.loading import Data, load_data
 from distsgd.run.files.folder import RunFolder
 from distsgd.run.files.records import UNENDED, Reading
-from distsgd.run.placement import Data, load_data
 from distsgd.run.trained.stored_model import StoredModel, load_model
 from distsgd.training.evaluator import predict_all
 from distsgd.training.run_state import Metadata

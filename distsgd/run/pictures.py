@@ -31,8 +31,8 @@ from distsgd.plots.curves import CurveOptions, draw_curves
 from distsgd.plots.images import image_shape
 from distsgd.plots.runs import Run
 from distsgd.run.config import TrainConfig
+from distsgd.run.data.loading import Data
 from distsgd.run.picture_material import SPLITS, Material, read_run, run_of, stored_material
-from distsgd.run.placement import Data
 from distsgd.run.trained.stored_model import StoredModel
 from distsgd.run.user_code import CodeName
 from distsgd.training.metrics.classes import ConfusionMatrix

@@ -20,8 +20,9 @@ from distsgd.core.layout import Views
 from distsgd.core.random import normal
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
-from distsgd.run import placement
 from distsgd.run.config import TrainConfig, resolved
+from distsgd.run.data import placement
+from distsgd.run.data.loading import load_data
 from distsgd.run.fit import fit
 from distsgd.training.metrics import UserMetric
 from tests.threads import run_on_threads
@@ -115,12 +116,12 @@ def test_hosts_with_other_files_get_a_message(monkeypatch: pytest.MonkeyPatch) -
 
     config = resolved(TrainConfig(dataset="moons"))
     place = placement.place
-    assert len(run_on_threads(3, lambda c: placement.load_data(c, config).name, ("a", "b", "b"))) == 3
+    assert len(run_on_threads(3, lambda c: load_data(c, config).name, ("a", "b", "b"))) == 3
     monkeypatch.setattr(placement, "place", reads)
 
     def run(communicator: Communicator) -> str:
         with pytest.raises(DataError) as reported:
-            placement.load_data(communicator, config)
+            load_data(communicator, config)
         return str(reported.value)
 
     assert (

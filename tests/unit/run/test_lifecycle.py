@@ -17,10 +17,10 @@ from distsgd.run import build_trainer
 from distsgd.run.build import build_objective
 from distsgd.run.build_trainer import device_for
 from distsgd.run.config import TrainConfig, own_optimizer, resolved
+from distsgd.run.data.loading import load_data
 from distsgd.run.files.folder import run_folder
 from distsgd.run.fit import fit
 from distsgd.run.lifecycle import Attempt, RunSpec, run
-from distsgd.run.placement import load_data
 from distsgd.training.callbacks import Callback
 from tests.threads import run_on_threads
 

@@ -1,0 +1,184 @@
+"""The examples of a run, from what is asked to sets that are in memory, checked, split and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.core.runtime import release_freed_memory
+from distsgd.data.checks import is_mapped
+from distsgd.data.examples import Examples, Signature
+from distsgd.data.features import absent
+from distsgd.parallel import Communicator
+from distsgd.run.compared.digests import changed_since, fingerprint
+from distsgd.run.config import OPTIONS, TrainConfig
+from distsgd.run.data.checking import augmentable, check_sets, notes_on
+from distsgd.run.data.measuring import measured
+
+if TYPE_CHECKING:
+    from distsgd.data.sources.base import DataSource
+    from distsgd.run.data.splitting import Split
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples of a run; `split` says which of the training examples are for validation, where some are.
+
+    `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
+    and `changed` says what is wrong where arrays in memory that are the user's have changed since.
+    """
+
+    name: str
+    train: Examples
+    validation: Examples | None
+    test: Examples | None
+    signature: Signature
+    fingerprint: str = ""
+    split: Split | None = None
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    changed: Callable[[], DataError | None] = lambda: None
+
+
+def load_data(communicator: Communicator, config: TrainConfig) -> Data:
+    """The data set of the configuration, with its splits. Collective."""
+    from distsgd.run.data.placement import place_split
+
+    source = open_source(communicator, config.dataset, config.data_dir, config.seed, (config.validation, config.test))
+    sets = {"train": place_split(communicator, source, "train")}
+    names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
+    for split in ("validation", "test"):
+        path = getattr(config, split)
+        if path is None:
+            sets[split] = place_split(communicator, source, split)
+            continue
+        other = open_source(communicator, path, config.data_dir, config.seed)
+        sets[split] = place_split(communicator, other, split if f"x_{split}" in other.arrays else "train")
+        names[split] = other.name
+    return data_of(communicator, config, source, names, sets)
+
+
+def data_of(
+    communicator: Communicator,
+    config: TrainConfig,
+    source: DataSource,
+    names: dict[str, str],
+    sets: dict[str, Examples | None],
+) -> Data:
+    """The sets of a data source, which are in memory, as `split_data` makes them. Collective."""
+    if config.validation_last is not None:
+        sets["validation"] = None
+    data = replace(split_data(communicator, config, names, sets, source.num_classes), unused=source.unused)
+    _check_hosts(communicator, data, sets)
+    release_freed_memory()
+    return data
+
+
+def split_data(
+    communicator: Communicator,
+    config: TrainConfig,
+    names: dict[str, str],
+    sets: dict[str, Examples | None],
+    num_classes: int | None = None,
+    contents: str | None = None,
+) -> Data:
+    """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
+    checks.
+
+    names      what to call each set in errors, and under "" the whole
+    contents   the fingerprint of sets that are the user's own arrays, which each rank has computed of its own
+    """
+    if config.scale is not None:
+        sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
+    train = sets["train"]
+    assert train is not None, "there is always a training set"
+
+    def check() -> tuple[int | None, str]:
+        return check_sets(names, sets, num_classes, config), contents or fingerprint(sets)
+
+    classes, found = communicator.on_root(check)
+    validation, split = sets["validation"], None
+    if validation is None and (config.validation_fraction or config.validation_last is not None):
+        from distsgd.run.data.splitting import checked_split
+
+        split = checked_split(train, classes, config)
+    elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+        raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
+    if split is not None:
+        train, validation = train.subset(split.training), train.subset(split.validation)
+    trained, shapes = train, Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
+    signature = communicator.on_root(lambda: measured(shapes, trained, config))
+
+    def standardized(part: Examples) -> Examples:
+        return replace(part, inputs=signature.inputs, targets=signature.targets)
+
+    train = standardized(augmentable(train, config))
+    validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
+    given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
+    named = bool(config.classes) or num_classes is not None
+
+    def look() -> list[str]:
+        found = [*notes_on(trained, signature, config), None if named else absent(_rows_of(trained), classes)]
+        doubts = {key: signature.doubt(part.x) for key, part in given.items()}
+        found += [f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt]
+        return [text for text in found if text]
+
+    data = Data(names[""], train, validation, test, signature, found, split, notes=tuple(communicator.on_root(look)))
+    return data if contents is None else replace(data, changed=changed_since(sets, contents))
+
+
+def _rows_of(train: Examples) -> Array:
+    """The targets of the examples that are trained on."""
+    return train.y if train.indices is None else train.y[train.indices]
+
+
+def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
+    """Raises DataError where a host has read other files than rank 0's. Collective."""
+    speaks = communicator.node().is_root and not communicator.is_root
+    mine = communicator.everywhere(lambda: fingerprint(sets) if speaks else data.fingerprint)
+    for host, found in zip(communicator.hosts, communicator.allgather_object(mine), strict=True):
+        if found != data.fingerprint:
+            raise DataError(
+                f"{data.name}: {host} has other contents than {communicator.hosts[0]}; give all hosts the same files"
+            )
+
+
+def open_source(
+    communicator: Communicator, name: str, data_dir: str | None, seed: int = 0, others: Sequence[str | None] = ("",)
+) -> DataSource:
+    """The data set of this name or path, described, on every rank. Collective; rank 0 looks.
+
+    `others` are data sets of the same command; where all are paths, data_dir is refused.
+    """
+
+    def read() -> DataSource:
+        from distsgd.data.named.datasets import open_dataset
+        from distsgd.data.sources.files import looks_like_path
+
+        if data_dir is not None and all(one is None or looks_like_path(one) for one in (name, *others)):
+            raise ConfigurationError(f"data_dir: is for named data sets, and {name} is a path; leave it out")
+        try:
+            return open_dataset(name, data_dir=data_dir, seed=seed)
+        except OSError as error:
+            raise DataError(f"could not read {name}: {error}") from None
+
+    return communicator.on_root(read)
+
+
+@contextmanager
+def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
+    """While the block runs, a mapped file that gets shorter ends all ranks with a sentence, and not with a signal
+    alone."""
+    sets = [part for part in (data.train, data.validation, data.test) if part is not None]
+    arrays = [array for part in sets for array in (part.x, part.y, part.weights) if array is not None]
+    if not any(map(is_mapped, arrays)):
+        yield
+        return
+    from distsgd.core import bus_errors
+
+    with bus_errors.watched(arrays, communicator.rank, communicator.abort):
+        yield

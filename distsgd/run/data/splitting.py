@@ -1,0 +1,91 @@
+"""Which of the training examples are for validation, where no other data are."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
+from distsgd.data.examples import Examples
+from distsgd.data.splits import split_off
+from distsgd.nn.task import true_classes
+from distsgd.run.compared.digests import fingerprint
+from distsgd.run.config import OPTIONS, TrainConfig
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows of the training examples are trained on and which are for validation, and the choice in words."""
+
+    training: Array
+    validation: Array
+    words: str
+
+    def digest(self, train: Examples) -> str:
+        """16 hexadecimal digits of the rows for validation and of the arrays that they are rows of."""
+        rows = hashlib.sha256(self.validation.astype("<i8").tobytes())
+        rows.update(fingerprint({"train": train}).encode())
+        return rows.hexdigest()[:16]
+
+
+def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
+    """What the configuration splits off the training examples for validation, None for nothing, or for all of them."""
+    total = len(train)
+    if config.validation_last is not None:
+        cut = total - config.validation_last
+        words = f"the last {config.validation_last:,} of {total:,} training examples"
+        return Split(np.arange(cut), np.arange(cut, total), words) if cut > 0 else None
+    count = round(total * config.validation_fraction)
+    labels = _labels(train.y, classes, config.loss)
+    seed = config.seed if config.split_seed is None else config.split_seed
+    rest, chosen = split_off(total, count, seed, labels)
+    if not len(chosen) or not len(rest):
+        return None
+    option = "seed" if config.split_seed is None else "split-seed"
+    shares = "" if labels is None else ", of each class its share"
+    how = f"--validation-fraction {config.validation_fraction:g}, --{option} {seed}{shares}"
+    return Split(rest, chosen, f"{len(chosen):,} of {total:,} training examples: {how}")
+
+
+def _labels(y: Array, classes: int | None, loss: str) -> Array | None:
+    """The class of each target, where targets are classes: labels, or probabilities that a cross-entropy is to take."""
+    if y.dtype.kind != "f":
+        return y if classes is not None and y.ndim == 1 else None
+    if loss == "softmax-cross-entropy" and y.ndim == 2 and y.shape[1] > 1:
+        return true_classes(y.T)
+    if loss == "binary-cross-entropy" and y.size == len(y):
+        return true_classes(y.reshape(1, -1))
+    return None
+
+
+def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
+    """`split_of`. Raises ConfigurationError where nothing, or nothing of a class, is left to train on."""
+    total, split, last = len(train), split_of(train, classes, config), config.validation_last
+    if split is None and last is not None:
+        raise ConfigurationError(
+            f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
+        )
+    if split is None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+        what = "leaves none to train on" if round(total * config.validation_fraction) else "is none"
+        raise ConfigurationError(
+            f"validation_fraction {config.validation_fraction:g}: {what} of {total} examples; give another part, or 0 "
+            "for no validation"
+        )
+    labels = _labels(train.y, classes, config.loss)
+    if split is None or labels is None:
+        return split
+    missing = np.setdiff1d(labels[split.validation], labels[split.training])
+    if len(missing):
+        option, remedy = (
+            "validation_last",
+            "shuffle them, or use --validation-fraction, which takes a share of each class",
+        )
+        if last is None:
+            option, remedy = "validation_fraction", "split off fewer of them, or none (0), or give validation data"
+        raise ConfigurationError(
+            f"{option}: leaves no examples of class {', '.join(map(str, missing[:10]))} to train on; {remedy}"
+        )
+    return split
