@@ -89,7 +89,7 @@ def predicted(communicator: Communicator, stored: StoredModel, x: Array, name: s
 
     import numpy as np
 
-    from distsgd.data.checks import check_finite
+    from distsgd.data.targets import check_finite
     from distsgd.parallel.tree import part
     from distsgd.training.evaluator import CHUNK, predict_all
 

@@ -1,8 +1,8 @@
-"""What training needs of loaded arrays, checked once, a block at a time: whole-size temporaries would double memory."""
+"""What training needs of loaded arrays, checked once and a block at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,10 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError, first_line
+from distsgd.data.targets import TargetSummary, check_finite, check_labels, first, most_labels
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import ArraySource
-
-_BLOCK = 1 << 20
-"""Bytes that are checked at once."""
 
 
 def check_arrays(
@@ -57,6 +55,20 @@ def check_arrays(
     DataError
         With the first example that is wrong, counted from 0.
     """
+    return checked(name, x, y, weights, num_classes=num_classes, values=values, dtype=dtype)[0]
+
+
+def checked(
+    name: str,
+    x: Array,
+    y: Array,
+    weights: Array | None,
+    *,
+    num_classes: int | None,
+    values: bool,
+    dtype: np.dtype[Any] | None,
+) -> tuple[int | None, TargetSummary]:
+    """`check_arrays`, with what it has found of the targets."""
     check_dtype(f"{name}: inputs", x.dtype)
     if x.size == 0:
         raise DataError(f"{name}: expected at least one example and one feature, got inputs of shape {x.shape}")
@@ -66,10 +78,8 @@ def check_arrays(
     check_finite(f"{name}: inputs", x, dtype)
     if weights is not None:
         _check_weights(f"{name}: weights", weights, dtype)
-    if is_float:
-        check_finite(f"{name}: targets", y, dtype)
-        return None
-    return None if values else _check_labels(name, y, num_classes)
+    targets = TargetSummary.of(f"{name}: targets", y, dtype)
+    return None if is_float or values else check_labels(name, y, num_classes, targets), targets
 
 
 def check_dtype(where: str, dtype: np.dtype[Any]) -> None:
@@ -108,58 +118,13 @@ def _check_length(where: str, array: Array | ArraySource, examples: int) -> None
         raise DataError(f"{where}: expected {examples} entries, one an example, got {got}; make both equally long")
 
 
-def _blocks(array: Array) -> Iterator[tuple[int, Array]]:
-    rows = max(1, _BLOCK // max(1, array.nbytes // max(1, len(array))))
-    for start in range(0, len(array), rows):
-        yield start, array[start : start + rows]
-
-
-def _first(array: Array, is_bad: Callable[[Array], Array]) -> tuple[int, Any] | None:
-    """The first row that has a bad element, and this element; None where all are good."""
-    for start, block in _blocks(array):
-        bad = is_bad(block)
-        if bad.any():
-            row = int(np.argmax(bad.reshape(len(bad), -1).any(axis=1)))
-            return start + row, block[row][bad[row]].flat[0]
-    return None
-
-
-def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
-    """DataError with the first example that holds NaN, infinity or what the dtype can't hold."""
-    if array.dtype.kind != "f":
-        return
-    narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
-    with np.errstate(over="ignore"):
-        found = _first(array, lambda block: ~np.isfinite(block.astype(dtype) if narrower else block))
-    if found is not None:
-        row, value = found
-        kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
-        raise DataError(f"{where}: expected {kind}, example {row} holds {value}; remove or repair it")
-
-
 def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:
     check_finite(where, weights, dtype)
-    found = _first(weights, lambda block: block < 0)
+    found = first(weights, lambda block: block < 0)
     if found is not None:
         raise DataError(f"{where}: expected none below 0, example {found[0]} has {found[1]}; correct it")
     if not weights.max() > 0:
         raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or remove them")
-
-
-def _check_labels(name: str, y: Array, num_classes: int | None) -> int:
-    # A million classes of three examples is a column of identifiers, not of labels.
-    limit = max(1000, len(y)) if num_classes is None else num_classes
-    greatest = int(y.max())
-    if greatest >= limit or y.min() < 0:
-        found = _first(y, lambda block: (block < 0) | (block >= limit))
-        assert found is not None
-        remedy = "correct it, or say with --classes how many there are"
-        if num_classes is None:
-            remedy = "number the classes from 0 (np.unique(y, return_inverse=True)); values are floats: y.astype(float)"
-        raise DataError(
-            f"{name}: expected labels from 0 to {limit - 1}, example {found[0]} has {int(found[1])}; {remedy}"
-        )
-    return greatest + 1 if num_classes is None else num_classes
 
 
 def _no_array(given: Any) -> str | None:
@@ -223,10 +188,10 @@ def stored_array(given: Any, name: str, of: str = "fit") -> Array:
 
 def check_stored(
     name: str, x: Array, y: Array, weights: Array | None, *, num_classes: int | None, dtype: np.dtype[Any]
-) -> int | None:
-    """`check_arrays` for a model that takes inputs as they are stored, and targets of any shape.
+) -> tuple[int | None, TargetSummary]:
+    """`checked` for a model that takes inputs as they are stored, and targets of any shape.
 
-    Returns the number of classes where each target is a single integer, from 0 on, that can be a label.
+    There is a number of classes where each target is a single integer, from 0 on, that can be a label.
     """
     if not len(x):
         raise DataError(f"{name}: expected at least one example, got inputs of shape {x.shape}")
@@ -236,15 +201,15 @@ def check_stored(
         check_finite(where, part, dtype)
     check_dtype(f"{name}: targets", y.dtype)
     _check_length(f"{name}: targets", y, len(x))
-    check_finite(f"{name}: targets", y, dtype)
+    targets = TargetSummary.of(f"{name}: targets", y, dtype)
     if weights is not None:
         check_weights(f"{name}: weights", weights, len(x))
         _check_weights(f"{name}: weights", weights, dtype)
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        return None
-    if num_classes is None and (y.min() < 0 or y.max() >= max(1000, len(y))):
-        return None
-    return _check_labels(name, y, num_classes)
+        return None, targets
+    if num_classes is None and (targets.low < 0 or targets.high >= most_labels(len(y))):
+        return None, targets
+    return check_labels(name, y, num_classes, targets), targets
 
 
 @contextmanager

@@ -289,19 +289,3 @@ def _rows(x: Array) -> Array:
     chosen = x[np.linspace(0, len(x) - 1, most).astype(np.int64)]
     rows = chosen.reshape(len(chosen), -1)
     return rows.astype(np.int8) if rows.dtype.kind == "b" else rows
-
-
-def absent(y: Array, classes: int | None) -> str | None:
-    """A sentence where labels are hardly ones: some below the greatest have no example, or nearly each is another."""
-    if classes is None or y.dtype.kind == "f":
-        return None
-    missing = np.setdiff1d(np.arange(classes), y)
-    if not len(missing):
-        few = f"warning: {len(y)} training examples are of {classes} classes; values are floats (y.astype(float))"
-        return few if 10 < classes > len(y) // 2 else None
-    which = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
-    return (
-        f"warning: {len(missing)} of {classes} classes have no examples: {which}; number the classes from 0 "
-        "(np.unique(y, return_inverse=True)), or say with --classes how many there are; values are floats "
-        "(y.astype(float))"
-    )

@@ -31,6 +31,7 @@ def _by_shares(order: Array, count: int, labels: Array) -> Array:
     for limit in (sizes - 1, sizes):
         while (left := count - int(shares.sum())) and len(able := most[shares[most] < limit[most]]):
             shares[able[:left]] += 1
-    by_class = order[np.argsort(labels[order], kind="stable")]
+    narrow = labels.astype(np.min_scalar_type(len(sizes)))  # which sorts in one pass where it has 16 bits or fewer
+    by_class = order[np.argsort(narrow[order], kind="stable")]
     place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the class
     return by_class[np.argsort(place >= np.repeat(shares, sizes), kind="stable")]

@@ -144,17 +144,15 @@ def note_on_targets(communicator: Communicator, task: Task, data: Data) -> list[
     """A line about values that look like classes: floats that are 0 or 1. Collective."""
 
     def look() -> list[str]:
-        y = data.train.y
-        if task.kind not in ("regression", "other") or y.dtype.kind != "f":
+        y, found = data.train.y, data.targets
+        if found is None or task.kind not in ("regression", "other") or y.dtype.kind != "f" or not found.binary:
             return []
-        for part in (y[:_LOOKED_AT], y):
-            if not np.logical_or(part == 0, part == 1).all():
-                return []
         what, taken = "0.0 and 1.0", "values" if task.kind == "regression" else "what the model's own loss takes"
         remedy = "y.astype(int)"
         if y.ndim > 1 and y.shape[1] > 1:
-            one_hot = (y.sum(axis=1) == 1).all()
-            what, remedy = ("one-hot rows", "y.argmax(axis=1)") if one_hot else (what, "--loss binary-cross-entropy")
+            what, remedy = (
+                ("one-hot rows", "y.argmax(axis=1)") if found.one_hot else (what, "--loss binary-cross-entropy")
+            )
         return [f"note: the targets are {what}, and taken as {taken}, not as classes; {remedy} makes classes of them"]
 
     return communicator.on_root(look)
@@ -254,6 +252,9 @@ def refuse_one_class(
         if config.classes or task.kind != "classification" or not objective.has_outputs():
             return
         train, total = data.train, len(data.train)
+        labels = None if data.targets is None else data.targets.labels
+        if labels is not None and np.count_nonzero(labels) > 1:
+            return
         for count in (min(total, _LOOKED_AT), total):
             y = train.y[train.row_indices(np.arange(count))].reshape(count, -1)
             first = y[0]

@@ -8,17 +8,19 @@ import numpy as np
 
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
-from distsgd.data.checks import check_arrays, check_stored
+from distsgd.data.checks import check_stored, checked
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.features import unusual, unusual_targets
+from distsgd.data.targets import TargetSummary
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_checks import number_of_classes
 
 
 def check_sets(
     names: dict[str, str], sets: dict[str, Examples | None], num_classes: int | None, config: TrainConfig
-) -> int | None:
-    """The number of classes. Raises DataError where arrays can't be trained on or sets don't fit each other. On rank 0.
+) -> tuple[int | None, TargetSummary]:
+    """The number of classes, and what there is to say of the training targets. Raises DataError where arrays can't be
+    trained on or sets don't fit each other. On rank 0.
 
     names, sets   what to call each set in messages, and the set
     num_classes   what the data set says itself
@@ -29,16 +31,14 @@ def check_sets(
     if None not in (named, num_classes) and named != num_classes:
         raise ConfigurationError(f"classes: {names['train']} has {num_classes} classes, got {named}; leave it out")
 
-    def check(key: str, part: Examples, classes: int | None) -> int | None:
+    def check(key: str, part: Examples, classes: int | None) -> tuple[int | None, TargetSummary]:
         if part.as_stored:
             return check_stored(names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype)
         as_values = values and classes is None
-        return check_arrays(
-            names[key], part.x, part.y, part.weights, num_classes=classes, values=as_values, dtype=dtype
-        )
+        return checked(names[key], part.x, part.y, part.weights, num_classes=classes, values=as_values, dtype=dtype)
 
-    classes = check("train", train, named if values else named or num_classes)
-    if values and train.y.dtype.kind != "f" and 0 <= train.y.min() <= train.y.max() <= 1:
+    classes, targets = check("train", train, named if values else named or num_classes)
+    if values and train.y.dtype.kind != "f" and targets.binary:
         classes = 2
     for key, part in sets.items():
         if part is None or part is train:
@@ -53,10 +53,10 @@ def check_sets(
                 f"{names[key]}: these inputs are divided by {part.scale:g}, the training inputs by {train.scale:g}; "
                 "give both as the same kind of numbers, or set --scale"
             )
-        found = check(key, part, classes)
+        found, _ = check(key, part, classes)
         if (found is None) != (classes is None):
             raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
-    return classes
+    return classes, targets
 
 
 def augmentable(train: Examples, config: TrainConfig) -> Examples:

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import release_freed_memory
 from distsgd.data.checks import is_mapped
 from distsgd.data.examples import Examples, Signature
-from distsgd.data.features import absent
+from distsgd.data.targets import TargetSummary, absent
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
@@ -29,7 +28,8 @@ class Data:
     """The examples of a run; `split` says which of the training examples are for validation, where some are.
 
     `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
-    and `changed` says what is wrong where arrays in memory that are the user's have changed since.
+    and `changed` says what is wrong where arrays in memory that are the user's have changed since. `targets`, which is
+    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Data:
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     changed: Callable[[], DataError | None] = lambda: None
+    targets: TargetSummary | None = None
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -97,8 +98,12 @@ def split_data(
     train = sets["train"]
     assert train is not None, "there is always a training set"
 
+    targets: TargetSummary | None = None
+
     def check() -> tuple[int | None, str]:
-        return check_sets(names, sets, num_classes, config), contents or fingerprint(sets)
+        nonlocal targets
+        classes, targets = check_sets(names, sets, num_classes, config)
+        return classes, contents or fingerprint(sets)
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
@@ -109,6 +114,7 @@ def split_data(
     elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
+        targets = targets and targets.without(train.y[split.validation])
         train, validation = train.subset(split.training), train.subset(split.validation)
     trained, shapes = train, Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
     signature = communicator.on_root(lambda: measured(shapes, trained, config))
@@ -122,18 +128,15 @@ def split_data(
     named = bool(config.classes) or num_classes is not None
 
     def look() -> list[str]:
-        found = [*notes_on(trained, signature, config), None if named else absent(_rows_of(trained), classes)]
+        assert targets is not None, "rank 0 has checked them"
+        found = [*notes_on(trained, signature, config), None if named else absent(targets, classes)]
         doubts = {key: signature.doubt(part.x) for key, part in given.items()}
         found += [f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt]
         return [text for text in found if text]
 
-    data = Data(names[""], train, validation, test, signature, found, split, notes=tuple(communicator.on_root(look)))
+    notes = tuple(communicator.on_root(look))
+    data = Data(names[""], train, validation, test, signature, found, split, notes=notes, targets=targets)
     return data if contents is None else replace(data, changed=changed_since(sets, contents))
-
-
-def _rows_of(train: Examples) -> Array:
-    """The targets of the examples that are trained on."""
-    return train.y if train.indices is None else train.y[train.indices]
 
 
 def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:

@@ -77,7 +77,8 @@ def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> 
     labels = _labels(train.y, classes, config.loss)
     if split is None or labels is None:
         return split
-    missing = np.setdiff1d(labels[split.validation], labels[split.training])
+    counts = [np.bincount(labels[rows], minlength=int(labels.max()) + 1) for rows in (split.validation, split.training)]
+    missing = np.flatnonzero((counts[0] > 0) & (counts[1] == 0))
     if len(missing):
         option, remedy = (
             "validation_last",

@@ -14,9 +14,10 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.layout import Views
 from distsgd.core.runtime import single_threaded_blas
-from distsgd.data.checks import as_array, check_finite, stored_array
+from distsgd.data.checks import as_array, stored_array
 from distsgd.data.examples import Signature
 from distsgd.data.loader import Loader
+from distsgd.data.targets import check_finite
 from distsgd.nn.objective import Objective
 from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
