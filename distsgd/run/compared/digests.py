@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distsgd.core.errors import DataError
+from distsgd.core.fast_digest import digest_of
 from distsgd.data.checks import is_mapped
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ MOST_PARTS = 100
 _LONGEST = 80
 """Characters of a text; of a longer one the beginning stays, and a digest of all of it."""
 _DIGITS = 16
-_HASHED_WHOLE = 1 << 20
-"""Bytes up to which an array is hashed as it is."""
-_COLUMNS, _ROWS = 8191, 32
-"""A larger array is first added up, so many rows of so many words at a time, which is five times as fast. The number
-of columns is a prime, so that the array's own rows don't lie below each other."""
 _HASHED_INPUTS, _HASHED_BYTES = 4096, 1 << 30
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, types.EllipsisType, types.NotImplementedType}
 _KINDS_OF_CODE = 0x04 | 0x08 | 0x20 | 0x80 | 0x100 | 0x200
@@ -74,24 +70,11 @@ def plain_text(value: Any) -> str | None:
 
 
 def array_text(array: np.ndarray[Any, Any]) -> str:
-    """`float32 (600, 20), contents 1a2b3c4d5e6f7a8b`; of an array of objects the dtype and the shape alone.
-
-    One pass at about the speed of memory. Contents in another order have another digest.
-    """
+    """`float32 (600, 20), contents 1a2b3c4d5e6f7a8b`; of an array of objects the dtype and the shape alone."""
     kind = f"{array.dtype} {array.shape}"
     if array.dtype.hasobject:
         return kind
-    contents = hashlib.sha256(array.dtype.str.encode())
-    if array.nbytes <= _HASHED_WHOLE:
-        contents.update(array.tobytes())
-        return f"{kind}, contents {contents.hexdigest()[:_DIGITS]}"
-    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    whole = len(data) // (8 * _COLUMNS) * (8 * _COLUMNS)
-    rows = data[:whole].view(np.uint64).reshape(-1, _COLUMNS)
-    for start in range(0, len(rows), _ROWS):
-        contents.update(np.add.reduce(rows[start : start + _ROWS], axis=0).tobytes())
-    contents.update(data[whole:].tobytes())
-    return f"{kind}, contents {contents.hexdigest()[:_DIGITS]}"
+    return f"{kind}, contents {digest_of(array).hex()}"
 
 
 def as_array(value: Any) -> np.ndarray[Any, Any] | None:
