@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from distsgd.core.errors import CheckpointError
-from distsgd.data.sources.base import Missing
 
+Missing: TypeAlias = Literal["refuse", "mean", "zero", "drop"]
+"""What is done with examples that lack a value."""
 MOST_FEATURES = 65_536
 """Of one table; more are an array."""
 _LONGEST_NAME = 1000

@@ -132,12 +132,17 @@ def build_task(config: TrainConfig, data: Signature, objective: Objective) -> Ta
     Raises ConfigurationError where the targets have other classes than --classes.
     """
     if (declared := objective.task(data.target_shape, data.num_classes)) is not None:
-        return replace(declared, names=class_names(config.classes, declared.num_classes))
+        return replace(declared, names=_names(config, data, declared.num_classes))
     loss = objective.loss if isinstance(objective, Supervised) else build_loss(config, data)
     task = loss.task(data.target_shape, data.num_classes)
     if not isinstance(objective, Supervised) and task.kind in ("classification", "multilabel"):
         task = replace(task, answer="score" if task.answer == "logit" else task.answer)
-    return replace(task, names=class_names(config.classes, task.num_classes))
+    return replace(task, names=_names(config, data, task.num_classes))
+
+
+def _names(config: TrainConfig, data: Signature, classes: int) -> tuple[str, ...]:
+    """The names of so many classes: as --classes says them, else as the data do."""
+    return class_names(config.classes, classes) or (data.class_names if len(data.class_names) == classes else ())
 
 
 def note_on_targets(communicator: Communicator, task: Task, data: Data) -> list[str]:

@@ -14,7 +14,7 @@ from distsgd.data.named.digits import open_digits
 from distsgd.data.named.generated import make_moons, open_moons, open_xor
 from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
-from distsgd.data.sources.files import looks_like_path, open_inputs, open_path
+from distsgd.data.sources.registry import looks_like_path, open_inputs, open_path
 
 __all__ = [
     "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",

@@ -6,24 +6,66 @@ Nothing here holds a big array, so that one copy per host, in shared memory, is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, TypeAlias
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from distsgd.core.device import Array, Shape
 
+if TYPE_CHECKING:
+    from distsgd.core.files import FileStamp
+    from distsgd.data.columns import Columns, Missing
+
 SPLITS = ("train", "validation", "test")
-Missing: TypeAlias = Literal["refuse", "mean", "zero", "drop"]
-"""What is done with examples that lack a value."""
 ARRAY_NAMES = tuple(f"{kind}_{split}" for split in SPLITS for kind in ("x", "y", "weights"))
+
+Runs: TypeAlias = Sequence[tuple[int, int]]
+"""Rows from each start to before its stop; sorted, and no row twice."""
+
+
+class Rows(ABC):
+    """Arrays that are open, to be read by their rows. A context manager; one thread at a time uses it."""
+
+    @abstractmethod
+    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
+        """Reads rows of all the arrays.
+
+        Parameters
+        ----------
+        runs : sequence of (int, int)
+            Which rows: sorted, and no row twice.
+        out : mapping of str to array
+            For each of the arrays, by its name, C-ordered memory for as many rows; the runs come one after the other.
+
+        Raises
+        ------
+        DataError
+            Where the file is damaged, or has changed since it was opened.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes what is open; once more changes nothing."""
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
 class ArraySource(ABC):
     """One array of a data set: shape and dtype, known from a header, and how to read it. Can be pickled.
+
+    A subclass reads the array as a whole, in `read_into`. Where it can read rows by themselves it also has `open_rows`,
+    and says with `chunk` what that costs.
 
     Parameters
     ----------
@@ -41,6 +83,16 @@ class ArraySource(ABC):
         """Bytes that the array takes in memory."""
         return prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def chunk(self) -> int:
+        """Rows that are stored together, so that to read one costs as much as to read them; by default all of them."""
+        return max(1, *self.shape[:1])
+
+    @property
+    def table(self) -> Hashable:
+        """What sources have alike that are read together, in one pass; None, by default, for those that aren't."""
+        return None
+
     @abstractmethod
     def read_into(self, out: Array) -> None:
         """Reads the array, without a second whole copy.
@@ -55,6 +107,22 @@ class ArraySource(ABC):
         DataError
             Where the file is missing, damaged, or has changed since it was opened.
         """
+
+    def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
+        """Opens this array and those that are read together with it.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ArraySource
+            This source, and others of its `table`, by the names by which `Rows.read` fills them.
+
+        Returns
+        -------
+        Rows
+            By default the whole array, which is read when its first rows are.
+        """
+        (name,) = arrays
+        return _WholeRows(name, self)
 
     def mapped(self) -> Array | None:
         """A memory map of the array.
@@ -84,6 +152,14 @@ class DataSource:
         The number of classes of integer labels, where it is known; `check_arrays` finds it otherwise.
     unused
         The names of the file's other arrays.
+    columns : Columns, optional
+        Which columns of a table the arrays are.
+    class_names : tuple of str
+        The names of the classes in the order of the labels, where the data have them; `num_classes` is their number.
+    files : tuple of FileStamp
+        The files as they were when they were opened.
+    notes : tuple of str
+        Sentences for the user.
     """
 
     name: str
@@ -91,6 +167,49 @@ class DataSource:
     scale: float = 1.0
     num_classes: int | None = None
     unused: tuple[str, ...] = ()
+    columns: Columns | None = None
+    class_names: tuple[str, ...] = ()
+    files: tuple[FileStamp, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is asked of a file. A format says which of these it takes, and the others are refused.
+
+    Parameters
+    ----------
+    x, y : tuple of str
+        The columns or arrays that are inputs and targets: names, or patterns of names.
+    weights, group : str, optional
+        The column or array of sample weights, and the one of groups that a split keeps together.
+    axis : str, default "0"
+        The number or the name of the axis of examples.
+    missing : str, default "refuse"
+        What is done with examples that lack a value: refuse, mean, zero or drop.
+    classes : tuple of str
+        The names of classes in the order of their labels.
+    keep : tuple of str
+        Columns that are written beside predictions.
+    columns : Columns, optional
+        What a trained model takes, in place of x and y.
+    targets : bool, default True
+        Whether targets are read; without, there may be no examples.
+    streamed : bool, default False
+        Whether the file is to be read in blocks.
+    """
+
+    x: tuple[str, ...] = ()
+    y: tuple[str, ...] = ()
+    weights: str | None = None
+    group: str | None = None
+    axis: str = "0"
+    missing: Missing = "refuse"
+    classes: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    columns: Columns | None = None
+    targets: bool = True
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,3 +254,22 @@ def read_array(source: ArraySource) -> Array:
         found = np.empty(source.shape, source.dtype)
         source.read_into(found)
     return found
+
+
+class _WholeRows(Rows):
+    """An array that can only be read as a whole, or is mapped."""
+
+    def __init__(self, name: str, source: ArraySource) -> None:
+        self._name, self._source = name, source
+        self._array: Array | None = None
+
+    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
+        if self._array is None:
+            self._array = read_array(self._source)
+        at = 0
+        for start, stop in runs:
+            out[self._name][at : at + stop - start] = self._array[start:stop]
+            at += stop - start
+
+    def close(self) -> None:
+        self._array = None

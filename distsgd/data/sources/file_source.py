@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import ArraySource
-from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, fill_fortran
+from distsgd.data.sources.base import ArraySource, Rows, Runs
+from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, fill_fortran, reading
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class FileSource(ArraySource):
         """The array's name in messages."""
         return self.path
 
+    @property
+    def chunk(self) -> int:
+        """One row, where the data lies in the file as it is."""
+        return super().chunk if self.header.packed or self.header.fortran else 1
+
     @abstractmethod
     def opened(self) -> AbstractContextManager[tuple[Stream, Header]]:
         """The data's bytes, unpacked, and the header before them."""
@@ -61,9 +67,16 @@ class FileSource(ArraySource):
         """Overwrites `out`, a block at a time, and reads no more than the header promises and one byte."""
         check_out(self, out)
         with self.opened() as (stream, header):
-            self._check_unchanged(header)
+            self.check_unchanged(header)
             (fill_fortran if header.fortran else fill)(stream, out, self.where)
             expect_end(stream, self.where)
+
+    def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
+        """Reads rows out of the file, without a map, where the data lies in it as it is."""
+        if self.header.packed or self.header.fortran:
+            return super().open_rows(arrays)
+        (name,) = arrays
+        return _FileRows(name, self)
 
     def mapped(self) -> Array | None:
         """A read-only map, where the data is C-ordered, aligned, not packed, and in this machine's byte order."""
@@ -77,11 +90,35 @@ class FileSource(ArraySource):
         ):
             return None
         with self.opened() as (stream, found):
-            self._check_unchanged(found)
+            self.check_unchanged(found)
             array = np.memmap(stream, self.dtype, "r", header.offset, self.shape)  # of the file that was checked
         array.filename = self.path  # which a stream that was opened by its number doesn't know
         return array
 
-    def _check_unchanged(self, header: Header) -> None:
+    def check_unchanged(self, header: Header) -> None:
+        """DataError where this header isn't the one that was there when the file was opened first."""
         if header != self.header:
             raise DataError(f"{self.where}: expected the array that was opened, it has changed since; start again")
+
+
+class _FileRows(Rows):
+    """Rows of C-ordered data in an open file."""
+
+    def __init__(self, name: str, source: FileSource) -> None:
+        self._name, self._source = name, source
+        with ExitStack() as opening:
+            self._stream, header = opening.enter_context(source.opened())
+            source.check_unchanged(header)
+            self._open = opening.pop_all()
+
+    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
+        source, memory, at = self._source, out[self._name], 0
+        row = prod(source.shape[1:]) * source.dtype.itemsize
+        with reading(source.where):
+            for start, stop in runs:
+                self._stream.seek(source.header.offset + start * row)
+                fill(self._stream, memory[at : at + stop - start], source.where)
+                at += stop - start
+
+    def close(self) -> None:
+        self._open.close()

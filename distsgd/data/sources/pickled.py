@@ -6,7 +6,7 @@ A pickle has no headers to read first, so opening unpacks it once; each array is
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -14,9 +14,9 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.sources.assemble import assemble
-from distsgd.data.sources.base import SPLITS, ArraySource, DataSource
+from distsgd.data.sources.base import SPLITS, ArraySource, DataSource, ReadOptions
 from distsgd.data.sources.converted import converted
-from distsgd.data.sources.streams import absolute, check_out, expect_end, open_binary
+from distsgd.data.sources.streams import absolute, check_out, expect_end, open_binary, stamps
 from distsgd.data.sources.unpickle import unpickle
 
 SIZE_LIMIT = 1 << 30
@@ -87,6 +87,13 @@ class PickledSource(ArraySource):
         out[...] = found
 
 
+def open_source(where: str, options: ReadOptions) -> DataSource:
+    """The data set in a pickle; it has no inputs without targets."""
+    if not options.targets:
+        raise DataError(f"{where}: expected a .npz file with x, or a .npy file; save it with numpy.savez")
+    return open_pickle(where)
+
+
 def open_pickle(path: str | os.PathLike[str]) -> DataSource:
     """The data set in a pickle, gzipped or not, of three pairs of arrays; DataError for anything else in it.
 
@@ -100,4 +107,4 @@ def open_pickle(path: str | os.PathLike[str]) -> DataSource:
         source = PickledSource(array.shape, array.dtype, key, contents)
         flat = key.startswith("x") and array.shape[1:] == (prod(_MNIST),)
         sources[key] = converted(source, array.dtype, (len(array), *_MNIST)) if flat else source
-    return assemble(where, sources)
+    return replace(assemble(where, sources), files=stamps([where]))

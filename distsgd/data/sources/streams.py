@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, TypeAlias
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.core.files import open_regular
+from distsgd.core.files import FileStamp, open_regular
 from distsgd.data.sources.base import ArraySource
 
 Stream: TypeAlias = IO[bytes]
@@ -58,6 +58,15 @@ def reading(where: str) -> Iterator[None]:
 def absolute(path: str | os.PathLike[str]) -> str:
     """The absolute path: other ranks of the host may have another working directory."""
     return os.path.abspath(os.path.expanduser(path))
+
+
+def stamps(paths: Iterable[str]) -> tuple[FileStamp, ...]:
+    """What these files are now; DataError where one is missing or can't be looked at."""
+    found = []
+    for path in paths:
+        with reading(path):
+            found.append(FileStamp.of(path))
+    return tuple(found)
 
 
 class _Unpacked(io.RawIOBase):

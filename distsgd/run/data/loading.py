@@ -73,7 +73,9 @@ def data_of(
     """The sets of a data source, which are in memory, as `split_data` makes them. Collective."""
     if config.validation_last is not None:
         sets["validation"] = None
-    data = replace(split_data(communicator, config, names, sets, source.num_classes), unused=source.unused)
+    data = split_data(communicator, config, names, sets, source.num_classes or len(source.class_names) or None)
+    signature = replace(data.signature, columns=source.columns, class_names=source.class_names)
+    data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
     _check_hosts(communicator, data, sets)
     release_freed_memory()
     return data
@@ -160,7 +162,7 @@ def open_source(
 
     def read() -> DataSource:
         from distsgd.data.named.datasets import open_dataset
-        from distsgd.data.sources.files import looks_like_path
+        from distsgd.data.sources.registry import looks_like_path
 
         if data_dir is not None and all(one is None or looks_like_path(one) for one in (name, *others)):
             raise ConfigurationError(f"data_dir: is for named data sets, and {name} is a path; leave it out")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,35 +21,48 @@ def place_split(communicator: Communicator, source: DataSource, split: str) -> E
     """One split's examples, each array once per node; None where the data set hasn't that split. Collective."""
     if f"x_{split}" not in source.arrays:
         return None
-    x, y, weights = (
-        place(communicator, source.arrays[f"{kind}_{split}"]) if f"{kind}_{split}" in source.arrays else None
-        for kind in ("x", "y", "weights")
-    )
-    assert x is not None
-    assert y is not None, "a data set has targets for all of its inputs"
-    return Examples(x, y, weights, source.scale)
+    there = {kind: source.arrays[key] for kind in ("x", "y", "weights") if (key := f"{kind}_{split}") in source.arrays}
+    arrays = place_together(communicator, there)
+    assert "y" in arrays, "a data set has targets for all of its inputs"
+    return Examples(arrays["x"], arrays["y"], arrays.get("weights"), source.scale)
 
 
 def place(communicator: Communicator, source: ArraySource) -> Array:
-    """The array in memory that the ranks of a node share: the mapped file where it can be mapped, else a copy that
-    one rank reads for all. Collective."""
-    node = communicator.node()
-    mapped = communicator.everywhere(source.mapped)
-    if all(communicator.allgather_object(mapped is not None)):
-        assert mapped is not None
-        from distsgd.core.bus_errors import watch
+    """The array of a source in memory, as `place_together` puts it there. Collective."""
+    return place_together(communicator, {"": source})[""]
 
-        watch([mapped], communicator.rank, communicator.abort)
-        return np.asarray(mapped)
+
+def place_together(communicator: Communicator, sources: Mapping[str, ArraySource]) -> dict[str, Array]:
+    """The arrays in memory that the ranks of a node share: the mapped file where it can be mapped, else a copy that
+    one rank reads for all, in one pass for those that are read together. Collective."""
+    placed = {name: _mapped(communicator, source) for name, source in sources.items()}
+    read = {name: source for name, source in sources.items() if placed[name] is None}
+    copies = _copies(communicator, read) if read else {}
+    return {name: copies[name] if array is None else array for name, array in placed.items()}
+
+
+def _mapped(communicator: Communicator, source: ArraySource) -> Array | None:
+    mapped = communicator.everywhere(source.mapped)
+    if not all(communicator.allgather_object(mapped is not None)):
+        return None
+    assert mapped is not None
+    from distsgd.core.bus_errors import watch
+
+    watch([mapped], communicator.rank, communicator.abort)
+    return np.asarray(mapped)
+
+
+def _copies(communicator: Communicator, sources: Mapping[str, ArraySource]) -> dict[str, Array]:
+    from distsgd.data.sources.converted import read_together
     from distsgd.parallel.shared_memory import shared_array
 
-    communicator.everywhere(lambda: check_memory(source.nbytes, f"a data array of shape {source.shape}"))
-    array, is_shared = shared_array(node, source.shape, source.dtype)
-
-    def read() -> None:
+    node, arrays, mine = communicator.node(), {}, {}
+    for name, source in sources.items():
+        communicator.everywhere(partial(check_memory, source.nbytes, f"a data array of shape {source.shape}"))
+        arrays[name], is_shared = shared_array(node, source.shape, source.dtype)
         if node.is_root or not is_shared:
-            source.read_into(array)
-
-    communicator.everywhere(read)
-    array.flags.writeable = False
-    return array
+            mine[name] = source
+    communicator.everywhere(lambda: read_together(mine, arrays))
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays

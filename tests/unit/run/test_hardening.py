@@ -108,16 +108,16 @@ def test_ranks_with_other_arrays_get_a_message() -> None:
 def test_hosts_with_other_files_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each host reads its own files: here the second has another label, as from an older copy."""
 
-    def reads(communicator: Communicator, source: Any) -> Any:
-        array = np.array(place(communicator, source))
-        if communicator.hosts[communicator.rank] == "b" and array.ndim == 1:
-            array[7] = 1 - array[7] % 2
-        return array
+    def reads(communicator: Communicator, sources: Any) -> Any:
+        arrays = {name: np.array(array) for name, array in place_together(communicator, sources).items()}
+        if communicator.hosts[communicator.rank] == "b":
+            arrays["y"][7] = 1 - arrays["y"][7] % 2
+        return arrays
 
     config = resolved(TrainConfig(dataset="moons"))
-    place = placement.place
+    place_together = placement.place_together
     assert len(run_on_threads(3, lambda c: load_data(c, config).name, ("a", "b", "b"))) == 3
-    monkeypatch.setattr(placement, "place", reads)
+    monkeypatch.setattr(placement, "place_together", reads)
 
     def run(communicator: Communicator) -> str:
         with pytest.raises(DataError) as reported:

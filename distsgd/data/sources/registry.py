@@ -1,0 +1,116 @@
+"""File formats: which files each is for, and the module that opens them.
+
+A new format is one module with a function `open_source(path, options)`, and one line in FORMATS.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from importlib import import_module
+from importlib.util import find_spec
+
+from distsgd.core.errors import ConfigurationError, DataError, pip_install
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
+from distsgd.data.sources.streams import absolute
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    suffixes : tuple of str
+        With what names of its files end.
+    module : str
+        Whose `open_source(path, options)` returns a `DataSource`, from headers alone; imported when it is used.
+    inside : tuple of str
+        Patterns of names that only a folder has which is a data set of this format.
+    takes : tuple of str
+        The fields of `ReadOptions` that it takes; others are refused.
+    package, extra : str
+        The package that reads it, and the extra of distsgd that installs it; empty for none.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    inside: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+    package: str = ""
+    extra: str = ""
+
+    def open(self, path: str, options: ReadOptions) -> DataSource:
+        """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
+        the format doesn't take."""
+        for field in fields(ReadOptions):
+            if field.name in (*self.takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
+                continue
+            raise ConfigurationError(f"{field.name}: would change nothing for {self.name}, as {path} is; leave it out")
+        if self.package and find_spec(self.package) is None:
+            raise where_missing(f"{path}: {self.name}", self.package, self.extra)
+        found: DataSource = import_module(self.module).open_source(path, options)
+        return found
+
+
+_FOR_ALL = ("targets", "streamed")
+"""Fields of ReadOptions that no user gives."""
+_HERE = __name__.rpartition(".")[0]
+FORMATS: tuple[Format, ...] = (
+    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", inside=("*.npy",)),
+    Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
+)
+
+
+def where_missing(what: str, package: str, extra: str) -> ConfigurationError:
+    """The error that says how to install the package that `what` is read by."""
+    return ConfigurationError(f"{what} is read by {package}, which is not installed; {pip_install(extra)}")
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether this means a file or folder, not a name."""
+    return os.sep in text or text.endswith(_suffixes()) or os.path.exists(text)
+
+
+def _suffixes() -> tuple[str, ...]:
+    return tuple(suffix for one in FORMATS for suffix in one.suffixes)
+
+
+def format_of(path: str) -> Format:
+    """The format of a file or folder that is there, by its name, or by the names in it. Raises DataError."""
+    if os.path.isdir(path):
+        return _format_of_folder(path)
+    ends = [(len(suffix), one) for one in FORMATS for suffix in one.suffixes if path.endswith(suffix)]
+    if not ends:
+        raise DataError(
+            f"{path}: expected a folder or a file ending in {', '.join(_suffixes())}; save it with numpy.savez"
+        )
+    return max(ends, key=lambda found: found[0])[1]
+
+
+def _format_of_folder(path: str) -> Format:
+    try:
+        names = os.listdir(path)
+    except OSError as problem:
+        raise DataError(f"{path}: expected a readable folder ({problem.strerror}); check its permissions") from None
+    for one in FORMATS:
+        if any(fnmatchcase(name, pattern) for pattern in one.inside for name in names):
+            return one
+    return FORMATS[0]  # which says what it expects in a folder
+
+
+def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) -> DataSource:
+    """The data set in a file or folder, described by its headers; DataError where it can't be one."""
+    where = absolute(path)
+    if not os.path.exists(where):
+        raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
+    return format_of(where).open(where, options or ReadOptions())
+
+
+def open_inputs(path: str | os.PathLike[str]) -> ArraySource:
+    """The inputs alone of a file, of which there may be none. Raises DataError where it has no inputs."""
+    return open_path(path, ReadOptions(targets=False)).arrays["x_train"]
