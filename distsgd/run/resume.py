@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import CheckpointError, DistsgdError, RunFolderError
 from distsgd.core.kernel_family import AUTO, other_than
 from distsgd.optim.schedules import has_horizon
@@ -19,6 +18,7 @@ from distsgd.training.intervals import parse_target
 from distsgd.training.run_state import Metadata, RunState
 
 if TYPE_CHECKING:
+    from distsgd.core.checkpoint import Checkpoint
     from distsgd.run.files.folder import RunFolder
 
 _REQUIRED = {"epochs": int, "steps": int, "parameters_sha256": str}
@@ -97,6 +97,7 @@ def _find_start(config: TrainConfig, folder: RunFolder) -> Start:
 
 def _look_after(folder: RunFolder, checkpoint: Checkpoint, state: RunState, records: int) -> list[str]:
     """Lines about what is damaged in the folder of a run that is finished; its best model is written again."""
+    from distsgd.core.checkpoint import Checkpoint
     from distsgd.core.checkpoint_folder import best_of
 
     notes = []

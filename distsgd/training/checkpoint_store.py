@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
 
-from distsgd.core.checkpoint import Checkpoint, StoredArrays, understanding
 from distsgd.core.device import Array, host_copy
 from distsgd.core.errors import CheckpointError
 from distsgd.core.layout import Views
@@ -20,6 +19,9 @@ from distsgd.training.evaluator import Scores
 from distsgd.training.non_finite import PARAMETERS, NonFinite
 from distsgd.training.run_state import RunState
 from distsgd.training.step import TrainingStep
+
+if TYPE_CHECKING:
+    from distsgd.core.checkpoint import Checkpoint
 
 PATIENCE = 30.0
 """Seconds for which a checkpoint waits until the one before it is written."""
@@ -116,6 +118,8 @@ class Checkpoints:
 
     def restore(self, checkpoint: Checkpoint | None) -> RunState:
         """Rank 0's checkpoint (None elsewhere), in place on all ranks. Collective."""
+        from distsgd.core.checkpoint import understanding
+
         step, slots, whole = self.step, None, RunState()
         params = step.params_buffer()
 
@@ -138,6 +142,8 @@ def take(
     step: TrainingStep, progress: RunState, rule: StoppingRule | None, slots: list[Array]
 ) -> tuple[Checkpoint, Checkpoint]:
     """(the whole run, the best model so far); both are copies. On rank 0."""
+    from distsgd.core.checkpoint import Checkpoint
+
     params = host_copy(step.reduction.params)
     if not np.isfinite(params).all():
         more = "a smaller learning rate or clip_norm may help; the last checkpoint stays as it was"
@@ -175,6 +181,8 @@ def _read(
 
 def fill_model(views: Views, arrays: Mapping[str, Array], what: str) -> None:
     """Copies named arrays into views of these names. Raises CheckpointError where names, shapes or dtypes differ."""
+    from distsgd.core.checkpoint import StoredArrays
+
     for name, view in views.items():
         found = _about(arrays, name)
         if found != (view.shape, view.dtype):
@@ -194,6 +202,8 @@ def fill_model(views: Views, arrays: Mapping[str, Array], what: str) -> None:
 
 def _about(arrays: Mapping[str, Array], name: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
     """(shape, dtype) of a named array, None where there is none."""
+    from distsgd.core.checkpoint import StoredArrays
+
     if isinstance(arrays, StoredArrays):
         return arrays.about(name)
     found = arrays.get(name)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distsgd.core.checkpoint import understanding
 from distsgd.core.device import Array
 from distsgd.core.errors import CheckpointError
 from distsgd.data.examples import Signature
@@ -243,6 +242,8 @@ def _signature(shapes: Mapping[str, Any]) -> Signature:
 
 def _skipped(record: Any) -> NonFinite:
     """A skipped minibatch from its record. Raises CheckpointError where an entry is missing or wrong."""
+    from distsgd.core.checkpoint import understanding
+
     with understanding("the checkpoint's skipped minibatches"):
         found = NonFinite.of(record)
     numbers = (found.step, *(found.microbatches or ()), *found.examples)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.output import say
 from distsgd.core.status_table import Phase
 from distsgd.data.sampling import Sampler
@@ -31,6 +30,9 @@ from distsgd.training.selection import Selection
 from distsgd.training.speed import SpeedMeter
 from distsgd.training.step import TrainingStep
 from distsgd.training.steps import NOTHING, Flag, StepOrder, StepResult, Steps
+
+if TYPE_CHECKING:
+    from distsgd.core.checkpoint import Checkpoint
 
 
 class StopReason(StrEnum):

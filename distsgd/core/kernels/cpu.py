@@ -14,27 +14,27 @@ from math import prod
 import numpy as np
 
 from distsgd.core.device import Array, Shape
-from distsgd.core.kernels.convolution import convolve, input_gradient, weight_gradient
-from distsgd.core.kernels.normalization import normalize, normalize_backward, transform, transform_backward
-from distsgd.core.kernels.pooling import (
-    average_pool,
-    average_pool_backward,
-    max_pool,
-    max_pool_apart,
-    max_pool_apart_backward,
-    max_pool_backward,
-)
 from distsgd.core.kernels.products import multiply
 from distsgd.core.kernels.vectors import positive, row_sums
+from distsgd.core.lazy import lazily, names_in
 from distsgd.core.random import Stream, words_of
 from distsgd.core.random import keep_mask as mask_of_words
 
+NAMES = {
+    "core.kernels.convolution": ("convolve", "input_gradient", "weight_gradient"),
+    "core.kernels.normalization": ("normalize", "normalize_backward", "transform", "transform_backward"),
+    "core.kernels.pooling": (
+        "average_pool", "average_pool_backward", "max_pool", "max_pool_apart", "max_pool_apart_backward",
+        "max_pool_backward",
+    ),
+}  # fmt: skip
+"""Kernels of images, by their module, which is imported when one is first used."""
+
 __all__ = [
-    "COLUMNS_APART", "adagrad", "adam", "add_scaled", "average_pool", "average_pool_backward", "block_squares",
-    "convolve", "input_gradient", "keep_mask", "max_pool", "max_pool_apart", "max_pool_apart_backward",
-    "max_pool_backward", "momentum", "multiply", "nesterov", "normalize", "normalize_backward", "positive", "rmsprop",
-    "row_sums", "scale", "sgd", "softmax_cross_entropy", "transform", "transform_backward", "weight_gradient",
+    "COLUMNS_APART", "adagrad", "adam", "add_scaled", "block_squares", "keep_mask", "momentum", "multiply", "nesterov",
+    "positive", "rmsprop", "row_sums", "scale", "sgd", "softmax_cross_entropy", *names_in(NAMES),
 ]  # fmt: skip
+__getattr__, __dir__ = lazily(__name__, NAMES)
 
 COLUMNS_APART = True
 """Whether a convolution and the pooling after it are faster together, with the columns kept apart."""

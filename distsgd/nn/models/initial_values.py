@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from distsgd.nn.initializers import Glorot, He, Initializer, Normal, Uniform, Zeros
-
-HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
+from distsgd.nn.models.options import HE_ACTIVATIONS
 
 
 @dataclass(frozen=True)

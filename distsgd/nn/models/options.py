@@ -11,6 +11,9 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.nn.initializers import Initializer, parse_initializer
 from distsgd.nn.layers import Activation, Dropout, Layer
 
+HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
+"""Activations before which weights are He's by default."""
+
 
 @dataclass(frozen=True)
 class ModelOptions:

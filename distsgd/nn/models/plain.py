@@ -6,8 +6,7 @@ from math import prod
 
 from distsgd.core.device import Shape
 from distsgd.nn.layers import Activation, BatchNormalization, Dense, Dropout, Layer, Sequential
-from distsgd.nn.models.initial_values import HE_ACTIVATIONS
-from distsgd.nn.models.options import ModelOptions
+from distsgd.nn.models.options import HE_ACTIVATIONS, ModelOptions
 
 
 def softmax(input_shape: Shape, outputs: int, options: ModelOptions) -> Layer:

@@ -40,7 +40,11 @@ FACES = {"metrics"}
 """Modules that name public things of a package again, for users; no module of distsgd imports them."""
 LONGEST_ENTRY = 12
 MAY_IMPORT_CUPY = {"gpu/devices.py", "gpu/nccl.py"}
-LAZY = {"cupy", "matplotlib", "mpi4py", "pooch", "rich"}  # extras, and MPI, which may abort where it loads
+LAZY = {
+    "cupy", "matplotlib", "mpi4py", "pooch", "rich", "pyarrow", "h5py", "zarr", "numcodecs", "PIL", "pandas", "polars",
+    "xarray",
+}  # fmt: skip
+"""Extras, other packages' objects that a user may give, and MPI, which may abort where it loads."""
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 100
 
