@@ -21,7 +21,8 @@ from distsgd.run.build import as_loss
 from distsgd.run.caller import as_a_guest, ranks_for
 from distsgd.run.compared.agreement import agreed
 from distsgd.run.compared.identity import Identity
-from distsgd.run.fit_arguments import FitArguments, listed, training_set
+from distsgd.run.data.given import training_set
+from distsgd.run.fit_arguments import FitArguments, listed
 from distsgd.run.lifecycle import Attempt, RunSpec, run
 from distsgd.run.trained.trained_model import Result, options_of_run
 from distsgd.training.callbacks import Callback, History

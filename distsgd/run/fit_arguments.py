@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ import numpy as np
 from distsgd.core.components import check_name, field_names
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
-from distsgd.data.checks import as_array, stored_array
 from distsgd.data.examples import Examples, Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES
@@ -28,11 +27,10 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.compared.agreement import add_versions
-from distsgd.run.compared.digests import array_text, fingerprint
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
-from distsgd.run.data.loading import Data, data_of, split_data
+from distsgd.run.data.given import add_examples, examples_given, from_arrays, from_source, source_of
 from distsgd.run.files.summary import last_line
 from distsgd.run.lifecycle import Attempt, RunSpec
 from distsgd.run.user_code import allow_code, names_code
@@ -40,7 +38,6 @@ from distsgd.training.callbacks import Callback
 from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
-    from distsgd.data.sources.base import DataSource
     from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
@@ -67,10 +64,10 @@ class FitArguments:
         self._check()
         optimizer = self._own_optimizer()
         config = self._config(optimizer)
-        source = _source(self.arrays["train"])
+        source = source_of(self.arrays["train"])
         as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
         given = {name: one for name, one in self.arrays.items() if source is None or one is not source}
-        sets = {name: _examples(one, name, as_stored) for name, one in given.items()}
+        sets = {name: examples_given(one, name, as_stored) for name, one in given.items()}
         if source is None and sets["train"] is None:
             raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
         optimizer = optimizer or own_optimizer(config)
@@ -78,7 +75,7 @@ class FitArguments:
         spec = RunSpec(
             config,
             None if config.out is None else _folder(config),
-            _load_arrays(sets) if source is None else _load_source(source, sets),
+            from_arrays(sets) if source is None else from_source(source, sets),
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
@@ -186,12 +183,12 @@ class FitArguments:
                 identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
         for number, metric in enumerate(metrics_of(self.metrics, "fit")[1]):
             identity.add(f"metrics[{number}]", metric)
-        if (source := _source(self.arrays["train"])) is not None:
+        if (source := source_of(self.arrays["train"])) is not None:
             identity.say(
                 "train", f"{source.name}: {', '.join(f'{key} {one.shape}' for key, one in source.arrays.items())}"
             )
         for name, part in sets.items():
-            _add_examples(identity, name, part)
+            add_examples(identity, name, part)
         return identity
 
     def _objective(self, communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:
@@ -205,46 +202,6 @@ class FitArguments:
 
             return FunctionObjective(model, self.params, self.outputs)
         return as_objective(model, loss or build_loss(config, data), data)
-
-
-def _source(given: Any) -> DataSource | None:
-    """A data source, such as `open_dataset` returns, whose module is then loaded already."""
-    module = sys.modules.get("distsgd.data.sources.base")
-    return given if module is not None and isinstance(given, module.DataSource) else None
-
-
-def _load_arrays(sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
-    names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
-    return lambda communicator, config: split_data(communicator, config, names, sets, contents=contents)
-
-
-def _load_source(source: DataSource, sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
-    """Its splits, each array once per host; those that are given as arrays take their place."""
-
-    def load(communicator: Communicator, config: TrainConfig) -> Data:
-        from distsgd.run.data.placement import place_split
-
-        given = {name: part for name, part in sets.items() if part is not None}
-        names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
-        found = {split: given.get(split) or place_split(communicator, source, split) for split in names if split}
-        return data_of(communicator, config, source, names, found)
-
-    return load
-
-
-def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
-    """The training examples as one tuple: x and y, or x alone where it is (x, y) or (x, y, weights)."""
-    if y is None:
-        if weights is None or x is None or not isinstance(x, tuple | list) or len(x) != 2:
-            if weights is not None:
-                raise ConfigurationError("fit: weights go with x and y, or with x as (x, y)")
-            return x  # type: ignore[no-any-return]
-        return (*x, weights)
-    if isinstance(x, tuple) and isinstance(y, tuple) and any(np.ndim(one) for one in x if hasattr(one, "shape")):
-        raise ConfigurationError(
-            "fit: x is (x, y) already, and y is a tuple, too; validation examples are given as validation=(x, y)"
-        )
-    return (x, y) if weights is None else (x, y, weights)
 
 
 def _refuse_anothers(model: Any, loss: Any) -> None:
@@ -312,56 +269,11 @@ def _is_named(value: Any) -> bool:
     return isinstance(value, str) or type(value) in OPTIMIZERS.values()
 
 
-def _add_examples(identity: Identity, name: str, part: Examples | None) -> None:
-    arrays = {} if part is None else {"x": part.x, "y": part.y, "weights": part.weights}
-    given = {key: array for key, array in arrays.items() if array is not None}
-    identity.say(name, f"({', '.join(given)})" if given else "None")
-    for key, array in given.items():
-        identity.say(f"{name} {key}", array_text(array))
-
-
 def listed(name: str, given: Any, caller: str = "fit") -> tuple[Any, ...]:
     """A list's items, or any other iterable's, which may be gone through once."""
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         raise ConfigurationError(f"{caller}: {name} must be a list, got {type(given).__name__}; put it in brackets")
     return tuple(given)
-
-
-def _examples(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
-    """The examples of one set of fit's, None where it isn't given."""
-    if arrays is None:
-        return None
-    if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
-        what = "give x and y, or for x" if name == "train" else f"{name} must be"
-        advice = ""
-        if name == "train" and isinstance(arrays, str | os.PathLike):
-            advice = "; distsgd.open_dataset opens a data set by its name or path"
-        elif name == "train" and (hasattr(arrays, "__getitem__") or hasattr(arrays, "dataset")):  # such as PyTorch's
-            advice = "; give whole arrays, such as those that it is made of"
-        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}{advice}")
-    return examples_of(arrays, f"{name} ", "fit", as_stored)
-
-
-def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = False) -> Examples:
-    """Examples from (x, y) or (x, y, weights), which messages of the function `of` call `name`x and so on."""
-    if None in (kinds := [None if one is None else type(one) for one in arrays]):
-        missing = ("x", "y", "weights")[kinds.index(None)]
-        raise ConfigurationError(f"{of}: {name}{missing}: expected an array, got None; give one, or leave it out")
-    parts = zip(("x", "y", "weights"), arrays, strict=False)
-    read = stored_array if as_stored else as_array
-    x, y, *rest = (read(array, f"{name}{part}", of) for part, array in parts)
-    if x.ndim == 0 or y.ndim == 0:
-        single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
-        part = f"{name}x" if x.ndim == 0 else f"{name}y"
-        raise ConfigurationError(f"{of}: {part} must be an array of examples, got {single}")
-    weights = rest[0] if rest else None
-    if weights is not None and weights.shape == (len(weights), 1):
-        weights = weights.reshape(len(weights))
-    if as_stored:
-        return Examples(x, y, weights, as_stored=True)
-    if y.dtype.kind in "biu":
-        y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
-    return Examples(x, y, weights, 255.0 if x.dtype == np.uint8 else 1.0)
 
 
 def _named_loss(loss: Loss, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from math import prod
 
 from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError
+from distsgd.nn import layers as nn
 from distsgd.nn.initializers import Initializer, parse_initializer
-from distsgd.nn.layers import Activation, Dropout, Layer
 
 HE_ACTIVATIONS = ("relu", "leaky-relu", "gelu", "softplus")
 """Activations before which weights are He's by default."""
@@ -56,8 +56,9 @@ class ModelOptions:
         if self.output_activation not in ("linear", "sigmoid"):
             raise ConfigurationError(f"output activation: expected linear or sigmoid, got {self.output_activation!r}")
         # What the layers check themselves is checked here too: a wrong option is reported before data are read.
-        Activation(self.activation)
-        Dropout(self.dropout)
+        nn.Activation(self.activation)
+        if self.dropout:
+            nn.Dropout(self.dropout)
         for text in (self.weight_initializer, self.bias_initializer):
             if text is not None:
                 parse_initializer(text)
@@ -81,7 +82,7 @@ class ModelOptions:
         return parse_initializer(self.bias_initializer)
 
 
-ModelBuilder = Callable[[Shape, int, ModelOptions], Layer]
+ModelBuilder = Callable[[Shape, int, ModelOptions], nn.Layer]
 """(shape of an example, number of outputs, options) -> the model."""
 
 
@@ -90,7 +91,7 @@ def as_images(shape: Shape) -> Shape:
     return (1, *shape) if len(shape) == 2 else shape
 
 
-def accepted_shape(layer: Layer, example_shape: Shape) -> Shape:
+def accepted_shape(layer: nn.Layer, example_shape: Shape) -> Shape:
     """The shape in which `layer` takes examples of `example_shape`: theirs, or images of one channel, or else flat.
 
     Raises ConfigurationError, the layer's own for their shape, where it takes none of them.

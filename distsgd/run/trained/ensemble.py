@@ -157,7 +157,8 @@ class Ensemble:
         DataError
             Where the examples don't fit the members.
         """
-        from distsgd.run.fit_arguments import examples_of, metrics_of
+        from distsgd.run.data.given import examples_of
+        from distsgd.run.fit_arguments import metrics_of
         from distsgd.run.trained.scoring import checked, score_predictions
 
         names, own = metrics_of(metrics, "evaluate")

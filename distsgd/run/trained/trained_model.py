@@ -187,7 +187,8 @@ class TrainedModel:
             Where the examples don't fit the model.
         """
         from distsgd.parallel.serial import SerialCommunicator
-        from distsgd.run.fit_arguments import examples_of, metrics_of
+        from distsgd.run.data.given import examples_of
+        from distsgd.run.fit_arguments import metrics_of
         from distsgd.run.trained.scoring import checked, score
 
         names, own = metrics_of(metrics, "evaluate")

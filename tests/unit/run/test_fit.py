@@ -316,13 +316,13 @@ def test_arrays_in_any_order_of_memory() -> None:
 
 def test_examples_lie_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """In any other order of memory each minibatch would copy the whole set."""
-    given, split_data = [], distsgd.run.fit_arguments.split_data
+    given, split_data = [], distsgd.run.data.given.split_data
 
     def keeping(communicator: Any, decided: Any, names: Any, sets: Any, **keywords: Any) -> Any:
         given.append(sets["train"].x)
         return split_data(communicator, decided, names, sets, **keywords)
 
-    monkeypatch.setattr(distsgd.run.fit_arguments, "split_data", keeping)
+    monkeypatch.setattr(distsgd.run.data.given, "split_data", keeping)
     fit("softmax", (np.asfortranarray(X), LABELS), **QUICK)
     assert [x.flags.c_contiguous for x in given] == [True]
 

@@ -1,0 +1,109 @@
+"""Examples that a program gives, as arrays or as a data source: what they are, and how a run loads them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distsgd.core.errors import ConfigurationError
+from distsgd.data.checks import as_array, stored_array
+from distsgd.data.examples import Examples
+from distsgd.parallel import Communicator
+from distsgd.run.compared.digests import array_text, fingerprint
+from distsgd.run.compared.identity import Identity
+from distsgd.run.config import TrainConfig
+from distsgd.run.data.loading import Data, data_of, split_data
+
+if TYPE_CHECKING:
+    from distsgd.data.sources.base import DataSource
+
+
+def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
+    """The training examples as one tuple: x and y, or x alone where it is (x, y) or (x, y, weights)."""
+    if y is None:
+        if weights is None or x is None or not isinstance(x, tuple | list) or len(x) != 2:
+            if weights is not None:
+                raise ConfigurationError("fit: weights go with x and y, or with x as (x, y)")
+            return x  # type: ignore[no-any-return]
+        return (*x, weights)
+    if isinstance(x, tuple) and isinstance(y, tuple) and any(np.ndim(one) for one in x if hasattr(one, "shape")):
+        raise ConfigurationError(
+            "fit: x is (x, y) already, and y is a tuple, too; validation examples are given as validation=(x, y)"
+        )
+    return (x, y) if weights is None else (x, y, weights)
+
+
+def examples_given(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
+    """The examples of one set of fit's, None where it isn't given."""
+    if arrays is None:
+        return None
+    if not isinstance(arrays, tuple | list) or len(arrays) not in (2, 3):
+        what = "give x and y, or for x" if name == "train" else f"{name} must be"
+        advice = ""
+        if name == "train" and isinstance(arrays, str | os.PathLike):
+            advice = "; distsgd.open_dataset opens a data set by its name or path"
+        elif name == "train" and (hasattr(arrays, "__getitem__") or hasattr(arrays, "dataset")):  # such as PyTorch's
+            advice = "; give whole arrays, such as those that it is made of"
+        raise ConfigurationError(f"fit: {what} (x, y) or (x, y, weights), got {type(arrays).__name__}{advice}")
+    return examples_of(arrays, f"{name} ", "fit", as_stored)
+
+
+def examples_of(arrays: Sequence[Any], name: str, of: str, as_stored: bool = False) -> Examples:
+    """Examples from (x, y) or (x, y, weights), which messages of the function `of` call `name`x and so on."""
+    if None in (kinds := [None if one is None else type(one) for one in arrays]):
+        missing = ("x", "y", "weights")[kinds.index(None)]
+        raise ConfigurationError(f"{of}: {name}{missing}: expected an array, got None; give one, or leave it out")
+    parts = zip(("x", "y", "weights"), arrays, strict=False)
+    read = stored_array if as_stored else as_array
+    x, y, *rest = (read(array, f"{name}{part}", of) for part, array in parts)
+    if x.ndim == 0 or y.ndim == 0:
+        single = "a single number" if x.dtype != object else f"a {type(arrays[0]).__name__}; make it a list"
+        part = f"{name}x" if x.ndim == 0 else f"{name}y"
+        raise ConfigurationError(f"{of}: {part} must be an array of examples, got {single}")
+    weights = rest[0] if rest else None
+    if weights is not None and weights.shape == (len(weights), 1):
+        weights = weights.reshape(len(weights))
+    if as_stored:
+        return Examples(x, y, weights, as_stored=True)
+    if y.dtype.kind in "biu":
+        y = y.reshape(len(y)).astype(np.int64, copy=False) if y.size == len(y) else y
+    return Examples(x, y, weights, 255.0 if x.dtype == np.uint8 else 1.0)
+
+
+def source_of(given: Any) -> DataSource | None:
+    """A data source, such as `open_dataset` returns, whose module is then loaded already."""
+    module = sys.modules.get("distsgd.data.sources.base")
+    return given if module is not None and isinstance(given, module.DataSource) else None
+
+
+def from_arrays(sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
+    """Examples in memory, as they are: the ranks compare them before."""
+    names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
+    return lambda communicator, config: split_data(communicator, config, names, sets, contents=contents)
+
+
+def from_source(source: DataSource, sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
+    """Its splits, each array once per host; those that are given as arrays take their place."""
+
+    def load(communicator: Communicator, config: TrainConfig) -> Data:
+        from distsgd.run.data.placement import place_split
+
+        given = {name: part for name, part in sets.items() if part is not None}
+        names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
+        found = {split: given.get(split) or place_split(communicator, source, split) for split in names if split}
+        return data_of(communicator, config, source, names, found)
+
+    return load
+
+
+def add_examples(identity: Identity, name: str, part: Examples | None) -> None:
+    """Adds what ranks must be given alike of one set."""
+    arrays = {} if part is None else {"x": part.x, "y": part.y, "weights": part.weights}
+    given = {key: array for key, array in arrays.items() if array is not None}
+    identity.say(name, f"({', '.join(given)})" if given else "None")
+    for key, array in given.items():
+        identity.say(f"{name} {key}", array_text(array))
