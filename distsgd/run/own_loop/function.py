@@ -24,7 +24,6 @@ ExampleFunction = Callable[[Mapping[str, Array], MicroBatch], Any]
 
 _TOLERANCE = {4: 1e-3, 8: 1e-7}
 """Relative, by the size of a float: products of another shape round in another way."""
-_NUMBERS = (float, np.float64, np.float32)
 _SEEN = "loss_and_grad: with each example of a microbatch twice,"
 _LOSS, _GRADIENT = "the loss", "the gradient of "
 _MOST_CHECKS = 10
@@ -116,7 +115,7 @@ class OwnFunction(Objective):
             kept = self._views[id(grads)] = grads, [(name, view, view.shape) for name, view in grads.items()]
         if type(result) is tuple and len(result) == 2 and type(result[1]) is dict and len(result[1]) == len(grads):
             loss, found = result
-            if type(loss) in _NUMBERS and self._put_arrays(found, kept[1], scale):
+            if isinstance(loss, (float, np.floating)) and self._put_arrays(found, kept[1], scale):
                 return float(loss)
         loss, found = returned(result, grads)
         for name, gradient in found.items():
