@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 # Each rank leaves its own exit status, for mpirun's may be another; $0 is the folder for them.
 _KEEP_STATUS = '"$@"; s=$?; ln -s $s "$0/${PMI_RANK:-${PMIX_RANK:-$OMPI_COMM_WORLD_RANK}}"; exit $s'
-"""As what a link points to, which is made in one step: a file would be there, and empty, where mpirun kills its writer."""
+"""What a link points to, for that is made in one step: mpirun may kill the writer of a file that is still empty."""
 
 
 @dataclass
