@@ -69,7 +69,7 @@ test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it ma
 	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
 test-integrations: .venv/.stamp-integrations ## beside PyTorch, JAX and scikit-learn, as far as pip finds them; ARGS="-m long"
-	$(IN_VENV) -m pytest -m 'not long' tests/integrations distsgd/integrations $(ARGS)
+	$(IN_VENV) -m pytest $(IN_TURN) -m 'not long' tests/integrations distsgd/integrations $(ARGS)
 
 # Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
 test-lowest: .venv/.stamp-dev ## a part of the tests with the lowest versions that pyproject.toml states

@@ -121,7 +121,7 @@ class Callback:
         Parameters
         ----------
         text : str
-            The line, which begins with `note: ` or `warning: `.
+            The line, which begins with `note:` or `warning:`.
 
         Returns
         -------

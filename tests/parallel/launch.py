@@ -22,7 +22,8 @@ from tests.waiting import LIMIT
 ROOT = Path(__file__).parents[2]
 
 # Each rank leaves its own exit status, for mpirun's may be another; $0 is the folder for them.
-_KEEP_STATUS = '"$@"; s=$?; echo $s > "$0/${PMI_RANK:-${PMIX_RANK:-$OMPI_COMM_WORLD_RANK}}"; exit $s'
+_KEEP_STATUS = '"$@"; s=$?; ln -s $s "$0/${PMI_RANK:-${PMIX_RANK:-$OMPI_COMM_WORLD_RANK}}"; exit $s'
+"""What a link points to, for that is made in one step: mpirun may kill the writer of a file that is still empty."""
 
 
 @dataclass
@@ -106,7 +107,7 @@ def run_command(
     except subprocess.TimeoutExpired:
         out, err = _end(process)
         pytest.fail(f"{' '.join(line)} did not end within {limit} s; it printed:\n{out}\n{err}")
-    statuses = {int(path.name): int(path.read_text()) for path in kept.glob("*")} if ranks is not None else {}
+    statuses = {int(path.name): int(os.readlink(path)) for path in kept.glob("*")} if ranks is not None else {}
     shutil.rmtree(kept, ignore_errors=True)
     return Done(process.returncode, out, err, statuses)
 

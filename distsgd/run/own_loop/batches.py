@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, final
 
 import numpy as np
@@ -142,7 +143,9 @@ def microbatch(examples: ExampleSet, rows: Array, kind: type[MicroBatch] = Micro
     return kind(examples.rows_of_x(rows), y, weights, rows, **numbers)
 
 
-_NO_INPUTS = np.empty((0, 0))
+@cache
+def _no_inputs() -> Array:
+    return np.empty((0, 0))
 
 
 @final
@@ -152,7 +155,7 @@ class RowLoader(Loader):
     def gather(
         self, positions: Array, epoch: int | None = None, buffer: Array | None = None, row_indices: Array | None = None
     ) -> GatheredBatch:
-        return GatheredBatch(_NO_INPUTS, _NO_INPUTS, None, positions)
+        return GatheredBatch(_no_inputs(), _no_inputs(), None, positions)
 
     def batch(
         self,
@@ -166,7 +169,7 @@ class RowLoader(Loader):
         clock: Array | None = None,
     ) -> Batch:
         rows = chosen.row_indices if isinstance(chosen, GatheredBatch) else chosen
-        return Batch(_NO_INPUTS, _NO_INPUTS, rows, None, epoch, step, microbatch, self.seed)
+        return Batch(_no_inputs(), _no_inputs(), rows, None, epoch, step, microbatch, self.seed)
 
 
 @final

@@ -80,7 +80,8 @@ class Calls:
             found = np.zeros(self._ranks.size)
             found[self._ranks.rank] = self._code
             self._ranks.transport.allgather_slices(found, [1] * len(found))
-            self._compare(found)
+            if not self._is_shared_by(found):
+                self._explain()
 
     def meet_in_step(self, step: int, problem: DistsgdError | None) -> None:
         """The same for a step that follows at once, whose reduction shows the codes where it can."""
@@ -99,14 +100,13 @@ class Calls:
 
     def _look(self, all_flags: Array) -> None:
         """Raises where a rank is about to do something else than this one, or has a problem. No update is made."""
-        codes = all_flags[:, SCALARS]
-        if self._problem is not None or (codes != self._code).any():
+        if not self._is_shared_by(all_flags[:, SCALARS]):
             self._reduction.all_gather()  # or a rank would overwrite what another one still reads
             self._explain()
 
-    def _compare(self, codes: Array) -> None:
-        if self._problem is not None or (codes != self._code).any():
-            self._explain()
+    def _is_shared_by(self, codes: Array) -> bool:
+        """Whether all ranks are about to do the same, and this one has no problem."""
+        return self._problem is None and bool((codes == self._code).all())
 
     def _explain(self) -> None:
         """Raises what is wrong. Collective."""

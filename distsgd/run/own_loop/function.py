@@ -24,7 +24,6 @@ ExampleFunction = Callable[[Mapping[str, Array], MicroBatch], Any]
 
 _TOLERANCE = {4: 1e-3, 8: 1e-7}
 """Relative, by the size of a float: products of another shape round in another way."""
-_NUMBERS = (float, np.float64, np.float32)
 _SEEN = "loss_and_grad: with each example of a microbatch twice,"
 _LOSS, _GRADIENT = "the loss", "the gradient of "
 _MOST_CHECKS = 10
@@ -65,26 +64,26 @@ class OwnFunction(Objective):
         self._checks = self._check and bool(unseen) and checks < _MOST_CHECKS
 
     def loss_and_grad(self, params: Views, grads: Views, batch: Batch) -> tuple[float, int]:
-        assert self.examples is not None
-        assert self.function is not None
-        count, rows = len(batch), batch.indices
-        numbers = {"epoch": batch.epoch, "step": batch.step, "microbatch": batch.microbatch, "seed": batch.seed}
-        result: Any = self.function(params, microbatch(self.examples, rows, MicroBatch, **numbers))
+        count, result = len(batch), self._computed(params, batch, batch.indices)
         scale = count if self.reduction == "mean" else 1
         loss = self._put(result, grads, scale)
         if self._checks:
             self._check_reduction(params, grads, batch, (loss, {name: view / scale for name, view in grads.items()}))
         return loss * scale, count
 
-    def _check_reduction(self, params: Views, grads: Views, batch: Batch, plain: Returned) -> None:
-        """Computes the microbatch with each example twice, until that has shown each parameter's gradient."""
+    def _computed(self, params: Views, batch: Batch, rows: Array, kind: type[MicroBatch] = MicroBatch) -> Any:
+        """What the function returns for these rows, with the numbers of this microbatch."""
         assert self.examples is not None
         assert self.function is not None
         numbers = {"epoch": batch.epoch, "step": batch.step, "microbatch": batch.microbatch, "seed": batch.seed}
-        function, examples, rows = self.function, self.examples, batch.indices
+        return self.function(params, microbatch(self.examples, rows, kind, **numbers))
 
-        def computed(order: Array, kind: type[MicroBatch]) -> Returned:
-            return returned(function(params, microbatch(examples, order, kind, **numbers)), grads)
+    def _check_reduction(self, params: Views, grads: Views, batch: Batch, plain: Returned) -> None:
+        """Computes the microbatch with each example twice, until that has shown each parameter's gradient."""
+        rows = batch.indices
+
+        def computed(order: Array, kind: type[MicroBatch] = MicroBatch) -> Returned:
+            return returned(self._computed(params, batch, order, kind), grads)
 
         try:
             doubled = computed(np.concatenate([rows, rows]), DoubledMicroBatch)
@@ -96,10 +95,10 @@ class OwnFunction(Objective):
             ) from error
         found = Doubling(self.reduction, plain, doubled, np.dtype(params.flat.dtype))
         if not found.is_as_declared:
-            once, again = computed(rows, MicroBatch), computed(rows, MicroBatch)
+            once, again = computed(rows), computed(rows)
             if not _equal(once, again):
                 found.refuse("it returns something else each time: random numbers come from batch.random_words")
-            found.refuse_unless_rounding(computed(rows[::-1], MicroBatch))
+            found.refuse_unless_rounding(computed(rows[::-1]))
         unseen, checks = self._unseen.get(self._key, ({_GRADIENT + name for name in grads}, 0))
         unseen = unseen - found.seen
         checks += found.shows_gradients
@@ -116,7 +115,7 @@ class OwnFunction(Objective):
             kept = self._views[id(grads)] = grads, [(name, view, view.shape) for name, view in grads.items()]
         if type(result) is tuple and len(result) == 2 and type(result[1]) is dict and len(result[1]) == len(grads):
             loss, found = result
-            if type(loss) in _NUMBERS and self._put_arrays(found, kept[1], scale):
+            if isinstance(loss, (float, np.floating)) and self._put_arrays(found, kept[1], scale):
                 return float(loss)
         loss, found = returned(result, grads)
         for name, gradient in found.items():

@@ -100,7 +100,7 @@ def test_a_function_that_is_another_one_in_each_trace_is_named() -> None:
     key = jax.random.key(0)
 
     def drawn(params: Any, x: Any) -> Any:
-        return linear(params, x * (np.random.random(4) > 0.5))
+        return linear(params, x * np.random.random(4).astype(np.float32))
 
     def constant(params: Any, x: Any) -> Any:
         return linear(params, x * jax.random.bernoulli(key, shape=x.shape))

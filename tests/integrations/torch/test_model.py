@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "on another device": (lambda: nn.Linear(2, 2, device="meta"), "weight is on meta"),
     "compiled": (lambda: torch.compile(mlp()), "as it was before torch.compile"),
     "wrapped": (lambda: nn.DataParallel(mlp()), "give the module inside"),
-    "synchronized": (lambda: nn.Sequential(nn.SyncBatchNorm(3)), "SyncBatchNorm talks to other processes"),
+    "synchronized": (lambda: nn.Sequential(nn.SyncBatchNorm(3)), "SyncBatchNorm sends messages to other processes"),
     "frozen": (_frozen, "there is nothing to train"),
 }
 
