@@ -60,9 +60,13 @@ class Format:
 _FOR_ALL = ("targets", "streamed")
 """Fields of ReadOptions that no user gives."""
 _HERE = __name__.rpartition(".")[0]
+_OF_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _OF_TABLES = ("x", "y", "weights", "group", "missing", "classes", "keep", "columns")
 FORMATS: tuple[Format, ...] = (
     Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", inside=("*.npy",)),
+    Format(
+        "a CSV file", (".csv", ".tsv", ".csv.gz", ".tsv.gz"), f"{_HERE}.csv_table", (), _OF_TABLES, "pyarrow", "tables"
+    ),
     Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.parquet", (), _OF_TABLES, "pyarrow", "tables"),
     Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.parquet", (), _OF_TABLES, "pyarrow", "tables"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
