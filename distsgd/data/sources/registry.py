@@ -60,8 +60,21 @@ class Format:
 _FOR_ALL = ("targets", "streamed")
 """Fields of ReadOptions that no user gives."""
 _HERE = __name__.rpartition(".")[0]
+_ARRAYS = ("x", "y", "weights", "axis", "missing", "columns")
+"""Fields of ReadOptions that a file of arrays by name takes."""
 FORMATS: tuple[Format, ...] = (
     Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", inside=("*.npy",)),
+    Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
+    Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
+    Format(
+        "a Zarr folder",
+        (".zarr",),
+        f"{_HERE}.zarr_arrays",
+        ("zarr.json", ".zarray", ".zgroup"),
+        _ARRAYS,
+        "zarr",
+        "zarr",
+    ),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 
