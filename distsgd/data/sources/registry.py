@@ -6,7 +6,8 @@ A new format is one module with a function `open_source(path, options)`, and one
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
@@ -47,21 +48,28 @@ class Format:
     def open(self, path: str, options: ReadOptions) -> DataSource:
         """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
         the format doesn't take."""
-        for field in fields(ReadOptions):
-            if field.name in (*self.takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
-                continue
-            raise ConfigurationError(f"{field.name}: would change nothing for {self.name}, as {path} is; leave it out")
+        check_taken(f"{self.name}, as {path} is", options, self.takes)
         if self.package and find_spec(self.package) is None:
             raise where_missing(f"{path}: {self.name}", self.package, self.extra)
         found: DataSource = import_module(self.module).open_source(path, options)
         return found
 
 
-_FOR_ALL = ("targets", "streamed")
+_FOR_ALL = ("targets", "streamed", "columns")
 """Fields of ReadOptions that no user gives."""
+
+
+def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) -> None:
+    """Raises ConfigurationError for the first option that would change nothing for `what`, which takes these alone."""
+    for field in fields(ReadOptions):
+        if field.name in (*takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
+            continue
+        raise ConfigurationError(f"{field.name}: would change nothing for {what}; leave it out")
+
+
 _HERE = __name__.rpartition(".")[0]
 FORMATS: tuple[Format, ...] = (
-    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", inside=("*.npy",)),
+    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights")),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 
@@ -111,6 +119,6 @@ def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) 
     return format_of(where).open(where, options or ReadOptions())
 
 
-def open_inputs(path: str | os.PathLike[str]) -> ArraySource:
+def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:
     """The inputs alone of a file, of which there may be none. Raises DataError where it has no inputs."""
-    return open_path(path, ReadOptions(targets=False)).arrays["x_train"]
+    return open_path(path, replace(options or ReadOptions(), targets=False)).arrays["x_train"]
