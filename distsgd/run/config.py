@@ -71,6 +71,11 @@ class TrainConfig:
         "digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files.")
     data_dir: str | None = option(None, operational=True, path=True, help=
         "Folder of data-set files and downloads. Default: the user's cache.")
+    x: tuple[str, ...] = option((), help=
+        "The inputs, by the names that the file has: names, patterns such as 'pixel*', or all but the others (all). "
+        "Several arrays stand side by side. Default: the array x.")
+    y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
+    weights: str | None = option(None, "The weights of the examples' losses. Default: the array weights, if any.")
     scale: float | None = option(None, interval="(0, inf)", help=
         "Divides inputs. Default: what the data set says (255 for bytes).")
     standardize: bool = option(False, "Gives each feature the mean 0 and the spread 1 over the training set.")

@@ -17,7 +17,7 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp, open_regular
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
 from distsgd.data.sources.decoding import ATTRIBUTES, decoding, never_written
-from distsgd.data.sources.named_arrays import data_source
+from distsgd.data.sources.named_arrays import data_source, one_by_one
 from distsgd.data.sources.streams import reading, stamps
 from distsgd.data.sources.variables import Stored, VariableSource, axis_of, check_real, variable_shape
 
@@ -33,7 +33,7 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
     with opened_file(where) as file:
         names = array_names(where, file)
         found = partial(_described, where, file, options)
-        return data_source(where, names, options, found, stamps([where]))
+        return data_source(where, names, options, one_by_one(found), lambda used: stamps([where]))
 
 
 def _described(where: str, file: Any, options: ReadOptions, name: str, whole: bool) -> ArraySource:

@@ -9,7 +9,7 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
 from distsgd.data.sources.hdf5 import array_at, array_names, described, opened_file
-from distsgd.data.sources.named_arrays import data_source
+from distsgd.data.sources.named_arrays import data_source, one_by_one
 from distsgd.data.sources.streams import reading, stamps
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
@@ -23,7 +23,7 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
     with opened_file(where) as file:
         names = [name for name in array_names(where, file) if not _is_dimension_alone(file, name)]
         found = partial(_described, where, file, options)
-        return data_source(where, names, options, found, stamps([where]))
+        return data_source(where, names, options, one_by_one(found), lambda used: stamps([where]))
 
 
 def _described(where: str, file: Any, options: ReadOptions, name: str, whole: bool) -> ArraySource:

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
@@ -21,7 +21,7 @@ from distsgd.core.errors import DataError, first_line
 from distsgd.core.files import FileStamp, read_regular
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
 from distsgd.data.sources.decoding import ATTRIBUTES, decoding
-from distsgd.data.sources.named_arrays import data_source
+from distsgd.data.sources.named_arrays import Roles, data_source, one_by_one, used_names
 from distsgd.data.sources.streams import reading, stamps
 from distsgd.data.sources.variables import Stored, VariableSource, axis_of, variable_shape
 
@@ -54,9 +54,12 @@ class _Metadata:
 def open_source(where: str, options: ReadOptions) -> DataSource:
     """The data set in a Zarr folder: arrays by their paths, `x` and `y` or `x_train`, … without options."""
     names = _array_names(where)
-    found = data_source(where, names, options, partial(_described, where, options), ())
-    used = [_metadata_path(os.path.join(where, name)) for name in names if name not in found.unused]
-    return replace(found, files=stamps(path for path in used if path))
+
+    def files(used: Roles) -> tuple[FileStamp, ...]:
+        paths = [_metadata_path(os.path.join(where, name)) for name in used_names(used)]
+        return stamps(path for path in paths if path)
+
+    return data_source(where, names, options, one_by_one(partial(_described, where, options)), files)
 
 
 def _described(where: str, options: ReadOptions, name: str, whole: bool) -> ArraySource:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import distsgd
 from distsgd.core.device import Array
-from distsgd.core.errors import DataError
+from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ArraySource, ReadOptions, Rows, Runs, read_array
 from distsgd.data.sources.converted import open_rows
 from distsgd.data.sources.registry import open_inputs, open_path
@@ -241,19 +241,11 @@ def test_options_choose_arrays(tmp_path: Path) -> None:
     assert everything.arrays["x_train"].shape == (N, 6 + 1 + 1)
     two = open_path(path, ReadOptions(x=("a",), y=("b2", "target")))
     np.testing.assert_array_equal(read_array(two.arrays["y_train"]), np.stack([LABELS, FLOATS[:, 1]], 1))
-    for options, message in (
-        ({"x": ("d",), "y": ("target",)}, r"a\.h5: no array is named 'd'; it has a, b1, b2, target, w"),
-        ({"y": ("tarjet",), "x": ("a",)}, r"no array is named 'tarjet'; did you mean target\?"),
-        ({"x": ("q*",), "y": ("target",)}, r"--x 'q\*': no array matches; it has a, b1"),
-        ({"x": ("a",)}, r"which array is the target\? it has a, b1, b2, target, w; give --y NAME"),
-        ({"y": ("b2",)}, r"which array is the input\? .*give --x NAME"),
-        ({"x": ("a", "target"), "y": ("target",)}, "target can't be input and target at once"),
-        ({"x": ("a",), "y": ("target",), "axis": "rows"}, "no axis is named 'rows'"),
-        ({"x": ("a",), "y": ("target",), "axis": "2"}, "expected one of 2 axes, got --axis 2"),
-    ):
-        chosen: Any = options
+    for axis, message in (("rows", "no axis is named 'rows'"), ("2", "expected one of 2 axes, got --axis 2")):
         with pytest.raises(DataError, match=message):
-            open_path(path, ReadOptions(**chosen))
+            open_path(path, ReadOptions(x=("a",), y=("target",), axis=axis))
+    with pytest.raises(ConfigurationError, match=r"a\.h5: no array is named 'd' \(--x\); it has a, b1, b2, target, w"):
+        open_path(path, ReadOptions(x=("d",), y=("target",)))
 
 
 def test_missing_values(tmp_path: Path) -> None:
@@ -294,13 +286,6 @@ def test_labels_that_are_missing(tmp_path: Path) -> None:
     found = open_path(path, ReadOptions(**options, missing="drop")).arrays["y_train"]
     kept = (PACKED != -99).all(axis=1) & (np.arange(N) != 7)
     np.testing.assert_array_equal(read_array(found), LABELS[kept].astype(np.int64), strict=True)
-
-
-def test_whole_numbers_that_floats_do_not_hold(tmp_path: Path) -> None:
-    large = np.full(N, 2**53 + 1)
-    path = hdf5(tmp_path / "a.h5")(a=FLOATS, b=large, y=LABELS)
-    with pytest.raises(DataError, match=r"b holds whole numbers beyond 2\*\*53"):
-        read_array(open_path(path, ReadOptions(x=("a", "b"))).arrays["x_train"])
 
 
 def test_zarr_chunks_that_were_never_written_hold_the_fill_value(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", sorted(GIVEN.keys() - {"x", "y", "weights", "missing"}))
 def test_what_a_format_does_not_take_is_refused(tmp_path: Path, name: str) -> None:
     np.savez(tmp_path / "d.npz", x=FLOATS, y=np.arange(N))
     with pytest.raises(ConfigurationError, match=f"^{name}: would change nothing for a file of NumPy, as "):
