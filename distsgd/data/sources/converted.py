@@ -145,6 +145,7 @@ def read_together(arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -
             continue
         count = first.shape[0]
         step = max(1, _TOGETHER * count // max(1, sum(source.nbytes for source in group.values())))
+        step = -(-step // first.chunk) * first.chunk  # what is stored together is unpacked once
         with _open_group(group) as rows:
             for start in range(0, count, step):
                 stop = min(start + step, count)
