@@ -12,17 +12,15 @@ from distsgd.data.checks import check_dtype, check_targets, check_weights
 from distsgd.data.sources.base import ARRAY_NAMES, SPLITS, ArraySource, DataSource
 from distsgd.data.sources.converted import converted
 
+_Array = TypeVar("_Array")
 ALIASES = {"x": "x_train", "y": "y_train", "weights": "weights_train"}
 ACCEPTED = (*ALIASES, *ARRAY_NAMES)
 """Names that an array of a user's file may have."""
 
 
-Kept = TypeVar("Kept")
-
-
-def canonical(name: str, arrays: Mapping[str, Kept]) -> dict[str, Kept]:
+def canonical(name: str, arrays: Mapping[str, _Array]) -> dict[str, _Array]:
     """The arrays with `x` called `x_train` and so on; DataError where both are there."""
-    found: dict[str, Kept] = {}
+    found: dict[str, _Array] = {}
     for key, source in arrays.items():
         key = ALIASES.get(key, key)
         if key in found:

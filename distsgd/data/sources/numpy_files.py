@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from distsgd.core.errors import ConfigurationError, DataError
-from distsgd.data.sources.assemble import assemble, inputs
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
+from distsgd.data.sources.named_arrays import chosen_names, data_source
 from distsgd.data.sources.npy import NpySource, npz_keys, open_npz
-from distsgd.data.sources.selection import gathered, roles
 from distsgd.data.sources.streams import stamps
 
 
@@ -38,15 +37,10 @@ def _open_named(
     open_all: Callable[[Collection[str]], Mapping[str, ArraySource]],
 ) -> DataSource:
     """The data set of a file or folder with arrays of these names."""
-    found = roles(where, names, options)
-    used = {name for several in found.values() for name in several}
+    used = {name for several in chosen_names(where, names, options).values() for name in several}
     sources = open_all(used)
     paths = sorted({source.path for source in sources.values() if isinstance(source, NpySource)}) or [where]
-    arrays = gathered(where, found, sources)
-    if not options.targets:
-        return DataSource(where, {"x_train": inputs(where, arrays["x_train"], least=0)}, files=stamps(paths))
-    unused = tuple(name for name in names if name not in used)
-    return replace(assemble(where, arrays), unused=unused, files=stamps(paths))
+    return data_source(where, names, options, lambda name, whole: sources[name], stamps(paths))
 
 
 def _names_in(folder: str) -> list[str]:
@@ -68,21 +62,18 @@ def _open_single(x_path: str, options: ReadOptions) -> DataSource:
                 f"{option}: says which arrays of a .npz file or a folder are used, and {x_path} is one array; leave it "
                 "out, or name its folder"
             )
-    if not options.targets:
-        return DataSource(x_path, {"x_train": inputs(x_path, NpySource.open(x_path), least=0)}, files=stamps([x_path]))
+    paths = {"x": x_path}
     folder, file = os.path.split(x_path)
     stem = file[: -len(".npy")]
-    if stem != "x" and not stem.endswith("_x"):
+    if options.targets and stem != "x" and not stem.endswith("_x"):
         raise DataError(
             f"{x_path}: expected x.npy or NAME_x.npy, with y.npy or NAME_y.npy beside it, or a folder of .npy files; "
             "rename it, or name its folder"
         )
-    prefix = stem[:-1]
-    sources: dict[str, ArraySource] = {"x": NpySource.open(x_path)}
-    paths = [x_path]
-    for kind in ("y", "weights"):
-        path = os.path.join(folder, f"{prefix}{kind}.npy")
-        if kind == "y" or os.path.exists(path):
-            sources[kind] = NpySource.open(path)
-            paths.append(path)
-    return replace(assemble(x_path, sources), files=stamps(paths))
+    beside = {kind: os.path.join(folder, f"{stem[:-1]}{kind}.npy") for kind in ("y", "weights")}
+    if options.targets:
+        paths |= {kind: path for kind, path in beside.items() if kind == "y" or os.path.exists(path)}
+    if (columns := options.columns) is not None:  # of a model that knows its inputs by name: here they have none
+        options = replace(options, columns=replace(columns, inputs=("x",), target=("y",)))
+    sources = {kind: NpySource.open(path) for kind, path in paths.items()}
+    return data_source(x_path, list(paths), options, lambda name, whole: sources[name], stamps(paths.values()))

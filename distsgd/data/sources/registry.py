@@ -68,8 +68,22 @@ def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) ->
 
 
 _HERE = __name__.rpartition(".")[0]
+_NAMED = ("x", "y", "weights", "missing", "columns")
+_ARRAYS = (*_NAMED, "axis")
+"""Fields of ReadOptions that a file of arrays by name takes."""
 FORMATS: tuple[Format, ...] = (
-    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights")),
+    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), _NAMED),
+    Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
+    Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
+    Format(
+        "a Zarr folder",
+        (".zarr",),
+        f"{_HERE}.zarr_arrays",
+        ("zarr.json", ".zarray", ".zgroup"),
+        _ARRAYS,
+        "zarr",
+        "zarr",
+    ),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 

@@ -56,12 +56,12 @@ RIGHT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "x_train": ARRAYS["x"], "weights_train": ARRAYS["w"], "x_test": ARRAYS["x_test"]}),
 }  # fmt: skip
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no such name": ({"x": "pp1"}, r"no array is named 'pp1' \(--x\); did you mean p1\?"),
-    "nothing near": ({"y": "zzzz"}, r"no array is named 'zzzz' \(--y\); it has p1, p2, .* and 10 more"),
+    "no such name": ({"x": "pp1"}, r"no array is named 'pp1'; did you mean p1\?"),
+    "nothing near": ({"y": "zzzz"}, r"no array is named 'zzzz'; it has p1, p2, .* and 10 more"),
     "no match": ({"x": "q*"}, r"--x 'q\*': no array matches; it has"),
     "a target among the inputs": ({"x": ("p1", "label"), "y": "label"}, "--x and --y both name 'label'"),
-    "other lengths": ({"x": ("p1", "short")}, "p1 has 30 examples, short has 29"),
-    "images side by side": ({"x": ("p1", "image")}, r"image: expected one or several numbers an example"),
+    "other lengths": ({"x": ("p1", "short")}, "short has 29 examples, p1 has 30"),
+    "images side by side": ({"x": ("p1", "image")}, r"image has shape \(30, 2, 2\), and only"),
     "an empty word": ({"x": "p1,"}, r"no array is named ''"),
 }
 
@@ -108,9 +108,9 @@ def test_wrong_names_give_one_sentence(tmp_path: Path, name: str) -> None:
 
 def test_what_is_not_named_has_to_be_there(tmp_path: Path) -> None:
     path = saved(tmp_path, a=ARRAYS["wide"], b=ARRAYS["label"])
-    with pytest.raises(ConfigurationError, match=r"which arrays are the targets\? it has a, b; give --y NAME"):
+    with pytest.raises(ConfigurationError, match=r"which array is the target\? it has a, b; give --y NAME"):
         open_dataset(path, x="a")
-    with pytest.raises(ConfigurationError, match=r"which arrays are the inputs\? it has a, b; give --x NAME"):
+    with pytest.raises(ConfigurationError, match=r"which array is the input\? it has a, b; give --x NAME"):
         open_dataset(path, y="b")
     assert open_dataset(path, x="all", y="b").arrays["x_train"].shape == (N, 2)
 
@@ -119,7 +119,7 @@ def test_whole_numbers_that_floats_do_not_hold_are_refused(tmp_path: Path) -> No
     numbers = np.arange(N)
     numbers[7] = 2**53 + 1
     source = open_dataset(saved(tmp_path, a=numbers, b=ARRAYS["p1"], y=ARRAYS["y"]), x=("a", "b"))
-    with pytest.raises(DataError, match=r"a, example 7: expected whole numbers of at most 2\*\*53"):
+    with pytest.raises(DataError, match=r"a: example 7 holds a whole number beyond 2\*\*53"):
         read_array(source.arrays["x_train"])
 
 
@@ -167,3 +167,25 @@ def test_commands_take_the_names_that_training_took(tmp_path: Path) -> None:
     expected = distsgd.load(tmp_path / "plain").predict(beside("p1", "p2"))
     for out in ("1.npz", "2.npz"):
         np.testing.assert_array_equal(np.load(tmp_path / out)["predictions"], expected)
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_what_stands_for_missing_values_is_kept(tmp_path: Path, form: str) -> None:
+    """The mean of the training file, in evaluate and predict of other files, too."""
+    x = ARRAYS["wide"].astype(np.float32)
+    x[3, 0] = x[4, 1] = np.nan
+    mean = np.nanmean(x.astype(np.float64), axis=0)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=ARRAYS["label"], x_test=x[2:9], y_test=ARRAYS["label"][2:9])
+    line = ["--model", "softmax", "--epochs", 1, "--quiet", "--dataset", "d.npz", "--out", "run"]
+    assert "example 3 holds nan" in module(None, "train", tmp_path, *line).err
+    assert module(None, "train", tmp_path, *line, "--missing", "mean").status == 0
+    given = "x.npy" if form == "npy" else "new.npz"
+    np.save(tmp_path / "x.npy", x[2:9])
+    np.savez(tmp_path / "new.npz", x=x[2:9])
+    assert module(None, "predict", tmp_path, "run", given, "-o", "out.npz").status == 0
+    filled = np.where(np.isnan(x[2:9]), mean.astype(np.float32), x[2:9])
+    expected = distsgd.load(tmp_path / "run").predict(filled)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["predictions"], expected)
+    scores = json.loads(module(None, "evaluate", tmp_path, "run", "--dataset", "d.npz").out)
+    assert (scores["split"], scores["examples"]) == ("test", 7)
+    assert scores["loss"] == distsgd.load(tmp_path / "run").evaluate(filled, ARRAYS["label"][2:9])["loss"]
