@@ -6,10 +6,12 @@ A new data set is one file with a function of OpenOptions, and one line in DATAS
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import get_args
 
-from distsgd.core.components import suggestion, wrong_name
+from distsgd.core.components import check_name, suggestion, wrong_name
 from distsgd.core.errors import DataError
 from distsgd.data.checks import check_arrays
+from distsgd.data.columns import Missing
 from distsgd.data.named.digits import open_digits
 from distsgd.data.named.generated import make_moons, open_moons, open_xor
 from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
@@ -48,6 +50,8 @@ def open_dataset(
     x: str | Sequence[str] = (),
     y: str | Sequence[str] = (),
     weights: str | None = None,
+    axis: int | str = 0,
+    missing: Missing = "refuse",
 ) -> DataSource:
     """The data set of this name, or in this file or folder; reads headers alone.
 
@@ -66,6 +70,11 @@ def open_dataset(
         others. Several inputs stand side by side, several targets are values. By default the array x, and the array y.
     weights : str, optional
         The array of sample weights; by default the array weights, where there is one.
+    axis : int or str, default 0
+        The axis of the examples in the file's arrays, by its number or its name.
+    missing : str, default "refuse"
+        What is done with values that are missing, null or NaN: refuse; mean or zero to stand for them; or drop, which
+        leaves their examples out.
 
     Returns
     -------
@@ -84,7 +93,8 @@ def open_dataset(
     >>> open_dataset("digits").arrays["x_train"].shape
     (1797, 8, 8)
     """
-    asked = ReadOptions(_names(x), _names(y), weights)
+    check_name("missing", missing, get_args(Missing))
+    asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing)
     return open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
 
 
