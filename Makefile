@@ -68,7 +68,7 @@ test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it ma
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
-test-integrations: .venv/.stamp-integrations ## beside PyTorch, JAX and scikit-learn, as far as pip finds them; ARGS="-m long"
+test-integrations: .venv/.stamp-integrations ## beside PyTorch, JAX, scikit-learn and frames, as far as pip finds them; ARGS="-m long"
 	$(IN_VENV) -m pytest $(IN_TURN) -m 'not long' tests/integrations distsgd/integrations $(ARGS)
 
 # Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.
@@ -149,12 +149,14 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 	$(IN_VENV) -m pip install --quiet --editable '.[$(MPI_EXTRA)test]'
 	@touch $@
 
+FRAMES = pandas polars xarray
+
 # A framework that can't be installed is no failure: its tests then say that it is missing. Compiling their files would
 # take longer than the tests' own use of them.
 .venv/.stamp-integrations: pyproject.toml .venv/.stamp-test
 	@install="$(IN_VENV) -m pip install --quiet --no-compile"; \
-	if $$install pandas '$(TORCH)' --editable ".[$(MPI_EXTRA)test,sklearn,jax]"; then touch $@; else \
-	    for extra in sklearn jax; do $$install pandas --editable ".[$(MPI_EXTRA)test,$$extra]"; done; \
+	if $$install $(FRAMES) '$(TORCH)' --editable ".[$(MPI_EXTRA)test,sklearn,jax]"; then touch $@; else \
+	    for extra in sklearn jax; do $$install $(FRAMES) --editable ".[$(MPI_EXTRA)test,$$extra]"; done; \
 	    [ "$$(uname)" = Linux ] || $$install torch; \
 	    echo "Not all frameworks are installed." >&2; \
 	fi
