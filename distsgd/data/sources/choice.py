@@ -47,10 +47,10 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
     others = {one for one in (weights, group, *y, *options.keep) if one is not None}
     if not options.targets:
         others |= ({"y", *options.y} - {*options.x}) & {*names}
-    left_out = {*others, *hidden}
-    x = named(where, "x", options.x, names, "column", left_out)
+    excluded = {*others, *hidden}
+    x = named(where, "x", options.x, names, "column", excluded)
     refuse_twice(where, {"x": x, "y": y, "weights": _listing(weights), "group": _listing(group)})
-    x = x or tuple(name for name in names if name not in left_out)
+    x = x or tuple(name for name in names if name not in excluded)
     if not x:
         raise DataError(f"{where}: expected a column of inputs beside {listed([*y])}, there is none; add one")
     return Choice(x, y, weights, group)

@@ -174,7 +174,7 @@ class Plan:
                 return
         missing = np.isnan(part)
         if not missing.any() or self.columns.missing == "drop":
-            return  # rows that lack a value are left out
+            return  # rows that lack a value are dropped
         if self.columns.missing == "refuse":
             row = int(np.argmax(missing.any(axis=1)))
             place = int(np.argmax(missing[row]))
