@@ -6,7 +6,7 @@ A new format is one module with a function `open_source(path, options)`, and one
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 from distsgd.core.errors import ConfigurationError, DataError, pip_install
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.streams import absolute
+from distsgd.data.sources.streams import absolute, reading
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,61 @@ def _format_of_folder(path: str) -> Format:
     return FORMATS[0]  # which says what it expects in a folder
 
 
+def _files_in(folder: str) -> list[str]:
+    """The paths of the data files in a folder that isn't one data set itself, sorted; none where there are none."""
+    with reading(folder):
+        names = sorted(os.listdir(folder))
+    if any(fnmatchcase(name, pattern) for one in FORMATS for pattern in one.inside for name in names):
+        return []
+    return [os.path.join(folder, name) for name in names if name.endswith(_suffixes()) and name[0] not in "._"]
+
+
+def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:
+    """The files of one format as one data set. Raises DataError where they have several."""
+    from distsgd.data.sources.shards import open_shards
+
+    formats = {path: format_of(_existing(path)) for path in paths}
+    for path, found in formats.items():
+        if found is not formats[paths[0]]:
+            raise DataError(
+                f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
+                f"{os.path.basename(path)} is {found.name}; name those that belong together"
+            )
+    return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+
+
+def _existing(path: str) -> str:
+    if not os.path.exists(path):
+        raise DataError(f"{path}: expected a data file or folder, there is none; check the path")
+    return path
+
+
 def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) -> DataSource:
-    """The data set in a file or folder, described by its headers; DataError where it can't be one."""
-    where = absolute(path)
-    if not os.path.exists(where):
-        raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
-    return format_of(where).open(where, options or ReadOptions())
+    """The data set in a file or folder, described by its headers; DataError where it can't be one.
+
+    Several files of one format, which a pattern, a folder or names with commas between mean, are one data set.
+    """
+    where, asked = absolute(path), options or ReadOptions()
+    if os.path.isdir(where):
+        several = _files_in(where)
+    elif os.path.exists(where):
+        several = []
+    else:
+        from distsgd.data.sources.shards import paths_of
+
+        several = paths_of(os.fspath(path))
+    if several:
+        return _open_several(where, several, asked)
+    return format_of(_existing(where)).open(where, asked)
+
+
+def open_paths(paths: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> DataSource:
+    """The data set in these files of one format, in this order. Raises DataError."""
+    several = [absolute(path) for path in paths]
+    if not several:
+        raise DataError("expected the paths of data files, got none; name at least one")
+    name = several[0] if len(several) == 1 else f"{several[0]} and {len(several) - 1} more"
+    return _open_several(name, several, options or ReadOptions())
 
 
 def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:
