@@ -6,9 +6,10 @@ A new format is one module with a function `open_source(path, options)`, and one
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from glob import escape, iglob
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -30,7 +31,7 @@ class Format:
     module : str
         Whose `open_source(path, options)` returns a `DataSource`, from headers alone; imported when it is used.
     inside : tuple of str
-        Patterns of names that only a folder has which is a data set of this format.
+        Patterns of names that only a folder has which is a data set of this format; those with / of what is deeper.
     takes : tuple of str
         The fields of `ReadOptions` that it takes; others are refused.
     package, extra : str
@@ -71,11 +72,14 @@ _HERE = __name__.rpartition(".")[0]
 _ARRAYS = ("x", "y", "weights", "axis", "missing")
 """Fields of ReadOptions that a file of arrays by name takes."""
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
+_IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
 FORMATS: tuple[Format, ...] = (
     Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")),
     Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
     Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
     Format("a Zarr folder", (".zarr",), f"{_HERE}.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
+    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.libsvm"),
+    Format("a folder of images", (), f"{_HERE}.images", _IMAGES, (), "PIL", "images"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 
@@ -111,17 +115,26 @@ def _format_of_folder(path: str) -> Format:
         names = os.listdir(path)
     except OSError as problem:
         raise DataError(f"{path}: expected a readable folder ({problem.strerror}); check its permissions") from None
-    for one in FORMATS:
-        if any(fnmatchcase(name, pattern) for pattern in one.inside for name in names):
-            return one
-    return FORMATS[0]  # which says what it expects in a folder
+    return _format_inside(path, names, FORMATS) or FORMATS[0]  # which says what it expects in a folder
+
+
+def _format_inside(path: str, names: Sequence[str], formats: Iterable[Format]) -> Format | None:
+    """The one of these formats whose data set is a folder with these names in it; None for any other."""
+    for one in formats:
+        for pattern in one.inside:
+            if "/" not in pattern:
+                if any(fnmatchcase(name, pattern) for name in names):
+                    return one
+            elif next(iglob(os.path.join(escape(path), pattern)), None) is not None:
+                return one
+    return None
 
 
 def _files_in(folder: str) -> list[str]:
     """The paths of the data files in a folder that isn't one data set itself, sorted; none where there are none."""
     with reading(folder):
         names = sorted(os.listdir(folder))
-    if any(fnmatchcase(name, pattern) for one in FORMATS for pattern in one.inside for name in names):
+    if _format_inside(folder, names, (one for one in FORMATS if one.suffixes)) is not None:
         return []
     return [os.path.join(folder, name) for name in names if name.endswith(_suffixes()) and name[0] not in "._"]
 
