@@ -33,6 +33,7 @@ class Options:
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
     y: tuple[str, ...] = option((), "The targets, as --y of training. Default: as in training.")
     weights: str | None = option(None, "The sample weights, as --weights of training. Default: as in training.")
+    axis: str = option("0", "The axis of examples, as --axis of training. Default: as in training.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
@@ -64,7 +65,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    given = ReadOptions(x=options.x, y=options.y, weights=options.weights)
+    given = ReadOptions(x=options.x, y=options.y, weights=options.weights, axis=options.axis)
     asked = communicator.on_root(lambda: asked_by(config, signature, options.dataset, given))
     source = open_source(communicator, options.dataset, options.data_dir, config.seed, (), asked)
     split, part = communicator.on_root(lambda: choose_split(source, options.split))

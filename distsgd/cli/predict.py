@@ -29,6 +29,7 @@ class Options:
     input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True, path=True)
     out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o", path=True)
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
+    axis: str = option("0", "The axis of examples, as --axis of training. Default: as in training.")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
 
@@ -53,7 +54,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
         note_kernels(options.run)
     models = load(communicator, options.run, options.model)
     check_alike(options.run, [(one.task, one.signature) for one in models])
-    given, one = ReadOptions(x=options.x), models[0]
+    given, one = ReadOptions(x=options.x, axis=options.axis, targets=False), models[0]
     source = communicator.on_root(
         lambda: open_inputs(options.input, asked_by(one.config, one.signature, options.input, given))
     )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import get_args
 
-from distsgd.core.components import suggestion, wrong_name
+from distsgd.core.components import check_name, suggestion, wrong_name
 from distsgd.core.errors import DataError
 from distsgd.data.checks import check_arrays
+from distsgd.data.columns import Missing
 from distsgd.data.named.digits import open_digits
 from distsgd.data.named.generated import make_moons, open_moons, open_xor
 from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
@@ -49,6 +51,8 @@ def open_dataset(
     x: str | Sequence[str] = (),
     y: str | Sequence[str] = (),
     weights: str | None = None,
+    axis: int | str = 0,
+    missing: Missing = "refuse",
 ) -> DataSource:
     """The data set of this name, or in this file or folder; reads headers alone.
 
@@ -68,6 +72,11 @@ def open_dataset(
         others. Several inputs stand side by side, several targets are values. By default the array x, and the array y.
     weights : str, optional
         The array of sample weights; by default the array weights, where there is one.
+    axis : int or str, default 0
+        The axis of the examples in the file's arrays, by its number or its name.
+    missing : str, default "refuse"
+        What is done with values that are missing, null or NaN: refuse; mean or zero to stand for them; or drop, which
+        leaves their examples out.
 
     Returns
     -------
@@ -86,11 +95,8 @@ def open_dataset(
     >>> open_dataset("digits").arrays["x_train"].shape
     (1797, 8, 8)
     """
-    asked = ReadOptions(_names(x), _names(y), weights)
-    if not isinstance(name_or_path, str):
-        return (
-            open_path(name_or_path, asked) if isinstance(name_or_path, os.PathLike) else open_paths(name_or_path, asked)
-        )
+    check_name("missing", missing, get_args(Missing))
+    asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing)
     return open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
 
 
@@ -98,8 +104,14 @@ def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def open_with(name_or_path: str, options: OpenOptions, asked: ReadOptions) -> DataSource:
+def open_with(
+    name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: OpenOptions, asked: ReadOptions
+) -> DataSource:
     """`open_dataset` with what a data set that has a name may depend on, and what is asked of a file."""
+    if isinstance(name_or_path, os.PathLike):
+        return open_path(name_or_path, asked)
+    if not isinstance(name_or_path, str):
+        return open_paths(name_or_path, asked)
     opener = DATASETS.get(name_or_path)
     if opener is not None:
         check_taken(f"the data set {name_or_path}", asked)

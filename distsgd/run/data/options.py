@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 def read_options(config: TrainConfig) -> ReadOptions:
     """What the configuration asks of the files that it names."""
-    return ReadOptions(x=config.x, y=config.y, weights=config.weights)
+    return ReadOptions(config.x, config.y, config.weights, axis=config.axis, missing=config.missing)
 
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:
     """What a trained model asks of the data set of this name: what its own data were asked, and instead of that what is
     given."""
-    if not looks_like_path(name) or (name.endswith(".npy") and not Path(name).expanduser().is_dir()):
-        return given  # which has no names, or is a single array
-    of_run, columns = read_options(config), signature.columns
+    if not looks_like_path(name):
+        return given
+    columns, of_run = signature.columns, read_options(config)
+    predicts = not given.targets and of_run.missing == "drop"  # each example has a prediction, or is refused
+    given = replace(given, columns=columns, missing="refuse" if predicts else of_run.missing)
+    if name.endswith(".npy") and not Path(name).expanduser().is_dir():
+        return given  # a single array, which has no name
     return replace(
         given,
         x=given.x or (of_run.x if columns is None else ()),
         y=given.y or (of_run.y if columns is None else ()),
         weights=given.weights or of_run.weights,
-        columns=columns,
+        axis=given.axis if given.axis != "0" else of_run.axis,
     )

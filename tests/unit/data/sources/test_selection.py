@@ -167,3 +167,25 @@ def test_commands_take_the_names_that_training_took(tmp_path: Path) -> None:
     expected = distsgd.load(tmp_path / "plain").predict(beside("p1", "p2"))
     for out in ("1.npz", "2.npz"):
         np.testing.assert_array_equal(np.load(tmp_path / out)["predictions"], expected)
+
+
+@pytest.mark.parametrize("form", ["npz", "npy"])
+def test_what_stands_for_missing_values_is_kept(tmp_path: Path, form: str) -> None:
+    """The mean of the training file, in evaluate and predict of other files, too."""
+    x = ARRAYS["wide"].astype(np.float32)
+    x[3, 0] = x[4, 1] = np.nan
+    mean = np.nanmean(x.astype(np.float64), axis=0)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=ARRAYS["label"], x_test=x[2:9], y_test=ARRAYS["label"][2:9])
+    line = ["--model", "softmax", "--epochs", 1, "--quiet", "--dataset", "d.npz", "--out", "run"]
+    assert "example 3 holds nan" in module(None, "train", tmp_path, *line).err
+    assert module(None, "train", tmp_path, *line, "--missing", "mean").status == 0
+    given = "x.npy" if form == "npy" else "new.npz"
+    np.save(tmp_path / "x.npy", x[2:9])
+    np.savez(tmp_path / "new.npz", x=x[2:9])
+    assert module(None, "predict", tmp_path, "run", given, "-o", "out.npz").status == 0
+    filled = np.where(np.isnan(x[2:9]), mean.astype(np.float32), x[2:9])
+    expected = distsgd.load(tmp_path / "run").predict(filled)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["predictions"], expected)
+    scores = json.loads(module(None, "evaluate", tmp_path, "run", "--dataset", "d.npz").out)
+    assert (scores["split"], scores["examples"]) == ("test", 7)
+    assert scores["loss"] == distsgd.load(tmp_path / "run").evaluate(filled, ARRAYS["label"][2:9])["loss"]
