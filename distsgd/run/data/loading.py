@@ -75,6 +75,11 @@ def data_of(
     sets: dict[str, Examples | None],
 ) -> Data:
     """The sets of a data source, which are in memory, as `split_data` makes them. Collective."""
+    if source.class_names and config.loss == "squared-error":
+        raise ConfigurationError(
+            f"loss: {source.name} has classes by name ({', '.join(source.class_names[:4])}, …), and squared-error "
+            "takes values; leave it out"
+        )
     if config.validation_last is not None:
         sets["validation"] = None
     data = split_data(communicator, config, names, sets, source.num_classes or len(source.class_names) or None)
