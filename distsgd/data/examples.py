@@ -10,8 +10,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
+from distsgd.core.random import index_dtype
 from distsgd.data.features import Ranges, Standardization, other_units
-from distsgd.data.sampling import index_dtype
 
 if TYPE_CHECKING:
     from distsgd.data.columns import Columns
