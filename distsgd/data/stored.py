@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 Check: TypeAlias = Callable[[Array, Array], None]
 """Called with rows as they are stored, and their numbers; raises DataError."""
 
-_BLOCK, _LEAST_BLOCK = 8 << 20, 1 << 20
+_BLOCK, _LEAST_BLOCK = 32 << 20, 1 << 20
 """Bytes that are read and kept together, where rows can't be read by themselves: at most, and of short chunks."""
-_KEPT = 4
-"""Blocks that are kept, for the workers of a rank read in different places."""
+_KEPT = 64 << 20
+"""Bytes of blocks that are kept at most, for the workers of a rank read in different places."""
 _LOOKED_AFTER = 1.0
 """Seconds after which it is looked again whether a file is as it was."""
 
@@ -211,7 +211,8 @@ class _Reader:
             found = np.empty((len(rows), *self._source.shape[1:]), self._source.dtype)
             self._read_runs(rows, found)
             self._kept[block] = found
-            if len(self._kept) > _KEPT:
+            most = max(1, _KEPT // max(1, found.nbytes))
+            while len(self._kept) > most:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(block)
         return found

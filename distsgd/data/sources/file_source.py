@@ -59,6 +59,11 @@ class FileSource(ArraySource):
         """One row, where the data lies in the file as it is."""
         return super().chunk if self.header.packed or self.header.fortran else 1
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the data lies in the file as it is."""
+        return not (self.header.packed or self.header.fortran)
+
     @abstractmethod
     def opened(self) -> AbstractContextManager[tuple[Stream, Header]]:
         """The data's bytes, unpacked, and the header before them."""
