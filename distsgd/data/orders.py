@@ -13,9 +13,6 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.random import index_dtype, permutation
 from distsgd.data.permutation import KeyedPermutation
 
-ORDER_BY_SORT = 1 << 24
-"""From so many examples on, an epoch's order is a keyed permutation: each rank would keep one made by sorting. Runs
-over fewer examples have the order that they always had."""
 MOST_BLOCKS = 1 << 24
 """Blocks are put in order by sorting."""
 _WINDOW_BY_SORT = 1 << 20

@@ -17,6 +17,10 @@ from distsgd.core.random import index_dtype, permutation, uniform
 if TYPE_CHECKING:
     from distsgd.data.orders import Order
 
+ORDER_BY_SORT = 1 << 24
+"""From so many examples on, nothing is made that has an entry for each: an epoch's order is a `KeyedOrder`. Runs over
+fewer examples have the order that they always had."""
+
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
     """The order in which an epoch visits its examples: a permutation of range(num_examples).

@@ -69,6 +69,12 @@ def split_off(num_examples: int, count: int, seed: int, labels: Array | None = N
     return np.sort(order[count:]), np.sort(order[:count])
 
 
+def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
+    """(rest, `count` random blocks) of so many, both in rising order: a fixed function of the seed."""
+    order = permutation(blocks, seed, "validation blocks")
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
 def _by_shares(order: Array, count: int, labels: Array) -> Array:
     """The order with each class's share of `count` in front."""
     sizes = np.bincount(labels)
