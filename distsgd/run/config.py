@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from distsgd.core.components import field_names
 from distsgd.core.device import FULL, PRECISIONS
@@ -48,6 +48,7 @@ OWN_LOSS = "own"
 _LOSS_SCALE = 1024
 
 BatchSize = int | Literal["full"]
+Missing = Literal["refuse", "mean", "zero", "drop"]
 
 
 def _by_kind(kinds: Mapping[str, type], which: str, name: str, what: str = "") -> str:
@@ -73,6 +74,14 @@ class TrainConfig:
         "digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files.")
     data_dir: str | None = option(None, operational=True, path=True, help=
         "Folder of data-set files and downloads. Default: the user's cache.")
+    x: tuple[str, ...] = option((), help=
+        "The inputs, by the names that the file has: names, patterns such as 'pixel*', or all but the others (all). "
+        "Several arrays stand side by side. Default: the array x.")
+    y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
+    weights: str | None = option(None, "The weights of the examples' losses. Default: the array weights, if any.")
+    axis: str = option("0", "The axis of the examples in arrays of a file, by its number or its name.")
+    missing: Missing = option("refuse", choices=get_args(Missing), help=
+        "Missing values (null or NaN) of a file: refuse; mean or zero: what stands for them; drop: their examples go.")
     scale: float | None = option(None, interval="(0, inf)", help=
         "Divides inputs. Default: what the data set says (255 for bytes).")
     standardize: bool = option(False, "Gives each feature the mean 0 and the spread 1 over the training set.")

@@ -5,16 +5,18 @@ A new data set is one file with a function of OpenOptions, and one line in DATAS
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import get_args
 
-from distsgd.core.components import suggestion, wrong_name
+from distsgd.core.components import check_name, suggestion, wrong_name
 from distsgd.core.errors import DataError
 from distsgd.data.checks import check_arrays
+from distsgd.data.columns import Missing
 from distsgd.data.named.digits import open_digits
 from distsgd.data.named.generated import make_moons, open_moons, open_xor
 from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
-from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, read_array
-from distsgd.data.sources.registry import looks_like_path, open_inputs, open_path
+from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, ReadOptions, read_array
+from distsgd.data.sources.registry import check_taken, looks_like_path, open_inputs, open_path
 
 __all__ = [
     "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
@@ -39,7 +41,18 @@ DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
 }
 
 
-def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 0, download: bool = True) -> DataSource:
+def open_dataset(
+    name_or_path: str,
+    *,
+    data_dir: str | None = None,
+    seed: int = 0,
+    download: bool = True,
+    x: str | Sequence[str] = (),
+    y: str | Sequence[str] = (),
+    weights: str | None = None,
+    axis: int | str = 0,
+    missing: Missing = "refuse",
+) -> DataSource:
     """The data set of this name, or in this file or folder; reads headers alone.
 
     Parameters
@@ -52,6 +65,16 @@ def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 
         The seed of generated points.
     download : bool, default True
         Whether missing files are downloaded.
+    x, y : str or sequence of str
+        The file's arrays that are inputs and targets: names, patterns such as `pixel*`, or `all` for all but the
+        others. Several inputs stand side by side, several targets are values. By default the array x, and the array y.
+    weights : str, optional
+        The array of sample weights; by default the array weights, where there is one.
+    axis : int or str, default 0
+        The axis of the examples in the file's arrays, by its number or its name.
+    missing : str, default "refuse"
+        What is done with values that are missing, null or NaN: refuse; mean or zero to stand for them; or drop, which
+        leaves their examples out.
 
     Returns
     -------
@@ -62,16 +85,30 @@ def open_dataset(name_or_path: str, *, data_dir: str | None = None, seed: int = 
     ------
     DataError
         Where there is no data set of this name, or its files are missing or damaged.
+    ConfigurationError
+        Where the file has no array of these names, or the data set takes none.
 
     Examples
     --------
     >>> open_dataset("digits").arrays["x_train"].shape
     (1797, 8, 8)
     """
+    check_name("missing", missing, get_args(Missing))
+    asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing)
+    return open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def open_with(name_or_path: str, options: OpenOptions, asked: ReadOptions) -> DataSource:
+    """`open_dataset` with what a data set that has a name may depend on, and what is asked of a file."""
     opener = DATASETS.get(name_or_path)
     if opener is not None:
-        return opener(OpenOptions(data_dir, seed, download))
+        check_taken(f"the data set {name_or_path}", asked)
+        return opener(options)
     if looks_like_path(name_or_path):
-        return open_path(name_or_path)
+        return open_path(name_or_path, asked)
     hint = "" if suggestion(name_or_path, DATASETS) else "; name one of these, or a path"
     raise DataError(f"{wrong_name('data set', name_or_path, DATASETS, ' or a file')}{hint}")

@@ -98,6 +98,11 @@ class ArraySource(ABC):
         """What sources have alike that are read together, in one pass; None, by default, for those that aren't."""
         return None
 
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The whole numbers that stand for a missing value; by default none do. Of floats it is NaN."""
+        return ()
+
     @abstractmethod
     def read_into(self, out: Array) -> None:
         """Reads the array, without a second whole copy.

@@ -126,7 +126,7 @@ def open_rows(arrays: Mapping[str, ArraySource]) -> Rows:
     DataError
         Where a file is missing, damaged, or has changed since it was opened.
     """
-    groups = _by_table(arrays)
+    groups = by_table(arrays)
     with ExitStack() as opening:
         opened = [(tuple(group), opening.enter_context(_open_group(group))) for group in groups]
         return _GroupedRows(opened, opening.pop_all())
@@ -147,7 +147,7 @@ def read_together(arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -
     DataError
         Where a file is missing, damaged, or has changed since it was opened.
     """
-    for group in _by_table(arrays):
+    for group in by_table(arrays):
         first = next(iter(group.values()))
         if len(group) == 1 and first.table is None:
             for name, source in group.items():
@@ -161,7 +161,7 @@ def read_together(arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -
                 rows.read([(start, stop)], {name: out[name][start:stop] for name in group})
 
 
-def _by_table(arrays: Mapping[str, ArraySource]) -> list[dict[str, ArraySource]]:
+def by_table(arrays: Mapping[str, ArraySource]) -> list[dict[str, ArraySource]]:
     """The arrays in groups that are read together."""
     groups: dict[Hashable, dict[str, ArraySource]] = {}
     for name, source in arrays.items():

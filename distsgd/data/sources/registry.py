@@ -6,7 +6,8 @@ A new format is one module with a function `open_source(path, options)`, and one
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from importlib import import_module
 from importlib.util import find_spec
@@ -47,21 +48,34 @@ class Format:
     def open(self, path: str, options: ReadOptions) -> DataSource:
         """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
         the format doesn't take."""
-        for field in fields(ReadOptions):
-            if field.name in (*self.takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
-                continue
-            raise ConfigurationError(f"{field.name}: would change nothing for {self.name}, as {path} is; leave it out")
+        check_taken(f"{self.name}, as {path} is", options, self.takes)
         if self.package and find_spec(self.package) is None:
             raise where_missing(f"{path}: {self.name}", self.package, self.extra)
         found: DataSource = import_module(self.module).open_source(path, options)
         return found
 
 
-_FOR_ALL = ("targets", "streamed")
+_FOR_ALL = ("targets", "streamed", "columns")
 """Fields of ReadOptions that no user gives."""
+
+
+def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) -> None:
+    """Raises ConfigurationError for the first option that would change nothing for `what`, which takes these alone."""
+    for field in fields(ReadOptions):
+        if field.name in (*takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
+            continue
+        raise ConfigurationError(f"{field.name}: would change nothing for {what}; leave it out")
+
+
 _HERE = __name__.rpartition(".")[0]
+_ARRAYS = ("x", "y", "weights", "axis", "missing")
+"""Fields of ReadOptions that a file of arrays by name takes."""
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
 FORMATS: tuple[Format, ...] = (
-    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", inside=("*.npy",)),
+    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")),
+    Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
+    Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
+    Format("a Zarr folder", (".zarr",), f"{_HERE}.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 
@@ -111,6 +125,6 @@ def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) 
     return format_of(where).open(where, options or ReadOptions())
 
 
-def open_inputs(path: str | os.PathLike[str]) -> ArraySource:
+def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:
     """The inputs alone of a file, of which there may be none. Raises DataError where it has no inputs."""
-    return open_path(path, ReadOptions(targets=False)).arrays["x_train"]
+    return open_path(path, replace(options or ReadOptions(), targets=False)).arrays["x_train"]

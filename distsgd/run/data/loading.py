@@ -19,7 +19,7 @@ from distsgd.run.data.checking import augmentable, check_sets, notes_on
 from distsgd.run.data.measuring import measured
 
 if TYPE_CHECKING:
-    from distsgd.data.sources.base import DataSource
+    from distsgd.data.sources.base import DataSource, ReadOptions
     from distsgd.run.data.splitting import Split
 
 
@@ -47,9 +47,12 @@ class Data:
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
+    from distsgd.data.sources.registry import looks_like_path
+    from distsgd.run.data.options import read_options
     from distsgd.run.data.placement import place_split
 
-    source = open_source(communicator, config.dataset, config.data_dir, config.seed, (config.validation, config.test))
+    options, others = read_options(config), (config.validation, config.test)
+    source = open_source(communicator, config.dataset, config.data_dir, config.seed, others, options)
     sets = {"train": place_split(communicator, source, "train")}
     names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
     for split in ("validation", "test"):
@@ -57,7 +60,8 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         if path is None:
             sets[split] = place_split(communicator, source, split)
             continue
-        other = open_source(communicator, path, config.data_dir, config.seed)
+        asked = replace(options, columns=source.columns) if looks_like_path(path) else None
+        other = open_source(communicator, path, config.data_dir, config.seed, options=asked)
         sets[split] = place_split(communicator, other, split if f"x_{split}" in other.arrays else "train")
         names[split] = other.name
     return data_of(communicator, config, source, names, sets)
@@ -153,7 +157,12 @@ def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Exam
 
 
 def open_source(
-    communicator: Communicator, name: str, data_dir: str | None, seed: int = 0, others: Sequence[str | None] = ("",)
+    communicator: Communicator,
+    name: str,
+    data_dir: str | None,
+    seed: int = 0,
+    others: Sequence[str | None] = ("",),
+    options: ReadOptions | None = None,
 ) -> DataSource:
     """The data set of this name or path, described, on every rank. Collective; rank 0 looks.
 
@@ -161,13 +170,14 @@ def open_source(
     """
 
     def read() -> DataSource:
-        from distsgd.data.named.datasets import open_dataset
+        from distsgd.data.named.datasets import open_with
+        from distsgd.data.sources.base import OpenOptions, ReadOptions
         from distsgd.data.sources.registry import looks_like_path
 
         if data_dir is not None and all(one is None or looks_like_path(one) for one in (name, *others)):
             raise ConfigurationError(f"data_dir: is for named data sets, and {name} is a path; leave it out")
         try:
-            return open_dataset(name, data_dir=data_dir, seed=seed)
+            return open_with(name, OpenOptions(data_dir, seed), options or ReadOptions())
         except OSError as error:
             raise DataError(f"could not read {name}: {error}") from None
 
