@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def read_options(config: TrainConfig) -> ReadOptions:
     """What the configuration asks of the files that it names."""
-    return ReadOptions(config.x, config.y, config.weights, axis=config.axis, missing=config.missing)
+    streamed = config.shuffle_buffer is not None and config.stream
+    return ReadOptions(config.x, config.y, config.weights, axis=config.axis, missing=config.missing, streamed=streamed)
 
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:

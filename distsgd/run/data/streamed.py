@@ -58,10 +58,16 @@ class Stream:
     _reader: WindowReader | None = field(default=None, init=False)
 
     def windowed(
-        self, communicator: Communicator, config: TrainConfig, train: Examples, order: BlockOrder, objective: Objective
+        self,
+        communicator: Communicator,
+        config: TrainConfig,
+        train: Examples,
+        order: Order | None,
+        objective: Objective,
     ) -> tuple[Examples, Order]:
         """(the training examples in windows of memory that the ranks of a host share, the order that reports to the
         readers). Collective."""
+        assert isinstance(order, BlockOrder), "what stays in files has an order by blocks"
         node = communicator.node()
         layout = layout_of(config, train.x, train.y, train.weights, train.as_stored)
         arrays = {"x": train.x, "y": train.y} | ({} if train.weights is None else {"weights": train.weights})
@@ -130,24 +136,24 @@ def _conversion(config: TrainConfig, train: Examples, objective: Objective) -> C
 
 
 def stored_split(
-    source: DataSource, split: str, arrays: Mapping[str, ArraySource], config: TrainConfig
+    source: DataSource, arrays: Mapping[str, ArraySource], config: TrainConfig, role: str
 ) -> Examples | None:
-    """The examples of one split that stay in their files; None where they go into memory. Raises ConfigurationError
-    where they can't be read in blocks.
+    """Examples that stay in their files; None where they go into memory. Raises ConfigurationError where they can't be
+    read in blocks.
 
-    arrays   x, y and weights of the split
+    arrays   x, y and weights
+    role     what they are used as: train, validation or test
     """
-    if config.shuffle_buffer is None or not config.stream:
-        return None
+    assert config.shuffle_buffer is not None, "only then examples stay in files"
     x, y, weights = arrays["x"], arrays["y"], arrays.get("weights")
     layout = layout_of(config, x, y, weights)
     size = x.shape[0] * layout.row
-    if size <= (parse_size(config.shuffle_buffer, "shuffle_buffer") if split == "train" else _SMALL):
+    if size <= (parse_size(config.shuffle_buffer, "shuffle_buffer") if role == "train" else _SMALL):
         return None
     for array in arrays.values():
         if not array.in_blocks:
             raise ConfigurationError(
-                f"{source.name}: {split} examples take {size / 1e6:,.0f} MB, more than --shuffle-buffer "
+                f"{source.name}: {role} examples take {size / 1e6:,.0f} MB, more than --shuffle-buffer "
                 f"{config.shuffle_buffer}, and are packed as a whole, so that they can't be read in blocks; save them "
                 "with numpy.savez, which doesn't compress, or as .npy, or keep them in memory with --no-stream"
             )
@@ -160,11 +166,13 @@ def stored_split(
 
 def stream_of(name: str, train: Examples) -> Stream | None:
     """The stream of training examples that stay in their files; None for those in memory."""
-    given = {"x": train.x, "y": train.y, "weights": train.weights}
-    arrays = {key: array for key, array in given.items() if isinstance(array, StoredArray)}
-    if not arrays:
+    found = {}
+    for key, array in (("x", train.x), ("y", train.y), ("weights", train.weights)):
+        if isinstance(stays := cast("object", array), StoredArray):
+            found[key] = stays
+    if not found:
         return None
-    return Stream(name, {key: array.source for key, array in arrays.items()}, arrays["x"].files)
+    return Stream(name, {key: array.source for key, array in found.items()}, found["x"].files)
 
 
 def notes_on_reading(stream: Stream, config: TrainConfig, window: int) -> Iterator[str]:
@@ -173,7 +181,7 @@ def notes_on_reading(stream: Stream, config: TrainConfig, window: int) -> Iterat
     window   examples of a window
     """
     chunk = max(source.chunk for source in stream.sources.values())
-    block = layout_of(config, *(stream.sources[key] for key in ("x", "y"))).block
+    block = layout_of(config, stream.sources["x"], stream.sources["y"], stream.sources.get("weights")).block
     times = min(window, chunk) / max(1, min(block, chunk))
     if chunk > block and times > _MANY_TIMES:
         yield (
