@@ -66,8 +66,8 @@ class FileSource(ArraySource):
 
     @property
     def in_blocks(self) -> bool:
-        """Whether the data lies in the file as it is."""
-        return not (self.header.packed or self.header.fortran)
+        """Whether the rows lie in the file as they are."""
+        return self.lies_in_rows
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[tuple[Stream, Header]]:
