@@ -34,6 +34,7 @@ NAMES = (
     "scaling_model",
     "checkpoints",
     "sklearn_peer",
+    "csv_load",
 )
 
 
