@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import get_args
 
 from distsgd.core.components import check_name, suggestion, wrong_name
-from distsgd.core.errors import DataError
+from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.checks import check_arrays
 from distsgd.data.columns import Missing
 from distsgd.data.named.digits import open_digits
@@ -53,6 +54,7 @@ def open_dataset(
     weights: str | None = None,
     axis: int | str = 0,
     missing: Missing = "refuse",
+    classes: Sequence[str] = (),
 ) -> DataSource:
     """The data set of this name, or in this file or folder; reads headers alone.
 
@@ -77,6 +79,8 @@ def open_dataset(
     missing : str, default "refuse"
         What is done with values that are missing, null or NaN: refuse; mean or zero to stand for them; or drop, which
         leaves their examples out.
+    classes : sequence of str
+        The names of the classes in the order of their labels; of a table, the texts or numbers that targets are.
 
     Returns
     -------
@@ -96,8 +100,15 @@ def open_dataset(
     (1797, 8, 8)
     """
     check_name("missing", missing, get_args(Missing))
-    asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing)
-    return open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
+    named = tuple(classes)
+    asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing, classes=named)
+    found = open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
+    if not named or found.class_names:
+        return found
+    if found.arrays["y_train"].dtype.kind == "f" or found.num_classes not in (None, len(named)):
+        what = "values" if found.num_classes is None else f"{found.num_classes} classes"
+        raise ConfigurationError(f"classes: {len(named)} are named, the targets of {found.name} are {what}")
+    return replace(found, num_classes=len(named), class_names=named)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.files import FileStamp
@@ -77,6 +78,8 @@ def _open_single(x_path: str, options: ReadOptions) -> DataSource:
         path = os.path.join(folder, f"{stem[:-1]}{kind}.npy")
         if kind == "y" or os.path.exists(path):
             paths[kind] = path
+    if (columns := options.columns) is not None:  # of a model that knows its inputs by name: here they have none
+        options = replace(options, columns=replace(columns, inputs=("x",), target=("y",)))
     return data_source(
         x_path,
         list(paths),

@@ -56,8 +56,8 @@ class Format:
         return found
 
 
-_FOR_ALL = ("targets", "streamed", "columns")
-"""Fields of ReadOptions that no user gives."""
+_FOR_ALL = ("targets", "streamed", "columns", "classes")
+"""Fields of ReadOptions that no user gives, or that take effect whatever the format is."""
 
 
 def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) -> None:
@@ -71,6 +71,8 @@ def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) ->
 _HERE = __name__.rpartition(".")[0]
 _ARRAYS = ("x", "y", "weights", "axis", "missing")
 """Fields of ReadOptions that a file of arrays by name takes."""
+_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_TABLES = ("x", "y", "weights", "group", "missing", "keep")
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 _IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
 FORMATS: tuple[Format, ...] = (
@@ -78,6 +80,9 @@ FORMATS: tuple[Format, ...] = (
     Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
     Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
     Format("a Zarr folder", (".zarr",), f"{_HERE}.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
+    Format("a CSV file", _CSV, f"{_HERE}.csv_table", (), _TABLES, "pyarrow", "tables"),
+    Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
     Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.libsvm"),
     Format("a folder of images", (), f"{_HERE}.images", _IMAGES, (), "PIL", "images"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def read_options(config: TrainConfig) -> ReadOptions:
     """What the configuration asks of the files that it names."""
-    return ReadOptions(config.x, config.y, config.weights, axis=config.axis, missing=config.missing)
+    names = config.classes if len(config.classes) > 1 else ()  # a single word is their number
+    streamed = config.shuffle_buffer is not None and config.stream
+    return ReadOptions(
+        config.x, config.y, config.weights, axis=config.axis, missing=config.missing, classes=names, streamed=streamed
+    )
 
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:
@@ -35,4 +39,5 @@ def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOp
         y=given.y or (of_run.y if columns is None else ()),
         weights=given.weights or of_run.weights,
         axis=given.axis if given.axis != "0" else of_run.axis,
+        classes=signature.class_names or of_run.classes,
     )
