@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from glob import escape, iglob
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 from distsgd.core.errors import ConfigurationError, DataError, pip_install
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
@@ -49,11 +50,15 @@ class Format:
     def open(self, path: str, options: ReadOptions) -> DataSource:
         """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
         the format doesn't take."""
+        found: DataSource = self.reader(path, options).open_source(path, options)
+        return found
+
+    def reader(self, path: str, options: ReadOptions) -> ModuleType:
+        """The module that reads it. Raises ConfigurationError where it isn't installed, or for what it doesn't take."""
         check_taken(f"{self.name}, as {path} is", options, self.takes)
         if self.package and find_spec(self.package) is None:
             raise where_missing(f"{path}: {self.name}", self.package, self.extra)
-        found: DataSource = import_module(self.module).open_source(path, options)
-        return found
+        return import_module(self.module)
 
 
 _FOR_ALL = ("targets", "streamed", "columns", "classes")
@@ -146,7 +151,7 @@ def _files_in(folder: str) -> list[str]:
 
 def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:
     """The files of one format as one data set. Raises DataError where they have several."""
-    from distsgd.data.sources.shards import open_shards
+    from distsgd.data.sources.shards import check_paths, open_shards
 
     formats = {path: format_of(_existing(path)) for path in paths}
     for path, found in formats.items():
@@ -155,7 +160,13 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
                 f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
                 f"{os.path.basename(path)} is {found.name}; name those that belong together"
             )
-    return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    module = formats[paths[0]].reader(paths[0], options)
+    if not hasattr(module, "open_table"):
+        return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    check_paths(where, paths)
+    tables = import_module(f"{_HERE}.sharded_table")  # which imports what asks for a format, too
+    several: DataSource = tables.open_tables(where, [module.open_table(path, options) for path in paths], options)
+    return several
 
 
 def _existing(path: str) -> str:
