@@ -63,10 +63,10 @@ def split_off(num_examples: int, count: int, seed: int, labels: Array | None = N
     can give one.
     """
     order = permutation(num_examples, seed, "validation split")
-    order = order.astype(index_dtype(num_examples))
-    if labels is not None:
-        order = _by_shares(order, count, labels)
-    return np.sort(order[count:]), np.sort(order[:count])
+    is_chosen = np.zeros(num_examples, bool)
+    is_chosen[order[:count] if labels is None else _by_shares(order, count, labels)] = True
+    dtype = index_dtype(num_examples)
+    return np.flatnonzero(~is_chosen).astype(dtype), np.flatnonzero(is_chosen).astype(dtype)
 
 
 def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
@@ -76,7 +76,7 @@ def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
 
 
 def _by_shares(order: Array, count: int, labels: Array) -> Array:
-    """The order with each class's share of `count` in front."""
+    """Each class's share of `count`, the first of it in this order."""
     sizes = np.bincount(labels)
     shares, remainders = np.divmod(count * sizes, len(order))
     most = np.argsort(-remainders, kind="stable")
@@ -85,5 +85,6 @@ def _by_shares(order: Array, count: int, labels: Array) -> Array:
             shares[able[:left]] += 1
     narrow = labels.astype(np.min_scalar_type(len(sizes)))  # which sorts in one pass where it has 16 bits or fewer
     by_class = order[np.argsort(narrow[order], kind="stable")]
-    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the class
-    return by_class[np.argsort(place >= np.repeat(shares, sizes), kind="stable")]
+    starts, ends = np.cumsum(sizes) - sizes, np.cumsum(shares)
+    found: Array = by_class[np.arange(count) + np.repeat(starts - (ends - shares), shares)]
+    return found

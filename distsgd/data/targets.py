@@ -32,8 +32,11 @@ def first(array: Array, is_bad: Callable[[Array], Array]) -> tuple[int, Any] | N
     return None
 
 
-def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
-    """DataError with the first example that holds NaN, infinity or what the dtype can't hold."""
+def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None, rows: Array | None = None) -> None:
+    """DataError with the first example that holds NaN, infinity or what the dtype can't hold.
+
+    rows   the examples' numbers, where the array holds some of them
+    """
     if array.dtype.kind != "f":
         return
     narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
@@ -42,6 +45,7 @@ def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
     if found is not None:
         row, value = found
         kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
+        row = row if rows is None else rows[row]
         raise DataError(f"{where}: expected {kind}, example {row} holds {value}; remove or repair it")
 
 

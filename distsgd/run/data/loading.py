@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import release_freed_memory
 from distsgd.data.checks import is_mapped
@@ -15,7 +17,7 @@ from distsgd.data.targets import TargetSummary, absent
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
-from distsgd.run.data.checking import augmentable, check_sets, notes_on
+from distsgd.run.data.checking import augmentable, check_sets, checked_later, notes_on
 from distsgd.run.data.measuring import measured
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ def split_data(
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
+    sets = checked_later(communicator, names, sets, np.dtype(config.dtype))
     train = sets["train"]
     assert train is not None, "there is always a training set"
 
