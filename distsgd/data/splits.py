@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heapreplace
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,66 @@ def split_off(num_examples: int, count: int, seed: int, labels: Array | None = N
     order = permutation(num_examples, seed, "validation split")
     is_chosen = np.zeros(num_examples, bool)
     is_chosen[order[:count] if labels is None else _by_shares(order, count, labels)] = True
-    dtype = index_dtype(num_examples)
-    return np.flatnonzero(~is_chosen).astype(dtype), np.flatnonzero(is_chosen).astype(dtype)
+    return _both(is_chosen)
 
 
 def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
     """(rest, `count` random blocks) of so many, both in rising order: a fixed function of the seed."""
     order = permutation(blocks, seed, "validation blocks")
     return np.sort(order[count:]), np.sort(order[:count])
+
+
+def fold_rows(num_examples: int, part: int, parts: int, seed: int, labels: Array | None = None) -> tuple[Array, Array]:
+    """(rest, the examples of part `part`, from 1 to `parts`), both as sorted indices: a fixed function of the seed.
+
+    Each example is in one part. Their sizes differ by at most 1; with labels (num_examples,), so do the numbers of
+    examples of each class.
+    """
+    order = permutation(num_examples, seed, "folds")
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    is_chosen = np.zeros(num_examples, bool)
+    is_chosen[order[part - 1 :: parts]] = True
+    return _both(is_chosen)
+
+
+def group_split(groups: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """(rest, examples of whole groups), both as sorted indices: groups in random order, as long as they have at most
+    `count` examples together; at least one, and never all.
+
+    groups   what group each example (n,) is of: numbers or texts
+    """
+    numbers, sizes = _groups(groups)
+    order = permutation(len(sizes), seed, "validation groups")
+    taken = int(np.searchsorted(np.cumsum(sizes[order]), count, side="right"))
+    is_taken = np.zeros(len(sizes), bool)
+    is_taken[order[: min(max(1, taken), len(sizes) - 1)]] = True
+    return _both(is_taken[numbers])
+
+
+def group_folds(groups: Array, part: int, parts: int, seed: int) -> tuple[Array, Array]:
+    """(rest, the examples of part `part` of `parts`), of which each has whole groups: from the largest to the smallest
+    group, in random order among equal ones, each comes into the part that has the fewest examples."""
+    numbers, sizes = _groups(groups)
+    order = permutation(len(sizes), seed, "folds")
+    part_of = np.zeros(len(sizes), np.int64)
+    filled = [(0, one) for one in range(parts)]
+    for group in order[np.argsort(-sizes[order], kind="stable")].tolist():
+        size, smallest = filled[0]
+        part_of[group] = smallest
+        heapreplace(filled, (size + int(sizes[group]), smallest))
+    return _both((part_of == part - 1)[numbers])
+
+
+def _groups(groups: Array) -> tuple[Array, Array]:
+    """(the number of each example's group, how many examples each group has)."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    return numbers, np.bincount(numbers)
+
+
+def _both(is_chosen: Array) -> tuple[Array, Array]:
+    dtype = index_dtype(len(is_chosen))
+    return np.flatnonzero(~is_chosen).astype(dtype), np.flatnonzero(is_chosen).astype(dtype)
 
 
 def _by_shares(order: Array, count: int, labels: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import release_freed_memory
 from distsgd.data.checks import is_mapped
@@ -31,7 +32,8 @@ class Data:
 
     `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
     and `changed` says what is wrong where arrays in memory that are the user's have changed since. `targets`, which is
-    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on.
+    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on. `drawn_by`
+    are the weights by which training examples are drawn, which then have none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Data:
     notes: tuple[str, ...] = ()
     changed: Callable[[], DataError | None] = lambda: None
     targets: TargetSummary | None = None
+    drawn_by: Array | None = None
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -71,11 +74,13 @@ def data_of(
     source: DataSource,
     names: dict[str, str],
     sets: dict[str, Examples | None],
+    groups: Array | None = None,
 ) -> Data:
     """The sets of a data source, which are in memory, as `split_data` makes them. Collective."""
-    if config.validation_last is not None:
+    if config.validation_last is not None or config.fold is not None:
         sets["validation"] = None
-    data = split_data(communicator, config, names, sets, source.num_classes or len(source.class_names) or None)
+    classes = source.num_classes or len(source.class_names) or None
+    data = split_data(communicator, config, names, sets, classes, groups=groups)
     signature = replace(data.signature, columns=source.columns, class_names=source.class_names)
     data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
     _check_hosts(communicator, data, sets)
@@ -90,12 +95,14 @@ def split_data(
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
     contents: str | None = None,
+    groups: Array | None = None,
 ) -> Data:
     """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
     checks.
 
     names      what to call each set in errors, and under "" the whole
     contents   the fingerprint of sets that are the user's own arrays, which each rank has computed of its own
+    groups     what group each training example is of: no group is split
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
@@ -112,10 +119,19 @@ def split_data(
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
-    if validation is None and (config.validation_fraction or config.validation_last is not None):
+    options = [config.validation_last, config.fold]
+    if validation is not None and any(options):
+        name = "fold" if config.validation_last is None else "validation_last"
+        raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
+    if validation is None and (config.validation_fraction or any(options)):
         from distsgd.run.data.splitting import checked_split
 
-        split = checked_split(train, classes, config)
+        split = checked_split(train, classes, config, groups)
+    elif groups is not None:
+        raise ConfigurationError(
+            "group: says which examples are split off together, and none are; give validation_fraction or fold too, or "
+            "leave it out"
+        )
     elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
@@ -127,7 +143,11 @@ def split_data(
     def standardized(part: Examples) -> Examples:
         return replace(part, inputs=signature.inputs, targets=signature.targets)
 
-    train = standardized(augmentable(train, config))
+    weights, train = None, standardized(augmentable(train, config))
+    if config.sampling == "weighted":
+        from distsgd.run.data.ordering import drawn_by_weights
+
+        train, weights = drawn_by_weights(train)
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
     given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
     named = bool(config.classes) or num_classes is not None
@@ -140,7 +160,9 @@ def split_data(
         return [text for text in found if text]
 
     notes = tuple(communicator.on_root(look))
-    data = Data(names[""], train, validation, test, signature, found, split, notes=notes, targets=targets)
+    data = Data(
+        names[""], train, validation, test, signature, found, split, notes=notes, targets=targets, drawn_by=weights
+    )
     return data if contents is None else replace(data, changed=changed_since(sets, contents))
 
 
