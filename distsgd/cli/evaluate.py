@@ -30,6 +30,10 @@ class Options:
         "part. Default: test, or what the data set has: validation of the run's own data, all of others.",
     )
     data_dir: str | None = option(None, "Where data-set files are.", path=True)
+    x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
+    y: tuple[str, ...] = option((), "The targets, as --y of training. Default: as in training.")
+    weights: str | None = option(None, "The sample weights, as --weights of training. Default: as in training.")
+    axis: str = option("0", "The axis of examples, as --axis of training. Default: as in training.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
@@ -48,7 +52,9 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
 
     from distsgd.cli.command_line import parse_arguments
     from distsgd.data.named.datasets import check_arrays
+    from distsgd.data.sources.base import ReadOptions
     from distsgd.run.data.loading import open_source
+    from distsgd.run.data.options import asked_by
     from distsgd.run.data.placement import place_split
     from distsgd.run.files.records import finite
     from distsgd.run.kernels import choose_for
@@ -59,7 +65,9 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    source = open_source(communicator, options.dataset, options.data_dir, stored.config.seed, others=())
+    given = ReadOptions(x=options.x, y=options.y, weights=options.weights, axis=options.axis)
+    asked = communicator.on_root(lambda: asked_by(config, signature, options.dataset, given))
+    source = open_source(communicator, options.dataset, options.data_dir, config.seed, (), asked)
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
     placed = place_split(communicator, source, part)
     assert placed is not None, "choose_split names a part that is there"

@@ -28,6 +28,8 @@ class Options:
     run: tuple[str, ...] = option(REQUIRED, "A run's folder, or a checkpoint; or several.", positional=True, path=True)
     input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True, path=True)
     out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o", path=True)
+    x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
+    axis: str = option("0", "The axis of examples, as --axis of training. Default: as in training.")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
 
@@ -40,6 +42,8 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     """Predicts each rank's part of the examples; rank 0 writes. Collective."""
     from distsgd.cli.command_line import parse_arguments
     from distsgd.data.named.datasets import open_inputs
+    from distsgd.data.sources.base import ReadOptions
+    from distsgd.run.data.options import asked_by
     from distsgd.run.data.placement import place
     from distsgd.run.kernels import choose_for
     from distsgd.run.trained.ensemble import check_alike, mean_and_spread
@@ -50,7 +54,11 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
         note_kernels(options.run)
     models = load(communicator, options.run, options.model)
     check_alike(options.run, [(one.task, one.signature) for one in models])
-    x = place(communicator, communicator.on_root(lambda: open_inputs(options.input)))
+    given, one = ReadOptions(x=options.x, axis=options.axis, targets=False), models[0]
+    source = communicator.on_root(
+        lambda: open_inputs(options.input, asked_by(one.config, one.signature, options.input, given))
+    )
+    x = place(communicator, source)
     parts = [predicted(communicator, one, x, options.input) for one in models]
     mean, spread = (parts[0], None) if len(parts) == 1 else mean_and_spread(parts)
     gathered = communicator.gather_object((mean, spread))

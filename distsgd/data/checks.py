@@ -11,7 +11,16 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError, first_line
 from distsgd.data.features import looked_at
-from distsgd.data.targets import TargetSummary, check_finite, check_labels, first, most_labels
+from distsgd.data.targets import (
+    TargetSummary,
+    blocks,
+    check_finite,
+    check_labels,
+    first,
+    fits,
+    most_labels,
+    sampled_rows,
+)
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import ArraySource
@@ -80,7 +89,8 @@ def checked(
     is_float = check_targets(f"{name}: targets", y, len(x))
     if weights is not None:
         check_weights(f"{name}: weights", weights, len(x))
-    _check_inputs(f"{name}: inputs", x, dtype, later)
+    if not stays_in_files(x):  # else they are checked as they are read
+        _check_inputs(f"{name}: inputs", x, dtype, later)
     if weights is not None:
         _check_weights(f"{name}: weights", weights, dtype)
     targets = TargetSummary.of(f"{name}: targets", y, dtype)
@@ -89,7 +99,7 @@ def checked(
 
 def is_checked_later(x: Array) -> bool:
     """Whether inputs are checked as they are first read: to read all of a large file takes as long as an epoch."""
-    return is_mapped(x) and x.nbytes > _CHECKED_AT_ONCE
+    return is_mapped(x) and not stays_in_files(x) and x.nbytes > _CHECKED_AT_ONCE
 
 
 def check_rows(name: str, dtype: np.dtype[Any]) -> Callable[[Array, Array], None]:
@@ -151,7 +161,7 @@ def _check_length(where: str, array: Array | ArraySource, examples: int) -> None
 
 
 def _check_inputs(where: str, x: Array, dtype: np.dtype[Any] | None, later: bool) -> None:
-    rows = looked_at(x) if later else None
+    rows = np.union1d(looked_at(x), sampled_rows(len(x))) if later else None
     check_finite(where, x if rows is None else x[rows], dtype, rows)
 
 
@@ -160,7 +170,7 @@ def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> N
     found = first(weights, lambda block: block < 0)
     if found is not None:
         raise DataError(f"{where}: expected none below 0, example {found[0]} has {found[1]}; correct it")
-    if not weights.max() > 0:
+    if not any((block > 0).any() for _, block in blocks(weights)):
         raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or remove them")
 
 
@@ -280,8 +290,28 @@ def _is_numpys(array: Array) -> bool:
 
 
 def is_mapped(array: Array) -> bool:
-    """Whether the array, or what it is a view of, is a file that is mapped into memory."""
-    return isinstance(_whole(array), np.memmap)
+    """Whether the array, or what it is a view of, is a file that is mapped into memory, or stays in files."""
+    return stays_in_files(array) or isinstance(_whole(array), np.memmap)
+
+
+def stays_in_files(array: Array) -> bool:
+    """Whether rows are read from files when they are asked for, as those of `data.stored` are."""
+    return hasattr(array, "files")
+
+
+def finite_rows(where: str, dtype: np.dtype[Any] | None) -> Callable[[Array, Array], None]:
+    """What raises DataError for rows of inputs, given with their numbers, that hold NaN, infinity or what the dtype
+    can't hold."""
+
+    def check(block: Array, rows: Array) -> None:
+        if block.dtype.kind != "f" or not block.size:
+            return
+        with np.errstate(invalid="ignore"):
+            low, high = block.min().item(), block.max().item()
+        if not fits(low, high, block.dtype, dtype):
+            check_finite(where, block, dtype, rows)
+
+    return check
 
 
 def _whole(array: Array) -> Array:

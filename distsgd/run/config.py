@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from distsgd.core.components import field_names
 from distsgd.core.device import FULL, PRECISIONS
@@ -49,6 +49,7 @@ OWN_LOSS = "own"
 _LOSS_SCALE = 1024
 
 BatchSize = int | Literal["full"]
+Missing = Literal["refuse", "mean", "zero", "drop"]
 
 
 def _by_kind(kinds: Mapping[str, type], which: str, name: str, what: str = "") -> str:
@@ -74,6 +75,14 @@ class TrainConfig:
         "digits, mnist, fashion-mnist, cifar-10, xor, moons, or a path: .npz with x and y, mnist.pkl.gz, .npy files.")
     data_dir: str | None = option(None, operational=True, path=True, help=
         "Folder of data-set files and downloads. Default: the user's cache.")
+    x: tuple[str, ...] = option((), help=
+        "The inputs, by the names that the file has: names, patterns such as 'pixel*', or all but the others (all). "
+        "Several arrays stand side by side. Default: the array x.")
+    y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
+    weights: str | None = option(None, "The weights of the examples' losses. Default: the array weights, if any.")
+    axis: str = option("0", "The axis of the examples in arrays of a file, by its number or its name.")
+    missing: Missing = option("refuse", choices=get_args(Missing), help=
+        "Missing values (null or NaN) of a file: refuse; mean or zero: what stands for them; drop: their examples go.")
     scale: float | None = option(None, interval="(0, inf)", help=
         "Divides inputs. Default: what the data set says (255 for bytes).")
     standardize: bool = option(False, "Gives each feature the mean 0 and the spread 1 over the training set.")
@@ -169,6 +178,10 @@ class TrainConfig:
         "256MB, 1GB. Also in memory.")
     order_block: int | None = option(None, interval="[1, inf)", help=
         "Examples of a block of --shuffle-buffer. Default: up to 4,096, so that a window has at least 32 blocks.")
+    stream: bool = option(True, operational=True, help=
+        "With --shuffle-buffer, read a data file that is larger in blocks while training; else keep it in memory.")
+    readers: int = option(1, interval="[1, 16]", operational=True, help=
+        "Threads of each host that read such a file.")
     drop_last: bool = option(False, "Drop an epoch's last minibatch where it is short.")
     microbatches: int = option(4, interval=f"[1, {MOST_MICROBATCHES}]", help=
         "Microbatches of a minibatch. Results depend on this number, and on the number of ranks never.")
@@ -282,7 +295,8 @@ class TrainConfig:
             f"expand {self.expand}": self.expand != "none",
             "batch_size full": self.batch_size == "full",
         }
-        check_order(self.shuffle_buffer, self.order_block, others)
+        needed = {name: getattr(self, name) != OPTIONS[name].default for name in ("order_block", "stream", "readers")}
+        check_order(self.shuffle_buffer, needed, others)
         given = [name for name in ("validation", "validation_last", "fold") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError(f"{given[0]} and {given[1]} exclude each other; give one of them")

@@ -41,7 +41,10 @@ from distsgd.training.metrics.base import Metric, UserMetric
 if TYPE_CHECKING:
     from distsgd.run.files.folder import RunFolder
 
-NOT_FOR_FIT = {"dataset", "data_dir", "model", "validation", "test", "callback", "dry_run", "check_gradient"}
+NOT_FOR_FIT = {
+    "dataset", "data_dir", "x", "y", "weights", "axis", "missing", "stream", "readers", "model", "validation", "test",
+    "callback", "dry_run", "check_gradient",
+}  # fmt: skip
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,9 +17,12 @@ ACCEPTED = (*ALIASES, *ARRAY_NAMES)
 """Names that an array of a user's file may have."""
 
 
-def canonical(name: str, arrays: Mapping[str, ArraySource]) -> dict[str, ArraySource]:
+Kept = TypeVar("Kept")
+
+
+def canonical(name: str, arrays: Mapping[str, Kept]) -> dict[str, Kept]:
     """The arrays with `x` called `x_train` and so on; DataError where both are there."""
-    found: dict[str, ArraySource] = {}
+    found: dict[str, Kept] = {}
     for key, source in arrays.items():
         key = ALIASES.get(key, key)
         if key in found:
@@ -34,18 +38,14 @@ _LOOK_ALIKE = {kind + split for kind in _KINDS for split in _SPLITS}
 _LOOK_ALIKE |= {split + kind for kind in _KINDS for split in _SPLITS} - {"w"}
 
 
-def unused_names(keys: list[str]) -> list[str]:
-    """Those of a file's arrays that are none of ours."""
-    return [key for key in keys if key not in ACCEPTED]
-
-
 def check_names(name: str, keys: list[str]) -> None:
     """DataError where no key is one of ours, or one only looks like it: x_val would be ignored without notice."""
     if not any(key in ACCEPTED for key in keys):
         raise DataError(
-            f"{name}: expected the arrays x and y, got {', '.join(keys[:8]) or 'none'}; give them these names"
+            f"{name}: expected the arrays x and y, got {', '.join(keys[:8]) or 'none'}; give them these names, or say "
+            "with --x and --y which they are"
         )
-    for key in unused_names(keys):
+    for key in (one for one in keys if one not in ACCEPTED and "/" not in one):
         letters = "".join(filter(str.isalpha, key.lower()))
         if letters in _LOOK_ALIKE or key.lower().startswith(("x_", "y_", "weights_")):
             raise DataError(f"{name}: expected the arrays {', '.join(ACCEPTED)}, got {key!r}; rename or remove it")

@@ -89,9 +89,19 @@ class ArraySource(ABC):
         return max(1, *self.shape[:1])
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether some rows can be read without all that come before them."""
+        return type(self).open_rows is not ArraySource.open_rows
+
+    @property
     def table(self) -> Hashable:
         """What sources have alike that are read together, in one pass; None, by default, for those that aren't."""
         return None
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The whole numbers that stand for a missing value; by default none do. Of floats it is NaN."""
+        return ()
 
     @abstractmethod
     def read_into(self, out: Array) -> None:

@@ -35,6 +35,11 @@ class ValuesSource(ArraySource):
         """One row: they are in memory."""
         return 1
 
+    @property
+    def in_blocks(self) -> bool:
+        """Always: they are in memory."""
+        return True
+
     def read_into(self, out: Array) -> None:
         """Overwrites `out` with the values."""
         check_out(self, out)
@@ -51,6 +56,11 @@ class ConvertedSource(ArraySource):
     def chunk(self) -> int:
         """The inner source's."""
         return self.inner.chunk
+
+    @property
+    def in_blocks(self) -> bool:
+        """The inner source's."""
+        return self.inner.in_blocks
 
     @property
     def table(self) -> Hashable:
@@ -116,7 +126,7 @@ def open_rows(arrays: Mapping[str, ArraySource]) -> Rows:
     DataError
         Where a file is missing, damaged, or has changed since it was opened.
     """
-    groups = _by_table(arrays)
+    groups = by_table(arrays)
     with ExitStack() as opening:
         opened = [(tuple(group), opening.enter_context(_open_group(group))) for group in groups]
         return _GroupedRows(opened, opening.pop_all())
@@ -137,7 +147,7 @@ def read_together(arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -
     DataError
         Where a file is missing, damaged, or has changed since it was opened.
     """
-    for group in _by_table(arrays):
+    for group in by_table(arrays):
         first = next(iter(group.values()))
         if len(group) == 1 and first.table is None:
             for name, source in group.items():
@@ -145,13 +155,14 @@ def read_together(arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -
             continue
         count = first.shape[0]
         step = max(1, _TOGETHER * count // max(1, sum(source.nbytes for source in group.values())))
+        step = -(-step // first.chunk) * first.chunk  # what is stored together is unpacked once
         with _open_group(group) as rows:
             for start in range(0, count, step):
                 stop = min(start + step, count)
                 rows.read([(start, stop)], {name: out[name][start:stop] for name in group})
 
 
-def _by_table(arrays: Mapping[str, ArraySource]) -> list[dict[str, ArraySource]]:
+def by_table(arrays: Mapping[str, ArraySource]) -> list[dict[str, ArraySource]]:
     """The arrays in groups that are read together."""
     groups: dict[Hashable, dict[str, ArraySource]] = {}
     for name, source in arrays.items():

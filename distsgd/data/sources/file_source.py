@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -57,11 +57,28 @@ class FileSource(ArraySource):
     @property
     def chunk(self) -> int:
         """One row, where the data lies in the file as it is."""
-        return super().chunk if self.header.packed or self.header.fortran else 1
+        return 1 if self.lies_in_rows else super().chunk
+
+    @property
+    def lies_in_rows(self) -> bool:
+        """Whether the rows lie in the file as they are, one after the other."""
+        return not (self.header.packed or self.header.fortran)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the rows lie in the file as they are."""
+        return self.lies_in_rows
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[tuple[Stream, Header]]:
         """The data's bytes, unpacked, and the header before them."""
+
+    @contextmanager
+    def opened_data(self) -> Iterator[tuple[Stream, int]]:
+        """The file with the data in it as it is, where it is so, and at which byte that begins."""
+        with self.opened() as (stream, header):
+            self.check_unchanged(header)
+            yield stream, header.offset
 
     def read_into(self, out: Array) -> None:
         """Overwrites `out`, a block at a time, and reads no more than the header promises and one byte."""
@@ -73,7 +90,7 @@ class FileSource(ArraySource):
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Reads rows out of the file, without a map, where the data lies in it as it is."""
-        if self.header.packed or self.header.fortran:
+        if not self.lies_in_rows:
             return super().open_rows(arrays)
         (name,) = arrays
         return _FileRows(name, self)
@@ -107,8 +124,7 @@ class _FileRows(Rows):
     def __init__(self, name: str, source: FileSource) -> None:
         self._name, self._source = name, source
         with ExitStack() as opening:
-            self._stream, header = opening.enter_context(source.opened())
-            source.check_unchanged(header)
+            self._stream, self._offset = opening.enter_context(source.opened_data())
             self._open = opening.pop_all()
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
@@ -116,7 +132,7 @@ class _FileRows(Rows):
         row = prod(source.shape[1:]) * source.dtype.itemsize
         with reading(source.where):
             for start, stop in runs:
-                self._stream.seek(source.header.offset + start * row)
+                self._stream.seek(self._offset + start * row)
                 fill(self._stream, memory[at : at + stop - start], source.where)
                 at += stop - start
 

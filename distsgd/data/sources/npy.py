@@ -29,6 +29,10 @@ _RATIO, _SMALL = 100, 64 << 20
 zeros would keep the reader busy with 1 GB."""
 
 
+_NAME_LENGTH = 26
+"""The byte of a member's local header where the lengths of its name and of its extra field are."""
+
+
 class _LimitedReads:
     """The file as zipfile sees it, which reads the table of members at once, however long it is."""
 
@@ -134,9 +138,15 @@ def _member(archive: zipfile.ZipFile, path: str, member: str) -> Iterator[tuple[
 
 @dataclass(frozen=True)
 class NpzSource(FileSource):
-    """A member of a .npz file, which np.load would unpack as a whole."""
+    """A member of a .npz file, which np.load would unpack as a whole.
+
+    It is read as a whole by zipfile, which compares its checksum, and so it is never mapped. Its rows are read out of
+    the file by themselves where it isn't compressed.
+    """
 
     member: str
+    start: int | None = None
+    """At which byte of the file the member begins; None where it is compressed."""
 
     @property
     def where(self) -> str:
@@ -144,6 +154,31 @@ class NpzSource(FileSource):
 
     def opened(self) -> AbstractContextManager[tuple[Stream, Header]]:
         return _opened_member(self.path, self.member)
+
+    @property
+    def lies_in_rows(self) -> bool:
+        return self.start is not None and not self.header.fortran
+
+    @contextmanager
+    def opened_data(self) -> Iterator[tuple[Stream, int]]:
+        with _archive(self.path) as archive, _member(archive, self.path, self.member) as (_, header):
+            self.check_unchanged(header)
+            start = _start_of(archive, self.member, self.where)
+        with reading(self.where), open_regular(self.path) as raw:
+            if start is None or start != self.start:
+                raise DataError(f"{self.where}: expected the array that was opened, it has changed since; start again")
+            yield raw, start + header.offset
+
+
+def _start_of(archive: zipfile.ZipFile, member: str, where: str) -> int | None:
+    """At which byte of the file a member begins; None where it is compressed. Its local header has been checked."""
+    info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or archive.fp is None:
+        return None
+    archive.fp.seek(info.header_offset + _NAME_LENGTH)
+    name, extra = struct.unpack("<HH", read_exactly(archive.fp, 4, where))
+    start: int = info.header_offset + _NAME_LENGTH + 4 + name + extra
+    return start
 
 
 def npz_keys(path: str | os.PathLike[str]) -> list[str]:
@@ -172,7 +207,8 @@ def open_npz(path: str | os.PathLike[str], wanted: Container[str]) -> dict[str, 
             if key in wanted:
                 member = f"{key}.npy"
                 with _member(archive, where, member) as (_, header):
-                    found[key] = NpzSource(header.shape, header.dtype, where, header, member)
+                    start = _start_of(archive, member, where)
+                    found[key] = NpzSource(header.shape, header.dtype, where, header, member, start)
                 promised += archive.getinfo(member).file_size
     packed = os.path.getsize(where)
     if promised > max(packed * _RATIO, _SMALL):

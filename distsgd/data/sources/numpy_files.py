@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from distsgd.core.errors import DataError
-from distsgd.data.sources.assemble import ACCEPTED, assemble, check_names, inputs, unused_names
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.core.files import FileStamp
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
+from distsgd.data.sources.named_arrays import Roles, data_source, used_names
 from distsgd.data.sources.npy import NpySource, npz_keys, open_npz
 from distsgd.data.sources.streams import stamps
 
@@ -20,58 +21,69 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
     - a folder of `.npy` files of these names
     - `x.npy` or `NAME_x.npy`, with `y.npy` or `NAME_y.npy` beside it
 
-    Without targets: `.npz` with x (or x_test), or any `.npy`; there may be no examples in it.
+    Which arrays of `.npz` and of a folder are which, `options` may say. Without targets: `.npz` with x (or x_test), or
+    any `.npy`; there may be no examples in it.
     """
-    if not options.targets:
-        return _open_inputs(where)
+    if where.endswith(".npy") and not os.path.isdir(where):
+        return _open_single(where, options)
     if os.path.isdir(where):
-        return _open_folder(where)
-    if where.endswith(".npy"):
-        return _open_pair(where)
-    names = npz_keys(where)
-    check_names(where, names)
-    return _described(where, open_npz(where, ACCEPTED), [where], names)
+        return _open_named(where, _names_in(where), options, lambda names: _open_members(where, names))
+    return _open_named(where, npz_keys(where), options, lambda names: dict(open_npz(where, names)))
 
 
-def _described(where: str, arrays: Mapping[str, ArraySource], paths: Iterable[str], names: list[str]) -> DataSource:
-    return replace(assemble(where, arrays), unused=tuple(unused_names(names)), files=stamps(paths))
+def _open_named(
+    where: str,
+    names: list[str],
+    options: ReadOptions,
+    open_all: Callable[[Collection[str]], Mapping[str, ArraySource]],
+) -> DataSource:
+    """The data set of a file or folder with arrays of these names."""
+
+    def files(found: Roles) -> tuple[FileStamp, ...]:
+        if not os.path.isdir(where):
+            return stamps([where])
+        return stamps(os.path.join(where, f"{name}.npy") for name in used_names(found))
+
+    return data_source(where, names, options, lambda found: open_all(used_names(found)), files)
 
 
-def _open_folder(where: str) -> DataSource:
+def _names_in(folder: str) -> list[str]:
     try:
-        names = sorted(name[: -len(".npy")] for name in os.listdir(where) if name.endswith(".npy"))
+        return sorted(name[: -len(".npy")] for name in os.listdir(folder) if name.endswith(".npy"))
     except OSError as problem:
-        raise DataError(f"{where}: expected a readable folder ({problem.strerror}); check its permissions") from None
-    check_names(where, names)
-    sources = {name: NpySource.open(os.path.join(where, f"{name}.npy")) for name in names if name in ACCEPTED}
-    return _described(where, sources, [source.path for source in sources.values()], names)
+        raise DataError(f"{folder}: expected a readable folder ({problem.strerror}); check its permissions") from None
 
 
-def _open_pair(x_path: str) -> DataSource:
+def _open_members(folder: str, names: Iterable[str]) -> dict[str, ArraySource]:
+    return {name: NpySource.open(os.path.join(folder, f"{name}.npy")) for name in names}
+
+
+def _open_single(x_path: str, options: ReadOptions) -> DataSource:
+    """One .npy file: the inputs alone, or with y.npy and weights.npy beside it."""
+    for option in ("x", "y", "weights"):
+        if getattr(options, option):
+            raise ConfigurationError(
+                f"{option}: says which arrays of a .npz file or a folder are used, and {x_path} is one array; leave it "
+                "out, or name its folder"
+            )
+    paths = {"x": x_path}
     folder, file = os.path.split(x_path)
     stem = file[: -len(".npy")]
-    if stem != "x" and not stem.endswith("_x"):
+    if options.targets and stem != "x" and not stem.endswith("_x"):
         raise DataError(
             f"{x_path}: expected x.npy or NAME_x.npy, with y.npy or NAME_y.npy beside it, or a folder of .npy files; "
             "rename it, or name its folder"
         )
-    prefix = stem[:-1]
-    sources = {"x": NpySource.open(x_path)}
-    for kind in ("y", "weights"):
-        path = os.path.join(folder, f"{prefix}{kind}.npy")
+    for kind in ("y", "weights") if options.targets else ():
+        path = os.path.join(folder, f"{stem[:-1]}{kind}.npy")
         if kind == "y" or os.path.exists(path):
-            sources[kind] = NpySource.open(path)
-    return _described(x_path, sources, [source.path for source in sources.values()], [])
-
-
-def _open_inputs(where: str) -> DataSource:
-    if where.endswith(".npy"):
-        x: ArraySource = NpySource.open(where)
-    elif not where.endswith(".npz"):
-        raise DataError(f"{where}: expected a .npz file with x, or a .npy file; save it with numpy.savez")
-    else:
-        found = open_npz(where, ("x", "x_test"))
-        if not found:
-            raise DataError(f"{where}: expected an array x, got {', '.join(npz_keys(where)) or 'none'}; name it x")
-        x = found["x"] if "x" in found else found["x_test"]
-    return DataSource(where, {"x_train": inputs(where, x, least=0)}, files=stamps([where]))
+            paths[kind] = path
+    if (columns := options.columns) is not None:  # of a model that knows its inputs by name: here they have none
+        options = replace(options, columns=replace(columns, inputs=("x",), target=("y",)))
+    return data_source(
+        x_path,
+        list(paths),
+        options,
+        lambda found: {name: NpySource.open(paths[name]) for name in used_names(found)},
+        lambda found: stamps(paths.values()),
+    )

@@ -6,14 +6,16 @@ A new format is one module with a function `open_source(path, options)`, and one
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from glob import escape, iglob
 from importlib import import_module
 from importlib.util import find_spec
 
 from distsgd.core.errors import ConfigurationError, DataError, pip_install
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.streams import absolute
+from distsgd.data.sources.streams import absolute, reading
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Format:
     module : str
         Whose `open_source(path, options)` returns a `DataSource`, from headers alone; imported when it is used.
     inside : tuple of str
-        Patterns of names that only a folder has which is a data set of this format.
+        Patterns of names that only a folder has which is a data set of this format; those with / of what is deeper.
     takes : tuple of str
         The fields of `ReadOptions` that it takes; others are refused.
     package, extra : str
@@ -47,21 +49,42 @@ class Format:
     def open(self, path: str, options: ReadOptions) -> DataSource:
         """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
         the format doesn't take."""
-        for field in fields(ReadOptions):
-            if field.name in (*self.takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
-                continue
-            raise ConfigurationError(f"{field.name}: would change nothing for {self.name}, as {path} is; leave it out")
+        check_taken(f"{self.name}, as {path} is", options, self.takes)
         if self.package and find_spec(self.package) is None:
             raise where_missing(f"{path}: {self.name}", self.package, self.extra)
         found: DataSource = import_module(self.module).open_source(path, options)
         return found
 
 
-_FOR_ALL = ("targets", "streamed")
-"""Fields of ReadOptions that no user gives."""
+_FOR_ALL = ("targets", "streamed", "columns", "classes")
+"""Fields of ReadOptions that no user gives, or that take effect whatever the format is."""
+
+
+def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) -> None:
+    """Raises ConfigurationError for the first option that would change nothing for `what`, which takes these alone."""
+    for field in fields(ReadOptions):
+        if field.name in (*takes, *_FOR_ALL) or getattr(options, field.name) == field.default:
+            continue
+        raise ConfigurationError(f"{field.name}: would change nothing for {what}; leave it out")
+
+
 _HERE = __name__.rpartition(".")[0]
+_ARRAYS = ("x", "y", "weights", "axis", "missing")
+"""Fields of ReadOptions that a file of arrays by name takes."""
+_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_TABLES = ("x", "y", "weights", "group", "missing", "keep")
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
+_IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
 FORMATS: tuple[Format, ...] = (
-    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", inside=("*.npy",)),
+    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")),
+    Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
+    Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
+    Format("a Zarr folder", (".zarr",), f"{_HERE}.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
+    Format("a CSV file", _CSV, f"{_HERE}.csv_table", (), _TABLES, "pyarrow", "tables"),
+    Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.libsvm"),
+    Format("a folder of images", (), f"{_HERE}.images", _IMAGES, (), "PIL", "images"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 
@@ -97,20 +120,78 @@ def _format_of_folder(path: str) -> Format:
         names = os.listdir(path)
     except OSError as problem:
         raise DataError(f"{path}: expected a readable folder ({problem.strerror}); check its permissions") from None
-    for one in FORMATS:
-        if any(fnmatchcase(name, pattern) for pattern in one.inside for name in names):
-            return one
-    return FORMATS[0]  # which says what it expects in a folder
+    return _format_inside(path, names, FORMATS) or FORMATS[0]  # which says what it expects in a folder
+
+
+def _format_inside(path: str, names: Sequence[str], formats: Iterable[Format]) -> Format | None:
+    """The one of these formats whose data set is a folder with these names in it; None for any other."""
+    for one in formats:
+        for pattern in one.inside:
+            if "/" not in pattern:
+                if any(fnmatchcase(name, pattern) for name in names):
+                    return one
+            elif next(iglob(os.path.join(escape(path), pattern)), None) is not None:
+                return one
+    return None
+
+
+def _files_in(folder: str) -> list[str]:
+    """The paths of the data files in a folder that isn't one data set itself, sorted; none where there are none."""
+    with reading(folder):
+        names = sorted(os.listdir(folder))
+    if _format_inside(folder, names, (one for one in FORMATS if one.suffixes)) is not None:
+        return []
+    return [os.path.join(folder, name) for name in names if name.endswith(_suffixes()) and name[0] not in "._"]
+
+
+def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:
+    """The files of one format as one data set. Raises DataError where they have several."""
+    from distsgd.data.sources.shards import open_shards
+
+    formats = {path: format_of(_existing(path)) for path in paths}
+    for path, found in formats.items():
+        if found is not formats[paths[0]]:
+            raise DataError(
+                f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
+                f"{os.path.basename(path)} is {found.name}; name those that belong together"
+            )
+    return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+
+
+def _existing(path: str) -> str:
+    if not os.path.exists(path):
+        raise DataError(f"{path}: expected a data file or folder, there is none; check the path")
+    return path
 
 
 def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) -> DataSource:
-    """The data set in a file or folder, described by its headers; DataError where it can't be one."""
-    where = absolute(path)
-    if not os.path.exists(where):
-        raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
-    return format_of(where).open(where, options or ReadOptions())
+    """The data set in a file or folder, described by its headers; DataError where it can't be one.
+
+    Several files of one format, which a pattern, a folder or names with commas between mean, are one data set.
+    """
+    where, asked = absolute(path), options or ReadOptions()
+    if os.path.isdir(where):
+        several = _files_in(where)
+    elif os.path.exists(where):
+        several = []
+    else:
+        from distsgd.data.sources.shards import paths_of
+
+        several = paths_of(os.fspath(path))
+    if several:
+        return _open_several(where, several, asked)
+    return format_of(_existing(where)).open(where, asked)
 
 
-def open_inputs(path: str | os.PathLike[str]) -> ArraySource:
+def open_paths(paths: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> DataSource:
+    """The data set in these files of one format, in this order. Raises DataError."""
+    several = [absolute(path) for path in paths]
+    if not several:
+        raise DataError("expected the paths of data files, got none; name at least one")
+    name = several[0] if len(several) == 1 else f"{several[0]} and {len(several) - 1} more"
+    return _open_several(name, several, options or ReadOptions())
+
+
+def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:
     """The inputs alone of a file, of which there may be none. Raises DataError where it has no inputs."""
-    return open_path(path, ReadOptions(targets=False)).arrays["x_train"]
+    return open_path(path, replace(options or ReadOptions(), targets=False)).arrays["x_train"]

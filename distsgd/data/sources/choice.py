@@ -1,0 +1,88 @@
+"""Which columns of a table are inputs, targets, weights and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from distsgd.core.components import suggestion
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.data.sources.base import ReadOptions
+from distsgd.data.sources.selection import named, refuse_twice
+
+_SHOWN = 10
+"""Names that a sentence lists."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The names of the columns that are read."""
+
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    weights: str | None = None
+    group: str | None = None
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
+
+
+def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Iterable[str] = ()) -> Choice:
+    """Which of a table's columns are what. Raises ConfigurationError where that can't be known.
+
+    Without `options.x` all are inputs that are nothing else, but for the `hidden` ones. Without `options.y` the target
+    is the column y, and without `options.weights` a column of the name weights has the weights.
+    """
+    weights, group = (_one(where, option, names, getattr(options, option)) for option in ("weights", "group"))
+    if options.columns is not None:
+        x = _trained(where, options.columns.inputs, names)
+        y = _targets(where, names, options, options.columns.target) if options.targets else ()
+        return Choice(x, y, weights, group)
+    if weights is None and "weights" in names:
+        weights = "weights"
+    y = _targets(where, names, options, ("y",)) if options.targets else ()
+    others = {one for one in (weights, group, *y, *options.keep) if one is not None}
+    if not options.targets:
+        others |= {"y", *options.y} & {*names}
+    left_out = {*others, *hidden}
+    x = named(where, "x", options.x, names, "column", left_out)
+    refuse_twice(where, {"x": x, "y": y, "weights": _listing(weights), "group": _listing(group)})
+    x = x or tuple(name for name in names if name not in left_out)
+    if not x:
+        raise DataError(f"{where}: expected a column of inputs beside {listed([*y])}, there is none; add one")
+    return Choice(x, y, weights, group)
+
+
+def _listing(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
+
+
+def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str | None:
+    if word is None:
+        return None
+    found = named(where, option, (word,), names, "column")
+    if len(found) != 1:
+        raise ConfigurationError(f"{where}: --{option} names one column, {word!r} stands for {listed(found)}; give one")
+    return found[0]
+
+
+def _targets(where: str, names: Sequence[str], options: ReadOptions, usual: tuple[str, ...]) -> tuple[str, ...]:
+    if options.y:
+        return named(where, "y", options.y, names, "column")
+    if not usual or not {*usual} <= {*names}:
+        raise ConfigurationError(f"{where}: which column is the target? it has {listed(names)}; give --y NAME")
+    return usual
+
+
+def _trained(where: str, inputs: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    known = set(names)
+    missing = [name for name in inputs if name not in known]
+    if missing:
+        raise DataError(
+            f"{where}: expected the columns that the model was trained on, there is no {listed(missing)}"
+            f"{suggestion(missing[0], names)}; it has {listed(names)}; name them as they were"
+        )
+    return tuple(inputs)

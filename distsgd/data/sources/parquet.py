@@ -1,0 +1,240 @@
+"""Parquet files, and Arrow's own (Feather of version 2), as tables: read by groups of rows and panels of columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.errors import DataError
+from distsgd.core.files import open_regular
+from distsgd.data.sources.arrow_columns import Field, arrow, field_of, reading_by_arrow
+from distsgd.data.sources.base import DataSource, ReadOptions, Runs
+from distsgd.data.sources.streams import stamps
+from distsgd.data.sources.tables import OpenTable, Table, check_fields, table_source
+
+_PANEL = 32 << 20
+"""Bytes of columns that are decoded together."""
+_MOST_DECODED = 1 << 30
+"""Bytes of a group of rows of one column, as they are decoded."""
+_RATIO, _SMALL = 1100, 64 << 20
+"""Times its packed length that a table is at most, and bytes that it may always have."""
+_OPTIONS: dict[str, Any] = {
+    "pre_buffer": False, "arrow_extensions_enabled": False, "page_checksum_verification": True,
+}  # fmt: skip
+_METADATA = 1 << 20
+"""Bytes of pandas' description that are looked at."""
+
+
+def open_source(where: str, options: ReadOptions) -> DataSource:
+    """The data set in a file; DataError where it can't be one."""
+    return table_source(open_table(where, options), options)
+
+
+def open_table(where: str, options: ReadOptions) -> Table:
+    """The table in a file, by its header. Raises DataError."""
+    with reading_by_arrow(where), open_regular(where) as raw:
+        mark = raw.read(8)
+        files = stamps([where])
+        if mark[:4] in (b"PAR1", b"PARE"):
+            return _open_parquet(where, files)
+        if mark[:6] == b"ARROW1":
+            return _open_arrow(where, files)
+    what = "a file of Feather 1; write it again with a newer release" if mark[:4] == b"FEA1" else "something else"
+    raise DataError(f"{where}: expected a Parquet file, or a file of Arrow (not a stream), got {what}; make it again")
+
+
+def _check_decoded(where: str, rows: int, fields: Sequence[Field], packed: int) -> None:
+    """Raises DataError for a file that promises far more than it can hold."""
+    promised = rows * sum(one.size for one in fields)
+    if promised > max(packed * _RATIO, _SMALL):
+        raise DataError(
+            f"{where}: expected a table of at most {_RATIO:,} times the packed length of {packed:,} bytes, it promises "
+            f"{promised:,}; write it again"
+        )
+
+
+@contextmanager
+def _file(table: Table) -> Iterator[Any]:
+    """The table's file, as it was."""
+    where = table.where
+    with reading_by_arrow(where):
+        with open_regular(where):
+            file = arrow().OSFile(where)
+        with file:
+            for stamp in table.files:
+                stamp.check()
+            yield file
+
+
+def _open_parquet(where: str, files: tuple[Any, ...]) -> Table:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(where, **_OPTIONS) as opened:
+        schema, metadata = opened.schema_arrow, opened.metadata
+        check_fields(where, schema.names)
+        fields = tuple(field_of(one.name, one.type) for one in schema)
+        groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+        packed = sum(group.column(k).total_compressed_size for group in groups for k in range(group.num_columns))
+        _check_decoded(where, metadata.num_rows, fields, packed)
+        rows = [group.num_rows for group in groups]
+        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise DataError(f"{where}: expected {metadata.num_rows} rows, its groups have {sum(rows)}; make it again")
+        hidden = _index_of(schema.metadata)
+    table = ParquetTable(where, fields, sum(rows), max([1, *rows]), files, hidden, group_rows=tuple(rows))
+    return replace(table, notes=_note(where, hidden))
+
+
+def _index_of(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
+    """The columns that pandas wrote as the names of rows."""
+    text = (metadata or {}).get(b"pandas", b"")
+    if not text or len(text) > _METADATA:
+        return ()
+    try:
+        found = json.loads(text)["index_columns"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ()
+    return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+
+def _note(where: str, hidden: tuple[str, ...]) -> tuple[str, ...]:
+    named = [name for name in hidden if not name.startswith("__index_level_")]
+    if not named:
+        return ()
+    return (
+        f"note: {where}: {', '.join(named)} names the rows of a pandas frame, and is an input only where --x names it",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetTable(Table):
+    """A Parquet file, with the rows of each of its groups."""
+
+    group_rows: tuple[int, ...] = ()
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenTable]:
+        import pyarrow.parquet as parquet
+
+        with (
+            _file(self) as file,
+            parquet.ParquetFile(file, **_OPTIONS) as opened,
+        ):
+            found = [opened.metadata.row_group(k).num_rows for k in range(opened.metadata.num_row_groups)]
+            if tuple(found) != self.group_rows:
+                raise DataError(f"{self.where}: expected the rows that were there, it has changed; start again")
+            yield _OpenParquet(self, opened)
+
+
+class _OpenParquet(OpenTable):
+    def __init__(self, table: ParquetTable, opened: Any) -> None:
+        self._table, self._opened = table, opened
+        self._sizes = {one.name: one.size for one in table.fields}
+
+    def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
+        with reading_by_arrow(self._table.where):
+            for group, first, parts in _touched(self._table.group_rows, runs):
+                for panel in self._panels(names, group):
+                    found = self._opened.read_row_group(group, columns=panel, use_threads=False)
+                    if found.num_rows != self._table.group_rows[group] or sorted(found.column_names) != sorted(panel):
+                        raise DataError(f"{self._table.where}: expected the columns {', '.join(panel[:8])} of group "
+                                        f"{group} of its rows, got others; make it again")  # fmt: skip
+                    for start, stop in parts:
+                        yield from _cut(found.slice(start - first, stop - start), start)
+            for stamp in self._table.files:
+                stamp.check()
+
+    def _panels(self, names: Sequence[str], group: int) -> Iterator[list[str]]:
+        """Columns that are decoded together: as the schema and the group's rows say, never as they turn out."""
+        panel, total, rows = list[str](), 0, self._table.group_rows[group]
+        for name in names:
+            size = rows * self._sizes[name]
+            if size > _MOST_DECODED:
+                raise DataError(
+                    f"{self._table.where}: column {name}: expected groups of rows of at most {_MOST_DECODED:,} bytes, "
+                    f"one takes {size:,}; write it with smaller groups (row_group_size)"
+                )
+            if panel and total + size > _PANEL:
+                yield panel
+                panel, total = [], 0
+            panel.append(name)
+            total += size
+        if panel:
+            yield panel
+
+
+def _touched(group_rows: Sequence[int], runs: Runs) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """Each group that runs touch, its first row, and the parts of the runs in it."""
+    ends = np.cumsum(np.array(group_rows, np.int64))
+    parts: dict[int, list[tuple[int, int]]] = {}
+    for start, stop in runs:
+        group = int(np.searchsorted(ends, start, "right"))
+        while start < stop:
+            end = min(stop, int(ends[group]))
+            parts.setdefault(group, []).append((start, end))
+            start, group = end, group + 1
+    for group, found in parts.items():
+        yield group, int(ends[group]) - group_rows[group], [part for part in found if part[0] < part[1]]
+
+
+def _cut(rows: Any, first: int) -> Iterator[tuple[int, Any]]:
+    """The record batches of some rows."""
+    for batch in rows.to_batches():
+        if batch.num_rows:
+            yield first, batch
+            first += batch.num_rows
+
+
+def _open_arrow(where: str, files: tuple[Any, ...]) -> Table:
+    ipc = arrow().ipc
+    with arrow().OSFile(where) as file, ipc.open_file(file) as opened:
+        check_fields(where, opened.schema.names)
+        fields = tuple(field_of(one.name, one.type) for one in opened.schema)
+        hidden, count = _index_of(opened.schema.metadata), opened.num_record_batches
+    narrow = min(range(len(fields)), key=lambda k: fields[k].size)
+    one = ipc.IpcReadOptions(included_fields=[narrow])
+    with arrow().OSFile(where) as file, ipc.open_file(file, options=one) as opened:
+        rows = [opened.get_batch(k).num_rows for k in range(count)]
+    _check_decoded(where, sum(rows), fields, files[0].size)
+    table = ArrowTable(where, fields, sum(rows), max([1, *rows]), files, hidden, group_rows=tuple(rows))
+    return replace(table, notes=_note(where, hidden))
+
+
+@dataclass(frozen=True, eq=False)
+class ArrowTable(Table):
+    """A file of Arrow, with the rows of each of its record batches."""
+
+    group_rows: tuple[int, ...] = ()
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenTable]:
+        with _file(self) as file:
+            yield _OpenArrow(self, file)
+
+
+class _OpenArrow(OpenTable):
+    def __init__(self, table: ArrowTable, file: Any) -> None:
+        self._table, self._file = table, file
+        self._readers: dict[tuple[str, ...], Any] = {}
+
+    def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
+        table, ipc = self._table, arrow().ipc
+        with reading_by_arrow(table.where):
+            places = [k for k, one in enumerate(table.fields) if one.name in names]
+            reader = self._readers.get(tuple(names))
+            if reader is None:
+                reader = ipc.open_file(self._file, options=ipc.IpcReadOptions(included_fields=places))
+                self._readers[tuple(names)] = reader
+            for group, first, parts in _touched(table.group_rows, runs):
+                batch = reader.get_batch(group)
+                batch.validate(full=True)
+                if batch.num_rows != table.group_rows[group] or sorted(batch.schema.names) != sorted(names):
+                    raise DataError(f"{table.where}: expected the rows that were there, it has changed; start again")
+                for start, stop in parts:
+                    yield start, batch.slice(start - first, stop - start)
+            for stamp in table.files:
+                stamp.check()

@@ -1,0 +1,174 @@
+"""One look through a table for what its header doesn't say: texts, means, and rows that lack a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import DataError
+from distsgd.data.columns import MOST_FEATURES
+from distsgd.data.sources.arrow_columns import Field, numbers_of, texts_in
+from distsgd.data.sources.table_plan import Plan
+
+MOST_CATEGORIES = 1000
+"""Texts of one column of inputs."""
+MOST_CLASSES = 65_536
+"""Texts of targets."""
+MOST_GROUPS = 1 << 22
+"""Texts of groups."""
+_MOST_DROPPED = 1 << 24
+_LONGEST = 1000
+"""Characters of a category."""
+
+
+@dataclass
+class Scan:
+    """What is found of a table while its batches go by, in the order of their rows."""
+
+    where: str
+    plan: Plan
+    missing: str
+    texts: dict[str, set[str]] = field(default_factory=dict)
+    sums: dict[str, Array] = field(default_factory=dict)
+    dropped: list[Array] = field(default_factory=list)
+    count: int = 0
+
+    @classmethod
+    def of(cls, where: str, plan: Plan, missing: str) -> Scan | None:
+        """None where the header says all."""
+        known = plan.columns.categories
+        texts = [one.name for one in plan.inputs if one.kind == "text" and not plan.fixed and one.name not in known]
+        texts += [one.name for one in plan.target if one.kind == "text" and not plan.class_names]
+        texts += [plan.group.name] if plan.group is not None and plan.group.kind == "text" else []
+        kind = missing if not plan.fixed else "drop" if plan.columns.missing == "drop" else "refuse"
+        if not texts and kind not in ("mean", "drop"):
+            return None
+        return cls(where, plan, kind, {name: set() for name in texts})
+
+    def visit(self, first: int, batch: Any) -> None:
+        """Looks at a record batch whose first row has this number."""
+        there = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for name, found in self.texts.items():
+            if name in there:
+                found.update(texts_in(there[name]))
+                if len(found) > MOST_GROUPS:
+                    raise DataError(
+                        f"{self.where}: column {name} holds more than {MOST_GROUPS:,} different texts; leave it out"
+                    )
+        if self.missing == "mean":
+            for one in self.plan.inputs:
+                if one.name in there and one.kind != "text":
+                    self._add(one, there[one.name])
+        elif self.missing == "drop":
+            self._find(first, there)
+
+    def _add(self, one: Field, column: Any) -> None:
+        """Adds the values of a column, one after the other, so that a sum doesn't depend on where batches end."""
+        values = numbers_of(column, one, self.where).reshape(len(column), -1).astype(np.float64)
+        here = ~np.isnan(values)
+        count, total = self.sums.get(one.name, np.zeros((2, values.shape[1])))
+        # Two columns, for the sum of a single one would be of pairs.
+        rows = np.zeros((len(values) + 1, max(2, values.shape[1])))
+        rows[0, : len(total)] = total
+        rows[1:, : len(total)] = np.where(here, values, 0.0)
+        with np.errstate(over="ignore"):
+            added = np.add.reduce(rows, axis=0)[: len(total)]
+        self.sums[one.name] = np.stack([count + here.sum(axis=0), added])
+
+    def _find(self, first: int, there: dict[str, Any]) -> None:
+        fields = {one.name: one for one in (*self.plan.inputs, *self.plan.target)}
+        fields |= {one.name: one for one in (self.plan.weights, self.plan.group) if one is not None}
+        lacks: Array | None = None
+        for name, column in there.items():
+            if name not in fields:
+                continue
+            one = fields[name]
+            if one.kind == "text" or one.is_integer:
+                found = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+            else:
+                values = numbers_of(column, one, self.where)
+                found = np.isnan(values.reshape(len(values), -1)).any(axis=1) if values.dtype.kind == "f" else None
+            if found is not None:
+                lacks = found if lacks is None else lacks | found
+        if lacks is not None and lacks.any():
+            rows = first + np.flatnonzero(lacks)
+            self.dropped.append(rows)
+            self.count += len(rows)
+            if self.count > _MOST_DROPPED:
+                raise DataError(
+                    f"{self.where}: expected at most {_MOST_DROPPED:,} rows that lack a value, there are more; leave "
+                    "the columns out that lack most with --x"
+                )
+
+    def found(self, plan: Plan, rows: int) -> tuple[Plan, Array | None]:
+        """The plan with what was found, and the rows that are left out of so many."""
+        if not plan.fixed:
+            plan = self._with_texts(plan)
+            if self.missing == "mean":
+                plan = replace(plan, columns=replace(plan.columns, fill=self._means(plan)))
+        if self.missing != "drop":
+            return plan, None
+        dropped = np.unique(np.concatenate([*self.dropped, np.empty(0, np.int64)]))
+        if rows and len(dropped) == rows:
+            raise DataError(f"{self.where}: each row lacks a value; leave a column out with --x, or fill values in")
+        return plan, dropped.astype(np.int64) if len(dropped) else None
+
+    def _with_texts(self, plan: Plan) -> Plan:
+        categories, features = {}, sum(max(1, one.width) for one in plan.inputs if one.kind != "text")
+        for one in plan.inputs:
+            if one.kind == "text":
+                categories[one.name] = _sorted(self.where, one.name, self.texts[one.name], MOST_CATEGORIES, "inputs")
+                features += len(categories[one.name])
+        if features > MOST_FEATURES:
+            raise DataError(f"{self.where}: expected at most {MOST_FEATURES:,} features, texts as columns of their own "
+                            f"make {features:,}; name fewer columns with --x")  # fmt: skip
+        plan = replace(plan, columns=replace(plan.columns, categories=categories))
+        if plan.group is not None and plan.group.kind == "text":
+            groups = _sorted(self.where, plan.group.name, self.texts[plan.group.name], MOST_GROUPS, "groups")
+            plan = replace(plan, groups=groups)
+        if plan.target and plan.target[0].kind == "text" and not plan.class_names:
+            name = plan.target[0].name
+            names = _sorted(self.where, name, self.texts[name], MOST_CLASSES, "classes")
+            if len(names) < 2:
+                raise DataError(
+                    f"{self.where}: column {name}: expected the names of two classes or more, got {names[0]!r} alone; "
+                    "name another target with --y"
+                )
+            plan = replace(plan, class_names=names)
+        return plan
+
+    def _means(self, plan: Plan) -> tuple[float, ...]:
+        """One number a feature: the mean of the values that are there, and 0 of texts."""
+        found: list[float] = []
+        for one in plan.inputs:
+            if one.kind == "text":
+                found += [0.0] * len(plan.columns.categories[one.name])
+                continue
+            count, total = self.sums[one.name]
+            if not count.all():
+                raise DataError(f"{self.where}: column {one.name} holds no value; leave it out with --x")
+            means = total / count
+            if not np.isfinite(means).all():
+                raise DataError(f"{self.where}: column {one.name}: the mean of its values isn't finite; correct them")
+            found += means.tolist()
+        return tuple(found)
+
+
+def _sorted(where: str, name: str, texts: set[str], most: int, what: str) -> tuple[str, ...]:
+    """Texts by their code points."""
+    if len(texts) > most:
+        raise DataError(
+            f"{where}: column {name} holds {len(texts):,} different texts, at most {most:,} can be {what}; leave it "
+            "out, or put them into fewer groups"
+        )
+    if not texts:
+        raise DataError(f"{where}: column {name} holds no text; leave it out")
+    if len(long := max(texts, key=len)) > _LONGEST:
+        raise DataError(
+            f"{where}: column {name}: expected texts of at most {_LONGEST:,} characters, one has {len(long):,}; "
+            "shorten it, or leave the column out"
+        )
+    return tuple(sorted(texts))

@@ -1,0 +1,43 @@
+"""What the options of a run, and a trained model, ask of data files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distsgd.data.sources.base import ReadOptions
+from distsgd.data.sources.registry import looks_like_path
+from distsgd.run.config import TrainConfig
+
+if TYPE_CHECKING:
+    from distsgd.data.examples import Signature
+
+
+def read_options(config: TrainConfig) -> ReadOptions:
+    """What the configuration asks of the files that it names."""
+    names = config.classes if len(config.classes) > 1 else ()  # a single word is their number
+    streamed = config.shuffle_buffer is not None and config.stream
+    return ReadOptions(
+        config.x, config.y, config.weights, axis=config.axis, missing=config.missing, classes=names, streamed=streamed
+    )
+
+
+def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:
+    """What a trained model asks of the data set of this name: what its own data were asked, and instead of that what is
+    given."""
+    if not looks_like_path(name):
+        return given
+    columns, of_run = signature.columns, read_options(config)
+    predicts = not given.targets and of_run.missing == "drop"  # each example has a prediction, or is refused
+    given = replace(given, columns=columns, missing="refuse" if predicts else of_run.missing)
+    if name.endswith(".npy") and not Path(name).expanduser().is_dir():
+        return given  # a single array, which has no name
+    return replace(
+        given,
+        x=given.x or (of_run.x if columns is None else ()),
+        y=given.y or (of_run.y if columns is None else ()),
+        weights=given.weights or of_run.weights,
+        axis=given.axis if given.axis != "0" else of_run.axis,
+        classes=signature.class_names or of_run.classes,
+    )
