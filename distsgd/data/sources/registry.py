@@ -45,17 +45,21 @@ class Format:
     package: str = ""
     extra: str = ""
 
-    def open(self, path: str, options: ReadOptions) -> DataSource:
-        """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
-        the format doesn't take."""
+    def check(self, path: str, options: ReadOptions) -> None:
+        """Raises ConfigurationError for what the format doesn't take, and where no package is there that reads it."""
         check_taken(f"{self.name}, as {path} is", options, self.takes)
         if self.package and find_spec(self.package) is None:
             raise where_missing(f"{path}: {self.name}", self.package, self.extra)
+
+    def open(self, path: str, options: ReadOptions) -> DataSource:
+        """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError as
+        `check` does."""
+        self.check(path, options)
         found: DataSource = import_module(self.module).open_source(path, options)
         return found
 
 
-_FOR_ALL = ("targets", "streamed", "columns", "classes")
+_FOR_ALL = ("targets", "streamed", "columns", "classes", "listed")
 """Fields of ReadOptions that no user gives, or that take effect whatever the format is."""
 
 
@@ -122,10 +126,16 @@ def _format_of_folder(path: str) -> Format:
 
 def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) -> DataSource:
     """The data set in a file or folder, described by its headers; DataError where it can't be one."""
+    where = existing(path)
+    return format_of(where).open(where, options or ReadOptions())
+
+
+def existing(path: str | os.PathLike[str]) -> str:
+    """The absolute path. Raises DataError where there is nothing."""
     where = absolute(path)
     if not os.path.exists(where):
         raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
-    return format_of(where).open(where, options or ReadOptions())
+    return where
 
 
 def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:
