@@ -90,9 +90,9 @@ def commands() -> str:
         "# Commands",
         "",
         "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command, except for `compare`,",
-        "`completion` and `data`, which have the first form only; `--help` prints what is written here. With `mpirun -n R` in",
-        "front, R ranks share the work. The options of `train` are in [options.md](options.md), exit statuses in",
-        "[run-folder.md](run-folder.md#exit-status).",
+        "`completion` and `data`, which have the first form only; `--help` prints what is written here. With",
+        "`mpirun -n R` in front, R ranks share the work. The options of `train` are in [options.md](options.md), exit",
+        "statuses in [run-folder.md](run-folder.md#exit-status).",
     ]
     lines = [line for name in SUBCOMMANDS if name != "train" for line in _command(name)]
     return "\n".join([*head, *lines, ""])
