@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,6 +161,11 @@ def permutation(count: int, seed: int, purpose: str, *indices: int) -> Array:
     words.sort()
     words &= mask
     return words.astype(np.int64)
+
+
+def index_dtype(count: int) -> type[np.signedinteger[Any]]:
+    """The smallest type, int32 or int64, that numbers `count` examples."""
+    return np.int32 if count < 2**31 else np.int64
 
 
 def keep_mask(shape: Shape, keep: float, words: Array) -> Array:

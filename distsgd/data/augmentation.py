@@ -17,6 +17,7 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.random import random_words
+from distsgd.data.sampling import ORDER_BY_SORT
 
 ONE_PIXEL = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 """(down, right) of an image as it is and moved by one pixel up, down, left and right: Nielsen's expanded MNIST."""
@@ -38,10 +39,14 @@ class Augmentation:
         Images are moved by -reach … reach pixels down and to the right, each offset equally likely, filled with zeros.
     mirror
         Whether left and right are exchanged with probability 1/2.
+    keyed
+        Whether the word of an example is computed from its index alone, without those of all examples; so it is where
+        there are many.
     """
 
     reach: int = 0
     mirror: bool = False
+    keyed: bool = False
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -51,6 +56,13 @@ class Augmentation:
     def check(self, shape: Shape) -> None:
         """Raises ConfigurationError where examples of this shape aren't images, or are smaller than the shift."""
         check_images(f"augment {', '.join(self.words)}", shape, self.reach)
+
+    def random_words(self, count: int, seed: int, epoch: int, indices: Array) -> Array:
+        """The words of these of `count` examples in this epoch."""
+        if self.keyed or count >= ORDER_BY_SORT:
+            return keyed_words(indices, seed, epoch)
+        words: Array = example_words(count, seed, epoch)[indices]
+        return words
 
     def apply(self, images: Array, words: Array) -> None:
         """In place, changes C-ordered images (n, …, height, width) by the random words (n,) uint64."""
@@ -111,6 +123,16 @@ def example_words(count: int, seed: int, epoch: int) -> Array:
     words = random_words(count, seed, "augmentation", epoch)
     words.flags.writeable = False
     return words
+
+
+def keyed_words(indices: Array, seed: int, epoch: int) -> Array:
+    """One random word for each of these examples in this epoch: splitmix64's, at the places that the indices name."""
+    key = random_words(1, seed, "augmentation, keyed", epoch)
+    words = indices.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + key
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Array = words ^ (words >> np.uint64(31))
+    return mixed
 
 
 def move(images: Array, down: Array, right: Array, reach: int) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
+from distsgd.core.random import index_dtype
 from distsgd.data.features import Ranges, Standardization, other_units
-from distsgd.data.sampling import index_dtype
 
 if TYPE_CHECKING:
     from distsgd.data.columns import Columns
+    from distsgd.data.splits import BlockIndices
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Examples:
     scale
         Inputs are divided by it when they are gathered, so that bytes stay bytes in memory.
     indices
-        Example indices of this set, in order; None for all.
+        Example indices of this set, in order; None for all. An array, or `BlockIndices`.
     shifts
         (down, right) in pixels. With several, x holds images and each row is one example per shift, made when it is
         gathered: example index k n + i is row i moved by shifts[k].
@@ -129,7 +130,7 @@ class Examples:
     y: Array
     weights: Array | None = None
     scale: float = 1.0
-    indices: Array | None = None
+    indices: Array | BlockIndices | None = None
     shifts: tuple[tuple[int, int], ...] = ((0, 0),)
     inputs: Standardization | None = None
     targets: Standardization | None = None
@@ -153,14 +154,14 @@ class Examples:
         examples = self.example_indices(positions)
         return examples if len(self.shifts) == 1 else examples % len(self.x)
 
-    def subset(self, positions: Array) -> Examples:
+    def subset(self, positions: Array | BlockIndices) -> Examples:
         """The set of the examples at these positions, without copying any."""
-        return replace(self, indices=self.example_indices(positions))
+        return replace(self, indices=positions if self.indices is None else self.indices[positions[:]])
 
     def expanded(self, shifts: tuple[tuple[int, int], ...]) -> Examples:
         """Each example once for each of these shifts, without copying any: first all moved by the first, and so on."""
         dtype = index_dtype(len(self.x) * len(shifts))
-        rows = np.arange(len(self.x), dtype=dtype) if self.indices is None else self.indices.astype(dtype)
+        rows = np.arange(len(self.x), dtype=dtype) if self.indices is None else self.indices[:].astype(dtype)
         indices = np.concatenate([rows + len(self.x) * k for k in range(len(shifts))])
         return replace(self, indices=indices, shifts=shifts)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distsgd.core.device import Array, constants
+
+if TYPE_CHECKING:
+    from distsgd.data.splits import BlockIndices
 
 _BLOCK = 1 << 17
 """Values that are read at once where all rows are looked at."""
@@ -45,7 +48,7 @@ class Standardization:
     spread: tuple[float, ...]
 
     @classmethod
-    def of(cls, array: Array, rows: Array | None = None) -> Standardization:
+    def of(cls, array: Array, rows: Array | BlockIndices | None = None) -> Standardization:
         """The mean and the standard deviation (divided by n) of an array's rows (n, …), or of some of them.
 
         In float64, in the order of the rows, in blocks whose length depends on the number of features alone.

@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import CPU, Array, Device
 from distsgd.core.errors import DataError
 from distsgd.core.layout import Views
-from distsgd.data.augmentation import Augmentation, example_words, move
+from distsgd.data.augmentation import Augmentation, move
 from distsgd.data.examples import Examples
 from distsgd.nn.batch import Batch
 from distsgd.nn.objective import Objective
@@ -143,7 +143,8 @@ class Loader:
             down, right = np.array(examples.shifts)[indices // len(examples.x)].T
             move(x, down, right, int(np.abs(examples.shifts).max()))
         if epoch is not None and self.augmentation is not None:
-            self.augmentation.apply(x, example_words(examples.capacity, self.seed, epoch)[indices])
+            words = self.augmentation.random_words(examples.capacity, self.seed, epoch, indices)
+            self.augmentation.apply(x, words)
 
     def batch(
         self,

@@ -6,16 +6,20 @@ Every rank computes the same order, so nothing about it is ever sent, and traini
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.random import permutation, uniform
+from distsgd.core.random import index_dtype, permutation, uniform
 
 if TYPE_CHECKING:
     from distsgd.data.orders import Order
+
+ORDER_BY_SORT = 1 << 24
+"""From so many examples on, nothing is made that has an entry for each: an epoch's order is a `KeyedOrder`. Runs over
+fewer examples have the order that they always had."""
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
@@ -45,11 +49,6 @@ def microbatch_bounds(batch_length: int, microbatches: int, least: int = 1) -> l
 def filled_microbatches(batch_length: int, microbatches: int, least: int = 1) -> int:
     """How many microbatches of a minibatch have examples where each of several needs at least so many."""
     return microbatches if least == 1 else max(1, min(microbatches, batch_length // least))
-
-
-def index_dtype(count: int) -> type[np.signedinteger[Any]]:
-    """The smallest type, int32 or int64, that numbers `count` examples."""
-    return np.int32 if count < 2**31 else np.int64
 
 
 @dataclass

@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.random import permutation
-from distsgd.data.sampling import index_dtype
+from distsgd.core.random import index_dtype, permutation
+
+
+class BlockIndices:
+    """The rows of some blocks of neighbours, in rising order, without an array of them all.
+
+    Parameters
+    ----------
+    blocks
+        The numbers of the blocks, in rising order.
+    block
+        Rows of a block; the last one that there is may have fewer.
+    rows
+        The number of rows of all blocks, these and others.
+
+    Examples
+    --------
+    >>> rows = BlockIndices(np.array([0, 2]), 4, rows=10)
+    >>> len(rows), rows[:].tolist(), rows[np.array([5, 0])].tolist()
+    (6, [0, 1, 2, 3, 8, 9], [9, 0])
+    """
+
+    def __init__(self, blocks: Array, block: int, rows: int) -> None:
+        self.blocks, self.block = blocks.astype(np.int64), block
+        lacking = max(0, (int(self.blocks[-1]) + 1) * block - rows) if len(blocks) else 0
+        self._length = len(blocks) * block - lacking
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def dtype(self) -> np.dtype[np.int64]:
+        """Of the row numbers."""
+        return np.dtype(np.int64)
+
+    def __getitem__(self, positions: Array | slice) -> Array:
+        """The rows at these positions, which are counted from 0."""
+        if isinstance(positions, slice):
+            positions = np.arange(*positions.indices(self._length))
+        elif len(positions) and not (positions.min() >= 0 and positions.max() < self._length):
+            raise IndexError(f"expected positions from 0 to {self._length - 1}")
+        found: Array = self.blocks[positions // self.block] * self.block + positions % self.block
+        return found
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> Array:
+        return self[:].astype(self.dtype if dtype is None else dtype)
 
 
 def split_off(num_examples: int, count: int, seed: int, labels: Array | None = None) -> tuple[Array, Array]:
@@ -20,6 +66,12 @@ def split_off(num_examples: int, count: int, seed: int, labels: Array | None = N
     order = order.astype(index_dtype(num_examples))
     if labels is not None:
         order = _by_shares(order, count, labels)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
+    """(rest, `count` random blocks) of so many, both in rising order: a fixed function of the seed."""
+    order = permutation(blocks, seed, "validation blocks")
     return np.sort(order[count:]), np.sort(order[:count])
 
 

@@ -60,6 +60,7 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
         + f", {arithmetic}"
         + (f"; gradients travel {way}" if way else ""),
         "data": f"{data.name}: {counts[0]} training, {counts[1]} validation, {counts[2]} test examples{used}",
+        "order": _order(config, data),
         "weights": _weights(data, trainer),
         "validation": "" if data.split is None else data.split.words,
         "model": f"{describe(config, trainer)}: {step.layout.size:,} parameters",
@@ -71,6 +72,15 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
         "start": f"from step {trainer.progress.step}" if trainer.progress.step else "",
     }
     return {name: text for name, text in header.items() if text}
+
+
+def _order(config: TrainConfig, data: Data) -> str:
+    """The order of the examples, where options say it."""
+    if config.shuffle_buffer is None:
+        return ""
+    from distsgd.run.data.ordering import order_in_words
+
+    return order_in_words(config, data.train)
 
 
 def _weights(data: Data, trainer: Trainer) -> str:

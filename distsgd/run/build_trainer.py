@@ -15,7 +15,7 @@ from distsgd.core.runtime import affinity, check_memory, cores_per_rank
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
-from distsgd.data.sampling import Sampler, filled_microbatches
+from distsgd.data.sampling import ORDER_BY_SORT, Sampler, filled_microbatches
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
 from distsgd.optim.regularization import Regularization
@@ -106,9 +106,13 @@ def build_trainer(
 ) -> Trainer:
     """The trainer, with freshly initialized parameters on every rank. Collective."""
     batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
-    sampler = Sampler(
-        len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, config.sampling == "replacement"
-    )
+    order = None
+    if config.shuffle_buffer is not None or len(data.train) >= ORDER_BY_SORT:
+        from distsgd.run.data.ordering import order_of
+
+        order = order_of(config, data.train, batch_size)
+    replacement = config.sampling == "replacement"
+    sampler = Sampler(len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, replacement, order)
     objective = objective.scaled(config.loss_scale or 1)
     if objective.inputs_as_stored and not device.host_memory:
         raise ConfigurationError(f"device {device.name}: this model computes on the CPU alone; give --device cpu")
@@ -188,7 +192,10 @@ def build_step(
     reduction, note = make_reduction(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
-    loader = Loader(train, objective, dtype, config.seed, True, parse_augmentation(config.augment), device)
+    augmentation = parse_augmentation(config.augment)
+    if augmentation is not None and config.shuffle_buffer is not None:
+        augmentation = replace(augmentation, keyed=True)
+    loader = Loader(train, objective, dtype, config.seed, True, augmentation, device)
     loader.check()
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(

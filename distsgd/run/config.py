@@ -30,8 +30,10 @@ from distsgd.run.config_checks import (
     check_loss_scale,
     check_max_time,
     check_metrics,
+    check_order,
     check_resume,
     number_of_classes,
+    parse_size,
 )
 from distsgd.run.user_code import names_code
 from distsgd.training.intervals import parse_duration, parse_interval, parse_target
@@ -166,6 +168,11 @@ class TrainConfig:
     sampling: str = option("epochs", choices=("epochs", "replacement"), help=
         "epochs: each example once an epoch; replacement: every minibatch drawn independently.")
     shuffle: bool = option(True, "A new order every epoch.")
+    shuffle_buffer: str | None = option(None, check=parse_size, help=
+        "Order epochs by blocks of neighbours, and examples among those of blocks that half of so much memory holds: "
+        "256MB, 1GB. Also in memory.")
+    order_block: int | None = option(None, interval="[1, inf)", help=
+        "Examples of a block of --shuffle-buffer. Default: up to 4,096, so that a window has at least 32 blocks.")
     drop_last: bool = option(False, "Drop an epoch's last minibatch where it is short.")
     microbatches: int = option(4, interval=f"[1, {MOST_MICROBATCHES}]", help=
         "Microbatches of a minibatch. Results depend on this number, and on the number of ranks never.")
@@ -274,6 +281,12 @@ class TrainConfig:
                 f"loss_scale: goes with --precision float16 alone, got {self.precision}, whose range needs none; leave "
                 "it out"
             )
+        others = {
+            f"sampling {self.sampling}": self.sampling != "epochs",
+            f"expand {self.expand}": self.expand != "none",
+            "batch_size full": self.batch_size == "full",
+        }
+        check_order(self.shuffle_buffer, self.order_block, others)
         given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError("validation and validation_last exclude each other; give one of them")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from distsgd.core.components import suggestion, wrong_name
 from distsgd.core.errors import ConfigurationError
@@ -54,6 +55,30 @@ def check_kernels(text: str, name: str) -> None:
     """A family of kernels, or `auto`."""
     if text != AUTO and not is_name(text):
         raise wrong_name(name, text, (AUTO, *NAMES))
+
+
+def parse_size(text: str, name: str) -> int:
+    """Bytes of `256MB`, `1.5GB` or `64MiB`."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([kKMGT]?)(i?)B", text.strip())
+    size = 0
+    if found is not None:
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+    if not 0 < size < 1 << 60:
+        raise ConfigurationError(f"{name}: expected an amount of memory such as 256MB or 1GB, got {text!r}")
+    return size
+
+
+def check_order(shuffle_buffer: str | None, order_block: int | None, others: Mapping[str, bool]) -> None:
+    """How the options of the order of examples go together; `others` says which are given that visit them otherwise."""
+    if shuffle_buffer is None:
+        if order_block is not None:
+            raise ConfigurationError("order_block: goes with --shuffle-buffer alone; leave it out, or give both")
+        return
+    if wrong := [name for name, is_given in others.items() if is_given]:
+        raise ConfigurationError(
+            f"shuffle_buffer: visits examples block by block, each once an epoch, which {wrong[0]} doesn't; leave one "
+            "of them out"
+        )
 
 
 def check_loss_scale(scale: int, name: str) -> None:

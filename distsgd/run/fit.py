@@ -182,7 +182,7 @@ def _result(attempt: Attempt, records: list[dict[str, Any]], is_root: bool) -> R
     )
     return Result(
         params=params, state=state, config=options_of_run(attempt.config), summary=attempt.summary, history=records,
-        task=attempt.task, validation_rows=None if data.split is None else data.split.validation,
+        task=attempt.task, validation_rows=None if data.split is None else data.split.validation[:],
         _config=attempt.config, _signature=data.signature, _objective=step.objective,
         _metadata=attempt.trainer.progress.metadata, _writes=is_root,
     )  # fmt: skip

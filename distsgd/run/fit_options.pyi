@@ -65,6 +65,8 @@ class FitOptions(TypedDict, total=False):
     batch_size: int | Literal["full"]
     sampling: Literal["epochs", "replacement"]
     shuffle: bool
+    shuffle_buffer: str | None
+    order_block: int | None
     drop_last: bool
     microbatches: int
     seed: int

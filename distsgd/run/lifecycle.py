@@ -338,7 +338,7 @@ def _prepare_folder(attempt: Attempt, records: int) -> None:
     if folder is None:
         return
     split = attempt.data.split
-    rows = None if split is None else split.validation
+    rows = None if split is None else split.validation[:]
     aside = folder.create(to_toml(config), anew=config.resume == "never", validation_rows=rows)
     if aside is not None:
         say(f"the run in {folder.path} is moved aside to {aside}", sys.stderr)

@@ -237,7 +237,7 @@ def _labels(examples: Examples) -> Array:
 
 def _chosen(examples: Examples) -> tuple[Array, Array]:
     """The inputs and targets of a set, in its order."""
-    rows = slice(None) if examples.indices is None else examples.indices
+    rows = slice(None) if examples.indices is None else examples.indices[:]
     return examples.x[rows], examples.y[rows]
 
 

@@ -3,7 +3,6 @@ its texts as positions in a list of texts."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +19,9 @@ EXACT = 2.0**53
 
 
 def arrow() -> Any:
-    """The package pyarrow. Where nobody has imported it, freed memory goes back to the system."""
-    first = "pyarrow" not in sys.modules
+    """The package pyarrow, which is imported by who reads a table."""
     import pyarrow
 
-    if first:
-        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     return pyarrow
 
 
@@ -42,6 +38,8 @@ def reading_by_arrow(where: str) -> Iterator[None]:
             ) from None
         except arrow().lib.ArrowException as problem:
             raise ValueError(str(problem)) from problem
+        finally:
+            arrow().default_memory_pool().release_unused()
 
 
 @dataclass(frozen=True)

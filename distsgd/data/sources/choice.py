@@ -1,17 +1,15 @@
-"""Which columns of a table, or arrays of a file, are inputs, targets, weights and groups: by names and patterns."""
+"""Which columns of a table are inputs, targets, weights and groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ReadOptions
+from distsgd.data.sources.selection import named, refuse_twice
 
-ALL = "all"
-"""The word for all columns that are nothing else."""
 _SHOWN = 10
 """Names that a sentence lists."""
 
@@ -35,65 +33,37 @@ def listed(names: Sequence[str]) -> str:
 def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Iterable[str] = ()) -> Choice:
     """Which of a table's columns are what. Raises ConfigurationError where that can't be known.
 
-    Without `options.x` all are inputs that are nothing else, but for the `hidden` ones. Without `options.x` and
-    `options.y` there is a column y, and one of the name weights is the weights.
+    Without `options.x` all are inputs that are nothing else, but for the `hidden` ones. Without `options.y` the target
+    is the column y, and without `options.weights` a column of the name weights has the weights.
     """
-    weights, group = (one and _one(where, option, one, names) for option, one in _single(options))
+    weights, group = (_one(where, option, names, getattr(options, option)) for option in ("weights", "group"))
     if options.columns is not None:
         x = _trained(where, options.columns.inputs, names)
         y = _targets(where, names, options, options.columns.target) if options.targets else ()
         return Choice(x, y, weights, group)
-    if weights is None and not options.x and not options.y and "weights" in names:
+    if weights is None and "weights" in names:
         weights = "weights"
     y = _targets(where, names, options, ("y",)) if options.targets else ()
-    others = {weights, group, *y, *options.keep}
+    others = {one for one in (weights, group, *y, *options.keep) if one is not None}
     if not options.targets:
-        others |= {"y", *matching(where, "y", options.y, names, strict=False)}
-    rest = [name for name in names if name not in others]
-    x = tuple(name for name in rest if name not in set(hidden))
-    if options.x and not (options.x == (ALL,) and ALL not in names):
-        x = matching(where, "x", options.x, names)
-        twice = [name for name in x if name in {weights, group, *y}]
-        if twice:
-            raise ConfigurationError(
-                f"{where}: column {twice[0]} is an input and something else, too; leave it out of one of them"
-            )
+        others |= {"y", *options.y} & {*names}
+    left_out = {*others, *hidden}
+    x = named(where, "x", options.x, names, "column", left_out)
+    refuse_twice(where, {"x": x, "y": y, "weights": _listing(weights), "group": _listing(group)})
+    x = x or tuple(name for name in names if name not in left_out)
     if not x:
         raise DataError(f"{where}: expected a column of inputs beside {listed([*y])}, there is none; add one")
     return Choice(x, y, weights, group)
 
 
-def matching(
-    where: str, option: str, words: Sequence[str], names: Sequence[str], *, strict: bool = True
-) -> tuple[str, ...]:
-    """The names that words stand for, in the order of the words: whole names, patterns, or several with commas between.
-
-    Raises ConfigurationError, if `strict`, for a word that no name matches.
-    """
-    found: dict[str, None] = {}
-    known = set(names)
-    for word in words:
-        for part in [word] if word in known else word.split(","):
-            one = part if part in known else part.strip()
-            if one in known:
-                found[one] = None
-                continue
-            pattern = any(letter in one for letter in "*?[")
-            hits = [name for name in names if fnmatchcase(name, one)] if pattern else []
-            if not hits and strict:
-                if pattern:
-                    raise ConfigurationError(f"{where}: --{option} {one!r}: no column matches; it has {listed(names)}")
-                raise _no_column(where, one, names)
-            found |= dict.fromkeys(hits)
-    return tuple(found)
+def _listing(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
 
 
-def _single(options: ReadOptions) -> Iterable[tuple[str, str | None]]:
-    return (("weights", options.weights), ("group", options.group))
-
-
-def _one(where: str, option: str, word: str, names: Sequence[str]) -> str:
-    found = matching(where, option, (word,), names)
+def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str | None:
+    if word is None:
+        return None
+    found = named(where, option, (word,), names, "column")
     if len(found) != 1:
         raise ConfigurationError(f"{where}: --{option} names one column, {word!r} stands for {listed(found)}; give one")
     return found[0]
@@ -101,9 +71,8 @@ def _one(where: str, option: str, word: str, names: Sequence[str]) -> str:
 
 def _targets(where: str, names: Sequence[str], options: ReadOptions, usual: tuple[str, ...]) -> tuple[str, ...]:
     if options.y:
-        return matching(where, "y", options.y, names)
-    missing = [name for name in usual if name not in names]
-    if missing or not usual:
+        return named(where, "y", options.y, names, "column")
+    if not usual or not {*usual} <= {*names}:
         raise ConfigurationError(f"{where}: which column is the target? it has {listed(names)}; give --y NAME")
     return usual
 
@@ -117,8 +86,3 @@ def _trained(where: str, inputs: Sequence[str], names: Sequence[str]) -> tuple[s
             f"{suggestion(missing[0], names)}; it has {listed(names)}; name them as they were"
         )
     return tuple(inputs)
-
-
-def _no_column(where: str, name: str, names: Sequence[str]) -> ConfigurationError:
-    hint = suggestion(name, names)
-    return ConfigurationError(f"{where}: no column is named {name!r}{hint or f'; it has {listed(names)}'}")

@@ -74,6 +74,7 @@ def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) ->
 _HERE = __name__.rpartition(".")[0]
 _ARRAYS = ("x", "y", "weights", "axis", "missing")
 """Fields of ReadOptions that a file of arrays by name takes."""
+_CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _TABLES = ("x", "y", "weights", "group", "missing", "keep")
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 FORMATS: tuple[Format, ...] = (
@@ -81,6 +82,7 @@ FORMATS: tuple[Format, ...] = (
     Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
     Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
     Format("a Zarr folder", (".zarr",), f"{_HERE}.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
+    Format("a CSV file", _CSV, f"{_HERE}.csv_table", (), _TABLES, "pyarrow", "tables"),
     Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
     Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),

@@ -299,7 +299,10 @@ def planned(where: str, fields: Iterable[Field], choice: Choice, options: ReadOp
     if group is not None and not (group.kind == "text" or group.is_integer):
         raise DataError(f"{where}: column {group.name}: expected groups as text or whole numbers; name another column")
     widths = {one.name: one.width for one in inputs if one.kind == "numbers"}
-    columns = Columns(choice.x, {}, widths, (), options.missing, choice.y) if trained is None else trained
+    if trained is None:
+        columns = Columns(choice.x, {}, widths, (), options.missing, choice.y)
+    else:
+        columns = replace(trained, missing=options.missing) if trained.missing == "drop" else trained
     names = _class_names(where, target, options.classes)
     return Plan(where, columns, inputs, target, weights, group, names, fixed=trained is not None)
 

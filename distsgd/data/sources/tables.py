@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -224,7 +224,7 @@ def table_source(table: Table, options: ReadOptions) -> DataSource:
     notes = table.notes
     if dropped is not None and len(dropped):
         notes += (f"note: {table.where}: {len(dropped):,} of {table.rows:,} rows lack a value and are left out",)
-    columns = plan.columns if options.columns is None else replace(plan.columns, target=options.columns.target)
+    columns = options.columns or plan.columns
     return DataSource(
         table.where, arrays, columns=columns, class_names=plan.class_names, files=table.files, notes=notes,
         unused=tuple(name for name in names if name not in plan.names(plan.shapes())) if options.targets else (),

@@ -120,7 +120,7 @@ def split_data(
     elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
-        targets = targets and targets.without(train.y[split.validation])
+        targets = targets and targets.without(train.y[split.validation[:]])
         train, validation = train.subset(split.training), train.subset(split.validation)
     trained, shapes = train, Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
     signature = communicator.on_root(lambda: measured(shapes, trained, config))

@@ -10,23 +10,27 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.examples import Examples
-from distsgd.data.splits import split_off
+from distsgd.data.splits import BlockIndices, block_split, split_off
 from distsgd.nn.task import true_classes
 from distsgd.run.compared.digests import fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
+from distsgd.run.data.ordering import layout_of
+
+Rows = Array | BlockIndices
+"""Row indices, in rising order."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Which rows of the training examples are trained on and which are for validation, and the choice in words."""
 
-    training: Array
-    validation: Array
+    training: Rows
+    validation: Rows
     words: str
 
     def digest(self, train: Examples) -> str:
         """16 hexadecimal digits of the rows for validation and of the arrays that they are rows of."""
-        rows = hashlib.sha256(self.validation.astype("<i8").tobytes())
+        rows = hashlib.sha256(self.validation[:].astype("<i8").tobytes())
         rows.update(fingerprint({"train": train}).encode())
         return rows.hexdigest()[:16]
 
@@ -34,20 +38,46 @@ class Split:
 def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
     """What the configuration splits off the training examples for validation, None for nothing, or for all of them."""
     total = len(train)
+    if config.shuffle_buffer is not None:
+        return _split_of_blocks(train, config)
     if config.validation_last is not None:
         cut = total - config.validation_last
         words = f"the last {config.validation_last:,} of {total:,} training examples"
         return Split(np.arange(cut), np.arange(cut, total), words) if cut > 0 else None
     count = round(total * config.validation_fraction)
     labels = _labels(train.y, classes, config.loss)
-    seed = config.seed if config.split_seed is None else config.split_seed
+    seed, seeded = _seed(config)
     rest, chosen = split_off(total, count, seed, labels)
     if not len(chosen) or not len(rest):
         return None
-    option = "seed" if config.split_seed is None else "split-seed"
     shares = "" if labels is None else ", of each class its share"
-    how = f"--validation-fraction {config.validation_fraction:g}, --{option} {seed}{shares}"
+    how = f"--validation-fraction {config.validation_fraction:g}, {seeded}{shares}"
     return Split(rest, chosen, f"{len(chosen):,} of {total:,} training examples: {how}")
+
+
+def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
+    """The same of an order by blocks: whole blocks, so that each is read for one of both."""
+    total, block = len(train), layout_of(config, train.x, train.y, train.weights, train.as_stored).block
+    if config.validation_last is not None:
+        cut = total - config.validation_last
+        words = f"the last {config.validation_last:,} of {total:,} training examples"
+        rest = BlockIndices(np.arange(-(-cut // block)), block, cut)
+        return Split(rest, np.arange(cut, total), words) if cut > 0 else None
+    blocks, (seed, seeded) = -(-total // block), _seed(config)
+    count = round(blocks * config.validation_fraction)
+    if not 0 < count < blocks:
+        return None
+    others, chosen = block_split(blocks, count, seed)
+    validation = BlockIndices(chosen, block, total)
+    how = f"--validation-fraction {config.validation_fraction:g}, {seeded}"
+    words = f"{count:,} of {blocks:,} blocks of {block:,}, {len(validation):,} of {total:,} training examples: {how}"
+    return Split(BlockIndices(others, block, total), validation, words)
+
+
+def _seed(config: TrainConfig) -> tuple[int, str]:
+    """The seed of the split, and what it is in words."""
+    option, seed = ("seed", config.seed) if config.split_seed is None else ("split-seed", config.split_seed)
+    return seed, f"--{option} {seed}"
 
 
 def _labels(y: Array, classes: int | None, loss: str) -> Array | None:
@@ -68,6 +98,13 @@ def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> 
         raise ConfigurationError(
             f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
         )
+    if split is None and config.shuffle_buffer is not None:
+        block = layout_of(config, train.x, train.y, train.weights, train.as_stored).block
+        raise ConfigurationError(
+            f"validation_fraction {config.validation_fraction:g}: with shuffle_buffer whole blocks are split off, and "
+            f"{total:,} examples are {-(-total // block):,} of {block:,}; give a smaller order_block, another part, "
+            "validation data, or 0 for no validation"
+        )
     if split is None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         what = "leaves none to train on" if round(total * config.validation_fraction) else "is none"
         raise ConfigurationError(
@@ -77,7 +114,8 @@ def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> 
     labels = _labels(train.y, classes, config.loss)
     if split is None or labels is None:
         return split
-    counts = [np.bincount(labels[rows], minlength=int(labels.max()) + 1) for rows in (split.validation, split.training)]
+    number = int(labels.max()) + 1
+    counts = [np.bincount(labels[rows[:]], minlength=number) for rows in (split.validation, split.training)]
     missing = np.flatnonzero((counts[0] > 0) & (counts[1] == 0))
     if len(missing):
         option, remedy = (

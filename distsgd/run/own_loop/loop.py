@@ -12,7 +12,7 @@ import numpy as np
 from distsgd.core.checkpoint import Checkpoint
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.status_table import Phase
-from distsgd.data.sampling import Sampler
+from distsgd.data.sampling import ORDER_BY_SORT, Sampler
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.parallel.tree import part
@@ -108,7 +108,12 @@ class Loop:
     def _take_up(self, stream: Stream) -> None:
         settings, examples = self._settings, stream.examples
         self._stream = stream
-        self._sampler = Sampler(len(examples), stream.batch_size, stream.seed, stream.shuffle)
+        order = None
+        if stream.shuffle and len(examples) >= ORDER_BY_SORT:
+            from distsgd.data.orders import KeyedOrder
+
+            order = KeyedOrder(len(examples), stream.seed)
+        self._sampler = Sampler(len(examples), stream.batch_size, stream.seed, stream.shuffle, order=order)
         self._schedule = schedule_for(settings, stream.epochs)
         self._function.examples = examples
         self.trains.loader = self.trains.gradients.loader = RowLoader(

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout, Views
-from distsgd.core.random import normal, uniform
-from distsgd.data.augmentation import ONE_PIXEL, Augmentation, example_words, move, parse_augmentation
+from distsgd.core.random import normal, random_words, uniform
+from distsgd.data.augmentation import ONE_PIXEL, Augmentation, example_words, keyed_words, move, parse_augmentation
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
+from distsgd.data.sampling import ORDER_BY_SORT
 from distsgd.nn.layers import Dense
 from distsgd.nn.losses import SoftmaxCrossEntropy
 from distsgd.nn.objective import Supervised
@@ -325,3 +326,24 @@ def test_both_at_once() -> None:
     Augmentation(1).apply(fixed, example_words(20, 0, 0))
     np.testing.assert_array_equal(rows.x, fixed.reshape(20, 64))
     assert len({fixed[k * 4].tobytes() for k in range(5)}) > 1
+
+
+def test_words_of_many_examples_need_none_of_the_others() -> None:
+    """They are splitmix64's, whose published words of seed 0 begin so, where the epoch's key is 0; and those of fewer
+    examples stay what they were."""
+    augmentation, indices = Augmentation(2, True), np.array([7, 3_000_000_000, 7, 0])
+    words = augmentation.random_words(ORDER_BY_SORT * 1000, 5, 2, indices)
+    assert np.array_equal(words, keyed_words(indices, 5, 2))
+    assert np.array_equal(Augmentation(2, True, keyed=True).random_words(10, 5, 2, indices), words)
+    assert words[0] == words[2] != augmentation.random_words(ORDER_BY_SORT, 5, 3, indices)[0]
+    few = augmentation.random_words(10, 5, 2, np.array([7, 0]))
+    assert few.tolist() == example_words(10, 5, 2)[[7, 0]].tolist()
+    key = int(random_words(1, 0, "augmentation, keyed", 0)[0])
+    inverse = pow(0x9E3779B97F4A7C15, -1, 1 << 64)
+    first = [np.array([(k * 0x9E3779B97F4A7C15 - key) * inverse % (1 << 64)], np.uint64) for k in (1, 2, 3)]
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [int(keyed_words(one, 0, 0)[0]) for one in first] == published
+    bits = keyed_words(np.arange(1 << 16), 0, 1)
+    for bit in range(64):
+        ones = int((bits >> np.uint64(bit) & np.uint64(1)).sum())
+        assert abs(ones - (1 << 15)) < 6 * 128

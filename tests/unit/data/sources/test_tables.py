@@ -210,9 +210,9 @@ def test_a_summary_says_what_is_in_each_column(path: str) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no target": ({"x": ("age",), "weights": "w"}, ConfigurationError, ""),
-    "no column": ({"y": ("prize",)}, ConfigurationError, "no column is named 'prize'; did you mean price?"),
+    "no column": ({"y": ("prize",)}, ConfigurationError, "no column is named 'prize' (--y); did you mean price?"),
     "no match": ({"x": ("foo*",), "y": ("y",)}, ConfigurationError, "--x 'foo*': no column matches"),
-    "both": ({"x": ("age", "y"), "y": ("y",)}, ConfigurationError, "column y is an input and something else, too"),
+    "both": ({"x": ("age", "y"), "y": ("y",)}, ConfigurationError, "--x and --y both name 'y'"),
     "weights": ({"y": ("y",), "weights": "pixel*"}, ConfigurationError, "--weights names one column"),
     "text weights": ({"x": ("age",), "y": ("y",), "weights": "job"}, DataError, "column job: expected weights"),
     "texts": ({"x": ("age",), "y": ("job", "price")}, ConfigurationError, "column job holds text"),

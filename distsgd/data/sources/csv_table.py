@@ -1,0 +1,356 @@
+"""CSV and TSV as tables: text is cut into whole rows, and Arrow parses them on all cores that this process may use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import DataError
+from distsgd.core.runtime import affinity, check_memory
+from distsgd.data.columns import Columns
+from distsgd.data.sources.arrow_columns import arrow, field_of, reading_by_arrow
+from distsgd.data.sources.base import DataSource, ReadOptions, Runs
+from distsgd.data.sources.csv_text import (
+    BLOCK,
+    MISSING,
+    MOST_HEADER,
+    Block,
+    Layout,
+    blocks,
+    explained,
+    has_decimal_comma,
+    layout_of,
+    row_ends,
+)
+from distsgd.data.sources.streams import Stream, open_binary, stamps
+from distsgd.data.sources.tables import OpenTable, Table, Visit, check_fields, table_source
+
+_SAMPLE = 1 << 20
+"""Bytes by which the types of columns are known."""
+_STEP = 1024
+"""Rows from one offset that is kept to the next, where a file is streamed."""
+_MOST_CORES = 8
+_AT_ONCE = 16 << 20
+"""Bytes of text that are parsed together where rows are read by their numbers."""
+
+
+def open_source(where: str, options: ReadOptions) -> DataSource:
+    """The data set in a file; DataError where it can't be one."""
+    table = open_table(where, options)
+    if options.streamed and table.packed:
+        raise DataError(f"{where}: packed as a whole, it can't be read in blocks; unpack it, or give --no-stream")
+    return table_source(table, options)
+
+
+def open_table(where: str, options: ReadOptions) -> CsvTable:
+    """The table in a file, by its first megabyte; its rows are counted by a pass. Raises DataError."""
+    with reading_by_arrow(where), open_binary(where) as (stream, _):
+        files = stamps([where])
+        sample = stream.read(max(_SAMPLE, 1))
+        whole = len(sample) < _SAMPLE
+        if b"\n" not in sample and not whole:
+            sample += stream.read(MOST_HEADER)
+        layout = layout_of(where, sample, whole)
+        packed = files[0].size < len(sample) or _is_gzip(where)
+    check_fields(where, layout.names)
+    text = sample[layout.begin :] + (b"\n" if whole else b"")
+    cut = row_ends(where, text, layout.delimiter, with_ends=False, last=False)[0]
+    layout, types = _typed(where, layout, text[:cut], options.columns)
+    fields = tuple(field_of(name, kind) for name, kind in types.items())
+    hidden = tuple(name for k, name in enumerate(layout.names) if layout.header and name == f"Unnamed: {k}")
+    notes: tuple[str, ...] = ()
+    if hidden:
+        notes = (f"note: {where}: {hidden[0]} has no name, and is an input only where --x names it",)
+    if not layout.header:
+        notes = (f"note: {where}: the first row holds numbers alone, so columns are named 0, 1, …",)
+    made = CsvTable(where, fields, -1, _STEP, files, hidden, notes, layout=layout, types=types, packed=packed)
+    return replace(made, keeps=not options.streamed)
+
+
+def _is_gzip(where: str) -> bool:
+    with open(where, "rb") as raw:
+        return raw.read(2) == b"\x1f\x8b"
+
+
+def _typed(where: str, layout: Layout, text: bytes, trained: Columns | None) -> tuple[Layout, dict[str, Any]]:
+    """The layout, and of each column the type of Arrow, by the first rows; of a trained model's what it takes."""
+    pa = arrow()
+    found = dict.fromkeys(layout.names, pa.null())
+    if text:
+        with reading_by_arrow(where):
+            try:
+                sample = _read_csv(layout, text, layout.names, {}, True, len(text) + 1)
+            except pa.ArrowInvalid as problem:
+                raise explained(where, layout, {}, text, 0, 2 if layout.header else 1, str(problem)) from None
+        if layout.delimiter == ";" and layout.decimal == ".":
+            commas = [name for name in layout.names if _are_text(sample.column(name)) and has_decimal_comma(
+                sample.column(name).drop_null().slice(0, 100).to_pylist())]  # fmt: skip
+            if commas:
+                return _typed(where, replace(layout, decimal=","), text, trained)
+        found = {name: sample.column(name).type for name in layout.names}
+    if trained is not None:
+        for name in found.keys() & set(trained.inputs):
+            is_text = name in trained.categories
+            if is_text or field_of(name, found[name]).kind != "number":
+                found[name] = pa.string() if is_text else pa.float64()
+    return layout, found
+
+
+def _are_text(column: Any) -> bool:
+    return bool(arrow().types.is_string(column.type))
+
+
+def _read_csv(
+    layout: Layout, text: Any, names: Sequence[str], types: dict[str, Any], quoted_ends: bool, size: int = 1 << 20
+) -> Any:
+    from pyarrow import csv
+
+    return csv.read_csv(
+        arrow().py_buffer(text),
+        csv.ReadOptions(use_threads=False, block_size=size, column_names=list(layout.names)),
+        csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=quoted_ends),
+        csv.ConvertOptions(
+            column_types=types, include_columns=list(names), null_values=list(MISSING), strings_can_be_null=True,
+            decimal_point=layout.decimal,
+        ),
+    )  # fmt: skip
+
+
+class _Held:
+    """Batches that a pass has parsed, until each column is taken; none in another process."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, int, dict[str, Any]]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Held, ())
+
+    def add(self, first: int, batch: Any) -> None:
+        """Keeps a batch's columns."""
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        self.parts.append((first, first + batch.num_rows, columns))
+
+    def take(self, names: Sequence[str], runs: Runs) -> list[tuple[int, Any]] | None:
+        """The batches of these columns and rows, where all are here; what lies in a run as a whole is kept no more."""
+        found = []
+        for start, stop in runs:
+            at = start
+            for first, end, columns in self.parts:
+                if first < stop and end > at:
+                    if first > at or any(name not in columns for name in names):
+                        return None
+                    batch = arrow().RecordBatch.from_arrays([columns[name] for name in names], list(names))
+                    found.append((at, batch.slice(at - first, min(stop, end) - at)))
+                    at = min(stop, end)
+                    if at == end:
+                        for name in names:
+                            del columns[name]
+            if at < stop:
+                return None
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class CsvTable(Table):
+    """A CSV file: its types by column, and after a pass the numbers of some rows and where in the file they begin."""
+
+    layout: Layout = field(kw_only=True)
+    types: dict[str, Any] = field(kw_only=True)
+    packed: bool = False
+    keeps: bool = False
+    marks: Array | None = None
+    held: _Held = field(default_factory=_Held)
+
+    def kinds(self, names: Sequence[str], whole: Sequence[str] = ()) -> dict[str, Any]:
+        """The types that these columns are parsed as; those in `whole` stay whole numbers."""
+        pa = arrow()
+        known = {one.name: one for one in self.fields}
+        found = {}
+        for name in names:
+            one = known[name]
+            if one.kind == "text":
+                found[name] = pa.dictionary(pa.int32(), pa.string())
+            elif one.kind == "number":
+                keeps = one.dtype == np.bool_ or (one.dtype == np.int64 and name in whole)
+                found[name] = self.types[name] if keeps else pa.float64()
+        return found
+
+    def passed(self, names: Sequence[str], visit: Visit | None) -> Table:
+        """The table after a pass over the whole text: with its rows, and where they begin."""
+        shown = {"number": "number", "text": "text"}
+        kinds = {one.name: "truth" if one.dtype == np.bool_ else shown.get(one.kind, "text")
+                 for one in self.fields if one.name in names}  # fmt: skip
+        held, marks, rows = _Held(), [], 0
+        floats: set[str] = set()
+        for block, found in self._parsed(names):
+            if isinstance(found, Exception):
+                line = self._line(block.offset)
+                raise explained(self.where, self.layout, kinds, block.text, rows, line, str(found)) from None
+            batches, promoted = found
+            floats |= promoted
+            count = sum(batch.num_rows for batch in batches)
+            if block.ends is None:
+                marks.append(np.array([[rows, block.offset]]))
+            else:
+                starts = block.starts()
+                if len(starts) != count:
+                    raise DataError(
+                        f"{self.where}: expected {len(starts):,} rows after row {rows:,}, parsing them gave {count:,}; "
+                        "write it again"
+                    )
+                places = np.arange(-rows % _STEP, len(starts), _STEP)
+                marks.append(np.stack([rows + places, block.offset + starts[places]], axis=1))
+            if self.keeps and not rows:
+                size = self.files[0].size / len(block.text) * sum(batch.nbytes for batch in batches)
+                check_memory(int(size), f"{self.where} in memory")
+            for batch in batches:
+                if visit is not None:
+                    visit(rows, batch)
+                if self.keeps:
+                    held.add(rows, batch)
+                rows += batch.num_rows
+        for stamp in self.files:
+            stamp.check()
+        fields = tuple(replace(one, dtype=np.dtype(np.float64)) if one.name in floats else one for one in self.fields)
+        table = np.concatenate([*marks, np.empty((0, 2), np.int64)]).astype(np.int64)
+        chunk = _STEP if not self.keeps else max([1, *np.diff(np.append(table[:, 0], rows)).tolist()])
+        return replace(self, fields=fields, rows=rows, chunk=chunk, marks=table, held=held)
+
+    def _line(self, offset: int) -> int:
+        """The number of the line, from 1, that begins here in the file."""
+        line = 1
+        with open_binary(self.where) as (stream, _):
+            while offset and (text := stream.read(min(offset, BLOCK))):
+                line, offset = line + text.count(b"\n"), offset - len(text)
+        return line
+
+    def _parsed(self, names: Sequence[str]) -> Iterator[tuple[Block, Any]]:
+        """The blocks of the file, each with its batches and the columns that had to become floats, or an exception."""
+        cores = min(len(affinity()), _MOST_CORES)
+        whole = [one.name for one in self.fields if one.dtype == np.int64]
+        types, as_floats = self.kinds(names, whole), self.kinds(names)
+        with ExitStack() as opening:
+            opening.enter_context(reading_by_arrow(self.where))
+            stream, _ = opening.enter_context(open_binary(self.where))
+            _skip(stream, self.layout.begin)
+            pool = opening.enter_context(ThreadPoolExecutor(cores, "distsgd-csv"))
+            waiting: deque[tuple[Block, Future[Any]]] = deque()
+            found = blocks(
+                self.where,
+                stream,
+                self.layout.begin,
+                self.layout.delimiter,
+                with_ends=not self.keeps and not self.packed,
+            )
+            for block in found:
+                waiting.append((block, pool.submit(_parse, self.layout, block, names, types, as_floats)))
+                if len(waiting) > cores:
+                    yield _result(*waiting.popleft())
+            while waiting:
+                yield _result(*waiting.popleft())
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenTable]:
+        with ExitStack() as opening:
+            opening.enter_context(reading_by_arrow(self.where))
+            yield _OpenCsv(self, opening)
+
+
+def _parse(
+    layout: Layout, block: Block, names: Sequence[str], types: dict[str, Any], as_floats: dict[str, Any]
+) -> tuple[list[Any], set[str]]:
+    """The rows of a block as batches, and the columns of whole numbers that turned out to hold others."""
+    pa = arrow()
+    try:
+        return _read_csv(layout, block.text, names, types, block.quoted_ends).to_batches(), set()
+    except pa.ArrowInvalid:  # a row may be long, or a number no whole one
+        pass
+    size = len(block.text) + 1
+    try:
+        return _read_csv(layout, block.text, names, types, block.quoted_ends, size).to_batches(), set()
+    except pa.ArrowInvalid:
+        if types == as_floats:
+            raise
+    promoted = {name for name, kind in types.items() if kind != as_floats[name]}
+    return _read_csv(layout, block.text, names, as_floats, block.quoted_ends, size).to_batches(), promoted
+
+
+def _result(block: Block, future: Future[Any]) -> tuple[Block, Any]:
+    try:
+        return block, future.result()
+    except arrow().ArrowInvalid as problem:
+        return block, problem
+
+
+def _skip(stream: Stream, count: int) -> None:
+    """Goes on by so many bytes."""
+    while count:
+        got = len(stream.read(min(count, BLOCK)))
+        if not got:
+            return
+        count -= got
+
+
+class _OpenCsv(OpenTable):
+    """Rows by their numbers: those that a pass has left, or parsed from the nearest place in the file before them."""
+
+    def __init__(self, table: CsvTable, opening: ExitStack) -> None:
+        self._table, self._opening = table, opening
+        self._stream: Stream | None = None
+        self._at = 0
+
+    def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
+        table = self._table
+        held = table.held.take(names, runs)
+        if held is not None:
+            yield from held
+            return
+        assert table.marks is not None, "a pass was made"
+        with reading_by_arrow(table.where):
+            for stamp in table.files:
+                stamp.check()
+            for start, stop in runs:
+                yield from self._parsed(names, start, stop)
+
+    def _parsed(self, names: Sequence[str], start: int, stop: int) -> Iterator[tuple[int, Any]]:
+        table = self._table
+        assert table.marks is not None
+        rows, offsets = table.marks[:, 0], table.marks[:, 1]
+        types = table.kinds(names, [one.name for one in table.fields if one.dtype == np.int64])
+        at = int(np.searchsorted(rows, start, "right")) - 1
+        while start < stop:
+            end = int(np.searchsorted(rows, stop, "left"))
+            end = max(at + 1, min(end, int(np.searchsorted(offsets, offsets[at] + _AT_ONCE, "right")) - 1))
+            text = self._text(int(offsets[at]), int(offsets[end]) if end < len(offsets) else None)
+            first, last = int(rows[at]), int(rows[end]) if end < len(rows) else table.rows
+            batches, _ = _parse(table.layout, Block(0, text, True), names, types, types)
+            if sum(batch.num_rows for batch in batches) != last - first:
+                raise DataError(f"{table.where}: expected the rows that were there, it has changed; start again")
+            for batch in batches:
+                upto = min(stop, first + batch.num_rows)
+                if start < upto:
+                    yield start, batch.slice(start - first, upto - start)
+                    start = upto
+                first += batch.num_rows
+            start, at = min(stop, last), end
+
+    def _text(self, start: int, stop: int | None) -> bytes:
+        """The bytes of the file from `start` to before `stop`, or to its end."""
+        if self._stream is None or (self._table.packed and self._at > start):
+            for stamp in self._table.files:
+                stamp.check()
+            self._stream, self._at = self._opening.enter_context(open_binary(self._table.where))[0], 0
+        if self._table.packed:
+            _skip(self._stream, start - self._at)
+        else:
+            self._stream.seek(start)
+        text: bytes = self._stream.read(-1 if stop is None else stop - start)
+        self._at = start + len(text)
+        return text if text.endswith(b"\n") else text + b"\n"

@@ -1,0 +1,110 @@
+"""The order of a run's epochs: by blocks in windows, and without an array of all examples where there are many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distsgd import ConfigurationError, fit
+from distsgd.core.random import permutation
+from distsgd.data.orders import BlockOrder
+from distsgd.data.permutation import KeyedPermutation
+
+X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+Y = np.arange(1000) % 3
+PARAMS = {"w": np.zeros(1, np.float32)}
+
+
+def visited(x: Any, y: Any, **options: Any) -> Any:
+    """The rows that a run visits, in their order, and its result."""
+    seen: dict[int, list[int]] = {}
+
+    def loss(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
+        if batch.training:
+            seen[batch.step] = batch.indices.tolist()  # the first minibatch is computed more than once
+        grads["w"] = np.zeros(1, np.float32)
+        return 0.0, len(batch.indices)
+
+    result = fit(loss, x, y, params=PARAMS, microbatches=1, early_stopping="none", **options)
+    return [row for step in sorted(seen) for row in seen[step]], result
+
+
+def test_blocks_in_windows() -> None:
+    """A row takes 4 · 4 + 8 bytes, so that half of 40 kB holds 833 rows, a 32nd 26: blocks of 16, windows of 52."""
+    seen, _ = visited(X, Y, epochs=2, batch_size=100, shuffle_buffer="40KB", seed=4)
+    order = BlockOrder(1000, 16, 52, 4)
+    assert seen == np.concatenate([order.indices(epoch, 0, 1000) for epoch in (0, 1)]).tolist()
+    seen, _ = visited(X, Y, epochs=1, batch_size=100, shuffle_buffer="40KB", order_block=60, seed=4)
+    assert seen == BlockOrder(1000, 60, 13, 4).indices(0, 0, 1000).tolist()
+    seen, _ = visited(X, Y, epochs=1, batch_size=100, shuffle_buffer="40KB", shuffle=False)
+    assert seen == list(range(1000))
+    wide, _ = visited(X, Y, epochs=1, batch_size=100, shuffle_buffer="40KB", dtype="float64", weights=np.ones(1000))
+    assert wide == BlockOrder(1000, 8, 52, 0).indices(0, 0, 1000).tolist(), "48 bytes a row"
+
+
+def test_whole_blocks_are_split_off() -> None:
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 50, "shuffle_buffer": "40KB", "order_block": 30}
+    seen, result = visited(X, Y, **options, validation_fraction=0.2, split_seed=3)
+    blocks = sorted(permutation(34, 3, "validation blocks")[:7])
+    expected = [row for row in range(1000) if row // 30 in blocks]
+    assert result.validation_rows.tolist() == expected
+    assert sorted(seen + expected) == list(range(1000))
+    training = np.setdiff1d(np.arange(1000), expected)
+    assert seen == training[BlockOrder(len(training), 30, 27, 0).indices(0, 0, len(training))].tolist()
+    seen, result = visited(X, Y, **options, validation_last=45)
+    assert result.validation_rows.tolist() == list(range(955, 1000))
+    assert seen == BlockOrder(955, 30, 27, 0).indices(0, 0, 955).tolist()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"shuffle_buffer": "1KB", "order_block": 100}, r"takes 0.0024 MB.*give at least 1MB, or a smaller order_block"),
+    ({"shuffle_buffer": "40B"}, r"shuffle_buffer 40B: an example takes"),
+    ({"shuffle_buffer": "2KB"}, r"a window has 41 examples, fewer than a minibatch of 50; give at least 1MB"),
+    ({"shuffle_buffer": "1MB", "sampling": "replacement"}, "which sampling replacement doesn't; leave one of them out"),
+    ({"shuffle_buffer": "1MB", "batch_size": "full"}, "which batch_size full doesn't"),
+    ({"shuffle_buffer": "1MB", "expand": "shifts"}, "which expand shifts doesn't"),
+    ({"order_block": 5}, "order_block: goes with --shuffle-buffer alone"),
+    (
+        {"shuffle_buffer": "1MB", "validation_fraction": 0.1},
+        "and 1,000 examples are 2 of 512; give a smaller",
+    ),
+    ({"shuffle_buffer": "1MB", "validation_last": 1000}, "validation_last: expected fewer than the 1000"),
+    *(({"shuffle_buffer": text}, "such as 256MB or 1GB") for text in ("12", "0MB", "-1GB", "1EB", "many", "1e3MB")),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        fit("softmax", X, Y, **{"batch_size": 50, "epochs": 1, **options})
+
+
+def test_a_run_by_blocks_is_resumed_in_the_middle_of_an_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {
+        "batch_size": 60, "shuffle_buffer": "10KB", "validation_fraction": 0.2, "standardize": True, "epochs": 3,
+    }  # fmt: skip
+    whole = fit("mlp", X, Y, **options)
+    out = tmp_path / "run"
+    fit("mlp", X, Y, **options, max_steps=19, checkpoint_every="4", out=out)
+    again = fit("mlp", X, Y, **options, out=out)
+    assert again.summary["parameters_sha256"] == whole.summary["parameters_sha256"]
+    with pytest.raises(Exception, match="shuffle_buffer"):
+        fit("mlp", X, Y, **{**options, "shuffle_buffer": "20KB"}, out=out)
+
+
+@pytest.mark.parametrize(("count", "keyed"), [((1 << 24) - 1, False), (1 << 24, True)])
+def test_many_examples_have_a_keyed_order(count: int, keyed: bool) -> None:
+    """From 16,777,216 on; below, the order that they always had."""
+    x, y = np.zeros((count, 1), np.uint8), np.zeros(count, np.float32)
+    seen, _ = visited(x, y, batch_size=1000, max_steps=2, epochs=1, seed=6)
+    expected = (
+        KeyedPermutation(count, 6, "epoch order, keyed", 0)(np.arange(2000))
+        if keyed
+        else permutation(count, 6, "epoch order", 0)[:2000]
+    )
+    assert seen == expected.tolist()
