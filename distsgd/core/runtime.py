@@ -111,13 +111,12 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(needed: int, what: str) -> None:
+def check_memory(needed: int, what: str, remedy: str = "use a larger host, or a smaller one of these") -> None:
     """Raise OutOfMemoryError where `needed` bytes for `what` are more than this host has free."""
     available = available_memory()
     if available is not None and needed > available:
         raise OutOfMemoryError(
-            f"{what} takes {needed / 1e9:.1f} GB of memory, this host has {available / 1e9:.1f} GB left; use a larger "
-            "host, or a smaller one of these"
+            f"{what} takes {needed / 1e9:.1f} GB of memory, this host has {available / 1e9:.1f} GB left; {remedy}"
         )
 
 

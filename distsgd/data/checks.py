@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError, first_line
-from distsgd.data.targets import TargetSummary, check_finite, check_labels, first, most_labels
+from distsgd.data.targets import TargetSummary, blocks, check_finite, check_labels, first, fits, most_labels
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import ArraySource
@@ -75,7 +75,8 @@ def checked(
     is_float = check_targets(f"{name}: targets", y, len(x))
     if weights is not None:
         check_weights(f"{name}: weights", weights, len(x))
-    check_finite(f"{name}: inputs", x, dtype)
+    if not stays_in_files(x):  # else they are checked as they are read
+        check_finite(f"{name}: inputs", x, dtype)
     if weights is not None:
         _check_weights(f"{name}: weights", weights, dtype)
     targets = TargetSummary.of(f"{name}: targets", y, dtype)
@@ -123,7 +124,7 @@ def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> N
     found = first(weights, lambda block: block < 0)
     if found is not None:
         raise DataError(f"{where}: expected none below 0, example {found[0]} has {found[1]}; correct it")
-    if not weights.max() > 0:
+    if not any((block > 0).any() for _, block in blocks(weights)):
         raise DataError(f"{where}: expected at least one above 0, all are 0; correct them, or remove them")
 
 
@@ -236,8 +237,28 @@ def _is_numpys(array: Array) -> bool:
 
 
 def is_mapped(array: Array) -> bool:
-    """Whether the array, or what it is a view of, is a file that is mapped into memory."""
-    return isinstance(_whole(array), np.memmap)
+    """Whether the array, or what it is a view of, is a file that is mapped into memory, or stays in files."""
+    return stays_in_files(array) or isinstance(_whole(array), np.memmap)
+
+
+def stays_in_files(array: Array) -> bool:
+    """Whether rows are read from files when they are asked for, as those of `data.stored` are."""
+    return hasattr(array, "files")
+
+
+def finite_rows(where: str, dtype: np.dtype[Any] | None) -> Callable[[Array, Array], None]:
+    """What raises DataError for rows of inputs, given with their numbers, that hold NaN, infinity or what the dtype
+    can't hold."""
+
+    def check(block: Array, rows: Array) -> None:
+        if block.dtype.kind != "f" or not block.size:
+            return
+        with np.errstate(invalid="ignore"):
+            low, high = block.min().item(), block.max().item()
+        if not fits(low, high, block.dtype, dtype):
+            check_finite(where, block, dtype, rows)
+
+    return check
 
 
 def _whole(array: Array) -> Array:

@@ -13,6 +13,8 @@ from distsgd.core.errors import DataError
 
 _BLOCK = 1 << 20
 """Bytes that are looked at together: whole-size temporaries would double memory."""
+_SAMPLES, _SAMPLE = 8, 512
+"""So many evenly spread runs of so many rows are looked at, where an array may stay in its file."""
 
 
 def blocks(array: Array) -> Iterator[tuple[int, Array]]:
@@ -20,6 +22,18 @@ def blocks(array: Array) -> Iterator[tuple[int, Array]]:
     rows = max(1, _BLOCK // max(1, array.nbytes // max(1, len(array))))
     for start in range(0, len(array), rows):
         yield start, array[start : start + rows]
+
+
+def sampled_rows(count: int) -> Array:
+    """Up to 4,096 of so many rows, in runs: each row alone might be in a chunk of its own.
+
+    >>> sampled_rows(3).tolist(), len(sampled_rows(10**9))
+    ([0, 1, 2], 4096)
+    """
+    if count <= _SAMPLES * _SAMPLE:
+        return np.arange(count)
+    starts = np.linspace(0, count - _SAMPLE, _SAMPLES).astype(np.int64)
+    return np.unique(starts[:, None] + np.arange(_SAMPLE))
 
 
 def first(array: Array, is_bad: Callable[[Array], Array]) -> tuple[int, Any] | None:
@@ -32,15 +46,16 @@ def first(array: Array, is_bad: Callable[[Array], Array]) -> tuple[int, Any] | N
     return None
 
 
-def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None) -> None:
-    """DataError with the first example that holds NaN, infinity or what the dtype can't hold."""
+def check_finite(where: str, array: Array, dtype: np.dtype[Any] | None, rows: Array | None = None) -> None:
+    """DataError with the first example that holds NaN, infinity or what the dtype can't hold; `rows` are the examples'
+    numbers, from 0 by default."""
     if array.dtype.kind != "f":
         return
     narrower = dtype is not None and dtype.itemsize < array.dtype.itemsize
     with np.errstate(over="ignore"):
         found = first(array, lambda block: ~np.isfinite(block.astype(dtype) if narrower else block))
     if found is not None:
-        row, value = found
+        row, value = found if rows is None else (rows[found[0]], found[1])
         kind = f"numbers that {dtype} can hold" if narrower and np.isfinite(value) else "finite numbers"
         raise DataError(f"{where}: expected {kind}, example {row} holds {value}; remove or repair it")
 
@@ -93,7 +108,7 @@ class TargetSummary:
                 continue
             with np.errstate(invalid="ignore"):
                 low, high = block.min().item(), block.max().item()
-            if not _fits(low, high, y.dtype, dtype):
+            if not fits(low, high, y.dtype, dtype):
                 check_finite(where, y, dtype)  # finds the example
             ends += [low, high]
             binary = binary and 0 <= low <= high <= 1 and bool(np.logical_or(block == 0, block == 1).all())
@@ -111,7 +126,7 @@ class TargetSummary:
         return replace(self, count=self.count - len(targets), labels=labels)
 
 
-def _fits(low: float, high: float, stored: np.dtype[Any], dtype: np.dtype[Any] | None) -> bool:
+def fits(low: float, high: float, stored: np.dtype[Any], dtype: np.dtype[Any] | None) -> bool:
     """Whether numbers with these ends are finite, in the model's dtype too. The least of some is NaN where one is."""
     if stored.kind != "f":
         return True

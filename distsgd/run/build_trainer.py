@@ -111,15 +111,18 @@ def build_trainer(
         from distsgd.run.data.ordering import order_of
 
         order = order_of(config, data.train, batch_size)
-    replacement = config.sampling == "replacement"
-    sampler = Sampler(len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, replacement, order)
     objective = objective.scaled(config.loss_scale or 1)
     if objective.inputs_as_stored and not device.host_memory:
         raise ConfigurationError(f"device {device.name}: this model computes on the CPU alone; give --device cpu")
-    if device.free_bytes() is not None:
+    if data.stream is not None:
+        train, order = data.stream.windowed(communicator, config, data.train, order, objective)
+        data = replace(data, train=train)
+    elif device.free_bytes() is not None:
         from distsgd.run.on_device import on_device
 
         data = on_device(communicator, data, device, augmented=bool(config.augment))
+    replacement = config.sampling == "replacement"
+    sampler = Sampler(len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, replacement, order)
     longest = min(batch_size, len(data.train))
     _check_filled(communicator, config, objective, longest)
     step, note = build_step(communicator, config, device, data.train, objective, optimizer, longest)

@@ -173,6 +173,10 @@ class TrainConfig:
         "256MB, 1GB. Also in memory.")
     order_block: int | None = option(None, interval="[1, inf)", help=
         "Examples of a block of --shuffle-buffer. Default: up to 4,096, so that a window has at least 32 blocks.")
+    stream: bool = option(True, operational=True, help=
+        "With --shuffle-buffer, read a data file that is larger in blocks while training; else keep it in memory.")
+    readers: int = option(1, interval="[1, 16]", operational=True, help=
+        "Threads of each host that read such a file.")
     drop_last: bool = option(False, "Drop an epoch's last minibatch where it is short.")
     microbatches: int = option(4, interval=f"[1, {MOST_MICROBATCHES}]", help=
         "Microbatches of a minibatch. Results depend on this number, and on the number of ranks never.")
@@ -286,7 +290,8 @@ class TrainConfig:
             f"expand {self.expand}": self.expand != "none",
             "batch_size full": self.batch_size == "full",
         }
-        check_order(self.shuffle_buffer, self.order_block, others)
+        needed = {name: getattr(self, name) != OPTIONS[name].default for name in ("order_block", "stream", "readers")}
+        check_order(self.shuffle_buffer, needed, others)
         given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigurationError("validation and validation_last exclude each other; give one of them")

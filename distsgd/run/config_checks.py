@@ -68,11 +68,13 @@ def parse_size(text: str, name: str) -> int:
     return size
 
 
-def check_order(shuffle_buffer: str | None, order_block: int | None, others: Mapping[str, bool]) -> None:
-    """How the options of the order of examples go together; `others` says which are given that visit them otherwise."""
+def check_order(shuffle_buffer: str | None, needs_it: Mapping[str, bool], others: Mapping[str, bool]) -> None:
+    """How the options of the order of examples go together: which are given that need the buffer, and in `others` those
+    that visit examples otherwise."""
     if shuffle_buffer is None:
-        if order_block is not None:
-            raise ConfigurationError("order_block: goes with --shuffle-buffer alone; leave it out, or give both")
+        for name, is_given in needs_it.items():
+            if is_given:
+                raise ConfigurationError(f"{name}: goes with --shuffle-buffer alone; leave it out, or give both")
         return
     if wrong := [name for name, is_given in others.items() if is_given]:
         raise ConfigurationError(

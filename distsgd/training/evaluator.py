@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, final
 
 import numpy as np
 
-from distsgd.core.device import CPU, Array, to_host
+from distsgd.core.device import CPU, Array, in_host_memory, to_host
 from distsgd.core.errors import DataError, users_code
 from distsgd.core.layout import Views
 from distsgd.data.checks import is_mapped
@@ -154,7 +154,8 @@ def predict_all(loader: Loader, params: Views, state: Views) -> Array:
 def _mapped(loaders: Sequence[Loader]) -> list[FileStamp]:
     """The files that the examples of these are mapped from."""
     sets = [loader.examples for loader in loaders]
-    given = [array for one in sets for array in (one.x, one.y, one.weights) if isinstance(array, np.ndarray)]
+    given = [array for one in sets for array in (one.x, one.y, one.weights) if array is not None]
+    given = [array for array in given if in_host_memory(array)]
     if not any(map(is_mapped, given)):
         return []
     from distsgd.core.files import mapped_files

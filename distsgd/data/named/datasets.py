@@ -5,6 +5,7 @@ A new data set is one file with a function of OpenOptions, and one line in DATAS
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
@@ -17,7 +18,7 @@ from distsgd.data.named.digits import open_digits
 from distsgd.data.named.generated import make_moons, open_moons, open_xor
 from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, ReadOptions, read_array
-from distsgd.data.sources.registry import check_taken, looks_like_path, open_inputs, open_path
+from distsgd.data.sources.registry import check_taken, looks_like_path, open_inputs, open_path, open_paths
 
 __all__ = [
     "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
@@ -43,7 +44,7 @@ DATASETS: dict[str, Callable[[OpenOptions], DataSource]] = {
 
 
 def open_dataset(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     data_dir: str | None = None,
     seed: int = 0,
@@ -59,8 +60,9 @@ def open_dataset(
 
     Parameters
     ----------
-    name_or_path : str
-        A name in DATASETS, or a path: `.npz`, `.npy`, `.pkl.gz` or a folder of `.npy` files.
+    name_or_path : str, path, or sequence of paths
+        A name in DATASETS, or a path: a file or folder of one of the formats, a pattern such as `part-*.h5`, or a
+        folder of files. Several files of one format are one data set: those of a sequence in its order, others sorted.
     data_dir : str, optional
         The folder of the named data sets' files, and of downloads; None for the user's cache folder.
     seed : int, default 0
@@ -113,8 +115,14 @@ def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def open_with(name_or_path: str, options: OpenOptions, asked: ReadOptions) -> DataSource:
+def open_with(
+    name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], options: OpenOptions, asked: ReadOptions
+) -> DataSource:
     """`open_dataset` with what a data set that has a name may depend on, and what is asked of a file."""
+    if isinstance(name_or_path, os.PathLike):
+        return open_path(name_or_path, asked)
+    if not isinstance(name_or_path, str):
+        return open_paths(name_or_path, asked)
     opener = DATASETS.get(name_or_path)
     if opener is not None:
         check_taken(f"the data set {name_or_path}", asked)

@@ -89,6 +89,11 @@ class ArraySource(ABC):
         return max(1, *self.shape[:1])
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether some rows can be read without all that come before them."""
+        return type(self).open_rows is not ArraySource.open_rows
+
+    @property
     def table(self) -> Hashable:
         """What sources have alike that are read together, in one pass; None, by default, for those that aren't."""
         return None

@@ -34,6 +34,11 @@ class BesideSource(ArraySource):
         """The largest of theirs."""
         return max(part.chunk for _, part in self.parts)
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether all can."""
+        return all(part.in_blocks for _, part in self.parts)
+
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Reads rows of all parts."""
         (name,) = arrays

@@ -35,6 +35,11 @@ class ValuesSource(ArraySource):
         """One row: they are in memory."""
         return 1
 
+    @property
+    def in_blocks(self) -> bool:
+        """Always: they are in memory."""
+        return True
+
     def read_into(self, out: Array) -> None:
         """Overwrites `out` with the values."""
         check_out(self, out)
@@ -51,6 +56,11 @@ class ConvertedSource(ArraySource):
     def chunk(self) -> int:
         """The inner source's."""
         return self.inner.chunk
+
+    @property
+    def in_blocks(self) -> bool:
+        """The inner source's."""
+        return self.inner.in_blocks
 
     @property
     def table(self) -> Hashable:

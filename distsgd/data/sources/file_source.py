@@ -64,6 +64,11 @@ class FileSource(ArraySource):
         """Whether the rows lie in the file as they are, one after the other."""
         return not (self.header.packed or self.header.fortran)
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the rows lie in the file as they are."""
+        return self.lies_in_rows
+
     @abstractmethod
     def opened(self) -> AbstractContextManager[tuple[Stream, Header]]:
         """The data's bytes, unpacked, and the header before them."""

@@ -45,6 +45,11 @@ class FilledSource(ArraySource):
         return self.inner.chunk
 
     @property
+    def in_blocks(self) -> bool:
+        """The inner source's."""
+        return self.inner.in_blocks
+
+    @property
     def table(self) -> Hashable:
         """The inner source's: what is read together there is here."""
         found = self.inner.table

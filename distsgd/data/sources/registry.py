@@ -6,15 +6,16 @@ A new format is one module with a function `open_source(path, options)`, and one
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from glob import escape, iglob
 from importlib import import_module
 from importlib.util import find_spec
 
 from distsgd.core.errors import ConfigurationError, DataError, pip_install
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.streams import absolute
+from distsgd.data.sources.streams import absolute, reading
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Format:
     module : str
         Whose `open_source(path, options)` returns a `DataSource`, from headers alone; imported when it is used.
     inside : tuple of str
-        Patterns of names that only a folder has which is a data set of this format.
+        Patterns of names that only a folder has which is a data set of this format; those with / of what is deeper.
     takes : tuple of str
         The fields of `ReadOptions` that it takes; others are refused.
     package, extra : str
@@ -77,6 +78,7 @@ _ARRAYS = ("x", "y", "weights", "axis", "missing")
 _CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _TABLES = ("x", "y", "weights", "group", "missing", "keep")
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
+_IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
 FORMATS: tuple[Format, ...] = (
     Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")),
     Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
@@ -85,6 +87,8 @@ FORMATS: tuple[Format, ...] = (
     Format("a CSV file", _CSV, f"{_HERE}.csv_table", (), _TABLES, "pyarrow", "tables"),
     Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
     Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.libsvm"),
+    Format("a folder of images", (), f"{_HERE}.images", _IMAGES, (), "PIL", "images"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
 )
 
@@ -120,13 +124,52 @@ def _format_of_folder(path: str) -> Format:
         names = os.listdir(path)
     except OSError as problem:
         raise DataError(f"{path}: expected a readable folder ({problem.strerror}); check its permissions") from None
-    for one in FORMATS:
-        if any(fnmatchcase(name, pattern) for pattern in one.inside for name in names):
-            return one
-    return FORMATS[0]  # which says what it expects in a folder
+    return _format_inside(path, names, FORMATS) or FORMATS[0]  # which says what it expects in a folder
+
+
+def _format_inside(path: str, names: Sequence[str], formats: Iterable[Format]) -> Format | None:
+    """The one of these formats whose data set is a folder with these names in it; None for any other."""
+    for one in formats:
+        for pattern in one.inside:
+            if "/" not in pattern:
+                if any(fnmatchcase(name, pattern) for name in names):
+                    return one
+            elif next(iglob(os.path.join(escape(path), pattern)), None) is not None:
+                return one
+    return None
+
+
+def _files_in(folder: str) -> list[str]:
+    """The paths of the data files in a folder that isn't one data set itself, sorted; none where there are none."""
+    with reading(folder):
+        names = sorted(os.listdir(folder))
+    if _format_inside(folder, names, (one for one in FORMATS if one.suffixes)) is not None:
+        return []
+    return [os.path.join(folder, name) for name in names if name.endswith(_suffixes()) and name[0] not in "._"]
+
+
+def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:
+    """The files of one format as one data set. Raises DataError where they have several."""
+    from distsgd.data.sources.shards import open_shards
+
+    formats = {path: format_of(_existing(path)) for path in paths}
+    for path, found in formats.items():
+        if found is not formats[paths[0]]:
+            raise DataError(
+                f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
+                f"{os.path.basename(path)} is {found.name}; name those that belong together"
+            )
+    return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+
+
+def _existing(path: str) -> str:
+    if not os.path.exists(path):
+        raise DataError(f"{path}: expected a data file or folder, there is none; check the path")
+    return path
 
 
 def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) -> DataSource:
+<<<<<<< HEAD
     """The data set in a file or folder, described by its headers; DataError where it can't be one."""
     where = existing(path)
     return format_of(where).open(where, options or ReadOptions())
@@ -138,6 +181,33 @@ def existing(path: str | os.PathLike[str]) -> str:
     if not os.path.exists(where):
         raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
     return where
+=======
+    """The data set in a file or folder, described by its headers; DataError where it can't be one.
+
+    Several files of one format, which a pattern, a folder or names with commas between mean, are one data set.
+    """
+    where, asked = absolute(path), options or ReadOptions()
+    if os.path.isdir(where):
+        several = _files_in(where)
+    elif os.path.exists(where):
+        several = []
+    else:
+        from distsgd.data.sources.shards import paths_of
+
+        several = paths_of(os.fspath(path))
+    if several:
+        return _open_several(where, several, asked)
+    return format_of(_existing(where)).open(where, asked)
+
+
+def open_paths(paths: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> DataSource:
+    """The data set in these files of one format, in this order. Raises DataError."""
+    several = [absolute(path) for path in paths]
+    if not several:
+        raise DataError("expected the paths of data files, got none; name at least one")
+    name = several[0] if len(several) == 1 else f"{several[0]} and {len(several) - 1} more"
+    return _open_several(name, several, options or ReadOptions())
+>>>>>>> base
 
 
 def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:

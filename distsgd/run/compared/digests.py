@@ -19,6 +19,7 @@ import numpy as np
 from distsgd.core.errors import DataError
 from distsgd.core.fast_digest import digest_of
 from distsgd.data.checks import is_mapped
+from distsgd.data.targets import blocks, sampled_rows
 
 if TYPE_CHECKING:
     from distsgd.data.examples import Examples
@@ -166,11 +167,12 @@ def is_installed(file: Path) -> bool:
     return not _INSTALLED.isdisjoint(file.parts)
 
 
-def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False) -> str:
+def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False, sampled: bool = False) -> str:
     """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
 
     Of inputs that are mapped or larger than 1 GiB, up to 4,096 evenly spread examples: reading all of them may take as
-    long as an epoch. With `in_memory`, no contents of what is mapped.
+    long as an epoch. With `in_memory`, no contents of what is mapped. With `sampled`, of all inputs up to 4,096
+    examples in runs, so that sets in memory have the digits that they have in files.
     """
     found = hashlib.sha256()
     for name, part in sets.items():
@@ -180,9 +182,12 @@ def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False)
         for array in (part.x, part.y, part.weights):
             if array is None or (in_memory and is_mapped(array)):
                 continue
-            if array is part.x and (is_mapped(array) or array.nbytes > _HASHED_BYTES):
+            if array is part.x and sampled:
+                array = array[sampled_rows(len(array))]
+            elif array is part.x and (is_mapped(array) or array.nbytes > _HASHED_BYTES):
                 array = array[np.linspace(0, len(array) - 1, min(len(array), _HASHED_INPUTS)).astype(np.int64)]
-            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            for _, block in blocks(array):
+                found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:_DIGITS]
 
 

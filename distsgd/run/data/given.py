@@ -94,7 +94,9 @@ def from_source(source: DataSource, sets: dict[str, Examples | None]) -> Callabl
 
         given = {name: part for name, part in sets.items() if part is not None}
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
-        found = {split: given.get(split) or place_split(communicator, source, split) for split in names if split}
+        found = {
+            split: given.get(split) or place_split(communicator, source, split, config) for split in names if split
+        }
         return data_of(communicator, config, source, names, found)
 
     return load

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import release_freed_memory
-from distsgd.data.checks import is_mapped
+from distsgd.data.checks import is_mapped, stays_in_files
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.targets import TargetSummary, absent
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.data.checking import augmentable, check_sets, notes_on
-from distsgd.run.data.measuring import measured
+from distsgd.run.data.measuring import measured, sampled
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import DataSource, ReadOptions
     from distsgd.run.data.splitting import Split
+    from distsgd.run.data.streamed import Stream
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Data:
 
     `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
     and `changed` says what is wrong where arrays in memory that are the user's have changed since. `targets`, which is
-    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on.
+    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on. `stream`
+    reads the training examples while they are trained on, where they stay in their files.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Data:
     notes: tuple[str, ...] = ()
     changed: Callable[[], DataError | None] = lambda: None
     targets: TargetSummary | None = None
+    stream: Stream | None = None
 
 
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
@@ -53,16 +56,17 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
 
     options, others = read_options(config), (config.validation, config.test)
     source = open_source(communicator, config.dataset, config.data_dir, config.seed, others, options)
-    sets = {"train": place_split(communicator, source, "train")}
+    sets = {"train": place_split(communicator, source, "train", config)}
     names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
     for split in ("validation", "test"):
         path = getattr(config, split)
         if path is None:
-            sets[split] = place_split(communicator, source, split)
+            sets[split] = place_split(communicator, source, split, config)
             continue
         asked = replace(options, columns=source.columns) if looks_like_path(path) else None
         other = open_source(communicator, path, config.data_dir, config.seed, options=asked)
-        sets[split] = place_split(communicator, other, split if f"x_{split}" in other.arrays else "train")
+        there = split if f"x_{split}" in other.arrays else "train"
+        sets[split] = place_split(communicator, other, there, config, split)
         names[split] = other.name
     return data_of(communicator, config, source, names, sets)
 
@@ -74,15 +78,32 @@ def data_of(
     names: dict[str, str],
     sets: dict[str, Examples | None],
 ) -> Data:
-    """The sets of a data source, which are in memory, as `split_data` makes them. Collective."""
+    """The sets of a data source, which are in memory or stay in their files, as `split_data` makes them. Collective."""
+    if source.class_names and config.loss == "squared-error":
+        raise ConfigurationError(
+            f"loss: {source.name} has classes by name ({', '.join(source.class_names[:4])}, …), and squared-error "
+            "takes values; leave it out"
+        )
     if config.validation_last is not None:
         sets["validation"] = None
     data = split_data(communicator, config, names, sets, source.num_classes or len(source.class_names) or None)
     signature = replace(data.signature, columns=source.columns, class_names=source.class_names)
     data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
-    _check_hosts(communicator, data, sets)
+    _check_hosts(communicator, data, sets, config)
+    data = replace(data, stream=_stream(communicator, data, config))
     release_freed_memory()
     return data
+
+
+def _stream(communicator: Communicator, data: Data, config: TrainConfig) -> Stream | None:
+    """What reads the training examples while they are trained on; None where they are in memory. Collective."""
+    if not stays_in_files(data.train.x):
+        if config.readers != 1:
+            raise ConfigurationError(f"readers: would change nothing, for {data.name} is in memory; leave it out")
+        return None
+    from distsgd.run.data.streamed import stream_of
+
+    return stream_of(data.name, data.train)
 
 
 def split_data(
@@ -109,21 +130,23 @@ def split_data(
     def check() -> tuple[int | None, str]:
         nonlocal targets
         classes, targets = check_sets(names, sets, num_classes, config)
-        return classes, contents or fingerprint(sets)
+        return classes, contents or fingerprint(sets, sampled=config.shuffle_buffer is not None)
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
     if validation is None and (config.validation_fraction or config.validation_last is not None):
-        from distsgd.run.data.splitting import checked_split
+        from distsgd.run.data.splitting import checked_split, parts_of
 
         split = checked_split(train, classes, config)
     elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
-        targets = targets and targets.without(train.y[split.validation[:]])
+        for rows in parts_of(split.validation):
+            targets = targets and targets.without(train.y[rows])
         train, validation = train.subset(split.training), train.subset(split.validation)
     trained, shapes = train, Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
-    signature = communicator.on_root(lambda: measured(shapes, trained, config))
+    progressed = communicator.heartbeat.progressed
+    signature, measuring = communicator.on_root(lambda: measured(shapes, trained, config, progressed))
 
     def standardized(part: Examples) -> Examples:
         return replace(part, inputs=signature.inputs, targets=signature.targets)
@@ -135,8 +158,9 @@ def split_data(
 
     def look() -> list[str]:
         assert targets is not None, "rank 0 has checked them"
-        found = [*notes_on(trained, signature, config), None if named else absent(targets, classes)]
-        doubts = {key: signature.doubt(part.x) for key, part in given.items()}
+        found = [*measuring, *notes_on(sampled(trained, config), signature, config)]
+        found += [None if named else absent(targets, classes)]
+        doubts = {key: signature.doubt(sampled(part, config).x) for key, part in given.items()}
         found += [f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt]
         return [text for text in found if text]
 
@@ -145,10 +169,13 @@ def split_data(
     return data if contents is None else replace(data, changed=changed_since(sets, contents))
 
 
-def _check_hosts(communicator: Communicator, data: Data, sets: Mapping[str, Examples | None]) -> None:
+def _check_hosts(
+    communicator: Communicator, data: Data, sets: Mapping[str, Examples | None], config: TrainConfig
+) -> None:
     """Raises DataError where a host has read other files than rank 0's. Collective."""
     speaks = communicator.node().is_root and not communicator.is_root
-    mine = communicator.everywhere(lambda: fingerprint(sets) if speaks else data.fingerprint)
+    by_samples = config.shuffle_buffer is not None
+    mine = communicator.everywhere(lambda: fingerprint(sets, sampled=by_samples) if speaks else data.fingerprint)
     for host, found in zip(communicator.hosts, communicator.allgather_object(mine), strict=True):
         if found != data.fingerprint:
             raise DataError(
@@ -186,14 +213,16 @@ def open_source(
 
 @contextmanager
 def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
-    """While the block runs, a mapped file that gets shorter ends all ranks with a sentence, and not with a signal
-    alone."""
+    """While the block runs, the training examples are read where they stay in their files, and a mapped file that gets
+    shorter ends all ranks with a sentence, and not with a signal alone."""
     sets = [part for part in (data.train, data.validation, data.test) if part is not None]
     arrays = [array for part in sets for array in (part.x, part.y, part.weights) if array is not None]
-    if not any(map(is_mapped, arrays)):
-        yield
-        return
-    from distsgd.core import bus_errors
+    mapped = [array for array in arrays if not stays_in_files(array) and is_mapped(array)]
+    with ExitStack() as stack:
+        if data.stream is not None:
+            stack.enter_context(data.stream.reading())
+        if mapped:
+            from distsgd.core import bus_errors
 
-    with bus_errors.watched(arrays, communicator.rank, communicator.abort):
+            stack.enter_context(bus_errors.watched(mapped, communicator.rank, communicator.abort))
         yield

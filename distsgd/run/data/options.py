@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def read_options(config: TrainConfig) -> ReadOptions:
     """What the configuration asks of the files that it names."""
     names = config.classes if len(config.classes) > 1 else ()  # a single word is their number
-    return ReadOptions(config.x, config.y, config.weights, axis=config.axis, missing=config.missing, classes=names)
+    streamed = config.shuffle_buffer is not None and config.stream
+    return ReadOptions(
+        config.x, config.y, config.weights, axis=config.axis, missing=config.missing, classes=names, streamed=streamed
+    )
 
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:

@@ -15,14 +15,28 @@ from distsgd.parallel import Communicator
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import ArraySource, DataSource
+    from distsgd.run.config import TrainConfig
+
+_STREAM = "--shuffle-buffer 256MB reads it in blocks as it trains (in another order)"
 
 
-def place_split(communicator: Communicator, source: DataSource, split: str) -> Examples | None:
-    """One split's examples, each array once per node; None where the data set hasn't that split. Collective."""
+def place_split(
+    communicator: Communicator, source: DataSource, split: str, config: TrainConfig | None = None, role: str = ""
+) -> Examples | None:
+    """One split's examples, each array once per node; None where the data set hasn't that split. Collective.
+
+    With a configuration that says so they may stay in their files; `role` is the split that they are used as.
+    """
     if f"x_{split}" not in source.arrays:
         return None
     there = {kind: source.arrays[key] for kind in ("x", "y", "weights") if (key := f"{kind}_{split}") in source.arrays}
-    arrays = place_together(communicator, there)
+    buffered = config is not None and config.shuffle_buffer is not None
+    if config is not None and buffered and config.stream:
+        from distsgd.run.data.streamed import stored_split
+
+        if (stored := stored_split(source, there, config, role or split)) is not None:
+            return stored
+    arrays = place_together(communicator, there, may_stream=config is not None and not buffered)
     assert "y" in arrays, "a data set has targets for all of its inputs"
     return Examples(arrays["x"], arrays["y"], arrays.get("weights"), source.scale)
 
@@ -32,12 +46,17 @@ def place(communicator: Communicator, source: ArraySource) -> Array:
     return place_together(communicator, {"": source})[""]
 
 
-def place_together(communicator: Communicator, sources: Mapping[str, ArraySource]) -> dict[str, Array]:
+def place_together(
+    communicator: Communicator, sources: Mapping[str, ArraySource], may_stream: bool = False
+) -> dict[str, Array]:
     """The arrays in memory that the ranks of a node share: the mapped file where it can be mapped, else a copy that
-    one rank reads for all, in one pass for those that are read together. Collective."""
+    one rank reads for all, in one pass for those that are read together. Collective.
+
+    `may_stream`: whether they can be read while training instead, where there isn't memory enough.
+    """
     placed = {name: _mapped(communicator, source) for name, source in sources.items()}
     read = {name: source for name, source in sources.items() if placed[name] is None}
-    copies = _copies(communicator, read) if read else {}
+    copies = _copies(communicator, read, may_stream) if read else {}
     return {name: copies[name] if array is None else array for name, array in placed.items()}
 
 
@@ -52,13 +71,15 @@ def _mapped(communicator: Communicator, source: ArraySource) -> Array | None:
     return np.asarray(mapped)
 
 
-def _copies(communicator: Communicator, sources: Mapping[str, ArraySource]) -> dict[str, Array]:
+def _copies(communicator: Communicator, sources: Mapping[str, ArraySource], may_stream: bool) -> dict[str, Array]:
     from distsgd.data.sources.converted import read_together
     from distsgd.parallel.shared_memory import shared_array
 
     node, arrays, mine = communicator.node(), {}, {}
     for name, source in sources.items():
-        communicator.everywhere(partial(check_memory, source.nbytes, f"a data array of shape {source.shape}"))
+        remedy = {"remedy": _STREAM} if may_stream and source.in_blocks else {}
+        what = f"a data array of shape {source.shape}"
+        communicator.everywhere(partial(check_memory, source.nbytes, what, **remedy))
         arrays[name], is_shared = shared_array(node, source.shape, source.dtype)
         if node.is_root or not is_shared:
             mine[name] = source

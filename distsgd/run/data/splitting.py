@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,22 +17,28 @@ from distsgd.run.compared.digests import fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.data.ordering import layout_of
 
+_TOGETHER = 1 << 20
+"""Targets that are looked at together."""
 Rows = Array | BlockIndices
 """Row indices, in rising order."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which rows of the training examples are trained on and which are for validation, and the choice in words."""
+    """Which rows of the training examples are trained on and which are for validation, and the choice in words.
+
+    by_blocks   whether they are whole blocks; the arrays may stay in their files then
+    """
 
     training: Rows
     validation: Rows
     words: str
+    by_blocks: bool = False
 
     def digest(self, train: Examples) -> str:
         """16 hexadecimal digits of the rows for validation and of the arrays that they are rows of."""
         rows = hashlib.sha256(self.validation[:].astype("<i8").tobytes())
-        rows.update(fingerprint({"train": train}).encode())
+        rows.update(fingerprint({"train": train}, sampled=self.by_blocks).encode())
         return rows.hexdigest()[:16]
 
 
@@ -62,7 +69,7 @@ def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
         cut = total - config.validation_last
         words = f"the last {config.validation_last:,} of {total:,} training examples"
         rest = BlockIndices(np.arange(-(-cut // block)), block, cut)
-        return Split(rest, np.arange(cut, total), words) if cut > 0 else None
+        return Split(rest, np.arange(cut, total), words, by_blocks=True) if cut > 0 else None
     blocks, (seed, seeded) = -(-total // block), _seed(config)
     count = round(blocks * config.validation_fraction)
     if not 0 < count < blocks:
@@ -71,7 +78,7 @@ def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
     validation = BlockIndices(chosen, block, total)
     how = f"--validation-fraction {config.validation_fraction:g}, {seeded}"
     words = f"{count:,} of {blocks:,} blocks of {block:,}, {len(validation):,} of {total:,} training examples: {how}"
-    return Split(BlockIndices(others, block, total), validation, words)
+    return Split(BlockIndices(others, block, total), validation, words, by_blocks=True)
 
 
 def _seed(config: TrainConfig) -> tuple[int, str]:
@@ -89,6 +96,25 @@ def _labels(y: Array, classes: int | None, loss: str) -> Array | None:
     if loss == "binary-cross-entropy" and y.size == len(y):
         return true_classes(y.reshape(1, -1))
     return None
+
+
+def parts_of(rows: Rows) -> Iterator[Array]:
+    """The rows in parts, for an array may stay in its file."""
+    for start in range(0, len(rows), _TOGETHER):
+        yield rows[start : start + _TOGETHER]
+
+
+def _counts(train: Examples, rows: Rows, classes: int | None, loss: str) -> Array | None:
+    """How many of these examples are of each class, None where targets are values."""
+    found = np.zeros(0, np.int64)
+    for part in parts_of(rows):
+        labels = _labels(train.y[part], classes, loss)
+        if labels is None:
+            return None
+        counts = np.bincount(labels, minlength=len(found))
+        counts[: len(found)] += found
+        found = counts
+    return found
 
 
 def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
@@ -111,12 +137,13 @@ def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> 
             f"validation_fraction {config.validation_fraction:g}: {what} of {total} examples; give another part, or 0 "
             "for no validation"
         )
-    labels = _labels(train.y, classes, config.loss)
-    if split is None or labels is None:
+    if split is None:
         return split
-    number = int(labels.max()) + 1
-    counts = [np.bincount(labels[rows[:]], minlength=number) for rows in (split.validation, split.training)]
-    missing = np.flatnonzero((counts[0] > 0) & (counts[1] == 0))
+    validated, trained = (_counts(train, rows, classes, config.loss) for rows in (split.validation, split.training))
+    if validated is None or trained is None:
+        return split
+    trained = np.pad(trained, (0, max(0, len(validated) - len(trained))))
+    missing = np.flatnonzero((validated > 0) & (trained[: len(validated)] == 0))
     if len(missing):
         option, remedy = (
             "validation_last",

@@ -1,0 +1,199 @@
+"""Folders of images, one folder a class: bytes (height, width), or (3, height, width) of colour images."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.device import Array, Shape
+from distsgd.core.errors import DataError
+from distsgd.core.files import FileStamp, open_regular
+from distsgd.data.sources.assemble import assemble, inputs
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
+from distsgd.data.sources.converted import ValuesSource
+from distsgd.data.sources.streams import check_out, reading, stamps
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_MOST_PIXELS, _MOST_BYTES, _MOST_FILES = 1 << 26, 256 << 20, 10**7
+_WARNINGS = Lock()
+"""What is done with warnings is one state of the process."""
+
+
+@dataclass(frozen=True)
+class ImagesSource(ArraySource):
+    """The images of one set, in the order of their names.
+
+    Parameters
+    ----------
+    folder : str
+        Whose files, and no others, are read.
+    names : tuple of str
+        The images' paths in it.
+    stamps : tuple of FileStamp
+        Their folders as they were.
+    """
+
+    folder: str
+    names: tuple[str, ...]
+    stamps: tuple[FileStamp, ...]
+
+    @property
+    def chunk(self) -> int:
+        """One image."""
+        return 1
+
+    def read_into(self, out: Array) -> None:
+        """Overwrites `out`, one image at a time."""
+        check_out(self, out)
+        with self.open_rows({"": self}) as rows:
+            rows.read([(0, len(out))], {"": out})
+
+    def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
+        """Reads images."""
+        (name,) = arrays
+        for stamp in self.stamps:
+            stamp.check()
+        return _ImageRows(name, self)
+
+
+class _ImageRows(Rows):
+    """Images of a folder, each opened when it is read."""
+
+    def __init__(self, name: str, source: ImagesSource) -> None:
+        self._name, self._source = name, source
+
+    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
+        source, at = self._source, 0
+        for start, stop in runs:
+            for name in source.names[start:stop]:
+                pixels = _pixels(source.folder, name, source.shape[1:])
+                out[self._name][at] = pixels
+                at += 1
+
+    def close(self) -> None:
+        """Nothing is open between two images."""
+
+
+def open_source(where: str, options: ReadOptions) -> DataSource:
+    """The data set in a folder of class/name.png, or of train/class/name.png and test/… or validation/…"""
+    sets = {_SPLITS[name]: os.path.join(where, name) for name in _folders(where) if name in _SPLITS}
+    if not options.targets:
+        return _inputs_alone(where)
+    if "train" not in sets:
+        sets = {"train": where}
+    classes = _folders(sets["train"])
+    if len(classes) < 2:
+        raise DataError(
+            f"{sets['train']}: expected a folder of images for each class, as class/name.png, got "
+            f"{', '.join(classes) or 'none'}; make folders of these names"
+        )
+    arrays: dict[str, ArraySource] = {}
+    shape: Shape | None = None
+    files: list[str] = []
+    for split, folder in sets.items():
+        other = set(_folders(folder)) - set(classes)
+        if other:
+            raise DataError(f"{folder}: the class {min(other)} isn't in {sets['train']}; add or remove it")
+        names = [(f"{one}/{name}", label) for label, one in enumerate(classes) for name in _images(folder, one)]
+        if not names:
+            raise DataError(f"{folder}: expected images ending in {', '.join(ENDINGS)}, found none; check the path")
+        shape = shape or _shape(folder, names[0][0])
+        marks = stamps(os.path.join(folder, one) for one in classes if os.path.isdir(os.path.join(folder, one)))
+        files += [mark.path for mark in marks]
+        paths = tuple(name for name, _ in names)
+        arrays[f"x_{split}"] = ImagesSource((len(names), *shape), np.dtype(np.uint8), folder, paths, marks)
+        arrays[f"y_{split}"] = ValuesSource.of(np.array([label for _, label in names], np.int64))
+    found = assemble(where, arrays)
+    return DataSource(where, found.arrays, found.scale, class_names=tuple(classes), files=stamps(files))
+
+
+def _inputs_alone(where: str) -> DataSource:
+    """All images of the folder and of those in it, by their names."""
+    names = [*_images(where, ""), *(f"{one}/{name}" for one in _folders(where) for name in _images(where, one))]
+    if not names:
+        raise DataError(f"{where}: expected images ending in {', '.join(ENDINGS)}, found none; check the path")
+    shape, marks = _shape(where, names[0]), stamps([where])
+    x = ImagesSource((len(names), *shape), np.dtype(np.uint8), where, tuple(names), marks)
+    return DataSource(where, {"x_train": inputs(where, x, least=0)}, 255.0, files=marks)
+
+
+def _folders(where: str) -> list[str]:
+    """The names of the folders in a folder, sorted."""
+    with reading(where):
+        return sorted(
+            name for name in os.listdir(where) if name[0] not in "._" and os.path.isdir(os.path.join(where, name))
+        )
+
+
+def _images(where: str, folder: str) -> list[str]:
+    """The names of the images in a folder, sorted; none where there is no such folder."""
+    path = os.path.join(where, folder)
+    if not os.path.isdir(path):
+        return []
+    with reading(path):
+        names = sorted(name for name in os.listdir(path) if name.lower().endswith(ENDINGS) and name[0] != ".")
+    if len(names) > _MOST_FILES:
+        raise DataError(f"{path}: expected at most {_MOST_FILES:,} images, got {len(names):,}; write them as arrays")
+    return names
+
+
+def _shape(folder: str, name: str) -> Shape:
+    """The shape of an image's pixels."""
+    with _opened(folder, name) as image:
+        return _shape_of(image)
+
+
+def _shape_of(image: Any) -> Shape:
+    width, height = image.size
+    return (height, width) if image.mode in ("L", "1") else (3, height, width)
+
+
+def _pixels(folder: str, name: str, shape: Shape) -> Array:
+    """An image's pixels. Raises DataError where it is damaged, or has another size than the first."""
+    with _opened(folder, name) as image:
+        if _shape_of(image) != shape:
+            raise DataError(
+                f"{os.path.join(folder, name)}: expected an image of shape {shape} as the first, got "
+                f"{_shape_of(image)}; give all images one size and kind"
+            )
+        found = np.asarray(image.convert("RGB" if len(shape) == 3 else "L"))
+        return np.moveaxis(found, 2, 0) if len(shape) == 3 else found
+
+
+@contextmanager
+def _opened(folder: str, name: str) -> Iterator[Any]:
+    """One open image, not yet decoded, whose size is known to be one that may be decoded."""
+    from PIL import Image
+
+    path = os.path.join(folder, name)
+    if not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
+        raise DataError(f"{path}: this is a link out of the folder; copy the file into it")
+    with reading(path), open_regular(path) as stream:
+        if os.fstat(stream.fileno()).st_size > _MOST_BYTES:
+            raise DataError(f"{path}: expected at most {_MOST_BYTES:,} bytes; make the image smaller")
+        try:
+            with _WARNINGS, warnings.catch_warnings():
+                warnings.simplefilter("error")
+                image = Image.open(stream, formats=_FORMATS)
+        except (Warning, Image.DecompressionBombError):
+            raise DataError(f"{path}: expected an image of at most {_MOST_PIXELS:,} pixels; make it smaller") from None
+        except Image.UnidentifiedImageError:
+            kinds = ", ".join(_FORMATS)
+            raise DataError(f"{path}: expected an image ({kinds}), got something else; remove it") from None
+        with image:
+            if image.size[0] * image.size[1] > _MOST_PIXELS:
+                raise DataError(f"{path}: expected an image of at most {_MOST_PIXELS:,} pixels; make it smaller")
+            if image.mode not in ("1", "L", "P", "RGB") or "transparency" in image.info:
+                raise DataError(
+                    f"{path}: expected grey or RGB pixels of 8 bits, got {image.mode}; convert it, or write arrays"
+                )
+            yield image

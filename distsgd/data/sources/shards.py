@@ -1,0 +1,196 @@
+"""Several files of one format as one data set: their examples one after the other."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import glob, has_magic
+from itertools import accumulate
+
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
+from distsgd.data.sources.converted import open_rows, read_together
+from distsgd.data.sources.streams import absolute, check_out
+
+_MOST = 100_000
+"""Files of one data set."""
+_OPEN = 8
+"""Files that are open at once."""
+
+
+@dataclass(frozen=True)
+class ShardsSource(ArraySource):
+    """Arrays of several files as one, whose examples are one after the other.
+
+    Parameters
+    ----------
+    parts : tuple of ArraySource
+        The files' arrays: of one dtype, and of one shape but for the number of examples.
+    """
+
+    parts: tuple[ArraySource, ...]
+
+    @property
+    def chunk(self) -> int:
+        """The largest of the files'."""
+        return max(part.chunk for part in self.parts)
+
+    @property
+    def table(self) -> Hashable:
+        """What arrays of the same files have alike that are read together."""
+        tables = tuple(part.table for part in self.parts)
+        return None if None in tables else ("shards", tables)
+
+    def read_into(self, out: Array) -> None:
+        """Overwrites `out`, file by file."""
+        check_out(self, out)
+        at = 0
+        for part in self.parts:
+            read_together({"": part}, {"": out[at : at + part.shape[0]]})
+            at += part.shape[0]
+
+    def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
+        """The rows of all files."""
+        return _ShardedRows({name: one for name, one in arrays.items() if isinstance(one, ShardsSource)})
+
+
+class _ShardedRows(Rows):
+    """Rows of several files, of which those read last are open."""
+
+    def __init__(self, sources: Mapping[str, ShardsSource]) -> None:
+        self._sources = sources
+        lengths = [part.shape[0] for part in next(iter(sources.values())).parts]
+        self._starts = [0, *accumulate(lengths)]
+        self._opened: dict[int, Rows] = {}
+        self._rows(0)  # so that a file that is missing or has changed is noticed now
+
+    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
+        at = 0
+        for number, inside in self._cut(runs):
+            count = sum(stop - start for start, stop in inside)
+            self._rows(number).read(inside, {name: memory[at : at + count] for name, memory in out.items()})
+            at += count
+
+    def _cut(self, runs: Runs) -> list[tuple[int, list[tuple[int, int]]]]:
+        """The runs by file, as the rows of each, in order."""
+        found: list[tuple[int, list[tuple[int, int]]]] = []
+        for start, stop in runs:
+            while start < stop:
+                number = bisect_right(self._starts, start) - 1
+                first, end = self._starts[number], min(stop, self._starts[number + 1])
+                if not found or found[-1][0] != number:
+                    found.append((number, []))
+                found[-1][1].append((start - first, end - first))
+                start = end
+        return found
+
+    def _rows(self, number: int) -> Rows:
+        """The open rows of a file; the one that wasn't read for longest is closed where there are too many."""
+        rows = self._opened.pop(number, None)
+        if rows is None:
+            if len(self._opened) >= _OPEN:
+                self._opened.pop(next(iter(self._opened))).close()
+            rows = open_rows({name: one.parts[number] for name, one in self._sources.items()})
+        self._opened[number] = rows
+        return rows
+
+    def close(self) -> None:
+        for rows in self._opened.values():
+            rows.close()
+        self._opened.clear()
+
+
+def paths_of(text: str) -> list[str]:
+    """The absolute paths that a pattern of names means, sorted, or names with commas between, in their order. None for
+    what is neither. Raises DataError for a pattern that matches nothing."""
+    found: list[str] = []
+    for one in [text] if "," not in text else [part.strip() for part in text.split(",") if part.strip()]:
+        if has_magic(one) and not os.path.exists(absolute(one)):
+            matching = sorted(map(absolute, glob(os.path.expanduser(one))))
+            if not matching:
+                raise DataError(f"{one}: no file matches; check the pattern")
+            found += matching
+        elif "," in text:
+            found.append(absolute(one))
+    return found
+
+
+def open_shards(
+    name: str, paths: Sequence[str], options: ReadOptions, open_one: Callable[[str, ReadOptions], DataSource]
+) -> DataSource:
+    """The data set of several files.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    paths : sequence of str
+        The files, in the order of their examples.
+    options : ReadOptions
+        What is asked of each of them.
+    open_one : callable
+        Opens one.
+
+    Raises
+    ------
+    DataError
+        Where they have other arrays, shapes, types or columns than the first.
+    """
+    if len(paths) > _MOST:
+        raise DataError(f"{name}: expected at most {_MOST:,} files, got {len(paths):,}; put more examples into each")
+    if len(set(paths)) < len(paths):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise DataError(f"{name}: {twice} is there twice, and its examples would count twice; name it once")
+    by_all = options.missing == "mean" and options.columns is None  # the mean is that of all files
+    found = [open_one(path, replace(options, missing="refuse") if by_all else options) for path in paths]
+    for path, one in zip(paths, found, strict=True):
+        _check_alike(paths[0], found[0], path, one)
+    first, arrays = found[0], {}
+    for key, source in first.arrays.items():
+        parts = tuple(one.arrays[key] for one in found)
+        shape = (sum(part.shape[0] for part in parts), *source.shape[1:])
+        arrays[key] = ShardsSource(shape, source.dtype, parts) if len(parts) > 1 else source
+    notes = tuple(dict.fromkeys(note for one in found for note in one.notes))
+    files = tuple(stamp for one in found for stamp in one.files)
+    whole = replace(first, name=name, arrays=arrays, notes=notes, files=files)
+    return (
+        _with_means(whole, options, lambda: open_one(paths[0], replace(options, missing="zero"))) if by_all else whole
+    )
+
+
+def _with_means(source: DataSource, options: ReadOptions, first: Callable[[], DataSource]) -> DataSource:
+    """The data set with the mean of all files in place of what is missing; `first` opens the first of them."""
+    if source.columns is not None:
+        raise ConfigurationError(
+            f"missing: the mean of columns is that of one file, and {source.name} has several; write them as one, or "
+            "give --missing zero or drop"
+        )
+    from distsgd.data.sources.filled import filled
+
+    arrays, fill = filled(source.name, source.arrays, options)
+    columns = first().columns
+    return replace(source, arrays=arrays, columns=columns and replace(columns, fill=fill, missing="mean"))
+
+
+def _check_alike(first_path: str, first: DataSource, path: str, other: DataSource) -> None:
+    """DataError where a file's arrays can't follow those of the first."""
+    if other.arrays.keys() != first.arrays.keys():
+        raise DataError(
+            f"{path}: expected the arrays {', '.join(first.arrays)} as {first_path} has them, got "
+            f"{', '.join(other.arrays)}; write all files alike"
+        )
+    for key, source in first.arrays.items():
+        one = other.arrays[key]
+        if one.shape[1:] != source.shape[1:] or one.dtype != source.dtype:
+            raise DataError(
+                f"{path}: {key}: expected {source.dtype} of shape {source.shape[1:]} an example as in {first_path}, "
+                f"got {one.dtype} of shape {one.shape[1:]}; write all files alike"
+            )
+    if (other.columns, other.class_names) != (first.columns, first.class_names):
+        raise DataError(
+            f"{path}: expected the columns, texts and classes of {first_path}, it has others; write all files "
+            "alike, or as one file"
+        )
