@@ -15,7 +15,8 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
 from distsgd.data.sources.converted import open_rows
-from distsgd.data.sources.registry import Format, existing, format_of
+from distsgd.data.sources.registry import existing, files_of, format_of, open_path
+from distsgd.data.sources.streams import absolute
 
 _BLOCK = 4 << 20
 """Bytes of an array that are looked at together."""
@@ -48,6 +49,17 @@ class Summary:
     low: float = nan
     high: float = nan
     counts: dict[str, int] | None = None
+
+    def merged(self, other: Summary) -> Summary:
+        """Of both: those of two files."""
+        counts = None
+        if self.counts is not None and other.counts is not None:
+            counts = {
+                key: self.counts.get(key, 0) + other.counts.get(key, 0) for key in {**self.counts, **other.counts}
+            }
+        low, high = float(np.fmin(self.low, other.low)), float(np.fmax(self.high, other.high))
+        few = counts if counts is None or len(counts) <= _COUNTED else None
+        return replace(self, missing=self.missing + other.missing, low=low, high=high, counts=few)
 
 
 @dataclass(frozen=True)
@@ -96,20 +108,23 @@ def look_at(path: str, options: ReadOptions, progressed: Progressed = lambda: No
 
     Raises DataError where it can't be read, and ConfigurationError for what its format doesn't take.
     """
-    where = existing(path)
-    one = format_of(where)
+    several = files_of(path)
+    where = absolute(path)
+    one = format_of(several[0] if several else existing(where))
+    kind = f"{len(several)} files, each {one.name}" if several else one.name
     if hasattr(import_module(one.module), "open_table"):
-        return _table(where, one, options)
-    listed = one.open(where, replace(options, missing="refuse", listed=True, streamed=True))
+        one.check(where, options)
+        return _tables(where, kind, several or [where], options, progressed)
+    listed = open_path(path, replace(options, missing="refuse", listed=True, streamed=True))
     columns = [summarized(name, source, progressed) for name, source in listed.arrays.items()]
     try:
-        source = one.open(where, replace(options, missing="refuse", streamed=True))
+        source = open_path(path, replace(options, missing="refuse", streamed=True))
     except (ConfigurationError, DataError) as error:
         chunk = max((array.chunk for array in listed.arrays.values()), default=1)
-        return Look(where, one.name, columns, {}, str(error), chunk, listed.notes)
+        return Look(where, kind, columns, {}, str(error), chunk, listed.notes)
     names = _names_of(where, source, listed, options)
     notes = tuple({**dict.fromkeys(listed.notes), **dict.fromkeys(source.notes)})
-    return Look(where, one.name, columns, _roles(source, names), "", source.arrays["x_train"].chunk, notes)
+    return Look(where, kind, columns, _roles(source, names), "", source.arrays["x_train"].chunk, notes)
 
 
 def look_at_arrays(source: DataSource, kind: str, progressed: Progressed = lambda: None) -> Look:
@@ -175,31 +190,34 @@ def _counted(counts: dict[int, int], values: Array) -> dict[int, int] | None:
     return whole if len(whole) <= _COUNTED else None
 
 
-def _table(where: str, one: Format, options: ReadOptions) -> Look:
-    """A look at a table, whose columns are looked through together."""
+def _tables(where: str, kind: str, paths: Sequence[str], options: ReadOptions, progressed: Progressed) -> Look:
+    """A look at tables of one kind, whose columns are looked through together."""
     from distsgd.data.sources.choice import choose
     from distsgd.data.sources.table_plan import planned
     from distsgd.data.sources.table_summary import summarized as columns_of
     from distsgd.data.sources.tables import open_table
 
-    one.check(where, options)
-    table = open_table(where)
-    found = columns_of(table)
-    names = [column.name for column in found]
-    rows = max((column.rows for column in found), default=0)
-    columns = [Summary(c.name, _kind(c.field), c.missing, c.low, c.high, c.counts) for c in found]
-    by_name = {column.name: column for column in columns}
+    rows, found = 0, dict[str, Summary]()
+    for path in paths:
+        table = open_table(path)
+        columns = columns_of(table)
+        fields = [column.field for column in columns]
+        rows += max((column.rows for column in columns), default=0)
+        for c in columns:
+            here = Summary(c.name, _kind(c.field), c.missing, c.low, c.high, c.counts)
+            found[c.name] = here if c.name not in found else found[c.name].merged(here)
+        progressed()
+    known = [*found.values()]
     try:
-        choice = choose(where, names, options, table.hidden)
-        plan = planned(where, [column.field for column in found], choice, options)
-        shapes = {kind: ((rows, *shape), dtype) for kind, (shape, dtype) in plan.shapes().items()}
-        widths = [_width(where, c.field, by_name[c.name].counts) for c in found if c.name in choice.x]
+        choice = choose(where, list(found), options, table.hidden)
+        shapes = planned(where, fields, choice, options).shapes()
+        widths = [_width(where, one, found[one.name].counts) for one in fields if one.name in choice.x]
     except (ConfigurationError, DataError) as error:
-        return Look(where, one.name, columns, {}, str(error), table.chunk, table.notes)
-    shapes["x"] = ((rows, sum(widths)), shapes["x"][1])
+        return Look(where, kind, known, {}, str(error), table.chunk, table.notes)
+    shapes["x"] = ((sum(widths),), shapes["x"][1])
     used = {"x": choice.x, "y": choice.y, "weights": (choice.weights or "",), "group": (choice.group or "",)}
-    roles = {f"{kind}_train": Role(used[kind], shape, dtype) for kind, (shape, dtype) in shapes.items()}
-    return Look(where, one.name, columns, roles, "", table.chunk, table.notes)
+    roles = {f"{key}_train": Role(used[key], (rows, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+    return Look(where, kind, known, roles, "", table.chunk, table.notes)
 
 
 def _kind(field: Any) -> str:

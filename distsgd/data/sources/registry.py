@@ -152,7 +152,7 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
     """The files of one format as one data set. Raises DataError where they have several."""
     from distsgd.data.sources.shards import open_shards
 
-    formats = {path: format_of(_existing(path)) for path in paths}
+    formats = {path: format_of(existing(path)) for path in paths}
     for path, found in formats.items():
         if found is not formats[paths[0]]:
             raise DataError(
@@ -162,42 +162,36 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
     return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
 
 
-def _existing(path: str) -> str:
+def existing(path: str) -> str:
+    """This path. Raises DataError where there is nothing."""
     if not os.path.exists(path):
         raise DataError(f"{path}: expected a data file or folder, there is none; check the path")
     return path
 
 
 def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) -> DataSource:
-<<<<<<< HEAD
-    """The data set in a file or folder, described by its headers; DataError where it can't be one."""
-    where = existing(path)
-    return format_of(where).open(where, options or ReadOptions())
-
-
-def existing(path: str | os.PathLike[str]) -> str:
-    """The absolute path. Raises DataError where there is nothing."""
-    where = absolute(path)
-    if not os.path.exists(where):
-        raise DataError(f"{where}: expected a data file or folder, there is none; check the path")
-    return where
-=======
     """The data set in a file or folder, described by its headers; DataError where it can't be one.
 
     Several files of one format, which a pattern, a folder or names with commas between mean, are one data set.
     """
-    where, asked = absolute(path), options or ReadOptions()
-    if os.path.isdir(where):
-        several = _files_in(where)
-    elif os.path.exists(where):
-        several = []
-    else:
-        from distsgd.data.sources.shards import paths_of
-
-        several = paths_of(os.fspath(path))
+    asked, several = options or ReadOptions(), files_of(path)
+    where = absolute(path)
     if several:
         return _open_several(where, several, asked)
-    return format_of(_existing(where)).open(where, asked)
+    return format_of(existing(where)).open(where, asked)
+
+
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """The absolute paths of the files that are one data set together, where this means several; none of a single file,
+    and of a folder that is one data set itself. Raises DataError."""
+    where = absolute(path)
+    if os.path.isdir(where):
+        return _files_in(where)
+    if os.path.exists(where):
+        return []
+    from distsgd.data.sources.shards import paths_of
+
+    return paths_of(os.fspath(path))
 
 
 def open_paths(paths: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> DataSource:
@@ -207,7 +201,6 @@ def open_paths(paths: Sequence[str | os.PathLike[str]], options: ReadOptions | N
         raise DataError("expected the paths of data files, got none; name at least one")
     name = several[0] if len(several) == 1 else f"{several[0]} and {len(several) - 1} more"
     return _open_several(name, several, options or ReadOptions())
->>>>>>> base
 
 
 def open_inputs(path: str | os.PathLike[str], options: ReadOptions | None = None) -> ArraySource:
