@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, first_line
 from distsgd.data.checks import as_array, stored_array
 from distsgd.data.examples import Examples
 from distsgd.parallel import Communicator
@@ -20,6 +22,16 @@ from distsgd.run.data.loading import Data, data_of, split_data
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import DataSource
+    from distsgd.run.data.frames import Described
+
+_OF_FRAMES = {"pandas", "polars", "pyarrow", "xarray"}
+"""Packages whose frames and series have names or text."""
+
+
+def has_columns(*given: Any) -> bool:
+    """Whether one of these arrays, or of these tuples of them, is an object of a package of frames."""
+    several = [one for part in given for one in (part if isinstance(part, tuple | list) and len(part) < 4 else (part,))]
+    return any(type(one).__module__.partition(".")[0] in _OF_FRAMES for one in several)
 
 
 def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
@@ -80,24 +92,61 @@ def source_of(given: Any) -> DataSource | None:
     return given if module is not None and isinstance(given, module.DataSource) else None
 
 
-def from_arrays(sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
-    """Examples in memory, as they are: the ranks compare them before."""
+def groups_given(group: Any) -> Array | None:
+    """What group each example is of: numbers or texts (n,)."""
+    if group is None:
+        return None
+    try:
+        found = np.asarray(group)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"fit: group can't become an array ({first_line(error)}); give one entry an example"
+        ) from None
+    if found.dtype.kind == "O" and all(isinstance(one, str) for one in found.flat):
+        found = found.astype(str)
+    if found.ndim != 1 or found.dtype.kind not in "biuUS":
+        raise ConfigurationError(
+            f"fit: group: expected whole numbers or texts of shape (n,), one an example, got {found.dtype} of shape "
+            f"{found.shape}"
+        )
+    return found
+
+
+def from_arrays(
+    sets: dict[str, Examples | None], groups: Array | None, known: Described | None = None
+) -> Callable[[Communicator, TrainConfig], Data]:
+    """Examples in memory, as they are: the ranks compare them before. `known` are their columns and classes."""
     names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
-    return lambda communicator, config: split_data(communicator, config, names, sets, contents=contents)
+    if known is None:
+        return lambda communicator, config: split_data(
+            communicator, config, names, sets, contents=contents, groups=groups
+        )
+
+    def load(communicator: Communicator, config: TrainConfig) -> Data:
+        data = split_data(communicator, config, names, sets, len(known.class_names) or None, contents, groups=groups)
+        signature = replace(data.signature, columns=known.columns, class_names=known.class_names)
+        return replace(data, signature=signature, notes=(*known.notes, *data.notes))
+
+    return load
 
 
-def from_source(source: DataSource, sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
+def from_source(
+    source: DataSource, sets: dict[str, Examples | None], groups: Array | None
+) -> Callable[[Communicator, TrainConfig], Data]:
     """Its splits, each array once per host; those that are given as arrays take their place."""
 
     def load(communicator: Communicator, config: TrainConfig) -> Data:
         from distsgd.run.data.placement import place_split
 
         given = {name: part for name, part in sets.items() if part is not None}
+        if "validation" in given and (config.validation_last is not None or config.fold is not None):
+            name = "fold" if config.validation_last is None else "validation_last"
+            raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
         found = {
             split: given.get(split) or place_split(communicator, source, split, config) for split in names if split
         }
-        return data_of(communicator, config, source, names, found)
+        return data_of(communicator, config, source, names, found, groups)
 
     return load
 

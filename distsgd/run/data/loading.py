@@ -7,6 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import release_freed_memory
 from distsgd.data.checks import is_mapped, stays_in_files
@@ -15,7 +18,7 @@ from distsgd.data.targets import TargetSummary, absent
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
-from distsgd.run.data.checking import augmentable, check_sets, notes_on
+from distsgd.run.data.checking import augmentable, check_sets, checked_later, notes_on
 from distsgd.run.data.measuring import measured, sampled
 
 if TYPE_CHECKING:
@@ -30,8 +33,9 @@ class Data:
 
     `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
     and `changed` says what is wrong where arrays in memory that are the user's have changed since. `targets`, which is
-    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on. `stream`
-    reads the training examples while they are trained on, where they stay in their files.
+    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on. `drawn_by`
+    are the weights by which training examples are drawn, which then have none. `stream` reads
+    the training examples while they are trained on, where they stay in their files.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Data:
     notes: tuple[str, ...] = ()
     changed: Callable[[], DataError | None] = lambda: None
     targets: TargetSummary | None = None
+    drawn_by: Array | None = None
     stream: Stream | None = None
 
 
@@ -77,6 +82,7 @@ def data_of(
     source: DataSource,
     names: dict[str, str],
     sets: dict[str, Examples | None],
+    groups: Array | None = None,
 ) -> Data:
     """The sets of a data source, which are in memory or stay in their files, as `split_data` makes them. Collective."""
     if source.class_names and config.loss == "squared-error":
@@ -84,9 +90,10 @@ def data_of(
             f"loss: {source.name} has classes by name ({', '.join(source.class_names[:4])}, …), and squared-error "
             "takes values; leave it out"
         )
-    if config.validation_last is not None:
+    if config.validation_last is not None or config.fold is not None:
         sets["validation"] = None
-    data = split_data(communicator, config, names, sets, source.num_classes or len(source.class_names) or None)
+    classes = source.num_classes or len(source.class_names) or None
+    data = split_data(communicator, config, names, sets, classes, groups=groups)
     signature = replace(data.signature, columns=source.columns, class_names=source.class_names)
     data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
     _check_hosts(communicator, data, sets, config)
@@ -115,15 +122,18 @@ def split_data(
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
     contents: str | None = None,
+    groups: Array | None = None,
 ) -> Data:
     """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
     checks.
 
     names      what to call each set in errors, and under "" the whole
     contents   the fingerprint of sets that are the user's own arrays, which each rank has computed of its own
+    groups     what group each training example is of: no group is split
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
+    sets = checked_later(communicator, names, sets, np.dtype(config.dtype))
     train = sets["train"]
     assert train is not None, "there is always a training set"
 
@@ -136,10 +146,19 @@ def split_data(
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
-    if validation is None and (config.validation_fraction or config.validation_last is not None):
+    options = [config.validation_last, config.fold]
+    if validation is not None and any(options):
+        name = "fold" if config.validation_last is None else "validation_last"
+        raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
+    if validation is None and (config.validation_fraction or any(options)):
         from distsgd.run.data.splitting import checked_split, parts_of
 
-        split = checked_split(train, classes, config)
+        split = checked_split(train, classes, config, groups)
+    elif groups is not None:
+        raise ConfigurationError(
+            "group: says which examples are split off together, and none are; give validation_fraction or fold too, or "
+            "leave it out"
+        )
     elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
@@ -153,7 +172,11 @@ def split_data(
     def standardized(part: Examples) -> Examples:
         return replace(part, inputs=signature.inputs, targets=signature.targets)
 
-    train = standardized(augmentable(train, config))
+    weights, train = None, standardized(augmentable(train, config))
+    if config.sampling == "weighted":
+        from distsgd.run.data.ordering import drawn_by_weights
+
+        train, weights = drawn_by_weights(train)
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
     given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
     named = bool(config.classes) or num_classes is not None
@@ -167,7 +190,9 @@ def split_data(
         return [text for text in found if text]
 
     notes = tuple(communicator.on_root(look))
-    data = Data(names[""], train, validation, test, signature, found, split, notes=notes, targets=targets)
+    data = Data(
+        names[""], train, validation, test, signature, found, split, notes=notes, targets=targets, drawn_by=weights
+    )
     return data if contents is None else replace(data, changed=changed_since(sets, contents))
 
 
