@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {
-    "dataset", "data_dir", "x", "y", "weights", "axis", "missing", "stream", "readers", "model", "validation", "test",
-    "callback", "dry_run", "check_gradient",
+    "dataset", "data_dir", "x", "y", "weights", "group", "axis", "missing", "stream", "readers", "model", "validation",
+    "test", "callback", "dry_run", "check_gradient",
 }  # fmt: skip
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
