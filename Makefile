@@ -9,7 +9,7 @@ ARGS =
 # takes any build, which there brings 5 GB of CUDA.
 TORCH = torch==2.13.0+cpu
 # What writes the files that tests/integrations/data reads.
-DATA_TOOLS = pandas xarray netCDF4 h5netcdf
+DATA_TOOLS = pandas polars xarray netCDF4 h5netcdf
 CUDA = $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 
 ifeq ($(filter mpich openmpi none,$(MPI)),)
@@ -70,7 +70,7 @@ test-cluster: .venv/.stamp-test ## a real Slurm and several hosts; as root it ma
 	@sh tests/cluster/packages.sh
 	$(IN_VENV) -m pytest tests/cluster -m 'not long'
 
-test-integrations: .venv/.stamp-integrations ## beside PyTorch, JAX and scikit-learn, as far as pip finds them; ARGS="-m long"
+test-integrations: .venv/.stamp-integrations ## beside PyTorch, JAX, scikit-learn and frames, as far as pip finds them; ARGS="-m long"
 	$(IN_VENV) -m pytest $(IN_TURN) -m 'not long' tests/integrations distsgd/integrations $(ARGS)
 
 # Both run the part of the tests that pyproject.toml names under [tool.tox], in environments in .venv/tox.

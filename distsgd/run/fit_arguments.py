@@ -31,7 +31,15 @@ from distsgd.run.compared.digests import array_text
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
-from distsgd.run.data.given import add_examples, examples_given, from_arrays, from_source, groups_given, source_of
+from distsgd.run.data.given import (
+    add_examples,
+    examples_given,
+    from_arrays,
+    from_source,
+    groups_given,
+    has_columns,
+    source_of,
+)
 from distsgd.run.files.summary import last_line
 from distsgd.run.lifecycle import Attempt, RunSpec
 from distsgd.run.user_code import allow_code, names_code
@@ -39,11 +47,13 @@ from distsgd.training.callbacks import Callback
 from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
+    from distsgd.data.sources.base import DataSource
+    from distsgd.run.data.frames import Described
     from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {
-    "dataset", "data_dir", "x", "y", "weights", "group", "axis", "missing", "stream", "readers", "model", "validation",
-    "test", "callback", "dry_run", "check_gradient",
+    "dataset", "data_dir", "x", "y", "weights", "group", "axis", "stream", "readers", "model", "validation", "test",
+    "callback", "dry_run", "check_gradient",
 }  # fmt: skip
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
 
@@ -72,6 +82,7 @@ class FitArguments:
         source = source_of(self.arrays["train"])
         as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
         given = {name: one for name, one in self.arrays.items() if source is None or one is not source}
+        given, known = self._without_frames(given, config, source)
         sets = {name: examples_given(one, name, as_stored) for name, one in given.items()}
         if source is None and sets["train"] is None:
             raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
@@ -79,10 +90,12 @@ class FitArguments:
         identity, groups = self._identity(config, optimizer, sets), groups_given(self.group)
         if groups is not None:
             identity.say("group", array_text(groups))
+        if known is not None:
+            identity.say("columns", f"{known.columns}, {known.class_names}")
         spec = RunSpec(
             config,
             None if config.out is None else _folder(config),
-            from_arrays(sets, groups) if source is None else from_source(source, sets, groups),
+            from_arrays(sets, groups, known) if source is None else from_source(source, sets, groups),
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
@@ -91,6 +104,21 @@ class FitArguments:
             lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
         return (spec if config.quiet else replace(spec, before_training=_announce, ended=_say_end)), identity
+
+    def _without_frames(
+        self, given: dict[str, Any], config: TrainConfig, source: DataSource | None
+    ) -> tuple[dict[str, Any], Described | None]:
+        """The sets with arrays in place of frames, and what those were; None where there are none."""
+        if not has_columns(*given.values()):
+            if config.missing != "refuse":
+                raise ConfigurationError("missing: is for the columns of a frame, and x is none; leave it out")
+            return given, None
+        from distsgd.run.data import frames
+
+        if source is None:
+            return frames.given_frames(given, config.missing, config.classes)
+        known = frames.Described(source.columns, source.class_names)
+        return {name: frames.as_arrays(one, f"fit: {name} ", known) for name, one in given.items()}, None
 
     def _check(self) -> None:
         """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""

@@ -19,6 +19,7 @@ LossName: TypeAlias = Literal[
 ]
 
 class FitOptions(TypedDict, total=False):
+    missing: Literal["refuse", "mean", "zero", "drop"]
     scale: float | None
     standardize: bool
     standardize_targets: bool

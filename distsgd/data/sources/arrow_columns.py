@@ -167,8 +167,8 @@ def texts_in(column: Any) -> list[str]:
     pa = arrow()
     if pa.types.is_dictionary(column.type):
         used = np.unique(column.indices.drop_null().to_numpy(zero_copy_only=False))
-        words = column.dictionary.take(pa.array(used)).drop_null().to_pylist()
-        return list(dict.fromkeys(words))
+        words = column.dictionary.to_pylist()
+        return list(dict.fromkeys(words[k] for k in used.tolist() if words[k] is not None))
     return [one for one in column.unique().to_pylist() if one is not None]
 
 

@@ -41,16 +41,16 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
         x = _trained(where, options.columns.inputs, names)
         y = _targets(where, names, options, options.columns.target) if options.targets else ()
         return Choice(x, y, weights, group)
-    if weights is None and "weights" in names:
+    if weights is None and "weights" in names and "weights" not in options.x:
         weights = "weights"
     y = _targets(where, names, options, ("y",)) if options.targets else ()
     others = {one for one in (weights, group, *y, *options.keep) if one is not None}
     if not options.targets:
-        others |= {"y", *options.y} & {*names}
-    left_out = {*others, *hidden}
-    x = named(where, "x", options.x, names, "column", left_out)
+        others |= ({"y", *options.y} - {*options.x}) & {*names}
+    excluded = {*others, *hidden}
+    x = named(where, "x", options.x, names, "column", excluded)
     refuse_twice(where, {"x": x, "y": y, "weights": _listing(weights), "group": _listing(group)})
-    x = x or tuple(name for name in names if name not in left_out)
+    x = x or tuple(name for name in names if name not in excluded)
     if not x:
         raise DataError(f"{where}: expected a column of inputs beside {listed([*y])}, there is none; add one")
     return Choice(x, y, weights, group)
@@ -72,6 +72,11 @@ def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str
 def _targets(where: str, names: Sequence[str], options: ReadOptions, usual: tuple[str, ...]) -> tuple[str, ...]:
     if options.y:
         return named(where, "y", options.y, names, "column")
+    if options.columns is not None and usual and not {*usual} <= {*names}:
+        raise ConfigurationError(
+            f"{where}: the model was trained on the target {listed(usual)}, and there is no such column; it has "
+            f"{listed(names)}; give --y NAME"
+        )
     if not usual or not {*usual} <= {*names}:
         raise ConfigurationError(f"{where}: which column is the target? it has {listed(names)}; give --y NAME")
     return usual

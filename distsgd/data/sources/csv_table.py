@@ -290,7 +290,7 @@ def _result(block: Block, future: Future[Any]) -> tuple[Block, Any]:
 
 
 def _skip(stream: Stream, count: int) -> None:
-    """Goes on by so many bytes."""
+    """Reads over so many bytes."""
     while count:
         got = len(stream.read(min(count, BLOCK)))
         if not got:

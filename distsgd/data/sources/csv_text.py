@@ -1,4 +1,4 @@
-"""The text of a CSV file: separators, header, and where rows end. What is told here is what Python's csv would find."""
+"""The text of a CSV file: separators, header, and where rows end. It finds the rows that Python's csv finds."""
 
 from __future__ import annotations
 

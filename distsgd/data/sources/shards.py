@@ -39,6 +39,11 @@ class ShardsSource(ArraySource):
         return max(part.chunk for part in self.parts)
 
     @property
+    def in_blocks(self) -> bool:
+        """Whether those of all files can."""
+        return all(part.in_blocks for part in self.parts)
+
+    @property
     def table(self) -> Hashable:
         """What arrays of the same files have alike that are read together."""
         tables = tuple(part.table for part in self.parts)

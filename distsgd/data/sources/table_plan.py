@@ -174,7 +174,7 @@ class Plan:
                 return
         missing = np.isnan(part)
         if not missing.any() or self.columns.missing == "drop":
-            return  # rows that lack a value are left out
+            return  # rows that lack a value are dropped
         if self.columns.missing == "refuse":
             row = int(np.argmax(missing.any(axis=1)))
             place = int(np.argmax(missing[row]))
@@ -182,7 +182,8 @@ class Plan:
         x[:, places] = np.where(missing, self._fill[places], part)
 
     def _lacks(self, name: str, row: int, remedy: str = "give --missing mean, zero or drop") -> DataError:
-        return DataError(f"{self.where}: column {name}, row {row:,} is missing; fill it in, or {remedy}")
+        also = "" if self.fixed else f", or {remedy}"
+        return DataError(f"{self.where}: column {name}, row {row:,} is missing; fill it in{also}")
 
     def _put_text(self, first: int, column: Any, name: str, x: Array) -> None:
         at, count = self._places[name]

@@ -104,7 +104,7 @@ class Scan:
                 )
 
     def found(self, plan: Plan, rows: int) -> tuple[Plan, Array | None]:
-        """The plan with what was found, and the rows that are left out of so many."""
+        """The plan with what was found, and the rows that are dropped of so many."""
         if not plan.fixed:
             plan = self._with_texts(plan)
             if self.missing == "mean":

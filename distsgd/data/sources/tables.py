@@ -58,7 +58,7 @@ class Table(ABC):
     fields : tuple of Field
         Its columns.
     rows : int
-        How many rows it has; -1 where only a pass tells.
+        How many rows it has; -1 where only a pass counts them.
     chunk : int
         Rows that are stored together.
     files : tuple of FileStamp
@@ -110,7 +110,7 @@ def check_fields(where: str, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A table, and how its rows become arrays; `dropped` are the rows that are left out, sorted."""
+    """A table, and how its rows become arrays; `dropped` are the rows that are dropped, sorted."""
 
     table: Table
     plan: Plan
@@ -223,7 +223,7 @@ def table_source(table: Table, options: ReadOptions) -> DataSource:
     }
     notes = table.notes
     if dropped is not None and len(dropped):
-        notes += (f"note: {table.where}: {len(dropped):,} of {table.rows:,} rows lack a value and are left out",)
+        notes += (f"note: {table.where}: {len(dropped):,} of {table.rows:,} rows lack a value and are dropped",)
     columns = options.columns or plan.columns
     return DataSource(
         table.where, arrays, columns=columns, class_names=plan.class_names, files=table.files, notes=notes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,16 @@ from distsgd.run.data.loading import Data, data_of, split_data
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import DataSource
+    from distsgd.run.data.frames import Described
+
+_OF_FRAMES = {"pandas", "polars", "pyarrow", "xarray"}
+"""Packages whose frames and series have names or text."""
+
+
+def has_columns(*given: Any) -> bool:
+    """Whether one of these arrays, or of these tuples of them, is an object of a package of frames."""
+    several = [one for part in given for one in (part if isinstance(part, tuple | list) and len(part) < 4 else (part,))]
+    return any(type(one).__module__.partition(".")[0] in _OF_FRAMES for one in several)
 
 
 def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
@@ -101,10 +112,22 @@ def groups_given(group: Any) -> Array | None:
     return found
 
 
-def from_arrays(sets: dict[str, Examples | None], groups: Array | None) -> Callable[[Communicator, TrainConfig], Data]:
-    """Examples in memory, as they are: the ranks compare them before."""
+def from_arrays(
+    sets: dict[str, Examples | None], groups: Array | None, known: Described | None = None
+) -> Callable[[Communicator, TrainConfig], Data]:
+    """Examples in memory, as they are: the ranks compare them before. `known` are their columns and classes."""
     names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
-    return lambda communicator, config: split_data(communicator, config, names, sets, contents=contents, groups=groups)
+    if known is None:
+        return lambda communicator, config: split_data(
+            communicator, config, names, sets, contents=contents, groups=groups
+        )
+
+    def load(communicator: Communicator, config: TrainConfig) -> Data:
+        data = split_data(communicator, config, names, sets, len(known.class_names) or None, contents, groups=groups)
+        signature = replace(data.signature, columns=known.columns, class_names=known.class_names)
+        return replace(data, signature=signature, notes=(*known.notes, *data.notes))
+
+    return load
 
 
 def from_source(

@@ -98,20 +98,22 @@ def data_of(
     signature = replace(data.signature, columns=source.columns, class_names=source.class_names)
     data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
     _check_hosts(communicator, data, sets, config)
-    data = replace(data, stream=_stream(communicator, data, config))
+    data = _streamed(data, config)
     release_freed_memory()
     return data
 
 
-def _stream(communicator: Communicator, data: Data, config: TrainConfig) -> Stream | None:
-    """What reads the training examples while they are trained on; None where they are in memory. Collective."""
+def _streamed(data: Data, config: TrainConfig) -> Data:
+    """With what reads the training examples while they are trained on, where they aren't in memory."""
     if not stays_in_files(data.train.x):
         if config.readers != 1:
             raise ConfigurationError(f"readers: would change nothing, for {data.name} is in memory; leave it out")
-        return None
-    from distsgd.run.data.streamed import stream_of
+        return data
+    from distsgd.run.data.streamed import note_on_reading, stream_of
 
-    return stream_of(data.name, data.train)
+    stream = stream_of(data.name, data.train)
+    note = None if stream is None else note_on_reading(stream, data.train, config)
+    return replace(data, stream=stream, notes=data.notes if note is None else (*data.notes, note))
 
 
 def split_data(
@@ -251,4 +253,7 @@ def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
             from distsgd.core import bus_errors
 
             stack.enter_context(bus_errors.watched(mapped, communicator.rank, communicator.abort))
+        for array in arrays:
+            if stays_in_files(array):
+                stack.callback(array.close)  # type: ignore[attr-defined]
         yield

@@ -136,7 +136,9 @@ class Ensemble:
         lower, upper = zip(*(one.predict_interval(x, coverage) for one in self.members), strict=True)
         return mean_and_spread(lower)[0], mean_and_spread(upper)[0]
 
-    def evaluate(self, x: Any, y: Any, metrics: Sequence[Metric | str | Callable[..., Any]] = ()) -> dict[str, Any]:
+    def evaluate(
+        self, x: Any, y: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
+    ) -> dict[str, Any]:
         """Score the mean of the members' predictions.
 
         Parameters
@@ -159,12 +161,13 @@ class Ensemble:
         """
         from distsgd.run.data.given import examples_of
         from distsgd.run.fit_arguments import metrics_of
-        from distsgd.run.trained.scoring import checked, score_predictions
+        from distsgd.run.trained.scoring import arrays_of, checked, score_predictions
 
         names, own = metrics_of(metrics, "evaluate")
         stored = self.members[0]._stored()
         with numpys_defaults():
-            examples = checked(stored, examples_of((x, y), "", "evaluate", stored.objective.inputs_as_stored))
+            given = arrays_of(stored.signature, x, y)
+            examples = checked(stored, examples_of(given, "", "evaluate", stored.objective.inputs_as_stored))
             return score_predictions(stored, self.predict(x), examples, names, own)
 
 
@@ -176,12 +179,22 @@ def mean_and_spread(predictions: Iterable[Array]) -> tuple[Array, Array]:
     return mean, np.sqrt(sum(deviations[1:], deviations[0]) / len(found))
 
 
+def _columns(signature: Signature) -> str:
+    """What a file or frame has to be for the model; its own fill values stand for what is missing."""
+    columns = signature.columns
+    if columns is None:
+        return "without names"
+    fill = f", {columns.missing} for missing values: {columns.fill}" if columns.fill else ""
+    return f"{', '.join(columns.features)}{fill}"
+
+
 def check_alike(names: Sequence[str], members: Sequence[tuple[Task, Signature]]) -> None:
     """Raises ConfigurationError where the mean of these models' predictions would mean nothing."""
     looks: dict[str, Callable[[Task, Signature], Any]] = {
         "a task": lambda task, signature: f"{task.kind} ({task.num_classes} classes, {task.answer})",
         "classes": lambda task, signature: ", ".join(task.names) or "without names",
         "examples of shape": lambda task, signature: signature.example_shape,
+        "columns": lambda task, signature: _columns(signature),
         "targets of shape": lambda task, signature: signature.target_shape,
     }
     for what, look in looks.items():

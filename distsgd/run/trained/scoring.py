@@ -11,13 +11,14 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.layout import Layout, Views
 from distsgd.data.checks import check_arrays, check_stored
-from distsgd.data.examples import Examples
+from distsgd.data.examples import Examples, Signature
 from distsgd.nn.batch import Batch
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
+from distsgd.run.data.given import has_columns
 from distsgd.run.trained.stored_model import StoredModel
 from distsgd.training.evaluator import Evaluator
 from distsgd.training.metrics.base import Metric
@@ -91,6 +92,15 @@ class _Predicted(Objective):
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.model.targets(y, dtype)
+
+
+def arrays_of(signature: Signature, x: Any, y: Any, weights: Any = None) -> tuple[Any, ...]:
+    """(x, y) or (x, y, weights) of a program; frames and series of text as arrays of numbers."""
+    if has_columns(x, y):
+        from distsgd.run.data.frames import targets_for
+
+        return targets_for(x, y, weights, signature, "evaluate: ")
+    return (x, y) if weights is None else (x, y, weights)
 
 
 def checked(stored: StoredModel, given: Examples) -> Examples:

@@ -22,6 +22,7 @@ from distsgd.nn.objective import Objective
 from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import NOT_WRITTEN, TrainConfig
+from distsgd.run.data.given import has_columns
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics.base import Metric
 from distsgd.training.run_state import Metadata
@@ -82,7 +83,8 @@ class TrainedModel:
         Parameters
         ----------
         x : array
-            Examples (n, …), as those that the model was trained on; n may be 0.
+            Examples (n, …), as those that the model was trained on; n may be 0. Of a model that was trained on columns
+            with names, a frame may have them in any order, and others besides.
 
         Returns
         -------
@@ -163,14 +165,15 @@ class TrainedModel:
         return lower, upper
 
     def evaluate(
-        self, x: Any, y: Any, weights: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
+        self, x: Any, y: Any = None, weights: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
     ) -> dict[str, Any]:
         """Score these parameters.
 
         Parameters
         ----------
         x, y : array
-            Examples (n, …) and their targets.
+            Examples (n, …) and their targets. x may be a frame with the columns that the model was trained on; y then
+            is the name of a column, by default the one that it was trained on. Names of classes are a series of text.
         weights : array, optional
             Weights of the examples' losses (n,).
         metrics : sequence of Metric, str or function
@@ -189,11 +192,10 @@ class TrainedModel:
         from distsgd.parallel.serial import SerialCommunicator
         from distsgd.run.data.given import examples_of
         from distsgd.run.fit_arguments import metrics_of
-        from distsgd.run.trained.scoring import checked, score
+        from distsgd.run.trained.scoring import arrays_of, checked, score
 
         names, own = metrics_of(metrics, "evaluate")
-        given = (x, y) if weights is None else (x, y, weights)
-        stored = self._stored()
+        given, stored = arrays_of(self._signature, x, y, weights), self._stored()
         with numpys_defaults(), single_threaded_blas():
             examples = checked(stored, examples_of(given, "", "evaluate", self._objective.inputs_as_stored))
             self._warn(examples.x, 3)
@@ -243,6 +245,10 @@ class TrainedModel:
     def _predicted(self, x: Any, caller: str, objective: Objective) -> Array:
         """What an objective predicts with these parameters, (n, outputs)."""
         read = stored_array if objective.inputs_as_stored else as_array
+        if has_columns(x):
+            from distsgd.run.data.frames import inputs_of
+
+            x = inputs_of(x, self._signature, f"{caller}: ")
         x, dtype = read(x, "x", caller), next(iter(self.params.values())).dtype
         if x.shape == (0,):  # an empty list
             x = x.reshape(0, *self._signature.example_shape)

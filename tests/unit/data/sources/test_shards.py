@@ -39,7 +39,7 @@ def write(folder: Path, suffix: str, **changes: Any) -> Path:
             with h5py.File(path, "w") as file:
                 for name, array in arrays.items():
                     more = array.shape[1:]
-                    file.create_dataset(name, data=array, chunks=(2, *more), maxshape=(None, *more))
+                    file.create_dataset(name, data=array, chunks=(2, *more), maxshape=(None, *more), compression="lzf")
     return folder
 
 

@@ -1,13 +1,14 @@
-"""Tables against pandas: which columns are what, missing values, texts, class names, and what is refused."""
+"""Tables of Parquet and Arrow against NumPy: columns, missing values, texts, class names, and what is refused."""
 
 from __future__ import annotations
 
 import pickle
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as parquet
@@ -25,32 +26,35 @@ from distsgd.data.sources.tables import kept_columns, open_table
 N = 700
 
 
-def frame() -> pd.DataFrame:
+def made() -> dict[str, Array]:
+    """The columns, with None and NaN where a value is missing."""
     rng = np.random.default_rng(3)
-    made = pd.DataFrame(
-        {
-            "age": rng.integers(0, 90, N).astype(np.int64),
-            "colour": rng.choice(["red", "green", "blue", 'größer, "als"'], N),
-            **{f"pixel{k}": rng.random(N).astype(np.float32) for k in range(9)},
-            "is": rng.random(N) > 0.5,
-            "w": rng.random(N),
-            "job": rng.choice(["zoo", "Art", "bank"], N),
-            "price": rng.random(N),
-            "y": rng.integers(0, 4, N),
-        }
-    )
-    made.loc[17, "colour"] = None
-    made.loc[[3, 600], "pixel4"] = np.nan
-    return made
+    columns: dict[str, Array] = {
+        "age": rng.integers(0, 90, N).astype(np.int64),
+        "colour": rng.choice(["red", "green", "blue", 'größer, "als"'], N).astype(object),
+        **{f"pixel{k}": rng.random(N).astype(np.float32) for k in range(9)},
+        "is": rng.random(N) > 0.5,
+        "w": rng.random(N),
+        "job": rng.choice(["zoo", "Art", "bank"], N),
+        "price": rng.random(N),
+        "y": rng.integers(0, 4, N),
+    }
+    columns["colour"][17] = None
+    columns["pixel4"][[3, 600]] = np.nan
+    return columns
+
+
+def placed(values: Array, names: list[Any]) -> Array:
+    return np.array([names.index(one) for one in values.tolist()])
 
 
 @pytest.fixture(scope="module", params=["parquet", "feather"])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     where = tmp_path_factory.mktemp("tables") / f"t.{request.param}"
     if request.param == "parquet":
-        parquet.write_table(pa.Table.from_pandas(frame(), preserve_index=False), where, row_group_size=128)
+        parquet.write_table(pa.table(made()), where, row_group_size=128)
     else:
-        feather.write_feather(frame(), str(where), chunksize=128)
+        feather.write_feather(pa.table(made()), str(where), chunksize=128)
     return str(where)
 
 
@@ -67,51 +71,53 @@ def arrays_of(source: DataSource) -> dict[str, Array]:
 
 
 def test_columns_become_rows_of_inputs_targets_weights_and_groups(path: str) -> None:
-    made = frame()
+    columns = made()
     source = opened(path, x=("pixel[0-3]", "is"), y=("price",), weights="w", group="job")
     assert source.columns == Columns(("pixel0", "pixel1", "pixel2", "pixel3", "is"), target=("price",))
     found = arrays_of(source)
-    expected = made[["pixel0", "pixel1", "pixel2", "pixel3", "is"]].to_numpy(np.float32)
-    np.testing.assert_array_equal(found["x_train"], expected, strict=True)
-    np.testing.assert_array_equal(found["y_train"], made["price"].to_numpy(), strict=True)
-    np.testing.assert_array_equal(found["weights_train"], made["w"].to_numpy(), strict=True)
-    np.testing.assert_array_equal(found["group_train"], made["job"].map({"Art": 0, "bank": 1, "zoo": 2}).to_numpy())
+    expected = np.stack([columns[name] for name in ("pixel0", "pixel1", "pixel2", "pixel3", "is")], axis=1)
+    np.testing.assert_array_equal(found["x_train"], expected.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(found["y_train"], columns["price"], strict=True)
+    np.testing.assert_array_equal(found["weights_train"], columns["w"], strict=True)
+    np.testing.assert_array_equal(found["group_train"], placed(columns["job"], ["Art", "bank", "zoo"]))
     for name, array in found.items():
         np.testing.assert_array_equal(read_array(source.arrays[name]), array, strict=True)
 
 
 @pytest.mark.parametrize("missing", ["zero", "mean"])
 def test_texts_are_features_and_missing_values_are_filled(path: str, missing: str) -> None:
-    made = frame()
+    given = made()
     source = opened(path, x=("age,colour", "pixel*"), y=("job",), missing=missing)
     assert source.class_names == ("Art", "bank", "zoo")
     columns = source.columns
     assert columns is not None
     assert columns.missing == missing
-    assert columns.categories == {"colour": tuple(sorted(made["colour"].dropna().unique()))}
-    texts = pd.get_dummies(made["colour"], prefix="colour", prefix_sep="=")
-    pixels = made[[f"pixel{k}" for k in range(9)]].astype(np.float64)
-    fill = pixels.mean() if missing == "mean" else 0.0
-    expected = pd.concat([made["age"], texts, pixels.fillna(fill)], axis=1)
-    assert columns.features == tuple(expected.columns)
+    texts = sorted({one for one in given["colour"].tolist() if one is not None})
+    assert columns.categories == {"colour": tuple(texts)}
+    expected = {"age": given["age"].astype(np.float64)}
+    expected |= {f"colour={text}": np.array([one == text for one in given["colour"]], np.float64) for text in texts}
+    for k in range(9):
+        pixel = given[f"pixel{k}"].astype(np.float64)
+        fill = np.nanmean(pixel) if missing == "mean" else 0.0
+        expected[f"pixel{k}"] = np.where(np.isnan(pixel), fill, pixel)
+    assert columns.features == tuple(expected)
     found = arrays_of(source)
-    np.testing.assert_allclose(found["x_train"], expected.to_numpy(np.float64), rtol=1e-14)
-    if missing == "mean":
-        kept = dict(zip(columns.features, columns.fill, strict=True))
-        assert kept["pixel4"] == pytest.approx(pixels["pixel4"].mean(), rel=1e-14) != 0
-        assert found["x_train"][3, columns.features.index("pixel4")] == kept["pixel4"]
-    np.testing.assert_array_equal(found["y_train"], made["job"].map({"Art": 0, "bank": 1, "zoo": 2}).to_numpy())
+    np.testing.assert_allclose(found["x_train"], np.stack([*expected.values()], axis=1), rtol=1e-14)
+    kept = dict(zip(columns.features, columns.fill, strict=True))
+    assert found["x_train"][3, columns.features.index("pixel4")] == kept["pixel4"]
+    assert (kept["pixel4"] != 0) == (missing == "mean")
+    np.testing.assert_array_equal(found["y_train"], placed(given["job"], ["Art", "bank", "zoo"]))
 
 
 def test_rows_that_lack_a_value_are_dropped(path: str) -> None:
-    made = frame().drop(columns=["price", "job", "w"]).dropna()
+    columns, kept = made(), np.delete(np.arange(N), [3, 17, 600])
     source = opened(path, x=("age,colour,pixel*,is",), y=("y",), missing="drop")
     assert source.arrays["x_train"].shape[0] == N - 3
     assert "3 of 700 rows" in source.notes[0]
     found = arrays_of(source)
-    np.testing.assert_array_equal(found["y_train"], made["y"].to_numpy())
-    np.testing.assert_array_equal(found["x_train"][:, 0], made["age"].to_numpy())
-    assert kept_columns(source, ["price", "age"], 15, 19)["age"] == made["age"].iloc[15:19].tolist()
+    np.testing.assert_array_equal(found["y_train"], columns["y"][kept])
+    np.testing.assert_array_equal(found["x_train"][:, 0], columns["age"][kept])
+    assert kept_columns(source, ["price", "age"], 15, 19)["age"] == columns["age"][kept][15:19].tolist()
 
 
 @pytest.mark.parametrize("missing", ["mean", "drop"])
@@ -135,35 +141,37 @@ def test_rows_by_runs_are_those_of_the_whole(path: str, missing: str) -> None:
 def test_a_trained_models_columns_are_found_by_name(path: str, tmp_path: Path) -> None:
     columns = opened(path, x=("age,colour,pixel4",), y=("y",), missing="mean").columns
     assert columns is not None
-    other = pd.DataFrame({"pixel4": [np.nan, 0.5], "new": [1, 2], "colour": ["green", None], "age": [7.0, 8.0]})
+    other = {"pixel4": [None, 0.5], "new": [1, 2], "colour": ["green", None], "age": [7.0, 8.0]}
     where = tmp_path / "new.parquet"
-    other.to_parquet(where)
-    source = opened(str(where), columns=columns, targets=False, keep=("new",))
-    found = dict(zip(columns.features, read_array(source.arrays["x_train"]).T, strict=True))
+
+    def inputs(**changed: Any) -> Array:
+        given = other | changed
+        parquet.write_table(pa.table({name: values for name, values in given.items() if values}), where)
+        return read_array(opened(str(where), columns=columns, targets=False, keep=("new",)).arrays["x_train"])
+
+    found = dict(zip(columns.features, inputs().T, strict=True))
     assert found["pixel4"].tolist() == [columns.fill[-1], 0.5]
     assert (found["colour=green"].tolist(), found["colour=red"].tolist()) == ([1, 0], [0, 0])
+    source = opened(str(where), columns=columns, targets=False, keep=("new",))
     assert kept_columns(source, ["new"], 0, 2) == {"new": [1, 2]}
-    other.assign(colour=["mauve", "red"]).to_parquet(where)
     with pytest.raises(DataError, match="column colour, row 0: 'mauve' is none of the 4 texts that the model was tra"):
-        read_array(opened(str(where), columns=columns, targets=False).arrays["x_train"])
-    other.rename(columns={"age": "Age"}).to_parquet(where)
+        inputs(colour=["mauve", "red"])
     with pytest.raises(DataError, match="columns that the model was trained on, there is no age; did you mean Age"):
-        opened(str(where), columns=columns, targets=False)
-    other.assign(colour=[1, 2]).to_parquet(where)
+        inputs(age=[], Age=[1.0, 2.0])
     with pytest.raises(DataError, match=r"column colour: expected texts in each row.*got a number"):
-        opened(str(where), columns=columns, targets=False)
+        inputs(colour=[1, 2])
 
 
 def test_classes_say_names_and_their_order(path: str) -> None:
-    made = frame()
+    columns = made()
     source = opened(path, x=("age",), y=("job",), classes=("zoo", "bank", "Art"))
     assert source.class_names == ("zoo", "bank", "Art")
     found = read_array(source.arrays["y_train"])
-    np.testing.assert_array_equal(found, made["job"].map({"zoo": 0, "bank": 1, "Art": 2}).to_numpy())
+    np.testing.assert_array_equal(found, placed(columns["job"], ["zoo", "bank", "Art"]))
     numbered = opened(path, x=("age",), y=("y",), classes=("3", "1", "0", "2"))
     assert numbered.class_names == ("3", "1", "0", "2")
     found = read_array(numbered.arrays["y_train"])
-    np.testing.assert_array_equal(found, made["y"].map({3: 0, 1: 1, 0: 2, 2: 3}).to_numpy())
+    np.testing.assert_array_equal(found, placed(columns["y"], [3, 1, 0, 2]))
     assert opened(path, x=("age",), y=("y",), classes=("a", "b", "c", "d")).class_names == ()  # names of labels
     with pytest.raises(DataError, match=r"column job, row \d+: '\w+' is none of the 2 classes"):
         read_array(opened(path, x=("age",), y=("job",), classes=("zoo", "bank")).arrays["y_train"])
@@ -172,7 +180,8 @@ def test_classes_say_names_and_their_order(path: str) -> None:
 def test_several_targets_are_values(path: str) -> None:
     source = opened(path, x=("is",), y=("price", "pixel0"))
     assert source.class_names == ()
-    expected = frame()[["price", "pixel0"]].to_numpy(np.float64)
+    columns = made()
+    expected = np.stack([columns["price"], columns["pixel0"].astype(np.float64)], axis=1)
     np.testing.assert_array_equal(read_array(source.arrays["y_train"]), expected, strict=True)
 
 
@@ -200,12 +209,12 @@ def test_sums_of_means_do_not_depend_on_groups_of_rows(tmp_path: Path) -> None:
 
 def test_a_summary_says_what_is_in_each_column(path: str) -> None:
     found = {one.name: one for one in summarized(open_table(path))}
-    made = frame()
-    assert list(found) == list(made.columns)
-    assert (found["age"].low, found["age"].high) == (made["age"].min(), made["age"].max())
+    columns = made()
+    assert list(found) == list(columns)
+    assert (found["age"].low, found["age"].high) == (columns["age"].min(), columns["age"].max())
     assert (found["colour"].missing, found["pixel4"].missing, found["age"].missing) == (1, 2, 0)
-    assert found["job"].counts == made["job"].value_counts().to_dict()
-    assert found["y"].counts == {str(key): count for key, count in made["y"].value_counts().items()}
+    assert found["job"].counts == Counter(columns["job"].tolist())
+    assert found["y"].counts == Counter(map(str, columns["y"].tolist()))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -268,21 +277,11 @@ def test_what_has_no_meaning_as_numbers_is_refused(tmp_path: Path) -> None:
         opened(where)
 
 
-def test_the_index_of_a_pandas_frame_is_no_input(tmp_path: Path) -> None:
-    made = pd.DataFrame({"a": [1.0, 2.0], "y": [0, 1]}, index=pd.Index([70, 80], name="patient"))
-    made.to_parquet(tmp_path / "a.parquet")
-    source = opened(str(tmp_path / "a.parquet"))
-    assert source.columns is not None
-    assert source.columns.inputs == ("a",)
-    assert "patient names the rows" in source.notes[0]
-    assert read_array(opened(str(tmp_path / "a.parquet"), x=("patient",)).arrays["x_train"]).tolist() == [[70], [80]]
-
-
 def test_a_file_that_changes_or_is_damaged_is_refused(tmp_path: Path) -> None:
     for suffix in ("parquet", "feather"):
         where = tmp_path / f"a.{suffix}"
-        write = frame().to_parquet if suffix == "parquet" else frame().to_feather
-        write(where)
+        write = partial(parquet.write_table if suffix == "parquet" else feather.write_feather, pa.table(made()))
+        write(str(where))
         source = opened(str(where), x=("age",))
         with open_rows(source.arrays) as rows:
             out = {name: np.empty((5, *one.shape[1:]), one.dtype) for name, one in source.arrays.items()}
@@ -290,7 +289,7 @@ def test_a_file_that_changes_or_is_damaged_is_refused(tmp_path: Path) -> None:
             where.write_bytes(where.read_bytes() + b"x")
             with pytest.raises(DataError, match="leave the file as it is while it is in use"):
                 rows.read([(0, 5)], out)
-        write(where)
+        write(str(where))
         whole = where.read_bytes()
         for damaged in (b"", whole[:-1], whole[: len(whole) // 2], whole[:-300] + b"\xff" * 290 + whole[-10:]):
             where.write_bytes(damaged)
