@@ -1,4 +1,4 @@
-"""python -m distsgd SUBCOMMAND: train, launch, evaluate, predict, plot, compare and doctor."""
+"""python -m distsgd SUBCOMMAND: train, launch, evaluate, predict, data, plot, compare and doctor."""
 
 from __future__ import annotations
 

@@ -89,10 +89,10 @@ def commands() -> str:
     head = [
         "# Commands",
         "",
-        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command, except for `compare` and",
-        "`completion`, which have the first form only; `--help` prints what is written here. With `mpirun -n R` in",
-        "front, R ranks share the work. The options of `train` are in [options.md](options.md), exit statuses in",
-        "[run-folder.md](run-folder.md#exit-status).",
+        "`distsgd SUBCOMMAND` and `python -m distsgd.SUBCOMMAND` are the same command, except for `compare`,",
+        "`completion` and `data`, which have the first form only; `--help` prints what is written here. With",
+        "`mpirun -n R` in front, R ranks share the work. The options of `train` are in [options.md](options.md), exit",
+        "statuses in [run-folder.md](run-folder.md#exit-status).",
     ]
     lines = [line for name in SUBCOMMANDS if name != "train" for line in _command(name)]
     return "\n".join([*head, *lines, ""])
@@ -102,7 +102,9 @@ def _command(name: str) -> Iterator[str]:
     kind = import_module(f"distsgd.cli.{name}").Options
     options = list(options_of(kind).values())
     places = [one.name.upper() + " …" * one.is_list for one in options if one.positional]
-    command = f"python -m distsgd.{name}" if find_spec(f"distsgd.{name}") else f"distsgd {name}"
+    module = find_spec(f"distsgd.{name}")
+    runs = module is not None and module.submodule_search_locations is None  # distsgd.data is a package
+    command = f"python -m distsgd.{name}" if runs else f"distsgd {name}"
     named = len(options) > len(places)
     usage = " ".join([command, *places, *(["[--option value …]"] if named else [])])
     yield from ("", f"## {name}", "", f"`{usage}`", "", _escaped(getdoc(kind) or ""))

@@ -6,6 +6,7 @@ Train on any number of MPI ranks, with the same bits on each number of them.
   launch      start training with mpirun, supervise it, restart after failures
   evaluate    score a trained model on a data set
   predict     predict with a trained model
+  data        print what is in a data file, and the command that trains on it
   plot        draw pictures of a run, or of several
   compare     print a table of runs: options, scores and times
   doctor      print what this machine and this MPI are, and what is wrong
@@ -26,7 +27,7 @@ from distsgd.core.output import say, say_lines, status_after_output
 from distsgd.core.processes import open_closed_streams
 from distsgd.core.version import __version__
 
-SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "plot", "compare", "doctor", "completion")
+SUBCOMMANDS = ("train", "launch", "evaluate", "predict", "data", "plot", "compare", "doctor", "completion")
 
 
 def main() -> int:

@@ -207,6 +207,9 @@ class ReadOptions:
         Whether targets are read; without, there may be no examples.
     streamed : bool, default False
         Whether the file is to be read in blocks.
+    listed : bool, default False
+        Whether each array of a file is described by its own name, whatever it is for; `DataSource.notes` says why one
+        can't be.
     """
 
     x: tuple[str, ...] = ()
@@ -220,6 +223,7 @@ class ReadOptions:
     columns: Columns | None = None
     targets: bool = True
     streamed: bool = False
+    listed: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, Rows, Runs
-from distsgd.data.sources.streams import Stream, check_out, expect_end, fill, fill_fortran, reading
+from distsgd.data.sources.streams import BLOCK, Stream, check_out, expect_end, fill, fill_fortran, reading
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ class FileSource(ArraySource):
             expect_end(stream, self.where)
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
-        """Reads rows out of the file, without a map, where the data lies in it as it is."""
-        if not self.lies_in_rows:
+        """Reads rows out of the file, without a map, where the data lies in it as it is; packed data from its
+        beginning on, without the array as a whole."""
+        if self.header.fortran:
             return super().open_rows(arrays)
         (name,) = arrays
-        return _FileRows(name, self)
+        return _PackedRows(name, self) if self.header.packed else _FileRows(name, self)
 
     def mapped(self) -> Array | None:
         """A read-only map, where the data is C-ordered, aligned, not packed, and in this machine's byte order."""
@@ -135,6 +136,47 @@ class _FileRows(Rows):
                 self._stream.seek(self._offset + start * row)
                 fill(self._stream, memory[at : at + stop - start], source.where)
                 at += stop - start
+
+    def close(self) -> None:
+        self._open.close()
+
+
+class _PackedRows(Rows):
+    """Rows of packed data, which is unpacked up to those that are read; for earlier ones it begins again."""
+
+    def __init__(self, name: str, source: FileSource) -> None:
+        self._name, self._source, self._at = name, source, 0
+        self._row = prod(source.shape[1:]) * source.dtype.itemsize
+        self._open = ExitStack()
+        self._stream = self._begin()
+
+    def _begin(self) -> Stream:
+        self._open.close()
+        with ExitStack() as opening:
+            stream, header = opening.enter_context(self._source.opened())
+            self._source.check_unchanged(header)
+            self._open = opening.pop_all()
+        self._at = 0
+        return stream
+
+    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
+        memory, at = out[self._name], 0
+        if runs and runs[0][0] < self._at:
+            self._stream = self._begin()
+        with reading(self._source.where):
+            for start, stop in runs:
+                self._skip((start - self._at) * self._row)
+                fill(self._stream, memory[at : at + stop - start], self._source.where)
+                at += stop - start
+                self._at = stop
+            if self._at == self._source.shape[0]:  # checksums are compared there
+                expect_end(self._stream, self._source.where)
+
+    def _skip(self, count: int) -> None:
+        while count > 0:
+            block = np.empty(min(count, BLOCK), np.uint8)
+            fill(self._stream, block, self._source.where)
+            count -= len(block)
 
     def close(self) -> None:
         self._open.close()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import TypeAlias
 
+from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
 from distsgd.data.columns import Columns
 from distsgd.data.sources.assemble import ALIASES, assemble, inputs
@@ -63,7 +64,9 @@ def data_source(
     DataError
         Where there are no such arrays, or they don't fit each other.
     """
-    options = _as_trained(options)
+    if options.listed:
+        return _listed(where, names, open_all)
+    options = _as_trained(options, names)
     found = roles(where, names, options)
     sources = open_all(found)
     arrays = gathered(where, found, sources)
@@ -78,19 +81,32 @@ def data_source(
     return replace(described, unused=unused if options.targets else (), files=stamps(found))
 
 
+def _listed(where: str, names: Sequence[str], open_all: Callable[[Roles], Mapping[str, ArraySource]]) -> DataSource:
+    """All arrays of a file by their own names."""
+    arrays, notes = dict[str, ArraySource](), []
+    for name in names:
+        try:
+            arrays |= open_all({"x_train": (name,)})
+        except DataError as problem:
+            notes.append(str(problem))
+    return DataSource(where, arrays, notes=tuple(notes))
+
+
 def _described(where: str, arrays: Mapping[str, ArraySource], options: ReadOptions) -> DataSource:
     if options.targets:
         return assemble(where, arrays)
     return DataSource(where, {"x_train": inputs(where, arrays["x_train"], least=0)})
 
 
-def _as_trained(options: ReadOptions) -> ReadOptions:
-    """The options with what a trained model takes in place of what isn't given."""
+def _as_trained(options: ReadOptions, names: Sequence[str]) -> ReadOptions:
+    """The options with what a trained model takes in place of what isn't given. Where no array has the name of an
+    input, these are the features of a table, put together."""
     columns = options.columns
     if columns is None:
         return options
-    x = options.x or _but_ours(columns.inputs)
-    y = options.y or (_but_ours(columns.target) if options.targets else ())
+    are_there = not set(names).isdisjoint(columns.inputs)
+    x = options.x or (_but_ours(columns.inputs) if are_there else ())
+    y = options.y or (_but_ours(columns.target) if options.targets and are_there else ())
     return replace(options, x=x, y=y, missing=columns.missing)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from math import prod
 
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.files import FileStamp
@@ -27,7 +28,8 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
     if where.endswith(".npy") and not os.path.isdir(where):
         return _open_single(where, options)
     if os.path.isdir(where):
-        return _open_named(where, _names_in(where), options, lambda names: _open_members(where, names))
+        found = _open_named(where, _names_in(where), options, lambda names: _open_members(where, names))
+        return found if options.listed or options.x or options.y else _with_columns(where, found)
     return _open_named(where, npz_keys(where), options, lambda names: dict(open_npz(where, names)))
 
 
@@ -45,6 +47,20 @@ def _open_named(
         return stamps(os.path.join(where, f"{name}.npy") for name in used_names(found))
 
     return data_source(where, names, options, lambda found: open_all(used_names(found)), files)
+
+
+def _with_columns(where: str, found: DataSource) -> DataSource:
+    """With what `distsgd data --write` has written beside the arrays."""
+    from distsgd.data.sources.written import check_about, read_about
+
+    about = read_about(where)
+    if about is None:
+        return found
+    check_about(where, about, prod(found.arrays["x_train"].shape[1:]))
+    if "y_train" not in found.arrays:  # inputs to predict
+        return found
+    columns = about["columns"] if found.columns is None else found.columns
+    return replace(found, **{**about, "columns": columns})
 
 
 def _names_in(folder: str) -> list[str]:

@@ -46,17 +46,21 @@ class Format:
     package: str = ""
     extra: str = ""
 
-    def open(self, path: str, options: ReadOptions) -> DataSource:
-        """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError for what
-        the format doesn't take."""
+    def check(self, path: str, options: ReadOptions) -> None:
+        """Raises ConfigurationError for what the format doesn't take, and where no package is there that reads it."""
         check_taken(f"{self.name}, as {path} is", options, self.takes)
         if self.package and find_spec(self.package) is None:
             raise where_missing(f"{path}: {self.name}", self.package, self.extra)
+
+    def open(self, path: str, options: ReadOptions) -> DataSource:
+        """The data set at an absolute path. Raises DataError where it can't be read, and ConfigurationError as
+        `check` does."""
+        self.check(path, options)
         found: DataSource = import_module(self.module).open_source(path, options)
         return found
 
 
-_FOR_ALL = ("targets", "streamed", "columns", "classes")
+_FOR_ALL = ("targets", "streamed", "columns", "classes", "listed")
 """Fields of ReadOptions that no user gives, or that take effect whatever the format is."""
 
 
@@ -146,19 +150,27 @@ def _files_in(folder: str) -> list[str]:
 
 def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:
     """The files of one format as one data set. Raises DataError where they have several."""
-    from distsgd.data.sources.shards import open_shards
+    from distsgd.data.sources.shards import check_paths, open_shards
 
-    formats = {path: format_of(_existing(path)) for path in paths}
+    formats = {path: format_of(existing(path)) for path in paths}
     for path, found in formats.items():
         if found is not formats[paths[0]]:
             raise DataError(
                 f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
                 f"{os.path.basename(path)} is {found.name}; name those that belong together"
             )
-    return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    formats[paths[0]].check(paths[0], options)
+    module = import_module(formats[paths[0]].module)
+    if not hasattr(module, "open_table"):
+        return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    check_paths(where, paths)
+    tables = import_module(f"{_HERE}.sharded_table")  # which imports what asks for a format, too
+    several: DataSource = tables.open_tables(where, [module.open_table(path, options) for path in paths], options)
+    return several
 
 
-def _existing(path: str) -> str:
+def existing(path: str) -> str:
+    """This path. Raises DataError where there is nothing."""
     if not os.path.exists(path):
         raise DataError(f"{path}: expected a data file or folder, there is none; check the path")
     return path
@@ -169,18 +181,24 @@ def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) 
 
     Several files of one format, which a pattern, a folder or names with commas between mean, are one data set.
     """
-    where, asked = absolute(path), options or ReadOptions()
-    if os.path.isdir(where):
-        several = _files_in(where)
-    elif os.path.exists(where):
-        several = []
-    else:
-        from distsgd.data.sources.shards import paths_of
-
-        several = paths_of(os.fspath(path))
+    asked, several = options or ReadOptions(), files_of(path)
+    where = absolute(path)
     if several:
         return _open_several(where, several, asked)
-    return format_of(_existing(where)).open(where, asked)
+    return format_of(existing(where)).open(where, asked)
+
+
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """The absolute paths of the files that are one data set together, where this means several; none of a single file,
+    and of a folder that is one data set itself. Raises DataError."""
+    where = absolute(path)
+    if os.path.isdir(where):
+        return _files_in(where)
+    if os.path.exists(where):
+        return []
+    from distsgd.data.sources.shards import paths_of
+
+    return paths_of(os.fspath(path))
 
 
 def open_paths(paths: Sequence[str | os.PathLike[str]], options: ReadOptions | None = None) -> DataSource:
