@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks.common import RESULTS, machine, table
 from benchmarks.faults import sha256
 from benchmarks.processes import ROOT, environment, mpirun
@@ -48,6 +50,27 @@ OPTIONS = (
     *("--checkpoint-every", "200", "--validate-every", "500", "--patience", "0", "--stall-timeout", "2s", "--quiet"),
 )
 _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+_ROWS, _FEATURES = 120_000, 200
+_STREAMED = ("--shuffle-buffer", "20MB", "--readers", "2", "--standardize")
+"""Of 96 MB of examples, five times the buffer."""
+
+
+def options_of(folder: Path, kept: Mapping[str, Any]) -> list[str]:
+    """The options of the run; of a streamed one its data set is made where it isn't there."""
+    if not kept.get("streamed"):
+        return [*OPTIONS]
+    data = folder / "data"
+    if not (data / "y.npy").exists():
+        data.mkdir(parents=True, exist_ok=True)
+        draws = np.random.default_rng(0)
+        x = np.lib.format.open_memmap(data / "x.npy", "w+", np.float32, (_ROWS, _FEATURES))
+        for start in range(0, _ROWS, 10_000):
+            x[start : start + 10_000] = draws.standard_normal((10_000, _FEATURES), np.float32)
+        x.flush()
+        np.save(data / "y.npy", x[:, :10].argmax(axis=1))
+    return ["--dataset", str(data), *_STREAMED, *OPTIONS]
 
 
 @dataclass
@@ -93,7 +116,8 @@ class Soak:
         """The launcher, with the same command as ever."""
         settings = {**environment(), _TAG: self.tag, "TMPDIR": str(self.temporary), "DISTSGD_PACE": _PACE}
         own = ["-n", str(RANKS), "--max-restarts", "1000000", "--"]
-        line = [sys.executable, "-m", "distsgd.launch", *own, *OPTIONS, "--callback", _CALLBACK]
+        given = options_of(self.folder, self.kept)
+        line = [sys.executable, "-m", "distsgd.launch", *own, *given, "--callback", _CALLBACK]
         with open(self.folder / "log", "ab") as log:
             return subprocess.Popen(
                 [*line, "--out", str(self.run.path)],
@@ -266,8 +290,9 @@ def compare(folder: Path, kept: dict[str, Any]) -> None:
     """Ends the run a little later, and makes it again undisturbed; counts that one's memory, too."""
     last = WatchedFolder(folder / "run").step() or 0
     more = ("--max-steps", str(last + 100))
-    line = [mpirun(), "-n", "2", sys.executable, "-m", "distsgd.train", *OPTIONS, *more]
+    line = [mpirun(), "-n", "2", sys.executable, "-m", "distsgd.train", *options_of(folder, kept), *more]
     subprocess.run([*line, "--out", str(folder / "run")], env=environment(), cwd=folder, check=True)
+    line += ["--no-stream"] if kept.get("streamed") else []
     shutil.rmtree(folder / "again", ignore_errors=True)
     process = subprocess.Popen(
         [*line, "--out", str(folder / "again")], env={**environment(), _TAG: "again"}, cwd=folder
@@ -334,9 +359,13 @@ def main() -> int:
         "--folder", type=Path, default=ROOT / "runs" / "soak", help="keeps the run (default: runs/soak)"
     )
     parser.add_argument("--out", type=Path, help="results (default benchmarks/results/soak-DATE.json)")
+    parser.add_argument(
+        "--streamed", action="store_true", help="on a file that is read while training; compared with it in memory"
+    )
     chosen = parser.parse_args()
-    path: Path = chosen.out or RESULTS / f"soak-{datetime.now(UTC):%Y-%m-%d}.json"
-    empty = {"seconds": 0.0, "events": [], "problems": [], "lives": [], "files": []}
+    name = "soak-streamed" if chosen.streamed else "soak"
+    path: Path = chosen.out or RESULTS / f"{name}-{datetime.now(UTC):%Y-%m-%d}.json"
+    empty = {"streamed": chosen.streamed, "seconds": 0.0, "events": [], "problems": [], "lives": [], "files": []}
     kept = json.loads(path.read_text()) if path.exists() else {"benchmark": "soak", "machine": machine(), **empty}
     if not kept["seconds"]:
         shutil.rmtree(chosen.folder, ignore_errors=True)

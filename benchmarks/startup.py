@@ -6,6 +6,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks.common import Contender, Report, interleave, options, table, with_skipped
 from benchmarks.processes import require, run, under_mpirun, under_torchrun
 
@@ -35,6 +37,14 @@ def command(name: str, ranks: int | None, arguments: Sequence[str]) -> Contender
     return Contender(name, started)
 
 
+def large_file(folder: str) -> tuple[str, ...]:
+    """The arguments of one step on a mapped file of 20 GB, which is sparse: as if all of it were in memory."""
+    rows = 20_000_000_000 // (784 * 4)
+    np.lib.format.open_memmap(f"{folder}/x.npy", mode="w+", dtype=np.float32, shape=(rows, 784))
+    np.save(f"{folder}/y.npy", np.arange(rows) % 10)
+    return (*TRAIN, "--dataset", folder, "--validation-last", "1000", "--max-steps", "1")
+
+
 def torchrun(interpreter: str) -> dict[str, float]:
     """Seconds in which torchrun starts two processes that meet once."""
     require(interpreter, "torch")
@@ -50,7 +60,10 @@ def main() -> None:
     report = Report("startup", chosen)
     contenders = [command(name, ranks, arguments) for name, (ranks, arguments) in COMMANDS.items()]
     contenders.append(Contender("2 processes: torchrun and gloo, no work", lambda _: torchrun(chosen.torch_python)))
-    found = interleave(contenders, chosen.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = large_file(folder)
+        contenders += [command(f"one step, mapped 20 GB, {count} rank(s)", count, arguments) for count in (1, 2)]
+        found = interleave(contenders, chosen.rounds)
     rows = [
         (name, f"{series.median('seconds'):.3f}", f"{min(series.values('seconds')):.3f}")
         for name, series in found.items()

@@ -132,7 +132,7 @@ class Ranges:
 
 def range_of(x: Array) -> tuple[float, float]:
     """The least and the greatest of up to 4,096 evenly spread rows."""
-    chosen = x[np.linspace(0, len(x) - 1, min(len(x), _LOOKED_AT)).astype(np.int64)]
+    chosen = x[_spread(x, _LOOKED_AT)]
     return float(chosen.min()), float(chosen.max())
 
 
@@ -285,10 +285,21 @@ def between(low: Any, high: Any) -> str:
     return f"between {ends[0]} and {ends[1]}"
 
 
+def looked_at(x: Array) -> Array:
+    """The numbers of all rows that are looked at here where not all are, in rising order."""
+    return np.union1d(_spread(x, _LOOKED_AT), _spread(x, _most(x)))
+
+
+def _spread(x: Array, most: int) -> Array:
+    return np.linspace(0, len(x) - 1, min(len(x), most)).astype(np.int64)
+
+
+def _most(x: Array) -> int:
+    return min(_LOOKED_AT, max(_ENOUGH, _VALUES // max(1, x.size // len(x))))
+
+
 def _rows(x: Array) -> Array:
     """Evenly spread rows, flattened."""
-    features = max(1, x.size // len(x))
-    most = min(len(x), _LOOKED_AT, max(_ENOUGH, _VALUES // features))
-    chosen = x[np.linspace(0, len(x) - 1, most).astype(np.int64)]
+    chosen = x[_spread(x, _most(x))]
     rows = chosen.reshape(len(chosen), -1)
     return rows.astype(np.int8) if rows.dtype.kind == "b" else rows

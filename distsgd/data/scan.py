@@ -21,12 +21,12 @@ from distsgd.core.files import cache_folder, read_regular
 from distsgd.data.features import Standardization, between
 from distsgd.data.sources.base import Runs
 
-_TOGETHER = 1 << 20
+TOGETHER = 1 << 20
 """Values that are added up at once: of a longer block, parts of it."""
 _SAMPLE = 512
 """So many rows of a block are compared with those of an earlier start."""
 _VERSION = 1
-_MOST_FILES, _MOST_BYTES = 200, 256 << 20
+MOST_FILES, _MOST_BYTES = 200, 256 << 20
 """What is kept at most."""
 
 
@@ -90,8 +90,8 @@ class Moments:
 
 
 def _blocks(array: Array, runs: Runs) -> Iterator[Array]:
-    """The rows (k, features) float64, in runs and no more at once than `_TOGETHER` values."""
-    rows = max(1, _TOGETHER // max(1, array.size // max(1, len(array))))
+    """The rows (k, features) float64, in runs and no more at once than `TOGETHER` values."""
+    rows = max(1, TOGETHER // max(1, array.size // max(1, len(array))))
     for start, stop in runs:
         for first in range(start, stop, rows):
             block = array[first : min(first + rows, stop)]
@@ -177,6 +177,6 @@ def _remove_oldest(folder: Path) -> None:
     total = 0
     for number, (_, size, path) in enumerate(found):
         total += size
-        if number >= _MOST_FILES or total > _MOST_BYTES:
+        if number >= MOST_FILES or total > _MOST_BYTES:
             with suppress(OSError):
                 path.unlink()

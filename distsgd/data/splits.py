@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heapreplace
 from typing import Any
 
 import numpy as np
@@ -63,10 +64,9 @@ def split_off(num_examples: int, count: int, seed: int, labels: Array | None = N
     can give one.
     """
     order = permutation(num_examples, seed, "validation split")
-    order = order.astype(index_dtype(num_examples))
-    if labels is not None:
-        order = _by_shares(order, count, labels)
-    return np.sort(order[count:]), np.sort(order[:count])
+    is_chosen = np.zeros(num_examples, bool)
+    is_chosen[order[:count] if labels is None else _by_shares(order, count, labels)] = True
+    return _both(is_chosen)
 
 
 def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
@@ -75,8 +75,61 @@ def block_split(blocks: int, count: int, seed: int) -> tuple[Array, Array]:
     return np.sort(order[count:]), np.sort(order[:count])
 
 
+def fold_rows(num_examples: int, part: int, parts: int, seed: int, labels: Array | None = None) -> tuple[Array, Array]:
+    """(rest, the examples of part `part`, from 1 to `parts`), both as sorted indices: a fixed function of the seed.
+
+    Each example is in one part. Their sizes differ by at most 1; with labels (num_examples,), so do the numbers of
+    examples of each class.
+    """
+    order = permutation(num_examples, seed, "folds")
+    if labels is not None:
+        order = order[np.argsort(labels[order], kind="stable")]
+    is_chosen = np.zeros(num_examples, bool)
+    is_chosen[order[part - 1 :: parts]] = True
+    return _both(is_chosen)
+
+
+def group_split(groups: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """(rest, examples of whole groups), both as sorted indices: groups in random order, as long as they have at most
+    `count` examples together; at least one, and never all.
+
+    groups   what group each example (n,) is of: numbers or texts
+    """
+    numbers, sizes = _groups(groups)
+    order = permutation(len(sizes), seed, "validation groups")
+    taken = int(np.searchsorted(np.cumsum(sizes[order]), count, side="right"))
+    is_taken = np.zeros(len(sizes), bool)
+    is_taken[order[: min(max(1, taken), len(sizes) - 1)]] = True
+    return _both(is_taken[numbers])
+
+
+def group_folds(groups: Array, part: int, parts: int, seed: int) -> tuple[Array, Array]:
+    """(rest, the examples of part `part` of `parts`), of which each has whole groups: from the largest to the smallest
+    group, in random order among equal ones, each comes into the part that has the fewest examples."""
+    numbers, sizes = _groups(groups)
+    order = permutation(len(sizes), seed, "folds")
+    part_of = np.zeros(len(sizes), np.int64)
+    filled = [(0, one) for one in range(parts)]
+    for group in order[np.argsort(-sizes[order], kind="stable")].tolist():
+        size, smallest = filled[0]
+        part_of[group] = smallest
+        heapreplace(filled, (size + int(sizes[group]), smallest))
+    return _both((part_of == part - 1)[numbers])
+
+
+def _groups(groups: Array) -> tuple[Array, Array]:
+    """(the number of each example's group, how many examples each group has)."""
+    _, numbers = np.unique(groups, return_inverse=True)
+    return numbers, np.bincount(numbers)
+
+
+def _both(is_chosen: Array) -> tuple[Array, Array]:
+    dtype = index_dtype(len(is_chosen))
+    return np.flatnonzero(~is_chosen).astype(dtype), np.flatnonzero(is_chosen).astype(dtype)
+
+
 def _by_shares(order: Array, count: int, labels: Array) -> Array:
-    """The order with each class's share of `count` in front."""
+    """Each class's share of `count`, the first of it in this order."""
     sizes = np.bincount(labels)
     shares, remainders = np.divmod(count * sizes, len(order))
     most = np.argsort(-remainders, kind="stable")
@@ -85,5 +138,6 @@ def _by_shares(order: Array, count: int, labels: Array) -> Array:
             shares[able[:left]] += 1
     narrow = labels.astype(np.min_scalar_type(len(sizes)))  # which sorts in one pass where it has 16 bits or fewer
     by_class = order[np.argsort(narrow[order], kind="stable")]
-    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within the class
-    return by_class[np.argsort(place >= np.repeat(shares, sizes), kind="stable")]
+    starts, ends = np.cumsum(sizes) - sizes, np.cumsum(shares)
+    found: Array = by_class[np.arange(count) + np.repeat(starts - (ends - shares), shares)]
+    return found

@@ -26,7 +26,7 @@ _BLOCK, _LEAST_BLOCK = 32 << 20, 1 << 20
 """Bytes that are read and kept together, where rows can't be read by themselves: at most, and of short chunks."""
 _KEPT = 64 << 20
 """Bytes of blocks that are kept at most, for the workers of a rank read in different places."""
-_LOOKED_AFTER = 1.0
+LOOKED_AFTER = 1.0
 """Seconds after which it is looked again whether a file is as it was."""
 
 
@@ -220,7 +220,7 @@ class _Reader:
     def _read_runs(self, rows: Array, out: Array) -> None:
         if not len(rows):
             return
-        if time.monotonic() - self._looked > _LOOKED_AFTER:
+        if time.monotonic() - self._looked > LOOKED_AFTER:
             for file in self._files:
                 file.check()
             self._looked = time.monotonic()
@@ -234,6 +234,9 @@ class _Reader:
             out[...] = found
         if self._check is not None:
             self._check(out, rows)
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         """Closes the file, and keeps nothing."""

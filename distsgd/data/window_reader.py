@@ -22,7 +22,7 @@ from distsgd.data.windows import NONE, Windows
 if TYPE_CHECKING:
     from distsgd.core.files import FileStamp
 
-_TOGETHER = 8 << 20
+TOGETHER = 8 << 20
 """Bytes that are read at least in one call, where there are so many."""
 _CONVERTED = 64 << 20
 """Bytes as they are stored that are converted at once."""
@@ -162,7 +162,7 @@ class WindowReader:
         place = size = 0
         for run in runs:
             cuts = not together or together[-1][1] - 1 < run[0] // chunk * chunk
-            long = size >= _TOGETHER and cuts
+            long = size >= TOGETHER and cuts
             if together and (long or (self._reading.converts and size >= _CONVERTED)):
                 yield place, together
                 place += len(together) * self._windows.block

@@ -76,7 +76,7 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
 
 def _order(config: TrainConfig, data: Data) -> str:
     """The order of the examples, where options say it."""
-    if config.shuffle_buffer is None:
+    if config.shuffle_buffer is None and config.sampling not in ("weighted", "balanced"):
         return ""
     from distsgd.run.data.ordering import order_in_words
 

@@ -11,6 +11,7 @@ import numpy as np
 from distsgd.core.components import field_names
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.data.examples import Signature
+from distsgd.data.targets import blocks
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.losses.base import Loss
@@ -266,7 +267,8 @@ def refuse_one_class(
             if (y != first).any() or (y.dtype.kind == "f" and not np.isin(first, (0, 1)).all()):
                 return
         label = true_classes(first[:, None])[0] if y.dtype.kind == "f" else first[0]
-        where = "" if (train.y == train.y[0]).all() else ", once the validation examples are split off"
+        alike = all((block == train.y[0]).all() for _, block in blocks(train.y))
+        where = "" if alike else ", once the validation examples are split off"
         raise DataError(
             f"the training targets are labels of a single class, {label}{where}: there is nothing to learn from them; "
             "give examples of every class, or say with --classes how many there are"
@@ -314,8 +316,8 @@ def check_targets(communicator: Communicator, config: TrainConfig, objective: Ob
             )
         sets = {"training": data.train, "validation": data.validation, "test": data.test}
         for name, part in sets.items():
-            wrong = None if part is None else loss.wrong_targets(part.y)
-            if wrong is not None:
+            found = (loss.wrong_targets(block) for _, block in (() if part is None else blocks(part.y)))
+            if (wrong := next(filter(None, found), None)) is not None:
                 raise DataError(f"{data.name}: the {name} targets {wrong}")
 
     communicator.on_root(check)

@@ -107,10 +107,14 @@ def build_trainer(
     """The trainer, with freshly initialized parameters on every rank. Collective."""
     batch_size = len(data.train) if config.batch_size == "full" else config.batch_size
     order = None
-    if config.shuffle_buffer is not None or len(data.train) >= ORDER_BY_SORT:
+    if (
+        config.shuffle_buffer is not None
+        or config.sampling in ("weighted", "balanced")
+        or len(data.train) >= ORDER_BY_SORT
+    ):
         from distsgd.run.data.ordering import order_of
 
-        order = order_of(config, data.train, batch_size)
+        order = order_of(config, data.train, batch_size, data.drawn_by, data.signature.num_classes)
     objective = objective.scaled(config.loss_scale or 1)
     if objective.inputs_as_stored and not device.host_memory:
         raise ConfigurationError(f"device {device.name}: this model computes on the CPU alone; give --device cpu")

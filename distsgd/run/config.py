@@ -33,6 +33,7 @@ from distsgd.run.config_checks import (
     check_order,
     check_resume,
     number_of_classes,
+    parse_fold,
     parse_size,
 )
 from distsgd.run.user_code import names_code
@@ -79,6 +80,8 @@ class TrainConfig:
         "Several arrays stand side by side. Default: the array x.")
     y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
     weights: str | None = option(None, "The weights of the examples' losses. Default: the array weights, if any.")
+    group: str | None = option(None, help=
+        "The column of groups, such as patients: what --validation-fraction or --fold split off are whole groups.")
     axis: str = option("0", "The axis of the examples in arrays of a file, by its number or its name.")
     missing: Missing = option("refuse", choices=get_args(Missing), help=
         "Missing values (null or NaN) of a file: refuse; mean or zero: what stands for them; drop: their examples go.")
@@ -92,6 +95,9 @@ class TrainConfig:
     split_seed: int | None = option(None, interval="[0, 9223372036854775808)", help=
         "Of the split alone, so that --seed can change without it. Default: --seed.")
     validation_last: int | None = option(None, "Validate on this many last training examples.", interval="[1, inf)")
+    fold: str | None = option(None, check=parse_fold, help=
+        "Validate on one of several equal parts of the training examples: 2/5 is the second of five, a fixed function "
+        "of the seed.")
     test: str | None = option(None, "Path of test data, instead of the data set's own.", path=True)
     classes: tuple[str, ...] = option((), most=100_000, check=lambda words, name: number_of_classes(words), help=
         "How many classes there are, where the data don't hold all, or their names in the order of the labels.")
@@ -165,8 +171,9 @@ class TrainConfig:
 
     batch_size: BatchSize = option(256, group="Sampling and arithmetic", interval="[1, inf)", help=
         "Examples of one global minibatch, over all ranks together; full for the whole training set.")
-    sampling: str = option("epochs", choices=("epochs", "replacement"), help=
-        "epochs: each example once an epoch; replacement: every minibatch drawn independently.")
+    sampling: str = option("epochs", choices=("epochs", "replacement", "weighted", "balanced"), help=
+        "epochs: each example once an epoch; replacement: every minibatch drawn independently; weighted: examples as "
+        "often as their weights say, which don't multiply losses then; balanced: all classes equally often.")
     shuffle: bool = option(True, "A new order every epoch.")
     shuffle_buffer: str | None = option(None, check=parse_size, help=
         "Order epochs by blocks of neighbours, and examples among those of blocks that half of so much memory holds: "
@@ -292,9 +299,15 @@ class TrainConfig:
         }
         needed = {name: getattr(self, name) != OPTIONS[name].default for name in ("order_block", "stream", "readers")}
         check_order(self.shuffle_buffer, needed, others)
-        given = [name for name in ("validation", "validation_last") if getattr(self, name) is not None]
+        given = [name for name in ("validation", "validation_last", "fold") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ConfigurationError("validation and validation_last exclude each other; give one of them")
+            raise ConfigurationError(f"{given[0]} and {given[1]} exclude each other; give one of them")
+        if self.fold is not None and self.validation_fraction not in (0, OPTIONS["validation_fraction"].default):
+            raise ConfigurationError("validation_fraction: would change nothing beside fold; leave one of them out")
+        if self.sampling in ("weighted", "balanced") and not self.shuffle:
+            raise ConfigurationError(
+                f"shuffle: --sampling {self.sampling} draws in a new order every epoch; leave one of them out"
+            )
 
     @property
     def stall_seconds(self) -> float:

@@ -57,6 +57,15 @@ def check_kernels(text: str, name: str) -> None:
         raise wrong_name(name, text, (AUTO, *NAMES))
 
 
+def parse_fold(text: str, name: str) -> tuple[int, int]:
+    """(2, 5) of `2/5`: the second of five parts."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
+    part, parts = (int(found[1]), int(found[2])) if found is not None else (0, 0)
+    if not 1 <= part <= parts or parts < 2:
+        raise ConfigurationError(f"{name}: expected one of two or more parts, such as 2/5, got {text!r}")
+    return part, parts
+
+
 def parse_size(text: str, name: str) -> int:
     """Bytes of `256MB`, `1.5GB` or `64MiB`."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([kKMGT]?)(i?)B", text.strip())

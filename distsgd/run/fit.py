@@ -42,6 +42,7 @@ def fit(
     y: Any = None,
     *,
     weights: Any = None,
+    group: Any = None,
     validation: tuple[Any, ...] | None = None,
     test: tuple[Any, ...] | None = None,
     params: Mapping[str, Any] | None = None,
@@ -68,6 +69,9 @@ def fit(
     x, y, weights : arrays
         The examples along the first axis: x of shape (n, …), y of shape (n,) or (n, k), weights of shape (n,). They
         are used where they lie, and read-only until fit returns. A tuple (x, y) or (x, y, weights) may take x's place.
+    group : array, optional
+        What group each example is of, numbers or texts (n,). What `validation_fraction` or `fold` splits off are whole
+        groups then.
     validation, test : tuple of arrays
         (x, y) or (x, y, weights). `validation_fraction=0.1` splits validation examples off x and y instead.
     params : mapping of str to array, optional
@@ -125,7 +129,7 @@ def fit(
         arrays = {"train": training_set(x, y, weights), "validation": validation, "test": test}
         watching, measured = [history, *listed("callbacks", callbacks)], listed("metrics", metrics)
         return FitArguments(
-            model, arrays, params, outputs, as_loss(loss), optimizer, schedule, measured, watching, options
+            model, arrays, group, params, outputs, as_loss(loss), optimizer, schedule, measured, watching, options
         ).spec()
 
     ranks = ranks_for(communicator, options.get("stall_timeout"))

@@ -27,10 +27,19 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.compared.agreement import add_versions
+from distsgd.run.compared.digests import array_text
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
-from distsgd.run.data.given import add_examples, examples_given, from_arrays, from_source, has_columns, source_of
+from distsgd.run.data.given import (
+    add_examples,
+    examples_given,
+    from_arrays,
+    from_source,
+    groups_given,
+    has_columns,
+    source_of,
+)
 from distsgd.run.files.summary import last_line
 from distsgd.run.lifecycle import Attempt, RunSpec
 from distsgd.run.user_code import allow_code, names_code
@@ -43,7 +52,7 @@ if TYPE_CHECKING:
     from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {
-    "dataset", "data_dir", "x", "y", "weights", "axis", "stream", "readers", "model", "validation", "test",
+    "dataset", "data_dir", "x", "y", "weights", "group", "axis", "stream", "readers", "model", "validation", "test",
     "callback", "dry_run", "check_gradient",
 }  # fmt: skip
 """Options of the command line that fit doesn't have, or has as an argument of another type."""
@@ -55,6 +64,7 @@ class FitArguments:
 
     model: Any
     arrays: Mapping[str, Any]
+    group: Any
     params: Any
     outputs: Any
     loss: Any
@@ -77,13 +87,15 @@ class FitArguments:
         if source is None and sets["train"] is None:
             raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
         optimizer = optimizer or own_optimizer(config)
-        identity = self._identity(config, optimizer, sets)
+        identity, groups = self._identity(config, optimizer, sets), groups_given(self.group)
+        if groups is not None:
+            identity.say("group", array_text(groups))
         if known is not None:
             identity.say("columns", f"{known.columns}, {known.class_names}")
         spec = RunSpec(
             config,
             None if config.out is None else _folder(config),
-            from_arrays(sets, known) if source is None else from_source(source, sets),
+            from_arrays(sets, groups, known) if source is None else from_source(source, sets, groups),
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,

@@ -26,6 +26,7 @@ class FitOptions(TypedDict, total=False):
     validation_fraction: float
     split_seed: int | None
     validation_last: int | None
+    fold: str | None
     classes: int | str | Sequence[str]
     expand: Literal["none", "shifts"]
     augment: str | Sequence[str]
@@ -64,7 +65,7 @@ class FitOptions(TypedDict, total=False):
     decay_factor: float | None
     staircase: bool
     batch_size: int | Literal["full"]
-    sampling: Literal["epochs", "replacement"]
+    sampling: Literal["epochs", "replacement", "weighted", "balanced"]
     shuffle: bool
     shuffle_buffer: str | None
     order_block: int | None

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
+
 from distsgd.core.device import Array, Device
 from distsgd.data.examples import Examples
+from distsgd.data.targets import blocks
 from distsgd.parallel import Communicator
 from distsgd.run.data.loading import Data
 
@@ -41,8 +44,11 @@ def _copied(data: Data, device: Device, augmented: bool) -> Data:
     def moved(part: Examples | None) -> Examples | None:
         if part is None or len(part.shifts) > 1:
             return part
+        if part.check is not None:
+            for start, block in blocks(part.x):
+                part.check(block, np.arange(start, start + len(block)))
         weights = None if part.weights is None else put(part.weights)
-        return replace(part, x=put(part.x), y=put(part.y), weights=weights)
+        return replace(part, x=put(part.x), y=put(part.y), weights=weights, check=None)
 
     train = data.train if augmented else moved(data.train)
     assert train is not None

@@ -15,7 +15,7 @@ from distsgd.data.sources.converted import open_rows
 from distsgd.data.sources.streams import check_out
 
 _ROWS = 4096
-"""Rows that are looked at together. A mean depends on it by its rounding, so it is one number for all formats."""
+"""Rows that are looked at together, at most. A mean depends on it by its rounding, so it follows from shapes alone."""
 _MOST_DROPPED = 1 << 24
 _AT_ONCE = 32 << 20
 """Bytes that are read at once."""
@@ -95,8 +95,7 @@ class _FilledRows(Rows):
         """Overwrites `out` with examples that aren't left out, from the `first` of these on."""
         count = len(next(iter(out.values())))
         start, stop = self._row(first), self._row(first + count - 1) + 1
-        most = max(count, _ROWS)
-        done = 0
+        most, done = _rows_at_once(self._sources), 0
         for begin in range(start, stop, most):
             end = min(begin + most, stop)
             between = self._dropped[np.searchsorted(self._dropped, begin) : np.searchsorted(self._dropped, end)]
@@ -233,12 +232,17 @@ def _refuse_absent(where: str, source: ArraySource) -> None:
             )
 
 
+def _rows_at_once(arrays: Mapping[str, ArraySource]) -> int:
+    """How many rows of these arrays are looked at together."""
+    return max(1, min(_ROWS, _AT_ONCE // max(1, 8 * sum(prod(one.shape[1:]) for one in arrays.values()))))
+
+
 def _blocks(arrays: Mapping[str, ArraySource]) -> Iterator[tuple[int, dict[str, Array]]]:
     """All rows of the arrays, some at a time, and the number of the first of them."""
-    count = next(iter(arrays.values())).shape[0]
+    count, step = next(iter(arrays.values())).shape[0], _rows_at_once(arrays)
     with open_rows(arrays) as rows:
-        for start in range(0, count, _ROWS):
-            stop = min(start + _ROWS, count)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
             found = {name: np.empty((stop - start, *one.shape[1:]), one.dtype) for name, one in arrays.items()}
             rows.read([(start, stop)], found)
             yield start, found

@@ -157,7 +157,9 @@ def stored_of(where: str, array: Any, name: str) -> Stored:
     dtype = np.dtype(array.dtype)
     if dtype.kind in "biuf":
         dtype = np.dtype(dtype.str)  # without the names of an enumeration
-    stored = Stored(tuple(map(int, array.shape)), dtype, None if array.chunks is None else tuple(array.chunks))
+    chunks = None if array.chunks is None else tuple(array.chunks)
+    whole = array.id.get_create_plist().get_nfilters() > 0
+    stored = Stored(tuple(map(int, array.shape)), dtype, chunks, whole)
     stored.check(f"{where}: /{name}")
     return stored
 

@@ -34,11 +34,12 @@ compression of zeros reaches more."""
 
 @dataclass(frozen=True)
 class Stored:
-    """An array as the file holds it."""
+    """An array as the file holds it; `whole` chunks can't be read in parts."""
 
     shape: Shape
     dtype: np.dtype[Any]
     chunks: Shape | None
+    whole: bool = True
 
     def check(self, where: str) -> None:
         """DataError for what no reader can have in memory, or isn't numbers."""
@@ -112,8 +113,8 @@ class VariableSource(ArraySource):
 
     @property
     def chunk(self) -> int:
-        """Rows of a chunk."""
-        if self.stored.chunks is None:
+        """Rows of a chunk; one, where rows can be read by themselves."""
+        if self.stored.chunks is None or not self.stored.whole:
             return 1
         return max(1, min(self.stored.chunks[self.axis], self.shape[0]))
 
@@ -161,6 +162,7 @@ class _VariableRows(Rows):
     def __init__(self, name: str, source: VariableSource) -> None:
         self._name, self._source = name, source
         self._kept: tuple[int, Array] | None = None
+        self._buffer: Array | None = None
         with ExitStack() as opening:
             self._array, found = opening.enter_context(source.opened())
             source.check_unchanged(found)
@@ -193,8 +195,9 @@ class _VariableRows(Rows):
         if self._kept is None or self._kept[0] != begin:
             source = self._source
             end = min(begin + source.chunk, source.shape[0])
-            found = np.empty((end - begin, *source.shape[1:]), source.dtype)
-            self._kept = None
+            if self._buffer is None:  # once, for fresh memory costs as much as a chunk that isn't compressed
+                self._buffer = np.empty((source.chunk, *source.shape[1:]), source.dtype)
+            found, self._kept = self._buffer[: end - begin], None
             self._read(begin, end, found)
             self._kept = begin, found
         return self._kept[1]
@@ -210,7 +213,7 @@ class _VariableRows(Rows):
         source.decoding.into(raw, out)
 
     def close(self) -> None:
-        self._kept = None
+        self._kept = self._buffer = None
         self._open.close()
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.augmentation import ONE_PIXEL, check_images, parse_augmentation
-from distsgd.data.checks import check_stored, checked
+from distsgd.data.checks import check_rows, check_stored, checked, is_checked_later
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.features import unusual, unusual_targets
 from distsgd.data.targets import TargetSummary
+from distsgd.parallel import Communicator
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_checks import number_of_classes
 
@@ -33,9 +36,13 @@ def check_sets(
 
     def check(key: str, part: Examples, classes: int | None) -> tuple[int | None, TargetSummary]:
         if part.as_stored:
-            return check_stored(names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype)
-        as_values = values and classes is None
-        return checked(names[key], part.x, part.y, part.weights, num_classes=classes, values=as_values, dtype=dtype)
+            return check_stored(
+                names[key], part.x, part.y, part.weights, num_classes=classes, dtype=dtype, later=part.check is not None
+            )
+        return checked(
+            names[key], part.x, part.y, part.weights,
+            num_classes=classes, values=values and classes is None, dtype=dtype, later=part.check is not None,
+        )  # fmt: skip
 
     classes, targets = check("train", train, named if values else named or num_classes)
     if values and train.y.dtype.kind != "f" and targets.binary:
@@ -57,6 +64,19 @@ def check_sets(
         if (found is None) != (classes is None):
             raise DataError(f"{names[key]}: {key} and training targets must both be integer labels or both be floats")
     return classes, targets
+
+
+def checked_later(
+    communicator: Communicator, names: dict[str, str], sets: dict[str, Examples | None], dtype: np.dtype[Any]
+) -> dict[str, Examples | None]:
+    """The sets, of which those in large mapped files are checked as they are read. Collective; rank 0 decides."""
+    later = communicator.on_root(
+        lambda: {key for key, part in sets.items() if part is not None and is_checked_later(part.x)}
+    )
+    return {
+        key: replace(part, check=check_rows(names[key], dtype)) if part is not None and key in later else part
+        for key, part in sets.items()
+    }
 
 
 def augmentable(train: Examples, config: TrainConfig) -> Examples:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError, first_line
 from distsgd.data.checks import as_array, stored_array
 from distsgd.data.examples import Examples
 from distsgd.parallel import Communicator
@@ -91,34 +92,61 @@ def source_of(given: Any) -> DataSource | None:
     return given if module is not None and isinstance(given, module.DataSource) else None
 
 
+def groups_given(group: Any) -> Array | None:
+    """What group each example is of: numbers or texts (n,)."""
+    if group is None:
+        return None
+    try:
+        found = np.asarray(group)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"fit: group can't become an array ({first_line(error)}); give one entry an example"
+        ) from None
+    if found.dtype.kind == "O" and all(isinstance(one, str) for one in found.flat):
+        found = found.astype(str)
+    if found.ndim != 1 or found.dtype.kind not in "biuUS":
+        raise ConfigurationError(
+            f"fit: group: expected whole numbers or texts of shape (n,), one an example, got {found.dtype} of shape "
+            f"{found.shape}"
+        )
+    return found
+
+
 def from_arrays(
-    sets: dict[str, Examples | None], known: Described | None = None
+    sets: dict[str, Examples | None], groups: Array | None, known: Described | None = None
 ) -> Callable[[Communicator, TrainConfig], Data]:
     """Examples in memory, as they are: the ranks compare them before. `known` are their columns and classes."""
     names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
     if known is None:
-        return lambda communicator, config: split_data(communicator, config, names, sets, contents=contents)
+        return lambda communicator, config: split_data(
+            communicator, config, names, sets, contents=contents, groups=groups
+        )
 
     def load(communicator: Communicator, config: TrainConfig) -> Data:
-        data = split_data(communicator, config, names, sets, len(known.class_names) or None, contents)
+        data = split_data(communicator, config, names, sets, len(known.class_names) or None, contents, groups=groups)
         signature = replace(data.signature, columns=known.columns, class_names=known.class_names)
         return replace(data, signature=signature, notes=(*known.notes, *data.notes))
 
     return load
 
 
-def from_source(source: DataSource, sets: dict[str, Examples | None]) -> Callable[[Communicator, TrainConfig], Data]:
+def from_source(
+    source: DataSource, sets: dict[str, Examples | None], groups: Array | None
+) -> Callable[[Communicator, TrainConfig], Data]:
     """Its splits, each array once per host; those that are given as arrays take their place."""
 
     def load(communicator: Communicator, config: TrainConfig) -> Data:
         from distsgd.run.data.placement import place_split
 
         given = {name: part for name, part in sets.items() if part is not None}
+        if "validation" in given and (config.validation_last is not None or config.fold is not None):
+            name = "fold" if config.validation_last is None else "validation_last"
+            raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
         found = {
             split: given.get(split) or place_split(communicator, source, split, config) for split in names if split
         }
-        return data_of(communicator, config, source, names, found)
+        return data_of(communicator, config, source, names, found, groups)
 
     return load
 

@@ -7,6 +7,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.runtime import release_freed_memory
 from distsgd.data.checks import is_mapped, stays_in_files
@@ -15,7 +18,7 @@ from distsgd.data.targets import TargetSummary, absent
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import changed_since, fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
-from distsgd.run.data.checking import augmentable, check_sets, notes_on
+from distsgd.run.data.checking import augmentable, check_sets, checked_later, notes_on
 from distsgd.run.data.measuring import measured, sampled
 
 if TYPE_CHECKING:
@@ -30,8 +33,9 @@ class Data:
 
     `unused` are the names of the data set's arrays that it knows no use for, `notes` sentences about unusual inputs,
     and `changed` says what is wrong where arrays in memory that are the user's have changed since. `targets`, which is
-    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on. `stream`
-    reads the training examples while they are trained on, where they stay in their files.
+    on rank 0 alone, has been found of all training targets, and counts labels of those that are trained on. `drawn_by`
+    are the weights by which training examples are drawn, which then have none. `stream` reads
+    the training examples while they are trained on, where they stay in their files.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Data:
     notes: tuple[str, ...] = ()
     changed: Callable[[], DataError | None] = lambda: None
     targets: TargetSummary | None = None
+    drawn_by: Array | None = None
     stream: Stream | None = None
 
 
@@ -52,7 +57,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
     from distsgd.data.sources.registry import looks_like_path
     from distsgd.run.data.options import read_options
-    from distsgd.run.data.placement import place_split
+    from distsgd.run.data.placement import place, place_split
 
     options, others = read_options(config), (config.validation, config.test)
     source = open_source(communicator, config.dataset, config.data_dir, config.seed, others, options)
@@ -63,12 +68,13 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         if path is None:
             sets[split] = place_split(communicator, source, split, config)
             continue
-        asked = replace(options, columns=source.columns) if looks_like_path(path) else None
+        asked = replace(options, columns=source.columns, group=None) if looks_like_path(path) else None
         other = open_source(communicator, path, config.data_dir, config.seed, options=asked)
         there = split if f"x_{split}" in other.arrays else "train"
         sets[split] = place_split(communicator, other, there, config, split)
         names[split] = other.name
-    return data_of(communicator, config, source, names, sets)
+    groups = place(communicator, source.arrays["group_train"]) if "group_train" in source.arrays else None
+    return data_of(communicator, config, source, names, sets, groups)
 
 
 def data_of(
@@ -77,6 +83,7 @@ def data_of(
     source: DataSource,
     names: dict[str, str],
     sets: dict[str, Examples | None],
+    groups: Array | None = None,
 ) -> Data:
     """The sets of a data source, which are in memory or stay in their files, as `split_data` makes them. Collective."""
     if source.class_names and config.loss == "squared-error":
@@ -84,26 +91,29 @@ def data_of(
             f"loss: {source.name} has classes by name ({', '.join(source.class_names[:4])}, …), and squared-error "
             "takes values; leave it out"
         )
-    if config.validation_last is not None:
+    if config.validation_last is not None or config.fold is not None:
         sets["validation"] = None
-    data = split_data(communicator, config, names, sets, source.num_classes or len(source.class_names) or None)
+    classes = source.num_classes or len(source.class_names) or None
+    data = split_data(communicator, config, names, sets, classes, groups=groups)
     signature = replace(data.signature, columns=source.columns, class_names=source.class_names)
     data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
     _check_hosts(communicator, data, sets, config)
-    data = replace(data, stream=_stream(communicator, data, config))
+    data = _streamed(data, config)
     release_freed_memory()
     return data
 
 
-def _stream(communicator: Communicator, data: Data, config: TrainConfig) -> Stream | None:
-    """What reads the training examples while they are trained on; None where they are in memory. Collective."""
+def _streamed(data: Data, config: TrainConfig) -> Data:
+    """With what reads the training examples while they are trained on, where they aren't in memory."""
     if not stays_in_files(data.train.x):
         if config.readers != 1:
             raise ConfigurationError(f"readers: would change nothing, for {data.name} is in memory; leave it out")
-        return None
-    from distsgd.run.data.streamed import stream_of
+        return data
+    from distsgd.run.data.streamed import note_on_reading, stream_of
 
-    return stream_of(data.name, data.train)
+    stream = stream_of(data.name, data.train)
+    note = None if stream is None else note_on_reading(stream, data.train, config)
+    return replace(data, stream=stream, notes=data.notes if note is None else (*data.notes, note))
 
 
 def split_data(
@@ -113,15 +123,18 @@ def split_data(
     sets: dict[str, Examples | None],
     num_classes: int | None = None,
     contents: str | None = None,
+    groups: Array | None = None,
 ) -> Data:
     """Checks examples, splits validation off where none is given, and expands the training set. Collective; rank 0
     checks.
 
     names      what to call each set in errors, and under "" the whole
     contents   the fingerprint of sets that are the user's own arrays, which each rank has computed of its own
+    groups     what group each training example is of: no group is split
     """
     if config.scale is not None:
         sets = {key: None if part is None else replace(part, scale=config.scale) for key, part in sets.items()}
+    sets = checked_later(communicator, names, sets, np.dtype(config.dtype))
     train = sets["train"]
     assert train is not None, "there is always a training set"
 
@@ -134,10 +147,19 @@ def split_data(
 
     classes, found = communicator.on_root(check)
     validation, split = sets["validation"], None
-    if validation is None and (config.validation_fraction or config.validation_last is not None):
+    options = [config.validation_last, config.fold]
+    if validation is not None and any(options):
+        name = "fold" if config.validation_last is None else "validation_last"
+        raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
+    if validation is None and (config.validation_fraction or any(options)):
         from distsgd.run.data.splitting import checked_split, parts_of
 
-        split = checked_split(train, classes, config)
+        split = checked_split(train, classes, config, groups)
+    elif groups is not None:
+        raise ConfigurationError(
+            "group: says which examples are split off together, and none are; give validation_fraction or fold too, or "
+            "leave it out"
+        )
     elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
     if split is not None:
@@ -151,7 +173,11 @@ def split_data(
     def standardized(part: Examples) -> Examples:
         return replace(part, inputs=signature.inputs, targets=signature.targets)
 
-    train = standardized(augmentable(train, config))
+    weights, train = None, standardized(augmentable(train, config))
+    if config.sampling == "weighted":
+        from distsgd.run.data.ordering import drawn_by_weights
+
+        train, weights = drawn_by_weights(train)
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
     given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
     named = bool(config.classes) or num_classes is not None
@@ -165,7 +191,9 @@ def split_data(
         return [text for text in found if text]
 
     notes = tuple(communicator.on_root(look))
-    data = Data(names[""], train, validation, test, signature, found, split, notes=notes, targets=targets)
+    data = Data(
+        names[""], train, validation, test, signature, found, split, notes=notes, targets=targets, drawn_by=weights
+    )
     return data if contents is None else replace(data, changed=changed_since(sets, contents))
 
 
@@ -225,4 +253,7 @@ def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
             from distsgd.core import bus_errors
 
             stack.enter_context(bus_errors.watched(mapped, communicator.rank, communicator.abort))
+        for array in arrays:
+            if stays_in_files(array):
+                stack.callback(array.close)  # type: ignore[attr-defined]
         yield

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, prod
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
+from distsgd.data.draws import BalancedCounts, weighted_counts
 from distsgd.data.examples import Examples
-from distsgd.data.orders import BlockOrder, KeyedOrder, Order
+from distsgd.data.orders import BlockOrder, CountedOrder, KeyedOrder, Order
+from distsgd.nn.task import true_classes
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_checks import parse_size
 
@@ -71,10 +74,40 @@ def layout_of(
     return BlockLayout(block, half // (block * row), row)
 
 
-def order_of(config: TrainConfig, train: Examples, batch_size: int) -> Order | None:
+def drawn_by_weights(train: Examples) -> tuple[Examples, Array]:
+    """(the training examples without weights, the weights of those that are in the set)."""
+    if train.weights is None:
+        raise ConfigurationError(
+            "sampling weighted: draws examples by their weights, and these have none; give weights, or leave it out"
+        )
+    weights = train.weights[train.row_indices(np.arange(len(train)))]
+    if not weights.max() > 0:
+        raise ConfigurationError("sampling weighted: the weights of all training examples are 0; correct them")
+    return replace(train, weights=None), weights
+
+
+def order_of(
+    config: TrainConfig,
+    train: Examples,
+    batch_size: int,
+    weights: Array | None = None,
+    classes: int | None = None,
+) -> Order | None:
     """The order of the training examples, None for the sampler's own. Raises ConfigurationError where a minibatch
-    doesn't fit into a window."""
+    doesn't fit into a window.
+
+    weights   what examples are drawn by
+    classes   the number of classes of integer targets
+    """
     count = len(train)
+    if weights is not None:
+        return CountedOrder(count, partial(weighted_counts, weights, config.seed), config.seed)
+    if config.sampling == "balanced":
+        labels = labels_of(train.y, classes, config.loss)
+        if labels is None:
+            raise ConfigurationError("sampling balanced: needs classes, and the targets are values; leave it out")
+        rows = train.row_indices(np.arange(count))
+        return CountedOrder(count, BalancedCounts(labels[rows], config.seed), config.seed)
     if config.shuffle_buffer is None:
         return KeyedOrder(count, config.seed) if config.shuffle and config.sampling == "epochs" else None
     layout = layout_of(config, train.x, train.y, train.weights, train.as_stored)
@@ -91,12 +124,27 @@ def order_of(config: TrainConfig, train: Examples, batch_size: int) -> Order | N
 
 def order_in_words(config: TrainConfig, train: Examples) -> str:
     """What the header says of an order that isn't the sampler's own."""
+    if config.sampling == "weighted":
+        return "examples as often as their weights say, which don't multiply losses: --sampling weighted"
+    if config.sampling == "balanced":
+        return "all classes equally often: --sampling balanced"
     if config.shuffle_buffer is None:
         return ""
     layout = layout_of(config, train.x, train.y, train.weights, train.as_stored)
     what = f"blocks of {layout.block:,} examples, windows of {layout.per_window:,} blocks"
     how = "each in a new order every epoch" if config.shuffle else "in the order of the data"
     return f"{what} ({_size(layout.window * layout.row)}), {how}: --shuffle-buffer {config.shuffle_buffer}"
+
+
+def labels_of(y: Array, classes: int | None, loss: str) -> Array | None:
+    """The class of each target, where targets are classes: labels, or probabilities that a cross-entropy is to take."""
+    if y.dtype.kind != "f":
+        return y if classes is not None and y.ndim == 1 else None
+    if loss == "softmax-cross-entropy" and y.ndim == 2 and y.shape[1] > 1:
+        return true_classes(y.T)
+    if loss == "binary-cross-entropy" and y.size == len(y):
+        return true_classes(y.reshape(1, -1))
+    return None
 
 
 def _size(count: float) -> str:

@@ -32,13 +32,13 @@ def place_split(
     if f"x_{split}" not in source.arrays:
         return None
     there = {kind: source.arrays[key] for kind in ("x", "y", "weights") if (key := f"{kind}_{split}") in source.arrays}
-    buffered = config is not None and config.shuffle_buffer is not None
+    buffered, stays = config is not None and config.shuffle_buffer is not None, dict[str, Array]()
     if config is not None and buffered and config.stream:
-        from distsgd.run.data.streamed import stored_split
+        from distsgd.run.data.streamed import left_in_files
 
-        if (stored := stored_split(source, there, config, role or split)) is not None:
-            return stored
-    arrays = place_together(communicator, there, may_stream=config is not None and not buffered)
+        stays = left_in_files(source, there, config, role or split)
+    rest = {name: array for name, array in there.items() if name not in stays}
+    arrays = stays | place_together(communicator, rest, may_stream=config is not None and not buffered)
     assert "y" in arrays, "a data set has targets for all of its inputs"
     return Examples(arrays["x"], arrays["y"], arrays.get("weights"), source.scale)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.examples import Examples
-from distsgd.data.splits import BlockIndices, block_split, split_off
-from distsgd.nn.task import true_classes
+from distsgd.data.splits import BlockIndices, block_split, fold_rows, group_folds, group_split, split_off
 from distsgd.run.compared.digests import fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
-from distsgd.run.data.ordering import layout_of
+from distsgd.run.config_checks import parse_fold
+from distsgd.run.data.ordering import labels_of, layout_of
 
 _TOGETHER = 1 << 20
 """Targets that are looked at together."""
@@ -42,24 +42,49 @@ class Split:
         return rows.hexdigest()[:16]
 
 
-def split_of(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
-    """What the configuration splits off the training examples for validation, None for nothing, or for all of them."""
+def split_of(train: Examples, classes: int | None, config: TrainConfig, groups: Array | None = None) -> Split | None:
+    """What the configuration splits off the training examples for validation, None for nothing, or for all of them.
+
+    groups   what group each example is of, where all examples of a group are to be in the same part
+    """
     total = len(train)
     if config.shuffle_buffer is not None:
         return _split_of_blocks(train, config)
+    if groups is not None:
+        return _split_of_groups(groups, config)
     if config.validation_last is not None:
         cut = total - config.validation_last
         words = f"the last {config.validation_last:,} of {total:,} training examples"
         return Split(np.arange(cut), np.arange(cut, total), words) if cut > 0 else None
-    count = round(total * config.validation_fraction)
-    labels = _labels(train.y, classes, config.loss)
+    labels = labels_of(train.y, classes, config.loss)
     seed, seeded = _seed(config)
-    rest, chosen = split_off(total, count, seed, labels)
+    if config.fold is None:
+        rest, chosen = split_off(total, round(total * config.validation_fraction), seed, labels)
+    else:
+        rest, chosen = fold_rows(total, *parse_fold(config.fold, "fold"), seed, labels)
     if not len(chosen) or not len(rest):
         return None
     shares = "" if labels is None else ", of each class its share"
-    how = f"--validation-fraction {config.validation_fraction:g}, {seeded}{shares}"
-    return Split(rest, chosen, f"{len(chosen):,} of {total:,} training examples: {how}")
+    return Split(rest, chosen, f"{len(chosen):,} of {total:,} training examples: {_option(config)}, {seeded}{shares}")
+
+
+def _split_of_groups(groups: Array, config: TrainConfig) -> Split | None:
+    """The same where no group is in both parts."""
+    total, number, (seed, seeded) = len(groups), len(np.unique(groups)), _seed(config)
+    part, parts = (1, 2) if config.fold is None else parse_fold(config.fold, "fold")
+    if number < parts:
+        return None
+    if config.fold is None:
+        rest, chosen = group_split(groups, round(total * config.validation_fraction), seed)
+    else:
+        rest, chosen = group_folds(groups, part, parts, seed)
+    taken = len(np.unique(groups[chosen]))
+    what = f"{len(chosen):,} of {total:,} training examples, {taken:,} of {number:,} groups"
+    return Split(rest, chosen, f"{what}: {_option(config)}, {seeded}")
+
+
+def _option(config: TrainConfig) -> str:
+    return f"--validation-fraction {config.validation_fraction:g}" if config.fold is None else f"--fold {config.fold}"
 
 
 def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
@@ -71,13 +96,16 @@ def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
         rest = BlockIndices(np.arange(-(-cut // block)), block, cut)
         return Split(rest, np.arange(cut, total), words, by_blocks=True) if cut > 0 else None
     blocks, (seed, seeded) = -(-total // block), _seed(config)
-    count = round(blocks * config.validation_fraction)
-    if not 0 < count < blocks:
+    if config.fold is None:
+        others, chosen = block_split(blocks, round(blocks * config.validation_fraction), seed)
+    else:
+        others, chosen = fold_rows(blocks, *parse_fold(config.fold, "fold"), seed)
+    if not len(chosen) or not len(others):
         return None
-    others, chosen = block_split(blocks, count, seed)
-    validation = BlockIndices(chosen, block, total)
-    how = f"--validation-fraction {config.validation_fraction:g}, {seeded}"
-    words = f"{count:,} of {blocks:,} blocks of {block:,}, {len(validation):,} of {total:,} training examples: {how}"
+    validation, how = BlockIndices(chosen, block, total), f"{_option(config)}, {seeded}"
+    words = (
+        f"{len(chosen):,} of {blocks:,} blocks of {block:,}, {len(validation):,} of {total:,} training examples: {how}"
+    )
     return Split(BlockIndices(others, block, total), validation, words, by_blocks=True)
 
 
@@ -85,17 +113,6 @@ def _seed(config: TrainConfig) -> tuple[int, str]:
     """The seed of the split, and what it is in words."""
     option, seed = ("seed", config.seed) if config.split_seed is None else ("split-seed", config.split_seed)
     return seed, f"--{option} {seed}"
-
-
-def _labels(y: Array, classes: int | None, loss: str) -> Array | None:
-    """The class of each target, where targets are classes: labels, or probabilities that a cross-entropy is to take."""
-    if y.dtype.kind != "f":
-        return y if classes is not None and y.ndim == 1 else None
-    if loss == "softmax-cross-entropy" and y.ndim == 2 and y.shape[1] > 1:
-        return true_classes(y.T)
-    if loss == "binary-cross-entropy" and y.size == len(y):
-        return true_classes(y.reshape(1, -1))
-    return None
 
 
 def parts_of(rows: Rows) -> Iterator[Array]:
@@ -108,7 +125,7 @@ def _counts(train: Examples, rows: Rows, classes: int | None, loss: str) -> Arra
     """How many of these examples are of each class, None where targets are values."""
     found = np.zeros(0, np.int64)
     for part in parts_of(rows):
-        labels = _labels(train.y[part], classes, loss)
+        labels = labels_of(train.y[part], classes, loss)
         if labels is None:
             return None
         counts = np.bincount(labels, minlength=len(found))
@@ -117,20 +134,36 @@ def _counts(train: Examples, rows: Rows, classes: int | None, loss: str) -> Arra
     return found
 
 
-def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> Split | None:
+def checked_split(
+    train: Examples, classes: int | None, config: TrainConfig, groups: Array | None = None
+) -> Split | None:
     """`split_of`. Raises ConfigurationError where nothing, or nothing of a class, is left to train on."""
-    total, split, last = len(train), split_of(train, classes, config), config.validation_last
+    if groups is not None and len(groups) != len(train):
+        raise DataError(
+            f"group: expected {len(train)} entries, one an example, got {len(groups)}; make both equally long"
+        )
+    if groups is not None and (config.shuffle_buffer is not None or config.validation_last is not None):
+        other = "shuffle_buffer" if config.shuffle_buffer is not None else "validation_last"
+        raise ConfigurationError(f"group: whole groups can't be split off with {other}; give validation data instead")
+    total, split, last = len(train), split_of(train, classes, config, groups), config.validation_last
     if split is None and last is not None:
         raise ConfigurationError(
             f"validation_last: expected fewer than the {total} training examples, got {config.validation_last}"
         )
+    if split is None and groups is not None:
+        raise ConfigurationError(
+            f"group: the training examples are of {len(np.unique(groups)):,} groups, too few for {_option(config)}; "
+            "give fewer parts, or validation data"
+        )
     if split is None and config.shuffle_buffer is not None:
         block = layout_of(config, train.x, train.y, train.weights, train.as_stored).block
         raise ConfigurationError(
-            f"validation_fraction {config.validation_fraction:g}: with shuffle_buffer whole blocks are split off, and "
+            f"{_option(config)}: with shuffle_buffer whole blocks are split off, and "
             f"{total:,} examples are {-(-total // block):,} of {block:,}; give a smaller order_block, another part, "
             "validation data, or 0 for no validation"
         )
+    if split is None and config.fold is not None:
+        raise ConfigurationError(f"fold {config.fold}: the part, or the rest, is none of {total} examples; give others")
     if split is None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         what = "leaves none to train on" if round(total * config.validation_fraction) else "is none"
         raise ConfigurationError(
@@ -150,7 +183,8 @@ def checked_split(train: Examples, classes: int | None, config: TrainConfig) -> 
             "shuffle them, or use --validation-fraction, which takes a share of each class",
         )
         if last is None:
-            option, remedy = "validation_fraction", "split off fewer of them, or none (0), or give validation data"
+            option = "validation_fraction" if config.fold is None else "fold"
+            remedy = "split off fewer of them, or none (0), or give validation data"
         raise ConfigurationError(
             f"{option}: leaves no examples of class {', '.join(map(str, missing[:10]))} to train on; {remedy}"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.runtime import check_memory
-from distsgd.data.checks import finite_rows
+from distsgd.data.checks import finite_rows, stays_in_files
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.data.orders import BlockOrder, Order
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from distsgd.core.files import FileStamp
     from distsgd.data.sources.base import ArraySource, DataSource
 
-_SMALL = 32 << 20
-"""Bytes of a validation or test set that are kept in memory."""
-_MANY_TIMES = 1.5
-"""How often a chunk may be read an epoch, before a line says so."""
+SMALL = 32 << 20
+"""Bytes up to which a validation or test set, targets and weights are kept in memory."""
 
 
 @dataclass(eq=False)
@@ -47,7 +45,7 @@ class Stream:
     name
         The data set's name in messages.
     sources
-        x, y and, where there are any, weights.
+        x, and y and weights where they are too large for memory.
     files
         The files as they were.
     """
@@ -70,7 +68,8 @@ class Stream:
         assert isinstance(order, BlockOrder), "what stays in files has an order by blocks"
         node = communicator.node()
         layout = layout_of(config, train.x, train.y, train.weights, train.as_stored)
-        arrays = {"x": train.x, "y": train.y} | ({} if train.weights is None else {"weights": train.weights})
+        given = {"x": train.x, "y": train.y, "weights": train.weights}
+        arrays = {name: array for name, array in given.items() if array is not None and stays_in_files(array)}
         convert = _conversion(config, train, objective)
         dtypes = {name: array.dtype for name, array in arrays.items()}
         if convert is not None:
@@ -101,7 +100,7 @@ class Stream:
         if convert is not None:
             files["x"] = ConvertedArray(files["x"], convert, dtypes["x"])
         found = {name: windowed(windows, memory[name], files[name]) for name in arrays}
-        train = replace(train, x=found["x"], y=found["y"], weights=found.get("weights"))
+        train = replace(train, x=found["x"], y=found.get("y", train.y), weights=found.get("weights", train.weights))
         if convert is not None:
             train = replace(train, scale=1.0, inputs=None)
         return train, StreamedOrder(windows)
@@ -135,11 +134,11 @@ def _conversion(config: TrainConfig, train: Examples, objective: Objective) -> C
     return convert
 
 
-def stored_split(
+def left_in_files(
     source: DataSource, arrays: Mapping[str, ArraySource], config: TrainConfig, role: str
-) -> Examples | None:
-    """Examples that stay in their files; None where they go into memory. Raises ConfigurationError where they can't be
-    read in blocks.
+) -> dict[str, Array]:
+    """Those arrays of a split that stay in their files; others go into memory. Raises ConfigurationError where they
+    can't be read in blocks.
 
     arrays   x, y and weights
     role     what they are used as: train, validation or test
@@ -148,8 +147,8 @@ def stored_split(
     x, y, weights = arrays["x"], arrays["y"], arrays.get("weights")
     layout = layout_of(config, x, y, weights)
     size = x.shape[0] * layout.row
-    if size <= (parse_size(config.shuffle_buffer, "shuffle_buffer") if role == "train" else _SMALL):
-        return None
+    if size <= (parse_size(config.shuffle_buffer, "shuffle_buffer") if role == "train" else SMALL):
+        return {}
     for array in arrays.values():
         if not array.in_blocks:
             raise ConfigurationError(
@@ -157,11 +156,9 @@ def stored_split(
                 f"{config.shuffle_buffer}, and are packed as a whole, so that they can't be read in blocks; save them "
                 "with numpy.savez, which doesn't compress, or as .npy, or keep them in memory with --no-stream"
             )
-    check = finite_rows(f"{source.name}: inputs", np.dtype(config.dtype))
-    return Examples(
-        stored(x, source.files, check), stored(y, source.files),
-        None if weights is None else stored(weights, source.files), source.scale,
-    )  # fmt: skip
+    found = {"x": stored(x, source.files, finite_rows(f"{source.name}: inputs", np.dtype(config.dtype)))}
+    large = {name: array for name, array in arrays.items() if name != "x" and array.nbytes > SMALL}
+    return found | {name: stored(array, source.files) for name, array in large.items()}
 
 
 def stream_of(name: str, train: Examples) -> Stream | None:
@@ -175,17 +172,18 @@ def stream_of(name: str, train: Examples) -> Stream | None:
     return Stream(name, {key: array.source for key, array in found.items()}, found["x"].files)
 
 
-def notes_on_reading(stream: Stream, config: TrainConfig, window: int) -> Iterator[str]:
-    """Sentences about files that are read slowly. On rank 0.
-
-    window   examples of a window
-    """
+def note_on_reading(stream: Stream, train: Examples, config: TrainConfig) -> str | None:
+    """A sentence about a file whose chunks are decoded several times an epoch, None where there is nothing to say."""
     chunk = max(source.chunk for source in stream.sources.values())
-    block = layout_of(config, stream.sources["x"], stream.sources["y"], stream.sources.get("weights")).block
-    times = min(window, chunk) / max(1, min(block, chunk))
-    if chunk > block and times > _MANY_TIMES:
-        yield (
-            f"note: {stream.name} is stored in chunks of {chunk:,} examples, and blocks of {block:,} are read: each "
-            f"chunk is read up to {-(-chunk // block):,} times an epoch; --order-block {chunk} reads it once, where a "
-            "window holds several"
-        )
+    layout = layout_of(config, train.x, train.y, train.weights)
+    windows = -(-len(train) // layout.window)
+    times = min(-(-chunk // layout.block), windows)
+    if times <= 1:
+        return None
+    how = f"note: {stream.name} is stored in chunks of {chunk:,} examples, each of which is read up to {times:,} times"
+    if 2 * chunk <= layout.window:
+        return f"{how} an epoch, for a block has {layout.block:,}; --order-block {chunk} reads each once"
+    return (
+        f"{how} an epoch, for a window has {layout.window:,}; give a larger --shuffle-buffer, or write the file in "
+        f"chunks of at most {max(1, layout.window // 8):,} examples"
+    )

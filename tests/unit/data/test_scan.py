@@ -23,7 +23,7 @@ ROWS = np.concatenate([np.arange(*run) for run in RUNS])
 
 @pytest.mark.parametrize("together", [1 << 20, 6 * 64], ids=["whole blocks", "parts"])
 def test_moments_are_numpys(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "_TOGETHER", together)
+    monkeypatch.setattr(scan, "TOGETHER", together)
     found = Moments.of(VALUES, RUNS)
     exact = VALUES[ROWS].astype(np.longdouble)
     np.testing.assert_allclose(found.mean, exact.mean(0).astype(float), rtol=1e-12)
@@ -98,7 +98,7 @@ def test_a_folder_that_cant_be_written_is_a_note(tmp_path: Path, monkeypatch: py
 
 def test_only_so_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(scan, "_MOST_FILES", 3)
+    monkeypatch.setattr(scan, "MOST_FILES", 3)
     for number in range(5):
         kept_moments(VALUES, RUNS, [number], lambda: None)
         newest = max((tmp_path / "distsgd/scans").iterdir(), key=lambda path: path.stat().st_mtime_ns)

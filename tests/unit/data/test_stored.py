@@ -144,7 +144,7 @@ def test_the_check_sees_what_is_read() -> None:
 
 
 def test_a_file_that_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.data.stored._LOOKED_AFTER", -1.0)
+    monkeypatch.setattr("distsgd.data.stored.LOOKED_AFTER", -1.0)
     path = tmp_path / "x.npy"
     np.save(path, VALUES)
     stored = StoredArray(NpySource.open(path), stamps([str(path)]))

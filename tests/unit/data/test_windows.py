@@ -136,7 +136,7 @@ def _as_float32(rows: Array) -> Array:
 def test_each_rank_finds_the_rows_of_its_step(ranks: int, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(VALUES, rows=40 if case == "chunks" else 1)
     if case == "slow":
-        monkeypatch.setattr("distsgd.data.window_reader._TOGETHER", 1)
+        monkeypatch.setattr("distsgd.data.window_reader.TOGETHER", 1)
         source = source_of(VALUES, lambda runs: time.sleep(0.003))
     rows = BlockIndices(np.delete(np.arange(63), [0, 7, 8, 30]), BLOCK, ROWS) if case == "blocks" else None
     host = Host(

@@ -71,6 +71,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "staircase": (True, {"schedule": "exponential", "decay_epochs": 2.0, "decay_factor": 0.5}),
     "batch_size": (7, {}), "sampling": ("replacement", {}), "shuffle": (False, {}),
     "shuffle_buffer": ("1KB", {}), "order_block": (4, {"shuffle_buffer": "1KB"}),
+    "fold": ("2/4", {}),
     "drop_last": (True, {"batch_size": 7}), "microbatches": (2, {}), "seed": (3, {}), "dtype": ("float64", {}),
     "precision": ("tf32", {}), "loss_scale": (2, {}), "validate_every": ("2", {}), "train_metrics": ("full", {}),
     "top_k": (1, {}), "metric": (("top_5_accuracy",), {}), "early_stopping": ("patience", {"patience": 12}),

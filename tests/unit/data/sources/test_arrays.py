@@ -98,13 +98,15 @@ def sources(folder: Path) -> dict[str, tuple[ArraySource, Array, int]]:
         file["y"], file["holes"] = LABELS, HOLES
         file.create_dataset("tiles", data=IMAGES, chunks=(7, 2, 2), compression="lzf")
         file.create_dataset("turned", data=np.moveaxis(IMAGES, 0, 1), chunks=(2, 16, 3))
+        file.create_dataset("tightly", data=np.moveaxis(IMAGES, 0, 1), chunks=(2, 16, 3), compression="gzip")
     several = str(folder / "g.h5")
 
     def opened(*x: str, **options: Any) -> ArraySource:
         return open_path(several, ReadOptions(x=x, **options)).arrays["x_train"]
 
     found["tiles"] = (opened("tiles"), IMAGES, 7)
-    found["axis 1"] = (opened("turned", axis="1"), IMAGES, 16)
+    found["axis 1"] = (opened("turned", axis="1"), IMAGES, 1)
+    found["axis 1, packed"] = (opened("tightly", axis="-2"), IMAGES, 16)
     found["one number"] = (opened("group/one"), FLOATS[:, :1], 1)
     both = np.concatenate([FLOATS[:, :1], HOLES], axis=1)
     found["side by side"] = (opened("group/*", "holes"), both, 1)
@@ -121,7 +123,7 @@ def sources(folder: Path) -> dict[str, tuple[ArraySource, Array, int]]:
 
 NAMES = (
     "contiguous", "another byte order", "gzip", "zarr 2", "zarr 3", "shards", "stored .npz", "fortran .npz", "tiles",
-    "axis 1", "one number", "side by side", "zeros", "dropped", "netcdf",
+    "axis 1", "axis 1, packed", "one number", "side by side", "zeros", "dropped", "netcdf",
 )  # fmt: skip
 
 

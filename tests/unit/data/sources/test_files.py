@@ -128,9 +128,9 @@ def test_object_arrays_are_never_unpickled(tmp_path: Path) -> None:
 def test_paths_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is none; check the path"):
         open_dataset(str(tmp_path / "none.npz"))
-    (tmp_path / "a.csv").write_text("1,2\n")
+    (tmp_path / "a.txt").write_text("1,2\n")
     with pytest.raises(DataError, match=r"ending in \.npz, \.npy"):
-        open_dataset(str(tmp_path / "a.csv"))
+        open_dataset(str(tmp_path / "a.txt"))
     with pytest.raises(DataError, match="got none; give them"):
         open_dataset(str(tmp_path))
     np.save(tmp_path / "photos.npy", X)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distsgd import ConfigurationError, fit
+from distsgd import ConfigurationError, DataError, fit
 from distsgd.core.random import permutation
 from distsgd.data.orders import BlockOrder
 from distsgd.data.permutation import KeyedPermutation
@@ -108,3 +110,105 @@ def test_many_examples_have_a_keyed_order(count: int, keyed: bool) -> None:
         else permutation(count, 6, "epoch order", 0)[:2000]
     )
     assert seen == expected.tolist()
+
+
+def test_draws_by_weight() -> None:
+    """Weights say how often, and no longer multiply losses."""
+    weights = np.where(np.arange(1000) < 100, 6.0, 0.5)
+    seen, _ = visited(X, Y, weights=weights, epochs=1, batch_size=100, sampling="weighted")
+    times = np.bincount(seen, minlength=1000)
+    shares = 1000 * weights / weights.sum()
+    assert ((np.floor(shares) <= times) & (times <= np.ceil(shares))).all()
+    assert seen != sorted(seen)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 100, "sampling": "weighted"}
+    one, other = (fit("softmax", X, Y, weights=weights * scale, **options) for scale in (1, 4))
+    assert one.summary["parameters_sha256"] == other.summary["parameters_sha256"]
+    seen, result = visited(X, Y, weights=weights, epochs=1, batch_size=90, sampling="weighted", fold="1/10")
+    assert len(seen) == 900
+    assert not set(seen) & set(result.validation_rows.tolist())
+
+
+def test_draws_by_class() -> None:
+    y = np.repeat([0, 1, 2], [900, 90, 10])
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 100, "sampling": "balanced"}
+    one_hot = np.eye(3, dtype=np.float32)[y]
+    labels, probabilities = (fit("softmax", X, one, loss="softmax-cross-entropy", **options) for one in (y, one_hot))
+    for name, array in labels.params.items():
+        np.testing.assert_allclose(array, probabilities.params[name], atol=1e-6)
+    seen, _ = visited(X, y, **options)
+    assert sorted(np.bincount(y[seen])) == [333, 333, 334]
+    times = np.bincount(seen, minlength=1000)
+    assert set(times[y == 2]) <= {33, 34}
+    assert (set(times[y == 1]), set(times[y == 0])) == ({3, 4}, {0, 1})
+
+
+def test_folds_and_groups_of_a_fit() -> None:
+    y = np.repeat([0, 1], [600, 400])
+
+    def chosen(**options: Any) -> Any:
+        return fit("softmax", X, y, epochs=0, **options).validation_rows
+
+    parts = [chosen(fold=f"{part}/3") for part in (1, 2, 3)]
+    assert sorted(np.concatenate(parts)) == list(range(1000))
+    assert all(np.bincount(y[rows])[0] == 200 and np.bincount(y[rows])[1] in (133, 134) for rows in parts)
+    blocks = [chosen(fold=f"{part}/3", shuffle_buffer="1MB", order_block=7) for part in (1, 2, 3)]
+    assert sorted(np.concatenate(blocks)) == list(range(1000))
+    assert all(len(set(rows // 7)) in (47, 48) for rows in blocks)
+    group = np.array([f"patient {row % 40}" for row in range(1000)])
+    rows = chosen(group=group, validation_fraction=0.2)
+    assert len(rows) == 200
+    assert len(set(group[rows])) == 8
+    dealt = [chosen(group=group.tolist(), fold=f"{part}/3") for part in (1, 2, 3)]
+    assert [len(set(group[rows])) for rows in dealt] == [14, 13, 13]
+    assert sorted(np.concatenate(dealt)) == list(range(1000))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"sampling": "weighted"}, "draws examples by their weights, and these have none"),
+    ({"sampling": "balanced", "shuffle": False}, "shuffle: --sampling balanced draws in a new order"),
+    ({"sampling": "balanced", "loss": "squared-error"}, "sampling balanced: needs classes, and the targets are values"),
+    ({"fold": "2/3", "validation_fraction": 0.2}, "validation_fraction: would change nothing beside fold"),
+    ({"fold": "2/3", "validation_last": 3}, "validation_last and fold exclude each other"),
+    ({"fold": "2/3", "validation": (X, Y)}, "fold: would change nothing beside validation data"),
+    ({"validation_last": 3, "validation": (X, Y)}, "validation_last: would change nothing beside validation data"),
+    ({"fold": "1001/1001"}, "fold 1001/1001: the part, or the rest, is none of 1000"),
+    ({"fold": "1/2", "shuffle_buffer": "1MB", "order_block": 1000}, "1,000 examples are 1 of 1,000"),
+    ({"group": Y}, "group: says which examples are split off together, and none are"),
+    ({"group": Y, "fold": "1/4"}, "of 3 groups, too few for --fold 1/4"),
+    ({"group": Y[:9], "fold": "1/2"}, "group: expected 1000 entries, one an example, got 9"),
+    ({"group": Y / 2, "fold": "1/2"}, "group: expected whole numbers or texts"),
+    (
+        {"group": Y, "fold": "1/2", "shuffle_buffer": "1MB"},
+        "whole groups can't be split off with shuffle_buffer",
+    ),
+    ({"group": Y, "validation_last": 9}, "group: whole groups can't be split off with validation_last"),
+    *(
+        ({"fold": text}, "fold: expected one of two or more parts")
+        for text in ("2", "0/3", "4/3", "1/1", "a/b", "-1/2")
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_splits_and_draws_that_are_refused(options: dict[str, Any], message: str) -> None:
+    y = Y.astype(float) if "loss" in options else Y
+    with pytest.raises((ConfigurationError, DataError), match=message):
+        fit("softmax", X, y, **{"batch_size": 50, "epochs": 1, **options})
+
+
+def test_the_column_of_groups_of_a_table(tmp_path: Path) -> None:
+    lines = [f"{x:.6f},{row % 2},p{row % 20}" for row, x in enumerate(X[:200, 0].tolist())]
+    (tmp_path / "d.csv").write_text("\n".join(["a,y,who", *lines]) + "\n")
+
+    def train(*more: str) -> subprocess.CompletedProcess[str]:
+        options = ("--dataset", "d.csv", "--y", "y", "--epochs", "0", "--out", "run", "--resume", "never", *more)
+        line = [sys.executable, "-m", "distsgd.train", *options]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+    assert (done := train("--group", "who", "--fold", "2/4")).returncode == 0, done.stderr
+    rows = np.load(tmp_path / "run" / "validation_rows.npy")
+    assert (len(rows), len({row % 20 for row in rows.tolist()})) == (50, 5)
+    assert "50 of 200 training examples, 5 of 20 groups: --fold 2/4" in " ".join(done.stdout.split())
+    done = train("--group", "who", "--validation-fraction", "0")
+    assert done.returncode == 2
+    assert "group: says which examples are split off together, and none are" in done.stderr

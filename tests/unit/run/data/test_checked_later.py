@@ -1,0 +1,64 @@
+"""Inputs in a large mapped file are checked as they are first read: the start doesn't read them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import distsgd
+from distsgd.data.checks import check_rows
+
+ROWS, BAD = (1 << 30) // 4096 + 2000, (700, 263_444)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A sparse file of a little more than 1 GiB, with two numbers that aren't finite."""
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(ROWS, 1024))
+    x[BAD[0], 7], x[BAD[1], 3] = np.nan, -np.inf
+    np.save(tmp_path / "y.npy", np.arange(ROWS) % 3)
+    return tmp_path
+
+
+def test_a_bad_number_is_found_where_it_is_read(large: Path) -> None:
+    options = {"hidden": (4,), "epochs": 1, "shuffle": False, "batch_size": 100, "early_stopping": "none"}
+    source = distsgd.open_dataset(str(large))
+    assert distsgd.fit("mlp", source, **options, max_steps=7).summary["status"] == "completed"
+    with pytest.raises(distsgd.DataError, match=r"inputs: expected finite numbers, example 700 holds nan; remove"):
+        distsgd.fit("mlp", source, **options, max_steps=8)
+    with pytest.raises(distsgd.DataError, match=r"inputs: expected finite numbers, example 263444 holds -inf"):
+        distsgd.fit("mlp", source, **options, max_steps=1, validation_last=800)
+
+
+def test_the_rows_that_are_looked_at_are_checked_at_the_start(large: Path) -> None:
+    x = np.lib.format.open_memmap(large / "x.npy", mode="r+")
+    x[-1, 0] = np.nan
+    with pytest.raises(distsgd.DataError, match=f"example {ROWS - 1} holds nan"):
+        distsgd.fit("softmax", distsgd.open_dataset(str(large)), epochs=0)
+
+
+@pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gathered_rows_are_checked_as_whole_arrays_are(stored: type, dtype: type) -> None:
+    check = check_rows("d", np.dtype(dtype))
+    x = np.full((5, 2, 3), np.finfo(stored).max / 4, stored)
+    rows = np.array([7, 2, 9, 4, 4])
+    if stored is not np.float64 or dtype is np.float64:
+        check(x, rows)
+    else:
+        with pytest.raises(distsgd.DataError, match="numbers that float32 can hold, example 7 holds"):
+            check(x, rows)
+    x[...] = 1
+    check(x, rows)
+    for value in (np.nan, np.inf, -np.inf):
+        x[3, 1, 1] = value
+        with pytest.raises(distsgd.DataError, match=f"^d: inputs: expected finite numbers, example 4 holds {value};"):
+            check(x, rows)
+    check(np.ones((2, 3), np.int8), rows[:2])
+    several = np.zeros(2, [("tokens", np.int32, (3,)), ("length", np.float32)])
+    check(several, rows[:2])
+    several["length"][1] = np.nan
+    with pytest.raises(distsgd.DataError, match=r"input length: .*example 2 holds nan"):
+        check(several, rows[:2])
