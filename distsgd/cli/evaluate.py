@@ -120,6 +120,8 @@ def of_the_run(stored: StoredModel, name: str, examples: Examples, wanted: str |
         if wanted is None or (wanted == "train" and stored.metadata.split is None):
             return "all", examples
         why = "split nothing off" if stored.metadata.split is None else "was trained on other data"
+        if stored.metadata.split is not None and stored.config.group is not None:
+            why = "split whole groups off, which its data don't say here (its folder has validation_rows.npy)"
         raise ConfigurationError(f"split: this run {why}, so that {name} has no {wanted} part of it; use --split all")
     part = split.training if wanted == "train" else split.validation
     return wanted or "validation", examples.subset(part)

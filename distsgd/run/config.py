@@ -80,6 +80,8 @@ class TrainConfig:
         "Several arrays stand side by side. Default: the array x.")
     y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
     weights: str | None = option(None, "The weights of the examples' losses. Default: the array weights, if any.")
+    group: str | None = option(None, help=
+        "The column of groups, such as patients: what --validation-fraction or --fold split off are whole groups.")
     axis: str = option("0", "The axis of the examples in arrays of a file, by its number or its name.")
     missing: Missing = option("refuse", choices=get_args(Missing), help=
         "Missing values (null or NaN) of a file: refuse; mean or zero: what stands for them; drop: their examples go.")

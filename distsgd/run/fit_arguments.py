@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {
-    "dataset", "data_dir", "x", "y", "weights", "axis", "stream", "readers", "model", "validation", "test",
+    "dataset", "data_dir", "x", "y", "weights", "group", "axis", "stream", "readers", "model", "validation", "test",
     "callback", "dry_run", "check_gradient",
 }  # fmt: skip
 """Options of the command line that fit doesn't have, or has as an argument of another type."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from tests.parallel.bad_files import Case, Make, X, Y, every, file, link, pipe, 
 
 H5 = f"--dataset a.h5 {QUICK}"
 NC = f"--dataset a.nc {QUICK}"
+IMAGES = f"--dataset d {QUICK}"
+SVM = f"--dataset a.svm {QUICK}"
 ZARR = f"--dataset a.zarr {QUICK}"
 
 
@@ -126,6 +129,27 @@ def codec(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda document: document["codecs"].append({"name": name, "configuration": {}})
 
 
+def images(*sizes: tuple[int, int]) -> Make:
+    """A folder of two classes of images, of these sizes in turn."""
+
+    def make(folder: Path) -> None:
+        from PIL import Image
+
+        for number in range(4):
+            path = folder / "d" / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = sizes[number % len(sizes)] if sizes else (4, 4)
+            Image.fromarray(np.full(size, number, np.uint8)).save(path)
+
+    return make
+
+
+def _checked(data: bytes) -> bytes:
+    """The rest of a PNG's header whose size is 100,000 by 100,000, with its checksum, and of the file."""
+    rest = data[24:29]
+    return rest + crc32(b"IHDR" + b"\0\1\x86\xa0" * 2 + rest).to_bytes(4, "big") + data[33:]
+
+
 BLOB = "a.zarr/x/c/0/0"
 NAMED_ARRAYS: dict[str, Case] = {
     "text called .h5": Case("expected an HDF5 file, got something else", H5, file("a.h5", "x,y\n")),
@@ -181,6 +205,23 @@ NAMED_ARRAYS: dict[str, Case] = {
     "a Zarr chunk that is damaged": Case("x: expected an intact array", ZARR, every(zarr(), file(BLOB, b"?" * 40))),
     "a Zarr chunk that is a link out of it": Case("0 is a link out of the folder", ZARR, every(
         zarr(), lambda folder: os.unlink(folder / BLOB), link(BLOB, "/etc/passwd"))),
+    "a folder of images with a damaged one": Case("expected an intact file", IMAGES, every(
+        images(), changed("d/b/1.png", lambda data: data[:-20]))),
+    "a folder of images with a link out of it": Case("1.png: this is a link out of the folder", IMAGES, every(
+        images(), lambda folder: (folder / "d/b/1.png").rename(folder / "1.png"), link("d/b/1.png", "../../1.png"))),
+    "a folder of images of several sizes": Case("give all images one size", IMAGES, images((4, 4), (4, 5))),
+    "a folder of one class of images": Case("a folder of images for each class", "--dataset d/b", images()),
+    "an image that promises 10**10 pixels": Case("at most 67,108,864 pixels", IMAGES, every(
+        images(), changed("d/b/1.png", lambda data: data[:16] + b"\0\1\x86\xa0" * 2 + _checked(data)))),
+    "LIBSVM with an index of 0": Case("index from 1 to 2**24, got '0:1'", SVM, file("a.svm", "1 0:1\n2 1:1\n")),
+    "LIBSVM with an index of 2**30": Case("from 1 to 2**24", SVM, file("a.svm", f"1 {2**30}:1\n2 1:1\n")),
+    "LIBSVM with words": Case("line 2: expected a value, got 'one'", SVM, file("a.svm", "1 1:1\n2 1:one\n")),
+    "files of several formats": Case("expected files of one format", f"--dataset a.h5,b.svm {QUICK}", every(
+        h5(), file("b.svm", "1 1:1\n"))),
+    "a pattern that nothing matches": Case("no file matches; check the pattern", f"--dataset 'p-*.h5' {QUICK}"),
+    "a file that is named twice": Case("would count twice", f"--dataset a.h5,a.h5 {QUICK}", h5()),
+    "files that are not alike": Case("write all files alike", f"--dataset a.h5,b.h5 {QUICK}", every(
+        h5(), h5(name="b.h5", x=X[:, :2]))),
     "a Zarr chunk that is a pipe": Case("0 is no regular file", ZARR, every(
         zarr(), lambda folder: os.unlink(folder / BLOB), pipe(BLOB))),
 }  # fmt: skip

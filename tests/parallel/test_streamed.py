@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import feather, parquet
 
 import distsgd
 from distsgd.core.device import Array
@@ -71,8 +73,13 @@ def test_each_format_on_any_number_of_ranks(data: Path, more: tuple[object, ...]
     group = zarr.create_group(data.parent / "data.zarr")
     for name, array in (("x", x), ("y", y)):
         group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=(128, *array.shape[1:]))[...] = array
+    table = pyarrow.table({**{f"x{k}": x[:, k] for k in range(x.shape[1])}, "y": y})
+    parquet.write_table(table, data.parent / "data.parquet", row_group_size=900)
+    feather.write_feather(table, data.parent / "data.feather", chunksize=500)
+    lines = [f"{','.join(map(repr, row))},{label}" for row, label in zip(x.tolist(), y.tolist(), strict=True)]
+    (data.parent / "data.csv").write_text("\n".join([",".join(table.column_names), *lines]))
     found = []
-    for name in ("data", "data.npz", "data.h5", "data.zarr"):
+    for name in ("data", "data.npz", "data.h5", "data.zarr", "data.parquet", "data.feather", "data.csv"):
         options = ("--dataset", data.parent / name, *BUFFER, *OPTIONS, *more)
         for ranks in (None, 2, 4):
             out = data.parent / f"{name}-{ranks}"

@@ -150,7 +150,7 @@ def _files_in(folder: str) -> list[str]:
 
 def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:
     """The files of one format as one data set. Raises DataError where they have several."""
-    from distsgd.data.sources.shards import open_shards
+    from distsgd.data.sources.shards import check_paths, open_shards
 
     formats = {path: format_of(existing(path)) for path in paths}
     for path, found in formats.items():
@@ -159,7 +159,14 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
                 f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
                 f"{os.path.basename(path)} is {found.name}; name those that belong together"
             )
-    return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    formats[paths[0]].check(paths[0], options)
+    module = import_module(formats[paths[0]].module)
+    if not hasattr(module, "open_table"):
+        return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    check_paths(where, paths)
+    tables = import_module(f"{_HERE}.sharded_table")  # which imports what asks for a format, too
+    several: DataSource = tables.open_tables(where, [module.open_table(path, options) for path in paths], options)
+    return several
 
 
 def existing(path: str) -> str:

@@ -10,14 +10,14 @@ from glob import glob, has_magic
 from itertools import accumulate
 
 from distsgd.core.device import Array
-from distsgd.core.errors import ConfigurationError, DataError
+from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.converted import open_rows, read_together
 from distsgd.data.sources.streams import absolute, check_out
 
 _MOST = 100_000
 """Files of one data set."""
-_OPEN = 8
+OPEN = 8
 """Files that are open at once."""
 
 
@@ -74,29 +74,16 @@ class _ShardedRows(Rows):
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
         at = 0
-        for number, inside in self._cut(runs):
+        for number, inside in cut_at(self._starts, runs):
             count = sum(stop - start for start, stop in inside)
             self._rows(number).read(inside, {name: memory[at : at + count] for name, memory in out.items()})
             at += count
-
-    def _cut(self, runs: Runs) -> list[tuple[int, list[tuple[int, int]]]]:
-        """The runs by file, as the rows of each, in order."""
-        found: list[tuple[int, list[tuple[int, int]]]] = []
-        for start, stop in runs:
-            while start < stop:
-                number = bisect_right(self._starts, start) - 1
-                first, end = self._starts[number], min(stop, self._starts[number + 1])
-                if not found or found[-1][0] != number:
-                    found.append((number, []))
-                found[-1][1].append((start - first, end - first))
-                start = end
-        return found
 
     def _rows(self, number: int) -> Rows:
         """The open rows of a file; the one that wasn't read for longest is closed where there are too many."""
         rows = self._opened.pop(number, None)
         if rows is None:
-            if len(self._opened) >= _OPEN:
+            if len(self._opened) >= OPEN:
                 self._opened.pop(next(iter(self._opened))).close()
             rows = open_rows({name: one.parts[number] for name, one in self._sources.items()})
         self._opened[number] = rows
@@ -106,6 +93,20 @@ class _ShardedRows(Rows):
         for rows in self._opened.values():
             rows.close()
         self._opened.clear()
+
+
+def cut_at(starts: Sequence[int], runs: Runs) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Runs by file, as the rows of each, in order. File k has the rows from starts[k] to before starts[k + 1]."""
+    found: list[tuple[int, list[tuple[int, int]]]] = []
+    for start, stop in runs:
+        while start < stop:
+            number = bisect_right(starts, start) - 1
+            first, end = starts[number], min(stop, starts[number + 1])
+            if not found or found[-1][0] != number:
+                found.append((number, []))
+            found[-1][1].append((start - first, end - first))
+            start = end
+    return found
 
 
 def paths_of(text: str) -> list[str]:
@@ -121,6 +122,15 @@ def paths_of(text: str) -> list[str]:
         elif "," in text:
             found.append(absolute(one))
     return found
+
+
+def check_paths(name: str, paths: Sequence[str]) -> None:
+    """Raises DataError where there are too many paths, or one twice."""
+    if len(paths) > _MOST:
+        raise DataError(f"{name}: expected at most {_MOST:,} files, got {len(paths):,}; put more examples into each")
+    if len(set(paths)) < len(paths):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise DataError(f"{name}: {twice} is there twice, and its examples would count twice; name it once")
 
 
 def open_shards(
@@ -144,13 +154,12 @@ def open_shards(
     DataError
         Where they have other arrays, shapes, types or columns than the first.
     """
-    if len(paths) > _MOST:
-        raise DataError(f"{name}: expected at most {_MOST:,} files, got {len(paths):,}; put more examples into each")
-    if len(set(paths)) < len(paths):
-        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
-        raise DataError(f"{name}: {twice} is there twice, and its examples would count twice; name it once")
+    check_paths(name, paths)
     by_all = options.missing == "mean" and options.columns is None  # the mean is that of all files
     found = [open_one(path, replace(options, missing="refuse") if by_all else options) for path in paths]
+    widest = max((one.columns for one in found if one.columns), key=lambda one: len(one.features), default=None)
+    if any(one.columns != widest for one in found):  # a file of LIBSVM may use fewer features
+        found = [open_one(path, replace(options, columns=widest)) for path in paths]
     for path, one in zip(paths, found, strict=True):
         _check_alike(paths[0], found[0], path, one)
     first, arrays = found[0], {}
@@ -168,11 +177,6 @@ def open_shards(
 
 def _with_means(source: DataSource, options: ReadOptions, first: Callable[[], DataSource]) -> DataSource:
     """The data set with the mean of all files in place of what is missing; `first` opens the first of them."""
-    if source.columns is not None:
-        raise ConfigurationError(
-            f"missing: the mean of columns is that of one file, and {source.name} has several; write them as one, or "
-            "give --missing zero or drop"
-        )
     from distsgd.data.sources.filled import filled
 
     arrays, fill = filled(source.name, source.arrays, options)

@@ -57,7 +57,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
     from distsgd.data.sources.registry import looks_like_path
     from distsgd.run.data.options import read_options
-    from distsgd.run.data.placement import place_split
+    from distsgd.run.data.placement import place, place_split
 
     options, others = read_options(config), (config.validation, config.test)
     source = open_source(communicator, config.dataset, config.data_dir, config.seed, others, options)
@@ -68,12 +68,13 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         if path is None:
             sets[split] = place_split(communicator, source, split, config)
             continue
-        asked = replace(options, columns=source.columns) if looks_like_path(path) else None
+        asked = replace(options, columns=source.columns, group=None) if looks_like_path(path) else None
         other = open_source(communicator, path, config.data_dir, config.seed, options=asked)
         there = split if f"x_{split}" in other.arrays else "train"
         sets[split] = place_split(communicator, other, there, config, split)
         names[split] = other.name
-    return data_of(communicator, config, source, names, sets)
+    groups = place(communicator, source.arrays["group_train"]) if "group_train" in source.arrays else None
+    return data_of(communicator, config, source, names, sets, groups)
 
 
 def data_of(

@@ -19,7 +19,14 @@ def read_options(config: TrainConfig) -> ReadOptions:
     names = config.classes if len(config.classes) > 1 else ()  # a single word is their number
     streamed = config.shuffle_buffer is not None and config.stream
     return ReadOptions(
-        config.x, config.y, config.weights, axis=config.axis, missing=config.missing, classes=names, streamed=streamed
+        config.x,
+        config.y,
+        config.weights,
+        config.group,
+        axis=config.axis,
+        missing=config.missing,
+        classes=names,
+        streamed=streamed,
     )
 
 

@@ -30,6 +30,17 @@ def test_values_and_labels(tmp_path: Path) -> None:
         distsgd.fit("softmax", found, epochs=1, batch_size=2, loss="squared-error")
 
 
+def test_several_files_have_the_features_of_the_widest(tmp_path: Path) -> None:
+    for number, line in enumerate(("+1 2:5\n-1\n", "-1 1:1 4:2\n+1 1:3\n")):
+        (tmp_path / f"{number}.svm").write_text(line)
+    found = open_path(tmp_path)
+    expected = np.array([[0, 5, 0, 0], [0, 0, 0, 0], [1, 0, 0, 2], [3, 0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(read_array(found.arrays["x_train"]), expected, strict=True)
+    np.testing.assert_array_equal(read_array(found.arrays["y_train"]), [1, 0, 0, 1])
+    assert found.columns is not None
+    assert len(found.columns.features) == 4
+
+
 @pytest.mark.parametrize(
     ("labels", "y", "names"),
     [

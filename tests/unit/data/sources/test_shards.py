@@ -132,3 +132,33 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     (folder / "part-03.npz").unlink()
     with pytest.raises(DataError, match=r"part-03\.npz: expected a file, found none"):
         read_array(found.arrays["x_train"])
+
+
+def test_tables_of_several_files(tmp_path: Path) -> None:
+    colours, prices = ["red", "blue", "", "green", "red", "blue"], ["1", "2", "3.5", "", "5", "6"]
+    lines = [f"{colour},{price},{k % 2}\n" for k, (colour, price) in enumerate(zip(colours, prices, strict=True))]
+    (tmp_path / "whole.csv").write_text("colour,price,y\n" + "".join(lines))
+    (tmp_path / "parts").mkdir()
+    for number, part in enumerate((lines[:2], lines[2:4], lines[4:])):
+        (tmp_path / "parts" / f"{number}.csv").write_text("colour,price,y\n" + "".join(part))
+    for missing in ("mean", "zero", "drop"):
+        expected, found = (
+            open_path(path, ReadOptions(missing=missing))  # type: ignore[arg-type]
+            for path in (tmp_path / "whole.csv", tmp_path / "parts")
+        )
+        assert found.columns == expected.columns
+        out: list[list[Any]] = []
+        for one in (expected, found):
+            runs, count = [(0, 1), (2, one.arrays["x_train"].shape[0])], one.arrays["x_train"].shape[0] - 1
+            memory = {name: np.zeros((count, *a.shape[1:]), a.dtype) for name, a in one.arrays.items()}
+            with open_rows(one.arrays) as rows:
+                rows.read(runs, memory)
+            out.append([*memory.values(), *map(read_array, one.arrays.values())])
+        for left, right in zip(*out, strict=True):
+            np.testing.assert_array_equal(left, right, strict=True)
+    (tmp_path / "parts" / "3.csv").write_text("colour,price,z\n1,2,3\n")
+    with pytest.raises(DataError, match=r"3\.csv: expected the columns of .*0\.csv in their order; write all"):
+        open_path(tmp_path / "parts")
+    (tmp_path / "parts" / "3.csv").write_text("colour,price,y\n1,2,3\n")
+    with pytest.raises(DataError, match=r"3\.csv: column colour holds number, in .*0\.csv text; write all files alike"):
+        open_path(tmp_path / "parts")

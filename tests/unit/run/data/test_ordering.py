@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +194,21 @@ def test_splits_and_draws_that_are_refused(options: dict[str, Any], message: str
     y = Y.astype(float) if "loss" in options else Y
     with pytest.raises((ConfigurationError, DataError), match=message):
         fit("softmax", X, y, **{"batch_size": 50, "epochs": 1, **options})
+
+
+def test_the_column_of_groups_of_a_table(tmp_path: Path) -> None:
+    lines = [f"{x:.6f},{row % 2},p{row % 20}" for row, x in enumerate(X[:200, 0].tolist())]
+    (tmp_path / "d.csv").write_text("\n".join(["a,y,who", *lines]) + "\n")
+
+    def train(*more: str) -> subprocess.CompletedProcess[str]:
+        options = ("--dataset", "d.csv", "--y", "y", "--epochs", "0", "--out", "run", "--resume", "never", *more)
+        line = [sys.executable, "-m", "distsgd.train", *options]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+    assert (done := train("--group", "who", "--fold", "2/4")).returncode == 0, done.stderr
+    rows = np.load(tmp_path / "run" / "validation_rows.npy")
+    assert (len(rows), len({row % 20 for row in rows.tolist()})) == (50, 5)
+    assert "50 of 200 training examples, 5 of 20 groups: --fold 2/4" in " ".join(done.stdout.split())
+    done = train("--group", "who", "--validation-fraction", "0")
+    assert done.returncode == 2
+    assert "group: says which examples are split off together, and none are" in done.stderr

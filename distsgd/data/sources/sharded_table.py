@@ -1,0 +1,114 @@
+"""Tables in several files as one: rows one after the other, texts, means and classes those of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from distsgd.core.errors import DataError
+from distsgd.data.sources.arrow_columns import Field
+from distsgd.data.sources.base import DataSource, ReadOptions, Runs
+from distsgd.data.sources.shards import OPEN, cut_at
+from distsgd.data.sources.tables import OpenTable, Table, Visit, table_source
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedTable(Table):
+    """Several tables with the same columns."""
+
+    parts: tuple[Table, ...] = field(kw_only=True)
+
+    @classmethod
+    def of(cls, where: str, parts: Sequence[Table]) -> ShardedTable:
+        """The table of these. Raises DataError where they have other columns than the first."""
+        fields = _fields_of(parts)
+        rows = -1 if any(one.rows < 0 for one in parts) else sum(one.rows for one in parts)
+        notes = tuple(dict.fromkeys(note for one in parts for note in one.notes))
+        files = tuple(stamp for one in parts for stamp in one.files)
+        chunk = max(one.chunk for one in parts)
+        return cls(where, fields, rows, chunk, files, parts[0].hidden, notes, parts=tuple(parts))
+
+    def opened(self) -> AbstractContextManager[OpenTable]:
+        """The tables, each opened when it is read."""
+        return _opened(self)
+
+    def passed(self, names: Sequence[str], visit: Visit | None) -> Table:
+        """The tables after their passes."""
+        found: list[Table] = []
+        for part in self.parts:
+            before = sum(one.rows for one in found)
+            found.append(part.passed(names, None if visit is None else partial(_shifted, visit, before)))
+        return ShardedTable.of(self.where, found)
+
+
+def open_tables(where: str, parts: Sequence[Table], options: ReadOptions) -> DataSource:
+    """The data set of several tables. Raises DataError where they aren't alike."""
+    return table_source(ShardedTable.of(where, parts), options)
+
+
+def _shifted(visit: Visit, before: int, first: int, batch: Any) -> None:
+    visit(before + first, batch)
+
+
+def _fields_of(parts: Sequence[Table]) -> tuple[Field, ...]:
+    """The columns of all tables; numbers of several types are float64."""
+    found = list(parts[0].fields)
+    for part in parts[1:]:
+        if [one.name for one in part.fields] != [one.name for one in found]:
+            raise DataError(
+                f"{part.where}: expected the columns of {parts[0].where} in their order; write all files alike"
+            )
+        for number, one in enumerate(part.fields):
+            first = found[number]
+            if one.kind != first.kind or one.width != first.width:
+                raise DataError(
+                    f"{part.where}: column {one.name} holds {one.kind}, in {parts[0].where} {first.kind}; write all "
+                    "files alike"
+                )
+            if one.dtype != first.dtype:
+                found[number] = replace(first, dtype=np.dtype(np.float64))
+    return tuple(found)
+
+
+@contextmanager
+def _opened(table: ShardedTable) -> Iterator[OpenTable]:
+    opened = _OpenShards(table)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+class _OpenShards(OpenTable):
+    """Tables of which those read last are open."""
+
+    def __init__(self, table: ShardedTable) -> None:
+        self._table = table
+        self._starts = [0, *accumulate(one.rows for one in table.parts)]
+        self._open: dict[int, tuple[ExitStack, OpenTable]] = {}
+
+    def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
+        for number, inside in cut_at(self._starts, runs):
+            for first, batch in self._part(number).batches(names, inside):
+                yield self._starts[number] + first, batch
+
+    def _part(self, number: int) -> OpenTable:
+        if number not in self._open:
+            if len(self._open) >= OPEN:
+                self._open.pop(next(iter(self._open)))[0].close()
+            with ExitStack() as opening:
+                found = opening.enter_context(self._table.parts[number].opened())
+                self._open[number] = opening.pop_all(), found
+        return self._open[number][1]
+
+    def close(self) -> None:
+        """Closes what is open."""
+        for closing, _ in self._open.values():
+            closing.close()
+        self._open.clear()
