@@ -70,9 +70,6 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     assert examples is not None, "the inputs are called x_train"
     predictor, task = Predictor(models, examples.x, options.input), models[0].task
     with in_use(examples.x), ExitStack() as writing:
-        if communicator.is_root:
-            for doubt in predictor.doubts():
-                say(f"warning: {doubt}", sys.stderr)
         files: list[PredictionFile] = []
 
         def begin() -> None:
@@ -85,8 +82,11 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
 
         communicator.on_root(begin)
         predictor.run(communicator, append)
+        doubts = communicator.on_root(lambda: [*predictor.doubts()])
         communicator.on_root(writing.close)
     if communicator.is_root:
+        for doubt in doubts:
+            say(f"warning: {doubt}", sys.stderr)
         say(f"{len(examples):,} predictions in {files[0].path}")
     return 0
 
