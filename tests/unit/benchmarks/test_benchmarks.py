@@ -34,6 +34,8 @@ NAMES = (
     "scaling_model",
     "checkpoints",
     "sklearn_peer",
+    "streaming",
+    "loader_peer",
 )
 
 
