@@ -51,7 +51,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.checks import finite_rows
+    from distsgd.data.checks import check_rows
     from distsgd.data.sources.base import ReadOptions
     from distsgd.run.data.loading import open_source
     from distsgd.run.data.options import asked_by
@@ -77,7 +77,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     source = open_source(communicator, options.dataset, options.data_dir, config.seed, (), asked)
     communicator.on_root(lambda: check_names(source, signature.class_names))
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
-    are_finite = finite_rows(f"{source.name}: inputs", np.dtype(config.dtype))
+    are_finite = check_rows(source.name, np.dtype(config.dtype))
     placed = place_or_read(communicator, source, part, are_finite)
     assert placed is not None, "choose_split names a part that is there"
     with in_use(placed.x):

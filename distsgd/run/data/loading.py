@@ -260,7 +260,8 @@ def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
             from distsgd.core import bus_errors
 
             stack.enter_context(bus_errors.watched(mapped, communicator.rank, communicator.abort))
-        for array in arrays:
-            if stays_in_files(array):
-                stack.callback(array.close)  # type: ignore[attr-defined]
+        stored = [array for array in arrays if stays_in_files(array)]
+        for array in stored:
+            array.close()  # type: ignore[attr-defined]  # with the blocks that the start has looked at
+            stack.callback(array.close)  # type: ignore[attr-defined]
         yield

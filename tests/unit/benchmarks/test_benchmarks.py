@@ -35,6 +35,8 @@ NAMES = (
     "checkpoints",
     "sklearn_peer",
     "csv_load",
+    "streaming",
+    "loader_peer",
 )
 
 
