@@ -181,8 +181,8 @@ class CsvTable(Table):
     marks: Array | None = None
     held: _Held = field(default_factory=_Held)
 
-    def kinds(self, names: Sequence[str], whole: Sequence[str] = ()) -> dict[str, Any]:
-        """The types that these columns are parsed as; those in `whole` stay whole numbers."""
+    def kinds(self, names: Sequence[str], *, whole: bool = False) -> dict[str, Any]:
+        """The types that these columns are parsed as; where `whole`, whole numbers stay so."""
         pa = arrow()
         known = {one.name: one for one in self.fields}
         found = {}
@@ -191,15 +191,15 @@ class CsvTable(Table):
             if one.kind == "text":
                 found[name] = pa.dictionary(pa.int32(), pa.string())
             elif one.kind == "number":
-                keeps = one.dtype == np.bool_ or (one.dtype == np.int64 and name in whole)
+                keeps = one.dtype == np.bool_ or (whole and one.dtype == np.int64)
                 found[name] = self.types[name] if keeps else pa.float64()
         return found
 
     def passed(self, names: Sequence[str], visit: Visit | None) -> Table:
         """The table after a pass over the whole text: with its rows, and where they begin."""
-        shown = {"number": "number", "text": "text"}
+        shown, used = {"number": "number", "text": "text"}, set(names)
         kinds = {one.name: "truth" if one.dtype == np.bool_ else shown.get(one.kind, "text")
-                 for one in self.fields if one.name in names}  # fmt: skip
+                 for one in self.fields if one.name in used}  # fmt: skip
         held, marks, rows = _Held(), [], 0
         floats: set[str] = set()
         for block, found in self._parsed(names):
@@ -247,8 +247,7 @@ class CsvTable(Table):
     def _parsed(self, names: Sequence[str]) -> Iterator[tuple[Block, Any]]:
         """The blocks of the file, each with its batches and the columns that had to become floats, or an exception."""
         cores = min(len(affinity()), _MOST_CORES)
-        whole = [one.name for one in self.fields if one.dtype == np.int64]
-        types, as_floats = self.kinds(names, whole), self.kinds(names)
+        types, as_floats = self.kinds(names, whole=True), self.kinds(names)
         with ExitStack() as opening:
             opening.enter_context(reading_by_arrow(self.where))
             stream, _ = opening.enter_context(open_binary(self.where))
@@ -336,7 +335,7 @@ class _OpenCsv(OpenTable):
         table = self._table
         assert table.marks is not None
         rows, offsets = table.marks[:, 0], table.marks[:, 1]
-        types = table.kinds(names, [one.name for one in table.fields if one.dtype == np.int64])
+        types = table.kinds(names, whole=True)
         at = int(np.searchsorted(rows, start, "right")) - 1
         while start < stop:
             end = int(np.searchsorted(rows, stop, "left"))

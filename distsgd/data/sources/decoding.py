@@ -115,12 +115,12 @@ def _absent(where: str, stored: np.dtype[Any], attributes: Mapping[str, Any]) ->
             continue
         values = np.atleast_1d(np.asarray(attributes[name]))
         if values.dtype.kind not in "biuf" or values.size > 16:
-            raise DataError(f"{where}: expected a number as {name}, got {attributes[name]!r}; correct it")
+            raise DataError(f"{where}: expected a number as {name}, got {repr(attributes[name])[:60]}; correct it")
         if values.dtype.kind == "i" and stored.kind == "u" and values.dtype.itemsize == stored.itemsize:
             values = values.view(stored)
         for value in values.ravel().tolist():
             fits = (
-                stored.kind == "f" or (value == int(value) and _holds(stored, int(value))) if value == value else False
+                stored.kind == "f" or (value % 1 == 0 and _holds(stored, int(value))) if value == value else False
             )
             if fits and value not in found:
                 found.append(value)
@@ -140,6 +140,6 @@ def _number(where: str, name: str, attributes: Mapping[str, Any]) -> Any:
         return None
     value = np.asarray(attributes[name])
     if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
-        raise DataError(f"{where}: expected a finite number as {name}, got {attributes[name]!r}; correct it")
+        raise DataError(f"{where}: expected a finite number as {name}, got {repr(attributes[name])[:60]}; correct it")
     value = value.reshape(())[()]
     return value if value.dtype.kind == "f" else np.float64(value)

@@ -148,6 +148,8 @@ def _images(where: str, folder: str) -> list[str]:
     path = os.path.join(where, folder)
     if not os.path.isdir(path):
         return []
+    if folder and not os.path.realpath(path).startswith(os.path.realpath(where) + os.sep):
+        raise DataError(f"{path}: this is a link out of the folder; copy the images into it")
     with reading(path):
         names = sorted(name for name in os.listdir(path) if name.lower().endswith(ENDINGS) and name[0] != ".")
     if len(names) > _MOST_FILES:

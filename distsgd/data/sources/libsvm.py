@@ -18,6 +18,8 @@ from distsgd.data.sources.converted import ValuesSource
 from distsgd.data.sources.streams import Stream, check_out, reading
 
 _LARGEST_INDEX, _LONGEST_LINE = 1 << 24, 64 << 20
+_RATIO, _SMALL = 1100, 64 << 20
+"""Times its own bytes that a file is dense at most, and bytes that it may always be."""
 _STEP = 1024
 """Rows between those whose place in the file is known."""
 Row = tuple[int, bytes, list[bytes]]
@@ -105,6 +107,12 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         if width > expected:
             raise DataError(f"{where}: expected features up to {expected}, got {width}; give one of these features")
         width = expected
+    size = 4 * row * width
+    if not options.streamed and size > max(_SMALL, _RATIO * stamp.size):
+        raise DataError(
+            f"{where}: expected dense inputs of at most {_RATIO:,} times its {stamp.size:,} bytes, {row:,} examples of "
+            f"{width:,} features take {size:,}; number the features from 1 without gaps"
+        )
     x = LibsvmSource((row, width), np.dtype(np.float32), stamp, tuple(places))
     stamp.check()
     if not options.targets:
@@ -179,7 +187,7 @@ def _index(pair: bytes, where: str) -> int:
 
 def _number(text: bytes, where: str, what: str) -> float:
     try:
-        value = float(text)
+        value = float(text if b"_" not in text else "nan")
     except ValueError:
         value = float("nan")
     if not isfinite(value):

@@ -224,10 +224,10 @@ def table_source(table: Table, options: ReadOptions) -> DataSource:
     notes = table.notes
     if dropped is not None and len(dropped):
         notes += (f"note: {table.where}: {len(dropped):,} of {table.rows:,} rows lack a value and are dropped",)
-    columns = options.columns or plan.columns
+    columns, used = options.columns or plan.columns, set(plan.names(plan.shapes()))
     return DataSource(
         table.where, arrays, columns=columns, class_names=plan.class_names, files=table.files, notes=notes,
-        unused=tuple(name for name in names if name not in plan.names(plan.shapes())) if options.targets else (),
+        unused=tuple(name for name in names if name not in used) if options.targets else (),
     )  # fmt: skip
 
 

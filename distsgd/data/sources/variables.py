@@ -68,7 +68,7 @@ def axis_of(where: str, asked: str, axes: int, names: Sequence[str] = ()) -> int
 
     Raises DataError where there is none.
     """
-    if asked in names:
+    if asked in names[:axes]:
         return names.index(asked)
     if asked.lstrip("-").isdecimal():
         number = int(asked)

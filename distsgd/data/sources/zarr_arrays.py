@@ -82,8 +82,10 @@ def _metadata_path(folder: str) -> str | None:
     return None
 
 
-def _document(path: str) -> dict[str, Any]:
-    """The JSON object in a file of metadata."""
+def _document(where: str, path: str) -> dict[str, Any]:
+    """The JSON object in a file of metadata, which is in the folder and not outside."""
+    if not os.path.realpath(path).startswith(os.path.realpath(where) + os.sep):
+        raise DataError(f"{path}: this is a link out of the folder; copy the array into it")
     with reading(path):
         try:
             found = json.loads(read_regular(path, _METADATA))
@@ -105,7 +107,7 @@ def _array_names(where: str) -> list[str]:
         path = _metadata_path(folder)
         if path is None:
             continue
-        if path.endswith(".zarray") or (path.endswith("zarr.json") and _document(path).get("node_type") == "array"):
+        if path.endswith(".zarray") or (path.endswith("zarr.json") and _document(where, path).get("node_type") == "array"):
             found.append(prefix.rstrip("/"))
             continue
         with reading(folder):
@@ -129,7 +131,7 @@ def _read_metadata(where: str, name: str) -> _Metadata:
     path = _metadata_path(folder)
     if path is None:
         raise DataError(f"{what}: expected a Zarr array, found none; check the path")
-    document = _document(path)
+    document = _document(where, path)
     try:
         return _version_3(what, path, document) if path.endswith("zarr.json") else _version_2(what, path, document)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
@@ -142,7 +144,7 @@ def _version_2(what: str, path: str, document: dict[str, Any]) -> _Metadata:
     codecs = [document.get("compressor"), *(document.get("filters") or ())]
     _check_codecs(what, [codec["id"] for codec in codecs if codec is not None])
     attributes_path = os.path.join(os.path.dirname(path), ".zattrs")
-    attributes = _document(attributes_path) if os.path.lexists(attributes_path) else {}
+    attributes = _document(os.path.dirname(path), attributes_path) if os.path.lexists(attributes_path) else {}
     dimensions = attributes.get("_ARRAY_DIMENSIONS", ())
     fill = document.get("fill_value")
     if dimensions and isinstance(fill, int | float):
