@@ -1,116 +1,94 @@
-"""The part of tests/parallel/bad_inputs.py that is about tables, and about options that say what of a file is used."""
+"""The part of tests/parallel/bad_inputs.py that is about tables: CSV, Parquet and Feather."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from distsgd.core.checkpoint import Checkpoint, decode, encode
 from tests.parallel.bad_data import QUICK
-from tests.parallel.bad_files import Case, Make, X, Y, checkpoints, every, file, npy_bytes, npz, pipe, run, sub_folder
+from tests.parallel.bad_files import Case, Make, file, pipe
 
 CSV = f"--dataset a.csv {QUICK}"
 PARQUET = f"--dataset a.parquet {QUICK}"
-ROWS = "".join(f"{k},{k % 7},{k % 2}\n" for k in range(40))
-HEAD = "age,size,y\n"
-COLUMNS: dict[str, Any] = {"age": np.arange(40.0), "size": np.arange(40) % 7, "y": Y % 2}
+ARROW = f"--dataset a.feather {QUICK}"
+ROWS = "".join(f"{k},{k % 5}.5,{k % 3}\n" for k in range(40))
 
 
-def table(text: str) -> Make:
-    """a.csv of this content."""
+def csv(text: str | bytes) -> Make:
+    """A CSV file."""
     return file("a.csv", text)
 
 
-def parquet(change: Callable[[bytes], bytes] = lambda data: data, **columns: Any) -> Make:
-    """a.parquet: age, size and y, and in place of them or besides these columns; None leaves one out."""
+def parquet(kept: slice = slice(None), **columns: Any) -> Make:
+    """A Parquet file of a, y and these columns, and of its bytes these."""
 
     def make(folder: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        import pyarrow
+        from pyarrow import parquet
 
-        there = {name: values for name, values in (COLUMNS | columns).items() if values is not None}
-        pq.write_table(pa.table(there), folder / "a.parquet")
-        (folder / "a.parquet").write_bytes(change((folder / "a.parquet").read_bytes()))
+        table = pyarrow.table({"a": [0.5, 1.5, 2.5, 3.5], "y": [0, 1, 0, 1]} | columns)
+        parquet.write_table(table, folder / "a.parquet")
+        content = (folder / "a.parquet").read_bytes()
+        (folder / "a.parquet").write_bytes(content[kept])
 
     return make
 
 
-def with_columns(**entries: Any) -> Make:
-    """A run whose model says that it was trained on a table of these columns."""
-    columns = {"inputs": ["age", "size"], "categories": {}, "widths": {}, "fill": [], "missing": "refuse",
-               "target": ["y"]}  # fmt: skip
+def repeated(folder: Path) -> None:
+    """A Parquet file whose header has a name twice."""
+    import pyarrow
+    from pyarrow import parquet
 
-    def change(data: bytes) -> bytes:
-        found = decode(data)
-        signature = {**found.document["signature"], "columns": columns | entries}
-        return bytes(encode(Checkpoint(found.arrays, {**found.document, "signature": signature})))
-
-    return run(checkpoints(change))
+    table = pyarrow.Table.from_arrays([pyarrow.array([1.0]), pyarrow.array([2.0])], ["a", "a"])
+    parquet.write_table(table, folder / "a.parquet")
 
 
-def about(**entries: Any) -> Make:
-    """A folder with x.npy, y.npy and a columns.json of these entries."""
-    whole = {"columns": None, "class_names": [], "num_classes": None, "scale": 1.0} | entries
-    return every(
-        sub_folder("d"), file("d/x.npy", npy_bytes(X)), file("d/y.npy", npy_bytes(Y)),
-        file("d/columns.json", json.dumps(whole)),
-    )  # fmt: skip
+def stream(folder: Path) -> None:
+    """What Arrow writes to a pipe, in a file."""
+    import pyarrow
+
+    table = pyarrow.table({"a": [0.5, 1.5], "y": [0, 1]})
+    with pyarrow.OSFile(str(folder / "a.feather"), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
 
 
-FOLDER = f"--dataset d {QUICK}"
+def dates(folder: Path) -> None:
+    import pyarrow
+
+    parquet(born=pyarrow.array([1, 2, 3, 4], pyarrow.date32()))(folder)
+
+
 TABLES: dict[str, Case] = {
-    "an empty .csv": Case("a.csv: expected", CSV, table("")),
-    ".csv of a header alone": Case("a.csv: expected", CSV, table(HEAD)),
-    ".csv with a short row": Case("a.csv", CSV, table(HEAD + ROWS + "1,2\n")),
-    ".csv with a long row": Case("a.csv", CSV, table(HEAD + ROWS + "1,2,0,4\n")),
-    ".csv with a zero byte": Case("a.csv", CSV, table(HEAD + ROWS + "1,\0,0\n")),
-    ".csv that is no UTF-8": Case("a.csv", CSV, file("a.csv", (HEAD + ROWS).encode() + b"\xff\xfe,1,0\n")),
-    ".csv with a quote that doesn't end": Case("a.csv", CSV, table(HEAD + '"1,2,0\n' + ROWS)),
-    ".csv with two columns of one name": Case("'age' is there twice", CSV, table("age,age,y\n" + ROWS)),
-    ".csv with a word among numbers": Case("got 'abc'", CSV, table(HEAD + ROWS * 9000 + "abc,2,0\n")),
-    ".csv with a missing value": Case("--missing", CSV, table(HEAD + ROWS + ",2,0\n")),
-    ".csv without a column y": Case("which column is the target", CSV, table("a,b,c\n" + ROWS)),
-    ".csv.gz that is cut": Case("a.csv.gz", f"--dataset a.csv.gz {QUICK}", file(
-        "a.csv.gz", gzip.compress((HEAD + ROWS).encode())[:-9])),
-    ".csv that is a pipe": Case("a pipe", CSV, pipe("a.csv")),
-    ".parquet that is text": Case("a.parquet", PARQUET, file("a.parquet", HEAD + ROWS)),
-    ".parquet that is cut": Case("a.parquet", PARQUET, parquet(lambda data: data[: len(data) // 2])),
-    ".parquet with a damaged page": Case("a.parquet", PARQUET, parquet(lambda data: data[:8] + b"?" * 60 + data[68:])),
-    ".parquet with a damaged footer": Case("a.parquet", PARQUET, parquet(
-        lambda data: data[:-60] + b"?" * 52 + data[-8:])),
-    ".parquet with a missing value": Case("row 7 is missing", PARQUET, parquet(
-        age=[None if k == 7 else k / 2 for k in range(40)])),
-    ".parquet with infinity": Case("holds inf", PARQUET, parquet(age=np.where(np.arange(40) == 3, np.inf, 1.0))),
-    ".parquet with dates": Case("holds dates", PARQUET, parquet(age=np.arange(40).astype("datetime64[s]"))),
-    ".parquet with lists": Case("holds lists", PARQUET, parquet(age=[[1.0]] * 40)),
-    ".parquet with keys beyond 2**53": Case("below 2**53", PARQUET, parquet(size=np.arange(40) + 2**60)),
-    ".parquet with labels below 0": Case("example 0 has -1", PARQUET, parquet(y=np.arange(40) % 2 - 1)),
-    ".parquet with no rows": Case("at least one row", PARQUET, parquet(age=[0.0][:0], size=[0][:0], y=[0][:0])),
-    "a column that isn't there": Case("did you mean age", f"{PARQUET} --x agee", parquet()),
-    "a pattern that no column has": Case("no column matches", f"{PARQUET} --x pixel*", parquet()),
-    "a column as input and target": Case("age", f"{PARQUET} --x age --y age", parquet()),
-    "columns of weights": Case("weights", f"{PARQUET} --weights a*e --y y --x size age", parquet()),
-    "the inputs of a data set with a name": Case("x: would change nothing for the data set digits",
-                                                 f"--dataset digits --x a {QUICK}"),
-    "an axis of a table": Case("axis: would change nothing for a Parquet file", f"{PARQUET} --axis 1", parquet()),
-    "an array that isn't there": Case("no array is named 'z'", f"--dataset data.npz --x z {QUICK}", npz()),
-    "an array as input and target": Case("both name 'y'", f"--dataset data.npz --x y --y y {QUICK}", npz()),
-    "a missing value that may be anything": Case(
-        "--missing: expected refuse or mean or zero or drop", f"{PARQUET} --missing guess", parquet()),
-    "to predict without a column": Case("there is no size", "run a.parquet -o o.csv", every(
-        with_columns(), parquet(size=None)), 2, "predict"),
-    "to predict by columns that are none": Case("columns are none", "run a.parquet -o o.csv", every(
-        with_columns(inputs=[]), parquet()), 1, "predict"),
-    "to predict into a folder": Case("could not write", "run data.npz -o o.csv", every(
-        run(), npz(x=np.full((4, 64), 8.0)), sub_folder("o.csv")), 2, "predict"),
-    "to keep what isn't there": Case("no array is named 'id'", "run data.npz -o o.csv --keep id", every(
-        run(), npz(x=np.full((4, 64), 8.0))), 2, "predict"),
-    "columns.json that is none": Case("reading it failed", FOLDER, every(about(), file("d/columns.json", "[" * 9999))),
-    "columns.json of a scale of 0": Case("values of other types", FOLDER, about(scale=0.0)),
-    "columns.json of other columns": Case("columns are none", FOLDER, about(columns={"inputs": 3})),
+    "CSV without a target": Case("which column is the target? it has a, b, price; give --y NAME", CSV,
+                                 csv("a,b,price\n" + ROWS)),
+    "CSV and a target that isn't there": Case("no column is named 'prize' (--y); did you mean price?",
+                                              f"{CSV} --y prize", csv("a,b,price\n" + ROWS)),
+    "CSV with text among numbers": Case("column a, row 40 (line 42): expected a number as above, got 'abc'",
+                                        CSV + " --x a", csv("a,b,y\n" + ROWS + "abc,1,1\n")),
+    "CSV with a value that is missing": Case("column b, row 40 is missing; fill it in, or give --missing", CSV,
+                                             csv("a,b,y\n" + ROWS + "1,,1\n")),
+    "CSV with a short row": Case("row 40 (line 42): expected 3 values", CSV, csv("a,b,y\n" + ROWS + "1,2\n")),
+    "CSV with an open quote": Case("a quotation mark after each one", CSV, csv("a,b,y\n" + ROWS + '"1,2,0\n')),
+    "CSV with old line ends": Case("some end in \\r alone", CSV, csv(("a,b,y\n" + ROWS).replace("\n", "\r"))),
+    "CSV in UTF-16": Case("bytes that are no text", CSV, csv(("a,b,y\n" + ROWS).encode("utf-16"))),
+    "CSV of zeros": Case("bytes that are no text", CSV, csv(bytes(10_000))),
+    "CSV with a name twice": Case("'a' is there twice", CSV, csv("a,a,y\n" + ROWS)),
+    "CSV that is empty": Case("the file is empty", CSV, csv("")),
+    "CSV with a header alone": Case("at least one row of values", CSV, csv("a,b,y\n")),
+    "CSV that is a pipe": Case("a pipe", CSV, pipe("a.csv")),
+    "CSV with a column that names each row": Case("column a holds 1,001 different texts", CSV, csv(
+        "a,y\n" + "".join(f"t{k},0\n" for k in range(1001)))),
+    "text called .parquet": Case("expected a Parquet file", PARQUET, file("a.parquet", "a,y\n1,0\n")),
+    "Parquet cut in the middle": Case("a.parquet: expected an intact file", PARQUET, parquet(slice(0, -60))),
+    "Parquet that is a pipe": Case("a pipe", PARQUET, pipe("a.parquet")),
+    "Parquet with dates": Case("column born holds dates; give numbers", PARQUET, dates),
+    "Parquet of lists": Case("column v holds lists", PARQUET, parquet(v=[[1], [1, 2], [], [3]])),
+    "Parquet with a key that floats don't hold": Case("expected whole numbers below 2**53", PARQUET, parquet(
+        k=[2**60 + 1, 1, 2, 3])),
+    "Parquet with a name twice": Case("'a' is there twice", PARQUET, repeated),
+    "Parquet with weights of text": Case("column w: expected weights", f"{PARQUET} --weights w", parquet(
+        w=["a", "b", "c", "d"])),
+    "Feather that is a stream": Case("a file of Arrow (not a stream)", ARROW, stream),
+    "an option that a table has no use for": Case(
+        "axis: would change nothing for a Parquet file", f"{PARQUET} --axis 1", parquet()),
 }  # fmt: skip

@@ -36,7 +36,8 @@ def place_split(
     if config is not None and buffered and config.stream:
         from distsgd.run.data.streamed import left_in_files
 
-        stays = left_in_files(source, there, config, role or split)
+        name = f"{source.name} ({split})" if role in ("", split) else source.name
+        stays = left_in_files(source, name, there, config, role or split)
     rest = {name: array for name, array in there.items() if name not in stays}
     arrays = stays | place_together(communicator, rest, may_stream=config is not None and not buffered)
     assert "y" in arrays, "a data set has targets for all of its inputs"
