@@ -1,4 +1,4 @@
-"""The part of tests/parallel/bad_inputs.py that is about more tables, and about options that say what of a file is used."""
+"""The part of tests/parallel/bad_inputs.py that is about options that say what of a file is used, and more tables."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Arr
         for value in different.tolist():
             if value not in places:
                 raise DataError(
-                    f"{where}: the label {value:g} is none of the {len(places)} classes ({', '.join(options.classes)}); "
-                    "correct it, or leave it out"
+                    f"{where}: the label {value:g} is none of the {len(places)} classes "
+                    f"({', '.join(options.classes)}); correct it, or leave it out"
                 )
         return np.array([places[value] for value in labels], np.int64), options.classes
     if options.columns is not None:
