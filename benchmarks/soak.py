@@ -292,7 +292,7 @@ def compare(folder: Path, kept: dict[str, Any]) -> None:
     more = ("--max-steps", str(last + 100))
     line = [mpirun(), "-n", "2", sys.executable, "-m", "distsgd.train", *options_of(folder, kept), *more]
     subprocess.run([*line, "--out", str(folder / "run")], env=environment(), cwd=folder, check=True)
-    line += ["--no-stream"] if kept.get("streamed") else []
+    line += ["--no-stream", "--readers", "1"] if kept.get("streamed") else []
     shutil.rmtree(folder / "again", ignore_errors=True)
     process = subprocess.Popen(
         [*line, "--out", str(folder / "again")], env={**environment(), _TAG: "again"}, cwd=folder
