@@ -51,7 +51,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.checks import finite_rows
+    from distsgd.data.checks import check_rows
     from distsgd.data.sources.base import ReadOptions
     from distsgd.run.data.loading import open_source
     from distsgd.run.data.options import asked_by
@@ -75,8 +75,9 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     )
     asked = communicator.on_root(lambda: asked_by(config, signature, options.dataset, given))
     source = open_source(communicator, options.dataset, options.data_dir, config.seed, (), asked)
+    communicator.on_root(lambda: check_names(source, signature.class_names))
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
-    are_finite = finite_rows(f"{source.name}: inputs", np.dtype(config.dtype))
+    are_finite = check_rows(source.name, np.dtype(config.dtype))
     placed = place_or_read(communicator, source, part, are_finite)
     assert placed is not None, "choose_split names a part that is there"
     with in_use(placed.x):
@@ -90,6 +91,17 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     if communicator.is_root:
         say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(examples), **scores})))
     return 0
+
+
+def check_names(source: DataSource, trained: Sequence[str]) -> None:
+    """Raises DataError where the data have other names of classes than the model."""
+    from distsgd.core.errors import DataError
+
+    if source.class_names and trained and tuple(source.class_names) != tuple(trained):
+        raise DataError(
+            f"{source.name}: the model was trained on the classes {', '.join(trained[:8])}, got "
+            f"{', '.join(source.class_names[:8])}; give examples of the same classes"
+        )
 
 
 def check(stored: StoredModel, name: str, examples: Examples) -> None:

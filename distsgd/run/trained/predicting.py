@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.data.checks import finite_rows, stays_in_files
+from distsgd.data.checks import check_rows, stays_in_files
 from distsgd.data.loader import Loader
 from distsgd.parallel import Communicator
 from distsgd.run.trained.ensemble import mean_and_spread
@@ -67,7 +67,7 @@ class Predictor:
             communicator.on_root(partial(_append, append, start, communicator.gather_object(mine)))
 
     def _loader(self, model: StoredModel) -> Loader:
-        check = finite_rows(self.name, np.dtype(model.config.dtype))
+        check = check_rows(self.name, np.dtype(model.config.dtype))
         return model.loader(replace(model.signature.examples(self.x), check=check))
 
     def _predict(self, loaders: Sequence[Loader], rows: range) -> Part:

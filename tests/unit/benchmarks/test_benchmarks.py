@@ -36,6 +36,7 @@ NAMES = (
     "sklearn_peer",
     "streaming",
     "loader_peer",
+    "csv_load",
 )
 
 
