@@ -103,31 +103,22 @@ def is_checked_later(x: Array) -> bool:
 
 def check_rows(name: str, dtype: np.dtype[Any]) -> Callable[[Array, Array], None]:
     """What `Examples.check` is: DataError with the first example of gathered inputs that holds what `check_finite`
-    refuses, called by its number in the whole array."""
-
-    def check(x: Array, rows: Array) -> None:
-        for field in x.dtype.names or ("",):
-            part, where = (x[field], f"{name}: input {field}") if field else (x, f"{name}: inputs")
-            finite_rows(where, dtype)(part, rows)
-
-    return check
-
-
-def finite_rows(where: str, dtype: np.dtype[Any]) -> Callable[[Array, Array], None]:
-    """The same of inputs without fields, which messages call `where`.
+    refuses, called by its number in the whole array.
 
     A sum of squares is finite and small where all numbers are, and takes a tenth of the time of a look at each.
     """
     largest = float(np.finfo(dtype).max)
 
     def check(x: Array, rows: Array) -> None:
-        if x.dtype.kind != "f":
-            return
-        flat = x.reshape(-1)
-        with np.errstate(all="ignore"):
-            squares = float(np.dot(flat, flat)) if x.itemsize > 2 else np.inf
-        if not squares < min(largest, 1e300):
-            check_finite(where, x, dtype, rows)
+        for field in x.dtype.names or ("",):
+            part, where = (x[field], f"{name}: input {field}") if field else (x, f"{name}: inputs")
+            if part.dtype.kind != "f":
+                continue
+            flat = part.reshape(-1)
+            with np.errstate(all="ignore"):
+                squares = float(np.dot(flat, flat)) if part.itemsize > 2 else np.inf
+            if not squares < min(largest, 1e300):
+                check_finite(where, part, dtype, rows)
 
     return check
 
