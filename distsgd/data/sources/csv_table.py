@@ -32,13 +32,11 @@ from distsgd.data.sources.csv_text import (
 from distsgd.data.sources.streams import Stream, open_binary, stamps
 from distsgd.data.sources.tables import OpenTable, Table, Visit, check_fields, table_source
 
-_SAMPLE = 1 << 20
+SAMPLE = 1 << 20
 """Bytes by which the types of columns are known."""
-_STEP = 1024
+STEP = 1024
 """Rows from one offset that is kept to the next, where a file is streamed."""
 _MOST_CORES = 8
-_AT_ONCE = 16 << 20
-"""Bytes of text that are parsed together where rows are read by their numbers."""
 
 
 def open_source(where: str, options: ReadOptions) -> DataSource:
@@ -53,8 +51,8 @@ def open_table(where: str, options: ReadOptions) -> CsvTable:
     """The table in a file, by its first megabyte; its rows are counted by a pass. Raises DataError."""
     with reading_by_arrow(where), open_binary(where) as (stream, _):
         files = stamps([where])
-        sample = stream.read(max(_SAMPLE, 1))
-        whole = len(sample) < _SAMPLE
+        sample = stream.read(max(SAMPLE, 1))
+        whole = len(sample) < SAMPLE
         if b"\n" not in sample and not whole:
             sample += stream.read(MOST_HEADER)
         layout = layout_of(where, sample, whole)
@@ -70,7 +68,7 @@ def open_table(where: str, options: ReadOptions) -> CsvTable:
         notes = (f"note: {where}: {hidden[0]} has no name, and is an input only where --x names it",)
     if not layout.header:
         notes = (f"note: {where}: the first row holds numbers alone, so columns are named 0, 1, …",)
-    made = CsvTable(where, fields, -1, _STEP, files, hidden, notes, layout=layout, types=types, packed=packed)
+    made = CsvTable(where, fields, -1, STEP, files, hidden, notes, layout=layout, types=types, packed=packed)
     return replace(made, keeps=not options.streamed)
 
 
@@ -205,7 +203,7 @@ class CsvTable(Table):
                         f"{self.where}: expected {len(starts):,} rows after row {rows:,}, parsing them gave {count:,}; "
                         "write it again"
                     )
-                places = np.arange(-rows % _STEP, len(starts), _STEP)
+                places = np.arange(-rows % STEP, len(starts), STEP)
                 marks.append(np.stack([rows + places, block.offset + starts[places]], axis=1))
             if self.keeps and not rows:
                 size = self.files[0].size / len(block.text) * sum(batch.nbytes for batch in batches)
@@ -220,7 +218,7 @@ class CsvTable(Table):
             stamp.check()
         fields = tuple(replace(one, dtype=np.dtype(np.float64)) if one.name in floats else one for one in self.fields)
         table = np.concatenate([*marks, np.empty((0, 2), np.int64)]).astype(np.int64)
-        chunk = _STEP if not self.keeps else max([1, *np.diff(np.append(table[:, 0], rows)).tolist()])
+        chunk = STEP if not self.keeps else max([1, *np.diff(np.append(table[:, 0], rows)).tolist()])
         return replace(self, fields=fields, rows=rows, chunk=chunk, marks=table, held=held)
 
     def _line(self, offset: int) -> int:
@@ -327,7 +325,7 @@ class _OpenCsv(OpenTable):
         at = int(np.searchsorted(rows, start, "right")) - 1
         while start < stop:
             end = int(np.searchsorted(rows, stop, "left"))
-            end = max(at + 1, min(end, int(np.searchsorted(offsets, offsets[at] + _AT_ONCE, "right")) - 1))
+            end = max(at + 1, min(end, int(np.searchsorted(offsets, offsets[at] + BLOCK, "right")) - 1))
             text = self._text(int(offsets[at]), int(offsets[end]) if end < len(offsets) else None)
             first, last = int(rows[at]), int(rows[end]) if end < len(rows) else table.rows
             batches, _ = _parse(table.layout, Block(0, text, True), names, types, types)

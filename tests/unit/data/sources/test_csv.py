@@ -81,8 +81,8 @@ def test_random_files_in_small_blocks_are_those_of_pythons_csv(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csv_text, "BLOCK", 997)
-    monkeypatch.setattr(csv_table, "_STEP", 7)
-    monkeypatch.setattr(csv_table, "_AT_ONCE", 500)
+    monkeypatch.setattr(csv_table, "STEP", 7)
+    monkeypatch.setattr(csv_table, "BLOCK", 500)
     rng = random.Random(seed)
     ends, quoting = rng.choice(["\n", "\r\n"]), rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     words = ["x", "a,b", 'say "so"', "two\nlines", "\r\nwindows", "ä€𝛼", " ", '"', "x" * 900]
@@ -156,7 +156,7 @@ def test_empty_fields_and_some_words_are_missing_values(tmp_path: Path) -> None:
 
 
 def test_targets_may_turn_out_to_be_no_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_table, "_SAMPLE", 100)
+    monkeypatch.setattr(csv_table, "SAMPLE", 100)
     monkeypatch.setattr(csv_text, "BLOCK", 100)
     lines = "".join(f"{k},{k % 3}\n" for k in range(200))
     for last, dtype in (("9,1\n", np.int64), ("9,1.5\n", np.float64)):
@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 def test_what_is_no_table_is_refused(
     tmp_path: Path, case: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_table, "_SAMPLE", 64)
+    monkeypatch.setattr(csv_table, "SAMPLE", 64)
     monkeypatch.setattr(csv_text, "BLOCK", 50)
     content, text = REFUSED[case]
     with pytest.raises(DataError) as raised:
