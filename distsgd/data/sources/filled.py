@@ -10,15 +10,12 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import SPLITS, ArraySource, ReadOptions, Rows, Runs
-from distsgd.data.sources.converted import open_rows
-from distsgd.data.sources.streams import check_out
+from distsgd.data.sources.base import AT_ONCE, SPLITS, ArraySource, ReadOptions, Rows, Runs, cut
+from distsgd.data.sources.converted import blocks_of, open_rows
 
 _ROWS = 4096
 """Rows that are looked at together, at most. A mean depends on it by its rounding, so it follows from shapes alone."""
 _MOST_DROPPED = 1 << 24
-_AT_ONCE = 32 << 20
-"""Bytes that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,6 @@ class FilledSource(ArraySource):
         found = self.inner.table
         return None if found is None else ("filled", found)
 
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, some rows at a time."""
-        check_out(self, out)
-        with self.open_rows({"": self}) as rows:
-            rows.read([(0, len(out))], {"": out})
-
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """The inner sources' rows, filled."""
         return _FilledRows({name: one for name, one in arrays.items() if isinstance(one, FilledSource)})
@@ -80,12 +71,8 @@ class _FilledRows(Rows):
             self._rows.read(runs, out)
         else:
             row = max(1, sum(prod(one.shape[1:]) * one.dtype.itemsize for one in self._sources.values()))
-            at, step = 0, max(1, _AT_ONCE // row)
-            for start, stop in runs:
-                for first in range(start, stop, step):
-                    count = min(first + step, stop) - first
-                    self._read_kept(first, {name: memory[at : at + count] for name, memory in out.items()})
-                    at += count
+            for first, _, place in cut(runs, max(1, AT_ONCE // row)):
+                self._read_kept(first, {name: memory[place] for name, memory in out.items()})
         for name, memory in out.items():
             fill = self._sources[name].fill
             if fill is not None:
@@ -234,15 +221,9 @@ def _refuse_absent(where: str, source: ArraySource) -> None:
 
 def _rows_at_once(arrays: Mapping[str, ArraySource]) -> int:
     """How many rows of these arrays are looked at together."""
-    return max(1, min(_ROWS, _AT_ONCE // max(1, 8 * sum(prod(one.shape[1:]) for one in arrays.values()))))
+    return max(1, min(_ROWS, AT_ONCE // max(1, 8 * sum(prod(one.shape[1:]) for one in arrays.values()))))
 
 
 def _blocks(arrays: Mapping[str, ArraySource]) -> Iterator[tuple[int, dict[str, Array]]]:
-    """All rows of the arrays, some at a time, and the number of the first of them."""
-    count, step = next(iter(arrays.values())).shape[0], _rows_at_once(arrays)
-    with open_rows(arrays) as rows:
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            found = {name: np.empty((stop - start, *one.shape[1:]), one.dtype) for name, one in arrays.items()}
-            rows.read([(start, stop)], found)
-            yield start, found
+    """All rows of the arrays, some at a time."""
+    return blocks_of(arrays, _rows_at_once(arrays))
