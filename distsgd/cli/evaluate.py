@@ -51,13 +51,14 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     import numpy as np
 
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.named.datasets import check_arrays
+    from distsgd.data.checks import check_rows
     from distsgd.data.sources.base import ReadOptions
     from distsgd.run.data.loading import open_source
     from distsgd.run.data.options import asked_by
-    from distsgd.run.data.placement import place_split
+    from distsgd.run.data.placement import place_or_read
     from distsgd.run.files.records import finite
     from distsgd.run.kernels import choose_for
+    from distsgd.run.trained.predicting import in_use, looked_at
     from distsgd.run.trained.scoring import score
     from distsgd.run.trained.stored_model import load_model
 
@@ -65,33 +66,54 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     config, signature = replace(stored.config, top_k=options.top_k), stored.signature
-    given = ReadOptions(x=options.x, y=options.y, weights=options.weights, axis=options.axis)
+    given = ReadOptions(
+        x=options.x,
+        y=options.y,
+        weights=options.weights,
+        axis=options.axis,
+        streamed=not options.dataset.endswith(".gz"),
+    )
     asked = communicator.on_root(lambda: asked_by(config, signature, options.dataset, given))
     source = open_source(communicator, options.dataset, options.data_dir, config.seed, (), asked)
+    communicator.on_root(lambda: check_names(source, signature.class_names))
     split, part = communicator.on_root(lambda: choose_split(source, options.split))
-    placed = place_split(communicator, source, part)
+    are_finite = check_rows(source.name, np.dtype(config.dtype))
+    placed = place_or_read(communicator, source, part, are_finite)
     assert placed is not None, "choose_split names a part that is there"
-    examples = signature.examples(placed.x, placed.y, placed.weights)
-    if part == "train" and split != "all":
-        split, examples = communicator.everywhere(lambda: of_the_run(stored, source.name, examples, split))
-    communicator.on_root(lambda: stored.check_targets(source.name, examples.y))
-    communicator.on_root(
-        lambda: check_arrays(
-            source.name,
-            examples.x,
-            examples.y,
-            examples.weights,
-            num_classes=signature.num_classes,
-            values=stored.task.kind == "regression",
-            dtype=np.dtype(config.dtype),
-        )
-    )
-    if communicator.is_root and (doubt := stored.signature.doubt(examples.x)):
-        say(f"warning: {doubt}", sys.stderr)
-    scores = score(communicator, replace(stored, config=config), examples)
+    with in_use(placed.x):
+        examples = signature.examples(placed.x, placed.y, placed.weights)
+        if part == "train" and split != "all":
+            split, examples = communicator.everywhere(lambda: of_the_run(stored, source.name, examples, split))
+        communicator.on_root(lambda: check(stored, source.name, examples))
+        if communicator.is_root and (doubt := signature.doubt(looked_at(examples.x))):
+            say(f"warning: {doubt}", sys.stderr)
+        scores = score(communicator, replace(stored, config=config), examples)
     if communicator.is_root:
         say(json.dumps(finite({"dataset": source.name, "split": split, "examples": len(examples), **scores})))
     return 0
+
+
+def check_names(source: DataSource, trained: Sequence[str]) -> None:
+    """Raises DataError where the data have other names of classes than the model."""
+    from distsgd.core.errors import DataError
+
+    if source.class_names and trained and tuple(source.class_names) != tuple(trained):
+        raise DataError(
+            f"{source.name}: the model was trained on the classes {', '.join(trained[:8])}, got "
+            f"{', '.join(source.class_names[:8])}; give examples of the same classes"
+        )
+
+
+def check(stored: StoredModel, name: str, examples: Examples) -> None:
+    """Raises DataError where examples can't be scored."""
+    import numpy as np
+
+    from distsgd.data.checks import check_arrays
+
+    stored.check_targets(name, examples.y)
+    classes, values = stored.signature.num_classes, stored.task.kind == "regression"
+    x, y, weights, dtype = examples.x, examples.y, examples.weights, np.dtype(stored.config.dtype)
+    check_arrays(name, x, y, weights, num_classes=classes, values=values, dtype=dtype)
 
 
 def choose_split(source: DataSource, wanted: str | None) -> tuple[str | None, str]:

@@ -12,22 +12,31 @@ from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
 if TYPE_CHECKING:
-    from distsgd.core.device import Array
-    from distsgd.nn.task import Task
+    from distsgd.data.sources.base import DataSource
     from distsgd.parallel import Communicator
+    from distsgd.run.trained.kept import Kept
+    from distsgd.run.trained.predicting import Part
+    from distsgd.run.trained.prediction_files import PredictionFile
     from distsgd.run.trained.stored_model import StoredModel
 
 
 @dataclass(frozen=True)
 class Options:
-    """Predict with a trained model: OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,).
+    """Predict with a trained model, of a file of any size.
 
-    With several runs, `predictions` are the mean of theirs, and `spread` (n, outputs) is the standard deviation.
+    OUT.npz holds `predictions` (n, outputs) and, for classes, `labels` (n,). OUT.csv and OUT.parquet have a line for
+    each example: the kept columns, `label` by its name, and `prediction`, or one of each class or output. With several
+    runs, predictions are the mean of theirs, and `spread` is the standard deviation.
     """
 
     run: tuple[str, ...] = option(REQUIRED, "A run's folder, or a checkpoint; or several.", positional=True, path=True)
-    input: str = option(REQUIRED, "A .npz file with x, or a .npy file: examples first.", positional=True, path=True)
-    out: str = option(REQUIRED, "The .npz file to write. A link there is replaced.", short="-o", path=True)
+    # fmt: off
+    input: str = option(REQUIRED, "A file or folder, as --dataset of training takes it; it needs no targets.",
+        positional=True, path=True)
+    out: str = option(REQUIRED, "The .npz, .csv or .parquet file to write. A link there is replaced.",
+        short="-o", path=True)
+    keep: tuple[str, ...] = option((), "Columns or arrays of the input that are written beside the predictions.")
+    # fmt: on
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
     axis: str = option("0", "The axis of examples, as --axis of training. Default: as in training.")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
@@ -39,14 +48,15 @@ def main() -> int:
 
 
 def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
-    """Predicts each rank's part of the examples; rank 0 writes. Collective."""
+    """Predicts each rank's part of the examples, round by round; rank 0 writes. Collective."""
+    from contextlib import ExitStack
+
     from distsgd.cli.command_line import parse_arguments
-    from distsgd.data.named.datasets import open_inputs
-    from distsgd.data.sources.base import ReadOptions
-    from distsgd.run.data.options import asked_by
-    from distsgd.run.data.placement import place
+    from distsgd.run.data.placement import place_or_read
     from distsgd.run.kernels import choose_for
-    from distsgd.run.trained.ensemble import check_alike, mean_and_spread
+    from distsgd.run.trained.ensemble import check_alike
+    from distsgd.run.trained.predicting import Predictor, in_use
+    from distsgd.run.trained.prediction_files import check_kept, predictions_file
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
     choose_for(communicator, options.run[0])
@@ -54,16 +64,44 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
         note_kernels(options.run)
     models = load(communicator, options.run, options.model)
     check_alike(options.run, [(one.task, one.signature) for one in models])
-    given, one = ReadOptions(x=options.x, axis=options.axis, targets=False), models[0]
-    source = communicator.on_root(
-        lambda: open_inputs(options.input, asked_by(one.config, one.signature, options.input, given))
-    )
-    x = place(communicator, source)
-    parts = [predicted(communicator, one, x, options.input) for one in models]
-    mean, spread = (parts[0], None) if len(parts) == 1 else mean_and_spread(parts)
-    gathered = communicator.gather_object((mean, spread))
-    communicator.on_root(lambda: write(gathered or [], models[0].task, options.out))
+    source, kept = communicator.on_root(lambda: opened(options, models[0]))
+    communicator.on_root(lambda: check_kept(options.out, kept.kinds))
+    examples = place_or_read(communicator, source, "train")
+    assert examples is not None, "the inputs are called x_train"
+    predictor, task = Predictor(models, examples.x, options.input), models[0].task
+    with in_use(examples.x), ExitStack() as writing:
+        files: list[PredictionFile] = []
+
+        def begin() -> None:
+            made = predictions_file(options.out, task, len(examples), kept.kinds)
+            files.append(writing.enter_context(made))
+
+        def append(start: int, part: Part) -> None:
+            predictions, spread = part
+            files[0].append(predictions, spread, kept.rows(start, start + len(predictions)))
+
+        communicator.on_root(begin)
+        predictor.run(communicator, append)
+        doubts = communicator.on_root(lambda: [*predictor.doubts()])
+        communicator.on_root(writing.close)
+    if communicator.is_root:
+        for doubt in doubts:
+            say(f"warning: {doubt}", sys.stderr)
+        say(f"{len(examples):,} predictions in {files[0].path}")
     return 0
+
+
+def opened(options: Options, model: StoredModel) -> tuple[DataSource, Kept]:
+    """The data set whose inputs are to be predicted, and what of it is kept."""
+    from distsgd.data.sources.base import ReadOptions
+    from distsgd.data.sources.registry import open_path
+    from distsgd.run.data.options import asked_by
+    from distsgd.run.trained.kept import kept_of
+
+    given = ReadOptions(x=options.x, axis=options.axis, targets=False, streamed=not options.input.endswith(".gz"))
+    asked = asked_by(model.config, model.signature, options.input, given)
+    source = open_path(options.input, asked)
+    return source, kept_of(options.input, source, asked, options.keep)
 
 
 def load(communicator: Communicator, runs: Sequence[str], code: str | None) -> list[StoredModel]:
@@ -89,55 +127,3 @@ def note_kernels(runs: Sequence[str]) -> None:
                 "predictions may differ in their last bits",
                 sys.stderr,
             )
-
-
-def predicted(communicator: Communicator, stored: StoredModel, x: Array, name: str) -> Array:
-    """What a model predicts of this rank's part of the examples. Collective."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    from distsgd.data.targets import check_finite
-    from distsgd.parallel.tree import part
-    from distsgd.training.evaluator import CHUNK, predict_all
-
-    communicator.on_root(lambda: check_finite(name, x, np.dtype(stored.config.dtype)))
-    examples = stored.signature.examples(x)
-    loader = stored.loader(examples)
-    if communicator.is_root and (doubt := stored.signature.doubt(x)):
-        say(f"warning: {doubt}", sys.stderr)
-    # Whole chunks to each rank, so that predictions are the same on any number of them.
-    first, last = part(-(-len(x) // CHUNK), communicator.size, communicator.rank)
-    mine = replace(loader, examples=examples.subset(np.arange(first * CHUNK, min(last * CHUNK, len(x)))))
-    return communicator.everywhere(lambda: predict_all(mine, stored.params, stored.state))
-
-
-def write(parts: Sequence[tuple[Array, Array | None]], task: Task, out: str) -> None:
-    """Writes the ranks' predictions to one file, whole or not at all. Raises RunFolderError where it can't."""
-    import io
-
-    import numpy as np
-
-    from distsgd.core.errors import RunFolderError
-    from distsgd.core.files import expanded
-    from distsgd.core.folders import write_atomically
-
-    whole = [one for one in parts if len(one[0])] or [parts[0]]
-    predictions = np.concatenate([mean for mean, _ in whole])
-    arrays = {"predictions": predictions}
-    if whole[0][1] is not None:
-        arrays["spread"] = np.concatenate([spread for _, spread in whole if spread is not None])
-    if (labels := task.labels(predictions)) is not None:
-        arrays["labels"] = labels
-    if task.names:
-        arrays["names"] = np.array(task.names)
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    path = expanded(out if out.endswith(".npz") else f"{out}.npz")
-    try:
-        write_atomically(path, file.getvalue())
-    except OSError as error:
-        raise RunFolderError(
-            f"could not write {path}: {error.strerror or error}; choose another place with -o"
-        ) from None
-    say(f"{len(predictions):,} predictions in {path}")

@@ -17,7 +17,6 @@ from distsgd.data.targets import (
     check_finite,
     check_labels,
     first,
-    fits,
     most_labels,
     sampled_rows,
 )
@@ -297,21 +296,6 @@ def is_mapped(array: Array) -> bool:
 def stays_in_files(array: Array) -> bool:
     """Whether rows are read from files when they are asked for, as those of `data.stored` are."""
     return hasattr(array, "files")
-
-
-def finite_rows(where: str, dtype: np.dtype[Any] | None) -> Callable[[Array, Array], None]:
-    """What raises DataError for rows of inputs, given with their numbers, that hold NaN, infinity or what the dtype
-    can't hold."""
-
-    def check(block: Array, rows: Array) -> None:
-        if block.dtype.kind != "f" or not block.size:
-            return
-        with np.errstate(invalid="ignore"):
-            low, high = block.min().item(), block.max().item()
-        if not fits(low, high, block.dtype, dtype):
-            check_finite(where, block, dtype, rows)
-
-    return check
 
 
 def _whole(array: Array) -> Array:

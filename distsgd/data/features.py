@@ -81,7 +81,7 @@ class Standardization:
 
     def apply(self, rows: Array, dtype: np.dtype) -> Array:
         """Standardized rows (n, …), of dtype."""
-        flat: Array = rows.reshape(len(rows), -1).astype(np.float64)
+        flat: Array = rows.reshape(len(rows), int(np.prod(rows.shape[1:]))).astype(np.float64)
         flat -= constants(flat, self.mean)
         flat /= constants(flat, self.spread)
         return flat.reshape(rows.shape).astype(dtype)

@@ -24,7 +24,7 @@ Check: TypeAlias = Callable[[Array, Array], None]
 
 _BLOCK, _LEAST_BLOCK = 32 << 20, 1 << 20
 """Bytes that are read and kept together, where rows can't be read by themselves: at most, and of short chunks."""
-_KEPT = 64 << 20
+_KEPT = 32 << 20
 """Bytes of blocks that are kept at most, for the workers of a rank read in different places."""
 LOOKED_AFTER = 1.0
 """Seconds after which it is looked again whether a file is as it was."""

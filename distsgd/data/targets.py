@@ -108,7 +108,7 @@ class TargetSummary:
                 continue
             with np.errstate(invalid="ignore"):
                 low, high = block.min().item(), block.max().item()
-            if not fits(low, high, y.dtype, dtype):
+            if not _fits(low, high, y.dtype, dtype):
                 check_finite(where, y, dtype)  # finds the example
             ends += [low, high]
             binary = binary and 0 <= low <= high <= 1 and bool(np.logical_or(block == 0, block == 1).all())
@@ -126,7 +126,7 @@ class TargetSummary:
         return replace(self, count=self.count - len(targets), labels=labels)
 
 
-def fits(low: float, high: float, stored: np.dtype[Any], dtype: np.dtype[Any] | None) -> bool:
+def _fits(low: float, high: float, stored: np.dtype[Any], dtype: np.dtype[Any] | None) -> bool:
     """Whether numbers with these ends are finite, in the model's dtype too. The least of some is NaN where one is."""
     if stored.kind != "f":
         return True

@@ -36,6 +36,7 @@ from tests.parallel.bad_files import (
 )
 from tests.parallel.bad_hostile import HOSTILE
 from tests.parallel.bad_meanings import MEANINGS
+from tests.parallel.bad_tables import TABLES
 
 RESUME = "--model softmax --max-steps 5 --quiet --out run"
 CODE = f"{QUICK} --model m.py:f"
@@ -267,7 +268,7 @@ COMMANDS: dict[str, Case] = {
 
 PARTS = (
     OPTIONS, CONFIGURATIONS, MNIST_FILES, ARRAYS, PICKLES_AND_ARCHIVES, HOSTILE, RUNS, OWN_CODE, COMMANDS, MEANINGS,
-    NAMED_ARRAYS,
+    NAMED_ARRAYS, TABLES,
 )  # fmt: skip
 CASES: dict[str, Case] = {name: case for part in PARTS for name, case in part.items()}
 assert len(CASES) == sum(map(len, PARTS)), "a name is there twice"

@@ -97,7 +97,7 @@ def test_a_number_that_isnt_one_ends_all_ranks_with_its_row(data: Path) -> None:
     x[4321, 5] = np.nan
     np.save(data / "x.npy", x)
     done = train(2, data.parent / "run", "--dataset", data, *BUFFER, *OPTIONS, "--no-shuffle", status=2)
-    ends_with(done, f"{data}: inputs: expected finite numbers, example 4321 holds nan; remove or repair it")
+    ends_with(done, f"{data} (train): inputs: expected finite numbers, example 4321 holds nan; remove or repair it")
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {

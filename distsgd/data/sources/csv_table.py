@@ -26,6 +26,7 @@ from distsgd.data.sources.csv_text import (
     blocks,
     explained,
     has_decimal_comma,
+    is_number,
     layout_of,
     row_ends,
 )
@@ -34,9 +35,13 @@ from distsgd.data.sources.tables import OpenTable, Table, Visit, check_fields, t
 
 SAMPLE = 1 << 20
 """Bytes by which the types of columns are known."""
+_LOOKED_AT = 1000
+"""Texts of a column that are looked at for numbers among them."""
 STEP = 1024
 """Rows from one offset that is kept to the next, where a file is streamed."""
 _MOST_CORES = 8
+AT_ONCE = 16 << 20
+"""Bytes of text that are parsed together where rows are read by their numbers."""
 
 
 def open_source(where: str, options: ReadOptions) -> DataSource:
@@ -92,13 +97,22 @@ def _typed(where: str, layout: Layout, text: bytes, trained: Columns | None) -> 
                 sample.column(name).drop_null().slice(0, 100).to_pylist())]  # fmt: skip
             if commas:
                 return _typed(where, replace(layout, decimal=","), text, trained)
-        found = {name: sample.column(name).type for name in layout.names}
+        found = {name: _type_of(sample.column(name), layout.decimal) for name in layout.names}
     if trained is not None:
         for name in found.keys() & set(trained.inputs):
             is_text = name in trained.categories
             if is_text or field_of(name, found[name]).kind != "number":
                 found[name] = pa.string() if is_text else pa.float64()
     return layout, found
+
+
+def _type_of(column: Any, decimal: str) -> Any:
+    """The type of a column: numbers, too, where most of its first texts are numbers, so that the others are found."""
+    if _are_text(column):
+        texts = column.drop_null().slice(0, _LOOKED_AT).to_pylist()
+        if 2 * sum(is_number(text, decimal) for text in texts) > len(texts):
+            return arrow().float64()
+    return column.type
 
 
 def _are_text(column: Any) -> bool:
@@ -110,12 +124,13 @@ def _read_csv(
 ) -> Any:
     from pyarrow import csv
 
+    columns = [] if {*names} == {*layout.names} else list(names)  # all is quicker than all by their names
     return csv.read_csv(
         arrow().py_buffer(text),
         csv.ReadOptions(use_threads=False, block_size=size, column_names=list(layout.names)),
         csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=quoted_ends),
         csv.ConvertOptions(
-            column_types=types, include_columns=list(names), null_values=list(MISSING), strings_can_be_null=True,
+            column_types=types, include_columns=columns, null_values=list(MISSING), strings_can_be_null=True,
             decimal_point=layout.decimal,
         ),
     )  # fmt: skip
@@ -325,7 +340,7 @@ class _OpenCsv(OpenTable):
         at = int(np.searchsorted(rows, start, "right")) - 1
         while start < stop:
             end = int(np.searchsorted(rows, stop, "left"))
-            end = max(at + 1, min(end, int(np.searchsorted(offsets, offsets[at] + BLOCK, "right")) - 1))
+            end = max(at + 1, min(end, int(np.searchsorted(offsets, offsets[at] + AT_ONCE, "right")) - 1))
             text = self._text(int(offsets[at]), int(offsets[end]) if end < len(offsets) else None)
             first, last = int(rows[at]), int(rows[end]) if end < len(rows) else table.rows
             batches, _ = _parse(table.layout, Block(0, text, True), names, types, types)

@@ -61,7 +61,7 @@ def layout_of(where: str, text: bytes, whole: bool) -> Layout:
     delimiter = _delimiter(line)
     fields = next(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter))
     decimal = "," if delimiter == ";" and any(map(_DECIMAL_COMMA.fullmatch, fields)) else "."
-    header = not all(field in MISSING or _is_number(field, decimal) for field in fields)
+    header = not all(field in MISSING or is_number(field, decimal) for field in fields)
     names = tuple(fields) if header else tuple(map(str, range(len(fields))))
     names = tuple(name or f"Unnamed: {k}" for k, name in enumerate(names))
     return Layout(names, delimiter, decimal, header, start + end if header else start)
@@ -71,12 +71,13 @@ def _delimiter(line: str) -> str:
     """A comma; or where there is none a tab, or a semicolon. With semicolons numbers may have commas in them."""
     bare = re.sub(r'"[^"]*"', "", line)
     parts = bare.split(";")
-    if len(parts) > 1 and all(_is_number(part, ",") for part in parts):
+    if len(parts) > 1 and all(is_number(part, ",") for part in parts):
         return ";"
     return next((one for one in (",", "\t", ";") if one in bare), ",")
 
 
-def _is_number(text: str, decimal: str = ".") -> bool:
+def is_number(text: str, decimal: str = ".") -> bool:
+    """Whether a text is a number, as Arrow reads it."""
     try:
         float(text.replace(decimal, ".") if decimal != "." else text)
     except ValueError:
@@ -233,7 +234,7 @@ def explained(
                              f"{len(row)}; correct it")  # fmt: skip
         for name, value in zip(layout.names, row, strict=True):
             wanted = kinds.get(name, "text")
-            right = wanted == "text" or value in MISSING or _is_number(value, layout.decimal)
+            right = wanted == "text" or value in MISSING or is_number(value, layout.decimal)
             if wanted == "truth":
                 right = value in MISSING or value.lower() in ("true", "false", "0", "1")
             if not right:

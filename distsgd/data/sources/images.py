@@ -81,7 +81,7 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         return _inputs_alone(where)
     if "train" not in sets:
         sets = {"train": where}
-    classes = _folders(sets["train"])
+    classes = _in_order(_folders(sets["train"]), options.classes, sets["train"])
     if len(classes) < 2:
         raise DataError(
             f"{sets['train']}: expected a folder of images for each class, as class/name.png, got "
@@ -105,6 +105,15 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         arrays[f"y_{split}"] = ValuesSource.of(np.array([label for _, label in names], np.int64))
     found = assemble(where, arrays)
     return DataSource(where, found.arrays, found.scale, class_names=tuple(classes), files=stamps(files))
+
+
+def _in_order(found: list[str], asked: tuple[str, ...], where: str) -> list[str]:
+    """The classes of folders, in the order that is asked for; words that are names of none of them rename them."""
+    if not set(found) & set(asked):
+        return found
+    if other := next((name for name in found if name not in asked), None):
+        raise DataError(f"{where}: the class {other} is none of {', '.join(asked)}; correct --classes, or remove it")
+    return list(asked)
 
 
 def _inputs_alone(where: str) -> DataSource:

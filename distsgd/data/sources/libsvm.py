@@ -101,19 +101,41 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         width = expected
     x = LibsvmSource((row, width), np.dtype(np.float32), stamp, tuple(places))
     stamp.check()
-    if columns is None and width <= MOST_FEATURES:
-        columns = Columns(("x",), {}, {"x": max(1, width)})  # a file to test may use fewer features
     if not options.targets:
         return DataSource(where, {"x_train": inputs(where, x, least=0)}, columns=columns, files=(stamp,))
-    y, names = _targets(labels)
+    y, names = _targets(where, labels, options)
+    if columns is None and width <= MOST_FEATURES:
+        # A file to test may use fewer features, and hold some of the labels alone.
+        columns = Columns(("x",), {}, {"x": max(1, width)}, target=() if y.dtype.kind == "f" else ("y",))
     found = assemble(where, {"x": x, "y": ValuesSource.of(y)})
     return DataSource(where, found.arrays, columns=columns, class_names=names, files=(stamp,))
 
 
-def _targets(labels: list[float]) -> tuple[Array, tuple[str, ...]]:
-    """Labels from 0, and the names of classes that have others: -1 and 1, or 1, 2, …; all else are values."""
+def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Array, tuple[str, ...]]:
+    """Labels from 0, and the names of classes that have others: -1 and 1, or 1, 2, …; all else are values.
+
+    A later file may hold some of the classes alone, so that its labels are what the options say: names of classes, or
+    the numbers as they are.
+    """
     values = np.array(labels)
     different = np.unique(values)
+    if options.classes and all(word.removeprefix("-").isdigit() for word in options.classes):
+        places = {float(word): label for label, word in enumerate(options.classes)}
+        for value in different.tolist():
+            if value not in places:
+                raise DataError(
+                    f"{where}: the label {value:g} is none of the {len(places)} classes ({', '.join(options.classes)}); "
+                    "correct it, or leave it out"
+                )
+        return np.array([places[value] for value in labels], np.int64), options.classes
+    if options.columns is not None:
+        if not options.columns.target:
+            return values, ()
+        if wrong := [value for value in different.tolist() if value < 0 or value % 1]:
+            raise DataError(
+                f"{where}: expected labels, which are 0, 1, …, as in training, got {wrong[0]:g}; correct it"
+            )
+        return values.astype(np.int64), ()
     if np.array_equal(different, [-1, 1]) or np.array_equal(different, np.arange(1, len(different) + 1)):
         return np.searchsorted(different, values), tuple(f"{value:.0f}" for value in different)
     if np.array_equal(different, np.arange(len(different))):

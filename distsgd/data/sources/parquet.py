@@ -17,8 +17,8 @@ from distsgd.data.sources.shards import cut_at
 from distsgd.data.sources.streams import stamps
 from distsgd.data.sources.tables import OpenTable, Table, check_fields, table_source
 
-_PANEL = 32 << 20
-"""Bytes of columns that are decoded together."""
+_PANEL = 8 << 20
+"""Bytes of columns that are decoded together: decoding takes several times as much."""
 _MOST_DECODED = 1 << 30
 """Bytes of a group of rows of one column, as they are decoded."""
 _RATIO, _SMALL = 1100, 64 << 20

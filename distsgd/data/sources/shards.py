@@ -174,8 +174,12 @@ def open_shards(
     by_all = options.missing == "mean" and options.columns is None  # the mean is that of all files
     found = [open_one(path, replace(options, missing="refuse") if by_all else options) for path in paths]
     widest = max((one.columns for one in found if one.columns), key=lambda one: len(one.features), default=None)
-    if any(one.columns != widest for one in found):  # a file of LIBSVM may use fewer features
-        found = [open_one(path, replace(options, columns=widest)) for path in paths]
+    if any((one.columns, one.class_names) != (widest, found[0].class_names) for one in found):
+        # A file of LIBSVM may use fewer features and classes. What is a label has to be the same in all.
+        for path, one in zip(paths, found, strict=True):
+            _check_types(paths[0], found[0], path, one)
+        classes = found[0].class_names or options.classes
+        found = [open_one(path, replace(options, columns=widest, classes=classes)) for path in paths]
     for path, one in zip(paths, found, strict=True):
         _check_alike(paths[0], found[0], path, one)
     first, arrays = found[0], {}
@@ -198,6 +202,16 @@ def _with_means(source: DataSource, options: ReadOptions, first: Callable[[], Da
     arrays, fill = filled(source.name, source.arrays, options)
     columns = first().columns
     return replace(source, arrays=arrays, columns=columns and replace(columns, fill=fill, missing="mean"))
+
+
+def _check_types(first_path: str, first: DataSource, path: str, other: DataSource) -> None:
+    """DataError where an array of a file has another type than in the first."""
+    for key, source in first.arrays.items():
+        if key in other.arrays and other.arrays[key].dtype != source.dtype:
+            raise DataError(
+                f"{path}: {key}: expected {source.dtype} as in {first_path}, got {other.arrays[key].dtype}; write all "
+                "files alike"
+            )
 
 
 def _check_alike(first_path: str, first: DataSource, path: str, other: DataSource) -> None:

@@ -231,7 +231,7 @@ class Plan:
             return
         missing = column.is_null().to_numpy(zero_copy_only=False)
         self._check(first, one.name, missing, remedy)
-        values = numbers_of(column.fill_null(0), one, self.where)
+        values = numbers_of(_without_null(column), one, self.where)
         if values.dtype == np.uint64 and len(wrong := np.flatnonzero(values >= 1 << 63)):
             raise DataError(f"{self.where}: column {one.name}, row {first + int(wrong[0]):,} is no label; correct it")
         y[...] = values
@@ -255,10 +255,15 @@ class Plan:
         if one.kind == "text":
             found = codes_of(column, {text: k for k, text in enumerate(self.groups)}, -1)
         else:
-            found = numbers_of(column.fill_null(0), one, self.where)
+            found = numbers_of(_without_null(column), one, self.where)
         missing = column.is_null().to_numpy(zero_copy_only=False)
         self._check(first, one.name, missing, "leave it out with --missing drop")
         out[...] = found
+
+
+def _without_null(column: Any) -> Any:
+    """Whole numbers or truth values, with 0 where one is missing."""
+    return column.fill_null(False if arrow().types.is_boolean(column.type) else 0)
 
 
 def _is_plain(kind: Any, one: Field) -> bool:
@@ -306,6 +311,10 @@ def planned(where: str, fields: Iterable[Field], choice: Choice, options: ReadOp
     else:
         columns = replace(trained, missing=options.missing) if trained.missing == "drop" else trained
     names = _class_names(where, target, options.classes)
+    if trained is not None and texts and not names:
+        raise DataError(
+            f"{where}: column {texts[0]} holds text, and the model was trained on targets that are numbers; give these"
+        )
     return Plan(where, columns, inputs, target, weights, group, names, fixed=trained is not None)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from distsgd.core.device import Shape
 from distsgd.core.errors import CheckpointError, DataError, RunFolderError
 from distsgd.core.files import expanded, read_regular
 from distsgd.data.columns import Columns
@@ -96,8 +97,7 @@ def _write_together(
         rows = opening.enter_context(open_rows(arrays))
         streams = {key: opening.enter_context(open(path, "xb")) for key, path in paths.items()}
         for key, one in arrays.items():
-            header = {"descr": one.dtype.str, "fortran_order": False, "shape": one.shape}
-            np.lib.format.write_array_header_1_0(streams[key], header)
+            npy_header(streams[key], one.shape, one.dtype)
         for start in range(0, count, step):
             stop = min(start + step, count)
             out = {key: np.empty((stop - start, *one.shape[1:]), one.dtype) for key, one in arrays.items()}
@@ -108,6 +108,12 @@ def _write_together(
         for stream in streams.values():
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def npy_header(stream: IO[bytes], shape: Shape, dtype: np.dtype[Any]) -> None:
+    """Writes the header of a .npy file, whose data follow in C order."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
 
 
 def read_about(folder: str) -> dict[str, Any] | None:

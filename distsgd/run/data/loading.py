@@ -68,8 +68,15 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
         if path is None:
             sets[split] = place_split(communicator, source, split, config)
             continue
-        asked = replace(options, columns=source.columns, group=None) if looks_like_path(path) else None
+        classes = source.class_names or options.classes
+        asked = replace(options, columns=source.columns, classes=classes, group=None) if looks_like_path(path) else None
         other = open_source(communicator, path, config.data_dir, config.seed, options=asked)
+        if other.class_names and other.class_names != source.class_names:
+            raise DataError(
+                f"{other.name}: expected the classes of {source.name} "
+                f"({', '.join(source.class_names[:8]) or 'without names'}), got {', '.join(other.class_names[:8])}; "
+                "give examples of the same classes"
+            )
         there = split if f"x_{split}" in other.arrays else "train"
         sets[split] = place_split(communicator, other, there, config, split)
         names[split] = other.name
@@ -253,7 +260,8 @@ def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
             from distsgd.core import bus_errors
 
             stack.enter_context(bus_errors.watched(mapped, communicator.rank, communicator.abort))
-        for array in arrays:
-            if stays_in_files(array):
-                stack.callback(array.close)  # type: ignore[attr-defined]
+        stored = [array for array in arrays if stays_in_files(array)]
+        for array in stored:
+            array.close()  # type: ignore[attr-defined]  # with the blocks that the start has looked at
+            stack.callback(array.close)  # type: ignore[attr-defined]
         yield

@@ -36,8 +36,10 @@ def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOp
     if not looks_like_path(name):
         return given
     columns, of_run = signature.columns, read_options(config)
-    predicts = not given.targets and of_run.missing == "drop"  # each example has a prediction, or is refused
-    given = replace(given, columns=columns, missing="refuse" if predicts else of_run.missing)
+    missing = of_run.missing if columns is None else columns.missing
+    if missing == "drop" and not given.targets:  # each example has a prediction, or is refused
+        missing, columns = "refuse", None if columns is None else replace(columns, missing="refuse")
+    given = replace(given, columns=columns, missing=missing)
     if name.endswith(".npy") and not Path(name).expanduser().is_dir():
         return given  # a single array, which has no name
     return replace(

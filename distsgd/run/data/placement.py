@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from distsgd.data.sources.base import ArraySource, DataSource
     from distsgd.run.config import TrainConfig
 
+_SMALL = 32 << 20
+"""Bytes of inputs that are kept in memory though they are read once."""
 _STREAM = "--shuffle-buffer 256MB reads it in blocks as it trains (in another order)"
 
 
@@ -34,7 +36,8 @@ def place_split(
     if config is not None and buffered and config.stream:
         from distsgd.run.data.streamed import left_in_files
 
-        stays = left_in_files(source, there, config, role or split)
+        name = f"{source.name} ({split})" if role in ("", split) else source.name
+        stays = left_in_files(source, name, there, config, role or split)
     rest = {name: array for name, array in there.items() if name not in stays}
     arrays = stays | place_together(communicator, rest, may_stream=config is not None and not buffered)
     assert "y" in arrays, "a data set has targets for all of its inputs"
@@ -44,6 +47,28 @@ def place_split(
 def place(communicator: Communicator, source: ArraySource) -> Array:
     """The array of a source in memory, as `place_together` puts it there. Collective."""
     return place_together(communicator, {"": source})[""]
+
+
+def place_or_read(
+    communicator: Communicator, source: DataSource, split: str, check: Callable[[Array, Array], None] | None = None
+) -> Examples | None:
+    """One split's examples to be read once, from the first on; None where the data set hasn't that split. Collective.
+
+    Inputs of more than 32 MB stay in their files, unless these can be mapped: each rank reads those that it needs.
+    `check` is called with inputs that stay there, as they are read. There may be no targets.
+    """
+    key = f"x_{split}"
+    if key not in source.arrays:
+        return None
+    inputs, x = source.arrays[key], None
+    there = {kind: one for kind in ("y", "weights") if (one := source.arrays.get(f"{kind}_{split}")) is not None}
+    if inputs.nbytes > _SMALL and (x := _mapped(communicator, inputs)) is None:
+        from distsgd.data.stored import stored
+
+        x = stored(inputs, source.files, check)
+    arrays = place_together(communicator, there if x is not None else {"x": inputs, **there})
+    x = arrays["x"] if x is None else x
+    return Examples(x, arrays.get("y", x), arrays.get("weights"), source.scale)
 
 
 def place_together(

@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.runtime import check_memory
-from distsgd.data.checks import finite_rows, stays_in_files
+from distsgd.data.checks import check_rows, stays_in_files
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.data.orders import BlockOrder, Order
@@ -91,7 +91,7 @@ class Stream:
         )  # fmt: skip
         if reads:
             reading = Reading(
-                self.name, self.sources, memory, {"x": finite_rows(f"{self.name}: inputs", np.dtype(config.dtype))},
+                self.name, self.sources, memory, {"x": check_rows(f"{self.name} (train)", np.dtype(config.dtype))},
                 {} if convert is None else {"x": convert}, self.files, config.readers,
                 config.epochs * order.windows,
             )  # fmt: skip
@@ -135,11 +135,12 @@ def _conversion(config: TrainConfig, train: Examples, objective: Objective) -> C
 
 
 def left_in_files(
-    source: DataSource, arrays: Mapping[str, ArraySource], config: TrainConfig, role: str
+    source: DataSource, name: str, arrays: Mapping[str, ArraySource], config: TrainConfig, role: str
 ) -> dict[str, Array]:
     """Those arrays of a split that stay in their files; others go into memory. Raises ConfigurationError where they
     can't be read in blocks.
 
+    name     what messages call the split
     arrays   x, y and weights
     role     what they are used as: train, validation or test
     """
@@ -156,9 +157,9 @@ def left_in_files(
                 f"{config.shuffle_buffer}, and are packed as a whole, so that they can't be read in blocks; save them "
                 "with numpy.savez, which doesn't compress, or as .npy, or keep them in memory with --no-stream"
             )
-    found = {"x": stored(x, source.files, finite_rows(f"{source.name}: inputs", np.dtype(config.dtype)))}
-    large = {name: array for name, array in arrays.items() if name != "x" and array.nbytes > SMALL}
-    return found | {name: stored(array, source.files) for name, array in large.items()}
+    found = {"x": stored(x, source.files, check_rows(name, np.dtype(config.dtype)))}
+    large = {key: array for key, array in arrays.items() if key != "x" and array.nbytes > SMALL}
+    return found | {key: stored(array, source.files) for key, array in large.items()}
 
 
 def stream_of(name: str, train: Examples) -> Stream | None:

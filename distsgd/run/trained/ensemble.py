@@ -136,9 +136,7 @@ class Ensemble:
         lower, upper = zip(*(one.predict_interval(x, coverage) for one in self.members), strict=True)
         return mean_and_spread(lower)[0], mean_and_spread(upper)[0]
 
-    def evaluate(
-        self, x: Any, y: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
-    ) -> dict[str, Any]:
+    def evaluate(self, x: Any, y: Any, metrics: Sequence[Metric | str | Callable[..., Any]] = ()) -> dict[str, Any]:
         """Score the mean of the members' predictions.
 
         Parameters

@@ -165,7 +165,7 @@ class TrainedModel:
         return lower, upper
 
     def evaluate(
-        self, x: Any, y: Any = None, weights: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
+        self, x: Any, y: Any, weights: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
     ) -> dict[str, Any]:
         """Score these parameters.
 
@@ -173,7 +173,7 @@ class TrainedModel:
         ----------
         x, y : array
             Examples (n, …) and their targets. x may be a frame with the columns that the model was trained on; y then
-            is the name of a column, by default the one that it was trained on. Names of classes are a series of text.
+            is the name of a column, or None for the one that it was trained on. A series of text has names of classes.
         weights : array, optional
             Weights of the examples' losses (n,).
         metrics : sequence of Metric, str or function

@@ -34,6 +34,9 @@ NAMES = (
     "scaling_model",
     "checkpoints",
     "sklearn_peer",
+    "streaming",
+    "loader_peer",
+    "csv_load",
 )
 
 

@@ -82,7 +82,7 @@ def test_random_files_in_small_blocks_are_those_of_pythons_csv(
 ) -> None:
     monkeypatch.setattr(csv_text, "BLOCK", 997)
     monkeypatch.setattr(csv_table, "STEP", 7)
-    monkeypatch.setattr(csv_table, "BLOCK", 500)
+    monkeypatch.setattr(csv_table, "AT_ONCE", 500)
     rng = random.Random(seed)
     ends, quoting = rng.choice(["\n", "\r\n"]), rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     words = ["x", "a,b", 'say "so"', "two\nlines", "\r\nwindows", "ä€𝛼", " ", '"', "x" * 900]
@@ -175,6 +175,7 @@ def test_a_trained_model_says_what_is_text(tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "no number": (b"age,y\n" + b"1,0\n" * 30 + b"abc,1\n", "column age, row 30 (line 32): expected a number as above"),
+    "no number, early": (b"age,y\n1,0\n2,0\nabc,1\n", "column age, row 2 (line 4): expected a number as above"),
     "row ends": (b"age,y\r1,0\r2,1\r", "some end in \\r alone"),
     "some row ends": (b"age,y\n1,0\r2,1\n" + b"3,1\n" * 40, "some end in \\r alone"),
     "NUL": (b"age,y\n1,0\n\x002,1\n", "bytes that are no text"),

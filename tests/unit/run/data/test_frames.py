@@ -47,11 +47,11 @@ def test_a_frame_is_the_same_as_its_numbers(tmp_path: Path) -> None:
     turned = table.select(["price", "job", "colour", "age"])
     np.testing.assert_array_equal(model.predict(turned), numbers.predict(x))
     assert model.labels(turned).tolist() == [names[k] for k in numbers.labels(x)]
-    assert model.evaluate(turned) == model.evaluate(turned, "job") == numbers.evaluate(x, y)
+    assert model.evaluate(turned, None) == model.evaluate(turned, "job") == numbers.evaluate(x, y)
     assert model.evaluate(turned, turned["job"]) == numbers.evaluate(x, y)
     np.testing.assert_array_equal(model.predict(x), numbers.predict(x))
     both = distsgd.load([tmp_path / "run", tmp_path / "run"])
-    assert both.evaluate(turned)["accuracy"] == numbers.evaluate(x, y)["accuracy"]
+    assert both.evaluate(turned, None)["accuracy"] == numbers.evaluate(x, y)["accuracy"]
 
 
 def test_validation_examples_have_the_columns_of_training() -> None:
@@ -102,7 +102,7 @@ def test_what_a_frame_does_not_say_is_refused() -> None:
         (lambda: model.predict(table.select(["price"])), DataError, "there is no age"),
         (lambda: model.predict(x[:, :0]), DataError, "the model takes examples of shape"),
         (lambda: model.evaluate(table, table["job"]), DataError, "holds text"),
-        (lambda: model.evaluate(table.select(["age"])), ConfigurationError, "trained on the target price"),
+        (lambda: model.evaluate(table.select(["age"]), None), ConfigurationError, "trained on the target price"),
     ]
     for call, error, text in refused:
         with pytest.raises(error, match=text):
