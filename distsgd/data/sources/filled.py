@@ -1,4 +1,4 @@
-"""Missing values of arrays: replaced, or their examples left out, as the rows are read."""
+"""Missing values of arrays: replaced, or their examples skipped, as the rows are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FilledSource(ArraySource):
     fill : array, optional
         What stands for a missing value, in the shape of an example.
     dropped : array
-        The examples of the inner source that are left out, sorted.
+        The examples of the inner source that are skipped, sorted.
     """
 
     inner: ArraySource
@@ -58,7 +58,7 @@ class FilledSource(ArraySource):
 
 
 class _FilledRows(Rows):
-    """Rows of other sources, of which all leave out the same examples."""
+    """Rows of other sources, of which all skip the same examples."""
 
     def __init__(self, sources: Mapping[str, FilledSource]) -> None:
         self._sources = sources
@@ -79,7 +79,7 @@ class _FilledRows(Rows):
                 np.copyto(memory, fill.astype(memory.dtype), where=np.isnan(memory))
 
     def _read_kept(self, first: int, out: Mapping[str, Array]) -> None:
-        """Overwrites `out` with examples that aren't left out, from the `first` of these on."""
+        """Overwrites `out` with examples that aren't skipped, from the `first` of these on."""
         count = len(next(iter(out.values())))
         start, stop = self._row(first), self._row(first + count - 1) + 1
         most, done = _rows_at_once(self._sources), 0
@@ -99,7 +99,7 @@ class _FilledRows(Rows):
             done += here
 
     def _row(self, kept: int) -> int:
-        """The row of the inner source that is the example of this number among those that aren't left out."""
+        """The row of the inner source that is the example of this number among those that aren't skipped."""
         return kept + int(np.searchsorted(self._before, kept, side="right"))
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ def _without_missing(where: str, arrays: Mapping[str, ArraySource]) -> dict[str,
         length = next(iter(group.values())).shape[0]
         if len(dropped) > _MOST_DROPPED:
             raise DataError(
-                f"{where}: {len(dropped):,} examples lack a value, at most {_MOST_DROPPED:,} can be left out; write a "
+                f"{where}: {len(dropped):,} examples lack a value, at most {_MOST_DROPPED:,} can be dropped; write a "
                 "file without them"
             )
         if len(dropped) == length:

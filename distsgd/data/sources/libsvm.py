@@ -124,8 +124,8 @@ def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Arr
         for value in different.tolist():
             if value not in places:
                 raise DataError(
-                    f"{where}: the label {value:g} is none of the {len(places)} classes ({', '.join(options.classes)}); "
-                    "correct it, or leave it out"
+                    f"{where}: the label {value:g} is none of the {len(places)} classes "
+                    f"({', '.join(options.classes)}); correct it, or leave it out"
                 )
         return np.array([places[value] for value in labels], np.int64), options.classes
     if options.columns is not None:
@@ -144,7 +144,7 @@ def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Arr
 
 
 def _rows(stream: Stream, where: str, line: int) -> Iterator[Row]:
-    """The rows from here on; empty lines and comments are left out."""
+    """The rows from here on; empty lines and comments are skipped."""
     while text := stream.readline(_LONGEST_LINE + 1):
         line += 1
         if len(text) > _LONGEST_LINE:
