@@ -15,7 +15,7 @@ from distsgd.data.columns import MOST_FEATURES, Columns
 from distsgd.data.sources.assemble import assemble, inputs
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.converted import ValuesSource
-from distsgd.data.sources.streams import Stream, check_out, reading
+from distsgd.data.sources.streams import Stream, reading
 
 _LARGEST_INDEX, _LONGEST_LINE = 1 << 24, 64 << 20
 _STEP = 1024
@@ -43,12 +43,6 @@ class LibsvmSource(ArraySource):
     def chunk(self) -> int:
         """Rows that are parsed to get at one."""
         return max(1, min(_STEP, self.shape[0]))
-
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, line by line."""
-        check_out(self, out)
-        with self.open_rows({"": self}) as rows:
-            rows.read([(0, len(out))], {"": out})
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Reads lines."""
@@ -150,7 +144,7 @@ def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Arr
 
 
 def _rows(stream: Stream, where: str, line: int) -> Iterator[Row]:
-    """The rows from here on; empty lines and comments are left out."""
+    """The rows from here on; empty lines and comments are skipped."""
     while text := stream.readline(_LONGEST_LINE + 1):
         line += 1
         if len(text) > _LONGEST_LINE:
