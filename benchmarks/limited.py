@@ -115,7 +115,7 @@ def run_limited(command: Sequence[str], memory: int | None, folder: str | Path =
 
 
 def cold(path: Path) -> float:
-    """Has the system forget what it keeps of a file, or of the files in a folder; the part that is kept all the
+    """Makes the system drop what it keeps of a file, or of the files in a folder; the part that is kept all the
     same."""
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
     kept = total = 0

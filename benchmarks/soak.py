@@ -53,7 +53,8 @@ _PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 _ROWS, _FEATURES = 120_000, 200
-_STREAMED = ("--shuffle-buffer", "20MB", "--readers", "2", "--standardize")
+_READERS = ("--readers=2",)
+_STREAMED = ("--shuffle-buffer", "20MB", *_READERS, "--standardize")
 """Of 96 MB of examples, five times the buffer."""
 
 
@@ -292,7 +293,8 @@ def compare(folder: Path, kept: dict[str, Any]) -> None:
     more = ("--max-steps", str(last + 100))
     line = [mpirun(), "-n", "2", sys.executable, "-m", "distsgd.train", *options_of(folder, kept), *more]
     subprocess.run([*line, "--out", str(folder / "run")], env=environment(), cwd=folder, check=True)
-    line += ["--no-stream"] if kept.get("streamed") else []
+    if kept.get("streamed"):
+        line = [word for word in line if word not in _READERS] + ["--no-stream"]
     shutil.rmtree(folder / "again", ignore_errors=True)
     process = subprocess.Popen(
         [*line, "--out", str(folder / "again")], env={**environment(), _TAG: "again"}, cwd=folder

@@ -38,8 +38,10 @@ import numpy as np  # noqa: E402
 from distsgd.core.checkpoint import Checkpoint, decode, encode  # noqa: E402
 from distsgd.core.errors import DistsgdError, OutOfMemoryError, UserCodeError  # noqa: E402
 from distsgd.data.named.cifar10 import CIFAR_10, OpenOptions, read_python  # noqa: E402
-from distsgd.data.sources.base import read_array  # noqa: E402
+from distsgd.data.sources.arrow_columns import arrow  # noqa: E402
+from distsgd.data.sources.base import ReadOptions, read_array  # noqa: E402
 from distsgd.data.sources.idx import IdxSource  # noqa: E402
+from distsgd.data.sources.look import look_at  # noqa: E402
 from distsgd.data.sources.registry import open_path  # noqa: E402
 from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 from distsgd.run.config import TrainConfig  # noqa: E402
@@ -94,6 +96,18 @@ def as_npy(path: Path, content: bytes) -> None:
 def as_file(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     read_all(path)
+
+
+def in_folder(path: Path, content: bytes) -> None:
+    np.save(path.parent / "x.npy", X[:, :, 0] / 3)
+    np.save(path.parent / "y.npy", [0, 1])
+    (path.parent / "columns.json").write_bytes(content)
+    read_all(path.parent)
+
+
+def looked_at(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    look_at(str(path), ReadOptions())
 
 
 def cifar_archive(path: Path, content: bytes) -> None:
@@ -182,6 +196,11 @@ def targets(folder: Path) -> dict[str, Target]:
             entry = tarfile.TarInfo(f"cifar-10-batches-bin/{name}.bin")
             entry.size = 3073
             archive.addfile(entry, io.BytesIO(bytes(3073)))
+    tables = [b'a,b,y\n1,red,0\n2.5,"b,l\nue",1\n', b"1;2;0\n3;4;1\n", b"\xef\xbb\xbfa\ty\r\n1\t0\r\n,1\r\n"]
+    named = {"inputs": ["a", "b"], "categories": {"b": ["c", "d"]}, "widths": {}, "fill": [1.0, 0.0, 0.0],
+             "missing": "mean", "target": ["y"]}  # fmt: skip
+    about = {"version": 1, "columns": named, "class_names": ["no", "yes"], "num_classes": 2, "scale": 1.0}
+    arrow()  # so that its memory doesn't count
     summary = {"status": "completed", "epochs": 1, "steps": 2, "parameters_sha256": "0" * 64, "train_loss": 0.5}
     return {
         "idx": ([idx], idx_file),
@@ -189,6 +208,12 @@ def targets(folder: Path) -> dict[str, Target]:
         "in gz": ([idx], lambda path, content: idx_file(path, gzip.compress(content, 1))),
         "npz": ([saved(s, x=X, y=[0, 1]) for s in (np.savez, np.savez_compressed)], as_file),
         "in npz": ([saved(np.save, X), saved(np.save, np.asfortranarray(X * 1.5))], in_npz),
+        "look": ([saved(s, a=X, b=[0, 1]) for s in (np.savez, np.savez_compressed)], looked_at),
+        "csv": (tables, lambda path, content: as_file(path.with_suffix(".csv"), content)),
+        "csv.gz": (tables, lambda path, content: as_file(path.with_suffix(".csv"), gzip.compress(content, 1))),
+        "look at csv": (tables, lambda path, content: looked_at(path.with_suffix(".csv"), content)),
+        "libsvm": ([b"1 1:0.5 3:2\n2 2:1 # b\n"], lambda path, content: as_file(path.with_suffix(".svm"), content)),
+        "columns.json": ([json.dumps(about).encode()], in_folder),
         "npy": ([saved(np.save, X), saved(np.save, X[:, :, 0] / 3)], as_npy),
         "pickle": (pickles, lambda path, content: as_file(path.with_suffix(".pkl"), content)),
         "cifar": ([tar.getvalue(), gzip.compress(tar.getvalue(), 1)], cifar_archive),

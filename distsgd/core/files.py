@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """Which file is at a path, and a sign of its contents that costs one system call: size and time of change."""
+    """Which file is at a path, and a sign of its contents that costs one system call: size and time of change.
+
+    Sent to another process, it becomes the stamp of the file that is there then: on another host the file at this path
+    may be a copy, and even a shared one has another device.
+    """
 
     path: str
     device: int
@@ -36,6 +40,9 @@ class FileStamp:
         """The stamp of the file that is at `path` now. Raises OSError."""
         found = os.stat(path)
         return cls(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def __reduce__(self) -> tuple[Callable[[str], FileStamp], tuple[str]]:
+        return _stamp_here, (self.path,)
 
     def check(self) -> None:
         """Raise DataError where the file is no longer as it was."""
@@ -53,6 +60,14 @@ class FileStamp:
             f"{self.path}: expected the {self.size} bytes that were there at the start, {change} now; "
             "leave the file as it is while it is in use, and start again"
         )
+
+
+def _stamp_here(path: str) -> FileStamp:
+    """The stamp of the file that is there; where there is none, one that no file has."""
+    try:
+        return FileStamp.of(path)
+    except OSError:
+        return FileStamp(path, 0, 0, 0, 0)
 
 
 def mapped_files(arrays: Iterable[Array | None]) -> list[FileStamp]:

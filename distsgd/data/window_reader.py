@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError, DistsgdError, users_error
 from distsgd.core.fast_digest import digest_of
-from distsgd.data.sources.base import ArraySource, Rows, Runs
+from distsgd.data.sources.base import ArraySource, Rows, Runs, cut
 from distsgd.data.sources.converted import open_rows
 from distsgd.data.stored import Check
 from distsgd.data.windows import NONE, Windows
@@ -180,17 +180,15 @@ class WindowReader:
             rows = self._opened[reader] = open_rows(reading.sources)
         found = {}
         for name, source in reading.sources.items():
-            there = reading.memory[name][half, place : place + count]
+            memory = reading.memory[name][half, place : place + count]
             converts = name in reading.converts
-            found[name] = np.empty((count, *source.shape[1:]), source.dtype) if converts else there
+            found[name] = np.empty((count, *source.shape[1:]), source.dtype) if converts else memory
         rows.read(_joined(runs), found)
-        at = 0
-        for start, stop in runs:
-            self._look_at(start, {name: array[at : at + stop - start] for name, array in found.items()})
-            at += stop - start
+        for start, _, there in cut(runs):
+            self._look_at(start, {name: array[there] for name, array in found.items()})
         for name, convert in reading.converts.items():
-            there = reading.memory[name][half, place : place + count]
-            there[...] = convert(found[name]).reshape(there.shape)
+            memory = reading.memory[name][half, place : place + count]
+            memory[...] = convert(found[name]).reshape(memory.shape)
 
     def _look_at(self, start: int, block: Mapping[str, Array]) -> None:
         """Checks a block as it is read first, and later that it is what it was."""

@@ -307,7 +307,7 @@ def _dtype(params: Views) -> np.dtype:
 def _width(params: Views) -> Iterator[None]:
     """Numbers of 64 bits in JAX where the parameters have them, whatever the process has set.
 
-    What JAX can't compile is named: its own errors tell of traces, in several lines.
+    What JAX can't compile is named: its own errors describe traces, in several lines.
     """
     wide = bool(_dtype(params) == np.float64)
     enable = jax.enable_x64 if hasattr(jax, "enable_x64") else import_module("jax.experimental").enable_x64
@@ -315,10 +315,10 @@ def _width(params: Views) -> Iterator[None]:
         with enable(wide):
             yield
     except (jax.errors.ConcretizationTypeError, *_NOT_COMPILED) as error:
-        said = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise ConfigurationError(
             "JaxModel: apply and the loss are compiled by jax.jit, and can't be: compute with jax.numpy, branch with "
-            f"jnp.where or jax.lax.cond, and keep no arrays from one call to the next; JAX says: {said}"
+            f"jnp.where or jax.lax.cond, and keep no arrays from one call to the next; JAX says: {reason}"
         ) from error
 
 

@@ -197,7 +197,7 @@ NAMED_ARRAYS: dict[str, Case] = {
         lambda document: document.update(shape=[-40, 6]))),
     "a Zarr folder packed by pickle": Case("is packed by 'pickle'", ZARR, metadata(
         lambda document: document.update(filters=[{"id": "pickle"}]), "x/.zarray")),
-    "a Zarr folder packed by a codec that nobody knows": Case("is packed by 'evil'", ZARR, metadata(codec("evil"))),
+    "a Zarr folder packed by a codec that is unknown": Case("is packed by 'evil'", ZARR, metadata(codec("evil"))),
     "a Zarr folder of objects": Case("got dtype |O", ZARR, metadata(
         lambda document: document.update(dtype="|O"), "x/.zarray")),
     "a Zarr folder that promises 4 PB": Case("write all of it", ZARR, metadata(

@@ -92,7 +92,7 @@ MNIST_FILES: dict[str, Case] = {
     "a label too few": Case("expected 20 entries, one an example, got 19", MNIST, mnist(labels=idx(range(19)))),
     "a label above 9": Case("example 3 has 10", MNIST, mnist(labels=patched(LABELS, 11, b"\x0a"))),
     "a wrong checksum": Case("CRC", MNIST, mnist(patched(gzip.compress(IMAGES), -8, b"??"), suffix=".gz")),
-    "gzip that goes on": Case("the file continues", MNIST, mnist(gzip.compress(IMAGES + b"x"), suffix=".gz")),
+    "gzip that continues": Case("the file continues", MNIST, mnist(gzip.compress(IMAGES + b"x"), suffix=".gz")),
     "a bomb of 2 TB": Case(
         "takes 2199.0 GB of memory", MNIST, every(
             mnist(b"", gzip.compress(idx(np.zeros(2**20)), 1), suffix=".gz"),
@@ -150,7 +150,7 @@ ARRAYS: dict[str, Case] = {
     "links in a circle": Case("there is none", DATA, every(link("data.npz", "b.npz"), link("b.npz", "data.npz"))),
     "data that can't be read": Case("reading it failed", DATA, unreadable("data.npz")),
     "data without permission": Case("access is denied", DATA, forbidden(npz(), "data.npz")),
-    "an ending that nobody knows": Case("or a file ending in .npz", "--dataset ./data.csv", file("data.csv", "")),
+    "an ending that is unknown": Case("or a file ending in .npz", "--dataset ./data.csv", file("data.csv", "")),
     "ragged rows": Case("got dtype object", DATA, npz(x=np.array([[1.0], [1.0, 2.0]], object))),
     "text in place of numbers": Case("got dtype <U", DATA, npz(x=X.astype(str))),
     "complex numbers": Case("got dtype complex128", DATA, npz(x=X.astype(complex))),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.parallel.bad_arrays import NAMED_ARRAYS
+from tests.parallel.bad_columns import COLUMN_OPTIONS
 from tests.parallel.bad_data import ARRAYS, MNIST_FILES, PICKLES_AND_ARCHIVES, QUICK
 from tests.parallel.bad_files import (
     Case,
@@ -268,7 +269,7 @@ COMMANDS: dict[str, Case] = {
 
 PARTS = (
     OPTIONS, CONFIGURATIONS, MNIST_FILES, ARRAYS, PICKLES_AND_ARCHIVES, HOSTILE, RUNS, OWN_CODE, COMMANDS, MEANINGS,
-    NAMED_ARRAYS, TABLES,
+    NAMED_ARRAYS, TABLES, COLUMN_OPTIONS,
 )  # fmt: skip
 CASES: dict[str, Case] = {name: case for part in PARTS for name, case in part.items()}
 assert len(CASES) == sum(map(len, PARTS)), "a name is there twice"

@@ -100,6 +100,20 @@ def test_a_number_that_isnt_one_ends_all_ranks_with_its_row(data: Path) -> None:
     ends_with(done, f"{data} (train): inputs: expected finite numbers, example 4321 holds nan; remove or repair it")
 
 
+def test_a_damaged_chunk_ends_all_ranks_with_a_sentence(data: Path) -> None:
+    h5py, (x, y) = pytest.importorskip("h5py"), numbers("float64")
+    path = data.parent / "data.h5"
+    with h5py.File(path, "w") as file:
+        stored = file.create_dataset("x", data=x, chunks=(100, 12), compression="gzip")
+        file["y"] = y
+        place = stored.id.get_chunk_info(30).byte_offset
+    with path.open("r+b") as raw:
+        raw.seek(place + 40)
+        raw.write(b"\xff" * 200)
+    done = train(2, data.parent / "run", "--dataset", path, *BUFFER, *OPTIONS, status=2)
+    ends_with(done, f"{path}: x: expected an intact file, reading it failed")
+
+
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "readers": (("--readers", 2), "readers: goes with --shuffle-buffer alone"),
     "stream": (("--no-stream",), "stream: goes with --shuffle-buffer alone"),

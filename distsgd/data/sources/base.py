@@ -6,9 +6,10 @@ Nothing here holds a big array, so that one copy per host, in shared memory, is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from sys import maxsize
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,22 @@ ARRAY_NAMES = tuple(f"{kind}_{split}" for split in SPLITS for kind in ("x", "y",
 
 Runs: TypeAlias = Sequence[tuple[int, int]]
 """Rows from each start to before its stop; sorted, and no row twice."""
+AT_ONCE = 32 << 20
+"""Bytes that are read in one call."""
+
+
+def cut(runs: Runs, most: int = maxsize) -> Iterator[tuple[int, int, slice]]:
+    """Runs in parts of at most so many rows, each with its place among all rows that are read.
+
+    >>> list(cut([(2, 5), (9, 10)], 2))
+    [(2, 4, slice(0, 2, None)), (4, 5, slice(2, 3, None)), (9, 10, slice(3, 4, None))]
+    """
+    at = 0
+    for start, stop in runs:
+        for first in range(start, stop, most):
+            count = min(most, stop - first)
+            yield first, first + count, slice(at, at + count)
+            at += count
 
 
 class Rows(ABC):
@@ -64,8 +81,8 @@ class Rows(ABC):
 class ArraySource(ABC):
     """One array of a data set: shape and dtype, known from a header, and how to read it. Can be pickled.
 
-    A subclass reads the array as a whole, in `read_into`. Where it can read rows by themselves it also has `open_rows`,
-    and says with `chunk` what that costs.
+    A subclass reads the array as a whole, in `read_into`; or rows of it, in `open_rows`, and says with `chunk` what
+    that costs. It may have both.
 
     Parameters
     ----------
@@ -103,9 +120,8 @@ class ArraySource(ABC):
         """The whole numbers that stand for a missing value; by default none do. Of floats it is NaN."""
         return ()
 
-    @abstractmethod
     def read_into(self, out: Array) -> None:
-        """Reads the array, without a second whole copy.
+        """Reads the array, without a second whole copy; by default in runs of rows.
 
         Parameters
         ----------
@@ -117,6 +133,9 @@ class ArraySource(ABC):
         DataError
             Where the file is missing, damaged, or has changed since it was opened.
         """
+        check_out(self, out)
+        with self.open_rows({"": self}) as rows:
+            read_rows(rows, {"": self}, {"": out})
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Opens this array and those that are read together with it.
@@ -245,6 +264,26 @@ class OpenOptions:
     download: bool = True
 
 
+def check_out(source: ArraySource, out: Array) -> None:
+    """ValueError unless `out` is what `source.read_into` needs."""
+    if out.shape != source.shape or out.dtype != source.dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"expected a C-ordered buffer of shape {source.shape} and dtype {source.dtype}, "
+            f"got shape {out.shape} and dtype {out.dtype}"
+        )
+
+
+def read_rows(rows: Rows, arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -> None:
+    """Reads all rows of arrays that are open, in runs that end where chunks do: each is unpacked once."""
+    first = next(iter(arrays.values()))
+    count = first.shape[0]
+    step = max(1, AT_ONCE * count // max(1, sum(source.nbytes for source in arrays.values())))
+    step = -(-step // first.chunk) * first.chunk
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        rows.read([(start, stop)], {name: out[name][start:stop] for name in arrays})
+
+
 def read_array(source: ArraySource) -> Array:
     """The array that a source describes.
 
@@ -280,10 +319,8 @@ class _WholeRows(Rows):
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
         if self._array is None:
             self._array = read_array(self._source)
-        at = 0
-        for start, stop in runs:
-            out[self._name][at : at + stop - start] = self._array[start:stop]
-            at += stop - start
+        for start, stop, place in cut(runs):
+            out[self._name][place] = self._array[start:stop]
 
     def close(self) -> None:
         self._array = None

@@ -12,12 +12,9 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.checks import check_dtype
-from distsgd.data.sources.base import ArraySource, Rows, Runs
+from distsgd.data.sources.base import AT_ONCE, ArraySource, Rows, Runs, check_out, cut
 from distsgd.data.sources.converted import by_table, open_rows
-from distsgd.data.sources.streams import check_out
 
-_TOGETHER = 32 << 20
-"""Bytes that are read at once."""
 _EXACT = 1 << 53
 """Whole numbers up to it are the same as float64."""
 
@@ -49,7 +46,7 @@ class BesideSource(ArraySource):
         whole."""
         check_out(self, out)
         count, row = self.shape[0], prod(self.shape[1:]) * self.dtype.itemsize
-        step = max(1, _TOGETHER // row)
+        step = max(1, AT_ONCE // row)
         for group in by_table(dict(self.parts)):
             with _BesideRows("", self, group) as rows:
                 for start in range(0, count, step):
@@ -99,14 +96,9 @@ class _BesideRows(Rows):
             self._open = opening.pop_all()
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        memory, at = out[self._name], 0
         row = sum(prod(part.shape[1:]) * part.dtype.itemsize for part in self._parts.values())
-        most = max(1, _TOGETHER // max(1, row))
-        for start, stop in runs:
-            for first in range(start, stop, most):
-                last = min(first + most, stop)
-                self._read(first, last, memory[at : at + last - first])
-                at += last - first
+        for start, stop, place in cut(runs, max(1, AT_ONCE // max(1, row))):
+            self._read(start, stop, out[self._name][place])
 
     def _read(self, start: int, stop: int, memory: Array) -> None:
         parts = {name: np.empty((stop - start, *part.shape[1:]), part.dtype) for name, part in self._parts.items()}

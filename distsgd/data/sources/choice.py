@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ReadOptions
-from distsgd.data.sources.selection import named, refuse_twice
-
-_SHOWN = 10
-"""Names that a sentence lists."""
+from distsgd.data.sources.selection import listed, named, one_name, refuse_twice
 
 
 @dataclass(frozen=True)
@@ -22,12 +19,6 @@ class Choice:
     y: tuple[str, ...]
     weights: str | None = None
     group: str | None = None
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"
 
 
 def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Iterable[str] = ()) -> Choice:
@@ -49,15 +40,11 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
         others |= ({"y", *options.y} - {*options.x}) & {*names}
     excluded = {*others, *hidden}
     x = named(where, "x", options.x, names, "column", excluded)
-    refuse_twice(where, {"x": x, "y": y, "weights": _listing(weights), "group": _listing(group)})
+    refuse_twice(where, {"x": x, "y": y, "weights": one_name(weights), "group": one_name(group)})
     x = x or tuple(name for name in names if name not in excluded)
     if not x:
         raise DataError(f"{where}: expected a column of inputs beside {listed([*y])}, there is none; add one")
     return Choice(x, y, weights, group)
-
-
-def _listing(name: str | None) -> tuple[str, ...]:
-    return () if name is None else (name,)
 
 
 def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str | None:

@@ -4,7 +4,7 @@ reading of several sources by their rows.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distsgd.core.device import Array, Shape
-from distsgd.data.sources.base import ArraySource, Rows, Runs
-from distsgd.data.sources.streams import BLOCK, check_out
+from distsgd.data.sources.base import ArraySource, Rows, Runs, check_out, read_rows
+from distsgd.data.sources.streams import BLOCK
 
 if TYPE_CHECKING:  # importing it loads NumPy
     from numpy.typing import DTypeLike
@@ -104,10 +104,6 @@ def converted(inner: ArraySource, dtype: DTypeLike, shape: Shape | None = None) 
     return ConvertedSource(wanted, target, inner)
 
 
-_TOGETHER = 32 << 20
-"""Bytes of all arrays that are read at once."""
-
-
 def open_rows(arrays: Mapping[str, ArraySource]) -> Rows:
     """These arrays, open to be read by their rows; those of one table in one pass.
 
@@ -153,13 +149,19 @@ def read_together(arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -
             for name, source in group.items():
                 source.read_into(out[name])
             continue
-        count = first.shape[0]
-        step = max(1, _TOGETHER * count // max(1, sum(source.nbytes for source in group.values())))
-        step = -(-step // first.chunk) * first.chunk  # what is stored together is unpacked once
         with _open_group(group) as rows:
-            for start in range(0, count, step):
-                stop = min(start + step, count)
-                rows.read([(start, stop)], {name: out[name][start:stop] for name in group})
+            read_rows(rows, group, out)
+
+
+def blocks_of(arrays: Mapping[str, ArraySource], length: int) -> Iterator[tuple[int, dict[str, Array]]]:
+    """All rows of arrays of one length, so many at a time, with the number of the first of them."""
+    count = (next(iter(arrays.values())).shape or (0,))[0]
+    with open_rows(arrays) as rows:
+        for start in range(0, count, length):
+            stop = min(start + length, count)
+            found = {name: np.empty((stop - start, *one.shape[1:]), one.dtype) for name, one in arrays.items()}
+            rows.read([(start, stop)], found)
+            yield start, found
 
 
 def by_table(arrays: Mapping[str, ArraySource]) -> list[dict[str, ArraySource]]:

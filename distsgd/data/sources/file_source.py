@@ -13,8 +13,8 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import ArraySource, Rows, Runs
-from distsgd.data.sources.streams import BLOCK, Stream, check_out, expect_end, fill, fill_fortran, reading
+from distsgd.data.sources.base import ArraySource, Rows, Runs, check_out, cut
+from distsgd.data.sources.streams import BLOCK, Stream, expect_end, fill, fill_fortran, reading
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,12 @@ class _FileRows(Rows):
             self._open = opening.pop_all()
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        source, memory, at = self._source, out[self._name], 0
+        source = self._source
         row = prod(source.shape[1:]) * source.dtype.itemsize
         with reading(source.where):
-            for start, stop in runs:
+            for start, _, place in cut(runs):
                 self._stream.seek(self._offset + start * row)
-                fill(self._stream, memory[at : at + stop - start], source.where)
-                at += stop - start
+                fill(self._stream, out[self._name][place], source.where)
 
     def close(self) -> None:
         self._open.close()
@@ -160,14 +159,12 @@ class _PackedRows(Rows):
         return stream
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        memory, at = out[self._name], 0
         if runs and runs[0][0] < self._at:
             self._stream = self._begin()
         with reading(self._source.where):
-            for start, stop in runs:
+            for start, stop, place in cut(runs):
                 self._skip((start - self._at) * self._row)
-                fill(self._stream, memory[at : at + stop - start], self._source.where)
-                at += stop - start
+                fill(self._stream, out[self._name][place], self._source.where)
                 self._at = stop
             if self._at == self._source.shape[0]:  # checksums are compared there
                 expect_end(self._stream, self._source.where)

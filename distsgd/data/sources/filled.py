@@ -1,4 +1,4 @@
-"""Missing values of arrays: replaced, or their examples left out, as the rows are read."""
+"""Missing values of arrays: replaced, or their examples skipped, as the rows are read."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import SPLITS, ArraySource, ReadOptions, Rows, Runs
-from distsgd.data.sources.converted import open_rows
-from distsgd.data.sources.streams import check_out
+from distsgd.data.sources.base import AT_ONCE, SPLITS, ArraySource, ReadOptions, Rows, Runs, cut
+from distsgd.data.sources.converted import blocks_of, open_rows
 
 _ROWS = 4096
 """Rows that are looked at together, at most. A mean depends on it by its rounding, so it follows from shapes alone."""
 _MOST_DROPPED = 1 << 24
-_AT_ONCE = 32 << 20
-"""Bytes that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class FilledSource(ArraySource):
     fill : array, optional
         What stands for a missing value, in the shape of an example.
     dropped : array
-        The examples of the inner source that are left out, sorted.
+        The examples of the inner source that are skipped, sorted.
     """
 
     inner: ArraySource
@@ -55,19 +52,13 @@ class FilledSource(ArraySource):
         found = self.inner.table
         return None if found is None else ("filled", found)
 
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, some rows at a time."""
-        check_out(self, out)
-        with self.open_rows({"": self}) as rows:
-            rows.read([(0, len(out))], {"": out})
-
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """The inner sources' rows, filled."""
         return _FilledRows({name: one for name, one in arrays.items() if isinstance(one, FilledSource)})
 
 
 class _FilledRows(Rows):
-    """Rows of other sources, of which all leave out the same examples."""
+    """Rows of other sources, of which all skip the same examples."""
 
     def __init__(self, sources: Mapping[str, FilledSource]) -> None:
         self._sources = sources
@@ -80,19 +71,15 @@ class _FilledRows(Rows):
             self._rows.read(runs, out)
         else:
             row = max(1, sum(prod(one.shape[1:]) * one.dtype.itemsize for one in self._sources.values()))
-            at, step = 0, max(1, _AT_ONCE // row)
-            for start, stop in runs:
-                for first in range(start, stop, step):
-                    count = min(first + step, stop) - first
-                    self._read_kept(first, {name: memory[at : at + count] for name, memory in out.items()})
-                    at += count
+            for first, _, place in cut(runs, max(1, AT_ONCE // row)):
+                self._read_kept(first, {name: memory[place] for name, memory in out.items()})
         for name, memory in out.items():
             fill = self._sources[name].fill
             if fill is not None:
                 np.copyto(memory, fill.astype(memory.dtype), where=np.isnan(memory))
 
     def _read_kept(self, first: int, out: Mapping[str, Array]) -> None:
-        """Overwrites `out` with examples that aren't left out, from the `first` of these on."""
+        """Overwrites `out` with examples that aren't skipped, from the `first` of these on."""
         count = len(next(iter(out.values())))
         start, stop = self._row(first), self._row(first + count - 1) + 1
         most, done = _rows_at_once(self._sources), 0
@@ -112,7 +99,7 @@ class _FilledRows(Rows):
             done += here
 
     def _row(self, kept: int) -> int:
-        """The row of the inner source that is the example of this number among those that aren't left out."""
+        """The row of the inner source that is the example of this number among those that aren't skipped."""
         return kept + int(np.searchsorted(self._before, kept, side="right"))
 
     def close(self) -> None:
@@ -202,7 +189,7 @@ def _without_missing(where: str, arrays: Mapping[str, ArraySource]) -> dict[str,
         length = next(iter(group.values())).shape[0]
         if len(dropped) > _MOST_DROPPED:
             raise DataError(
-                f"{where}: {len(dropped):,} examples lack a value, at most {_MOST_DROPPED:,} can be left out; write a "
+                f"{where}: {len(dropped):,} examples lack a value, at most {_MOST_DROPPED:,} can be dropped; write a "
                 "file without them"
             )
         if len(dropped) == length:
@@ -234,15 +221,9 @@ def _refuse_absent(where: str, source: ArraySource) -> None:
 
 def _rows_at_once(arrays: Mapping[str, ArraySource]) -> int:
     """How many rows of these arrays are looked at together."""
-    return max(1, min(_ROWS, _AT_ONCE // max(1, 8 * sum(prod(one.shape[1:]) for one in arrays.values()))))
+    return max(1, min(_ROWS, AT_ONCE // max(1, 8 * sum(prod(one.shape[1:]) for one in arrays.values()))))
 
 
 def _blocks(arrays: Mapping[str, ArraySource]) -> Iterator[tuple[int, dict[str, Array]]]:
-    """All rows of the arrays, some at a time, and the number of the first of them."""
-    count, step = next(iter(arrays.values())).shape[0], _rows_at_once(arrays)
-    with open_rows(arrays) as rows:
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            found = {name: np.empty((stop - start, *one.shape[1:]), one.dtype) for name, one in arrays.items()}
-            rows.read([(start, stop)], found)
-            yield start, found
+    """All rows of the arrays, some at a time."""
+    return blocks_of(arrays, _rows_at_once(arrays))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -180,11 +180,8 @@ def attributes_of(where: str, array: Any) -> dict[str, Any]:
 class Hdf5Source(VariableSource):
     """An array of an HDF5 file."""
 
-    def opened(self) -> AbstractContextManager[tuple[Any, Stored]]:
-        return self._open()
-
     @contextmanager
-    def _open(self) -> Iterator[tuple[Any, Stored]]:
+    def opened(self) -> Iterator[tuple[Any, Stored]]:
         with opened_file(self.path) as file:
             array = array_at(self.path, file, self.name)
             yield array, stored_of(self.path, array, self.name)

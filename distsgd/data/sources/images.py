@@ -16,9 +16,9 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp, open_regular
 from distsgd.data.sources.assemble import assemble, inputs
-from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs, cut
 from distsgd.data.sources.converted import ValuesSource
-from distsgd.data.sources.streams import check_out, reading, stamps
+from distsgd.data.sources.streams import reading, stamps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
@@ -51,12 +51,6 @@ class ImagesSource(ArraySource):
         """One image."""
         return 1
 
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, one image at a time."""
-        check_out(self, out)
-        with self.open_rows({"": self}) as rows:
-            rows.read([(0, len(out))], {"": out})
-
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Reads images."""
         (name,) = arrays
@@ -72,12 +66,9 @@ class _ImageRows(Rows):
         self._name, self._source = name, source
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        source, at = self._source, 0
-        for start, stop in runs:
-            for name in source.names[start:stop]:
-                pixels = _pixels(source.folder, name, source.shape[1:])
-                out[self._name][at] = pixels
-                at += 1
+        source = self._source
+        for row, _, place in cut(runs, 1):
+            out[self._name][place] = _pixels(source.folder, source.names[row], source.shape[1:])
 
     def close(self) -> None:
         """Nothing is open between two images."""

@@ -15,7 +15,7 @@ from distsgd.data.columns import MOST_FEATURES, Columns
 from distsgd.data.sources.assemble import assemble, inputs
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.converted import ValuesSource
-from distsgd.data.sources.streams import Stream, check_out, reading
+from distsgd.data.sources.streams import Stream, reading
 
 _LARGEST_INDEX, _LONGEST_LINE = 1 << 24, 64 << 20
 _RATIO, _SMALL = 1100, 64 << 20
@@ -45,12 +45,6 @@ class LibsvmSource(ArraySource):
     def chunk(self) -> int:
         """Rows that are parsed to get at one."""
         return max(1, min(_STEP, self.shape[0]))
-
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, line by line."""
-        check_out(self, out)
-        with self.open_rows({"": self}) as rows:
-            rows.read([(0, len(out))], {"": out})
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Reads lines."""
@@ -138,15 +132,17 @@ def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Arr
         for value in different.tolist():
             if value not in places:
                 raise DataError(
-                    f"{where}: the label {value:g} is none of the {len(places)} classes ({', '.join(options.classes)}); "
-                    "correct it, or leave it out"
+                    f"{where}: the label {value:g} is none of the {len(places)} classes "
+                    f"({', '.join(options.classes)}); correct it, or leave it out"
                 )
         return np.array([places[value] for value in labels], np.int64), options.classes
     if options.columns is not None:
         if not options.columns.target:
             return values, ()
         if wrong := [value for value in different.tolist() if value < 0 or value % 1]:
-            raise DataError(f"{where}: expected labels, which are 0, 1, …, as in training, got {wrong[0]:g}; correct it")
+            raise DataError(
+                f"{where}: expected labels, which are 0, 1, …, as in training, got {wrong[0]:g}; correct it"
+            )
         return values.astype(np.int64), ()
     if np.array_equal(different, [-1, 1]) or np.array_equal(different, np.arange(1, len(different) + 1)):
         return np.searchsorted(different, values), tuple(f"{value:.0f}" for value in different)
@@ -156,7 +152,7 @@ def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Arr
 
 
 def _rows(stream: Stream, where: str, line: int) -> Iterator[Row]:
-    """The rows from here on; empty lines and comments are left out."""
+    """The rows from here on; empty lines and comments are skipped."""
     while text := stream.readline(_LONGEST_LINE + 1):
         line += 1
         if len(text) > _LONGEST_LINE:

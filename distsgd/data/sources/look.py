@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.converted import open_rows
+from distsgd.data.sources.converted import blocks_of
 from distsgd.data.sources.registry import existing, files_of, format_of, open_path
 from distsgd.data.sources.streams import absolute
 
@@ -49,17 +49,6 @@ class Summary:
     low: float = nan
     high: float = nan
     counts: dict[str, int] | None = None
-
-    def merged(self, other: Summary) -> Summary:
-        """Of both: those of two files."""
-        counts = None
-        if self.counts is not None and other.counts is not None:
-            counts = {
-                key: self.counts.get(key, 0) + other.counts.get(key, 0) for key in {**self.counts, **other.counts}
-            }
-        low, high = float(np.fmin(self.low, other.low)), float(np.fmax(self.high, other.high))
-        few = counts if counts is None or len(counts) <= _COUNTED else None
-        return replace(self, missing=self.missing + other.missing, low=low, high=high, counts=few)
 
 
 @dataclass(frozen=True)
@@ -150,24 +139,20 @@ def summarized(name: str, source: ArraySource, progressed: Progressed = lambda: 
     """What an array holds, read block by block."""
     per_example = " ".join(["", str(source.shape[1:])]) if source.shape[1:] else ""
     kind = f"{source.dtype.name}{per_example}"
-    count, row = (source.shape or (0,))[0], max(1, prod(source.shape[1:]) * source.dtype.itemsize)
+    row = max(1, prod(source.shape[1:]) * source.dtype.itemsize)
     counts: dict[int, int] | None = {} if source.dtype.kind in "biu" and prod(source.shape[1:]) == 1 else None
     missing, low, high = 0, nan, nan
-    step = max(1, _BLOCK // row)
-    with open_rows({"": source}) as rows:
-        for start in range(0, count, step):
-            block = np.empty((min(step, count - start), *source.shape[1:]), source.dtype)
-            rows.read([(start, start + len(block))], {"": block})
-            there = block
-            if block.dtype.kind == "f" or source.absent:
-                lacks = np.isnan(block) if block.dtype.kind == "f" else np.isin(block, source.absent)
-                missing += int(lacks.reshape(len(block), -1).any(axis=1).sum())
-                there = block if block.dtype.kind == "f" else block[~lacks]
-            if there.size:
-                low = float(np.fmin(low, np.fmin.reduce(there, axis=None)))
-                high = float(np.fmax(high, np.fmax.reduce(there, axis=None)))
-            counts = counts if counts is None else _counted(counts, there.reshape(-1))
-            progressed()
+    for _, found in blocks_of({"": source}, max(1, _BLOCK // row)):
+        block = there = found[""]
+        if block.dtype.kind == "f" or source.absent:
+            lacks = np.isnan(block) if block.dtype.kind == "f" else np.isin(block, source.absent)
+            missing += int(lacks.reshape(len(block), -1).any(axis=1).sum())
+            there = block if block.dtype.kind == "f" else block[~lacks]
+        if there.size:
+            low = float(np.fmin(low, np.fmin.reduce(there, axis=None)))
+            high = float(np.fmax(high, np.fmax.reduce(there, axis=None)))
+        counts = counts if counts is None else _counted(counts, there.reshape(-1))
+        progressed()
     return Summary(name, kind, missing, low, high, None if counts is None else _texts(counts))
 
 
@@ -193,25 +178,21 @@ def _counted(counts: dict[int, int], values: Array) -> dict[int, int] | None:
 def _tables(where: str, kind: str, paths: Sequence[str], options: ReadOptions, progressed: Progressed) -> Look:
     """A look at tables of one kind, whose columns are looked through together."""
     from distsgd.data.sources.choice import choose
+    from distsgd.data.sources.sharded_table import ShardedTable
     from distsgd.data.sources.table_plan import planned
     from distsgd.data.sources.table_summary import summarized as columns_of
     from distsgd.data.sources.tables import open_table
 
-    rows, found = 0, dict[str, Summary]()
-    for path in paths:
-        table = open_table(path)
-        columns = columns_of(table)
-        fields = [column.field for column in columns]
-        rows += max((column.rows for column in columns), default=0)
-        for c in columns:
-            here = Summary(c.name, _kind(c.field), c.missing, c.low, c.high, c.counts)
-            found[c.name] = here if c.name not in found else found[c.name].merged(here)
-        progressed()
-    known = [*found.values()]
+    tables = [open_table(path) for path in paths]
+    table = tables[0] if len(tables) == 1 else ShardedTable.of(where, tables)
+    columns = columns_of(table)
+    progressed()
+    known = [Summary(one.name, _kind(one.field), one.missing, one.low, one.high, one.counts) for one in columns]
+    rows, fields = columns[0].rows, [column.field for column in columns]
     try:
-        choice = choose(where, list(found), options, table.hidden)
+        choice = choose(where, [one.name for one in fields], options, table.hidden)
         shapes = planned(where, fields, choice, options).shapes()
-        widths = [_width(where, one, found[one.name].counts) for one in fields if one.name in choice.x]
+        widths = [_width(where, column.field, column.counts) for column in columns if column.name in choice.x]
     except (ConfigurationError, DataError) as error:
         return Look(where, kind, known, {}, str(error), table.chunk, table.notes)
     shapes["x"] = ((sum(widths),), shapes["x"][1])

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
-
-import numpy as np
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
 from distsgd.data.sources.arrow_columns import Field, arrow, field_of, reading_by_arrow
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
+from distsgd.data.sources.shards import cut_at
 from distsgd.data.sources.streams import stamps
 from distsgd.data.sources.tables import OpenTable, Table, check_fields, table_source
 
@@ -137,14 +137,15 @@ class _OpenParquet(OpenTable):
 
     def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
         with reading_by_arrow(self._table.where):
-            for group, first, parts in _touched(self._table.group_rows, runs):
+            starts = [0, *accumulate(self._table.group_rows)]
+            for group, inside in cut_at(starts, runs):
                 for panel in self._panels(names, group):
                     found = self._opened.read_row_group(group, columns=panel, use_threads=False)
                     if found.num_rows != self._table.group_rows[group] or sorted(found.column_names) != sorted(panel):
                         raise DataError(f"{self._table.where}: expected the columns {', '.join(panel[:8])} of group "
                                         f"{group} of its rows, got others; make it again")  # fmt: skip
-                    for start, stop in parts:
-                        yield from _cut(found.slice(start - first, stop - start), start)
+                    for start, stop in inside:
+                        yield from _batches(found.slice(start, stop - start), starts[group] + start)
             for stamp in self._table.files:
                 stamp.check()
 
@@ -167,21 +168,7 @@ class _OpenParquet(OpenTable):
             yield panel
 
 
-def _touched(group_rows: Sequence[int], runs: Runs) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-    """Each group that runs touch, its first row, and the parts of the runs in it."""
-    ends = np.cumsum(np.array(group_rows, np.int64))
-    parts: dict[int, list[tuple[int, int]]] = {}
-    for start, stop in runs:
-        group = int(np.searchsorted(ends, start, "right"))
-        while start < stop:
-            end = min(stop, int(ends[group]))
-            parts.setdefault(group, []).append((start, end))
-            start, group = end, group + 1
-    for group, found in parts.items():
-        yield group, int(ends[group]) - group_rows[group], [part for part in found if part[0] < part[1]]
-
-
-def _cut(rows: Any, first: int) -> Iterator[tuple[int, Any]]:
+def _batches(rows: Any, first: int) -> Iterator[tuple[int, Any]]:
     """The record batches of some rows."""
     for batch in rows.to_batches():
         if batch.num_rows:
@@ -229,12 +216,13 @@ class _OpenArrow(OpenTable):
             if reader is None:
                 reader = ipc.open_file(self._file, options=ipc.IpcReadOptions(included_fields=places))
                 self._readers[tuple(names)] = reader
-            for group, first, parts in _touched(table.group_rows, runs):
+            starts = [0, *accumulate(table.group_rows)]
+            for group, inside in cut_at(starts, runs):
                 batch = reader.get_batch(group)
                 batch.validate(full=True)
                 if batch.num_rows != table.group_rows[group] or sorted(batch.schema.names) != sorted(names):
                     raise DataError(f"{table.where}: expected the rows that were there, it has changed; start again")
-                for start, stop in parts:
-                    yield start, batch.slice(start - first, stop - start)
+                for start, stop in inside:
+                    yield starts[group] + start, batch.slice(start, stop - start)
             for stamp in table.files:
                 stamp.check()

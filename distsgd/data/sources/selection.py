@@ -58,15 +58,16 @@ def named(
             elif one == ALL or any(sign in one for sign in "*?["):
                 matching = [name for name in names if name not in others and (one == ALL or fnmatchcase(name, one))]
             else:
-                near = suggestion(one, names) or f"; it has {_listed(names)}"
+                near = suggestion(one, names) or f"; it has {listed(names)}"
                 raise ConfigurationError(f"{where}: no {what} is named {one!r} (--{option}){near}")
             if not matching:
-                raise ConfigurationError(f"{where}: --{option} {one!r}: no {what} matches; it has {_listed(names)}")
+                raise ConfigurationError(f"{where}: --{option} {one!r}: no {what} matches; it has {listed(names)}")
             found |= dict.fromkeys(matching)
     return tuple(found)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = len(names) - _SHOWN
     return (", ".join(names[:_SHOWN]) or "none") + (f" and {more:,} more" if more > 0 else "")
 
@@ -93,9 +94,9 @@ def roles(where: str, names: Sequence[str], options: ReadOptions) -> dict[str, t
     """
     if not options.targets:
         return {"x_train": _inputs(where, names, options)}
-    weights = named(where, "weights", _one(options.weights), names, "array")
+    weights = named(where, "weights", one_name(options.weights), names, "array")
     if options.x or options.y:
-        group = named(where, "group", _one(options.group), names, "array")
+        group = named(where, "group", one_name(options.group), names, "array")
         y = named(where, "y", options.y, names, "array", {*weights, *group}) or _own(where, "y", names)
         x = named(where, "x", options.x, names, "array", {*y, *weights, *group}) or _own(where, "x", names)
         refuse_twice(where, {"x": x, "y": y, "weights": weights, "group": group})
@@ -108,7 +109,8 @@ def roles(where: str, names: Sequence[str], options: ReadOptions) -> dict[str, t
     return found | ({"weights_train": weights} if weights else {})
 
 
-def _one(name: str | None) -> tuple[str, ...]:
+def one_name(name: str | None) -> tuple[str, ...]:
+    """The name of an option that takes a single one, as `named` takes and returns names."""
     return () if name is None else (name,)
 
 
@@ -121,13 +123,13 @@ def _own(where: str, kind: str, names: Sequence[str]) -> tuple[str, ...]:
     if found := _by_own_name(kind, names):
         return found
     what = "the inputs" if kind == "x" else "the targets"
-    raise ConfigurationError(f"{where}: which arrays are {what}? it has {_listed(names)}; give --{kind} NAME")
+    raise ConfigurationError(f"{where}: which arrays are {what}? it has {listed(names)}; give --{kind} NAME")
 
 
 def _inputs(where: str, names: Sequence[str], options: ReadOptions) -> tuple[str, ...]:
     """The inputs alone, as a file to predict has them: the targets need not be there."""
     if options.x:
-        others = (*options.y, *_one(options.weights), *_one(options.group))
+        others = (*options.y, *one_name(options.weights), *one_name(options.group))
         return named(where, "x", options.x, names, "array", {name for name in names if name in others})
     found = next(((name,) for name in ("x", "x_test") if name in names), ())
     if not found:

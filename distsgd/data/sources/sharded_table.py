@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
@@ -14,7 +14,7 @@ import numpy as np
 from distsgd.core.errors import DataError
 from distsgd.data.sources.arrow_columns import Field
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
-from distsgd.data.sources.shards import OPEN, cut_at
+from distsgd.data.sources.shards import OpenFiles, cut_at
 from distsgd.data.sources.tables import OpenTable, Table, Visit, table_source
 
 
@@ -34,9 +34,11 @@ class ShardedTable(Table):
         chunk = max(one.chunk for one in parts)
         return cls(where, fields, rows, chunk, files, parts[0].hidden, notes, parts=tuple(parts))
 
-    def opened(self) -> AbstractContextManager[OpenTable]:
+    @contextmanager
+    def opened(self) -> Iterator[OpenTable]:
         """The tables, each opened when it is read."""
-        return _opened(self)
+        with closing(OpenFiles(lambda number: self.parts[number].opened())) as files:
+            yield _OpenShards(files, [0, *accumulate(one.rows for one in self.parts)])
 
     def passed(self, names: Sequence[str], visit: Visit | None) -> Table:
         """The tables after their passes."""
@@ -76,39 +78,11 @@ def _fields_of(parts: Sequence[Table]) -> tuple[Field, ...]:
     return tuple(found)
 
 
-@contextmanager
-def _opened(table: ShardedTable) -> Iterator[OpenTable]:
-    opened = _OpenShards(table)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
 class _OpenShards(OpenTable):
-    """Tables of which those read last are open."""
-
-    def __init__(self, table: ShardedTable) -> None:
-        self._table = table
-        self._starts = [0, *accumulate(one.rows for one in table.parts)]
-        self._open: dict[int, tuple[ExitStack, OpenTable]] = {}
+    def __init__(self, files: OpenFiles[OpenTable], starts: Sequence[int]) -> None:
+        self._files, self._starts = files, starts
 
     def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
         for number, inside in cut_at(self._starts, runs):
-            for first, batch in self._part(number).batches(names, inside):
+            for first, batch in self._files.at(number).batches(names, inside):
                 yield self._starts[number] + first, batch
-
-    def _part(self, number: int) -> OpenTable:
-        if number not in self._open:
-            if len(self._open) >= OPEN:
-                self._open.pop(next(iter(self._open)))[0].close()
-            with ExitStack() as opening:
-                found = opening.enter_context(self._table.parts[number].opened())
-                self._open[number] = opening.pop_all(), found
-        return self._open[number][1]
-
-    def close(self) -> None:
-        """Closes what is open."""
-        for closing, _ in self._open.values():
-            closing.close()
-        self._open.clear()

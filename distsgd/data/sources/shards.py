@@ -5,20 +5,49 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
 from itertools import accumulate
+from typing import Generic, TypeVar
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs, check_out
 from distsgd.data.sources.converted import open_rows, read_together
-from distsgd.data.sources.streams import absolute, check_out
+from distsgd.data.sources.streams import absolute
 
 _MOST = 100_000
 """Files of one data set."""
-OPEN = 8
+_OPEN = 8
 """Files that are open at once."""
+Opened = TypeVar("Opened")
+
+
+class OpenFiles(Generic[Opened]):
+    """Several files, of which those used last are open; `open_file` opens the one of a number."""
+
+    def __init__(self, open_file: Callable[[int], AbstractContextManager[Opened]]) -> None:
+        self._open_file = open_file
+        self._opened: dict[int, tuple[ExitStack, Opened]] = {}
+
+    def at(self, number: int) -> Opened:
+        """The open file; the one that wasn't used for longest is closed where there are too many."""
+        found = self._opened.pop(number, None)
+        if found is None:
+            if len(self._opened) >= _OPEN:
+                self._opened.pop(next(iter(self._opened)))[0].close()
+            with ExitStack() as opening:
+                opened = opening.enter_context(self._open_file(number))
+                found = opening.pop_all(), opened
+        self._opened[number] = found
+        return found[1]
+
+    def close(self) -> None:
+        """Closes all; once more changes nothing."""
+        for closing, _ in self._opened.values():
+            closing.close()
+        self._opened.clear()
 
 
 @dataclass(frozen=True)
@@ -66,33 +95,20 @@ class _ShardedRows(Rows):
     """Rows of several files, of which those read last are open."""
 
     def __init__(self, sources: Mapping[str, ShardsSource]) -> None:
-        self._sources = sources
         lengths = [part.shape[0] for part in next(iter(sources.values())).parts]
         self._starts = [0, *accumulate(lengths)]
-        self._opened: dict[int, Rows] = {}
-        self._rows(0)  # so that a file that is missing or has changed is noticed now
+        self._files = OpenFiles(lambda number: open_rows({name: one.parts[number] for name, one in sources.items()}))
+        self._files.at(0)  # so that a file that is missing or has changed is noticed now
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
         at = 0
         for number, inside in cut_at(self._starts, runs):
             count = sum(stop - start for start, stop in inside)
-            self._rows(number).read(inside, {name: memory[at : at + count] for name, memory in out.items()})
+            self._files.at(number).read(inside, {name: memory[at : at + count] for name, memory in out.items()})
             at += count
 
-    def _rows(self, number: int) -> Rows:
-        """The open rows of a file; the one that wasn't read for longest is closed where there are too many."""
-        rows = self._opened.pop(number, None)
-        if rows is None:
-            if len(self._opened) >= OPEN:
-                self._opened.pop(next(iter(self._opened))).close()
-            rows = open_rows({name: one.parts[number] for name, one in self._sources.items()})
-        self._opened[number] = rows
-        return rows
-
     def close(self) -> None:
-        for rows in self._opened.values():
-            rows.close()
-        self._opened.clear()
+        self._files.close()
 
 
 def cut_at(starts: Sequence[int], runs: Runs) -> list[tuple[int, list[tuple[int, int]]]]:

@@ -16,7 +16,6 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp, open_regular
-from distsgd.data.sources.base import ArraySource
 
 Stream: TypeAlias = IO[bytes]
 
@@ -146,15 +145,6 @@ def read_exactly(stream: Stream, count: int, where: str) -> bytes:
     if len(found) != count:
         raise DataError(f"{where}: expected a header of {count} bytes, the file ends after {len(found)}; make it again")
     return found
-
-
-def check_out(source: ArraySource, out: Array) -> None:
-    """ValueError unless `out` is what `source.read_into` needs."""
-    if out.shape != source.shape or out.dtype != source.dtype or not out.flags.c_contiguous:
-        raise ValueError(
-            f"expected a C-ordered buffer of shape {source.shape} and dtype {source.dtype}, "
-            f"got shape {out.shape} and dtype {out.dtype}"
-        )
 
 
 def fill(stream: Stream, out: Array, where: str) -> None:

@@ -14,7 +14,8 @@ from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.columns import MOST_FEATURES, Columns
 from distsgd.data.sources.arrow_columns import EXACT, Field, arrow, as_floats, codes_of, decoded, is_wide, numbers_of
 from distsgd.data.sources.base import ReadOptions
-from distsgd.data.sources.choice import Choice, listed
+from distsgd.data.sources.choice import Choice
+from distsgd.data.sources.selection import listed
 
 _TOGETHER = 4
 """So many columns of one type, and more, are transposed at once."""

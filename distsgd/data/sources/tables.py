@@ -25,8 +25,6 @@ from distsgd.data.columns import MOST_FEATURES, Columns
 from distsgd.data.sources.arrow_columns import Field
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.choice import choose
-from distsgd.data.sources.converted import read_together
-from distsgd.data.sources.streams import check_out
 from distsgd.data.sources.table_plan import Plan, planned
 from distsgd.data.sources.table_scan import Scan
 
@@ -145,11 +143,6 @@ class TableArray(ArraySource):
     def table(self) -> Hashable:
         """All arrays of one table are read in one pass."""
         return self.reading
-
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, in runs of some rows."""
-        check_out(self, out)
-        read_together({"": self}, {"": out})
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """The rows of these arrays of the table."""

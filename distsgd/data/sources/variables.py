@@ -16,12 +16,10 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
 from distsgd.data.checks import check_dtype
-from distsgd.data.sources.base import ArraySource, Rows, Runs
+from distsgd.data.sources.base import AT_ONCE, ArraySource, Rows, Runs
 from distsgd.data.sources.decoding import Decoding
-from distsgd.data.sources.streams import check_out, reading
+from distsgd.data.sources.streams import reading
 
-_AT_ONCE = 32 << 20
-"""Bytes that are read in one call."""
 _KEPT = 64 << 20
 """Bytes of decoded chunks that are kept for the next call."""
 _LARGEST_CHUNK = 1 << 30
@@ -128,12 +126,6 @@ class VariableSource(ArraySource):
     def opened(self) -> AbstractContextManager[tuple[Any, Stored]]:
         """The open array, and what the file says of it now."""
 
-    def read_into(self, out: Array) -> None:
-        """Overwrites `out`, some chunks at a time."""
-        check_out(self, out)
-        with self.open_rows({"": self}) as rows:
-            rows.read([(0, len(out))], {"": out})
-
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """Reads rows out of the file."""
         (name,) = arrays
@@ -171,7 +163,7 @@ class _VariableRows(Rows):
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
         memory, at, chunk = out[self._name], 0, self._source.chunk
-        whole = max(1, _AT_ONCE // max(1, self._row * chunk)) * chunk
+        whole = max(1, AT_ONCE // max(1, self._row * chunk)) * chunk
         keeps = chunk > 1 and chunk * self._row <= _KEPT
         with reading(self._source.where):
             for start, stop in runs:

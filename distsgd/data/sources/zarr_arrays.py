@@ -8,7 +8,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -269,11 +269,8 @@ def _files_in(what: str, folder: str) -> Iterator[os.DirEntry[str]]:
 class ZarrSource(VariableSource):
     """An array of a Zarr folder."""
 
-    def opened(self) -> AbstractContextManager[tuple[Any, Stored]]:
-        return self._open()
-
     @contextmanager
-    def _open(self) -> Iterator[tuple[Any, Stored]]:
+    def opened(self) -> Iterator[tuple[Any, Stored]]:
         import zarr
         from zarr.storage import LocalStore
 

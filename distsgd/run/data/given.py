@@ -18,7 +18,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import array_text, fingerprint
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import TrainConfig
-from distsgd.run.data.loading import Data, data_of, split_data
+from distsgd.run.data.loading import Data, data_of, refuse_beside_validation, split_data
 
 if TYPE_CHECKING:
     from distsgd.data.sources.base import DataSource
@@ -139,9 +139,8 @@ def from_source(
         from distsgd.run.data.placement import place_split
 
         given = {name: part for name, part in sets.items() if part is not None}
-        if "validation" in given and (config.validation_last is not None or config.fold is not None):
-            name = "fold" if config.validation_last is None else "validation_last"
-            raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
+        if "validation" in given:
+            refuse_beside_validation(config)
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
         found = {
             split: given.get(split) or place_split(communicator, source, split, config) for split in names if split

@@ -153,25 +153,9 @@ def split_data(
         return classes, contents or fingerprint(sets, sampled=config.shuffle_buffer is not None)
 
     classes, found = communicator.on_root(check)
-    validation, split = sets["validation"], None
-    options = [config.validation_last, config.fold]
-    if validation is not None and any(options):
-        name = "fold" if config.validation_last is None else "validation_last"
-        raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
-    if validation is None and (config.validation_fraction or any(options)):
-        from distsgd.run.data.splitting import checked_split, parts_of
-
-        split = checked_split(train, classes, config, groups)
-    elif groups is not None:
-        raise ConfigurationError(
-            "group: says which examples are split off together, and none are; give validation_fraction or fold too, or "
-            "leave it out"
-        )
-    elif validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
-        raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
+    validation, split = sets["validation"], _split_off(train, sets["validation"], classes, config, groups)
     if split is not None:
-        for rows in parts_of(split.validation):
-            targets = targets and targets.without(train.y[rows])
+        targets = split.left_of(targets, train.y)
         train, validation = train.subset(split.training), train.subset(split.validation)
     trained, shapes = train, Signature(train.x.shape[1:], train.y.shape[1:], classes, train.scale)
     progressed = communicator.heartbeat.progressed
@@ -186,22 +170,65 @@ def split_data(
 
         train, weights = drawn_by_weights(train)
     validation, test = (None if part is None else standardized(part) for part in (validation, sets["test"]))
-    given = {key: part for key in ("validation", "test") if (part := sets[key]) is not None}
     named = bool(config.classes) or num_classes is not None
 
     def look() -> list[str]:
         assert targets is not None, "rank 0 has checked them"
-        found = [*measuring, *notes_on(sampled(trained, config), signature, config)]
-        found += [None if named else absent(targets, classes)]
-        doubts = {key: signature.doubt(sampled(part, config).x) for key, part in given.items()}
-        found += [f"warning: {names[key]}: {doubt}" for key, doubt in doubts.items() if doubt]
-        return [text for text in found if text]
+        doubts = None if named else absent(targets, classes)
+        return [*measuring, *_doubts(names, {**sets, "train": trained}, signature, config, doubts)]
 
     notes = tuple(communicator.on_root(look))
     data = Data(
         names[""], train, validation, test, signature, found, split, notes=notes, targets=targets, drawn_by=weights
     )
     return data if contents is None else replace(data, changed=changed_since(sets, contents))
+
+
+def refuse_beside_validation(config: TrainConfig) -> None:
+    """Raises ConfigurationError for what says which examples are split off: validation data are given."""
+    for name in ("validation_last", "fold"):
+        if getattr(config, name) is not None:
+            raise ConfigurationError(f"{name}: would change nothing beside validation data; leave it out")
+
+
+def _split_off(
+    train: Examples, validation: Examples | None, classes: int | None, config: TrainConfig, groups: Array | None
+) -> Split | None:
+    """Which training examples are for validation; None for none. Raises ConfigurationError for options that would
+    change nothing."""
+    if validation is not None:
+        refuse_beside_validation(config)
+    elif config.validation_fraction or config.validation_last is not None or config.fold is not None:
+        from distsgd.run.data.splitting import checked_split
+
+        return checked_split(train, classes, config, groups)
+    if groups is not None:
+        raise ConfigurationError(
+            "group: says which examples are split off together, and none are; give validation_fraction or fold too, or "
+            "leave it out"
+        )
+    if validation is not None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
+        raise ConfigurationError("validation_fraction: would change nothing beside validation data; leave it out")
+    return None
+
+
+def _doubts(
+    names: dict[str, str],
+    sets: dict[str, Examples | None],
+    signature: Signature,
+    config: TrainConfig,
+    of_targets: str | None,
+) -> Iterator[str]:
+    """Sentences about examples that are unusual: those that are trained on, then others beside them. On rank 0."""
+    for key in ("train", "validation", "test"):
+        part = sets[key]
+        if part is None:
+            continue
+        looked_at = sampled(part, config)
+        if key == "train":
+            yield from (text for text in (*notes_on(looked_at, signature, config), of_targets) if text)
+        elif doubt := signature.doubt(looked_at.x):
+            yield f"warning: {names[key]}: {doubt}"
 
 
 def _check_hosts(

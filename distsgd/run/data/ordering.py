@@ -1,4 +1,4 @@
-"""The order of a run's epochs, where it isn't the one that the sampler makes by itself."""
+"""The order of a run's epochs, where it isn't the sampler's own."""
 
 from __future__ import annotations
 

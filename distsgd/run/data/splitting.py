@@ -12,6 +12,7 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.examples import Examples
 from distsgd.data.splits import BlockIndices, block_split, fold_rows, group_folds, group_split, split_off
+from distsgd.data.targets import TargetSummary
 from distsgd.run.compared.digests import fingerprint
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.config_checks import parse_fold
@@ -40,6 +41,12 @@ class Split:
         rows = hashlib.sha256(self.validation[:].astype("<i8").tobytes())
         rows.update(fingerprint({"train": train}, sampled=self.by_blocks).encode())
         return rows.hexdigest()[:16]
+
+    def left_of(self, targets: TargetSummary | None, y: Array) -> TargetSummary | None:
+        """What there is to say of the targets of the rows that are trained on, as far as it is known of all."""
+        for rows in parts_of(self.validation):
+            targets = targets and targets.without(y[rows])
+        return targets
 
 
 def split_of(train: Examples, classes: int | None, config: TrainConfig, groups: Array | None = None) -> Split | None:

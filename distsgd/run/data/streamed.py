@@ -78,7 +78,11 @@ class Stream:
         size = sum(prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())
         communicator.everywhere(partial(check_memory, size, f"shuffle_buffer {config.shuffle_buffer}"))
         words, is_shared = shared_array(node, (table_size(node.size),), np.dtype(np.int64))
-        memory = {name: shared_array(node, shape, dtypes[name])[0] for name, shape in shapes.items()}
+        placed = {name: shared_array(node, shape, dtypes[name]) for name, shape in shapes.items()}
+        is_shared = is_shared and all(shared for _, shared in placed.values())
+        memory = {name: array for name, (array, _) in placed.items()}
+        if not is_shared:  # each rank reads for itself, into memory of its own
+            words, memory = np.zeros_like(words), {name: np.zeros_like(array) for name, array in memory.items()}
         rank, ranks = (node.rank, node.size) if is_shared else (0, 1)
         table = Table(words if is_shared else words[: table_size(1)], ranks)
         reads = node.is_root or not is_shared

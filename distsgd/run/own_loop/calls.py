@@ -91,7 +91,7 @@ class Calls:
             self.meet(Operation.STEP, step, problem)
 
     def _write(self, operation: Operation, step: int, problem: DistsgdError | None) -> None:
-        """The count tells a code from one that a rank has left there, which now works with another DataParallel."""
+        """The count: a code differs from one that a rank has left there, which now works with another DataParallel."""
         self._call, self._problem = (operation, step, self._number), problem
         code = ((next(self._count) & 0xFFF) << 4 | operation) << 1 | (problem is not None)
         self._code = float((code << 10 | self._number & 0x3FF) << 26 | step & 0x3FFFFFF)  # 53 bits, all that it holds

@@ -34,9 +34,9 @@ NAMES = (
     "scaling_model",
     "checkpoints",
     "sklearn_peer",
-    "csv_load",
     "streaming",
     "loader_peer",
+    "csv_load",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import DataError
-from distsgd.core.files import cache_folder, mapped_files
+from distsgd.core.files import FileStamp, cache_folder, mapped_files
 
 X = np.arange(4096.0)
 
@@ -62,3 +63,15 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert cache_folder() == Path("/home/someone/Library/Caches/distsgd")
     assert cache_folder("~/data") == Path("/home/someone/data")
+
+
+def test_a_stamp_that_is_sent_is_of_the_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    sent = pickle.dumps(FileStamp.of(str(path)))
+    assert pickle.loads(sent) == FileStamp.of(str(path))
+    path.write_bytes(b"a copy of other length")
+    pickle.loads(sent).check()
+    path.unlink()
+    with pytest.raises(DataError, match="gone"):
+        pickle.loads(sent).check()

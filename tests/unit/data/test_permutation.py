@@ -61,7 +61,7 @@ def test_entries_are_those_of_the_definition(count: int, seed: int, epoch: int, 
 
 
 def test_entries_stay_what_they_are() -> None:
-    """A run of a later version goes on where one of an earlier version stopped."""
+    """A run of a later version continues where one of an earlier version stopped."""
     found = KeyedPermutation(10**9, 0, "epoch order, keyed", 0)(np.array([0, 1, 2, 999_999_999]))
     assert found.tolist() == [169295212, 613913604, 736953427, 37725921]
     assert found.dtype == np.int64

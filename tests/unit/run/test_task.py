@@ -96,7 +96,7 @@ def test_a_softmax_over_a_single_column_is_refused() -> None:
 
 
 def test_metrics_ask_the_task() -> None:
-    """A threshold that nobody gives is the task's: in one summary, accuracy and error add up to 1."""
+    """A threshold that is not given is the task's: in one summary, accuracy and error add up to 1."""
     more: dict[str, Any] = {"metrics": [Accuracy(), Error(), R2()], "validation": (X, TWO), "loss": "squared-error"}
     summary = fit("mlp", (X, TWO), epochs=2, batch_size=20, **more).summary
     result = fit("mlp", (X, TWO), epochs=2, batch_size=20, **more | {"metrics": ()})

@@ -133,7 +133,7 @@ def test_numbers_that_are_wrong_are_named_as_they_are_read(tmp_path: Path) -> No
             fit("mlp", open_dataset(npz(tmp_path / "d.npz", **arrays)), **USUAL)
 
 
-def test_a_single_class_is_refused_and_one_that_is_left_out_is_named(tmp_path: Path) -> None:
+def test_a_class_without_training_examples_is_named_and_a_single_one_refused(tmp_path: Path) -> None:
     x, y, _ = numbers()
     with pytest.raises(DataError, match="labels of a single class, 0: there is nothing"):
         fit("mlp", open_dataset(npz(tmp_path / "a.npz", x=x, y=np.zeros_like(y))), classes=(), **USUAL)
