@@ -222,6 +222,16 @@ NAMED_ARRAYS: dict[str, Case] = {
     "a file that is named twice": Case("would count twice", f"--dataset a.h5,a.h5 {QUICK}", h5()),
     "files that are not alike": Case("write all files alike", f"--dataset a.h5,b.h5 {QUICK}", every(
         h5(), h5(name="b.h5", x=X[:, :2]))),
+    "a Zarr array that is a link out of it": Case("x/zarr.json: this is a link out of the folder", ZARR, every(
+        zarr(), lambda folder: (folder / "a.zarr/x").rename(folder / "x"), link("a.zarr/x", "../x"))),
+    "Zarr's metadata that are a link out of it": Case("zarr.json: this is a link out of the folder", ZARR, every(
+        zarr(), lambda folder: (folder / "a.zarr/x/zarr.json").unlink(), link("a.zarr/x/zarr.json", "/etc/passwd"))),
+    "a Zarr array with more names than axes": Case("no axis is named 'c'", f"{ZARR} --axis c", metadata(
+        lambda document: document.update(dimension_names=["a", "b", "c"]))),
+    "a class of images that is a link out of it": Case("d/etc: this is a link out of the folder", IMAGES, every(
+        images(), link("d/etc", "/etc"))),
+    "LIBSVM that promises 2 GB": Case("of at most 1,100 times its", SVM, file("a.svm", f"1 {2**24}:1\n" * 40)),
+    "LIBSVM with a number of Python's": Case("expected a value, got '1_0'", SVM, file("a.svm", "1 1:1_0\n2 1:1\n")),
     "a Zarr chunk that is a pipe": Case("0 is no regular file", ZARR, every(
         zarr(), lambda folder: os.unlink(folder / BLOB), pipe(BLOB))),
 }  # fmt: skip

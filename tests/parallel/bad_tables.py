@@ -34,6 +34,15 @@ def parquet(kept: slice = slice(None), **columns: Any) -> Make:
     return make
 
 
+def histogram(folder: Path) -> None:
+    """A Parquet file that counts levels of a column that it doesn't have: some libraries end the process for it."""
+    parquet(b=[1.0, None, 2.0, 3.0])(folder)
+    content = (folder / "a.parquet").read_bytes()
+    optional, required = b"\x25\x02\x18\x01b", b"\x25\x00\x18\x01b"  # repetition of the column b
+    assert content.count(optional) == 1
+    (folder / "a.parquet").write_bytes(content.replace(optional, required))
+
+
 def repeated(folder: Path) -> None:
     """A Parquet file whose header has a name twice."""
     import pyarrow
@@ -80,6 +89,7 @@ TABLES: dict[str, Case] = {
         "a,y\n" + "".join(f"t{k},0\n" for k in range(1001)))),
     "text called .parquet": Case("expected a Parquet file", PARQUET, file("a.parquet", "a,y\n1,0\n")),
     "Parquet cut in the middle": Case("a.parquet: expected an intact file", PARQUET, parquet(slice(0, -60))),
+    "Parquet whose metadata of a column are damaged": Case("a.parquet: expected an intact file", PARQUET, histogram),
     "Parquet that is a pipe": Case("a pipe", PARQUET, pipe("a.parquet")),
     "Parquet with dates": Case("column born holds dates; give numbers", PARQUET, dates),
     "Parquet of lists": Case("column v holds lists", PARQUET, parquet(v=[[1], [1, 2], [], [3]])),

@@ -119,9 +119,7 @@ def _absent(where: str, stored: np.dtype[Any], attributes: Mapping[str, Any]) ->
         if values.dtype.kind == "i" and stored.kind == "u" and values.dtype.itemsize == stored.itemsize:
             values = values.view(stored)
         for value in values.ravel().tolist():
-            fits = (
-                stored.kind == "f" or (value % 1 == 0 and _holds(stored, int(value))) if value == value else False
-            )
+            fits = stored.kind == "f" or (value % 1 == 0 and _holds(stored, int(value))) if value == value else False
             if fits and value not in found:
                 found.append(value)
     return tuple(found)

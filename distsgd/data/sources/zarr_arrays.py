@@ -107,7 +107,9 @@ def _array_names(where: str) -> list[str]:
         path = _metadata_path(folder)
         if path is None:
             continue
-        if path.endswith(".zarray") or (path.endswith("zarr.json") and _document(where, path).get("node_type") == "array"):
+        if path.endswith(".zarray") or (
+            path.endswith("zarr.json") and _document(where, path).get("node_type") == "array"
+        ):
             found.append(prefix.rstrip("/"))
             continue
         with reading(folder):

@@ -177,6 +177,13 @@ def test_classes_say_names_and_their_order(path: str) -> None:
         read_array(opened(path, x=("age",), y=("job",), classes=("zoo", "bank")).arrays["y_train"])
 
 
+def test_truth_values_are_labels_and_groups(path: str) -> None:
+    for options, name in (({"y": ("is",)}, "y_train"), ({"y": ("y",), "group": "is"}, "group_train")):
+        found = arrays_of(opened(path, x=("age",), **options))[name]
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, made()["is"])
+
+
 def test_several_targets_are_values(path: str) -> None:
     source = opened(path, x=("is",), y=("price", "pixel0"))
     assert source.class_names == ()
