@@ -76,6 +76,10 @@ TABLES: dict[str, Case] = {
                                         CSV + " --x a", csv("a,b,y\n" + ROWS + "abc,1,1\n")),
     "CSV with a value that is missing": Case("column b, row 40 is missing; fill it in, or give --missing", CSV,
                                              csv("a,b,y\n" + ROWS + "1,,1\n")),
+    "CSV with a key of 23 digits": Case("column b, row 1: expected whole numbers below 2**53", CSV, csv(
+        "a,b,y\n1,2,0\n2,12345678901234567890123,1\n")),
+    "CSV with a label of 20 digits": Case("column y, row 1 is no label", CSV, csv(
+        "a,y\n1,0\n2,12345678901234567890\n")),
     "CSV with a short row": Case("row 40 (line 42): expected 3 values", CSV, csv("a,b,y\n" + ROWS + "1,2\n")),
     "CSV with an open quote": Case("a quotation mark after each one", CSV, csv("a,b,y\n" + ROWS + '"1,2,0\n')),
     "CSV with old line ends": Case("some end in \\r alone", CSV, csv(("a,b,y\n" + ROWS).replace("\n", "\r"))),

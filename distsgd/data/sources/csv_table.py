@@ -98,12 +98,25 @@ def _typed(where: str, layout: Layout, text: bytes, trained: Columns | None) -> 
             if commas:
                 return _typed(where, replace(layout, decimal=","), text, trained)
         found = {name: _type_of(sample.column(name), layout.decimal) for name in layout.names}
+        found |= dict.fromkeys(_keys(layout, text, sample), pa.uint64())
     if trained is not None:
         for name in found.keys() & set(trained.inputs):
             is_text = name in trained.categories
             if is_text or field_of(name, found[name]).kind != "number":
                 found[name] = pa.string() if is_text else pa.float64()
     return layout, found
+
+
+def _keys(layout: Layout, text: bytes, sample: Any) -> list[str]:
+    """The columns of whole numbers that 64 bits don't hold, which Arrow takes for floats."""
+    pa, found = arrow(), []
+    for name in layout.names:
+        column = sample.column(name)
+        if column.type == pa.float64() and np.nanmax(column.to_numpy(), initial=0.0) >= 2.0**63:
+            texts = _read_csv(layout, text, [name], {name: pa.string()}, True, len(text) + 1).column(name)
+            if any(one.strip().isdecimal() for one in texts.drop_null().to_pylist() if len(one) > 18):
+                found.append(name)
+    return found
 
 
 def _type_of(column: Any, decimal: str) -> Any:

@@ -232,7 +232,7 @@ class Plan:
         missing = column.is_null().to_numpy(zero_copy_only=False)
         self._check(first, one.name, missing, remedy)
         values = numbers_of(_without_null(column), one, self.where)
-        if values.dtype == np.uint64 and len(wrong := np.flatnonzero(values >= 1 << 63)):
+        if one.dtype == np.uint64 and len(wrong := np.flatnonzero(values >= 1 << 63)):
             raise DataError(f"{self.where}: column {one.name}, row {first + int(wrong[0]):,} is no label; correct it")
         y[...] = values
 
