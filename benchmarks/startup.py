@@ -37,9 +37,9 @@ def command(name: str, ranks: int | None, arguments: Sequence[str]) -> Contender
     return Contender(name, started)
 
 
-def large_file(folder: str) -> tuple[str, ...]:
-    """The arguments of one step on a mapped file of 20 GB, which is sparse: as if all of it were in memory."""
-    rows = 20_000_000_000 // (784 * 4)
+def large_file(folder: str, size: int) -> tuple[str, ...]:
+    """The arguments of one step on a mapped file of so many bytes, which is sparse: as if all of it were in memory."""
+    rows = size // (784 * 4)
     np.lib.format.open_memmap(f"{folder}/x.npy", mode="w+", dtype=np.float32, shape=(rows, 784))
     np.save(f"{folder}/y.npy", np.arange(rows) % 10)
     return (*TRAIN, "--dataset", folder, "--validation-last", "1000", "--max-steps", "1")
@@ -61,8 +61,9 @@ def main() -> None:
     contenders = [command(name, ranks, arguments) for name, (ranks, arguments) in COMMANDS.items()]
     contenders.append(Contender("2 processes: torchrun and gloo, no work", lambda _: torchrun(chosen.torch_python)))
     with tempfile.TemporaryDirectory() as folder:
-        arguments = large_file(folder)
-        contenders += [command(f"one step, mapped 20 GB, {count} rank(s)", count, arguments) for count in (1, 2)]
+        megabytes = 20 if chosen.quick else 20_000
+        arguments, what = large_file(folder, megabytes * 10**6), f"one step, mapped {megabytes:,} MB"
+        contenders += [command(f"{what}, {count} rank(s)", count, arguments) for count in (1, 2)]
         found = interleave(contenders, chosen.rounds)
     rows = [
         (name, f"{series.median('seconds'):.3f}", f"{min(series.values('seconds')):.3f}")

@@ -18,7 +18,7 @@ from distsgd.core.errors import CheckpointError, DataError, RunFolderError
 from distsgd.core.files import expanded, read_regular
 from distsgd.data.columns import Columns
 from distsgd.data.sources.base import ARRAY_NAMES, ArraySource, DataSource
-from distsgd.data.sources.converted import open_rows
+from distsgd.data.sources.converted import blocks_of
 
 ABOUT = "columns.json"
 """The file of the folder that says what columns and classes the arrays are of."""
@@ -90,19 +90,13 @@ def _write_together(
     arrays: Mapping[str, ArraySource], paths: Mapping[str, Path], progressed: Callable[[], object]
 ) -> None:
     """Arrays of one length, window by window."""
-    count = next(iter(arrays.values())).shape[0]
     row = sum(prod(one.shape[1:]) * one.dtype.itemsize for one in arrays.values())
-    step = max(1, _WINDOW // max(1, row))
     with ExitStack() as opening:
-        rows = opening.enter_context(open_rows(arrays))
         streams = {key: opening.enter_context(open(path, "xb")) for key, path in paths.items()}
         for key, one in arrays.items():
             npy_header(streams[key], one.shape, one.dtype)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            out = {key: np.empty((stop - start, *one.shape[1:]), one.dtype) for key, one in arrays.items()}
-            rows.read([(start, stop)], out)
-            for key, block in out.items():
+        for _, blocks in blocks_of(arrays, max(1, _WINDOW // max(1, row))):
+            for key, block in blocks.items():
                 streams[key].write(block.reshape(-1).view(np.uint8).data)
             progressed()
         for stream in streams.values():

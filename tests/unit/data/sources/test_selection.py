@@ -15,6 +15,7 @@ from distsgd.data.named.datasets import open_dataset, read_array
 from distsgd.data.sources.base import ReadOptions
 from distsgd.data.sources.converted import open_rows
 from distsgd.data.sources.registry import open_inputs
+from tests.cases import first_of
 from tests.parallel.launch import module
 
 N = 30
@@ -145,6 +146,7 @@ def test_inputs_to_predict_need_no_targets(tmp_path: Path) -> None:
         open_inputs(path)
 
 
+@pytest.mark.long
 def test_commands_take_the_names_that_training_took(tmp_path: Path) -> None:
     """Training on named arrays gives the model of the same arrays as x and y; evaluate and predict know the names."""
     other = {"a": ARRAYS["p1"], "b": ARRAYS["p2"], "label": ARRAYS["label"], "w": ARRAYS["w"]}
@@ -169,7 +171,7 @@ def test_commands_take_the_names_that_training_took(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.load(tmp_path / out)["predictions"], expected)
 
 
-@pytest.mark.parametrize("form", ["npz", "npy"])
+@pytest.mark.parametrize("form", first_of(["npz", "npy"]))
 def test_what_stands_for_missing_values_is_kept(tmp_path: Path, form: str) -> None:
     """The mean of the training file, in evaluate and predict of other files, too."""
     x = ARRAYS["wide"].astype(np.float32)
