@@ -158,7 +158,7 @@ def test_nothing_is_written_of_a_file_that_is_wrong(
     monkeypatch.chdir(tmp_path)
     bad = str(folder / "bad.npz")
     Path(f"out.{kind}").write_text("what was there")
-    with pytest.raises(DataError, match=r"bad\.npz: expected finite numbers, example 60007 holds nan"):
+    with pytest.raises(DataError, match=r"bad\.npz: inputs: expected finite numbers, example 60007 holds nan"):
         run_on_threads(size, lambda c: predict(c, [str(folder / "run"), bad, "-o", f"out.{kind}"]))
     assert [path.name for path in tmp_path.iterdir()] == [f"out.{kind}"]
     assert Path(f"out.{kind}").read_text() == "what was there"
