@@ -18,7 +18,7 @@ from distsgd.data.sources.base import DataSource, ReadOptions, Runs
 from distsgd.data.sources.streams import stamps
 from distsgd.data.sources.tables import OpenTable, Table, check_fields, table_source
 
-_PANEL = 8 << 20
+_PANEL = 2 << 20
 """Bytes of columns that are decoded together: decoding takes several times as much."""
 _MOST_DECODED = 1 << 30
 """Bytes of a group of rows of one column, as they are decoded."""
