@@ -9,7 +9,7 @@ from distsgd.core.random import random_words
 
 _BLOCK = 8192
 """Entries that are computed together: they and what is computed on the way stay in the cache."""
-_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # splitmix64's
+_MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64's
 
 
 class KeyedPermutation:
@@ -73,8 +73,8 @@ class KeyedPermutation:
 def _mixed(numbers: Array, key: np.uint64, bits: int) -> Array:
     """So many bits that depend on all bits of the numbers and of the key."""
     mixed = numbers ^ key
-    mixed *= _MULTIPLIERS[0]
+    mixed *= np.uint64(_MULTIPLIERS[0])
     mixed ^= mixed >> np.uint64(32)
-    mixed *= _MULTIPLIERS[1]
+    mixed *= np.uint64(_MULTIPLIERS[1])
     mixed >>= np.uint64(64 - bits)
     return mixed

@@ -150,7 +150,7 @@ ARRAYS: dict[str, Case] = {
     "links in a circle": Case("there is none", DATA, every(link("data.npz", "b.npz"), link("b.npz", "data.npz"))),
     "data that can't be read": Case("reading it failed", DATA, unreadable("data.npz")),
     "data without permission": Case("access is denied", DATA, forbidden(npz(), "data.npz")),
-    "an ending that is unknown": Case("or a file ending in .npz", "--dataset ./data.csv", file("data.csv", "")),
+    "an ending that is unknown": Case("or a file ending in .npz", "--dataset ./data.dat", file("data.dat", "")),
     "ragged rows": Case("got dtype object", DATA, npz(x=np.array([[1.0], [1.0, 2.0]], object))),
     "text in place of numbers": Case("got dtype <U", DATA, npz(x=X.astype(str))),
     "complex numbers": Case("got dtype complex128", DATA, npz(x=X.astype(complex))),

@@ -15,7 +15,7 @@ from pyarrow import feather, parquet
 
 import distsgd
 from distsgd.core.device import Array
-from tests.parallel.launch import ends_with, find_mpirun, once, result, start, summary, train
+from tests.parallel.launch import ends_with, find_mpirun, once, result, run_command, start, summary, train
 from tests.waiting import LIMIT, wait_until
 
 ROWS = 6007
@@ -112,6 +112,34 @@ def test_a_damaged_chunk_ends_all_ranks_with_a_sentence(data: Path) -> None:
         raw.write(b"\xff" * 200)
     done = train(2, data.parent / "run", "--dataset", path, *BUFFER, *OPTIONS, status=2)
     ends_with(done, f"{path}: x: expected an intact file, reading it failed")
+
+
+KILL = """
+import os
+import signal
+from pathlib import Path
+
+from distsgd import Callback
+
+
+class Kill(Callback):
+    def on_step(self, step, loss, examples):
+        if step == 71 and not Path("killed").exists():
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_rank_that_reads_is_killed(data: Path) -> None:
+    """No rank waits for its windows, and the restarted run ends with the bits of one that nothing disturbed."""
+    (data.parent / "kill.py").write_text(KILL)
+    options = ("--dataset", data, *BUFFER, *OPTIONS, "--epochs", 2, "--checkpoint-every", 30)
+    train(2, data.parent / "undisturbed", *options)
+    killed = ("--", "--out", data.parent / "run", "--callback", "kill.py:Kill", *once(options))
+    done = run_command(None, [sys.executable, "-m", "distsgd.launch", "-n", "2", *map(str, killed)], data.parent)
+    assert done.status == 0, done.text
+    assert (data.parent / "killed").exists()
+    assert result(data.parent / "run") == result(data.parent / "undisturbed")
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {

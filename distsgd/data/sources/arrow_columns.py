@@ -26,8 +26,12 @@ def arrow() -> Any:
 
 
 @contextmanager
-def reading_by_arrow(where: str) -> Iterator[None]:
-    """As `reading`, also for the errors that Arrow alone has, and for values that don't fit into memory."""
+def reading_by_arrow(where: str, *, releases: bool = True) -> Iterator[None]:
+    """As `reading`, also for the errors that Arrow alone has, and for values that don't fit into memory.
+
+    At its end Arrow returns the memory that it keeps, where it `releases`: memory that is needed again at once costs as
+    much to get as half of what is read into it.
+    """
     with reading(where):
         try:
             yield
@@ -39,7 +43,8 @@ def reading_by_arrow(where: str) -> Iterator[None]:
         except arrow().lib.ArrowException as problem:
             raise ValueError(str(problem)) from problem
         finally:
-            arrow().default_memory_pool().release_unused()
+            if releases:
+                arrow().default_memory_pool().release_unused()
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
+from distsgd.data.sources import parquet_footer
 from distsgd.data.sources.arrow_columns import Field, arrow, field_of, reading_by_arrow
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
 from distsgd.data.sources.shards import cut_at
 from distsgd.data.sources.streams import stamps
 from distsgd.data.sources.tables import OpenTable, Table, check_fields, table_source
 
-_PANEL = 8 << 20
+_PANEL = 2 << 20
 """Bytes of columns that are decoded together: decoding takes several times as much."""
 _MOST_DECODED = 1 << 30
 """Bytes of a group of rows of one column, as they are decoded."""
@@ -85,8 +86,21 @@ def _open_parquet(where: str, files: tuple[Any, ...]) -> Table:
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
             raise DataError(f"{where}: expected {metadata.num_rows} rows, its groups have {sum(rows)}; make it again")
         hidden = _index_of(schema.metadata)
-    table = ParquetTable(where, fields, sum(rows), max([1, *rows]), files, hidden, group_rows=tuple(rows))
+        del groups, metadata
+    cuts = _cuts(where)
+    table = ParquetTable(where, fields, sum(rows), max([1, *rows]), files, hidden, group_rows=tuple(rows), cuts=cuts)
     return replace(table, notes=_note(where, hidden))
+
+
+def _cuts(where: str) -> tuple[int, ...]:
+    """Where the parts of a long description of the groups are; none where it is to be read as a whole."""
+    with arrow().OSFile(where) as file:
+        if parquet_footer.length_of(file) <= parquet_footer.LONG:
+            return ()
+        try:
+            return parquet_footer.cuts_of(file)
+        except (ValueError, LookupError, RecursionError):
+            return ()  # Arrow has read it, and does so again
 
 
 def _index_of(metadata: dict[bytes, bytes] | None) -> tuple[str, ...]:
@@ -112,35 +126,52 @@ def _note(where: str, hidden: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class ParquetTable(Table):
-    """A Parquet file, with the rows of each of its groups."""
+    """A Parquet file, with the rows of each of its groups, and the parts of a long description of them."""
 
     group_rows: tuple[int, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     @contextmanager
     def opened(self) -> Iterator[OpenTable]:
-        import pyarrow.parquet as parquet
-
-        with (
-            _file(self) as file,
-            parquet.ParquetFile(file, **_OPTIONS) as opened,
-        ):
-            found = [opened.metadata.row_group(k).num_rows for k in range(opened.metadata.num_row_groups)]
-            if tuple(found) != self.group_rows:
-                raise DataError(f"{self.where}: expected the rows that were there, it has changed; start again")
-            yield _OpenParquet(self, opened)
+        with _file(self) as file:
+            yield _OpenParquet(self, file)
 
 
 class _OpenParquet(OpenTable):
-    def __init__(self, table: ParquetTable, opened: Any) -> None:
-        self._table, self._opened = table, opened
+    """`_part` is a file of Arrow that knows some of the groups, `_first` the first of them."""
+
+    def __init__(self, table: ParquetTable, file: Any) -> None:
+        self._table, self._file = table, file
         self._sizes = {one.name: one.size for one in table.fields}
+        self._spans = list(parquet_footer.spans_of(table.cuts)) or [(0, len(table.group_rows))]
+        self._part: Any = None
+        self._first = self._stop = 0
+        if not table.cuts:
+            self._open_part(*self._spans[0])
+
+    def _open_part(self, first: int, stop: int) -> None:
+        import pyarrow.parquet as parquet
+
+        table, self._part = self._table, None
+        metadata = parquet_footer.part_of(self._file, table.cuts, first, stop) if table.cuts else None
+        part = parquet.ParquetFile(self._file, metadata=metadata, **_OPTIONS)
+        found = [part.metadata.row_group(k).num_rows for k in range(part.metadata.num_row_groups)]
+        if tuple(found) != table.group_rows[first:stop]:
+            raise DataError(f"{table.where}: expected the rows that were there, it has changed; start again")
+        self._part, self._first, self._stop = part, first, stop
+
+    def _group(self, group: int, panel: list[str]) -> Any:
+        """These columns of a group of rows."""
+        if not self._first <= group < self._stop:
+            self._open_part(*next(span for span in self._spans if span[0] <= group < span[1]))
+        return self._part.read_row_group(group - self._first, columns=panel, use_threads=False)
 
     def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
-        with reading_by_arrow(self._table.where):
+        with reading_by_arrow(self._table.where, releases=False):
             starts = [0, *accumulate(self._table.group_rows)]
             for group, inside in cut_at(starts, runs):
                 for panel in self._panels(names, group):
-                    found = self._opened.read_row_group(group, columns=panel, use_threads=False)
+                    found = self._group(group, panel)
                     if found.num_rows != self._table.group_rows[group] or sorted(found.column_names) != sorted(panel):
                         raise DataError(f"{self._table.where}: expected the columns {', '.join(panel[:8])} of group "
                                         f"{group} of its rows, got others; make it again")  # fmt: skip
@@ -210,7 +241,7 @@ class _OpenArrow(OpenTable):
 
     def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
         table, ipc = self._table, arrow().ipc
-        with reading_by_arrow(table.where):
+        with reading_by_arrow(table.where, releases=False):
             places = [k for k, one in enumerate(table.fields) if one.name in names]
             reader = self._readers.get(tuple(names))
             if reader is None:

@@ -291,4 +291,6 @@ def in_use(communicator: Communicator, data: Data) -> Iterator[None]:
         for array in stored:
             array.close()  # type: ignore[attr-defined]  # with the blocks that the start has looked at
             stack.callback(array.close)  # type: ignore[attr-defined]
+        if stored:
+            release_freed_memory()
         yield

@@ -108,8 +108,8 @@ def test_ranks_with_other_arrays_get_a_message() -> None:
 def test_hosts_with_other_files_get_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each host reads its own files: here the second has another label, as from an older copy."""
 
-    def reads(communicator: Communicator, sources: Any) -> Any:
-        arrays = {name: np.array(array) for name, array in place_together(communicator, sources).items()}
+    def reads(communicator: Communicator, sources: Any, **options: Any) -> Any:
+        arrays = {name: np.array(array) for name, array in place_together(communicator, sources, **options).items()}
         if communicator.hosts[communicator.rank] == "b":
             arrays["y"][7] = 1 - arrays["y"][7] % 2
         return arrays

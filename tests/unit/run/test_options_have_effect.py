@@ -52,7 +52,7 @@ LONG: dict[str, Any] = {"epochs": 60, "learning_rate": 0.1, "validation_fraction
 OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "scale": (2.0, {}), "standardize": (True, {}), "standardize_targets": (True, {}),
     "validation_fraction": (0.3, {}), "validation_last": (20, {}), "split_seed": (9, {}),
-    "classes": (("a", "b"), {}),
+    "classes": (("a", "b"), {}), "missing": ("zero", {}),
     "expand": ("shifts", {}), "augment": (("flip",), {}), "hidden": ((5,), {}), "activation": ("tanh", {}),
     "dropout": (0.3, {}), "batch_norm": (True, {}), "weight_initializer": ("normal(0.3)", {}),
     "bias_initializer": ("normal(0.1)", {}), "bias": (False, {}), "output_activation": ("sigmoid", {}),
@@ -273,7 +273,7 @@ def test_what_another_option_leaves_without_effect_is_refused(options: dict[str,
 
 def test_the_last_examples_beside_validation_data_are_refused() -> None:
     with pytest.raises(
-        ConfigurationError, match="validation_last: would change nothing, for there are validation data"
+        ConfigurationError, match="validation_last: would change nothing beside validation data; leave it out"
     ):
         fit("mlp", (X, Y), validation=(X, Y), validation_last=3, epochs=1)
 

@@ -17,6 +17,7 @@ import pytest
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.columns import Columns
+from distsgd.data.sources import parquet_footer
 from distsgd.data.sources.base import DataSource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows, read_together
 from distsgd.data.sources.registry import open_path
@@ -212,6 +213,30 @@ def test_sums_of_means_do_not_depend_on_groups_of_rows(tmp_path: Path) -> None:
         assert columns is not None
         fills.add(columns.fill)
     assert len(fills) == 1
+
+
+def test_many_groups_of_many_columns_are_described_in_parts(tmp_path: Path) -> None:
+    """15 groups and more need a longer head of their list; statistics and names are of many lengths."""
+    x = np.random.default_rng(2).standard_normal((900, 300)).astype(np.float32)
+    columns = {f"{'column' * (k % 40)}{k}": x[:, k] for k in range(300)} | {"y": np.arange(900) % 3}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=20)
+    metadata = parquet.read_metadata(tmp_path / "a.parquet")
+    assert metadata.serialized_size > parquet_footer.LONG
+    source = opened(str(tmp_path / "a.parquet"))
+    np.testing.assert_array_equal(read_array(source.arrays["x_train"]), x)
+    with open_rows({"x": source.arrays["x_train"]}) as rows:
+        found = np.empty((130, 300), np.float32)
+        rows.read([(3, 28), (795, 900)], {"x": found})
+    np.testing.assert_array_equal(found, np.concatenate([x[3:28], x[795:900]]))
+    with pa.OSFile(str(tmp_path / "a.parquet")) as file:
+        cuts = parquet_footer.cuts_of(file)
+        spans = list(parquet_footer.spans_of(cuts))
+        assert [first for first, _ in spans[1:]] == [stop for _, stop in spans[:-1]]
+        assert spans[0][0] == 0 < len(spans)
+        assert spans[-1][1] == metadata.num_row_groups
+        part = parquet_footer.part_of(file, cuts, 20, 40)
+        assert part.row_group(19).to_dict() == metadata.row_group(39).to_dict()
+        assert part.schema.equals(metadata.schema)
 
 
 def test_a_summary_says_what_is_in_each_column(path: str) -> None:
