@@ -38,11 +38,11 @@ import numpy as np  # noqa: E402
 from distsgd.core.checkpoint import Checkpoint, decode, encode  # noqa: E402
 from distsgd.core.errors import DistsgdError, OutOfMemoryError, UserCodeError  # noqa: E402
 from distsgd.data.named.cifar10 import CIFAR_10, OpenOptions, read_python  # noqa: E402
-from distsgd.data.sources.arrow_columns import arrow  # noqa: E402
+from distsgd.data.sources.arrays.idx import IdxSource  # noqa: E402
 from distsgd.data.sources.base import ReadOptions, read_array  # noqa: E402
-from distsgd.data.sources.idx import IdxSource  # noqa: E402
 from distsgd.data.sources.look import look_at  # noqa: E402
 from distsgd.data.sources.registry import open_path  # noqa: E402
+from distsgd.data.sources.tables.arrow_columns import arrow  # noqa: E402
 from distsgd.parallel.serial import SerialCommunicator  # noqa: E402
 from distsgd.run.config import TrainConfig  # noqa: E402
 from distsgd.run.config_file import read_toml, to_toml  # noqa: E402

@@ -20,11 +20,11 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import cache_folder, open_regular
 from distsgd.data.named.download import fetch
 from distsgd.data.named.tar import read_members
+from distsgd.data.sources.arrays.unpickle import unpickle
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, check_out
 from distsgd.data.sources.converted import ValuesSource
 from distsgd.data.sources.streams import Stream, expect_end, fill, reading
-from distsgd.data.sources.unpickle import unpickle
 
 SHAPE = (3, 32, 32)
 CLASSES = 10

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from distsgd.data.sources.arrays.npy import open_npz
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import DataSource, OpenOptions
-from distsgd.data.sources.npy import open_npz
 
 
 def open_digits(options: OpenOptions) -> DataSource:

@@ -15,9 +15,9 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.files import cache_folder
+from distsgd.data.sources.arrays.idx import IdxSource
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import DataSource, OpenOptions, read_array
-from distsgd.data.sources.idx import IdxSource
 
 _FILES = {
     "x_train": "train-images-idx3-ubyte",

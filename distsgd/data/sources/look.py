@@ -177,11 +177,11 @@ def _counted(counts: dict[int, int], values: Array) -> dict[int, int] | None:
 
 def _tables(where: str, kind: str, paths: Sequence[str], options: ReadOptions, progressed: Progressed) -> Look:
     """A look at tables of one kind, whose columns are looked through together."""
-    from distsgd.data.sources.choice import choose
-    from distsgd.data.sources.sharded_table import ShardedTable
-    from distsgd.data.sources.table_plan import planned
-    from distsgd.data.sources.table_summary import summarized as columns_of
-    from distsgd.data.sources.tables import open_table
+    from distsgd.data.sources.tables.choice import choose
+    from distsgd.data.sources.tables.sharded_table import ShardedTable
+    from distsgd.data.sources.tables.table import open_table
+    from distsgd.data.sources.tables.table_plan import planned
+    from distsgd.data.sources.tables.table_summary import summarized as columns_of
 
     tables = [open_table(path) for path in paths]
     table = tables[0] if len(tables) == 1 else ShardedTable.of(where, tables)

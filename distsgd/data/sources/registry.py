@@ -80,16 +80,18 @@ _TABLES = ("x", "y", "weights", "group", "missing", "keep")
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 _IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
 FORMATS: tuple[Format, ...] = (
-    Format("a file of NumPy", (".npz", ".npy"), f"{_HERE}.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")),
-    Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.hdf5", (), _ARRAYS, "h5py", "hdf5"),
-    Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.netcdf", (), _ARRAYS, "h5py", "netcdf"),
-    Format("a Zarr folder", (".zarr",), f"{_HERE}.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
-    Format("a CSV file", _CSV, f"{_HERE}.csv_table", (), _TABLES, "pyarrow", "tables"),
-    Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
-    Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.parquet", (), _TABLES, "pyarrow", "tables"),
-    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.libsvm"),
-    Format("a folder of images", (), f"{_HERE}.images", _IMAGES, (), "PIL", "images"),
-    Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.pickled"),
+    Format(
+        "a file of NumPy", (".npz", ".npy"), f"{_HERE}.arrays.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")
+    ),
+    Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.arrays.hdf5", (), _ARRAYS, "h5py", "hdf5"),
+    Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.arrays.netcdf", (), _ARRAYS, "h5py", "netcdf"),
+    Format("a Zarr folder", (".zarr",), f"{_HERE}.arrays.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
+    Format("a CSV file", _CSV, f"{_HERE}.tables.csv_table", (), _TABLES, "pyarrow", "tables"),
+    Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.tables.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.tables.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.arrays.libsvm"),
+    Format("a folder of images", (), f"{_HERE}.arrays.images", _IMAGES, (), "PIL", "images"),
+    Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.arrays.pickled"),
 )
 
 
@@ -164,7 +166,7 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
     if not hasattr(module, "open_table"):
         return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
     check_paths(where, paths)
-    tables = import_module(f"{_HERE}.sharded_table")  # which imports what asks for a format, too
+    tables = import_module(f"{_HERE}.tables.sharded_table")  # which imports what asks for a format, too
     several: DataSource = tables.open_tables(where, [module.open_table(path, options) for path in paths], options)
     return several
 

@@ -12,7 +12,7 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.columns import Columns
 from distsgd.data.sources.base import ReadOptions
-from distsgd.data.sources.frames import apart, is_frame, labels_of, names_of, numbers_alone, table_of, texts_of
+from distsgd.data.sources.tables.frames import apart, is_frame, labels_of, names_of, numbers_alone, table_of, texts_of
 
 if TYPE_CHECKING:
     from distsgd.data.columns import Missing
@@ -144,7 +144,7 @@ def _labels(y: Any, names: tuple[str, ...], where: str, *, fixed: bool = False) 
 
 def _source(frame: Any, where: str, options: ReadOptions) -> DataSource:
     from distsgd.data.sources.registry import where_missing
-    from distsgd.data.sources.tables import table_source
+    from distsgd.data.sources.tables.table import table_source
 
     name = f"{where}x"
     try:

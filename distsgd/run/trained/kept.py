@@ -39,7 +39,7 @@ class Kept:
         if not self.kinds:
             return {}
         if self.source is not None:
-            from distsgd.data.sources.tables import kept_columns
+            from distsgd.data.sources.tables.table import kept_columns
 
             return dict(kept_columns(self.source, [*self.kinds], start, stop))
         found: dict[str, Array] = {}
@@ -54,7 +54,7 @@ def kept_of(path: str, source: DataSource, options: ReadOptions, words: Sequence
     """What these words, names or patterns, keep of the data set of a file. Raises ConfigurationError for others."""
     if not words:
         return Kept({}, None, {})
-    from distsgd.data.sources.tables import TableArray
+    from distsgd.data.sources.tables.table import TableArray
 
     x = source.arrays["x_train"]
     if isinstance(x, TableArray):

@@ -11,7 +11,7 @@ import pytest
 from distsgd.core.errors import DataError
 from distsgd.data import scan
 from distsgd.data.scan import Moments, kept_moments
-from distsgd.data.sources.npy import NpySource
+from distsgd.data.sources.arrays.npy import NpySource
 from distsgd.data.sources.streams import stamps
 from distsgd.data.stored import stored
 from distsgd.data.targets import sampled_rows

@@ -13,9 +13,9 @@ import pytest
 from distsgd.core.device import CPU, Array
 from distsgd.core.errors import DataError
 from distsgd.data.examples import Examples
+from distsgd.data.sources.arrays.npy import NpySource
 from distsgd.data.sources.base import ArraySource, Rows, Runs
 from distsgd.data.sources.converted import ValuesSource
-from distsgd.data.sources.npy import NpySource
 from distsgd.data.sources.streams import stamps
 from distsgd.data.stored import StoredArray, runs_of
 

@@ -140,8 +140,8 @@ def test_the_table_of_packages_has_each_file_once() -> None:
     listed = []
     for package, files in re.findall(r"^\| `(\w+)/` \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE):
         for group in files.split(";"):
-            folder = re.match(r" `(\w+)/`: ", group)
-            below = f"{package}.{folder[1]}" if folder else package
+            folder = re.match(r" `([\w/]+)/`: ", group)
+            below = f"{package}.{folder[1].replace('/', '.')}" if folder else package
             listed += [f"{below}.{name}" for name in re.findall(r"`(\w+)`", group)]
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert sorted(listed) == sorted(name for name in INSIDE if "." in name and name not in packages)

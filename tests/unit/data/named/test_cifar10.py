@@ -21,7 +21,7 @@ from distsgd.core.errors import DataError
 from distsgd.core.random import random_words
 from distsgd.data.named.cifar10 import BINARY, CIFAR_10, PYTHON, TEST, TRAIN, Form
 from distsgd.data.named.datasets import open_dataset, read_array
-from distsgd.data.sources.unpickle import unpickle
+from distsgd.data.sources.arrays.unpickle import unpickle
 
 COUNTS = dict(zip((*TRAIN, *TEST), (7, 3, 5, 4, 6, 8), strict=True))
 RECORD = 3073

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distsgd.core.errors import DataError
+from distsgd.data.sources.arrays.idx import IdxSource
 from distsgd.data.sources.base import ArraySource, read_array
-from distsgd.data.sources.idx import IdxSource
 from distsgd.data.sources.registry import open_path
 
 X = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.named.datasets import open_dataset
+from distsgd.data.sources.arrays.idx import IdxSource
+from distsgd.data.sources.arrays.npy import NpySource, open_npz
 from distsgd.data.sources.base import ArraySource, ReadOptions, Rows, Runs, read_array
 from distsgd.data.sources.converted import ValuesSource, converted, open_rows, read_together
-from distsgd.data.sources.idx import IdxSource
-from distsgd.data.sources.npy import NpySource, open_npz
 from distsgd.data.sources.registry import FORMATS, Format, format_of, open_path
 
 N = 40

@@ -17,10 +17,10 @@ import pytest
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
+from distsgd.data.sources.arrays.idx import IdxSource
+from distsgd.data.sources.arrays.npy import NpySource, open_npz
 from distsgd.data.sources.base import ArraySource, read_array
 from distsgd.data.sources.converted import ValuesSource, converted
-from distsgd.data.sources.idx import IdxSource
-from distsgd.data.sources.npy import NpySource, open_npz
 
 ARRAYS = {
     "uint8": np.arange(60, dtype=np.uint8).reshape(5, 4, 3),
@@ -297,7 +297,7 @@ def test_conversion_that_only_reshapes_keeps_the_map(tmp_path: Path) -> None:
 
 MEMORY = """
     import sys, numpy as np
-    from distsgd.data.sources.npy import open_npz, NpySource
+    from distsgd.data.sources.arrays.npy import open_npz, NpySource
     from distsgd.data.checks import check_arrays
 
     def peak():

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from distsgd.data.sources.arrow_columns import arrow
+from distsgd.data.sources.tables.arrow_columns import arrow
 
 LONG = 1 << 20
 """Bytes of a description that is read in parts; a shorter one is read as a whole."""

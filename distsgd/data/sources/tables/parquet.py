@@ -11,12 +11,12 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
-from distsgd.data.sources import parquet_footer
-from distsgd.data.sources.arrow_columns import Field, arrow, field_of, reading_by_arrow
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
 from distsgd.data.sources.shards import cut_at
 from distsgd.data.sources.streams import stamps
-from distsgd.data.sources.tables import OpenTable, Table, check_fields, table_source
+from distsgd.data.sources.tables import parquet_footer
+from distsgd.data.sources.tables.arrow_columns import Field, arrow, field_of, reading_by_arrow
+from distsgd.data.sources.tables.table import OpenTable, Table, check_fields, table_source
 
 _PANEL = 2 << 20
 """Bytes of columns that are decoded together: decoding takes several times as much."""

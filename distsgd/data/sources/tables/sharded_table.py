@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.arrow_columns import Field
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
 from distsgd.data.sources.shards import OpenFiles, cut_at
-from distsgd.data.sources.tables import OpenTable, Table, Visit, table_source
+from distsgd.data.sources.tables.arrow_columns import Field
+from distsgd.data.sources.tables.table import OpenTable, Table, Visit, table_source
 
 
 @dataclass(frozen=True, eq=False)

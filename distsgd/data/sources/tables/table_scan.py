@@ -10,8 +10,8 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.columns import MOST_FEATURES
-from distsgd.data.sources.arrow_columns import Field, numbers_of, texts_in
-from distsgd.data.sources.table_plan import Plan
+from distsgd.data.sources.tables.arrow_columns import Field, numbers_of, texts_in
+from distsgd.data.sources.tables.table_plan import Plan
 
 MOST_CATEGORIES = 1000
 """Texts of one column of inputs."""

@@ -19,11 +19,11 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError, first_line
 from distsgd.core.files import FileStamp, read_regular
+from distsgd.data.sources.arrays.decoding import ATTRIBUTES, decoding
+from distsgd.data.sources.arrays.named_arrays import Roles, data_source, one_by_one, used_names
+from distsgd.data.sources.arrays.variables import Stored, VariableSource, axis_of, variable_shape
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.decoding import ATTRIBUTES, decoding
-from distsgd.data.sources.named_arrays import Roles, data_source, one_by_one, used_names
 from distsgd.data.sources.streams import reading, stamps
-from distsgd.data.sources.variables import Stored, VariableSource, axis_of, variable_shape
 
 _METADATA = 1 << 20
 """Bytes of one array's or group's metadata."""

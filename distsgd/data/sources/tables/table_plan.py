@@ -12,10 +12,19 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.columns import MOST_FEATURES, Columns
-from distsgd.data.sources.arrow_columns import EXACT, Field, arrow, as_floats, codes_of, decoded, is_wide, numbers_of
 from distsgd.data.sources.base import ReadOptions
-from distsgd.data.sources.choice import Choice
 from distsgd.data.sources.selection import listed
+from distsgd.data.sources.tables.arrow_columns import (
+    EXACT,
+    Field,
+    arrow,
+    as_floats,
+    codes_of,
+    decoded,
+    is_wide,
+    numbers_of,
+)
+from distsgd.data.sources.tables.choice import Choice
 
 _TOGETHER = 4
 """So many columns of one type, and more, are transposed at once."""

@@ -15,11 +15,11 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp, open_regular
+from distsgd.data.sources.arrays.decoding import ATTRIBUTES, decoding, never_written
+from distsgd.data.sources.arrays.named_arrays import data_source, one_by_one
+from distsgd.data.sources.arrays.variables import Stored, VariableSource, axis_of, check_real, variable_shape
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.decoding import ATTRIBUTES, decoding, never_written
-from distsgd.data.sources.named_arrays import data_source, one_by_one
 from distsgd.data.sources.streams import reading, stamps
-from distsgd.data.sources.variables import Stored, VariableSource, axis_of, check_real, variable_shape
 
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 """Those of the HDF5 library and of h5py. Any other is a library that the file would have loaded."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.arrow_columns import Field, decoded, numbers_of
-from distsgd.data.sources.tables import Table
+from distsgd.data.sources.tables.arrow_columns import Field, decoded, numbers_of
+from distsgd.data.sources.tables.table import Table
 
 _COUNTED = 1000
 """Different values that are counted; a column with more has no counts."""

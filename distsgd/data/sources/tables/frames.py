@@ -15,9 +15,9 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError, first_line
-from distsgd.data.sources.arrow_columns import arrow, field_of, reading_by_arrow
 from distsgd.data.sources.base import Runs
-from distsgd.data.sources.tables import OpenTable, Table, check_fields
+from distsgd.data.sources.tables.arrow_columns import arrow, field_of, reading_by_arrow
+from distsgd.data.sources.tables.table import OpenTable, Table, check_fields
 
 _KINDS = {
     "pandas": ("DataFrame",),

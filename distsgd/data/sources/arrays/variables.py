@@ -16,8 +16,8 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
 from distsgd.data.checks import check_dtype
+from distsgd.data.sources.arrays.decoding import Decoding
 from distsgd.data.sources.base import AT_ONCE, ArraySource, Rows, Runs
-from distsgd.data.sources.decoding import Decoding
 from distsgd.data.sources.streams import reading
 
 _KEPT = 64 << 20

@@ -13,11 +13,11 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
+from distsgd.data.sources.arrays.unpickle import unpickle
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import SPLITS, ArraySource, DataSource, ReadOptions, check_out
 from distsgd.data.sources.converted import converted
 from distsgd.data.sources.streams import absolute, expect_end, open_binary, stamps
-from distsgd.data.sources.unpickle import unpickle
 
 SIZE_LIMIT = 1 << 30
 """Bytes of a pickle, all of which is in memory at once; the tutorials' largest, of 250,000 images, has 850 million."""

@@ -17,12 +17,12 @@ import pytest
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.columns import Columns
-from distsgd.data.sources import parquet_footer
 from distsgd.data.sources.base import DataSource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows, read_together
 from distsgd.data.sources.registry import open_path
-from distsgd.data.sources.table_summary import summarized
-from distsgd.data.sources.tables import kept_columns, open_table
+from distsgd.data.sources.tables import parquet_footer
+from distsgd.data.sources.tables.table import kept_columns, open_table
+from distsgd.data.sources.tables.table_summary import summarized
 
 N = 700
 

@@ -22,11 +22,11 @@ from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
 from distsgd.data.columns import MOST_FEATURES, Columns
-from distsgd.data.sources.arrow_columns import Field
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
-from distsgd.data.sources.choice import choose
-from distsgd.data.sources.table_plan import Plan, planned
-from distsgd.data.sources.table_scan import Scan
+from distsgd.data.sources.tables.arrow_columns import Field
+from distsgd.data.sources.tables.choice import choose
+from distsgd.data.sources.tables.table_plan import Plan, planned
+from distsgd.data.sources.tables.table_scan import Scan
 
 Visit: TypeAlias = Callable[[int, Any], None]
 """Takes the first row of a record batch, and the batch."""

@@ -16,8 +16,8 @@ import pytest
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.named.datasets import open_dataset, read_array
+from distsgd.data.sources.arrays.pickled import open_pickle
 from distsgd.data.sources.base import DataSource
-from distsgd.data.sources.pickled import open_pickle
 
 X = np.linspace(0, 1, 60, dtype=np.float32).reshape(6, 10)
 Y = np.array([0, 1, 2, 250, 254, 255])
@@ -203,7 +203,7 @@ def test_rows_of_784_numbers_are_images(tmp_path: Path, features: int) -> None:
 
 
 def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distsgd.data.sources.pickled.SIZE_LIMIT", 400)
+    monkeypatch.setattr("distsgd.data.sources.arrays.pickled.SIZE_LIMIT", 400)
     for protocol in (0, 2, 4, 5):
         with pytest.raises(DataError, match="at most 400 bytes"):
             open_pickle(written(tmp_path, pickle.dumps(PAIRS, protocol)))

@@ -15,9 +15,10 @@ from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.runtime import affinity, check_memory
 from distsgd.data.columns import Columns
-from distsgd.data.sources.arrow_columns import arrow, field_of, reading_by_arrow
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
-from distsgd.data.sources.csv_text import (
+from distsgd.data.sources.streams import Stream, open_binary, stamps
+from distsgd.data.sources.tables.arrow_columns import arrow, field_of, reading_by_arrow
+from distsgd.data.sources.tables.csv_text import (
     BLOCK,
     MISSING,
     MOST_HEADER,
@@ -30,8 +31,7 @@ from distsgd.data.sources.csv_text import (
     layout_of,
     row_ends,
 )
-from distsgd.data.sources.streams import Stream, open_binary, stamps
-from distsgd.data.sources.tables import OpenTable, Table, Visit, check_fields, table_source
+from distsgd.data.sources.tables.table import OpenTable, Table, Visit, check_fields, table_source
 
 SAMPLE = 1 << 20
 """Bytes by which the types of columns are known."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
+from distsgd.data.sources.arrays.hdf5 import array_at, array_names, described, opened_file
+from distsgd.data.sources.arrays.named_arrays import data_source, one_by_one
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.hdf5 import array_at, array_names, described, opened_file
-from distsgd.data.sources.named_arrays import data_source, one_by_one
 from distsgd.data.sources.streams import reading, stamps
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02", b"CDF\x05")

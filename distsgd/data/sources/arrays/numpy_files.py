@@ -9,9 +9,9 @@ from math import prod
 
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.files import FileStamp
+from distsgd.data.sources.arrays.named_arrays import Roles, data_source, used_names
+from distsgd.data.sources.arrays.npy import NpySource, npz_keys, open_npz
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.named_arrays import Roles, data_source, used_names
-from distsgd.data.sources.npy import NpySource, npz_keys, open_npz
 from distsgd.data.sources.streams import stamps
 
 

@@ -1,0 +1,1 @@
+"""Formats of tables, and frames: which columns are what, and how their rows become arrays."""
