@@ -131,7 +131,7 @@ class Kill(Callback):
 
 
 def test_the_rank_that_reads_is_killed(data: Path) -> None:
-    """No rank waits for its windows any more, and the restarted run ends with the bits of one that nothing disturbed."""
+    """No rank waits for its windows any more, and the restarted run has the bits of one that nothing disturbed."""
     (data.parent / "kill.py").write_text(KILL)
     options = ("--dataset", data, *BUFFER, *OPTIONS, "--epochs", 2, "--checkpoint-every", 30)
     train(2, data.parent / "undisturbed", *options)

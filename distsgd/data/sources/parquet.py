@@ -144,7 +144,8 @@ class _OpenParquet(OpenTable):
         self._table, self._file = table, file
         self._sizes = {one.name: one.size for one in table.fields}
         self._spans = list(parquet_footer.spans_of(table.cuts)) or [(0, len(table.group_rows))]
-        self._part, self._first, self._stop = None, 0, 0
+        self._part: Any = None
+        self._first = self._stop = 0
         if not table.cuts:
             self._open_part(*self._spans[0])
 

@@ -20,8 +20,8 @@ from distsgd.data.sources.base import ArraySource, Rows, Runs
 from distsgd.data.sources.decoding import Decoding
 from distsgd.data.sources.streams import check_out, reading
 
-_AT_ONCE = 32 << 20
-"""Bytes that are read in one call."""
+_AT_ONCE = 16 << 20
+"""Bytes that are read in one call: a library unpacks as many beside what it is given to fill."""
 _KEPT = 64 << 20
 """Bytes of decoded chunks that are kept for the next call."""
 _LARGEST_CHUNK = 1 << 30
