@@ -17,9 +17,11 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
 from distsgd.data.checks import check_dtype
 from distsgd.data.sources.arrays.decoding import Decoding
-from distsgd.data.sources.base import AT_ONCE, ArraySource, Rows, Runs
+from distsgd.data.sources.base import ArraySource, Rows, Runs
 from distsgd.data.sources.streams import reading
 
+_IN_ONE_CALL = 16 << 20
+"""Bytes that are read in one call: a library unpacks as many beside what it is given to fill."""
 _KEPT = 64 << 20
 """Bytes of decoded chunks that are kept for the next call."""
 _LARGEST_CHUNK = 1 << 30
@@ -163,7 +165,7 @@ class _VariableRows(Rows):
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
         memory, at, chunk = out[self._name], 0, self._source.chunk
-        whole = max(1, AT_ONCE // max(1, self._row * chunk)) * chunk
+        whole = max(1, _IN_ONE_CALL // max(1, self._row * chunk)) * chunk
         keeps = chunk > 1 and chunk * self._row <= _KEPT
         with reading(self._source.where):
             for start, stop in runs:
