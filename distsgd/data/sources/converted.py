@@ -47,8 +47,8 @@ class ValuesSource(ArraySource):
 
 
 @dataclass(frozen=True)
-class ConvertedSource(ArraySource):
-    """Another source in a dtype that is at least as wide, and in a shape of the same size."""
+class SourceOfAnother(ArraySource):
+    """What another source holds, changed as it is read: stored as that is, and read together with what that is."""
 
     inner: ArraySource
 
@@ -66,6 +66,11 @@ class ConvertedSource(ArraySource):
     def table(self) -> Hashable:
         """The inner source's."""
         return self.inner.table
+
+
+@dataclass(frozen=True)
+class ConvertedSource(SourceOfAnother):
+    """Another source in a dtype that is at least as wide, and in a shape of the same size."""
 
     def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
         """The inner source's rows, converted."""

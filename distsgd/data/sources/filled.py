@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import AT_ONCE, SPLITS, ArraySource, ReadOptions, Rows, Runs, cut
-from distsgd.data.sources.converted import blocks_of, open_rows
+from distsgd.data.sources.converted import SourceOfAnother, blocks_of, open_rows
 
 _ROWS = 4096
 """Rows that are looked at together, at most. A mean depends on it by its rounding, so it follows from shapes alone."""
@@ -19,7 +19,7 @@ _MOST_DROPPED = 1 << 24
 
 
 @dataclass(frozen=True)
-class FilledSource(ArraySource):
+class FilledSource(SourceOfAnother):
     """Another source with missing values replaced, or without the examples that lack one.
 
     Parameters
@@ -32,19 +32,8 @@ class FilledSource(ArraySource):
         The examples of the inner source that are skipped, sorted.
     """
 
-    inner: ArraySource
     fill: Array | None = field(compare=False)
     dropped: Array = field(compare=False)
-
-    @property
-    def chunk(self) -> int:
-        """The inner source's."""
-        return self.inner.chunk
-
-    @property
-    def in_blocks(self) -> bool:
-        """The inner source's."""
-        return self.inner.in_blocks
 
     @property
     def table(self) -> Hashable:

@@ -22,6 +22,7 @@ from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ArraySource, ReadOptions, Rows, Runs, read_array
 from distsgd.data.sources.converted import open_rows
 from distsgd.data.sources.registry import open_inputs, open_path
+from tests.unit.data.sources.slices import runs_of, sliced
 
 N = 50
 RNG = np.random.default_rng(3)
@@ -140,17 +141,8 @@ def rows_of(rows: Rows, runs: Runs, source: ArraySource) -> Array:
     return out
 
 
-def sliced(array: Array, runs: Runs) -> Array:
-    return np.concatenate([array[:0], *(array[start:stop] for start, stop in runs)])
-
-
-runs = st.lists(st.integers(0, N), unique=True, max_size=8).map(
-    lambda ends: [(start, stop) for start, stop in zip(sorted(ends)[::2], sorted(ends)[1::2], strict=False)]
-)
-
-
 @pytest.mark.parametrize("name", NAMES)
-@given(reads=st.lists(runs, max_size=3))
+@given(reads=st.lists(runs_of(N), max_size=3))
 @settings(max_examples=15, deadline=None)
 def test_rows_are_those_of_the_array(
     made: dict[str, tuple[ArraySource, Array, int]], name: str, reads: list[list[tuple[int, int]]]
