@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from distsgd.cli.commands import run_command
 from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
+from distsgd.data.columns import Missing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ class Options:
     y: tuple[str, ...] = option((), "The targets, as --y of training.")
     weights: str | None = option(None, "The sample weights, as --weights of training.")
     axis: str = option("0", "The axis of examples, as --axis of training.")
-    missing: str = option("refuse", "As --missing of training.", choices=("refuse", "mean", "zero", "drop"))
+    missing: Missing = option("refuse", "As --missing of training.", choices=get_args(Missing))
     classes: tuple[str, ...] = option((), "The names of classes, as --classes of training.", most=100_000)
     data_dir: str | None = option(None, "Where the files of data sets with a name are.", path=True)
     write: str | None = option(None, "A new folder: x.npy, y.npy, weights.npy and columns.json.", path=True)
@@ -71,16 +72,12 @@ def show(communicator: Communicator, arguments: Sequence[str]) -> int:
 
 def asked(options: Options) -> ReadOptions:
     """What the options ask of the file."""
-    from typing import cast
-
-    from distsgd.data.columns import Missing
     from distsgd.data.sources.base import ReadOptions
     from distsgd.run.config_checks import number_of_classes
 
     number_of_classes(options.classes)
     names = options.classes if len(options.classes) > 1 else ()
-    missing = cast(Missing, options.missing)
-    return ReadOptions(options.x, options.y, options.weights, axis=options.axis, missing=missing, classes=names)
+    return ReadOptions(options.x, options.y, options.weights, axis=options.axis, missing=options.missing, classes=names)
 
 
 def looked(options: Options, progressed: Callable[[], object]) -> Look:
@@ -232,6 +229,6 @@ def command(options: Options, look: Look) -> str:
         if given != OPTIONS[name].default:
             parts += [OPTIONS[name].flag, *((given,) if isinstance(given, str) else given)]
     x, free = look.roles["x_train"], available_memory()
-    if "shuffle_buffer" in OPTIONS and free is not None and prod(x.shape) * x.dtype.itemsize > free / 2:
+    if free is not None and prod(x.shape) * x.dtype.itemsize > free / 2:
         parts += ["--shuffle-buffer", "256MB"]
     return shlex.join(parts)

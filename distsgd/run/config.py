@@ -49,7 +49,7 @@ OWN_LOSS = "own"
 _LOSS_SCALE = 1024
 
 BatchSize = int | Literal["full"]
-Missing = Literal["refuse", "mean", "zero", "drop"]
+Missing = Literal["refuse", "mean", "zero", "drop"]  # data.columns' own, which a fit without columns doesn't import
 
 
 def _by_kind(kinds: Mapping[str, type], which: str, name: str, what: str = "") -> str:

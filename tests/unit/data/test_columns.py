@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from distsgd.core.errors import CheckpointError
-from distsgd.data.columns import Columns
+from distsgd.data.columns import Columns, Missing
 from distsgd.data.examples import Signature
+from distsgd.run.config import OPTIONS
 from distsgd.training.run_state import Metadata
 
 COLUMNS = Columns(
@@ -54,3 +55,7 @@ def test_other_entries_are_refused(wrong: dict[str, Any]) -> None:
     for key in wrong:
         with pytest.raises(CheckpointError, match="the checkpoint's columns"):
             Columns.from_document({name: entry for name, entry in DOCUMENT.items() if name != key})
+
+
+def test_the_option_has_the_ways_that_columns_know() -> None:
+    assert OPTIONS["missing"].choices == get_args(Missing)
