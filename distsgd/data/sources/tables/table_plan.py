@@ -131,9 +131,16 @@ class Plan:
 
     def put(self, first: int, batch: Any, out: Mapping[str, Array]) -> None:
         """Writes a record batch, whose first row has this number, into as many rows of the arrays of each kind."""
-        there = {name: decoded(one) for name, one in zip(batch.schema.names, batch.columns, strict=True)}
+        together, others = self._layout(batch.schema, "x" in out)
+        for fields in together:
+            alike = batch.select([one.name for one in fields])
+            self._put_numbers(first, fields, alike.to_tensor(null_to_nan=True, row_major=True).to_numpy(), out["x"])
+        there = {name: decoded(batch.column(name)) for name in others}
+        taken = {one.name for fields in together for one in fields}
         if "x" in out:
-            self._put_inputs(first, there, out["x"])
+            for one in self.inputs if there else ():
+                if one.name in there and one.name not in taken:
+                    self._put_input(first, there[one.name], one, out["x"])
         if "y" in out and not there.keys().isdisjoint(one.name for one in self.target):
             self._put_target(first, there, out["y"])
         for kind, one in (("weights", self.weights), ("group", self.group)):
@@ -141,24 +148,36 @@ class Plan:
                 put = self._put_weights if kind == "weights" else self._put_group
                 put(first, there[one.name], one, out[kind])
 
-    def _put_inputs(self, first: int, there: Mapping[str, Any], x: Array) -> None:
-        alike: dict[Any, list[Field]] = {}
-        for one in self.inputs:
-            if one.name not in there:
-                continue
-            if one.kind == "text":
-                self._put_text(first, there[one.name], one.name, x)
-            elif one.kind == "number" and _is_plain(there[one.name].type, one):
-                alike.setdefault(there[one.name].type, []).append(one)
-            else:
-                self._put_numbers(first, [one], numbers_of(there[one.name], one, self.where), x)
-        for fields in alike.values():
-            if len(fields) < _TOGETHER:
-                for one in fields:
-                    self._put_numbers(first, [one], numbers_of(there[one.name], one, self.where), x)
-                continue
-            batch = arrow().RecordBatch.from_arrays([there[one.name] for one in fields], [one.name for one in fields])
-            self._put_numbers(first, fields, batch.to_tensor(null_to_nan=True, row_major=True).to_numpy(), x)
+    def _layout(self, schema: Any, inputs: bool) -> tuple[list[list[Field]], list[str]]:
+        """(inputs of one type that Arrow makes rows of together, the columns that are looked at one by one); found once
+        for batches of the same columns, for there may be thousands."""
+        names = tuple(schema.names)
+        kept = self._layouts.get((inputs, names))
+        if kept is not None and kept[0].equals(schema):
+            return kept[1]
+        alike: dict[str, list[Field]] = {}
+        there = frozenset(names)
+        for one in self.inputs if inputs else ():
+            if one.name in there and one.kind == "number":
+                kind = schema.field(one.name).type
+                if _is_plain(kind, one):
+                    alike.setdefault(str(kind), []).append(one)
+        together = [fields for fields in alike.values() if len(fields) >= _TOGETHER]
+        alone = {one.name for one in (*self.target, self.weights, self.group) if one is not None}
+        taken = {one.name for fields in together for one in fields} - alone
+        found = together, [name for name in names if name not in taken]
+        self._layouts[inputs, names] = schema, found
+        return found
+
+    @cached_property
+    def _layouts(self) -> dict[tuple[bool, tuple[str, ...]], tuple[Any, tuple[list[list[Field]], list[str]]]]:
+        return {}
+
+    def _put_input(self, first: int, column: Any, one: Field, x: Array) -> None:
+        if one.kind == "text":
+            self._put_text(first, column, one.name, x)
+        else:
+            self._put_numbers(first, [one], numbers_of(column, one, self.where), x)
 
     def _put_numbers(self, first: int, fields: list[Field], found: Array, x: Array) -> None:
         """Numbers (m,) or (m, k) of these columns as their features."""
