@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 SMALL = 32 << 20
 """Bytes up to which a validation or test set, targets and weights are kept in memory."""
+_SWITCH = 0.0005
+"""Seconds that the interpreter runs a reader while the rank's own thread waits for it, and all ranks for that rank:
+Python's own 5 ms may be a whole step, in which the thread asks for the interpreter a hundred times."""
 
 
 @dataclass(eq=False)
@@ -115,11 +119,14 @@ class Stream:
         if self._reader is None:
             yield
             return
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, _SWITCH))
         self._reader.start()
         try:
             yield
         finally:
             self._reader.close()
+            sys.setswitchinterval(before)
 
 
 def _conversion(config: TrainConfig, train: Examples, objective: Objective) -> Callable[[Array], Array] | None:
