@@ -11,8 +11,7 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
-from distsgd.data.sources.base import DataSource, ReadOptions, Runs
-from distsgd.data.sources.shards import cut_at
+from distsgd.data.sources.base import DataSource, ReadOptions, Runs, cut_at
 from distsgd.data.sources.streams import stamps
 from distsgd.data.sources.tables import parquet_footer
 from distsgd.data.sources.tables.arrow_columns import Field, arrow, field_of, reading_by_arrow

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import DataSource, ReadOptions, Runs
-from distsgd.data.sources.shards import OpenFiles, cut_at
+from distsgd.data.sources.base import DataSource, ReadOptions, Runs, cut_at
+from distsgd.data.sources.shards import OpenFiles
 from distsgd.data.sources.tables.arrow_columns import Field
 from distsgd.data.sources.tables.table import OpenTable, Table, Visit, table_source
 
