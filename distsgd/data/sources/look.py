@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from math import prod
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,9 +14,13 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, rows_in
 from distsgd.data.sources.converted import blocks_of
-from distsgd.data.sources.registry import existing, files_of, format_of, open_path
+from distsgd.data.sources.registry import existing, files_of, format_of, open_path, open_table
 from distsgd.data.sources.streams import absolute
 from distsgd.data.sources.summary import COUNTED, Summary
+
+if TYPE_CHECKING:
+    from distsgd.data.sources.tables.arrow_columns import Field
+    from distsgd.data.sources.tables.table import Table
 
 _BLOCK = 4 << 20
 """Bytes of an array that are looked at together."""
@@ -75,9 +78,9 @@ def look_at(path: str, options: ReadOptions, progressed: Progressed = lambda: No
     where = absolute(path)
     one = format_of(several[0] if several else existing(where))
     kind = f"{len(several)} files, each {one.name}" if several else one.name
-    if hasattr(import_module(one.module), "open_table"):
+    if one.is_table:
         one.check(where, options)
-        return _tables(where, kind, several or [where], options, progressed)
+        return _tables(where, kind, [open_table(path) for path in several or [where]], options, progressed)
     listed = open_path(path, replace(options, missing="refuse", listed=True, streamed=True))
     columns = [summarized(name, source, progressed) for name, source in listed.arrays.items()]
     try:
@@ -135,15 +138,13 @@ def _counted(values: Array) -> list[tuple[int, int]]:
     return [(int(one), int(number)) for one, number in zip(different, often, strict=True)]
 
 
-def _tables(where: str, kind: str, paths: Sequence[str], options: ReadOptions, progressed: Progressed) -> Look:
+def _tables(where: str, kind: str, tables: Sequence[Table], options: ReadOptions, progressed: Progressed) -> Look:
     """A look at tables of one kind, whose columns are looked through together."""
     from distsgd.data.sources.tables.choice import choose
     from distsgd.data.sources.tables.sharded_table import ShardedTable
-    from distsgd.data.sources.tables.table import open_table
     from distsgd.data.sources.tables.table_plan import planned
     from distsgd.data.sources.tables.table_summary import summarized as columns_of
 
-    tables = [open_table(path) for path in paths]
     table = tables[0] if len(tables) == 1 else ShardedTable.of(where, tables)
     columns = columns_of(table)
     progressed()
@@ -160,10 +161,10 @@ def _tables(where: str, kind: str, paths: Sequence[str], options: ReadOptions, p
     return Look(where, kind, columns, roles, "", table.chunk, table.notes)
 
 
-def _width(where: str, field: Any, counts: dict[str, int] | None) -> int:
+def _width(where: str, field: Field, counts: dict[str, int] | None) -> int:
     """How many features a column is."""
     if field.kind != "text":
-        return max(1, int(field.width))
+        return max(1, field.width)
     if counts is None:
         raise DataError(
             f"{where}: column {field.name} holds more than {COUNTED:,} different texts, and so many can't be inputs; "

@@ -1,19 +1,15 @@
 """What all tables share: CSV, Parquet, Feather and frames. From named columns to rows of inputs, targets and weights.
 
 A format gives a `Table`: its columns and its record batches of Arrow. `table_source` says which columns are what, looks
-through the table once where texts, means or dropped rows have to be known, and returns the data set. For a look at a
-file, `open_table(path)` gives the table, `Table.fields` its columns with their types, `Table.rows` how many rows there
-are, and `table_summary.summarized(table)` range, missing values and texts of each column, in one pass.
+through the table once where texts, means or dropped rows have to be known, and returns the data set.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +17,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
-from distsgd.data.columns import MOST_FEATURES, Columns
+from distsgd.data.columns import MOST_FEATURES
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.missing import KeptSource
 from distsgd.data.sources.tables.arrow_columns import Field
@@ -195,32 +191,6 @@ def table_source(table: Table, options: ReadOptions) -> DataSource:
         table.where, arrays, columns=columns, class_names=plan.class_names, files=table.files, notes=notes,
         unused=tuple(name for name in names if name not in used) if options.targets else (),
     )  # fmt: skip
-
-
-def open_table(path: str | os.PathLike[str], columns: Columns | None = None) -> Table:
-    """The table in a file, for a look at it. Raises DataError where there is none.
-
-    Parameters
-    ----------
-    path : str
-        A CSV, Parquet or Feather file.
-    columns : Columns, optional
-        Those of a trained model, which say what is text.
-
-    Returns
-    -------
-    Table
-        Its columns; its rows are -1 of a CSV file before a pass.
-    """
-    from distsgd.data.sources.registry import format_of
-    from distsgd.data.sources.streams import absolute
-
-    where = absolute(path)
-    module = import_module(format_of(where).module)
-    if not hasattr(module, "open_table"):
-        raise DataError(f"{where}: expected a table: a CSV, Parquet or Feather file; it holds arrays")
-    found: Table = module.open_table(where, ReadOptions(columns=columns, streamed=True))
-    return found
 
 
 def table_of(source: ArraySource) -> Table | None:

@@ -19,9 +19,9 @@ from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.columns import Columns, Missing
 from distsgd.data.sources.base import DataSource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows, read_together
-from distsgd.data.sources.registry import open_path
+from distsgd.data.sources.registry import open_path, open_table
 from distsgd.data.sources.tables import parquet_footer
-from distsgd.data.sources.tables.table import kept_columns, open_table
+from distsgd.data.sources.tables.table import kept_columns
 from distsgd.data.sources.tables.table_summary import summarized
 
 N = 700
