@@ -297,8 +297,8 @@ def read_rows(rows: Rows, arrays: Mapping[str, ArraySource], out: Mapping[str, A
     """Reads all rows of arrays that are open, in runs that end where chunks do: each is unpacked once."""
     first = next(iter(arrays.values()))
     count = first.shape[0]
-    step = max(1, AT_ONCE * count // max(1, sum(source.nbytes for source in arrays.values())))
-    step = -(-step // first.chunk) * first.chunk
+    step = rows_in(AT_ONCE, arrays)
+    step += -step % first.chunk
     for start in range(0, count, step):
         stop = min(start + step, count)
         rows.read([(start, stop)], {name: out[name][start:stop] for name in arrays})
