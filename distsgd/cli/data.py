@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from distsgd.data.sources.base import DataSource, ReadOptions
-    from distsgd.data.sources.look import Look, Role, Summary
+    from distsgd.data.sources.look import Look, Role
+    from distsgd.data.sources.summary import Summary
     from distsgd.parallel import Communicator
 
 _SHOWN = 40

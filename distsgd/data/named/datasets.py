@@ -102,7 +102,11 @@ def open_dataset(
     check_name("missing", missing, get_args(Missing))
     named = tuple(classes)
     asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing, classes=named)
-    found = open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
+    return _with_names(open_with(name_or_path, OpenOptions(data_dir, seed, download), asked), named)
+
+
+def _with_names(found: DataSource, named: tuple[str, ...]) -> DataSource:
+    """The data set with these names of its classes, where it has none. Raises ConfigurationError for other targets."""
     if not named or found.class_names:
         return found
     if found.arrays["y_train"].dtype.kind == "f" or found.num_classes not in (None, len(named)):

@@ -6,6 +6,7 @@ Nothing here holds a big array, so that one copy per host, in shared memory, is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -42,6 +43,20 @@ def cut(runs: Runs, most: int = maxsize) -> Iterator[tuple[int, int, slice]]:
             count = min(most, stop - first)
             yield first, first + count, slice(at, at + count)
             at += count
+
+
+def cut_at(starts: Sequence[int], runs: Runs) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Runs by part, as the rows of each, in order. Part k has the rows from starts[k] to before starts[k + 1]."""
+    found: list[tuple[int, list[tuple[int, int]]]] = []
+    for start, stop in runs:
+        while start < stop:
+            number = bisect_right(starts, start) - 1
+            first, end = starts[number], min(stop, starts[number + 1])
+            if not found or found[-1][0] != number:
+                found.append((number, []))
+            found[-1][1].append((start - first, end - first))
+            start = end
+    return found
 
 
 class Rows(ABC):
@@ -273,12 +288,17 @@ def check_out(source: ArraySource, out: Array) -> None:
         )
 
 
+def rows_in(count: int, arrays: Mapping[str, ArraySource]) -> int:
+    """How many rows of these arrays take so many bytes together; at least one."""
+    return max(1, count // max(1, sum(prod(one.shape[1:]) * one.dtype.itemsize for one in arrays.values())))
+
+
 def read_rows(rows: Rows, arrays: Mapping[str, ArraySource], out: Mapping[str, Array]) -> None:
     """Reads all rows of arrays that are open, in runs that end where chunks do: each is unpacked once."""
     first = next(iter(arrays.values()))
     count = first.shape[0]
-    step = max(1, AT_ONCE * count // max(1, sum(source.nbytes for source in arrays.values())))
-    step = -(-step // first.chunk) * first.chunk
+    step = rows_in(AT_ONCE, arrays)
+    step += -step % first.chunk
     for start in range(0, count, step):
         stop = min(start + step, count)
         rows.read([(start, stop)], {name: out[name][start:stop] for name in arrays})

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.checks import check_dtype
-from distsgd.data.sources.base import AT_ONCE, ArraySource, Rows, Runs, check_out, cut
+from distsgd.data.sources.base import AT_ONCE, ArraySource, Rows, Runs, check_out, cut, rows_in
 from distsgd.data.sources.converted import by_table, open_rows
 
 _EXACT = 1 << 53
@@ -45,8 +44,7 @@ class BesideSource(ArraySource):
         """Overwrites `out`, those of one table in one pass, with one part at a time in memory that can only be read
         whole."""
         check_out(self, out)
-        count, row = self.shape[0], prod(self.shape[1:]) * self.dtype.itemsize
-        step = max(1, AT_ONCE // row)
+        count, step = self.shape[0], rows_in(AT_ONCE, {"": self})
         for group in by_table(dict(self.parts)):
             with _BesideRows("", self, group) as rows:
                 for start in range(0, count, step):
@@ -96,8 +94,7 @@ class _BesideRows(Rows):
             self._open = opening.pop_all()
 
     def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        row = sum(prod(part.shape[1:]) * part.dtype.itemsize for part in self._parts.values())
-        for start, stop, place in cut(runs, max(1, AT_ONCE // max(1, row))):
+        for start, stop, place in cut(runs, rows_in(AT_ONCE, self._parts)):
             self._read(start, stop, out[self._name][place])
 
     def _read(self, start: int, stop: int, memory: Array) -> None:

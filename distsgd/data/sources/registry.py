@@ -1,6 +1,7 @@
 """File formats: which files each is for, and the module that opens them.
 
-A new format is one module with a function `open_source(path, options)`, and one line in FORMATS.
+A new format is one module with a function `open_source(path, options)`, and one line in FORMATS; one of a table has
+`open_table(path, options)` besides.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from fnmatch import fnmatchcase
 from glob import escape, iglob
 from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from distsgd.core.errors import ConfigurationError, DataError, pip_install
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
 from distsgd.data.sources.streams import absolute, reading
+
+if TYPE_CHECKING:
+    from distsgd.data.sources.tables.table import Table
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Format:
         The fields of `ReadOptions` that it takes; others are refused.
     package, extra : str
         The package that reads it, and the extra of distsgd that installs it; empty for none.
+    is_table : bool
+        Whether its files hold a table, which `open_table(path, options)` of the module returns.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Format:
     takes: tuple[str, ...] = ()
     package: str = ""
     extra: str = ""
+    is_table: bool = False
 
     def check(self, path: str, options: ReadOptions) -> None:
         """Raises ConfigurationError for what the format doesn't take, and where no package is there that reads it."""
@@ -57,6 +65,14 @@ class Format:
         `check` does."""
         self.check(path, options)
         found: DataSource = import_module(self.module).open_source(path, options)
+        return found
+
+    def open_table(self, path: str, options: ReadOptions) -> Table:
+        """The table at an absolute path, by its header. Raises DataError where it can't be read, and where files of
+        this format hold no table."""
+        if not self.is_table:
+            raise DataError(f"{path}: expected a table: a CSV, Parquet or Feather file; it holds arrays")
+        found: Table = import_module(self.module).open_table(path, options)
         return found
 
 
@@ -77,6 +93,7 @@ _ARRAYS = ("x", "y", "weights", "axis", "missing")
 """Fields of ReadOptions that a file of arrays by name takes."""
 _CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _TABLES = ("x", "y", "weights", "group", "missing", "keep")
+_PARQUET = f"{_HERE}.tables.parquet"
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 _IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
 FORMATS: tuple[Format, ...] = (
@@ -86,9 +103,9 @@ FORMATS: tuple[Format, ...] = (
     Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.arrays.hdf5", (), _ARRAYS, "h5py", "hdf5"),
     Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.arrays.netcdf", (), _ARRAYS, "h5py", "netcdf"),
     Format("a Zarr folder", (".zarr",), f"{_HERE}.arrays.zarr_arrays", _ZARR, _ARRAYS, "zarr", "zarr"),
-    Format("a CSV file", _CSV, f"{_HERE}.tables.csv_table", (), _TABLES, "pyarrow", "tables"),
-    Format("a Parquet file", (".parquet", ".pq"), f"{_HERE}.tables.parquet", (), _TABLES, "pyarrow", "tables"),
-    Format("a file of Arrow", (".feather", ".arrow"), f"{_HERE}.tables.parquet", (), _TABLES, "pyarrow", "tables"),
+    Format("a CSV file", _CSV, f"{_HERE}.tables.csv_table", (), _TABLES, "pyarrow", "tables", True),
+    Format("a Parquet file", (".parquet", ".pq"), _PARQUET, (), _TABLES, "pyarrow", "tables", True),
+    Format("a file of Arrow", (".feather", ".arrow"), _PARQUET, (), _TABLES, "pyarrow", "tables", True),
     Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.arrays.libsvm"),
     Format("a folder of images", (), f"{_HERE}.arrays.images", _IMAGES, (), "PIL", "images"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.arrays.pickled"),
@@ -161,14 +178,15 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
                 f"{where}: expected files of one format, {os.path.basename(paths[0])} is {formats[paths[0]].name}, "
                 f"{os.path.basename(path)} is {found.name}; name those that belong together"
             )
-    formats[paths[0]].check(paths[0], options)
-    module = import_module(formats[paths[0]].module)
-    if not hasattr(module, "open_table"):
-        return open_shards(where, paths, options, lambda path, asked: formats[path].open(path, asked))
+    one = formats[paths[0]]
+    one.check(paths[0], options)
+    if not one.is_table:
+        return open_shards(where, paths, options, one.open)
+    from distsgd.data.sources.tables.sharded_table import ShardedTable
+    from distsgd.data.sources.tables.table import table_source
+
     check_paths(where, paths)
-    tables = import_module(f"{_HERE}.tables.sharded_table")  # which imports what asks for a format, too
-    several: DataSource = tables.open_tables(where, [module.open_table(path, options) for path in paths], options)
-    return several
+    return table_source(ShardedTable.of(where, [one.open_table(path, options) for path in paths]), options)
 
 
 def existing(path: str) -> str:
@@ -188,6 +206,15 @@ def open_path(path: str | os.PathLike[str], options: ReadOptions | None = None) 
     if several:
         return _open_several(where, several, asked)
     return format_of(existing(where)).open(where, asked)
+
+
+def open_table(path: str | os.PathLike[str]) -> Table:
+    """The table in a CSV, Parquet or Feather file, for a look at it: its rows are -1 of a CSV file before a pass.
+
+    Raises DataError where there is none.
+    """
+    where = absolute(path)
+    return format_of(where).open_table(where, ReadOptions(streamed=True))
 
 
 def files_of(path: str | os.PathLike[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import Generic, TypeVar
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs, check_out
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs, check_out, cut_at
 from distsgd.data.sources.converted import open_rows, read_together
 from distsgd.data.sources.streams import absolute
 
@@ -109,20 +108,6 @@ class _ShardedRows(Rows):
 
     def close(self) -> None:
         self._files.close()
-
-
-def cut_at(starts: Sequence[int], runs: Runs) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Runs by file, as the rows of each, in order. File k has the rows from starts[k] to before starts[k + 1]."""
-    found: list[tuple[int, list[tuple[int, int]]]] = []
-    for start, stop in runs:
-        while start < stop:
-            number = bisect_right(starts, start) - 1
-            first, end = starts[number], min(stop, starts[number + 1])
-            if not found or found[-1][0] != number:
-                found.append((number, []))
-            found[-1][1].append((start - first, end - first))
-            start = end
-    return found
 
 
 def paths_of(text: str) -> list[str]:

@@ -24,6 +24,9 @@ BLOCK = 1 << 20
 
 DEFLATE_LIMIT = 1040
 """Times its packed length that data is at most: deflate reaches 1,032."""
+_RATIO, _SMALL = 1100, 64 << 20
+"""Times its packed length that data is at most, for no compression of zeros reaches more, and bytes that it may always
+have."""
 _MEMBERS = 10_000
 """Members of a gzip file, which may all be empty; programs that pack in blocks need 800 for MNIST."""
 _PADDING = 1 << 16
@@ -52,6 +55,20 @@ def reading(where: str) -> Iterator[None]:
     except _DAMAGE as problem:
         reason = str(problem) or type(problem).__name__
         raise DataError(f"{where}: expected an intact file, reading it failed ({reason}); make it again") from problem
+
+
+def most_unpacked(packed: int, ratio: int = _RATIO) -> int:
+    """Bytes that so many packed ones may become at most."""
+    return max(packed * ratio, _SMALL)
+
+
+def check_promised(where: str, promised: int, packed: int, remedy: str) -> None:
+    """DataError where a file promises more bytes of values than what it holds can become; `remedy` says what to do."""
+    if promised > most_unpacked(packed):
+        raise DataError(
+            f"{where}: expected values of at most {_RATIO:,} times its {packed:,} bytes in the file, it promises "
+            f"{promised:,}; {remedy}"
+        )
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,7 @@ from distsgd.core.device import Shape
 from distsgd.core.errors import CheckpointError, DataError, RunFolderError
 from distsgd.core.files import expanded, read_regular
 from distsgd.data.columns import Columns
-from distsgd.data.sources.base import ARRAY_NAMES, ArraySource, DataSource
+from distsgd.data.sources.base import ARRAY_NAMES, ArraySource, DataSource, rows_in
 from distsgd.data.sources.converted import blocks_of
 
 ABOUT = "columns.json"
@@ -90,12 +89,11 @@ def _write_together(
     arrays: Mapping[str, ArraySource], paths: Mapping[str, Path], progressed: Callable[[], object]
 ) -> None:
     """Arrays of one length, window by window."""
-    row = sum(prod(one.shape[1:]) * one.dtype.itemsize for one in arrays.values())
     with ExitStack() as opening:
         streams = {key: opening.enter_context(open(path, "xb")) for key, path in paths.items()}
         for key, one in arrays.items():
             npy_header(streams[key], one.shape, one.dtype)
-        for _, blocks in blocks_of(arrays, max(1, _WINDOW // max(1, row))):
+        for _, blocks in blocks_of(arrays, rows_in(_WINDOW, arrays)):
             for key, block in blocks.items():
                 streams[key].write(block.reshape(-1).view(np.uint8).data)
             progressed()

@@ -54,11 +54,11 @@ def kept_of(path: str, source: DataSource, options: ReadOptions, words: Sequence
     """What these words, names or patterns, keep of the data set of a file. Raises ConfigurationError for others."""
     if not words:
         return Kept({}, None, {})
-    from distsgd.data.sources.tables.table import TableArray
+    from distsgd.data.sources.tables.table import table_of
 
     x = source.arrays["x_train"]
-    if isinstance(x, TableArray):
-        fields = {one.name: one for one in x.reading.table.fields}
+    if (table := table_of(x)) is not None:
+        fields = {one.name: one for one in table.fields}
         names = named(source.name, "keep", words, [*fields], "column")
         kinds = {name: _kind(fields[name]) for name in names}
         return Kept(kinds, source, {})

@@ -101,6 +101,24 @@ def test_a_series_of_text_is_classes() -> None:
         distsgd.fit("mlp", frame[["age"]], frame["job"].where(frame.index != 1), **OPTIONS)
 
 
+def test_categories_are_texts_whatever_they_are() -> None:
+    """Of whole numbers too: a feature for each, and classes."""
+    frame = people()[["age", "job"]]
+    zone = np.random.default_rng(1).choice([3, 11, 20], N)
+    found, in_text = (
+        distsgd.fit("mlp", frame.assign(zone=one), y="job", **OPTIONS)
+        for one in (pd.Categorical(zone), zone.astype(str))
+    )
+    assert found.summary["parameters_sha256"] == in_text.summary["parameters_sha256"]
+    later = [frame.assign(zone=one) for one in (pd.Categorical(zone), zone.astype(str))]
+    np.testing.assert_array_equal(found.predict(later[0]), in_text.predict(later[1]))
+    with pytest.raises(distsgd.DataError, match="column zone: expected texts in each row, which the model was trained"):
+        found.predict(frame.assign(zone=zone))
+    of_column = distsgd.fit("mlp", frame[["age"]].assign(zone=pd.Categorical(zone)), y="zone", **OPTIONS)
+    of_series = distsgd.fit("mlp", frame[["age"]], pd.Series(pd.Categorical(zone)), **OPTIONS)
+    assert of_column.task.names == of_series.task.names == ("11", "20", "3")
+
+
 def test_data_sets_of_xarray() -> None:
     xarray = pytest.importorskip("xarray", reason="xarray is missing: make test-integrations installs it")
     rng = np.random.default_rng(0)

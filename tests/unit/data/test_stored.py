@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,48 +12,18 @@ from distsgd.core.device import CPU, Array
 from distsgd.core.errors import DataError
 from distsgd.data.examples import Examples
 from distsgd.data.sources.arrays.npy import NpySource
-from distsgd.data.sources.base import ArraySource, Rows, Runs
+from distsgd.data.sources.base import ArraySource, Runs
 from distsgd.data.sources.converted import ValuesSource
 from distsgd.data.sources.streams import stamps
 from distsgd.data.stored import StoredArray, runs_of
+from tests.unit.data.fakes import Source, source_of
 
 VALUES = np.arange(3000 * 7, dtype=np.float32).reshape(3000, 7)
 READS: list[Runs] = []
 
 
-class _Rows(Rows):
-    def __init__(self, values: Array) -> None:
-        self.values = values
-
-    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        READS.append(runs)
-        (memory,) = out.values()
-        memory[...] = np.concatenate([self.values[start:stop] for start, stop in runs])
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass(frozen=True, eq=False)
-class ChunkedSource(ArraySource):
-    """An array that is stored in chunks of so many rows."""
-
-    values: Array
-    rows: int
-
-    @property
-    def chunk(self) -> int:
-        return self.rows
-
-    def read_into(self, out: Array) -> None:
-        out[...] = self.values
-
-    def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
-        return _Rows(self.values)
-
-
-def chunked(rows: int) -> ChunkedSource:
-    return ChunkedSource(VALUES.shape, VALUES.dtype, VALUES, rows)
+def chunked(rows: int) -> Source:
+    return source_of(VALUES, READS.append, rows)
 
 
 @pytest.mark.parametrize("source", [ValuesSource.of(VALUES), chunked(1), chunked(5), chunked(3000)], ids=str)

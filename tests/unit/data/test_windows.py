@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,46 +13,16 @@ import pytest
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError, DistsgdError
 from distsgd.data.orders import BlockOrder
-from distsgd.data.sources.base import ArraySource, Rows, Runs
+from distsgd.data.sources.base import Runs
 from distsgd.data.splits import BlockIndices
 from distsgd.data.stored import Check, StoredArray
 from distsgd.data.window_reader import Reading, WindowReader
 from distsgd.data.windows import ConvertedArray, StreamedOrder, Table, WindowedArray, Windows, table_size
+from tests.unit.data.fakes import Source, source_of
 
 ROWS, BLOCK, PER_WINDOW, BATCH = 1003, 16, 5, 48
 VALUES = np.random.default_rng(0).standard_normal((ROWS, 3))
 WAIT = 60
-
-
-@dataclass(frozen=True, eq=False)
-class Source(ArraySource):
-    """Values in memory; `before` is called with the runs of each read."""
-
-    values: Array
-    before: Callable[[Runs], object] = lambda runs: None
-    rows: int = 1
-
-    @property
-    def chunk(self) -> int:
-        return self.rows
-
-    def read_into(self, out: Array) -> None:
-        out[...] = self.values
-
-    def open_rows(self, arrays: Mapping[str, ArraySource]) -> Rows:
-        return _Rows(self, *arrays)
-
-
-class _Rows(Rows):
-    def __init__(self, source: Source, name: str) -> None:
-        self.source, self.name = source, name
-
-    def read(self, runs: Runs, out: Mapping[str, Array]) -> None:
-        self.source.before(runs)
-        out[self.name][...] = np.concatenate([self.source.values[start:stop] for start, stop in runs])
-
-    def close(self) -> None:
-        pass
 
 
 class Host:
@@ -121,10 +90,6 @@ class Host:
         rows, (x, y) = self.indices[positions[share]], self.arrays[rank]
         np.testing.assert_array_equal(x.take(rows), self.values[rows].astype(x.dtype))
         np.testing.assert_array_equal(y.take(rows), rows)
-
-
-def source_of(values: Array, before: Callable[[Runs], object] = lambda runs: None, rows: int = 1) -> Source:
-    return Source(values.shape, values.dtype, values, before, rows)
 
 
 def _as_float32(rows: Array) -> Array:

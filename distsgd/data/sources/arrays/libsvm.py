@@ -15,11 +15,9 @@ from distsgd.data.columns import MOST_FEATURES, Columns
 from distsgd.data.sources.assemble import assemble, inputs
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.converted import ValuesSource
-from distsgd.data.sources.streams import Stream, reading
+from distsgd.data.sources.streams import Stream, check_promised, reading
 
 _LARGEST_INDEX, _LONGEST_LINE = 1 << 24, 64 << 20
-_RATIO, _SMALL = 1100, 64 << 20
-"""Times its own bytes that a file is dense at most, and bytes that it may always be."""
 _STEP = 1024
 """Rows between those whose place in the file is known."""
 Row = tuple[int, bytes, list[bytes]]
@@ -101,12 +99,8 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         if width > expected:
             raise DataError(f"{where}: expected features up to {expected}, got {width}; give one of these features")
         width = expected
-    size = 4 * row * width
-    if not options.streamed and size > max(_SMALL, _RATIO * stamp.size):
-        raise DataError(
-            f"{where}: expected dense inputs of at most {_RATIO:,} times its {stamp.size:,} bytes, {row:,} examples of "
-            f"{width:,} features take {size:,}; number the features from 1 without gaps"
-        )
+    if not options.streamed:
+        check_promised(where, 4 * row * width, stamp.size, "number the features from 1 without gaps")
     x = LibsvmSource((row, width), np.dtype(np.float32), stamp, tuple(places))
     stamp.check()
     if not options.targets:

@@ -17,13 +17,13 @@ from distsgd.data.sources.arrays.unpickle import unpickle
 from distsgd.data.sources.assemble import assemble
 from distsgd.data.sources.base import SPLITS, ArraySource, DataSource, ReadOptions, check_out
 from distsgd.data.sources.converted import converted
-from distsgd.data.sources.streams import absolute, expect_end, open_binary, stamps
+from distsgd.data.sources.streams import absolute, expect_end, most_unpacked, open_binary, stamps
 
 SIZE_LIMIT = 1 << 30
 """Bytes of a pickle, all of which is in memory at once; the tutorials' largest, of 250,000 images, has 850 million."""
-_RATIO, _SMALL = 100, 64 << 20
-"""Times its packed length that a pickle is at most, and bytes that it may always have. Packed images are a tenth as
-long; zeros are a thousandth, and 1 MB of gzip would keep the reader busy with 1 GB."""
+_RATIO = 100
+"""Times its packed length that a pickle is at most. Packed images are a tenth as long; zeros are a thousandth, and 1 MB
+of gzip would keep the reader busy with 1 GB."""
 _MNIST = (28, 28)
 
 
@@ -43,7 +43,7 @@ class _Contents:
     def load(self) -> dict[str, Array]:
         """All arrays, by name."""
         with open_binary(self.path) as (stream, limit):
-            most = max(_SMALL, _RATIO * os.path.getsize(self.path))
+            most = most_unpacked(os.path.getsize(self.path), _RATIO)
             pairs = unpickle(stream, min(limit, most, SIZE_LIMIT), self.path)
             expect_end(stream, self.path)
         self._arrays = _named(self.path, pairs)

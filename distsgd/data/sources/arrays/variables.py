@@ -18,7 +18,7 @@ from distsgd.core.files import FileStamp
 from distsgd.data.checks import check_dtype
 from distsgd.data.sources.arrays.decoding import Decoding
 from distsgd.data.sources.base import ArraySource, Rows, Runs
-from distsgd.data.sources.streams import reading
+from distsgd.data.sources.streams import check_promised, reading
 
 _IN_ONE_CALL = 16 << 20
 """Bytes that are read in one call: a library unpacks as many beside what it is given to fill."""
@@ -27,9 +27,6 @@ _KEPT = 64 << 20
 _LARGEST_CHUNK = 1 << 30
 """Bytes of one decoded chunk."""
 _AXES = 16
-_SMALL, _RATIO = 64 << 20, 1100
-"""Bytes that an array may have whatever the file holds, and times what the file holds of it that it has at most: no
-compression of zeros reaches more."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,8 @@ class Stored:
 
     def check_packed(self, where: str, packed: int, *, streamed: bool) -> None:
         """DataError where the file holds too few bytes of the array for it to be true."""
-        size = prod(self.shape) * self.dtype.itemsize
-        if not streamed and size > max(_SMALL, packed * _RATIO):
-            raise DataError(
-                f"{where}: expected at most {_RATIO:,} times the {packed:,} bytes that the file holds of it, shape "
-                f"{self.shape} promises {size:,}; write all of it"
-            )
+        if not streamed:
+            check_promised(where, prod(self.shape) * self.dtype.itemsize, packed, "write all of it")
 
 
 def axis_of(where: str, asked: str, axes: int, names: Sequence[str] = ()) -> int:

@@ -103,6 +103,7 @@ def _arrow_table(frame: Any, where: str) -> Any:
             raise DataError(
                 f"{where}: expected text as the names of columns, got {list(frame.columns)[:5]}; rename them"
             )
+        frame = frame.assign(**{name: _in_text(frame[name]) for name in frame.columns if _has_numbers(frame[name])})
         try:
             return pa.Table.from_pandas(frame, preserve_index=False)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as problem:
@@ -117,6 +118,17 @@ def _arrow_table(frame: Any, where: str) -> Any:
     if package == "xarray":
         return _of_xarray(frame, where)
     return frame if isinstance(frame, pa.Table) else pa.Table.from_batches([frame])
+
+
+def _has_numbers(given: Any) -> bool:
+    """Whether this is a series of pandas, or its values, with categories that are numbers."""
+    categories = getattr(getattr(given, "dtype", None), "categories", None)
+    return getattr(getattr(categories, "dtype", None), "kind", "") in tuple("biuf")
+
+
+def _in_text(given: Any) -> Any:
+    """The same categories as text, for what is a category is no number."""
+    return getattr(given, "cat", given).rename_categories(str)
 
 
 def _of_xarray(frame: Any, where: str) -> Any:
@@ -172,6 +184,7 @@ def texts_of(given: Any) -> list[Any] | None:
     kind = getattr(given, "dtype", None)
     if isinstance(kind, np.dtype) and kind.kind in "biuf":
         return None
+    given = _in_text(given) if _has_numbers(given) else given
     values = given.to_list() if hasattr(given, "to_list") else given.to_pylist()
     if not any(isinstance(one, str) for one in values):
         return None

@@ -11,9 +11,8 @@ from typing import Any
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
-from distsgd.data.sources.base import DataSource, ReadOptions, Runs
-from distsgd.data.sources.shards import cut_at
-from distsgd.data.sources.streams import stamps
+from distsgd.data.sources.base import DataSource, ReadOptions, Runs, cut_at
+from distsgd.data.sources.streams import check_promised, stamps
 from distsgd.data.sources.tables import parquet_footer
 from distsgd.data.sources.tables.arrow_columns import Field, arrow, field_of, reading_by_arrow
 from distsgd.data.sources.tables.table import OpenTable, Table, check_fields, table_source
@@ -22,8 +21,6 @@ _PANEL = 2 << 20
 """Bytes of columns that are decoded together: decoding takes several times as much."""
 _MOST_DECODED = 1 << 30
 """Bytes of a group of rows of one column, as they are decoded."""
-_RATIO, _SMALL = 1100, 64 << 20
-"""Times its packed length that a table is at most, and bytes that it may always have."""
 _OPTIONS: dict[str, Any] = {
     "pre_buffer": False, "arrow_extensions_enabled": False, "page_checksum_verification": True,
 }  # fmt: skip
@@ -51,12 +48,7 @@ def open_table(where: str, options: ReadOptions) -> Table:
 
 def _check_decoded(where: str, rows: int, fields: Sequence[Field], packed: int) -> None:
     """Raises DataError for a file that promises far more than it can hold."""
-    promised = rows * sum(one.size for one in fields)
-    if promised > max(packed * _RATIO, _SMALL):
-        raise DataError(
-            f"{where}: expected a table of at most {_RATIO:,} times the packed length of {packed:,} bytes, it promises "
-            f"{promised:,}; write it again"
-        )
+    check_promised(where, rows * sum(one.size for one in fields), packed, "write it again")
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from distsgd.core.errors import DataError
-from distsgd.data.sources.base import DataSource, ReadOptions, Runs
-from distsgd.data.sources.shards import OpenFiles, cut_at
+from distsgd.data.sources.base import Runs, cut_at
+from distsgd.data.sources.shards import OpenFiles
 from distsgd.data.sources.tables.arrow_columns import Field
-from distsgd.data.sources.tables.table import OpenTable, Table, Visit, table_source
+from distsgd.data.sources.tables.table import OpenTable, Table, Visit
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +47,6 @@ class ShardedTable(Table):
             before = sum(one.rows for one in found)
             found.append(part.passed(names, None if visit is None else partial(_shifted, visit, before)))
         return ShardedTable.of(self.where, found)
-
-
-def open_tables(where: str, parts: Sequence[Table], options: ReadOptions) -> DataSource:
-    """The data set of several tables. Raises DataError where they aren't alike."""
-    return table_source(ShardedTable.of(where, parts), options)
 
 
 def _shifted(visit: Visit, before: int, first: int, batch: Any) -> None:

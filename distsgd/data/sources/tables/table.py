@@ -1,19 +1,15 @@
 """What all tables share: CSV, Parquet, Feather and frames. From named columns to rows of inputs, targets and weights.
 
 A format gives a `Table`: its columns and its record batches of Arrow. `table_source` says which columns are what, looks
-through the table once where texts, means or dropped rows have to be known, and returns the data set. For a look at a
-file, `open_table(path)` gives the table, `Table.fields` its columns with their types, `Table.rows` how many rows there
-are, and `table_summary.summarized(table)` range, missing values and texts of each column, in one pass.
+through the table once where texts, means or dropped rows have to be known, and returns the data set.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,8 +17,9 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp
-from distsgd.data.columns import MOST_FEATURES, Columns
+from distsgd.data.columns import MOST_FEATURES
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
+from distsgd.data.sources.missing import KeptSource
 from distsgd.data.sources.tables.arrow_columns import Field
 from distsgd.data.sources.tables.choice import choose
 from distsgd.data.sources.tables.table_plan import Plan, planned
@@ -108,23 +105,10 @@ def check_fields(where: str, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A table, and how its rows become arrays; `dropped` are the rows that are dropped, sorted."""
+    """A table, and how its rows become arrays."""
 
     table: Table
     plan: Plan
-    dropped: Array | None = None
-
-    @property
-    def rows(self) -> int:
-        """How many rows are left."""
-        return self.table.rows - (0 if self.dropped is None else len(self.dropped))
-
-    def file_rows(self, rows: Array) -> Array:
-        """The rows of the table that these rows of the arrays are."""
-        if self.dropped is None:
-            return rows
-        gaps = self.dropped - np.arange(len(self.dropped))
-        return rows + np.searchsorted(gaps, rows, "right")
 
 
 @dataclass(frozen=True)
@@ -165,25 +149,10 @@ class _TableRows(Rows):
         memory = {kind: out[name] for name, kind in self._kinds.items()}
         if not wanted:
             return
-        reading = self._reading
-        if reading.dropped is None:
-            self._fill(wanted, memory)
-            return
-        ends = reading.file_rows(np.array([(start, stop - 1) for start, stop in wanted]).reshape(-1)).reshape(-1, 2)
-        covering = [(int(first), int(last) + 1) for first, last in ends]
-        rows = np.concatenate([np.arange(*run) for run in covering])
-        kept = ~np.isin(rows, reading.dropped, assume_unique=True)
-        whole = {kind: np.empty((len(rows), *one.shape[1:]), one.dtype) for kind, one in memory.items()}
-        self._fill(covering, whole)
-        for kind, one in memory.items():
-            np.compress(kept, whole[kind], axis=0, out=one)
-
-    def _fill(self, runs: Runs, memory: Mapping[str, Array]) -> None:
-        """Reads runs of the table's rows, one after the other into memory."""
-        starts = np.array([start for start, _ in runs])
-        at = np.concatenate([[0], np.cumsum([stop - start for start, stop in runs])])
+        starts = np.array([start for start, _ in wanted])
+        at = np.concatenate([[0], np.cumsum([stop - start for start, stop in wanted])])
         done = 0
-        for first, batch in self._opened.batches(self._names, runs):
+        for first, batch in self._opened.batches(self._names, wanted):
             run = int(np.searchsorted(starts, first, "right")) - 1
             begin = int(at[run] + first - starts[run])
             part = {kind: one[begin : begin + batch.num_rows] for kind, one in memory.items()}
@@ -203,19 +172,19 @@ def table_source(table: Table, options: ReadOptions) -> DataSource:
     scan = Scan.of(table.where, plan, options.missing)
     table = table.passed(plan.names(("x", "y", "weights", "group")), None if scan is None else scan.visit)
     plan = plan.with_fields(table.fields)
-    dropped = None
+    dropped = np.empty(0, np.int64)
     if scan is not None:
         plan, dropped = scan.found(plan, table.rows)
     plan = plan.filled()
-    reading = Reading(table, plan, dropped)
-    if options.targets and not reading.rows:
+    reading = Reading(table, plan)
+    if options.targets and table.rows == len(dropped):
         raise DataError(f"{table.where}: expected at least one row of values, got none; add data")
     arrays = {
-        f"{kind}_train": TableArray((reading.rows, *shape), dtype, kind, reading)
+        f"{kind}_train": KeptSource.of(TableArray((table.rows, *shape), dtype, kind, reading), dropped)
         for kind, (shape, dtype) in plan.shapes().items()
     }
     notes = table.notes
-    if dropped is not None and len(dropped):
+    if len(dropped):
         notes += (f"note: {table.where}: {len(dropped):,} of {table.rows:,} rows lack a value and are dropped",)
     columns, used = options.columns or plan.columns, set(plan.names(plan.shapes()))
     return DataSource(
@@ -224,30 +193,10 @@ def table_source(table: Table, options: ReadOptions) -> DataSource:
     )  # fmt: skip
 
 
-def open_table(path: str | os.PathLike[str], columns: Columns | None = None) -> Table:
-    """The table in a file, for a look at it. Raises DataError where there is none.
-
-    Parameters
-    ----------
-    path : str
-        A CSV, Parquet or Feather file.
-    columns : Columns, optional
-        Those of a trained model, which say what is text.
-
-    Returns
-    -------
-    Table
-        Its columns; its rows are -1 of a CSV file before a pass.
-    """
-    from distsgd.data.sources.registry import format_of
-    from distsgd.data.sources.streams import absolute
-
-    where = absolute(path)
-    module = import_module(format_of(where).module)
-    if not hasattr(module, "open_table"):
-        raise DataError(f"{where}: expected a table: a CSV, Parquet or Feather file; it holds arrays")
-    found: Table = module.open_table(where, ReadOptions(columns=columns, streamed=True))
-    return found
+def table_of(source: ArraySource) -> Table | None:
+    """The table that an array is made of; None of other arrays."""
+    inner = source.inner if isinstance(source, KeptSource) else source
+    return inner.reading.table if isinstance(inner, TableArray) else None
 
 
 def kept_columns(source: DataSource, names: Sequence[str], start: int, stop: int) -> dict[str, list[Any]]:
@@ -267,15 +216,14 @@ def kept_columns(source: DataSource, names: Sequence[str], start: int, stop: int
     dict of str to list
         By name a value for each row: text, a number, or None where it is missing.
     """
-    x = source.arrays["x_train"]
-    if not isinstance(x, TableArray):
+    x, rows = source.arrays["x_train"], np.arange(start, stop)
+    table, rows = table_of(x), x.inner_rows(rows) if isinstance(x, KeptSource) else rows
+    if table is None:
         raise DataError(f"{source.name}: expected a table with the columns {', '.join(names)}, it holds arrays")
-    reading = x.reading
-    rows = reading.file_rows(np.arange(start, stop))
     found: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
     if not len(rows):
         return found
-    with reading.table.opened() as opened:
+    with table.opened() as opened:
         for first, batch in opened.batches(names, [(int(rows[0]), int(rows[-1]) + 1)]):
             here = np.flatnonzero((rows >= first) & (rows < first + batch.num_rows))
             for name, column in zip(batch.schema.names, batch.columns, strict=True):

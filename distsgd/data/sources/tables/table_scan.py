@@ -10,7 +10,8 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.columns import MOST_FEATURES
-from distsgd.data.sources.tables.arrow_columns import Field, numbers_of, texts_in
+from distsgd.data.sources.missing import Lacking, Sums
+from distsgd.data.sources.tables.arrow_columns import numbers_of, texts_in
 from distsgd.data.sources.tables.table_plan import Plan
 
 MOST_CATEGORIES = 1000
@@ -19,7 +20,6 @@ MOST_CLASSES = 65_536
 """Texts of targets."""
 MOST_GROUPS = 1 << 22
 """Texts of groups."""
-_MOST_DROPPED = 1 << 24
 _LONGEST = 1000
 """Characters of a category."""
 
@@ -32,9 +32,11 @@ class Scan:
     plan: Plan
     missing: str
     texts: dict[str, set[str]] = field(default_factory=dict)
-    sums: dict[str, Array] = field(default_factory=dict)
-    dropped: list[Array] = field(default_factory=list)
-    count: int = 0
+    sums: dict[str, Sums] = field(default_factory=dict)
+    lacking: Lacking = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lacking = Lacking(self.where)
 
     @classmethod
     def of(cls, where: str, plan: Plan, missing: str) -> Scan | None:
@@ -61,60 +63,34 @@ class Scan:
         if self.missing == "mean":
             for one in self.plan.inputs:
                 if one.name in there and one.kind != "text":
-                    self._add(one, there[one.name])
+                    column = there[one.name]
+                    values = numbers_of(column, one, self.where).reshape(len(column), max(1, one.width))
+                    self.sums.setdefault(one.name, Sums(values.shape[1])).add(values)
         elif self.missing == "drop":
             self._find(first, there)
-
-    def _add(self, one: Field, column: Any) -> None:
-        """Adds the values of a column, one after the other, so that a sum doesn't depend on where batches end."""
-        values = numbers_of(column, one, self.where).reshape(len(column), -1).astype(np.float64)
-        here = ~np.isnan(values)
-        count, total = self.sums.get(one.name, np.zeros((2, values.shape[1])))
-        # Two columns, for the sum of a single one would be of pairs.
-        rows = np.zeros((len(values) + 1, max(2, values.shape[1])))
-        rows[0, : len(total)] = total
-        rows[1:, : len(total)] = np.where(here, values, 0.0)
-        with np.errstate(over="ignore"):
-            added = np.add.reduce(rows, axis=0)[: len(total)]
-        self.sums[one.name] = np.stack([count + here.sum(axis=0), added])
 
     def _find(self, first: int, there: dict[str, Any]) -> None:
         fields = {one.name: one for one in (*self.plan.inputs, *self.plan.target)}
         fields |= {one.name: one for one in (self.plan.weights, self.plan.group) if one is not None}
-        lacks: Array | None = None
         for name, column in there.items():
             if name not in fields:
                 continue
             one = fields[name]
             if one.kind == "text" or one.is_integer:
-                found = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+                if column.null_count:
+                    self.lacking.add(first, column.is_null().to_numpy(zero_copy_only=False))
             else:
                 values = numbers_of(column, one, self.where)
-                found = np.isnan(values.reshape(len(values), -1)).any(axis=1) if values.dtype.kind == "f" else None
-            if found is not None:
-                lacks = found if lacks is None else lacks | found
-        if lacks is not None and lacks.any():
-            rows = first + np.flatnonzero(lacks)
-            self.dropped.append(rows)
-            self.count += len(rows)
-            if self.count > _MOST_DROPPED:
-                raise DataError(
-                    f"{self.where}: expected at most {_MOST_DROPPED:,} rows that lack a value, there are more; leave "
-                    "the columns out that lack most with --x"
-                )
+                if values.dtype.kind == "f":
+                    self.lacking.add(first, np.logical_or.reduce(np.isnan(values.reshape(len(values), -1)), axis=1))
 
-    def found(self, plan: Plan, rows: int) -> tuple[Plan, Array | None]:
+    def found(self, plan: Plan, rows: int) -> tuple[Plan, Array]:
         """The plan with what was found, and the rows that are dropped of so many."""
         if not plan.fixed:
             plan = self._with_texts(plan)
             if self.missing == "mean":
                 plan = replace(plan, columns=replace(plan.columns, fill=self._means(plan)))
-        if self.missing != "drop":
-            return plan, None
-        dropped = np.unique(np.concatenate([*self.dropped, np.empty(0, np.int64)]))
-        if rows and len(dropped) == rows:
-            raise DataError(f"{self.where}: each row lacks a value; leave a column out with --x, or fill values in")
-        return plan, dropped.astype(np.int64) if len(dropped) else None
+        return plan, self.lacking.dropped(rows)
 
     def _with_texts(self, plan: Plan) -> Plan:
         categories, features = {}, sum(max(1, one.width) for one in plan.inputs if one.kind != "text")
@@ -147,13 +123,7 @@ class Scan:
             if one.kind == "text":
                 found += [0.0] * len(plan.columns.categories[one.name])
                 continue
-            count, total = self.sums[one.name]
-            if not count.all():
-                raise DataError(f"{self.where}: column {one.name} holds no value; leave it out with --x")
-            means = total / count
-            if not np.isfinite(means).all():
-                raise DataError(f"{self.where}: column {one.name}: the mean of its values isn't finite; correct them")
-            found += means.tolist()
+            found += self.sums[one.name].means(self.where, one.name)
         return tuple(found)
 
 

@@ -17,9 +17,8 @@ from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import DataSource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows, read_together
-from distsgd.data.sources.registry import open_path
+from distsgd.data.sources.registry import open_path, open_table
 from distsgd.data.sources.tables import csv_table, csv_text
-from distsgd.data.sources.tables.table import open_table
 from distsgd.data.sources.tables.table_summary import summarized
 from tests.cases import first_of
 

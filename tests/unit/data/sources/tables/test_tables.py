@@ -16,12 +16,12 @@ import pytest
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
-from distsgd.data.columns import Columns
+from distsgd.data.columns import Columns, Missing
 from distsgd.data.sources.base import DataSource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows, read_together
-from distsgd.data.sources.registry import open_path
+from distsgd.data.sources.registry import open_path, open_table
 from distsgd.data.sources.tables import parquet_footer
-from distsgd.data.sources.tables.table import kept_columns, open_table
+from distsgd.data.sources.tables.table import kept_columns
 from distsgd.data.sources.tables.table_summary import summarized
 
 N = 700
@@ -119,6 +119,27 @@ def test_rows_that_lack_a_value_are_dropped(path: str) -> None:
     np.testing.assert_array_equal(found["y_train"], columns["y"][kept])
     np.testing.assert_array_equal(found["x_train"][:, 0], columns["age"][kept])
     assert kept_columns(source, ["price", "age"], 15, 19)["age"] == columns["age"][kept][15:19].tolist()
+
+
+@pytest.mark.parametrize("missing", ["mean", "zero", "drop"])
+def test_missing_values_are_the_same_in_arrays_and_tables(
+    tmp_path: Path, missing: Missing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, however many rows a file stores together, and are read together."""
+    monkeypatch.setattr("distsgd.data.sources.missing.AT_ONCE", 4096)
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=(9001, 3)) * [1, 1e3, 1e-3], rng.integers(0, 3, 9001)
+    x[rng.random(x.shape) < 0.1] = np.nan
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    table = pa.table({name: x[:, k] for k, name in enumerate("abc")} | {"y": y})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=700)
+    first, second = (opened(str(tmp_path / name), missing=missing) for name in ("a.npz", "a.parquet"))
+    fills = [None if one.columns is None else one.columns.fill for one in (first, second)]
+    assert missing == "drop" or fills[0] == fills[1]
+    for key, array in arrays_of(first).items():
+        np.testing.assert_array_equal(array, arrays_of(second)[key], strict=True)
+    if missing == "drop":
+        np.testing.assert_array_equal(arrays_of(first)["x_train"], x[~np.isnan(x).any(axis=1)])
 
 
 @pytest.mark.parametrize("missing", ["mean", "drop"])
