@@ -38,7 +38,7 @@ class Options:
     keep: tuple[str, ...] = option((), "Columns or arrays of the input that are written beside the predictions.")
     # fmt: on
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
-    axis: str = option("0", "The axis of examples, as --axis of training. Default: as in training.")
+    axis: str = option("", "The axis of examples, as --axis of training. Default: as in training.")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
 

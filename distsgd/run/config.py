@@ -35,6 +35,7 @@ from distsgd.run.config_checks import (
     number_of_classes,
     parse_fold,
     parse_size,
+    size_text,
 )
 from distsgd.run.user_code import names_code
 from distsgd.training.intervals import parse_duration, parse_interval, parse_target
@@ -79,7 +80,8 @@ class TrainConfig:
         "The inputs, by the names that the file has: names, patterns such as 'pixel*', or all but the others (all). "
         "Several arrays stand side by side. Default: the array x.")
     y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
-    weights: str | None = option(None, "The weights of the examples' losses. Default: the array weights, if any.")
+    weights: str | None = option(None, help=
+        "The weights of the examples' losses, '' for none. Default: the array weights, if any.")
     group: str | None = option(None, help=
         "The column of groups, such as patients: what --validation-fraction or --fold split off are whole groups.")
     axis: str = option("0", "The axis of the examples in arrays of a file, by its number or its name.")
@@ -321,6 +323,7 @@ class TrainConfig:
             for key, value in asdict(self).items()
             if key not in STOP_CONDITIONS and key not in OPERATIONAL
         }
+        left["shuffle_buffer"] = _one_form(self.shuffle_buffer)
         if not has_horizon(self.schedule) or self.schedule_epochs == self.epochs:
             left["schedule_epochs"] = None  # the default says the same
         return left
@@ -352,7 +355,8 @@ HYPER_PARAMETERS = tuple(name for name in OPTIONS if any(name in field_names(kin
 
 
 def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainConfig:
-    """The configuration with the optimizer's and the stopping rule's defaults written out, and `augment` in one form.
+    """The configuration with the optimizer's and the stopping rule's defaults written out, and `augment` and
+    `shuffle_buffer` in one form.
 
     The optimizer is built from the configuration where none is given. Raises ConfigurationError for hyper-parameters
     that it doesn't have.
@@ -363,7 +367,14 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     augmentation = parse_augmentation(config.augment)
     if config.precision == "float16" and config.loss_scale is None:
         config = replace(config, loss_scale=_LOSS_SCALE)
-    return replace(config, patience=patience, augment=augmentation.words if augmentation else (), **values)
+    return replace(
+        config, patience=patience, augment=augmentation.words if augmentation else (),
+        shuffle_buffer=_one_form(config.shuffle_buffer), **values,
+    )  # fmt: skip
+
+
+def _one_form(size: str | None) -> str | None:
+    return None if size is None else size_text(parse_size(size, "shuffle_buffer"))
 
 
 def own_optimizer(config: TrainConfig) -> Optimizer:

@@ -77,6 +77,17 @@ def parse_size(text: str, name: str) -> int:
     return size
 
 
+def size_text(size: int) -> str:
+    """A number of bytes in the one form in which it is kept: the shortest, of equal ones the decimal.
+
+    >>> size_text(256_000_000), size_text(1_000_000_000), size_text(64 << 20)
+    ('256MB', '1GB', '64MiB')
+    """
+    units = {f"{letter}B": 1000**power for power, letter in enumerate(("", "k", "M", "G", "T"))}
+    units |= {f"{letter}iB": 1024 ** (power + 1) for power, letter in enumerate("KMGT")}
+    return min((f"{size // unit}{name}" for name, unit in units.items() if size % unit == 0), key=len)
+
+
 def check_order(shuffle_buffer: str | None, needs_it: Mapping[str, bool], others: Mapping[str, bool]) -> None:
     """How the options of the order of examples go together: which are given that need the buffer, and in `others` those
     that visit examples otherwise."""

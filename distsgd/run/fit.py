@@ -29,6 +29,7 @@ from distsgd.training.callbacks import Callback, History
 from distsgd.training.metrics.base import Metric
 
 if TYPE_CHECKING:
+    from distsgd.data.sources.base import DataSource
     from distsgd.run.files.folder import RunFolder
     from distsgd.run.fit_options import FitOptions, LossName
 
@@ -43,8 +44,8 @@ def fit(
     *,
     weights: Any = None,
     group: Any = None,
-    validation: tuple[Any, ...] | None = None,
-    test: tuple[Any, ...] | None = None,
+    validation: tuple[Any, ...] | DataSource | None = None,
+    test: tuple[Any, ...] | DataSource | None = None,
     params: Mapping[str, Any] | None = None,
     outputs: Callable[[Views, Batch], Array] | None = None,
     loss: LossName | Loss | LossFunction | None = None,
@@ -69,11 +70,12 @@ def fit(
     x, y, weights : arrays
         The examples along the first axis: x of shape (n, …), y of shape (n,) or (n, k), weights of shape (n,). They
         are used where they lie, and read-only until fit returns. A tuple (x, y) or (x, y, weights) may take x's place.
-    group : array, optional
-        What group each example is of, numbers or texts (n,). What `validation_fraction` or `fold` splits off are whole
+        x may also be a frame or an `open_dataset(…)`, and y and weights names of its columns.
+    group : array or str, optional
+        What group each example is of, numbers or texts (n,), or the name of their column. What `validation_fraction` or `fold` splits off are whole
         groups then.
-    validation, test : tuple of arrays
-        (x, y) or (x, y, weights). `validation_fraction=0.1` splits validation examples off x and y instead.
+    validation, test : tuple of arrays, frame or DataSource
+        (x, y) or (x, y, weights), or an `open_dataset(…)`, read as the training examples are. `validation_fraction=0.1` splits validation examples off x and y instead.
     params : mapping of str to array, optional
         The initial parameters by name: of a model that is a function, or in place of the model's own, then with running
         statistics where there are any, `{**result.params, **result.state}`.

@@ -17,7 +17,7 @@ import numpy as np
 from distsgd.core.components import check_name, field_names
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.output import say_lines
-from distsgd.data.examples import Examples, Signature
+from distsgd.data.examples import Signature
 from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.losses.base import Loss
@@ -27,19 +27,10 @@ from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective
 from distsgd.run.compared.agreement import add_versions
-from distsgd.run.compared.digests import array_text
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import HYPER_PARAMETERS, OF_SCHEDULES, OPTIONS, OWN_LOSS, TrainConfig, own_optimizer, resolved
 from distsgd.run.config_file import SHORT, check_known, from_mapping
-from distsgd.run.data.given import (
-    add_examples,
-    examples_given,
-    from_arrays,
-    from_source,
-    groups_given,
-    has_columns,
-    source_of,
-)
+from distsgd.run.data.given import sets_given
 from distsgd.run.files.summary import last_line
 from distsgd.run.lifecycle import Attempt, RunSpec
 from distsgd.run.user_code import allow_code, names_code
@@ -47,8 +38,6 @@ from distsgd.training.callbacks import Callback
 from distsgd.training.metrics.base import Metric, UserMetric
 
 if TYPE_CHECKING:
-    from distsgd.data.sources.base import DataSource
-    from distsgd.run.data.frames import Described
     from distsgd.run.files.folder import RunFolder
 
 NOT_FOR_FIT = {
@@ -79,23 +68,15 @@ class FitArguments:
         self._check()
         optimizer = self._own_optimizer()
         config = self._config(optimizer)
-        source = source_of(self.arrays["train"])
         as_stored = isinstance(self.model, Objective) and self.model.inputs_as_stored
-        given = {name: one for name, one in self.arrays.items() if source is None or one is not source}
-        given, known = self._without_frames(given, config, source)
-        sets = {name: examples_given(one, name, as_stored) for name, one in given.items()}
-        if source is None and sets["train"] is None:
-            raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
+        given = sets_given(self.arrays, self.group, config, as_stored)
         optimizer = optimizer or own_optimizer(config)
-        identity, groups = self._identity(config, optimizer, sets), groups_given(self.group)
-        if groups is not None:
-            identity.say("group", array_text(groups))
-        if known is not None:
-            identity.say("columns", f"{known.columns}, {known.class_names}")
+        identity = self._identity(config, optimizer)
+        given.identify(identity)
         spec = RunSpec(
             config,
             None if config.out is None else _folder(config),
-            from_arrays(sets, groups, known) if source is None else from_source(source, sets, groups),
+            given.loader(),
             self._objective,
             optimizer,
             self.schedule if isinstance(self.schedule, Schedule) else None,
@@ -104,21 +85,6 @@ class FitArguments:
             lambda communicator: [*_progress(communicator, config), *self.callbacks],
         )
         return (spec if config.quiet else replace(spec, before_training=_announce, ended=_say_end)), identity
-
-    def _without_frames(
-        self, given: dict[str, Any], config: TrainConfig, source: DataSource | None
-    ) -> tuple[dict[str, Any], Described | None]:
-        """The sets with arrays in place of frames, and what those were; None where there are none."""
-        if not has_columns(*given.values()):
-            if config.missing != "refuse":
-                raise ConfigurationError("missing: is for the columns of a frame, and x is none; leave it out")
-            return given, None
-        from distsgd.run.data import frames
-
-        if source is None:
-            return frames.given_frames(given, config.missing, config.classes)
-        known = frames.Described(source.columns, source.class_names)
-        return {name: frames.as_arrays(one, f"fit: {name} ", known) for name, one in given.items()}, None
 
     def _check(self) -> None:
         """Raises ConfigurationError for an argument of the wrong kind, and for options that fit doesn't have."""
@@ -201,8 +167,8 @@ class FitArguments:
         own = re.sub(r" at 0x[0-9a-f]+", "", repr(optimizer))  # a run has the same name wherever its objects lie
         return replace(resolved(config, optimizer), optimizer=kinds[0] if kinds else own)
 
-    def _identity(self, config: TrainConfig, optimizer: Optimizer, sets: Mapping[str, Examples | None]) -> Identity:
-        """All that ranks must be given alike."""
+    def _identity(self, config: TrainConfig, optimizer: Optimizer) -> Identity:
+        """All that ranks must be given alike, but the examples."""
         model, params = self.model, self.params
         identity = Identity()
         add_versions(identity)
@@ -218,12 +184,6 @@ class FitArguments:
                 identity.add(option, getattr(config, option) if own is None or _is_named(own) else own)
         for number, metric in enumerate(metrics_of(self.metrics, "fit")[1]):
             identity.add(f"metrics[{number}]", metric)
-        if (source := source_of(self.arrays["train"])) is not None:
-            identity.say(
-                "train", f"{source.name}: {', '.join(f'{key} {one.shape}' for key, one in source.arrays.items())}"
-            )
-        for name, part in sets.items():
-            add_examples(identity, name, part)
         return identity
 
     def _objective(self, communicator: Communicator, config: TrainConfig, data: Signature) -> Objective:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 from distsgd.core.components import check_name, suggestion, wrong_name
 from distsgd.core.errors import ConfigurationError, DataError
@@ -17,8 +17,9 @@ from distsgd.data.columns import Missing
 from distsgd.data.named.digits import open_digits
 from distsgd.data.named.generated import make_moons, open_moons, open_xor
 from distsgd.data.named.mnist import FASHION_MNIST, MNIST, load_mnist
-from distsgd.data.sources.base import ArraySource, DataSource, OpenOptions, ReadOptions, read_array
-from distsgd.data.sources.registry import check_taken, looks_like_path, open_inputs, open_path, open_paths
+from distsgd.data.sources.base import ArraySource, DataSource, Opened, OpenOptions, ReadOptions, read_array
+from distsgd.data.sources.registry import check_taken, files_of, looks_like_path, open_inputs, open_path, open_paths
+from distsgd.data.sources.streams import absolute
 
 __all__ = [
     "DATASETS", "ArraySource", "DataSource", "OpenOptions", "check_arrays", "load_mnist", "make_moons",
@@ -102,7 +103,10 @@ def open_dataset(
     check_name("missing", missing, get_args(Missing))
     named = tuple(classes)
     asked = ReadOptions(_names(x), _names(y), weights, axis=str(axis), missing=missing, classes=named)
-    return _with_names(open_with(name_or_path, OpenOptions(data_dir, seed, download), asked), named)
+    found = open_with(name_or_path, OpenOptions(data_dir, seed, download), asked)
+    if not isinstance(name_or_path, str) or name_or_path not in DATASETS:
+        found = replace(found, opened=Opened(_paths(name_or_path), asked))
+    return _with_names(found, named)
 
 
 def _with_names(found: DataSource, named: tuple[str, ...]) -> DataSource:
@@ -113,6 +117,24 @@ def _with_names(found: DataSource, named: tuple[str, ...]) -> DataSource:
         what = "values" if found.num_classes is None else f"{found.num_classes} classes"
         raise ConfigurationError(f"classes: {len(named)} are named, the targets of {found.name} are {what}")
     return replace(found, num_classes=len(named), class_names=named)
+
+
+def reopened(source: DataSource, **asked: Any) -> DataSource | None:
+    """The data set that `open_dataset` has opened, with something else asked of its files; None of one with a name."""
+    if source.opened is None:
+        return None
+    paths, options = source.opened.paths, replace(source.opened.options, **asked)
+    found = open_path(paths[0], options) if len(paths) == 1 else open_paths(paths, options)
+    if source.class_names and not found.class_names:  # of arrays, whose file has no names
+        found = replace(found, num_classes=source.num_classes, class_names=source.class_names)
+    return replace(found, name=source.name, opened=Opened(paths, options))
+
+
+def _paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """The absolute paths of all files that this means: the folder in which a program is may change."""
+    if isinstance(given, str | os.PathLike):
+        return tuple(files_of(given)) or (absolute(given),)
+    return tuple(absolute(path) for path in given)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from sys import maxsize
 from types import TracebackType
@@ -204,6 +204,8 @@ class DataSource:
         The files as they were when they were opened.
     notes : tuple of str
         Sentences for the user.
+    opened : Opened, optional
+        How `open_dataset` has opened files, so that they can be opened again with something else asked of them.
     """
 
     name: str
@@ -215,6 +217,7 @@ class DataSource:
     class_names: tuple[str, ...] = ()
     files: tuple[FileStamp, ...] = ()
     notes: tuple[str, ...] = ()
+    opened: Opened | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ class ReadOptions:
     x, y : tuple of str
         The columns or arrays that are inputs and targets: names, or patterns of names.
     weights, group : str, optional
-        The column or array of sample weights, and the one of groups that a split keeps together.
+        The column or array of sample weights, "" for none; and the one of groups that a split keeps together.
     axis : str, default "0"
         The number or the name of the axis of examples.
     missing : str, default "refuse"
@@ -258,6 +261,14 @@ class ReadOptions:
     targets: bool = True
     streamed: bool = False
     listed: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The absolute paths of a data set that a program has opened, and what it has asked of them."""
+
+    paths: tuple[str, ...]
+    options: ReadOptions
 
 
 @dataclass(frozen=True)

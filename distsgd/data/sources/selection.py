@@ -12,12 +12,14 @@ from fnmatch import fnmatchcase
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.assemble import ACCEPTED, ALIASES, canonical, check_names
-from distsgd.data.sources.base import ArraySource, ReadOptions
+from distsgd.data.sources.base import SPLITS, ArraySource, ReadOptions
 from distsgd.data.sources.beside import beside
 from distsgd.data.sources.converted import converted
 
 ALL = "all"
 """In place of names: all that nothing else names."""
+NONE = ""
+"""In place of the name of weights: none, though there is an array of that name."""
 _SHOWN = 8
 """Names that a message has."""
 
@@ -100,10 +102,11 @@ def roles(where: str, names: Sequence[str], options: ReadOptions) -> dict[str, t
         y = named(where, "y", options.y, names, "array", {*weights, *group}) or _own(where, "y", names)
         x = named(where, "x", options.x, names, "array", {*y, *weights, *group}) or _own(where, "x", names)
         refuse_twice(where, {"x": x, "y": y, "weights": weights, "group": group})
-        weights = weights or _by_own_name("weights", names)
+        weights = weights or (() if options.weights == NONE else _by_own_name("weights", names))
         return {"x_train": x, "y_train": y} | ({"weights_train": weights} if weights else {})
     check_names(where, [name for name in names if name not in weights])
-    left = [name for name in names if name in ACCEPTED and not (weights and ALIASES.get(name, name) == "weights_train")]
+    without = {"weights_train"} if weights else {f"weights_{split}" for split in SPLITS if options.weights == NONE}
+    left = [name for name in names if name in ACCEPTED and ALIASES.get(name, name) not in without]
     found = {role: (name,) for role, name in canonical(where, dict(zip(left, left, strict=True))).items()}
     refuse_twice(where, {role.partition("_")[0]: one for role, one in found.items()} | {"weights": weights})
     return found | ({"weights_train": weights} if weights else {})
@@ -111,7 +114,7 @@ def roles(where: str, names: Sequence[str], options: ReadOptions) -> dict[str, t
 
 def one_name(name: str | None) -> tuple[str, ...]:
     """The name of an option that takes a single one, as `named` takes and returns names."""
-    return () if name is None else (name,)
+    return (name,) if name else ()
 
 
 def _by_own_name(kind: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -167,12 +167,19 @@ def is_installed(file: Path) -> bool:
     return not _INSTALLED.isdisjoint(file.parts)
 
 
-def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False, sampled: bool = False) -> str:
+def fingerprint(
+    sets: Mapping[str, Examples | None],
+    *,
+    in_memory: bool = False,
+    sampled: bool = False,
+    in_files: bool | None = None,
+) -> str:
     """16 hexadecimal digits of shapes, dtypes, targets, weights and inputs of each set.
 
     Of inputs that are mapped or larger than 1 GiB, up to 4,096 evenly spread examples: reading all of them may take as
     long as an epoch. With `in_memory`, no contents of what is mapped. With `sampled`, of all inputs up to 4,096
-    examples in runs, so that sets in memory have the digits that they have in files.
+    examples in runs, so that sets in memory have the digits that they have in files. `in_files` says whether inputs
+    count as mapped, whatever they are.
     """
     found = hashlib.sha256()
     for name, part in sets.items():
@@ -184,7 +191,9 @@ def fingerprint(sets: Mapping[str, Examples | None], *, in_memory: bool = False,
                 continue
             if array is part.x and sampled:
                 array = array[sampled_rows(len(array))]
-            elif array is part.x and (is_mapped(array) or array.nbytes > _HASHED_BYTES):
+            elif array is part.x and (
+                array.nbytes > _HASHED_BYTES or (is_mapped(array) if in_files is None else in_files)
+            ):
                 array = array[np.linspace(0, len(array) - 1, min(len(array), _HASHED_INPUTS)).astype(np.int64)]
             for _, block in blocks(array):
                 found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)

@@ -22,22 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Described:
-    """What is known of columns and classes; `notes` are sentences for the user."""
+    """What is known of columns and classes; `notes` are sentences for the user. `weights` is the name of the column
+    that they are in, and `groups` are those of the training examples, where they are a column."""
 
     columns: Columns | None = None
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    weights: str | None = None
+    groups: Array | None = None
 
 
-def given_frames(sets: Mapping[str, Any], missing: Missing, classes: Sequence[str]) -> tuple[dict[str, Any], Described]:
+def given_frames(
+    sets: Mapping[str, Any], missing: Missing, classes: Sequence[str], group: str | None = None
+) -> tuple[dict[str, Any], Described]:
     """The sets of fit with arrays in place of frames and of series of text, and what they were.
 
     The training set says which columns there are, and in which order; the others are read as it is.
     """
     names = tuple(classes) if len(classes) > 1 else ()
-    train, known = _described(sets["train"], "fit: train ", missing, names)
-    if missing != "refuse" and known.columns is None:
-        raise ConfigurationError("missing: is for the columns of a frame, and x is none; fill in values of arrays")
+    train, known = _described(sets["train"], "fit: train ", missing, names, group)
     found = {"train": train}
     for key, one in sets.items():
         if key == "train":
@@ -46,7 +49,9 @@ def given_frames(sets: Mapping[str, Any], missing: Missing, classes: Sequence[st
     return found, known
 
 
-def _described(given: Any, where: str, missing: Missing, names: tuple[str, ...]) -> tuple[Any, Described]:
+def _described(
+    given: Any, where: str, missing: Missing, names: tuple[str, ...], group: str | None
+) -> tuple[Any, Described]:
     """The arrays of a training set, and its columns and classes."""
     x, *rest = given if isinstance(given, tuple | list) else (given,)
     if not is_frame(x):
@@ -54,7 +59,8 @@ def _described(given: Any, where: str, missing: Missing, names: tuple[str, ...])
         return (given if y is None else (x, y, *rest[1:])), Described(class_names=found)
     targets = _names(rest[0] if rest else None)
     weights = rest[1] if len(rest) > 1 else None
-    if missing in ("refuse", "zero") and not isinstance(weights, str) and (targets or rest):
+    by_name = isinstance(weights, str) or group is not None
+    if missing in ("refuse", "zero") and not by_name and (targets or rest):
         # Numbers alone need no package but pandas.
         parts = apart(x, targets) if targets else (x, rest[0])
         plain = None if parts is None else numbers_alone(parts[0])
@@ -66,9 +72,11 @@ def _described(given: Any, where: str, missing: Missing, names: tuple[str, ...])
             return (plain, y, *rest[1:]), Described(columns, found)
     y = _separate(rest, 0)
     labels, found = _labels(y, names, f"{where}y")
-    source = _source(x, where, _options(x, rest, missing, names))
+    source = _source(x, where, _options(x, rest, missing, names, group=group))
     arrays = _arrays(source, y if labels is None else labels, _separate(rest, 1))
-    return arrays, Described(source.columns, found or source.class_names, source.notes)
+    groups = None if group is None else _read(source, "group")
+    named = weights if isinstance(weights, str) else None
+    return arrays, Described(source.columns, found or source.class_names, source.notes, named, groups)
 
 
 def as_arrays(given: Any, where: str, known: Described) -> Any:
@@ -76,8 +84,16 @@ def as_arrays(given: Any, where: str, known: Described) -> Any:
     x, *rest = given if isinstance(given, tuple | list) else (given,)
     y, _ = _labels(rest[0] if rest else None, known.class_names, f"{where}y", fixed=True)
     if not is_frame(x) or known.columns is None:
+        if known.columns is not None and known.columns.fill and rest:
+            from distsgd.data.checks import as_array
+            from distsgd.run.data.filling import filled_in
+
+            x = filled_in(as_array(x, "x", where.partition(":")[0]), known.columns)
+            return (x, rest[0] if y is None else y, *rest[1:])
         return given if y is None else (x, y, *rest[1:])
     missing: Missing = "drop" if known.columns.missing == "drop" else "refuse"
+    if known.weights is not None and not isinstance(given, tuple | list):
+        rest = [None, known.weights]  # as the training examples have them
     options = _options(x, rest, missing, known.class_names, known.columns)
     separate = _separate(rest, 0) if y is None else y
     return _arrays(_source(x, where, options), separate, _separate(rest, 1))
@@ -102,16 +118,22 @@ def targets_for(x: Any, y: Any, weights: Any, signature: Signature, where: str) 
 
 
 def _options(
-    frame: Any, rest: Sequence[Any], missing: Missing, names: tuple[str, ...], columns: Columns | None = None
+    frame: Any,
+    rest: Sequence[Any],
+    missing: Missing,
+    names: tuple[str, ...],
+    columns: Columns | None = None,
+    group: str | None = None,
 ) -> ReadOptions:
     """What is asked of a frame: names of targets and weights, where they are its columns. Beside targets that are given
     all of its columns are inputs."""
     y, weights = (rest[k] if len(rest) > k else None for k in (0, 1))
-    targets = _names(y)
+    targets, others = _names(y), {one for one in (weights, group) if isinstance(one, str)}
     return ReadOptions(
-        x=() if y is None or targets else names_of(frame),
+        x=() if y is None or targets else tuple(name for name in names_of(frame) if name not in others),
         y=targets,
         weights=weights if isinstance(weights, str) else None,
+        group=group,
         missing=missing,
         classes=names,
         columns=columns,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,61 @@ from distsgd.core.errors import ConfigurationError, first_line
 from distsgd.data.checks import as_array, stored_array
 from distsgd.data.examples import Examples
 from distsgd.parallel import Communicator
-from distsgd.run.compared.digests import array_text, fingerprint
+from distsgd.run.compared.digests import array_text, changed_since, fingerprint
 from distsgd.run.compared.identity import Identity
 from distsgd.run.config import TrainConfig
-from distsgd.run.data.loading import Data, data_of, refuse_beside_validation, split_data
+from distsgd.run.data.loading import Data, data_beside_arrays, data_of, refuse_beside_validation, split_data
 
 if TYPE_CHECKING:
+    from distsgd.data.columns import Missing
     from distsgd.data.sources.base import DataSource
     from distsgd.run.data.frames import Described
+
+
+@dataclass(frozen=True)
+class Given:
+    """What fit was given to train, validate and test on.
+
+    Parameters
+    ----------
+    source
+        The training set where it is an opened data set, with its other splits.
+    sets
+        Those that are arrays, by their names.
+    others
+        Opened data sets to validate and test on, by the names of the sets.
+    groups
+        What group each training example is of.
+    known
+        What is known of the columns and classes of frames.
+    """
+
+    source: DataSource | None
+    sets: dict[str, Examples | None]
+    others: Mapping[str, DataSource]
+    groups: Array | None = None
+    known: Described | None = None
+
+    def loader(self) -> Callable[[Communicator, TrainConfig], Data]:
+        """What loads them in a run."""
+        if self.source is None:
+            return from_arrays(self.sets, self.groups, self.known, self.others)
+        return from_source(self.source, self.sets, self.groups, self.others)
+
+    def identify(self, identity: Identity) -> None:
+        """Adds what ranks must be given alike."""
+        if self.source is not None:
+            add_source(identity, "train", self.source)
+        for name, part in self.sets.items():
+            if name not in self.others:
+                add_examples(identity, name, part)
+        for name, one in self.others.items():
+            add_source(identity, name, one)
+        if self.groups is not None:
+            identity.say("group", array_text(self.groups))
+        if self.known is not None:
+            identity.say("columns", f"{self.known.columns}, {self.known.class_names}")
+
 
 _OF_FRAMES = {"pandas", "polars", "pyarrow", "xarray"}
 """Packages whose frames and series have names or text."""
@@ -34,8 +81,12 @@ def has_columns(*given: Any) -> bool:
     return any(type(one).__module__.partition(".")[0] in _OF_FRAMES for one in several)
 
 
-def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
-    """The training examples as one tuple: x and y, or x alone where it is (x, y) or (x, y, weights)."""
+def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | DataSource | None:
+    """The training examples as one tuple: x and y, or x alone where it is (x, y) or (x, y, weights), or opened."""
+    if (source := source_of(x)) is not None:
+        from distsgd.run.data.opened import asked_of
+
+        return asked_of(source, y=y, weights=weights)
     if y is None:
         if weights is None or x is None or not isinstance(x, tuple | list) or len(x) != 2:
             if weights is not None:
@@ -47,6 +98,69 @@ def training_set(x: Any, y: Any, weights: Any) -> tuple[Any, ...] | None:
             "fit: x is (x, y) already, and y is a tuple, too; validation examples are given as validation=(x, y)"
         )
     return (x, y) if weights is None else (x, y, weights)
+
+
+def sets_given(arrays: Mapping[str, Any], group: Any, config: TrainConfig, as_stored: bool) -> Given:
+    """What fit was given, as examples and data sets. `as_stored` says how the model takes inputs."""
+    sources = {name: found for name, one in arrays.items() if (found := source_of(one)) is not None}
+    source, by_name = sources.pop("train", None), group if isinstance(group, str) else None
+    if source is not None and (by_name is not None or config.missing != "refuse"):
+        from distsgd.run.data.opened import asked_of, with_missing
+
+        source = with_missing(asked_of(source, group=by_name), config.missing)
+    given = {name: one for name, one in arrays.items() if source_of(one) is None}
+    given, known = _without_frames(given, config, source, by_name)
+    sets = {name: examples_given(one, name, as_stored) for name, one in given.items()}
+    if source is None and sets["train"] is None:
+        raise ConfigurationError("fit: give x and y, or for x (x, y) or (x, y, weights), got None")
+    groups = groups_given(None if by_name is not None else group)
+    if known is not None and known.groups is not None:
+        groups = known.groups
+    elif by_name is not None and source is None:
+        raise ConfigurationError(
+            f"fit: group: {by_name!r} is the name of a column, and x is no frame; give one entry an example"
+        )
+    if source is None and config.missing != "refuse" and (known is None or known.columns is None):
+        from distsgd.run.data.filling import filled_sets
+        from distsgd.run.data.frames import Described
+
+        sets, columns, groups = filled_sets(sets, config.missing, groups)
+        known = replace(known or Described(), columns=columns)
+    if sources:
+        from distsgd.run.data.opened import read_as
+
+        columns, classes = (known.columns, known.class_names) if known is not None else (None, ())
+        if source is not None:
+            columns, classes = source.columns, source.class_names
+        missing, weights = _asked(source, known, config)
+        sources = {
+            name: read_as(one, columns, classes, f"fit: {name}", missing, weights) for name, one in sources.items()
+        }
+    return Given(source, sets, sources, groups, known if source is None else None)
+
+
+def _asked(source: DataSource | None, known: Described | None, config: TrainConfig) -> tuple[Missing, str | None]:
+    """What is done with missing values of the training examples, and the name of the column of their weights."""
+    if source is not None and source.opened is not None:
+        return source.opened.options.missing, source.opened.options.weights
+    return config.missing, None if known is None else known.weights
+
+
+def _without_frames(
+    given: dict[str, Any], config: TrainConfig, source: DataSource | None, group: str | None
+) -> tuple[dict[str, Any], Described | None]:
+    """The sets with arrays in place of frames, and what those were; None where there are none."""
+    fills = source is not None and source.columns is not None and source.columns.fill
+    if not has_columns(*given.values()) and not (fills and any(one is not None for one in given.values())):
+        return given, None
+    from distsgd.run.data import frames
+
+    if source is None:
+        return frames.given_frames(given, config.missing, config.classes, group)
+    known = frames.Described(source.columns, source.class_names)
+    return {
+        name: one if one is None else frames.as_arrays(one, f"fit: {name} ", known) for name, one in given.items()
+    }, known
 
 
 def examples_given(arrays: tuple[Any, ...] | None, name: str, as_stored: bool) -> Examples | None:
@@ -113,17 +227,30 @@ def groups_given(group: Any) -> Array | None:
 
 
 def from_arrays(
-    sets: dict[str, Examples | None], groups: Array | None, known: Described | None = None
+    sets: dict[str, Examples | None],
+    groups: Array | None,
+    known: Described | None = None,
+    others: Mapping[str, DataSource] | None = None,
 ) -> Callable[[Communicator, TrainConfig], Data]:
-    """Examples in memory, as they are: the ranks compare them before. `known` are their columns and classes."""
+    """Examples in memory, as they are: the ranks compare them before. `known` are their columns and classes; `others`
+    are data sets to validate or test on."""
     names, contents = {"": "the arrays"} | {name: name for name in sets}, fingerprint(sets)
-    if known is None:
+    if known is None and not others:
         return lambda communicator, config: split_data(
             communicator, config, names, sets, contents=contents, groups=groups
         )
 
     def load(communicator: Communicator, config: TrainConfig) -> Data:
-        data = split_data(communicator, config, names, sets, len(known.class_names) or None, contents, groups=groups)
+        classes = len(known.class_names) or None if known is not None else None
+        if not others:
+            data = split_data(communicator, config, names, sets, classes, contents, groups=groups)
+        else:
+            found = sets | _placed(communicator, config, others, sets["train"])
+            called = names | {name: one.name for name, one in others.items()}
+            data = data_beside_arrays(communicator, config, called, found, classes, groups)
+            data = replace(data, changed=changed_since(sets, contents))
+        if known is None:
+            return data
         signature = replace(data.signature, columns=known.columns, class_names=known.class_names)
         return replace(data, signature=signature, notes=(*known.notes, *data.notes))
 
@@ -131,23 +258,47 @@ def from_arrays(
 
 
 def from_source(
-    source: DataSource, sets: dict[str, Examples | None], groups: Array | None
+    source: DataSource,
+    sets: dict[str, Examples | None],
+    groups: Array | None,
+    others: Mapping[str, DataSource] | None = None,
 ) -> Callable[[Communicator, TrainConfig], Data]:
-    """Its splits, each array once per host; those that are given as arrays take their place."""
+    """Its splits, each array once per host; those that are given as arrays, or of other data sets, take their place."""
 
     def load(communicator: Communicator, config: TrainConfig) -> Data:
-        from distsgd.run.data.placement import place_split
+        from distsgd.run.data.placement import place, place_split
 
         given = {name: part for name, part in sets.items() if part is not None}
-        if "validation" in given:
-            refuse_beside_validation(config)
         names = {split: f"{source.name} ({split})" for split in ("train", "validation", "test")} | {"": source.name}
-        found = {
-            split: given.get(split) or place_split(communicator, source, split, config) for split in names if split
+        found = _placed(communicator, config, others or {}, None) | given
+        if "validation" in found:
+            refuse_beside_validation(config)
+        names |= {name: one.name for name, one in (others or {}).items()}
+        parts = {
+            split: found.get(split) or place_split(communicator, source, split, config) for split in names if split
         }
-        return data_of(communicator, config, source, names, found, groups)
+        own = source.arrays.get("group_train")
+        belongs = place(communicator, own) if own is not None else groups
+        return data_of(communicator, config, source, names, parts, belongs)
 
     return load
+
+
+def _placed(
+    communicator: Communicator, config: TrainConfig, others: Mapping[str, DataSource], train: Examples | None
+) -> dict[str, Examples | None]:
+    """The examples of data sets to validate or test on, once per host. Collective."""
+    from distsgd.run.data.placement import place_as
+
+    found = {name: place_as(communicator, one, name, config) for name, one in others.items()}
+    if train is None or not train.as_stored:
+        return found
+    return {name: None if one is None else replace(one, as_stored=True, scale=1.0) for name, one in found.items()}
+
+
+def add_source(identity: Identity, name: str, source: DataSource) -> None:
+    """Adds what ranks must be given alike of one opened data set."""
+    identity.say(name, f"{source.name}: {', '.join(f'{key} {one.shape}' for key, one in source.arrays.items())}")
 
 
 def add_examples(identity: Identity, name: str, part: Examples | None) -> None:

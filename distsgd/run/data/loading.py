@@ -57,7 +57,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
     from distsgd.data.sources.registry import looks_like_path
     from distsgd.run.data.options import read_options
-    from distsgd.run.data.placement import place, place_split
+    from distsgd.run.data.placement import place, place_as, place_split
 
     options, others = read_options(config), (config.validation, config.test)
     source = open_source(communicator, config.dataset, config.data_dir, config.seed, others, options)
@@ -77,8 +77,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
                 f"({', '.join(source.class_names[:8]) or 'without names'}), got {', '.join(other.class_names[:8])}; "
                 "give examples of the same classes"
             )
-        there = split if f"x_{split}" in other.arrays else "train"
-        sets[split] = place_split(communicator, other, there, config, split)
+        sets[split] = place_as(communicator, other, split, config)
         names[split] = other.name
     groups = place(communicator, source.arrays["group_train"]) if "group_train" in source.arrays else None
     return data_of(communicator, config, source, names, sets, groups)
@@ -106,6 +105,21 @@ def data_of(
     data = replace(data, signature=signature, unused=source.unused, notes=(*source.notes, *data.notes))
     _check_hosts(communicator, data, sets, config)
     data = _streamed(data, config)
+    release_freed_memory()
+    return data
+
+
+def data_beside_arrays(
+    communicator: Communicator,
+    config: TrainConfig,
+    names: dict[str, str],
+    sets: dict[str, Examples | None],
+    classes: int | None,
+    groups: Array | None,
+) -> Data:
+    """Training examples that are a program's arrays, and others of data sets, which may stay in files. Collective."""
+    data = split_data(communicator, config, names, sets, classes, groups=groups)
+    _check_hosts(communicator, data, sets, config)
     release_freed_memory()
     return data
 

@@ -32,21 +32,21 @@ def read_options(config: TrainConfig) -> ReadOptions:
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:
     """What a trained model asks of the data set of this name: what its own data were asked, and instead of that what is
-    given."""
+    given. An axis "" is none that is given."""
     if not looks_like_path(name):
-        return given
+        return replace(given, axis=given.axis or "0")
     columns, of_run = signature.columns, read_options(config)
     missing = of_run.missing if columns is None else columns.missing
     if missing == "drop" and not given.targets:  # each example has a prediction, or is refused
         missing, columns = "refuse", None if columns is None else replace(columns, missing="refuse")
     given = replace(given, columns=columns, missing=missing)
     if name.endswith(".npy") and not Path(name).expanduser().is_dir():
-        return given  # a single array, which has no name
+        return replace(given, axis=given.axis or "0")  # a single array, which has no name
     return replace(
         given,
         x=given.x or (of_run.x if columns is None else ()),
         y=given.y or (of_run.y if columns is None else ()),
-        weights=given.weights or of_run.weights,
-        axis=given.axis if given.axis != "0" else of_run.axis,
+        weights=of_run.weights if given.weights is None and given.targets else given.weights,
+        axis=given.axis or of_run.axis,
         classes=signature.class_names or of_run.classes,
     )

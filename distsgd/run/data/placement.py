@@ -44,6 +44,12 @@ def place_split(
     return Examples(arrays["x"], arrays["y"], arrays.get("weights"), source.scale)
 
 
+def place_as(communicator: Communicator, other: DataSource, role: str, config: TrainConfig) -> Examples | None:
+    """The examples of another data set than the training set's, to validate or test on: its split of that name, else
+    all. Collective."""
+    return place_split(communicator, other, role if f"x_{role}" in other.arrays else "train", config, role)
+
+
 def place(communicator: Communicator, source: ArraySource) -> Array:
     """The array of a source in memory, as `place_together` puts it there. Collective."""
     return place_together(communicator, {"": source})[""]

@@ -36,11 +36,16 @@ class Split:
     words: str
     by_blocks: bool = False
 
-    def digest(self, train: Examples) -> str:
-        """16 hexadecimal digits of the rows for validation and of the arrays that they are rows of."""
+    def digest(self, train: Examples, in_files: bool | None = None) -> str:
+        """16 hexadecimal digits of the rows for validation and of the arrays that they are rows of; `in_files` says
+        whether they are to be looked at as those in files are, or as others."""
         rows = hashlib.sha256(self.validation[:].astype("<i8").tobytes())
-        rows.update(fingerprint({"train": train}, sampled=self.by_blocks).encode())
+        rows.update(fingerprint({"train": train}, sampled=self.by_blocks, in_files=in_files).encode())
         return rows.hexdigest()[:16]
+
+    def is_of(self, train: Examples, digest: str | None) -> bool:
+        """Whether this is the digest of these examples, which the run may have had in memory or in files."""
+        return any(self.digest(train, in_files) == digest for in_files in (True, False))
 
     def left_of(self, targets: TargetSummary | None, y: Array) -> TargetSummary | None:
         """What there is to say of the targets of the rows that are trained on, as far as it is known of all."""

@@ -157,16 +157,21 @@ class Ensemble:
         DataError
             Where the examples don't fit the members.
         """
-        from distsgd.run.data.given import examples_of
+        from distsgd.run.data.given import examples_of, source_of
         from distsgd.run.fit_arguments import metrics_of
         from distsgd.run.trained.scoring import arrays_of, checked, score_predictions
 
         names, own = metrics_of(metrics, "evaluate")
+        if source_of(x) is not None:
+            raise ConfigurationError(
+                "evaluate: an ensemble takes arrays or a frame, got an opened data set; give x and y of it, such as "
+                "distsgd.data.read_array(source.arrays['x_test'])"
+            )
         stored = self.members[0]._stored()
         with numpys_defaults():
-            given = arrays_of(stored.signature, x, y)
+            given = arrays_of(stored, x, y)
             examples = checked(stored, examples_of(given, "", "evaluate", stored.objective.inputs_as_stored))
-            return score_predictions(stored, self.predict(x), examples, names, own)
+            return score_predictions(stored, self.predict(examples.x), examples, names, own)
 
 
 def mean_and_spread(predictions: Iterable[Array]) -> tuple[Array, Array]:

@@ -128,7 +128,7 @@ def _loaded(path: str, given: dict[str, Any], *, required: bool) -> TrainedModel
     params, state = ({name: array.copy() for name, array in views.items()} for views in (found.params, found.state))
     return TrainedModel(
         params=params, state=state, config=options, summary=summary, history=history, task=found.task,
-        _config=config, _signature=found.signature, _objective=objective, _metadata=found.metadata,
+        _config=config, _signature=found.signature, _objective=objective, _metadata=found.metadata, _path=path,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import Array, Shape
 from distsgd.core.layout import Layout, Views
 from distsgd.data.checks import check_arrays, check_stored
-from distsgd.data.examples import Examples, Signature
+from distsgd.data.examples import Examples
 from distsgd.nn.batch import Batch
 from distsgd.nn.objective import Objective
 from distsgd.parallel import Communicator
@@ -94,17 +94,32 @@ class _Predicted(Objective):
         return self.model.targets(y, dtype)
 
 
-def arrays_of(signature: Signature, x: Any, y: Any, weights: Any = None) -> tuple[Any, ...]:
+def arrays_of(stored: StoredModel, x: Any, y: Any, weights: Any = None) -> tuple[Any, ...]:
     """(x, y) or (x, y, weights) of a program; frames and series of text as arrays of numbers."""
     if has_columns(x, y):
         from distsgd.run.data.frames import targets_for
 
-        return targets_for(x, y, weights, signature, "evaluate: ")
+        return targets_for(x, y, weights, stored.signature, "evaluate: ")
     return (x, y) if weights is None else (x, y, weights)
+
+
+def as_trained(stored: StoredModel, given: Examples) -> Examples:
+    """Examples whose missing values are treated as those of training were."""
+    columns = stored.signature.columns
+    if columns is not None and columns.fill:
+        from distsgd.run.data.filling import filled_in
+
+        return replace(given, x=filled_in(given.x, columns))
+    if columns is None and stored.config.missing == "drop" and not given.as_stored:
+        from distsgd.run.data.filling import without_missing
+
+        return without_missing(given)
+    return given
 
 
 def checked(stored: StoredModel, given: Examples) -> Examples:
     """Examples of a program, scaled as those of training were. Raises DataError where they don't fit the model."""
+    given = as_trained(stored, given)
     stored.check_targets("evaluate", given.y)
     dtype, classes = np.dtype(stored.config.dtype), stored.signature.num_classes
     if given.as_stored:

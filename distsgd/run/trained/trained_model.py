@@ -22,7 +22,7 @@ from distsgd.nn.objective import Objective
 from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import NOT_WRITTEN, TrainConfig
-from distsgd.run.data.given import has_columns
+from distsgd.run.data.given import has_columns, source_of
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics.base import Metric
 from distsgd.training.run_state import Metadata
@@ -68,6 +68,7 @@ class TrainedModel:
     _signature: Signature = field(repr=False)
     _objective: Objective = field(repr=False)
     _metadata: Metadata = field(repr=False)
+    _path: str | None = field(repr=False, default=None)
 
     def __repr__(self) -> str:
         """Five lines: the model, its task, how far it was trained, its scores, and its hash."""
@@ -165,7 +166,13 @@ class TrainedModel:
         return lower, upper
 
     def evaluate(
-        self, x: Any, y: Any, weights: Any = None, metrics: Sequence[Metric | str | Callable[..., Any]] = ()
+        self,
+        x: Any,
+        y: Any = None,
+        weights: Any = None,
+        metrics: Sequence[Metric | str | Callable[..., Any]] = (),
+        *,
+        split: str | None = None,
     ) -> dict[str, Any]:
         """Score these parameters.
 
@@ -174,10 +181,14 @@ class TrainedModel:
         x, y : array
             Examples (n, …) and their targets. x may be a frame with the columns that the model was trained on; y then
             is the name of a column, or None for the one that it was trained on. A series of text has names of classes.
+            x may be an `open_dataset(…)`, whose inputs are read in blocks where they are large; y and weights are then
+            names, or None for its own.
         weights : array, optional
             Weights of the examples' losses (n,).
         metrics : sequence of Metric, str or function
             What is measured besides the loss and the usual metrics.
+        split : str, optional
+            Which examples of an opened data set, as the command evaluate takes it: test, validation, train or all.
 
         Returns
         -------
@@ -188,6 +199,8 @@ class TrainedModel:
         ------
         DataError
             Where the examples don't fit the model.
+        ConfigurationError
+            Where an opened data set has no such examples.
         """
         from distsgd.parallel.serial import SerialCommunicator
         from distsgd.run.data.given import examples_of
@@ -195,7 +208,16 @@ class TrainedModel:
         from distsgd.run.trained.scoring import arrays_of, checked, score
 
         names, own = metrics_of(metrics, "evaluate")
-        given, stored = arrays_of(self._signature, x, y, weights), self._stored()
+        stored = self._stored()
+        if (source := source_of(x)) is not None:
+            from distsgd.run.trained.held_out import read_for, score_source
+
+            source, alone = read_for(stored, source, y, weights), SerialCommunicator()
+            with numpys_defaults(), single_threaded_blas():
+                return score_source(alone, stored, source, split, self._rows, self._warn_of, names, own)[2]
+        if split is not None:
+            raise ConfigurationError("split: is for a data set of open_dataset, and x is none; leave it out")
+        given = arrays_of(stored, x, y, weights)
         with numpys_defaults(), single_threaded_blas():
             examples = checked(stored, examples_of(given, "", "evaluate", self._objective.inputs_as_stored))
             self._warn(examples.x, 3)
@@ -249,7 +271,15 @@ class TrainedModel:
             from distsgd.run.data.frames import inputs_of
 
             x = inputs_of(x, self._signature, f"{caller}: ")
+        elif (source := source_of(x)) is not None:
+            from distsgd.run.data.opened import inputs_in
+
+            x = inputs_in(source, self._signature, caller)
         x, dtype = read(x, "x", caller), next(iter(self.params.values())).dtype
+        if self._signature.columns is not None and self._signature.columns.fill:
+            from distsgd.run.data.filling import filled_in
+
+            x = filled_in(x, self._signature.columns)
         if x.shape == (0,):  # an empty list
             x = x.reshape(0, *self._signature.example_shape)
         if x.ndim == 0:
@@ -266,6 +296,15 @@ class TrainedModel:
             self._signature.check_axes(x.shape[1:])
             self._warn(x, 4)
             return predict_all(loader, params, state)
+
+    def _rows(self) -> Array | None:
+        """The rows of the training examples that the run held out, where they are known."""
+        from distsgd.run.trained.held_out import rows_of_run
+
+        return None if self._path is None else rows_of_run(self._path, self._stored())
+
+    def _warn_of(self, doubt: str) -> None:
+        warnings.warn(doubt, stacklevel=5)
 
     def _warn(self, x: Array, level: int) -> None:
         """Warns of inputs that lie elsewhere than those of training, so many calls above."""
@@ -287,6 +326,9 @@ class Result(TrainedModel):
 
     validation_rows: Array | None
     _writes: bool = field(repr=False, default=True)
+
+    def _rows(self) -> Array | None:
+        return self.validation_rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As `TrainedModel.save`, on rank 0; without effect on the others.

@@ -26,14 +26,21 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
 
     Without `options.x` all are inputs that are nothing else, but for the `hidden` ones. Without `options.y` the target
     is the column y, and without `options.weights` a column of the name weights has the weights.
+    Those of a trained model say which are inputs.
     """
     weights, group = (_one(where, option, names, getattr(options, option)) for option in ("weights", "group"))
+    inputs = options.x if options.columns is None else options.columns.inputs
+    by_name = options.weights is None and (options.targets or options.columns is None)
+    if by_name and "weights" in names and "weights" not in (*inputs, *options.y):
+        weights = "weights"
     if options.columns is not None:
+        if options.x:
+            raise ConfigurationError(
+                f"{where}: x: the model takes the columns that it was trained on, by their names; leave it out"
+            )
         x = _trained(where, options.columns.inputs, names)
         y = _targets(where, names, options, options.columns.target) if options.targets else ()
         return Choice(x, y, weights, group)
-    if weights is None and "weights" in names and "weights" not in options.x:
-        weights = "weights"
     y = _targets(where, names, options, ("y",)) if options.targets else ()
     others = {one for one in (weights, group, *y, *options.keep) if one is not None}
     if not options.targets:
@@ -48,7 +55,7 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
 
 
 def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str | None:
-    if word is None:
+    if not word:
         return None
     found = named(where, option, (word,), names, "column")
     if len(found) != 1:
