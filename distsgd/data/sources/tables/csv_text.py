@@ -105,7 +105,7 @@ class Block:
     """Whole rows of a file: where they begin in it, their text, whether quotes hold line ends, and where rows end."""
 
     offset: int
-    text: bytes
+    text: bytes | bytearray
     quoted_ends: bool
     ends: Array | None = None
 
@@ -125,18 +125,22 @@ def blocks(where: str, stream: Stream, offset: int, delimiter: str, *, with_ends
 
     Raises DataError for text that isn't rows of UTF-8 with line ends of this century.
     """
-    left = b""
+    left: bytes | bytearray = b""
     while True:
-        read = stream.read(BLOCK)
-        text = left + read
+        text = bytearray(len(left) + BLOCK)
+        text[: len(left)] = left
+        read = stream.readinto(memoryview(text)[len(left) :])  # type: ignore[attr-defined]
+        del text[len(left) + read :]
         if not read and text and not text.endswith(b"\n"):
             text += b"\n"
         if not text:
             return
         cut, quoted_ends, ends = row_ends(where, text, delimiter, with_ends=with_ends, last=not read)
+        left = text[cut:]
+        del text[cut:]
         if cut:
-            yield Block(offset, text[:cut], quoted_ends, ends)
-        offset, left = offset + cut, text[cut:]
+            yield Block(offset, text, quoted_ends, ends)
+        offset += cut
         if not read:
             return
         if len(left) > MOST_ROW:
@@ -146,7 +150,9 @@ def blocks(where: str, stream: Stream, offset: int, delimiter: str, *, with_ends
             )
 
 
-def row_ends(where: str, text: bytes, delimiter: str, *, with_ends: bool, last: bool) -> tuple[int, bool, Array | None]:
+def row_ends(
+    where: str, text: bytes | bytearray, delimiter: str, *, with_ends: bool, last: bool
+) -> tuple[int, bool, Array | None]:
     """Where the last whole row of a text ends, whether quotes hold line ends, and the ends of all rows if asked."""
     if b"\0" in text:
         raise _no_text(where)
@@ -176,7 +182,7 @@ def row_ends(where: str, text: bytes, delimiter: str, *, with_ends: bool, last: 
     return cut, inside, ends
 
 
-def _check_ends(where: str, text: bytes) -> None:
+def _check_ends(where: str, text: bytes | bytearray) -> None:
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n") + text.endswith(b"\r"):
         raise _old_ends(where)
 
@@ -211,7 +217,7 @@ def _old_ends(where: str) -> DataError:
 
 
 def explained(
-    where: str, layout: Layout, kinds: dict[str, str], text: bytes, first: int, line: int, reason: str
+    where: str, layout: Layout, kinds: dict[str, str], text: bytes | bytearray, first: int, line: int, reason: str
 ) -> DataError:
     """The error for rows that can't be parsed: which row and column, and what is there.
 

@@ -17,9 +17,11 @@ from distsgd.data.sources.selection import listed
 from distsgd.data.sources.tables.arrow_columns import (
     EXACT,
     Field,
+    NumberRows,
     arrow,
     as_floats,
     codes_of,
+    columns_of,
     decoded,
     is_wide,
     numbers_of,
@@ -131,8 +133,11 @@ class Plan:
 
     def put(self, first: int, batch: Any, out: Mapping[str, Array]) -> None:
         """Writes a record batch, whose first row has this number, into as many rows of the arrays of each kind."""
-        there = {name: decoded(one) for name, one in zip(batch.schema.names, batch.columns, strict=True)}
-        if "x" in out:
+        is_numbers = isinstance(batch, NumberRows)
+        if is_numbers:
+            batch = self._put_rows(batch, out)
+        there = {name: decoded(one) for name, one in columns_of(batch).items()}
+        if "x" in out and not is_numbers:
             self._put_inputs(first, there, out["x"])
         if "y" in out and not there.keys().isdisjoint(one.name for one in self.target):
             self._put_target(first, there, out["y"])
@@ -140,6 +145,14 @@ class Plan:
             if kind in out and one is not None and one.name in there:
                 put = self._put_weights if kind == "weights" else self._put_group
                 put(first, there[one.name], one, out[kind])
+
+    def _put_rows(self, rows: NumberRows, out: Mapping[str, Array]) -> NumberRows:
+        """Writes the inputs, of which none is missing or wide; returns the columns of the others."""
+        inputs = [one.name for one in self.inputs if one.name in rows.names] if "x" in out else []
+        if inputs:
+            out["x"][:, self._slots(inputs)] = rows.select(inputs).values
+        others = self.names(out.keys() - {"x"})
+        return rows.select([name for name in rows.names if name in others])
 
     def _put_inputs(self, first: int, there: Mapping[str, Any], x: Array) -> None:
         alike: dict[Any, list[Field]] = {}
@@ -168,14 +181,15 @@ class Plan:
             for place, one in enumerate(fields if high >= EXACT or low <= -EXACT else ()):
                 part = values[:, place : place + 1] if len(fields) > 1 else values
                 as_floats(part, one, self.dtype, self.where, first)
-        at, count = self._places[fields[0].name]
-        end = at + count * len(fields)
-        last = self._places[fields[-1].name]
-        places: Any = slice(at, end)
-        if last[0] + last[1] != end:
-            places = [self._places[one.name][0] for one in fields]
+        places = self._slots([one.name for one in fields])
         x[:, places] = values
         self._fill_in(first, fields, x, places)
+
+    def _slots(self, names: list[str]) -> Any:
+        """Where the features of a column, or of several of single numbers, are: a slice where they lie together."""
+        at, count = self._places[names[0]]
+        end, last = at + count * len(names), self._places[names[-1]]
+        return slice(at, end) if last[0] + last[1] == end else [self._places[name][0] for name in names]
 
     def _fill_in(self, first: int, fields: list[Field], x: Array, places: Any) -> None:
         part = x[:, places]
