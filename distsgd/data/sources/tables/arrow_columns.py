@@ -132,9 +132,6 @@ class NumberRows:
     values: Array
     whole: frozenset[str]
 
-    def __len__(self) -> int:
-        return len(self.values)
-
     @property
     def num_rows(self) -> int:
         """As of a record batch."""

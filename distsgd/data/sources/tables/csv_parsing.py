@@ -11,8 +11,9 @@ from distsgd.core.device import Array
 from distsgd.data.sources.tables.arrow_columns import EXACT, NumberRows, arrow
 from distsgd.data.sources.tables.csv_text import MISSING, Block, Layout
 
-Parsed: TypeAlias = tuple[int, list[Any], set[str]]
-"""How many rows a block has, their batches, and the columns of whole numbers that turned out to hold others."""
+Parsed: TypeAlias = tuple[int, list[Any], set[str], dict[str, tuple[int, str]]]
+"""How many rows a block has, their batches, the columns of whole numbers that turned out to hold others, and those that
+hold whole numbers which a float doesn't: the first row of the block with one, and its text."""
 WIDE = 2.0**63
 """From here on 64 bits with a sign don't hold a whole number, and Arrow takes it for a float."""
 PIECE = 1 << 18
@@ -42,7 +43,7 @@ def read_csv(
 
 
 def wide_numbers(layout: Layout, text: Any, table: Any, limits: dict[str, float]) -> dict[str, tuple[int, str]]:
-    """The columns of floats that have a whole number from this limit on: the first row, and the number's text.
+    """The columns that have a whole number from this limit on: the first row with one, and the number's text.
 
     A float doesn't hold each of them, so that a key among them becomes another one.
     """
@@ -51,17 +52,26 @@ def wide_numbers(layout: Layout, text: Any, table: Any, limits: dict[str, float]
     pa, found = arrow(), {}
     for name, limit in limits.items():
         column = table.column(name)
-        if not pa.types.is_float64(column.type):
+        if not (pa.types.is_float64(column.type) or pa.types.is_integer(column.type)):
             continue
         ends = compute.min_max(column).as_py()
         if ends["max"] is None or max(ends["max"], -ends["min"]) < limit:
             continue
-        texts = read_csv(layout, text, [name], {name: pa.string()}, True, len(text) + 1).column(name).to_pylist()
+        texts = _texts(layout, text, [name]).column(name).to_pylist()
         for row, (one, number) in enumerate(zip(texts, column.to_pylist(), strict=True)):
-            if number is not None and abs(number) >= limit and one.strip().lstrip("+-").isdecimal():
-                found[name] = row, one.strip()
+            if number is not None and abs(number) >= limit and one.lstrip("+-").isdecimal():
+                found[name] = row, one
                 break
     return found
+
+
+def _texts(layout: Layout, text: Any, names: list[str]) -> Any:
+    """What these columns have in each row, without the spaces around it."""
+    from pyarrow import compute
+
+    pa = arrow()
+    found = read_csv(layout, text, names, dict.fromkeys(names, pa.string()), True, len(text) + 1)
+    return pa.table({name: compute.utf8_trim_whitespace(found.column(name)) for name in names})
 
 
 def parse(
@@ -73,7 +83,9 @@ def parse(
     types, as_floats   what they are, by Arrow, and what they are where whole numbers turn out to be others
     """
     found = _numbers(layout, block.text, names, types)
-    return parse_by_arrow(layout, block, names, types, as_floats) if found is None else (len(found), [found], set())
+    if found is None:
+        return parse_by_arrow(layout, block, names, types, as_floats)
+    return found.num_rows, [found], set(), {}
 
 
 def parse_by_arrow(
@@ -81,21 +93,38 @@ def parse_by_arrow(
 ) -> Parsed:
     """The same of any columns, as record batches."""
     pa = arrow()
-    size, promoted = len(block.text) + 1, {name for name in types if types[name] != as_floats[name]}
+    size, whole = len(block.text) + 1, [name for name in types if types[name] != as_floats[name]]
     # A row may be longer than a block of Arrow, or a number no whole one.
     for kinds, length in ((types, min(size, 1 << 20)), (types, size), (as_floats, size)):
         try:
             table = read_csv(layout, block.text, names, kinds, block.quoted_ends, length)
         except pa.ArrowInvalid:
-            if kinds is as_floats or (length == size and not promoted):
+            if kinds is as_floats or (length == size and not whole):
                 raise
             continue
-        was_whole = promoted if kinds is as_floats else set()
-        limits = {name: EXACT if name in was_whole else WIDE for name in kinds}
-        for name, (row, got) in wide_numbers(layout, block.text, table, limits).items():
-            raise WideNumber(name, row, got)
-        return table.num_rows, table.to_batches(), was_whole
+        promoted = set[str]()
+        if kinds is as_floats:
+            table, promoted = _with_whole(table, _texts(layout, block.text, whole), types)
+        limits = {name: WIDE if types[name] == as_floats[name] else EXACT for name in names if name in types}
+        wide = wide_numbers(layout, block.text, table, limits)
+        for name, (row, got) in wide.items():
+            if name in promoted or name not in whole:
+                raise WideNumber(name, row, got)
+        return table.num_rows, table.to_batches(), promoted, wide
     raise AssertionError("the last one returns or raises")
+
+
+def _with_whole(table: Any, texts: Any, types: dict[str, Any]) -> tuple[Any, set[str]]:
+    """A table of floats with the columns whose texts all are whole numbers, and the names of the others."""
+    others = set()
+    for name in texts.column_names:
+        try:
+            column = texts.column(name).cast(types[name])
+        except arrow().ArrowInvalid:
+            others.add(name)
+            continue
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table, others
 
 
 def _numbers(layout: Layout, text: bytes | bytearray, names: Sequence[str], types: dict[str, Any]) -> NumberRows | None:
@@ -155,16 +184,14 @@ def _edges(codes: Array, delimiter: str, width: int) -> Array | None:
     newlines = codes == 10
     ends = codes == ord(delimiter)
     ends |= newlines
-    fields = np.count_nonzero(newlines) * width
-    if np.count_nonzero(ends) != fields:
+    at = np.flatnonzero(ends)
+    if len(at) != np.count_nonzero(newlines) * width or not newlines[at[width - 1 :: width]].all():
         return None
-    edges = np.empty(len(codes) + 1, np.bool_)
-    edges[0], edges[1:] = True, ends
-    edges[:-1] |= ends
-    found: Array = np.flatnonzero(edges)
-    # An end that touches another one, or the beginning, makes fewer edges: then a field is empty.
-    if len(found) != 2 * fields + 1 or not newlines[found[2 * width - 1 :: 2 * width]].all():
+    if ends[0] or (ends[1:] & ends[:-1]).any():
         return None
+    found = np.empty(2 * len(at) + 1, np.int64)
+    found[0], found[1::2] = 0, at
+    np.add(at, 1, out=found[2::2])
     return found
 
 

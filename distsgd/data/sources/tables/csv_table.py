@@ -17,9 +17,10 @@ from distsgd.core.runtime import affinity, check_memory
 from distsgd.data.columns import Columns
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
 from distsgd.data.sources.streams import Stream, open_binary, stamps
-from distsgd.data.sources.tables.arrow_columns import NumberRows, arrow, field_of, names_of, reading_by_arrow
+from distsgd.data.sources.tables.arrow_columns import Field, NumberRows, arrow, field_of, names_of, reading_by_arrow
 from distsgd.data.sources.tables.csv_parsing import WIDE, WideNumber, parse, parse_by_arrow, read_csv, wide_numbers
 from distsgd.data.sources.tables.csv_text import (
+    AS_UTF8,
     BLOCK,
     MOST_HEADER,
     Block,
@@ -68,7 +69,7 @@ def open_table(where: str, options: ReadOptions) -> CsvTable:
     text = sample[layout.begin :] + (b"\n" if whole else b"")
     cut = row_ends(where, text, layout.delimiter, with_ends=False, last=False)[0]
     layout, types = _typed(where, layout, text[:cut], options.columns)
-    fields = tuple(field_of(name, kind) for name, kind in types.items())
+    fields = tuple(_field(name, kind, layout, text[:cut]) for name, kind in types.items())
     hidden = tuple(name for k, name in enumerate(layout.names) if layout.header and name == f"Unnamed: {k}")
     notes: tuple[str, ...] = ()
     if hidden:
@@ -77,6 +78,18 @@ def open_table(where: str, options: ReadOptions) -> CsvTable:
         notes = (f"note: {where}: the first row holds numbers alone, so columns are named 0, 1, …",)
     made = CsvTable(where, fields, -1, STEP, files, hidden, notes, layout=layout, types=types, packed=packed)
     return replace(made, keeps=not options.streamed, counted=options.streamed and not options.targets)
+
+
+def _field(name: str, kind: Any, layout: Layout, text: bytes) -> Field:
+    """The column of a type of Arrow; one of bytes is of text in another code."""
+    found = field_of(name, kind)
+    if arrow().types.is_binary(kind):
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as problem:
+            at = layout.begin + problem.start
+            return replace(found, what=f"text that isn't UTF-8, as byte {at:,} of the file isn't; {AS_UTF8}")
+    return found
 
 
 def _is_gzip(where: str) -> bool:
@@ -192,11 +205,13 @@ class CsvTable(Table):
             return replace(self, counted=False).passed(names, visit)
         held, marks, rows, checked = _Held(), [], 0, 0
         floats: set[str] = set()
+        wide: dict[str, tuple[int, str]] = {}
         for block, found in self._parsed(names, quick=visit is None):
             if isinstance(found, Exception):
                 raise self.explained(names, block.text, rows, block.offset, found) from None
-            count, batches, promoted = found
+            count, batches, promoted, large = found
             floats |= promoted
+            wide = {name: (rows + row, got) for name, (row, got) in large.items()} | wide
             if block.ends is None:
                 marks.append(np.array([[rows, block.offset]]))
             else:
@@ -222,6 +237,8 @@ class CsvTable(Table):
             rows += count
         for stamp in self.files:
             stamp.check()
+        for name in floats & wide.keys():
+            raise self.explained(names, b"", 0, 0, WideNumber(name, *wide[name]))
         fields = tuple(replace(one, dtype=np.dtype(np.float64)) if one.name in floats else one for one in self.fields)
         table = np.concatenate([*marks, np.empty((0, 2), np.int64)]).astype(np.int64)
         chunk = STEP if not self.keeps else max([1, *np.diff(np.append(table[:, 0], rows)).tolist()])
@@ -270,7 +287,7 @@ class CsvTable(Table):
             )
             for block in found:
                 if self.counted:
-                    yield block, (0, [], set())
+                    yield block, (0, [], set(), {})
                     continue
                 way = parse if quick and slow < _TRIES else parse_by_arrow
                 waiting.append((block, pool.submit(way, self.layout, block, names, types, as_floats)))
@@ -343,7 +360,7 @@ class _OpenCsv(OpenTable):
             text = self._text(int(offsets[at]), int(offsets[end]) if end < len(offsets) else None)
             first, last = int(rows[at]), int(rows[end]) if end < len(rows) else table.rows
             try:
-                count, batches, _ = parse(table.layout, Block(0, text, True), names, types, as_floats)
+                count, batches, *_ = parse(table.layout, Block(0, text, True), names, types, as_floats)
             except (arrow().ArrowInvalid, WideNumber) as problem:
                 raise table.explained(names, text, first, int(offsets[at]), problem) from None
             if count != last - first:
