@@ -139,6 +139,8 @@ def _numbers(layout: Layout, text: bytes | bytearray, names: Sequence[str], type
         return None
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
+        if b"\r" in text:
+            return None
     wanted, width = set(names), len(layout.names)
     columns = [k for k, name in enumerate(layout.names) if name in wanted]
     names = tuple(layout.names[k] for k in columns)
@@ -159,6 +161,9 @@ def _numbers(layout: Layout, text: bytes | bytearray, names: Sequence[str], type
             if found is None:
                 return None
             values[row : row + count, places] = found.reshape(count, -1)
+            put, limit = values[row : row + count, places], EXACT if is_whole else WIDE
+            if not (put.max() < limit and put.min() > -limit):  # NaN, too, is neither
+                return None
         start, row = stop, row + count
     values.resize((row, len(names)), refcheck=False)
     return NumberRows(names, values, frozenset(name for name in names if types[name] == pa.int64()))
@@ -196,14 +201,14 @@ def _edges(codes: Array, delimiter: str, width: int) -> Array | None:
 
 
 def _cast(text: Any, edges: Array, is_whole: bool) -> Array | None:
-    """The numbers at these places of a text; None where one is missing, none of this kind, or too large for a float."""
+    """The numbers at these places of a text; None where one is none of this kind."""
     pa = arrow()
-    kind, dtype, limit = (pa.int64(), np.int64, EXACT) if is_whole else (pa.float64(), np.float64, WIDE)
+    kind, dtype = (pa.int64(), np.int64) if is_whole else (pa.float64(), np.float64)
     count = len(edges) - 1  # every second text is a field; what lies between two of them is said to be missing
     fields = np.full(-(-count // 8), 0b01010101, np.uint8)
     texts = pa.LargeStringArray.from_buffers(count, *map(pa.py_buffer, (edges, text, fields)), count // 2)
     try:
-        found = np.frombuffer(texts.cast(kind).buffers()[1], dtype)[:count:2]
+        found: Array = np.frombuffer(texts.cast(kind).buffers()[1], dtype)[:count:2]
     except pa.ArrowInvalid:  # as with spaces around it
         return None
-    return found if found.max() < limit and found.min() > -limit else None
+    return found
