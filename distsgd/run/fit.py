@@ -72,10 +72,11 @@ def fit(
         are used where they lie, and read-only until fit returns. A tuple (x, y) or (x, y, weights) may take x's place.
         x may also be a frame or an `open_dataset(…)`, and y and weights names of its columns.
     group : array or str, optional
-        What group each example is of, numbers or texts (n,), or the name of their column. What `validation_fraction` or `fold` splits off are whole
-        groups then.
+        What group each example is of, numbers or texts (n,), or the name of their column. What `validation_fraction`
+        or `fold` splits off are whole groups then.
     validation, test : tuple of arrays, frame or DataSource
-        (x, y) or (x, y, weights), or an `open_dataset(…)`, read as the training examples are. `validation_fraction=0.1` splits validation examples off x and y instead.
+        (x, y) or (x, y, weights), or an `open_dataset(…)`, read as the training examples are.
+        `validation_fraction=0.1` splits validation examples off x and y instead.
     params : mapping of str to array, optional
         The initial parameters by name: of a model that is a function, or in place of the model's own, then with running
         statistics where there are any, `{**result.params, **result.state}`.

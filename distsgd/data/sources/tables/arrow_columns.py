@@ -3,9 +3,10 @@ its texts as positions in a list of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -111,6 +112,70 @@ def _what(types: Any, kind: Any) -> str:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return "lists; give a column for each number, or numbers in lists of a fixed size"
     return f"values of the type {str(kind)[:60]}; give numbers or text"
+
+
+@dataclass(frozen=True, eq=False)
+class NumberRows:
+    """Some rows of single numbers, as a record batch whose columns lie side by side: none of them is missing.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Of the columns.
+    values : array
+        (rows, columns), of float64, which holds all of them as they are.
+    whole : frozenset of str
+        The columns of whole numbers.
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    whole: frozenset[str]
+
+    @property
+    def num_rows(self) -> int:
+        """As of a record batch."""
+        return len(self.values)
+
+    @property
+    def num_columns(self) -> int:
+        """As of a record batch."""
+        return len(self.names)
+
+    @property
+    def nbytes(self) -> int:
+        """As of a record batch."""
+        return self.values.nbytes
+
+    def slice(self, start: int, count: int) -> NumberRows:
+        """So many rows from `start` on."""
+        return NumberRows(self.names, self.values[start : start + count], self.whole)
+
+    def select(self, names: Sequence[str]) -> NumberRows:
+        """These columns, which are in it."""
+        if tuple(names) == self.names:
+            return self
+        known = {name: k for k, name in enumerate(self.names)}
+        places: Any = [known[name] for name in names]
+        if places and all(after == before + 1 for before, after in pairwise(places)):
+            places = slice(places[0], places[-1] + 1)
+        return NumberRows(tuple(names), self.values[:, places], self.whole)
+
+
+def names_of(batch: Any) -> Sequence[str]:
+    """The columns of a record batch, or of rows of numbers."""
+    names: Sequence[str] = batch.names if isinstance(batch, NumberRows) else batch.schema.names
+    return names
+
+
+def columns_of(batch: Any) -> dict[str, Any]:
+    """By name the columns of a record batch, or of rows of numbers, as arrays of Arrow."""
+    if not isinstance(batch, NumberRows):
+        return dict(zip(batch.schema.names, batch.columns, strict=True))
+    return {
+        name: arrow().array(column.astype(np.int64) if name in batch.whole else column)
+        for name, column in zip(batch.names, batch.values.T, strict=True)
+    }
 
 
 def numbers_of(column: Any, field: Field, where: str) -> Array:

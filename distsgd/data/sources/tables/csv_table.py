@@ -17,10 +17,11 @@ from distsgd.core.runtime import affinity, check_memory
 from distsgd.data.columns import Columns
 from distsgd.data.sources.base import DataSource, ReadOptions, Runs
 from distsgd.data.sources.streams import Stream, open_binary, stamps
-from distsgd.data.sources.tables.arrow_columns import arrow, field_of, reading_by_arrow
+from distsgd.data.sources.tables.arrow_columns import Field, NumberRows, arrow, field_of, names_of, reading_by_arrow
+from distsgd.data.sources.tables.csv_parsing import WIDE, WideNumber, parse, parse_by_arrow, read_csv, wide_numbers
 from distsgd.data.sources.tables.csv_text import (
+    AS_UTF8,
     BLOCK,
-    MISSING,
     MOST_HEADER,
     Block,
     Layout,
@@ -40,6 +41,8 @@ _LOOKED_AT = 1000
 STEP = 1024
 """Rows from one offset that is kept to the next, where a file is streamed."""
 _MOST_CORES = 8
+_TRIES = 4
+"""Blocks that aren't plain numbers, after which a pass doesn't look for them."""
 AT_ONCE = 16 << 20
 """Bytes of text that are parsed together where rows are read by their numbers."""
 
@@ -66,7 +69,7 @@ def open_table(where: str, options: ReadOptions) -> CsvTable:
     text = sample[layout.begin :] + (b"\n" if whole else b"")
     cut = row_ends(where, text, layout.delimiter, with_ends=False, last=False)[0]
     layout, types = _typed(where, layout, text[:cut], options.columns)
-    fields = tuple(field_of(name, kind) for name, kind in types.items())
+    fields = tuple(_field(name, kind, layout, text[:cut]) for name, kind in types.items())
     hidden = tuple(name for k, name in enumerate(layout.names) if layout.header and name == f"Unnamed: {k}")
     notes: tuple[str, ...] = ()
     if hidden:
@@ -74,7 +77,19 @@ def open_table(where: str, options: ReadOptions) -> CsvTable:
     if not layout.header:
         notes = (f"note: {where}: the first row holds numbers alone, so columns are named 0, 1, …",)
     made = CsvTable(where, fields, -1, STEP, files, hidden, notes, layout=layout, types=types, packed=packed)
-    return replace(made, keeps=not options.streamed)
+    return replace(made, keeps=not options.streamed, counted=options.streamed and not options.targets)
+
+
+def _field(name: str, kind: Any, layout: Layout, text: bytes) -> Field:
+    """The column of a type of Arrow; one of bytes is of text in another code."""
+    found = field_of(name, kind)
+    if arrow().types.is_binary(kind):
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as problem:
+            at = layout.begin + problem.start
+            return replace(found, what=f"text that isn't UTF-8, as byte {at:,} of the file isn't; {AS_UTF8}")
+    return found
 
 
 def _is_gzip(where: str) -> bool:
@@ -89,7 +104,7 @@ def _typed(where: str, layout: Layout, text: bytes, trained: Columns | None) -> 
     if text:
         with reading_by_arrow(where):
             try:
-                sample = _read_csv(layout, text, layout.names, {}, True, len(text) + 1)
+                sample = read_csv(layout, text, layout.names, {}, True, len(text) + 1)
             except pa.ArrowInvalid as problem:
                 raise explained(where, layout, {}, text, 0, 2 if layout.header else 1, str(problem)) from None
         if layout.delimiter == ";" and layout.decimal == ".":
@@ -98,25 +113,13 @@ def _typed(where: str, layout: Layout, text: bytes, trained: Columns | None) -> 
             if commas:
                 return _typed(where, replace(layout, decimal=","), text, trained)
         found = {name: _type_of(sample.column(name), layout.decimal) for name in layout.names}
-        found |= dict.fromkeys(_keys(layout, text, sample), pa.uint64())
+        found |= dict.fromkeys(wide_numbers(layout, text, sample, dict.fromkeys(layout.names, WIDE)), pa.uint64())
     if trained is not None:
         for name in found.keys() & set(trained.inputs):
             is_text = name in trained.categories
             if is_text or field_of(name, found[name]).kind != "number":
                 found[name] = pa.string() if is_text else pa.float64()
     return layout, found
-
-
-def _keys(layout: Layout, text: bytes, sample: Any) -> list[str]:
-    """The columns of whole numbers that 64 bits don't hold, which Arrow takes for floats."""
-    pa, found = arrow(), []
-    for name in layout.names:
-        column = sample.column(name)
-        if column.type == pa.float64() and np.nanmax(column.to_numpy(), initial=0.0) >= 2.0**63:
-            texts = _read_csv(layout, text, [name], {name: pa.string()}, True, len(text) + 1).column(name)
-            if any(one.strip().isdecimal() for one in texts.drop_null().to_pylist() if len(one) > 18):
-                found.append(name)
-    return found
 
 
 def _type_of(column: Any, decimal: str) -> Any:
@@ -132,65 +135,53 @@ def _are_text(column: Any) -> bool:
     return bool(arrow().types.is_string(column.type))
 
 
-def _read_csv(
-    layout: Layout, text: Any, names: Sequence[str], types: dict[str, Any], quoted_ends: bool, size: int = 1 << 20
-) -> Any:
-    from pyarrow import csv
-
-    columns = [] if {*names} == {*layout.names} else list(names)  # all is quicker than all by their names
-    return csv.read_csv(
-        arrow().py_buffer(text),
-        csv.ReadOptions(use_threads=False, block_size=size, column_names=list(layout.names)),
-        csv.ParseOptions(delimiter=layout.delimiter, newlines_in_values=quoted_ends),
-        csv.ConvertOptions(
-            column_types=types, include_columns=columns, null_values=list(MISSING), strings_can_be_null=True,
-            decimal_point=layout.decimal,
-        ),
-    )  # fmt: skip
-
-
 class _Held:
     """Batches that a pass has parsed, until each column is taken; none in another process."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[int, int, dict[str, Any]]] = []
+        self.parts: list[tuple[int, Any, set[str]]] = []
+        self.size = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Held, ())
 
     def add(self, first: int, batch: Any) -> None:
-        """Keeps a batch's columns."""
-        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        self.parts.append((first, first + batch.num_rows, columns))
+        """Keeps a batch, until all of its columns are taken."""
+        self.parts.append((first, batch, set(names_of(batch))))
+        self.size += batch.nbytes
 
     def take(self, names: Sequence[str], runs: Runs) -> list[tuple[int, Any]] | None:
         """The batches of these columns and rows, where all are here; what lies in a run as a whole is kept no more."""
-        found = []
+        found, ended, count = [], [], 0
         for start, stop in runs:
-            at = start
-            for first, end, columns in self.parts:
-                if first < stop and end > at:
-                    if first > at or any(name not in columns for name in names):
-                        return None
-                    batch = arrow().RecordBatch.from_arrays([columns[name] for name in names], list(names))
-                    found.append((at, batch.slice(at - first, min(stop, end) - at)))
-                    at = min(stop, end)
-                    if at == end:
-                        for name in names:
-                            del columns[name]
-            if at < stop:
-                return None
+            for first, batch, left in self.parts:
+                at, end = max(first, start), min(first + batch.num_rows, stop)
+                if at < end and left.issuperset(names):
+                    found.append((at, batch.select(names).slice(at - first, end - at)))
+                    count += end - at
+                    if end == first + batch.num_rows:
+                        ended.append(left)
+        if count != sum(stop - start for start, stop in runs):
+            return None
+        for left in ended:
+            left.difference_update(names)
+        self.parts = [part for part in self.parts if part[2]]
         return found
 
 
 @dataclass(frozen=True, eq=False)
 class CsvTable(Table):
-    """A CSV file: its types by column, and after a pass the numbers of some rows and where in the file they begin."""
+    """A CSV file: its types by column, and after a pass the numbers of some rows and where in the file they begin.
+
+    keeps     whether the pass keeps what it parses
+    counted   whether a pass that shows nothing only counts rows: they are parsed as they are read
+    """
 
     layout: Layout = field(kw_only=True)
     types: dict[str, Any] = field(kw_only=True)
     packed: bool = False
     keeps: bool = False
+    counted: bool = False
     marks: Array | None = None
     held: _Held = field(default_factory=_Held)
 
@@ -204,50 +195,69 @@ class CsvTable(Table):
             if one.kind == "text":
                 found[name] = pa.dictionary(pa.int32(), pa.string())
             elif one.kind == "number":
-                keeps = one.dtype == np.bool_ or (whole and one.dtype == np.int64)
+                keeps = one.dtype == np.bool_ or (whole and one.dtype in (np.int64, np.uint64))
                 found[name] = self.types[name] if keeps else pa.float64()
         return found
 
     def passed(self, names: Sequence[str], visit: Visit | None) -> Table:
         """The table after a pass over the whole text: with its rows, and where they begin."""
-        shown, used = {"number": "number", "text": "text"}, set(names)
-        kinds = {one.name: "truth" if one.dtype == np.bool_ else shown.get(one.kind, "text")
-                 for one in self.fields if one.name in used}  # fmt: skip
-        held, marks, rows = _Held(), [], 0
+        if visit is not None and self.counted:
+            return replace(self, counted=False).passed(names, visit)
+        held, marks, rows, checked = _Held(), [], 0, 0
         floats: set[str] = set()
-        for block, found in self._parsed(names):
+        wide: dict[str, tuple[int, str]] = {}
+        for block, found in self._parsed(names, quick=visit is None):
             if isinstance(found, Exception):
-                line = self._line(block.offset)
-                raise explained(self.where, self.layout, kinds, block.text, rows, line, str(found)) from None
-            batches, promoted = found
+                raise self.explained(names, block.text, rows, block.offset, found) from None
+            count, batches, promoted, large = found
             floats |= promoted
-            count = sum(batch.num_rows for batch in batches)
+            wide = {name: (rows + row, got) for name, (row, got) in large.items()} | wide
             if block.ends is None:
                 marks.append(np.array([[rows, block.offset]]))
             else:
                 starts = block.starts()
-                if len(starts) != count:
+                if not self.counted and len(starts) != count:
                     raise DataError(
                         f"{self.where}: expected {len(starts):,} rows after row {rows:,}, parsing them gave {count:,}; "
                         "write it again"
                     )
-                places = np.arange(-rows % STEP, len(starts), STEP)
+                count, places = len(starts), np.arange(-rows % STEP, len(starts), STEP)
                 marks.append(np.stack([rows + places, block.offset + starts[places]], axis=1))
-            if self.keeps and not rows:
-                size = self.files[0].size / len(block.text) * sum(batch.nbytes for batch in batches)
-                check_memory(int(size), f"{self.where} in memory")
+            first = rows
             for batch in batches:
                 if visit is not None:
-                    visit(rows, batch)
+                    visit(first, batch)
                 if self.keeps:
-                    held.add(rows, batch)
-                rows += batch.num_rows
+                    held.add(first, batch)
+                first += batch.num_rows
+            if self.keeps and held.size > checked:  # a packed one may become much larger than the file
+                size = held.size if self.packed else int(self.files[0].size / len(block.text) * held.size)
+                check_memory(size, f"{self.where} in memory")
+                checked = 2 * size
+            rows += count
         for stamp in self.files:
             stamp.check()
+        for name in floats & wide.keys():
+            raise self.explained(names, b"", 0, 0, WideNumber(name, *wide[name]))
         fields = tuple(replace(one, dtype=np.dtype(np.float64)) if one.name in floats else one for one in self.fields)
         table = np.concatenate([*marks, np.empty((0, 2), np.int64)]).astype(np.int64)
         chunk = STEP if not self.keeps else max([1, *np.diff(np.append(table[:, 0], rows)).tolist()])
         return replace(self, fields=fields, rows=rows, chunk=chunk, marks=table, held=held)
+
+    def explained(
+        self, names: Sequence[str], text: bytes | bytearray, row: int, offset: int, problem: Exception
+    ) -> DataError:
+        """The error for rows from this one on, which begin here in the file, where parsing them raised another."""
+        if isinstance(problem, WideNumber):
+            name, place, got = problem.args
+            return DataError(
+                f"{self.where}: column {name}, row {row + place:,}: expected whole numbers below 2**53, which a float "
+                f"holds, got {got}; if it is a key, leave it out of --x"
+            )
+        shown, used = {"number": "number", "text": "text"}, set(names)
+        kinds = {one.name: "truth" if one.dtype == np.bool_ else shown.get(one.kind, "text")
+                 for one in self.fields if one.name in used}  # fmt: skip
+        return explained(self.where, self.layout, kinds, text, row, self._line(offset), str(problem))
 
     def _line(self, offset: int) -> int:
         """The number of the line, from 1, that begins here in the file."""
@@ -257,8 +267,8 @@ class CsvTable(Table):
                 line, offset = line + text.count(b"\n"), offset - len(text)
         return line
 
-    def _parsed(self, names: Sequence[str]) -> Iterator[tuple[Block, Any]]:
-        """The blocks of the file, each with its batches and the columns that had to become floats, or an exception."""
+    def _parsed(self, names: Sequence[str], quick: bool) -> Iterator[tuple[Block, Any]]:
+        """The blocks of the file, each with what `parse` finds, or an exception; `quick`, numbers as `NumberRows`."""
         cores = min(len(affinity()), _MOST_CORES)
         types, as_floats = self.kinds(names, whole=True), self.kinds(names)
         with ExitStack() as opening:
@@ -267,6 +277,7 @@ class CsvTable(Table):
             _skip(stream, self.layout.begin)
             pool = opening.enter_context(ThreadPoolExecutor(cores, "distsgd-csv"))
             waiting: deque[tuple[Block, Future[Any]]] = deque()
+            slow = 0
             found = blocks(
                 self.where,
                 stream,
@@ -275,9 +286,15 @@ class CsvTable(Table):
                 with_ends=not self.keeps and not self.packed,
             )
             for block in found:
-                waiting.append((block, pool.submit(_parse, self.layout, block, names, types, as_floats)))
+                if self.counted:
+                    yield block, (0, [], set(), {})
+                    continue
+                way = parse if quick and slow < _TRIES else parse_by_arrow
+                waiting.append((block, pool.submit(way, self.layout, block, names, types, as_floats)))
                 if len(waiting) > cores:
-                    yield _result(*waiting.popleft())
+                    result = _result(*waiting.popleft())
+                    slow += not _is_quick(result[1])
+                    yield result
             while waiting:
                 yield _result(*waiting.popleft())
 
@@ -288,30 +305,15 @@ class CsvTable(Table):
             yield _OpenCsv(self, opening)
 
 
-def _parse(
-    layout: Layout, block: Block, names: Sequence[str], types: dict[str, Any], as_floats: dict[str, Any]
-) -> tuple[list[Any], set[str]]:
-    """The rows of a block as batches, and the columns of whole numbers that turned out to hold others."""
-    pa = arrow()
-    try:
-        return _read_csv(layout, block.text, names, types, block.quoted_ends).to_batches(), set()
-    except pa.ArrowInvalid:  # a row may be long, or a number no whole one
-        pass
-    size = len(block.text) + 1
-    try:
-        return _read_csv(layout, block.text, names, types, block.quoted_ends, size).to_batches(), set()
-    except pa.ArrowInvalid:
-        if types == as_floats:
-            raise
-    promoted = {name for name, kind in types.items() if kind != as_floats[name]}
-    return _read_csv(layout, block.text, names, as_floats, block.quoted_ends, size).to_batches(), promoted
-
-
 def _result(block: Block, future: Future[Any]) -> tuple[Block, Any]:
     try:
         return block, future.result()
-    except arrow().ArrowInvalid as problem:
+    except (arrow().ArrowInvalid, WideNumber) as problem:
         return block, problem
+
+
+def _is_quick(found: Any) -> bool:
+    return isinstance(found, tuple) and isinstance(found[1][0], NumberRows)
 
 
 def _skip(stream: Stream, count: int) -> None:
@@ -335,7 +337,9 @@ class _OpenCsv(OpenTable):
         table = self._table
         held = table.held.take(names, runs)
         if held is not None:
-            yield from held
+            held.reverse()
+            while held:
+                yield held.pop()  # which frees it, once it is taken
             return
         assert table.marks is not None, "a pass was made"
         with reading_by_arrow(table.where):
@@ -348,15 +352,18 @@ class _OpenCsv(OpenTable):
         table = self._table
         assert table.marks is not None
         rows, offsets = table.marks[:, 0], table.marks[:, 1]
-        types = table.kinds(names, whole=True)
+        types, as_floats = table.kinds(names, whole=True), table.kinds(names)
         at = int(np.searchsorted(rows, start, "right")) - 1
         while start < stop:
             end = int(np.searchsorted(rows, stop, "left"))
             end = max(at + 1, min(end, int(np.searchsorted(offsets, offsets[at] + AT_ONCE, "right")) - 1))
             text = self._text(int(offsets[at]), int(offsets[end]) if end < len(offsets) else None)
             first, last = int(rows[at]), int(rows[end]) if end < len(rows) else table.rows
-            batches, _ = _parse(table.layout, Block(0, text, True), names, types, types)
-            if sum(batch.num_rows for batch in batches) != last - first:
+            try:
+                count, batches, *_ = parse(table.layout, Block(0, text, True), names, types, as_floats)
+            except (arrow().ArrowInvalid, WideNumber) as problem:
+                raise table.explained(names, text, first, int(offsets[at]), problem) from None
+            if count != last - first:
                 raise DataError(f"{table.where}: expected the rows that were there, it has changed; start again")
             for batch in batches:
                 upto = min(stop, first + batch.num_rows)

@@ -21,6 +21,7 @@ MOST_ROW, MOST_HEADER = 64 << 20, 8 << 20
 _MARK = b"\xef\xbb\xbf"
 """What some programs write before UTF-8."""
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
+AS_UTF8 = "save it as UTF-8, say with iconv -f LATIN1 -t UTF-8"
 MISSING = (
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
     "NULL", "NaN", "None", "n/a", "nan", "null",
@@ -42,7 +43,7 @@ class Layout:
 def layout_of(where: str, text: bytes, whole: bool) -> Layout:
     """The layout of a file that begins with this text; `whole`, with all of it. Raises DataError."""
     if text[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in text:
-        raise _no_text(where)
+        raise _no_text(where, text, 0)
     mark = len(_MARK) if text.startswith(_MARK) else 0
     start = mark + len(text[mark:]) - len(text[mark:].lstrip(b"\r\n"))
     end = first_end(where, text[start:] + (b"\n" if whole else b""))
@@ -50,9 +51,10 @@ def layout_of(where: str, text: bytes, whole: bool) -> Layout:
         raise DataError(f"{where}: expected a first row of at most {MOST_HEADER:,} bytes; is it a CSV file?")
     try:
         line = text[start : start + end].decode("utf-8").strip("\r\n")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as problem:
         raise DataError(
-            f"{where}: expected text in UTF-8, the first row is in another code; save it as UTF-8"
+            f"{where}: expected text in UTF-8, the first row is in another code from its byte {problem.start:,} on; "
+            f"{AS_UTF8}"
         ) from None
     if "\r" in re.sub(r'"[^"]*"', "", line):
         raise _old_ends(where)
@@ -105,7 +107,7 @@ class Block:
     """Whole rows of a file: where they begin in it, their text, whether quotes hold line ends, and where rows end."""
 
     offset: int
-    text: bytes
+    text: bytes | bytearray
     quoted_ends: bool
     ends: Array | None = None
 
@@ -125,18 +127,22 @@ def blocks(where: str, stream: Stream, offset: int, delimiter: str, *, with_ends
 
     Raises DataError for text that isn't rows of UTF-8 with line ends of this century.
     """
-    left = b""
+    left: bytes | bytearray = b""
     while True:
-        read = stream.read(BLOCK)
-        text = left + read
+        text = bytearray(len(left) + BLOCK)
+        text[: len(left)] = left
+        read = stream.readinto(memoryview(text)[len(left) :])  # type: ignore[attr-defined]
+        del text[len(left) + read :]
         if not read and text and not text.endswith(b"\n"):
             text += b"\n"
         if not text:
             return
-        cut, quoted_ends, ends = row_ends(where, text, delimiter, with_ends=with_ends, last=not read)
+        cut, quoted_ends, ends = row_ends(where, text, delimiter, with_ends=with_ends, last=not read, offset=offset)
+        left = text[cut:]
+        del text[cut:]
         if cut:
-            yield Block(offset, text[:cut], quoted_ends, ends)
-        offset, left = offset + cut, text[cut:]
+            yield Block(offset, text, quoted_ends, ends)
+        offset += cut
         if not read:
             return
         if len(left) > MOST_ROW:
@@ -146,10 +152,12 @@ def blocks(where: str, stream: Stream, offset: int, delimiter: str, *, with_ends
             )
 
 
-def row_ends(where: str, text: bytes, delimiter: str, *, with_ends: bool, last: bool) -> tuple[int, bool, Array | None]:
+def row_ends(
+    where: str, text: bytes | bytearray, delimiter: str, *, with_ends: bool, last: bool, offset: int = 0
+) -> tuple[int, bool, Array | None]:
     """Where the last whole row of a text ends, whether quotes hold line ends, and the ends of all rows if asked."""
     if b"\0" in text:
-        raise _no_text(where)
+        raise _no_text(where, text, offset)
     has_quotes = b'"' in text
     if not has_quotes and not with_ends:
         _check_ends(where, text)
@@ -176,7 +184,7 @@ def row_ends(where: str, text: bytes, delimiter: str, *, with_ends: bool, last: 
     return cut, inside, ends
 
 
-def _check_ends(where: str, text: bytes) -> None:
+def _check_ends(where: str, text: bytes | bytearray) -> None:
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n") + text.endswith(b"\r"):
         raise _old_ends(where)
 
@@ -200,8 +208,12 @@ def _check_quotes(where: str, codes: Array, quotes: Array, delimiter: str) -> No
         )
 
 
-def _no_text(where: str) -> DataError:
-    return DataError(f"{where}: expected text in UTF-8, it has bytes that are no text; save it as CSV in UTF-8")
+def _no_text(where: str, text: bytes | bytearray, offset: int) -> DataError:
+    """For a text with a NUL, or one that begins as UTF-16 does, which begins here in the file."""
+    return DataError(
+        f"{where}: expected text in UTF-8, it has bytes that are no text, from byte {offset + max(0, text.find(0)):,} "
+        "on; save it as CSV in UTF-8, say with iconv -f UTF-16 -t UTF-8"
+    )
 
 
 def _old_ends(where: str) -> DataError:
@@ -211,7 +223,7 @@ def _old_ends(where: str) -> DataError:
 
 
 def explained(
-    where: str, layout: Layout, kinds: dict[str, str], text: bytes, first: int, line: int, reason: str
+    where: str, layout: Layout, kinds: dict[str, str], text: bytes | bytearray, first: int, line: int, reason: str
 ) -> DataError:
     """The error for rows that can't be parsed: which row and column, and what is there.
 
@@ -222,7 +234,7 @@ def explained(
         lines = io.StringIO(text.decode("utf-8"), newline="")
     except UnicodeDecodeError as problem:
         wrong = line + text.count(b"\n", 0, problem.start)
-        return DataError(f"{where}: expected text in UTF-8, line {wrong:,} has another code; save it as UTF-8")
+        return DataError(f"{where}: expected text in UTF-8, line {wrong:,} has another code; {AS_UTF8}")
     reader, before = csv.reader(lines, delimiter=layout.delimiter), 0
     for row in reader:
         if not row:

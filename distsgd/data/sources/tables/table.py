@@ -20,7 +20,7 @@ from distsgd.core.files import FileStamp
 from distsgd.data.columns import MOST_FEATURES
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
 from distsgd.data.sources.missing import KeptSource
-from distsgd.data.sources.tables.arrow_columns import Field
+from distsgd.data.sources.tables.arrow_columns import Field, columns_of
 from distsgd.data.sources.tables.choice import choose
 from distsgd.data.sources.tables.table_plan import Plan, planned
 from distsgd.data.sources.tables.table_scan import Scan
@@ -36,7 +36,8 @@ class OpenTable(ABC):
 
     @abstractmethod
     def batches(self, names: Sequence[str], runs: Runs) -> Iterator[tuple[int, Any]]:
-        """Record batches of Arrow with these columns and the rows of these runs, each with the number of its first row.
+        """Record batches of Arrow, or `NumberRows`, with these columns and the rows of these runs, each with the number
+        of its first row.
 
         A batch may have some of the columns alone; each value comes once, and no batch goes beyond its run.
         """
@@ -226,7 +227,7 @@ def kept_columns(source: DataSource, names: Sequence[str], start: int, stop: int
     with table.opened() as opened:
         for first, batch in opened.batches(names, [(int(rows[0]), int(rows[-1]) + 1)]):
             here = np.flatnonzero((rows >= first) & (rows < first + batch.num_rows))
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for name, column in columns_of(batch).items():
                 values = column.to_pylist()
                 for place in here:
                     found[name][place] = values[rows[place] - first]

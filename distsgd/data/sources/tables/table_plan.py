@@ -17,9 +17,11 @@ from distsgd.data.sources.selection import listed
 from distsgd.data.sources.tables.arrow_columns import (
     EXACT,
     Field,
+    NumberRows,
     arrow,
     as_floats,
     codes_of,
+    columns_of,
     decoded,
     is_wide,
     numbers_of,
@@ -131,22 +133,43 @@ class Plan:
 
     def put(self, first: int, batch: Any, out: Mapping[str, Array]) -> None:
         """Writes a record batch, whose first row has this number, into as many rows of the arrays of each kind."""
-        together, others = self._layout(batch.schema, "x" in out)
-        for fields in together:
-            alike = batch.select([one.name for one in fields])
-            self._put_numbers(first, fields, alike.to_tensor(null_to_nan=True, row_major=True).to_numpy(), out["x"])
-        there = {name: decoded(batch.column(name)) for name in others}
-        taken = {one.name for fields in together for one in fields}
-        if "x" in out:
-            for one in self.inputs if there else ():
-                if one.name in there and one.name not in taken:
-                    self._put_input(first, there[one.name], one, out["x"])
+        if isinstance(batch, NumberRows):
+            there = columns_of(self._put_rows(batch, out))
+        else:
+            there = self._put_inputs(first, batch, out.get("x"))
         if "y" in out and not there.keys().isdisjoint(one.name for one in self.target):
             self._put_target(first, there, out["y"])
-        for kind, one in (("weights", self.weights), ("group", self.group)):
-            if kind in out and one is not None and one.name in there:
+        for kind, other in (("weights", self.weights), ("group", self.group)):
+            if kind in out and other is not None and other.name in there:
                 put = self._put_weights if kind == "weights" else self._put_group
-                put(first, there[one.name], one, out[kind])
+                put(first, there[other.name], other, out[kind])
+
+    def _put_rows(self, rows: NumberRows, out: Mapping[str, Array]) -> NumberRows:
+        """Writes the inputs, of which none is missing or wide; returns the columns of the others."""
+        inputs = [one.name for one in self.inputs if one.name in rows.names] if "x" in out else []
+        if inputs:
+            out["x"][:, self._slots(inputs)] = rows.select(inputs).values
+        others = self.names(out.keys() - {"x"})
+        return rows.select([name for name in rows.names if name in others])
+
+    def _put_inputs(self, first: int, batch: Any, x: Array | None) -> dict[str, Any]:
+        """Writes the inputs of a record batch, where there is memory for them; returns columns that may be others."""
+        together, others = self._layout(batch.schema, x is not None)
+        there = {name: decoded(batch.column(name)) for name in others}
+        if x is None:
+            return there
+        for fields in together:
+            alike = batch.select([one.name for one in fields])
+            self._put_numbers(first, fields, alike.to_tensor(null_to_nan=True, row_major=True).to_numpy(), x)
+        taken = {one.name for fields in together for one in fields}
+        for one in self.inputs if there else ():
+            if one.name not in there or one.name in taken:
+                continue
+            if one.kind == "text":
+                self._put_text(first, there[one.name], one.name, x)
+            else:
+                self._put_numbers(first, [one], numbers_of(there[one.name], one, self.where), x)
+        return there
 
     def _layout(self, schema: Any, inputs: bool) -> tuple[list[list[Field]], list[str]]:
         """(inputs of one type that Arrow makes rows of together, the columns that are looked at one by one); found once
@@ -173,12 +196,6 @@ class Plan:
     def _layouts(self) -> dict[tuple[bool, tuple[str, ...]], tuple[Any, tuple[list[list[Field]], list[str]]]]:
         return {}
 
-    def _put_input(self, first: int, column: Any, one: Field, x: Array) -> None:
-        if one.kind == "text":
-            self._put_text(first, column, one.name, x)
-        else:
-            self._put_numbers(first, [one], numbers_of(column, one, self.where), x)
-
     def _put_numbers(self, first: int, fields: list[Field], found: Array, x: Array) -> None:
         """Numbers (m,) or (m, k) of these columns as their features."""
         values = found.reshape(len(found), -1)
@@ -187,14 +204,15 @@ class Plan:
             for place, one in enumerate(fields if high >= EXACT or low <= -EXACT else ()):
                 part = values[:, place : place + 1] if len(fields) > 1 else values
                 as_floats(part, one, self.dtype, self.where, first)
-        at, count = self._places[fields[0].name]
-        end = at + count * len(fields)
-        last = self._places[fields[-1].name]
-        places: Any = slice(at, end)
-        if last[0] + last[1] != end:
-            places = [self._places[one.name][0] for one in fields]
+        places = self._slots([one.name for one in fields])
         x[:, places] = values
         self._fill_in(first, fields, x, places)
+
+    def _slots(self, names: list[str]) -> Any:
+        """Where the features of a column, or of several of single numbers, are: a slice where they lie together."""
+        at, count = self._places[names[0]]
+        end, last = at + count * len(names), self._places[names[-1]]
+        return slice(at, end) if last[0] + last[1] == end else [self._places[name][0] for name in names]
 
     def _fill_in(self, first: int, fields: list[Field], x: Array, places: Any) -> None:
         part = x[:, places]

@@ -18,7 +18,7 @@ from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import DataSource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows, read_together
 from distsgd.data.sources.registry import open_path, open_table
-from distsgd.data.sources.tables import csv_table, csv_text
+from distsgd.data.sources.tables import csv_parsing, csv_table, csv_text
 from distsgd.data.sources.tables.table_summary import summarized
 from tests.cases import first_of
 
@@ -83,6 +83,7 @@ def test_random_files_in_small_blocks_are_those_of_pythons_csv(
     monkeypatch.setattr(csv_text, "BLOCK", 997)
     monkeypatch.setattr(csv_table, "STEP", 7)
     monkeypatch.setattr(csv_table, "AT_ONCE", 500)
+    monkeypatch.setattr(csv_parsing, "PIECE", 300)
     rng = random.Random(seed)
     ends, quoting = rng.choice(["\n", "\r\n"]), rng.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
     words = ["x", "a,b", 'say "so"', "two\nlines", "\r\nwindows", "ä€𝛼", " ", '"', "x" * 900]
@@ -119,6 +120,46 @@ def test_numbers_are_read_to_the_last_bit(tmp_path: Path) -> None:
     lines = [",".join(map(repr, row)) + f",{row[0] > 0:d}" for row in x.tolist()]
     (tmp_path / "a.csv").write_text("\n".join(["a,b,c,d,e,f,g,y", *lines]))
     np.testing.assert_array_equal(arrays_of(opened(tmp_path / "a.csv"))["x_train"], x, strict=True)
+
+
+@pytest.mark.parametrize("seed", first_of(range(12), 3))
+@pytest.mark.parametrize("streamed", [False, True])
+def test_plain_numbers_are_pythons_whatever_stands_among_them(
+    tmp_path: Path, seed: int, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name, value in ((csv_text, "BLOCK", 4000), (csv_parsing, "PIECE", 700), (csv_table, "SAMPLE", 2000)):
+        monkeypatch.setattr(module, name, value)
+    rng = random.Random(seed)
+    kinds = rng.choices(["%.17g", "%d", "%.3f", "%e"], k=rng.randrange(1, 6))
+    odd = [
+        "+1",
+        " 2 ",
+        "inf",
+        "-Infinity",
+        "1e400",
+        ".5",
+        "5.",
+        "1E5",
+        '"3"',
+        "0.1000000000000000055511151231257827021",
+    ]
+    rows = [[kind % (rng.gauss(0, 1) * 10 ** rng.randrange(12)) for kind in kinds] for _ in range(600)]
+    for _ in range(seed % 4):  # in some of them all is plain
+        rows[rng.randrange(300, 600)][rng.randrange(len(kinds))] = rng.choice(odd)
+    if seed % 2:
+        rows[77][0] = "0.25"
+    end = rng.choice(["\n", "\r\n"])
+    lines = [
+        ",".join([*map(str, range(len(kinds))), "y"]),
+        *(",".join([*row, f"{k % 3}"]) for k, row in enumerate(rows)),
+    ]
+    found = arrays_of(opened(tmp_path / "a.csv", end.join(lines).encode(), streamed=streamed))
+    expected = np.array([[float(one.strip('"')) for one in row] for row in rows])
+    np.testing.assert_array_equal(found["x_train"], expected, strict=True)
+    np.testing.assert_array_equal(found["y_train"], np.arange(600) % 3, strict=True)
+    quoted = "\n".join(['"' + line.replace('"', "").replace(",", '","') + '"' for line in lines]).encode()
+    other = arrays_of(opened(tmp_path / "b.csv", quoted, streamed=streamed))
+    assert {name: one.tobytes() for name, one in found.items()} == {name: one.tobytes() for name, one in other.items()}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +208,57 @@ def test_targets_may_turn_out_to_be_no_whole_numbers(tmp_path: Path, monkeypatch
             assert y.tolist() == [*(k % 3 for k in range(200)), float(last[2:])]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("number", ["12345678901234567890", "-12345678901234567890", "9007199254740993"])
+@pytest.mark.parametrize("place", [0, 150])
+@pytest.mark.parametrize("fraction", [None, 50, 199])
+def test_a_whole_number_that_no_float_holds_is_refused_wherever_it_stands(
+    tmp_path: Path, number: str, place: int, fraction: int | None, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_table, "SAMPLE", 100)
+    monkeypatch.setattr(csv_text, "BLOCK", 100)
+    keys = [str(k) for k in range(200)]
+    keys[place] = number
+    if fraction is not None:
+        keys[fraction] = "0.5"
+    content = "key,y\n" + "".join(f"{key},{k % 3}\n" for k, key in enumerate(keys))
+    with pytest.raises(
+        DataError, match=rf"column key, row {place}: expected whole numbers below 2\*\*53, .* got {number}"
+    ):
+        arrays_of(opened(tmp_path / "a.csv", content.encode(), streamed=streamed))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_labels_stay_labels_where_inputs_turn_out_to_be_no_whole_numbers(
+    tmp_path: Path, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_table, "SAMPLE", 100)
+    monkeypatch.setattr(csv_text, "BLOCK", 100)
+    content = "a,y\n" + "".join(f"{k},{k % 3}\n" for k in range(200)) + "0.5, 1\n,2\n"
+    found = arrays_of(opened(tmp_path / "a.csv", content.encode(), streamed=streamed, missing="zero"))
+    np.testing.assert_array_equal(found["y_train"], [*(k % 3 for k in range(200)), 1, 2], strict=True)
+    assert found["x_train"][:, 0].tolist() == [*range(200), 0.5, 0]
+
+
+def test_a_file_for_predictions_is_checked_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "SAMPLE", 64)
+    monkeypatch.setattr(csv_text, "BLOCK", 50)
+    monkeypatch.setattr(csv_table, "STEP", 7)
+    monkeypatch.setattr(csv_table, "AT_ONCE", 50)
+    columns = opened(tmp_path / "a.csv", b"a,b,y\n1,1,0\n7,2.5,1\n").columns
+    rows = "".join(f"{k},{k / 4}\n\n" for k in range(40))
+    for last, sentence in (("1,x", r"column b, row 40 \(line 82\): expected a number"), ("1", "row 40 .*expected 2")):
+        source = opened(
+            tmp_path / "b.csv", f"a,b\n{rows}{last}\n".encode(), columns=columns, targets=False, streamed=True
+        )
+        with open_rows(source.arrays) as found:
+            out = np.empty((35, 2))
+            found.read([(0, 35)], {"x_train": out})
+            assert out.tolist() == [[k, k / 4] for k in range(35)]
+            with pytest.raises(DataError, match=sentence):
+                found.read([(35, 41)], {"x_train": np.empty((6, 2))})
+
+
 def test_a_trained_model_says_what_is_text(tmp_path: Path) -> None:
     columns = opened(tmp_path / "a.csv", b"zip,a,y\nA1,1,0\n7,2,1\n").columns
     source = opened(tmp_path / "b.csv", b"a,zip\n5,7\n6,7\n", columns=columns, targets=False)
@@ -181,6 +273,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "NUL": (b"age,y\n1,0\n\x002,1\n", "bytes that are no text"),
     "UTF-16": ("age,y\n1,0\n".encode("utf-16"), "bytes that are no text"),
     "Latin-1 header": (b"gr\xf6\xdfe,y\n1,0\n", "expected text in UTF-8, the first row"),
+    "Latin-1, early": (
+        b"t,y\nrot,1\ngr\xfcn,0\n",
+        "isn't UTF-8, as byte 12 of the file isn't; save it as UTF-8, say with",
+    ),
     "Latin-1": (b"t,y\n" + b"a,0\n" * 30 + b"gr\xfcn,1\n", "expected text in UTF-8, line 32 has another code"),
     "short row": (b"a,b,y\n1,2,0\n1,2\n", "row 1 (line 3): expected 3 values, as there are columns, got 2"),
     "long row": (b"a,b,y\n" + b"1,2,0\n" * 30 + b"1,2,3,4\n", "row 30 (line 32): expected 3 values"),
