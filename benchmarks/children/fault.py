@@ -17,6 +17,7 @@ from typing import Any
 
 from distsgd import Callback
 from distsgd.core.processes import mapped_files, open_files, stat
+from distsgd.data.windows import Table
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import LocalReduction
 from distsgd.parallel.shared_reduction import SharedReduction
@@ -35,6 +36,8 @@ MOMENTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "validation": ((Evaluator, "run"),),
     # Rank 0 writes: at each point where what is on the disk changes. The others stand by.
     "checkpoint": ((os, "fsync"), (os, "replace"), (os, "link")) if RANK == 0 else ((Trainer, "checkpoint"),),
+    # Rank 0 reads the windows of a training set that stays in its files.
+    "window": ((Table, "set_loaded"),),
 }
 
 

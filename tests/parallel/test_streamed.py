@@ -15,7 +15,7 @@ from pyarrow import feather, parquet
 
 import distsgd
 from distsgd.core.device import Array
-from tests.parallel.launch import ends_with, find_mpirun, once, result, run_command, start, summary, train
+from tests.parallel.launch import ROOT, ends_with, find_mpirun, once, result, run_command, start, summary, train
 from tests.waiting import LIMIT, wait_until
 
 ROWS = 6007
@@ -49,6 +49,31 @@ def test_streamed_is_as_in_memory(data: Path) -> None:
     arrays = distsgd.fit("mlp", *numbers("float64"), standardize=True, validation_fraction=0.1, **given)
     assert summary(out)["parameters_sha256"] == arrays.summary["parameters_sha256"]
     assert summary(out)["validation_loss"] == arrays.summary["validation_loss"]
+
+
+REFUSE = """
+import os
+from pathlib import Path
+
+
+def refuse(*_):
+    Path(__file__).with_name("refused").touch()
+    raise OSError("no memory files here")
+
+
+os.memfd_create = refuse
+"""
+
+
+def test_ranks_that_share_no_memory_read_for_themselves(data: Path) -> None:
+    """With the bits of one rank, which has the memory for itself alone."""
+    (data.parent / "sitecustomize.py").write_text(REFUSE)
+    options = ("--dataset", data, *BUFFER, *OPTIONS, "--standardize", "--epochs", 2)
+    path = {"PYTHONPATH": f"{data.parent}{os.pathsep}{ROOT}"}
+    train(2, data.parent / "apart", *options, extra=path)
+    assert (data.parent / "refused").exists()
+    train(None, data.parent / "alone", *options)
+    assert result(data.parent / "apart") == result(data.parent / "alone")
 
 
 @pytest.mark.long
