@@ -30,6 +30,8 @@ _METADATA = 1 << 20
 _NAMES, _DEEPEST = 10_000, 32
 _MOST_FILES = 10**7
 _OWN = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+_BLOSC = struct.Struct("<4xI4xI")
+"""The beginning of what blosc packs: its length unpacked, the length of its blocks, and its own length."""
 _NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|float(16|32|64)|[<>|][biuf][1248]")
 _CODECS = {
     "bytes", "transpose", "blosc", "zstd", "gzip", "zlib", "lz4", "crc32c", "sharding_indexed", "shuffle", "delta",
@@ -49,6 +51,8 @@ class _Metadata:
     path: str
     has_fill: bool
     grid: Shape
+    is_blosc: bool
+    """Whether files of chunks are as blosc packs them."""
 
 
 def open_source(where: str, options: ReadOptions) -> DataSource:
@@ -153,7 +157,8 @@ def _version_2(what: str, path: str, document: dict[str, Any]) -> _Metadata:
         attributes.setdefault("_FillValue", fill)  # where xarray keeps it
     stored = _stored(what, document["shape"], document["dtype"], document["chunks"])
     names, grid = tuple(map(str, dimensions)), stored.chunks or ()
-    return _Metadata(stored, _known(attributes), names, path, fill is not None, grid)
+    is_blosc = codecs[0] is not None and codecs[0]["id"] == "blosc"
+    return _Metadata(stored, _known(attributes), names, path, fill is not None, grid, is_blosc)
 
 
 def _version_3(what: str, path: str, document: dict[str, Any]) -> _Metadata:
@@ -170,7 +175,8 @@ def _version_3(what: str, path: str, document: dict[str, Any]) -> _Metadata:
     attributes = document.get("attributes") or {}
     dimensions = tuple("" if name is None else str(name) for name in document.get("dimension_names") or ())
     stored = _stored(what, document["shape"], document["data_type"], chunks)
-    return _Metadata(stored, _known(attributes), dimensions, path, True, tuple(map(_length, grid)))
+    is_blosc = codecs[-1]["name"] in ("blosc", "numcodecs.blosc")
+    return _Metadata(stored, _known(attributes), dimensions, path, True, tuple(map(_length, grid)), is_blosc)
 
 
 def _names_of(codecs: list[Any]) -> list[str]:
@@ -234,7 +240,7 @@ def _fill_of(text: str) -> Any:
 def _check_chunks(what: str, folder: str, found: _Metadata, *, streamed: bool) -> None:
     """DataError where a chunk is no file of the folder, has more bytes than it can need, or there are too few."""
     home, count, total = os.path.realpath(folder) + os.sep, 0, 0
-    most = 2 * prod(found.grid) * found.stored.dtype.itemsize + (1 << 20)
+    most = _most_of(found)
     for entry in _files_in(what, folder):
         if entry.is_symlink() and not os.path.realpath(entry.path).startswith(home):
             raise DataError(f"{what}: {entry.name} is a link out of the folder; copy the file into it")
@@ -253,6 +259,30 @@ def _check_chunks(what: str, folder: str, found: _Metadata, *, streamed: bool) -
             f"{what}: expected {needed:,} chunks, there are {count:,}, and no fill value for the others; write "
             "all of it"
         )
+
+
+def _most_of(found: _Metadata) -> int:
+    """Bytes that a chunk has at most, packed or not: an encoding may add some."""
+    return 2 * prod(found.grid) * found.stored.dtype.itemsize + (1 << 20)
+
+
+def _blosc_store(most: int) -> Any:
+    """Zarr's store of a folder, which compares what a chunk's header says with its length and with what it may become:
+    the library would read and write past its end, which ends the process."""
+    from zarr.storage import LocalStore
+
+    class BloscStore(LocalStore):  # type: ignore[misc]
+        async def get(self, key: str, *arguments: Any, **named: Any) -> Any:
+            chunk = await super().get(key, *arguments, **named)
+            if chunk is None or key.rpartition("/")[2] in _OWN:
+                return chunk
+            head = chunk[: _BLOSC.size].to_bytes()
+            unpacked, packed = _BLOSC.unpack(head) if len(head) == _BLOSC.size else (0, -1)
+            if packed != len(chunk) or unpacked > most:
+                raise ValueError(f"chunk {key} has {len(chunk):,} bytes, and other lengths in its header")
+            return chunk
+
+    return BloscStore
 
 
 def _files_in(what: str, folder: str) -> Iterator[os.DirEntry[str]]:
@@ -279,7 +309,8 @@ class ZarrSource(VariableSource):
         found = _read_metadata(self.path, self.name)
         version = 3 if found.path.endswith("zarr.json") else 2
         with _failing(self.where):
-            store = LocalStore(os.path.join(self.path, self.name), read_only=True)
+            kind = _blosc_store(_most_of(found)) if found.is_blosc else LocalStore
+            store = kind(os.path.join(self.path, self.name), read_only=True)
             array = zarr.open_array(store, mode="r", zarr_format=version)
         if tuple(array.shape) != found.stored.shape or array.dtype != found.stored.dtype:
             raise DataError(f"{self.where}: expected the metadata of a Zarr array, it is another's; write it again")
