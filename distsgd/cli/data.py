@@ -40,7 +40,7 @@ class Options:
         positional=True, path=True)
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them.")
     y: tuple[str, ...] = option((), "The targets, as --y of training.")
-    weights: str | None = option(None, "The sample weights, as --weights of training.")
+    weights: str | None = option(None, "The sample weights, as --weights of training, '' for none.", empty=True)
     axis: str = option("0", "The axis of examples, as --axis of training.")
     missing: Missing = option("refuse", "As --missing of training.", choices=get_args(Missing))
     classes: tuple[str, ...] = option((), "The names of classes, as --classes of training.", most=100_000)

@@ -33,8 +33,10 @@ class Options:
     data_dir: str | None = option(None, "Where data-set files are. Default: as in training.", path=True)
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
     y: tuple[str, ...] = option((), "The targets, as --y of training. Default: as in training.")
-    weights: str | None = option(None, "The sample weights, as --weights of training. Default: as in training.")
-    axis: str = option("", "The axis of examples, as --axis of training. Default: as in training.")
+    weights: str | None = option(
+        None, "The sample weights, as --weights of training, '' for none. Default: as in training.", empty=True
+    )
+    axis: str | None = option(None, "The axis of examples, as --axis of training. Default: as in training.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
@@ -97,7 +99,7 @@ def chosen(options: Options, stored: StoredModel) -> tuple[str, str | None, Read
         x=options.x,
         y=options.y,
         weights=options.weights,
-        axis=options.axis,
+        axis=options.axis or "",
         streamed=not name.endswith(".gz"),
     )
     return name, data_dir, asked_by(config, stored.signature, name, given)

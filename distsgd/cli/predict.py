@@ -38,7 +38,7 @@ class Options:
     keep: tuple[str, ...] = option((), "Columns or arrays of the input that are written beside the predictions.")
     # fmt: on
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
-    axis: str = option("", "The axis of examples, as --axis of training. Default: as in training.")
+    axis: str | None = option(None, "The axis of examples, as --axis of training. Default: as in training.")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
 
 
@@ -98,7 +98,7 @@ def opened(options: Options, model: StoredModel) -> tuple[DataSource, Kept]:
     from distsgd.run.data.options import asked_by
     from distsgd.run.trained.kept import kept_of
 
-    given = ReadOptions(x=options.x, axis=options.axis, targets=False, streamed=not options.input.endswith(".gz"))
+    given = ReadOptions(x=options.x, axis=options.axis or "", targets=False, streamed=not options.input.endswith(".gz"))
     asked = asked_by(model.config, model.signature, options.input, given)
     source = open_path(options.input, asked)
     return source, kept_of(options.input, source, asked, options.keep)

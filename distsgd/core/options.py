@@ -41,6 +41,7 @@ class Option:
     written      whether config.toml holds it
     code         whether it may name a user's own code
     path         whether it may be the path of a file or a folder, for a shell that completes it
+    empty        whether it may be the empty text, which has a meaning then
     internal     values that a program sets, and no user gives
     most         of a list: how many values it may have, for each may be a layer or a metric
     """
@@ -56,6 +57,7 @@ class Option:
     written: bool = True
     code: bool = False
     path: bool = False
+    empty: bool = False
     internal: tuple[str, ...] = ()
     most: int = 1000
     name: str = ""
@@ -97,7 +99,8 @@ class Option:
             raise ConfigurationError(f"{self.name}: expected at most {self.most} values, got {len(value)}; give fewer")
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, str):
-                _check_text(self.name, item)
+                if item or not self.empty:
+                    _check_text(self.name, item)
             elif self.interval and not is_in(self.interval, item):
                 what = kind_name(self.kind).replace("a number", "a finite number")
                 raise ConfigurationError(f"{self.name}: expected {what}, {bounds(self.interval)}, got {shown(item)}")

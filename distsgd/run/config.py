@@ -80,7 +80,7 @@ class TrainConfig:
         "The inputs, by the names that the file has: names, patterns such as 'pixel*', or all but the others (all). "
         "Several arrays stand side by side. Default: the array x.")
     y: tuple[str, ...] = option((), "The targets, as --x names inputs; several are values. Default: the array y.")
-    weights: str | None = option(None, help=
+    weights: str | None = option(None, empty=True, help=
         "The weights of the examples' losses, '' for none. Default: the array weights, if any.")
     group: str | None = option(None, help=
         "The column of groups, such as patients: what --validation-fraction or --fold split off are whole groups.")

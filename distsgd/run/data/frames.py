@@ -130,7 +130,7 @@ def _options(
     y, weights = (rest[k] if len(rest) > k else None for k in (0, 1))
     targets, others = _names(y), {one for one in (weights, group) if isinstance(one, str)}
     return ReadOptions(
-        x=() if y is None or targets else tuple(name for name in names_of(frame) if name not in others),
+        x=() if y is None or targets or columns else tuple(name for name in names_of(frame) if name not in others),
         y=targets,
         weights=weights if isinstance(weights, str) else None,
         group=group,

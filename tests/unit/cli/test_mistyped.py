@@ -139,7 +139,6 @@ def test_train(line: str, sentence: str) -> None:
     ("kind", "line", "sentence"),
     [
         (evaluate.Options, "--dataset digits", "the following arguments are required: RUN"),
-        (evaluate.Options, "runs/a", "the following arguments are required: --dataset"),
         (evaluate.Options, "runs/a --data digits", "unknown option --data; did you mean"),
         (evaluate.Options, "runs/a --dataset digits --top-k 0", "top_k: expected a whole number, at least 1, got 0"),
         (predict.Options, "runs/a x.npy", "the following arguments are required: --out"),

@@ -97,7 +97,6 @@ def test_what_a_frame_does_not_say_is_refused() -> None:
     refused: list[tuple[Any, type[Exception], str]] = [
         (lambda: distsgd.fit("mlp", table, y="jop", **OPTIONS), ConfigurationError, "did you mean job"),
         (lambda: distsgd.fit("mlp", table, **OPTIONS), ConfigurationError, "which column is the target"),
-        (lambda: distsgd.fit("mlp", x, x[:, 0], missing="mean", **OPTIONS), ConfigurationError, "x is none"),
         (lambda: distsgd.fit("mlp", lacking(), y="job", **OPTIONS), DataError, "column age, row 0 is missing"),
         (lambda: model.predict(table.select(["price"])), DataError, "there is no age"),
         (lambda: model.predict(x[:, :0]), DataError, "the model takes examples of shape"),
