@@ -11,6 +11,7 @@ from distsgd.data.sources.registry import looks_like_path
 from distsgd.run.config import TrainConfig
 
 if TYPE_CHECKING:
+    from distsgd.data.columns import Columns
     from distsgd.data.examples import Signature
 
 
@@ -28,6 +29,13 @@ def read_options(config: TrainConfig) -> ReadOptions:
         classes=names,
         streamed=streamed,
     )
+
+
+def later(options: ReadOptions, columns: Columns | None, classes: tuple[str, ...]) -> ReadOptions:
+    """What is asked of a validation or a test set: the columns or arrays of the training set, by their names, where these
+    are known. A pattern might mean others, or in another order."""
+    known = {} if columns is None else {"x": (), "y": ()}
+    return replace(options, columns=columns, classes=classes, group=None, **known)
 
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:

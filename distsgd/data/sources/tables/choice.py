@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ReadOptions
-from distsgd.data.sources.selection import listed, named, one_name, refuse_twice
+from distsgd.data.sources.selection import apart, listed, named, one_name, refuse_twice
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,18 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
     is the column y, and without `options.weights` a column of the name weights has the weights.
     """
     weights, group = (_one(where, option, names, getattr(options, option)) for option in ("weights", "group"))
+    known = apart(options.x, names) if options.columns is None else options.columns.inputs
+    if weights is None and "weights" in names and "weights" not in known:
+        weights = "weights"
     if options.columns is not None:
         x = _trained(where, options.columns.inputs, names)
+        weights = weights if options.targets else None
         y = _targets(where, names, options, options.columns.target) if options.targets else ()
         return Choice(x, y, weights, group)
-    if weights is None and "weights" in names and "weights" not in options.x:
-        weights = "weights"
     y = _targets(where, names, options, ("y",)) if options.targets else ()
     others = {one for one in (weights, group, *y, *options.keep) if one is not None}
     if not options.targets:
-        others |= ({"y", *options.y} - {*options.x}) & {*names}
+        others |= ({"y", *apart(options.y, names)} - {*apart(options.x, names)}) & {*names}
     excluded = {*others, *hidden}
     x = named(where, "x", options.x, names, "column", excluded)
     refuse_twice(where, {"x": x, "y": y, "weights": one_name(weights), "group": one_name(group)})
@@ -58,7 +60,9 @@ def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str
 
 def _targets(where: str, names: Sequence[str], options: ReadOptions, usual: tuple[str, ...]) -> tuple[str, ...]:
     if options.y:
-        return named(where, "y", options.y, names, "column")
+        found = named(where, "y", options.y, names, "column")
+        of_pattern = set(found) == set(usual) and apart(options.y, names) != found
+        return usual if of_pattern else found
     if options.columns is not None and usual and not {*usual} <= {*names}:
         raise ConfigurationError(
             f"{where}: the model was trained on the target {listed(usual)}, and there is no such column; it has "

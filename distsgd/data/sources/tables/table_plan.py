@@ -79,11 +79,11 @@ class Plan:
         columns = self.columns
         if columns.missing != "zero" or columns.fill:
             return self
-        return replace(self, columns=replace(columns, fill=(0.0,) * len(columns.features)))
+        return replace(self, columns=replace(columns, fill=(0.0,) * columns.width))
 
     def shapes(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
         """By kind of array the shape of one row, and the dtype."""
-        found: dict[str, tuple[Shape, np.dtype[Any]]] = {"x": ((len(self.columns.features),), self.dtype)}
+        found: dict[str, tuple[Shape, np.dtype[Any]]] = {"x": ((self.columns.width,), self.dtype)}
         if self.target:
             found["y"] = self._target_shape()
         if self.weights is not None:
