@@ -113,7 +113,7 @@ def means_of(where: str, x: ArraySource) -> tuple[float, ...]:
     sums = Sums(features)
     for _, found in _blocks({"x": x}):
         sums.add(found["x"].reshape(-1, features))
-    return tuple(sums.means(lambda feature: f"{where}: feature {feature}"))
+    return tuple(sums.means(where))
 
 
 def _without_missing(where: str, arrays: Mapping[str, ArraySource]) -> dict[str, ArraySource]:
@@ -136,7 +136,7 @@ def _without_missing(where: str, arrays: Mapping[str, ArraySource]) -> dict[str,
 def lacks(array: Array, source: ArraySource) -> Array:
     """Which examples of a block of a source lack a value."""
     missing = np.isnan(array) if array.dtype.kind == "f" else np.isin(array, source.absent)
-    found: Array = missing.reshape(len(array), -1).any(axis=1)
+    found: Array = np.logical_or.reduce(missing.reshape(len(array), -1), axis=1)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,18 +66,18 @@ class Sums:
             self._total = np.add.reduce(rows, axis=0)
         self._count += here.sum(axis=0)
 
-    def means(self, name: Callable[[int], str]) -> list[float]:
-        """The mean of each feature. Raises DataError where one has no value, with its name in messages."""
+    def means(self, where: str, column: str = "") -> list[float]:
+        """The mean of each feature. Raises DataError, which names the column or the feature, where there is none."""
         if not self._count.all():
+            name = f"column {column}" if column else f"feature {int(self._count.argmin())}"
             raise DataError(
-                f"{name(int(self._count.argmin()))} has no value in any example, so there is no mean; leave it out, or "
-                "give --missing zero"
+                f"{where}: {name} has no value in any example, so there is no mean; leave it out, or give "
+                "--missing zero"
             )
         means: Array = self._total[: len(self._count)] / self._count
         if not np.isfinite(means).all():
-            raise DataError(
-                f"{name(int(np.isfinite(means).argmin()))}: the mean of its values isn't finite; correct them"
-            )
+            name = f"column {column}" if column else f"feature {int(np.isfinite(means).argmin())}"
+            raise DataError(f"{where}: {name}: the mean of its values isn't finite; correct them")
         found: list[float] = means.tolist()
         return found
 

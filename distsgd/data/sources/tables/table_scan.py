@@ -82,7 +82,7 @@ class Scan:
             else:
                 values = numbers_of(column, one, self.where)
                 if values.dtype.kind == "f":
-                    self.lacking.add(first, np.isnan(values.reshape(len(values), -1)).any(axis=1))
+                    self.lacking.add(first, np.logical_or.reduce(np.isnan(values.reshape(len(values), -1)), axis=1))
 
     def found(self, plan: Plan, rows: int) -> tuple[Plan, Array]:
         """The plan with what was found, and the rows that are dropped of so many."""
@@ -123,7 +123,7 @@ class Scan:
             if one.kind == "text":
                 found += [0.0] * len(plan.columns.categories[one.name])
                 continue
-            found += self.sums[one.name].means(lambda _, name=one.name: f"{self.where}: column {name}")
+            found += self.sums[one.name].means(self.where, one.name)
         return tuple(found)
 
 
