@@ -102,7 +102,9 @@ def roles(where: str, names: Sequence[str], options: ReadOptions) -> dict[str, t
     if options.x or options.y:
         group = named(where, "group", one_name(options.group), names, "array")
         y = named(where, "y", options.y, names, "array", {*weights, *group}) or _own(where, "y", names)
-        weights = weights or tuple(name for name in _by_own_name("weights", names) if name not in apart(options.x, names))
+        weights = weights or tuple(
+            name for name in _by_own_name("weights", names) if name not in apart(options.x, names)
+        )
         x = named(where, "x", options.x, names, "array", {*y, *weights, *group}) or _own(where, "x", names)
         refuse_twice(where, {"x": x, "y": y, "weights": weights, "group": group})
         return {"x_train": x, "y_train": y} | ({"weights_train": weights} if weights else {})

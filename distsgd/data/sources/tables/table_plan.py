@@ -19,6 +19,7 @@ from distsgd.data.sources.tables.arrow_columns import (
     Field,
     arrow,
     as_floats,
+    as_stored,
     codes_of,
     decoded,
     is_wide,
@@ -148,7 +149,9 @@ class Plan:
                 continue
             if one.kind == "text":
                 self._put_text(first, there[one.name], one.name, x)
-            elif one.kind == "number" and _is_plain(there[one.name].type, one):
+                continue
+            one = as_stored(one, there[one.name])
+            if one.kind == "number" and _is_plain(there[one.name].type, one):
                 alike.setdefault(there[one.name].type, []).append(one)
             else:
                 self._put_numbers(first, [one], numbers_of(there[one.name], one, self.where), x)
@@ -223,6 +226,7 @@ class Plan:
             for one in self.target:
                 width = max(1, one.width)
                 if one.name in there:
+                    one = as_stored(one, there[one.name])
                     values = numbers_of(there[one.name], one, self.where).reshape(len(y), -1)
                     flat[:, at : at + width] = as_floats(values, one, y.dtype, self.where, first)
                     missing = np.isnan(flat[:, at : at + width])
@@ -300,7 +304,7 @@ def planned(where: str, fields: Iterable[Field], choice: Choice, options: ReadOp
     known = {one.name: one for one in fields}
     trained = options.columns
     inputs = tuple(_usable(where, known[name], "leave it out of --x") for name in choice.x)
-    target = tuple(_usable(where, known[name], "it is the target") for name in choice.y)
+    target = tuple(_usable(where, known[name], "name another target with --y") for name in choice.y)
     if trained is not None:
         for one in inputs:
             _check_trained(where, one, trained)
