@@ -71,7 +71,7 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
         y=options.y,
         weights=options.weights,
         axis=options.axis,
-        streamed=not options.dataset.endswith(".gz"),
+        streamed=not options.dataset.lower().endswith(".gz"),
     )
     asked = communicator.on_root(lambda: asked_by(config, signature, options.dataset, given))
     source = open_source(communicator, options.dataset, options.data_dir, config.seed, (), asked)

@@ -71,9 +71,10 @@ def apart(words: Iterable[str], names: Collection[str]) -> tuple[str, ...]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, in quotes where one has spaces or commas, and how many more there are."""
     more = len(names) - _SHOWN
-    return (", ".join(names[:_SHOWN]) or "none") + (f" and {more:,} more" if more > 0 else "")
+    shown = [repr(name) if not name or any(sign in name for sign in " ,'\t") else name for name in names[:_SHOWN]]
+    return (", ".join(shown) or "none") + (f" and {more:,} more" if more > 0 else "")
 
 
 def refuse_twice(where: str, given: Mapping[str, Iterable[str]]) -> None:
@@ -140,7 +141,7 @@ def _inputs(where: str, names: Sequence[str], options: ReadOptions) -> tuple[str
         return named(where, "x", options.x, names, "array", others)
     found = next(((name,) for name in ("x", "x_test") if name in names), ())
     if not found:
-        raise DataError(f"{where}: expected an array x, got {', '.join(names) or 'none'}; name it x, or give --x NAME")
+        raise DataError(f"{where}: expected an array x, got {listed(names)}; name it x, or give --x NAME")
     return found
 
 

@@ -209,8 +209,8 @@ def _check_names(first_path: str, first: DataSource, path: str, other: DataSourc
     for expected, got in ((mine.inputs, others.inputs), (mine.target, others.target)):
         if set(expected) != set(got):
             raise DataError(
-                f"{path}: expected the arrays {listed(expected)}, as in {first_path}, got {listed(got)}; write all files "
-                "alike, or name with --x and --y those that all have"
+                f"{path}: expected the arrays {listed(expected)}, as in {first_path}, got {listed(got)}; write all "
+                "files alike, or name with --x and --y those that all have"
             )
 
 

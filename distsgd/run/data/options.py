@@ -32,10 +32,10 @@ def read_options(config: TrainConfig) -> ReadOptions:
 
 
 def later(options: ReadOptions, columns: Columns | None, classes: tuple[str, ...]) -> ReadOptions:
-    """What is asked of a validation or a test set: the columns or arrays of the training set, by their names, where these
-    are known. A pattern might mean others, or in another order."""
-    known = {} if columns is None else {"x": (), "y": ()}
-    return replace(options, columns=columns, classes=classes, group=None, **known)
+    """What is asked of a validation or a test set: the columns or arrays of the training set, by their names, where
+    these are known. A pattern might mean others, or in another order."""
+    x, y = (options.x, options.y) if columns is None else ((), ())
+    return replace(options, x=x, y=y, columns=columns, classes=classes, group=None)
 
 
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:
@@ -48,7 +48,7 @@ def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOp
     if missing == "drop" and not given.targets:  # each example has a prediction, or is refused
         missing, columns = "refuse", None if columns is None else replace(columns, missing="refuse")
     given = replace(given, columns=columns, missing=missing)
-    if name.endswith(".npy") and not Path(name).expanduser().is_dir():
+    if name.lower().endswith(".npy") and not Path(name).expanduser().is_dir():
         return given  # a single array, which has no name
     return replace(
         given,

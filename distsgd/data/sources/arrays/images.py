@@ -22,24 +22,8 @@ from distsgd.data.sources.streams import reading, stamps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 _OTHERS = (
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".jfif",
-    ".jp2",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".svg",
-    ".psd",
-    ".tga",
-    ".ico",
-    ".exr",
-    ".dng",
-    ".cr2",
-    ".nef",
-    ".arw",
-    ".dcm",
+    *(".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".svg", ".psd", ".tga", ".ico", ".exr"),
+    *(".dng", ".cr2", ".nef", ".arw", ".dcm"),
 )
 """Endings of images that aren't read."""
 _OF_SYSTEMS = ("thumbs.db", "desktop.ini", "icon\r")

@@ -71,7 +71,8 @@ def data_source(
     sources = open_all(found)
     _check_trained(where, found, sources, options.columns)
     arrays = gathered(where, found, sources)
-    described, fill = _described(where, arrays, options), ()
+    described = _described(where, arrays, options)
+    fill: tuple[float, ...] = ()
     if options.missing != "refuse" or any(source.absent for source in arrays.values()):
         from distsgd.data.sources.filled import filled
 
@@ -122,8 +123,8 @@ def _check_trained(where: str, found: Roles, sources: Mapping[str, ArraySource],
         shape, wanted = sources[name].shape, columns.width_of(name)
         if prod(shape[1:]) != wanted:
             raise DataError(
-                f"{where}: {name}: expected {wanted} numbers an example, as the model was trained on, got shape {shape}; "
-                "give the same array"
+                f"{where}: {name}: expected {wanted} numbers an example, as in training, got shape {shape}; give the "
+                "same array"
             )
 
 

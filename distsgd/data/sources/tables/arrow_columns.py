@@ -152,8 +152,8 @@ def is_wide(one: Field) -> bool:
 
 
 def as_stored(one: Field, column: Any) -> Field:
-    """The column with the type of this part of it, where these are whole numbers that float64 may not hold: files of one
-    table may have several types."""
+    """The column with the type of this part of it, where these are whole numbers that float64 may not hold: files of
+    one table may have several types."""
     types, kind = arrow().types, column.type
     kind = kind.value_type if types.is_fixed_size_list(kind) else kind
     is_whole = types.is_integer(kind) and kind.bit_width == 64

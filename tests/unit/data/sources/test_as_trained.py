@@ -1,4 +1,4 @@
-"""What a later file gives a trained model: the arrays of the names that it was trained on, in whatever order they are."""
+"""What a later file gives a trained model: the arrays of the names that it was trained on, in any order."""
 
 from __future__ import annotations
 
