@@ -100,6 +100,6 @@ def chosen(options: Options, stored: StoredModel) -> tuple[str, str | None, Read
         y=options.y,
         weights=options.weights,
         axis=options.axis or "",
-        streamed=not name.endswith(".gz"),
+        streamed=not name.lower().endswith(".gz"),
     )
     return name, data_dir, asked_by(config, stored.signature, name, given)

@@ -98,7 +98,9 @@ def opened(options: Options, model: StoredModel) -> tuple[DataSource, Kept]:
     from distsgd.run.data.options import asked_by
     from distsgd.run.trained.kept import kept_of
 
-    given = ReadOptions(x=options.x, axis=options.axis or "", targets=False, streamed=not options.input.endswith(".gz"))
+    given = ReadOptions(
+        x=options.x, axis=options.axis or "", targets=False, streamed=not options.input.lower().endswith(".gz")
+    )
     asked = asked_by(model.config, model.signature, options.input, given)
     source = open_path(options.input, asked)
     return source, kept_of(options.input, source, asked, options.keep)

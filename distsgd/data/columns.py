@@ -13,6 +13,8 @@ Missing: TypeAlias = Literal["refuse", "mean", "zero", "drop"]
 """What is done with examples that lack a value."""
 MOST_FEATURES = 65_536
 """Of one table; more are an array."""
+_WIDEST = 1 << 40
+"""Numbers an example of an array."""
 _LONGEST_NAME = 1000
 """Characters of a column's name and of a category."""
 
@@ -54,6 +56,15 @@ class Columns:
         """The name of each feature."""
         return tuple(feature for name in self.inputs for feature in self._features_of(name))
 
+    @property
+    def width(self) -> int:
+        """How many features there are."""
+        return sum(map(self.width_of, self.inputs))
+
+    def width_of(self, name: str) -> int:
+        """How many features an input is."""
+        return len(self.categories[name]) if name in self.categories else self.widths.get(name, 1)
+
     def _features_of(self, name: str) -> list[str]:
         if name in self.categories:
             return [f"{name}={text}" for text in self.categories[name]]
@@ -83,7 +94,7 @@ class Columns:
             document["missing"],
             tuple(document["target"]),
         )
-        if len(found.fill) not in (0, len(found.features)):
+        if len(found.fill) not in (0, found.width):
             raise CheckpointError("the checkpoint's columns have other features; it was not written whole")
         return found
 
@@ -99,10 +110,10 @@ def _is_right(inputs: Any, categories: Any, widths: Any, fill: Any, missing: Any
         return False
     if not all(_are_names(texts) and texts for texts in categories.values()):
         return False
-    if not all(type(width) is int and 0 < width <= MOST_FEATURES for width in widths.values()):
+    if not all(type(width) is int and 0 < width <= _WIDEST for width in widths.values()):
         return False
     single = len(inputs) - len(categories) - len(widths)
-    if single + sum(map(len, categories.values())) + sum(widths.values()) > MOST_FEATURES:
+    if single + sum(map(len, categories.values())) > MOST_FEATURES:
         return False
     if type(fill) is not list or not all(type(value) is float and isfinite(value) for value in fill):
         return False

@@ -88,6 +88,11 @@ def check_taken(what: str, options: ReadOptions, takes: Collection[str] = ()) ->
         raise ConfigurationError(f"{field.name}: would change nothing for {what}; leave it out")
 
 
+def _any_case(ending: str) -> str:
+    """A pattern of a name's ending, in small letters or capitals."""
+    return "".join(f"[{letter}{letter.upper()}]" for letter in ending)
+
+
 _HERE = __name__.rpartition(".")[0]
 _ARRAYS = ("x", "y", "weights", "axis", "missing")
 """Fields of ReadOptions that a file of arrays by name takes."""
@@ -95,10 +100,16 @@ _CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 _TABLES = ("x", "y", "weights", "group", "missing", "keep")
 _PARQUET = f"{_HERE}.tables.parquet"
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
-_IMAGES = tuple(f"{f}*.{s}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp"))
+_IMAGES = tuple(
+    f"{f}*.{_any_case(s)}" for f in ("", "*/", "*/*/") for s in ("png", "jpg", "jpeg", "bmp", "ppm", "pgm", "webp")
+)
 FORMATS: tuple[Format, ...] = (
     Format(
-        "a file of NumPy", (".npz", ".npy"), f"{_HERE}.arrays.numpy_files", ("*.npy",), ("x", "y", "weights", "missing")
+        "a file of NumPy",
+        (".npz", ".npy"),
+        f"{_HERE}.arrays.numpy_files",
+        ("*." + _any_case("npy"),),
+        ("x", "y", "weights", "missing"),
     ),
     Format("an HDF5 file", (".h5", ".hdf5", ".nxs"), f"{_HERE}.arrays.hdf5", (), _ARRAYS, "h5py", "hdf5"),
     Format("a NetCDF file", (".nc", ".nc4"), f"{_HERE}.arrays.netcdf", (), _ARRAYS, "h5py", "netcdf"),
@@ -119,7 +130,7 @@ def where_missing(what: str, package: str, extra: str) -> ConfigurationError:
 
 def looks_like_path(text: str) -> bool:
     """Whether this means a file or folder, not a name."""
-    return os.sep in text or text.endswith(_suffixes()) or os.path.exists(text)
+    return os.sep in text or text.lower().endswith(_suffixes()) or os.path.exists(text)
 
 
 def _suffixes() -> tuple[str, ...]:
@@ -130,10 +141,11 @@ def format_of(path: str) -> Format:
     """The format of a file or folder that is there, by its name, or by the names in it. Raises DataError."""
     if os.path.isdir(path):
         return _format_of_folder(path)
-    ends = [(len(suffix), one) for one in FORMATS for suffix in one.suffixes if path.endswith(suffix)]
+    ends = [(len(suffix), one) for one in FORMATS for suffix in one.suffixes if path.lower().endswith(suffix)]
     if not ends:
         raise DataError(
-            f"{path}: expected a folder or a file ending in {', '.join(_suffixes())}; save it with numpy.savez"
+            f"{path}: expected a folder or a file ending in {', '.join(_suffixes())}; export a table as CSV or "
+            "Parquet, and save arrays with numpy.savez"
         )
     return max(ends, key=lambda found: found[0])[1]
 
@@ -164,7 +176,7 @@ def _files_in(folder: str) -> list[str]:
         names = sorted(os.listdir(folder))
     if _format_inside(folder, names, (one for one in FORMATS if one.suffixes)) is not None:
         return []
-    return [os.path.join(folder, name) for name in names if name.endswith(_suffixes()) and name[0] not in "._"]
+    return [os.path.join(folder, name) for name in names if name.lower().endswith(_suffixes()) and name[0] not in "._"]
 
 
 def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> DataSource:

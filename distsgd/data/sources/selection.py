@@ -53,25 +53,30 @@ def named(
     ('age', 'p2', 'p1')
     """
     there, found = set(names), dict[str, None]()
-    for word in words:
-        for one in (word,) if word in there else map(str.strip, word.split(",")):
-            if one in there:
-                matching: Iterable[str] = (one,)
-            elif one == ALL or any(sign in one for sign in "*?["):
-                matching = [name for name in names if name not in others and (one == ALL or fnmatchcase(name, one))]
-            else:
-                near = suggestion(one, names) or f"; it has {listed(names)}"
-                raise ConfigurationError(f"{where}: no {what} is named {one!r} (--{option}){near}")
-            if not matching:
-                raise ConfigurationError(f"{where}: --{option} {one!r}: no {what} matches; it has {listed(names)}")
-            found |= dict.fromkeys(matching)
+    for one in apart(words, there):
+        if one in there:
+            matching: Iterable[str] = (one,)
+        elif one == ALL or any(sign in one for sign in "*?["):
+            matching = [name for name in names if name not in others and (one == ALL or fnmatchcase(name, one))]
+        else:
+            near = suggestion(one, names) or f"; it has {listed(names)}"
+            raise ConfigurationError(f"{where}: no {what} is named {one!r} (--{option}){near}")
+        if not matching:
+            raise ConfigurationError(f"{where}: --{option} {one!r}: no {what} matches; it has {listed(names)}")
+        found |= dict.fromkeys(matching)
     return tuple(found)
 
 
+def apart(words: Iterable[str], names: Collection[str]) -> tuple[str, ...]:
+    """The words of an option one by one, where several have commas between; a name may hold a comma."""
+    return tuple(one for word in words for one in ((word,) if word in names else map(str.strip, word.split(","))))
+
+
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, in quotes where one has spaces or commas, and how many more there are."""
     more = len(names) - _SHOWN
-    return (", ".join(names[:_SHOWN]) or "none") + (f" and {more:,} more" if more > 0 else "")
+    shown = [repr(name) if not name or any(sign in name for sign in " ,'\t") else name for name in names[:_SHOWN]]
+    return (", ".join(shown) or "none") + (f" and {more:,} more" if more > 0 else "")
 
 
 def refuse_twice(where: str, given: Mapping[str, Iterable[str]]) -> None:
@@ -100,9 +105,10 @@ def roles(where: str, names: Sequence[str], options: ReadOptions) -> dict[str, t
     if options.x or options.y:
         group = named(where, "group", one_name(options.group), names, "array")
         y = named(where, "y", options.y, names, "array", {*weights, *group}) or _own(where, "y", names)
+        if not weights and options.weights != NONE:
+            weights = tuple(name for name in _by_own_name("weights", names) if name not in apart(options.x, names))
         x = named(where, "x", options.x, names, "array", {*y, *weights, *group}) or _own(where, "x", names)
         refuse_twice(where, {"x": x, "y": y, "weights": weights, "group": group})
-        weights = weights or (() if options.weights == NONE else _by_own_name("weights", names))
         return {"x_train": x, "y_train": y} | ({"weights_train": weights} if weights else {})
     check_names(where, [name for name in names if name not in weights])
     without = {"weights_train"} if weights else {f"weights_{split}" for split in SPLITS if options.weights == NONE}
@@ -132,12 +138,18 @@ def _own(where: str, kind: str, names: Sequence[str]) -> tuple[str, ...]:
 def _inputs(where: str, names: Sequence[str], options: ReadOptions) -> tuple[str, ...]:
     """The inputs alone, as a file to predict has them: the targets need not be there."""
     if options.x:
-        others = (*options.y, *one_name(options.weights), *one_name(options.group))
-        return named(where, "x", options.x, names, "array", {name for name in names if name in others})
+        others = {one for words in (options.y, one_name(options.weights)) for one in _there(names, words)}
+        others |= {one for kind in ("y", "weights") for one in _by_own_name(kind, names)}
+        return named(where, "x", options.x, names, "array", others)
     found = next(((name,) for name in ("x", "x_test") if name in names), ())
     if not found:
-        raise DataError(f"{where}: expected an array x, got {', '.join(names) or 'none'}; name it x, or give --x NAME")
+        raise DataError(f"{where}: expected an array x, got {listed(names)}; name it x, or give --x NAME")
     return found
+
+
+def _there(names: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The names that are there of those that these words mean."""
+    return [name for name in names if any(name == one or fnmatchcase(name, one) for one in apart(words, names))]
 
 
 def gathered(

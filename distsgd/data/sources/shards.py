@@ -14,6 +14,7 @@ from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs, check_out, cut_at
 from distsgd.data.sources.converted import open_rows, read_together
+from distsgd.data.sources.selection import listed
 from distsgd.data.sources.streams import absolute
 
 _MOST = 100_000
@@ -158,11 +159,12 @@ def open_shards(
     check_paths(name, paths)
     by_all = options.missing == "mean" and options.columns is None  # the mean is that of all files
     found = [open_one(path, replace(options, missing="refuse") if by_all else options) for path in paths]
-    widest = max((one.columns for one in found if one.columns), key=lambda one: len(one.features), default=None)
+    widest = max((one.columns for one in found if one.columns), key=lambda one: one.width, default=None)
     if any((one.columns, one.class_names) != (widest, found[0].class_names) for one in found):
         # A file of LIBSVM may use fewer features and classes. What is a label has to be the same in all.
         for path, one in zip(paths, found, strict=True):
             _check_types(paths[0], found[0], path, one)
+            _check_names(paths[0], found[0], path, one)
         classes = found[0].class_names or options.classes
         found = [open_one(path, replace(options, columns=widest, classes=classes)) for path in paths]
     for path, one in zip(paths, found, strict=True):
@@ -196,6 +198,19 @@ def _check_types(first_path: str, first: DataSource, path: str, other: DataSourc
             raise DataError(
                 f"{path}: {key}: expected {source.dtype} as in {first_path}, got {other.arrays[key].dtype}; write all "
                 "files alike"
+            )
+
+
+def _check_names(first_path: str, first: DataSource, path: str, other: DataSource) -> None:
+    """DataError where what the options say means other arrays of a file than of the first; their order may differ."""
+    mine, others = first.columns, other.columns
+    if mine is None or others is None:
+        return
+    for expected, got in ((mine.inputs, others.inputs), (mine.target, others.target)):
+        if set(expected) != set(got):
+            raise DataError(
+                f"{path}: expected the arrays {listed(expected)}, as in {first_path}, got {listed(got)}; write all "
+                "files alike, or name with --x and --y those that all have"
             )
 
 

@@ -140,8 +140,8 @@ def read_about(folder: str) -> dict[str, Any] | None:
 def check_about(folder: str, about: Mapping[str, Any], features: int) -> None:
     """Raises DataError where columns.json is of other inputs."""
     columns = about["columns"]
-    if columns is not None and len(columns.features) != features:
+    if columns is not None and columns.width != features:
         raise DataError(
-            f"{folder}: {ABOUT} is of {len(columns.features)} features, x has {features}; write the folder again, or "
+            f"{folder}: {ABOUT} is of {columns.width} features, x has {features}; write the folder again, or "
             f"remove {ABOUT}"
         )

@@ -63,13 +63,16 @@ def _described(
     if missing in ("refuse", "zero") and not by_name and (targets or rest):
         # Numbers alone need no package but pandas.
         parts = apart(x, targets) if targets else (x, rest[0])
+        # A column of this name has the weights, as in any table whose target is a column.
+        own = apart(parts[0], ("weights",)) if parts is not None and targets and weights is None else None
+        parts = parts if own is None or parts is None else (own[0], parts[1])
         plain = None if parts is None else numbers_alone(parts[0])
         if parts is not None and plain is not None:
             fill = (0.0,) * plain.shape[1] if missing == "zero" else ()
             columns = Columns(tuple(parts[0].columns), missing=missing, fill=fill, target=targets)
             labels, found = _labels(parts[1], names, f"{where}y")
             y = parts[1] if labels is None else labels
-            return (plain, y, *rest[1:]), Described(columns, found)
+            return (plain, y, *(rest[1:] if own is None else (own[1],))), Described(columns, found)
     y = _separate(rest, 0)
     labels, found = _labels(y, names, f"{where}y")
     source = _source(x, where, _options(x, rest, missing, names, group=group))

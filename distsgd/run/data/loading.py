@@ -56,7 +56,7 @@ class Data:
 def load_data(communicator: Communicator, config: TrainConfig) -> Data:
     """The data set of the configuration, with its splits. Collective."""
     from distsgd.data.sources.registry import looks_like_path
-    from distsgd.run.data.options import read_options
+    from distsgd.run.data.options import later, read_options
     from distsgd.run.data.placement import place, place_as, place_split
 
     options, others = read_options(config), (config.validation, config.test)
@@ -69,7 +69,7 @@ def load_data(communicator: Communicator, config: TrainConfig) -> Data:
             sets[split] = place_split(communicator, source, split, config)
             continue
         classes = source.class_names or options.classes
-        asked = replace(options, columns=source.columns, classes=classes, group=None) if looks_like_path(path) else None
+        asked = later(options, source.columns, classes) if looks_like_path(path) else None
         other = open_source(communicator, path, config.data_dir, config.seed, options=asked)
         if other.class_names and other.class_names != source.class_names:
             raise DataError(

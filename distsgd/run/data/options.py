@@ -11,6 +11,7 @@ from distsgd.data.sources.registry import looks_like_path
 from distsgd.run.config import TrainConfig
 
 if TYPE_CHECKING:
+    from distsgd.data.columns import Columns
     from distsgd.data.examples import Signature
 
 
@@ -30,6 +31,13 @@ def read_options(config: TrainConfig) -> ReadOptions:
     )
 
 
+def later(options: ReadOptions, columns: Columns | None, classes: tuple[str, ...]) -> ReadOptions:
+    """What is asked of a validation or a test set: the columns or arrays of the training set, by their names, where
+    these are known. A pattern might mean others, or in another order."""
+    x, y = (options.x, options.y) if columns is None else ((), ())
+    return replace(options, x=x, y=y, columns=columns, classes=classes, group=None)
+
+
 def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOptions) -> ReadOptions:
     """What a trained model asks of the data set of this name: what its own data were asked, and instead of that what is
     given. An axis "" is none that is given."""
@@ -40,7 +48,7 @@ def asked_by(config: TrainConfig, signature: Signature, name: str, given: ReadOp
     if missing == "drop" and not given.targets:  # each example has a prediction, or is refused
         missing, columns = "refuse", None if columns is None else replace(columns, missing="refuse")
     given = replace(given, columns=columns, missing=missing)
-    if name.endswith(".npy") and not Path(name).expanduser().is_dir():
+    if name.lower().endswith(".npy") and not Path(name).expanduser().is_dir():
         return replace(given, axis=given.axis or "0")  # a single array, which has no name
     return replace(
         given,

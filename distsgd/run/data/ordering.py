@@ -148,6 +148,8 @@ def labels_of(y: Array, classes: int | None, loss: str) -> Array | None:
 
 
 def _size(count: float) -> str:
+    if count < 1e6:
+        return f"{count / 1e3:.3g} kB"
     return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"
 
 

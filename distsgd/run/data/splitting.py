@@ -73,7 +73,7 @@ def split_of(train: Examples, classes: int | None, config: TrainConfig, groups: 
     if config.fold is None:
         rest, chosen = split_off(total, round(total * config.validation_fraction), seed, labels)
     else:
-        rest, chosen = fold_rows(total, *parse_fold(config.fold, "fold"), seed, labels)
+        rest, chosen = fold_rows(total, *_parts(config, total, "examples"), seed, labels)
     if not len(chosen) or not len(rest):
         return None
     shares = "" if labels is None else ", of each class its share"
@@ -83,7 +83,7 @@ def split_of(train: Examples, classes: int | None, config: TrainConfig, groups: 
 def _split_of_groups(groups: Array, config: TrainConfig) -> Split | None:
     """The same where no group is in both parts."""
     total, number, (seed, seeded) = len(groups), len(np.unique(groups)), _seed(config)
-    part, parts = (1, 2) if config.fold is None else parse_fold(config.fold, "fold")
+    part, parts = (1, 2) if config.fold is None else _parts(config, number, "groups")
     if number < parts:
         return None
     if config.fold is None:
@@ -93,6 +93,16 @@ def _split_of_groups(groups: Array, config: TrainConfig) -> Split | None:
     taken = len(np.unique(groups[chosen]))
     what = f"{len(chosen):,} of {total:,} training examples, {taken:,} of {number:,} groups"
     return Split(rest, chosen, f"{what}: {_option(config)}, {seeded}")
+
+
+def _parts(config: TrainConfig, there: int, what: str) -> tuple[int, int]:
+    """The part, and how many parts there are. Raises ConfigurationError where some of them would be empty."""
+    part, parts = parse_fold(config.fold or "", "fold")
+    if parts > there:
+        raise ConfigurationError(
+            f"fold {config.fold}: expected at most as many parts as there are {what}, {there:,}; give fewer"
+        )
+    return part, parts
 
 
 def _option(config: TrainConfig) -> str:
@@ -111,7 +121,7 @@ def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
     if config.fold is None:
         others, chosen = block_split(blocks, round(blocks * config.validation_fraction), seed)
     else:
-        others, chosen = fold_rows(blocks, *parse_fold(config.fold, "fold"), seed)
+        others, chosen = fold_rows(blocks, *_parts(config, blocks, "blocks"), seed)
     if not len(chosen) or not len(others):
         return None
     validation, how = BlockIndices(chosen, block, total), f"{_option(config)}, {seeded}"

@@ -188,7 +188,9 @@ def _columns(signature: Signature) -> str:
     if columns is None:
         return "without names"
     fill = f", {columns.missing} for missing values: {columns.fill}" if columns.fill else ""
-    return f"{', '.join(columns.features)}{fill}"
+    several = {name: f"{name} ({', '.join(texts)})" for name, texts in columns.categories.items()}
+    several |= {name: f"{name} ({width} numbers)" for name, width in columns.widths.items()}
+    return f"{', '.join(several.get(name, name) for name in columns.inputs)}{fill}"
 
 
 def check_alike(names: Sequence[str], members: Sequence[tuple[Task, Signature]]) -> None:

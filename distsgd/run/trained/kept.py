@@ -15,6 +15,9 @@ from distsgd.data.sources.converted import open_rows
 from distsgd.data.sources.registry import open_path
 from distsgd.data.sources.selection import named
 
+_NAME = "name"
+"""What stands for the paths of images."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -28,16 +31,21 @@ class Kept:
         The table, where it is one.
     arrays
         The arrays, else.
+    paths
+        Those of images, in their folder.
     """
 
     kinds: Mapping[str, str]
     source: DataSource | None
     arrays: Mapping[str, ArraySource]
+    paths: Sequence[str] = ()
 
     def rows(self, start: int, stop: int) -> dict[str, Sequence[Any] | Array]:
         """The values of these examples."""
         if not self.kinds:
             return {}
+        if self.paths:
+            return {_NAME: self.paths[start:stop]}
         if self.source is not None:
             from distsgd.data.sources.tables.table import kept_columns
 
@@ -62,6 +70,12 @@ def kept_of(path: str, source: DataSource, options: ReadOptions, words: Sequence
         names = named(source.name, "keep", words, [*fields], "column")
         kinds = {name: _kind(fields[name]) for name in names}
         return Kept(kinds, source, {})
+    from distsgd.data.sources.arrays.images import ImagesSource
+
+    if isinstance(x, ImagesSource):
+        if tuple(words) != (_NAME,):
+            raise ConfigurationError(f"{source.name}: --keep {_NAME} keeps the paths of images, got {', '.join(words)}")
+        return Kept({_NAME: "text"}, None, {}, x.names)
     listed = open_path(path, replace(options, columns=None, missing="refuse", x=(), y=(), weights=None, listed=True))
     names = named(source.name, "keep", words, [*listed.arrays], "array")
     for name in names:

@@ -66,8 +66,8 @@ def predictions_file(out: str, task: Task, rows: int, kinds: Mapping[str, str]) 
 
     Raises RunFolderError where it can't be written.
     """
-    kind = next((kind for ending, kind in _KINDS.items() if out.endswith(ending)), NpzFile)
-    path = expanded(out if out.endswith(tuple(_KINDS)) else f"{out}.npz")
+    kind = next((kind for ending, kind in _KINDS.items() if out.lower().endswith(ending)), NpzFile)
+    path = expanded(out if out.lower().endswith(tuple(_KINDS)) else f"{out}.npz")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.mkdir()
@@ -90,8 +90,8 @@ def predictions_file(out: str, task: Task, rows: int, kinds: Mapping[str, str]) 
 def check_kept(out: str, kinds: Mapping[str, str]) -> None:
     """Raises ConfigurationError where kept columns can't be written beside predictions, or nothing can write the
     file."""
-    into_npz = not out.endswith((".csv", ".parquet"))
-    if out.endswith(".parquet"):
+    into_npz = not out.lower().endswith((".csv", ".parquet"))
+    if out.lower().endswith(".parquet"):
         from importlib.util import find_spec
 
         if find_spec("pyarrow") is None:

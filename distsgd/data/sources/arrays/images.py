@@ -21,6 +21,13 @@ from distsgd.data.sources.converted import ValuesSource
 from distsgd.data.sources.streams import reading, stamps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
+_OTHERS = (
+    *(".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".svg", ".psd", ".tga", ".ico", ".exr"),
+    *(".dng", ".cr2", ".nef", ".arw", ".dcm"),
+)
+"""Endings of images that aren't read."""
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini", "icon\r")
+"""Files that systems leave in folders, beside hidden ones."""
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _MOST_PIXELS, _MOST_BYTES, _MOST_FILES = 1 << 26, 256 << 20, 10**7
@@ -88,13 +95,19 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
             f"{', '.join(classes) or 'none'}; make folders of these names"
         )
     arrays: dict[str, ArraySource] = {}
+    skipped = 0
     shape: Shape | None = None
     files: list[str] = []
     for split, folder in sets.items():
         other = set(_folders(folder)) - set(classes)
         if other:
             raise DataError(f"{folder}: the class {min(other)} isn't in {sets['train']}; add or remove it")
-        names = [(f"{one}/{name}", label) for label, one in enumerate(classes) for name in _images(folder, one)]
+        names, (loose, others) = [], _images(folder, "")
+        skipped += len(loose) + others
+        for label, one in enumerate(classes):
+            images, others = _images(folder, one)
+            names += [(f"{one}/{name}", label) for name in images]
+            skipped += others + _inner(folder, one)
         if not names:
             raise DataError(f"{folder}: expected images ending in {', '.join(ENDINGS)}, found none; check the path")
         shape = shape or _shape(folder, names[0][0])
@@ -104,7 +117,20 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         arrays[f"x_{split}"] = ImagesSource((len(names), *shape), np.dtype(np.uint8), folder, paths, marks)
         arrays[f"y_{split}"] = ValuesSource.of(np.array([label for _, label in names], np.int64))
     found = assemble(where, arrays)
-    return DataSource(where, found.arrays, found.scale, class_names=tuple(classes), files=stamps(files))
+    notes = _notes(where, skipped)
+    return DataSource(where, found.arrays, found.scale, class_names=tuple(classes), files=stamps(files), notes=notes)
+
+
+def _notes(where: str, skipped: int) -> tuple[str, ...]:
+    """A sentence where there is something that isn't read."""
+    what = "1 other file or folder is" if skipped == 1 else f"{skipped:,} other files or folders are"
+    return (f"note: {where}: {what} no image of a class and not read",) if skipped else ()
+
+
+def _inner(where: str, folder: str) -> int:
+    """How many folders there are in one of a class."""
+    path = os.path.join(where, folder)
+    return len(_folders(path)) if os.path.isdir(path) else 0
 
 
 def _in_order(found: list[str], asked: tuple[str, ...], where: str) -> list[str]:
@@ -118,12 +144,15 @@ def _in_order(found: list[str], asked: tuple[str, ...], where: str) -> list[str]
 
 def _inputs_alone(where: str) -> DataSource:
     """All images of the folder and of those in it, by their names."""
-    names = [*_images(where, ""), *(f"{one}/{name}" for one in _folders(where) for name in _images(where, one))]
+    names, skipped = _images(where, "")
+    for one in _folders(where):
+        images, others = _images(where, one)
+        names, skipped = [*names, *(f"{one}/{name}" for name in images)], skipped + others + _inner(where, one)
     if not names:
         raise DataError(f"{where}: expected images ending in {', '.join(ENDINGS)}, found none; check the path")
     shape, marks = _shape(where, names[0]), stamps([where])
     x = ImagesSource((len(names), *shape), np.dtype(np.uint8), where, tuple(names), marks)
-    return DataSource(where, {"x_train": inputs(where, x, least=0)}, 255.0, files=marks)
+    return DataSource(where, {"x_train": inputs(where, x, least=0)}, 255.0, files=marks, notes=_notes(where, skipped))
 
 
 def _folders(where: str) -> list[str]:
@@ -134,18 +163,24 @@ def _folders(where: str) -> list[str]:
         )
 
 
-def _images(where: str, folder: str) -> list[str]:
-    """The names of the images in a folder, sorted; none where there is no such folder."""
+def _images(where: str, folder: str) -> tuple[list[str], int]:
+    """The names of the images in a folder, sorted, and how many other files there are; none where there is no such
+    folder. Raises DataError for images of a kind that isn't read."""
     path = os.path.join(where, folder)
     if not os.path.isdir(path):
-        return []
+        return [], 0
     if folder and not os.path.realpath(path).startswith(os.path.realpath(where) + os.sep):
         raise DataError(f"{path}: this is a link out of the folder; copy the images into it")
     with reading(path):
-        names = sorted(name for name in os.listdir(path) if name.lower().endswith(ENDINGS) and name[0] != ".")
+        found = sorted(name for name in os.listdir(path) if name[0] != "." and name.lower() not in _OF_SYSTEMS)
+        names = [name for name in found if name.lower().endswith(ENDINGS)]
+    others = [name for name in found if not name.lower().endswith(ENDINGS)]
+    if unread := [name for name in others if name.lower().endswith(_OTHERS)]:
+        what = f"{len(unread):,} other images, such as {unread[0]}"
+        raise DataError(f"{path}: expected images ending in {', '.join(ENDINGS)}, got {what}; convert or remove them")
     if len(names) > _MOST_FILES:
         raise DataError(f"{path}: expected at most {_MOST_FILES:,} images, got {len(names):,}; write them as arrays")
-    return names
+    return names, sum(not os.path.isdir(os.path.join(path, name)) for name in others)
 
 
 def _shape(folder: str, name: str) -> Shape:

@@ -95,7 +95,7 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
             begin, row = stream.tell(), row + 1
     columns = options.columns
     if columns is not None:
-        expected = len(columns.features)
+        expected = columns.width
         if width > expected:
             raise DataError(f"{where}: expected features up to {expected}, got {width}; give one of these features")
         width = expected

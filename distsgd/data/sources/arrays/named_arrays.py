@@ -12,7 +12,7 @@ from distsgd.core.files import FileStamp
 from distsgd.data.columns import Columns
 from distsgd.data.sources.assemble import ALIASES, assemble, inputs
 from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions
-from distsgd.data.sources.selection import gathered, roles
+from distsgd.data.sources.selection import apart, gathered, roles
 
 Roles: TypeAlias = Mapping[str, tuple[str, ...]]
 """The names of a file's arrays by what they are: x_train, y_train and so on."""
@@ -66,17 +66,22 @@ def data_source(
     """
     if options.listed:
         return _listed(where, names, open_all)
-    options = _as_trained(options, names)
-    found = roles(where, names, options)
+    given, options = options, _as_trained(options, names)
+    found = _in_order(roles(where, names, options), given)
     sources = open_all(found)
+    _check_trained(where, found, sources, options.columns)
     arrays = gathered(where, found, sources)
     described = _described(where, arrays, options)
+    fill: tuple[float, ...] = ()
     if options.missing != "refuse" or any(source.absent for source in arrays.values()):
         from distsgd.data.sources.filled import filled
 
         arrays, fill = filled(where, arrays, options)
-        columns = _columns(found, sources, options, fill) if fill and options.columns is None else options.columns
-        described = replace(_described(where, arrays, options), columns=columns)
+        described = _described(where, arrays, options)
+    columns = options.columns
+    if columns is None and (fill or _are_chosen(found, options)):
+        columns = _columns(found, sources, options, fill)
+    described = replace(described, columns=columns)
     unused = tuple(name for name in names if name not in used_names(found))
     return replace(described, unused=unused if options.targets else (), files=stamps(found))
 
@@ -106,8 +111,41 @@ def _as_trained(options: ReadOptions, names: Sequence[str]) -> ReadOptions:
         return options
     are_there = not set(names).isdisjoint(columns.inputs)
     x = options.x or (_but_ours(columns.inputs) if are_there else ())
-    y = options.y or (_but_ours(columns.target) if options.targets and are_there else ())
+    y = options.y or (_but_ours(columns.target) if are_there else ())
     return replace(options, x=x, y=y, missing=columns.missing)
+
+
+def _check_trained(where: str, found: Roles, sources: Mapping[str, ArraySource], columns: Columns | None) -> None:
+    """Raises DataError where one of several inputs has another number of features than in training."""
+    if columns is None or found["x_train"] != columns.inputs or len(columns.inputs) == 1:
+        return
+    for name in columns.inputs:
+        shape, wanted = sources[name].shape, columns.width_of(name)
+        if prod(shape[1:]) != wanted:
+            raise DataError(
+                f"{where}: {name}: expected {wanted} numbers an example, as in training, got shape {shape}; give the "
+                "same array"
+            )
+
+
+def _in_order(found: Roles, given: ReadOptions) -> Roles:
+    """The arrays in the order in which a trained model takes them, where a pattern means the same ones: that of another
+    file may differ."""
+    if given.columns is None:
+        return found
+    trained = {"x_train": (given.x, given.columns.inputs), "y_train": (given.y, given.columns.target)}
+    result = dict(found)
+    for role, (words, names) in trained.items():
+        there = found.get(role, ())
+        if set(there) == set(names) and apart(words, there) != there:
+            result[role] = names
+    return result
+
+
+def _are_chosen(found: Roles, options: ReadOptions) -> bool:
+    """Whether another file may have others, or in another order, for what the options say."""
+    asked = {"x_train": options.x, "y_train": options.y}
+    return any(words and (len(found.get(role, ())) > 1 or found.get(role) != words) for role, words in asked.items())
 
 
 def _but_ours(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -118,7 +156,7 @@ def _but_ours(names: tuple[str, ...]) -> tuple[str, ...]:
 def _columns(
     found: Roles, sources: Mapping[str, ArraySource], options: ReadOptions, fill: tuple[float, ...]
 ) -> Columns:
-    """What a trained model keeps of arrays whose missing values are replaced."""
+    """What a trained model keeps of arrays: their names, and what stands for missing values."""
     inputs_, several = found["x_train"], (name for name in found["x_train"] if len(sources[name].shape) > 1)
     widths = {name: prod(sources[name].shape[1:]) for name in several}
     return Columns(inputs_, {}, widths, fill, options.missing, found.get("y_train", ()))

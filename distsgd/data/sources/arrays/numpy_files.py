@@ -25,10 +25,10 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
     Which arrays of `.npz` and of a folder are which, `options` may say. Without targets: `.npz` with x (or x_test), or
     any `.npy`; there may be no examples in it.
     """
-    if where.endswith(".npy") and not os.path.isdir(where):
+    if where.lower().endswith(".npy") and not os.path.isdir(where):
         return _open_single(where, options)
     if os.path.isdir(where):
-        found = _open_named(where, _names_in(where), options, lambda names: _open_members(where, names))
+        found = _open_named(where, [*_names_in(where)], options, lambda names: _open_members(where, names))
         return found if options.listed or options.x or options.y else _with_columns(where, found)
     return _open_named(where, npz_keys(where), options, lambda names: dict(open_npz(where, names)))
 
@@ -44,7 +44,8 @@ def _open_named(
     def files(found: Roles) -> tuple[FileStamp, ...]:
         if not os.path.isdir(where):
             return stamps([where])
-        return stamps(os.path.join(where, f"{name}.npy") for name in used_names(found))
+        there = _names_in(where)
+        return stamps(os.path.join(where, there[name]) for name in used_names(found))
 
     return data_source(where, names, options, lambda found: open_all(used_names(found)), files)
 
@@ -63,15 +64,21 @@ def _with_columns(where: str, found: DataSource) -> DataSource:
     return replace(found, **{**about, "columns": columns})
 
 
-def _names_in(folder: str) -> list[str]:
+def _names_in(folder: str) -> dict[str, str]:
+    """The arrays in a folder, sorted, and the names of their files."""
     try:
-        return sorted(name[: -len(".npy")] for name in os.listdir(folder) if name.endswith(".npy"))
+        files = sorted(name for name in os.listdir(folder) if name.lower().endswith(".npy"))
     except OSError as problem:
         raise DataError(f"{folder}: expected a readable folder ({problem.strerror}); check its permissions") from None
+    found = {name[: -len(".npy")]: name for name in files}
+    if len(found) < len(files):
+        raise DataError(f"{folder}: expected one file of each array, {', '.join(files[:8])} has two; remove one")
+    return dict(sorted(found.items()))
 
 
 def _open_members(folder: str, names: Iterable[str]) -> dict[str, ArraySource]:
-    return {name: NpySource.open(os.path.join(folder, f"{name}.npy")) for name in names}
+    there = _names_in(folder)
+    return {name: NpySource.open(os.path.join(folder, there[name])) for name in names}
 
 
 def _open_single(x_path: str, options: ReadOptions) -> DataSource:
@@ -84,14 +91,14 @@ def _open_single(x_path: str, options: ReadOptions) -> DataSource:
             )
     paths = {"x": x_path}
     folder, file = os.path.split(x_path)
-    stem = file[: -len(".npy")]
+    stem, ending = os.path.splitext(file)
     if options.targets and stem != "x" and not stem.endswith("_x"):
         raise DataError(
             f"{x_path}: expected x.npy or NAME_x.npy, with y.npy or NAME_y.npy beside it, or a folder of .npy files; "
             "rename it, or name its folder"
         )
     for kind in ("y", "weights") if options.targets else ():
-        path = os.path.join(folder, f"{stem[:-1]}{kind}.npy")
+        path = os.path.join(folder, f"{stem[:-1]}{kind}{ending}")
         if kind == "y" or os.path.exists(path):
             paths[kind] = path
     if (columns := options.columns) is not None:  # of a model that knows its inputs by name: here they have none

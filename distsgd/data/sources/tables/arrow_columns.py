@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -214,6 +214,15 @@ def decoded(column: Any) -> Any:
 def is_wide(one: Field) -> bool:
     """Whether these are whole numbers, some of which float64 may not hold."""
     return one.dtype is not None and one.dtype.kind in "iu" and one.dtype.itemsize == 8
+
+
+def as_stored(one: Field, column: Any) -> Field:
+    """The column with the type of this part of it, an array or a field of Arrow, where these are whole numbers that
+    float64 may not hold: files of one table may have several types."""
+    types, kind = arrow().types, column.type
+    kind = kind.value_type if types.is_fixed_size_list(kind) else kind
+    is_whole = types.is_integer(kind) and kind.bit_width == 64
+    return replace(one, dtype=np.dtype(np.int64)) if is_whole and not is_wide(one) else one
 
 
 def as_floats(found: Array, one: Field, dtype: np.dtype[Any], where: str, first: int) -> Array:

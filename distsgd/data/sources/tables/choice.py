@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from distsgd.core.components import suggestion
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.data.sources.base import ReadOptions
-from distsgd.data.sources.selection import listed, named, one_name, refuse_twice
+from distsgd.data.sources.selection import apart, listed, named, one_name, refuse_twice
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
     Those of a trained model say which are inputs.
     """
     weights, group = (_one(where, option, names, getattr(options, option)) for option in ("weights", "group"))
-    inputs = options.x if options.columns is None else options.columns.inputs
+    inputs = apart(options.x, names) if options.columns is None else options.columns.inputs
     by_name = options.weights is None and (options.targets or options.columns is None)
     if by_name and "weights" in names and "weights" not in (*inputs, *options.y):
         weights = "weights"
@@ -39,12 +39,13 @@ def choose(where: str, names: Sequence[str], options: ReadOptions, hidden: Itera
                 f"{where}: x: the model takes the columns that it was trained on, by their names; leave it out"
             )
         x = _trained(where, options.columns.inputs, names)
+        weights = weights if options.targets else None
         y = _targets(where, names, options, options.columns.target) if options.targets else ()
         return Choice(x, y, weights, group)
     y = _targets(where, names, options, ("y",)) if options.targets else ()
     others = {one for one in (weights, group, *y, *options.keep) if one is not None}
     if not options.targets:
-        others |= ({"y", *options.y} - {*options.x}) & {*names}
+        others |= ({"y", *apart(options.y, names)} - {*apart(options.x, names)}) & {*names}
     excluded = {*others, *hidden}
     x = named(where, "x", options.x, names, "column", excluded)
     refuse_twice(where, {"x": x, "y": y, "weights": one_name(weights), "group": one_name(group)})
@@ -65,7 +66,9 @@ def _one(where: str, option: str, names: Sequence[str], word: str | None) -> str
 
 def _targets(where: str, names: Sequence[str], options: ReadOptions, usual: tuple[str, ...]) -> tuple[str, ...]:
     if options.y:
-        return named(where, "y", options.y, names, "column")
+        found = named(where, "y", options.y, names, "column")
+        of_pattern = set(found) == set(usual) and apart(options.y, names) != found
+        return usual if of_pattern else found
     if options.columns is not None and usual and not {*usual} <= {*names}:
         raise ConfigurationError(
             f"{where}: the model was trained on the target {listed(usual)}, and there is no such column; it has "

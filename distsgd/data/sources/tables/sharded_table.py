@@ -54,7 +54,7 @@ def _shifted(visit: Visit, before: int, first: int, batch: Any) -> None:
 
 
 def _fields_of(parts: Sequence[Table]) -> tuple[Field, ...]:
-    """The columns of all tables; numbers of several types are float64."""
+    """The columns of all tables. Whole numbers of several types are whole, and other numbers float64."""
     found = list(parts[0].fields)
     for part in parts[1:]:
         if [one.name for one in part.fields] != [one.name for one in found]:
@@ -69,8 +69,17 @@ def _fields_of(parts: Sequence[Table]) -> tuple[Field, ...]:
                     "files alike"
                 )
             if one.dtype != first.dtype:
-                found[number] = replace(first, dtype=np.dtype(np.float64))
+                found[number] = replace(first, dtype=_common(first.dtype, one.dtype))
     return tuple(found)
+
+
+def _common(*found: np.dtype[Any] | None) -> np.dtype[Any]:
+    """The type that holds numbers of these: whole numbers are labels, and so they stay whole."""
+    kinds = [one for one in found if one is not None]
+    if not all(one.kind in "biu" for one in kinds):
+        return np.dtype(np.float64)
+    whole = np.result_type(*kinds)
+    return whole if whole.kind in "biu" else np.dtype(np.int64)
 
 
 class _OpenShards(OpenTable):

@@ -20,6 +20,7 @@ from distsgd.data.sources.tables.arrow_columns import (
     NumberRows,
     arrow,
     as_floats,
+    as_stored,
     codes_of,
     columns_of,
     decoded,
@@ -81,11 +82,11 @@ class Plan:
         columns = self.columns
         if columns.missing != "zero" or columns.fill:
             return self
-        return replace(self, columns=replace(columns, fill=(0.0,) * len(columns.features)))
+        return replace(self, columns=replace(columns, fill=(0.0,) * columns.width))
 
     def shapes(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
         """By kind of array the shape of one row, and the dtype."""
-        found: dict[str, tuple[Shape, np.dtype[Any]]] = {"x": ((len(self.columns.features),), self.dtype)}
+        found: dict[str, tuple[Shape, np.dtype[Any]]] = {"x": ((self.columns.width,), self.dtype)}
         if self.target:
             found["y"] = self._target_shape()
         if self.weights is not None:
@@ -168,6 +169,7 @@ class Plan:
             if one.kind == "text":
                 self._put_text(first, there[one.name], one.name, x)
             else:
+                one = as_stored(one, there[one.name])
                 self._put_numbers(first, [one], numbers_of(there[one.name], one, self.where), x)
         return there
 
@@ -182,9 +184,9 @@ class Plan:
         there = frozenset(names)
         for one in self.inputs if inputs else ():
             if one.name in there and one.kind == "number":
-                kind = schema.field(one.name).type
-                if _is_plain(kind, one):
-                    alike.setdefault(str(kind), []).append(one)
+                field = schema.field(one.name)
+                if _is_plain(field.type, one):
+                    alike.setdefault(str(field.type), []).append(as_stored(one, field))
         together = [fields for fields in alike.values() if len(fields) >= _TOGETHER]
         alone = {one.name for one in (*self.target, self.weights, self.group) if one is not None}
         taken = {one.name for fields in together for one in fields} - alone
@@ -260,6 +262,7 @@ class Plan:
             for one in self.target:
                 width = max(1, one.width)
                 if one.name in there:
+                    one = as_stored(one, there[one.name])
                     values = numbers_of(there[one.name], one, self.where).reshape(len(y), -1)
                     flat[:, at : at + width] = as_floats(values, one, y.dtype, self.where, first)
                     missing = np.isnan(flat[:, at : at + width])
@@ -337,7 +340,7 @@ def planned(where: str, fields: Iterable[Field], choice: Choice, options: ReadOp
     known = {one.name: one for one in fields}
     trained = options.columns
     inputs = tuple(_usable(where, known[name], "leave it out of --x") for name in choice.x)
-    target = tuple(_usable(where, known[name], "it is the target") for name in choice.y)
+    target = tuple(_usable(where, known[name], "name another target with --y") for name in choice.y)
     if trained is not None:
         for one in inputs:
             _check_trained(where, one, trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,8 @@ MOST_GROUPS = 1 << 22
 """Texts of groups."""
 _LONGEST = 1000
 """Characters of a category."""
+_MARKED = re.compile(r"[-+]?[$€£]? ?(\d{1,3}([,.'’ \u00a0\u202f]\d{3})+([.,]\d+)?|\d+,\d+|\d+([.,]\d+)?)( ?[%€$£])?")
+"""A number with marks of thousands, a decimal comma, or a sign of percent or of a currency."""
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Scan:
             if one.kind == "text":
                 categories[one.name] = _sorted(self.where, one.name, self.texts[one.name], MOST_CATEGORIES, "inputs")
                 features += len(categories[one.name])
+                _refuse_numbers(self.where, one.name, categories[one.name], "leave the column out with --x")
         if features > MOST_FEATURES:
             raise DataError(f"{self.where}: expected at most {MOST_FEATURES:,} features, texts as columns of their own "
                             f"make {features:,}; name fewer columns with --x")  # fmt: skip
@@ -113,6 +117,7 @@ class Scan:
                     f"{self.where}: column {name}: expected the names of two classes or more, got {names[0]!r} alone; "
                     "name another target with --y"
                 )
+            _refuse_numbers(self.where, name, names, "name another target with --y")
             plan = replace(plan, class_names=names)
         return plan
 
@@ -125,6 +130,15 @@ class Scan:
                 continue
             found += self.sums[one.name].means(self.where, one.name)
         return tuple(found)
+
+
+def _refuse_numbers(where: str, name: str, texts: tuple[str, ...], remedy: str) -> None:
+    """DataError where all texts are numbers with marks that no program reads alike: 1,234 or 3%."""
+    if all(map(_MARKED.fullmatch, texts)) and not all(one.lstrip("+-").replace(".", "", 1).isdigit() for one in texts):
+        raise DataError(
+            f"{where}: column {name}: expected numbers or text, got numbers with marks, such as {texts[0]!r}; write "
+            f"them without, as 1234 or 0.03, or {remedy}; a letter before each makes them text"
+        )
 
 
 def _sorted(where: str, name: str, texts: set[str], most: int, what: str) -> tuple[str, ...]:

@@ -130,3 +130,20 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     save(tmp_path / "d" / "train", GREY)
     with pytest.raises(DataError, match=r"the class pink isn't in .*train; add or remove it"):
         open_path(tmp_path / "d")
+
+
+def test_other_images_are_refused_and_other_files_are_noted(tmp_path: Path) -> None:
+    """What looks like an example and isn't read would be lost without a word."""
+    for name in ("cat/1.png", "dog/1.PNG", "dog/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / name)
+    for hidden in ("Thumbs.db", ".DS_Store"):
+        (tmp_path / "cat" / hidden).write_bytes(b"x")
+    assert distsgd.open_dataset(str(tmp_path)).notes == ()
+    (tmp_path / "cat" / "more").mkdir()
+    (tmp_path / "README.txt").write_text("made by hand")
+    (note,) = distsgd.open_dataset(str(tmp_path)).notes
+    assert "2 other files or folders are no image of a class and not read" in note
+    (tmp_path / "cat" / "2.tif").write_bytes(b"II*")
+    with pytest.raises(distsgd.DataError, match=r"got 1 other images, such as 2\.tif; convert or remove them"):
+        distsgd.open_dataset(str(tmp_path))
