@@ -93,12 +93,19 @@ def field_of(name: str, kind: Any) -> Field:
     if types.is_boolean(kind):
         return Field(name, "number", np.dtype(np.bool_))
     if types.is_integer(kind) or types.is_floating(kind):
-        return Field(name, "number", np.dtype(kind.to_pandas_dtype()))
+        return Field(name, "number", _dtype_of(kind))
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return Field(name, "text")
     if types.is_fixed_size_list(kind) and (types.is_integer(kind.value_type) or types.is_floating(kind.value_type)):
-        return Field(name, "numbers", np.dtype(kind.value_type.to_pandas_dtype()), kind.list_size)
+        return Field(name, "numbers", _dtype_of(kind.value_type), kind.list_size)
     return Field(name, "other", what=_what(types, kind))
+
+
+def _dtype_of(kind: Any) -> np.dtype[Any]:
+    """NumPy's type of whole numbers or floats; Arrow's own answer needs pandas in some releases."""
+    types = arrow().types
+    letter = "f" if types.is_floating(kind) else "i" if types.is_signed_integer(kind) else "u"
+    return np.dtype(f"{letter}{kind.bit_width // 8}")
 
 
 def _what(types: Any, kind: Any) -> str:
