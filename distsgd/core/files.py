@@ -5,11 +5,14 @@ that survive a power cut; and the folder of what is downloaded or computed once.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import secrets
+import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -185,3 +188,40 @@ def remove_empty(folders: list[Path]) -> None:
             path.rmdir()
         except OSError:
             return
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A new folder beside a path, in which what takes its place is made; it goes when the block ends.
+
+    Those for the same path that killed processes have left go, too. The lock on a folder, which ends with its process,
+    shows that it is in use; a file system without such locks keeps what is left. Raises OSError.
+    """
+    begin, end = f".{path.name[:40]}.", ".part"
+    with os.scandir(path.parent) as entries:
+        names = [one.name for one in entries if one.name.startswith(begin) and one.name.endswith(end)]
+    for name in names:
+        with suppress(OSError), _locked_folder(path.with_name(name)):
+            shutil.rmtree(path.with_name(name))
+    part = path.with_name(f"{begin}{secrets.token_hex(8)}{end}")
+    part.mkdir()
+    try:
+        with ExitStack() as lock:
+            with suppress(OSError):
+                lock.enter_context(_locked_folder(part))
+            yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Holds the lock on this user's folder. Raises OSError where another process does."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(f"{folder} is another user's")
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

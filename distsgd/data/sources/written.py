@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 
 from distsgd.core.device import Shape
 from distsgd.core.errors import CheckpointError, DataError, RunFolderError
-from distsgd.core.files import expanded, read_regular
+from distsgd.core.files import expanded, folder_beside, read_regular
 from distsgd.data.columns import Columns
 from distsgd.data.sources.base import ARRAY_NAMES, ArraySource, DataSource, rows_in
 from distsgd.data.sources.converted import blocks_of
@@ -51,15 +50,11 @@ def write_folder(source: DataSource, folder: str, progressed: Callable[[], objec
         if there and (not path.is_dir() or any(path.iterdir())):
             raise RunFolderError(f"{path}: expected a new or an empty folder, it holds something; name another one")
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.mkdir()
-        try:
+        with folder_beside(path) as part:
             _write(source, part, progressed)
             if there:
                 path.rmdir()
             part.rename(path)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise RunFolderError(f"could not write {path}: {error.strerror or error}; choose another place") from None
     return path

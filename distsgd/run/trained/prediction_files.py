@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, RunFolderError
-from distsgd.core.files import expanded
+from distsgd.core.files import expanded, folder_beside
 from distsgd.core.folders import sync
 from distsgd.data.sources.registry import where_missing
 from distsgd.data.sources.written import npy_header
@@ -68,10 +67,8 @@ def predictions_file(out: str, task: Task, rows: int, kinds: Mapping[str, str]) 
     """
     kind = next((kind for ending, kind in _KINDS.items() if out.lower().endswith(ending)), NpzFile)
     path = expanded(out if out.lower().endswith(tuple(_KINDS)) else f"{out}.npz")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.mkdir()
-        try:
+        with folder_beside(path) as part:
             file = kind(path, part, task, rows, kinds)
             try:
                 yield file
@@ -79,8 +76,6 @@ def predictions_file(out: str, task: Task, rows: int, kinds: Mapping[str, str]) 
                 _sync_folder(path.parent)
             finally:
                 file.close()
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise RunFolderError(
             f"could not write {path}: {error.strerror or error}; choose another place with -o"

@@ -1,9 +1,11 @@
-"""Stamps of mapped files: what is noticed when a file changes while it is in use; and the folder of downloads."""
+"""Stamps of mapped files: what is noticed when a file changes while it is in use; the folder of downloads; and folders
+in which files are made before they take a place."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from distsgd.core.errors import DataError
-from distsgd.core.files import FileStamp, cache_folder, mapped_files
+from distsgd.core.files import FileStamp, cache_folder, folder_beside, mapped_files
 
 X = np.arange(4096.0)
 
@@ -75,3 +77,35 @@ def test_a_stamp_that_is_sent_is_of_the_file_that_is_there(tmp_path: Path) -> No
     path.unlink()
     with pytest.raises(DataError, match="gone"):
         pickle.loads(sent).check()
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from distsgd.core.files import folder_beside
+
+with folder_beside(Path(sys.argv[1])) as part:
+    (part / "half").write_text("half")
+    print(part, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_folders_that_killed_processes_left_go_and_others_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    line = [sys.executable, "-c", HOLDS, str(out)]
+    (tmp_path / ".out.csv.notes").mkdir()
+    with (
+        subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed,
+        subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as living,
+    ):
+        assert killed.stdout is not None and living.stdout is not None
+        left, used = (Path(process.stdout.readline().strip()) for process in (killed, living))  # type: ignore[union-attr]
+        killed.kill()
+        killed.wait(20)
+        assert (left / "half").exists() and (used / "half").exists()
+        with folder_beside(out) as part:
+            assert part.parent == tmp_path and not any(part.iterdir())
+            assert not left.exists() and (used / "half").exists()
+        living.communicate(timeout=20)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.csv.notes"]
