@@ -99,13 +99,17 @@ def test_folders_that_killed_processes_left_go_and_others_stay(tmp_path: Path) -
         subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed,
         subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as living,
     ):
-        assert killed.stdout is not None and living.stdout is not None
+        assert killed.stdout is not None
+        assert living.stdout is not None
         left, used = (Path(process.stdout.readline().strip()) for process in (killed, living))  # type: ignore[union-attr]
         killed.kill()
         killed.wait(20)
-        assert (left / "half").exists() and (used / "half").exists()
+        assert (left / "half").exists()
+        assert (used / "half").exists()
         with folder_beside(out) as part:
-            assert part.parent == tmp_path and not any(part.iterdir())
-            assert not left.exists() and (used / "half").exists()
+            assert part.parent == tmp_path
+            assert not any(part.iterdir())
+            assert not left.exists()
+            assert (used / "half").exists()
         living.communicate(timeout=20)
     assert [path.name for path in tmp_path.iterdir()] == [".out.csv.notes"]
