@@ -135,7 +135,8 @@ def lacking(options: Options, look: Look) -> Iterator[str]:
     found = [one for one in look.columns if one.missing and one.name in used]
     if found and options.missing == "refuse":
         more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
-        yield f"{found[0].name}{more}: {found[0].missing:,} values are missing; give --missing mean, zero or drop"
+        many = "1 value is" if found[0].missing == 1 else f"{found[0].missing:,} values are"
+        yield f"{found[0].name}{more}: {many} missing; give --missing mean, zero or drop"
 
 
 def table(columns: Sequence[Summary]) -> Iterator[str]:
@@ -160,7 +161,8 @@ def values(one: Summary) -> str:
 
     ends = f"{_number(one.low)} to {_number(one.high)}" if one.low <= one.high else ""
     if not one.counts:
-        return ends or ("more than 1,000 texts" if one.kind == "text" and one.counts is None else "none")
+        others = "none" if one.missing else "-"  # of dates and the like no range is known
+        return ends or ("more than 1,000 texts" if one.kind == "text" and one.counts is None else others)
     if len(one.counts) > _CLASSES:
         return f"{ends or _texts(one.counts)}, {len(one.counts):,} different"
     counted = (f"{shortened(visible(value), _NAME)}: {count:,}" for value, count in _sorted(one.counts))
@@ -191,7 +193,9 @@ def words(role: Role, columns: Sequence[Summary]) -> str:
 
     names = [visible(name) for name in role.names]
     listed = ", ".join(names[:_VALUES]) + (f" and {len(names) - _VALUES:,} more" if len(names) > _VALUES else "")
-    shape = f"{role.shape[0]:,} of {' x '.join(map(str, role.shape[1:])) or 'one number'}, {role.dtype.name}"
+    each = " x ".join(map(str, role.shape[1:])) or "one"
+    many = "example" if role.shape[0] == 1 else "examples"
+    shape = f"{role.shape[0]:,} {many} of {each} {'number' if each in ('one', '1') else 'numbers'}, {role.dtype.name}"
     by_name = {one.name: one for one in columns}
     single = by_name.get(role.names[0]) if len(role.names) == 1 else None
     if role.shape[1:] == () and role.dtype.kind == "i" and single is not None and single.counts:

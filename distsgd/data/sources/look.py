@@ -170,4 +170,7 @@ def _width(where: str, field: Field, counts: dict[str, int] | None) -> int:
             f"{where}: column {field.name} holds more than {COUNTED:,} different texts, and so many can't be inputs; "
             "leave it out of --x"
         )
+    from distsgd.data.sources.tables.table_scan import refuse_numbers
+
+    refuse_numbers(where, field.name, tuple(counts), "leave the column out with --x")
     return len(counts)

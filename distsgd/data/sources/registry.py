@@ -43,6 +43,8 @@ class Format:
         The package that reads it, and the extra of distsgd that installs it; empty for none.
     is_table : bool
         Whether its files hold a table, which `open_table(path, options)` of the module returns.
+    agrees : bool
+        Whether `agreed(sources, options)` of the module says what is asked of files that are one data set.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Format:
     package: str = ""
     extra: str = ""
     is_table: bool = False
+    agrees: bool = False
 
     def check(self, path: str, options: ReadOptions) -> None:
         """Raises ConfigurationError for what the format doesn't take, and where no package is there that reads it."""
@@ -117,7 +120,7 @@ FORMATS: tuple[Format, ...] = (
     Format("a CSV file", _CSV, f"{_HERE}.tables.csv_table", (), _TABLES, "pyarrow", "tables", True),
     Format("a Parquet file", (".parquet", ".pq"), _PARQUET, (), _TABLES, "pyarrow", "tables", True),
     Format("a file of Arrow", (".feather", ".arrow"), _PARQUET, (), _TABLES, "pyarrow", "tables", True),
-    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.arrays.libsvm"),
+    Format("a LIBSVM file", (".svm", ".libsvm", ".svmlight"), f"{_HERE}.arrays.libsvm", agrees=True),
     Format("a folder of images", (), f"{_HERE}.arrays.images", _IMAGES, (), "PIL", "images"),
     Format("a pickle", (".pkl.gz", ".pkl"), f"{_HERE}.arrays.pickled"),
 )
@@ -193,7 +196,8 @@ def _open_several(where: str, paths: Sequence[str], options: ReadOptions) -> Dat
     one = formats[paths[0]]
     one.check(paths[0], options)
     if not one.is_table:
-        return open_shards(where, paths, options, one.open)
+        agreed = import_module(one.module).agreed if one.agrees else None
+        return open_shards(where, paths, options, one.open, agreed)
     from distsgd.data.sources.tables.sharded_table import ShardedTable
     from distsgd.data.sources.tables.table import table_source
 

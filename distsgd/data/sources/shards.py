@@ -136,7 +136,11 @@ def check_paths(name: str, paths: Sequence[str]) -> None:
 
 
 def open_shards(
-    name: str, paths: Sequence[str], options: ReadOptions, open_one: Callable[[str, ReadOptions], DataSource]
+    name: str,
+    paths: Sequence[str],
+    options: ReadOptions,
+    open_one: Callable[[str, ReadOptions], DataSource],
+    agreed: Callable[[Sequence[DataSource], ReadOptions], ReadOptions] | None = None,
 ) -> DataSource:
     """The data set of several files.
 
@@ -150,6 +154,8 @@ def open_shards(
         What is asked of each of them.
     open_one : callable
         Opens one.
+    agreed : callable, optional
+        Says, of the files as they are alone, what is asked of each of them as a part of the data set.
 
     Raises
     ------
@@ -159,14 +165,15 @@ def open_shards(
     check_paths(name, paths)
     by_all = options.missing == "mean" and options.columns is None  # the mean is that of all files
     found = [open_one(path, replace(options, missing="refuse") if by_all else options) for path in paths]
-    widest = max((one.columns for one in found if one.columns), key=lambda one: one.width, default=None)
-    if any((one.columns, one.class_names) != (widest, found[0].class_names) for one in found):
-        # A file of LIBSVM may use fewer features and classes. What is a label has to be the same in all.
-        for path, one in zip(paths, found, strict=True):
+    asked = options if agreed is None else agreed(found, options)
+    known = asked.columns or found[0].columns
+    if any((one.columns, one.class_names) != (known, found[0].class_names) for one in found):
+        # What is a label has to be the same in all.
+        for path, one in zip(paths, found, strict=True) if agreed is None else ():
             _check_types(paths[0], found[0], path, one)
             _check_names(paths[0], found[0], path, one)
-        classes = found[0].class_names or options.classes
-        found = [open_one(path, replace(options, columns=widest, classes=classes)) for path in paths]
+        asked = asked if agreed is not None else replace(asked, classes=found[0].class_names or options.classes)
+        found = [open_one(path, replace(asked, columns=known)) for path in paths]
     for path, one in zip(paths, found, strict=True):
         _check_alike(paths[0], found[0], path, one)
     first, arrays = found[0], {}

@@ -73,7 +73,10 @@ def split_of(train: Examples, classes: int | None, config: TrainConfig, groups: 
     if config.fold is None:
         rest, chosen = split_off(total, round(total * config.validation_fraction), seed, labels)
     else:
-        rest, chosen = fold_rows(total, *_parts(config, total, "examples"), seed, labels)
+        part, parts = parse_fold(config.fold, "fold")
+        if parts > total:
+            return None
+        rest, chosen = fold_rows(total, part, parts, seed, labels)
     if not len(chosen) or not len(rest):
         return None
     shares = "" if labels is None else ", of each class its share"
@@ -83,7 +86,7 @@ def split_of(train: Examples, classes: int | None, config: TrainConfig, groups: 
 def _split_of_groups(groups: Array, config: TrainConfig) -> Split | None:
     """The same where no group is in both parts."""
     total, number, (seed, seeded) = len(groups), len(np.unique(groups)), _seed(config)
-    part, parts = (1, 2) if config.fold is None else _parts(config, number, "groups")
+    part, parts = (1, 2) if config.fold is None else parse_fold(config.fold, "fold")
     if number < parts:
         return None
     if config.fold is None:
@@ -93,16 +96,6 @@ def _split_of_groups(groups: Array, config: TrainConfig) -> Split | None:
     taken = len(np.unique(groups[chosen]))
     what = f"{len(chosen):,} of {total:,} training examples, {taken:,} of {number:,} groups"
     return Split(rest, chosen, f"{what}: {_option(config)}, {seeded}")
-
-
-def _parts(config: TrainConfig, there: int, what: str) -> tuple[int, int]:
-    """The part, and how many parts there are. Raises ConfigurationError where some of them would be empty."""
-    part, parts = parse_fold(config.fold or "", "fold")
-    if parts > there:
-        raise ConfigurationError(
-            f"fold {config.fold}: expected at most as many parts as there are {what}, {there:,}; give fewer"
-        )
-    return part, parts
 
 
 def _option(config: TrainConfig) -> str:
@@ -121,7 +114,10 @@ def _split_of_blocks(train: Examples, config: TrainConfig) -> Split | None:
     if config.fold is None:
         others, chosen = block_split(blocks, round(blocks * config.validation_fraction), seed)
     else:
-        others, chosen = fold_rows(blocks, *_parts(config, blocks, "blocks"), seed)
+        part, parts = parse_fold(config.fold, "fold")
+        if parts > blocks:
+            return None
+        others, chosen = fold_rows(blocks, part, parts, seed)
     if not len(chosen) or not len(others):
         return None
     validation, how = BlockIndices(chosen, block, total), f"{_option(config)}, {seeded}"
@@ -185,7 +181,9 @@ def checked_split(
             "validation data, or 0 for no validation"
         )
     if split is None and config.fold is not None:
-        raise ConfigurationError(f"fold {config.fold}: the part, or the rest, is none of {total} examples; give others")
+        raise ConfigurationError(
+            f"fold {config.fold}: expected at most as many parts as examples, {total:,}; give fewer"
+        )
     if split is None and config.validation_fraction not in (0.0, OPTIONS["validation_fraction"].default):
         what = "leaves none to train on" if round(total * config.validation_fraction) else "is none"
         raise ConfigurationError(

@@ -74,7 +74,7 @@ def test_a_table(tmp_path: Path) -> None:
     assert done.status == 0, done.text
     assert cells(done.out, "age") == ["age", "float64", "1", "0 to 49"]
     assert cells(done.out, "colour")[1:] == ["text", "-", "blue: 16, green: 17, red: 17"]
-    assert "age, colour: 50 of 4, float64" in done.out
+    assert "age, colour: 50 examples of 4 numbers, float64" in done.out
     assert "command    distsgd train --dataset t.parquet --weights w --missing mean\n" in done.out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.errors import DataError
 
-ATTRIBUTES = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned")
+_RANGES = ("valid_range", "valid_min", "valid_max")
+ATTRIBUTES = ("_FillValue", "missing_value", "scale_factor", "add_offset", "_Unsigned", *_RANGES)
 NETCDF_FILL = 9.969209968386869e36
 """What the NetCDF library puts where floats were never written."""
 
@@ -30,6 +32,11 @@ class Decoding:
         The stored numbers that stand for a missing value.
     scale, offset : float
         1 and 0 for none.
+    low, high : float
+        The least and the largest number that isn't missing: of stored numbers, or of values where they are `unpacked`.
+        Whole numbers that stay so become the last of `absent` beyond.
+    unpacked : bool
+        Which of both.
 
     References
     ----------
@@ -41,6 +48,9 @@ class Decoding:
     absent: tuple[float, ...] = ()
     scale: float = 1.0
     offset: float = 0.0
+    low: float = -inf
+    high: float = inf
+    unpacked: bool = False
 
     def into(self, raw: Array, out: Array) -> None:
         """Overwrites `out` with the values of stored numbers."""
@@ -53,6 +63,10 @@ class Decoding:
         if self.dtype.kind == "f":
             for number in self.absent:
                 out[raw == self.stored.type(number)] = np.nan
+        if self.low > -inf or self.high < inf:
+            values = out if self.unpacked else raw
+            with np.errstate(invalid="ignore"):
+                out[(values < self.low) | (values > self.high)] = np.nan if self.dtype.kind == "f" else self.absent[-1]
 
 
 def decoding(where: str, dtype: np.dtype[Any], attributes: Mapping[str, Any], *, whole: bool) -> Decoding | None:
@@ -79,18 +93,23 @@ def decoding(where: str, dtype: np.dtype[Any], attributes: Mapping[str, Any], *,
     stored, native = dtype.newbyteorder("="), dtype.newbyteorder("=")
     if str(attributes.get("_Unsigned", "")).strip("b'\"").lower() == "true" and dtype.kind == "i":
         stored = np.dtype(f"u{dtype.itemsize}")
-    absent = _absent(where, stored, attributes)
+    absent, (low, high, is_float) = _absent(where, stored, attributes), _range(where, stored, attributes)
+    beyond = low > -inf or high < inf
     if scale is None and offset is None:
         if native.kind == "f":
-            return Decoding(native, stored, absent) if absent else None
-        if whole or not absent:
-            return Decoding(stored, stored, absent) if absent or stored != native else None
-        return Decoding(_float_of(stored), stored, absent)
+            return Decoding(native, stored, absent, low=low, high=high) if absent or beyond else None
+        if whole and beyond:
+            limits = np.iinfo(stored)
+            absent = (*absent, float(limits.min if limits.min < low else limits.max))
+        if whole or not (absent or beyond):
+            return Decoding(stored, stored, absent, low=low, high=high) if absent or stored != native else None
+        return Decoding(_float_of(stored), stored, absent, low=low, high=high)
     given = [one for one in (scale, offset) if one is not None]
     narrow = all(one.dtype == np.float32 for one in given) and _float_of(stored) == np.float32
     values = np.dtype(np.float32 if narrow else np.float64)
     factor = 1.0 if scale is None else float(scale)
-    return Decoding(values, stored, absent, factor, 0.0 if offset is None else float(offset))
+    unpacked = is_float and stored.kind != "f"  # as the NetCDF users' guide says
+    return Decoding(values, stored, absent, factor, 0.0 if offset is None else float(offset), low, high, unpacked)
 
 
 def never_written(found: Decoding | None, dtype: np.dtype[Any]) -> Decoding | None:
@@ -123,6 +142,32 @@ def _absent(where: str, stored: np.dtype[Any], attributes: Mapping[str, Any]) ->
             if fits and value not in found:
                 found.append(value)
     return tuple(found)
+
+
+def _range(where: str, stored: np.dtype[Any], attributes: Mapping[str, Any]) -> tuple[float, float, bool]:
+    """(the least number that isn't missing, the largest, whether these are floats); infinite where all are valid."""
+    ends, is_float = [-inf, inf], False
+    for name, places in (("valid_range", (0, 1)), ("valid_min", (0,)), ("valid_max", (1,))):
+        if name not in attributes:
+            continue
+        values = np.asarray(attributes[name]).ravel()
+        if values.dtype.kind not in "iuf" or values.size != len(places) or np.isnan(values).any():
+            what = "two numbers" if len(places) == 2 else "a number"
+            raise DataError(f"{where}: expected {what} as {name}, got {repr(attributes[name])[:60]}; correct it")
+        if values.dtype.kind == "i" and stored.kind == "u" and values.dtype.itemsize == stored.itemsize:
+            values = values.view(stored)
+        is_float = is_float or values.dtype.kind == "f"
+        for place, value in zip(places, values.tolist(), strict=True):
+            ends[place] = (max, min)[place](ends[place], float(value))
+    if stored.kind in "iu" and not is_float:
+        limits = np.iinfo(stored)
+        ends = [
+            end if inside else far
+            for end, inside, far in zip(ends, (ends[0] > limits.min, ends[1] < limits.max), (-inf, inf), strict=True)
+        ]
+    if ends[0] > ends[1]:
+        raise DataError(f"{where}: expected a valid range, got {ends[0]:g} to {ends[1]:g}; correct its attributes")
+    return ends[0], ends[1], is_float
 
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
@@ -13,7 +13,7 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp, open_regular
 from distsgd.data.columns import MOST_FEATURES, Columns
 from distsgd.data.sources.assemble import assemble, inputs
-from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs
+from distsgd.data.sources.base import ArraySource, DataSource, ReadOptions, Rows, Runs, read_array
 from distsgd.data.sources.converted import ValuesSource
 from distsgd.data.sources.streams import Stream, check_promised, reading
 
@@ -111,6 +111,20 @@ def open_source(where: str, options: ReadOptions) -> DataSource:
         columns = Columns(("x",), {}, {"x": max(1, width)}, target=() if y.dtype.kind == "f" else ("y",))
     found = assemble(where, {"x": x, "y": ValuesSource.of(y)})
     return DataSource(where, found.arrays, columns=columns, class_names=names, files=(stamp,))
+
+
+def agreed(found: Sequence[DataSource], options: ReadOptions) -> ReadOptions:
+    """What is asked of files that are one data set: the features of the widest, and the classes of all labels."""
+    widest = max((one.columns for one in found if one.columns), key=lambda one: one.width, default=None)
+    if widest is None or options.columns is not None or any("y_train" not in one.arrays for one in found):
+        return options
+    labels = set[float]()
+    for one in found:
+        values = np.unique(read_array(one.arrays["y_train"]))
+        labels |= {float(one.class_names[int(value)]) if one.class_names else float(value) for value in values}
+    y, names = _targets(found[0].name, sorted(labels), options)
+    columns = replace(widest, target=() if y.dtype.kind == "f" else ("y",))
+    return replace(options, columns=columns, classes=names or options.classes)
 
 
 def _targets(where: str, labels: list[float], options: ReadOptions) -> tuple[Array, tuple[str, ...]]:

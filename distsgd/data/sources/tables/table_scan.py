@@ -101,7 +101,7 @@ class Scan:
             if one.kind == "text":
                 categories[one.name] = _sorted(self.where, one.name, self.texts[one.name], MOST_CATEGORIES, "inputs")
                 features += len(categories[one.name])
-                _refuse_numbers(self.where, one.name, categories[one.name], "leave the column out with --x")
+                refuse_numbers(self.where, one.name, categories[one.name], "leave the column out with --x")
         if features > MOST_FEATURES:
             raise DataError(f"{self.where}: expected at most {MOST_FEATURES:,} features, texts as columns of their own "
                             f"make {features:,}; name fewer columns with --x")  # fmt: skip
@@ -117,7 +117,7 @@ class Scan:
                     f"{self.where}: column {name}: expected the names of two classes or more, got {names[0]!r} alone; "
                     "name another target with --y"
                 )
-            _refuse_numbers(self.where, name, names, "name another target with --y")
+            refuse_numbers(self.where, name, names, "name another target with --y")
             plan = replace(plan, class_names=names)
         return plan
 
@@ -132,7 +132,7 @@ class Scan:
         return tuple(found)
 
 
-def _refuse_numbers(where: str, name: str, texts: tuple[str, ...], remedy: str) -> None:
+def refuse_numbers(where: str, name: str, texts: tuple[str, ...], remedy: str) -> None:
     """DataError where all texts are numbers with marks that no program reads alike: 1,234 or 3%."""
     if all(map(_MARKED.fullmatch, texts)) and not all(one.lstrip("+-").replace(".", "", 1).isdigit() for one in texts):
         raise DataError(

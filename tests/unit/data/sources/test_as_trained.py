@@ -10,6 +10,8 @@ import pytest
 
 import distsgd
 from distsgd.cli.main import main
+from distsgd.data.sources.base import ReadOptions, read_array
+from distsgd.data.sources.registry import open_inputs
 
 _N = 120
 _X = np.random.default_rng(3).normal(size=(_N, 2))
@@ -95,3 +97,10 @@ def test_all_leaves_out_the_weights(tmp_path: Path) -> None:
     named = distsgd.open_dataset(str(tmp_path / "w.npz"), x=["x", "weights"], y="y")
     assert named.arrays["x_train"].shape == (_N, 3)
     assert "weights_train" not in named.arrays
+
+
+def test_a_model_that_keeps_no_names_leaves_out_targets_by_their_pattern(tmp_path: Path) -> None:
+    """As checkpoints of before do, of which the options alone are known."""
+    np.savez(tmp_path / "p.npz", weights=_T + 1.0, **_IN_FILE)
+    asked = ReadOptions(x=("all",), y=("t*",), targets=False)
+    np.testing.assert_array_equal(read_array(open_inputs(tmp_path / "p.npz", asked)), _X)

@@ -75,8 +75,7 @@ def test_paths_of_images_are_kept_beside_predictions(tmp_path: Path, monkeypatch
 
 def test_more_parts_than_examples_are_refused(tmp_path: Path) -> None:
     """Some parts would be empty, whichever is asked for."""
-    for options in ({"fold": "1/500"}, {"fold": "1/7", "group": np.arange(60) % 6}):
-        with pytest.raises(
-            distsgd.ConfigurationError, match=r"fold 1/\d: expected at most|fold 1/500: expected at most"
-        ):
-            distsgd.fit("softmax", _X, _Y, epochs=1, batch_size=8, **options)
+    with pytest.raises(distsgd.ConfigurationError, match="fold 1/500: expected at most as many parts as examples, 60"):
+        distsgd.fit("softmax", _X, _Y, epochs=1, batch_size=8, fold="1/500")
+    with pytest.raises(distsgd.ConfigurationError, match="of 6 groups, too few for --fold 1/7"):
+        distsgd.fit("softmax", _X, _Y, epochs=1, batch_size=8, fold="1/7", group=np.arange(60) % 6)

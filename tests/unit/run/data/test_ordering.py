@@ -63,7 +63,7 @@ def test_whole_blocks_are_split_off() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"shuffle_buffer": "1KB", "order_block": 100}, r"takes 0.0024 MB.*give at least 1MB, or a smaller order_block"),
+    ({"shuffle_buffer": "1KB", "order_block": 100}, r"takes 2.4 kB.*give at least 1MB, or a smaller order_block"),
     ({"shuffle_buffer": "40B"}, r"shuffle_buffer 40B: an example takes"),
     ({"shuffle_buffer": "2KB"}, r"a window has 41 examples, fewer than a minibatch of 50; give at least 1MB"),
     ({"shuffle_buffer": "1MB", "sampling": "replacement"}, "which sampling replacement doesn't; leave one of them out"),
@@ -172,7 +172,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fold": "2/3", "validation_last": 3}, "validation_last and fold exclude each other"),
     ({"fold": "2/3", "validation": (X, Y)}, "fold: would change nothing beside validation data"),
     ({"validation_last": 3, "validation": (X, Y)}, "validation_last: would change nothing beside validation data"),
-    ({"fold": "1001/1001"}, "fold 1001/1001: the part, or the rest, is none of 1000"),
+    ({"fold": "1001/1001"}, "fold 1001/1001: expected at most as many parts as examples, 1,000"),
     ({"fold": "1/2", "shuffle_buffer": "1MB", "order_block": 1000}, "1,000 examples are 1 of 1,000"),
     ({"group": Y}, "group: says which examples are split off together, and none are"),
     ({"group": Y, "fold": "1/4"}, "of 3 groups, too few for --fold 1/4"),

@@ -30,6 +30,33 @@ def test_values_and_labels(tmp_path: Path) -> None:
         distsgd.fit("softmax", found, epochs=1, batch_size=2, loss="squared-error")
 
 
+@pytest.mark.parametrize(
+    ("files", "y", "names"),
+    [
+        (("1", "1 2 3"), [0, 0, 1, 2], ("1", "2", "3")),
+        (("1 2", "3"), [0, 1, 2], ("1", "2", "3")),
+        (("0 1", "1 2"), [0, 1, 1, 2], ()),
+        (("0 2", "1"), [0, 2, 1], ()),
+        (("1", "-1 1"), [1, 0, 1], ("-1", "1")),
+        (("0 1", "0.5"), [0, 1, 0.5], ()),
+        (("1 2", "7"), [1, 2, 7], ()),
+    ],
+)
+def test_classes_are_those_of_all_files(
+    files: tuple[str, ...], y: list[float], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """As they are where all lines are in one file."""
+    lines = [[f"{label} 1:2\n" for label in one.split()] for one in files]
+    for number, part in enumerate(lines):
+        (tmp_path / f"{number}.svm").write_text("".join(part))
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "all.svm").write_text("".join(map("".join, lines)))
+    for found in (open_path(tmp_path), open_path(tmp_path / "one" / "all.svm")):
+        assert found.class_names == names
+        np.testing.assert_array_equal(read_array(found.arrays["y_train"]), y)
+        assert (found.arrays["y_train"].dtype == np.int64) == all(value % 1 == 0 and value < 5 for value in y)
+
+
 def test_several_files_have_the_features_of_the_widest(tmp_path: Path) -> None:
     for number, line in enumerate(("+1 2:5\n-1\n", "-1 1:1 4:2\n+1 1:3\n")):
         (tmp_path / f"{number}.svm").write_text(line)

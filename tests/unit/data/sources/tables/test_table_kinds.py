@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 import distsgd
 from distsgd.cli.main import main
+from distsgd.data.sources.base import ReadOptions
+from distsgd.data.sources.look import look_at
 
 pd = pytest.importorskip("pandas")
 pa = pytest.importorskip("pyarrow")
@@ -54,6 +57,13 @@ def test_a_validation_table_has_its_weights(tmp_path: Path, monkeypatch: pytest.
     assert losses[table.name] == losses[arrays.name]
 
 
+def test_a_target_of_decimals_is_told_what_to_give() -> None:
+    """That it is the target is no remedy."""
+    table = pa.table({"a": [1.0, 2.0], "y": [Decimal(1), Decimal(2)]})
+    with pytest.raises(distsgd.DataError, match="holds decimal numbers; give floats, or name another target with --y"):
+        distsgd.fit("softmax", table, y="y")
+
+
 def test_whole_numbers_of_several_widths_stay_whole(tmp_path: Path) -> None:
     """Labels stay labels, and a key that no float holds is refused in whatever file it is."""
     half = _FRAME.drop(columns="weights")
@@ -81,6 +91,7 @@ def test_numbers_with_marks_are_refused(texts: list[str], tmp_path: Path) -> Non
     assert distsgd.open_dataset(str(tmp_path / "t.csv"), x=["a", "b"]).arrays["x_train"].shape == (_N, 2)
     with pytest.raises(distsgd.DataError, match="name another target with --y"):
         distsgd.open_dataset(str(tmp_path / "t.csv"), x=["a", "b"], y="c")
+    assert "got numbers with marks" in look_at(str(tmp_path / "t.csv"), ReadOptions()).problem
 
 
 @pytest.mark.parametrize("texts", [["1", "2"], ["1,234", "many"], ["k1,2", "k3"], ["2020-01", "3"], ["10-20", "20-30"]])
