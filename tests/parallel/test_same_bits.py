@@ -96,11 +96,11 @@ def test_float64_and_replacement(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_last_minibatch_of_one_example(tmp_path: Path) -> None:
-    """1,617 training examples: 101 minibatches of 16, and one example left over."""
+    """1,617 training examples: 16 minibatches of 101, and one example left over."""
     reported, _ = compare(
-        tmp_path, (2, 3), "--epochs", 1, "--batch-size", 16, "--batch-norm", "--optimizer", "nesterov"
+        tmp_path, (2, 3), "--epochs", 1, "--batch-size", 101, "--batch-norm", "--optimizer", "nesterov"
     )
-    assert reported["steps"] == 102
+    assert reported["steps"] == 17
 
 
 @pytest.mark.long

@@ -68,7 +68,7 @@ def layout_of(
         what = f"a block of {block:,} examples" if block > 1 else "an example"
         remedy = ", or a smaller order_block" if block > 1 else ""
         raise ConfigurationError(
-            f"shuffle_buffer {config.shuffle_buffer}: {what} takes {_size(block * row)}, and two windows are kept; "
+            f"shuffle_buffer {config.shuffle_buffer}: {what} takes {size_of(block * row)}, and two windows are kept; "
             f"give at least {_enough(2 * block * row)}{remedy}"
         )
     return BlockLayout(block, half // (block * row), row)
@@ -133,7 +133,7 @@ def order_in_words(config: TrainConfig, train: Examples) -> str:
     layout = layout_of(config, train.x, train.y, train.weights, train.as_stored)
     what = f"blocks of {layout.block:,} examples, windows of {layout.per_window:,} blocks"
     how = "each in a new order every epoch" if config.shuffle else "in the order of the data"
-    return f"{what} ({_size(layout.window * layout.row)}), {how}: --shuffle-buffer {config.shuffle_buffer}"
+    return f"{what} ({size_of(layout.window * layout.row)}), {how}: --shuffle-buffer {config.shuffle_buffer}"
 
 
 def labels_of(y: Array, classes: int | None, loss: str) -> Array | None:
@@ -147,7 +147,8 @@ def labels_of(y: Array, classes: int | None, loss: str) -> Array | None:
     return None
 
 
-def _size(count: float) -> str:
+def size_of(count: float) -> str:
+    """Bytes as a message has them."""
     if count < 1e6:
         return f"{count / 1e3:.3g} kB"
     return f"{count / 1e6:.3g} MB" if count < 1e9 else f"{count / 1e9:.3g} GB"

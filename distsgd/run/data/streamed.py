@@ -27,7 +27,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_checks import parse_size
-from distsgd.run.data.ordering import layout_of
+from distsgd.run.data.ordering import layout_of, size_of
 
 if TYPE_CHECKING:
     from distsgd.core.files import FileStamp
@@ -164,7 +164,7 @@ def left_in_files(
     for array in arrays.values():
         if not array.in_blocks:
             raise ConfigurationError(
-                f"{source.name}: {role} examples take {size / 1e6:,.0f} MB, more than --shuffle-buffer "
+                f"{source.name}: {role} examples take {size_of(size)}, more than --shuffle-buffer "
                 f"{config.shuffle_buffer}, and are packed as a whole, so that they can't be read in blocks; save them "
                 "with numpy.savez, which doesn't compress, or as .npy, or keep them in memory with --no-stream"
             )

@@ -42,6 +42,8 @@ class Layout:
 
 def layout_of(where: str, text: bytes, whole: bool) -> Layout:
     """The layout of a file that begins with this text; `whole`, with all of it. Raises DataError."""
+    if text.startswith(b"PK\3\4"):
+        raise DataError(f"{where}: expected a CSV file, or one in gzip, got a zip archive; unpack it")
     if text[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in text:
         raise _no_text(where, text, 0)
     mark = len(_MARK) if text.startswith(_MARK) else 0
@@ -61,6 +63,11 @@ def layout_of(where: str, text: bytes, whole: bool) -> Layout:
     if not line:
         raise DataError(f"{where}: expected a row with the names of columns, the file is empty; add data")
     delimiter = _delimiter(line)
+    if line.startswith("#") and delimiter not in line:
+        raise DataError(
+            f"{where}: expected the names of columns in the first row, it is a comment ({line[:40]!r}); remove the "
+            "lines before the names"
+        )
     fields = next(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter))
     decimal = "," if delimiter == ";" and any(map(_DECIMAL_COMMA.fullmatch, fields)) else "."
     header = not all(field in MISSING or is_number(field, decimal) for field in fields)

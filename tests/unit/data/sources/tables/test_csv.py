@@ -269,6 +269,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "no number": (b"age,y\n" + b"1,0\n" * 30 + b"abc,1\n", "column age, row 30 (line 32): expected a number as above"),
     "no number, early": (b"age,y\n1,0\n2,0\nabc,1\n", "column age, row 2 (line 4): expected a number as above"),
     "row ends": (b"age,y\r1,0\r2,1\r", "some end in \\r alone"),
+    "a comment": (b"# made by tool\nage,y\n1,0\n", "it is a comment"),
+    "a zip archive": (b"PK\x03\x04\x14\x00\x00\x00", "unpack it"),
     "some row ends": (b"age,y\n1,0\r2,1\n" + b"3,1\n" * 40, "some end in \\r alone"),
     "NUL": (b"age,y\n1,0\n\x002,1\n", "bytes that are no text"),
     "UTF-16": ("age,y\n1,0\n".encode("utf-16"), "bytes that are no text"),
