@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
-
-import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.examples import Signature
 from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
+from distsgd.run.trained.predicting import mean_and_spread
 from distsgd.run.trained.trained_model import TrainedModel, labels_of
 from distsgd.training.metrics.base import Metric
 
@@ -172,14 +171,6 @@ class Ensemble:
             given = arrays_of(stored, x, y)
             examples = checked(stored, examples_of(given, "", "evaluate", stored.objective.inputs_as_stored))
             return score_predictions(stored, self.predict(examples.x), examples, names, own)
-
-
-def mean_and_spread(predictions: Iterable[Array]) -> tuple[Array, Array]:
-    """The mean and the standard deviation over predictions of the same shape, in their order, in float64."""
-    found = [np.asarray(one, np.float64) for one in predictions]
-    mean = sum(found[1:], found[0]) / len(found)
-    deviations = [np.square(one - mean) for one in found]
-    return mean, np.sqrt(sum(deviations[1:], deviations[0]) / len(found))
 
 
 def _columns(signature: Signature) -> str:

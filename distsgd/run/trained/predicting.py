@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,6 @@ from distsgd.core.device import Array
 from distsgd.data.checks import check_rows, stays_in_files
 from distsgd.data.loader import Loader
 from distsgd.parallel import Communicator
-from distsgd.run.trained.ensemble import mean_and_spread
 from distsgd.run.trained.stored_model import StoredModel
 from distsgd.training.evaluator import CHUNK, predict_all
 
@@ -102,3 +101,11 @@ def looked_at(x: Array) -> Array:
         return x if not stays_in_files(x) else x[:]
     starts = [(len(x) - _LOOKED_AT) * place // (_PLACES - 1) for place in range(_PLACES)]
     return np.concatenate([x[start : start + _LOOKED_AT] for start in starts])
+
+
+def mean_and_spread(predictions: Iterable[Array]) -> tuple[Array, Array]:
+    """The mean and the standard deviation over predictions of the same shape, in their order, in float64."""
+    found = [np.asarray(one, np.float64) for one in predictions]
+    mean = sum(found[1:], found[0]) / len(found)
+    deviations = [np.square(one - mean) for one in found]
+    return mean, np.sqrt(sum(deviations[1:], deviations[0]) / len(found))
