@@ -26,7 +26,11 @@ def chunked(rows: int) -> Source:
     return source_of(VALUES, READS.append, rows)
 
 
-@pytest.mark.parametrize("source", [ValuesSource.of(VALUES), chunked(1), chunked(5), chunked(3000)], ids=str)
+@pytest.mark.parametrize(
+    "source",
+    [ValuesSource.of(VALUES), chunked(1), chunked(5), chunked(3000)],
+    ids=["values", "rows", "chunks of 5", "one chunk"],
+)
 def test_rows_are_numpys(source: ArraySource) -> None:
     stored, draws = StoredArray(source), np.random.default_rng(0)
     about = (stored.shape, stored.dtype, stored.ndim, stored.size, stored.nbytes, len(stored))
