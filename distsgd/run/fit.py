@@ -99,9 +99,8 @@ def fit(
     communicator : mpi4py communicator or "self", optional
         For a group of ranks that trains alone, such as `MPI.COMM_WORLD.Split(color)`; "self" for this process alone.
     **options
-        Any option of `python -m distsgd.train`, with underscores: `epochs=10, batch_size=256, lr=0.1`. With
-        `out="folder"` the run leaves its folder there and resumes from it, and `plot=True` draws into it. A `patience`
-        stops it where validation gets no better. `quiet=False` prints what the command line does, also in a notebook.
+        Any option of `python -m distsgd.train`, with underscores: `epochs=10, lr=0.1`. With `out="folder"` the run
+        leaves its folder there and resumes from it. `quiet=False` prints what the command line does.
 
     Returns
     -------

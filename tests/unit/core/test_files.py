@@ -15,6 +15,7 @@ import pytest
 
 from distsgd.core.errors import DataError
 from distsgd.core.files import FileStamp, cache_folder, folder_beside, mapped_files
+from tests.waiting import LIMIT
 
 X = np.arange(4096.0)
 
@@ -103,7 +104,7 @@ def test_folders_that_killed_processes_left_go_and_others_stay(tmp_path: Path) -
         assert living.stdout is not None
         left, used = (Path(process.stdout.readline().strip()) for process in (killed, living))  # type: ignore[union-attr]
         killed.kill()
-        killed.wait(20)
+        killed.wait(LIMIT)
         assert (left / "half").exists()
         assert (used / "half").exists()
         with folder_beside(out) as part:
@@ -111,5 +112,5 @@ def test_folders_that_killed_processes_left_go_and_others_stay(tmp_path: Path) -
             assert not any(part.iterdir())
             assert not left.exists()
             assert (used / "half").exists()
-        living.communicate(timeout=20)
+        living.communicate(timeout=LIMIT)
     assert [path.name for path in tmp_path.iterdir()] == [".out.csv.notes"]

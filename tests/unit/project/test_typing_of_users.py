@@ -38,7 +38,7 @@ result.loss  # wrong: no such attribute
 distsgd.load(3)  # wrong: no path
 distsgd.load("run").spread(data[0])  # wrong: a single model has none
 distsgd.load(["run"]).params  # wrong: an ensemble has those of its members
-result.evaluate(data[0])  # wrong: no targets
+result.evaluate()  # wrong: no examples
 result.predict()  # wrong: no examples
 optim.Adam(learnig_rate=1e-3)  # wrong: no such field
 optim.Adam("1e-3")  # wrong: text for a number
