@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
-from distsgd.core.files import expanded, read_regular
-from distsgd.data.checks import check_arrays, check_rows
+from distsgd.core.files import expanded
+from distsgd.data.checks import check_rows
 from distsgd.data.examples import Examples
-from distsgd.data.sources.base import DataSource
+from distsgd.data.sources.arrays.npy import NpySource
+from distsgd.data.sources.base import DataSource, read_array
 from distsgd.parallel import Communicator
 from distsgd.run.compared.digests import digest_of_rows
 from distsgd.run.data.placement import place_or_read
 from distsgd.run.data.splitting import Split, split_of
 from distsgd.run.files.records import ROWS
 from distsgd.run.trained.predicting import in_use, looked_at
-from distsgd.run.trained.scoring import score
+from distsgd.run.trained.scoring import check, score
 from distsgd.run.trained.stored_model import StoredModel
 from distsgd.training.metrics.base import Metric
-
-_MOST_ROWS = 16 << 30
-"""Bytes of the file of the rows that a run has held out."""
 
 
 def score_source(
@@ -53,7 +50,7 @@ def score_source(
         if part == "train" and split != "all":
             kept = communicator.on_root(rows) if stored.metadata.split is not None else None
             split, examples = communicator.everywhere(lambda: of_the_run(stored, source.name, examples, split, kept))
-        communicator.on_root(lambda: _check(stored, source.name, examples))
+        communicator.on_root(lambda: check(stored, source.name, examples))
         if communicator.is_root and (doubt := signature.doubt(looked_at(examples.x))):
             warn(doubt)
         assert split is not None, "of_the_run says which"
@@ -67,14 +64,6 @@ def _check_names(source: DataSource, trained: Sequence[str]) -> None:
             f"{source.name}: the model was trained on the classes {', '.join(trained[:8])}, got "
             f"{', '.join(source.class_names[:8])}; give examples of the same classes"
         )
-
-
-def _check(stored: StoredModel, name: str, examples: Examples) -> None:
-    """Raises DataError where examples can't be scored."""
-    stored.check_targets(name, examples.y)
-    classes, values = stored.signature.num_classes, stored.task.kind == "regression"
-    x, y, weights, dtype = examples.x, examples.y, examples.weights, np.dtype(stored.config.dtype)
-    check_arrays(name, x, y, weights, num_classes=classes, values=values, dtype=dtype)
 
 
 def choose_split(stored: StoredModel, source: DataSource, wanted: str | None) -> tuple[str | None, str]:
@@ -137,12 +126,10 @@ def rows_of_run(path: str, stored: StoredModel) -> Array | None:
     if not folder.is_dir():  # a checkpoint, which is in a folder of the run's
         folder = folder.parent.parent
     try:
-        found = np.lib.format.read_array(BytesIO(read_regular(folder / ROWS, _MOST_ROWS)), allow_pickle=False)
-        right = (
-            found.ndim == 1 and found.dtype.kind in "iu" and digest_of_rows(found) == stored.metadata.validation_rows
-        )
-    except (OSError, ValueError, TypeError):
+        found = read_array(NpySource.open(folder / ROWS))
+    except DataError:
         return None
+    right = found.ndim == 1 and found.dtype.kind in "iu" and digest_of_rows(found) == stored.metadata.validation_rows
     return found.astype(np.int64) if right else None
 
 

@@ -140,3 +140,14 @@ def test_an_axis_that_is_given_counts_also_if_it_is_the_first(
     trained("--dataset", tmp_path / "turned.h5", *options, "--out", run)
     straight = scores(capsys, run, "--dataset", tmp_path / "straight.h5", "--axis", "0")["loss"]
     assert straight == scores(capsys, run, "--split", "all")["loss"]
+
+
+def test_damaged_rows_are_computed_again(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    trained("--dataset", table, "--model", "softmax", "--epochs", 1, "--weights", "w", "--x", "a,b,c", "--out", run)
+    before, rows = scores(capsys, run), run / "validation_rows.npy"
+    header = np.lib.format.magic(1, 0)
+    promised = b"{'descr': '<i8', 'fortran_order': False, 'shape': (9000000000000,), }".ljust(117) + b"\n"
+    for content in (b"", header, header + len(promised).to_bytes(2, "little") + promised):
+        rows.write_bytes(content)
+        assert scores(capsys, run) == before
