@@ -120,18 +120,18 @@ def as_trained(stored: StoredModel, given: Examples) -> Examples:
 def checked(stored: StoredModel, given: Examples) -> Examples:
     """Examples of a program, scaled as those of training were. Raises DataError where they don't fit the model."""
     given = as_trained(stored, given)
-    stored.check_targets("evaluate", given.y)
-    dtype, classes = np.dtype(stored.config.dtype), stored.signature.num_classes
     if given.as_stored:
+        stored.check_targets("evaluate", given.y)
+        dtype, classes = np.dtype(stored.config.dtype), stored.signature.num_classes
         check_stored("evaluate", given.x, given.y, given.weights, num_classes=classes, dtype=dtype)
         return given
-    check_arrays(
-        "evaluate",
-        given.x,
-        given.y,
-        given.weights,
-        num_classes=classes,
-        values=stored.task.kind == "regression",
-        dtype=dtype,
-    )
+    check(stored, "evaluate", given)
     return stored.signature.examples(given.x, given.y, given.weights)
+
+
+def check(stored: StoredModel, name: str, examples: Examples) -> None:
+    """Raises DataError where the model can't score these examples, by their name in messages."""
+    stored.check_targets(name, examples.y)
+    classes, values = stored.signature.num_classes, stored.task.kind == "regression"
+    x, y, weights, dtype = examples.x, examples.y, examples.weights, np.dtype(stored.config.dtype)
+    check_arrays(name, x, y, weights, num_classes=classes, values=values, dtype=dtype)

@@ -17,14 +17,14 @@ from distsgd.core.errors import DataError
 from distsgd.core.files import open_regular
 from distsgd.data.checks import check_dtype
 from distsgd.data.sources.file_source import FileSource, Header
-from distsgd.data.sources.streams import BLOCK, DEFLATE_LIMIT, Stream, absolute, read_exactly, reading
+from distsgd.data.sources.streams import BLOCK, DEFLATE_LIMIT, Stream, absolute, most_unpacked, read_exactly, reading
 
 _HEADER_LIMIT = 10_000
 _DIRECTORY_LIMIT = 1 << 17
 """Bytes of a .npz file's table of members, which is read each time the file is opened: some 1,500 arrays. zipfile needs
 0.1 s for one member whose description is as long as it may be."""
 
-_RATIO, _SMALL = 100, 64 << 20
+_RATIO = 100
 """Times its packed length that a .npz file's arrays are at most, and bytes that they may always have: 1 MB of packed
 zeros would keep the reader busy with 1 GB."""
 
@@ -211,7 +211,7 @@ def open_npz(path: str | os.PathLike[str], wanted: Container[str]) -> dict[str, 
                     found[key] = NpzSource(header.shape, header.dtype, where, header, member, start)
                 promised += archive.getinfo(member).file_size
     packed = os.path.getsize(where)
-    if promised > max(packed * _RATIO, _SMALL):
+    if promised > most_unpacked(packed, _RATIO):
         raise DataError(
             f"{where}: expected arrays of at most {_RATIO} times the packed length of {packed:,} bytes, it promises "
             f"{promised:,}; save them with numpy.savez, which doesn't compress"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from distsgd.data.sources.tables.choice import Choice
 
 _TOGETHER = 4
 """So many columns of one type, and more, are transposed at once."""
+
+_Layout: TypeAlias = tuple[list[list[Field]], list[Field], list[str]]
 
 
 @dataclass(frozen=True)
@@ -155,47 +157,46 @@ class Plan:
 
     def _put_inputs(self, first: int, batch: Any, x: Array | None) -> dict[str, Any]:
         """Writes the inputs of a record batch, where there is memory for them; returns columns that may be others."""
-        together, others = self._layout(batch.schema, x is not None)
-        there = {name: decoded(batch.column(name)) for name in others}
+        together, alone, names = self._layout(batch.schema, x is not None)
+        there = {name: decoded(batch.column(name)) for name in names}
         if x is None:
             return there
         for fields in together:
             alike = batch.select([one.name for one in fields])
             self._put_numbers(first, fields, alike.to_tensor(null_to_nan=True, row_major=True).to_numpy(), x)
-        taken = {one.name for fields in together for one in fields}
-        for one in self.inputs if there else ():
-            if one.name not in there or one.name in taken:
-                continue
+        for one in alone:
+            column = there[one.name]
             if one.kind == "text":
-                self._put_text(first, there[one.name], one.name, x)
+                self._put_text(first, column, one.name, x)
             else:
-                one = as_stored(one, there[one.name])
-                self._put_numbers(first, [one], numbers_of(there[one.name], one, self.where), x)
+                one = as_stored(one, column)
+                self._put_numbers(first, [one], numbers_of(column, one, self.where), x)
         return there
 
-    def _layout(self, schema: Any, inputs: bool) -> tuple[list[list[Field]], list[str]]:
-        """(inputs of one type that Arrow makes rows of together, the columns that are looked at one by one); found once
-        for batches of the same columns, for there may be thousands."""
+    def _layout(self, schema: Any, inputs: bool) -> _Layout:
+        """(inputs of one type that Arrow makes rows of together, the other inputs, the columns that are looked at one
+        by one); found once for batches of the same columns, for there may be thousands."""
         names = tuple(schema.names)
         kept = self._layouts.get((inputs, names))
         if kept is not None and kept[0].equals(schema):
             return kept[1]
-        alike: dict[str, list[Field]] = {}
         there = frozenset(names)
-        for one in self.inputs if inputs else ():
-            if one.name in there and one.kind == "number":
-                field = schema.field(one.name)
-                if _is_plain(field.type, one):
-                    alike.setdefault(str(field.type), []).append(as_stored(one, field))
+        wanted = [one for one in self.inputs if one.name in there] if inputs else []
+        alike: dict[str, list[Field]] = {}
+        for one in wanted:
+            field = schema.field(one.name)
+            if one.kind == "number" and _is_plain(field.type, one):
+                alike.setdefault(str(field.type), []).append(as_stored(one, field))
         together = [fields for fields in alike.values() if len(fields) >= _TOGETHER]
-        alone = {one.name for one in (*self.target, self.weights, self.group) if one is not None}
-        taken = {one.name for fields in together for one in fields} - alone
-        found = together, [name for name in names if name not in taken]
+        taken = {one.name for fields in together for one in fields}
+        others = {one.name for one in (*self.target, self.weights, self.group) if one is not None}
+        alone = [one for one in wanted if one.name not in taken]
+        found = together, alone, [name for name in names if name not in taken or name in others]
         self._layouts[inputs, names] = schema, found
         return found
 
     @cached_property
-    def _layouts(self) -> dict[tuple[bool, tuple[str, ...]], tuple[Any, tuple[list[list[Field]], list[str]]]]:
+    def _layouts(self) -> dict[tuple[bool, tuple[str, ...]], tuple[Any, _Layout]]:
         return {}
 
     def _put_numbers(self, first: int, fields: list[Field], found: Array, x: Array) -> None:

@@ -25,7 +25,7 @@ from distsgd.data.sources.arrays.npy import NpySource, open_npz
 from distsgd.data.sources.base import ArraySource, ReadOptions, Rows, Runs, read_array
 from distsgd.data.sources.converted import ValuesSource, converted, open_rows, read_together
 from distsgd.data.sources.registry import FORMATS, Format, format_of, open_path
-from tests.unit.data.sources.slices import runs_of, sliced
+from tests.unit.data.sources.slices import rows_of, runs_of, sliced
 
 N = 40
 BYTES = (np.arange(N * 6) % 251).astype(np.uint8).reshape(N, 3, 2)
@@ -70,12 +70,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ArraySourc
     found = sources(tmp_path_factory.mktemp("sources"))
     assert tuple(found) == NAMES
     return found
-
-
-def rows_of(rows: Rows, runs: Runs, source: ArraySource, name: str = "a") -> Array:
-    out = np.zeros((sum(stop - start for start, stop in runs), *source.shape[1:]), source.dtype)
-    rows.read(runs, {name: out})
-    return out
 
 
 @pytest.mark.parametrize("name", NAMES)

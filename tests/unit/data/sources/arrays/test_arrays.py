@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 import distsgd
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DataError
-from distsgd.data.sources.base import ArraySource, ReadOptions, Rows, Runs, read_array
+from distsgd.data.sources.base import ArraySource, ReadOptions, read_array
 from distsgd.data.sources.converted import open_rows
 from distsgd.data.sources.registry import open_inputs, open_path
-from tests.unit.data.sources.slices import runs_of, sliced
+from tests.unit.data.sources.slices import rows_of, runs_of, sliced
 
 N = 50
 RNG = np.random.default_rng(3)
@@ -133,12 +133,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[ArraySourc
     found = sources(tmp_path_factory.mktemp("arrays"))
     assert tuple(found) == NAMES
     return found
-
-
-def rows_of(rows: Rows, runs: Runs, source: ArraySource) -> Array:
-    out = np.zeros((sum(stop - start for start, stop in runs), *source.shape[1:]), source.dtype)
-    rows.read(runs, {"a": out})
-    return out
 
 
 @pytest.mark.parametrize("name", NAMES)
