@@ -35,6 +35,7 @@ class Used:
     pss     of its Python processes together at the highest, pages that they share counted once
     group   of the control group at the highest, with what the system keeps of files; 0 without one
     how     what limited it
+    looks   (seconds, what its Python processes took together) each time that they were looked at
     """
 
     status: int
@@ -44,6 +45,7 @@ class Used:
     pss: int
     group: int
     how: str
+    looks: list[tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def run_limited(command: Sequence[str], memory: int | None, folder: str | Path =
     """Runs a command with so many bytes of memory (None: all that there is)."""
     with _group(memory) as group, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         joins = ["sh", "-c", _JOINS, str(group.folder / "cgroup.procs")] if group is not None else []
-        began, highest = time.monotonic(), 0
+        began, looks = time.monotonic(), [(0.0, 0)]
         process = subprocess.Popen(
             [*joins, *command],
             cwd=folder,
@@ -102,7 +104,8 @@ def run_limited(command: Sequence[str], memory: int | None, folder: str | Path =
         try:
             while process.poll() is None:
                 looked = time.monotonic()
-                highest = max(highest, sum(pss(rank) for rank in {process.pid, *ranks_of(process.pid)}))
+                taken = sum(pss(rank) for rank in {process.pid, *ranks_of(process.pid)})
+                looks.append((looked - began, taken))
                 # The kernel goes through all pages: that may take a fiftieth of a core, no more.
                 time.sleep(max(EVERY, 50 * (time.monotonic() - looked)))
         except BaseException:
@@ -113,7 +116,8 @@ def run_limited(command: Sequence[str], memory: int | None, folder: str | Path =
         how = f"a control group of {memory / 1e6:,.0f} MB" if group and memory is not None else "nothing"
         out.seek(0)
         err.seek(0)
-        return Used(process.returncode, seconds, out.read(), err.read(), highest, peak, how)
+        highest = max(taken for _, taken in looks)
+        return Used(process.returncode, seconds, out.read(), err.read(), highest, peak, how, looks)
 
 
 def cold(path: Path) -> float:

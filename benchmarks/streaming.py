@@ -2,6 +2,7 @@
 
 Each format in turn, of the same numbers: with a shuffle buffer in a control group, and the system's own copy of the
 file forgotten before; examples per second from the second window on, and what the processes take beyond the buffer.
+With --minutes, one long run over each format instead, and what its processes take in each tenth of it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,7 @@ def zarr(path: Path, rows: int, **more: Any) -> None:
     y[...] = np.concatenate(labels)
 
 
-def parquet(path: Path, rows: int, group: int | None = None) -> None:
+def parquet(path: Path, rows: int, group: int | None = None, **more: Any) -> None:
     """With so many rows a group; None: as many as pyarrow makes by default."""
     import pyarrow
     import pyarrow.parquet
@@ -84,10 +86,10 @@ def parquet(path: Path, rows: int, group: int | None = None) -> None:
         columns = [*(pyarrow.array(values[:, k]) for k in range(FEATURES)), pyarrow.array(labels)]
         with_labels.append(pyarrow.table(columns, names))
         if sum(one.num_rows for one in with_labels) >= together:
-            writer = writer or pyarrow.parquet.ParquetWriter(path, with_labels[0].schema)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, with_labels[0].schema, **more)
             writer.write_table(pyarrow.concat_tables(with_labels), row_group_size=group)
             with_labels = []
-    writer = writer or pyarrow.parquet.ParquetWriter(path, with_labels[0].schema)
+    writer = writer or pyarrow.parquet.ParquetWriter(path, with_labels[0].schema, **more)
     if with_labels:
         writer.write_table(pyarrow.concat_tables(with_labels), row_group_size=group)
     writer.close()
@@ -98,24 +100,37 @@ FORMATS: dict[str, tuple[str, Callable[[Path, int], object], tuple[str, ...]]] =
     "hdf5": ("x.h5", hdf5, ()),
     "zarr": ("x.zarr", partial(zarr, compressors=None), ("--order-block", "4096")),
     "zarr, compressed": ("c.zarr", zarr, ("--order-block", "4096")),
-    "parquet": ("x.parquet", partial(parquet, group=8192), ("--y", "label", "--order-block", "8192")),
+    "parquet": (
+        "x.parquet",
+        partial(parquet, group=8192, use_dictionary=False),
+        ("--y", "label", "--order-block", "8192"),
+    ),
+    "parquet, dictionaries": ("p.parquet", partial(parquet, group=8192), ("--y", "label", "--order-block", "8192")),
     "parquet, default groups": ("d.parquet", parquet, ("--y", "label")),
 }
 """Of each format its file, what makes it, and options: blocks as long as the file's chunks, as a note of the run asks
 for."""
 USUAL = ("npy", "hdf5", "zarr", "parquet")
 MEMORY = "npy in memory, no limit"
+STOPPED = 75
+"""The status of a run that --max-time ends."""
 
 
-def trained(folder: Path, name: str, chosen: argparse.Namespace, streamed: bool) -> dict[str, Any]:
-    """One run over a file that is made first, where it isn't there."""
-    file, make, asked = FORMATS[name]
+def made(folder: Path, name: str, rows: int) -> Path:
+    """The file of a format, which is made where it isn't there."""
+    file, make, _ = FORMATS[name]
     path = folder / file
     if not path.exists():
         try:
-            make(path, chosen.rows)
+            make(path, rows)
         except ModuleNotFoundError as error:
             raise Unavailable(f"there is no {error.name}") from None
+    return path
+
+
+def trained(folder: Path, name: str, chosen: argparse.Namespace, streamed: bool) -> dict[str, Any]:
+    """One run over a file."""
+    path, asked = made(folder, name, chosen.rows), FORMATS[name][2]
     kept = cold(path)
     row = 4 * FEATURES + 8
     window = max(1, int(chosen.buffer * 1e6 / 2 / row)) // BATCH
@@ -138,6 +153,24 @@ def trained(folder: Path, name: str, chosen: argparse.Namespace, streamed: bool)
     return found | {"metadata": about}
 
 
+def grown(path: Path, asked: Sequence[str], chosen: argparse.Namespace) -> dict[str, Any]:
+    """MB that the processes of a long run take in each tenth of it: the median of what is seen there."""
+    with tempfile.TemporaryDirectory() as out:
+        train = [sys.executable, "-m", "distsgd.train", "--dataset", str(path), *asked, "--quiet", "--hidden", "512",
+                 "512", "--batch-size", str(BATCH), "--validation-fraction", "0", "--shuffle-buffer",
+                 f"{chosen.buffer:g}MB", "--max-time", f"{60 * chosen.minutes:.0f}s", "--epochs", "1000000", "--out",
+                 f"{out}/run"]  # fmt: skip
+        used = run_limited(under_mpirun(2, train), int(chosen.limit * 1e6))
+        if used.status != STOPPED:
+            raise Unavailable(f"training left with status {used.status}: {used.err.strip().splitlines()[-1:]}")
+        lines = [json.loads(line) for line in Path(f"{out}/run/metrics.jsonl").read_text().splitlines()]
+    tenths = [[taken / 1e6 for at, taken in used.looks if int(10 * at / used.seconds) == k] for k in range(10)]
+    last = next(line for line in reversed(lines) if "step" in line)
+    return {"epochs": last["step"] * BATCH / chosen.rows} | {
+        f"tenth {k}": median(taken) for k, taken in enumerate(tenths, 1)
+    }
+
+
 def raw(path: Path) -> float:
     """MB/s of the file, read from its beginning to its end while nothing else happens."""
     cold(path)
@@ -153,25 +186,15 @@ def _own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--buffer", type=float, default=512.0, help="MB of the shuffle buffer (default 512)")
     parser.add_argument("--limit", type=float, default=1000.0, help="MB that a streamed run may take (default 1000)")
     parser.add_argument("--format", nargs="+", choices=list(FORMATS), default=list(USUAL))
+    parser.add_argument("--minutes", type=float, help="instead: one run of so long over each format")
 
 
-def main() -> None:
-    chosen = options(__doc__, extra=_own)
-    chosen.rows = chosen.rows or (20_000 if chosen.quick else 1_275_000)
-    if chosen.quick:
-        chosen.buffer, chosen.format = 20.0, ["npy"]
-    chosen.rounds = min(chosen.rounds, 3)
-    report = Report("streaming", chosen)
-    folder = Path(tempfile.mkdtemp(prefix="streaming-", dir=chosen.data_dir))
-    try:
-        contenders = [Contender(MEMORY, lambda _: trained(folder, "npy", chosen, streamed=False))]
-        contenders += [
-            Contender(name, lambda _, name=name: trained(folder, name, chosen, True)) for name in chosen.format
-        ]  # type: ignore[misc]
-        found = interleave(contenders, chosen.rounds)
-        speed = raw(folder / "npy" / "x.npy") if (folder / "npy").exists() else 0.0
-    finally:
-        shutil.rmtree(folder)
+def compare(folder: Path, chosen: argparse.Namespace, report: Report) -> None:
+    """Adds the speeds of all formats."""
+    contenders = [Contender(MEMORY, lambda _: trained(folder, "npy", chosen, streamed=False))]
+    contenders += [Contender(name, lambda _, name=name: trained(folder, name, chosen, True)) for name in chosen.format]  # type: ignore[misc]
+    found = interleave(contenders, chosen.rounds)
+    speed = raw(folder / "npy" / "x.npy") if (folder / "npy").exists() else 0.0
     rows = []
     for name, series in found.items():
         if series.skipped is None:
@@ -182,6 +205,36 @@ def main() -> None:
     shown = table(("", "examples/s", "over memory", "MB beyond the buffer"), rows)
     report.add(f"{chosen.rows:,} examples of {FEATURES} float32, 2 ranks", found, with_skipped(shown, found))
     print(f"the file read from beginning to end, and nothing else: {speed:,.0f} MB/s")
+
+
+def watch(folder: Path, chosen: argparse.Namespace, report: Report) -> None:
+    """Adds what long runs take."""
+
+    def measure(name: str) -> dict[str, Any]:
+        return grown(made(folder, name, chosen.rows), FORMATS[name][2], chosen)
+
+    found = interleave([Contender(name, lambda _, name=name: measure(name)) for name in chosen.format], 1)  # type: ignore[misc]
+    keys = ["epochs", *(f"tenth {k}" for k in range(1, 11))]
+    rows = [(name, *(f"{series.median(key):,.1f}" for key in keys))
+            for name, series in found.items() if series.skipped is None]  # fmt: skip
+    title = (
+        f"{chosen.rows:,} examples of {FEATURES} float32 in {chosen.limit:,.0f} MB for {chosen.minutes:g} minutes, MB"
+    )
+    report.add(title, found, with_skipped(table(("", *keys), rows), found))
+
+
+def main() -> None:
+    chosen = options(__doc__, extra=_own)
+    chosen.rows = chosen.rows or (20_000 if chosen.quick else 1_275_000)
+    if chosen.quick:
+        chosen.buffer, chosen.format = 20.0, ["npy"]
+    chosen.rounds = min(chosen.rounds, 3)
+    report = Report("streaming" if chosen.minutes is None else "streaming_long", chosen)
+    folder = Path(tempfile.mkdtemp(prefix="streaming-", dir=chosen.data_dir))
+    try:
+        (compare if chosen.minutes is None else watch)(folder, chosen, report)
+    finally:
+        shutil.rmtree(folder)
     report.write()
 
 

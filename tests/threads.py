@@ -54,6 +54,10 @@ class ThreadCommunicator(Communicator):
     def barrier(self) -> None:
         self.meet(None, lambda table: None)
 
+    def progress(self) -> None:
+        if self._meeting.barrier.broken:
+            raise threading.BrokenBarrierError
+
     def node(self) -> Communicator:
         if self._node is None:
             inside = [rank for rank in range(self.size) if self.hosts[rank] == self.hosts[self.rank]]

@@ -110,6 +110,9 @@ class Communicator(ABC):
     def barrier(self) -> None:
         """Wait until all ranks have entered the barrier."""
 
+    def progress(self) -> None:  # noqa: B027 (nothing is on its way)
+        """Let messages travel on that this rank has begun to send, while it waits for another rank elsewhere."""
+
     @abstractmethod
     def node(self) -> Communicator:
         """Return the communicator of the ranks on this rank's host, in rank order. Collective."""

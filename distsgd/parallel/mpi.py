@@ -93,6 +93,9 @@ class MPICommunicator(Communicator):
         self._comm.Barrier()
         self.exit()
 
+    def progress(self) -> None:
+        self._comm.Iprobe()
+
     def node(self) -> MPICommunicator:
         if self._node is None:
             self.enter(_SPLIT)

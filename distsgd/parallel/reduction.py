@@ -80,6 +80,7 @@ class Plan:
     slots    buffers of optimizer state
     record   float64 numbers that each microbatch reports: loss sum, count, statistics
     device   where this rank's parameters, gradients and state lie
+    others   threads of each host that compute beside its ranks, such as those that read examples
     """
 
     partition: Partition
@@ -88,6 +89,7 @@ class Plan:
     slots: int
     record: int
     device: Device = CPU
+    others: int = 0
 
     @property
     def chunk(self) -> int:

@@ -13,6 +13,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
 from distsgd.data.augmentation import parse_augmentation
+from distsgd.data.checks import stays_in_files
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.data.sampling import ORDER_BY_SORT, Sampler, filled_microbatches
@@ -195,7 +196,9 @@ def build_step(
     what = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
     communicator.everywhere(lambda: device.check_free_memory(there, what))
     record = 2 + Layout.of(objective.statistics_shapes()).size
-    plan = Plan(partition, workers.that_may_call(objective).count, dtype, len(optimizer.slots), record, device)
+    readers = config.readers if stays_in_files(train.x) else 0
+    count = workers.that_may_call(objective).count
+    plan = Plan(partition, count, dtype, len(optimizer.slots), record, device, readers)
     reduction, note = make_reduction(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))

@@ -38,6 +38,9 @@ class Counting(Communicator):
     def barrier(self) -> None:
         self._pass("barrier")
 
+    def progress(self) -> None:
+        self.inside.progress()
+
     def node(self) -> Communicator:
         node = Counting(self.inside.node())
         node.prefix, node.calls = "node's ", self.calls

@@ -1,4 +1,4 @@
-"""Missing values of arrays that a program has: replaced, or their examples left out, as those of files are."""
+"""Missing values of arrays that a program has: replaced, or their examples dropped, as those of files are."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def filled_in(x: Array, columns: Columns | None) -> Array:
 
 
 def without_missing(examples: Examples) -> Examples:
-    """Examples to score by a model that was trained with missing='drop': those that lack a value are left out."""
+    """Examples to score by a model that was trained with missing='drop': those that lack a value are dropped."""
     given = {"x": examples.x, "y": examples.y, "weights": examples.weights}
     arrays = {f"{kind}_train": array for kind, array in given.items() if array is not None}
     found, _ = _filled("evaluate", arrays, ReadOptions(missing="drop"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections import Counter
 from typing import Any
@@ -20,6 +21,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import BLOCK, SCALARS, LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.shared_barrier import SharedBarrier, has_core_each
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.parallel.tree import scratch_levels, tree_sum
@@ -242,14 +244,15 @@ def collectives(steps: int, hosts: str = "aaa", **options: Any) -> Counter[str]:
         ({"communication": "mpi"}, {"allgather_slices": 2, "alltoall": 1}),
         ({"communication": "mpi", "batch_norm": True, "batch_size": 24}, {"allgather_slices": 2, "alltoall": 1}),
         ({"communication": "mpi", "clip_norm": 1.0}, {"allgather_slices": 3, "alltoall": 1}),
-        ({"communication": "shared"}, {"barrier": 2}),
-        ({"communication": "shared", "clip_norm": 1.0}, {"barrier": 2, "allgather_slices": 1}),
+        ({"communication": "shared"}, {}),
+        ({"communication": "shared", "clip_norm": 1.0}, {"allgather_slices": 1}),
         ({"hosts": "aab"}, {"allgather_slices": 1, "alltoall": 2, "node's barrier": 1}),
         ({"hosts": "aab", "clip_norm": 1.0}, {"allgather_slices": 2, "alltoall": 2, "node's barrier": 1}),
     ],
 )
 def test_collectives_of_a_step(options: dict[str, Any], expected: dict[str, int]) -> None:
-    """Loss sums, flags, scalars and statistics travel together; gradients and parameters travel once each."""
+    """Loss sums, flags, scalars and statistics travel together; gradients and parameters travel once each. In shared
+    memory nothing travels."""
     more = collectives(40, **options) - collectives(30, **options)
     assert more == {name: 10 * count for name, count in expected.items()}
 
@@ -287,11 +290,35 @@ def test_shared_array_of_nothing(shape: tuple[int, ...]) -> None:
     assert [a.shape for a, _ in run_on_threads(2, lambda c: shared_array(c, shape, F32))] == [shape] * 2
 
 
-def test_first_error_ends_all_threads() -> None:
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_processors_that_reorder_stores_meet_by_messages(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    more = collectives(40, communication="shared") - collectives(30, communication="shared")
+    assert more == ({"barrier": 20} if machine == "aarch64" else {})
+
+
+@pytest.mark.parametrize(
+    ("masks", "others", "enough"),
+    [
+        ([(0, 1), (0, 1)], 0, True),
+        ([(0, 1), (0, 1)], 1, False),
+        ([(0,), (1,)], 0, True),
+        ([(0,), (0,)], 0, False),
+        ([(0, 1, 2), (3, 4, 5)], 4, True),
+        ([(0, 1, 2), (3, 4, 5)], 5, False),
+    ],
+)
+def test_ranks_have_a_core_each(masks: list[tuple[int, ...]], others: int, enough: bool) -> None:
+    assert has_core_each(masks, others) == enough
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_first_error_ends_all_threads(shared: bool) -> None:
     def work(communicator: Communicator) -> None:
+        meet = SharedBarrier(communicator) if shared else communicator.barrier
         if communicator.rank == 1:
             raise KeyError("the cause")
-        communicator.barrier()
+        meet()
 
     with pytest.raises(KeyError, match="the cause"):
         run_on_threads(3, work)

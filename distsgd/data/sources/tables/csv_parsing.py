@@ -204,7 +204,7 @@ def _cast(text: Any, edges: Array, is_whole: bool) -> Array | None:
     """The numbers at these places of a text; None where one is none of this kind."""
     pa = arrow()
     kind, dtype = (pa.int64(), np.int64) if is_whole else (pa.float64(), np.float64)
-    count = len(edges) - 1  # every second text is a field; what lies between two of them is said to be missing
+    count = len(edges) - 1  # every second text is a field; what lies between two of them counts as missing
     fields = np.full(-(-count // 8), 0b01010101, np.uint8)
     texts = pa.LargeStringArray.from_buffers(count, *map(pa.py_buffer, (edges, text, fields)), count // 2)
     try:

@@ -163,7 +163,7 @@ class Plan:
             return there
         for fields in together:
             alike = batch.select([one.name for one in fields])
-            self._put_numbers(first, fields, alike.to_tensor(null_to_nan=True, row_major=True).to_numpy(), x)
+            self._put_numbers(first, fields, alike.to_tensor(null_to_nan=True, row_major=False).to_numpy(), x)
         for one in alone:
             column = there[one.name]
             if one.kind == "text":

@@ -1,0 +1,90 @@
+"""A barrier of the ranks of one host: each counts in shared memory at how many it has been."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from distsgd.core.runtime import affinity
+from distsgd.core.status_table import Collective
+from distsgd.parallel.communicator import Communicator
+from distsgd.parallel.shared_memory import shared_array
+
+_IN_ORDER = ("x86_64", "AMD64", "i386", "i686")
+"""Processors on which others see what one stores in the order in which it stores it."""
+_LINE = 8
+"""int64 words from one rank's count to the next: a line of the cache for each."""
+_LOOKS = 50
+"""How often a rank looks, without a pause, whether another has come: for some microseconds."""
+_YIELDS = (0.0001, 0.002)
+"""Seconds that it then looks and lets other threads run in between: where cores are few, and where all have one."""
+_PAUSES = (0.00002, 0.001)
+"""Seconds that it sleeps from then on before it looks again: at first, and at most."""
+_yield: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
+_BARRIER = int(Collective.BARRIER)
+
+
+def has_core_each(masks: Sequence[tuple[int, ...]], others: int = 0) -> bool:
+    """Whether the processors that ranks may run on are enough for them, and for so many other threads."""
+    return len({core for mask in masks for core in mask}) >= len(masks) + others
+
+
+class SharedBarrier:
+    """Called by all ranks of a host, it returns when all have called it.
+
+    What a rank has stored before, the others see afterwards. Where processors don't promise that for plain stores, and
+    where memory can't be shared, it is the communicator's own barrier.
+
+    Parameters
+    ----------
+    communicator
+        The ranks, all on one host.
+    others
+        Threads of the host that compute beside the ranks. Where there are not enough cores, ranks that wait sleep.
+    """
+
+    def __init__(self, communicator: Communicator, others: int = 0) -> None:
+        self._communicator = communicator
+        words, is_shared = shared_array(communicator, (communicator.size, _LINE), np.dtype(np.int64))
+        known = communicator.allgather_object((affinity(), platform.machine() in _IN_ORDER))
+        self._own: memoryview | None = None
+        self._yields = _YIELDS[has_core_each([mask for mask, _ in known], others)]
+        self._count = 0
+        if is_shared and all(in_order for _, in_order in known):
+            counts = [memoryview(line[:1]) for line in words]
+            self._own = counts.pop(communicator.rank)
+            self._others = counts
+        self._enter, self._exit = communicator.heartbeat.enter, communicator.heartbeat.exit
+
+    def __call__(self) -> None:
+        """Waits for all ranks."""
+        if self._own is None:
+            self._communicator.barrier()
+            return
+        self._enter(_BARRIER)
+        self._count = count = self._count + 1
+        self._own[0] = count
+        for other in self._others:
+            for _ in range(_LOOKS):
+                if other[0] >= count:
+                    break
+            else:
+                self._wait_for(other, count)
+        self._exit()
+
+    def _wait_for(self, other: memoryview, count: int) -> None:
+        began = time.perf_counter()
+        while time.perf_counter() - began < self._yields:
+            if other[0] >= count:
+                return
+            _yield()
+        pause = _PAUSES[0]
+        while other[0] < count:
+            time.sleep(pause)
+            pause = min(1.2 * pause, _PAUSES[1])
+            if pause == _PAUSES[1]:
+                self._communicator.progress()

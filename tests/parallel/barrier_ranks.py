@@ -1,0 +1,53 @@
+"""The program of test_barrier.py: ranks meet many times, some of them late, in `SharedBarrier`.
+
+Prints one line a rank: `right`, or what it saw.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+from mpi4py import MPI
+
+from distsgd.parallel import start
+from distsgd.parallel.shared_barrier import SharedBarrier
+from distsgd.parallel.shared_memory import shared_array
+
+MEETINGS, WIDTH = 3000, 513
+LATE = {500: 0.0, 1000: 0.0005, 1500: 0.005, 2000: 0.05}
+"""Seconds that one rank comes late, by meeting."""
+
+
+def main() -> None:
+    ranks = start()
+    barrier = SharedBarrier(ranks)
+    numbers, is_shared = shared_array(ranks, (ranks.size, WIDTH), np.dtype(np.int64))
+    assert is_shared
+    seen = "right"
+    for meeting in range(MEETINGS):
+        if meeting % ranks.size == ranks.rank:
+            time.sleep(LATE.get(meeting - ranks.rank, 0.0))
+        numbers[ranks.rank] = meeting
+        barrier()
+        if not (numbers == meeting).all():
+            seen = f"{numbers.min(axis=1)} in meeting {meeting}"
+        barrier()
+    # A message that needs its sender's help on the way, while that one already waits for its receiver.
+    message = np.full(4_000_000, ranks.rank + 1.0)
+    if ranks.is_root:
+        sent = [MPI.COMM_WORLD.Isend(message, dest=rank) for rank in range(1, ranks.size)]
+    else:
+        MPI.COMM_WORLD.Recv(message, source=0)
+    barrier()
+    if ranks.is_root:
+        MPI.Request.Waitall(sent)
+    if not (message == 1).all():
+        seen = "another message"
+    sys.stdout.write(f"{seen}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
