@@ -16,8 +16,9 @@ Parsed: TypeAlias = tuple[int, list[Any], set[str], dict[str, tuple[int, str]]]
 hold whole numbers which a float doesn't: the first row of the block with one, and its text."""
 WIDE = 2.0**63
 """From here on 64 bits with a sign don't hold a whole number, and Arrow takes it for a float."""
-PIECE = 1 << 18
-"""Bytes of text whose fields are looked for together: what is made of them stays in a cache."""
+PIECE = 1 << 20
+"""Bytes of text whose fields are looked for together: what is made of them stays in a cache, and threads that parse
+seldom wait for the interpreter."""
 
 
 class WideNumber(Exception):

@@ -270,12 +270,13 @@ class CsvTable(Table):
     def _parsed(self, names: Sequence[str], quick: bool) -> Iterator[tuple[Block, Any]]:
         """The blocks of the file, each with what `parse` finds, or an exception; `quick`, numbers as `NumberRows`."""
         cores = min(len(affinity()), _MOST_CORES)
+        threads = cores + (cores > 1)  # one more than cores, for at times each waits for the interpreter
         types, as_floats = self.kinds(names, whole=True), self.kinds(names)
         with ExitStack() as opening:
             opening.enter_context(reading_by_arrow(self.where))
             stream, _ = opening.enter_context(open_binary(self.where))
             _skip(stream, self.layout.begin)
-            pool = opening.enter_context(ThreadPoolExecutor(cores, "distsgd-csv"))
+            pool = opening.enter_context(ThreadPoolExecutor(threads, "distsgd-csv"))
             waiting: deque[tuple[Block, Future[Any]]] = deque()
             slow = 0
             found = blocks(
@@ -291,7 +292,7 @@ class CsvTable(Table):
                     continue
                 way = parse if quick and slow < _TRIES else parse_by_arrow
                 waiting.append((block, pool.submit(way, self.layout, block, names, types, as_floats)))
-                if len(waiting) > cores:
+                if len(waiting) > threads:
                     result = _result(*waiting.popleft())
                     slow += not _is_quick(result[1])
                     yield result
