@@ -58,14 +58,14 @@ class SharedBarrier:
             counts = [memoryview(line[:1]) for line in words]
             self._own = counts.pop(communicator.rank)
             self._others = counts
-        self._enter, self._exit = communicator.heartbeat.enter, communicator.heartbeat.exit
+        self.enter, self.exit = communicator.heartbeat.enter, communicator.heartbeat.exit
 
     def __call__(self) -> None:
         """Waits for all ranks."""
         if self._own is None:
             self._communicator.barrier()
             return
-        self._enter(_BARRIER)
+        self.enter(_BARRIER)
         self._count = count = self._count + 1
         self._own[0] = count
         for other in self._others:
@@ -74,7 +74,7 @@ class SharedBarrier:
                     break
             else:
                 self._wait_for(other, count)
-        self._exit()
+        self.exit()
 
     def _wait_for(self, other: memoryview, count: int) -> None:
         began = time.perf_counter()
