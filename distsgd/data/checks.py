@@ -160,8 +160,31 @@ def _check_length(where: str, array: Array | ArraySource, examples: int) -> None
 
 
 def _check_inputs(where: str, x: Array, dtype: np.dtype[Any] | None, later: bool) -> None:
-    rows = np.union1d(looked_at(x), sampled_rows(len(x))) if later else None
-    check_finite(where, x if rows is None else x[rows], dtype, rows)
+    if not later:
+        check_finite(where, x, dtype)
+        return
+    rows = np.union1d(looked_at(x), sampled_rows(len(x)))
+    with _each_alone(x):
+        some = x[rows]
+    check_finite(where, some, dtype, rows)
+
+
+@contextmanager
+def _each_alone(x: Array) -> Iterator[None]:
+    """Inside, rows of a mapped file are read without what is around them: some systems read megabytes with each."""
+    import mmap
+
+    memory: object = x
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    if not isinstance(memory, mmap.mmap) or not hasattr(mmap, "MADV_RANDOM"):
+        yield
+        return
+    memory.madvise(mmap.MADV_RANDOM)
+    try:
+        yield
+    finally:
+        memory.madvise(mmap.MADV_NORMAL)
 
 
 def _check_weights(where: str, weights: Array, dtype: np.dtype[Any] | None) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,30 @@ def test_the_rows_that_are_looked_at_are_checked_at_the_start(large: Path) -> No
     x[-1, 0] = np.nan
     with pytest.raises(distsgd.DataError, match=f"example {ROWS - 1} holds nan"):
         distsgd.fit("softmax", distsgd.open_dataset(str(large)), epochs=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the pages that Linux keeps of a file")
+def test_the_start_reads_little_of_the_file(tmp_path: Path) -> None:
+    """Systems read ahead of what is asked for, some of them megabytes."""
+    rows = 1 << 20
+    np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(rows, 1024))
+    np.save(tmp_path / "y.npy", np.arange(rows) % 3)
+    distsgd.fit("softmax", distsgd.open_dataset(str(tmp_path)), epochs=0, validation_fraction=0)
+    with (tmp_path / "x.npy").open("rb") as file:
+        kept = pages_kept(file.fileno())
+    assert 0 < kept < 0.1
+
+
+def pages_kept(descriptor: int) -> float:
+    """The part of a file that is in memory."""
+    size = os.fstat(descriptor).st_size
+    found = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    with mmap.mmap(descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+        start = (ctypes.c_char * size).from_buffer(mapped)
+        status = ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), found)
+        del start
+    assert status == 0
+    return sum(page & 1 for page in bytes(found)) / len(found)
 
 
 @pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
