@@ -212,7 +212,23 @@ class Layout:
                 f"a buffer of shape {flat.shape} does not fit the layout, which needs ({self.size},); "
                 "was it made for the same model?"
             )
-        arrays = {
-            name: flat[self.spans[name]].reshape(shape) for name, shape in zip(self.names, self.shapes, strict=True)
-        }
-        return Views(arrays, flat)
+        return Views({name: flat[self.spans[name]].reshape(shape) for name, shape in self._named()}, flat)
+
+    def rows(self, flats: Array) -> Views:
+        """Named views of several buffers at once.
+
+        Parameters
+        ----------
+        flats : array
+            The buffers, (number of buffers, `size`).
+
+        Returns
+        -------
+        Views
+            Each array, by name, with the buffers on an axis more in front.
+        """
+        count = len(flats)
+        return Views({name: flats[:, self.spans[name]].reshape(count, *shape) for name, shape in self._named()}, flats)
+
+    def _named(self) -> Iterator[tuple[str, Shape]]:
+        return zip(self.names, self.shapes, strict=True)

@@ -17,6 +17,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
+from distsgd.nn.layers.base import one_by_one
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.task import Task
 
@@ -290,6 +291,17 @@ class Objective(Component, ABC):
             Both by name; `left` is overwritten with what both are together.
         """
 
+    def combine_pairs(self, left: Views, right: Views) -> None:
+        """Joins the statistics of several pairs of microbatches at once, by default one pair after the other.
+
+        Parameters
+        ----------
+        left, right : Views
+            As for `combine_statistics`, each array with one axis more in front: that of the pairs.
+        """
+        for first, second in zip(one_by_one(left), one_by_one(right), strict=True):
+            self.combine_statistics(first, second)
+
     def update_state(self, state: Views, statistics: Views) -> None:
         """Moves the running statistics by one step's joined statistics: see `StatefulLayer`.
 
@@ -381,6 +393,10 @@ class Supervised(Objective):
     def combine_statistics(self, left: Views, right: Views) -> None:
         if isinstance(self.model, StatefulLayer):
             self.model.combine_statistics(left, right)
+
+    def combine_pairs(self, left: Views, right: Views) -> None:
+        if isinstance(self.model, StatefulLayer):
+            self.model.combine_pairs(left, right)
 
     def update_state(self, state: Views, statistics: Views) -> None:
         if isinstance(self.model, StatefulLayer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, TypeAlias
 
 from distsgd.core.components import Component
@@ -225,6 +225,12 @@ class DataLayer(Layer):
         return self.compute(params, x, batch, path, needs_dx=False)
 
 
+def one_by_one(views: Views) -> Iterator[Views]:
+    """The statistics of one microbatch after the other, where arrays have the microbatches on an axis in front."""
+    for number, flat in enumerate(views.flat):
+        yield Views({name: array[number, ...] for name, array in views.items()}, flat)
+
+
 class StatefulLayer(Layer):
     """A layer with running statistics: state that is not trained, but moved by statistics of each minibatch.
 
@@ -279,6 +285,17 @@ class StatefulLayer(Layer):
         first, second : Views
             Float64 views of two neighbouring microbatches' statistics, or of combined ones; `second` stays as it is.
         """
+
+    def combine_pairs(self, first: Views, second: Views) -> None:
+        """Does the same with several pairs at once, for speed; by default one pair after the other.
+
+        Parameters
+        ----------
+        first, second : Views
+            As for `combine_statistics`, each array with one axis more in front: that of the pairs.
+        """
+        for left, right in zip(one_by_one(first), one_by_one(second), strict=True):
+            self.combine_statistics(left, right)
 
     @abstractmethod
     def update_state(self, state: Views, statistics: Views) -> None:
