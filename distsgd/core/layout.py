@@ -212,7 +212,7 @@ class Layout:
                 f"a buffer of shape {flat.shape} does not fit the layout, which needs ({self.size},); "
                 "was it made for the same model?"
             )
-        return Views({name: flat[self.spans[name]].reshape(shape) for name, shape in self._named()}, flat)
+        return self.rows(flat)
 
     def rows(self, flats: Array) -> Views:
         """Named views of several buffers at once.
@@ -227,8 +227,6 @@ class Layout:
         Views
             Each array, by name, with the buffers on an axis more in front.
         """
-        count = len(flats)
-        return Views({name: flats[:, self.spans[name]].reshape(count, *shape) for name, shape in self._named()}, flats)
-
-    def _named(self) -> Iterator[tuple[str, Shape]]:
-        return zip(self.names, self.shapes, strict=True)
+        shapes = zip(self.names, self.shapes, strict=True)
+        front = flats.shape[:-1]
+        return Views({name: flats[..., self.spans[name]].reshape(front + shape) for name, shape in shapes}, flats)

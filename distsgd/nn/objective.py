@@ -17,7 +17,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
-from distsgd.nn.layers.base import one_by_one
+from distsgd.nn.layers.base import pair_by_pair
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.task import Task
 
@@ -299,8 +299,7 @@ class Objective(Component, ABC):
         left, right : Views
             As for `combine_statistics`, each array with one axis more in front: that of the pairs.
         """
-        for first, second in zip(one_by_one(left), one_by_one(right), strict=True):
-            self.combine_statistics(first, second)
+        pair_by_pair(self.combine_statistics, left, right)
 
     def update_state(self, state: Views, statistics: Views) -> None:
         """Moves the running statistics by one step's joined statistics: see `StatefulLayer`.
@@ -389,10 +388,6 @@ class Supervised(Objective):
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)
-
-    def combine_statistics(self, left: Views, right: Views) -> None:
-        if isinstance(self.model, StatefulLayer):
-            self.model.combine_statistics(left, right)
 
     def combine_pairs(self, left: Views, right: Views) -> None:
         if isinstance(self.model, StatefulLayer):

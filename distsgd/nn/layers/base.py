@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias
 
 from distsgd.core.components import Component
@@ -225,10 +225,13 @@ class DataLayer(Layer):
         return self.compute(params, x, batch, path, needs_dx=False)
 
 
-def one_by_one(views: Views) -> Iterator[Views]:
-    """The statistics of one microbatch after the other, where arrays have the microbatches on an axis in front."""
-    for number, flat in enumerate(views.flat):
-        yield Views({name: array[number, ...] for name, array in views.items()}, flat)
+def pair_by_pair(combine: Callable[[Views, Views], None], first: Views, second: Views) -> None:
+    """Calls `combine` with the statistics of one pair after the other, of arrays that have the pairs on an axis in
+    front."""
+    for number in range(len(first.flat)):
+        sides = [Views({name: one[number, ...] for name, one in side.items()}, side.flat[number])
+                 for side in (first, second)]  # fmt: skip
+        combine(*sides)
 
 
 class StatefulLayer(Layer):
@@ -294,8 +297,7 @@ class StatefulLayer(Layer):
         first, second : Views
             As for `combine_statistics`, each array with one axis more in front: that of the pairs.
         """
-        for left, right in zip(one_by_one(first), one_by_one(second), strict=True):
-            self.combine_statistics(left, right)
+        pair_by_pair(self.combine_statistics, first, second)
 
     @abstractmethod
     def update_state(self, state: Views, statistics: Views) -> None:
