@@ -212,7 +212,21 @@ class Layout:
                 f"a buffer of shape {flat.shape} does not fit the layout, which needs ({self.size},); "
                 "was it made for the same model?"
             )
-        arrays = {
-            name: flat[self.spans[name]].reshape(shape) for name, shape in zip(self.names, self.shapes, strict=True)
-        }
-        return Views(arrays, flat)
+        return self.rows(flat)
+
+    def rows(self, flats: Array) -> Views:
+        """Named views of several buffers at once.
+
+        Parameters
+        ----------
+        flats : array
+            The buffers, (number of buffers, `size`).
+
+        Returns
+        -------
+        Views
+            Each array, by name, with the buffers on an axis more in front.
+        """
+        shapes = zip(self.names, self.shapes, strict=True)
+        front = flats.shape[:-1]
+        return Views({name: flats[..., self.spans[name]].reshape(front + shape) for name, shape in shapes}, flats)

@@ -14,6 +14,7 @@ import re
 import stat as modes
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TextIO
@@ -260,3 +261,18 @@ def silence(stream: TextIO) -> None:
     """Discard all further output, also of Python's own last flush."""
     with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
         os.dup2(null.fileno(), stream.fileno())  # a stream without a descriptor has no last flush that can fail
+
+
+_NAMED = 5
+"""How many ranks a sentence names at most, where they aren't consecutive."""
+
+
+def rank_names(numbers: Sequence[int]) -> str:
+    """`rank 3`, `ranks 0 to 3`, or `ranks 0, 2 and 5`."""
+    if len(numbers) == 1:
+        return f"rank {numbers[0]}"
+    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
+        return f"ranks {numbers[0]} to {numbers[-1]}"
+    names = [str(number) for number in numbers]
+    last = names.pop() if len(names) <= _NAMED else f"{len(names) - _NAMED} more"
+    return f"ranks {', '.join(names[:_NAMED])} and {last}"

@@ -17,6 +17,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Layer, StatefulLayer
+from distsgd.nn.layers.base import pair_by_pair
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.task import Task
 
@@ -290,6 +291,16 @@ class Objective(Component, ABC):
             Both by name; `left` is overwritten with what both are together.
         """
 
+    def combine_pairs(self, left: Views, right: Views) -> None:
+        """Joins the statistics of several pairs of microbatches at once, by default one pair after the other.
+
+        Parameters
+        ----------
+        left, right : Views
+            As for `combine_statistics`, each array with one axis more in front: that of the pairs.
+        """
+        pair_by_pair(self.combine_statistics, left, right)
+
     def update_state(self, state: Views, statistics: Views) -> None:
         """Moves the running statistics by one step's joined statistics: see `StatefulLayer`.
 
@@ -378,9 +389,9 @@ class Supervised(Objective):
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)
 
-    def combine_statistics(self, left: Views, right: Views) -> None:
+    def combine_pairs(self, left: Views, right: Views) -> None:
         if isinstance(self.model, StatefulLayer):
-            self.model.combine_statistics(left, right)
+            self.model.combine_pairs(left, right)
 
     def update_state(self, state: Views, statistics: Views) -> None:
         if isinstance(self.model, StatefulLayer):

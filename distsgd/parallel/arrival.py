@@ -6,8 +6,7 @@ import sys
 import time
 from typing import Any
 
-from distsgd.core.output import flush, leave, say
-from distsgd.parallel.communicator import rank_names
+from distsgd.core.output import flush, leave, rank_names, say
 from distsgd.parallel.watchdog import DEFAULT_LIMIT, OUTSIDE_STEPS
 
 _CALL, _ANSWER = 32_001, 32_002

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,19 +13,6 @@ from distsgd.core.status_table import Heartbeat, private_heartbeat
 from distsgd.parallel.transport import Transport
 
 T = TypeVar("T")
-_NAMED = 5
-"""How many ranks a sentence names at most, where they aren't consecutive."""
-
-
-def rank_names(numbers: Sequence[int]) -> str:
-    """`rank 3`, `ranks 0 to 3`, or `ranks 0, 2 and 5`."""
-    if len(numbers) == 1:
-        return f"rank {numbers[0]}"
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"ranks {numbers[0]} to {numbers[-1]}"
-    names = [str(number) for number in numbers]
-    last = names.pop() if len(names) <= _NAMED else f"{len(names) - _NAMED} more"
-    return f"ranks {', '.join(names[:_NAMED])} and {last}"
 
 
 class Communicator(ABC):

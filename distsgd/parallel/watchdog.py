@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from distsgd.core.output import launched, report_to_launcher, say
+from distsgd.core.output import launched, rank_names, report_to_launcher, say
 from distsgd.core.processes import STACK_SIGNAL, alive, are_stacks_printed, can_look, print_stacks_when_asked, stat
 from distsgd.core.status_table import Collective, Field, Phase, StatusTable, where
-from distsgd.parallel.communicator import Communicator, rank_names
+from distsgd.parallel.communicator import Communicator
 
 DEFAULT_LIMIT = 120.0
 OUTSIDE_STEPS = 10

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
+
+import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.layout import Layout, Views
@@ -34,6 +39,7 @@ class RunningStatistics:
         self.layout, self._reported = Layout.of(objective.state_shapes()), Layout.of(objective.statistics_shapes())
         self.own = [self._reported.views(record[2:]) for record in reduction.records]
         self.are_copied = len(running) > 0 and not self._device.host_memory
+        self._plans: dict[tuple[bool, ...], tuple[list[_Pairs], int]] = {}
 
     def for_model(self) -> Views:
         """The running statistics for a model to read, where it computes."""
@@ -45,20 +51,53 @@ class RunningStatistics:
         """Moves them on by what the microbatches have reported of a step."""
         if not len(self.running):
             return
-        statistics = [self._reported.views(record[2:]) for record in records]
+        filled = tuple(first < last for first, last in pairwise(bounds))
+        if filled not in self._plans:
+            self._plans[filled] = self._planned(filled)
+        pairs, whole = self._plans[filled]
+        reported = records[:, 2:]
+        for pair in pairs:
+            for side, views in ((pair.left, pair.first), (pair.right, pair.second)):
+                np.take(reported, side, axis=0, out=views.flat, mode="clip")
+            self.objective.combine_pairs(pair.first, pair.second)
+            reported[pair.left] = pair.first.flat
+        self.objective.update_state(self.running, self._reported.views(reported[whole]))
 
-        def join(first: int, last: int) -> Views | None:
-            if bounds[first] == bounds[last]:
-                return None
+    def _planned(self, filled: tuple[bool, ...]) -> tuple[list[_Pairs], int]:
+        """(the pairs that are combined, level by level of the tree; the microbatch whose record has all in the end).
+
+        What two nodes of the tree report together takes the place of the left one's first microbatch.
+        """
+        levels: dict[int, list[tuple[int, int]]] = {}
+
+        def join(first: int, last: int) -> tuple[int, int] | None:
+            """(the microbatch in whose place a node's statistics are, the node's height); None where it is empty."""
             if last - first == 1:
-                return statistics[first]
+                return (first, 0) if filled[first] else None
             middle = (first + last) // 2
             left, right = join(first, middle), join(middle, last)
             if left is None or right is None:
                 return right if left is None else left
-            self.objective.combine_statistics(left, right)
-            return left
+            height = 1 + max(left[1], right[1])
+            levels.setdefault(height, []).append((left[0], right[0]))
+            return left[0], height
 
         joined = join(0, self._microbatches)
         assert joined is not None, "a minibatch has at least one example"
-        self.objective.update_state(self.running, joined)
+        return [_Pairs.of(self._reported, levels[height]) for height in sorted(levels)], joined[0]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Microbatches whose statistics are combined at once, and memory for a copy of both sides' statistics."""
+
+    left: Array
+    right: Array
+    first: Views
+    second: Views
+
+    @classmethod
+    def of(cls, layout: Layout, pairs: Sequence[tuple[int, int]]) -> _Pairs:
+        sides = np.array(pairs, np.intp).T
+        first, second = (layout.rows(np.empty((len(pairs), layout.size))) for _ in range(2))
+        return cls(sides[0], sides[1], first, second)

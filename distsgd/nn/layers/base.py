@@ -225,6 +225,15 @@ class DataLayer(Layer):
         return self.compute(params, x, batch, path, needs_dx=False)
 
 
+def pair_by_pair(combine: Callable[[Views, Views], None], first: Views, second: Views) -> None:
+    """Calls `combine` with the statistics of one pair after the other, of arrays that have the pairs on an axis in
+    front."""
+    for number in range(len(first.flat)):
+        sides = [Views({name: one[number, ...] for name, one in side.items()}, side.flat[number])
+                 for side in (first, second)]  # fmt: skip
+        combine(*sides)
+
+
 class StatefulLayer(Layer):
     """A layer with running statistics: state that is not trained, but moved by statistics of each minibatch.
 
@@ -279,6 +288,16 @@ class StatefulLayer(Layer):
         first, second : Views
             Float64 views of two neighbouring microbatches' statistics, or of combined ones; `second` stays as it is.
         """
+
+    def combine_pairs(self, first: Views, second: Views) -> None:
+        """Does the same with several pairs at once, for speed; by default one pair after the other.
+
+        Parameters
+        ----------
+        first, second : Views
+            As for `combine_statistics`, each array with one axis more in front: that of the pairs.
+        """
+        pair_by_pair(self.combine_statistics, first, second)
 
     @abstractmethod
     def update_state(self, state: Views, statistics: Views) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from distsgd.core.ranges import number_in
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Backward, StatefulLayer, join
 
+Sample: TypeAlias = tuple[Any, Array, Array]
+"""(count, mean, M2), M2 being the sum of squared differences from the mean."""
 
-def combine(first: tuple[float, Array, Array], second: tuple[float, Array, Array]) -> tuple[float, Array, Array]:
-    """(count, mean, M2) of two samples together, M2 being the sum of squared differences from the mean; float64.
+
+def combine(first: Sample, second: Sample) -> Sample:
+    """Two samples together, in float64.
 
     δ := mean_b - mean_a; mean := mean_a + δ n_b/n; M2 := M2_a + M2_b + δ² n_a n_b/n, with n := n_a + n_b.
     A sample with count 0 is skipped. Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
@@ -28,6 +31,11 @@ def combine(first: tuple[float, Array, Array], second: tuple[float, Array, Array
         return first
     if first[0] == 0:
         return second
+    return _combined(first, second)
+
+
+def _combined(first: Sample, second: Sample) -> Sample:
+    """The same of samples that aren't empty; counts may be arrays that broadcast with the others."""
     (count_a, mean_a, m2_a), (count_b, mean_b, m2_b) = first, second
     count = count_a + count_b
     delta = mean_b - mean_a
@@ -100,6 +108,14 @@ class BatchNormalization(StatefulLayer):
     def combine_statistics(self, first: Views, second: Views) -> None:
         count, mean, m2 = combine(_statistics(first), _statistics(second))
         first["count"][...], first["mean"][...], first["m2"][...] = count, mean, m2
+
+    def combine_pairs(self, first: Views, second: Views) -> None:
+        if not (first["count"].all() and second["count"].all()):
+            super().combine_pairs(first, second)
+            return
+        samples = [(views["count"][:, np.newaxis], views["mean"], views["m2"]) for views in (first, second)]
+        count, first["mean"][...], first["m2"][...] = _combined(*samples)
+        first["count"][...] = count[:, 0]
 
     def update_state(self, state: Views, statistics: Views) -> None:
         count, mean, m2 = _statistics(statistics)

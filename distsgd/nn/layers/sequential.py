@@ -48,6 +48,10 @@ class Composite(DataLayer, StatefulLayer):
         for name, layer in self._stateful:
             layer.combine_statistics(first.scope(name), second.scope(name))
 
+    def combine_pairs(self, first: Views, second: Views) -> None:
+        for name, layer in self._stateful:
+            layer.combine_pairs(first.scope(name), second.scope(name))
+
     def update_state(self, state: Views, statistics: Views) -> None:
         for name, layer in self._stateful:
             layer.update_state(state.scope(name), statistics.scope(name))

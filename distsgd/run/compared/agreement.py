@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError, UserCodeError, raise_first, users_code
 from distsgd.core.kernel_family import AUTO, best_of, exports, loaded_family, other_than, this_host
-from distsgd.core.output import say
+from distsgd.core.output import rank_names, say
 from distsgd.core.version import __version__, numpy_version
-from distsgd.parallel.communicator import Communicator, rank_names
+from distsgd.parallel.communicator import Communicator
 from distsgd.run.compared.digests import digest
 from distsgd.run.compared.identity import Identity
 

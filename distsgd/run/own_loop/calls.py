@@ -11,8 +11,8 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError, DistsgdError, raise_first
+from distsgd.core.output import rank_names
 from distsgd.parallel import Communicator
-from distsgd.parallel.communicator import rank_names
 from distsgd.parallel.reduction import SCALARS
 from distsgd.training.step import TrainingStep
 

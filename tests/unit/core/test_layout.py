@@ -35,6 +35,20 @@ def test_spans_tile_the_buffer(data: st.DataObject) -> None:
     assert (flat == np.arange(layout.size) + 1000).all()
 
 
+def test_rows_are_views_of_each_buffer() -> None:
+    layout = Layout.of({"w": (2, 3), "n": (), "b": (1,)})
+    flats = np.zeros((4, layout.size))
+    rows = layout.rows(flats)
+    assert {name: array.shape for name, array in rows.items()} == {"w": (4, 2, 3), "n": (4,), "b": (4, 1)}
+    for name, array in rows.items():
+        array[2] = len(name) + array.ndim
+    for number, flat in enumerate(flats):
+        for name, array in layout.views(flat).items():
+            assert np.array_equal(array, rows[name][number])
+    assert flats[2].all()
+    assert not flats[[0, 1, 3]].any()
+
+
 def test_scopes() -> None:
     layout = Layout.of({"a.w": (2, 2), "a.c.w": (3,), "ab.w": (1,), "b": (2,)})
     flat = np.zeros(layout.size)

@@ -11,6 +11,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.nn.layers import BatchNormalization, Dense, Sequential
 from distsgd.nn.layers.normalization import combine
+from distsgd.run.fit import fit
 from tests.unit.nn.test_layers import N, make, with_statistics
 
 
@@ -27,6 +28,34 @@ def test_combining_samples_gives_the_statistics_of_both(first, second, offset):
     assert count == len(whole)
     assert mean == pytest.approx(np.mean(whole), rel=1e-12, abs=1e-9)
     assert m2 == pytest.approx(np.sum(np.square(whole - np.mean(whole))), rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize("empty", [(), (1,), (0, 3)])
+def test_pairs_at_once_are_the_pairs_one_by_one(empty):
+    layer = Sequential([BatchNormalization(3), BatchNormalization(1)])
+    layout = Layout.of(layer.statistics_shapes())
+    first, second = np.random.default_rng(0).random((2, 4, layout.size))
+    layout.rows(first)["batchnorm2.count"][list(empty)] = 0.0
+    one_by_one = first.copy()
+    for left, right in zip(one_by_one, second, strict=True):
+        layer.combine_statistics(layout.views(left), layout.views(right))
+    before = second.copy()
+    layer.combine_pairs(layout.rows(first), layout.rows(second))
+    assert first.tobytes() == one_by_one.tobytes()
+    assert second.tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("microbatches", [1, 5, 8])
+def test_an_epochs_statistics_are_those_of_all_its_examples(microbatches):
+    """One minibatch an epoch, which has fewer examples than microbatches would like: with momentum 1 the running
+    statistics are the data's own."""
+    x = np.random.default_rng(1).normal(3.0, 2.0, (41, 2)).astype(np.float64)
+    result = fit(
+        Sequential([BatchNormalization(2, momentum=1.0), Dense(2, 1)]), (x, x[:, :1]), dtype="float64", epochs=1,
+        batch_size=41, microbatches=microbatches, validation_fraction=0, loss="squared-error", quiet=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(result.state["batchnorm1.running_mean"], x.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(result.state["batchnorm1.running_variance"], x.var(axis=0, ddof=1), rtol=1e-12)
 
 
 def test_a_microbatch_without_examples_is_skipped():

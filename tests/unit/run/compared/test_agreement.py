@@ -9,8 +9,8 @@ import pytest
 
 from distsgd.cli.agreement import command_identity
 from distsgd.core.errors import ConfigurationError, DataError, DistsgdError
+from distsgd.core.output import rank_names
 from distsgd.parallel import Communicator
-from distsgd.parallel.communicator import rank_names
 from distsgd.run.compared.agreement import agreed, compare
 from distsgd.run.compared.identity import Identity
 from distsgd.run.fit import fit
