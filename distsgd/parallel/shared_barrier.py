@@ -22,8 +22,10 @@ _LOOKS = 50
 """How often a rank looks, without a pause, whether another has come: for some microseconds."""
 _YIELDS = (0.0001, 0.002)
 """Seconds that it then looks and lets other threads run in between: where cores are few, and where all have one."""
-_PAUSES = (0.00002, 0.001)
+_PAUSES = (0.00002, 0.00025)
 """Seconds that it sleeps from then on before it looks again: at first, and at most."""
+_MOST = 32
+"""Ranks up to which each looks at each: MPI's barrier grows with the logarithm of their number."""
 _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _BARRIER = int(Collective.BARRIER)
 
@@ -36,8 +38,8 @@ def has_core_each(masks: Sequence[tuple[int, ...]], others: int = 0) -> bool:
 class SharedBarrier:
     """Called by all ranks of a host, it returns when all have called it.
 
-    What a rank has stored before, the others see afterwards. Where processors don't promise that for plain stores, and
-    where memory can't be shared, it is the communicator's own barrier.
+    What a rank has stored before, the others see afterwards. Where processors don't promise that for plain stores,
+    where memory can't be shared, and among many ranks, it is the communicator's own barrier.
 
     Parameters
     ----------
@@ -54,7 +56,7 @@ class SharedBarrier:
         self._own: memoryview | None = None
         self._yields = _YIELDS[has_core_each([mask for mask, _ in known], others)]
         self._count = 0
-        if is_shared and all(in_order for _, in_order in known):
+        if is_shared and len(known) <= _MOST and all(in_order for _, in_order in known):
             counts = [memoryview(line[:1]) for line in words]
             self._own = counts.pop(communicator.rank)
             self._others = counts
@@ -68,13 +70,15 @@ class SharedBarrier:
         self.enter(_BARRIER)
         self._count = count = self._count + 1
         self._own[0] = count
-        for other in self._others:
-            for _ in range(_LOOKS):
-                if other[0] >= count:
-                    break
-            else:
-                self._wait_for(other, count)
-        self.exit()
+        try:
+            for other in self._others:
+                for _ in range(_LOOKS):
+                    if other[0] >= count:
+                        break
+                else:
+                    self._wait_for(other, count)
+        finally:  # a signal's handler may raise here
+            self.exit()
 
     def _wait_for(self, other: memoryview, count: int) -> None:
         began = time.perf_counter()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.random import normal
+from distsgd.core.status_table import Field, private_heartbeat
 from distsgd.data.sampling import microbatch_bounds
 from distsgd.parallel import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
@@ -310,6 +311,24 @@ def test_processors_that_reorder_stores_meet_by_messages(machine: str, monkeypat
 )
 def test_ranks_have_a_core_each(masks: list[tuple[int, ...]], others: int, enough: bool) -> None:
     assert has_core_each(masks, others) == enough
+
+
+def test_an_exception_within_the_barrier_leaves_it() -> None:
+    """Such as a signal's handler that raises: the watchdog must not think that this rank still waits."""
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def work(communicator: Communicator) -> int:
+        communicator.heartbeat = private_heartbeat()
+        barrier = SharedBarrier(communicator)
+        if communicator.is_root:
+            communicator.progress = interrupted  # type: ignore[method-assign]
+            with pytest.raises(KeyboardInterrupt):
+                barrier()
+        return communicator.heartbeat.line[Field.STATE] % 16
+
+    assert run_on_threads(2, work) == [0, 0]
 
 
 @pytest.mark.parametrize("shared", [False, True])
