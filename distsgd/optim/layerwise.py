@@ -31,7 +31,7 @@ class LayerwiseOptimizer(Optimizer):
         Parameters
         ----------
         params, grads, state, scalars, weight_decay, scratch
-            Those of `update`; params must not be changed.
+            Those of `update`; params must stay as they are.
         """
 
     @abstractmethod
@@ -58,10 +58,12 @@ class LayerwiseOptimizer(Optimizer):
 
         Parameters
         ----------
-        params, grads, state, weight_decay, scratch
+        params, grads, state
             Those of `update`, after `direct`.
         scalars : tuple of float
             Those of the step, with η times the trust ratio first.
+        weight_decay, scratch
+            Those of `update`.
         """
         super().update(params, grads, state, scalars, weight_decay, scratch)
 

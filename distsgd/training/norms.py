@@ -15,9 +15,10 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Layout
 from distsgd.optim.layerwise import LayerwiseOptimizer
-from distsgd.optim.optimizers import Scalars
+from distsgd.optim.optimizers import Optimizer, Scalars
 from distsgd.optim.regularization import Segment
 from distsgd.parallel.reduction import BLOCK, GradientReduction
+from distsgd.parallel.tree import Span
 
 GRADIENT, PARAMS, DIRECTION = range(3)
 """Quantities whose squares are summed; those of the gradient alone, where no layer's norms are needed."""
@@ -34,6 +35,7 @@ class SquareSums:
         partition, self._transport = reduction.partition, reduction.communicator.transport
         self.starts = sorted({*range(0, partition.elements, BLOCK), *edges})
         self._sums = np.zeros((len(self.starts), quantities))
+        self._runs: dict[Span, list[Span]] = {}
         pieces = [self.first(partition.elements_of(rank).stop) for rank in range(partition.ranks)]
         self._counts = [(b - a) * quantities for a, b in zip([0, *pieces], pieces, strict=False)]
 
@@ -42,13 +44,24 @@ class SquareSums:
         return bisect_left(self.starts, element)
 
     def measure(self, values: Array, start: int, quantity: int = GRADIENT) -> None:
-        """Measures elements of this rank from `start`, where a piece begins; they have edges at blocks alone."""
-        head, piece = min(-start % BLOCK, len(values)), self.first(start)
-        for part in (values[:head], values[head:]):
-            if len(part):
-                squares = to_host(kernels_for(part).block_squares(part, BLOCK))
-                self._sums[piece : piece + len(squares), quantity] = squares
-                piece += len(squares)
+        """Measures whole pieces of this rank, the first of which begins at element `start`."""
+        runs = self._runs.get((start, len(values)))
+        if runs is None:
+            runs = self._runs[start, len(values)] = self._whole_blocks(start, start + len(values))
+        for first, last in runs:
+            end = self.starts[last] if last < len(self.starts) else start + len(values)
+            part = values[self.starts[first] - start : end - start]
+            self._sums[first:last, quantity] = to_host(kernels_for(part).block_squares(part, BLOCK))
+
+    def _whole_blocks(self, start: int, stop: int) -> list[Span]:
+        """The pieces of these elements in runs [first, last): whole blocks together, each other piece alone."""
+        runs: list[Span] = []
+        for piece in range(self.first(start), self.first(stop)):
+            if runs and self.starts[piece] % BLOCK == 0 and self.starts[runs[-1][0]] % BLOCK == 0:
+                runs[-1] = runs[-1][0], piece + 1
+            else:
+                runs.append((piece, piece + 1))
+        return runs
 
     def gather(self) -> None:
         """Makes the sums of all ranks visible here. Collective."""
@@ -105,3 +118,13 @@ class LayerNorms:
         if params == 0.0 or direction == 0.0:
             return 1.0
         return self.optimizer.trust_ratio(params, direction, layer.weight_decay)
+
+
+def norms_of(
+    optimizer: Optimizer, reduction: GradientReduction, layout: Layout, segments: Sequence[Segment]
+) -> tuple[SquareSums, LayerNorms | None]:
+    """(the sums of squares that updates need, what an optimizer by layers needs; None for another one)."""
+    if not isinstance(optimizer, LayerwiseOptimizer):
+        return SquareSums(reduction), None
+    sums = SquareSums(reduction, [segment.start for segment in segments], quantities=3)
+    return sums, LayerNorms(optimizer, sums, layout, segments)

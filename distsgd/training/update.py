@@ -19,7 +19,7 @@ from distsgd.optim.regularization import Segment
 from distsgd.parallel.reduction import update_chunks
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
-from distsgd.training.norms import LayerNorms, SquareSums
+from distsgd.training.norms import norms_of
 from distsgd.training.steps import StepParts
 
 _CHUNKS_OF_THREADS = 4
@@ -81,12 +81,8 @@ class ShardedUpdate:
         self.non_finite_nodes: set[Span] = set()
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
-        layerwise = optimizer if isinstance(optimizer, LayerwiseOptimizer) else None
-        segments = regularization.segments(parts.layout, penalizing, apart=layerwise is not None)
-        edges = [segment.start for segment in segments] if layerwise else []
-        self._sums = SquareSums(reduction, edges, quantities=3 if layerwise else 1)
-        self._layers = LayerNorms(layerwise, self._sums, parts.layout, segments) if layerwise else None
-        self._keeps_total = bool(layerwise) or self.clip_norm is not None
+        segments = regularization.segments(parts.layout, penalizing, isinstance(optimizer, LayerwiseOptimizer))
+        self._sums, self._layers = norms_of(optimizer, reduction, parts.layout, segments)
         self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
         spans = list(update_chunks(reduction.owned, self._length))
         self.chunks = [
@@ -99,10 +95,10 @@ class ShardedUpdate:
         params, xp = self.reduction.params, self.reduction.plan.device.xp
         levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.one_pass)
         scratch = xp.empty((3 + levels, self._length), params.dtype)
-        prepared = []
+        prepared, once = [], self.clip_norm is None and self._layers is None
         for span in spans:
             count = span.stop - span.start
-            total = scratch[2, :count] if not self._keeps_total else xp.empty(count, params.dtype)
+            total = scratch[2, :count] if once else xp.empty(count, params.dtype)
             pieces = []
             for segment in segments:
                 start, stop = max(segment.start, span.start), min(segment.stop, span.stop)
@@ -174,16 +170,12 @@ class ShardedUpdate:
             self.finite = False
             self.non_finite_nodes |= self.reduction.not_finite(bounds, chunk.span)
         if self._measure_norm:
-            if self._layers is None:
-                self._sums.measure(chunk.total, chunk.span.start)
-            else:
-                for piece in chunk.pieces:
-                    self._sums.measure(piece.total, piece.start)
+            self._sums.measure(chunk.total, chunk.span.start)
 
     def _direct(self, chunk: Chunk, scalars: Scalars) -> None:
         """The first pass of an optimizer by layers, and the norms that the second one needs."""
         if self._layers is not None and self.finite:
-            self._each(chunk, self._layers.optimizer.direct, scalars)
+            self._each(chunk, self._layers.optimizer.direct, scalars, NO_LAYERS)
             for piece in chunk.pieces:
                 self._layers.measure(piece.segment, piece.start, piece.params, piece.total)
 
@@ -196,17 +188,11 @@ class ShardedUpdate:
         if self.guarded and not all_finite(self.reduction.params[chunk.span]):
             self.finite = False
 
-    def _each(
-        self,
-        chunk: Chunk,
-        function: Callable[..., None],
-        scalars: tuple[Any, ...],
-        of_layers: Mapping[int, Scalars] = NO_LAYERS,
-    ) -> None:
+    def _each(self, chunk: Chunk, call: Callable[..., None], scalars: Scalars, layers: Mapping[int, Scalars]) -> None:
         """Calls a method of the optimizer that takes the arguments of `update` on what of the chunk isn't frozen."""
         weight_decay = self.optimizer.weight_decay
         for piece in chunk.pieces:
             if not piece.frozen:
                 decay = weight_decay if piece.penalized else 0.0
-                own = of_layers.get(piece.segment, scalars)
-                function(piece.params, piece.total, piece.slots, own, decay, chunk.spare)
+                own = layers.get(piece.segment, scalars)
+                call(piece.params, piece.total, piece.slots, own, decay, chunk.spare)
