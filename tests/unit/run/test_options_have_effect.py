@@ -83,6 +83,7 @@ USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05, "v
 CHANGES_NOTHING_HERE = {
     *((linear, "min_delta") for linear in ("softmax", "objective", "function")),  # whose loss only gets worse here
     ("function", "monitor"), ("function", "ties"),  # there is one value to go by
+    *((flat, "trust_coefficient") for flat in ("objective", "function")),  # lars is refused: w has one dimension
     *((model, "missing") for model in MODELS),  # the examples lack no value
 }  # fmt: skip
 
