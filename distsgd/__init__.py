@@ -14,7 +14,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "run.own_loop.data_parallel": ("DataParallel",),
     "parallel": ("is_root", "rank", "size"),
     "training.callbacks": ("Callback", "RunView"),
-    "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop", "linear_scaling"),
+    "optim.optimizers": ("SGD", "Adagrad", "Adam", "AdamW", "Momentum", "Nesterov", "RMSprop"),
+    "optim.layerwise": ("LAMB", "LARS"),
+    "optim.registry": ("linear_scaling",),
     "optim.schedules": ("build_schedule",),
     "nn.layers": (
         "Activation", "AveragePooling", "Backward", "BatchNormalization", "Convolution", "Dense", "Dropout", "Flatten",

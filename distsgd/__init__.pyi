@@ -57,6 +57,8 @@ from distsgd.nn.losses.regression import SquaredError as SquaredError
 from distsgd.nn.objective import LossAndGrad as LossAndGrad
 from distsgd.nn.objective import Objective as Objective
 from distsgd.nn.task import Task as Task
+from distsgd.optim.layerwise import LAMB as LAMB
+from distsgd.optim.layerwise import LARS as LARS
 from distsgd.optim.optimizers import SGD as SGD
 from distsgd.optim.optimizers import Adagrad as Adagrad
 from distsgd.optim.optimizers import Adam as Adam
@@ -64,7 +66,7 @@ from distsgd.optim.optimizers import AdamW as AdamW
 from distsgd.optim.optimizers import Momentum as Momentum
 from distsgd.optim.optimizers import Nesterov as Nesterov
 from distsgd.optim.optimizers import RMSprop as RMSprop
-from distsgd.optim.optimizers import linear_scaling as linear_scaling
+from distsgd.optim.registry import linear_scaling as linear_scaling
 from distsgd.optim.schedules import build_schedule as build_schedule
 from distsgd.parallel import is_root as is_root
 from distsgd.parallel import rank as rank

@@ -44,6 +44,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "optimizer rmsprop": {"optimizer": "rmsprop", "weight_decay": 0.01, "alpha": 0.9},
     "optimizer adam": {"optimizer": "adam", "weight_decay": 0.01, "beta1": 0.8},
     "optimizer adamw": {"optimizer": "adamw", "beta2": 0.99},
+    "optimizer lars, many blocks": {"optimizer": "lars", "weight_decay": 0.01, "hidden": (700, 150), "max_steps": 4},
+    "optimizer lamb, clipped": {"optimizer": "lamb", "weight_decay": 0.01, "clip_norm": 0.1},
     "optimizer object": {"optimizer": "own: Adam"},
     "optimizer adam, many blocks": {"optimizer": "adam", "hidden": (700, 150), "clip_norm": 0.1, "max_steps": 4},
     # schedules
@@ -175,6 +177,8 @@ STAND_INS: dict[str, dict[str, Any]] = {
     "gpu nesterov, penalties, frozen": {"optimizer": "nesterov", "l1": 1e-3, "l2": 1e-3, "freeze": ("dense2.*",)},
     "gpu rmsprop, float64": {"optimizer": "rmsprop", "dtype": "float64", "activation": "leaky-relu"},
     "gpu adagrad, sample weights": {"optimizer": "adagrad", "data": "weighted", "activation": "sigmoid"},
+    "gpu lars": {"optimizer": "lars", "weight_decay": 0.01},
+    "gpu lamb, 2 ranks": {"optimizer": "lamb", "weight_decay": 0.01, "clip_norm": 0.5, "ranks": 2, "microbatches": 4},
     "gpu smoothing, class weights": {"label_smoothing": 0.1, "class_weights": (1.0, 2.0, 0.5, 1.0, 0.0)},
     "gpu binary cross-entropy": {"data": "yes or no", "loss": "binary-cross-entropy"},
     "gpu regression": {"data": "values", "learning_rate": 0.001, "activation": "tanh"},
@@ -185,8 +189,8 @@ STAND_INS: dict[str, dict[str, Any]] = {
     "gpu 2 ranks": {"ranks": 2, "microbatches": 4},
     "gpu 3 ranks, batch norm": {"ranks": 3, "microbatches": 3, "batch_norm": True, "hidden": (30, 20)},
 }
-WITHOUT_GRAPHS = ("gpu adam, clipped", "gpu without graphs")
-"""No step of these is recorded: what the norm of the gradient is has to be known on the host."""
+WITHOUT_GRAPHS = ("gpu adam, clipped", "gpu lars", "gpu lamb, 2 ranks", "gpu without graphs")
+"""No step of these is recorded: norms have to be known on the host."""
 
 
 def whole(name: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _words() -> Mapping[str, Iterable[str]]:
     from distsgd.nn.initializers import INITIALIZERS
     from distsgd.nn.layers import ACTIVATIONS
     from distsgd.nn.models import MODELS
-    from distsgd.optim.optimizers import OPTIMIZERS
+    from distsgd.optim.registry import OPTIMIZERS
     from distsgd.optim.schedules import SCHEDULES
     from distsgd.training.metrics import METRICS
 

@@ -1,5 +1,6 @@
 """Optimizers, learning-rate schedules and regularization: how a step changes the parameters."""
 
+from distsgd.optim.layerwise import LAMB, LARS, LayerwiseOptimizer
 from distsgd.optim.optimizers import (
     SGD,
     Adagrad,
@@ -11,8 +12,8 @@ from distsgd.optim.optimizers import (
     RMSprop,
     Scalars,
     Slots,
-    linear_scaling,
 )
+from distsgd.optim.registry import linear_scaling
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import (
     Constant,
@@ -27,7 +28,7 @@ from distsgd.optim.schedules import (
 )
 
 __all__ = [
-    "SGD", "Adagrad", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "InverseSqrt", "InverseTime", "Momentum",
-    "Nesterov", "Optimizer", "RMSprop", "Regularization", "Scalars", "Schedule", "Slots", "Step", "Warmup",
-    "build_schedule", "linear_scaling",
+    "LAMB", "LARS", "SGD", "Adagrad", "Adam", "AdamW", "Constant", "Cosine", "Exponential", "InverseSqrt",
+    "InverseTime", "LayerwiseOptimizer", "Momentum", "Nesterov", "Optimizer", "RMSprop", "Regularization", "Scalars",
+    "Schedule", "Slots", "Step", "Warmup", "build_schedule", "linear_scaling",
 ]  # fmt: skip

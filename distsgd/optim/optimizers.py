@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias, final
 
-from distsgd.core.components import Component, build
+from distsgd.core.components import Component
 from distsgd.core.device import Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
@@ -30,6 +30,7 @@ _INTERVALS = {
     "beta1": "[0, 1)",
     "beta2": "[0, 1)",
     "epsilon": "(0, inf)",
+    "trust_coefficient": "(0, inf)",
     "weight_decay": "[0, inf)",
 }
 """Where hyper-parameters of these names lie; an optimizer checks its other ones itself."""
@@ -270,7 +271,7 @@ class RMSprop(Optimizer):
 
 
 @dataclass(frozen=True)
-class _Moments(Optimizer):
+class Moments(Optimizer):
     """What Adam and AdamW have in common: all but weight decay.
 
     The state holds the sums M := m / (1 - β₁) and V := v / (1 - β₂), which take two multiplications fewer a step. Then
@@ -299,7 +300,7 @@ class _Moments(Optimizer):
 
 @final
 @dataclass(frozen=True)
-class Adam(_Moments):
+class Adam(Moments):
     """m := β₁m + (1 - β₁) g;  v := β₂v + (1 - β₂) g²;  w := w - η m̂ / (√v̂ + ε), from m = v = 0.
 
     m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ).
@@ -317,7 +318,7 @@ class Adam(_Moments):
 
 @final
 @dataclass(frozen=True)
-class AdamW(_Moments):
+class AdamW(Moments):
     """Adam with decoupled weight decay: w := (1 - ηλ) w, then Adam's step with the plain gradient.
 
     λ is 0.01 by default, as in PyTorch; no other optimizer has a default but 0.
@@ -335,64 +336,3 @@ class AdamW(_Moments):
     weight_decay: float = 1e-2
 
     decoupled: ClassVar[bool] = True
-
-
-OPTIMIZERS: dict[str, type[Optimizer]] = {
-    "sgd": SGD,
-    "momentum": Momentum,
-    "nesterov": Nesterov,
-    "adagrad": Adagrad,
-    "rmsprop": RMSprop,
-    "adam": Adam,
-    "adamw": AdamW,
-}
-
-
-def build_optimizer(name: str, **hyper_parameters: float | None) -> Optimizer:
-    """The optimizer called `name`; hyper-parameters that are None keep its defaults.
-
-    Raises
-    ------
-    ConfigurationError
-        For an unknown name, a hyper-parameter that the optimizer doesn't have, or a bad value.
-
-    Examples
-    --------
-    >>> build_optimizer("momentum", momentum=0.8, learning_rate=None)
-    Momentum(learning_rate=0.05, momentum=0.8, dampening=0.0, weight_decay=0.0)
-    """
-    return build("optimizer", OPTIMIZERS, name, hyper_parameters)
-
-
-def linear_scaling(learning_rate: float, batch_size: int, base_batch_size: int) -> float:
-    """η B / B₀: the learning rate for a batch of B examples where η suits B₀.
-
-    Parameters
-    ----------
-    learning_rate : float
-        η, which suits `base_batch_size`.
-    batch_size, base_batch_size : int
-        B and B₀, in examples, from 1.
-
-    Returns
-    -------
-    float
-        The learning rate for B examples.
-
-    Raises
-    ------
-    ConfigurationError
-        For a batch size below 1.
-
-    References
-    ----------
-    .. [1] Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", 2017, who add a warm-up to it.
-
-    Examples
-    --------
-    >>> linear_scaling(0.1, batch_size=1024, base_batch_size=256)
-    0.4
-    """
-    if batch_size < 1 or base_batch_size < 1:
-        raise ConfigurationError(f"linear scaling: batch sizes must be at least 1, got {batch_size}, {base_batch_size}")
-    return float(learning_rate) * batch_size / base_batch_size

@@ -66,7 +66,7 @@ class Regularization:
         """
         return any(fnmatchcase(name, pattern) for pattern in self.freeze)
 
-    def segments(self, layout: Layout, penalizing: bool = True) -> list[Segment]:
+    def segments(self, layout: Layout, penalizing: bool = True, apart: bool = False) -> list[Segment]:
         """The whole flat buffer in order, cut where treatment changes.
 
         Parameters
@@ -75,6 +75,8 @@ class Regularization:
             The parameters' layout.
         penalizing : bool, default True
             Whether any parameters are penalized.
+        apart : bool, default False
+            Whether each array of parameters is a segment of its own.
 
         Returns
         -------
@@ -94,7 +96,7 @@ class Regularization:
             by_kind = "weights" in self.penalize and len(shape) >= 2
             penalized = penalizing and (by_kind or any(fnmatchcase(name, pattern) for pattern in self.penalize))
             frozen = self.freezes(name)
-            if found and (found[-1].penalized, found[-1].frozen) == (penalized, frozen):
+            if found and not apart and (found[-1].penalized, found[-1].frozen) == (penalized, frozen):
                 found[-1] = replace(found[-1], stop=span.stop)
             else:
                 found.append(Segment(span.start, span.stop, penalized, frozen))

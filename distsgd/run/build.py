@@ -18,7 +18,7 @@ from distsgd.nn.losses.base import Loss
 from distsgd.nn.models import ModelOptions, accepted_shape, build_model
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.nn.task import Task, true_classes
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.schedules import has_horizon
 from distsgd.parallel import Communicator
 from distsgd.run.config import OPTIONS, OWN_LOSS, PATIENCE, TrainConfig, own_optimizer

@@ -18,7 +18,9 @@ from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
 from distsgd.data.sampling import ORDER_BY_SORT, Sampler, filled_microbatches
 from distsgd.nn.objective import Objective, Supervised
-from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
+from distsgd.optim.layerwise import LayerwiseOptimizer
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
@@ -237,6 +239,8 @@ def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
     on_gpus = record and not step.device.host_memory and step.reduction.is_asynchronous
     if not on_gpus or step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return step
+    if isinstance(step.optimizer, LayerwiseOptimizer):
+        return step  # the host reads norms in each step
     if type(step.optimizer) not in OPTIMIZERS.values():
         return step  # a user's own may read its scalars, and ignores NaN, which stops updates
     from distsgd.gpu.graph_steps import RecordedSteps

@@ -21,7 +21,8 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import check_options, option, options_of
 from distsgd.data.augmentation import parse_augmentation
 from distsgd.nn.losses import LOSSES
-from distsgd.optim.optimizers import OPTIMIZERS, Optimizer, build_optimizer
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.registry import OPTIMIZERS, build_optimizer
 from distsgd.optim.schedules import SCHEDULES, has_horizon
 from distsgd.run.config_checks import (
     check_callbacks,
@@ -149,10 +150,12 @@ class TrainConfig:
         _by_optimizer("dampening", "0.9 with momentum 0.9 makes the velocity an exponential average. "))
     beta1: float | None = option(None, _by_optimizer("beta1"))
     beta2: float | None = option(None, _by_optimizer("beta2"))
+    trust_coefficient: float | None = option(None, help=
+        _by_optimizer("trust_coefficient", "Of the part of a layer's norm that a step has. "))
     alpha: float | None = option(None, _by_optimizer("alpha", "How much of the average of squares is kept a step. "))
     epsilon: float | None = option(None, _by_optimizer("epsilon"))
     weight_decay: float | None = option(None, interval="[0, inf)", help=
-        _by_optimizer("weight_decay", "Coupled, but in adamw. "))
+        _by_optimizer("weight_decay", "Coupled, but in adamw and lamb. "))
     l1: float = option(0.0, "Adds l1 times the sum of absolute weights to the loss.", interval="[0, inf)")
     l2: float = option(0.0, "Adds l2 times the sum of squared weights to the loss.", interval="[0, inf)")
     penalize: tuple[str, ...] = option(("weights",), help=

@@ -22,7 +22,8 @@ from distsgd.nn.layers import Layer
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.objective import Objective
-from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.schedules import Schedule
 from distsgd.parallel import Communicator
 from distsgd.run.build import OF_LOSSES, OWN_MODEL, as_objective, build_loss, build_objective

@@ -50,6 +50,7 @@ class FitOptions(TypedDict, total=False):
     dampening: float | None
     beta1: float | None
     beta2: float | None
+    trust_coefficient: float | None
     alpha: float | None
     epsilon: float | None
     weight_decay: float | None

@@ -1,39 +1,47 @@
 """The second half of a step: each rank sums, divides, penalizes, clips and updates the elements that it owns.
 
-Everything is elementwise but the norm, a float64 sum over fixed blocks, so no bit depends on who owns what.
+Everything is elementwise but norms, float64 sums over fixed blocks (`training.norms`), so no bit depends on who owns
+what.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 
-from distsgd.core.device import Array, to_host
-from distsgd.core.kernels import kernels_for
+from distsgd.core.device import Array
+from distsgd.optim.layerwise import LayerwiseOptimizer
+from distsgd.optim.optimizers import Scalars
 from distsgd.optim.regularization import Segment
-from distsgd.parallel.reduction import BLOCK, update_chunks
+from distsgd.parallel.reduction import update_chunks
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
+from distsgd.training.norms import norms_of
 from distsgd.training.steps import StepParts
 
 _CHUNKS_OF_THREADS = 4
 """So many in one go with several threads. Each call into NumPy may end in waiting for the interpreter, which costs more
 than the cache gains: two threads with the shorter chunks take longer than one."""
 
+NO_LAYERS: Mapping[int, Scalars] = {}
+"""Where all elements have the step's scalars."""
+
 
 @dataclass(frozen=True)
 class ChunkSlice:
-    """Elements of a chunk that are treated alike, with views of all that their update touches."""
+    """Elements of a chunk that are treated alike, with views of all that their update touches; `start` is the first,
+    and `segment` that of the segment that they are of."""
 
     params: Array
     total: Array
     slots: tuple[Array, ...]
     penalized: bool
     frozen: bool
+    start: int
+    segment: int
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,10 @@ class ShardedUpdate:
         self.clip_norm, self.guarded = parts.clip_norm, parts.guarded
         self.finite = True
         self.non_finite_nodes: set[Span] = set()
-        self._norms = np.zeros(reduction.partition.blocks)
         self._measure_norm = False
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
-        segments = regularization.segments(parts.layout, penalizing)
+        segments = regularization.segments(parts.layout, penalizing, isinstance(optimizer, LayerwiseOptimizer))
+        self._sums, self._layers = norms_of(optimizer, reduction, parts.layout, segments)
         self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
         spans = list(update_chunks(reduction.owned, self._length))
         self.chunks = [
@@ -87,17 +95,18 @@ class ShardedUpdate:
         params, xp = self.reduction.params, self.reduction.plan.device.xp
         levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.one_pass)
         scratch = xp.empty((3 + levels, self._length), params.dtype)
-        prepared = []
+        prepared, once = [], self.clip_norm is None and self._layers is None
         for span in spans:
             count = span.stop - span.start
-            total = scratch[2, :count] if self.clip_norm is None else xp.empty(count, params.dtype)
+            total = scratch[2, :count] if once else xp.empty(count, params.dtype)
             pieces = []
             for segment in segments:
                 start, stop = max(segment.start, span.start), min(segment.stop, span.stop)
                 if start < stop:
                     inside = total[start - span.start : stop - span.start]
                     slots = self.reduction.slots(start, stop)
-                    pieces.append(ChunkSlice(params[start:stop], inside, slots, segment.penalized, segment.frozen))
+                    kind = (segment.penalized, segment.frozen, start, segment.start)
+                    pieces.append(ChunkSlice(params[start:stop], inside, slots, *kind))
             prepared.append(Chunk(span, total, list(scratch[3:]), scratch[:2], tuple(pieces)))
         return prepared
 
@@ -109,22 +118,30 @@ class ShardedUpdate:
         scalars  what the optimizer needs to know of this step
         """
         self._measure_norm = want_norm or self.clip_norm is not None
+        apply = self.apply if self._layers is None else self._direct
 
         def update(chunk: Chunk) -> None:
             self.sum_up(chunk, bounds, count)
             self._look(chunk, bounds)
             if self.clip_norm is None:
-                self.apply(chunk, scalars)
+                apply(chunk, scalars)
 
         def clip(chunk: Chunk) -> None:
             np.multiply(chunk.total, factor, out=chunk.total)
-            self.apply(chunk, scalars)
+            apply(chunk, scalars)
 
         self._on_all(update)
-        norm = self._norm() if self._measure_norm else None
+        if self._measure_norm or self._layers is not None:
+            self._sums.gather()
+        norm = self._sums.norm() if self._measure_norm else None
         if self.clip_norm is not None and norm is not None:
             factor = min(1.0, self.clip_norm / (norm + 1e-6))  # as PyTorch's clip_grad_norm_
             self._on_all(clip)
+            if self._layers is not None:
+                self._sums.gather()
+        if self._layers is not None:
+            of_layers = self._layers.scalars(scalars)
+            self._on_all(lambda chunk: self.apply(chunk, scalars, of_layers))
         return norm
 
     def _on_all(self, function: Callable[[Chunk], None]) -> None:
@@ -153,24 +170,29 @@ class ShardedUpdate:
             self.finite = False
             self.non_finite_nodes |= self.reduction.not_finite(bounds, chunk.span)
         if self._measure_norm:
-            squares, first = kernels_for(chunk.total).block_squares(chunk.total, BLOCK), chunk.span.start // BLOCK
-            self._norms[first : first + len(squares)] = to_host(squares)
+            self._sums.measure(chunk.total, chunk.span.start)
 
-    def apply(self, chunk: Chunk, scalars: tuple[Any, ...]) -> None:
+    def _direct(self, chunk: Chunk, scalars: Scalars) -> None:
+        """The first pass of an optimizer by layers, and the norms that the second one needs."""
+        if self._layers is not None and self.finite:
+            self._each(chunk, self._layers.optimizer.direct, scalars, NO_LAYERS)
+            for piece in chunk.pieces:
+                self._layers.measure(piece.segment, piece.start, piece.params, piece.total)
+
+    def apply(self, chunk: Chunk, scalars: tuple[Any, ...], of_layers: Mapping[int, Scalars] = NO_LAYERS) -> None:
         """Updates the chunk's parameters and state, as long as all gradients were finite."""
         if not self.finite:
             return  # the next reduction reports it to all ranks, and nothing of it is saved
-        update, weight_decay = self.optimizer.update, self.optimizer.weight_decay
-        for piece in chunk.pieces:
-            if not piece.frozen:
-                decay = weight_decay if piece.penalized else 0.0
-                update(piece.params, piece.total, piece.slots, scalars, decay, chunk.spare)
+        update = self.optimizer.update if self._layers is None else self._layers.optimizer.follow
+        self._each(chunk, update, scalars, of_layers)
         if self.guarded and not all_finite(self.reduction.params[chunk.span]):
             self.finite = False
 
-    def _norm(self) -> float:
-        """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""
-        partition = self.reduction.partition
-        counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
-        self.reduction.communicator.transport.allgather_slices(self._norms, counts)
-        return math.sqrt(math.fsum(self._norms))
+    def _each(self, chunk: Chunk, call: Callable[..., None], scalars: Scalars, layers: Mapping[int, Scalars]) -> None:
+        """Calls a method of the optimizer that takes the arguments of `update` on what of the chunk isn't frozen."""
+        weight_decay = self.optimizer.weight_decay
+        for piece in chunk.pieces:
+            if not piece.frozen:
+                decay = weight_decay if piece.penalized else 0.0
+                own = layers.get(piece.segment, scalars)
+                call(piece.params, piece.total, piece.slots, own, decay, chunk.spare)

@@ -15,7 +15,7 @@ from distsgd.core.kernels import cpu, kernels_for
 from distsgd.core.kernels.convolution import Window
 from distsgd.core.random import normal, stream
 from distsgd.data.sampling import microbatch_bounds
-from distsgd.optim.optimizers import OPTIMIZERS, build_optimizer
+from distsgd.optim.registry import OPTIMIZERS, build_optimizer
 from distsgd.parallel.tree import scratch_levels, tree_sum
 
 DTYPES = [np.float32, np.float64]

@@ -79,6 +79,23 @@ def test_threads_and_ranks(tmp_path: Path) -> None:
     assert result(tmp_path / "None-1") == result(tmp_path / "2-2")
 
 
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_norms_of_layers(tmp_path: Path, optimizer: str) -> None:
+    """Each rank sees a part of a layer, which is as wide as three blocks, and the norm is that of all."""
+    options = (
+        *("--optimizer", optimizer, "--epochs", 1, "--batch-size", 200, "--hidden", 600, "--weight-decay", 0.01),
+        *("--clip-norm", 0.5),
+    )
+    found = compare(tmp_path, (None, 1, 2, 3, 4), *options)
+    for ranks, threads in ((3, 1), (2, 2)):
+        out = tmp_path / f"messages-{ranks}"
+        train(ranks, out, "--quiet", *options, "--communication", "mpi", "--threads", threads)
+        assert result(out) == found
+    train(3, tmp_path / "stopped", "--quiet", *options, "--max-steps", 5)
+    train(2, tmp_path / "stopped", "--quiet", *options)
+    assert summary(tmp_path / "stopped")["parameters_sha256"] == found[0]["parameters_sha256"]
+
+
 @pytest.mark.long
 def test_images(tmp_path: Path) -> None:
     listed = "conv 6 3x3, pool 2, relu, batch-norm, channel-dropout 0.2, conv 8 3x3 same stride 2, relu, dense 10"

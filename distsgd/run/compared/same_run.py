@@ -17,7 +17,7 @@ from distsgd.core.errors import RunFolderError
 from distsgd.core.runtime import cpu_probe
 from distsgd.core.version import __version__
 from distsgd.nn.objective import Supervised
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.schedules import Schedule
 from distsgd.run.build import OWN_MODEL
 from distsgd.run.compared import digests

@@ -13,7 +13,8 @@ import numpy as np
 from distsgd.core.device import CPU, Array
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.examples import Examples
-from distsgd.optim.optimizers import OPTIMIZERS, Optimizer
+from distsgd.optim.optimizers import Optimizer
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.schedules import Schedule, build_schedule, has_horizon
 from distsgd.parallel import Communicator, check_communicator
 from distsgd.run.build import OWN_MODEL

@@ -17,7 +17,7 @@ from benchmarks.guard.recording import Renames, compare_entries
 from distsgd.nn.layers import ACTIVATIONS
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.models import MODELS
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.schedules import SCHEDULES
 from tests import emulated_kernels
 

@@ -40,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mlp": {},
     "adam, clipped": {"optimizer": "adam", "clip_norm": 0.5, "log_every": 1},
     "batch norm, dropout": {"batch_norm": True, "dropout": 0.3, "optimizer": "adamw", "activation": "gelu"},
+    "lars": {"optimizer": "lars", "weight_decay": 0.01, "log_every": 1},
+    "lamb, clipped": {"optimizer": "lamb", "weight_decay": 0.01, "clip_norm": 0.5, "freeze": ("dense2.*",)},
     "penalties": {"l1": 1e-3, "l2": 1e-3, "weight_decay": 0.01, "optimizer": "nesterov", "freeze": ("dense2.*",)},
     "rmsprop, float64": {"dtype": "float64", "optimizer": "rmsprop", "activation": "leaky-relu"},
     "smoothing": {"label_smoothing": 0.1, "class_weights": (1.0, 2.0, 0.5, 1.0), "activation": "softplus"},
@@ -126,7 +128,9 @@ def test_the_same_bits_on_any_number_of_gpus(size: int, setting: str) -> None:
 
 
 @pytest.mark.skipif(emulated_kernels.COMPILER is None, reason=emulated_kernels.WITHOUT)
-@pytest.mark.parametrize("setting", ["adam, clipped", "batch norm, dropout", "images", "rmsprop, float64"])
+@pytest.mark.parametrize(
+    "setting", ["adam, clipped", "lars", "lamb, clipped", "batch norm, dropout", "images", "rmsprop, float64"]
+)
 def test_with_the_kernels_of_the_gpu(setting: str) -> None:
     """kernels.cu gives the CPU's results but for rounding, and its own bits on any number of ranks."""
     options = SETTINGS[setting]

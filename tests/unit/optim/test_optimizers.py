@@ -15,17 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
+from distsgd.optim.layerwise import LARS, LayerwiseOptimizer
 from distsgd.optim.optimizers import (
-    OPTIMIZERS,
     SGD,
     Adam,
     AdamW,
     Momentum,
     Nesterov,
     Optimizer,
-    build_optimizer,
-    linear_scaling,
 )
+from distsgd.optim.registry import OPTIMIZERS, build_optimizer, linear_scaling
 
 REFERENCE = dict(np.load(Path(__file__).parents[2] / "reference" / "optimizers.npz"))
 SETTINGS = json.loads(str(REFERENCE["settings"]))
@@ -65,7 +64,9 @@ def test_agrees_with_pytorch_step_by_step(setting: str, dtype: str) -> None:
 
 
 def test_every_optimizer_is_in_the_reference() -> None:
-    assert {name for name, _ in SETTINGS.values()} == set(OPTIMIZERS)
+    """But those by layers, which PyTorch doesn't have: test_layerwise.py."""
+    by_layers = {name for name, kind in OPTIMIZERS.items() if issubclass(kind, LayerwiseOptimizer)}
+    assert {name for name, _ in SETTINGS.values()} == set(OPTIMIZERS) - by_layers
 
 
 @given(data=st.data())
@@ -198,6 +199,8 @@ def test_default_learning_rates() -> None:
         "rmsprop": 1e-3,
         "adam": 1e-3,
         "adamw": 1e-3,
+        "lars": 0.1,
+        "lamb": 1e-3,
     }
     assert {name for name, kind in OPTIMIZERS.items() if kind().weight_decay} == {"adamw"}
     assert {name for name, kind in OPTIMIZERS.items() if kind.decoupled} == {"adamw"}
@@ -218,6 +221,7 @@ def test_bad_learning_rate_is_refused(name: str, bad: Any) -> None:
         (Nesterov, {"momentum": 1.5}),
         (Adam, {"beta2": 1.0}),
         (Adam, {"epsilon": 0.0}),
+        (LARS, {"trust_coefficient": 0.0}),
         (SGD, {"weight_decay": -1e-4}),
     ],
 )

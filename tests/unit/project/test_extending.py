@@ -131,7 +131,7 @@ def test_identity_of_an_own_object(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_optimizer(added: Added) -> None:
-    added.both("distsgd/optim/optimizers.py", "OPTIMIZERS")
+    added.register(added.block("distsgd/optim/optimizers.py"), "distsgd/optim/registry.py", "OPTIMIZERS")
     losses = [trained(optimizer="signum", epochs=epochs)["train_loss"] for epochs in (1, 20)]
     assert losses[1] < losses[0]
 

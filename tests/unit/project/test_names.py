@@ -15,7 +15,7 @@ from distsgd.nn.initializers import INITIALIZERS
 from distsgd.nn.layers import ACTIVATIONS
 from distsgd.nn.losses import LOSSES
 from distsgd.nn.models import MODELS
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.schedules import SCHEDULES
 from distsgd.training.metrics import METRICS
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distsgd.core.errors import ConfigurationError
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.run.config import NOT_WRITTEN, OPERATIONAL, OPTIONS, STOP_CONDITIONS, TrainConfig, resolved
 from distsgd.run.config_file import from_mapping, read_toml, to_toml
 from distsgd.training.intervals import Interval, parse_duration, parse_interval, parse_target

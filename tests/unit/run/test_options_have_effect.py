@@ -62,6 +62,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "focal_alpha": (0.25, {}),
     "optimizer": ("adam", {}), "learning_rate": (0.02, {}), "momentum": (0.5, {}), "dampening": (0.5, {}),
     "beta1": (0.5, {"optimizer": "adam"}), "beta2": (0.5, {"optimizer": "adam"}),
+    "trust_coefficient": (0.5, {"optimizer": "lars"}),
     "alpha": (0.5, {"optimizer": "rmsprop"}), "epsilon": (0.1, {"optimizer": "adam"}), "weight_decay": (0.1, {}),
     "l1": (0.01, {}), "l2": (0.01, {}), "penalize": (("*",), {}), "freeze": (("*",), {}), "clip_norm": (0.01, {}),
     "schedule": ("cosine", {}), "warmup_steps": (3, {}), "schedule_epochs": (3.0, {}),
@@ -82,6 +83,7 @@ USUAL: dict[str, Any] = {"epochs": 6, "batch_size": 8, "learning_rate": 0.05, "v
 CHANGES_NOTHING_HERE = {
     *((linear, "min_delta") for linear in ("softmax", "objective", "function")),  # whose loss only gets worse here
     ("function", "monitor"), ("function", "ties"),  # there is one value to go by
+    *((flat, "trust_coefficient") for flat in ("objective", "function")),  # lars is refused: w has one dimension
     *((model, "missing") for model in MODELS),  # the examples lack no value
 }  # fmt: skip
 

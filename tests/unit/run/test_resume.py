@@ -16,7 +16,7 @@ from distsgd.core.checkpoint import Checkpoint, encode
 from distsgd.core.checkpoint_folder import find_checkpoint, read_checkpoint
 from distsgd.core.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.random import normal
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.run.config import TrainConfig
 from distsgd.run.files.folder import RunFolder

@@ -11,7 +11,7 @@ import pytest
 
 from distsgd.core.device import Device
 from distsgd.core.random import normal, uniform
-from distsgd.optim.optimizers import OPTIMIZERS
+from distsgd.optim.registry import OPTIMIZERS
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import BLOCK
 from distsgd.run.fit import fit
