@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -160,6 +161,16 @@ def build_trainer(
         store=store,
         notes=notes,
     )
+
+
+def measured(trainer: Trainer, config: TrainConfig) -> AbstractContextManager[None]:
+    """Measures what --profile and --trace ask for while the block trains. Collective."""
+    if not config.profile and config.trace is None:
+        return nullcontext()
+    from distsgd.run.files.trace import writer_of
+    from distsgd.training.profile import profiled
+
+    return profiled(trainer, config.profile, writer_of(config.trace))
 
 
 def _doubt(shape: Shape | None) -> str | None:

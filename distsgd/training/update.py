@@ -172,5 +172,5 @@ class ShardedUpdate:
         """The global norm of the last gradient, from the blocks' float64 sums in block order. Collective."""
         partition = self.reduction.partition
         counts = [len(partition.blocks_of(rank)) for rank in range(partition.ranks)]
-        self.reduction.communicator.transport.allgather_slices(self._norms, counts)
+        self.reduction.allgather_on_host(self._norms, counts)
         return math.sqrt(math.fsum(self._norms))
