@@ -161,8 +161,6 @@ class Profile:
         self._put(trainer.sampler, "minibatch", self._marking(trainer.sampler, minibatch))
         self._time(trainer.steps, "advance", COMPUTE, lambda order, *_: f"step {order.step + 1}", outside=True)
         self._time(step.loader, "gather", GATHER, "gather")
-        self._time(step.gradients, "compute", COMPUTE, "gradients")
-        self._time(step.update, "run", COMPUTE, "update")
         if self.communicator.size == 1:
             return
         self._time(reduction, "reduce_scatter", COMMUNICATE, "reduce_scatter")
@@ -174,7 +172,9 @@ class Profile:
             self._put(reduction, "transport", TimedTransport(reduction.transport, self.communicator, self.clock))
 
     def _time_the_rest(self) -> None:
-        """What a trace shows between steps; for a profile all of it is `other`."""
+        """What only a trace shows apart: the two halves of `compute`, and all that is `other`."""
+        self._time(self.trainer.step.gradients, "compute", COMPUTE, "gradients")
+        self._time(self.trainer.step.update, "run", COMPUTE, "update")
         self._time(self.trainer.hooks, "call", OTHER, "callbacks", outside=True)
         self._time(self.trainer.hooks, "call_alone", OTHER, "callbacks", outside=True)
         self._time(self.trainer.scores, "of", OTHER, lambda name, *_: f"scores of {name}", outside=True)
