@@ -102,6 +102,25 @@ def test_clocks_of_hosts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_on_threads(2, offset) == [(0.0, 0.0), (0.0, 0.0)]
 
 
+def test_ranks_of_two_hosts_are_measured_with_the_same_bits(tmp_path: Path) -> None:
+    """With messages between hosts and shared memory inside; the trace says how well it knows their clocks."""
+    options: dict[str, Any] = {**OPTIONS, "microbatches": 3, "clip_norm": 1.0}
+    plain = fit("softmax", X, Y, **options)
+
+    def measured(communicator: Communicator) -> Any:
+        return fit("softmax", X, Y, profile=True, trace=tmp_path / "t.json", communicator=communicator, **options)
+
+    results = run_on_threads(3, measured, hosts=("a", "a", "b"))
+    assert {one.summary["parameters_sha256"] for one in results} == {plain.summary["parameters_sha256"]}
+    document = json.loads((tmp_path / "t.json").read_text())
+    assert document["otherData"]["clocks_differ_by_us"] > 0
+    names = [one["args"]["name"] for one in document["traceEvents"] if one["name"] == "process_name"]
+    assert names == ["rank 0 on a", "rank 1 on a", "rank 2 on b"]
+    found = results[2].history[-1]["run"]["profile"]
+    assert min(found["communicate"]) > 0
+    assert min(found["wait"]) > 0
+
+
 def test_a_table_of_many_ranks_has_the_extremes_and_the_slowest() -> None:
     ranks = 40
     parts = {part: [0.1 * number + 0.001 * rank for rank in range(ranks)] for number, part in enumerate(PARTS, 1)}
