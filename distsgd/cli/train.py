@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Command:
 
         users = {name: user_code(communicator, name, "callback") for name in self.config.callback}
         own = communicator.everywhere(lambda: [_callback(name, users[name]) for name in self.config.callback])
-        return [*(make_progress(self.config.quiet) if communicator.is_root else []), *own]
+        return [*(make_progress(self.config.quiet, self.config.profile) if communicator.is_root else []), *own]
 
     def finished(self, line: str) -> None:
         """Draws and reports a run that is finished already, on rank 0."""
@@ -85,6 +86,8 @@ class Command:
             from distsgd.run.pictures import draw_finished
 
             draw_finished(self.folder.path, self.config)
+        if self.config.profile or self.config.trace is not None:
+            say("note: the run is finished already, so there is no step to profile or to trace", sys.stderr)
         report_to_launcher("ended", status="finished")
         say_lines(line)
 

@@ -227,6 +227,5 @@ class Layout:
         Views
             Each array, by name, with the buffers on an axis more in front.
         """
-        shapes = zip(self.names, self.shapes, strict=True)
-        front = flats.shape[:-1]
-        return Views({name: flats[..., self.spans[name]].reshape(front + shape) for name, shape in shapes}, flats)
+        pairs = zip(self.spans.items(), self.shapes, strict=True)
+        return Views({name: flats[..., at].reshape(flats.shape[:-1] + shape) for (name, at), shape in pairs}, flats)

@@ -16,8 +16,7 @@ from distsgd.core.device import Array, Shape
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers import Layer, StatefulLayer
-from distsgd.nn.layers.base import pair_by_pair
+from distsgd.nn.layers.base import Layer, StatefulLayer, pair_by_pair
 from distsgd.nn.losses.base import Loss
 from distsgd.nn.task import Task
 

@@ -33,6 +33,7 @@ class MessageReduction(OwnState):
         super().__init__(communicator, plan, transport)
         self.is_asynchronous = self.transport.is_asynchronous
         self.group, groups = group, Groups.of(communicator, group)
+        self.barrier = group.barrier
         self._apart = groups.apart
         self.speaks_for_replica = group.is_root
         elements = self.partition.elements
@@ -109,7 +110,7 @@ class MessageReduction(OwnState):
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
         # No rank has all heads before every rank has come here: from now on the neighbours' rows are complete.
-        self.communicator.transport.allgather_slices(self._heads, self._head_counts)
+        self.allgather_on_host(self._heads, self._head_counts)
         self.launch_sums(bounds)
         return self._heads[self._flags_at], self._heads[self._records_at]
 
@@ -131,12 +132,12 @@ class MessageReduction(OwnState):
             self.transport.allgather_slices(self.params, self._lengths)
             return
         self.transport.alltoall(self._mine, self._routes.params_sent, self._others, self._routes.params_received)
-        self.group.barrier()
+        self.barrier()
 
     def load_params(self, params: Array | None) -> None:
-        self.group.barrier()  # no rank still reads
+        self.barrier()  # no rank still reads
         if params is not None:
             self.params[:] = self.plan.device.put(params)
         whole = self.params if self.group.is_root else np.empty_like(self.params)
         self.transport.broadcast(whole)
-        self.group.barrier()
+        self.barrier()

@@ -9,7 +9,7 @@ the number of ranks and on the library.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,6 +105,7 @@ class GradientReduction(ABC):
     rows     gradient sums by node of the tree, for the nodes that this rank's workers compute, each (elements,)
     flags    (1 + SCALARS,) float64: this rank's flag of the step, then rank 0's scalars
     records  (microbatches of this rank, record width) float64: loss sum, count and statistics of each
+    barrier  waits for the ranks that share this replica
 
     All but the flags lie on the plan's device.
     """
@@ -123,6 +124,7 @@ class GradientReduction(ABC):
     def __init__(self, communicator: Communicator, plan: Plan, transport: Transport | None = None) -> None:
         self.communicator, self.transport = communicator, transport or communicator.transport
         self.plan, self.partition = plan, plan.partition
+        self.barrier: Callable[[], object] = communicator.barrier
         self.owned = self.partition.elements_of(communicator.rank)
         self.first_microbatch, self.last_microbatch = self.partition.microbatches_of(communicator.rank)
         count = self.last_microbatch - self.first_microbatch
@@ -170,6 +172,10 @@ class GradientReduction(ABC):
     @abstractmethod
     def all_gather(self) -> None:
         """Makes every rank's updated parameters visible to all."""
+
+    def allgather_on_host(self, flat: Array, counts: Sequence[int]) -> None:
+        """Fills in the slices of a small array in host memory that other ranks own, rank r the next `counts[r]`."""
+        self.communicator.transport.allgather_slices(flat, counts)
 
     @abstractmethod
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:

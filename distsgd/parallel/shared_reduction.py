@@ -22,7 +22,7 @@ class SharedReduction(GradientReduction):
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
         self.speaks_for_replica = False  # there is only one replica
-        self._barrier = SharedBarrier(communicator, plan.others)
+        self.barrier = SharedBarrier(communicator, plan.others)
         elements = self.partition.elements
         nodes = communicator.allgather_object(self.nodes())
         order = [node for of_rank in nodes for node in of_rank]
@@ -43,7 +43,7 @@ class SharedReduction(GradientReduction):
         return array
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        self._barrier()
+        self.barrier()
         # Copies: another rank may begin the next step while this one still reads.
         return self._all_flags.copy(), self._all_records.copy()
 
@@ -51,23 +51,23 @@ class SharedReduction(GradientReduction):
         return self._all_rows, 0
 
     def all_gather(self) -> None:
-        self._barrier()
+        self.barrier()
 
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
         return tuple(self._slots[:, start:stop])
 
     def gather_slots(self) -> list[Array] | None:
-        self._barrier()
+        self.barrier()
         return [slot.copy() for slot in self._slots] if self.communicator.is_root else None
 
     def load_params(self, params: Array | None) -> None:
-        self._barrier()  # no rank still reads
+        self.barrier()  # no rank still reads
         if params is not None:
             self.params[:] = params
-        self._barrier()
+        self.barrier()
 
     def load_slots(self, slots: list[Array] | None) -> None:
         if slots is not None:
             for own, new in zip(self._slots, slots, strict=True):
                 own[:] = new
-        self._barrier()
+        self.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +165,16 @@ def build_trainer(
     )
 
 
+def measured(trainer: Trainer, config: TrainConfig) -> AbstractContextManager[None]:
+    """Measures what --profile and --trace ask for while the block trains. Collective."""
+    if not config.profile and config.trace is None:
+        return nullcontext()
+    from distsgd.run.files.trace import writer_of
+    from distsgd.training.profile import profiled
+
+    return profiled(trainer, config.profile, writer_of(config.trace))
+
+
 def _doubt(shape: Shape | None) -> str | None:
     """A line about images that look as if their channels came last."""
     if shape is None or len(shape) != 3 or shape[0] <= 4 or shape[2] not in (1, 3, 4):
@@ -239,10 +250,8 @@ def _steps(step: TrainingStep, batch_length: int, record: bool) -> Steps:
     on_gpus = record and not step.device.host_memory and step.reduction.is_asynchronous
     if not on_gpus or step.guarded or step.clip_norm is not None or not step.objective.repeats_itself():
         return step
-    if isinstance(step.optimizer, LayerwiseOptimizer):
-        return step  # the host reads norms in each step
-    if type(step.optimizer) not in OPTIMIZERS.values():
-        return step  # a user's own may read its scalars, and ignores NaN, which stops updates
+    if isinstance(step.optimizer, LayerwiseOptimizer) or type(step.optimizer) not in OPTIMIZERS.values():
+        return step  # the host reads norms; and a user's own may read its scalars, and ignores NaN, which stops updates
     from distsgd.gpu.graph_steps import RecordedSteps
 
     return RecordedSteps(step, batch_length)

@@ -248,6 +248,10 @@ class TrainConfig:
         "Your own callbacks, file.py:name of a distsgd.Callback.")
     plot: bool = option(False, operational=True, written=False, help=
         "Draw pictures of the run into its folder when it ends; needs matplotlib (distsgd[plot]).")
+    profile: bool = option(False, operational=True, written=False, help=
+        "After each epoch, where each rank's time went: compute, wait, communicate, gather, other.")
+    trace: str | None = option(None, operational=True, written=False, path=True, help=
+        "Write what all ranks did in steps 10 to 20 to this file, in Chrome's trace event format.")
     quiet: bool = option(False, "Print the last line alone.", operational=True, written=False)
     dry_run: bool = option(False, "Show what would run, and stop.", operational=True, written=False)
     check_gradient: bool = option(False, operational=True, written=False, help=

@@ -251,7 +251,7 @@ def _progress(communicator: Communicator, config: TrainConfig) -> Sequence[Callb
         return ()
     from distsgd.run.files.progress import make_progress
 
-    return make_progress(quiet=False)
+    return make_progress(quiet=False, profile=config.profile)
 
 
 def _folder(config: TrainConfig) -> RunFolder:

@@ -101,6 +101,8 @@ class FitOptions(TypedDict, total=False):
     on_non_finite: Literal["stop", "skip", "rollback"]
     log_every: int | None
     plot: bool
+    profile: bool
+    trace: str | PathLike[str] | None
     quiet: bool
     device: str
     kernels: str

@@ -32,7 +32,7 @@ from distsgd.run.build import (
     refuse_without_effect,
 )
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
-from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, load_initial
+from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, load_initial, measured
 from distsgd.run.compared.agreement import agreed_family
 from distsgd.run.compared.digests import digest_of_rows
 from distsgd.run.config import TrainConfig
@@ -152,7 +152,8 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
             communicator.on_root(lambda: _prepare_folder(attempt, start.records))
             attempt.has_begun = True
             with attempt.trainer.step.objective.running():
-                reason = attempt.trainer.fit()
+                with measured(attempt.trainer, config):
+                    reason = attempt.trainer.fit()
                 attempt.summary = _finish(communicator, attempt, reason)
         if communicator.is_root:
             _draw(attempt)
@@ -167,6 +168,10 @@ def _check(communicator: Communicator, spec: RunSpec) -> None:
         from distsgd.plots.canvas import check_installed
 
         communicator.on_root(check_installed)
+    if (trace := spec.config.trace) is not None:
+        from distsgd.run.files.trace import check_trace
+
+        communicator.on_root(lambda: check_trace(trace))
 
 
 @contextmanager
@@ -390,7 +395,6 @@ def _draw(attempt: Attempt) -> None:
     from distsgd.run.pictures import draw_after_training
     from distsgd.run.trained.stored_model import StoredModel
 
-    signature = attempt.data.signature
-    metadata = attempt.trainer.progress.metadata
+    signature, metadata = attempt.data.signature, attempt.trainer.progress.metadata
     stored = StoredModel(config, signature, attempt.task, step.objective, step.host_params(), step.running, metadata)
     draw_after_training(folder.place(), stored, attempt.data, quiet=config.quiet)

@@ -32,7 +32,7 @@ class SquareSums:
     """
 
     def __init__(self, reduction: GradientReduction, edges: Sequence[int] = (), quantities: int = 1) -> None:
-        partition, self._transport = reduction.partition, reduction.communicator.transport
+        partition, self._allgather = reduction.partition, reduction.allgather_on_host
         self.starts = sorted({*range(0, partition.elements, BLOCK), *edges})
         self._sums = np.zeros((len(self.starts), quantities))
         self._runs: dict[Span, list[Span]] = {}
@@ -65,7 +65,7 @@ class SquareSums:
 
     def gather(self) -> None:
         """Makes the sums of all ranks visible here. Collective."""
-        self._transport.allgather_slices(self._sums.reshape(-1), self._counts)
+        self._allgather(self._sums.reshape(-1), self._counts)
 
     def norm(self, quantity: int = GRADIENT, first: int = 0, stop: int | None = None) -> float:
         """The norm over pieces [first, stop), all by default, from the sums of the last `gather`."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 _SHORTEST = 1e-9
 
 
 @final
 class SpeedMeter:
-    """Adds up the seconds and the examples of steps, since the last record and since the attempt's start."""
+    """Adds up the seconds and the examples of steps, since the last record and since the attempt's start.
+
+    measure     what else a record at a step says of its time; collective
+    of_attempt  what else the summary says of the attempt's
+    """
 
     def __init__(self) -> None:
         self.began = time.monotonic()
+        self.measure: Callable[[int], dict[str, Any]] = lambda step: {}
+        self.of_attempt: dict[str, Any] = {}
         self._step_began: float | None = None
         self._seconds, self._examples = 0.0, 0
         self._earlier_seconds, self._earlier_examples = 0.0, 0
@@ -37,6 +44,11 @@ class SpeedMeter:
         self._earlier_examples += self._examples
         self._seconds, self._examples = 0.0, 0
         return speed
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What a record at this step says of time. Collective."""
+        seconds = time.monotonic() - self.began
+        return {"examples_per_second": self.since_last_record(), "seconds": seconds, **self.measure(step)}
 
     def overall(self) -> float:
         """Examples per second of the attempt."""

@@ -77,8 +77,8 @@ class Trainer:
         self.scores = Scores(self.step, self.evaluators)
         self.speed = SpeedMeter()
         self.last_step = self.limits.steps(self.sampler.steps_per_epoch)
-        self._hooks = Hooks(self.communicator, self.callbacks, lambda: self.progress.step)
-        self.checkpoints = Checkpoints(self.communicator, self.scores, self.selection.rule, self.store, self._hooks)
+        self.hooks = Hooks(self.communicator, self.callbacks, lambda: self.progress.step)
+        self.checkpoints = Checkpoints(self.communicator, self.scores, self.selection.rule, self.store, self.hooks)
 
     def stop(self) -> None:
         """Asks for an orderly end after the step that runs now, with a checkpoint; any rank, any thread, any signal."""
@@ -92,13 +92,13 @@ class Trainer:
     def fit(self) -> StopReason:
         """Runs this attempt. Collective."""
         view = RunView(lambda: self.progress.step, self.sampler.steps_per_epoch, self.last_step, self.stop)
-        self._hooks.call(lambda callback: callback.on_start(view))
+        self.hooks.call(lambda callback: callback.on_start(view))
         self.selection.begin(self.communicator)
         if self.non_finite.rolls_back:
             self.checkpoint()  # there has to be one to go back to
         while True:
             reason = self._train()
-            self._hooks.raise_error()
+            self.hooks.raise_error()
             if reason is not StopReason.STOPPED and self.progress.best is None:
                 # Without any regular validation this one scores the final parameters. It does not enter the
                 # records, the best and patience: a run that resumes later equals one that never stopped.
@@ -146,7 +146,7 @@ class Trainer:
     def _flags(self, step: int) -> Flag:
         """What this rank reports with step number `step`, counted from 1."""
         flags = Flag.STOP if self._stop_asked else NOTHING
-        if self._hooks.error is not None:
+        if self.hooks.error is not None:
             flags |= Flag.FAILED
         if self.communicator.is_root:
             now = time.monotonic()
@@ -177,14 +177,14 @@ class Trainer:
         loss = result.loss_sum / result.count if result.count else math.nan
         if self.communicator.is_root:
             self.communicator.heartbeat.set_phase(Phase.CALLBACK, progress.step)
-            self._hooks.call_alone(lambda callback: callback.on_step(progress.step, loss, result.count))
+            self.hooks.call_alone(lambda callback: callback.on_step(progress.step, loss, result.count))
         self.speed.end_step(result.count)
 
     def _act(self, result: StepResult) -> None:
         """Does what is due after a step, and what any rank has reported with it."""
         flags, step = result.flags, self.progress.step
         if flags is not NOTHING and flags & Flag.FAILED:
-            self._hooks.raise_error()
+            self.hooks.raise_error()
         if self._compares_at(step):
             from distsgd.training.replicas import compare_replicas
 
@@ -216,9 +216,8 @@ class Trainer:
             record.update(self.scores.of("train_full"))
         if due == "validation":
             self._validate(record)
-        seconds = time.monotonic() - self.speed.began
-        record["run"] = {"examples_per_second": self.speed.since_last_record(), "seconds": seconds}
-        self._hooks.call(lambda callback: callback.on_record(record))
+        record["run"] = self.speed.record(progress.step)
+        self.hooks.call(lambda callback: callback.on_record(record))
 
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the scores of a validation, and those of the test set where it is the best so far."""
@@ -250,7 +249,7 @@ class Trainer:
         self.progress = self.checkpoints.go_back(found, self.progress.step)
         self.selection.begin(self.communicator)
         self.progress.metadata, self.last_scores = metadata, {}
-        self._hooks.call(lambda callback: callback.on_rollback(self.progress.step))
+        self.hooks.call(lambda callback: callback.on_rollback(self.progress.step))
 
     def checkpoint(self, final: bool = False) -> bool:
         """Saves the run as it is; False where it goes back instead, for the last update was wrong. Collective."""
@@ -273,7 +272,7 @@ class Trainer:
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Calls the callbacks' `on_end`."""
-        self._hooks.call(lambda callback: callback.on_end(summary))
+        self.hooks.call(lambda callback: callback.on_end(summary))
 
     def close(self) -> None:
         """Frees recorded steps and the reduction's transport; parameters and state stay."""

@@ -190,9 +190,7 @@ class ShardedUpdate:
 
     def _each(self, chunk: Chunk, call: Callable[..., None], scalars: Scalars, layers: Mapping[int, Scalars]) -> None:
         """Calls a method of the optimizer that takes the arguments of `update` on what of the chunk isn't frozen."""
-        weight_decay = self.optimizer.weight_decay
         for piece in chunk.pieces:
             if not piece.frozen:
-                decay = weight_decay if piece.penalized else 0.0
-                own = layers.get(piece.segment, scalars)
-                call(piece.params, piece.total, piece.slots, own, decay, chunk.spare)
+                decay = self.optimizer.weight_decay if piece.penalized else 0.0
+                call(piece.params, piece.total, piece.slots, layers.get(piece.segment, scalars), decay, chunk.spare)

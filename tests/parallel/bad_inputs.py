@@ -85,6 +85,10 @@ OPTIONS: dict[str, Case] = {
     "no such run to start from": Case("nowhere", f"{QUICK} --init-from nowhere"),
     "no such run to resume": Case("nowhere", f"{QUICK} --resume nowhere"),
     "a file to resume that is a pipe": Case("a pipe", f"{QUICK} --resume p", pipe("p"), status=1),
+    "a trace in no folder": Case("make the folder first", f"{QUICK} --trace nowhere/t.json"),
+    "a trace that is a folder": Case("which is a folder", f"{QUICK} --trace t.json", sub_folder("t.json")),
+    "a trace that is a pipe": Case("trace: expected the path of a regular file", f"{QUICK} --trace p", pipe("p")),
+    "a trace with a long name": Case("File name too long", f"{QUICK} --trace {'a' * 300}"),
     "no such data": Case("there is none", f"--dataset none.npz {QUICK}"),
     "no such test data": Case("there is none", f"--test none.npz {QUICK}"),
 }

@@ -176,8 +176,9 @@ class Bar(Callback):
         self._bar.stop()  # the terminal is as it was, also after an error
 
 
-def make_progress(quiet: bool) -> list[Callback]:
+def make_progress(quiet: bool, profile: bool = False) -> list[Callback]:
     """A table, and on a terminal or in a notebook a bar if rich is installed (the extra `progress`); nothing if quiet.
+    `profile`: also a table of where the time went, which records then have.
 
     Under a launcher it is the launcher's terminal that counts: ranks have a pipe, or, under Open MPI, a terminal even
     where its own output goes to a file.
@@ -191,8 +192,16 @@ def make_progress(quiet: bool) -> list[Callback]:
         except ImportError:
             pass
         else:
-            return [Table(bar.show), bar]
-    return [Table()]
+            return [Table(bar.show), *_profile_tables(bar.show, profile), bar]
+    return [Table(), *_profile_tables(say, profile)]
+
+
+def _profile_tables(show: Callable[[str], None], profile: bool) -> list[Callback]:
+    if not profile:
+        return []
+    from distsgd.run.files.profile_table import ProfileTable
+
+    return [ProfileTable(show)]
 
 
 def _in_notebook() -> bool:

@@ -89,6 +89,7 @@ def _summary(
             "wall_seconds": time.monotonic() - trainer.speed.began,
             "examples_per_second": trainer.speed.overall(),
             "versions": versions(),
+            **trainer.speed.of_attempt,
         },
     }
 

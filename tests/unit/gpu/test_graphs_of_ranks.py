@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,18 @@ def test_without_nccl_each_step_is_launched() -> None:
         results = on_ranks(2, **MANY)
     assert not launches(recorder, 0)
     same(results[0], train("cpu", **MANY))
+
+
+def test_steps_of_gpus_are_profiled_and_traced(tmp_path: Path) -> None:
+    """The same bits and as many graphs, and all ranks' steps in the trace: the times are those of the host's calls."""
+    with strict_device(gpus(2)) as recorder:
+        plain = on_ranks(2, **MANY)
+        before = len(launches(recorder, 0))
+        measured = on_ranks(2, **MANY, profile=True, trace=str(tmp_path / "t.json"))
+        assert len(launches(recorder, 0)) == 2 * before
+    same(measured[0], plain[0])
+    assert all(len(record["run"]["profile"]["compute"]) == 2 for record in measured[0].history)
+    events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
+    for rank in range(2):
+        steps = [one["name"] for one in events if one["pid"] == rank and one["name"].startswith("step ")]
+        assert steps == [f"step {number}" for number in range(10, 21)]
