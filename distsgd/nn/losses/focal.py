@@ -89,7 +89,9 @@ class Focal(Loss):
         if not want_grad:
             return losses, None
         # log p / (1 - p) has the limit -1 where p is 1.
-        ratio = np.where(others > 0, log_own / np.where(others > 0, others, 1.0), -1.0)
+        certain = others <= 0
+        ratio = log_own / (others + certain)
+        ratio -= certain * ratio + certain
         factor = power * (gamma * own * ratio - 1.0)
         p *= -factor / total
         p[place] += factor

@@ -91,7 +91,7 @@ class Huber(ValueLoss):
         check_values("huber", outputs, y)
         delta = float(self.delta)
         difference: Array = outputs - y
-        inside = np.clip(difference, -delta, delta)
+        inside = np.minimum(np.maximum(difference, -delta), delta)
         # With c the cut difference, both cases are c (d - c / 2).
         losses = np.add.reduce(inside * (difference - 0.5 * inside), axis=0)
         return losses, inside if want_grad else None

@@ -64,6 +64,7 @@ def train(device: str, train: Any = (X, LABELS), model: Any = "mlp", **options: 
         **({"hidden": (10, 8)} if model == "mlp" else {}),
         "epochs": 2,
         "batch_size": 40,
+        "validation_fraction": 0.1,
         "microbatches": MICROBATCHES,
         "threads": 1,
         **options,
