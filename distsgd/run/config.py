@@ -151,7 +151,7 @@ class TrainConfig:
     beta1: float | None = option(None, _by_optimizer("beta1"))
     beta2: float | None = option(None, _by_optimizer("beta2"))
     trust_coefficient: float | None = option(None, help=
-        _by_optimizer("trust_coefficient", "Of the part of a layer's norm that a step has. "))
+        _by_optimizer("trust_coefficient", "Times the learning rate, the part by which a layer changes. "))
     alpha: float | None = option(None, _by_optimizer("alpha", "How much of the average of squares is kept a step. "))
     epsilon: float | None = option(None, _by_optimizer("epsilon"))
     weight_decay: float | None = option(None, interval="[0, inf)", help=
