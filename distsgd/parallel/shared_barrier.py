@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary, proxy
 
 import numpy as np
 
@@ -30,16 +31,18 @@ _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _BARRIER = int(Collective.BARRIER)
 
 
+_barriers: WeakKeyDictionary[Communicator, SharedBarrier] = WeakKeyDictionary()
+
+
 def has_core_each(masks: Sequence[tuple[int, ...]], others: int = 0) -> bool:
     """Whether the processors that ranks may run on are enough for them, and for so many other threads."""
     return len({core for mask in masks for core in mask}) >= len(masks) + others
 
 
-class SharedBarrier:
-    """Called by all ranks of a host, it returns when all have called it.
+def shared_barrier(communicator: Communicator, others: int = 0) -> SharedBarrier:
+    """The barrier of these ranks: one for all that they do, so that ranks with different things to do meet there, too.
 
-    What a rank has stored before, the others see afterwards. Where processors don't promise that for plain stores,
-    where memory can't be shared, and among many ranks, it is the communicator's own barrier.
+    Collective.
 
     Parameters
     ----------
@@ -48,19 +51,41 @@ class SharedBarrier:
     others
         Threads of the host that compute beside the ranks. Where there are not enough cores, ranks that wait sleep.
     """
+    barrier = _barriers.get(communicator)
+    if barrier is None:
+        barrier = _barriers[communicator] = SharedBarrier(communicator)
+    barrier.prepare(others)
+    return barrier
 
-    def __init__(self, communicator: Communicator, others: int = 0) -> None:
-        self._communicator = communicator
+
+class SharedBarrier:
+    """Called by all ranks of a host, it returns when all have called it.
+
+    What a rank has stored before, the others see afterwards. Where processors don't promise that for plain stores,
+    where memory can't be shared, and among many ranks, it is the communicator's own barrier. What a signal's handler
+    raises within the barrier is raised when all ranks have come, so that all have called it as often.
+    """
+
+    def __init__(self, communicator: Communicator) -> None:
+        self._communicator = proxy(communicator)  # which keeps the barrier
         words, is_shared = shared_array(communicator, (communicator.size, _LINE), np.dtype(np.int64))
         known = communicator.allgather_object((affinity(), platform.machine() in _IN_ORDER))
+        self._masks = [mask for mask, _ in known]
         self._own: memoryview | None = None
-        self._yields = _YIELDS[has_core_each([mask for mask, _ in known], others)]
-        self._count = 0
+        self._yields, self._count, self._asks = 0.0, 0, False
         if is_shared and len(known) <= _MOST and all(in_order for _, in_order in known):
             counts = [memoryview(line[:1]) for line in words]
             self._own = counts.pop(communicator.rank)
             self._others = counts
         self.enter, self.exit = communicator.heartbeat.enter, communicator.heartbeat.exit
+
+    def prepare(self, others: int) -> None:
+        """Before the ranks meet for something new, with so many threads beside them. Collective."""
+        self._yields = _YIELDS[has_core_each(self._masks, others)]
+        # One may have left with an error.
+        self._count = max(self._communicator.allgather_object(self._count))
+        if self._own is not None:
+            self._own[0] = self._count
 
     def __call__(self) -> None:
         """Waits for all ranks."""
@@ -68,27 +93,45 @@ class SharedBarrier:
             self._communicator.barrier()
             return
         self.enter(_BARRIER)
-        self._count = count = self._count + 1
-        self._own[0] = count
+        raised: BaseException | None = None
         try:
-            for other in self._others:
-                for _ in range(_LOOKS):
-                    if other[0] >= count:
-                        break
-                else:
-                    self._wait_for(other, count)
-        finally:  # a signal's handler may raise here
+            self._count += 1
+            self._own[0] = self._count
+            while not self._have_come():
+                try:
+                    self._wait()
+                except BaseException as error:
+                    if self._asks:
+                        raise
+                    raised = error
+        finally:
             self.exit()
+        if raised is not None:
+            raise raised
 
-    def _wait_for(self, other: memoryview, count: int) -> None:
+    def _have_come(self) -> bool:
+        """Whether all are here, after some looks without a pause."""
+        count = self._count
+        for other in self._others:
+            for _ in range(_LOOKS):
+                if other[0] >= count:
+                    break
+            else:
+                return False
+        return True
+
+    def _wait(self) -> None:
+        """Until all are here, or a signal's handler raises."""
         began = time.perf_counter()
         while time.perf_counter() - began < self._yields:
-            if other[0] >= count:
+            if self._have_come():
                 return
             _yield()
         pause = _PAUSES[0]
-        while other[0] < count:
+        while not self._have_come():
             time.sleep(pause)
             pause = min(1.2 * pause, _PAUSES[1])
             if pause == _PAUSES[1]:
+                self._asks = True
                 self._communicator.progress()
+                self._asks = False

@@ -11,7 +11,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.reduction import SCALARS, GradientReduction, Plan
-from distsgd.parallel.shared_barrier import SharedBarrier
+from distsgd.parallel.shared_barrier import shared_barrier
 from distsgd.parallel.shared_memory import NotShared, shared_array
 from distsgd.parallel.tree import Span
 
@@ -22,7 +22,7 @@ class SharedReduction(GradientReduction):
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
         self.speaks_for_replica = False  # there is only one replica
-        self.barrier = SharedBarrier(communicator, plan.others)
+        self.barrier = shared_barrier(communicator, plan.others)
         elements = self.partition.elements
         nodes = communicator.allgather_object(self.nodes())
         order = [node for of_rank in nodes for node in of_rank]

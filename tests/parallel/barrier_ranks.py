@@ -5,14 +5,15 @@ Prints one line a rank: `right`, or what it saw.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
 import numpy as np
 from mpi4py import MPI
 
-from distsgd.parallel import start
-from distsgd.parallel.shared_barrier import SharedBarrier
+from distsgd.parallel import Communicator, start
+from distsgd.parallel.shared_barrier import SharedBarrier, shared_barrier
 from distsgd.parallel.shared_memory import shared_array
 
 MEETINGS, WIDTH = 3000, 513
@@ -20,9 +21,31 @@ LATE = {500: 0.0, 1000: 0.0005, 1500: 0.005, 2000: 0.05}
 """Seconds that one rank comes late, by meeting."""
 
 
+def too_late(*_: object) -> None:
+    raise TimeoutError
+
+
+def interrupted(ranks: Communicator, barrier: SharedBarrier) -> str | None:
+    """What is wrong where a signal's handler raises on the first rank while it waits for the last; None for nothing."""
+    arrived, _ = shared_array(ranks, (ranks.size,), np.dtype(np.int64))
+    if ranks.is_root:
+        signal.signal(signal.SIGALRM, too_late)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    time.sleep(0.3 * (ranks.rank == ranks.size - 1 > 0))
+    arrived[ranks.rank] = 1
+    try:
+        barrier()
+    except TimeoutError:
+        return None if ranks.is_root and arrived.all() else "raised before all had come"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        barrier()
+    return "not raised" if ranks.is_root and ranks.size > 1 else None
+
+
 def main() -> None:
     ranks = start()
-    barrier = SharedBarrier(ranks)
+    barrier = shared_barrier(ranks)
     numbers, is_shared = shared_array(ranks, (ranks.size, WIDTH), np.dtype(np.int64))
     assert is_shared
     seen = "right"
@@ -34,6 +57,7 @@ def main() -> None:
         if not (numbers == meeting).all():
             seen = f"{numbers.min(axis=1)} in meeting {meeting}"
         barrier()
+    seen = interrupted(ranks, barrier) or seen
     # A message that needs its sender's help on the way, while that one already waits for its receiver.
     message = np.full(4_000_000, ranks.rank + 1.0)
     if ranks.is_root:

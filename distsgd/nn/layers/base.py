@@ -228,10 +228,8 @@ class DataLayer(Layer):
 def pair_by_pair(combine: Callable[[Views, Views], None], first: Views, second: Views) -> None:
     """Calls `combine` with the statistics of one pair after the other, of arrays that have the pairs on an axis in
     front."""
-    for number in range(len(first.flat)):
-        sides = [Views({name: one[number, ...] for name, one in side.items()}, side.flat[number])
-                 for side in (first, second)]  # fmt: skip
-        combine(*sides)
+    for k in range(len(first.flat)):
+        combine(*(Views({name: one[k, ...] for name, one in side.items()}, side.flat[k]) for side in (first, second)))
 
 
 class StatefulLayer(Layer):

@@ -22,7 +22,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import BLOCK, SCALARS, LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.parallel.shared_barrier import SharedBarrier, has_core_each
+from distsgd.parallel.shared_barrier import has_core_each, shared_barrier
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.parallel.tree import scratch_levels, tree_sum
@@ -321,7 +321,7 @@ def test_an_exception_within_the_barrier_leaves_it() -> None:
 
     def work(communicator: Communicator) -> int:
         communicator.heartbeat = private_heartbeat()
-        barrier = SharedBarrier(communicator)
+        barrier = shared_barrier(communicator)
         if communicator.is_root:
             communicator.progress = interrupted  # type: ignore[method-assign]
             with pytest.raises(KeyboardInterrupt):
@@ -334,7 +334,7 @@ def test_an_exception_within_the_barrier_leaves_it() -> None:
 @pytest.mark.parametrize("shared", [False, True])
 def test_first_error_ends_all_threads(shared: bool) -> None:
     def work(communicator: Communicator) -> None:
-        meet = SharedBarrier(communicator) if shared else communicator.barrier
+        meet = shared_barrier(communicator) if shared else communicator.barrier
         if communicator.rank == 1:
             raise KeyError("the cause")
         meet()

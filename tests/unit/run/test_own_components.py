@@ -15,6 +15,7 @@ import pytest
 
 import distsgd
 from distsgd import Array, ConfigurationError, Shape
+from distsgd.core.kernel_family import loaded_family
 from distsgd.metrics import F1, Accuracy, ConfusionMatrix, Metric, UserMetric, per_set
 from distsgd.nn import Dense, Loss, SoftmaxCrossEntropy, SquaredError, Supervised
 from distsgd.optim import Optimizer, Scalars, Slots
@@ -225,6 +226,7 @@ def test_a_sentence_says_what_to_give(arguments: tuple[Any, ...], options: dict[
         distsgd.fit(*arguments, epochs=1, **options)
 
 
+@pytest.mark.skipif(loaded_family() != "avx2", reason="the folder is of a run with the kernels avx2")
 def test_a_run_whose_metric_was_stored_without_the_field_per_is_continued(tmp_path: Path) -> None:
     """The folder was made before UserMetric had that field."""
     copied = tmp_path / "run"
