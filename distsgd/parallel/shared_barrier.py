@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from weakref import WeakKeyDictionary, proxy
+from weakref import WeakValueDictionary, proxy
 
 import numpy as np
 
@@ -31,7 +31,8 @@ _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _BARRIER = int(Collective.BARRIER)
 
 
-_barriers: WeakKeyDictionary[Communicator, SharedBarrier] = WeakKeyDictionary()
+_barriers: WeakValueDictionary[Communicator, SharedBarrier] = WeakValueDictionary()
+"""Those that are in use: their memory is freed with what uses them."""
 
 
 def has_core_each(masks: Sequence[tuple[int, ...]], others: int = 0) -> bool:
@@ -52,9 +53,12 @@ def shared_barrier(communicator: Communicator, others: int = 0) -> SharedBarrier
         Threads of the host that compute beside the ranks. Where there are not enough cores, ranks that wait sleep.
     """
     barrier = _barriers.get(communicator)
-    if barrier is None:
+    counts = communicator.allgather_object(-1 if barrier is None else barrier.count)
+    if barrier is None or min(counts) < 0:  # a rank may have freed it before others
         barrier = _barriers[communicator] = SharedBarrier(communicator)
-    barrier.prepare(others)
+    else:
+        barrier.count_from(max(counts))
+    barrier.share_cores_with(others)
     return barrier
 
 
@@ -67,25 +71,27 @@ class SharedBarrier:
     """
 
     def __init__(self, communicator: Communicator) -> None:
-        self._communicator = proxy(communicator)  # which keeps the barrier
+        self._communicator = proxy(communicator)  # or neither would be freed
         words, is_shared = shared_array(communicator, (communicator.size, _LINE), np.dtype(np.int64))
         known = communicator.allgather_object((affinity(), platform.machine() in _IN_ORDER))
         self._masks = [mask for mask, _ in known]
         self._own: memoryview | None = None
-        self._yields, self._count, self._asks = 0.0, 0, False
+        self._yields, self.count, self._asks = 0.0, 0, False
         if is_shared and len(known) <= _MOST and all(in_order for _, in_order in known):
             counts = [memoryview(line[:1]) for line in words]
             self._own = counts.pop(communicator.rank)
             self._others = counts
         self.enter, self.exit = communicator.heartbeat.enter, communicator.heartbeat.exit
 
-    def prepare(self, others: int) -> None:
-        """Before the ranks meet for something new, with so many threads beside them. Collective."""
+    def share_cores_with(self, others: int) -> None:
+        """From now on so many threads compute beside the ranks."""
         self._yields = _YIELDS[has_core_each(self._masks, others)]
-        # One may have left with an error.
-        self._count = max(self._communicator.allgather_object(self._count))
+
+    def count_from(self, count: int) -> None:
+        """All ranks have come so often: one of them may have left the barrier early, with an error."""
+        self.count = count
         if self._own is not None:
-            self._own[0] = self._count
+            self._own[0] = count
 
     def __call__(self) -> None:
         """Waits for all ranks."""
@@ -95,8 +101,8 @@ class SharedBarrier:
         self.enter(_BARRIER)
         raised: BaseException | None = None
         try:
-            self._count += 1
-            self._own[0] = self._count
+            self.count += 1
+            self._own[0] = self.count
             while not self._have_come():
                 try:
                     self._wait()
@@ -111,7 +117,7 @@ class SharedBarrier:
 
     def _have_come(self) -> bool:
         """Whether all are here, after some looks without a pause."""
-        count = self._count
+        count = self.count
         for other in self._others:
             for _ in range(_LOOKS):
                 if other[0] >= count:
