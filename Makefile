@@ -50,7 +50,7 @@ run: .venv/.stamp-run ## trains on the digits with RANKS processes
 	        "to install an MPI library into .venv." >&2; exit 1; }
 	$(MPIRUN) -n $(RANKS) $(IN_VENV) -m distsgd.train $(ARGS)
 
-test: check ## style, types and the tests, in 6 minutes on two cores
+test: check ## style, types and the tests, in 10 minutes on two cores
 	$(IN_VENV) -m pytest $(IN_TURN) -m 'not long and not stand_in'
 
 test-stand-ins: .venv/.stamp-test ## what test leaves out of GPUs: CUDA and NCCL on stand-ins
