@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -178,11 +179,8 @@ class Layout:
     @cached_property
     def spans(self) -> dict[str, slice]:
         """Where each name lies in the flat buffer."""
-        spans, start = {}, 0
-        for name, shape in zip(self.names, self.shapes, strict=True):
-            spans[name] = slice(start, start + prod(shape))
-            start += prod(shape)
-        return spans
+        edges = [0, *accumulate(map(prod, self.shapes))]
+        return dict(zip(self.names, map(slice, edges, edges[1:]), strict=True))
 
     @cached_property
     def size(self) -> int:

@@ -49,14 +49,13 @@ class LossAndGrad(Protocol):
 class Objective(Component, ABC):
     """The base class: a LossAndGrad with what training needs besides, shapes, initial values and outputs to score.
 
-    A subclass overrides `parameter_shapes`, `initialize`, `loss_and_grad` and `score`; `predict` and `targets` where
-    it has outputs; `state_shapes`, `statistics_shapes`, `combine_statistics` and `update_state` where it has running
-    statistics. Most models need none: a Layer with a Loss is `Supervised`, a function is a `FunctionObjective`.
+    A subclass overrides `parameter_shapes`, `initialize`, `loss_and_grad` and `score`; `predict` and `targets` for
+    outputs; `state_shapes`, `statistics_shapes`, `combine_statistics` and `update_state` for running statistics. Most
+    models need none: a Layer with a Loss is `Supervised`, a function is a `FunctionObjective`.
     """
 
     input_shape: Shape | None = None
     """The shape of one example, or None for a flat vector of its features."""
-
     inputs_as_stored: bool = False
     """Whether `batch.x` holds inputs as they are stored, not cast to the parameters' dtype: integers stay integers, and
     a structured array, one field an input, is several inputs of one example. Targets may then have any shape too."""
@@ -387,6 +386,10 @@ class Supervised(Objective):
 
     def targets(self, y: Array, dtype: np.dtype) -> Array:
         return self.loss.targets(y, dtype)
+
+    def combine_statistics(self, left: Views, right: Views) -> None:
+        if isinstance(self.model, StatefulLayer):
+            self.model.combine_statistics(left, right)
 
     def combine_pairs(self, left: Views, right: Views) -> None:
         if isinstance(self.model, StatefulLayer):

@@ -11,6 +11,8 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.nn.layers import BatchNormalization, Dense, Sequential
 from distsgd.nn.layers.normalization import combine
+from distsgd.nn.losses.regression import SquaredError
+from distsgd.nn.objective import Supervised
 from distsgd.run.fit import fit
 from tests.unit.nn.test_layers import N, make, with_statistics
 
@@ -43,6 +45,19 @@ def test_pairs_at_once_are_the_pairs_one_by_one(empty):
     layer.combine_pairs(layout.rows(first), layout.rows(second))
     assert first.tobytes() == one_by_one.tobytes()
     assert second.tobytes() == before.tobytes()
+
+
+def test_an_objective_joins_statistics_as_its_model_does():
+    """Be it one pair, as an objective around it may ask for, or several."""
+    objective = Supervised(Sequential([BatchNormalization(2), Dense(2, 1)]), SquaredError(), (2,))
+    layout = Layout.of(objective.statistics_shapes())
+    first, second = np.random.default_rng(2).random((2, 3, layout.size))
+    one_by_one = first.copy()
+    for left, right in zip(one_by_one, second, strict=True):
+        objective.combine_statistics(layout.views(left), layout.views(right))
+    objective.combine_pairs(layout.rows(first), layout.rows(second))
+    assert first.tobytes() == one_by_one.tobytes()
+    assert (one_by_one[:, 0] > 1).any()
 
 
 @pytest.mark.parametrize("microbatches", [1, 5, 8])

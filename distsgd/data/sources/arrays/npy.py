@@ -25,7 +25,7 @@ _DIRECTORY_LIMIT = 1 << 17
 0.1 s for one member whose description is as long as it may be."""
 
 _RATIO = 100
-"""Times its packed length that a .npz file's arrays are at most, and bytes that they may always have: 1 MB of packed
+"""Times its packed length that a .npz file's arrays are at most, where they are not small: 1 MB of packed
 zeros would keep the reader busy with 1 GB."""
 
 
