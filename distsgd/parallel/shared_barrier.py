@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from weakref import WeakValueDictionary, proxy
+from weakref import WeakKeyDictionary, proxy, ref
 
 import numpy as np
 
@@ -31,8 +31,8 @@ _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _BARRIER = int(Collective.BARRIER)
 
 
-_barriers: WeakValueDictionary[Communicator, SharedBarrier] = WeakValueDictionary()
-"""Those that are in use: their memory is freed with what uses them."""
+_barriers: WeakKeyDictionary[Communicator, ref[SharedBarrier]] = WeakKeyDictionary()
+"""Those that are in use: their memory is freed with what uses them, also where a communicator leads to its user."""
 
 
 def has_core_each(masks: Sequence[tuple[int, ...]], others: int = 0) -> bool:
@@ -52,10 +52,11 @@ def shared_barrier(communicator: Communicator, others: int = 0) -> SharedBarrier
     others
         Threads of the host that compute beside the ranks. Where there are not enough cores, ranks that wait sleep.
     """
-    barrier = _barriers.get(communicator)
+    barrier = _barriers[communicator]() if communicator in _barriers else None
     counts = communicator.allgather_object(-1 if barrier is None else barrier.count)
     if barrier is None or min(counts) < 0:  # a rank may have freed it before others
-        barrier = _barriers[communicator] = SharedBarrier(communicator)
+        barrier = SharedBarrier(communicator)
+        _barriers[communicator] = ref(barrier)
     else:
         barrier.count_from(max(counts))
     barrier.share_cores_with(others)

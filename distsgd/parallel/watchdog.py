@@ -33,6 +33,7 @@ _BEATS = 2.0  # seconds within which the watchdog of a live rank runs again
 _ENDED = 1.0  # seconds for the launcher to end all ranks after one rank has ended the job
 _PAUSE = 2.0  # seconds without a tick: this process was stopped, or got no processor time
 _STACK_SECONDS = 0.3
+_AT_ONCE = 0.05  # seconds within which two ranks may decide to report
 _LEFT, _ENDED_THE_JOB = 1, 2  # values of a line's LEFT
 _watching: set[Watchdog] = set()
 """The watchdogs of this process, one for each group of ranks that it belongs to."""
@@ -221,15 +222,24 @@ class Watchdog:
         )
 
     def report(self, problem: str) -> None:
-        """Print the problem and end the job."""
-        if not self.stacks:  # which take longer than a rank waits for the end; else no other rank reports, too
-            self._line[Field.LEFT] = _ENDED_THE_JOB
+        """Print the problem and end the job, where no other rank of this host does."""
+        # Stacks take longer than a rank waits for the end.
+        if not self.stacks and not self._ends_the_job():
+            return
         if not report_to_launcher("stalled", rank=self._rank, host=self._host, text=problem):
             say(f"distsgd: error: {problem}", sys.stderr)
         if self.stacks:
             self._print_stacks()
         self._line[Field.LEFT] = _ENDED_THE_JOB
         self._end()
+
+    def _ends_the_job(self) -> bool:
+        """Whether it is this rank that does: the first of those that have decided to at the same moment."""
+        if any(line[Field.LEFT] == _ENDED_THE_JOB for line in self._lines.values()):
+            return False
+        self._line[Field.LEFT] = _ENDED_THE_JOB
+        time.sleep(_AT_ONCE)
+        return all(line[Field.LEFT] != _ENDED_THE_JOB for rank, line in self._lines.items() if rank < self._rank)
 
     def _print_stacks(self) -> None:
         if STACK_SIGNAL is None:

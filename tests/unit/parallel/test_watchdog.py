@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -225,6 +226,22 @@ def test_who_is_left_alone_when_the_job_was_ended_leaves_without_a_word() -> Non
     assert ranks.pass_time(1) == {}
     assert ranks.dogs[1].left_alone(ranks.now)
     assert not Ranks(["a", "a"]).dogs[1].left_alone(ranks.now)
+
+
+def test_of_ranks_that_find_it_at_the_same_moment_one_reports(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = Ranks(["a", "a", "a", "b"])
+    together = threading.Barrier(4)
+
+    def report(rank: int) -> None:
+        together.wait()
+        ranks.dogs[rank].report(f"rank {rank} says")
+
+    threads = [threading.Thread(target=report, args=[rank]) for rank in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(capsys.readouterr().err.splitlines()) == 2, "one for each host"
 
 
 def test_a_rank_whose_program_ends_is_noticed_at_once() -> None:
