@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from distsgd.core.errors import ConfigurationError, DistsgdError, raise_first, users_code
+from distsgd.core.errors import DistsgdError, raise_first, users_code
 from distsgd.core.status_table import Heartbeat, private_heartbeat
 from distsgd.parallel.transport import Transport
 
@@ -46,22 +45,6 @@ class Communicator(ABC):
 
     def watch(self, limit: float, stacks: bool = False) -> None:  # noqa: B027 (one rank waits for no other)
         """End the job when a rank waits for over `limit` seconds, 0 for never; `stacks`: print all stacks first."""
-
-    @contextmanager
-    def used_by_one_fit(self) -> Iterator[None]:
-        """Reserve these ranks for one fit of this process. Raises ConfigurationError where another fit uses them."""
-        if self.in_use is None:
-            yield
-            return
-        if not self.in_use.acquire(blocking=False):
-            raise ConfigurationError(
-                "fit: another fit is in flight on these ranks, and the messages of two would mix; call one when the "
-                "other has returned, on all ranks in the same order"
-            )
-        try:
-            yield
-        finally:
-            self.in_use.release()
 
     @abstractmethod
     def broadcast_object(self, value: T) -> T:

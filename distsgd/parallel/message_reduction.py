@@ -32,21 +32,23 @@ class MessageReduction(OwnState):
     ) -> None:
         super().__init__(communicator, plan, transport)
         self.is_asynchronous = self.transport.is_asynchronous
-        self.group, groups = group, Groups.of(communicator, group)
+        self.group, self._groups = group, Groups.of(communicator, group)
         self.barrier = group.barrier
-        self._apart = groups.apart
         self.speaks_for_replica = group.is_root
-        elements = self.partition.elements
-        nodes = [node for of_rank in group.allgather_object(self.nodes()) for node in of_rank]
-        (self.params,), has_params = self._arrays(1)
+        (self.params,), self._has_params = self._arrays(1)
+        self.take(plan)
+
+    def take(self, plan: Plan) -> None:
+        super().take(plan)
+        nodes = [node for of_rank in self.group.allgather_object(self.nodes()) for node in of_rank]
         rows, has_rows = self._arrays(len(nodes))
-        shared = communicator.allgather_object((has_params and has_rows) or elements == 0)
+        shared = self.communicator.allgather_object((self._has_params and has_rows) or self.partition.elements == 0)
         if not all(shared):
-            raise NotShared(communicator.hosts[shared.index(False)])
+            raise NotShared(self.communicator.hosts[shared.index(False)])
         self._rows = dict(zip(nodes, rows, strict=True))
         self.rows = {node: self._rows[node] for node in self.nodes()}
         self._prepare_heads()
-        self._prepare_messages(groups)
+        self._prepare_messages(self._groups)
 
     def _arrays(self, count: int) -> tuple[Iterable[Array], bool]:
         """(arrays of the parameters' length, whether the group shares them).
@@ -128,7 +130,7 @@ class MessageReduction(OwnState):
         return self._sums, self.owned.start
 
     def all_gather(self) -> None:
-        if self._apart:  # a collective that the MPI library tunes for its network
+        if self._groups.apart:  # a collective that the MPI library tunes for its network
             self.transport.allgather_slices(self.params, self._lengths)
             return
         self.transport.alltoall(self._mine, self._routes.params_sent, self._others, self._routes.params_received)

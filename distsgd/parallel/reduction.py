@@ -42,14 +42,20 @@ SCALARS = 8
 
 @dataclass(frozen=True)
 class Partition:
-    """Who computes which microbatches and updates which elements."""
+    """Who computes which microbatches and updates which elements.
+
+    shares  how many microbatches each rank computes; (): as nearly the same number as can be
+    """
 
     microbatches: int
     ranks: int
     elements: int
+    shares: tuple[int, ...] = ()
 
     def microbatches_of(self, rank: int) -> Span:
         """The contiguous microbatches [first, last) of a rank."""
+        if self.shares:
+            return sum(self.shares[:rank]), sum(self.shares[: rank + 1])
         return part(self.microbatches, self.ranks, rank)
 
     @property
@@ -123,10 +129,17 @@ class GradientReduction(ABC):
 
     def __init__(self, communicator: Communicator, plan: Plan, transport: Transport | None = None) -> None:
         self.communicator, self.transport = communicator, transport or communicator.transport
-        self.plan, self.partition = plan, plan.partition
         self.barrier: Callable[[], object] = communicator.barrier
-        self.owned = self.partition.elements_of(communicator.rank)
-        self.first_microbatch, self.last_microbatch = self.partition.microbatches_of(communicator.rank)
+        self.owned = plan.partition.elements_of(communicator.rank)
+        GradientReduction.take(self, plan)
+
+    def take(self, plan: Plan) -> None:
+        """Prepare rows and records for this plan: the first one, or one with other shares of the microbatches.
+
+        Parameters, state and flags stay. Raises NotShared, on all ranks, where rows can't be shared. Collective.
+        """
+        self.plan, self.partition = plan, plan.partition
+        self.first_microbatch, self.last_microbatch = self.partition.microbatches_of(self.communicator.rank)
         count = self.last_microbatch - self.first_microbatch
         self.worker_spans = [
             (self.first_microbatch + a, self.first_microbatch + b)

@@ -23,17 +23,19 @@ class SharedReduction(GradientReduction):
         super().__init__(communicator, plan)
         self.speaks_for_replica = False  # there is only one replica
         self.barrier = shared_barrier(communicator, plan.others)
-        elements = self.partition.elements
-        nodes = communicator.allgather_object(self.nodes())
-        order = [node for of_rank in nodes for node in of_rank]
-        self.params = self._shared((elements,), plan.dtype)
-        self._slots = self._shared((plan.slots, elements), plan.dtype)
-        rows = self._shared((len(order), elements), plan.dtype)
+        self.params = self._shared((self.partition.elements,), plan.dtype)
+        self._slots = self._shared((plan.slots, self.partition.elements), plan.dtype)
         self._all_flags = self._shared((self.partition.ranks, 1 + SCALARS), np.dtype(np.float64))
+        self.flags = self._all_flags[communicator.rank]
+        self.take(plan)
+
+    def take(self, plan: Plan) -> None:
+        super().take(plan)
+        order = [node for of_rank in self.communicator.allgather_object(self.nodes()) for node in of_rank]
+        rows = self._shared((len(order), self.partition.elements), plan.dtype)
         self._all_records = self._shared((self.partition.microbatches, plan.record), np.dtype(np.float64))
         self._all_rows = dict(zip(order, rows, strict=True))
         self.rows = {node: self._all_rows[node] for node in self.nodes()}
-        self.flags = self._all_flags[communicator.rank]
         self.records = self._all_records[self.first_microbatch : self.last_microbatch]
 
     def _shared(self, shape: tuple[int, ...], dtype: np.dtype) -> Array:

@@ -17,7 +17,7 @@ from distsgd.data.augmentation import parse_augmentation
 from distsgd.data.checks import stays_in_files
 from distsgd.data.examples import Examples
 from distsgd.data.loader import Loader
-from distsgd.data.sampling import ORDER_BY_SORT, Sampler, filled_microbatches
+from distsgd.data.sampling import ORDER_BY_SORT, Sampler
 from distsgd.nn.objective import Objective, Supervised
 from distsgd.optim.layerwise import LayerwiseOptimizer
 from distsgd.optim.optimizers import Optimizer
@@ -25,12 +25,13 @@ from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
-from distsgd.parallel.reduction import GradientReduction, LocalReduction, Partition, Plan
+from distsgd.parallel.reduction import GradientReduction, LocalReduction, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.data.loading import Data
+from distsgd.run.shares import balanced, check_filled, check_shares, partition_of
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
@@ -53,18 +54,7 @@ def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
             f"{communicator.size} ranks share {microbatches} microbatches: start at most {microbatches} ranks, or set "
             f"--microbatches {communicator.size} (which gives other bits than {microbatches})"
         )
-
-
-def _check_filled(communicator: Communicator, config: TrainConfig, objective: Objective, longest: int) -> None:
-    """Raises ConfigurationError where batch statistics leave fewer microbatches than there are ranks."""
-    least = least_examples(objective)
-    filled = filled_microbatches(longest, config.microbatches, least)
-    if communicator.size > filled:
-        raise ConfigurationError(
-            f"{communicator.size} ranks share {filled} microbatches: this model normalizes over each microbatch, which "
-            f"takes at least {least} examples of the {longest} of a minibatch; start at most {filled} ranks, or set "
-            f"batch_size {least * communicator.size} or more"
-        )
+    check_shares(communicator, config)
 
 
 def _few(objective: Objective, longest: int) -> str | None:
@@ -132,7 +122,7 @@ def build_trainer(
     replacement = config.sampling == "replacement"
     sampler = Sampler(len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, replacement, order)
     longest = min(batch_size, len(data.train))
-    _check_filled(communicator, config, objective, longest)
+    check_filled(communicator, config, objective, longest)
     step, note = build_step(communicator, config, device, data.train, objective, optimizer, longest)
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
@@ -147,7 +137,7 @@ def build_trainer(
         sets["train_full"] = data.train
     evaluators = {name: evaluator(examples) for name, examples in sets.items() if examples is not None}
     selection = _selection(config, metrics, objective, data.validation is not None)
-    return Trainer(
+    trainer = Trainer(
         communicator=communicator,
         step=step,
         steps=_steps(step, longest, config.cuda_graphs),
@@ -163,6 +153,7 @@ def build_trainer(
         store=store,
         notes=notes,
     )
+    return balanced(trainer, config, longest)
 
 
 def measured(trainer: Trainer, config: TrainConfig) -> AbstractContextManager[None]:
@@ -202,7 +193,7 @@ def build_step(
         raise ConfigurationError("the model has no parameters to train")
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.host_memory else 1)
-    partition = Partition(config.microbatches, communicator.size, layout.size)
+    partition = partition_of(communicator, config, layout.size, device)
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
@@ -236,7 +227,7 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     node = communicator.node()
     masks = node.allgather_object(affinity())
     cores = cores_per_rank(masks, node.rank)
-    microbatches = Partition(config.microbatches, communicator.size, 1).microbatches_of(communicator.rank)
+    microbatches = partition_of(communicator, config).microbatches_of(communicator.rank)
     mine = microbatches[1] - microbatches[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))

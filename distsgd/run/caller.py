@@ -6,8 +6,8 @@ thread, a signal prints stacks, and a crash under mpirun says where; afterwards 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +33,23 @@ def numpys_defaults() -> AbstractContextManager[object]:
         return _NOTHING
     kinds = {kind: "ignore" if how == "ignore" else _DEFAULTS[kind] for kind, how in given.items()}
     return np.errstate(**kinds)  # type: ignore[arg-type]
+
+
+@contextmanager
+def used_by_one_fit(communicator: Communicator) -> Iterator[None]:
+    """Reserves these ranks for one fit of this process. Raises ConfigurationError where another fit uses them."""
+    if communicator.in_use is None:
+        yield
+        return
+    if not communicator.in_use.acquire(blocking=False):
+        raise ConfigurationError(
+            "fit: another fit is in flight on these ranks, and the messages of two would mix; call one when the "
+            "other has returned, on all ranks in the same order"
+        )
+    try:
+        yield
+    finally:
+        communicator.in_use.release()
 
 
 def ranks_for(given: Any, stall_timeout: Any = None) -> Communicator:
@@ -74,7 +91,7 @@ def as_a_guest(communicator: Communicator, function: Callable[[], T]) -> T:
 def guest_call(communicator: Communicator, function: Callable[[], T], last: bool = False) -> T:
     """As `as_a_guest`, for one call of several: BLAS and signals stay, and so do the ranks where it isn't the last."""
     try:
-        with numpys_defaults(), communicator.used_by_one_fit():
+        with numpys_defaults(), used_by_one_fit(communicator):
             if communicator.size == 1:
                 return function()
             from distsgd.parallel.unhandled import crashes_shown

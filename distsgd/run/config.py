@@ -35,6 +35,7 @@ from distsgd.run.config_checks import (
     check_resume,
     number_of_classes,
     parse_fold,
+    parse_shares,
     parse_size,
     size_text,
 )
@@ -265,6 +266,9 @@ class TrainConfig:
     threads: int | None = option(None, interval="[1, 1024]", operational=True, help=
         "Threads of each rank, which share its microbatches. Default: its cores, where microbatches are large enough "
         "to gain. A model of your own is called by one of them, unless it declares thread_safe.")
+    shares: str = option("equal", check=parse_shares, operational=True, help=
+        "How many microbatches each rank computes: equal, or nearly so; auto: a rank that is slower for many steps has "
+        "fewer; or a number for each rank, such as 11,5. The bits are the same. GPUs have equal ones.")
     communication: str = option("auto", choices=("auto", "shared", "mpi", "nccl"), operational=True, help=
         "shared: ranks of a host share a replica, and hosts send messages; mpi: all ranks send messages; auto: shared "
         "if possible. Ranks on GPUs: nccl, from GPU to GPU; mpi, from GPU to GPU where the MPI library can, else "

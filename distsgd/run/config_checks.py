@@ -66,6 +66,19 @@ def parse_fold(text: str, name: str) -> tuple[int, int]:
     return part, parts
 
 
+def parse_shares(text: str, name: str) -> tuple[int, ...]:
+    """(11, 5) of `11,5`; () of `equal` and `auto`."""
+    if text in ("equal", "auto"):
+        return ()
+    numbers = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[1-9][0-9]{0,8}", number) for number in numbers):
+        raise ConfigurationError(
+            f"{name}: expected equal, auto, or how many microbatches each rank computes, at least 1, such as 11,5, got "
+            f"{text!r}"
+        )
+    return tuple(map(int, numbers))
+
+
 def parse_size(text: str, name: str) -> int:
     """Bytes of `256MB`, `1.5GB` or `64MiB`."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?([kKMGT]?)(i?)B", text.strip())

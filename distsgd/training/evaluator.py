@@ -180,9 +180,12 @@ class Scores:
         self.step, self.files = step, files
         self.in_memory: Callable[[], DataError | None] = lambda: None
         self.evaluators = {name: replace(evaluator, files=files) for name, evaluator in evaluators.items()}
-        rows = list(step.reduction.rows.values())
-        rows += [np.zeros_like(step.reduction.params) for _ in range(step.workers.count - len(rows))]
-        self._scratch = [step.layout.views(row) for row in rows]
+
+    def _scratch(self) -> list[Views]:
+        """An array of the parameters' length for each worker."""
+        rows = list(self.step.reduction.rows.values())
+        rows += [np.zeros_like(self.step.reduction.params) for _ in range(self.step.workers.count - len(rows))]
+        return [self.step.layout.views(row) for row in rows]
 
     def changed_data(self, final: bool) -> DataError | None:
         """That the data have changed since the attempt began, None where all are as they were; arrays in memory are
@@ -202,5 +205,5 @@ class Scores:
             return {}
         if metrics is not None:
             evaluator = replace(evaluator, metrics=metrics)
-        values = evaluator.run(self.step.params, self.step.statistics.for_model(), self._scratch)
+        values = evaluator.run(self.step.params, self.step.statistics.for_model(), self._scratch())
         return {f"{name}_{key}": value for key, value in values.items()}

@@ -41,23 +41,28 @@ class MicrobatchGradients:
     def __init__(self, parts: StepParts, statistics: RunningStatistics) -> None:
         objective, reduction, loader, layout = parts.objective, parts.reduction, parts.loader, parts.layout
         self.objective, self.reduction, self.loader, self.statistics = objective, reduction, loader, statistics
-        self.guarded, self._first = parts.guarded, reduction.first_microbatch
+        self.guarded, self._layout = parts.guarded, layout
         self.error: DistsgdError | None = None
         self._params = layout.views(reduction.params).read_only()  # ranks may share them, so a model may only read them
         self._state = statistics.running.read_only()
         self._workers = parts.workers.that_may_call(objective)
-        self._buffers = [self._node_buffers(worker, layout) for worker in range(self._workers.count)]
+        self.take_rows()
         self.input_buffers = [loader.buffer(0)] * self._workers.count
         self._zeroes = not objective.overwrites_gradients()
         trained = {name for name in layout.names if not parts.regularization.freezes(name)}
         self.zeros = ZeroGradients(trained) if self._zeroes else None
 
-    def _node_buffers(self, worker: int, layout: Layout) -> list[_NodeBuffers]:
+    def take_rows(self) -> None:
+        """Prepares for the rows and records that the reduction has now."""
+        self._first = self.reduction.first_microbatch
+        self._buffers = [self._node_buffers(worker) for worker in range(self._workers.count)]
+
+    def _node_buffers(self, worker: int) -> list[_NodeBuffers]:
         first, last = self.reduction.worker_spans[worker]
         nodes = [node for node in self.reduction.rows if first <= node[0] and node[1] <= last]
         deepest = max((buffers_needed(*node) for node in nodes), default=1)
         scratch = [np.zeros_like(self.reduction.params) for _ in range(deepest - 1)]
-        return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], layout) for node in nodes]
+        return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], self._layout) for node in nodes]
 
     def clear(self) -> None:
         """Begins a step: nothing is reported yet."""

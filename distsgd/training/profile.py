@@ -140,7 +140,7 @@ class Profile:
         self._offset, self._uncertainty = clock_offset(self.communicator)
         self.clock = Clock()
         self.clock.keeps_events = write is not None
-        self._before = self.clock.spent()
+        self._before, self._measured = self.clock.spent(), trainer.speed.measure
         self._time_step()
         if write is not None:
             self._time_the_rest()
@@ -209,10 +209,11 @@ class Profile:
 
     def _of_epoch(self, step: int) -> dict[str, Any]:
         """What a record at this step says of the time since the last epoch's. Collective at an epoch's end."""
+        found = self._measured(step)
         if step % self.trainer.sampler.steps_per_epoch:
-            return {}
+            return found
         before, self._before = self._before, self.clock.spent()
-        return self._of_ranks({part: self._before[part] - before[part] for part in PARTS})
+        return found | self._of_ranks({part: self._before[part] - before[part] for part in PARTS})
 
     def _of_ranks(self, spent: dict[str, float]) -> dict[str, Any]:
         """The parts by rank, and the slowest: the one that has waited and sent for the shortest time. Collective."""
@@ -226,7 +227,7 @@ class Profile:
     def finish(self) -> None:
         """Writes the trace where there is none yet, and adds up the attempt. Collective."""
         if self._profile:
-            self.trainer.speed.of_attempt = self._of_ranks(self.clock.spent())
+            self.trainer.speed.of_attempt |= self._of_ranks(self.clock.spent())
         self._end_trace()
 
     def restore(self) -> None:

@@ -37,9 +37,13 @@ class RunningStatistics:
         self.objective, self.running = objective, running
         self._device, self._microbatches = reduction.plan.device, reduction.partition.microbatches
         self.layout, self._reported = Layout.of(objective.state_shapes()), Layout.of(objective.statistics_shapes())
-        self.own = [self._reported.views(record[2:]) for record in reduction.records]
+        self.take_records(reduction.records)
         self.are_copied = len(running) > 0 and not self._device.host_memory
         self._plans: dict[tuple[bool, ...], tuple[list[_Pairs], int]] = {}
+
+    def take_records(self, records: Array) -> None:
+        """From now on this rank's microbatches report in these records."""
+        self.own = [self._reported.views(record[2:]) for record in records]
 
     def for_model(self) -> Views:
         """The running statistics for a model to read, where it computes."""

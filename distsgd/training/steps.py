@@ -24,6 +24,7 @@ class Flag(IntFlag):
     STOP = 2
     CHECKPOINT = 4
     NON_FINITE = 8
+    SHARES = 16
 
 
 NOTHING = Flag(0)

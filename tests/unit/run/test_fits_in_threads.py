@@ -15,6 +15,7 @@ from distsgd.core.errors import ConfigurationError
 from distsgd.core.runtime import single_threaded_blas
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
+from distsgd.run.caller import used_by_one_fit
 from tests.threads import run_on_threads
 from tests.waiting import LIMIT
 
@@ -129,15 +130,15 @@ def test_errors_and_calls_inside_of_each_other_give_back_what_was(two: list[int]
 
 def test_several_fits_may_use_one_process_and_one_alone_several_ranks() -> None:
     alone = SerialCommunicator()
-    with alone.used_by_one_fit(), alone.used_by_one_fit():
+    with used_by_one_fit(alone), used_by_one_fit(alone):
         pass
 
     def rank(communicator: Communicator) -> None:
         for _ in range(2):
-            with suppress(KeyError), communicator.used_by_one_fit():
+            with suppress(KeyError), used_by_one_fit(communicator):
                 with (
                     pytest.raises(ConfigurationError, match="another fit is in flight on these ranks"),
-                    communicator.used_by_one_fit(),
+                    used_by_one_fit(communicator),
                 ):
                     pass
                 raise KeyError
