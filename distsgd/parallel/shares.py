@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from itertools import accumulate, pairwise
@@ -20,31 +19,45 @@ def shares_of(partition: Partition) -> tuple[int, ...]:
     return tuple(last - first for first, last in spans)
 
 
-def shares_by_speed(
-    shares: Sequence[int], seconds: Sequence[float], bounds: Sequence[int]
-) -> tuple[tuple[int, ...], float]:
-    """(the shares with which the slowest rank is done first, its seconds then).
-
-    Each rank has one microbatch, and the next one always goes to the rank that would be done first with it. No other
-    shares are better where a rank takes the same time for each microbatch that isn't empty.
+def seconds_each(shares: Sequence[int], seconds: Sequence[float], bounds: Sequence[int]) -> list[float]:
+    """Seconds that each rank takes for a microbatch that isn't empty.
 
     Parameters
     ----------
     shares
-        How many microbatches each rank computes now, at least one of them not empty.
+        How many microbatches each rank computes, at least one of them not empty.
     seconds
         What each rank takes for them.
     bounds
         Microbatch k is the examples bounds[k] : bounds[k + 1] of a minibatch.
+    """
+    return [time / count for time, count in zip(seconds, _filled(shares, bounds), strict=True)]
 
-    Examples
-    --------
-    >>> shares_by_speed((8, 8), (1.0, 2.0), range(17))
-    ((11, 5), 1.375)
+
+def slowest(shares: Sequence[int], each: Sequence[float], bounds: Sequence[int]) -> float:
+    """Seconds of the slowest rank, where each takes so long for a microbatch that isn't empty.
+
+    >>> slowest((11, 5), (1.0, 2.0), range(17))
+    11.0
+    """
+    return max(time * count for time, count in zip(each, _filled(shares, bounds), strict=True))
+
+
+def _filled(shares: Sequence[int], bounds: Sequence[int]) -> list[int]:
+    """How many microbatches of each rank aren't empty."""
+    before = list(accumulate((start < stop for start, stop in pairwise(bounds)), initial=0))
+    return [before[last] - before[first] for first, last in pairwise(accumulate(shares, initial=0))]
+
+
+def shares_by_speed(each: Sequence[float], bounds: Sequence[int]) -> tuple[int, ...]:
+    """The shares with which the slowest rank is done first, where each takes so long for a microbatch that isn't empty.
+
+    Each rank has one of these, and the next one always goes to the rank that would be done first with it.
+
+    >>> shares_by_speed((1.0, 2.0), range(17))
+    (11, 5)
     """
     filled = [microbatch for microbatch, (start, stop) in enumerate(pairwise(bounds)) if start < stop]
-    places = [bisect_left(filled, end) for end in accumulate(shares, initial=0)]
-    each = [spent / (last - first) for spent, (first, last) in zip(seconds, pairwise(places), strict=True)]
     counts = [1] * len(each)
     queue = [(2 * time, rank) for rank, time in enumerate(each)]
     heapify(queue)
@@ -53,5 +66,4 @@ def shares_by_speed(
         counts[rank] += 1
         heapreplace(queue, ((counts[rank] + 1) * each[rank], rank))
     firsts = [0, *(filled[place] for place in accumulate(counts[:-1])), len(bounds) - 1]
-    longest = max(count * time for count, time in zip(counts, each, strict=True))
-    return tuple(last - first for first, last in pairwise(firsts)), longest
+    return tuple(last - first for first, last in pairwise(firsts))

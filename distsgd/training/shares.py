@@ -14,7 +14,7 @@ from typing import Any, final
 
 from distsgd.core.errors import OutOfMemoryError
 from distsgd.parallel.shared_memory import NotShared
-from distsgd.parallel.shares import shares_by_speed, shares_of
+from distsgd.parallel.shares import seconds_each, shares_by_speed, shares_of, slowest
 from distsgd.training.callbacks import pass_notes
 from distsgd.training.non_finite import NonFinite
 from distsgd.training.step import TrainingStep
@@ -95,8 +95,9 @@ class SharesRule:
     def decide(self, shares: tuple[int, ...], seconds: Sequence[float], of_step: float) -> tuple[int, ...]:
         """The shares from now on, often the same.
 
-        The time of messages, which other shares may make longer, isn't in what is predicted. So a change is taken back
-        that hasn't made steps shorter.
+        What is predicted is the time of gradients alone. Other shares may need longer messages, so a change is taken
+        back where the rest of a step has grown by more than the gradients have saved. Both are told from the speeds of
+        now: those of before may have been others.
 
         Parameters
         ----------
@@ -107,15 +108,16 @@ class SharesRule:
         of_step
             Seconds of a whole step.
         """
+        each, rest = seconds_each(shares, seconds, self.bounds), of_step - max(seconds)
         self._refused = {one: left - 1 for one, left in self._refused.items() if left > 1}
         before, self._before = self._before, None
-        if before is not None and of_step >= before[1]:
+        if before is not None and of_step >= slowest(before[0], each, self.bounds) + before[1]:
             self._refused[shares] = REFUSED_FOR
             return before[0]
-        found, longest = shares_by_speed(shares, seconds, self.bounds)
-        if max(seconds) - longest < LEAST_GAIN * of_step or found in self._refused:
+        found = shares_by_speed(each, self.bounds)
+        if max(seconds) - slowest(found, each, self.bounds) < LEAST_GAIN * of_step or found in self._refused:
             return shares
-        self._before = (shares, of_step)
+        self._before = (shares, rest)
         return found
 
 

@@ -1,0 +1,93 @@
+"""Times steps of distsgd.fit on ranks that have a core each, of which one may use it for half of the time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from benchmarks.children.protocol import keep_trainers, report_result, settings
+from benchmarks.workloads import synthetic, workload
+from distsgd.core import runtime
+
+wanted = settings()
+runtime.prepare_alone()
+
+import distsgd  # noqa: E402
+from distsgd.training.callbacks import RunView  # noqa: E402
+
+_PERIOD = 4000
+"""Microseconds, in each of which a slow rank may run for half of the time: few beside a step."""
+_GROUPS = {
+    Path("/sys/fs/cgroup/cpu"): {"cpu.cfs_period_us": f"{_PERIOD}", "cpu.cfs_quota_us": f"{_PERIOD // 2}"},
+    Path("/sys/fs/cgroup"): {"cpu.max": f"{_PERIOD // 2} {_PERIOD}"},
+}
+"""Where control groups are made, by version, and what limits one."""
+
+
+class Clock(distsgd.Callback):
+    """Counts examples from `settle` seconds after the start on, and asks for the end after `seconds` more."""
+
+    def __init__(self, settle: float, seconds: float) -> None:
+        self.settle, self.seconds = settle, seconds
+        self.began: float | None = None
+        self.examples, self.result = 0, dict[str, float]()
+
+    def on_start(self, run: RunView) -> None:
+        self.run, self.started = run, time.perf_counter()
+
+    def on_step(self, step: int, loss: float, examples: int) -> None:
+        now = time.perf_counter()
+        if self.began is None:
+            self.began = now if now - self.started >= self.settle else None
+        elif not self.result:
+            self.examples += examples
+            if now - self.began >= self.seconds:
+                self.result = {"examples_per_second": self.examples / (now - self.began)}
+                self.run.stop()
+
+
+@contextmanager
+def half_speed() -> Iterator[None]:
+    """This process runs for half of the time (Linux, root): it is in a control group of its own."""
+    parent = next(folder for folder in _GROUPS if (folder / "cgroup.procs").exists())
+    group = parent / f"distsgd-{os.getpid()}"
+    group.mkdir()
+    try:
+        for name, value in _GROUPS[parent].items():
+            (group / name).write_text(value)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def main() -> None:
+    work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
+    clock, trainers = Clock(wanted["settle"], wanted["seconds"]), keep_trainers()
+    rank, cores = distsgd.rank(), sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    with half_speed() if rank == wanted["slow"] else nullcontext():
+        distsgd.fit(
+            work.model,
+            synthetic(work),
+            **work.fit_options(),
+            device="cpu",
+            microbatches=wanted["microbatches"],
+            threads=1,
+            shares=wanted["shares"],
+            validation_fraction=0.0,
+            epochs=1_000_000,
+            callbacks=[clock],
+        )
+    if clock.result:
+        partition = trainers[0].step.reduction.partition
+        first, last = partition.microbatches_of(partition.ranks - 1)
+        metadata = {"reduction": type(trainers[0].step.reduction).__name__}
+        report_result({**clock.result, "microbatches_of_last_rank": last - first, "metadata": metadata})
+
+
+main()
