@@ -107,6 +107,7 @@ class FitOptions(TypedDict, total=False):
     device: str
     kernels: str
     threads: int | None
+    shares: str
     communication: Literal["auto", "shared", "mpi", "nccl"]
     cuda_graphs: bool
     check_replicas: int
