@@ -14,7 +14,7 @@ DEFAULT = ("mlp512",)
 RANKS = 2
 MICROBATCHES = 16
 BATCH = 1024
-SETTLE = {"equal": 0.5, "auto": 4.0}
+SETTLE = {"equal": 0.5, "auto": 6.0}
 """Seconds before the clock starts: shares are decided on after each second, as long as they change."""
 BOTH, EQUAL, AUTO = "equal, both ranks with a core", "equal, rank 1 with half a core", "auto, rank 1 with half a core"
 

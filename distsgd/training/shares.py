@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any, final
 
@@ -21,12 +21,12 @@ from distsgd.training.step import TrainingStep
 from distsgd.training.steps import Flag, StepOrder, StepResult
 from distsgd.training.trainer import Trainer
 
-GROUP = 8
-"""Steps whose mean counts as one time. A system that shares a core out does so for milliseconds, so of short steps some
-take their own time and some that of another process, too."""
-LEAST_GROUPS = 5
+GROUPS = 6
+"""Into so many groups the steps that are measured are cut. A mean of each, for a system that shares a core out does so
+for milliseconds, and of short steps some take their own time and some another process's, too; of these the median."""
+LEAST_STEPS = 4 * GROUPS
 LEAST_SECONDS = 1.0
-"""So many groups and seconds of steps are measured before shares may change: a disturbance of less isn't worth it."""
+"""So much is measured before shares may change: a disturbance of less isn't worth it."""
 LEAST_GAIN = 0.05
 """The part of a step that other shares have to save. Less comes and goes with the times that are measured."""
 REFUSED_FOR = 20
@@ -37,15 +37,15 @@ _SHOWN = 16
 
 @final
 class StepTimes:
-    """Seconds of this rank's steps since `clear`, without the first group: it touches memory, and plans sums."""
+    """Seconds of this rank's steps since `clear`."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Begins anew."""
-        self._groups: list[tuple[float, float]] = []
-        self._computed, self._passed, self._steps, self._seconds = 0.0, 0.0, 0, 0.0
+        self._computed, self._seconds = 0.0, 0.0
+        self._steps: list[tuple[float, float]] = []
 
     def timed(self, compute: Callable[..., None]) -> Callable[..., None]:
         """What computes the gradients of a step, whose time counts."""
@@ -59,25 +59,22 @@ class StepTimes:
 
     def end_step(self, seconds: float) -> None:
         """A step has taken so long, with the wait for other ranks."""
-        self._passed += seconds
+        self._steps.append((self._computed, seconds))
+        self._computed = 0.0
         self._seconds += seconds
-        self._steps += 1
-        if self._steps % GROUP == 0:
-            self._groups.append((self._computed / GROUP, self._passed / GROUP))
-            self._computed, self._passed = 0.0, 0.0
 
     @property
     def are_enough(self) -> bool:
         """Whether they are known well enough to decide by."""
-        return len(self._groups) > LEAST_GROUPS and self._seconds >= LEAST_SECONDS
+        return self._seconds >= LEAST_SECONDS and len(self._steps) >= LEAST_STEPS
 
-    def of_gradients(self) -> float:
-        """Seconds that this rank takes for its microbatches in a step."""
-        return median(computed for computed, _ in self._groups[1:])
-
-    def of_step(self) -> float:
-        """Seconds of a step."""
-        return median(passed for _, passed in self._groups[1:])
+    def usual(self) -> tuple[float, float]:
+        """(seconds that this rank takes for its microbatches in a step, seconds of a step). The first group doesn't
+        count: its first step touches memory, and plans sums."""
+        length = len(self._steps) // GROUPS
+        groups = [self._steps[length * group : length * (group + 1)] for group in range(1, GROUPS)]
+        computed, passed = zip(*(map(fmean, zip(*group, strict=True)) for group in groups), strict=True)
+        return median(computed), median(passed)
 
 
 @final
@@ -91,13 +88,13 @@ class SharesRule:
         self.bounds = bounds
         self._before: tuple[tuple[int, ...], float] | None = None
         self._refused: dict[tuple[int, ...], int] = {}
+        self._parts: list[float] | None = None
 
     def decide(self, shares: tuple[int, ...], seconds: Sequence[float], of_step: float) -> tuple[int, ...]:
         """The shares from now on, often the same.
 
         What is predicted is the time of gradients alone. Other shares may need longer messages, so a change is taken
-        back where the rest of a step has grown by more than the gradients have saved. Both are told from the speeds of
-        now: those of before may have been others.
+        back where the rest of a step has grown by more than the gradients have saved.
 
         Parameters
         ----------
@@ -108,17 +105,32 @@ class SharesRule:
         of_step
             Seconds of a whole step.
         """
-        each, rest = seconds_each(shares, seconds, self.bounds), of_step - max(seconds)
+        each, rest = self._smooth(seconds_each(shares, seconds, self.bounds)), of_step - max(seconds)
         self._refused = {one: left - 1 for one, left in self._refused.items() if left > 1}
         before, self._before = self._before, None
-        if before is not None and of_step >= slowest(before[0], each, self.bounds) + before[1]:
+        now = slowest(shares, each, self.bounds)
+        if before is not None and now + rest >= slowest(before[0], each, self.bounds) + before[1]:
             self._refused[shares] = REFUSED_FOR
             return before[0]
         found = shares_by_speed(each, self.bounds)
-        if max(seconds) - slowest(found, each, self.bounds) < LEAST_GAIN * of_step or found in self._refused:
+        if now - slowest(found, each, self.bounds) < LEAST_GAIN * of_step or found in self._refused:
             return shares
         self._before = (shares, rest)
         return found
+
+    def _smooth(self, each: Sequence[float]) -> list[float]:
+        """Seconds of each rank for a microbatch, from these and earlier ones.
+
+        A rank that has half of a core computes faster after it has waited: the fewer microbatches it has, the less it
+        takes for each. Without the earlier ones shares would go to and fro. They count as parts of the sum over ranks,
+        which the machine's speed doesn't change.
+        """
+        total = sum(each)
+        parts = [one / total for one in each]
+        if self._parts is not None:
+            parts = [(one + other) / 2 for one, other in zip(self._parts, parts, strict=True)]
+        self._parts = parts
+        return [total * part for part in parts]
 
 
 @final
@@ -157,8 +169,9 @@ class BalancedSteps:
     def _share_out(self, step: int) -> None:
         """Decides on the shares after this step, and changes them where they are others. Collective."""
         communicator, before = self._trainer.communicator, shares_of(self._step.reduction.partition)
-        seconds = communicator.gather_object(self._times.of_gradients()) or []
-        after = communicator.on_root(lambda: self._rule.decide(before, seconds, self._times.of_step()))
+        own, of_step = self._times.usual()
+        seconds = communicator.gather_object(own) or []
+        after = communicator.on_root(lambda: self._rule.decide(before, seconds, of_step))
         self._times.clear()
         if after == before:
             return

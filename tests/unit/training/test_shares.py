@@ -136,7 +136,7 @@ def test_a_slow_rank_gets_fewer(hosts: str, options: dict[str, Any], monkeypatch
     assert shares[-1] == found.summary["run"]["shares"]
     assert shares[-1][1] <= equal // 2 + 1
     assert all(sum(one) == 16 for one in shares)
-    assert any("note: from step 50 on ranks compute" in note for note in notes)
+    assert any("note: from step 26 on ranks compute" in note for note in notes)
 
 
 def test_the_other_rank_becomes_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +150,9 @@ def test_the_other_rank_becomes_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [record["run"]["shares"] for record in found.history]
     assert shares[40][0] > 8 > shares[40][1]
     assert shares[-1][0] < 8 < shares[-1][1]
-    assert found.summary["parameters_sha256"] == (
-        plain(max_steps=250, epochs=200, on_non_finite="skip").summary["parameters_sha256"]
+    assert (
+        found.summary["parameters_sha256"]
+        == (plain(max_steps=250, epochs=200, on_non_finite="skip").summary["parameters_sha256"])
     )
 
 
@@ -166,8 +167,27 @@ def test_rule_changes_what_gains() -> None:
     rule = SharesRule(BOUNDS)
     assert rule.decide((8, 8), (8.0, 16.0), 17.0) == (11, 5)
     assert rule.decide((11, 5), (11.0, 10.0), 12.0) == (11, 5)
-    assert rule.decide((11, 5), (11.0, 12.0), 13.0) == (11, 5), "10, 6 would take longer than 12"
-    assert rule.decide((11, 5), (11.0, 5.0), 12.0) == (8, 8)
+    assert rule.decide((11, 5), (11.0, 9.0), 12.0) == (11, 5), "10, 6 would take nearly as long"
+
+
+def test_rule_follows() -> None:
+    """Rank 1 is no longer slow: half of what is known is of the time before, each time."""
+    rule, shares = SharesRule(BOUNDS), (11, 5)
+    assert rule.decide((8, 8), (8.0, 16.0), 17.0) == shares
+    for _ in range(3):
+        shares = rule.decide(shares, (shares[0], shares[1]), max(shares) + 1.0)
+    assert shares in ((8, 8), (9, 7))
+
+
+def test_rule_does_not_go_to_and_fro() -> None:
+    """As seen: a rank with half of a core took 4.8 ms a microbatch for 6 of them, 4 for 5 and 3.1 for 4."""
+    rule, shares, seen = SharesRule(BOUNDS), (8, 8), []
+    for _ in range(30):
+        seconds = (2.0 * shares[0], shares[1] * {8: 7.0, 7: 6.0, 6: 4.8, 5: 4.0, 4: 3.1, 3: 2.5}[shares[1]])
+        shares = rule.decide(shares, seconds, max(seconds) + 2.0)
+        seen.append(shares)
+    assert len(set(seen[-20:])) == 1, seen
+    assert shares in ((10, 6), (11, 5))
 
 
 def test_rule_leaves_what_gains_little() -> None:
