@@ -31,6 +31,8 @@ LEAST_GAIN = 0.05
 """The part of a step that other shares have to save. Less comes and goes with the times that are measured."""
 REFUSED_FOR = 20
 """How often shares that have made steps no shorter are not tried again."""
+LEAST_WEIGHT = 0.25
+"""What the newest times count at least, beside the earlier ones."""
 _SHOWN = 16
 """Ranks whose shares a line has one by one."""
 
@@ -88,7 +90,8 @@ class SharesRule:
         self.bounds = bounds
         self._before: tuple[tuple[int, ...], float] | None = None
         self._refused: dict[tuple[int, ...], int] = {}
-        self._parts: list[float] | None = None
+        self._parts: list[float] = []
+        self._decided = 0
 
     def decide(self, shares: tuple[int, ...], seconds: Sequence[float], of_step: float) -> tuple[int, ...]:
         """The shares from now on, often the same.
@@ -125,12 +128,11 @@ class SharesRule:
         takes for each. Without the earlier ones shares would go to and fro. They count as parts of the sum over ranks,
         which the machine's speed doesn't change.
         """
-        total = sum(each)
-        parts = [one / total for one in each]
-        if self._parts is not None:
-            parts = [(one + other) / 2 for one, other in zip(self._parts, parts, strict=True)]
-        self._parts = parts
-        return [total * part for part in parts]
+        self._decided += 1
+        weight, total = max(LEAST_WEIGHT, 1 / self._decided), sum(each)
+        before = self._parts or [0.0] * len(each)
+        self._parts = [part + weight * (one / total - part) for part, one in zip(before, each, strict=True)]
+        return [total * part for part in self._parts]
 
 
 @final

@@ -171,10 +171,10 @@ def test_rule_changes_what_gains() -> None:
 
 
 def test_rule_follows() -> None:
-    """Rank 1 is no longer slow: half of what is known is of the time before, each time."""
+    """Rank 1 is no longer slow, and earlier times count less and less."""
     rule, shares = SharesRule(BOUNDS), (11, 5)
     assert rule.decide((8, 8), (8.0, 16.0), 17.0) == shares
-    for _ in range(3):
+    for _ in range(8):
         shares = rule.decide(shares, (shares[0], shares[1]), max(shares) + 1.0)
     assert shares in ((8, 8), (9, 7))
 
