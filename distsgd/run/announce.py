@@ -55,7 +55,7 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
         used += f"; not used: {', '.join(map(visible, data.unused[:8]))}"
     header = {
         "ranks": f"{communicator.size} on {hosts}, {step.workers.count} thread(s) each, "
-        f"{config.microbatches} microbatches",
+        f"{config.microbatches} microbatches{'' if config.shares == 'equal' else f', shares {config.shares}'}",
         "compute": (f"{blas_description()}, kernels {config.kernels}" if step.device.host_memory else f"{step.device}")
         + f", {arithmetic}"
         + (f"; gradients travel {way}" if way else ""),

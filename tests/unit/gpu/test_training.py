@@ -284,6 +284,15 @@ def test_ranks_on_gpus_cannot_share_a_replica() -> None:
         on_ranks(2, communication="shared")
 
 
+@pytest.mark.parametrize("shares", ["auto", "3,1"])
+def test_ranks_on_gpus_have_equal_shares(shares: str) -> None:
+    with (
+        strict_device(StrictModule(2)),
+        pytest.raises(ConfigurationError, match=f"shares {shares}: goes with the CPU alone, got gpu:"),
+    ):
+        on_ranks(2, shares=shares, microbatches=4)
+
+
 def test_each_row_of_gradients_is_memory_of_its_own() -> None:
     """As with one rank alone: a part of one array would begin where its length says, at an odd address."""
 
