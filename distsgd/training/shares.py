@@ -6,6 +6,7 @@ of its gradients.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean, median
@@ -215,3 +216,4 @@ def take_shares(step: TrainingStep, shares: tuple[int, ...]) -> None:
         ) from None
     step.gradients.take_rows()
     step.statistics.take_records(reduction.records)
+    gc.collect()  # a function that calls itself has planned the sums, and holds the rows until it is collected

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,26 @@ def test_rule_keeps_a_change_while_the_machine_becomes_slower() -> None:
     rule = SharesRule(BOUNDS)
     assert rule.decide((8, 8), (8.0, 16.0), 17.0) == (11, 5)
     assert rule.decide((11, 5), (22.0, 20.0), 24.0) == (11, 5), "8, 8 would take 32 now"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what memory is shared is read from /proc")
+@pytest.mark.parametrize("communication", ["shared", "mpi"])
+def test_rows_of_earlier_shares_are_freed(communication: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares that change after every seventh step, with a validation in between: shared memory doesn't grow, and
+    nothing else changes."""
+    monkeypatch.setattr(balancing, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(balancing, "LEAST_STEPS", 6)
+    shared: list[int] = []
+
+    def decide(rule: SharesRule, shares: tuple[int, ...], *measured: Any) -> tuple[int, ...]:
+        shared.append(Path("/proc/self/maps").read_text().count("memfd:distsgd"))
+        return (shares[0] % 13 + 1, 15 - shares[0] % 13)
+
+    monkeypatch.setattr(SharesRule, "decide", decide)
+    options: dict[str, Any] = {"epochs": 12, "batch_norm": True, "clip_norm": 1.0, "callbacks": [Notes()]}
+    found = trained("aa", shares="auto", communication=communication, **options)
+    assert len(shared) > 4
+    assert max(shared) <= shared[0], shared
+    (expected,) = trained("a", **options)
+    for one in found:
+        assert without_run(one.summary) == without_run(expected.summary)
