@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distsgd.core.components import field_names
+from distsgd.core.device import Shape
 from distsgd.core.errors import ConfigurationError, DataError, users_code
 from distsgd.data.examples import Signature
 from distsgd.data.targets import blocks
@@ -162,6 +163,17 @@ def note_on_targets(communicator: Communicator, task: Task, data: Data) -> list[
         return [f"note: the targets are {what}, and taken as {taken}, not as classes; {remedy} makes classes of them"]
 
     return communicator.on_root(look)
+
+
+def note_on_shape(shape: Shape | None) -> str | None:
+    """A line about images that look as if their channels came last."""
+    if shape is None or len(shape) != 3 or shape[0] <= 4 or shape[2] not in (1, 3, 4):
+        return None
+    channels, height, width = shape
+    return (
+        f"note: examples of shape {shape} are images of {channels} channels, {height} by {width}; "
+        "if their channels come last, put them first"
+    )
 
 
 def refuse_unused(config: TrainConfig, objective: Objective, data: Data) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from distsgd.core.components import check_name
-from distsgd.core.device import CPU, Array, Device, Shape, may_be_gpu
+from distsgd.core.device import CPU, Array, Device, may_be_gpu
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
@@ -25,13 +25,14 @@ from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
-from distsgd.parallel.reduction import GradientReduction, LocalReduction, Plan
+from distsgd.parallel.reduction import GradientReduction, LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
+from distsgd.run.build import note_on_shape
 from distsgd.run.config import OPTIONS, TrainConfig
+from distsgd.run.config_checks import parse_shares
 from distsgd.run.data.loading import Data
-from distsgd.run.shares import balanced, check_filled, check_shares, partition_of
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
@@ -39,7 +40,7 @@ from distsgd.training.evaluator import Evaluator
 from distsgd.training.intervals import Intervals, Limits, parse_interval, parse_target
 from distsgd.training.metrics.base import Metric
 from distsgd.training.non_finite import NonFinitePolicy
-from distsgd.training.running_statistics import least_examples
+from distsgd.training.running_statistics import check_filled, least_examples
 from distsgd.training.selection import Selection
 from distsgd.training.step import TrainingStep
 from distsgd.training.steps import Steps
@@ -54,7 +55,10 @@ def check_ranks(communicator: Communicator, config: TrainConfig) -> None:
             f"{communicator.size} ranks share {microbatches} microbatches: start at most {microbatches} ranks, or set "
             f"--microbatches {communicator.size} (which gives other bits than {microbatches})"
         )
-    check_shares(communicator, config)
+    if config.shares != "equal":
+        from distsgd.run.shares import check_shares
+
+        check_shares(communicator, config)
 
 
 def _few(objective: Objective, longest: int) -> str | None:
@@ -122,11 +126,11 @@ def build_trainer(
     replacement = config.sampling == "replacement"
     sampler = Sampler(len(data.train), batch_size, config.seed, config.shuffle, config.drop_last, replacement, order)
     longest = min(batch_size, len(data.train))
-    check_filled(communicator, config, objective, longest)
+    check_filled(communicator.size, config.microbatches, objective, longest)
     step, note = build_step(communicator, config, device, data.train, objective, optimizer, longest)
     loader, workers = step.loader, step.workers
     threads = workers.note(objective, optimizer, *metrics)
-    notes = [line for line in (note, threads, _doubt(objective.input_shape), _few(objective, longest)) if line]
+    notes = [line for line in (note, threads, note_on_shape(objective.input_shape), _few(objective, longest)) if line]
 
     def evaluator(examples: Examples) -> Evaluator:
         feed = replace(loader, examples=examples, augmentation=None)
@@ -153,6 +157,10 @@ def build_trainer(
         store=store,
         notes=notes,
     )
+    if config.shares == "equal":
+        return trainer
+    from distsgd.run.shares import balanced
+
     return balanced(trainer, config, longest)
 
 
@@ -164,17 +172,6 @@ def measured(trainer: Trainer, config: TrainConfig) -> AbstractContextManager[No
     from distsgd.training.profile import profiled
 
     return profiled(trainer, config.profile, writer_of(config.trace))
-
-
-def _doubt(shape: Shape | None) -> str | None:
-    """A line about images that look as if their channels came last."""
-    if shape is None or len(shape) != 3 or shape[0] <= 4 or shape[2] not in (1, 3, 4):
-        return None
-    channels, height, width = shape
-    return (
-        f"note: examples of shape {shape} are images of {channels} channels, {height} by {width}; "
-        "if their channels come last, put them first"
-    )
 
 
 def build_step(
@@ -193,7 +190,8 @@ def build_step(
         raise ConfigurationError("the model has no parameters to train")
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.host_memory else 1)
-    partition = partition_of(communicator, config, layout.size, device)
+    shares = parse_shares(config.shares, "shares")
+    partition = Partition(config.microbatches, communicator.size, layout.size, shares)
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
@@ -227,7 +225,8 @@ def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int
     node = communicator.node()
     masks = node.allgather_object(affinity())
     cores = cores_per_rank(masks, node.rank)
-    microbatches = partition_of(communicator, config).microbatches_of(communicator.rank)
+    shares = parse_shares(config.shares, "shares")
+    microbatches = Partition(config.microbatches, communicator.size, 1, shares).microbatches_of(communicator.rank)
     mine = microbatches[1] - microbatches[0]
     if config.threads is not None:
         return max(1, min(config.threads, mine))

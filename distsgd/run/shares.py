@@ -1,18 +1,16 @@
-"""How many microbatches each rank computes, as `--shares` says: what can't be is refused."""
+"""`--shares` other than equal: what can't be is refused, and a trainer whose ranks compute so many microbatches."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from distsgd.core.device import CPU, Device
 from distsgd.core.errors import ConfigurationError
-from distsgd.data.sampling import filled_microbatches, microbatch_bounds
-from distsgd.nn.objective import Objective
+from distsgd.data.sampling import microbatch_bounds
 from distsgd.parallel import Communicator
-from distsgd.parallel.reduction import Partition
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_checks import parse_shares
 from distsgd.training.running_statistics import least_examples
+from distsgd.training.shares import BalancedSteps, SharesRule, record_shares
 from distsgd.training.trainer import Trainer
 
 _LEAST = 2
@@ -39,38 +37,18 @@ def _check_enough(ranks: int, microbatches: int, what: str) -> None:
         )
 
 
-def check_filled(communicator: Communicator, config: TrainConfig, objective: Objective, longest: int) -> None:
-    """Raises ConfigurationError where batch statistics leave fewer microbatches than there are ranks."""
-    least = least_examples(objective)
-    filled = filled_microbatches(longest, config.microbatches, least)
-    if communicator.size > filled:
-        raise ConfigurationError(
-            f"{communicator.size} ranks share {filled} microbatches: this model normalizes over each microbatch, which "
-            f"takes at least {least} examples of the {longest} of a minibatch; start at most {filled} ranks, or set "
-            f"batch_size {least * communicator.size} or more"
-        )
-
-
-def partition_of(communicator: Communicator, config: TrainConfig, elements: int = 1, device: Device = CPU) -> Partition:
-    """Who computes which microbatches, and updates which of so many elements. Raises ConfigurationError on GPUs, where
-    steps are recorded for equal shares."""
-    if config.shares != "equal" and not device.host_memory:
-        raise ConfigurationError(
-            f"shares {config.shares}: goes with the CPU alone, got {device.name}; leave it out, or give --device cpu"
-        )
-    return Partition(config.microbatches, communicator.size, elements, parse_shares(config.shares, "shares"))
-
-
 def balanced(trainer: Trainer, config: TrainConfig, longest: int) -> Trainer:
-    """The trainer, which records its shares where they aren't equal, and for `auto` changes them as it runs.
+    """The trainer, which records its shares, and for `auto` changes them as it runs.
 
-    `longest` is the length of a minibatch. Raises ConfigurationError where it is too short for shares to change.
+    `longest` is the length of a minibatch. Raises ConfigurationError where it is too short for shares to change, and on
+    GPUs, where steps are recorded for equal shares.
     """
-    if config.shares == "equal":
-        return trainer
-    from distsgd.training.shares import BalancedSteps, SharesRule, record_shares
-
     ranks, step = trainer.communicator.size, trainer.step
+    if not step.device.host_memory:
+        raise ConfigurationError(
+            f"shares {config.shares}: goes with the CPU alone, got {step.device.name}; leave it out, or give --device "
+            "cpu"
+        )
     record_shares(trainer)
     if config.shares == "auto" and ranks == 1:
         trainer.notes = [

@@ -10,7 +10,9 @@ from typing import final
 import numpy as np
 
 from distsgd.core.device import Array
+from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout, Views
+from distsgd.data.sampling import filled_microbatches
 from distsgd.nn.objective import Objective
 from distsgd.training.steps import StepParts
 
@@ -21,6 +23,19 @@ LEAST_EXAMPLES = 8
 def least_examples(objective: Objective) -> int:
     """How many examples each of several microbatches has at least."""
     return LEAST_EXAMPLES if objective.statistics_shapes() else 1
+
+
+def check_filled(ranks: int, microbatches: int, objective: Objective, longest: int) -> None:
+    """Raises ConfigurationError where minibatches of `longest` examples fill fewer microbatches than there are
+    ranks."""
+    least = least_examples(objective)
+    filled = filled_microbatches(longest, microbatches, least)
+    if ranks > filled:
+        raise ConfigurationError(
+            f"{ranks} ranks share {filled} microbatches: this model normalizes over each microbatch, which takes at "
+            f"least {least} examples of the {longest} of a minibatch; start at most {filled} ranks, or set batch_size "
+            f"{least * ranks} or more"
+        )
 
 
 @final
