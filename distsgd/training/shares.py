@@ -160,7 +160,8 @@ class BalancedSteps:
             flags |= Flag.SHARES
         began = perf_counter()
         results = self._step.advance(order, flags, want_norm, skip, wait)
-        self._times.end_step(perf_counter() - began)
+        if skip is None:  # else no gradient was computed
+            self._times.end_step(perf_counter() - began)
         if results[-1].flags & Flag.SHARES:
             self._share_out(order.step + 1)
         return results
