@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,9 +35,17 @@ class Clock(distsgd.Callback):
         self.settle, self.seconds = settle, seconds
         self.began: float | None = None
         self.examples, self.result = 0, dict[str, float]()
+        self.slower: float | None = None
 
     def on_start(self, run: RunView) -> None:
         self.run, self.started = run, time.perf_counter()
+
+    def on_note(self, text: str) -> bool:
+        """Of the first change of shares: how much longer the last rank took than the first for as many microbatches."""
+        found = re.search(r"took ([\d.e+]+)(?:, .*)?, ([\d.e+]+) ms", text)
+        if found is not None and self.slower is None:
+            self.slower = float(found[2]) / float(found[1])
+        return False
 
     def on_step(self, step: int, loss: float, examples: int) -> None:
         now = time.perf_counter()
@@ -87,7 +96,8 @@ def main() -> None:
         partition = trainers[0].step.reduction.partition
         first, last = partition.microbatches_of(partition.ranks - 1)
         metadata = {"reduction": type(trainers[0].step.reduction).__name__}
-        report_result({**clock.result, "microbatches_of_last_rank": last - first, "metadata": metadata})
+        ended = {"microbatches_of_last_rank": last - first, "last_rank_slower": clock.slower or 1.0}
+        report_result({**clock.result, **ended, "metadata": metadata})
 
 
 main()
