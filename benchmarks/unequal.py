@@ -45,9 +45,10 @@ def how(found: Mapping[str, Series]) -> str:
     """How slow rank 1 was at first, and how many microbatches it had in the end."""
     slower, ended = (found[AUTO].values(key) for key in ("last_rank_slower", "microbatches_of_last_rank"))
     rounds = ", ".join(f"{number} ({count} rounds)" for number, count in Counter(ended).most_common())
+    took = ", ".join(f"{times:.2f}" for times in slower if times)
     return (
-        f"rank 1 took {', '.join(f'{times:.2f}' for times in slower)} times as long as rank 0 for as many microbatches; "
-        f"in the end it computed {rounds or 'none'}"
+        f"rank 1 took {took or 'no known number of'} times as long as rank 0 for as many microbatches, until shares "
+        f"changed; in the end it computed {rounds or 'none'}"
     )
 
 

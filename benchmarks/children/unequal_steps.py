@@ -96,7 +96,7 @@ def main() -> None:
         partition = trainers[0].step.reduction.partition
         first, last = partition.microbatches_of(partition.ranks - 1)
         metadata = {"reduction": type(trainers[0].step.reduction).__name__}
-        ended = {"microbatches_of_last_rank": last - first, "last_rank_slower": clock.slower or 1.0}
+        ended = {"microbatches_of_last_rank": last - first, "last_rank_slower": clock.slower or 0.0}
         report_result({**clock.result, **ended, "metadata": metadata})
 
 
