@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 
 from benchmarks.children.protocol import keep_trainers, report_result, settings
+from benchmarks.half_speed import half_speed
 from benchmarks.workloads import synthetic, workload
 from distsgd.core import runtime
 
@@ -18,14 +17,6 @@ runtime.prepare_alone()
 
 import distsgd  # noqa: E402
 from distsgd.training.callbacks import RunView  # noqa: E402
-
-_PERIOD = 4000
-"""Microseconds, in each of which a slow rank may run for half of the time: few beside a step."""
-_GROUPS = {
-    Path("/sys/fs/cgroup/cpu"): {"cpu.cfs_period_us": f"{_PERIOD}", "cpu.cfs_quota_us": f"{_PERIOD // 2}"},
-    Path("/sys/fs/cgroup"): {"cpu.max": f"{_PERIOD // 2} {_PERIOD}"},
-}
-"""Where control groups are made, by version, and what limits one."""
 
 
 class Clock(distsgd.Callback):
@@ -58,22 +49,6 @@ class Clock(distsgd.Callback):
                 self.run.stop()
 
 
-@contextmanager
-def half_speed() -> Iterator[None]:
-    """This process runs for half of the time (Linux, root): it is in a control group of its own."""
-    parent = next(folder for folder in _GROUPS if (folder / "cgroup.procs").exists())
-    group = parent / f"distsgd-{os.getpid()}"
-    group.mkdir()
-    try:
-        for name, value in _GROUPS[parent].items():
-            (group / name).write_text(value)
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-        yield
-    finally:
-        (parent / "cgroup.procs").write_text(str(os.getpid()))
-        group.rmdir()
-
-
 def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
     clock, trainers = Clock(wanted["settle"], wanted["seconds"]), keep_trainers()
@@ -96,7 +71,7 @@ def main() -> None:
         partition = trainers[0].step.reduction.partition
         first, last = partition.microbatches_of(partition.ranks - 1)
         metadata = {"reduction": type(trainers[0].step.reduction).__name__}
-        ended = {"microbatches_of_last_rank": last - first, "last_rank_slower": clock.slower or 0.0}
+        ended = {"microbatches_of_last_rank": last - first, "last_rank_slower": clock.slower or 1.0}
         report_result({**clock.result, **ended, "metadata": metadata})
 
 
