@@ -24,8 +24,7 @@ class SharedReduction(GradientReduction):
         self.speaks_for_replica = False  # there is only one replica
         self.barrier = shared_barrier(communicator, plan.others)
         elements = self.partition.elements
-        nodes = communicator.allgather_object(self.nodes())
-        order = [node for of_rank in nodes for node in of_rank]
+        order = [node for of_rank in communicator.allgather_object(self.nodes()) for node in of_rank]
         self.params = self._shared((elements,), plan.dtype)
         self._slots = self._shared((plan.slots, elements), plan.dtype)
         rows = self._shared((len(order), elements), plan.dtype)

@@ -25,10 +25,10 @@ from distsgd.optim.registry import OPTIMIZERS
 from distsgd.optim.regularization import Regularization
 from distsgd.optim.schedules import Schedule, build_schedule
 from distsgd.parallel import Communicator
-from distsgd.parallel.reduction import GradientReduction, LocalReduction, Partition, Plan
-from distsgd.parallel.serial import SerialCommunicator
+from distsgd.parallel.reduction import Partition, Plan
 from distsgd.parallel.thread_pool import Workers, worker_count
 from distsgd.parallel.tree import scratch_levels
+from distsgd.run.build_reduction import make_reduction
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.data.loading import Data
 from distsgd.training.callbacks import Callback
@@ -202,8 +202,8 @@ def build_step(
         raise ConfigurationError("the model has no parameters to train")
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.host_memory else 1)
-    partition = Partition(config.microbatches, communicator.size, layout.size)
-    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
+    partition = Partition(config.microbatches, communicator.size, layout.size, config.wire_groups or 0)
+    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots) + (partition.wire_groups > 0))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
     what = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
@@ -365,36 +365,3 @@ def load_initial(communicator: Communicator, step: TrainingStep, given: Mapping[
     communicator.on_root(fill)
     step.load(params)
     communicator.transport.broadcast(running.flat)
-
-
-def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
-    """(the reduction that fits these ranks, a line to print where it isn't the one hoped for). Collective.
-
-    communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
-                    possible; of ranks on GPUs, see `between_gpus`
-    """
-    apart = SerialCommunicator()
-    if plan.device.host_memory and communication == "nccl":
-        raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
-    if communicator.size == 1:
-        return LocalReduction(communicator, plan), None
-    from distsgd.parallel.message_reduction import MessageReduction
-    from distsgd.parallel.shared_memory import NotShared
-    from distsgd.parallel.shared_reduction import SharedReduction
-
-    if not plan.device.host_memory:
-        from distsgd.gpu.choose_transport import between_gpus
-
-        transport, note = between_gpus(communicator, plan.device, communication)
-        return MessageReduction(communicator, plan, apart, transport), note
-    if communication == "mpi":
-        return MessageReduction(communicator, plan, apart), None
-    try:
-        if len(set(communicator.hosts)) == 1:
-            return SharedReduction(communicator, plan), None
-        return MessageReduction(communicator, plan, communicator.node()), None
-    except NotShared as host:
-        if communication == "shared":
-            raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
-        note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageReduction(communicator, plan, apart), note
