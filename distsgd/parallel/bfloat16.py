@@ -30,20 +30,24 @@ def _rounded_bits(values: Array, found: Array) -> None:
     np.bitwise_and(found, 1, out=found)
     np.add(found, 0x7FFF, out=found)
     np.add(found, bits, out=found)
-    if not math.isfinite(np.dot(values, values)):  # the sum carries some NaNs into an infinity or a zero
+    with np.errstate(all="ignore"):
+        squares = np.dot(values, values)
+    if not math.isfinite(squares):  # the sum carries some NaNs into an infinity or a zero
         are_nan = np.isnan(values)
         found[are_nan] = bits[are_nan] | _QUIET
 
 
-def round_to_bfloat16(values: Array, out: Array, spare: Array) -> None:
+def round_to_bfloat16(values: Array, spare: Array, out: Array) -> None:
     """Round float32 numbers to bfloat16, which float32 holds exactly.
 
     Parameters
     ----------
-    values, out : array
-        Contiguous (n,), float32; they may be the same.
+    values : array
+        Contiguous (n,), float32.
     spare : array
-        Scratch memory (m,) of four bytes a number, m >= n.
+        Scratch memory (n,) of four bytes a number: no memory of `values`, but it may be that of `out`.
+    out : array
+        (n,) float32, for the result; it may be `values`.
 
     References
     ----------
@@ -52,18 +56,18 @@ def round_to_bfloat16(values: Array, out: Array, spare: Array) -> None:
     Examples
     --------
     >>> values = np.array([1.0, 1.00390625, 3.14159274], np.float32)
-    >>> round_to_bfloat16(values, values, np.empty(3, np.float32))
+    >>> round_to_bfloat16(values, np.empty(3, np.float32), values)
     >>> values.tolist()
     [1.0, 1.0, 3.140625]
     """
-    found = spare[: len(values)].view(_BITS)
+    found = spare.view(_BITS)
     _rounded_bits(values, found)
     np.bitwise_and(found, 0xFFFF_0000, out=out.view(_BITS))
 
 
-def pack(values: Array, out: Array, spare: Array) -> None:
+def pack(values: Array, spare: Array, out: Array) -> None:
     """Write the rounded values' upper halves into `out`, (n,) uint16; `values` and `spare` as above."""
-    found = spare[: len(values)].view(_BITS)
+    found = spare.view(_BITS)
     _rounded_bits(values, found)
     np.right_shift(found, 16, out=found)
     out[...] = found
@@ -135,9 +139,8 @@ class BFloat16Transport(Transport):
             self._unpack(self._replica[begin:end], flat[begin:end])
 
     def _pack(self, values: Array, out: Array) -> None:
-        with np.errstate(all="ignore"):
-            for chunk in update_chunks(slice(0, len(out))):
-                pack(values[chunk], out[chunk], self._spare)
+        for chunk in update_chunks(slice(0, len(out))):
+            pack(values[chunk], self._spare[: chunk.stop - chunk.start], out[chunk])
 
     def _unpack(self, halves: Array, out: Array) -> None:
         for chunk in update_chunks(slice(0, len(out))):

@@ -8,15 +8,15 @@ rounded parameters: Micikevicius et al., "Mixed precision training", ICLR 2018.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import TypeAlias, final
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.parallel.bfloat16 import round_to_bfloat16
-from distsgd.parallel.reduction import UPDATE_CHUNK, GradientReduction, Partition, Plan, update_chunks
+from distsgd.parallel.reduction import GradientReduction, Partition, Plan, update_chunks
 from distsgd.parallel.tree import Span, TreeSum
 
 
@@ -25,22 +25,23 @@ def with_unrounded(plan: Plan) -> Plan:
     return replace(plan, slots=plan.slots + 1)
 
 
+Operation: TypeAlias = tuple[Callable[[Array, Array, Array], object], Array, Array, Array]
+"""A function with what it is called with; it writes into the last array."""
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class RoundedSum(TreeSum):
-    """A sum in the tree's order in which the groups' sums are rounded, in place; see `TreeSum`.
+    """A sum in the tree's order in which the groups' sums are rounded; see `TreeSum`.
 
-    operations  in order: (left, right, out) of an addition, (sum, None, scratch memory) of a rounding
+    operations  additions and roundings, in order
     """
 
-    operations: tuple[tuple[Array, Array | None, Array], ...] = ()
+    operations: tuple[Operation, ...] = ()
 
     def compute(self) -> Array:
-        for left, right, out in self.operations:
-            if right is None:
-                round_to_bfloat16(left, left, out)
-            else:
-                np.add(left, right, out=out)
+        for function, first, second, out in self.operations:
+            function(first, second, out)
         return self.result
 
 
@@ -49,36 +50,39 @@ def rounded_sum(
 ) -> RoundedSum | None:
     """As `tree_sum` of all microbatches, with the groups' sums rounded; None where all are empty.
 
-    The rows' elements `span` are rounded in place where a row is a group's sum. `scratch` is an array for each of
-    `scratch_levels(microbatches)`, of at least the span's length.
+    `scratch` is an array for each of `scratch_levels(microbatches)`, of at least the span's length.
     """
     groups = set(partition.subtrees(0, partition.microbatches))
-    operations: list[tuple[Array, Array | None, Array]] = []
-    leaves = 0
+    memory = [one[: span.stop - span.start] for one in scratch]
+    operations: list[Operation] = []
+    used: list[Span] = []
 
     def visit(first: int, last: int, level: int) -> Array | None:
-        nonlocal leaves
+        """The node's sum: a row, or the scratch array of this level."""
         if bounds[first] == bounds[last]:
             return None
-        row = rows.get((first, last))
-        if row is not None:
-            leaves += 1
-            found: Array | None = row[span]
+        if (first, last) in rows:
+            used.append((first, last))
+            found: Array | None = rows[first, last][span]
         else:
             middle = (first + last) // 2
-            left, right = visit(first, middle, level), visit(middle, last, level + 1)
-            found = right if left is None else left
-            if left is not None and right is not None:
-                found = scratch[level][: left.size]
-                operations.append((left, right, found))
-        if found is not None and (first, last) in groups:
-            operations.append((found, None, scratch[-1]))  # no addition is so deep
+            found = visit(first, middle, level)
+            right = visit(middle, last, level if found is None else level + 1)
+            if found is None:
+                found = right
+            elif right is not None:
+                operations.append((np.add, found, right, memory[level]))
+                found = memory[level]
+        if (first, last) in groups:
+            assert found is not None, "some microbatch isn't empty"
+            # In place where an addition has left the sum here: then there is another level below.
+            spare = memory[level + 1] if found is memory[level] else memory[level]
+            operations.append((round_to_bfloat16, found, spare, memory[level]))
+            found = memory[level]
         return found
 
     result = visit(0, partition.microbatches, 0)
-    if result is None:
-        return None
-    return RoundedSum(result, leaves, operations=tuple(operations))
+    return None if result is None else RoundedSum(result, len(used), operations=tuple(operations))
 
 
 @final
@@ -91,7 +95,6 @@ class RoundedReduction(GradientReduction):
         super().__init__(inner.communicator, replace(inner.plan, slots=inner.plan.slots - 1), inner.transport)
         self.inner, self.barrier, self.speaks_for_replica = inner, inner.barrier, inner.speaks_for_replica
         self.params, self.rows, self.flags, self.records = inner.params, inner.rows, inner.flags, inner.records
-        self._spare = np.empty(UPDATE_CHUNK, np.float32)
         self._chunks = [
             (self.updated(chunk.start, chunk.stop), self.params[chunk]) for chunk in update_chunks(self.owned)
         ]
@@ -115,9 +118,8 @@ class RoundedReduction(GradientReduction):
         return self.inner.slots(start, stop)[-1]
 
     def all_gather(self) -> None:
-        with np.errstate(all="ignore"):
-            for unrounded, rounded in self._chunks:
-                round_to_bfloat16(unrounded, rounded, self._spare)
+        for unrounded, rounded in self._chunks:
+            round_to_bfloat16(unrounded, rounded, rounded)
         self.inner.all_gather()
 
     def allgather_on_host(self, flat: Array, counts: Sequence[int]) -> None:
