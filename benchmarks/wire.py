@@ -52,7 +52,8 @@ def times(found: dict[str, Series], places: list[str], batch: int) -> str:
 
 def main() -> None:
     chosen = options(
-        __doc__, extra=lambda parser: parser.add_argument("--links", nargs="*", type=float, default=LINKS, help="Gbit/s")
+        __doc__,
+        extra=lambda parser: parser.add_argument("--links", nargs="*", type=float, default=LINKS, help="Gbit/s"),
     )
     report = Report("wire", chosen)
     places = [*(f"{link:g} Gbit/s" for link in chosen.links), "one rank"]

@@ -85,7 +85,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # rounded sums and parameters: with a group a microbatch, so that any rank has whole groups
     "wire bfloat16": {"wire": "bfloat16", "wire_groups": 4, **_VALIDATED},
     "wire bfloat16, adam, many blocks": {
-        "wire": "bfloat16", "wire_groups": 4, "optimizer": "adam", "hidden": (700, 150), "clip_norm": 0.1, "max_steps": 4,
+        "wire": "bfloat16", "wire_groups": 4, "optimizer": "adam", "hidden": (700, 150), "clip_norm": 0.1,
+        "max_steps": 4,
     },
     # regularization
     "batch norm": {"batch_norm": True, "activation": "gelu", **_VALIDATED},

@@ -125,8 +125,9 @@ class BFloat16Transport(Transport):
             for start, count, at in zip(received.starts, received.counts, arriving.starts, strict=True)
             if count
         )
-        length = max((start + count for start, count in zip(halves.starts, halves.counts, strict=True) if count), default=0)
-        return _Messages(np.empty(length // 2, _HALF), halves, np.empty(arriving.end // 2, _HALF), arriving, places)
+        ends = (start + count for start, count in zip(halves.starts, halves.counts, strict=True) if count)
+        send, receive = (np.empty(length // 2, _HALF) for length in (max(ends, default=0), arriving.end))
+        return _Messages(send, halves, receive, arriving, places)
 
     def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
         if len(self._replica) != len(flat):

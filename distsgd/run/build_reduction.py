@@ -20,8 +20,8 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
         return _exact(communicator, plan, communication, communicator.transport)
     if not plan.device.host_memory:
         raise ConfigurationError(
-            f"wire bfloat16: rounds in the host's memory, and this run computes on {plan.device.name}; give --device cpu, "
-            "or leave it out"
+            f"wire bfloat16: rounds in the host's memory, and this run computes on {plan.device.name}; give --device "
+            "cpu, or leave it out"
         )
     from distsgd.parallel.bfloat16 import BFloat16Transport
     from distsgd.parallel.rounded_reduction import RoundedReduction, with_unrounded

@@ -203,11 +203,11 @@ class TrainConfig:
         "Of --precision float16: a power of two that keeps small gradients from rounding to zero. Default: 1024.")
 
     wire: str = option(FULL, choices=WIRES, help=
-        "bfloat16: the sums of groups of microbatches, and the parameters after each update, are rounded to it, and travel "
-        "between hosts in half of the bytes. On one rank, too: bits depend on it, and on the number of ranks never.")
+        "bfloat16: gradient sums of groups of microbatches, and the parameters after each update, are rounded to it, "
+        "and travel between hosts in half of the bytes. On one rank they are rounded, too.")
     wire_groups: int | None = option(None, interval=f"[1, {MOST_MICROBATCHES}]", help=
-        "Of --wire bfloat16: how many groups, a power of two. A host computes whole groups, so give as many as you have "
-        "hosts, or more. Default: 2.")
+        "Of --wire bfloat16: how many groups, a power of two. A host computes whole groups, and saves most with one. "
+        "Results depend on this number. Default: 2.")
 
     epochs: int = option(20, "Stop after this many epochs.", group="When to stop", interval="[0, inf)")
     max_steps: int | None = option(None, "Stop after this many steps from the run's first.", interval="[0, inf)")

@@ -38,7 +38,7 @@ def rounded(values: Array) -> Array:
 
 
 def nearest(value: float) -> float:
-    """The nearest of all bfloat16 numbers, of two equally near ones the one whose last bit is even, in exact arithmetic.
+    """The nearest of all bfloat16 numbers, of two equally near ones that with an even last bit, in exact arithmetic.
 
     What is beyond the middle between the largest finite number and the next power of two is infinite.
     """
@@ -73,7 +73,9 @@ def test_rounding_is_to_the_nearest(bits: int) -> None:
         assert struct.pack("<f", found) == struct.pack("<f", nearest(float(value[0])))
 
 
-@pytest.mark.parametrize("upper", [0x0000, 0x0001, 0x007F, 0x0080, 0x3F80, 0x3F81, 0x7F7E, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF])
+@pytest.mark.parametrize(
+    "upper", [0x0000, 0x0001, 0x007F, 0x0080, 0x3F80, 0x3F81, 0x7F7E, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF]
+)
 @pytest.mark.parametrize("sign", [0x0000, 0x8000])
 def test_ties_infinities_and_every_kind_of_nan(upper: int, sign: int) -> None:
     for lower in (0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
@@ -157,7 +159,8 @@ def a_step(communicator: Communicator, kind: str, microbatches: int, groups: int
 
 
 def wanted(microbatches: int, groups: int, length: int) -> Array:
-    found = sum_of(0, microbatches, groups.bit_length() - 1, tuple(microbatch_bounds(length, microbatches)), slice(None))
+    bounds = tuple(microbatch_bounds(length, microbatches))
+    found = sum_of(0, microbatches, groups.bit_length() - 1, bounds, slice(None))
     assert found is not None
     return found
 
@@ -176,7 +179,8 @@ def test_sums_of_groups_are_rounded_on_any_number_of_ranks(microbatches: int, gr
     for size in sorted({1, 2, 3, min(8, microbatches)}):
         if size <= microbatches:
             for workers in (1, 3):
-                check_step(run_on_threads(size, lambda c, w=workers: a_step(c, "auto", microbatches, groups, length, w)), total)
+                ran = run_on_threads(size, lambda c, w=workers: a_step(c, "auto", microbatches, groups, length, w))
+                check_step(ran, total)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,9 @@ def test_the_same_bits_on_several_hosts(hosts: str, microbatches: int, groups: i
     for length in (3, 100):
         total = wanted(microbatches, groups, length)
         for kind in ("auto", "mpi") if microbatches == groups else ("auto",):
-            ran = run_on_threads(len(hosts), lambda c, k=kind: a_step(c, k, microbatches, groups, length), tuple(hosts))
+            ran = run_on_threads(
+                len(hosts), lambda c, k=kind, n=length: a_step(c, k, microbatches, groups, n), tuple(hosts)
+            )
             check_step(ran, total)
 
 

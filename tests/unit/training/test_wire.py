@@ -1,4 +1,4 @@
-"""Runs with --wire bfloat16: what is computed, the same bits on any ranks and hosts, what continues, what is refused."""
+"""Runs with --wire bfloat16: what is computed, the same bits on any ranks and hosts, what is refused."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_a_step_beside_its_definition() -> None:
         return 0.5 * float(errors @ errors), len(batch)
 
     result = distsgd.fit(
-        squares, (X[:64], Y[:64]), params={"w": start}, optimizer=distsgd.SGD(0.1), batch_size=64, microbatches=4, threads=1,
-        max_steps=1, validation_fraction=0, wire="bfloat16", wire_groups=2,
+        squares, (X[:64], Y[:64]), params={"w": start}, optimizer=distsgd.SGD(0.1), batch_size=64, microbatches=4,
+        threads=1, max_steps=1, validation_fraction=0, wire="bfloat16", wire_groups=2,
     )  # fmt: skip
     computed_with, gradients = zip(*seen[-4:], strict=True)
     assert all(params.tobytes() == bfloat16(start).tobytes() for params in computed_with)
@@ -110,8 +110,8 @@ def test_updates_smaller_than_a_rounding_are_not_lost() -> None:
     def run(hosts: str) -> list[float]:
         def rank(communicator: Communicator) -> float:
             result = distsgd.fit(
-                constant, (X[:8], Y[:8]), params={"w": np.ones(1, np.float32)}, optimizer=distsgd.SGD(2.0**-12), epochs=64,
-                batch_size=8, validation_fraction=0, communicator=communicator, **ROUNDED,
+                constant, (X[:8], Y[:8]), params={"w": np.ones(1, np.float32)}, optimizer=distsgd.SGD(2.0**-12),
+                epochs=64, batch_size=8, validation_fraction=0, communicator=communicator, **ROUNDED,
             )  # fmt: skip
             return float(result.params["w"][0])
 
@@ -139,8 +139,8 @@ def test_large_numbers_round_to_infinity_and_are_reported() -> None:
         return 0.0, len(batch)
 
     options: dict[str, Any] = {
-        "params": {"w": np.ones(1, np.float32)}, "optimizer": distsgd.SGD(0.0), "batch_size": 8, "max_steps": 3, "microbatches": 1,
-        "validation_fraction": 0,
+        "params": {"w": np.ones(1, np.float32)}, "optimizer": distsgd.SGD(0.0), "batch_size": 8, "max_steps": 3,
+        "microbatches": 1, "validation_fraction": 0,
     }  # fmt: skip
     distsgd.fit(huge, (X[:8], Y[:8]), **options)
     with pytest.raises(distsgd.NonFiniteError, match="the update is not finite, though the gradients are"):
@@ -172,13 +172,16 @@ def test_the_number_of_groups_is_written_out() -> None:
         resolved(TrainConfig(**ROUNDED, microbatches=1))
 
 
-@pytest.mark.parametrize(("hosts", "options"), first_of([("abb", {}), ("aaaa", {"communication": "mpi"}), ("abcd", {})]))
+@pytest.mark.parametrize(
+    ("hosts", "options"), first_of([("abb", {}), ("aaaa", {"communication": "mpi"}), ("abcd", {})])
+)
 def test_a_host_with_a_part_of_a_group_is_refused(hosts: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="wire_groups 2: expected ranks that share memory to compute whole groups"):
+    with pytest.raises(ConfigurationError, match="wire_groups 2: expected ranks that share memory to compute whole gr"):
         train(hosts, **options)
 
 
 @pytest.mark.stand_in
 def test_gpus_are_refused() -> None:
-    with strict_device(StrictModule()), pytest.raises(ConfigurationError, match="wire bfloat16: rounds in the host's memory"):
+    printed = "wire bfloat16: rounds in the host's memory, and this run computes on"
+    with strict_device(StrictModule()), pytest.raises(ConfigurationError, match=printed):
         train(device="gpu")
