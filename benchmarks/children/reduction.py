@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 from distsgd.parallel import start  # noqa: E402
 from distsgd.parallel.reduction import UPDATE_CHUNK, GradientReduction, Partition, Plan, update_chunks  # noqa: E402
 from distsgd.parallel.tree import scratch_levels  # noqa: E402
-from distsgd.run.build_reduction import make_reduction  # noqa: E402
+from distsgd.run.build_trainer import make_reduction  # noqa: E402
 
 
 class Reduction:

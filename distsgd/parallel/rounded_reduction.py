@@ -15,15 +15,12 @@ from typing import TypeAlias, final
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.parallel.bfloat16 import round_to_bfloat16
+from distsgd.core.errors import ConfigurationError
+from distsgd.parallel.bfloat16 import BFloat16Transport, round_to_bfloat16
+from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.reduction import GradientReduction, Partition, Plan, update_chunks
+from distsgd.parallel.transport import Transport
 from distsgd.parallel.tree import Span, TreeSum
-
-
-def with_unrounded(plan: Plan) -> Plan:
-    """The plan of a reduction that a `RoundedReduction` wraps: it keeps the unrounded parameters as a slot."""
-    return replace(plan, slots=plan.slots + 1)
-
 
 Operation: TypeAlias = tuple[Callable[[Array, Array, Array], object], Array, Array, Array]
 """A function with what it is called with; it writes into the last array."""
@@ -87,7 +84,8 @@ def rounded_sum(
 
 @final
 class RoundedReduction(GradientReduction):
-    """Another reduction in the host's memory, whose plan is `with_unrounded`; it has the memory and sends messages."""
+    """Another reduction in the host's memory, which has the memory and sends messages; the last slot of its plan holds
+    the unrounded parameters."""
 
     own_slots = ("unrounded parameters",)
 
@@ -139,3 +137,20 @@ class RoundedReduction(GradientReduction):
 
     def load_slots(self, slots: list[Array] | None) -> None:
         self.inner.load_slots(slots)
+
+
+def rounded_reduction(
+    communicator: Communicator, plan: Plan, make: Callable[[Plan, Transport], tuple[GradientReduction, str | None]]
+) -> tuple[GradientReduction, str | None]:
+    """Wrap the reduction that `make` returns with a line to print, for a plan and a transport. Collective.
+
+    Raises ConfigurationError on a device other than the host's memory.
+    """
+    if not plan.device.host_memory:
+        raise ConfigurationError(
+            f"wire bfloat16: rounds in the host's memory, and this run computes on {plan.device.name}; give --device "
+            "cpu, or leave it out"
+        )
+    transport = BFloat16Transport(communicator.transport, communicator.rank)
+    inner, note = make(replace(plan, slots=plan.slots + 1), transport)
+    return RoundedReduction(inner), note

@@ -12,7 +12,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import UPDATE_CHUNK, GradientReduction, Partition, Plan, update_chunks
 from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.parallel.tree import scratch_levels
-from distsgd.run.build_reduction import make_reduction
+from distsgd.run.build_trainer import make_reduction
 
 SMALL, LARGE = 1_000, 1_000_000
 """Numbers in the timed reductions: one is limited by latency, the other by bandwidth."""

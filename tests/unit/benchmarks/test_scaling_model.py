@@ -17,7 +17,7 @@ from benchmarks.processes import Unavailable
 from benchmarks.scaling_model import pays, scaling_table
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.run.build_reduction import make_reduction
+from distsgd.run.build_trainer import make_reduction
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 

@@ -17,7 +17,7 @@ from distsgd.gpu.devices import choose_device
 from distsgd.nn.batch import Batch
 from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import Partition, Plan
-from distsgd.run.build_reduction import make_reduction
+from distsgd.run.build_trainer import make_reduction
 from distsgd.run.fit import fit
 from distsgd.run.trained.trained_model import Result
 from tests import emulated_kernels

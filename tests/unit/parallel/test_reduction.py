@@ -26,7 +26,7 @@ from distsgd.parallel.shared_barrier import has_core_each, shared_barrier
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.parallel.shared_reduction import SharedReduction
 from distsgd.parallel.tree import scratch_levels, tree_sum
-from distsgd.run.build_reduction import make_reduction
+from distsgd.run.build_trainer import make_reduction
 from distsgd.run.fit import fit
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting

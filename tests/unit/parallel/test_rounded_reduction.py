@@ -23,7 +23,7 @@ from distsgd.parallel.bfloat16 import pack, round_to_bfloat16, unpack
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import BLOCK, Partition, Plan
 from distsgd.parallel.tree import maximal_subtrees, scratch_levels
-from distsgd.run.build_reduction import make_reduction
+from distsgd.run.build_trainer import make_reduction
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
 
