@@ -1,4 +1,4 @@
-"""What --wire bfloat16 saves: steps on two hosts of two ranks each, made of network namespaces (Linux, root, MPICH).
+"""What --wire bfloat16 saves and costs: steps on two hosts of two ranks each (with --hosts), and on one rank.
 
 Both ways of sending take turns within a round. One rank shows what rounding itself costs.
 """
@@ -53,10 +53,12 @@ def times(found: dict[str, Series], places: list[str], batch: int) -> str:
 def main() -> None:
     chosen = options(
         __doc__,
-        extra=lambda parser: parser.add_argument("--links", nargs="*", type=float, default=LINKS, help="Gbit/s"),
+        extra=lambda parser: parser.add_argument(
+            "--links", nargs="*", type=float, default=LINKS, help="of two hosts, Gbit/s"
+        ),
     )
     report = Report("wire", chosen)
-    places = [*(f"{link:g} Gbit/s" for link in chosen.links), "one rank"]
+    places = [*(f"{link:g} Gbit/s" for link in (chosen.links if chosen.hosts else ())), "one rank"]
     for name in chosen.workload or DEFAULT:
         found = interleave([one for place in places for one in contenders(name, place, chosen)], chosen.rounds)
         title = f"two hosts of {ON_EACH} ranks, L={MICROBATCHES}; {describe(workload(name))}"

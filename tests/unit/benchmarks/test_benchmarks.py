@@ -37,6 +37,7 @@ NAMES = (
     "streaming",
     "loader_peer",
     "csv_load",
+    "wire",
 )
 
 
