@@ -22,7 +22,8 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.bfloat16 import pack, round_to_bfloat16, unpack
 from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import BLOCK, Partition, Plan
-from distsgd.parallel.tree import maximal_subtrees, scratch_levels
+from distsgd.parallel.rounded_reduction import rounded_sum
+from distsgd.parallel.tree import maximal_subtrees, scratch_levels, split_nodes
 from distsgd.run.build_trainer import make_reduction
 from tests.threads import run_on_threads
 from tests.unit.counting import Counting
@@ -303,3 +304,27 @@ def test_groups_are_nodes_of_the_tree_at_one_depth(microbatches: int, data: st.D
         nodes = [half for a, b in nodes for half in ((a, (a + b) // 2), ((a + b) // 2, b))]
     assert maximal_subtrees(0, microbatches, microbatches, 2**depth) == nodes
     assert all(first < last for first, last in nodes)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 11), st.data())
+def test_sums_of_any_groups_and_empty_microbatches(microbatches: int, data: st.DataObject) -> None:
+    """With rows of any width that is no more than a group's, whose numbers are only read."""
+    depth = data.draw(st.integers(0, microbatches.bit_length() - 1))
+    sizes = data.draw(st.lists(st.integers(0, 1), min_size=microbatches, max_size=microbatches).filter(any))
+    bounds = (0, *np.cumsum(sizes).tolist())
+    partition, few = Partition(microbatches, 1, 40, 2**depth), slice(0, 40)
+    limit = data.draw(st.integers(1, microbatches))
+    nodes = split_nodes(partition.subtrees(0, microbatches), limit)
+    found = {node: sum_of(*node, -1, bounds, few) for node in nodes}
+    rows = {node: np.full(40, np.nan, F32) if row is None else row.copy() for node, row in found.items()}
+    before = {node: row.tobytes() for node, row in rows.items()}
+    scratch = np.full((scratch_levels(microbatches), 40), np.nan, F32)
+    total = rounded_sum(rows, partition, bounds, few, scratch)
+    assert total is not None
+    wanted = sum_of(0, microbatches, depth, bounds, few)
+    assert wanted is not None
+    assert total.compute().tobytes() == wanted.tobytes()
+    assert total.divided(3.0, np.empty(40, F32)).tobytes() == (wanted / np.float32(3)).tobytes()
+    assert {node: row.tobytes() for node, row in rows.items()} == before
+    assert rounded_sum(rows, partition, (0,) * (microbatches + 1), few, scratch) is None
