@@ -102,7 +102,7 @@ test-docs: .venv/.stamp-test docs ## builds the site, and compares its pages wit
 
 bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smoke run, --help for peers and data
 	@for name in peers scaling reduction startup limits memory time_to_accuracy scaling_model checkpoints \
-	    sklearn_peer csv_load unequal; do \
+	    sklearn_peer csv_load unequal wire; do \
 	    $(IN_VENV) -m benchmarks.$$name $(ARGS) || exit 1; \
 	done
 

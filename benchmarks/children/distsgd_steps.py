@@ -103,6 +103,7 @@ def main() -> None:
         microbatches=wanted["microbatches"],
         threads=wanted.get("threads"),
         communication=wanted.get("communication", "auto"),
+        wire=wanted.get("wire", "float32"),
         validation_fraction=0.0,
         epochs=1_000_000,
         callbacks=[clock],

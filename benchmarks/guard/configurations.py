@@ -82,6 +82,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "activation tanh": {"activation": "tanh", "weight_initializer": "normal(0.05)"},
     "activation softplus": {"activation": "softplus", "weight_initializer": "uniform(-0.1, 0.1)"},
     "activation linear": {"activation": "linear", "bias_initializer": "normal(0.01)"},
+    # rounded sums and parameters: with a group a microbatch, so that any rank has whole groups
+    "wire bfloat16": {"wire": "bfloat16", "wire_groups": 4, **_VALIDATED},
+    "wire bfloat16, adam, many blocks": {
+        "wire": "bfloat16", "wire_groups": 4, "optimizer": "adam", "hidden": (700, 150), "clip_norm": 0.1,
+        "max_steps": 4,
+    },
     # regularization
     "batch norm": {"batch_norm": True, "activation": "gelu", **_VALIDATED},
     "dropout": {"dropout": 0.4, "activation": "softplus"},

@@ -24,7 +24,8 @@ class MessageReduction(OwnState):
     """One replica for each group.
 
     A step is an all-gather of flags and records, an all-to-all of sums, the update, and an all-to-all of parameters.
-    Raises NotShared, on all ranks, where a group can't share memory.
+    Raises NotShared, on all ranks, where a group can't share memory, and ConfigurationError where it computes a part of
+    a group of microbatches whose sum is rounded.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class MessageReduction(OwnState):
         super().__init__(communicator, plan, transport)
         self.is_asynchronous = self.transport.is_asynchronous
         self.group, self._groups = group, Groups.of(communicator, group)
+        self._groups.check_whole(plan.partition, communicator.hosts)
         self.barrier = group.barrier
         self.speaks_for_replica = group.is_root
         (self.params,), self._has_params = self._arrays(1)

@@ -45,18 +45,25 @@ class Partition:
     """Who computes which microbatches and updates which elements.
 
     shares  how many microbatches each rank computes; (): as nearly the same number as can be
+    wire_groups  so many nodes at one depth of the tree, a power of two, have sums that are rounded: see
+                 `parallel.rounded_reduction`; 0 where none are
     """
 
     microbatches: int
     ranks: int
     elements: int
     shares: tuple[int, ...] = ()
+    wire_groups: int = 0
 
     def microbatches_of(self, rank: int) -> Span:
         """The contiguous microbatches [first, last) of a rank."""
         if self.shares:
             return sum(self.shares[:rank]), sum(self.shares[: rank + 1])
         return part(self.microbatches, self.ranks, rank)
+
+    def subtrees(self, first: int, last: int) -> list[Span]:
+        """The nodes of the tree whose sums stand for microbatches [first, last); none is wider than a group."""
+        return maximal_subtrees(first, last, self.microbatches, self.wire_groups)
 
     @property
     def blocks(self) -> int:
@@ -74,8 +81,7 @@ class Partition:
 
     def counts(self) -> list[int]:
         """How many elements each rank updates."""
-        spans = [self.elements_of(rank) for rank in range(self.ranks)]
-        return [span.stop - span.start for span in spans]
+        return [span.stop - span.start for span in map(self.elements_of, range(self.ranks))]
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,9 @@ class GradientReduction(ABC):
     speaks_for_replica: bool = True
     """Whether this rank represents its replica in a comparison of replicas."""
 
+    own_slots: tuple[str, ...] = ()
+    """Names of what is gathered and loaded after the optimizer's state, because training continues from it as well."""
+
     def __init__(self, communicator: Communicator, plan: Plan, transport: Transport | None = None) -> None:
         self.communicator, self.transport = communicator, transport or communicator.transport
         self.barrier: Callable[[], object] = communicator.barrier
@@ -149,8 +158,7 @@ class GradientReduction(ABC):
     def nodes(self) -> list[Span]:
         """The nodes of the tree that this rank's workers compute, a row for each."""
         limit = max(1, (ROWS_OF_DEVICES if self.plan.device.one_pass else ROWS) // self.plan.workers)
-        subtrees = (maximal_subtrees(*span, self.partition.microbatches) for span in self.worker_spans)
-        return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
+        return [node for span in self.worker_spans for node in split_nodes(self.partition.subtrees(*span), limit)]
 
     @abstractmethod
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
@@ -179,8 +187,7 @@ class GradientReduction(ABC):
         """The nodes with non-finite sums on elements that this rank owns; called before the next step begins."""
         sums, first = self.sums()
         inside = slice(span.start - first, span.stop - first)
-        used = {node: row[inside] for node, row in sums.items() if bounds[node[0]] < bounds[node[1]]}
-        return {node for node, row in used.items() if not np.isfinite(row).all()}
+        return {n for n, row in sums.items() if bounds[n[0]] < bounds[n[1]] and not np.isfinite(row[inside]).all()}
 
     @abstractmethod
     def all_gather(self) -> None:
@@ -189,6 +196,10 @@ class GradientReduction(ABC):
     def allgather_on_host(self, flat: Array, counts: Sequence[int]) -> None:
         """Fills in the slices of a small array in host memory that other ranks own, rank r the next `counts[r]`."""
         self.communicator.transport.allgather_slices(flat, counts)
+
+    def updated(self, start: int, stop: int) -> Array:
+        """The parameters that an update reads and writes, of elements that this rank owns; `all_gather` publishes."""
+        return self.params[start:stop]
 
     @abstractmethod
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
@@ -244,14 +255,13 @@ class LocalReduction(OwnState):
     def __init__(self, communicator: Communicator, plan: Plan) -> None:
         super().__init__(communicator, plan)
         elements, xp = self.partition.elements, plan.device.xp
-        self._in_host_memory = plan.device.host_memory
         self.params = xp.zeros(elements, plan.dtype)
         self.rows = {node: xp.zeros(elements, plan.dtype) for node in self.nodes()}
         self.flags = np.zeros(1 + SCALARS)
         self.records = xp.zeros((self.last_microbatch - self.first_microbatch, plan.record))
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
-        return self.flags[np.newaxis], self.records if self._in_host_memory else to_host(self.records)
+        return self.flags[np.newaxis], to_host(self.records)
 
     def sums(self) -> tuple[dict[Span, Array], int]:
         return self.rows, 0

@@ -9,14 +9,15 @@ size.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from distsgd.core.errors import ConfigurationError
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.reduction import Partition
 from distsgd.parallel.shared_memory import NotShared
 from distsgd.parallel.transport import Parts
-from distsgd.parallel.tree import Span, maximal_subtrees
+from distsgd.parallel.tree import Span
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,27 @@ class Groups:
         """The nodes of the tree whose sums a group sends: together, all microbatches of its ranks."""
         members = self.members(group)
         first, last = partition.microbatches_of(members[0])[0], partition.microbatches_of(members[-1])[1]
-        return tuple(maximal_subtrees(first, last, partition.microbatches))
+        return tuple(partition.subtrees(first, last))
+
+    def hold_whole(self, partition: Partition) -> bool:
+        """Whether the ranks of each group compute whole groups of microbatches."""
+        whole = set(partition.subtrees(0, partition.microbatches))
+        return all(whole.issuperset(self.subtrees(group, partition)) for group in range(len(self.firsts)))
+
+    def check_whole(self, partition: Partition, hosts: Sequence[str]) -> None:
+        """Raises ConfigurationError where a group of microbatches is computed in several places: parts of its sum would
+        have to travel, and only the whole is rounded."""
+        if not partition.wire_groups or self.hold_whole(partition):
+            return
+        powers = (1 << power for power in range(partition.microbatches.bit_length()))
+        other = next((one for one in powers if self.hold_whole(replace(partition, wire_groups=one))), None)
+        shares = [f"{len(self.members(group))} on {hosts[first]}" for group, first in enumerate(self.firsts)]
+        raise ConfigurationError(
+            f"wire_groups {partition.wire_groups}: expected ranks that share memory to compute whole groups, each of "
+            f"{partition.microbatches}/{partition.wire_groups} microbatches, got ranks apart: {', '.join(shares[:8])}"
+            f"{', …' if len(shares) > 8 else ''}; start as many ranks on each of {partition.wire_groups} hosts or fewer"
+            + (f", or set --wire-groups {other}, which gives other bits" if other is not None else "")
+        )
 
     @classmethod
     def of(cls, communicator: Communicator, group: Communicator) -> Groups:

@@ -8,7 +8,7 @@ SC'23.)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -29,22 +29,26 @@ def part(total: int, parts: int, index: int) -> Span:
     return total * index // parts, total * (index + 1) // parts
 
 
-def maximal_subtrees(first: int, last: int, microbatches: int) -> list[Span]:
+def maximal_subtrees(first: int, last: int, microbatches: int, groups: int = 1) -> list[Span]:
     """The fewest nodes of the tree over `microbatches` microbatches that together cover [first, last), in order.
+
+    None of them is wider than one of the `groups` nodes, a power of two, at one depth of the tree.
 
     >>> maximal_subtrees(2, 5, 8)
     [(2, 4), (4, 5)]
+    >>> maximal_subtrees(0, 8, 8, groups=4)
+    [(0, 2), (2, 4), (4, 6), (6, 8)]
     """
 
-    def cover(a: int, b: int) -> list[Span]:
+    def cover(a: int, b: int, groups: int) -> list[Span]:
         if b <= first or last <= a:
             return []
-        if first <= a and b <= last:
+        if groups < 2 and first <= a and b <= last:
             return [(a, b)]
         middle = (a + b) // 2
-        return cover(a, middle) + cover(middle, b)
+        return cover(a, middle, groups // 2) + cover(middle, b, groups // 2)
 
-    return cover(0, microbatches)
+    return cover(0, microbatches, groups)
 
 
 def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
@@ -91,8 +95,7 @@ def schedule(first: int, last: int, bounds: tuple[int, ...]) -> tuple[TreeStep, 
             return visit(middle, b, target, free)
         right = visit(middle, b, free, free + 1)
         if right:
-            end = right[-1]
-            right[-1] = TreeStep(end.microbatch, end.target, (*end.additions, (target, free)))
+            right[-1] = replace(right[-1], additions=(*right[-1].additions, (target, free)))
         return left + right
 
     return tuple(visit(first, last, 0, 1))

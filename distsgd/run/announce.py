@@ -49,6 +49,8 @@ def _header(communicator: Communicator, attempt: Attempt) -> dict[str, str]:
     counts = [f"{0 if part is None else len(part):,}" for part in (data.train, data.validation, data.test)]
     way = step.reduction.transport.description
     arithmetic = config.dtype if config.precision == FULL else f"{config.dtype}, products in {config.precision}"
+    if groups := step.reduction.partition.wire_groups:
+        arithmetic += f", the sums of {counted(groups, 'group')} of microbatches and the parameters rounded to bfloat16"
     augmented = f"; training images: {', '.join(config.augment)}" if config.augment else ""
     used = augmented
     if data.unused:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from distsgd.core.components import check_name
-from distsgd.core.device import CPU, Array, Device, may_be_gpu
+from distsgd.core.device import CPU, Device, may_be_gpu
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
@@ -28,6 +29,7 @@ from distsgd.parallel import Communicator
 from distsgd.parallel.reduction import GradientReduction, LocalReduction, Partition, Plan
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.thread_pool import Workers, worker_count
+from distsgd.parallel.transport import Transport
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.build import note_on_shape
 from distsgd.run.config import OPTIONS, TrainConfig
@@ -191,8 +193,8 @@ def build_step(
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.host_memory else 1)
     shares = parse_shares(config.shares, "shares")
-    partition = Partition(config.microbatches, communicator.size, layout.size, shares)
-    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots))
+    partition = Partition(config.microbatches, communicator.size, layout.size, shares, config.wire_groups or 0)
+    least = layout.size * dtype.itemsize * (2 + len(optimizer.slots) + (partition.wire_groups > 0))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
     what = f"a model of {layout.size:,} parameters, with gradients and the optimizer's state,"
@@ -329,40 +331,23 @@ def build_rule(config: TrainConfig, metrics: Sequence[Metric], monitor: str) -> 
     return PatienceRule(config.patience or 0, config.patience_increase, config.improvement_threshold)
 
 
-def load_initial(communicator: Communicator, step: TrainingStep, given: Mapping[str, Array]) -> None:
-    """Parameters of the user's, and running statistics where they are given, as those that training begins with.
-    Raises ConfigurationError where they are others than the model has. Collective."""
-    params, running = step.params_buffer(), step.running
-
-    def fill() -> None:
-        lacking = sorted(params.keys() - given.keys())
-        extra = sorted(given.keys() - params.keys() - running.keys())
-        if lacking or extra:
-            what = f"{lacking[0]} is missing" if lacking else f"the model has no {extra[0]}"
-            raise ConfigurationError(f"params: {what}; the model's parameters are {', '.join(params)}")
-        for name, view in [*params.items(), *((name, view) for name, view in running.items() if name in given)]:
-            array = np.asarray(given[name])
-            if array.shape != view.shape or array.dtype.kind not in "biuf":
-                raise ConfigurationError(
-                    f"params: {name} has shape {array.shape} and dtype {array.dtype}, the model needs numbers of shape "
-                    f"{view.shape}"
-                )
-            with np.errstate(over="ignore"):
-                view[...] = array
-            if not np.isfinite(view).all():
-                raise ConfigurationError(f"params: {name} holds a number that is not finite in {view.dtype}")
-
-    communicator.on_root(fill)
-    step.load(params)
-    communicator.transport.broadcast(running.flat)
-
-
 def make_reduction(communicator: Communicator, plan: Plan, communication: str) -> tuple[GradientReduction, str | None]:
     """(the reduction that fits these ranks, a line to print where it isn't the one hoped for). Collective.
 
     communication   shared: a replica a node, and none other; mpi: a replica a rank; auto: shared where that is
                     possible; of ranks on GPUs, see `between_gpus`
     """
+    if plan.partition.wire_groups:
+        from distsgd.parallel.rounded_reduction import rounded_reduction
+
+        return rounded_reduction(communicator, plan, partial(_exact, communicator, communication))
+    return _exact(communicator, communication, plan, communicator.transport)
+
+
+def _exact(
+    communicator: Communicator, communication: str, plan: Plan, transport: Transport
+) -> tuple[GradientReduction, str | None]:
+    """As `make_reduction`, without rounding; `transport` sends arrays of the host's memory."""
     apart = SerialCommunicator()
     if plan.device.host_memory and communication == "nccl":
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
@@ -375,16 +360,16 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
     if not plan.device.host_memory:
         from distsgd.gpu.choose_transport import between_gpus
 
-        transport, note = between_gpus(communicator, plan.device, communication)
-        return MessageReduction(communicator, plan, apart, transport), note
+        of_gpus, note = between_gpus(communicator, plan.device, communication)
+        return MessageReduction(communicator, plan, apart, of_gpus), note
     if communication == "mpi":
-        return MessageReduction(communicator, plan, apart), None
+        return MessageReduction(communicator, plan, apart, transport), None
     try:
         if len(set(communicator.hosts)) == 1:
             return SharedReduction(communicator, plan), None
-        return MessageReduction(communicator, plan, communicator.node()), None
+        return MessageReduction(communicator, plan, communicator.node(), transport), None
     except NotShared as host:
         if communication == "shared":
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageReduction(communicator, plan, apart), note
+    return MessageReduction(communicator, plan, apart, transport), note

@@ -32,7 +32,9 @@ from distsgd.run.config_checks import (
     check_max_time,
     check_metrics,
     check_order,
+    check_precision,
     check_resume,
+    check_wire,
     number_of_classes,
     parse_fold,
     parse_shares,
@@ -47,9 +49,10 @@ from distsgd.training.non_finite import POLICIES
 MOST_MICROBATCHES = 65_536
 """More serve no purpose and exceed any machine."""
 PATIENCE = {"epochs": 10, "patience": 5000, "none": 0}
+WIRES = (FULL, "bfloat16")
 OWN_LOSS = "own"
 """The loss, in a configuration, where fit was given an object."""
-_LOSS_SCALE = 1024
+_LOSS_SCALE, _WIRE_GROUPS = 1024, 2
 
 BatchSize = int | Literal["full"]
 Missing = Literal["refuse", "mean", "zero", "drop"]  # data.columns' own, which a fit without columns doesn't import
@@ -200,6 +203,13 @@ class TrainConfig:
     loss_scale: int | None = option(None, interval="[1, 16777216]", check=check_loss_scale, help=
         "Of --precision float16: a power of two that keeps small gradients from rounding to zero. Default: 1024.")
 
+    wire: str = option(FULL, choices=WIRES, help=
+        "bfloat16: gradient sums of groups of microbatches, and the parameters after each update, are rounded to it, "
+        "and travel between hosts in half of the bytes. On one rank they are rounded, too.")
+    wire_groups: int | None = option(None, interval=f"[1, {MOST_MICROBATCHES}]", help=
+        "Of --wire bfloat16: how many groups, a power of two. A host computes whole groups, and saves most with one. "
+        "Results depend on this number. Default: 2.")
+
     epochs: int = option(20, "Stop after this many epochs.", group="When to stop", interval="[0, inf)")
     max_steps: int | None = option(None, "Stop after this many steps from the run's first.", interval="[0, inf)")
     max_time: str | None = option(None, check=check_max_time, help=
@@ -296,15 +306,8 @@ class TrainConfig:
             raise ConfigurationError("patience: would change nothing with --early-stopping none; leave one of them out")
         if self.early_stopping == "patience" and self.patience == 0:
             raise ConfigurationError("patience: the patience rule expects at least 1 minibatch, got 0")
-        if self.precision != FULL and self.dtype != FULL:
-            raise ConfigurationError(
-                f"precision {self.precision}: goes with --dtype float32 alone, got {self.dtype}; leave one of them out"
-            )
-        if self.loss_scale is not None and self.precision != "float16":
-            raise ConfigurationError(
-                f"loss_scale: goes with --precision float16 alone, got {self.precision}, whose range needs none; leave "
-                "it out"
-            )
+        check_precision(self.precision, self.loss_scale, self.dtype)
+        check_wire(self.wire, self.wire_groups, self.microbatches, self.dtype, self.shares)
         others = {
             f"sampling {self.sampling}": self.sampling != "epochs",
             f"expand {self.expand}": self.expand != "none",
@@ -376,12 +379,12 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else PATIENCE[config.early_stopping]
     augmentation = parse_augmentation(config.augment)
-    if config.precision == "float16" and config.loss_scale is None:
-        config = replace(config, loss_scale=_LOSS_SCALE)
-    return replace(
-        config, patience=patience, augment=augmentation.words if augmentation else (),
-        shuffle_buffer=_one_form(config.shuffle_buffer), **values,
-    )  # fmt: skip
+    if config.precision == "float16":
+        values["loss_scale"] = config.loss_scale or _LOSS_SCALE
+    if config.wire != FULL:
+        values["wire_groups"] = config.wire_groups or _WIRE_GROUPS
+    values["augment"] = augmentation.words if augmentation else ()
+    return replace(config, patience=patience, shuffle_buffer=_one_form(config.shuffle_buffer), **values)
 
 
 def _one_form(size: str | None) -> str | None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from distsgd.core.components import suggestion, wrong_name
+from distsgd.core.device import FULL
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernel_family import AUTO, NAMES, is_name
 from distsgd.run.user_code import names_code
@@ -120,6 +121,36 @@ def check_loss_scale(scale: int, name: str) -> None:
     """A power of two."""
     if scale & (scale - 1):
         raise ConfigurationError(f"{name}: expected a power of two, got {scale}; others don't divide out")
+
+
+def check_precision(precision: str, scale: int | None, dtype: str) -> None:
+    """How --precision goes together with other options."""
+    if precision != FULL and dtype != FULL:
+        raise ConfigurationError(
+            f"precision {precision}: goes with --dtype float32 alone, got {dtype}; leave one of them out"
+        )
+    if scale is not None and precision != "float16":
+        raise ConfigurationError(
+            f"loss_scale: goes with --precision float16 alone, got {precision}, whose range needs none; leave it out"
+        )
+
+
+def check_wire(wire: str, groups: int | None, microbatches: int, dtype: str, shares: str) -> None:
+    """How --wire goes together with other options."""
+    if wire == FULL:
+        if groups is not None:
+            raise ConfigurationError("wire_groups: goes with --wire bfloat16 alone; leave it out, or give both")
+        return
+    if dtype != FULL:
+        raise ConfigurationError(f"wire {wire}: goes with --dtype float32 alone, got {dtype}; leave one of them out")
+    if shares != "equal":
+        raise ConfigurationError(
+            f"shares {shares}: would cut groups of microbatches, which --wire {wire} keeps whole; leave one of them out"
+        )
+    if groups is not None and (groups & (groups - 1) or groups > microbatches):
+        raise ConfigurationError(
+            f"wire_groups: expected a power of two, of at most {microbatches} microbatches, got {groups}"
+        )
 
 
 def number_of_classes(words: tuple[str, ...]) -> int | None:

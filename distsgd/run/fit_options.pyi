@@ -76,6 +76,8 @@ class FitOptions(TypedDict, total=False):
     dtype: Literal["float32", "float64"]
     precision: Literal["float32", "tf32", "bfloat16", "float16"]
     loss_scale: int | None
+    wire: Literal["float32", "bfloat16"]
+    wire_groups: int | None
     epochs: int
     max_steps: int | None
     max_time: str | None

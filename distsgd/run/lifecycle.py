@@ -32,7 +32,7 @@ from distsgd.run.build import (
     refuse_without_effect,
 )
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
-from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, load_initial, measured
+from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, measured
 from distsgd.run.compared.agreement import agreed_family
 from distsgd.run.compared.digests import digest_of_rows
 from distsgd.run.config import TrainConfig
@@ -40,7 +40,7 @@ from distsgd.run.config_file import to_toml
 from distsgd.run.data.loading import Data, in_use
 from distsgd.run.data.measuring import check_values
 from distsgd.run.files.summary import doubt, finish
-from distsgd.run.resume import Start, find_start
+from distsgd.run.resume import Start, find_start, load_initial
 from distsgd.training.callbacks import Callback, pass_notes
 from distsgd.training.metrics.base import Metric, UserMetric
 from distsgd.training.run_state import Metadata

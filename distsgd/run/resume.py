@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distsgd.core.errors import CheckpointError, DistsgdError, RunFolderError
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.errors import CheckpointError, ConfigurationError, DistsgdError, RunFolderError
 from distsgd.core.kernel_family import AUTO, other_than
 from distsgd.optim.schedules import has_horizon
+from distsgd.parallel import Communicator
 from distsgd.run.config import TrainConfig
 from distsgd.run.files.summary import last_line
 from distsgd.run.user_code import names_code
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, reaches
 from distsgd.training.intervals import parse_target
 from distsgd.training.run_state import Metadata, RunState
+from distsgd.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from distsgd.core.checkpoint import Checkpoint
@@ -249,3 +255,31 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
             "that run aside with --resume never"
         )
     return config
+
+
+def load_initial(communicator: Communicator, step: TrainingStep, given: Mapping[str, Array]) -> None:
+    """Parameters of the user's, and running statistics where they are given, as those that training begins with.
+    Raises ConfigurationError where they are others than the model has. Collective."""
+    params, running = step.params_buffer(), step.running
+
+    def fill() -> None:
+        lacking = sorted(params.keys() - given.keys())
+        extra = sorted(given.keys() - params.keys() - running.keys())
+        if lacking or extra:
+            what = f"{lacking[0]} is missing" if lacking else f"the model has no {extra[0]}"
+            raise ConfigurationError(f"params: {what}; the model's parameters are {', '.join(params)}")
+        for name, view in [*params.items(), *((name, view) for name, view in running.items() if name in given)]:
+            array = np.asarray(given[name])
+            if array.shape != view.shape or array.dtype.kind not in "biuf":
+                raise ConfigurationError(
+                    f"params: {name} has shape {array.shape} and dtype {array.dtype}, the model needs numbers of shape "
+                    f"{view.shape}"
+                )
+            with np.errstate(over="ignore"):
+                view[...] = array
+            if not np.isfinite(view).all():
+                raise ConfigurationError(f"params: {name} holds a number that is not finite in {view.dtype}")
+
+    communicator.on_root(fill)
+    step.load(params)
+    communicator.transport.broadcast(running.flat)

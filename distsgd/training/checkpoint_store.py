@@ -150,7 +150,7 @@ def take(
         raise NonFinite(progress.step, PARAMETERS).error(more)
     best = _model(step, params, step.running.flat.copy())
     arrays = dict(best)
-    for name, slot in zip(step.optimizer.slots, slots, strict=True):
+    for name, slot in zip(_slots_of(step), slots, strict=True):
         arrays |= _named(f"optimizer/{name}", step.layout.views(slot))
     if progress.best_params is not None and progress.best_running is not None:
         best = _model(step, progress.best_params, progress.best_running)
@@ -165,8 +165,9 @@ def _read(
     """Fills rank 0's `params` and statistics; returns the optimizer's slots and the progress."""
     fill_model(params, checkpoint.group("parameters"), "parameters")
     fill_model(step.running, checkpoint.group("statistics"), "statistics")
-    slots = [np.empty_like(params.flat) for _ in step.optimizer.slots]
-    for name, slot in zip(step.optimizer.slots, slots, strict=True):
+    names = _slots_of(step)
+    slots = [np.empty_like(params.flat) for _ in names]
+    for name, slot in zip(names, slots, strict=True):
         fill_model(step.layout.views(slot), checkpoint.group(f"optimizer/{name}"), f"optimizer state {name}")
     progress = RunState.from_document(checkpoint.document)
     if progress.best is not None:
@@ -177,6 +178,11 @@ def _read(
     if rule is not None and progress.rule is not None:
         rule.restore(progress.rule)
     return slots, progress
+
+
+def _slots_of(step: TrainingStep) -> tuple[str, ...]:
+    """The names of the arrays beside the parameters from which training continues."""
+    return (*step.optimizer.slots, *step.reduction.own_slots)
 
 
 def fill_model(views: Views, arrays: Mapping[str, Array], what: str) -> None:

@@ -156,7 +156,8 @@ class Profile:
         object.__setattr__(owner, name, value)  # some are frozen dataclasses
 
     def _time_step(self) -> None:
-        trainer, step, reduction = self.trainer, self.trainer.step, self.trainer.step.reduction
+        trainer, step = self.trainer, self.trainer.step
+        reduction = getattr(step.reduction, "inner", step.reduction)  # rounding is not communication
         minibatch = self.clock.timed(trainer.sampler.minibatch, GATHER, "order", outside=True)
         self._put(trainer.sampler, "minibatch", self._marking(trainer.sampler, minibatch))
         self._time(trainer.steps, "advance", COMPUTE, lambda order, *_: f"step {order.step + 1}", outside=True)

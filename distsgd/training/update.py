@@ -92,13 +92,13 @@ class ShardedUpdate:
 
     def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[Chunk]:
         """One worker's chunks, which share its scratch memory."""
-        params, xp = self.reduction.params, self.reduction.plan.device.xp
+        dtype, xp = self.reduction.plan.dtype, self.reduction.plan.device.xp
         levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.one_pass)
-        scratch = xp.empty((3 + levels, self._length), params.dtype)
+        scratch = xp.empty((3 + levels, self._length), dtype)
         prepared, once = [], self.clip_norm is None and self._layers is None
         for span in spans:
             count = span.stop - span.start
-            total = scratch[2, :count] if once else xp.empty(count, params.dtype)
+            total = scratch[2, :count] if once else xp.empty(count, dtype)
             pieces = []
             for segment in segments:
                 start, stop = max(segment.start, span.start), min(segment.stop, span.stop)
@@ -106,7 +106,7 @@ class ShardedUpdate:
                     inside = total[start - span.start : stop - span.start]
                     slots = self.reduction.slots(start, stop)
                     kind = (segment.penalized, segment.frozen, start, segment.start)
-                    pieces.append(ChunkSlice(params[start:stop], inside, slots, *kind))
+                    pieces.append(ChunkSlice(self.reduction.updated(start, stop), inside, slots, *kind))
             prepared.append(Chunk(span, total, list(scratch[3:]), scratch[:2], tuple(pieces)))
         return prepared
 
@@ -185,7 +185,7 @@ class ShardedUpdate:
             return  # the next reduction reports it to all ranks, and nothing of it is saved
         update = self.optimizer.update if self._layers is None else self._layers.optimizer.follow
         self._each(chunk, update, scalars, of_layers)
-        if self.guarded and not all_finite(self.reduction.params[chunk.span]):
+        if self.guarded and not all_finite(self.reduction.updated(chunk.span.start, chunk.span.stop)):
             self.finite = False
 
     def _each(self, chunk: Chunk, call: Callable[..., None], scalars: Scalars, layers: Mapping[int, Scalars]) -> None:

@@ -106,6 +106,17 @@ def test_same_bits_on_several_hosts(launcher: Launcher, tmp_path: Path, one_host
     assert launcher.hosts.leftovers() == []
 
 
+def test_rounded_sums_on_two_hosts(launcher: Launcher, tmp_path: Path) -> None:
+    """Two bytes a number between them, with the bits of a rank alone; what doesn't fit is refused."""
+    wire = ("--wire", "bfloat16")
+    train(None, tmp_path / "alone", *OPTIONS, *wire)
+    for ranks in (1, 2):
+        end(launcher.start({"h1": ranks, "h2": ranks}, tmp_path / f"{ranks}", *wire))
+        assert result(tmp_path / f"{ranks}") == result(tmp_path / "alone")
+    printed = end(launcher.start({"h1": 1, "h2": 2}, tmp_path / "refused", *wire), 2)
+    assert "ranks apart: 1 on h1, 2 on h2" in printed
+
+
 def test_stopped_on_two_hosts_and_gone_on_with_on_three(launcher: Launcher, tmp_path: Path, one_host: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     process = launcher.start({"h1": 1, "h2": 1}, tmp_path / "run", "--callback", "slow.py:Slow")

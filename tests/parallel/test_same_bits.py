@@ -79,6 +79,21 @@ def test_threads_and_ranks(tmp_path: Path) -> None:
     assert result(tmp_path / "None-1") == result(tmp_path / "2-2")
 
 
+def test_rounded_sums_and_parameters(tmp_path: Path) -> None:
+    """In shared memory, and in messages where each rank has whole groups; stopped, and gone on with elsewhere."""
+    options = (*QUICK, "--optimizer", "adam", "--wire", "bfloat16", "--wire-groups")
+    found = compare(tmp_path, (None, 1, 2, 4), *options, 2)
+    train(2, tmp_path / "messages", "--quiet", *options, 2, "--communication", "mpi")
+    assert result(tmp_path / "messages") == found
+    train(2, tmp_path / "stopped", "--quiet", *options, 2, "--max-steps", 5, "--communication", "mpi")
+    train(4, tmp_path / "stopped", "--quiet", *options, 2)
+    assert summary(tmp_path / "stopped")["parameters_sha256"] == found[0]["parameters_sha256"]
+    printed = train(4, tmp_path / "finer", *options, 4, "--communication", "mpi").out
+    assert "the sums of 4 groups of microbatches and the parameters rounded to bfloat16" in " ".join(printed.split())
+    train(None, tmp_path / "alone", "--quiet", *options, 4)
+    assert result(tmp_path / "finer") == result(tmp_path / "alone") != found
+
+
 @pytest.mark.parametrize("optimizer", ["lars", "lamb"])
 def test_norms_of_layers(tmp_path: Path, optimizer: str) -> None:
     """Each rank sees a part of a layer, which is as wide as three blocks, and the norm is that of all."""

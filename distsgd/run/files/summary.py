@@ -77,6 +77,7 @@ def _summary(
         "target_reached": trainer.selection.reached(progress),
         "skipped": sorted(progress.skipped),
         "microbatches": trainer.step.reduction.partition.microbatches,
+        **_wire(trainer),
         "parameters": trainer.step.layout.size,
         "parameters_sha256": parameters_sha256(to_host(trainer.step.reduction.params), trainer.step.running.flat),
         "confusion_matrix": matrices or None,
@@ -92,6 +93,12 @@ def _summary(
             **trainer.speed.of_attempt,
         },
     }
+
+
+def _wire(trainer: Trainer) -> dict[str, Any]:
+    """What is rounded, where anything is."""
+    groups = trainer.step.reduction.partition.wire_groups
+    return {"wire": "bfloat16", "wire_groups": groups} if groups else {}
 
 
 def _train_loss(trainer: Trainer) -> float | None:

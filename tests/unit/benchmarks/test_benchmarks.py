@@ -38,6 +38,7 @@ NAMES = (
     "loader_peer",
     "csv_load",
     "unequal",
+    "wire",
 )
 
 

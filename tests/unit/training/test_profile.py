@@ -102,9 +102,10 @@ def test_clocks_of_hosts_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run_on_threads(2, offset) == [(0.0, 0.0), (0.0, 0.0)]
 
 
-def test_ranks_of_two_hosts_are_measured_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{"microbatches": 3}, {"microbatches": 4, "wire": "bfloat16"}], ids=str)
+def test_ranks_of_two_hosts_are_measured_with_the_same_bits(tmp_path: Path, more: dict[str, Any]) -> None:
     """With messages between hosts and shared memory inside; the trace says how well it knows their clocks."""
-    options: dict[str, Any] = {**OPTIONS, "microbatches": 3, "clip_norm": 1.0}
+    options: dict[str, Any] = {**OPTIONS, "clip_norm": 1.0, **more}
     plain = fit("softmax", X, Y, **options)
 
     def measured(communicator: Communicator) -> Any:
