@@ -19,8 +19,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from distsgd.core.device import Array
+from distsgd.core.kernels.aligned import empty, empty_rows
 
 BLOCK_BYTES = 1 << 19
 """About how many bytes of shifted rows are in use at a time: half of a core's second-level cache."""
@@ -67,10 +69,10 @@ def convolve(x: Array, weight: Array, window: Window, apart: int = 1) -> Array:
     filters, (_, height, width, n) = len(weight), x.shape
     out_height, out_width = window.output(height, width)
     if window.is_pointwise and apart == 1:
-        y = np.empty((filters, height, width, n), x.dtype)
+        y = empty((filters, height, width, n), x.dtype)
         np.matmul(weight.reshape(filters, -1), x.reshape(len(x), -1), out=y.reshape(filters, -1))
         return y
-    y = np.empty((filters, out_height, apart, out_width // apart, n), x.dtype)
+    y = empty((filters, out_height, apart, out_width // apart, n), x.dtype)
     matrix = np.ascontiguousarray(weight.transpose(2, 1, 3, 0)).reshape(-1, filters).T
     rows = y.reshape(filters, out_height, -1).transpose(1, 0, 2)
     for first, last, columns in _column_blocks(x, window, apart):
@@ -96,22 +98,24 @@ def input_gradient(weight: Array, dy: Array, window: Window, height: int, width:
     """dx[c, h s + i - before, w s + j - before] := Σ weight[f, c, i, j] dy[f, h, w]: convolve's transpose."""
     filters, channels, _, kw = weight.shape
     out_height, n = dy.shape[1], dy.shape[-1]
-    dx = np.empty((channels, height, width, n), dy.dtype)
+    dx = empty((channels, height, width, n), dy.dtype)
     if window.is_pointwise and apart == 1:
         np.matmul(weight.reshape(filters, -1).T, dy.reshape(filters, -1), out=dx.reshape(channels, -1))
         return dx
-    dy_rows = dy.reshape(filters, out_height, -1).transpose(1, 0, 2).reshape(out_height * filters, -1)
+    dy_rows = empty_rows((out_height, filters, dy[0, 0].size), dy.dtype)
+    np.copyto(dy_rows, dy.reshape(filters, out_height, -1).transpose(1, 0, 2))
+    dy_rows = dy_rows.reshape(out_height * filters, -1)
     step, row = window.stride[0], channels * kw * dy_rows[0].nbytes
     together = min(max(1, BLOCK_BYTES // row), height)
-    shifted = np.empty((together, channels, kw, apart, dy_rows.shape[1] // (apart * n), n), dy.dtype)
+    products = empty_rows((together, channels * kw, dy_rows.shape[1]), dy.dtype)
+    shifted = products.reshape(together, channels, kw, apart, -1, n)
     matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
     partners = _partners(window, height, out_height)
     for first in range(0, height, together):
         last = min(first + together, height)
         for h, (i, skipped, low, high) in enumerate(partners[first:last]):
             part = matrices[i][:, skipped * filters : (skipped + high - low) * filters]
-            out = shifted[h].reshape(1, channels * kw, -1)
-            _multiply(part, dy_rows[None, low * filters : high * filters], out)
+            _multiply(part, dy_rows[None, low * filters : high * filters], products[h : h + 1])
         _sum_shifted(shifted[: last - first], dx[:, first:last], window)
     return dx
 
@@ -201,14 +205,16 @@ def _column_blocks(x: Array, window: Window, apart: int) -> Iterator[tuple[int, 
     out_height, out_width = window.output(height, width)
     row = channels * kw * out_width * n
     together = min(max(kh, BLOCK_BYTES // (row * x.itemsize * step)), out_height)
-    rows = np.empty(((together - 1) * step + kh, channels, kw, apart, out_width // apart, n), x.dtype)
-    strides = (step * row * x.itemsize, out_width * n * x.itemsize, x.itemsize)
+    shifted = empty_rows(((together - 1) * step + kh, channels * kw, out_width * n), x.dtype)
+    rows = shifted.reshape(len(shifted), channels, kw, apart, -1, n)
+    strides = (step * shifted.strides[0], *shifted.strides[1:])
     kept = 0
     for first in range(0, out_height, together):
         last = min(first + together, out_height)
         stop = (last - 1) * step + kh
         _shift_rows(x, window, first * step + kept, rows[kept : stop - first * step])
-        yield first, last, np.ndarray((last - first, kh * channels * kw, out_width * n), x.dtype, rows, 0, strides)
+        shape = (last - first, kh * channels * kw, out_width * n)
+        yield first, last, as_strided(shifted, shape, strides)
         if last < out_height:
             kept = max(kh - step, 0)
             rows[:kept] = rows[len(rows) - kept :]
