@@ -21,7 +21,7 @@ from distsgd.core.random import Stream, words_of
 from distsgd.core.random import keep_mask as mask_of_words
 
 NAMES = {
-    "core.kernels.convolution": ("convolve", "input_gradient", "weight_gradient"),
+    "core.kernels.convolution": ("convolve", "gradients", "input_gradient", "weight_gradient"),
     "core.kernels.normalization": ("normalize", "normalize_backward", "transform", "transform_backward"),
     "core.kernels.pooling": (
         "average_pool", "average_pool_backward", "max_pool", "max_pool_apart", "max_pool_apart_backward",
