@@ -21,7 +21,7 @@ from distsgd.core.kernels.convolution import Window
 from distsgd.core.random import Stream
 from distsgd.gpu.cublas import multiply
 
-COLUMNS_APART = False
+FUSES = False
 TYPES = {"f": "float", "d": "double"}
 """What kernels.cu is compiled for, by the dtype's character."""
 
@@ -185,6 +185,11 @@ def row_sums(rows: Array, out: Array) -> None:
 def positive(x: Array) -> Array:
     """max(x, 0)."""
     return np.maximum(x, 0.0)
+
+
+def masked(dy: Array, y: Array) -> Array:
+    """dy where y > 0, else 0."""
+    return dy * (y > 0)
 
 
 def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tuple[Array, Array | None]:

@@ -150,7 +150,7 @@ class PooledConvolution(DataLayer):
 
     def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         kernels, xp = kernels_for(x), array_module(x)
-        if not kernels.COLUMNS_APART:
+        if not kernels.FUSES:
             return self._one_after_the_other(params, x, batch, path, needs_dx)
         weight, (rows, apart) = params["weight"], self.pooling.window.size
         images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
