@@ -117,10 +117,10 @@ def gradients(
     rows, dx = _in_rows(dy, margins), empty(x.shape, dy.dtype)
     total = np.zeros((kw, kh * filters, channels), dy.dtype)
     inside = rows[:, margins[0] * n : (margins[0] + width) * n]
+    columns = (n * rows.itemsize, *rows.strides)
     for h, first, part in _gradient_rows(weight, inside, window, dx, 1):
-        of_h = slice(first, first + part.stop - part.start)
-        for j in range(kw):
-            _add_products(total[j, of_h], rows[None, part, j * n : (j + width) * n], x[None, :, h])
+        shifted = as_strided(rows[part], (kw, part.stop - part.start, width * n), columns)
+        total[:, first : first + shifted.shape[1]] += _products_along(shifted, x[None, :, h])
     dweight[...] = total.reshape(kw, kh, filters, channels)[::-1, ::-1].transpose(2, 3, 1, 0)
     return dx
 
@@ -135,7 +135,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array, apart: 
     # Transposed, (kh·channels·kw, filters), the product is half as fast again: BLAS prefers the long side first.
     total = np.zeros((kh * channels * kw, filters), dy.dtype)
     for first, last, columns in _column_blocks(x, window, apart):
-        _add_products(total, columns, rows[first:last])
+        total += np.add.reduce(_products_along(columns, rows[first:last]), axis=0)
     dweight[...] = total.reshape(kh, channels, kw, filters).transpose(3, 1, 0, 2)
 
 
@@ -253,20 +253,20 @@ def _multiply(matrix: Array, columns: Array, out: Array) -> None:
         np.matmul(matrix, columns[:, :, even:], out=out[:, :, even:])
 
 
-def _add_products(total: Array, columns: Array, rows: Array) -> None:
-    """total += Σ columns[r] @ rows[r].T, with the axis that is summed last in both; rows may have more axes there."""
-    (count, length, width), filters = columns.shape, rows.shape[1]
-    rows = rows.reshape(count, filters, width)
-    cut = _small_dots(length, filters, width, total.dtype)
+def _products_along(columns: Array, rows: Array) -> Array:
+    """columns[r] @ rows[r].T, with the axis that is summed last in both; rows may have several axes there, or one r."""
+    (count, length, width), (several, filters) = columns.shape, rows.shape[:2]
+    rows = rows.reshape(several, filters, width)
+    cut = _small_dots(length, filters, width, columns.dtype)
     if cut is None:
-        total += np.add.reduce(np.matmul(columns, rows.transpose(0, 2, 1)), axis=0)
-        return
+        whole: Array = np.matmul(columns, rows.transpose(0, 2, 1))
+        return whole
     (group, piece), groups, pieces = cut, length // cut[0], width // cut[1]
     parts = np.matmul(
         columns.reshape(count, groups, group, pieces, piece).transpose(0, 1, 3, 2, 4),
-        rows.reshape(count, 1, filters, pieces, piece).transpose(0, 1, 3, 4, 2),
+        rows.reshape(several, 1, filters, pieces, piece).transpose(0, 1, 3, 4, 2),
     )
-    total += np.add.reduce(parts, axis=(0, 2)).reshape(total.shape)
+    return np.add.reduce(parts, axis=2).reshape(count, length, filters)
 
 
 @lru_cache(maxsize=256)
@@ -325,7 +325,13 @@ def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
     rows[bottom:] = 0.0
     first = start + top - window.before[0]
     inside = x[:, first : first + bottom - top].transpose(1, 0, 2, 3)
-    for j, g, to, source in _overlaps(window, width, out_width, apart):
+    overlaps = _overlaps(window, width, out_width, apart)
+    if all(to == slice(0, out_width) for _, _, to, _ in overlaps):  # without padding, all columns in one call
+        (row, channel, column, example), step = inside.strides, window.stride[1]
+        strides = (row, channel, column, step * column, step * apart * column, example)
+        np.copyto(rows[top:bottom], as_strided(inside, rows[top:bottom].shape, strides))
+        return
+    for j, g, to, source in overlaps:
         into = rows[top:bottom, :, j, g]
         if to.start:
             into[:, :, : to.start] = 0.0

@@ -10,7 +10,7 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.core.kernels.aligned import empty
 
-_BLOCK = 16_384
+_BLOCK = 32_768
 """Elements that a pass leaves in the cache for the next one."""
 
 
