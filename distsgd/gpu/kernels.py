@@ -269,6 +269,20 @@ def input_gradient(
     return dx
 
 
+def gradients(
+    x: Array,
+    weight: Array,
+    dy: Array,
+    window: Window,
+    dweight: Array,
+    needs_dx: bool = True,
+    precision: str = "float32",
+) -> Array | None:
+    """weight_gradient, and input_gradient where dx is needed."""
+    weight_gradient(x, dy, window, dweight, precision)
+    return input_gradient(weight, dy, window, x.shape[1], x.shape[2], precision) if needs_dx else None
+
+
 def normalize(rows: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
     """(y, mean, m2, inverse): y := scale (rows - mean) inverse + shift with inverse := 1 / √(m2 / count + epsilon)."""
     xp, (features, count) = array_module(rows), rows.shape
@@ -330,7 +344,7 @@ def _numbers(shape: Shape, window: Window) -> tuple[int, ...]:
     return (channels, *window.size, *window.stride, *window.before, height, width, *window.output(height, width), n)
 
 
-_PRODUCTS = ("multiply", "convolve", "weight_gradient", "input_gradient")
+_PRODUCTS = ("multiply", "convolve", "gradients", "weight_gradient", "input_gradient")
 
 
 @lru_cache(maxsize=4)

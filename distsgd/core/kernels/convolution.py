@@ -266,7 +266,8 @@ def _products_along(columns: Array, rows: Array) -> Array:
         columns.reshape(count, groups, group, pieces, piece).transpose(0, 1, 3, 2, 4),
         rows.reshape(several, 1, filters, pieces, piece).transpose(0, 1, 3, 4, 2),
     )
-    return np.add.reduce(parts, axis=2).reshape(count, length, filters)
+    sums: Array = np.add.reduce(parts, axis=2)
+    return sums.reshape(count, length, filters)
 
 
 @lru_cache(maxsize=256)

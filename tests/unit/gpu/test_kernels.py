@@ -35,7 +35,9 @@ NVRTC_IS_HERE = importlib.util.find_spec("cupy") is not None
 
 
 def test_the_same_names_as_on_the_cpu() -> None:
-    assert [name for name in cpu.__all__ if not hasattr(gpu, name)] == ["max_pool_apart", "max_pool_apart_backward"]
+    assert [name for name in cpu.__all__ if not hasattr(gpu, name)] == [
+        "add_positive", "max_pool_apart", "max_pool_apart_backward",
+    ]  # fmt: skip
     assert cpu.FUSES
     assert not gpu.FUSES
 
