@@ -32,8 +32,6 @@ BLOCK_BYTES = 1 << 19
 SMALL_PRODUCT = 1_000_000
 """Multiply-adds up to which OpenBLAS multiplies matrices where they lie, without copying them first."""
 _LEAST_PIECE = 32
-_LEAST_RUN, _LEAST_FILTERS = 2_048, 64
-"""Numbers in a row of y, or filters, from which products of kw times as many rows pay."""
 SMALL_PRODUCT_ALONG = 1_200
 """Elements of a product up to which it does so where both operands lie along the axis that is summed."""
 _LEAST_GROUP, _LEAST_LENGTH = 24, 256
@@ -90,9 +88,9 @@ def convolve(x: Array, weight: Array, window: Window, apart: int = 1) -> Array:
         y = empty((filters, height, width, n), x.dtype)
         np.matmul(weight.reshape(filters, -1), x.reshape(len(x), -1), out=y.reshape(filters, -1))
         return y
-    long = width * n >= _LEAST_RUN or filters >= _LEAST_FILTERS
-    if long and apart == 1 and window.keeps_size and filters <= len(x):
-        # kw·filters rows of products and kw sums, instead of kw copies of x and products with few rows
+    if apart == 1 and window.keeps_size and filters <= len(x):
+        # kw·filters rows of products and kw sums, instead of kw copies of x and products with few rows. Not a matter of
+        # n, for an example's outputs are the same whatever is computed beside it.
         turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
         return input_gradient(turned, x, window.turned, height, width)
     y = empty((filters, out_height, apart, out_width // apart, n), x.dtype)

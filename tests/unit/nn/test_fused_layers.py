@@ -122,3 +122,17 @@ def test_large_convolutions_are_their_formula(geometry, dtype):
         (y, y_plain), (grads["weight"], dw_plain), (dx, dx_plain[:, top : top + height, left : left + width])
     ):  # fmt: skip
         np.testing.assert_allclose(ours, plain, rtol=0, atol=of * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("channels", [16, 64])
+def test_an_examples_outputs_do_not_depend_on_the_others(channels):
+    """As evaluation takes as many together as memory allows."""
+    layer = Convolution(channels, channels, 3, 1, "same")
+    params = views_of(layer.parameter_shapes())
+    layer.initialize(params, 3, "")
+    x = numbers(channels, 6, 32, 64)
+    together, _ = layer.forward(params, x, Batch(x=x, y=np.zeros(64), indices=np.arange(64)), "")
+    for n in (3, 16, 33):
+        part = np.ascontiguousarray(x[..., :n])
+        alone, _ = layer.forward(params, part, Batch(x=part, y=np.zeros(n), indices=np.arange(n)), "")
+        assert alone.tobytes() == np.ascontiguousarray(together[..., :n]).tobytes()
