@@ -23,8 +23,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.aligned import empty, empty_rows
 from distsgd.core.kernels.products import has_small_kernels
+from distsgd.core.kernels.vectors import empty, empty_rows
 
 BLOCK_BYTES = 1 << 19
 """About how many bytes of shifted rows are in use at a time: half of a core's second-level cache."""

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.aligned import empty
-from distsgd.core.kernels.vectors import mask_into, ones, zeros
+from distsgd.core.kernels.vectors import empty, mask_into, ones, zeros
 
 _PART_BYTES = 1 << 18
 

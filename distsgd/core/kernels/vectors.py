@@ -1,17 +1,38 @@
-"""Operations along long rows with NumPy, by means of read-only vectors of one value."""
+"""Operations along long rows with NumPy, by means of read-only vectors of one value, and memory for such rows.
+
+NumPy's arrays begin at multiples of 16 bytes, so that three of four begin inside of a cache line, and each load of an
+AVX-512 register reads two. Rows whose distance is a power of two compete for the same few lines of the cache. Neither
+changes what is computed: an array's place in memory isn't part of its bits.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from distsgd.core.device import Array
-from distsgd.core.kernels.aligned import empty
+from distsgd.core.device import Array, Shape
 
+LINE = 64
+"""Bytes of a cache line, and of the widest register."""
 _BLOCK = 32_768
 """Elements that a pass leaves in the cache for the next one."""
+
+
+def empty(shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """As np.empty, but for the place: the first element begins a line."""
+    size = prod(shape) * dtype.itemsize
+    memory = np.empty(size + LINE, np.uint8)
+    first = -memory.ctypes.data % LINE
+    return np.ndarray(shape, dtype, memory, first)
+
+
+def empty_rows(shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """An uninitialized array whose rows, along the last axis, all begin a line and lie an odd number of lines apart."""
+    lines = -(-shape[-1] * dtype.itemsize // LINE) | 1
+    return empty((*shape[:-1], lines * LINE // dtype.itemsize), dtype)[..., : shape[-1]]
 
 
 def row_sums(rows: Array, out: Array) -> None:
