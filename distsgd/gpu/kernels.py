@@ -21,7 +21,7 @@ from distsgd.core.kernels.convolution import Window
 from distsgd.core.random import Stream
 from distsgd.gpu.cublas import multiply
 
-COLUMNS_APART = False
+FUSES = False
 TYPES = {"f": "float", "d": "double"}
 """What kernels.cu is compiled for, by the dtype's character."""
 
@@ -187,6 +187,11 @@ def positive(x: Array) -> Array:
     return np.maximum(x, 0.0)
 
 
+def masked(dy: Array, y: Array) -> Array:
+    """dy where y > 0, else 0."""
+    return dy * (y > 0)
+
+
 def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tuple[Array, Array | None]:
     """(-log p[label] of each example (n,), the gradient p - t (classes, n) where it is wanted), with p := softmax."""
     xp, (classes, count) = array_module(outputs), outputs.shape
@@ -264,6 +269,20 @@ def input_gradient(
     return dx
 
 
+def gradients(
+    x: Array,
+    weight: Array,
+    dy: Array,
+    window: Window,
+    dweight: Array,
+    needs_dx: bool = True,
+    precision: str = "float32",
+) -> Array | None:
+    """weight_gradient, and input_gradient where dx is needed."""
+    weight_gradient(x, dy, window, dweight, precision)
+    return input_gradient(weight, dy, window, x.shape[1], x.shape[2], precision) if needs_dx else None
+
+
 def normalize(rows: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
     """(y, mean, m2, inverse): y := scale (rows - mean) inverse + shift with inverse := 1 / √(m2 / count + epsilon)."""
     xp, (features, count) = array_module(rows), rows.shape
@@ -325,7 +344,7 @@ def _numbers(shape: Shape, window: Window) -> tuple[int, ...]:
     return (channels, *window.size, *window.stride, *window.before, height, width, *window.output(height, width), n)
 
 
-_PRODUCTS = ("multiply", "convolve", "weight_gradient", "input_gradient")
+_PRODUCTS = ("multiply", "convolve", "gradients", "weight_gradient", "input_gradient")
 
 
 @lru_cache(maxsize=4)

@@ -378,12 +378,11 @@ def resolved(config: TrainConfig, optimizer: Optimizer | None = None) -> TrainCo
     optimizer = optimizer or own_optimizer(config)
     values = {name: getattr(optimizer, name) for name in HYPER_PARAMETERS if hasattr(optimizer, name)}
     patience = config.patience if config.patience is not None else PATIENCE[config.early_stopping]
-    augmentation = parse_augmentation(config.augment)
     if config.precision == "float16":
         values["loss_scale"] = config.loss_scale or _LOSS_SCALE
     if config.wire != FULL:
         values["wire_groups"] = config.wire_groups or _WIRE_GROUPS
-    values["augment"] = augmentation.words if augmentation else ()
+    values["augment"] = found.words if (found := parse_augmentation(config.augment)) else ()
     return replace(config, patience=patience, shuffle_buffer=_one_form(config.shuffle_buffer), **values)
 
 

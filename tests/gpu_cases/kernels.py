@@ -131,6 +131,11 @@ def test_convolution(gpu: Device, window: Window, dtype: Any) -> None:
     np.testing.assert_allclose(to_host(there_dweight), dweight, **within(dtype, 200))
     dx = kernels.input_gradient(there_weight, there_dy, window, *IMAGES[1:3])
     np.testing.assert_allclose(to_host(dx), cpu.input_gradient(weight, dy, window, *IMAGES[1:3]), **within(dtype, 200))
+    there_dweight[...] = np.nan
+    both = kernels.gradients(there_x, there_weight, there_dy, window, there_dweight)
+    np.testing.assert_array_equal(to_host(both), to_host(dx))
+    np.testing.assert_allclose(to_host(there_dweight), dweight, **within(dtype, 200))
+    assert kernels.gradients(there_x, there_weight, there_dy, window, there_dweight, False) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -15,13 +15,13 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.kernels.products import multiply
-from distsgd.core.kernels.vectors import positive, row_sums
+from distsgd.core.kernels.vectors import add_positive, masked, positive, row_sums
 from distsgd.core.lazy import lazily, names_in
 from distsgd.core.random import Stream, words_of
 from distsgd.core.random import keep_mask as mask_of_words
 
 NAMES = {
-    "core.kernels.convolution": ("convolve", "input_gradient", "weight_gradient"),
+    "core.kernels.convolution": ("convolve", "gradients", "input_gradient", "weight_gradient"),
     "core.kernels.normalization": ("normalize", "normalize_backward", "transform", "transform_backward"),
     "core.kernels.pooling": (
         "average_pool", "average_pool_backward", "max_pool", "max_pool_apart", "max_pool_apart_backward",
@@ -30,14 +30,14 @@ NAMES = {
 }  # fmt: skip
 """Kernels of images, by their module, which is imported when one is first used."""
 
-__all__ = [
-    "COLUMNS_APART", "adagrad", "adam", "add_scaled", "block_squares", "keep_mask", "momentum", "multiply", "nesterov",
-    "positive", "rmsprop", "row_sums", "scale", "sgd", "softmax_cross_entropy", *names_in(NAMES),
+__all__ = ["FUSES", "adagrad", "adam", "add_positive", "add_scaled", "block_squares", "keep_mask", "masked",
+    "momentum", "multiply", "nesterov", "positive", "rmsprop", "row_sums", "scale", "sgd", "softmax_cross_entropy",
+    *names_in(NAMES),
 ]  # fmt: skip
 __getattr__, __dir__ = lazily(__name__, NAMES)
 
-COLUMNS_APART = True
-"""Whether a convolution and the pooling after it are faster together, with the columns kept apart."""
+FUSES = True
+"""Whether layers with `fused` are faster together, such as a convolution and the pooling after it."""
 
 sum_of_rows = None
 """A kernel that adds all rows in one pass, where a device has one; here rows are added in pairs, in the cache."""

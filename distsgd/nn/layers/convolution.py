@@ -109,8 +109,8 @@ class Convolution(DataLayer):
         def backward(dy: Array, grads: Views) -> Array | None:
             dy = xp.ascontiguousarray(dy)
             self.add_up_bias(dy, grads)
-            kernels.weight_gradient(images, dy, self.window, grads["weight"])
-            return kernels.input_gradient(weight, dy, self.window, x.shape[1], x.shape[2]) if needs_dx else None
+            dx: Array | None = kernels.gradients(images, weight, dy, self.window, grads["weight"], needs_dx)
+            return dx
 
         return y, backward
 
@@ -150,7 +150,7 @@ class PooledConvolution(DataLayer):
 
     def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
         kernels, xp = kernels_for(x), array_module(x)
-        if not kernels.COLUMNS_APART:
+        if not kernels.FUSES:
             return self._one_after_the_other(params, x, batch, path, needs_dx)
         weight, (rows, apart) = params["weight"], self.pooling.window.size
         images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
@@ -163,8 +163,8 @@ class PooledConvolution(DataLayer):
         def backward(dy: Array, grads: Views) -> Array | None:
             self.convolution.add_up_bias(xp.ascontiguousarray(dy), grads)
             inside = kernels.max_pool_apart_backward(chosen, dy, rows)
-            kernels.weight_gradient(images, inside, window, grads["weight"], apart)
-            return kernels.input_gradient(weight, inside, window, height, width, apart) if needs_dx else None
+            dx: Array | None = kernels.gradients(images, weight, inside, window, grads["weight"], needs_dx, apart)
+            return dx
 
         return y, backward
 

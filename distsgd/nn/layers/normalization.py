@@ -14,7 +14,8 @@ from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
 from distsgd.core.ranges import number_in
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Backward, StatefulLayer, join
+from distsgd.nn.layers.activation import Activation, relu
+from distsgd.nn.layers.base import Backward, Layer, StatefulLayer, join
 
 Sample: TypeAlias = tuple[Any, Array, Array]
 """(count, mean, M2), M2 being the sum of squared differences from the mean."""
@@ -131,15 +132,16 @@ class BatchNormalization(StatefulLayer):
             )
         return shape
 
+    def fused(self, following: Layer) -> Layer | None:
+        own = type(self) is BatchNormalization and following == Activation("relu")  # a subclass may compute another
+        return RectifiedNormalization(self) if own else None
+
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         xp, kernels = array_module(x), kernels_for(x)
         rows, scale, shift = xp.ascontiguousarray(x).reshape(self.features, -1), params["scale"], params["shift"]
         if batch.training:
             y, mean, m2, inverse = kernels.normalize(rows, scale, shift, self.epsilon)
-            if join(path, "count") in batch.statistics:
-                batch.statistics[join(path, "count")][...] = rows.shape[1]
-                batch.statistics[join(path, "mean")][...] = mean
-                batch.statistics[join(path, "m2")][...] = m2
+            self.report(batch, path, (rows.shape[1], mean, m2))
         else:
             mean, variance = (values.astype(x.dtype, copy=False) for values in self._running(batch, path))
             inverse = 1.0 / np.sqrt(variance + self.epsilon)
@@ -153,6 +155,20 @@ class BatchNormalization(StatefulLayer):
 
         return y.reshape(x.shape), backward
 
+    def report(self, batch: Batch, path: str, sample: Sample) -> None:
+        """Writes a microbatch's statistics where they are wanted.
+
+        Parameters
+        ----------
+        batch, path
+            See `Layer.forward`.
+        sample : tuple
+            (count, mean, M2).
+        """
+        if join(path, "count") in batch.statistics:
+            for name, value in zip(("count", "mean", "m2"), sample, strict=True):
+                batch.statistics[join(path, name)][...] = value
+
     def _running(self, batch: Batch, path: str) -> tuple[Array, Array]:
         """Running mean and variance. Raises ConfigurationError where there are none."""
         try:
@@ -162,6 +178,48 @@ class BatchNormalization(StatefulLayer):
                 f"batch normalization: evaluation needs the running statistics, but batch.state has no {missing}; "
                 "pass the state of the model"
             ) from None
+
+
+@dataclass(frozen=True)
+class RectifiedNormalization(Layer):
+    """Batch normalization and the ReLU after it: the same bits, in fewer passes over memory, in training on a CPU."""
+
+    normalization: BatchNormalization
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.normalization.parameter_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self.normalization.initialize(params, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.normalization.output_shape(shape)
+
+    def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        kernels, xp, own = kernels_for(x), array_module(x), self.normalization
+        if not (kernels.FUSES and batch.training):
+            return self._one_after_the_other(params, x, batch, path)
+        rows, scale = xp.ascontiguousarray(x).reshape(own.features, -1), params["scale"]
+        y, mean, m2, inverse = kernels.normalize(rows, scale, params["shift"], own.epsilon, rectify=True)
+        own.report(batch, path, (rows.shape[1], mean, m2))
+
+        def backward(dy: Array, grads: Views) -> Array:
+            dy_rows, dscale, dshift = xp.ascontiguousarray(dy).reshape(rows.shape), grads["scale"], grads["shift"]
+            dx: Array = kernels.normalize_backward(rows, mean, inverse, scale, dy_rows, dscale, dshift, y)
+            return dx.reshape(dy.shape)
+
+        return y.reshape(x.shape), backward
+
+    def _one_after_the_other(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
+        inside, normalization_backward = self.normalization.forward(params, x, batch, path)
+        y, relu_backward = relu(inside)
+
+        def backward(dy: Array, grads: Views) -> Array | None:
+            d_inside = relu_backward(dy, grads)
+            assert d_inside is not None, "ReLU knows its gradient"
+            return normalization_backward(d_inside, grads)
+
+        return y, backward
 
 
 def _statistics(views: Views) -> tuple[float, Array, Array]:

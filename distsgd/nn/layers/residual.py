@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -10,9 +11,11 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape, array_module
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Backward, Layer, image_shape, join
+from distsgd.nn.layers.activation import Activation
+from distsgd.nn.layers.base import Backward, DataLayer, Layer, image_shape, join
 from distsgd.nn.layers.sequential import Composite
 
 
@@ -59,7 +62,29 @@ class Residual(Composite):
     def multiply_adds(self, shape: Shape) -> int:
         return sum(layer.multiply_adds(shape) for _, layer in self._named)
 
+    def fused(self, following: Layer) -> Layer | None:
+        own = type(self) is Residual and following == Activation("relu")  # a subclass may compute something else
+        return RectifiedResidual(self) if own else None
+
     def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
+        y, around, backward = self.compute_both(params, x, batch, path, needs_dx)
+        return np.add(y, around), backward
+
+    def compute_both(
+        self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool
+    ) -> tuple[Array, Array, Backward]:
+        """What `compute` adds, and its backward.
+
+        Parameters
+        ----------
+        params, x, batch, path, needs_dx
+            See `DataLayer.compute`.
+
+        Returns
+        -------
+        body, around, backward
+            The outputs of body and shortcut, and what takes the gradient of their sum.
+        """
         forward = self.body.forward if needs_dx else self.body.forward_on_data
         y, body_backward = forward(params.scope("body"), x, batch, join(path, "body"))
         around, shortcut_backward = x, None
@@ -74,7 +99,29 @@ class Residual(Composite):
                 other = shortcut_backward(dy, grads.scope("shortcut"))
             return None if dx is None or other is None else np.add(dx, other)
 
-        return np.add(y, around), backward
+        return y, around, backward
+
+
+@dataclass(frozen=True)
+class RectifiedResidual(DataLayer):
+    """A residual block and the ReLU after it: the same bits, in fewer passes over memory on a CPU."""
+
+    residual: Residual
+
+    def parameter_shapes(self) -> Mapping[str, Shape]:
+        return self.residual.parameter_shapes()
+
+    def initialize(self, params: Views, seed: int, path: str) -> None:
+        self.residual.initialize(params, seed, path)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.residual.output_shape(shape)
+
+    def compute(self, params: Views, x: Array, batch: Batch, path: str, needs_dx: bool) -> tuple[Array, Backward]:
+        kernels = kernels_for(x)
+        body, around, sum_backward = self.residual.compute_both(params, x, batch, path, needs_dx)
+        y: Array = kernels.add_positive(body, around) if kernels.FUSES else kernels.positive(np.add(body, around))
+        return y, lambda dy, grads: sum_backward(kernels.masked(dy, y), grads)
 
 
 @dataclass(frozen=True)

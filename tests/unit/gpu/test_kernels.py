@@ -35,9 +35,11 @@ NVRTC_IS_HERE = importlib.util.find_spec("cupy") is not None
 
 
 def test_the_same_names_as_on_the_cpu() -> None:
-    assert [name for name in cpu.__all__ if not hasattr(gpu, name)] == ["max_pool_apart", "max_pool_apart_backward"]
-    assert cpu.COLUMNS_APART
-    assert not gpu.COLUMNS_APART
+    assert [name for name in cpu.__all__ if not hasattr(gpu, name)] == [
+        "add_positive", "max_pool_apart", "max_pool_apart_backward",
+    ]  # fmt: skip
+    assert cpu.FUSES
+    assert not gpu.FUSES
 
 
 @pytest.mark.skipif(not NVRTC_IS_HERE, reason="CuPy, which brings NVRTC, isn't installed")
