@@ -13,11 +13,13 @@ from distsgd.core.errors import DistsgdError, raise_first, users_error
 from distsgd.core.layout import Layout, Views
 from distsgd.core.output import say
 from distsgd.data.loader import GatheredBatch
+from distsgd.nn.stack import can_be_stacked
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.non_finite import all_finite
 from distsgd.training.running_statistics import RunningStatistics
+from distsgd.training.stacks import Stacks
 from distsgd.training.steps import StepParts
 
 
@@ -48,6 +50,7 @@ class MicrobatchGradients:
         self._workers = parts.workers.that_may_call(objective)
         self._buffers = [self._node_buffers(worker, layout) for worker in range(self._workers.count)]
         self.input_buffers = [loader.buffer(0)] * self._workers.count
+        self._stacks = self._make_stacks(parts)
         self._zeroes = not objective.overwrites_gradients()
         trained = {name for name in layout.names if not parts.regularization.freezes(name)}
         self.zeros = ZeroGradients(trained) if self._zeroes else None
@@ -58,6 +61,12 @@ class MicrobatchGradients:
         deepest = max((buffers_needed(*node) for node in nodes), default=1)
         scratch = [np.zeros_like(self.reduction.params) for _ in range(deepest - 1)]
         return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], layout) for node in nodes]
+
+    def _make_stacks(self, parts: StepParts) -> list[Stacks | None]:
+        """For each worker what computes its microbatches at once, where that is possible."""
+        possible = self.reduction.plan.device.host_memory and not self.guarded and can_be_stacked(self.objective)
+        nodes = [[(one.node, one.views) for one in buffers] for buffers in self._buffers]
+        return [Stacks(self.objective, own) if possible and own else None for own in nodes]
 
     def clear(self) -> None:
         """Begins a step: nothing is reported yet."""
@@ -76,6 +85,11 @@ class MicrobatchGradients:
         try:
             start, gathered = self._gather(worker, minibatch)
             with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
+                stacks = self._stacks[worker]
+                if stacks is not None and gathered is not None:
+                    records = self.reduction.records[microbatch - self._first :]
+                    if stacks.compute(minibatch, gathered, self._params, self._state, records):
+                        return
                 for buffers in self._buffers[worker]:
                     for plan in schedule(*buffers.node, bounds):
                         microbatch = plan.microbatch
