@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.several import multiply_each
+from distsgd.core.kernels.several import Product, product_of_each
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.activation import ACTIVATIONS, Activation
@@ -61,13 +61,14 @@ class Stack:
     objective : Objective
         One that `can_be_stacked`.
     parts : int
-        How many microbatches.
+        How many microbatches; they have the same length in each call.
     """
 
     def __init__(self, objective: Objective, parts: int) -> None:
         assert isinstance(objective, Supervised), "a model with a loss"
         assert isinstance(objective.model, Sequential), "of several layers"
         self._loss, self._loss_scale, self._parts = objective.loss, float(objective.loss_scale), parts
+        self._products: dict[str, Product] = {}
         self._layers = tuple(zip(objective.model.names, objective.model.layers, strict=True))
 
     def losses(self, params: Views, batch: Batch, sums: GradientSums) -> Array:
@@ -87,16 +88,16 @@ class Stack:
         array
             (parts,).
         """
-        x = batch.x
+        x, parts = batch.x, self._parts
         kept: list[tuple[str | None, Any]] = []  # of each layer, for backward
         for name, layer in self._layers:
             if isinstance(layer, Dense):
                 kept.append((name, x))
                 own = params.scope(name)
-                x = multiply_each(own["weight"], x, self._parts)
+                x = self._multiply(name, own["weight"], x)
                 if layer.bias:
                     x += own["bias"][:, None]
-            else:
+            elif isinstance(layer, Activation):
                 x, backward = ACTIVATIONS[layer.name](x)
                 kept.append((None, backward))
         losses, d = self._loss.losses_and_grad(x, batch.y, batch.weights)
@@ -108,8 +109,17 @@ class Stack:
                 continue
             sums.add(name, d, of_layer)
             if of_layer is not batch.x:
-                d = multiply_each(params.scope(name)["weight"].T, d, self._parts)
-        apart = losses.reshape(self._parts, -1)
+                d = self._multiply(f"{name}'", params.scope(name)["weight"].T, d)
+        if parts == 1:
+            return np.add.reduce(losses, dtype=np.float64)  # type: ignore[no-any-return]
+        apart = losses.reshape(parts, -1)
         if apart.shape[1] > _CAST_AT_ONCE:
             return np.array([np.add.reduce(own, dtype=np.float64) for own in apart])
         return np.add.reduce(apart.astype(np.float64), axis=1)  # type: ignore[no-any-return]
+
+    def _multiply(self, name: str, a: Array, b: Array) -> Array:
+        """a b, by the function that was chosen when this product was first computed."""
+        found = self._products.get(name)
+        if found is None:
+            found = self._products[name] = product_of_each(a, b, self._parts)
+        return found(a, b)

@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.several import Addition, weight_gradients
+from distsgd.core.kernels.several import Addition, placed, split, weight_gradients
 from distsgd.core.kernels.vectors import ones
 from distsgd.core.layout import Views
 from distsgd.data.loader import GatheredBatch
@@ -54,22 +54,17 @@ class _LayerSums:
 
     def __init__(self, layer: str, places: Sequence[Addition[Views]], n: int, x_in_order: bool) -> None:
         self._weights = weight_gradients([_named(place, f"{layer}.weight") for place in places], n, x_in_order)
-        has_bias = f"{layer}.bias" in places[0].into
-        self._biases = [_named(place, f"{layer}.bias") for place in places] if has_bias else []
+        self._parts, self._biases = len(places), None
+        if f"{layer}.bias" in places[0].into:
+            biases = [_named(place, f"{layer}.bias") for place in places]
+            self._biases = np.empty((len(places), *biases[0].into.shape), biases[0].into.dtype)
+            self._place, self._ones = placed(self._biases, biases), ones(n, self._biases.dtype)
 
     def add(self, dy: Array, x: Array) -> None:
         self._weights(dy, x)
-        if not self._biases:
-            return
-        apart = dy.reshape(len(dy), len(self._biases), -1).swapaxes(0, 1)
-        sums = np.matmul(apart, ones(apart.shape[2], dy.dtype))
-        for own, place in zip(sums, self._biases, strict=True):
-            if place.own is None:
-                place.into[:] = own
-            else:
-                np.add(place.into, own, place.into)
-            for left, right in place.after:
-                np.add(left, right, left)
+        if self._biases is not None:
+            np.matmul(split(dy, self._parts), self._ones, self._biases)
+            self._place()
 
 
 @final
@@ -108,8 +103,10 @@ class Stacks:
         return True
 
     def _prepare(self, bounds: tuple[int, ...]) -> list[tuple[Span, Stack, _Sums]]:
-        """The stacks of a minibatch with these bounds: none where a microbatch has one example, for NumPy multiplies and
-        adds single columns otherwise."""
+        """The stacks of a minibatch with these bounds.
+
+        None where a microbatch has one example: NumPy multiplies and adds single columns otherwise.
+        """
         first, last = self._nodes[0][0][0], self._nodes[-1][0][1]
         if any(bounds[k + 1] - bounds[k] == 1 for k in range(first, last)):
             return []

@@ -37,7 +37,7 @@ def gemm(kind: str) -> Callable[..., None] | None:
 
 def address(array: Array) -> int:
     """Where a contiguous array begins. `array.ctypes` takes three times as long."""
-    return ctypes.addressof(c_char.from_buffer(array))
+    return ctypes.addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
 
 
 class AddedProduct:
@@ -75,19 +75,19 @@ class AddedProduct:
 
 
 @lru_cache(maxsize=1024)
-def adds_as_numpy(m: int, k: int, n: int, a_step: int, b_step: int, dtype: np.dtype[Any]) -> bool:
+def adds_as_numpy(m: int, k: int, n: int, a_step: int, b_step: int, kind: str) -> bool:
     """Whether an `AddedProduct` has the bits of NumPy's product and of an addition after it.
 
     Tried with numbers that fill the arrays: another order of additions changes some of the sums.
     """
     from distsgd.core.kernels.products import multiply
 
-    if gemm(dtype.char) is None:
+    if gemm(kind) is None:
         return False
-    a, b = (_numbers(shape, step, dtype) for shape, step in (((m, k), a_step), ((k, n), b_step)))
-    before = _numbers((m, n), n, dtype).copy()
+    a, b = (_numbers(shape, step, kind) for shape, step in (((m, k), a_step), ((k, n), b_step)))
+    before = _numbers((m, n), n, kind).copy()
     found = before.copy()
-    places = [address(one.base) for one in (a, b)]
+    places = [address(np.asarray(one.base)) for one in (a, b)]
     AddedProduct(found, k, a_step, b_step, adds=True)(*places)
     alone = multiply(*(np.array(one, order="C" if step > 0 else "F") for one, step in ((a, a_step), (b, b_step))))
     if not (found == before + alone).all():
@@ -96,10 +96,10 @@ def adds_as_numpy(m: int, k: int, n: int, a_step: int, b_step: int, dtype: np.dt
     return bool((found == alone).all())
 
 
-def _numbers(shape: tuple[int, int], step: int, dtype: np.dtype[Any]) -> Array:
-    """A matrix whose rows, or columns, begin so many elements apart; its base is contiguous and begins where it does."""
+def _numbers(shape: tuple[int, int], step: int, kind: str) -> Array:
+    """A matrix whose rows, or columns, begin so many elements apart; its base begins where it does."""
     rows, columns = shape if step > 0 else shape[::-1]
     words = np.random.Philox(key=np.array([columns, step & 0xFFFF], np.uint64)).random_raw(rows * abs(step))
-    whole = (words * 2.0**-64).astype(dtype)
+    whole = (words * 2.0**-64).astype(kind)
     matrix = whole.reshape(rows, -1)[:, :columns]
     return matrix if step > 0 else matrix.T

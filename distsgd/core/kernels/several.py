@@ -7,52 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.blas import AddedProduct, adds_as_numpy, address
+from distsgd.core.kernels.blas import AddedProduct, address, adds_as_numpy
 from distsgd.core.kernels.products import multiply
 
 LARGEST = 1 << 29
 """Multiply-adds up to which it is tried whether columns are alike: larger products gain nothing."""
-
-
-def multiply_each(a: Array, b: Array, parts: int) -> Array:
-    """a b for a (m, k) and b (k, parts n)."""
-    n = b.shape[1] // parts
-    if parts == 1 or _alike(*a.shape, n, parts, a.strides[1] == a.itemsize, b.strides[1] == b.itemsize, a.dtype):
-        return multiply(a, b)
-    product: Array = np.empty((a.shape[0], b.shape[1]), a.dtype)
-    for start in range(0, b.shape[1], n):
-        multiply(a, b[:, start : start + n], product[:, start : start + n])
-    return product
-
-
-@lru_cache(maxsize=1024)
-def _alike(m: int, k: int, n: int, parts: int, a_in_order: bool, b_in_order: bool, dtype: np.dtype[Any]) -> bool:
-    """Whether the product of all microbatches' columns has the bits of their own products, with this CPU's kernels.
-
-    Tried with numbers that fill the arrays: kernels choose what they do by shapes and memory order, and another order
-    of additions changes some of the sums.
-    """
-    if m * k * n * parts > LARGEST:
-        return False
-    words = np.random.Philox(key=np.array([m, n], np.uint64)).random_raw(k * (m + n * parts))
-    numbers = (words * 2.0**-64).astype(dtype)
-    a = np.array(numbers[: k * m].reshape(m, k), order="C" if a_in_order else "F")
-    b = np.array(numbers[k * m :].reshape(k, n * parts), order="C" if b_in_order else "F")
-    product, places = multiply(a, b), [slice(part * n, part * n + n) for part in range(parts)]
-    own = (np.array(b[:, at], order="C" if b_in_order else "F") for at in places)
-    return all((product[:, at] == multiply(a, one)).all() for at, one in zip(places, own, strict=True))
-
+_SMALL = 1 << 12
+"""Elements of dW up to which it is computed for all microbatches by one call of NumPy, and then added."""
 
 T = TypeVar("T")
+Product: TypeAlias = Callable[[Array, Array], Array]
+"""(a, b) -> a b."""
 
 
 class Addition(NamedTuple, Generic[T]):
-    """Where a microbatch's gradient goes: arrays, or views of all arrays.
+    """Where a microbatch's gradient goes: an array, or views of all arrays.
 
     into   where it is written, or added
     own    where it is computed first, if it is to be added; None where it is written
@@ -64,9 +38,58 @@ class Addition(NamedTuple, Generic[T]):
     after: tuple[tuple[T, T], ...]
 
 
-def weight_gradients(
-    additions: Sequence[Addition[Array]], n: int, x_in_order: bool
-) -> Callable[[Array, Array], None]:
+def split(columns: Array, parts: int) -> Array:
+    """The microbatches' own columns: a view (parts, features, n)."""
+    return columns.reshape(columns.shape[0], parts, -1).swapaxes(0, 1)
+
+
+def product_of_each(a: Array, b: Array, parts: int) -> Product:
+    """The fastest function for products like a b, with a (m, k) and b (k, parts n).
+
+    It is chosen with numbers that fill such arrays: BLAS chooses what it does by shapes and memory orders, and another
+    order of additions changes some of the sums.
+    """
+    orders = (a.strides[1] == a.itemsize, b.strides[1] == b.itemsize)
+    return _product(*a.shape, b.shape[1] // parts, parts, *orders, a.dtype.char)
+
+
+@lru_cache(maxsize=1024)
+def _product(m: int, k: int, n: int, parts: int, a_in_order: bool, b_in_order: bool, kind: str) -> Product:
+    def at_once(a: Array, b: Array) -> Array:
+        product: Array = np.empty((m, n * parts), kind)
+        multiply(a, split(b, parts), split(product, parts))
+        return product
+
+    if parts == 1:
+        return multiply
+    if m * k * n * parts <= LARGEST:
+        a = _filled(m, k, a_in_order, kind)
+        b = _filled(k, n * parts, b_in_order, kind)
+        alone = _one_by_one(a, _ordered_copies(b, n, b_in_order), n)
+        for way in (multiply, at_once):
+            if (way(a, b) == alone).all():
+                return way
+    return lambda a, b: _one_by_one(a, [b[:, at : at + n] for at in range(0, n * parts, n)], n)
+
+
+def _one_by_one(a: Array, own: Sequence[Array], n: int) -> Array:
+    product: Array = np.empty((len(a), n * len(own)), a.dtype)
+    for part, b in enumerate(own):
+        multiply(a, b, product[:, part * n : part * n + n])
+    return product
+
+
+def _ordered_copies(b: Array, n: int, in_order: bool) -> list[Array]:
+    return [np.array(b[:, at : at + n], order="C" if in_order else "F") for at in range(0, b.shape[1], n)]
+
+
+def _filled(rows: int, columns: int, in_order: bool, kind: str) -> Array:
+    """A matrix of numbers between 0 and 1 whose rows, or columns, lie in memory one after the other."""
+    words = np.random.Philox(key=np.array([rows, columns], np.uint64)).random_raw(rows * columns)
+    return np.array((words * 2.0**-64).astype(kind).reshape(rows, columns), order="C" if in_order else "F")
+
+
+def weight_gradients(additions: Sequence[Addition[Array]], n: int, x_in_order: bool) -> Callable[[Array, Array], None]:
     """A function of dy (m, parts n) and x (k, parts n) that computes dW := dy xᵀ of each microbatch where it goes.
 
     Parameters
@@ -78,9 +101,15 @@ def weight_gradients(
     x_in_order
         Whether the rows of x lie in memory one after the other, and not its columns.
     """
-    (m, k), dtype, length = additions[0].into.shape, additions[0].into.dtype, n * len(additions)
-    b_step, b_next = (-length, n) if x_in_order else (k, n * k)
-    if not adds_as_numpy(m, n, k, length, b_step, dtype):
+    (m, k), dtype, parts = additions[0].into.shape, additions[0].into.dtype, len(additions)
+    if parts == 1:
+        return lambda dy, x: _with_numpy(additions, n, dy, x)
+    if m * k <= _SMALL and _are_sums_of_a_stack(m, k, n, parts, x_in_order, dtype.char):
+        return _small_gradients(additions, parts)
+    length, b_step, b_next = n * parts, k, n * k
+    if x_in_order:
+        b_step, b_next = -length, n
+    if not adds_as_numpy(m, n, k, length, b_step, dtype.char):
         return lambda dy, x: _with_numpy(additions, n, dy, x)
     calls = [(AddedProduct(one.into, n, length, b_step, one.own is not None), one.after) for one in additions]
     a_bytes, b_bytes = n * dtype.itemsize, b_next * dtype.itemsize
@@ -95,6 +124,49 @@ def weight_gradients(
                 np.add(into, other, into)
 
     return compute
+
+
+def _small_gradients(additions: Sequence[Addition[Array]], parts: int) -> Callable[[Array, Array], None]:
+    found = np.empty((parts, *additions[0].into.shape), additions[0].into.dtype)
+    place = placed(found, additions)
+
+    def compute(dy: Array, x: Array) -> None:
+        multiply(split(dy, parts), split(x, parts).swapaxes(1, 2), found)
+        place()
+
+    return compute
+
+
+@lru_cache(maxsize=1024)
+def _are_sums_of_a_stack(m: int, k: int, n: int, parts: int, x_in_order: bool, kind: str) -> bool:
+    """Whether NumPy's product of stacks has the bits of the microbatches' own products."""
+    dy, x = _filled(m, n * parts, True, kind), _filled(k, n * parts, x_in_order, kind)
+    found = np.empty((parts, m, k), kind)
+    multiply(split(dy, parts), split(x, parts).swapaxes(1, 2), found)
+    own = zip(_ordered_copies(dy, n, True), _ordered_copies(x, n, x_in_order), strict=True)
+    return all((one == multiply(a, b.T)).all() for one, (a, b) in zip(found, own, strict=True))
+
+
+def placed(found: Array, additions: Sequence[Addition[Array]]) -> Callable[[], None]:
+    """A function that puts what is found of each microbatch, an array (parts, …), where it goes."""
+    sums: list[tuple[Array, Array, Array]] = []
+    waiting: dict[int, tuple[Array, Array]] = {}  # by where it goes: (what is to be written there, where)
+    for value, (into, own, after) in zip(found, additions, strict=True):
+        if own is None:
+            waiting[id(into)] = value, into
+        else:
+            sums.append((waiting.pop(id(into), (into,))[0], value, into))
+        for left, right in after:
+            sums.append((waiting.pop(id(left), (left,))[0], waiting.pop(id(right), (right,))[0], left))
+    copies = tuple(waiting.values())
+
+    def place() -> None:
+        for left, right, into in sums:
+            np.add(left, right, into)
+        for value, into in copies:
+            into[...] = value
+
+    return place
 
 
 def _with_numpy(additions: Sequence[Addition[Array]], n: int, dy: Array, x: Array) -> None:
