@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import final
+from typing import Protocol, final
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from distsgd.core.kernels.vectors import ones
 from distsgd.core.layout import Views
 from distsgd.data.loader import GatheredBatch
 from distsgd.nn.objective import Objective
-from distsgd.nn.stack import Stack
+from distsgd.nn.stack import Stack, can_be_stacked
+from distsgd.parallel.reduction import GradientReduction
 from distsgd.parallel.tree import Span, schedule
 from distsgd.training.minibatch import Minibatch
+from distsgd.training.steps import StepParts
 
 
 class _Sums:
@@ -67,6 +69,23 @@ class _LayerSums:
             self._place()
 
 
+class NodeBuffers(Protocol):
+    """A node of the tree, and the views in which it is added up, as `schedule` numbers them."""
+
+    node: Span
+    views: list[Views]
+
+
+def stacks_of(parts: StepParts, nodes: Sequence[NodeBuffers], params: Views) -> Stacks | None:
+    """The stacks of a worker that adds up these nodes; None where its microbatches are computed one after the other.
+
+    So they are on other devices, in models that aren't made of dense layers and activations, and where each
+    microbatch's gradient is looked at.
+    """
+    possible = parts.reduction.plan.device.host_memory and not parts.guarded and can_be_stacked(parts.objective)
+    return Stacks(parts.objective, nodes, params, parts.reduction) if possible and nodes else None
+
+
 @final
 class Stacks:
     """Computes stacks of one worker's microbatches.
@@ -76,50 +95,54 @@ class Stacks:
     objective
         One that `can_be_stacked`.
     nodes
-        The worker's nodes of the tree, each with the views in which it is added up, as `schedule` numbers them.
+        What the worker adds up.
+    params
+        The parameters, read-only.
+    reduction
+        Whose records take the losses and the counts.
     """
 
-    def __init__(self, objective: Objective, nodes: Sequence[tuple[Span, Sequence[Views]]]) -> None:
-        self._objective, self._nodes = objective, nodes
+    def __init__(
+        self, objective: Objective, nodes: Sequence[NodeBuffers], params: Views, reduction: GradientReduction
+    ) -> None:
+        self._objective, self._nodes, self._params = objective, nodes, params
+        self._first, self._last = nodes[0].node[0], nodes[-1].node[1]
+        self._records = reduction.records[self._first - reduction.first_microbatch :]
         self._prepared: dict[tuple[int, ...], list[tuple[Span, Stack, _Sums]]] = {}
 
-    def compute(
-        self, minibatch: Minibatch, gathered: GatheredBatch, params: Views, state: Views, records: Array
-    ) -> bool:
-        """Computes all of the worker's microbatches, whose examples are gathered, and puts losses and counts into
-        `records`; does nothing where it can't, and returns False."""
+    def compute(self, minibatch: Minibatch, gathered: GatheredBatch, state: Views) -> bool:
+        """Computes all of the worker's microbatches, whose examples are gathered; does nothing where it can't, and
+        returns False."""
         bounds = minibatch.bounds
         stacks = self._prepared.get(bounds)
         if stacks is None:
             stacks = self._prepared[bounds] = self._prepare(bounds)
-        if not stacks:
-            return False
-        start, first = bounds[self._nodes[0][0][0]], self._nodes[0][0][0]
+        start = bounds[self._first]
         for (begin, end), stack, sums in stacks:
-            batch = minibatch.batch(gathered.slice(bounds[begin] - start, bounds[end] - start), begin, state, params)
-            own = records[begin - first : end - first]
-            own[:, 0] = stack.losses(params, batch, sums)
-            own[:, 1] = len(batch) // (end - begin)
-        return True
+            rows = gathered.slice(bounds[begin] - start, bounds[end] - start)
+            own = self._records[begin - self._first : end - self._first]
+            own[:, 0] = stack.losses(self._params, minibatch.batch(rows, begin, state, self._params), sums)
+            own[:, 1] = len(rows.row_indices) // (end - begin)
+        return bool(stacks)
 
     def _prepare(self, bounds: tuple[int, ...]) -> list[tuple[Span, Stack, _Sums]]:
         """The stacks of a minibatch with these bounds.
 
         None where a microbatch has one example: NumPy multiplies and adds single columns otherwise.
         """
-        first, last = self._nodes[0][0][0], self._nodes[-1][0][1]
-        if any(bounds[k + 1] - bounds[k] == 1 for k in range(first, last)):
+        if any(bounds[k + 1] - bounds[k] == 1 for k in range(self._first, self._last)):
             return []
         places = {}
-        for node, views in self._nodes:
-            for step in schedule(*node, bounds):
+        for buffers in self._nodes:
+            views = buffers.views
+            for step in schedule(*buffers.node, bounds):
                 after = [(views[into], views[other]) for into, other in step.additions]
                 into, own = (views[step.target], None)
                 if after and after[0][1] is into:
                     into, own = after.pop(0)
                 places[step.microbatch] = Addition(into, own, tuple(after))
         found = []
-        for begin, end in runs(bounds, first, last):
+        for begin, end in runs(bounds, self._first, self._last):
             length = bounds[begin + 1] - bounds[begin]
             sums = _Sums([places[k] for k in range(begin, end)], length)
             found.append(((begin, end), Stack(self._objective, end - begin), sums))

@@ -150,14 +150,19 @@ def _are_sums_of_a_stack(m: int, k: int, n: int, parts: int, x_in_order: bool, k
 def placed(found: Array, additions: Sequence[Addition[Array]]) -> Callable[[], None]:
     """A function that puts what is found of each microbatch, an array (parts, …), where it goes."""
     sums: list[tuple[Array, Array, Array]] = []
-    waiting: dict[int, tuple[Array, Array]] = {}  # by where it goes: (what is to be written there, where)
+    waiting: dict[int, tuple[Array, Array]] = {}  # by the address where it goes: (what is to be written there, where)
+
+    def taken(place: Array) -> Array:
+        """What is in this place, or is to be written there."""
+        return waiting.pop(place.ctypes.data, (place,))[0]
+
     for value, (into, own, after) in zip(found, additions, strict=True):
         if own is None:
-            waiting[id(into)] = value, into
+            waiting[into.ctypes.data] = value, into
         else:
-            sums.append((waiting.pop(id(into), (into,))[0], value, into))
+            sums.append((taken(into), value, into))
         for left, right in after:
-            sums.append((waiting.pop(id(left), (left,))[0], waiting.pop(id(right), (right,))[0], left))
+            sums.append((taken(left), taken(right), left))
     copies = tuple(waiting.values())
 
     def place() -> None:

@@ -231,7 +231,7 @@ class Loss(Component, ABC):
         return (float(total) if isinstance(total, float) else total), grad
 
     def losses_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[Array, Array]:
-        """The weighted loss of each example, and the gradient of their sum.
+        """The weighted losses of `loss_and_grad`, not yet added (n,), and their sum's gradient (k, n).
 
         Parameters
         ----------
@@ -241,7 +241,7 @@ class Loss(Component, ABC):
         Returns
         -------
         losses, grad
-            (n,) and (k, n).
+            The two.
         """
         losses, grad = checked(self, self.value_and_grad(outputs, y, want_grad=True), outputs, True)
         if weights is not None:
