@@ -6,6 +6,7 @@ Every rank computes the same order, so nothing about it is ever sent, and traini
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,8 @@ def epoch_order(num_examples: int, seed: int, epoch: int) -> Array:
     return permutation(num_examples, seed, "epoch order", epoch).astype(index_dtype(num_examples))
 
 
-def microbatch_bounds(batch_length: int, microbatches: int, least: int = 1) -> list[int]:
+@lru_cache(maxsize=1024)
+def microbatch_bounds(batch_length: int, microbatches: int, least: int = 1) -> tuple[int, ...]:
     """Microbatch k is the slice bounds[k] : bounds[k + 1] of the minibatch; microbatches may be empty, lengths differ
     by at most 1.
 
@@ -38,12 +40,12 @@ def microbatch_bounds(batch_length: int, microbatches: int, least: int = 1) -> l
     evenly among the empty ones.
 
     >>> microbatch_bounds(10, 4)
-    [0, 2, 5, 7, 10]
+    (0, 2, 5, 7, 10)
     >>> microbatch_bounds(21, 4, least=8)
-    [0, 0, 10, 10, 21]
+    (0, 0, 10, 10, 21)
     """
     filled = filled_microbatches(batch_length, microbatches, least)
-    return [batch_length * (k * filled // microbatches) // filled for k in range(microbatches + 1)]
+    return tuple(batch_length * (k * filled // microbatches) // filled for k in range(microbatches + 1))
 
 
 def filled_microbatches(batch_length: int, microbatches: int, least: int = 1) -> int:

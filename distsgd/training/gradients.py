@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import final
 
 import numpy as np
 
-from distsgd.core.device import Array, to_host
+from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, raise_first, users_error
-from distsgd.core.layout import Layout, Views
-from distsgd.core.output import say
+from distsgd.core.layout import Layout
 from distsgd.data.loader import GatheredBatch
-from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.non_finite import all_finite
 from distsgd.training.running_statistics import RunningStatistics
+from distsgd.training.stacks import stacks_of
 from distsgd.training.steps import StepParts
+from distsgd.training.zero_gradients import ZeroGradients
 
 
 class _NodeBuffers:
@@ -48,6 +47,7 @@ class MicrobatchGradients:
         self._workers = parts.workers.that_may_call(objective)
         self.take_rows()
         self.input_buffers = [loader.buffer(0)] * self._workers.count
+        self._stacks = [stacks_of(parts, buffers, self._params) for buffers in self._buffers]
         self._zeroes = not objective.overwrites_gradients()
         trained = {name for name in layout.names if not parts.regularization.freezes(name)}
         self.zeros = ZeroGradients(trained) if self._zeroes else None
@@ -81,6 +81,9 @@ class MicrobatchGradients:
         try:
             start, gathered = self._gather(worker, minibatch)
             with np.errstate(all="ignore"):  # a loss that isn't finite is reported once, by name
+                stacks = self._stacks[worker]
+                if gathered is not None and stacks is not None and stacks.compute(minibatch, gathered, self._state):
+                    return
                 for buffers in self._buffers[worker]:
                     for plan in schedule(*buffers.node, bounds):
                         microbatch = plan.microbatch
@@ -135,30 +138,3 @@ class MicrobatchGradients:
         """Raises on all ranks the error of the lowest rank that has one. Collective."""
         communicator = self.reduction.communicator
         raise_first(communicator.allgather_object(self.error), self.error, communicator.rank)
-
-
-@final
-class ZeroGradients:
-    """The names of the parameters whose gradient was zero in every microbatch so far: a line reports them.
-
-    What is looked at is the value. Whether a function writes a view can't be seen without changing what it finds there:
-    a mark in place of zero would spoil `grads["w"] += …`. So the line says what is certain: the gradient is zero for
-    every example of a minibatch. That is right for some models, such as one whose last layer starts at zero.
-    """
-
-    def __init__(self, names: set[str]) -> None:
-        self._names = names
-
-    def look(self, grads: Views) -> None:
-        """Takes note of one microbatch's gradient."""
-        self._names.difference_update([name for name in tuple(self._names) if to_host(grads[name]).any()])
-
-    def report(self, communicator: Communicator) -> None:
-        """Rank 0 prints the names that are left on all ranks. Collective."""
-        left = set.intersection(*communicator.allgather_object(self._names))
-        if left and communicator.is_root:
-            say(
-                f"note: the gradient of {', '.join(sorted(left))} is zero for every example of the first minibatch; "
-                "write it in grads where that isn't what you mean, or name what isn't trained with freeze",
-                sys.stderr,
-            )

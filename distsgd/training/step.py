@@ -38,6 +38,7 @@ class TrainingStep(StepParts):
         self.statistics = RunningStatistics(self)
         self.gradients = MicrobatchGradients(self, self.statistics)
         self.update = ShardedUpdate(self)
+        self._least = least_examples(self.objective)
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
     def run(self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None) -> StepResult:
@@ -75,9 +76,8 @@ class TrainingStep(StepParts):
 
     def minibatch(self, order: StepOrder) -> IndexedMinibatch:
         """The minibatch of a step, in microbatches."""
-        microbatches, least = self.reduction.partition.microbatches, least_examples(self.objective)
-        bounds = microbatch_bounds(len(order.indices), microbatches, least)
-        return IndexedMinibatch(self.loader, tuple(bounds), order)
+        bounds = microbatch_bounds(len(order.indices), self.reduction.partition.microbatches, self._least)
+        return IndexedMinibatch(self.loader, bounds, order)
 
     def _reduce(self, minibatch: IndexedMinibatch, flags: Flag) -> tuple[Flag, tuple[float, ...], Array]:
         """(what any rank has reported, rank 0's scalars of the optimizer, all microbatches' records). Collective."""

@@ -68,7 +68,7 @@ class StepOrder(NamedTuple):
     updates: int
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepResult:
     """What every rank knows after a step.
 

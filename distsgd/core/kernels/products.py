@@ -28,13 +28,12 @@ _FAMILY = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
 def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given; `np.matmul` in less time."""
-    (m, k), n = a.shape, b.shape[1]
-    parts = (
-        count_parts(m, k, n, a.flags.c_contiguous and not b.flags.c_contiguous)
-        if a.dtype == b.dtype == np.float32
-        else 1
-    )
+    """a b for a (m, k) and b (k, n), in `out` (m, n) where it is given; `np.matmul` in less time.
+
+    b, or both, may be stacks of matrices, (count, …), and `out` then is one, too: NumPy loops over them.
+    """
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    parts = count_parts(m, k, n, _in_order(a) and not _in_order(b)) if a.dtype == b.dtype == np.float32 else 1
     if parts == 1:
         return np.matmul(a, b) if out is None else np.matmul(a, b, out)
     product: Array = np.empty((m, n), a.dtype) if out is None else out
@@ -42,10 +41,15 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
     edges = [length * index // parts for index in range(parts + 1)]
     for start, stop in pairwise(edges):
         if n >= m:
-            np.matmul(a, b[:, start:stop], product[:, start:stop])
+            np.matmul(a, b[..., start:stop], product[..., start:stop])
         else:
-            np.matmul(a[start:stop], b, product[start:stop])
+            np.matmul(a[..., start:stop, :], b, product[..., start:stop, :])
     return product
+
+
+def _in_order(matrix: Array) -> bool:
+    """Whether the numbers of a row lie in memory one after the other."""
+    return matrix.flags.c_contiguous or matrix.strides[-1] == matrix.itemsize
 
 
 @lru_cache(maxsize=1024)

@@ -226,6 +226,23 @@ class Loss(Component, ABC):
             The sum, added in float64: a float, or an array without dimensions where the device computes
             asynchronously. The gradient (k, n) in the outputs' dtype.
         """
+        losses, grad = self.losses_and_grad(outputs, y, weights)
+        total = np.add.reduce(losses, dtype=np.float64)
+        return (float(total) if isinstance(total, float) else total), grad
+
+    def losses_and_grad(self, outputs: Array, y: Array, weights: Array | None = None) -> tuple[Array, Array]:
+        """The weighted losses of `loss_and_grad`, not yet added (n,), and their sum's gradient (k, n).
+
+        Parameters
+        ----------
+        outputs, y, weights : array
+            See `loss_and_grad`.
+
+        Returns
+        -------
+        losses, grad
+            The two.
+        """
         losses, grad = checked(self, self.value_and_grad(outputs, y, want_grad=True), outputs, True)
         if weights is not None:
             if weights.shape != losses.shape:
@@ -234,8 +251,7 @@ class Loss(Component, ABC):
                 )
             losses = losses * weights
             grad *= weights
-        total = np.add.reduce(losses, dtype=np.float64)
-        return (float(total) if isinstance(total, float) else total), grad
+        return losses, grad
 
 
 def checked(loss: Any, found: Any, outputs: Array, want_grad: bool) -> tuple[Array, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -142,22 +141,6 @@ def test_a_wrong_declaration_of_sum_or_mean(function: Any, declared: str, words:
     assert words in found[0]
     if "penalty" in words:
         go(make(reduction=declared, check_reduction=False), function)
-
-
-def test_an_error_that_a_communicator_keeps_keeps_no_memory() -> None:
-    """The error leads to what it came through, and so does the communicator: all is freed with them."""
-    freed = []
-
-    def train(communicator: Communicator) -> None:
-        dp = make(communicator=communicator)
-        weakref.finalize(dp, freed.append, communicator.rank)
-        with pytest.raises(ConfigurationError) as error:
-            go(dp, sums)
-        communicator.allgather_object(error.value)
-
-    run_on_threads(2, train)
-    gc.collect()
-    assert sorted(freed) == [0, 1]
 
 
 def test_dropout_by_random_words_passes() -> None:

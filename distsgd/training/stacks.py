@@ -1,0 +1,164 @@
+"""The microbatches of a worker as stacks: those of one length, which follow one another, are computed at once.
+
+The layers of a small network take less time than the interpreter needs to call them; the weights of a large one are
+read once, and its gradients are added where they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Protocol, final
+
+import numpy as np
+
+from distsgd.core.device import Array
+from distsgd.core.kernels.several import Addition, placed, split, weight_gradients
+from distsgd.core.kernels.vectors import ones
+from distsgd.core.layout import Views
+from distsgd.data.loader import GatheredBatch
+from distsgd.nn.objective import Objective
+from distsgd.nn.stack import Stack, can_be_stacked
+from distsgd.parallel.reduction import GradientReduction
+from distsgd.parallel.tree import Span, schedule
+from distsgd.training.minibatch import Minibatch
+from distsgd.training.steps import StepParts
+
+
+class _Sums:
+    """Adds the gradients of a stack's microbatches in the tree's order.
+
+    places   of each microbatch: where its gradient goes
+    n        examples of a microbatch
+    """
+
+    def __init__(self, places: Sequence[Addition[Views]], n: int) -> None:
+        self._places, self._n = places, n
+        self._layers: dict[str, _LayerSums] = {}
+
+    def add(self, layer: str, dy: Array, x: Array) -> None:
+        """Those of a dense layer, from the gradient (m, parts n) of its outputs and its inputs (k, parts n)."""
+        sums = self._layers.get(layer)
+        if sums is None:
+            sums = self._layers[layer] = _LayerSums(layer, self._places, self._n, x.strides[1] == x.itemsize)
+        sums.add(dy, x)
+
+
+def _named(place: Addition[Views], name: str) -> Addition[Array]:
+    """The same for one array."""
+    after = tuple((into[name], other[name]) for into, other in place.after)
+    return Addition(place.into[name], None if place.own is None else place.own[name], after)
+
+
+class _LayerSums:
+    """The same for one layer."""
+
+    def __init__(self, layer: str, places: Sequence[Addition[Views]], n: int, x_in_order: bool) -> None:
+        self._weights = weight_gradients([_named(place, f"{layer}.weight") for place in places], n, x_in_order)
+        self._parts, self._biases = len(places), None
+        if f"{layer}.bias" in places[0].into:
+            biases = [_named(place, f"{layer}.bias") for place in places]
+            self._biases = np.empty((len(places), *biases[0].into.shape), biases[0].into.dtype)
+            self._place, self._ones = placed(self._biases, biases), ones(n, self._biases.dtype)
+
+    def add(self, dy: Array, x: Array) -> None:
+        self._weights(dy, x)
+        if self._biases is not None:
+            np.matmul(split(dy, self._parts), self._ones, self._biases)
+            self._place()
+
+
+class NodeBuffers(Protocol):
+    """A node of the tree, and the views in which it is added up, as `schedule` numbers them."""
+
+    node: Span
+    views: list[Views]
+
+
+def stacks_of(parts: StepParts, nodes: Sequence[NodeBuffers], params: Views) -> Stacks | None:
+    """The stacks of a worker that adds up these nodes; None where its microbatches are computed one after the other.
+
+    So they are on other devices, in models that aren't made of dense layers and activations, and where each
+    microbatch's gradient is looked at.
+    """
+    possible = parts.reduction.plan.device.host_memory and not parts.guarded and can_be_stacked(parts.objective)
+    return Stacks(parts.objective, nodes, params, parts.reduction) if possible and nodes else None
+
+
+@final
+class Stacks:
+    """Computes stacks of one worker's microbatches.
+
+    Parameters
+    ----------
+    objective
+        One that `can_be_stacked`.
+    nodes
+        What the worker adds up.
+    params
+        The parameters, read-only.
+    reduction
+        Whose records take the losses and the counts.
+    """
+
+    def __init__(
+        self, objective: Objective, nodes: Sequence[NodeBuffers], params: Views, reduction: GradientReduction
+    ) -> None:
+        self._objective, self._nodes, self._params = objective, nodes, params
+        self._first, self._last = nodes[0].node[0], nodes[-1].node[1]
+        self._records = reduction.records[self._first - reduction.first_microbatch :]
+        self._prepared: dict[tuple[int, ...], list[tuple[Span, Stack, _Sums]]] = {}
+
+    def compute(self, minibatch: Minibatch, gathered: GatheredBatch, state: Views) -> bool:
+        """Computes all of the worker's microbatches, whose examples are gathered; does nothing where it can't, and
+        returns False."""
+        bounds = minibatch.bounds
+        stacks = self._prepared.get(bounds)
+        if stacks is None:
+            stacks = self._prepared[bounds] = self._prepare(bounds)
+        start = bounds[self._first]
+        for (begin, end), stack, sums in stacks:
+            rows = gathered.slice(bounds[begin] - start, bounds[end] - start)
+            own = self._records[begin - self._first : end - self._first]
+            own[:, 0] = stack.losses(self._params, minibatch.batch(rows, begin, state, self._params), sums)
+            own[:, 1] = len(rows.row_indices) // (end - begin)
+        return bool(stacks)
+
+    def _prepare(self, bounds: tuple[int, ...]) -> list[tuple[Span, Stack, _Sums]]:
+        """The stacks of a minibatch with these bounds.
+
+        None where a microbatch has one example: NumPy multiplies and adds single columns otherwise.
+        """
+        if any(bounds[k + 1] - bounds[k] == 1 for k in range(self._first, self._last)):
+            return []
+        places = {}
+        for buffers in self._nodes:
+            views = buffers.views
+            for step in schedule(*buffers.node, bounds):
+                after = [(views[into], views[other]) for into, other in step.additions]
+                into, own = (views[step.target], None)
+                if after and after[0][1] is into:
+                    into, own = after.pop(0)
+                places[step.microbatch] = Addition(into, own, tuple(after))
+        found = []
+        for begin, end in runs(bounds, self._first, self._last):
+            length = bounds[begin + 1] - bounds[begin]
+            sums = _Sums([places[k] for k in range(begin, end)], length)
+            found.append(((begin, end), Stack(self._objective, end - begin), sums))
+        return found
+
+
+@lru_cache(maxsize=1024)
+def runs(bounds: tuple[int, ...], first: int, last: int) -> tuple[Span, ...]:
+    """The microbatches [first, last) as spans of neighbours of one length, without the empty ones.
+
+    >>> runs((0, 2, 4, 7, 7, 9), 0, 5)
+    ((0, 2), (2, 3), (4, 5))
+    """
+    spans = []
+    for length, own in groupby(range(first, last), lambda index: bounds[index + 1] - bounds[index]):
+        indices = list(own)
+        if length:
+            spans.append((indices[0], indices[-1] + 1))
+    return tuple(spans)

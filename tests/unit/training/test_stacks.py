@@ -1,0 +1,142 @@
+"""Microbatches that are computed at once have the bits of those that are computed one after the other.
+
+A run that looks at each microbatch's gradient computes them one after the other: the reference of most tests here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import distsgd
+from distsgd import fit, nn
+from distsgd.core.kernels import several
+from distsgd.core.kernels.several import Addition, product_of_each, weight_gradients
+from distsgd.parallel import Communicator
+from distsgd.training.stacks import Stacks
+from tests.threads import run_on_threads
+
+RNG = np.random.default_rng(0)
+X = RNG.random((300, 40), dtype=np.float32)
+LABELS = RNG.integers(0, 7, 300)
+VALUES = RNG.random((300, 3), dtype=np.float32)
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 64, "threads": 1, "microbatches": 4, "validation_fraction": 0.0}
+
+
+def bits(data: Any, model: Any = "mlp", **options: Any) -> Any:
+    return fit(model, data, **{**QUICK, **options}, quiet=True).summary["parameters_sha256"]
+
+
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many microbatches each stack had that was computed."""
+    sizes: list[int] = []
+    compute = Stacks.compute
+
+    def counted(self: Stacks, minibatch: Any, *arguments: Any) -> bool:
+        done = compute(self, minibatch, *arguments)
+        sizes.append(len(minibatch.bounds) - 1 if done else 0)
+        return done
+
+    monkeypatch.setattr(Stacks, "compute", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": (50,)},
+        {"hidden": (33, 20), "activation": "sigmoid", "batch_size": 77},
+        {"hidden": (64,), "activation": "gelu", "microbatches": 7, "batch_size": 100},
+        {"hidden": (130, 90), "activation": "leaky-relu", "microbatches": 16, "batch_size": 300, "drop_last": True},
+        {"hidden": (20,), "microbatches": 5, "optimizer": "adam", "clip_norm": 0.1},
+        {"hidden": (50,), "activation": "tanh", "dtype": "float64"},
+        {"hidden": (50,), "threads": 2},
+        {"hidden": (3,), "l2": 0.01, "freeze": "dense1.bias"},
+        {"hidden": (20,), "microbatches": 3, "batch_size": 4, "drop_last": True},
+        {"hidden": (20,), "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_bits_of_networks(options: dict[str, Any], stacks: list[int]) -> None:
+    found = bits((X, LABELS), **options)
+    computed = [size for size in stacks if size]
+    assert bool(computed) == (options.get("batch_size") != 4), "microbatches of one example are computed alone"
+    stacks.clear()
+    assert found == bits((X, LABELS), **options, on_non_finite="skip")
+    assert not stacks
+
+
+@pytest.mark.parametrize("loss", ["squared-error", "huber", "quantile", "binary-cross-entropy"])
+def test_bits_of_losses_of_values_with_weights(loss: str, stacks: list[int]) -> None:
+    weights = RNG.random(300, dtype=np.float32)
+    data = (X, np.round(VALUES) if loss == "binary-cross-entropy" else VALUES, weights)
+    found = bits(data, loss=loss)
+    assert all(stacks)
+    assert found == bits(data, loss=loss, on_non_finite="skip")
+
+
+def test_bits_of_a_softmax_alone() -> None:
+    assert bits((X, LABELS), "softmax") == bits((X, LABELS), "softmax", on_non_finite="skip")
+
+
+def test_bits_without_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where NumPy has a BLAS without the function, NumPy adds."""
+    found = bits((X, LABELS), hidden=(150,))
+    monkeypatch.setattr(several, "adds_as_numpy", lambda *shape: False)
+    assert found == bits((X, LABELS), hidden=(150,))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_bits_on_ranks(ranks: int) -> None:
+    def train(communicator: Communicator) -> Any:
+        return bits((X, LABELS), hidden=(50,), microbatches=8, communicator=communicator)
+
+    assert run_on_threads(ranks, train) == [bits((X, LABELS), hidden=(50,), microbatches=8)] * ranks
+
+
+def test_other_layers_are_computed_one_after_the_other(stacks: list[int]) -> None:
+    class Own(nn.Activation):
+        pass
+
+    for model in (
+        nn.Sequential([nn.Dense(40, 20), nn.Dropout(0.5), nn.Dense(20, 7)]),
+        nn.Sequential([nn.Dense(40, 20), nn.BatchNormalization(20), nn.Dense(20, 7)]),
+        nn.Sequential([nn.Dense(40, 20), Own("relu"), nn.Dense(20, 7)]),
+    ):
+        fit(model, (X, LABELS), **QUICK, quiet=True)
+    assert not stacks
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_microbatch() -> None:
+    with pytest.raises(distsgd.NonFiniteError, match="microbatch"):
+        fit("mlp", (X, LABELS), **QUICK, hidden=(20,), learning_rate=1e30, quiet=True)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize("x_in_order", [False, True])
+@pytest.mark.parametrize(("m", "k", "n"), [(50, 784, 25), (10, 50, 25), (7, 3, 2), (130, 200, 64), (1, 90, 5)])
+def test_products(m: int, k: int, n: int, x_in_order: bool, kind: str) -> None:
+    """Of both kinds, near those of float64, and with the bits of each microbatch's own."""
+    parts, eps = 4, float(np.finfo(kind).eps)
+    w, x = RNG.random((m, k)).astype(kind), np.array(RNG.random((k, parts * n)), kind, order="C" if x_in_order else "F")
+    product = product_of_each(w, x, parts)(w, x)
+    np.testing.assert_allclose(product, w.astype("f8") @ x.astype("f8"), rtol=k * eps)
+    alone = product_of_each(w, x[:, :n], 1)(w, np.array(x[:, :n], order="C" if x_in_order else "F"))
+    assert (product[:, :n] == alone).all()
+
+    dy = RNG.random((m, parts * n)).astype(kind)
+    buffers = np.full((5, m, k), np.nan, kind)
+    first, second = Addition(buffers[0], None, ()), Addition(buffers[0], buffers[2], ())
+    after = ((buffers[1], buffers[3]), (buffers[0], buffers[1]))
+    third, fourth = Addition(buffers[1], None, ()), Addition(buffers[3], None, after)
+    weight_gradients([first, second, third, fourth], n, x_in_order)(dy, x)
+    np.testing.assert_allclose(buffers[0], dy.astype("f8") @ x.T.astype("f8"), rtol=4 * n * eps)
+
+
+def test_ranks_may_differ_in_what_they_compute_at_once() -> None:
+    """Microbatches of another length make stacks of their own, on whichever rank they are."""
+    for size in (61, 62, 63):
+        assert bits((X, LABELS), batch_size=size) == bits((X, LABELS), batch_size=size, on_non_finite="skip")
