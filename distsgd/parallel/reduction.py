@@ -66,6 +66,10 @@ class Partition:
         blocks = self.blocks_of(rank)
         return slice(min(blocks.start * BLOCK, self.elements), min(blocks.stop * BLOCK, self.elements))
 
+    def spans_of(self, rank: int) -> Sequence[slice]:
+        """The elements that a rank updates, in order, where they need not be consecutive."""
+        return [self.elements_of(rank)]
+
     def counts(self) -> list[int]:
         """How many elements each rank updates."""
         spans = [self.elements_of(rank) for rank in range(self.ranks)]
@@ -139,6 +143,9 @@ class GradientReduction(ABC):
         subtrees = (maximal_subtrees(*span, self.partition.microbatches) for span in self.worker_spans)
         return [node for nodes in subtrees for node in split_nodes(nodes, limit)]
 
+    def begin(self, bounds: tuple[int, ...]) -> None:
+        """A step begins whose microbatches have these bounds. `reduce_scatter` follows, whatever fails."""
+
     @abstractmethod
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         """Makes the rows' owned elements of all ranks visible here; `bounds` are the microbatches' bounds.
@@ -169,9 +176,20 @@ class GradientReduction(ABC):
         used = {node: row[inside] for node, row in sums.items() if bounds[node[0]] < bounds[node[1]]}
         return {node for node, row in used.items() if not np.isfinite(row).all()}
 
+    def updated(self, span: slice) -> None:
+        """The parameters of a chunk of this rank are updated, and chunks come in order. All ranks know all flags."""
+
     @abstractmethod
     def all_gather(self) -> None:
         """Makes every rank's updated parameters visible to all."""
+
+    def launch_all_gather(self) -> None:
+        """As `all_gather`, where parameters may arrive while the next step's are asked for, layer by layer."""
+        self.all_gather()
+
+    def close(self) -> None:
+        """Closes the transport."""
+        self.transport.close()
 
     def allgather_on_host(self, flat: Array, counts: Sequence[int]) -> None:
         """Fills in the slices of a small array in host memory that other ranks own, rank r the next `counts[r]`."""

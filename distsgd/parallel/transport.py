@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distsgd.core.device import Array
+
+if TYPE_CHECKING:
+    from distsgd.parallel.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,10 @@ class Transport(ABC):
 
         This rank has no work of its own queued after the messages, so that the watchdog knows which ranks it waits for.
         """
+
+    def channels(self) -> Channels | None:
+        """What sends messages that end later, where there is that; see `Channels`."""
+        return None
 
     def close(self) -> None:  # noqa: B027
         """Release what this rank holds for arrays on its device."""

@@ -378,7 +378,7 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
     if communicator.size == 1:
         return LocalReduction(communicator, plan), None
-    from distsgd.parallel.message_reduction import MessageReduction
+    from distsgd.parallel.overlapped_reduction import reduction_by_messages
     from distsgd.parallel.shared_memory import NotShared
     from distsgd.parallel.shared_reduction import SharedReduction
 
@@ -386,15 +386,15 @@ def make_reduction(communicator: Communicator, plan: Plan, communication: str) -
         from distsgd.gpu.choose_transport import between_gpus
 
         transport, note = between_gpus(communicator, plan.device, communication)
-        return MessageReduction(communicator, plan, apart, transport), note
+        return reduction_by_messages(communicator, plan, apart, transport), note
     if communication == "mpi":
-        return MessageReduction(communicator, plan, apart), None
+        return reduction_by_messages(communicator, plan, apart), None
     try:
         if len(set(communicator.hosts)) == 1:
             return SharedReduction(communicator, plan), None
-        return MessageReduction(communicator, plan, communicator.node()), None
+        return reduction_by_messages(communicator, plan, communicator.node()), None
     except NotShared as host:
         if communication == "shared":
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageReduction(communicator, plan, apart), note
+    return reduction_by_messages(communicator, plan, apart), note

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
 
 from distsgd.core.device import Array, to_host
 from distsgd.core.errors import DistsgdError, raise_first, users_error
-from distsgd.core.layout import Layout, Views
+from distsgd.core.layout import Views
 from distsgd.core.output import say
 from distsgd.data.loader import GatheredBatch
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
+from distsgd.training.by_layer import views_by_layer
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.non_finite import all_finite
 from distsgd.training.running_statistics import RunningStatistics
@@ -24,9 +26,9 @@ from distsgd.training.steps import StepParts
 class _NodeBuffers:
     """Where one worker adds up the microbatches of one node of the tree: the row itself, then scratch, one a level."""
 
-    def __init__(self, node: Span, flats: list[Array], layout: Layout) -> None:
+    def __init__(self, node: Span, flats: list[Array], views: Callable[[Array], Views]) -> None:
         self.node, self.flats = node, flats
-        self.views = [layout.views(flat) for flat in flats]
+        self.views = [views(flat) for flat in flats]
 
 
 @final
@@ -43,21 +45,21 @@ class MicrobatchGradients:
         self.objective, self.reduction, self.loader, self.statistics = objective, reduction, loader, statistics
         self.guarded, self._first = parts.guarded, reduction.first_microbatch
         self.error: DistsgdError | None = None
-        self._params = layout.views(reduction.params).read_only()  # ranks may share them, so a model may only read them
+        self._params, views = views_by_layer(parts)
         self._state = statistics.running.read_only()
         self._workers = parts.workers.that_may_call(objective)
-        self._buffers = [self._node_buffers(worker, layout) for worker in range(self._workers.count)]
+        self._buffers = [self._node_buffers(worker, views) for worker in range(self._workers.count)]
         self.input_buffers = [loader.buffer(0)] * self._workers.count
         self._zeroes = not objective.overwrites_gradients()
         trained = {name for name in layout.names if not parts.regularization.freezes(name)}
         self.zeros = ZeroGradients(trained) if self._zeroes else None
 
-    def _node_buffers(self, worker: int, layout: Layout) -> list[_NodeBuffers]:
+    def _node_buffers(self, worker: int, views: Callable[[Array], Views]) -> list[_NodeBuffers]:
         first, last = self.reduction.worker_spans[worker]
         nodes = [node for node in self.reduction.rows if first <= node[0] and node[1] <= last]
         deepest = max((buffers_needed(*node) for node in nodes), default=1)
         scratch = [np.zeros_like(self.reduction.params) for _ in range(deepest - 1)]
-        return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], layout) for node in nodes]
+        return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], views) for node in nodes]
 
     def clear(self) -> None:
         """Begins a step: nothing is reported yet."""
@@ -66,6 +68,7 @@ class MicrobatchGradients:
 
     def compute(self, minibatch: Minibatch) -> None:
         """All of this rank's microbatches, by its workers."""
+        self.reduction.begin(minibatch.bounds)
         if self.statistics.are_copied:
             self._state = self.statistics.for_model()
         self._workers.run(lambda worker: self.compute_of_worker(worker, minibatch))
