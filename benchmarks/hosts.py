@@ -74,9 +74,7 @@ def linked_hosts(count: int, gigabits: float) -> Iterator[Path]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def under_hosts(
-    agent: Path, count: int, on_each: int, command: Sequence[str], code: str | Path = ROOT
-) -> list[str]:
+def under_hosts(agent: Path, count: int, on_each: int, command: Sequence[str], code: str | Path = ROOT) -> list[str]:
     """The command on so many ranks of each host, with the packages of the folder `code`.
 
     Messages take TCP, for shared memory would reach across namespaces.

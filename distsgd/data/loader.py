@@ -168,18 +168,9 @@ class Loader:
             x = x.reshape(*self.examples.x.shape[1:], len(gathered.row_indices))
         elif shape is not None and len(shape) > 1:
             x = x.reshape(*shape, len(gathered.row_indices))
+        y = self.objective.targets(gathered.y, self.dtype) if self.with_targets else gathered.y
         return Batch(
-            x=x,
-            y=self.objective.targets(gathered.y, self.dtype) if self.with_targets else gathered.y,
-            indices=gathered.row_indices,
-            weights=gathered.weights,
-            epoch=epoch,
-            step=step,
-            microbatch=microbatch,
-            seed=self.seed,
-            training=training,
-            state=state,
-            statistics={} if statistics is None else statistics,
-            device=self.device,
-            clock=clock,
-        )
+            x=x, y=y, indices=gathered.row_indices, weights=gathered.weights, epoch=epoch, step=step,
+            microbatch=microbatch, seed=self.seed, training=training, state=state,
+            statistics={} if statistics is None else statistics, device=self.device, clock=clock,
+        )  # fmt: skip

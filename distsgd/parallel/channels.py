@@ -13,7 +13,7 @@ from distsgd.core.status_table import Collective, Heartbeat
 
 _YIELDS = 0.001
 """Seconds that a rank that waits looks and lets other threads run in between, before it sleeps between two looks."""
-_PAUSES = (0.00002, 0.0002)
+_PAUSES = (0.00002, 0.00006)
 """Seconds that it then sleeps: at first, and at most. Messages that are not small need the rank on their way."""
 _yield: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
 _ALLTOALL, _ALLGATHER = int(Collective.ALLTOALL), int(Collective.ALLGATHER)
@@ -94,8 +94,10 @@ class Channels(ABC):
 class MPIChannels(Channels):
     """Messages of MPI: persistent requests."""
 
-    def __init__(self, mpi: Any, comm: Any, heartbeat: Heartbeat) -> None:
-        self._mpi, self._comm, self.heartbeat = mpi, comm, heartbeat
+    def __init__(self, comm: Any, heartbeat: Heartbeat) -> None:
+        from mpi4py import MPI
+
+        self._mpi, self._comm, self.heartbeat = MPI, comm, heartbeat
 
     def send(self, array: Array, rank: int, tag: int) -> Message:
         return self._comm.Send_init([array, self._mpi.BYTE], rank, tag)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from distsgd.core.device import Array
 from distsgd.core.output import flush, leave
@@ -14,9 +14,6 @@ from distsgd.core.status_table import Collective, Heartbeat
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.transport import Parts, Transport
 from distsgd.parallel.watchdog import Watchdog
-
-if TYPE_CHECKING:
-    from distsgd.parallel.channels import Channels
 
 T = TypeVar("T")
 _ABORT_SECONDS = 1.0
@@ -31,7 +28,6 @@ class MPITransport(Transport):
 
     def __init__(self, mpi: Any, comm: Any, heartbeat: Heartbeat) -> None:
         self.mpi, self._byte, self._in_place = comm, mpi.BYTE, mpi.IN_PLACE
-        self._mpi, self._heartbeat = mpi, heartbeat
         self.enter, self.exit = heartbeat.enter, heartbeat.exit
 
     def broadcast(self, array: Array) -> None:
@@ -52,11 +48,10 @@ class MPITransport(Transport):
         self.mpi.Allgatherv(self._in_place, [flat.view("u1"), sizes, self._byte])
         self.exit()
 
-
-    def channels(self) -> Channels:
+    def channels(self, heartbeat: Heartbeat) -> Any:
         from distsgd.parallel.channels import MPIChannels
 
-        return MPIChannels(self._mpi, self.mpi, self._heartbeat)
+        return MPIChannels(self.mpi, heartbeat)
 
 
 class MPICommunicator(Communicator):

@@ -74,27 +74,26 @@ class OverlappedReduction(MessageReduction):
     """One replica for each group. Raises NotShared, on all ranks, where a group can't share memory.
 
     in_order   whether the model asks for its layers' parameters in their order, and writes their gradients in the
-               reverse order: then `launch_all_gather` needs no wait, for `await_params` follows
+               reverse order: then `finish` needs no wait, for `await_params` follows
     """
 
     def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
         partition = plan.partition
         assert isinstance(partition, Sectioned)
-        channels = communicator.transport.channels()
+        channels: Channels | None = communicator.transport.channels(communicator.heartbeat)
         assert channels is not None
         self.sections, self.channels = partition.sections, channels
         self.in_order = False
         self._tag = communicator.broadcast_object(next(_numbers)) % _TAGS * _TAGS_OF_ONE
         self._messages: list[_Messages] = []
         super().__init__(communicator, plan, group)
-        self._slots = np.zeros((plan.slots, partition.counts()[communicator.rank]), plan.dtype)
         self._alone = plan.workers == 1  # messages are for the main thread
         in_flight = [message for one in self._messages for message in _all_of(one)]
         self._release = finalize(self, _release, in_flight)
         self._release.atexit = False
         self._bounds: tuple[int, ...] | None = None
-        self._step = self._complete = self._sent = self._arrived = 0
-        self._params_sent = len(self.sections)
+        self._step = self._gathers = self._complete = self._sent = 0
+        self._params_sent = self._arrived = self._ready = len(self.sections)
         self._prepare_words()
 
     # What is set up once.
@@ -104,9 +103,9 @@ class OverlappedReduction(MessageReduction):
         words, is_shared = shared_array(self.group, (self.group.size, 16), np.dtype(np.int64))
         able = self.group.size == 1 or (is_shared and platform.machine() in IN_ORDER)
         self._sees_neighbours = all(self.group.allgather_object(able))
-        lines = [(memoryview(line[:1]), memoryview(line[8:9])) for line in words]
-        self._word, self._params_word = lines.pop(self.group.rank)
-        self._others = lines
+        counts = [(memoryview(line[:1]), memoryview(line[8:9])) for line in words]
+        self._word, self._params_word = counts.pop(self.group.rank)
+        self._others = counts
 
     def _prepare_messages(self, groups: Groups) -> None:
         levels = scratch_levels(self.partition.microbatches)
@@ -217,19 +216,14 @@ class OverlappedReduction(MessageReduction):
         """The section in which this rank owns an element."""
         return next(messages for messages in self._messages if messages.span.start <= element < messages.span.stop)
 
-    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
         messages = self._owning(span.start)
-        inside = slice(span.start - messages.span.start, span.stop - messages.span.start)
-        total = tree_sum(messages.sums, (0, self.partition.microbatches), bounds, inside, scratch)
-        assert total is not None, "a minibatch has at least one example"
-        planned = {one.name: getattr(total, one.name) for one in fields(total)}
-        return _ArrivingSum(**planned, arrive=lambda: self.channels.wait(messages.receives))
+        return messages.sums, slice(span.start - messages.span.start, span.stop - messages.span.start)
 
-    def not_finite(self, bounds: tuple[int, ...], span: slice) -> set[Span]:
-        messages = self._owning(span.start)
-        inside = slice(span.start - messages.span.start, span.stop - messages.span.start)
-        used = {node: row[inside] for node, row in messages.sums.items() if bounds[node[0]] < bounds[node[1]]}
-        return {node for node, row in used.items() if not np.isfinite(row).all()}
+    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
+        total, receives = super().total(bounds, span, scratch), self._owning(span.start).receives
+        planned = {one.name: getattr(total, one.name) for one in fields(total)}
+        return _ArrivingSum(**planned, arrive=lambda: self.channels.wait(receives))
 
     # Parameters.
 
@@ -248,40 +242,48 @@ class OverlappedReduction(MessageReduction):
             _start(following.params_sends)
             self._params_sent += 1
 
-    def launch_all_gather(self) -> None:
-        if not (self.in_order and self._sees_neighbours and self._alone):
+    def finish(self, wait: bool) -> None:
+        if wait or not (self.in_order and self._sees_neighbours and self._alone):
             self.all_gather()
             return
         self._send_params(self._messages[-1])
         self._await_sums()  # where nothing has been updated
-        self._arrived, self._bounds = 0, None
+        self._gathers, self._arrived, self._ready, self._bounds = self._gathers + 1, 0, 0, None
 
     def all_gather(self) -> None:
         self._send_params(self._messages[-1])
         self._await_sums()
-        self._arrived, self._bounds = 0, None
+        self._gathers, self._arrived, self._ready, self._bounds = self._gathers + 1, 0, 0, None
         if self._sees_neighbours:
             self.await_params()
             return
         self.channels.wait([message for messages in self._messages for message in messages.params_receives])
-        self._arrived = len(self._messages)
+        self._arrived = self._ready = len(self._messages)
         self.barrier()
 
     def await_params(self, stop: int | None = None) -> None:
         """Return when the parameters before an element, all by default, are up to date. For the main thread."""
-        sections = self.sections
-        if self._arrived == len(sections):
+        sections, needed = self.sections, len(self.sections)
+        if self._ready == needed:
             return
-        needed, first = len(sections), self._arrived
         if stop is not None:
             needed = next((index for index, one in enumerate(sections) if one.span.start >= stop), needed)
-        for index in range(first, needed):
-            self.channels.wait(self._messages[index].params_receives)
-            self._arrived = index + 1
-            self._params_word[0] = self._step << 8 | self._arrived
-        if needed > first and self._others:
-            least = self._step << 8 | needed
-            self.channels.wait_until(lambda: all(word[0] >= least for _, word in self._others))
+        if self._ready >= needed:
+            return
+        while self._arrived < needed:
+            self.channels.wait(self._messages[self._arrived].params_receives)
+            self._publish(self._arrived + 1)
+        least = self._gathers << 8 | needed
+        self.channels.wait_until(lambda: all(word[0] >= least for _, word in self._others))
+        self._ready = needed
+
+    def _publish(self, arrived: int) -> None:
+        """Counts the sections that have arrived, with those that have done so as well."""
+        messages = self._messages
+        while arrived < len(messages) and all(message.Test() for message in messages[arrived].params_receives):
+            arrived += 1
+        self._arrived = arrived
+        self._params_word[0] = self._gathers << 8 | arrived
 
     def load_params(self, params: Array | None) -> None:
         self.await_params()
@@ -293,28 +295,6 @@ class OverlappedReduction(MessageReduction):
         messages = self._owning(start)
         first = start - messages.span.start + messages.first
         return tuple(self._slots[:, first : first + stop - start])
-
-    def gather_slots(self) -> list[Array] | None:
-        found = super().gather_slots()
-        if found is None:
-            return None
-        order = np.concatenate([np.arange(self.partition.elements)[span]
-                                for rank in range(self.partition.ranks)
-                                for span in self.partition.spans_of(rank)])  # fmt: skip
-        whole = [np.empty_like(slot) for slot in found]
-        for slot, by_rank in zip(whole, found, strict=True):
-            slot[order] = by_rank
-        return whole
-
-    def load_slots(self, slots: list[Array] | None) -> None:
-        for index in range(self.plan.slots):
-            whole = np.empty(self.partition.elements, self.plan.dtype)
-            if slots is not None:
-                whole[:] = slots[index]
-            self.communicator.transport.broadcast(whole)
-            for messages in self._messages:
-                own = self._slots[index, messages.first :][: messages.span.stop - messages.span.start]
-                own[:] = whole[messages.span]
 
     def close(self) -> None:
         self._release()
@@ -352,6 +332,6 @@ def reduction_by_messages(
     Collective.
     """
     sectioned = Sectioned.of(plan.partition) if plan.device.host_memory else None
-    if sectioned is None or communicator.transport.channels() is None:
+    if sectioned is None or communicator.transport.channels(communicator.heartbeat) is None:
         return MessageReduction(communicator, plan, group, transport)
     return OverlappedReduction(communicator, replace(plan, partition=sectioned), group)

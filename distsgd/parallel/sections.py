@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from distsgd.parallel.reduction import BLOCK, Partition
 from distsgd.parallel.tree import part
 
-MOST = 8
+MOST = 16
 """Sections at most: a message costs some microseconds, and the parameters of one are waited for together."""
 LEAST = 3
 """Blocks that each rank owns at least, where there are sections. Small networks are one message for each other rank."""
@@ -57,10 +58,11 @@ class Sectioned(Partition):
         count = min(MOST, rows)
         cuts = [min(part(rows, count, index)[0] * self.ranks, self.blocks) for index in range(count + 1)]
         parts = (self.microbatches, self.ranks, self.elements)
-        return tuple(Section(*parts, first, last) for first, last in zip(cuts, cuts[1:], strict=False))
+        return tuple(Section(*parts, first, last) for first, last in pairwise(cuts))
 
     def spans_of(self, rank: int) -> Sequence[slice]:
-        return [section.elements_of(rank) for section in self.sections]
+        spans = [section.elements_of(rank) for section in self.sections]
+        return [span for span in spans if span.start < span.stop]  # the last section may have too few blocks
 
     def counts(self) -> list[int]:
         return [sum(span.stop - span.start for span in self.spans_of(rank)) for rank in range(self.ranks)]

@@ -6,12 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distsgd.core.device import Array
-
-if TYPE_CHECKING:
-    from distsgd.parallel.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,8 @@ class Transport(ABC):
         This rank has no work of its own queued after the messages, so that the watchdog knows which ranks it waits for.
         """
 
-    def channels(self) -> Channels | None:
-        """What sends messages that end later, where there is that; see `Channels`."""
+    def channels(self, heartbeat: Any) -> Any:
+        """`Channels` for messages that end later, whose waits this heartbeat shows; None where there are none."""
         return None
 
     def close(self) -> None:  # noqa: B027

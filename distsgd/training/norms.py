@@ -37,11 +37,15 @@ class SquareSums:
         self._sums = np.zeros((len(self.starts), quantities))
         self._runs: dict[Span, list[Span]] = {}
         owned = [
-            [piece for span in partition.spans_of(rank) for piece in range(self.first(span.start), self.first(span.stop))]
+            [piece for span in partition.spans_of(rank) for piece in self._pieces_of(span)]
             for rank in range(partition.ranks)
         ]
         self._by_rank = np.concatenate(owned).astype(np.intp)
         self._counts = [len(pieces) * quantities for pieces in owned]
+
+    def _pieces_of(self, span: slice) -> range:
+        """Those that begin in the span."""
+        return range(self.first(span.start), self.first(span.stop))
 
     def first(self, element: int) -> int:
         """The first piece that begins at this element or after it."""

@@ -60,10 +60,7 @@ class TrainingStep(StepParts):
             return StepResult(0.0, 0, given, None, problem)
         self.gradients.report_zeros()
         norm = self.update.run(minibatch.bounds, count * self.objective.loss_scale, scalars, want_norm)
-        if wait or want_norm or given is not NOTHING:  # what follows may read the parameters
-            self.reduction.all_gather()
-        else:
-            self.reduction.launch_all_gather()
+        self.reduction.finish(wait or want_norm or given is not NOTHING)  # what follows then may read the parameters
         self.statistics.update(records, minibatch.bounds)
         self._previous = minibatch
         return StepResult(loss_sum, count, given, norm)
