@@ -71,13 +71,17 @@ def views_by_layer(parts: StepParts) -> tuple[Views, Callable[[Array], Views]]:
     if not (isinstance(reduction, OverlappedReduction) and goes_by_layer(parts.objective, layout)):
         return params, layout.views
     reduction.in_order = True
+
+    def await_params(end: int) -> None:
+        reduction.await_params(end)  # looked up in each call: a profile puts a timed one in its place
+
     last = max(reduction.rows)
     if parts.workers.count > 1 or last[1] - last[0] > 1:
-        return LayerViews(params, layout, reduction.await_params, False), layout.views
+        return LayerViews(params, layout, await_params, False), layout.views
 
     def views(flat: Array) -> Views:
         of_flat = layout.views(flat)
         is_last = flat is reduction.rows[last]
         return LayerViews(of_flat, layout, reduction.complete, True) if is_last else of_flat
 
-    return LayerViews(params, layout, reduction.await_params, False), views
+    return LayerViews(params, layout, await_params, False), views
