@@ -82,9 +82,7 @@ def step_table(found: dict[str, Series], batch: int) -> str:
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--against", type=Path, help="another checkout of distsgd, timed in turn with this one"
-        )
+        parser.add_argument("--against", type=Path, help="another checkout of distsgd, timed in turn with this one")
         parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
 
     chosen = options(__doc__, extra=more)

@@ -132,9 +132,6 @@ class ThreadMessage:
                 receive._in_flight = send._in_flight = False
             return not self._in_flight
 
-    def Cancel(self) -> None:  # noqa: N802
-        """Whoever cancels leaves."""
-
     def Free(self) -> None:  # noqa: N802
         assert not self._in_flight, "a message is freed in flight"
 

@@ -28,9 +28,6 @@ class Message(Protocol):
     def Test(self) -> bool:  # noqa: N802
         """Whether the message isn't in flight (any more). Moves all messages of this rank on."""
 
-    def Cancel(self) -> Any:  # noqa: N802
-        """Receive nothing after all."""
-
     def Free(self) -> Any:  # noqa: N802
         """Release what the library holds; the message isn't in flight."""
 

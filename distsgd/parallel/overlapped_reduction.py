@@ -100,12 +100,12 @@ class OverlappedReduction(MessageReduction):
 
     def _prepare_words(self) -> None:
         """Memory in which each rank of a group counts the sections whose gradients, and parameters, are there."""
-        words, is_shared = shared_array(self.group, (self.group.size, 16), np.dtype(np.int64))
+        lines, is_shared = shared_array(self.group, (self.group.size, 16), np.dtype(np.int64))
         able = self.group.size == 1 or (is_shared and platform.machine() in IN_ORDER)
         self._sees_neighbours = all(self.group.allgather_object(able))
-        counts = [(memoryview(line[:1]), memoryview(line[8:9])) for line in words]
+        counts = [(memoryview(line[:1]), memoryview(line[8:9])) for line in lines]
         self._word, self._params_word = counts.pop(self.group.rank)
-        self._others = counts
+        self._neighbours = counts
 
     def _prepare_messages(self, groups: Groups) -> None:
         levels = scratch_levels(self.partition.microbatches)
@@ -125,10 +125,14 @@ class OverlappedReduction(MessageReduction):
         for owner in found.owners:
             theirs = section.elements_of(owner)
             if theirs.start < theirs.stop:
-                message = np.empty((len(found.nodes), theirs.stop - theirs.start), dtype)
+                row = self._rows.get(found.nodes[0]) if len(found.nodes) == 1 else None
+                if row is None:
+                    message = np.empty((len(found.nodes), theirs.stop - theirs.start), dtype)
+                    made.places += [(node, theirs, part) for node, part in zip(found.nodes, message, strict=True)]
+                else:  # it is the sum; whoever has sent its parameters to all has received it
+                    message = row[theirs]
                 made.sends.append(channels.send(message.reshape(-1).view("u1"), owner, tag))
                 made.params_receives.append(channels.receive(self.params[theirs].view("u1"), owner, tag + 1))
-                made.places += [(node, theirs, row) for node, row in zip(found.nodes, message, strict=True)]
         for other, nodes in found.arriving.items() if span.start < span.stop else ():
             arrived = np.zeros((len(nodes), span.stop - span.start), dtype)
             sums.update(zip(nodes, arrived, strict=True))
@@ -157,7 +161,7 @@ class OverlappedReduction(MessageReduction):
             self._complete = done
             self._word[0] = self._step << 8 | done
         ready = self._step << 8 | self._sent
-        while self._sent < done and all(word[0] > ready for word, _ in self._others):
+        while self._sent < done and all(word[0] > ready for word, _ in self._neighbours):
             self._sent, ready = self._sent + 1, ready + 1
             self._send_sums(self._messages[-self._sent])
         self.channels.progress()
@@ -192,7 +196,7 @@ class OverlappedReduction(MessageReduction):
         with np.errstate(all="ignore"):  # non-finite values are reported once, with their microbatch
             for total, place in planned:
                 summed = total.compute()
-                if total.rows == 1:  # it isn't in the message yet
+                if total.rows == 1:  # another one's microbatches are empty, and it isn't in the message yet
                     place[:] = summed
         _start(messages.sends)
 
@@ -274,7 +278,7 @@ class OverlappedReduction(MessageReduction):
             self.channels.wait(self._messages[self._arrived].params_receives)
             self._publish(self._arrived + 1)
         least = self._gathers << 8 | needed
-        self.channels.wait_until(lambda: all(word[0] >= least for _, word in self._others))
+        self.channels.wait_until(lambda: all(word[0] >= least for _, word in self._neighbours))
         self._ready = needed
 
     def _publish(self, arrived: int) -> None:
@@ -331,7 +335,8 @@ def reduction_by_messages(
     Which one depends on the device and on the numbers of ranks and elements alone. A transport is that of a device.
     Collective.
     """
-    sectioned = Sectioned.of(plan.partition) if plan.device.host_memory else None
+    replicas = sum(communicator.allgather_object(group.is_root))
+    sectioned = Sectioned.of(plan.partition, replicas) if plan.device.host_memory else None
     if sectioned is None or communicator.transport.channels(communicator.heartbeat) is None:
         return MessageReduction(communicator, plan, group, transport)
     return OverlappedReduction(communicator, replace(plan, partition=sectioned), group)

@@ -8,47 +8,48 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.reduction import Partition
 from distsgd.parallel.transport import Parts
 
 
-def gather_owned(communicator: Communicator, partition: Partition, own: Sequence[Array]) -> list[Array] | None:
+def gather_owned(
+    communicator: Communicator, elements: int, spans: Sequence[Sequence[slice]], own: Sequence[Array]
+) -> list[Array] | None:
     """The whole of each slot on rank 0, None elsewhere. Collective.
 
     Parameters
     ----------
     communicator
         The ranks.
-    partition
-        Which elements each rank owns.
+    elements
+        Of a slot.
+    spans
+        Those that each rank owns.
     own
         This rank's elements of each slot, in host memory.
     """
-    root, ranks = communicator.is_root, partition.ranks
-    counts, places = partition.counts(), [partition.spans_of(rank) for rank in range(ranks)]
-    found = []
+    root, found = communicator.is_root, []
+    counts = [sum(span.stop - span.start for span in of_rank) for of_rank in spans]
     for slot in own:
         width = slot.itemsize
-        sent = Parts.consecutive([slot.nbytes] + [0] * (ranks - 1))
+        sent = Parts.consecutive([slot.nbytes] + [0] * (len(spans) - 1))
         received = Parts.consecutive(count * width * root for count in counts)
-        by_rank = np.empty(partition.elements * root, slot.dtype)
+        whole = by_rank = np.empty(elements * root, slot.dtype)
         communicator.transport.alltoall(slot.view("u1"), sent, by_rank.view("u1"), received)
-        whole, first = by_rank, 0
-        if root and len(places[0]) > 1:
-            whole = np.empty_like(by_rank)
-            for span in [span for of_rank in places for span in of_rank]:
+        if root and len(spans[0]) > 1:
+            whole, first = np.empty_like(by_rank), 0
+            for span in [span for of_rank in spans for span in of_rank]:
                 whole[span] = by_rank[first : first + span.stop - span.start]
                 first += span.stop - span.start
         found.append(whole)
     return found if root else None
 
 
-def take_owned(
-    communicator: Communicator, partition: Partition, slots: list[Array] | None, index: int, dtype: np.dtype
-) -> Array:
-    """This rank's elements of one slot, from rank 0's `slots` (None elsewhere). Collective."""
-    whole = np.empty(partition.elements, dtype)
-    if slots is not None:
-        whole[:] = slots[index]
+def take_owned(communicator: Communicator, whole: Array, slot: Array | None, spans: Sequence[slice]) -> Array:
+    """This rank's elements, which are these spans, of rank 0's `slot` (None elsewhere). Collective.
+
+    `whole` is memory for all elements.
+    """
+    if slot is not None:
+        whole[:] = slot
     communicator.transport.broadcast(whole)
-    return np.concatenate([whole[span] for span in partition.spans_of(communicator.rank)])
+    return np.concatenate([whole[span] for span in spans])

@@ -224,13 +224,18 @@ class OwnState(GradientReduction):
     def gather_slots(self) -> list[Array] | None:
         from distsgd.parallel.owned_state import gather_owned
 
-        return gather_owned(self.communicator, self.partition, [to_host(slot) for slot in self._slots])
+        spans = [self.partition.spans_of(rank) for rank in range(self.partition.ranks)]
+        own = [to_host(slot) for slot in self._slots]
+        return gather_owned(self.communicator, self.partition.elements, spans, own)
 
     def load_slots(self, slots: list[Array] | None) -> None:
         from distsgd.parallel.owned_state import take_owned
 
+        spans = self.partition.spans_of(self.communicator.rank)
+        whole = np.empty(self.partition.elements, self.plan.dtype)
         for index, own in enumerate(self._slots):
-            own[:] = self.plan.device.put(take_owned(self.communicator, self.partition, slots, index, own.dtype))
+            given = None if slots is None else slots[index]
+            own[:] = self.plan.device.put(take_owned(self.communicator, whole, given, spans))
 
 
 class LocalReduction(OwnState):

@@ -15,9 +15,9 @@ from distsgd.parallel.reduction import BLOCK, Partition
 from distsgd.parallel.tree import part
 
 MOST = 16
-"""Sections at most: a message costs some microseconds, and the parameters of one are waited for together."""
+"""Sections, and messages in which a rank sends its sums, at most: each costs some ten microseconds."""
 LEAST = 3
-"""Blocks that each rank owns at least, where there are sections. Small networks are one message for each other rank."""
+"""Sections, and blocks that each rank owns, at least. Otherwise there is one message for each other replica."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,26 @@ class Section(Partition):
 
 @dataclass(frozen=True)
 class Sectioned(Partition):
-    """A partition in which a rank updates some elements of each section."""
+    """A partition in which a rank updates some elements of each section.
+
+    most   sections at most
+    """
+
+    most: int = MOST
 
     @classmethod
-    def of(cls, partition: Partition) -> Sectioned | None:
-        """These ranks, microbatches and elements; None where they are too few for sections."""
-        found = cls(partition.microbatches, partition.ranks, partition.elements)
-        return found if found.blocks >= LEAST * found.ranks else None
+    def of(cls, partition: Partition, replicas: int) -> Sectioned | None:
+        """These ranks, microbatches and elements; None where replicas are too many for sections, or elements too
+        few."""
+        most = MOST // max(1, replicas - 1)
+        found = cls(partition.microbatches, partition.ranks, partition.elements, most)
+        return found if most >= LEAST and found.blocks >= LEAST * found.ranks else None
 
     @cached_property
     def sections(self) -> tuple[Section, ...]:
         """In the order of their elements: each has as many blocks of every rank, but for the last."""
         rows = -(-self.blocks // self.ranks)
-        count = min(MOST, rows)
+        count = min(self.most, rows)
         cuts = [min(part(rows, count, index)[0] * self.ranks, self.blocks) for index in range(count + 1)]
         parts = (self.microbatches, self.ranks, self.elements)
         return tuple(Section(*parts, first, last) for first, last in pairwise(cuts))

@@ -13,6 +13,7 @@ from distsgd.core.device import Array
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.layers.sequential import Sequential
 from distsgd.nn.objective import Objective, Supervised
+from distsgd.parallel.overlapped_reduction import OverlappedReduction
 from distsgd.training.steps import StepParts
 
 
@@ -64,10 +65,6 @@ def views_by_layer(parts: StepParts) -> tuple[Views, Callable[[Array], Views]]:
     """
     reduction, layout = parts.reduction, parts.layout
     params = layout.views(reduction.params).read_only()
-    if reduction.partition.ranks == 1:
-        return params, layout.views
-    from distsgd.parallel.overlapped_reduction import OverlappedReduction
-
     if not (isinstance(reduction, OverlappedReduction) and goes_by_layer(parts.objective, layout)):
         return params, layout.views
     reduction.in_order = True

@@ -16,7 +16,6 @@ from distsgd.core.output import say
 from distsgd.data.loader import GatheredBatch
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
-from distsgd.training.by_layer import views_by_layer
 from distsgd.training.minibatch import Minibatch
 from distsgd.training.non_finite import all_finite
 from distsgd.training.running_statistics import RunningStatistics
@@ -45,7 +44,13 @@ class MicrobatchGradients:
         self.objective, self.reduction, self.loader, self.statistics = objective, reduction, loader, statistics
         self.guarded, self._first = parts.guarded, reduction.first_microbatch
         self.error: DistsgdError | None = None
-        self._params, views = views_by_layer(parts)
+        # Ranks may share the parameters, so a model may only read them.
+        self._params = layout.views(reduction.params).read_only()
+        views: Callable[[Array], Views] = layout.views
+        if reduction.partition.ranks > 1:
+            from distsgd.training.by_layer import views_by_layer
+
+            self._params, views = views_by_layer(parts)
         self._state = statistics.running.read_only()
         self._workers = parts.workers.that_may_call(objective)
         self._buffers = [self._node_buffers(worker, views) for worker in range(self._workers.count)]
