@@ -24,7 +24,7 @@ from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import GradientReduction, Plan, update_chunks
 from distsgd.parallel.routes import Groups, Routes, routes
 from distsgd.parallel.sections import Section, Sectioned
-from distsgd.parallel.shared_barrier import _IN_ORDER as IN_ORDER
+from distsgd.parallel.shared_barrier import IN_ORDER
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.parallel.transport import Transport
 from distsgd.parallel.tree import Span, TreeSum, scratch_levels, tree_sum
