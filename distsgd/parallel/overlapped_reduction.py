@@ -38,7 +38,7 @@ _abandoned: list[Message] = []
 """Messages in flight when their reduction ended; they keep their memory."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Messages:
     """One section: what this rank owns of it, and its messages.
 
