@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import Contender, Series, interleave, job
-from benchmarks.hosts import two_hosts, under_two_hosts
+from benchmarks.hosts import linked_hosts, under_hosts
 from benchmarks.model import TCP_MESSAGE, WIDTH, Curve, Host, Job, Network, Parts, Rates, fit, step
 from benchmarks.processes import child, measure
 from benchmarks.workloads import workload
@@ -120,8 +120,8 @@ def measured(names: Sequence[str], chosen: argparse.Namespace) -> dict[str, Seri
 
 def _between_hosts(place: str, gigabits: float, on_each: int, settings: Mapping[str, Any]) -> Contender:
     def timed(_: int) -> dict[str, Any]:
-        with two_hosts(gigabits) as agent:
-            return measure(under_two_hosts(agent, on_each, child("step_parts", settings)))
+        with linked_hosts(2, gigabits) as agent:
+            return measure(under_hosts(agent, 2, on_each, child("step_parts", settings)))
 
     return Contender(place, timed)
 

@@ -1,6 +1,6 @@
-"""Two hosts on one machine: network namespaces joined by a bridge, each link limited by a token bucket (Linux, root).
+"""Hosts on one machine: network namespaces joined by a bridge, each link limited by a token bucket (Linux, root).
 
-Bandwidth is real, latency is the kernel's own, and both hosts share the machine's cores. The MPI library must be MPICH.
+Bandwidth is real, latency is the kernel's own, and all hosts share the machine's cores. The MPI library must be MPICH.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.processes import ROOT, Unavailable, mpirun
 
-NAMES = ("distsgd-host1", "distsgd-host2")
+HOST = "distsgd-host"
 SWITCH = "distsgd-switch"
 ADDRESS = "10.79.0"
 BURST = "256kb"
@@ -36,13 +36,13 @@ def _run(*command: str) -> None:
 
 
 @contextmanager
-def two_hosts(gigabits: float) -> Iterator[Path]:
-    """Two namespaces with links of so many Gbit/s, while inside; the agent that starts processes in them.
+def linked_hosts(count: int, gigabits: float) -> Iterator[Path]:
+    """So many namespaces with links of so many Gbit/s, while inside; the agent that starts processes in them.
 
     Raises Unavailable where they can't be made.
     """
     if os.geteuid() != 0 or any(shutil.which(tool) is None for tool in ("ip", "tc", "unshare", "hostname")):
-        raise Unavailable("two hosts need root, ip, tc, unshare and hostname")
+        raise Unavailable("hosts need root, ip, tc, unshare and hostname")
     made: list[str] = []
 
     def make(name: str) -> None:
@@ -53,7 +53,8 @@ def two_hosts(gigabits: float) -> Iterator[Path]:
         make(SWITCH)
         _run("ip", "-n", SWITCH, "link", "add", "bridge0", "type", "bridge")
         _run("ip", "-n", SWITCH, "link", "set", "bridge0", "up")
-        for number, name in enumerate(NAMES, 1):
+        for number in range(1, count + 1):
+            name = f"{HOST}{number}"
             make(name)
             port = f"port{number}"
             _run("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port, "netns", SWITCH)
@@ -73,10 +74,14 @@ def two_hosts(gigabits: float) -> Iterator[Path]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def under_two_hosts(agent: Path, on_each: int, command: Sequence[str]) -> list[str]:
-    """The command on so many ranks a host. Messages take TCP, for shared memory would reach across namespaces."""
-    where = ",".join(f"{name}:{on_each}" for name in NAMES)
+def under_hosts(agent: Path, count: int, on_each: int, command: Sequence[str], code: str | Path = ROOT) -> list[str]:
+    """The command on so many ranks of each host, with the packages of the folder `code`.
+
+    Messages take TCP, for shared memory would reach across namespaces.
+    """
+    where = ",".join(f"{HOST}{number}:{on_each}" for number in range(1, count + 1))
     launcher = ("-launcher", "ssh", "-launcher-exec", str(agent), "-iface", "eth0", "-hosts", where)
-    start = f'hostname {NAMES[0]}; exec "$@"'
-    return ["env", "UCX_TLS=tcp,self", "UCX_NET_DEVICES=eth0,lo", "ip", "netns", "exec", NAMES[0], "unshare", "--uts",
-            "sh", "-c", start, "sh", mpirun(), *launcher, "-n", str(2 * on_each), *command]  # fmt: skip
+    start = f'hostname {HOST}1; cd "$0"; exec "$@"'
+    return ["env", "UCX_TLS=tcp,self", "UCX_NET_DEVICES=eth0,lo", f"PYTHONPATH={code}", "ip", "netns", "exec",
+            f"{HOST}1", "unshare", "--uts", "sh", "-c", start, str(code), mpirun(), *launcher, "-n",
+            str(count * on_each), *command]  # fmt: skip

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from distsgd.core.device import Array
+from distsgd.core.status_table import Heartbeat
+from distsgd.parallel.channels import Channels
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.transport import Parts, Transport
 
@@ -21,6 +23,8 @@ class _Meeting:
     def __init__(self, size: int) -> None:
         self.barrier = threading.Barrier(size)
         self.table: list[Any] = [None] * size
+        self.lock = threading.Lock()
+        self.begun: dict[tuple[int, int, int], tuple[list[ThreadMessage], list[ThreadMessage]]] = {}
 
 
 class ThreadCommunicator(Communicator):
@@ -77,6 +81,9 @@ class ThreadTransport(Transport):
     def __init__(self, ranks: ThreadCommunicator) -> None:
         self._ranks = ranks
 
+    def channels(self, heartbeat: Heartbeat) -> ThreadChannels:
+        return ThreadChannels(self._ranks, heartbeat)
+
     def broadcast(self, array: Array) -> None:
         def copy(table: list[Any]) -> None:
             if not self._ranks.is_root:
@@ -100,6 +107,52 @@ class ThreadTransport(Transport):
                 start += count
 
         self._ranks.meet(flat, copy)
+
+
+class ThreadMessage:
+    """A message that is copied as late as possible: by whoever asks for it when both ends have begun."""
+
+    def __init__(self, meeting: _Meeting, key: tuple[int, int, int], array: Array, sends: bool) -> None:
+        self._meeting, self._key, self._array, self._sends, self._in_flight = meeting, key, array, sends, False
+
+    def Start(self) -> None:  # noqa: N802 (mpi4py's name)
+        with self._meeting.lock:
+            assert not self._in_flight, "a message is begun again before it has ended"
+            self._in_flight = True
+            self._meeting.begun.setdefault(self._key, ([], []))[self._sends].append(self)
+
+    def Test(self) -> bool:  # noqa: N802
+        if self._meeting.barrier.broken:
+            raise threading.BrokenBarrierError
+        with self._meeting.lock:
+            receives, sends = self._meeting.begun.get(self._key, ([], []))
+            if receives and sends and self._in_flight:
+                receive, send = receives.pop(0), sends.pop(0)
+                receive._array[...] = send._array
+                receive._in_flight = send._in_flight = False
+            return not self._in_flight
+
+    def Free(self) -> None:  # noqa: N802
+        assert not self._in_flight, "a message is freed in flight"
+
+
+class ThreadChannels(Channels):
+    """Messages between threads."""
+
+    def __init__(self, ranks: ThreadCommunicator, heartbeat: Heartbeat) -> None:
+        self._ranks, self.heartbeat = ranks, heartbeat
+
+    def send(self, array: Array, rank: int, tag: int) -> ThreadMessage:
+        return ThreadMessage(self._ranks._meeting, (self._ranks.rank, rank, tag), array, True)
+
+    def receive(self, array: Array, rank: int, tag: int) -> ThreadMessage:
+        return ThreadMessage(self._ranks._meeting, (rank, self._ranks.rank, tag), array, False)
+
+    def allgather_slices(self, flat: Array, counts: Sequence[int]) -> None:
+        self._ranks.transport.allgather_slices(flat, counts)
+
+    def progress(self) -> None:
+        self._ranks.progress()
 
 
 def run_on_threads(size: int, function: Callable[[Communicator], T], hosts: Sequence[str] | None = None) -> list[T]:

@@ -32,9 +32,10 @@ class Reduction:
         microbatches = reduction.partition.microbatches
         self.bounds = tuple(range(microbatches + 1))
         scratch = list(np.empty((scratch_levels(microbatches), UPDATE_CHUNK), np.float32))
-        spans = update_chunks(reduction.owned)
+        owned = reduction.partition.spans_of(reduction.communicator.rank)
+        self.spans = [chunk for span in owned for chunk in update_chunks(span)]
         # The sum is made where it is to be seen; a step makes it in scratch memory and puts updated parameters there.
-        self.sums = [reduction.total(self.bounds, span, [reduction.params[span], *scratch[1:]]) for span in spans]
+        self.sums = [reduction.total(self.bounds, span, [reduction.params[span], *scratch[1:]]) for span in self.spans]
         self.result = reduction.params
 
     def fill(self, value: float) -> None:
@@ -44,8 +45,9 @@ class Reduction:
     def run(self) -> None:
         reduction = self.reduction
         reduction.reduce_scatter(self.bounds)
-        for total in self.sums:
+        for span, total in zip(self.spans, self.sums, strict=True):
             total.compute()
+            reduction.updated(span)
         reduction.all_gather()
 
 

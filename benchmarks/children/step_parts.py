@@ -2,6 +2,7 @@
 
 All ranks note when they enter and leave the reduction's two halves; a part lasts from the last rank's end of the part
 before to its own last rank's end, so that the parts add up to the step and contain the wait for the slowest rank.
+Messages don't travel while ranks compute here: then there would be no parts.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ runtime.prepare_alone()
 import numpy as np  # noqa: E402
 
 import distsgd  # noqa: E402
-from distsgd.parallel import Communicator, start  # noqa: E402
+from distsgd.parallel import Communicator, sections, start  # noqa: E402
 from distsgd.parallel.message_reduction import MessageReduction  # noqa: E402
 from distsgd.parallel.reduction import LocalReduction  # noqa: E402
 from distsgd.parallel.shared_reduction import SharedReduction  # noqa: E402
 from distsgd.training.callbacks import RunView  # noqa: E402
 
 PARTS = ("compute", "gather", "update", "all_gather")
+sections.LEAST = 1 << 62
 noted: list[float] = []
 """The ends of this rank's parts, in turn."""
 

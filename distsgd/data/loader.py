@@ -147,16 +147,9 @@ class Loader:
             self.augmentation.apply(x, words)
 
     def batch(
-        self,
-        chosen: Array | GatheredBatch,
-        state: Views,
-        *,
-        step: int = 0,
-        epoch: int = 0,
-        microbatch: int = 0,
-        statistics: Views | None = None,
-        clock: Array | None = None,
-    ) -> Batch:
+        self, chosen: Array | GatheredBatch, state: Views, *, step: int = 0, epoch: int = 0, microbatch: int = 0,
+        statistics: Views | None = None, clock: Array | None = None,
+    ) -> Batch:  # fmt: skip
         """The batch of these examples, by positions or gathered already.
 
         It is a training batch where `statistics` is given: the views that its batch statistics are written to.
@@ -168,18 +161,7 @@ class Loader:
             x = x.reshape(*self.examples.x.shape[1:], len(gathered.row_indices))
         elif shape is not None and len(shape) > 1:
             x = x.reshape(*shape, len(gathered.row_indices))
-        return Batch(
-            x=x,
-            y=self.objective.targets(gathered.y, self.dtype) if self.with_targets else gathered.y,
-            indices=gathered.row_indices,
-            weights=gathered.weights,
-            epoch=epoch,
-            step=step,
-            microbatch=microbatch,
-            seed=self.seed,
-            training=training,
-            state=state,
-            statistics={} if statistics is None else statistics,
-            device=self.device,
-            clock=clock,
-        )
+        y = self.objective.targets(gathered.y, self.dtype) if self.with_targets else gathered.y
+        return Batch(x=x, y=y, indices=gathered.row_indices, weights=gathered.weights, epoch=epoch, step=step,
+                     microbatch=microbatch, seed=self.seed, training=training, state=state, device=self.device,
+                     statistics={} if statistics is None else statistics, clock=clock)  # fmt: skip

@@ -33,6 +33,8 @@ class GradientSums(Protocol):
 def can_be_stacked(objective: Objective) -> bool:
     """Whether it is a network of distsgd's own dense layers and activations, on vectors.
 
+    NumPy and BLAS treat vectors in another way than matrices, so each layer has two inputs and two outputs at least.
+
     Parameters
     ----------
     objective : Objective
@@ -50,6 +52,7 @@ def can_be_stacked(objective: Objective) -> bool:
         and type(objective.model) is Sequential
         and all(type(layer) in (Dense, Activation) for layer in objective.model.layers)
         and isinstance(objective.model.layers[0], Dense)
+        and all(min(layer.fan_in, layer.fan_out) > 1 for layer in objective.model.layers if isinstance(layer, Dense))
     )
 
 

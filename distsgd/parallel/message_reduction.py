@@ -128,8 +128,8 @@ class MessageReduction(OwnState):
                     place[:] = summed
         self.transport.alltoall(self._send, self._routes.sums_sent, self._receive, self._routes.sums_received)
 
-    def sums(self) -> tuple[dict[Span, Array], int]:
-        return self._sums, self.owned.start
+    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
+        return self._sums, slice(span.start - self.owned.start, span.stop - self.owned.start)
 
     def all_gather(self) -> None:
         if self._groups.apart:  # a collective that the MPI library tunes for its network

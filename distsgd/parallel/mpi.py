@@ -48,6 +48,11 @@ class MPITransport(Transport):
         self.mpi.Allgatherv(self._in_place, [flat.view("u1"), sizes, self._byte])
         self.exit()
 
+    def channels(self, heartbeat: Heartbeat) -> Any:
+        from distsgd.parallel.channels import MPIChannels
+
+        return MPIChannels(self.mpi, heartbeat)
+
 
 class MPICommunicator(Communicator):
     """A group of MPI processes.

@@ -16,7 +16,7 @@ import numpy as np
 
 from distsgd.core.device import CPU, Array, Device, to_host
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.transport import Parts, Transport
+from distsgd.parallel.transport import Transport
 from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
 
 BLOCK = 16_384
@@ -79,6 +79,10 @@ class Partition:
         blocks = self.blocks_of(rank)
         return slice(min(blocks.start * BLOCK, self.elements), min(blocks.stop * BLOCK, self.elements))
 
+    def spans_of(self, rank: int) -> Sequence[slice]:
+        """The elements that a rank updates, in order, where they need not be consecutive."""
+        return [self.elements_of(rank)]
+
     def counts(self) -> list[int]:
         """How many elements each rank updates."""
         return [span.stop - span.start for span in map(self.elements_of, range(self.ranks))]
@@ -93,6 +97,7 @@ class Plan:
     record   float64 numbers that each microbatch reports: loss sum, count, statistics
     device   where this rank's parameters, gradients and state lie
     others   threads of each host that compute beside its ranks, such as those that read examples
+    has_equal_shares  whether all ranks compute as nearly the same number of microbatches as can be, in all steps
     """
 
     partition: Partition
@@ -102,6 +107,7 @@ class Plan:
     record: int
     device: Device = CPU
     others: int = 0
+    has_equal_shares: bool = True
 
     @property
     def chunk(self) -> int:
@@ -160,6 +166,9 @@ class GradientReduction(ABC):
         limit = max(1, (ROWS_OF_DEVICES if self.plan.device.one_pass else ROWS) // self.plan.workers)
         return [node for span in self.worker_spans for node in split_nodes(self.partition.subtrees(*span), limit)]
 
+    def begin(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (only what sends early has something to do)
+        """A step begins whose microbatches have these bounds. `reduce_scatter` follows, whatever fails."""
+
     @abstractmethod
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         """Makes the rows' owned elements of all ranks visible here; `bounds` are the microbatches' bounds.
@@ -172,26 +181,35 @@ class GradientReduction(ABC):
         """As `reduce_scatter`, without waiting on the host."""
 
     @abstractmethod
-    def sums(self) -> tuple[dict[Span, Array], int]:
-        """(rows with the elements that this rank owns, by node of the tree; the index of the rows' first element)."""
+    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
+        """(rows by node of the tree, where in them elements lie that this rank owns)."""
 
     def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
         """How to sum over all microbatches on elements that this rank owns; `scratch` as `tree_sum` takes it."""
-        sums, first = self.sums()
-        inside = slice(span.start - first, span.stop - first)
+        sums, inside = self.sums(span)
         total = tree_sum(sums, (0, self.partition.microbatches), bounds, inside, scratch)
         assert total is not None, "a minibatch has at least one example"
         return total
 
     def not_finite(self, bounds: tuple[int, ...], span: slice) -> set[Span]:
         """The nodes with non-finite sums on elements that this rank owns; called before the next step begins."""
-        sums, first = self.sums()
-        inside = slice(span.start - first, span.stop - first)
+        sums, inside = self.sums(span)
         return {n for n, row in sums.items() if bounds[n[0]] < bounds[n[1]] and not np.isfinite(row[inside]).all()}
+
+    def has_updated(self, span: slice) -> None:  # noqa: B027
+        """The parameters of a chunk of this rank are updated, and chunks come in order. All ranks know all flags."""
 
     @abstractmethod
     def all_gather(self) -> None:
         """Makes every rank's updated parameters visible to all."""
+
+    def finish(self, wait: bool) -> None:
+        """`all_gather`; without `wait`, parameters may also arrive as the next step asks for those of each layer."""
+        self.all_gather()
+
+    def close(self) -> None:
+        """Closes the transport."""
+        self.transport.close()
 
     def allgather_on_host(self, flat: Array, counts: Sequence[int]) -> None:
         """Fills in the slices of a small array in host memory that other ranks own, rank r the next `counts[r]`."""
@@ -224,27 +242,26 @@ class OwnState(GradientReduction):
 
     def __init__(self, communicator: Communicator, plan: Plan, transport: Transport | None = None) -> None:
         super().__init__(communicator, plan, transport)
-        self._slots = plan.device.xp.zeros((plan.slots, self.owned.stop - self.owned.start), plan.dtype)
+        self._slots = plan.device.xp.zeros((plan.slots, self.partition.counts()[communicator.rank]), plan.dtype)
 
     def slots(self, start: int, stop: int) -> tuple[Array, ...]:
         return tuple(self._slots[:, start - self.owned.start : stop - self.owned.start])
 
     def gather_slots(self) -> list[Array] | None:
-        root, width, ranks = self.communicator.is_root, self.plan.dtype.itemsize, self.partition.ranks
-        sent = Parts.consecutive([self._slots.shape[1] * width] + [0] * (ranks - 1))
-        received = Parts.consecutive(count * width * root for count in self.partition.counts())
-        found = [np.empty(self.partition.elements * root, self.plan.dtype) for _ in self._slots]
-        for own, whole in zip(self._slots, found, strict=True):
-            self.communicator.transport.alltoall(to_host(own).view("u1"), sent, whole.view("u1"), received)
-        return found if root else None
+        from distsgd.parallel.owned_state import gather_owned
+
+        spans = [self.partition.spans_of(rank) for rank in range(self.partition.ranks)]
+        own = [to_host(slot) for slot in self._slots]
+        return gather_owned(self.communicator, self.partition.elements, spans, own)
 
     def load_slots(self, slots: list[Array] | None) -> None:
-        for index in range(self.plan.slots):
-            whole = np.empty(self.partition.elements, self.plan.dtype)
-            if slots is not None:
-                whole[:] = slots[index]
-            self.communicator.transport.broadcast(whole)
-            self._slots[index] = self.plan.device.put(whole[self.owned])
+        from distsgd.parallel.owned_state import take_owned
+
+        spans = self.partition.spans_of(self.communicator.rank)
+        whole = np.empty(self.partition.elements, self.plan.dtype)
+        for index, own in enumerate(self._slots):
+            given = None if slots is None else slots[index]
+            own[:] = self.plan.device.put(take_owned(self.communicator, whole, given, spans))
 
 
 class LocalReduction(OwnState):
@@ -263,8 +280,8 @@ class LocalReduction(OwnState):
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         return self.flags[np.newaxis], to_host(self.records)
 
-    def sums(self) -> tuple[dict[Span, Array], int]:
-        return self.rows, 0
+    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
+        return self.rows, span
 
     def all_gather(self) -> None:
         pass

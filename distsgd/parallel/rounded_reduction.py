@@ -103,12 +103,12 @@ class RoundedReduction(GradientReduction):
     def launch_sums(self, bounds: tuple[int, ...]) -> None:
         self.inner.launch_sums(bounds)
 
-    def sums(self) -> tuple[dict[Span, Array], int]:
-        return self.inner.sums()
+    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
+        return self.inner.sums(span)
 
     def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
-        sums, first = self.sums()
-        total = rounded_sum(sums, self.partition, bounds, slice(span.start - first, span.stop - first), scratch)
+        sums, inside = self.sums(span)
+        total = rounded_sum(sums, self.partition, bounds, inside, scratch)
         assert total is not None, "a minibatch has at least one example"
         return total
 

@@ -15,7 +15,7 @@ from distsgd.core.status_table import Collective
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.shared_memory import shared_array
 
-_IN_ORDER = ("x86_64", "AMD64", "i386", "i686")
+IN_ORDER = ("x86_64", "AMD64", "i386", "i686")
 """Processors on which others see what one stores in the order in which it stores it."""
 _LINE = 8
 """int64 words from one rank's count to the next: a line of the cache for each."""
@@ -74,7 +74,7 @@ class SharedBarrier:
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = proxy(communicator)  # or neither would be freed
         words, is_shared = shared_array(communicator, (communicator.size, _LINE), np.dtype(np.int64))
-        known = communicator.allgather_object((affinity(), platform.machine() in _IN_ORDER))
+        known = communicator.allgather_object((affinity(), platform.machine() in IN_ORDER))
         self._masks = [mask for mask, _ in known]
         self._own: memoryview | None = None
         self._yields, self.count, self._asks = 0.0, 0, False

@@ -49,8 +49,8 @@ class SharedReduction(GradientReduction):
         # Copies: another rank may begin the next step while this one still reads.
         return self._all_flags.copy(), self._all_records.copy()
 
-    def sums(self) -> tuple[dict[Span, Array], int]:
-        return self._all_rows, 0
+    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
+        return self._all_rows, span
 
     def all_gather(self) -> None:
         self.barrier()

@@ -82,5 +82,9 @@ class Transport(ABC):
         This rank has no work of its own queued after the messages, so that the watchdog knows which ranks it waits for.
         """
 
+    def channels(self, heartbeat: Any) -> Any:
+        """`Channels` for messages that end later, whose waits this heartbeat shows; None where there are none."""
+        return None
+
     def close(self) -> None:  # noqa: B027
         """Release what this rank holds for arrays on its device."""

@@ -202,7 +202,7 @@ def build_step(
     record = 2 + Layout.of(objective.statistics_shapes()).size
     readers = config.readers if stays_in_files(train.x) else 0
     count = workers.that_may_call(objective).count
-    plan = Plan(partition, count, dtype, len(optimizer.slots), record, device, readers)
+    plan = Plan(partition, count, dtype, len(optimizer.slots), record, device, readers, config.shares == "equal")
     reduction, note = make_reduction(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
@@ -354,6 +354,7 @@ def _exact(
     if communicator.size == 1:
         return LocalReduction(communicator, plan), None
     from distsgd.parallel.message_reduction import MessageReduction
+    from distsgd.parallel.overlapped_reduction import reduction_by_messages
     from distsgd.parallel.shared_memory import NotShared
     from distsgd.parallel.shared_reduction import SharedReduction
 
@@ -363,13 +364,13 @@ def _exact(
         of_gpus, note = between_gpus(communicator, plan.device, communication)
         return MessageReduction(communicator, plan, apart, of_gpus), note
     if communication == "mpi":
-        return MessageReduction(communicator, plan, apart, transport), None
+        return reduction_by_messages(communicator, plan, apart, transport), None
     try:
         if len(set(communicator.hosts)) == 1:
             return SharedReduction(communicator, plan), None
-        return MessageReduction(communicator, plan, communicator.node(), transport), None
+        return reduction_by_messages(communicator, plan, communicator.node(), transport), None
     except NotShared as host:
         if communication == "shared":
             raise ConfigurationError(f"communication: ranks can't share memory on {host}; use auto or mpi") from None
         note = f"no shared memory on {host}: gradients travel in messages"
-    return MessageReduction(communicator, plan, apart, transport), note
+    return reduction_by_messages(communicator, plan, apart, transport), note

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError, raise_first, users_error
-from distsgd.core.layout import Layout
+from distsgd.core.layout import Views
 from distsgd.data.loader import GatheredBatch
 from distsgd.parallel.tree import Span, TreeStep, buffers_needed, schedule
 from distsgd.training.minibatch import Minibatch
@@ -23,9 +24,9 @@ from distsgd.training.zero_gradients import ZeroGradients
 class _NodeBuffers:
     """Where one worker adds up the microbatches of one node of the tree: the row itself, then scratch, one a level."""
 
-    def __init__(self, node: Span, flats: list[Array], layout: Layout) -> None:
+    def __init__(self, node: Span, flats: list[Array], views: Callable[[Array], Views]) -> None:
         self.node, self.flats = node, flats
-        self.views = [layout.views(flat) for flat in flats]
+        self.views = [views(flat) for flat in flats]
 
 
 @final
@@ -40,14 +41,19 @@ class MicrobatchGradients:
     def __init__(self, parts: StepParts, statistics: RunningStatistics) -> None:
         objective, reduction, loader, layout = parts.objective, parts.reduction, parts.loader, parts.layout
         self.objective, self.reduction, self.loader, self.statistics = objective, reduction, loader, statistics
-        self.guarded, self._layout = parts.guarded, layout
+        self.guarded, self._parts = parts.guarded, parts
         self.error: DistsgdError | None = None
-        self._params = layout.views(reduction.params).read_only()  # ranks may share them, so a model may only read them
+        # Ranks may share the parameters, so a model may only read them.
+        self._params = layout.views(reduction.params).read_only()
+        self._views: Callable[[Array], Views] = layout.views
+        if reduction.partition.ranks > 1:
+            from distsgd.training.by_layer import views_by_layer
+
+            self._params, self._views = views_by_layer(parts)
         self._state = statistics.running.read_only()
         self._workers = parts.workers.that_may_call(objective)
         self.take_rows()
         self.input_buffers = [loader.buffer(0)] * self._workers.count
-        self._stacks = [stacks_of(parts, buffers, self._params) for buffers in self._buffers]
         self._zeroes = not objective.overwrites_gradients()
         trained = {name for name in layout.names if not parts.regularization.freezes(name)}
         self.zeros = ZeroGradients(trained) if self._zeroes else None
@@ -56,13 +62,14 @@ class MicrobatchGradients:
         """Prepares for the rows and records that the reduction has now."""
         self._first = self.reduction.first_microbatch
         self._buffers = [self._node_buffers(worker) for worker in range(self._workers.count)]
+        self._stacks = [stacks_of(self._parts, buffers, self._params) for buffers in self._buffers]
 
     def _node_buffers(self, worker: int) -> list[_NodeBuffers]:
         first, last = self.reduction.worker_spans[worker]
         nodes = [node for node in self.reduction.rows if first <= node[0] and node[1] <= last]
         deepest = max((buffers_needed(*node) for node in nodes), default=1)
         scratch = [np.zeros_like(self.reduction.params) for _ in range(deepest - 1)]
-        return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], self._layout) for node in nodes]
+        return [_NodeBuffers(node, [self.reduction.rows[node], *scratch], self._views) for node in nodes]
 
     def clear(self) -> None:
         """Begins a step: nothing is reported yet."""
@@ -71,6 +78,7 @@ class MicrobatchGradients:
 
     def compute(self, minibatch: Minibatch) -> None:
         """All of this rank's microbatches, by its workers."""
+        self.reduction.begin(minibatch.bounds)
         if self.statistics.are_copied:
             self._state = self.statistics.for_model()
         self._workers.run(lambda worker: self.compute_of_worker(worker, minibatch))

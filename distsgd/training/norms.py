@@ -36,8 +36,16 @@ class SquareSums:
         self.starts = sorted({*range(0, partition.elements, BLOCK), *edges})
         self._sums = np.zeros((len(self.starts), quantities))
         self._runs: dict[Span, list[Span]] = {}
-        pieces = [self.first(partition.elements_of(rank).stop) for rank in range(partition.ranks)]
-        self._counts = [(b - a) * quantities for a, b in zip([0, *pieces], pieces, strict=False)]
+        owned = [
+            [piece for span in partition.spans_of(rank) for piece in self._pieces_of(span)]
+            for rank in range(partition.ranks)
+        ]
+        self._by_rank = np.concatenate(owned).astype(np.intp)
+        self._counts = [len(pieces) * quantities for pieces in owned]
+
+    def _pieces_of(self, span: slice) -> range:
+        """Those that begin in the span."""
+        return range(self.first(span.start), self.first(span.stop))
 
     def first(self, element: int) -> int:
         """The first piece that begins at this element or after it."""
@@ -65,7 +73,9 @@ class SquareSums:
 
     def gather(self) -> None:
         """Makes the sums of all ranks visible here. Collective."""
-        self._allgather(self._sums.reshape(-1), self._counts)
+        found = self._sums[self._by_rank]
+        self._allgather(found.reshape(-1), self._counts)
+        self._sums[self._by_rank] = found
 
     def norm(self, quantity: int = GRADIENT, first: int = 0, stop: int | None = None) -> float:
         """The norm over pieces [first, stop), all by default, from the sums of the last `gather`."""

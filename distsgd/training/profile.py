@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 from distsgd.core.device import Array
 from distsgd.data.sampling import Sampler
 from distsgd.parallel import Communicator
+from distsgd.parallel.overlapped_reduction import OverlappedReduction
 from distsgd.parallel.transport import Parts, Transport
 from distsgd.training.trainer import Trainer
 
@@ -167,7 +168,11 @@ class Profile:
         self._time(reduction, "reduce_scatter", COMMUNICATE, "reduce_scatter")
         self._time(reduction, "launch_sums", COMPUTE, "sums")
         self._time(reduction, "all_gather", COMMUNICATE, "all_gather")
+        self._time(reduction, "finish", COMPUTE, "finish")
         self._time(reduction, "barrier", WAIT, "wait")
+        if isinstance(reduction, OverlappedReduction):
+            self._time(reduction, "await_params", COMMUNICATE, "parameters")
+            self._time(reduction.channels, "wait", COMMUNICATE, "messages")
         self._time(reduction, "allgather_on_host", WAIT, "wait")
         if not reduction.transport.is_asynchronous:
             self._put(reduction, "transport", TimedTransport(reduction.transport, self.communicator, self.clock))

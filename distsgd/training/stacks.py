@@ -11,11 +11,8 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Protocol, final
 
-import numpy as np
-
 from distsgd.core.device import Array
-from distsgd.core.kernels.several import Addition, placed, split, weight_gradients
-from distsgd.core.kernels.vectors import ones
+from distsgd.core.kernels.several import Addition, bias_gradients, weight_gradients
 from distsgd.core.layout import Views
 from distsgd.data.loader import GatheredBatch
 from distsgd.nn.objective import Objective
@@ -42,31 +39,34 @@ class _Sums:
         sums = self._layers.get(layer)
         if sums is None:
             sums = self._layers[layer] = _LayerSums(layer, self._places, self._n, x.strides[1] == x.itemsize)
+        for place in self._places:
+            place.into.scope(layer)  # which says that the gradients of the layers after it are there
         sums.add(dy, x)
 
 
-def _named(place: Addition[Views], name: str) -> Addition[Array]:
-    """The same for one array."""
-    after = tuple((into[name], other[name]) for into, other in place.after)
-    return Addition(place.into[name], None if place.own is None else place.own[name], after)
+def _named(place: Addition[Views], layer: str, name: str) -> Addition[Array]:
+    """The same for one array of a layer."""
+
+    def of(views: Views) -> Array:
+        return views.scope(layer)[name]
+
+    after = tuple((of(into), of(other)) for into, other in place.after)
+    return Addition(of(place.into), None if place.own is None else of(place.own), after)
 
 
 class _LayerSums:
     """The same for one layer."""
 
     def __init__(self, layer: str, places: Sequence[Addition[Views]], n: int, x_in_order: bool) -> None:
-        self._weights = weight_gradients([_named(place, f"{layer}.weight") for place in places], n, x_in_order)
-        self._parts, self._biases = len(places), None
-        if f"{layer}.bias" in places[0].into:
-            biases = [_named(place, f"{layer}.bias") for place in places]
-            self._biases = np.empty((len(places), *biases[0].into.shape), biases[0].into.dtype)
-            self._place, self._ones = placed(self._biases, biases), ones(n, self._biases.dtype)
+        self._weights = weight_gradients([_named(place, layer, "weight") for place in places], n, x_in_order)
+        self._biases = None
+        if "bias" in places[0].into.scope(layer):
+            self._biases = bias_gradients([_named(place, layer, "bias") for place in places], n)
 
     def add(self, dy: Array, x: Array) -> None:
         self._weights(dy, x)
         if self._biases is not None:
-            np.matmul(split(dy, self._parts), self._ones, self._biases)
-            self._place()
+            self._biases(dy)
 
 
 class NodeBuffers(Protocol):

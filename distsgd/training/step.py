@@ -41,7 +41,9 @@ class TrainingStep(StepParts):
         self._least = least_examples(self.objective)
         self._scalar_count = len(self.optimizer.scalars(self.optimizer.learning_rate, 1))
 
-    def run(self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None) -> StepResult:
+    def run(
+        self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None, wait: bool = True
+    ) -> StepResult:
         """Makes a step; raises on all ranks what any rank raises. The arguments are those of `Steps.advance`."""
         minibatch = self.minibatch(order)
         self.gradients.clear()
@@ -59,7 +61,7 @@ class TrainingStep(StepParts):
             return StepResult(0.0, 0, given, None, problem)
         self.gradients.report_zeros()
         norm = self.update.run(minibatch.bounds, count * self.objective.loss_scale, scalars, want_norm)
-        self.reduction.all_gather()
+        self.reduction.finish(wait or want_norm or given is not NOTHING)  # what follows then may read the parameters
         self.statistics.update(records, minibatch.bounds)
         self._previous = minibatch
         return StepResult(loss_sum, count, given, norm)
@@ -68,11 +70,11 @@ class TrainingStep(StepParts):
         self, order: StepOrder, flags: Flag, want_norm: bool = False, skip: NonFinite | None = None, wait: bool = True
     ) -> list[StepResult]:
         """Makes this step; see `Steps`."""
-        return [self.run(order, flags, want_norm, skip)]
+        return [self.run(order, flags, want_norm, skip, wait)]
 
     def close(self) -> None:
-        """Closes the transport of the reduction."""
-        self.reduction.transport.close()
+        """Closes the reduction."""
+        self.reduction.close()
 
     def minibatch(self, order: StepOrder) -> IndexedMinibatch:
         """The minibatch of a step, in microbatches."""

@@ -84,7 +84,8 @@ class ShardedUpdate:
         segments = regularization.segments(parts.layout, penalizing, isinstance(optimizer, LayerwiseOptimizer))
         self._sums, self._layers = norms_of(optimizer, reduction, parts.layout, segments)
         self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
-        spans = list(update_chunks(reduction.owned, self._length))
+        owned = reduction.partition.spans_of(reduction.communicator.rank)
+        spans = [chunk for span in owned for chunk in update_chunks(span, self._length)]
         self.chunks = [
             self._prepare(spans[slice(*part(len(spans), self.workers.count, worker))], segments)
             for worker in range(self.workers.count)
@@ -187,6 +188,7 @@ class ShardedUpdate:
         self._each(chunk, update, scalars, of_layers)
         if self.guarded and not all_finite(self.reduction.updated(chunk.span.start, chunk.span.stop)):
             self.finite = False
+        self.reduction.has_updated(chunk.span)
 
     def _each(self, chunk: Chunk, call: Callable[..., None], scalars: Scalars, layers: Mapping[int, Scalars]) -> None:
         """Calls a method of the optimizer that takes the arguments of `update` on what of the chunk isn't frozen."""

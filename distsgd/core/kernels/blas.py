@@ -78,28 +78,46 @@ class AddedProduct:
 def adds_as_numpy(m: int, k: int, n: int, a_step: int, b_step: int, kind: str) -> bool:
     """Whether an `AddedProduct` has the bits of NumPy's product and of an addition after it.
 
-    Tried with numbers that fill the arrays: another order of additions changes some of the sums.
+    Found by trials: another order of additions changes some of the sums.
     """
     from distsgd.core.kernels.products import multiply
 
     if gemm(kind) is None:
         return False
-    a, b = (_numbers(shape, step, kind) for shape, step in (((m, k), a_step), ((k, n), b_step)))
-    before = _numbers((m, n), n, kind).copy()
-    found = before.copy()
-    places = [address(np.asarray(one.base)) for one in (a, b)]
-    AddedProduct(found, k, a_step, b_step, adds=True)(*places)
-    alone = multiply(*(np.array(one, order="C" if step > 0 else "F") for one, step in ((a, a_step), (b, b_step))))
-    if not (found == before + alone).all():
-        return False
-    AddedProduct(found, k, a_step, b_step, adds=False)(*places)
-    return bool((found == alone).all())
+    for trial in trials(m * k * n):
+        a, b, before = (filled(*shape, True, kind, trial) for shape in ((m, k), (k, n), (m, n)))
+        places = [_apart(a, a_step), _apart(b, b_step)]
+        found, alone = before.copy(), multiply(_ordered(a, a_step), _ordered(b, b_step))
+        for adds, expected in ((True, before + alone), (False, alone)):
+            AddedProduct(found, k, a_step, b_step, adds)(*map(address, places))
+            if not (found == expected).all():
+                return False
+    return True
 
 
-def _numbers(shape: tuple[int, int], step: int, kind: str) -> Array:
-    """A matrix whose rows, or columns, begin so many elements apart; its base begins where it does."""
-    rows, columns = shape if step > 0 else shape[::-1]
-    words = np.random.Philox(key=np.array([columns, step & 0xFFFF], np.uint64)).random_raw(rows * abs(step))
-    whole = (words * 2.0**-64).astype(kind)
-    matrix = whole.reshape(rows, -1)[:, :columns]
-    return matrix if step > 0 else matrix.T
+def _ordered(matrix: Array, step: int) -> Array:
+    return np.array(matrix, order="C" if step > 0 else "F")
+
+
+def _apart(matrix: Array, step: int) -> Array:
+    """Memory in which the rows of a matrix, or with a negative step its columns, begin so many elements apart."""
+    lines = matrix if step > 0 else matrix.T
+    memory = np.zeros((len(lines), abs(step)), matrix.dtype)
+    memory[:, : lines.shape[1]] = lines
+    return memory
+
+
+def trials(multiply_adds: int) -> range:
+    """Numbers of trials for products of so many multiply-adds: enough that the few sums that BLAS may add in another
+    order show it, each of them in about half of all trials."""
+    return range(48 if multiply_adds < 1 << 22 else 12)
+
+
+def filled(rows: int, columns: int, in_order: bool, kind: str, trial: int) -> Array:
+    """A matrix of numbers between -1 and 1 whose rows, or columns, lie in memory one after the other.
+
+    Of both signs, for sums in which much cancels differ more often.
+    """
+    words = np.random.Philox(key=np.array([rows << 32 | columns, trial], np.uint64)).random_raw(rows * columns)
+    numbers = (words.view(np.int64) * 2.0**-63).astype(kind)
+    return np.array(numbers.reshape(rows, columns), order="C" if in_order else "F")

@@ -12,11 +12,12 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.blas import AddedProduct, address, adds_as_numpy
+from distsgd.core.kernels.blas import AddedProduct, address, adds_as_numpy, filled, trials
 from distsgd.core.kernels.products import multiply
+from distsgd.core.kernels.vectors import ones
 
-LARGEST = 1 << 29
-"""Multiply-adds up to which it is tried whether columns are alike: larger products gain nothing."""
+LARGEST = 1 << 27
+"""Multiply-adds up to which it is tried whether columns are alike: larger products gain little."""
 _SMALL = 1 << 12
 """Elements of dW up to which it is computed for all microbatches by one call of NumPy, and then added."""
 
@@ -44,10 +45,10 @@ def split(columns: Array, parts: int) -> Array:
 
 
 def product_of_each(a: Array, b: Array, parts: int) -> Product:
-    """The fastest function for products like a b, with a (m, k) and b (k, parts n).
+    """The fastest function for products like a b, with a (m, k) and b (k, parts n); m, k and n are at least 2.
 
-    It is chosen with numbers that fill such arrays: BLAS chooses what it does by shapes and memory orders, and another
-    order of additions changes some of the sums.
+    It is chosen by trials: BLAS chooses what it does by shapes and memory orders, and another order of additions
+    changes some of the sums. Often it is another one in the last rows of the last columns alone, so there are many.
     """
     orders = (a.strides[1] == a.itemsize, b.strides[1] == b.itemsize)
     return _product(*a.shape, b.shape[1] // parts, parts, *orders, a.dtype.char)
@@ -62,12 +63,17 @@ def _product(m: int, k: int, n: int, parts: int, a_in_order: bool, b_in_order: b
 
     if parts == 1:
         return multiply
+
+    def is_alone(way: Product) -> bool:
+        for trial in trials(m * k * n * parts):
+            a, b = filled(m, k, a_in_order, kind, trial), filled(k, n * parts, b_in_order, kind, trial)
+            if not (way(a, b) == _one_by_one(a, _ordered_copies(b, n, b_in_order), n)).all():
+                return False
+        return True
+
     if m * k * n * parts <= LARGEST:
-        a = _filled(m, k, a_in_order, kind)
-        b = _filled(k, n * parts, b_in_order, kind)
-        alone = _one_by_one(a, _ordered_copies(b, n, b_in_order), n)
         for way in (multiply, at_once):
-            if (way(a, b) == alone).all():
+            if is_alone(way):
                 return way
     return lambda a, b: _one_by_one(a, [b[:, at : at + n] for at in range(0, n * parts, n)], n)
 
@@ -81,12 +87,6 @@ def _one_by_one(a: Array, own: Sequence[Array], n: int) -> Array:
 
 def _ordered_copies(b: Array, n: int, in_order: bool) -> list[Array]:
     return [np.array(b[:, at : at + n], order="C" if in_order else "F") for at in range(0, b.shape[1], n)]
-
-
-def _filled(rows: int, columns: int, in_order: bool, kind: str) -> Array:
-    """A matrix of numbers between 0 and 1 whose rows, or columns, lie in memory one after the other."""
-    words = np.random.Philox(key=np.array([rows, columns], np.uint64)).random_raw(rows * columns)
-    return np.array((words * 2.0**-64).astype(kind).reshape(rows, columns), order="C" if in_order else "F")
 
 
 def weight_gradients(additions: Sequence[Addition[Array]], n: int, x_in_order: bool) -> Callable[[Array, Array], None]:
@@ -126,6 +126,32 @@ def weight_gradients(additions: Sequence[Addition[Array]], n: int, x_in_order: b
     return compute
 
 
+def bias_gradients(additions: Sequence[Addition[Array]], n: int) -> Callable[[Array], None]:
+    """A function of dy (m, parts n) that computes Σₙ dy of each microbatch where it goes, an array (m,)."""
+    parts, (m,), dtype = len(additions), additions[0].into.shape, additions[0].into.dtype
+    found, of_ones = np.empty((parts, m), dtype), ones(n, dtype)
+    place, as_it_lies = placed(found, additions), _are_row_sums_of_a_stack(m, n, parts, dtype.char)
+
+    def compute(dy: Array) -> None:
+        own = split(dy, parts)
+        np.matmul(own if as_it_lies else np.ascontiguousarray(own), of_ones, found)
+        place()
+
+    return compute
+
+
+@lru_cache(maxsize=1024)
+def _are_row_sums_of_a_stack(m: int, n: int, parts: int, kind: str) -> bool:
+    """Whether rows that don't lie one after the other have the sums of those that do: not so for short ones."""
+    of_ones = ones(n, np.dtype(kind))
+    for trial in trials(m * n * parts):
+        dy = filled(m, n * parts, True, kind, trial)
+        found, own = np.matmul(split(dy, parts), of_ones), _ordered_copies(dy, n, True)
+        if not all((sums == np.matmul(rows, of_ones)).all() for sums, rows in zip(found, own, strict=True)):
+            return False
+    return True
+
+
 def _small_gradients(additions: Sequence[Addition[Array]], parts: int) -> Callable[[Array, Array], None]:
     found = np.empty((parts, *additions[0].into.shape), additions[0].into.dtype)
     place = placed(found, additions)
@@ -140,11 +166,14 @@ def _small_gradients(additions: Sequence[Addition[Array]], parts: int) -> Callab
 @lru_cache(maxsize=1024)
 def _are_sums_of_a_stack(m: int, k: int, n: int, parts: int, x_in_order: bool, kind: str) -> bool:
     """Whether NumPy's product of stacks has the bits of the microbatches' own products."""
-    dy, x = _filled(m, n * parts, True, kind), _filled(k, n * parts, x_in_order, kind)
     found = np.empty((parts, m, k), kind)
-    multiply(split(dy, parts), split(x, parts).swapaxes(1, 2), found)
-    own = zip(_ordered_copies(dy, n, True), _ordered_copies(x, n, x_in_order), strict=True)
-    return all((one == multiply(a, b.T)).all() for one, (a, b) in zip(found, own, strict=True))
+    for trial in trials(m * k * n * parts):
+        dy, x = filled(m, n * parts, True, kind, trial), filled(k, n * parts, x_in_order, kind, trial)
+        multiply(split(dy, parts), split(x, parts).swapaxes(1, 2), found)
+        own = zip(_ordered_copies(dy, n, True), _ordered_copies(x, n, x_in_order), strict=True)
+        if not all((one == multiply(a, b.T)).all() for one, (a, b) in zip(found, own, strict=True)):
+            return False
+    return True
 
 
 def placed(found: Array, additions: Sequence[Addition[Array]]) -> Callable[[], None]:

@@ -47,6 +47,7 @@ def reduction_speed(communicator: Communicator) -> tuple[Speed, bool]:
         reduction, _ = make_reduction(communicator, plan, "auto")
         shared = isinstance(reduction, SharedReduction)
         times.append(_measure(communicator, _reduction(reduction)))
+        reduction.close()
     return Speed(*times), shared
 
 
@@ -69,8 +70,10 @@ def _reduction(reduction: GradientReduction) -> Callable[[], None]:
 
     def reduce() -> None:
         reduction.reduce_scatter(bounds)
-        for span in update_chunks(reduction.owned):
-            reduction.params[span] = reduction.total(bounds, span, scratch).compute()
+        for owned in reduction.partition.spans_of(reduction.communicator.rank):
+            for span in update_chunks(owned):
+                reduction.params[span] = reduction.total(bounds, span, scratch).compute()
+                reduction.has_updated(span)
         reduction.all_gather()
 
     return reduce

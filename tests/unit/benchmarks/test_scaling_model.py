@@ -176,5 +176,5 @@ def test_the_picture_is_drawn_alike(tmp_path: Path) -> None:
 
 def test_hosts_are_made_by_root_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts.os, "geteuid", lambda: 1000)
-    with pytest.raises(Unavailable, match="need root"), hosts.two_hosts(1.0):
+    with pytest.raises(Unavailable, match="need root"), hosts.linked_hosts(2, 1.0):
         pass

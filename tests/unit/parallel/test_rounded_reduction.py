@@ -143,7 +143,7 @@ def fill(reduction: Any, bounds: tuple[int, ...]) -> None:
 
 def a_step(communicator: Communicator, kind: str, microbatches: int, groups: int, length: int, workers: int = 1) -> Any:
     """Sets the parameters to the sum of all gradients; returns what this rank sees of them, and what it keeps."""
-    partition = Partition(microbatches, communicator.size, ELEMENTS, groups)
+    partition = Partition(microbatches, communicator.size, ELEMENTS, wire_groups=groups)
     own = partition.microbatches_of(communicator.rank)
     plan = Plan(partition, min(workers, own[1] - own[0]), F32, 1, 3)
     reduction, _ = make_reduction(communicator, plan, kind)
@@ -203,7 +203,7 @@ def bytes_sent(hosts: str, kind: str, groups: int) -> list[int]:
 
     def sent(communicator: Communicator) -> list[list[int]]:
         counting = Counting(communicator)
-        partition = Partition(8, communicator.size, ELEMENTS, groups)
+        partition = Partition(8, communicator.size, ELEMENTS, wire_groups=groups)
         reduction, _ = make_reduction(counting, Plan(partition, 1, F32, 1, 3), kind)
         bounds = tuple(microbatch_bounds(100, 8))
         before = len(counting.sent)
@@ -238,7 +238,7 @@ def test_parameters_of_ranks_apart_travel_as_two_bytes(groups: int, width: int) 
             gather(flat, counts)
 
         counting.transport.allgather_slices = counted  # type: ignore[method-assign]
-        partition = Partition(8, communicator.size, ELEMENTS, groups)
+        partition = Partition(8, communicator.size, ELEMENTS, wire_groups=groups)
         reduction, _ = make_reduction(counting, Plan(partition, 1, F32, 1, 3), "auto")
         reduction.all_gather()
         return sizes
@@ -257,7 +257,7 @@ def test_parameters_of_ranks_apart_travel_as_two_bytes(groups: int, width: int) 
 )
 def test_a_part_of_a_group_is_refused(hosts: str, kind: str, groups: int, advice: str) -> None:
     def build(communicator: Communicator) -> None:
-        partition = Partition(8, communicator.size, ELEMENTS, groups)
+        partition = Partition(8, communicator.size, ELEMENTS, wire_groups=groups)
         make_reduction(communicator, Plan(partition, 1, F32, 1, 3), kind)
 
     with pytest.raises(ConfigurationError, match="expected ranks that share memory to compute whole groups") as raised:
@@ -271,7 +271,7 @@ def test_loaded_parameters_are_kept_unrounded(hosts: str, kind: str) -> None:
     whole = normal((ELEMENTS,), 1, "params").astype(np.float32)
 
     def load(communicator: Communicator) -> Any:
-        partition = Partition(8, communicator.size, ELEMENTS, 8)
+        partition = Partition(8, communicator.size, ELEMENTS, wire_groups=8)
         reduction, _ = make_reduction(communicator, Plan(partition, 1, F32, 2, 3), kind)
         reduction.load_params(whole if communicator.is_root else None)
         gathered = reduction.gather_slots()
@@ -313,7 +313,7 @@ def test_sums_of_any_groups_and_empty_microbatches(microbatches: int, data: st.D
     depth = data.draw(st.integers(0, microbatches.bit_length() - 1))
     sizes = data.draw(st.lists(st.integers(0, 1), min_size=microbatches, max_size=microbatches).filter(any))
     bounds = (0, *np.cumsum(sizes).tolist())
-    partition, few = Partition(microbatches, 1, 40, 2**depth), slice(0, 40)
+    partition, few = Partition(microbatches, 1, 40, wire_groups=2**depth), slice(0, 40)
     limit = data.draw(st.integers(1, microbatches))
     nodes = split_nodes(partition.subtrees(0, microbatches), limit)
     found = {node: sum_of(*node, -1, bounds, few) for node in nodes}

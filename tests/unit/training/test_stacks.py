@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import distsgd
 from distsgd import fit, nn
@@ -57,13 +59,17 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         {"hidden": (3,), "l2": 0.01, "freeze": "dense1.bias"},
         {"hidden": (20,), "microbatches": 3, "batch_size": 4, "drop_last": True},
         {"hidden": (20,), "label_smoothing": 0.1},
+        {"hidden": (700, 310), "batch_size": 40, "microbatches": 8},
+        {"hidden": (17, 5), "batch_size": 78, "microbatches": 6, "activation": "sigmoid"},
+        {"hidden": (1, 9)},
     ],
     ids=str,
 )
 def test_bits_of_networks(options: dict[str, Any], stacks: list[int]) -> None:
     found = bits((X, LABELS), **options)
     computed = [size for size in stacks if size]
-    assert bool(computed) == (options.get("batch_size") != 4), "microbatches of one example are computed alone"
+    alone = options.get("batch_size") == 4 or options["hidden"][0] == 1
+    assert bool(computed) != alone, "microbatches of one example, and layers of one output, are computed alone"
     stacks.clear()
     assert found == bits((X, LABELS), **options, on_non_finite="skip")
     assert not stacks
@@ -117,7 +123,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_microbatch() -> None:
 
 @pytest.mark.parametrize("kind", ["f4", "f8"])
 @pytest.mark.parametrize("x_in_order", [False, True])
-@pytest.mark.parametrize(("m", "k", "n"), [(50, 784, 25), (10, 50, 25), (7, 3, 2), (130, 200, 64), (1, 90, 5)])
+@pytest.mark.parametrize(("m", "k", "n"), [(50, 784, 25), (10, 50, 25), (7, 3, 2), (130, 200, 64), (5, 784, 50)])
 def test_products(m: int, k: int, n: int, x_in_order: bool, kind: str) -> None:
     """Of both kinds, near those of float64, and with the bits of each microbatch's own."""
     parts, eps = 4, float(np.finfo(kind).eps)
@@ -134,6 +140,20 @@ def test_products(m: int, k: int, n: int, x_in_order: bool, kind: str) -> None:
     third, fourth = Addition(buffers[1], None, ()), Addition(buffers[3], None, after)
     weight_gradients([first, second, third, fourth], n, x_in_order)(dy, x)
     np.testing.assert_allclose(buffers[0], dy.astype("f8") @ x.T.astype("f8"), rtol=4 * n * eps)
+
+
+@given(
+    hidden=st.lists(st.integers(2, 70), min_size=1, max_size=2),
+    microbatches=st.integers(2, 9),
+    batch_size=st.integers(12, 120),
+    features=st.integers(2, 40),
+    kind=st.sampled_from(["float32", "float64"]),
+)
+@settings(max_examples=15, deadline=None)
+def test_bits_of_any_network(hidden: list[int], microbatches: int, batch_size: int, features: int, kind: str) -> None:
+    options = {"hidden": tuple(hidden), "microbatches": microbatches, "batch_size": batch_size, "epochs": 1}
+    data = (X[:, :features] - 0.5, LABELS)
+    assert bits(data, **options, dtype=kind) == bits(data, **options, dtype=kind, on_non_finite="skip")
 
 
 def test_ranks_may_differ_in_what_they_compute_at_once() -> None:
