@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -35,7 +36,7 @@ def all_shares(microbatches: int, ranks: int) -> Iterator[tuple[int, ...]]:
     least=st.sampled_from([1, 8]),
 )
 def test_no_other_shares_are_better(each: list[float], microbatches: int, length: int, least: int) -> None:
-    """Of all that there are, also where a minibatch leaves microbatches empty."""
+    """Of all with which each rank has examples, also where a minibatch leaves microbatches empty."""
     bounds = microbatch_bounds(length, microbatches, least)
     if sum(a < b for a, b in pairwise(bounds)) < len(each):
         return
@@ -46,7 +47,7 @@ def test_no_other_shares_are_better(each: list[float], microbatches: int, length
     def takes(shares: tuple[int, ...]) -> float:
         places = np.cumsum([0, *shares])
         filled = [sum(bounds[k] < bounds[k + 1] for k in range(a, b)) for a, b in pairwise(places.tolist())]
-        return max(time * count for time, count in zip(each, filled, strict=True))
+        return max(time * count for time, count in zip(each, filled, strict=True)) if all(filled) else math.inf
 
     assert slowest(found, each, bounds) == takes(found) == min(map(takes, all_shares(microbatches, len(each))))
 
