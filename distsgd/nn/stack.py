@@ -50,6 +50,7 @@ def can_be_stacked(objective: Objective) -> bool:
         and objective.overwrites_gradients()
         and len(objective.input_shape) == 1
         and type(objective.model) is Sequential
+        and objective.loss_scale == 1
         and all(type(layer) in (Dense, Activation) for layer in objective.model.layers)
         and isinstance(objective.model.layers[0], Dense)
         and all(min(layer.fan_in, layer.fan_out) > 1 for layer in objective.model.layers if isinstance(layer, Dense))
@@ -70,7 +71,7 @@ class Stack:
     def __init__(self, objective: Objective, parts: int) -> None:
         assert isinstance(objective, Supervised), "a model with a loss"
         assert isinstance(objective.model, Sequential), "of several layers"
-        self._loss, self._loss_scale, self._parts = objective.loss, float(objective.loss_scale), parts
+        self._loss, self._parts = objective.loss, parts
         self._products: dict[str, Product] = {}
         self._layers = tuple(zip(objective.model.names, objective.model.layers, strict=True))
 
@@ -104,8 +105,6 @@ class Stack:
                 x, backward = ACTIVATIONS[layer.name](x)
                 kept.append((None, backward))
         losses, d = self._loss.losses_and_grad(x, batch.y, batch.weights)
-        if self._loss_scale != 1.0:
-            d *= self._loss_scale
         for name, of_layer in reversed(kept):
             if name is None:
                 d = of_layer(d, sums)
