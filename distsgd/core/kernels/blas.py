@@ -21,6 +21,10 @@ _NAMES = {"f": ("scipy_cblas_sgemm64_", c_float), "d": ("scipy_cblas_dgemm64_", 
 _ROW_MAJOR, _AS_IT_IS, _TRANSPOSED = 101, 111, 112
 
 
+LARGEST = 1 << 27
+"""Multiply-adds up to which another way to compute a product is tried: larger products gain little."""
+
+
 @lru_cache(maxsize=2)
 def gemm(kind: str) -> Callable[..., None] | None:
     """BLAS's function for a dtype's character, or None."""
@@ -82,7 +86,7 @@ def adds_as_numpy(m: int, k: int, n: int, a_step: int, b_step: int, kind: str) -
     """
     from distsgd.core.kernels.products import multiply
 
-    if gemm(kind) is None:
+    if gemm(kind) is None or m * k * n > LARGEST:
         return False
     for trial in trials(m * k * n):
         a, b, before = (filled(*shape, True, kind, trial) for shape in ((m, k), (k, n), (m, n)))
@@ -116,8 +120,15 @@ def trials(multiply_adds: int) -> range:
 def filled(rows: int, columns: int, in_order: bool, kind: str, trial: int) -> Array:
     """A matrix of numbers between -1 and 1 whose rows, or columns, lie in memory one after the other.
 
-    Of both signs, for sums in which much cancels differ more often.
+    Of both signs, for sums in which much cancels differ more often. Another trial begins elsewhere in the same numbers.
     """
-    words = np.random.Philox(key=np.array([rows << 32 | columns, trial], np.uint64)).random_raw(rows * columns)
-    numbers = (words.view(np.int64) * 2.0**-63).astype(kind)
-    return np.array(numbers.reshape(rows, columns), order="C" if in_order else "F")
+    numbers = np.roll(_numbers(kind), trial * 7919 + rows * 31 + columns)
+    return np.array(np.resize(numbers, (rows, columns)), order="C" if in_order else "F")
+
+
+@lru_cache(maxsize=2)
+def _numbers(kind: str) -> Array:
+    """As many as a prime, so that no row begins as another one does."""
+    words = np.random.Philox(key=np.array([65_521, 1], np.uint64)).random_raw(65_521)
+    numbers: Array = (words.view(np.int64) * 2.0**-63).astype(kind)
+    return numbers

@@ -12,12 +12,10 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.blas import AddedProduct, address, adds_as_numpy, filled, trials
+from distsgd.core.kernels.blas import LARGEST, AddedProduct, address, adds_as_numpy, filled, trials
 from distsgd.core.kernels.products import multiply
 from distsgd.core.kernels.vectors import ones
 
-LARGEST = 1 << 27
-"""Multiply-adds up to which it is tried whether columns are alike: larger products gain little."""
 _SMALL = 1 << 12
 """Elements of dW up to which it is computed for all microbatches by one call of NumPy, and then added."""
 
@@ -115,7 +113,11 @@ def weight_gradients(additions: Sequence[Addition[Array]], n: int, x_in_order: b
     a_bytes, b_bytes = n * dtype.itemsize, b_next * dtype.itemsize
 
     def compute(dy: Array, x: Array) -> None:
-        a, b = address(dy), address(x if x_in_order else x.T)
+        lines = x if x_in_order else x.T
+        if not (dy.dtype == x.dtype == dtype and dy.flags.c_contiguous and lines.flags.c_contiguous):
+            _with_numpy(additions, n, dy, x)  # BLAS would read something else
+            return
+        a, b = address(dy), address(lines)
         for call, after in calls:
             call(a, b)
             a += a_bytes
