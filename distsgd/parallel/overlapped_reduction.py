@@ -75,6 +75,7 @@ class OverlappedReduction(MessageReduction):
 
     in_order   whether the model asks for its layers' parameters in their order, and writes their gradients in the
                reverse order: then `finish` needs no wait, for `await_params` follows
+    alone      whether the main thread computes and updates all: messages are for it, so others neither send nor wait
     """
 
     def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
@@ -87,7 +88,7 @@ class OverlappedReduction(MessageReduction):
         self._tag = communicator.broadcast_object(next(_numbers)) % _TAGS * _TAGS_OF_ONE
         self._messages: list[_Messages] = []
         super().__init__(communicator, plan, group)
-        self._alone = plan.workers == 1  # messages are for the main thread
+        self.alone = True
         in_flight = [message for one in self._messages for message in _all_of(one)]
         self._release = finalize(self, _release, in_flight)
         self._release.atexit = False
@@ -177,7 +178,7 @@ class OverlappedReduction(MessageReduction):
         self.launch_sums(bounds)
         flags = self._heads[self._flags_at]
         self._params_sent = 0
-        if not self._alone or flags[:, 0].any():  # what is reported may end the step, and nothing may be in flight then
+        if not self.alone or flags[:, 0].any():  # what is reported may end the step, and nothing may be in flight then
             self._await_sums()
         return flags, self._heads[self._records_at]
 
@@ -232,7 +233,7 @@ class OverlappedReduction(MessageReduction):
     # Parameters.
 
     def has_updated(self, span: slice) -> None:
-        if self._alone:
+        if self.alone:
             messages = self._owning(span.start)
             if span.stop == messages.span.stop:
                 self._send_params(messages)
@@ -247,7 +248,7 @@ class OverlappedReduction(MessageReduction):
             self._params_sent += 1
 
     def finish(self, wait: bool) -> None:
-        if wait or not (self.in_order and self._sees_neighbours and self._alone):
+        if wait or not (self.in_order and self._sees_neighbours and self.alone):
             self.all_gather()
             return
         self._send_params(self._messages[-1])

@@ -65,9 +65,12 @@ def views_by_layer(parts: StepParts) -> tuple[Views, Callable[[Array], Views]]:
     """
     reduction, layout = parts.reduction, parts.layout
     params = layout.views(reduction.params).read_only()
-    if not (isinstance(reduction, OverlappedReduction) and goes_by_layer(parts.objective, layout)):
+    if not isinstance(reduction, OverlappedReduction):
         return params, layout.views
-    reduction.in_order = True
+    reduction.alone = parts.workers.count == 1  # those that update may be more than those that call the model
+    reduction.in_order = goes_by_layer(parts.objective, layout)
+    if not reduction.in_order:
+        return params, layout.views
 
     def await_params(end: int) -> None:
         reduction.await_params(end)  # looked up in each call: a profile puts a timed one in its place

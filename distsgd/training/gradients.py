@@ -145,4 +145,5 @@ class MicrobatchGradients:
     def raise_first_error(self) -> None:
         """Raises on all ranks the error of the lowest rank that has one. Collective."""
         communicator = self.reduction.communicator
+        self.reduction.all_gather()  # ends the step: the caller may catch this and make another one
         raise_first(communicator.allgather_object(self.error), self.error, communicator.rank)

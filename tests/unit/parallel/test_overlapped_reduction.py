@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd import Callback, FunctionObjective
+from distsgd import SGD, Callback, DataParallel, FunctionObjective
 from distsgd.core.device import Array
 from distsgd.core.errors import DistsgdError
 from distsgd.core.random import normal
@@ -271,6 +271,59 @@ def test_waiting_for_a_rank_shows_in_the_status_table() -> None:
     run_on_threads(2, run)
     assert seen[0] == 4  # an all-to-all
     assert seen[-1] == 0
+
+
+@pytest.mark.parametrize("hosts", ["ab", "aabb"])
+def test_threads_that_update_but_do_not_call_the_model(hosts: str) -> None:
+    """A function that one thread has to call, and an optimizer that two may."""
+    weights = {"w": np.zeros((10, 90), np.float32), "more": np.ones((40 * BLOCK // 90, 90), np.float32)}
+
+    def function(params: Any, grads: Any, batch: Any) -> tuple[float, int]:
+        error = params["w"] @ batch.x - batch.y
+        grads["w"] += error @ batch.x.T
+        grads["more"] += params["more"] * 0.001
+        return 0.5 * float(np.square(error).sum()), len(batch)
+
+    model = FunctionObjective(function, weights)
+    options = {"threads": 2, "microbatches": 8, "optimizer": "adam"}
+
+    def train(communicator: Any) -> str:
+        one = fit(model, (X, Y.astype(np.float32)), communicator=communicator, batch_size=40, epochs=2,
+                  learning_rate=0.01, **options)  # fmt: skip
+        return str(one.summary["parameters_sha256"])
+
+    assert set(run_on_threads(len(hosts), train, tuple(hosts))) == {train("self")}
+
+
+@pytest.mark.parametrize("hosts", ["aa", "ab"])
+def test_a_loop_goes_on_after_an_error_of_its_function(hosts: str) -> None:
+    """The minibatch has no step, on all ranks, and nothing of it is left on its way."""
+    weights = np.zeros((90, 12 * BLOCK // 90), np.float32)
+
+    def train(communicator: Communicator) -> list[Any]:
+        fails = False
+
+        def function(params: Any, batch: Any) -> tuple[float, dict[str, Any]]:
+            if fails:
+                raise ZeroDivisionError
+            error = batch.x @ params["w"] - 1
+            return 0.5 * float(np.square(error).sum()), {"w": batch.x.T @ error}
+
+        dp = DataParallel({"w": weights}, SGD(1e-5), reduction="sum", microbatches=4, communicator=communicator,
+                          check_reduction=False)  # fmt: skip
+        caught = []
+        for number, batch in enumerate(dp.batches(X, batch_size=40, epochs=2)):
+            fails = number == 2
+            try:
+                dp.step(function, batch)
+            except ZeroDivisionError:
+                caught.append(number)
+        return [caught, dp.params["w"].tobytes()]
+
+    found = run_on_threads(len(hosts), train, tuple(hosts))
+    (alone,) = run_on_threads(1, train)
+    assert found == [alone] * len(hosts)
+    assert alone[0] == [2]
 
 
 def test_state_moves_between_ranks_with_and_without_sections() -> None:
