@@ -9,14 +9,14 @@ import argparse
 from typing import Any
 
 from benchmarks.common import Contender, Report, Series, interleave, job, options, ratio, table, with_skipped
-from benchmarks.hosts import two_hosts, under_two_hosts
+from benchmarks.hosts import linked_hosts, under_hosts
 from benchmarks.processes import child, measure
 from benchmarks.workloads import describe, workload
 
 DEFAULT = ("mlp512",)
 LINKS = (1.0, 10.0)
 """Gbit/s."""
-ON_EACH, MICROBATCHES = 2, 4
+HOSTS, ON_EACH, MICROBATCHES = 2, 2, 4
 WIRES = ("float32", "bfloat16")
 
 
@@ -29,8 +29,9 @@ def contenders(name: str, place: str, chosen: argparse.Namespace) -> list[Conten
     """Both wires, on two hosts with links of so many Gbit/s, or on one rank."""
 
     def on_hosts(gigabits: float, wire: str) -> dict[str, Any]:
-        with two_hosts(gigabits) as agent:
-            return measure(under_two_hosts(agent, ON_EACH, child("distsgd_steps", _settings(name, wire, chosen))))
+        with linked_hosts(HOSTS, gigabits) as agent:
+            command = child("distsgd_steps", _settings(name, wire, chosen))
+            return measure(under_hosts(agent, HOSTS, ON_EACH, command))
 
     if place == "one rank":
         return [job(f"{place}, {wire}", "distsgd_steps", _settings(name, wire, chosen)) for wire in WIRES]

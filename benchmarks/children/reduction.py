@@ -47,7 +47,7 @@ class Reduction:
         reduction.reduce_scatter(self.bounds)
         for span, total in zip(self.spans, self.sums, strict=True):
             total.compute()
-            reduction.updated(span)
+            reduction.has_updated(span)
         reduction.all_gather()
 
 

@@ -18,7 +18,7 @@ from distsgd.core.device import Array
 from distsgd.parallel.reduction import UPDATE_CHUNK, update_chunks
 from distsgd.parallel.transport import Parts, Transport
 
-_BITS, _HALF = np.dtype(np.uint32), np.dtype(np.uint16)
+_BITS, _HALF = "u4", "u2"
 _LOWER, _UPPER = 0xFFFF, 0xFFFF_0000
 _FEW = 64
 _QUIET = 0x0040_0000

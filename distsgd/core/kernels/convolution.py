@@ -20,7 +20,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from distsgd.core.device import Array
 from distsgd.core.kernels.products import has_small_kernels
@@ -117,7 +116,7 @@ def gradients(
     inside = rows[:, margins[0] * n : (margins[0] + width) * n]
     columns = (n * rows.itemsize, *rows.strides)
     for h, first, part in _gradient_rows(weight, inside, window, dx, 1):
-        shifted = as_strided(rows[part], (kw, part.stop - part.start, width * n), columns)
+        shifted = np.lib.stride_tricks.as_strided(rows[part], (kw, part.stop - part.start, width * n), columns)
         total[:, first : first + shifted.shape[1]] += _products_along(shifted, x[None, :, h])
     dweight[...] = total.reshape(kw, kh, filters, channels)[::-1, ::-1].transpose(2, 3, 1, 0)
     return dx
@@ -309,7 +308,7 @@ def _column_blocks(x: Array, window: Window, apart: int) -> Iterator[tuple[int, 
         stop = (last - 1) * step + kh
         _shift_rows(x, window, first * step + kept, rows[kept : stop - first * step])
         shape = (last - first, kh * channels * kw, out_width * n)
-        yield first, last, as_strided(shifted, shape, strides)
+        yield first, last, np.lib.stride_tricks.as_strided(shifted, shape, strides)
         if last < out_height:
             kept = max(kh - step, 0)
             rows[:kept] = rows[len(rows) - kept :]
@@ -328,7 +327,7 @@ def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
     if all(to == slice(0, out_width) for _, _, to, _ in overlaps):  # without padding, all columns in one call
         (row, channel, column, example), step = inside.strides, window.stride[1]
         strides = (row, channel, column, step * column, step * apart * column, example)
-        np.copyto(rows[top:bottom], as_strided(inside, rows[top:bottom].shape, strides))
+        np.copyto(rows[top:bottom], np.lib.stride_tricks.as_strided(inside, rows[top:bottom].shape, strides))
         return
     for j, g, to, source in overlaps:
         into = rows[top:bottom, :, j, g]

@@ -113,7 +113,7 @@ def test_what_is_part_of_a_runs_name() -> None:
         "out", "resume", "checkpoint_every", "keep", "log_every", "quiet", "dry_run", "check_gradient", "device",
         "threads", "communication", "data_dir", "validation_on", "test_at_best", "callback", "plot", "on_non_finite",
         "check_replicas", "stall_timeout", "stall_stacks", "cuda_graphs", "kernels", "stream", "readers",
-        "profile", "trace",
+        "profile", "trace", "shares",
     }  # fmt: skip
     assert set(NOT_WRITTEN) == {"out", "resume", "dry_run", "check_gradient", "quiet", "plot", "profile", "trace"}
     assert TrainConfig().name() == "digits-mlp-44136fa3"  # sha256 of "{}": nothing differs from the defaults
