@@ -111,7 +111,7 @@ class Stack:
                 continue
             sums.add(name, d, of_layer)
             if of_layer is not batch.x:
-                d = self._multiply(f"{name}'", params.scope(name)["weight"].T, d)
+                d = self._multiply(f"{name}.dx", params.scope(name)["weight"].T, d)
         if parts == 1:
             return np.add.reduce(losses, dtype=np.float64)  # type: ignore[no-any-return]
         apart = losses.reshape(parts, -1)

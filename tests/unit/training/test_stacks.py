@@ -84,6 +84,14 @@ def test_bits_of_losses_of_values_with_weights(loss: str, stacks: list[int]) -> 
     assert found == bits(data, loss=loss, on_non_finite="skip")
 
 
+def test_layers_may_have_any_names() -> None:
+    """One that has another one's with an apostrophe, too."""
+    layers = [nn.Dense(40, 30), nn.Activation("relu"), nn.Dense(30, 50), nn.Activation("relu"), nn.Dense(50, 7)]
+    model = nn.Sequential(layers, ["a", "b", "c", "d", "c'"])
+    options = {"batch_size": 100}
+    assert bits((X, LABELS), model, **options) == bits((X, LABELS), model, **options, on_non_finite="skip")
+
+
 def test_bits_of_a_softmax_alone() -> None:
     assert bits((X, LABELS), "softmax") == bits((X, LABELS), "softmax", on_non_finite="skip")
 
