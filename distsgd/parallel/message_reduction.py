@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -96,18 +96,24 @@ class MessageReduction(OwnState):
 
     def _sums_to_send(self, bounds: tuple[int, ...]) -> list[tuple[TreeSum, Array]]:
         """(the sum of the group's microbatches on a chunk, its slice of the message) for all that this rank sends."""
-        sums = []
+        sums: list[tuple[TreeSum, Array]] = []
         nodes = self._routes.nodes
         for owner in self._routes.owners:
             span = self.partition.elements_of(owner)
             message = self._send[self._routes.sums_sent[owner]].view(self.plan.dtype).reshape(len(nodes), -1)
             for node, row in zip(nodes, message, strict=True):
-                for chunk in update_chunks(span, self.plan.chunk):
-                    place = row[chunk.start - span.start : chunk.stop - span.start]
-                    total = tree_sum(self._rows, node, bounds, chunk, [place, *self._scratch])
-                    if total is not None:  # else all its microbatches are empty: a gap that no rank reads
-                        sums.append((total, place))
+                sums += self._sums_of(node, span, row, bounds)
         return sums
+
+    def _sums_of(
+        self, node: Span, span: slice, message: Array, bounds: tuple[int, ...]
+    ) -> Iterator[tuple[TreeSum, Array]]:
+        """(the sum of a node on a chunk, its slice of the message) for the chunks of the elements `span`."""
+        for chunk in update_chunks(span, self.plan.chunk):
+            place = message[chunk.start - span.start : chunk.stop - span.start]
+            total = tree_sum(self._rows, node, bounds, chunk, [place, *self._scratch])
+            if total is not None:  # else all its microbatches are empty: a gap that no rank reads
+                yield total, place
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
         self.transport.synchronize()
@@ -121,11 +127,7 @@ class MessageReduction(OwnState):
     def launch_sums(self, bounds: tuple[int, ...]) -> None:
         if bounds not in self._to_send:
             self._to_send[bounds] = self._sums_to_send(bounds)
-        with np.errstate(all="ignore"):  # non-finite values are reported once, with their microbatch
-            for total, place in self._to_send[bounds]:
-                summed = total.compute()
-                if total.rows == 1:  # it isn't in the message yet
-                    place[:] = summed
+        fill(self._to_send[bounds])
         self.transport.alltoall(self._send, self._routes.sums_sent, self._receive, self._routes.sums_received)
 
     def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
@@ -145,3 +147,12 @@ class MessageReduction(OwnState):
         whole = self.params if self.group.is_root else np.empty_like(self.params)
         self.transport.broadcast(whole)
         self.barrier()
+
+
+def fill(sums: Iterable[tuple[TreeSum, Array]]) -> None:
+    """Computes sums, each into its slice of a message."""
+    with np.errstate(all="ignore"):  # non-finite values are reported once, with their microbatch
+        for total, place in sums:
+            summed = total.compute()
+            if total.rows == 1:  # it isn't in the message yet
+                place[:] = summed

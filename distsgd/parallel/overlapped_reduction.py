@@ -20,17 +20,17 @@ import numpy as np
 from distsgd.core.device import Array
 from distsgd.parallel.channels import Channels, Message
 from distsgd.parallel.communicator import Communicator
-from distsgd.parallel.message_reduction import MessageReduction
-from distsgd.parallel.reduction import GradientReduction, Plan, update_chunks
+from distsgd.parallel.message_reduction import MessageReduction, fill
+from distsgd.parallel.reduction import GradientReduction, Plan
 from distsgd.parallel.routes import Groups, Routes, routes
 from distsgd.parallel.sections import Section, Sectioned
 from distsgd.parallel.shared_barrier import IN_ORDER
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.parallel.transport import Transport
-from distsgd.parallel.tree import Span, TreeSum, scratch_levels, tree_sum
+from distsgd.parallel.tree import Span, TreeSum, scratch_levels
 
 _TAGS, _TAGS_OF_ONE = 480, 64
-"""Tags go round, so that a message which nobody has received is never taken for one of another reduction's."""
+"""Tags go round, so that a message that no rank has received is never taken for one of another reduction's."""
 _LEAVING = 2.0
 """Seconds that messages in flight have to arrive when a reduction ends early."""
 _numbers = count()
@@ -130,7 +130,7 @@ class OverlappedReduction(MessageReduction):
                 if row is None:
                     message = np.empty((len(found.nodes), theirs.stop - theirs.start), dtype)
                     made.places += [(node, theirs, part) for node, part in zip(found.nodes, message, strict=True)]
-                else:  # it is the sum; whoever has sent its parameters to all has received it
+                else:  # it is the sum; a rank that has sent its parameters to all has received it
                     message = row[theirs]
                 made.sends.append(channels.send(message.reshape(-1).view("u1"), owner, tag))
                 made.params_receives.append(channels.receive(self.params[theirs].view("u1"), owner, tag + 1))
@@ -192,24 +192,12 @@ class OverlappedReduction(MessageReduction):
         assert bounds is not None
         planned = messages.to_send.get(bounds)
         if planned is None:
-            planned = messages.to_send[bounds] = list(self._planned(messages, bounds))
+            places = messages.places
+            planned = [sums for node, span, row in places for sums in self._sums_of(node, span, row, bounds)]
+            messages.to_send[bounds] = planned
         self.channels.wait(messages.sends)
-        with np.errstate(all="ignore"):  # non-finite values are reported once, with their microbatch
-            for total, place in planned:
-                summed = total.compute()
-                if total.rows == 1:  # another one's microbatches are empty, and it isn't in the message yet
-                    place[:] = summed
+        fill(planned)
         _start(messages.sends)
-
-    def _planned(self, messages: _Messages, bounds: tuple[int, ...]) -> Sequence[tuple[TreeSum, Array]]:
-        sums = []
-        for node, span, row in messages.places:
-            for chunk in update_chunks(span, self.plan.chunk):
-                place = row[chunk.start - span.start : chunk.stop - span.start]
-                total = tree_sum(self._rows, node, bounds, chunk, [place, *self._scratch])
-                if total is not None:  # else all its microbatches are empty: a gap that no rank reads
-                    sums.append((total, place))
-        return sums
 
     def _await_sums(self) -> None:
         self.channels.wait([message for messages in self._messages for message in messages.receives])
@@ -277,12 +265,12 @@ class OverlappedReduction(MessageReduction):
             return
         while self._arrived < needed:
             self.channels.wait(self._messages[self._arrived].params_receives)
-            self._publish(self._arrived + 1)
+            self._count_arrived(self._arrived + 1)
         least = self._gathers << 8 | needed
         self.channels.wait_until(lambda: all(word[0] >= least for _, word in self._neighbours))
         self._ready = needed
 
-    def _publish(self, arrived: int) -> None:
+    def _count_arrived(self, arrived: int) -> None:
         """Counts the sections that have arrived, with those that have done so as well."""
         messages = self._messages
         while arrived < len(messages) and all(message.Test() for message in messages[arrived].params_receives):

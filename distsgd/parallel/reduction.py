@@ -216,7 +216,7 @@ class GradientReduction(ABC):
         self.communicator.transport.allgather_slices(flat, counts)
 
     def updated(self, start: int, stop: int) -> Array:
-        """The parameters that an update reads and writes, of elements that this rank owns; `all_gather` publishes."""
+        """The parameters that an update reads and writes, of elements that this rank owns; `all_gather` sends them."""
         return self.params[start:stop]
 
     @abstractmethod

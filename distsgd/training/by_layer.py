@@ -1,4 +1,4 @@
-"""Views that tell the reduction how far a model is: which parameters it needs next, and which gradients it has written.
+"""Views that report how far a model is: which parameters it needs next, and which gradients it has written.
 
 A `Sequential` asks for the views of each layer by name: for its parameters when it comes to the layer in forward, and
 for its gradients in backward, when those of all later layers are written.
@@ -61,7 +61,7 @@ def goes_by_layer(objective: Objective, layout: Layout) -> bool:
 def views_by_layer(parts: StepParts) -> tuple[Views, Callable[[Array], Views]]:
     """(the parameters, read-only: ranks may share them; what makes the views of a buffer of gradients).
 
-    Where messages travel meanwhile and the model goes by layer, both tell the reduction about it.
+    Where messages travel meanwhile and the model goes by layer, both report it to the reduction.
     """
     reduction, layout = parts.reduction, parts.layout
     params = layout.views(reduction.params).read_only()
