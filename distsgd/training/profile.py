@@ -146,7 +146,7 @@ class Profile:
         if write is not None:
             self._time_the_rest()
         if profile:
-            self._put(trainer.speed, "measure", self._of_epoch)
+            self._put(trainer.speed, "measure", self.clock.timed(self._of_epoch, OTHER, "profile", outside=True))
 
     def _time(self, owner: Any, name: str, part: str, title: str | Callable[..., str], outside: bool = False) -> None:
         """Puts a timed call in place of this method of one object."""
@@ -183,7 +183,9 @@ class Profile:
         self._time(self.trainer.step.update, "run", COMPUTE, "update")
         self._time(self.trainer.hooks, "call", OTHER, "callbacks", outside=True)
         self._time(self.trainer.hooks, "call_alone", OTHER, "callbacks", outside=True)
-        self._time(self.trainer.scores, "of", OTHER, lambda name, *_: f"scores of {name}", outside=True)
+        for name, evaluator in self.trainer.scores.evaluators.items():
+            self._time(evaluator, "run", OTHER, f"scores of {name}", outside=True)
+        self._time(self.trainer.selection, "keep", OTHER, "keep best", outside=True)
         self._time(self.trainer, "checkpoint", OTHER, "checkpoint", outside=True)
 
     def _marking(self, sampler: Sampler, minibatch: Callable[[int], Array]) -> Callable[[int], Array]:

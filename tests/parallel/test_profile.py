@@ -79,6 +79,9 @@ def test_a_run_is_the_same_with_and_without(tmp_path: Path) -> None:
         check_tables(done, out, ranks or 1, quiet="--quiet" in more)
         check_trace(tmp_path / "t.json", ranks or 1, range(10, 21), of_attempt(out)["wall_seconds"])
         assert not list(tmp_path.glob(".t.json*"))
+        names = {one["name"] for one in read_events(tmp_path / "t.json")[0]}
+        assert {"scores of validation", "keep best", "profile", "callbacks"} <= names
+        assert not names & {"scores of test", "scores of train_full"}  # there are no such sets
 
 
 def check_tables(done: Done, out: Path, ranks: int, *, quiet: bool) -> None:
@@ -125,6 +128,8 @@ def check_trace(path: Path, ranks: int, steps: range, wall: float) -> None:
     assert all(name.startswith("rank ") for name in names.values())
     assert [one["ts"] for one in events] == sorted(one["ts"] for one in events)
     assert {one["cat"] for one in events} <= set(PARTS)
+    colors = {(one["cat"], one["cname"]) for one in events}  # one for each part, and no two alike
+    assert len(colors) == len({part for part, _ in colors}) == len({color for _, color in colors})
     assert min(one["ts"] for one in events) == 0
     assert max(one["ts"] + one["dur"] for one in events) <= wall * 1e6
     for rank in range(ranks):

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from distsgd.training.profile import RankTrace
 
 _MICROSECONDS = 1e6
+_COLORS = {
+    "compute": "thread_state_running",
+    "wait": "thread_state_iowait",
+    "communicate": "thread_state_runnable",
+    "gather": "thread_state_uninterruptible",
+    "other": "generic_work",
+}
+"""The color of each part by chrome://tracing's name. Where none is given, a hash of the event's name chooses it, and
+`wait` and `finish` look alike."""
 
 
 def check_trace(given: str) -> None:
@@ -83,6 +92,6 @@ def events(ranks: Sequence[RankTrace]) -> Iterator[dict[str, Any]]:
     for event, number in found:
         begin, end = (round((time - zero) * _MICROSECONDS, 3) for time in (event.begin, event.end))
         yield {
-            "name": event.name, "cat": event.part, "ph": "X", "ts": begin, "dur": round(end - begin, 3), "pid": number,
-            "tid": 0,
+            "name": event.name, "cat": event.part, "cname": _COLORS[event.part], "ph": "X", "ts": begin,
+            "dur": round(end - begin, 3), "pid": number, "tid": 0,
         }  # fmt: skip
