@@ -1,7 +1,8 @@
 """Times the parts of a step on a device: gather, forward, backward, reduction, update.
 
 On a GPU events on its stream are read when all steps are over, so that nothing waits between parts; a part then holds
-the time in which the GPU had nothing to do as well. On the CPU the clock is read.
+the time in which the GPU had nothing to do as well. On the CPU the clock is read, and microbatches are computed one
+after the other, as on a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from distsgd.core.device import Device  # noqa: E402
 from distsgd.data.loader import Loader  # noqa: E402
 from distsgd.nn.objective import Supervised  # noqa: E402
 from distsgd.parallel.reduction import LocalReduction  # noqa: E402
+from distsgd.training import gradients  # noqa: E402
 from distsgd.training.callbacks import RunView  # noqa: E402
 from distsgd.training.update import ShardedUpdate  # noqa: E402
 
@@ -92,6 +94,7 @@ def watch(marks: Marks) -> None:
         return loss_sum, len(batch)
 
     Supervised.loss_and_grad = loss_and_grad  # type: ignore[method-assign]
+    gradients.stacks_of = lambda *_: None  # a stack, which only the CPU has, calls no method of the objective
     wrapped(Loader, "gather", "gather", first=True)
     wrapped(LocalReduction, "reduce_scatter", "reduction")
     wrapped(ShardedUpdate, "run", "update")

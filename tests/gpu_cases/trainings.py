@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 import distsgd
+from distsgd import nn
 from distsgd.core.device import Array, Device, Shape, to_host
 from distsgd.core.errors import DistsgdError, OutOfMemoryError
 from distsgd.core.layout import Views
 from distsgd.core.random import normal, uniform
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.base import Backward
+from distsgd.nn.layers.base import Backward, Layer
 from distsgd.run.fit import fit
 from distsgd.run.trained.trained_model import Result
 
@@ -27,6 +28,24 @@ EXAMPLES, CLASSES = 120, 4
 X = normal((EXAMPLES, 12), 1, "x").astype(np.float32)
 LABELS = np.argmax(X[:, :CLASSES], axis=1)
 IMAGES = (uniform((EXAMPLES, 2, 8, 8), 2, "images") * 256).astype(np.uint8)
+
+
+def residual_network() -> Layer:
+    """A small resnet: two blocks, the second with half the height and width, each with the ReLU after it."""
+
+    def block(channels: int, filters: int, stride: int) -> list[Layer]:
+        body = [
+            nn.Convolution(channels, filters, 3, stride, "same", bias=False),
+            nn.BatchNormalization(filters),
+            nn.Activation("relu"),
+            nn.Convolution(filters, filters, 3, 1, "same", bias=False),
+            nn.BatchNormalization(filters),
+        ]
+        shortcut = None if stride == 1 else nn.Subsample(filters, stride)
+        return [nn.Residual(nn.Sequential(body), shortcut), nn.Activation("relu")]
+
+    return nn.Sequential([*block(2, 2, 1), *block(2, 6, 2), nn.GlobalAveragePooling(), nn.Dense(6, CLASSES)])
+
 
 NETS: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": (16, 12)},
@@ -41,6 +60,7 @@ NETS: dict[str, dict[str, Any]] = {
         "dense",
         "train": (IMAGES, LABELS),
     },
+    "residual": {"model": residual_network(), "train": (IMAGES, LABELS)},
 }
 AGREE = {"float32": 1e-5, "float64": 1e-12}
 """How far parameters may be from the CPU's after 100 steps."""
