@@ -137,7 +137,7 @@ def disturb(case: Case, folder: Path, wanted: str) -> dict[str, Any]:
     if again:
         problems += [f"exit status {ended.status} after the kill"] if case.plain and not ended.status else []
         second = _run(line, settings, folder)
-        problems += ["it hung when it went on"] if second.hung else []
+        problems += ["it hung when it continued"] if second.hung else []
         problems += [f"left in the end: {name}" for name in _wait_for_the_end(tag) + _files(folder, temporary, case)]
         ended = Ended(second.status, ended.out + second.out, ended.err + second.err, second.hung)
     problems += [] if marker.exists() else ["the moment never came"]
@@ -259,7 +259,7 @@ def _cell(runs: Sequence[Mapping[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=RUNS, help="how many (default: all)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to go on later")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to continue later")
     parser.add_argument("--out", type=Path, help="results (default benchmarks/results/faults-DATE.json)")
     chosen = parser.parse_args()
     path: Path = chosen.out or RESULTS / f"faults-{datetime.now(UTC):%Y-%m-%d}.json"

@@ -125,4 +125,4 @@ def measure(command: Sequence[str], limit: float = LIMIT) -> dict[str, Any]:
         _, marked, reported = line.partition(MARK)
         if marked:
             return {**json.loads(reported), "process_seconds": seconds}
-    raise Unavailable("it told no result")
+    raise Unavailable("it reported no result")

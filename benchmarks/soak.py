@@ -195,8 +195,8 @@ class Soak:
         step, until = self.run.step(), time.monotonic() + LIMIT
         while self.run.step() == step:
             if self.process.poll() is not None or time.monotonic() > until:
-                self.problem(f"the run did not go on after: {event} (launcher: {self.process.poll()})")
-                raise SystemExit(f"the run did not go on after: {event}; see {self.folder / 'log'}")
+                self.problem(f"the run did not continue after: {event} (launcher: {self.process.poll()})")
+                raise SystemExit(f"the run did not continue after: {event}; see {self.folder / 'log'}")
             self.look_for(0.2)
 
     def wait_for_the_end(self, event: str) -> None:
@@ -356,7 +356,7 @@ def _levels(lives: Sequence[Mapping[str, Any]]) -> list[int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=MINUTES, help="how long in all (default: %(default)g)")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to go on later")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, to continue later")
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "runs" / "soak", help="keeps the run (default: runs/soak)"
     )

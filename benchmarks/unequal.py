@@ -15,7 +15,7 @@ DEFAULT = ("mlp512",)
 RANKS = 2
 MICROBATCHES = 16
 BATCH = 1024
-SETTLE = {"equal": 0.5, "auto": 6.0}
+WARM_UP = {"equal": 0.5, "auto": 6.0}
 """Seconds before the clock starts: shares are decided on after each second, as long as they change."""
 EQUAL, AUTO = "equal", "auto"
 
@@ -30,7 +30,7 @@ def contender(shares: str, name: str, chosen: argparse.Namespace) -> Contender:
         "microbatches": MICROBATCHES,
         "shares": shares,
         "slow": 1,
-        "settle": SETTLE[shares] if not chosen.quick else 0.0,
+        "warm_up": WARM_UP[shares] if not chosen.quick else 0.0,
     }
 
     def run(_: int) -> dict[str, object]:

@@ -20,10 +20,10 @@ from distsgd.training.callbacks import RunView  # noqa: E402
 
 
 class Clock(distsgd.Callback):
-    """Counts examples from `settle` seconds after the start on, and asks for the end after `seconds` more."""
+    """Counts examples from `warm_up` seconds after the start on, and asks for the end after `seconds` more."""
 
-    def __init__(self, settle: float, seconds: float) -> None:
-        self.settle, self.seconds = settle, seconds
+    def __init__(self, warm_up: float, seconds: float) -> None:
+        self.warm_up, self.seconds = warm_up, seconds
         self.began: float | None = None
         self.examples, self.result = 0, dict[str, float]()
         self.slower: float | None = None
@@ -41,7 +41,7 @@ class Clock(distsgd.Callback):
     def on_step(self, step: int, loss: float, examples: int) -> None:
         now = time.perf_counter()
         if self.began is None:
-            self.began = now if now - self.started >= self.settle else None
+            self.began = now if now - self.started >= self.warm_up else None
         elif not self.result:
             self.examples += examples
             if now - self.began >= self.seconds:
@@ -51,7 +51,7 @@ class Clock(distsgd.Callback):
 
 def main() -> None:
     work = workload(wanted["workload"], wanted["examples"], wanted.get("batch"))
-    clock, trainers = Clock(wanted["settle"], wanted["seconds"]), keep_trainers()
+    clock, trainers = Clock(wanted["warm_up"], wanted["seconds"]), keep_trainers()
     rank, cores = distsgd.rank(), sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     with half_speed() if rank == wanted["slow"] else nullcontext():

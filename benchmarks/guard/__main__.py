@@ -77,7 +77,7 @@ def measure(chosen: argparse.Namespace, seen: dict[str, Any]) -> tuple[Recording
     found |= by_command
     if not chosen.no_gpu:
         if seen["compiler"] == "none":
-            print("left out: the stand-ins for GPUs, which need g++")
+            print("skipped: the stand-ins for GPUs, which need g++")
         else:
             progress("stand-ins for GPUs")
             found |= runs.stand_ins(select(STAND_INS, chosen.only))
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return compare(old, new, chosen)
     recording, wrong = measure(chosen, machines[0])
     for one in wrong:
-        print(f"wrong by itself: {one}")
+        print(f"wrong within the recording: {one}")
     status = compare(old, {recording["machine"]["probe"]: recording}, chosen) if chosen.compare else 0
     if chosen.record and not wrong:
         files.store(chosen.record, recording)

@@ -44,7 +44,7 @@ CONV_PARAMETERS = 85_670
 def reference(work: Workload) -> Callable[[], None]:
     """One turn of the loop: for each microbatch rows are copied and multiplied, then all parameters change.
 
-    It belongs to the recordings: whoever changes it has to record anew.
+    It belongs to the recordings: a change of it needs new recordings.
     """
     rng = np.random.default_rng(0)
     n = work.batch // MICROBATCHES

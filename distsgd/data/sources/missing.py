@@ -32,8 +32,8 @@ class Lacking:
             self._count = len(self._found[0])
         if self._count > _MOST_DROPPED:
             raise DataError(
-                f"{self._where}: expected at most {_MOST_DROPPED:,} examples that lack a value, there are more; leave "
-                "out with --x what lacks most, or write a file without them"
+                f"{self._where}: expected at most {_MOST_DROPPED:,} examples that lack a value, there are more; "
+                "choose with --x the columns that lack fewer, or write a file without them"
             )
 
     def dropped(self, examples: int) -> Array:
@@ -41,8 +41,8 @@ class Lacking:
         found = np.unique(np.concatenate(self._found))
         if examples and len(found) == examples:
             raise DataError(
-                f"{self._where}: every example lacks a value, so none is left; leave out with --x what lacks most, or "
-                "fill it in"
+                f"{self._where}: every example lacks a value, so none is left; choose with --x the columns that "
+                "lack fewer, or fill them in"
             )
         return found
 

@@ -171,7 +171,7 @@ def test_a_child_that_fails_says_why() -> None:
         processes.run([sys.executable, "-c", "raise ValueError('so')"])
     with pytest.raises(processes.Unavailable, match=re.escape("not ready after 0.1 s")):
         processes.run([sys.executable, "-c", "import time; time.sleep(600)"], limit=0.1)
-    with pytest.raises(processes.Unavailable, match="told no result"):
+    with pytest.raises(processes.Unavailable, match="reported no result"):
         processes.measure([sys.executable, "-c", ""])
 
 
