@@ -138,6 +138,8 @@ class Loader:
         Examples that are moved or augmented lie on the host.
         """
         examples = self.examples
+        if len(examples.shifts) == 1 and (epoch is None or self.augmentation is None):
+            return
         indices = examples.example_indices(positions)
         if len(examples.shifts) > 1:
             down, right = np.array(examples.shifts)[indices // len(examples.x)].T

@@ -72,6 +72,7 @@ class Trainer:
     _learning_rate: float = field(default=0.0, init=False)
     _stop_asked: bool = field(default=False, init=False)
     _stops: bool = field(default=False, init=False)
+    _next_due: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.scores = Scores(self.step, self.evaluators)
@@ -107,13 +108,16 @@ class Trainer:
                 return reason
 
     def _train(self) -> StopReason:
-        self._stops = False
-        while (reason := self._reason_to_stop()) is None:
+        self._stops, self._next_due = False, 0
+        while True:
+            if self.progress.step >= self._next_due:
+                if (reason := self._reason_to_stop()) is not None:
+                    return reason
+                self._next_due = self._first_due_after(self.progress.step)
             for result in self._begin_step():
                 if result.problem is None or self._react(result.problem) is Reaction.SKIP:
                     self._count(result)
                     self._act(result)
-        return reason
 
     def _reason_to_stop(self) -> StopReason | None:
         """Why no further step is made; the same on all ranks."""
@@ -134,14 +138,20 @@ class Trainer:
         self.speed.begin_step()
         self.communicator.heartbeat.set_phase(Phase.STEP, number)
         rate = self._learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
-        is_last = number in (self.last_step, self.selection.stop_step)
+        is_due = number >= self._next_due
         return self.steps.advance(
             StepOrder(step, step // per_epoch, self.sampler.minibatch(step), rate, progress.updates + before),
             self._flags(number),
-            want_norm=self._record_due(number) is not None,
+            want_norm=is_due and self._record_due(number) is not None,
             skip=progress.skipped.get(number),
-            wait=is_last or self.intervals.saves_at(number) or self._compares_at(number),
+            wait=is_due,
         )
+
+    def _first_due_after(self, step: int) -> int:
+        """The first step at which there may be more to do than the step itself, whatever time it is."""
+        validates, stop_step = "validation" in self.evaluators, self.selection.stop_step
+        due = self.intervals.next_after(step, self.sampler.steps_per_epoch, validates, self.check_replicas)
+        return min(due, self.last_step) if stop_step is None else min(due, self.last_step, stop_step)
 
     def _flags(self, step: int) -> Flag:
         """What this rank reports with step number `step`, counted from 1."""
@@ -161,10 +171,6 @@ class Trainer:
         """Why there is a record at this step: validation, epoch, log, or None."""
         return self.intervals.record_due(step, self.sampler.steps_per_epoch, "validation" in self.evaluators)
 
-    def _compares_at(self, step: int) -> bool:
-        """Whether the ranks' replicas are compared after this step."""
-        return self.check_replicas > 0 and step % self.check_replicas == 0
-
     def _count(self, result: StepResult) -> None:
         """Counts a step that has ended, and calls the callbacks."""
         progress = self.progress
@@ -183,9 +189,11 @@ class Trainer:
     def _act(self, result: StepResult) -> None:
         """Does what is due after a step, and what any rank has reported with it."""
         flags, step = result.flags, self.progress.step
+        if flags is NOTHING and result.problem is None and step < self._next_due:
+            return
         if flags is not NOTHING and flags & Flag.FAILED:
             self.hooks.raise_error()
-        if self._compares_at(step):
+        if self.check_replicas > 0 and step % self.check_replicas == 0:
             from distsgd.training.replicas import compare_replicas
 
             compare_replicas(self.step, self.progress, self._learning_rate)
@@ -193,7 +201,7 @@ class Trainer:
         if due is not None or result.problem is not None:
             self._record(result, due)
         if flags is not NOTHING and (not flags & Flag.CHECKPOINT or self.checkpoint()) and flags & Flag.STOP:
-            self._stops = True
+            self._stops, self._next_due = True, 0
 
     def _record(self, result: StepResult, due: str | None) -> None:
         """Scores what is due, judges it, and passes the record to the callbacks. Collective."""
@@ -243,7 +251,7 @@ class Trainer:
         return reaction
 
     def _roll_back(self, found: NonFinite) -> None:
-        metadata = self.progress.metadata
+        metadata, self._next_due = self.progress.metadata, 0
         self.speed.end_step(0)
         self.communicator.heartbeat.set_phase(Phase.CHECKPOINT, self.progress.step)
         self.progress = self.checkpoints.go_back(found, self.progress.step)
