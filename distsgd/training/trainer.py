@@ -51,6 +51,7 @@ class Trainer:
     callbacks    called on rank 0
     store        where rank 0 keeps checkpoints; None for a run that keeps none
     last_scores  of the last validation
+    _next_due    the first step, from 1, after which there may be more to do than in every step, whatever time it is
     """
 
     communicator: Communicator
@@ -109,25 +110,28 @@ class Trainer:
 
     def _train(self) -> StopReason:
         self._stops, self._next_due = False, 0
-        while True:
-            if self.progress.step >= self._next_due:
-                if (reason := self._reason_to_stop()) is not None:
-                    return reason
-                self._next_due = self._first_due_after(self.progress.step)
+        while (reason := self._reason_to_stop()) is None:
             for result in self._begin_step():
                 if result.problem is None or self._react(result.problem) is Reaction.SKIP:
                     self._count(result)
-                    self._act(result)
+                    if self.progress.step >= self._next_due or result.flags is not NOTHING or result.problem:
+                        self._act(result)
+        return reason
 
     def _reason_to_stop(self) -> StopReason | None:
-        """Why no further step is made; the same on all ranks."""
+        """Why no further step is made, the same on all ranks; otherwise plans up to where more may be due."""
         step, stop_step = self.progress.step, self.selection.stop_step
+        if step < self._next_due:
+            return None
         if self.selection.reached(self.progress):
             return StopReason.COMPLETED
         if stop_step is not None and step >= stop_step:
             return StopReason.EARLY_STOPPED
         if step >= self.last_step:
             return StopReason.COMPLETED
+        validates = "validation" in self.evaluators
+        due = self.intervals.next_after(step, self.sampler.steps_per_epoch, validates, self.check_replicas)
+        self._next_due = min(due, self.last_step, stop_step or self.last_step)
         return StopReason.STOPPED if self._stops else None
 
     def _begin_step(self) -> list[StepResult]:
@@ -146,12 +150,6 @@ class Trainer:
             skip=progress.skipped.get(number),
             wait=is_due,
         )
-
-    def _first_due_after(self, step: int) -> int:
-        """The first step at which there may be more to do than the step itself, whatever time it is."""
-        validates, stop_step = "validation" in self.evaluators, self.selection.stop_step
-        due = self.intervals.next_after(step, self.sampler.steps_per_epoch, validates, self.check_replicas)
-        return min(due, self.last_step) if stop_step is None else min(due, self.last_step, stop_step)
 
     def _flags(self, step: int) -> Flag:
         """What this rank reports with step number `step`, counted from 1."""
@@ -189,8 +187,6 @@ class Trainer:
     def _act(self, result: StepResult) -> None:
         """Does what is due after a step, and what any rank has reported with it."""
         flags, step = result.flags, self.progress.step
-        if flags is NOTHING and result.problem is None and step < self._next_due:
-            return
         if flags is not NOTHING and flags & Flag.FAILED:
             self.hooks.raise_error()
         if self.check_replicas > 0 and step % self.check_replicas == 0:

@@ -84,9 +84,9 @@ class ShardedUpdate:
         segments = regularization.segments(parts.layout, penalizing, isinstance(optimizer, LayerwiseOptimizer))
         self._sums, self._layers = norms_of(optimizer, reduction, parts.layout, segments)
         owned = reduction.partition.spans_of(reduction.communicator.rank)
-        self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
-        if len(owned) == 1 and 2 * (owned[0].stop - owned[0].start) <= 3 * self._length:
-            self._length = max(1, owned[0].stop - owned[0].start)  # a second round of calls would cost more
+        length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
+        count = sum(span.stop - span.start for span in owned)  # a second round of calls for a few costs more
+        self._length = max(count, 1) if 2 * count <= 3 * length else length
         spans = [chunk for span in owned for chunk in update_chunks(span, self._length)]
         self.chunks = [
             self._prepare(spans[slice(*part(len(spans), self.workers.count, worker))], segments)
