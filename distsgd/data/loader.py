@@ -137,13 +137,13 @@ class Loader:
 
         Examples that are moved or augmented lie on the host.
         """
-        examples = self.examples
-        indices = examples.example_indices(positions)
-        if len(examples.shifts) > 1:
-            down, right = np.array(examples.shifts)[indices // len(examples.x)].T
-            move(x, down, right, int(np.abs(examples.shifts).max()))
+        if len(self.examples.shifts) > 1:
+            indices = self.examples.example_indices(positions)
+            down, right = np.array(self.examples.shifts)[indices // len(self.examples.x)].T
+            move(x, down, right, int(np.abs(self.examples.shifts).max()))
         if epoch is not None and self.augmentation is not None:
-            words = self.augmentation.random_words(examples.capacity, self.seed, epoch, indices)
+            indices = self.examples.example_indices(positions)
+            words = self.augmentation.random_words(self.examples.capacity, self.seed, epoch, indices)
             self.augmentation.apply(x, words)
 
     def batch(

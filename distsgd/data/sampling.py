@@ -6,7 +6,7 @@ Every rank computes the same order, so nothing about it is ever sent, and traini
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,7 +87,7 @@ class Sampler:
                 "set a smaller batch_size"
             )
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Minibatches an epoch."""
         if self.drop_last and not self.replacement:

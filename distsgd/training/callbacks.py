@@ -197,7 +197,8 @@ class Hooks:
 
     def call_alone(self, hook: Callable[[Callback], object]) -> None:
         """Calls a hook of each callback, on rank 0, for which no other rank waits."""
-        self.attempt(lambda: [hook(callback) for callback in self.callbacks], None)
+        if self.callbacks:
+            self.attempt(lambda: [hook(callback) for callback in self.callbacks], None)
 
     def attempt(self, function: Callable[[], T], otherwise: T, what: str = "a callback") -> T:
         """function() on rank 0 alone; `otherwise` on other ranks, and where it fails: the error is kept, and nothing is

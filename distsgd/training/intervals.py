@@ -52,6 +52,13 @@ class Intervals:
             return "epoch"
         return "log" if self.log_every is not None and step % self.log_every == 0 else None
 
+    def next_after(self, step: int, steps_per_epoch: int, validates: bool, comparisons: int) -> int:
+        """The first step after this one with a record, a checkpoint by number or one of the comparisons, which come
+        every so many steps; 0 for none."""
+        saves = int(self.checkpoint.amount) if self.checkpoint.unit == "steps" else 0
+        periods = (steps_per_epoch, self.validate_steps if validates else 0, self.log_every or 0, saves, comparisons)
+        return min(step - step % period + period for period in periods if period)
+
     def saves_at(self, step: int) -> bool:
         """Whether there is a checkpoint after this step, whatever time it is."""
         return self.checkpoint.unit == "steps" and step % int(self.checkpoint.amount) == 0

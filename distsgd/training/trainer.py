@@ -51,6 +51,7 @@ class Trainer:
     callbacks    called on rank 0
     store        where rank 0 keeps checkpoints; None for a run that keeps none
     last_scores  of the last validation
+    _next_due    the first step, from 1, after which there may be more to do than in every step, whatever time it is
     """
 
     communicator: Communicator
@@ -72,6 +73,7 @@ class Trainer:
     _learning_rate: float = field(default=0.0, init=False)
     _stop_asked: bool = field(default=False, init=False)
     _stops: bool = field(default=False, init=False)
+    _next_due: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.scores = Scores(self.step, self.evaluators)
@@ -107,23 +109,29 @@ class Trainer:
                 return reason
 
     def _train(self) -> StopReason:
-        self._stops = False
+        self._stops, self._next_due = False, 0
         while (reason := self._reason_to_stop()) is None:
             for result in self._begin_step():
                 if result.problem is None or self._react(result.problem) is Reaction.SKIP:
                     self._count(result)
-                    self._act(result)
+                    if self.progress.step >= self._next_due or result.flags is not NOTHING or result.problem:
+                        self._act(result)
         return reason
 
     def _reason_to_stop(self) -> StopReason | None:
-        """Why no further step is made; the same on all ranks."""
+        """Why no further step is made, the same on all ranks; otherwise plans up to where more may be due."""
         step, stop_step = self.progress.step, self.selection.stop_step
+        if step < self._next_due:
+            return None
         if self.selection.reached(self.progress):
             return StopReason.COMPLETED
         if stop_step is not None and step >= stop_step:
             return StopReason.EARLY_STOPPED
         if step >= self.last_step:
             return StopReason.COMPLETED
+        validates = "validation" in self.evaluators
+        due = self.intervals.next_after(step, self.sampler.steps_per_epoch, validates, self.check_replicas)
+        self._next_due = min(due, self.last_step, stop_step or self.last_step)
         return StopReason.STOPPED if self._stops else None
 
     def _begin_step(self) -> list[StepResult]:
@@ -134,13 +142,13 @@ class Trainer:
         self.speed.begin_step()
         self.communicator.heartbeat.set_phase(Phase.STEP, number)
         rate = self._learning_rate = self.schedule.learning_rate(self.step.optimizer.learning_rate, step, per_epoch)
-        is_last = number in (self.last_step, self.selection.stop_step)
+        is_due = number >= self._next_due
         return self.steps.advance(
             StepOrder(step, step // per_epoch, self.sampler.minibatch(step), rate, progress.updates + before),
             self._flags(number),
-            want_norm=self._record_due(number) is not None,
+            want_norm=is_due and self._record_due(number) is not None,
             skip=progress.skipped.get(number),
-            wait=is_last or self.intervals.saves_at(number) or self._compares_at(number),
+            wait=is_due,
         )
 
     def _flags(self, step: int) -> Flag:
@@ -160,10 +168,6 @@ class Trainer:
     def _record_due(self, step: int) -> str | None:
         """Why there is a record at this step: validation, epoch, log, or None."""
         return self.intervals.record_due(step, self.sampler.steps_per_epoch, "validation" in self.evaluators)
-
-    def _compares_at(self, step: int) -> bool:
-        """Whether the ranks' replicas are compared after this step."""
-        return self.check_replicas > 0 and step % self.check_replicas == 0
 
     def _count(self, result: StepResult) -> None:
         """Counts a step that has ended, and calls the callbacks."""
@@ -185,7 +189,7 @@ class Trainer:
         flags, step = result.flags, self.progress.step
         if flags is not NOTHING and flags & Flag.FAILED:
             self.hooks.raise_error()
-        if self._compares_at(step):
+        if self.check_replicas > 0 and step % self.check_replicas == 0:
             from distsgd.training.replicas import compare_replicas
 
             compare_replicas(self.step, self.progress, self._learning_rate)
@@ -193,7 +197,7 @@ class Trainer:
         if due is not None or result.problem is not None:
             self._record(result, due)
         if flags is not NOTHING and (not flags & Flag.CHECKPOINT or self.checkpoint()) and flags & Flag.STOP:
-            self._stops = True
+            self._stops, self._next_due = True, 0
 
     def _record(self, result: StepResult, due: str | None) -> None:
         """Scores what is due, judges it, and passes the record to the callbacks. Collective."""
@@ -243,7 +247,7 @@ class Trainer:
         return reaction
 
     def _roll_back(self, found: NonFinite) -> None:
-        metadata = self.progress.metadata
+        metadata, self._next_due = self.progress.metadata, 0
         self.speed.end_step(0)
         self.communicator.heartbeat.set_phase(Phase.CHECKPOINT, self.progress.step)
         self.progress = self.checkpoints.go_back(found, self.progress.step)

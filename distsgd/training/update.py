@@ -83,8 +83,10 @@ class ShardedUpdate:
         penalizing = bool(regularization.l1 or regularization.l2 or optimizer.weight_decay)
         segments = regularization.segments(parts.layout, penalizing, isinstance(optimizer, LayerwiseOptimizer))
         self._sums, self._layers = norms_of(optimizer, reduction, parts.layout, segments)
-        self._length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
         owned = reduction.partition.spans_of(reduction.communicator.rank)
+        length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
+        count = sum(span.stop - span.start for span in owned)  # a second round of calls for a few costs more
+        self._length = max(count, 1) if 2 * count <= 3 * length else length
         spans = [chunk for span in owned for chunk in update_chunks(span, self._length)]
         self.chunks = [
             self._prepare(spans[slice(*part(len(spans), self.workers.count, worker))], segments)

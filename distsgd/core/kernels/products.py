@@ -8,6 +8,7 @@ microbatch's product is the same on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -45,6 +46,11 @@ def multiply(a: Array, b: Array, out: Array | None = None) -> Array:
         else:
             np.matmul(a[..., start:stop, :], b, product[..., start:stop, :])
     return product
+
+
+def as_planned(m: int, k: int, n: int, transposed: bool, kind: str) -> Callable[[Array, Array], Array]:
+    """What `multiply` does to operands of these shapes, in the memory order of `count_parts`, without looking again."""
+    return multiply if kind == "f" and count_parts(m, k, n, transposed) > 1 else np.matmul
 
 
 def _in_order(matrix: Array) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.kernels.blas import LARGEST, AddedProduct, address, adds_as_numpy, filled, trials
-from distsgd.core.kernels.products import multiply
-from distsgd.core.kernels.vectors import ones
+from distsgd.core.kernels.products import as_planned, multiply
+from distsgd.core.kernels.vectors import ones, row_sums
 
 _SMALL = 1 << 12
 """Elements of dW up to which it is computed for all microbatches by one call of NumPy, and then added."""
@@ -60,7 +60,7 @@ def _product(m: int, k: int, n: int, parts: int, a_in_order: bool, b_in_order: b
         return product
 
     if parts == 1:
-        return multiply
+        return as_planned(m, k, n, a_in_order and not b_in_order, kind)
 
     def is_alone(way: Product) -> bool:
         for trial in trials(m * k * n * parts):
@@ -101,7 +101,7 @@ def weight_gradients(additions: Sequence[Addition[Array]], n: int, x_in_order: b
     """
     (m, k), dtype, parts = additions[0].into.shape, additions[0].into.dtype, len(additions)
     if parts == 1:
-        return lambda dy, x: _with_numpy(additions, n, dy, x)
+        return _of_one(additions[0], lambda dy, x, dw: multiply(dy, x.T, dw))
     if m * k <= _SMALL and _are_sums_of_a_stack(m, k, n, parts, x_in_order, dtype.char):
         return _small_gradients(additions, parts)
     length, b_step, b_next = n * parts, k, n * k
@@ -131,6 +131,8 @@ def weight_gradients(additions: Sequence[Addition[Array]], n: int, x_in_order: b
 def bias_gradients(additions: Sequence[Addition[Array]], n: int) -> Callable[[Array], None]:
     """A function of dy (m, parts n) that computes Σₙ dy of each microbatch where it goes, an array (m,)."""
     parts, (m,), dtype = len(additions), additions[0].into.shape, additions[0].into.dtype
+    if parts == 1:
+        return _of_one(additions[0], row_sums)
     found, of_ones = np.empty((parts, m), dtype), ones(n, dtype)
     place, as_it_lies = placed(found, additions), _are_row_sums_of_a_stack(m, n, parts, dtype.char)
 
@@ -203,6 +205,19 @@ def placed(found: Array, additions: Sequence[Addition[Array]]) -> Callable[[], N
             into[...] = value
 
     return place
+
+
+def _of_one(addition: Addition[Array], compute: Callable[..., object]) -> Callable[..., None]:
+    """A function that computes the only microbatch's gradient where it goes; `compute` takes that place last."""
+    into, own, after = addition
+    place, sums = (into, after) if own is None else (own, ((into, own), *after))
+
+    def gradient(*operands: Array) -> None:
+        compute(*operands, place)
+        for left, right in sums:
+            np.add(left, right, left)
+
+    return gradient
 
 
 def _with_numpy(additions: Sequence[Addition[Array]], n: int, dy: Array, x: Array) -> None:
