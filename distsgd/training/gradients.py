@@ -73,7 +73,7 @@ class MicrobatchGradients:
 
     def clear(self) -> None:
         """Begins a step: nothing is reported yet."""
-        self.reduction.records.fill(0.0)
+        self.reduction.records[:] = 0.0
         self.error = None
 
     def compute(self, minibatch: Minibatch) -> None:
