@@ -93,7 +93,7 @@ def main() -> None:
         if chosen.against is not None:
             contenders.insert(0, contender("other", case, chosen, chosen.against.resolve()))
         found = interleave(contenders, chosen.rounds)
-        title = f"{case.title}, L={MICROBATCHES}; {describe(workload(NAME))}"
+        title = f"{case.title}, M={MICROBATCHES}; {describe(workload(NAME))}"
         report.add(title, found, step_table(found, case.batch))
     report.write()
 

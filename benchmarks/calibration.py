@@ -47,8 +47,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Such as `mlp512, shared, L=4, B=256`."""
-        return f"{self.workload}, {self.communication}, L={self.microbatches}, B={self.batch}"
+        """Such as `mlp512, shared, M=4, B=256`."""
+        return f"{self.workload}, {self.communication}, M={self.microbatches}, B={self.batch}"
 
     @property
     def place(self) -> str:

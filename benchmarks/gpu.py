@@ -19,7 +19,7 @@ from benchmarks.common import Contender, Report, Series, interleave, options, ra
 from benchmarks.processes import Unavailable, child, environment, measure, require
 from benchmarks.workloads import GPU_WORKLOADS, Workload, describe, gpu_workload
 
-ONE, FOUR = "distsgd, L=1", "distsgd, L=4"
+ONE, FOUR = "distsgd, M=1", "distsgd, M=4"
 EAGER, LAST, GRAPHS = "PyTorch eager, fused", "PyTorch eager, fused, channels last", "PyTorch reduce-overhead"
 CEILING, PARTS = "products alone", ("gather", "forward", "backward", "reduction", "update")
 MNIST = "mlp512-adam"
@@ -141,7 +141,7 @@ def where(chosen: argparse.Namespace) -> None:
         for name, series in found.items()
         if series.skipped is None
     ]
-    report.add("where a step's time goes, µs, L=1", found, with_skipped(table(("", *PARTS, "step"), rows), found))
+    report.add("where a step's time goes, µs, M=1", found, with_skipped(table(("", *PARTS, "step"), rows), found))
     report.write()
     if chosen.picture is not None:
         from benchmarks.gpu_picture import draw

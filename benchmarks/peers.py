@@ -14,9 +14,9 @@ from benchmarks.common import Contender, Report, interleave, job, options, ratio
 from benchmarks.processes import child, measure, require, under_torchrun
 from benchmarks.workloads import WORKLOADS, describe, workload
 
-ONE, FOUR = "distsgd, 1 rank, L=1", "distsgd, 1 rank, L=4"
-TWO_RANKS, TWO_MICROBATCHES = "distsgd, 2 ranks, L=4", "distsgd, 2 ranks, L=2"
-THREADS = "distsgd, 1 process on 2 cores, L=4"
+ONE, FOUR = "distsgd, 1 rank, M=1", "distsgd, 1 rank, M=4"
+TWO_RANKS, TWO_MICROBATCHES = "distsgd, 2 ranks, M=4", "distsgd, 2 ranks, M=2"
+THREADS, THREADS_TWO = "distsgd, 1 process on 2 cores, M=4", "distsgd, 1 process on 2 cores, M=2"
 TORCH, TORCH_TWO, DDP = "PyTorch eager, 1 thread", "PyTorch eager, 2 threads", "PyTorch DDP gloo, 2 processes"
 TORCH_LAST, DDP_LAST = f"{TORCH}, channels last", f"{DDP}, channels last"
 JAX, SKLEARN = "JAX jit, 1 core", "scikit-learn, 1 core"
@@ -27,6 +27,7 @@ OURS: Mapping[str, tuple[int | None, dict[str, Any]]] = {
     TWO_RANKS: (2, {"microbatches": 4, "threads": 1}),
     TWO_MICROBATCHES: (2, {"microbatches": 2, "threads": 1}),
     THREADS: (None, {"microbatches": 4, "cores": 2}),
+    THREADS_TWO: (None, {"microbatches": 2, "cores": 2}),
 }
 """Ranks (None: without mpirun) and settings; `cores` binds the process, `threads` are distsgd's choice if not given."""
 
@@ -34,6 +35,7 @@ PAIRS = (
     (ONE, TORCH), (FOUR, TORCH), (ONE, JAX), (ONE, SKLEARN), (TWO_RANKS, DDP), (TWO_MICROBATCHES, DDP), (THREADS, DDP),
     (ONE, TORCH_LAST), (FOUR, TORCH_LAST), (TWO_RANKS, DDP_LAST), (TWO_MICROBATCHES, DDP_LAST),
     (TWO_RANKS, TORCH_TWO), (FOUR, ONE), (TWO_RANKS, FOUR), (TWO_MICROBATCHES, ONE), (THREADS, TWO_RANKS),
+    (THREADS, ONE), (THREADS_TWO, ONE),
 )  # fmt: skip
 
 

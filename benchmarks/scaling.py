@@ -50,9 +50,9 @@ def main() -> None:
     chosen = options(__doc__)
     report = Report("scaling", chosen)
     kinds = {
-        "strong": f"one minibatch for all ranks, L={MICROBATCHES}",
+        "strong": f"one minibatch for all ranks, M={MICROBATCHES}",
         "microbatch a rank": "one minibatch for all ranks, as many microbatches as ranks",
-        "weak": f"one minibatch for each rank, L={MICROBATCHES}",
+        "weak": f"one minibatch for each rank, M={MICROBATCHES}",
     }
     for name in chosen.workload or DEFAULT:
         for kind, meaning in kinds.items():
