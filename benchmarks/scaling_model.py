@@ -52,7 +52,7 @@ def checks_table(name: str, chosen: argparse.Namespace, measurements: Measuremen
     for what, run in checks(name, chosen):
         if measurements.found[run.place].skipped is None:
             took, predicted = measurements.seconds(run, "step"), measurements.predicted(run, curve).step
-            title = f"{what}, L={run.microbatches}, B={run.batch}"
+            title = f"{what}, M={run.microbatches}, B={run.batch}"
             rows.append((title, f"{took * 1e6:,.0f}", f"{predicted * 1e6:,.0f}", f"{predicted / took - 1:+.0%}"))
     return table(("", "measured, µs", "model, µs", "error"), rows)
 

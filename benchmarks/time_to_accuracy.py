@@ -17,7 +17,7 @@ from benchmarks.processes import Unavailable, child, measure, require, under_mpi
 from benchmarks.workloads import describe, workload
 
 WORKLOAD, RANKS = "mlp512-adam", 2
-OURS, OURS_TWO, DDP = "distsgd, 2 ranks, L=4", "distsgd, 2 ranks, L=2", "PyTorch DDP gloo, 2 processes"
+OURS, OURS_TWO, DDP = "distsgd, 2 ranks, M=4", "distsgd, 2 ranks, M=2", "PyTorch DDP gloo, 2 processes"
 LIMIT = 300.0
 
 

@@ -62,7 +62,7 @@ def main() -> None:
     places = [*(f"{link:g} Gbit/s" for link in (chosen.links if chosen.hosts else ())), "one rank"]
     for name in chosen.workload or DEFAULT:
         found = interleave([one for place in places for one in contenders(name, place, chosen)], chosen.rounds)
-        title = f"two hosts of {ON_EACH} ranks, L={MICROBATCHES}; {describe(workload(name))}"
+        title = f"two hosts of {ON_EACH} ranks, M={MICROBATCHES}; {describe(workload(name))}"
         report.add(title, found, times(found, places, workload(name).batch))
     report.write()
 
