@@ -93,9 +93,9 @@ def check_gradient(
     Where `batch.device` is a GPU, the gradient is computed there, in the dtype of `params`. The differences are all the
     same those of the CPU in float64, at the same point, so that a kernel of the GPU that is wrong, but consistent with
     itself, is found; `function` has to take arrays of both. Rounded terms may cancel, so errors are then relative to no
-    less than the root mean square of the array's gradient, and than the largest element of the whole gradient times
-    the square root of the unit of rounding. Products are not rounded further, whatever the device's precision is: that
-    moves values across the kinks of ReLU, by which a gradient changes as much as by a mistake.
+    less than the root mean square of the array's gradient, and than the largest element of all times the square root
+    of the unit of rounding. Products are those of float32, whatever the device's precision is: rounding moves values
+    across the kinks of ReLU, which changes a gradient as much as a mistake does.
 
     Functions with kinks, such as ReLU, have no derivative there: a step across one shows as a single error that goes
     away with another seed or a smaller epsilon.
@@ -139,21 +139,14 @@ def check_gradient(
     True
     """
     layout = Layout.of({name: np.shape(array) for name, array in params.items()})
-    flat, gradient = np.empty(layout.size), np.full(layout.size, start)
-    views, grads = layout.views(flat), layout.views(gradient)
+    views, grads, scratch = (layout.views(np.full(layout.size, start)) for _ in range(3))
     read_only = views.read_only()
     for name, array in params.items():
         views[name][...] = array
     given, batch = batch, _on_cpu(batch)
     loss = function(read_only, grads, batch)[0]
-    unit, scales = 0.0, dict.fromkeys(views, 0.0)
-    if not given.device.host_memory:
-        dtype = np.result_type(*params.values())
-        unit = float(np.finfo(dtype).eps) / 2
-        scales = _scales(grads, unit)
-        gradient[...] = _computed_there(function, layout, flat.astype(dtype), given, start)
+    unit, scales = _computed_there(function, params, grads, given, start)
     tolerance = max(1e-6, 4 * sqrt(unit)) if tolerance is None else tolerance
-    scratch = layout.views(np.empty(layout.size))
 
     def loss_at(view: Array, values: Array) -> float:
         view[...] = values
@@ -171,8 +164,7 @@ def check_gradient(
             view[...] = original
             inside = d != 0  # 0 · NaN would let one hole spoil every element's check
             analytic = float(np.sum(grads[name][inside] * d[inside]))
-            size = max(abs(numeric), abs(analytic), noise / tolerance, scales[name])
-            error = abs(numeric - analytic) / size
+            error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), noise / tolerance, scales[name])
             error = error if isfinite(error) else float("inf")
             checked += 1
             if error > worst.max_relative_error or checked == 1:
@@ -310,18 +302,24 @@ def _on_cpu(batch: Batch) -> Batch:
     return replace(batch, x=x, y=y, weights=weights, state=state, statistics=statistics, device=CPU)
 
 
-def _computed_there(function: LossFunction, layout: Layout, flat: Array, batch: Batch, start: float) -> Array:
-    """The gradient on the batch's device, in the dtype of these parameters."""
-    device = batch.device.multiplying_in(FULL)
-    grads = layout.views(device.put(np.full_like(flat, start)))
-    function(layout.views(device.put(flat)).read_only(), grads, replace(batch, device=device))
-    return to_host(grads.flat)
+def _computed_there(
+    function: LossFunction, params: Mapping[str, Array], grads: Views, batch: Batch, start: float
+) -> tuple[float, dict[str, float]]:
+    """Puts the gradient of the batch's device, where that isn't the CPU, in the place of the CPU's.
 
-
-def _scales(grads: Views, unit: float) -> dict[str, float]:
-    """What errors of each array are relative to at least, where terms were rounded to this unit."""
-    largest = float(np.abs(grads.flat).max())
-    return {name: max(sqrt(np.mean(np.square(one))), sqrt(unit) * largest) for name, one in grads.items()}
+    Returns (its unit of rounding, what errors of each array are relative to at least); zeros of the CPU's own.
+    """
+    if batch.device.host_memory:
+        return 0.0, dict.fromkeys(grads, 0.0)
+    dtype, device = np.result_type(*params.values()), batch.device.multiplying_in(FULL)
+    unit, largest = float(np.finfo(dtype).eps) / 2, float(np.abs(grads.flat).max())
+    scales = {name: max(sqrt(np.mean(np.square(one))), sqrt(unit) * largest) for name, one in grads.items()}
+    layout = Layout(tuple(params), tuple(map(np.shape, params.values())))
+    there = layout.views(device.put(np.full(layout.size, start, dtype)))
+    flat = np.concatenate([np.ravel(array).astype(dtype) for array in params.values()])
+    function(layout.views(device.put(flat)).read_only(), there, replace(batch, device=device))
+    grads.flat[...] = to_host(there.flat)
+    return unit, scales
 
 
 def _wide(array: Array) -> Array:

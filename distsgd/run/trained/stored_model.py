@@ -24,7 +24,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.build import OWN_MODEL, build_loss, build_objective, build_task
 from distsgd.run.config import OWN_LOSS, TrainConfig
 from distsgd.run.config_file import from_mapping
-from distsgd.run.devices import check_computes, device_for
+from distsgd.run.devices import arrays_on, check_computes, device_for
 from distsgd.run.user_code import names_code
 from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.run_state import Metadata
@@ -60,10 +60,7 @@ class StoredModel:
         self.check(device)
         if device.host_memory:
             return self
-        device.use()
-        size = sum(array.size for views in (self.params, self.state) for array in views.values())
-        device.check_free_memory(size * np.dtype(self.config.dtype).itemsize, f"a model of {size:,} parameters")
-        params, state = (_put(views, device) for views in (self.params, self.state))
+        params, state = arrays_on(device, self.params, self.state)
         return replace(self, params=params, state=state, device=device)
 
     def loader(self, examples: Examples, *, with_targets: bool = False) -> Loader:
@@ -102,12 +99,6 @@ class StoredModel:
                 f"{name}: the model was trained on {trained}, example {row} has {int(y[row])}; remove the examples of "
                 "other classes"
             )
-
-
-def _put(views: Views, device: Device) -> Views:
-    """A copy on the device, in one buffer: products may depend on where in it an operand begins."""
-    layout = Layout(tuple(views), tuple(array.shape for array in views.values()))
-    return layout.views(device.put(np.concatenate([np.zeros(0, np.float32), *map(np.ravel, views.values())])))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from distsgd.core.components import check_name
-from distsgd.core.device import CPU, Array
+from distsgd.core.device import CPU, Array, Device
 from distsgd.core.device_options import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.layout import Views
@@ -25,8 +25,7 @@ from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import NOT_WRITTEN, TrainConfig
 from distsgd.run.data.given import has_columns, source_of
-from distsgd.run.devices import device_for, short_of_memory
-from distsgd.run.trained.answers import labels_of, probabilities
+from distsgd.run.devices import arrays_on, device_for, short_of_memory
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics.base import Metric
 from distsgd.training.run_state import Metadata
@@ -149,6 +148,8 @@ class TrainedModel:
         ConfigurationError
             Where the model's predictions are no probabilities.
         """
+        from distsgd.run.trained.answers import probabilities
+
         return probabilities(self._predicted(x, "predict_proba", self._objective), self.task)
 
     def labels(self, x: Any) -> Array:
@@ -170,6 +171,8 @@ class TrainedModel:
         ConfigurationError
             Where the model predicts values.
         """
+        from distsgd.run.trained.answers import labels_of
+
         return labels_of(self._predicted(x, "labels", self._objective), self.task)
 
     def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
@@ -240,7 +243,7 @@ class TrainedModel:
         from distsgd.run.trained.scoring import arrays_of, checked, score
 
         names, own = metrics_of(metrics, "evaluate")
-        stored = self._there()
+        stored = self._stored().on(self._computes_on())
         if (source := source_of(x)) is not None:
             from distsgd.run.trained.held_out import read_for, score_source
 
@@ -296,11 +299,10 @@ class TrainedModel:
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         return StoredModel(self._config, self._signature, self.task, self._objective, params, state, self._metadata)
 
-    def _there(self) -> StoredModel:
-        """The model where it computes."""
+    def _computes_on(self) -> Device:
         from distsgd.parallel.serial import SerialCommunicator
 
-        return self._stored().on(device_for(SerialCommunicator(), *self._device)[0])
+        return device_for(SerialCommunicator(), *self._device)[0]
 
     def _predicted(self, x: Any, caller: str, objective: Objective) -> Array:
         """What an objective predicts with these parameters, (n, outputs)."""
@@ -332,9 +334,10 @@ class TrainedModel:
             loader.check()
             self._signature.check_axes(x.shape[1:])
             self._warn(x, 4)
-            stored = self._there()
-            with short_of_memory(caller, stored.device):
-                return predict_all(replace(loader, device=stored.device), stored.params, stored.state)
+            device = self._computes_on()
+            params, state = arrays_on(device, self.params, self.state)
+            with short_of_memory(caller, device):
+                return predict_all(replace(loader, device=device), params, state)
 
     def _rows(self) -> Array | None:
         """The rows of the training examples that the run held out, where they are known."""
