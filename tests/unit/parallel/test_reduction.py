@@ -186,6 +186,13 @@ def test_partition_tiles(microbatches: int, data: st.DataObject, elements: int) 
     assert position == elements
 
 
+@pytest.mark.parametrize("elements", [12_730, 26_122, 39_760], ids=lambda elements: f"{elements} elements")
+def test_small_networks_are_cut_evenly(elements: int) -> None:
+    """Those of fewer blocks than two for each rank, too: 784-16-10, the default for digits, and 784-50-10."""
+    for ranks, most in ((2, 1.06), (4, 1.26)):
+        assert max(Partition(ranks, ranks, elements).counts()) <= most * elements / ranks
+
+
 @pytest.mark.parametrize("kind", ["shared", "mpi"])
 @pytest.mark.parametrize("sizes", [(3, 2), (1, 4), (5, 1)])
 def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int]) -> None:
