@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.core.device import CPU, Array, Device, to_host
-from distsgd.core.halves import nearest_cut
+from distsgd.core.kernels.squares import nearest_cut
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.transport import Transport
 from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
 
 BLOCK = 16_384
 """Elements of a flat buffer that fit the cache. Norms are sums over blocks, so that they don't depend on the number of
-ranks; shards are cut at block edges or where `core.halves` cuts a block's sum in two."""
+ranks; shards are cut at block edges or where `core.kernels.squares` cuts a block's sum in two."""
 
 UPDATE_CHUNK = 2 * BLOCK
 """Elements that are summed and updated together: enough to amortize NumPy's cost of a call, and few enough to stay in

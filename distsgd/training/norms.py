@@ -12,8 +12,8 @@ import numpy as np
 
 from distsgd.core.device import Array, to_host
 from distsgd.core.errors import ConfigurationError
-from distsgd.core.halves import parts_of
 from distsgd.core.kernels import kernels_for
+from distsgd.core.kernels.squares import parts_of
 from distsgd.core.layout import Layout
 from distsgd.optim.layerwise import LayerwiseOptimizer
 from distsgd.optim.optimizers import Optimizer, Scalars
@@ -29,8 +29,8 @@ GRADIENT, PARAMS, DIRECTION = range(3)
 class SquareSums:
     """Σ x² of each piece, measured by the rank that owns it and gathered by all.
 
-    Pieces end at block edges and at `edges`. Those that several ranks own are measured in parts, which `core.halves`
-    defines, and joined as one rank adds them up; so the sums don't depend on the number of ranks. A piece's sum stands
+    Pieces end at block edges and at `edges`. Those that several ranks own are measured in parts, which `parts_of`
+    names, and joined as one rank adds them up; so the sums don't depend on the number of ranks. A piece's sum stands
     at its first part, and 0 at the others.
     """
 

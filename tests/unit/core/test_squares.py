@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distsgd.core.halves import LEAF, nearest_cut, parts_of
-from distsgd.core.kernels.cpu import block_squares
+from distsgd.core.kernels.squares import LEAF, block_squares, nearest_cut, parts_of
 from distsgd.core.random import normal
 
 BLOCK = 16_384
