@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import numpy as np
 
@@ -41,8 +41,11 @@ class SquareSums:
         pieces = sorted({*range(0, partition.elements, BLOCK), *edges})
         self.starts, joins = _divided(pieces, partition.elements, sorted(cuts))
         assert cuts <= set(self.starts), "a rank owns parts of sums"
-        self._joins = [(self.first(left), self.first(right)) for left, right in joins]
+        places = [(self.first(left) * quantities, self.first(right) * quantities) for left, right in joins]
+        self._joins = [(left + which, right + which) for left, right in places for which in range(quantities)]
         self._sums = np.zeros((len(self.starts), quantities))
+        # Its numbers cost less one by one than the array's.
+        self._flat = cast("memoryview[float]", self._sums.reshape(-1).data)
         self._runs: dict[Span, list[Span]] = {}
         owned = [[piece for span in of_rank for piece in self._pieces_of(span)] for of_rank in spans]
         self._by_rank = np.concatenate(owned).astype(np.intp)
@@ -82,8 +85,8 @@ class SquareSums:
         self._allgather(found.reshape(-1), self._counts)
         self._sums[self._by_rank] = found
         for left, right in self._joins:
-            self._sums[left] += self._sums[right]
-            self._sums[right] = 0.0
+            self._flat[left] += self._flat[right]
+            self._flat[right] = 0.0
 
     def norm(self, quantity: int = GRADIENT, first: int = 0, stop: int | None = None) -> float:
         """The norm over pieces [first, stop), all by default, from the sums of the last `gather`."""
