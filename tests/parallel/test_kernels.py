@@ -18,7 +18,7 @@ from tests.parallel.launch import Done, ends_with, module, run_command, summary,
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or bool(this_host().lacks("avx2")), reason="forces kernels of x86-64-v3"
 )
-SMALL = ("--epochs", 2, "--batch-size", 128, "--max-steps", 6, "--hidden", 16, "--quiet")
+SMALL = ("--epochs", 2, "--batch-size", 128, "--max-steps", 6, "--hidden", 128, "--quiet")  # ranks share a block
 PROGRAM = Path(__file__).with_name("kernel_ranks.py")
 
 
