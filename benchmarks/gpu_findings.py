@@ -1,0 +1,101 @@
+"""What a check of a GPU prints: the findings of each phase in lines, the most important first."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+WIDEST = 150
+"""Characters of a line."""
+_ERRORS, _FAILED, _REASONS, _SLOWEST = 12, 24, 8, 5
+
+
+def look_lines(result: Mapping[str, Any]) -> list[str]:
+    """The device, versions, and a line for each precision; errors on lines of their own."""
+    lines = [result["device"], *(", ".join(f"{name} {told}" for name, told in result[part].items())
+                                 for part in ("versions", "facts"))]  # fmt: skip
+    for precision in dict.fromkeys(one["precision"] for one in result["checks"]):
+        own = [one for one in result["checks"] if one["precision"] == precision]
+        shown = (f"{one['what']} {'right' if one['right'] else 'WRONG'} {one['seconds']:.1f} s" for one in own)
+        lines += [
+            f"{precision}: {', '.join(shown)}",
+            *(f"  {one['what']}: {one['error']}" for one in own if one["error"]),
+        ]
+    return [line for line in [*lines, *result["libraries"]] if line]
+
+
+def test_lines(cases: Sequence[ElementTree.Element]) -> tuple[list[str], Counter[str]]:
+    """(what failed, its errors by how often they came, reasons of skips, what took longest; how many of each kind)."""
+    failed, reasons, errors, counts = [], Counter[str](), Counter[str](), Counter[str]()
+    for case in cases:
+        problem = next((part for kind in ("failure", "error") for part in case.iter(kind)), None)
+        skipped = case.find("skipped")
+        if problem is not None:
+            counts["failed"] += 1
+            message = " ".join((problem.get("message") or problem.text or "no message").split())
+            failed.append(f"  {case.get('classname', '').removeprefix('tests.gpu.')}::{case.get('name')}")
+            errors[message[: WIDEST - 10]] += 1
+        elif skipped is not None:
+            counts["skipped"] += 1
+            # A whole file that is skipped has its reason in the text.
+            reason = skipped.get("message") or ""
+            found = re.search(r"Skipped: (.*?)[\"']\)$", skipped.text or "")
+            reasons[found[1] if reason == "collection skipped" and found else reason] += 1
+        else:
+            counts["passed"] += 1
+    slowest = sorted(cases, key=lambda case: -float(case.get("time", 0)))[:_SLOWEST]
+    lines = [", ".join(f"{counts[kind]} {kind}" for kind in ("passed", "failed", "skipped"))]
+    if errors:
+        lines += [
+            "errors, by how often they came:",
+            *(f"  {count}× {what}" for what, count in errors.most_common(_ERRORS)),
+        ]
+        lines += [
+            "failed:",
+            *failed[:_FAILED],
+            *([f"  and {len(failed) - _FAILED} more"] if len(failed) > _FAILED else []),
+        ]
+    lines += [f"skipped {count}×: {why}" for why, count in reasons.most_common(_REASONS)]
+    lines.append("slowest: " + ", ".join(f"{case.get('name')} {float(case.get('time', 0)):.1f} s" for case in slowest))
+    return lines, counts
+
+
+def training_words(summary: Mapping[str, Any]) -> str:
+    """Its bits, where it computed, and its accuracies."""
+    scores = [f"{key.replace('_', ' ')} {value:.4f}" for key, value in summary.items()
+              if key.endswith("accuracy") and value is not None]  # fmt: skip
+    return ", ".join([summary["parameters_sha256"][:12], f"on {summary['run']['device']}", *scores])
+
+
+def bits_words(name: str, hashes: Mapping[str, Sequence[str]]) -> str:
+    """Whether a data set's trainings that must have the same bits do."""
+    if len(hashes) == 1:
+        (same_bits,) = hashes.values()
+        return f"{name}: one parameters_sha256 in {len(same_bits)} trainings"
+    groups = "; ".join(f"{sha[:12]}: {', '.join(names)}" for sha, names in hashes.items())
+    return f"{name}: DIFFERENT parameters_sha256: {groups}"
+
+
+def bench_lines(text: str) -> list[str]:
+    """The tables of a benchmark without rules and blanks; without the race on MNIST where it had no data."""
+    sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    kept = "".join(section for section in sections if "give --data-dir" not in section)
+    unwanted = r"\|--|# |written to|Traceback|KeyboardInterrupt|  |.* at start; "
+    return [re.sub(r" {2,}", " ", line) for line in kept.splitlines() if line and not re.match(unwanted, line)]
+
+
+def shortened(lines: Sequence[str], most: int, where: Path) -> list[str]:
+    """The first lines, as many as `most` characters have room for, and how many more the file has."""
+    kept, size = [], 0
+    note = "… {} more lines in " + str(where)
+    for at, line in enumerate(lines):
+        line = line if len(line) <= WIDEST else line[: WIDEST - 1] + "…"
+        if size + len(line) + 1 > most - len(note) - 8:
+            return [*kept, note.format(len(lines) - at)]
+        kept.append(line)
+        size += len(line) + 1
+    return kept
