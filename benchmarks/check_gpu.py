@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from benchmarks.children.mnist import folder as mnist_folder
 from benchmarks.gpu_findings import bench_lines, bits_words, look_lines, shortened, test_lines, training_words
@@ -120,29 +119,38 @@ def look(check: Check, until: float) -> Found:
 
 
 def tests(check: Check, until: float) -> Found:
-    """tests/gpu on several processes. A warning of another version of NumPy or CuPy is told, and fails nothing."""
+    """tests/gpu on several processes. A warning of another version of NumPy or CuPy is told, and fails nothing.
+
+    A thread ends the process of a test that hangs: Python handles no signal while a call of CUDA doesn't return.
+    """
     without = missing(_OF_TESTS, "test")
     if without:
         return Found(False, [f"this environment lacks {', '.join(without)}: install what is missing"])
-    written = check.out / "tests.xml"
+    written = check.out / "tests.jsonl"
     written.unlink(missing_ok=True)
     command = [
         *(sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "--tb=short"),
         *("-n", str(max(1, min(_MOST_TESTERS, check.cores // 2))), "--maxfail=60", "--timeout=90"),
-        *("-W", "default::DeprecationWarning", f"--junitxml={written}"),
+        "--timeout-method=thread",
+        *("-W", "default::DeprecationWarning", "-p", "benchmarks.children.pytest_lines", f"--lines={written}"),
     ]
     ended = check.together({"tests": command}, until)["tests"]
-    try:
-        cases = list(ElementTree.parse(written).iter("testcase"))
-    except (OSError, ElementTree.ParseError):
-        return Found(
-            False, [f"{ended}; it left no results; the last lines of its log:", *ended.text.splitlines()[-25:]]
-        )
-    lines, counts = test_lines(cases)
+    told = read_lines(written)
+    if not told:
+        return Found(False, [f"{ended}; the last lines of its log:", *ended.text.splitlines()[-25:]])
+    lines, counts = test_lines(told)
     nothing = check.device == "cpu" and not counts["failed"]  # there all of them are skipped
     if not ended.right and not nothing:
         lines.insert(1, f"pytest: {ended}")
     return Found(ended.right or nothing, lines, dict(counts))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of JSON in a file, but for one that was not written to its end."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def trainings(check: Check) -> dict[str, tuple[int, list[str], bool]]:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 WIDEST = 150
 """Characters of a line."""
@@ -28,39 +27,30 @@ def look_lines(result: Mapping[str, Any]) -> list[str]:
     return [line for line in [*lines, *result["libraries"]] if line]
 
 
-def test_lines(cases: Sequence[ElementTree.Element]) -> tuple[list[str], Counter[str]]:
-    """(what failed, its errors by how often they came, reasons of skips, what took longest; how many of each kind)."""
-    failed, reasons, errors, counts = [], Counter[str](), Counter[str](), Counter[str]()
-    for case in cases:
-        problem = next((part for kind in ("failure", "error") for part in case.iter(kind)), None)
-        skipped = case.find("skipped")
-        if problem is not None:
-            counts["failed"] += 1
-            message = " ".join((problem.get("message") or problem.text or "no message").split())
-            failed.append(f"  {case.get('classname', '').removeprefix('tests.gpu.')}::{case.get('name')}")
-            errors[message[: WIDEST - 10]] += 1
-        elif skipped is not None:
-            counts["skipped"] += 1
-            # A whole file that is skipped has its reason in the text.
-            reason = skipped.get("message") or ""
-            found = re.search(r"Skipped: (.*?)[\"']\)$", skipped.text or "")
-            reasons[found[1] if reason == "collection skipped" and found else reason] += 1
-        else:
-            counts["passed"] += 1
-    slowest = sorted(cases, key=lambda case: -float(case.get("time", 0)))[:_SLOWEST]
+def test_lines(told: Sequence[Mapping[str, Any]]) -> tuple[list[str], Counter[str]]:
+    """From what benchmarks.children.pytest_lines wrote: (lines, how many tests came to each outcome).
+
+    Tests that never ended come first: one that hangs is the reason why others didn't run. Then what failed, its errors
+    by how often they came, reasons of skips, and what took longest.
+    """
+    last = {one["test"]: one for one in told}
+    outcomes = {kind: [one for one in last.values() if one["outcome"] == kind]
+                for kind in ("passed", "failed", "skipped", "running")}  # fmt: skip
+    counts = Counter({kind: len(found) for kind, found in outcomes.items()})
+    names = {one: one.rpartition("/")[2].removeprefix("test_gpu.py::") for one in last}
     lines = [", ".join(f"{counts[kind]} {kind}" for kind in ("passed", "failed", "skipped"))]
+    lines += [f"did not end: {names[one['test']]}" for one in outcomes["running"][:_FAILED]]
+    errors = Counter(one["message"][: WIDEST - 10] for one in outcomes["failed"])
     if errors:
-        lines += [
-            "errors, by how often they came:",
-            *(f"  {count}× {what}" for what, count in errors.most_common(_ERRORS)),
-        ]
-        lines += [
-            "failed:",
-            *failed[:_FAILED],
-            *([f"  and {len(failed) - _FAILED} more"] if len(failed) > _FAILED else []),
-        ]
+        lines.append("errors, by how often they came:")
+        lines += [f"  {count}× {what}" for what, count in errors.most_common(_ERRORS)]
+        lines += ["failed:", *(f"  {names[one['test']]}" for one in outcomes["failed"][:_FAILED])]
+        lines += [f"  and {counts['failed'] - _FAILED} more"] if counts["failed"] > _FAILED else []
+    reasons = Counter(one["message"] for one in outcomes["skipped"])
     lines += [f"skipped {count}×: {why}" for why, count in reasons.most_common(_REASONS)]
-    lines.append("slowest: " + ", ".join(f"{case.get('name')} {float(case.get('time', 0)):.1f} s" for case in slowest))
+    slowest = sorted(outcomes["passed"] + outcomes["failed"], key=lambda one: -one["seconds"])[:_SLOWEST]
+    if slowest:
+        lines.append("slowest: " + ", ".join(f"{names[one['test']]} {one['seconds']:.1f} s" for one in slowest))
     return lines, counts
 
 

@@ -69,7 +69,7 @@ class Running:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
-                env={**environment(), _TAG: self.tag},
+                env={**environment(), _TAG: self.tag, "PYTHONUNBUFFERED": "1"},  # a killed one leaves its lines
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
