@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -205,7 +206,8 @@ def same(check: Check, until: float) -> Found:
         lines.append(f"{name}: {training_words(summary)}, {one.seconds:.1f} s")
         if alike:
             bits.setdefault(name.split()[0], {}).setdefault(summary["parameters_sha256"], []).append(name)
-    verdicts = [bits_words(of_set, hashes) for of_set, hashes in bits.items()]
+    of_sets = Counter(name.split()[0] for name, (_, _, alike) in wanted.items() if alike)
+    verdicts = [bits_words(of_set, hashes, of_sets[of_set]) for of_set, hashes in bits.items()]
     right = len(data) == len(wanted) and all(len(hashes) == 1 for hashes in bits.values())
     return Found(right, [*verdicts, *lines], {"trainings": data}, go_on="digits first" in data)
 

@@ -61,11 +61,11 @@ def training_words(summary: Mapping[str, Any]) -> str:
     return ", ".join([summary["parameters_sha256"][:12], f"on {summary['run']['device']}", *scores])
 
 
-def bits_words(name: str, hashes: Mapping[str, Sequence[str]]) -> str:
-    """Whether a data set's trainings that must have the same bits do."""
+def bits_words(name: str, hashes: Mapping[str, Sequence[str]], wanted: int) -> str:
+    """Whether those of a data set's `wanted` trainings that ended have the same bits."""
     if len(hashes) == 1:
         (same_bits,) = hashes.values()
-        return f"{name}: one parameters_sha256 in {len(same_bits)} trainings"
+        return f"{name}: one parameters_sha256 in {len(same_bits)} of {wanted} trainings"
     groups = "; ".join(f"{sha[:12]}: {', '.join(names)}" for sha, names in hashes.items())
     return f"{name}: DIFFERENT parameters_sha256: {groups}"
 

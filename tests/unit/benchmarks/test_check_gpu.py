@@ -41,7 +41,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert re.search(r"^float32: an update right .*, a sum right \d", done.stdout, re.MULTILINE)
     assert "device         auto is cpu" in done.stdout
     assert re.search(r"^0 passed, 0 failed, \d+ skipped\nskipped \d+×: .*CuPy", done.stdout, re.MULTILINE)
-    assert "digits: one parameters_sha256 in 4 trainings\n" in done.stdout
+    assert "digits: one parameters_sha256 in 4 of 4 trainings\n" in done.stdout
     assert re.search(r"^## two-layer: .*\n\| \| examples/s .*\n\| distsgd, M=1 \| ", done.stdout, re.MULTILINE)
     assert re.search(r"^\| two-layer( \| [\d,]+){6} \|$", done.stdout, re.MULTILINE)  # the parts of a step
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -142,8 +142,8 @@ def test_trainings(tmp_path: Path) -> None:
 
 def test_bits_that_differ_are_told() -> None:
     same = {"ab" * 32: ["digits first", "digits again"]}
-    assert gpu_findings.bits_words("digits", same) == "digits: one parameters_sha256 in 2 trainings"
-    assert gpu_findings.bits_words("digits", {**same, "cd" * 32: ["digits 2 ranks"]}) == (
+    assert gpu_findings.bits_words("digits", same, 4) == "digits: one parameters_sha256 in 2 of 4 trainings"
+    assert gpu_findings.bits_words("digits", {**same, "cd" * 32: ["digits 2 ranks"]}, 4) == (
         "digits: DIFFERENT parameters_sha256: abababababab: digits first, digits again; cdcdcdcdcdcd: digits 2 ranks"
     )
 
