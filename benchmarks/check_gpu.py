@@ -180,8 +180,6 @@ def trainings(check: Check) -> dict[str, tuple[int, list[str], bool]]:
 
 def same(check: Check, until: float) -> Found:
     """Trains all at once. Nothing is measured where the digits don't train, so that the time is there for a repair."""
-    if check.data_dir is not None and mnist_folder(check.data_dir)[0] is None:
-        return Found(False, [mnist_folder(check.data_dir)[1]])
     wanted, commands, lines = trainings(check), {}, []
     for name, (ranks, options, _) in wanted.items():
         out = check.out / "runs" / name.replace(" ", "-")
@@ -317,6 +315,8 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in chosen.phases if name not in PHASES]
     if unknown:
         parser.error(f"expected phases of {', '.join(PHASES)}, got {', '.join(unknown)}")
+    if chosen.data_dir is not None and mnist_folder(chosen.data_dir)[0] is None:
+        parser.error(f"--data-dir: {mnist_folder(chosen.data_dir)[1]}")
     if not chosen.limit >= _LEAST:
         parser.error(f"--limit: expected at least {_LEAST:g} seconds, got {chosen.limit:g}")
     return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import time
@@ -25,6 +26,7 @@ Launchers and benchmarks give their children groups of their own, and would leav
 Its name is none of those that `environment` takes away.
 """
 _NUMBERS = itertools.count(1)
+_BANNER = re.compile(r"^=+\n= +BAD TERMINATION", re.MULTILINE)
 _PAUSE, _ROUNDS = 0.05, 20
 _NOT_FOUND = 127
 """The exit status by which a shell says that there is no such program."""
@@ -50,7 +52,8 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        lines = [line for line in self.text.splitlines() if line.strip()]
+        """The last one that it printed itself: below it MPICH's mpirun says at length that a process ended."""
+        lines = [line for line in _BANNER.split(self.text)[0].splitlines() if line.strip()]
         return lines[-1].strip() if lines else "it printed nothing"
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import check_gpu, gpu_findings, side_by_side
 from benchmarks.children.gpu_look import look
+from benchmarks.processes import under_mpirun
 from distsgd.core.device import PRECISIONS
 from distsgd.core.processes import can_look, stat
 from tests.unit.benchmarks.test_benchmarks import NOWHERE, ROOT, has_mpirun
@@ -76,6 +77,7 @@ def test_looking_at_the_cpu() -> None:
     [
         (["warm"], "expected phases of look, tests, same, bench, got warm"),
         (["--limit", "5"], "--limit: expected at least 10 seconds, got 5"),
+        (["--data-dir", "/nowhere"], "--data-dir: MNIST's .gz files are not in /nowhere"),
         (["--workload", "large"], "argument --workload: invalid choice: 'large'"),
     ],
 )
@@ -250,3 +252,14 @@ def test_commands_run_side_by_side(tmp_path: Path) -> None:
     ]
     late = side_by_side.side_by_side({"one": commands["one"]}, tmp_path, time.monotonic() - 1, 2)["one"]
     assert str(late) == "no time was left for it"
+
+
+@pytest.mark.skipif(not has_mpirun(), reason="there is no mpirun")
+def test_a_rank_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
+    code = "import os, signal; print('CUDA error: so', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"
+    command = under_mpirun(1, [sys.executable, "-c", code])
+    ended = side_by_side.side_by_side({"dies": command}, tmp_path, time.monotonic() + LIMIT, 1)["dies"]
+    assert ended.status not in (0, None)
+    if "BAD TERMINATION" in ended.text:  # MPICH
+        assert ended.last_line == "CUDA error: so"
+    assert "CUDA error: so" in ended.text
