@@ -219,7 +219,12 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def warm_up(check: Check) -> Running | None:
-    """PyTorch reads itself from the disk and compiles its graphs while other phases run, so that bench needn't wait."""
+    """PyTorch reads itself from the disk and compiles its graphs while other phases run, so that bench needn't wait.
+
+    None where there is no PyTorch, or cores are so few that the other phases would wait for it.
+    """
+    if check.cores < _MOST_TESTERS:
+        return None
     try:
         require(check.torch_python, "torch")
     except Unavailable:
