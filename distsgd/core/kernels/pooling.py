@@ -35,7 +35,7 @@ def max_pool_apart(x: Array, rows: int) -> tuple[Array, Array]:
     (rows·apart, channels, out_height, out_width, n), all that backward needs.
     """
     y = _largest(_apart(x, rows))
-    chosen = np.empty((rows * x.shape[2], *y.shape), bool)
+    chosen = np.empty((rows * x.shape[-3], *y.shape), bool)
     for place, out in zip(_first_equals(_apart(x, rows), y), chosen, strict=True):
         out[...] = place
     return y, chosen
@@ -43,8 +43,8 @@ def max_pool_apart(x: Array, rows: int) -> tuple[Array, Array]:
 
 def max_pool_apart_backward(chosen: Array, dy: Array, rows: int) -> Array:
     """dx (channels, height, apart, out_width, n), from what max_pool_apart has chosen."""
-    channels, out_height, out_width, n = dy.shape
-    dx = np.empty((channels, out_height * rows, len(chosen) // rows, out_width, n), dy.dtype)
+    *leading, out_height, out_width, n = dy.shape
+    dx = np.empty((*leading, out_height * rows, len(chosen) // rows, out_width, n), dy.dtype)
     for place, into in zip(chosen, _apart(dx, rows), strict=True):
         np.multiply(dy, place, out=into)
     return dx
@@ -89,20 +89,20 @@ def _first_equals(places: Iterator[Array], y: Array) -> Iterator[Array]:
 
 def _tiles(x: Array, window: Window) -> bool:
     """Whether each pixel lies in exactly one window."""
-    return window.size == window.stride and not x.shape[1] % window.size[0] and not x.shape[2] % window.size[1]
+    return window.size == window.stride and not x.shape[-3] % window.size[0] and not x.shape[-2] % window.size[1]
 
 
 def _views(x: Array, window: Window) -> Iterator[Array]:
     """What lies at each place of the window, in the order of rows: (channels, out_height, out_width, n) views."""
-    height, width = window.output(x.shape[1], x.shape[2])
+    height, width = window.output(*x.shape[-3:-1])
     step_h, step_w = window.stride
     for i in range(window.size[0]):
         for j in range(window.size[1]):
-            yield x[:, i : i + step_h * (height - 1) + 1 : step_h, j : j + step_w * (width - 1) + 1 : step_w]
+            yield x[..., i : i + step_h * (height - 1) + 1 : step_h, j : j + step_w * (width - 1) + 1 : step_w, :]
 
 
 def _apart(x: Array, rows: int) -> Iterator[Array]:
     """The same for windows that tile x, whose columns are kept apart."""
     for i in range(rows):
-        for j in range(x.shape[2]):
-            yield x[:, i::rows, j]
+        for j in range(x.shape[-3]):
+            yield x[..., i::rows, j, :, :]

@@ -37,7 +37,7 @@ def empty_rows(shape: Shape, dtype: np.dtype[Any]) -> Array:
 
 def row_sums(rows: Array, out: Array) -> None:
     """out[r] := Σ rows[r, k]."""
-    np.matmul(rows, ones(rows.shape[1], rows.dtype), out)  # by position: for a small product, the keyword costs time
+    np.matmul(rows, ones(rows.shape[-1], rows.dtype), out)  # by position: for a small product, the keyword costs time
 
 
 def positive(x: Array) -> Array:
