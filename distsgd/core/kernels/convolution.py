@@ -16,24 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.products import has_small_kernels
+from distsgd.core.kernels.pieces import multiply_pieces, products_along, small_dots
 from distsgd.core.kernels.vectors import empty, empty_rows
 
 BLOCK_BYTES = 1 << 19
 """About how many bytes of shifted rows are in use at a time: half of a core's second-level cache."""
-
-SMALL_PRODUCT = 1_000_000
-"""Multiply-adds up to which OpenBLAS multiplies matrices where they lie, without copying them first."""
-_LEAST_PIECE = 32
-SMALL_PRODUCT_ALONG = 1_200
-"""Elements of a product up to which it does so where both operands lie along the axis that is summed."""
-_LEAST_GROUP, _LEAST_LENGTH = 24, 256
 
 
 @dataclass(frozen=True)
@@ -53,13 +47,13 @@ class Window:
             (padded[1] - self.size[1]) // self.stride[1] + 1,
         )
 
-    @property
+    @cached_property
     def keeps_size(self) -> bool:
         """Whether the output has the input's height and width."""
         padding = tuple(map(sum, zip(self.before, self.after, strict=True)))
         return self.stride == (1, 1) and padding == (self.size[0] - 1, self.size[1] - 1)
 
-    @property
+    @cached_property
     def turned(self) -> Window:
         """The window by which the gradient of an input whose size is kept is a convolution of the output's."""
         return replace(self, before=self.after, after=self.before)
@@ -69,6 +63,7 @@ class Window:
         """Whether output pixels are functions of the input pixels at their own places."""
         return self.size == self.stride == (1, 1) and self.before == self.after == (0, 0)
 
+    @lru_cache(maxsize=256)  # noqa: B019 (of a window, which is small)
     def cropped(self, height: int, width: int, multiple: tuple[int, int]) -> Window:
         """The window with the largest output of such multiples as height and width: last rows and columns are cut."""
         out = self.output(height, width)
@@ -99,7 +94,7 @@ def convolve(x: Array, weight: Array, window: Window, apart: int = 1) -> Array:
     matrix = np.ascontiguousarray(weight.transpose(2, 1, 3, 0)).reshape(-1, filters).T
     rows = y.reshape(parts, filters, out_height, -1).transpose(0, 2, 1, 3)
     for own, first, last, columns in _column_blocks(x, window, apart):
-        _multiply(matrix, columns, rows[own, first:last])
+        multiply_pieces(matrix, columns, rows[own, first:last])
     return y.reshape(parts, filters, out_height, out_width, n) if apart == 1 else y
 
 
@@ -112,7 +107,7 @@ def gradients(
         return None if both is None else both[0]
     (filters, channels, kh, kw), (height, width, n) = weight.shape, x.shape[2:]
     together = needs_dx and apart == 1 and window.keeps_size and not window.is_pointwise
-    if not (together and _small_dots(kh * filters, channels, width * n, x.dtype)):
+    if not (together and small_dots(kh * filters, channels, width * n, x.dtype)):
         weight_gradient(x, dy, window, dweight, apart)
         return _input_gradients(weight, dy, window, height, width, apart) if needs_dx else None
     # A row of x times kh rows of dy, kw times, each beginning one column later, with zeros before and after dy.
@@ -121,10 +116,12 @@ def gradients(
     total = np.zeros((len(x), kw, kh * filters, channels), dy.dtype)
     inside = rows[:, :, margins[0] * n : (margins[0] + width) * n]
     strides = (rows.strides[0], n * rows.itemsize, *rows.strides[1:])
-    for h, first, part in _gradient_rows(weight, inside, window, dx, 1):
-        shape = (len(x), kw, part.stop - part.start, width * n)
-        shifted = np.lib.stride_tricks.as_strided(rows[:, part], shape, strides)
-        total[:, :, first : first + shape[2]] += _products_along(shifted, x[:, None, :, h])
+    for run in _gradient_rows(weight, inside, window, dx, 1):
+        first, length = run.skipped * filters, (run.high - run.low) * filters
+        for k in range(run.rows):
+            begin = (run.low + k) * filters
+            shifted = as_strided(rows[:, begin : begin + length], (len(x), kw, length, width * n), strides)
+            total[:, :, first : first + length] += products_along(shifted, x[:, None, :, run.h + k])
     split = total.reshape(len(x), kw, kh, filters, channels)
     dweight[...] = split[:, ::-1, ::-1].transpose(0, 3, 4, 2, 1)
     return dx
@@ -144,7 +141,7 @@ def weight_gradient(x: Array, dy: Array, window: Window, dweight: Array, apart: 
     # Transposed, (kh·channels·kw, filters), the product is half as fast again: BLAS prefers the long side first.
     total = np.zeros((parts, kh * channels * kw, filters), dy.dtype)
     for own, first, last, columns in _column_blocks(x, window, apart):
-        total[own] += np.add.reduce(_products_along(columns, rows[own, first:last]), axis=1)
+        total[own] += np.add.reduce(products_along(columns, rows[own, first:last]), axis=1)
     dweight[...] = total.reshape(parts, kh, channels, kw, filters).transpose(0, 4, 2, 1, 3)
 
 
@@ -178,46 +175,83 @@ def _in_rows(dy: Array, margins: tuple[int, int]) -> Array:
     return rows.reshape(parts, height * filters, -1)
 
 
-def _gradient_rows(
-    weight: Array, dy_rows: Array, window: Window, dx: Array, apart: int
-) -> Iterator[tuple[int, int, slice]]:
+def _gradient_rows(weight: Array, dy_rows: Array, window: Window, dx: Array, apart: int) -> Iterator[_Run]:
     """Fills dx from dy's rows (parts, out_height·filters, out_width·n).
 
-    Gives (h, first, part) after the product of each row of dx, while its operands are in the cache: dy_rows[part] are
-    what it was made of, and the place of the first of these among the kh·filters that there are inside the image.
+    Gives each run after the products of its rows, while their operands are in the cache.
     """
-    (filters, channels, _, kw), (parts, _, height, _, n) = weight.shape, dx.shape
-    step, row = window.stride[0], parts * channels * kw * dy_rows[0, 0].nbytes
-    together = min(max(1, BLOCK_BYTES // row), height)
-    products = empty_rows((parts, together, channels * kw, dy_rows.shape[2]), dx.dtype)
-    shifted = products.reshape(parts, together, channels, kw, apart, -1, n)
+    (filters, channels, _, kw), (parts, _, height, width, n) = weight.shape, dx.shape
+    step, out_row = window.stride[0], dy_rows.shape[2]
+    flat = apart == window.stride[1] == 1 and window.before[1] == 0 >= window.after[1]
+    row = width * n if flat else out_row
+    together = min(max(1, BLOCK_BYTES // (parts * channels * kw * row * dx.itemsize)), height)
+    if flat:  # a row of products is as long as one of dx, with zeros at its end
+        memory = empty_rows((parts, channels * kw, together * row), dx.dtype)
+        places = memory.reshape(parts, channels * kw, together, row).transpose(0, 2, 1, 3)
+        places[..., out_row:] = 0.0
+        products, shifted = places[..., :out_row], memory.reshape(parts, channels, kw, -1)
+    else:
+        products = empty_rows((parts, together, channels * kw, row), dx.dtype)
+        shifted = products.reshape(parts, together, channels, kw, apart, -1, n)
     matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
-    partners = _partners(window, height, dy_rows.shape[1] // filters)
-    for start in range(0, height, together):
-        stop = min(start + together, height)
-        for h, (i, skipped, low, high) in enumerate(partners[start:stop]):
-            part, first = slice(low * filters, high * filters), skipped * filters
-            matrix = matrices[i][:, first : first + part.stop - part.start]
-            _multiply(matrix, dy_rows[:, None, part], products[:, h : h + 1])
-            yield start + h, first, part
-        _sum_shifted(shifted[:, : stop - start], dx[:, :, start:stop], window)
+    (of_parts, line, number) = dy_rows.strides
+    for start, stop, runs in _runs(window, height, dy_rows.shape[1] // filters, together):
+        for run in runs:
+            begin, length, first = run.low * filters, (run.high - run.low) * filters, run.skipped * filters
+            columns = dy_rows[:, None, begin : begin + length]
+            if run.rows > 1:
+                shape, strides = (parts, run.rows, length, out_row), (of_parts, filters * line, line, number)
+                columns = as_strided(columns, shape, strides)
+            at = run.h - start
+            into = products[:, at : at + (run.rows - 1) * step + 1 : step]
+            multiply_pieces(matrices[run.i][:, first : first + length], columns, into)
+            yield run
+        if flat:
+            _sum_flat(shifted, dx[:, :, start:stop].reshape(parts, channels, -1), n)
+        else:
+            _sum_shifted(shifted[:, : stop - start], dx[:, :, start:stop], window)
+
+
+class _Run(NamedTuple):
+    """Rows h, h + s, h + 2 s, … of an input, `rows` in all, which are made of equally many output rows.
+
+    The first takes part in the output rows [low, high), each other one in those after the one before. Input row h takes
+    part in output row r at place i of the window where h + before = r s + i. So it is in as many consecutive output
+    rows as there are places i, i + s, i + 2 s, …, the last place in the first of these rows; `skipped` of these rows
+    would lie above the output.
+    """
+
+    h: int
+    rows: int
+    i: int
+    skipped: int
+    low: int
+    high: int
 
 
 @lru_cache(maxsize=256)
-def _partners(window: Window, height: int, out_height: int) -> tuple[tuple[int, int, int, int], ...]:
-    """(i, skipped, low, high) for each input row: it takes part in the output rows [low, high).
-
-    Input row h takes part in output row r at place i of the window where h + before = r s + i. So it is in as many
-    consecutive output rows as there are places i, i + s, i + 2 s, …, the last place in the first of these rows;
-    `skipped` of these rows would lie above the output.
-    """
-    found = []
-    for h in range(height):
-        top, i = divmod(h + window.before[0], window.stride[0])
-        bottom = top + 1 - len(range(i, window.size[0], window.stride[0]))
-        low, high = max(bottom, 0), min(top + 1, out_height)
-        found.append((i, low - bottom, low, max(low, high)))
-    return tuple(found)
+def _runs(window: Window, height: int, out_height: int, together: int) -> tuple[tuple[int, int, tuple[_Run, ...]], ...]:
+    """(start, stop, the runs of these rows) for blocks of so many input rows."""
+    step, blocks = window.stride[0], []
+    for start in range(0, height, together):
+        stop = min(start + together, height)
+        runs: list[_Run] = []
+        last: dict[int, int] = {}  # by place i: which of the runs
+        for h in range(start, stop):
+            top, i = divmod(h + window.before[0], step)
+            bottom = top + 1 - len(range(i, window.size[0], step))
+            low, high = max(bottom, 0), min(top + 1, out_height)
+            own = _Run(h, 1, i, low - bottom, low, max(low, high))
+            before = runs[last[i]] if i in last else None
+            if before is not None and own._replace(h=before.h, rows=before.rows) == before._replace(
+                low=before.low + before.rows, high=before.high + before.rows
+            ):
+                runs[last[i]] = before._replace(rows=before.rows + 1)
+                continue
+            last[i] = len(runs)
+            runs.append(own)
+        blocks.append((start, stop, tuple(runs)))
+    return tuple(blocks)
 
 
 @lru_cache(maxsize=256)
@@ -238,6 +272,15 @@ def _overlaps(window: Window, width: int, out_width: int, apart: int) -> tuple[t
     return tuple(sorted(found, key=lambda one: one[2].start - one[2].stop))
 
 
+def _sum_flat(shifted: Array, dx: Array, n: int) -> None:
+    """The same where columns have neither steps nor padding: dx (parts, channels, rows·width·n), shifted (parts,
+    channels, kw, at least as many), in which a row's last columns are zeros. So one sum is as long as all rows."""
+    length = dx.shape[2]
+    for j in range(shifted.shape[2]):
+        into, part = dx[..., j * n :], shifted[:, :, j, : length - j * n]
+        np.add(into if j else 0.0, part, out=into)
+
+
 def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
     """dx := the sum over the window's columns of shifted (parts, rows, channels, kw, apart, out_width, n)."""
     width, (apart, out_width) = dx.shape[3], shifted.shape[4:6]
@@ -249,64 +292,6 @@ def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
         if index == 0:
             dx[...] = 0.0
         np.add(into, part, out=into)
-
-
-def _multiply(matrix: Array, columns: Array, out: Array) -> None:
-    """out[p, r] := matrix @ columns[p, r], over slices of the columns' width."""
-    parts, rows, inner, width = columns.shape
-    piece = _piece(len(matrix) * inner, width)
-    if piece == width:
-        np.matmul(matrix, columns, out=out)
-        return
-    even = width // piece * piece
-    split = (parts, rows, -1, even // piece, piece)
-    np.matmul(
-        matrix,
-        columns[..., :even].reshape(split).transpose(0, 1, 3, 2, 4),
-        out=out[..., :even].reshape(split).transpose(0, 1, 3, 2, 4),
-    )
-    if even < width:
-        np.matmul(matrix, columns[..., even:], out=out[..., even:])
-
-
-def _products_along(columns: Array, rows: Array) -> Array:
-    """columns[p, r] @ rows[p, r].T, with the axis that is summed last in both; rows may have several axes there, or
-    one r."""
-    (parts, count, length, width), (several, filters) = columns.shape, rows.shape[1:3]
-    rows = rows.reshape(parts, several, filters, width)
-    cut = _small_dots(length, filters, width, columns.dtype)
-    if cut is None:
-        whole: Array = np.matmul(columns, rows.transpose(0, 1, 3, 2))
-        return whole
-    (group, piece), groups, pieces = cut, length // cut[0], width // cut[1]
-    products = np.matmul(
-        columns.reshape(parts, count, groups, group, pieces, piece).transpose(0, 1, 2, 4, 3, 5),
-        rows.reshape(parts, several, 1, filters, pieces, piece).transpose(0, 1, 2, 4, 5, 3),
-    )
-    sums: Array = np.add.reduce(products, axis=3)
-    return sums.reshape(parts, count, length, filters)
-
-
-@lru_cache(maxsize=256)
-def _small_dots(length: int, filters: int, width: int, dtype: np.dtype[Any]) -> tuple[int, int] | None:
-    """How many of `length` rows, and how much of their width, to multiply at a time; None for all of both."""
-    group = _largest_divisor(length, SMALL_PRODUCT_ALONG // filters)
-    piece = _largest_divisor(width, SMALL_PRODUCT // (group * filters))
-    pays = dtype == np.float32 and has_small_kernels() and group >= _LEAST_GROUP and piece >= _LEAST_LENGTH
-    return (group, piece) if pays else None
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return max(part for part in range(1, max(min(number, most), 1) + 1) if number % part == 0)
-
-
-def _piece(area: int, width: int) -> int:
-    """How many columns to multiply at a time with a matrix of `area` elements: all, where slices would be narrow."""
-    widest = SMALL_PRODUCT // max(area, 1)
-    if widest >= width or widest < _LEAST_PIECE:
-        return width
-    even = -(-width // -(-width // widest))  # slices about equally wide,
-    return min(-(-even // 16) * 16, widest // 16 * 16)  # and as wide as registers
 
 
 def _column_blocks(x: Array, window: Window, apart: int) -> Iterator[tuple[slice, int, int, Array]]:
@@ -335,7 +320,7 @@ def _column_blocks(x: Array, window: Window, apart: int) -> Iterator[tuple[slice
             stop = (last - 1) * step + kh
             _shift_rows(x[own], window, first * step + kept, rows[:, kept : stop - first * step])
             shape = (len(shifted), last - first, kh * channels * kw, out_width * n)
-            yield own, first, last, np.lib.stride_tricks.as_strided(shifted, shape, strides)
+            yield own, first, last, as_strided(shifted, shape, strides)
             if last < out_height:
                 kept = max(kh - step, 0)
                 rows[:, :kept] = rows[:, length - kept :]
@@ -346,15 +331,17 @@ def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
     height, width, count, (apart, out_width) = x.shape[2], x.shape[3], rows.shape[1], rows.shape[4:6]
     top = min(max(window.before[0] - start, 0), count)
     bottom = max(min(window.before[0] + height - start, count), top)
-    rows[:, :top] = 0.0
-    rows[:, bottom:] = 0.0
+    if top:
+        rows[:, :top] = 0.0
+    if bottom < count:
+        rows[:, bottom:] = 0.0
     first = start + top - window.before[0]
     inside, into = x[:, :, first : first + bottom - top].transpose(0, 2, 1, 3, 4), rows[:, top:bottom]
     overlaps = _overlaps(window, width, out_width, apart)
-    if all(to == slice(0, out_width) for _, _, to, _ in overlaps):  # without padding, all columns in one call
+    if overlaps[-1][2] == slice(0, out_width):  # without padding, all columns in one call
         (part, row, channel, column, example), step = inside.strides, window.stride[1]
         strides = (part, row, channel, column, step * column, step * apart * column, example)
-        np.copyto(into, np.lib.stride_tricks.as_strided(inside, into.shape, strides))
+        np.copyto(into, as_strided(inside, into.shape, strides))
         return
     for j, g, to, source in overlaps:
         place = into[:, :, :, j, g]

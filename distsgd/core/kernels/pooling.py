@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from distsgd.core.device import Array
@@ -19,12 +17,12 @@ def max_pool_backward(x: Array, y: Array, dy: Array, window: Window) -> Array:
     """dx: each dy goes to the first of its window's largest values, in the order of rows."""
     if _tiles(x, window):
         dx = np.empty_like(x)
-        for chosen, into in zip(_first_equals(_views(x, window), y), _views(dx, window), strict=True):
-            np.multiply(dy, chosen, out=into)
+        for place, into in zip(_first_equals(_views(x, window), y), _views(dx, window), strict=True):
+            np.multiply(dy, place, out=into)
         return dx
     dx = np.zeros_like(x)
-    for chosen, into in zip(_first_equals(_views(x, window), y), _views(dx, window), strict=True):
-        into += dy * chosen
+    for place, into in zip(_first_equals(_views(x, window), y), _views(dx, window), strict=True):
+        into += dy * place
     return dx
 
 
@@ -35,10 +33,7 @@ def max_pool_apart(x: Array, rows: int) -> tuple[Array, Array]:
     (rows·apart, channels, out_height, out_width, n), all that backward needs.
     """
     y = _largest(_apart(x, rows))
-    chosen = np.empty((rows * x.shape[-3], *y.shape), bool)
-    for place, out in zip(_first_equals(_apart(x, rows), y), chosen, strict=True):
-        out[...] = place
-    return y, chosen
+    return y, _first_equals(_apart(x, rows), y)
 
 
 def max_pool_apart_backward(chosen: Array, dy: Array, rows: int) -> Array:
@@ -53,8 +48,8 @@ def max_pool_apart_backward(chosen: Array, dy: Array, rows: int) -> Array:
 def average_pool(x: Array, window: Window) -> Array:
     """y[c, h, w] := the mean of x[c, h s + i, w s + j] over the window's i and j."""
     views = _views(x, window)
-    y: Array = next(views).copy()
-    for view in views:
+    y: Array = views[0].copy()
+    for view in views[1:]:
         np.add(y, view, out=y)
     y *= 1.0 / (window.size[0] * window.size[1])
     return y
@@ -69,22 +64,26 @@ def average_pool_backward(x: Array, dy: Array, window: Window) -> Array:
     return dx
 
 
-def _largest(places: Iterator[Array]) -> Array:
-    y: Array = next(places).copy()
-    for place in places:
+def _largest(places: list[Array]) -> Array:
+    if len(places) == 1:
+        return places[0].copy()
+    y: Array = np.maximum(*places[:2])
+    for place in places[2:]:
         np.maximum(y, place, out=y)
     return y
 
 
-def _first_equals(places: Iterator[Array], y: Array) -> Iterator[Array]:
-    """For each place in the window, where y stands there and at no place before; each y is found once."""
-    free = np.ones(y.shape, bool)
-    chosen = np.empty(y.shape, bool)
-    for place in places:
-        np.equal(place, y, out=chosen)
-        chosen &= free
-        free ^= chosen
-        yield chosen
+def _first_equals(places: list[Array], y: Array) -> Array:
+    """For each place in the window, where y stands there and at no place before: (places, …), each y is found once."""
+    chosen = np.empty((len(places), *y.shape), bool)
+    for place, out in zip(places, chosen, strict=True):
+        np.equal(place, y, out=out)
+    found = chosen[0]
+    for k in range(1, len(places)):
+        np.greater(chosen[k], found, out=chosen[k])  # of truth values: the one and not the other
+        if k + 1 < len(places):
+            found = np.logical_or(found, chosen[k])
+    return chosen
 
 
 def _tiles(x: Array, window: Window) -> bool:
@@ -92,17 +91,17 @@ def _tiles(x: Array, window: Window) -> bool:
     return window.size == window.stride and not x.shape[-3] % window.size[0] and not x.shape[-2] % window.size[1]
 
 
-def _views(x: Array, window: Window) -> Iterator[Array]:
+def _views(x: Array, window: Window) -> list[Array]:
     """What lies at each place of the window, in the order of rows: (channels, out_height, out_width, n) views."""
     height, width = window.output(*x.shape[-3:-1])
     step_h, step_w = window.stride
-    for i in range(window.size[0]):
-        for j in range(window.size[1]):
-            yield x[..., i : i + step_h * (height - 1) + 1 : step_h, j : j + step_w * (width - 1) + 1 : step_w, :]
+    return [
+        x[..., i : i + step_h * (height - 1) + 1 : step_h, j : j + step_w * (width - 1) + 1 : step_w, :]
+        for i in range(window.size[0])
+        for j in range(window.size[1])
+    ]
 
 
-def _apart(x: Array, rows: int) -> Iterator[Array]:
+def _apart(x: Array, rows: int) -> list[Array]:
     """The same for windows that tile x, whose columns are kept apart."""
-    for i in range(rows):
-        for j in range(x.shape[-3]):
-            yield x[..., i::rows, j, :, :]
+    return [x[..., i::rows, j, :, :] for i in range(rows) for j in range(x.shape[-3])]

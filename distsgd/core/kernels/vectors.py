@@ -7,6 +7,7 @@ changes what is computed: an array's place in memory isn't part of its bits.
 
 from __future__ import annotations
 
+from ctypes import addressof, c_char
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -25,8 +26,13 @@ def empty(shape: Shape, dtype: np.dtype[Any]) -> Array:
     """As np.empty, but for the place: the first element begins a line."""
     size = prod(shape) * dtype.itemsize
     memory = np.empty(size + LINE, np.uint8)
-    first = -memory.ctypes.data % LINE
+    first = -address(memory) % LINE
     return np.ndarray(shape, dtype, memory, first)
+
+
+def address(array: Array) -> int:
+    """Where a contiguous array begins. `array.ctypes` takes three times as long."""
+    return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
 
 
 def empty_rows(shape: Shape, dtype: np.dtype[Any]) -> Array:
