@@ -9,6 +9,7 @@ in memory as they do alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -27,6 +28,8 @@ from distsgd.nn.objective import Objective, Supervised
 
 _CAST_AT_ONCE = 8192
 """Numbers that NumPy casts at once: sums of more are cut there."""
+_BYTES_OF_IMAGES = 8 << 20
+"""About how many bytes of all layers' outputs there are at a time, where they are images."""
 _OF_IMAGES = (Convolution, MaxPooling, AveragePooling, GlobalAveragePooling)
 _KNOWN = (Dense, Activation, Flatten, *_OF_IMAGES)
 
@@ -73,6 +76,36 @@ def can_be_stacked(objective: Objective) -> bool:
         and isinstance(objective.model.layers[0], Dense if len(objective.input_shape) == 1 else _OF_IMAGES)
         and all(min(layer.fan_in, layer.fan_out) > 1 for layer in objective.model.layers if isinstance(layer, Dense))
     )
+
+
+def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
+    """How many microbatches of n examples are computed at once: as many images as the cache takes, with all outputs.
+
+    Larger microbatches gain nothing, and would need more memory.
+
+    Parameters
+    ----------
+    objective : Objective
+        One that `can_be_stacked`.
+    n : int
+        Examples of a microbatch.
+    itemsize : int
+        Bytes of a number.
+
+    Returns
+    -------
+    int or None
+        At least 1; None, without a limit, of vectors.
+    """
+    assert isinstance(objective, Supervised), "a model with a loss"
+    assert isinstance(objective.model, Sequential), "of several layers"
+    if len(objective.input_shape) == 1:
+        return None
+    shape, size = objective.input_shape, 0
+    for layer in objective.model.layers:
+        shape = layer.output_shape(shape)
+        size += prod(shape)
+    return max(1, _BYTES_OF_IMAGES // (size * n * itemsize))
 
 
 class Stack:

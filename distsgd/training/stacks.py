@@ -18,7 +18,7 @@ from distsgd.core.kernels.several import Addition, bias_gradients, placed, weigh
 from distsgd.core.layout import Layout, Views
 from distsgd.data.loader import GatheredBatch
 from distsgd.nn.objective import Objective
-from distsgd.nn.stack import Stack, can_be_stacked
+from distsgd.nn.stack import Stack, can_be_stacked, most_at_once
 from distsgd.parallel.reduction import GradientReduction
 from distsgd.parallel.tree import Span, schedule
 from distsgd.training.minibatch import Minibatch
@@ -169,8 +169,11 @@ class Stacks:
         found = []
         for begin, end in runs(bounds, self._first, self._last):
             length = bounds[begin + 1] - bounds[begin]
-            sums = _Sums([places[k] for k in range(begin, end)], length)
-            found.append(((begin, end), Stack(self._objective, end - begin), sums))
+            most = most_at_once(self._objective, length, self._params.flat.itemsize) or end - begin
+            for first in range(begin, end, most):
+                own = range(first, min(first + most, end))
+                sums = _Sums([places[k] for k in own], length)
+                found.append(((first, own.stop), Stack(self._objective, len(own)), sums))
         return found
 
 

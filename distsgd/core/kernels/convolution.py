@@ -180,19 +180,11 @@ def _gradient_rows(weight: Array, dy_rows: Array, window: Window, dx: Array, apa
 
     Gives each run after the products of its rows, while their operands are in the cache.
     """
-    (filters, channels, _, kw), (parts, _, height, width, n) = weight.shape, dx.shape
-    step, out_row = window.stride[0], dy_rows.shape[2]
-    flat = apart == window.stride[1] == 1 and window.before[1] == 0 >= window.after[1]
-    row = width * n if flat else out_row
+    (filters, channels, _, kw), (parts, _, height, _, n) = weight.shape, dx.shape
+    step, row = window.stride[0], dy_rows.shape[2]
     together = min(max(1, BLOCK_BYTES // (parts * channels * kw * row * dx.itemsize)), height)
-    if flat:  # a row of products is as long as one of dx, with zeros at its end
-        memory = empty_rows((parts, channels * kw, together * row), dx.dtype)
-        places = memory.reshape(parts, channels * kw, together, row).transpose(0, 2, 1, 3)
-        places[..., out_row:] = 0.0
-        products, shifted = places[..., :out_row], memory.reshape(parts, channels, kw, -1)
-    else:
-        products = empty_rows((parts, together, channels * kw, row), dx.dtype)
-        shifted = products.reshape(parts, together, channels, kw, apart, -1, n)
+    products = empty_rows((parts, together, channels * kw, row), dx.dtype)
+    shifted = products.reshape(parts, together, channels, kw, apart, -1, n)
     matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
     (of_parts, line, number) = dy_rows.strides
     for start, stop, runs in _runs(window, height, dy_rows.shape[1] // filters, together):
@@ -200,16 +192,13 @@ def _gradient_rows(weight: Array, dy_rows: Array, window: Window, dx: Array, apa
             begin, length, first = run.low * filters, (run.high - run.low) * filters, run.skipped * filters
             columns = dy_rows[:, None, begin : begin + length]
             if run.rows > 1:
-                shape, strides = (parts, run.rows, length, out_row), (of_parts, filters * line, line, number)
+                shape, strides = (parts, run.rows, length, row), (of_parts, filters * line, line, number)
                 columns = as_strided(columns, shape, strides)
             at = run.h - start
             into = products[:, at : at + (run.rows - 1) * step + 1 : step]
             multiply_pieces(matrices[run.i][:, first : first + length], columns, into)
             yield run
-        if flat:
-            _sum_flat(shifted, dx[:, :, start:stop].reshape(parts, channels, -1), n)
-        else:
-            _sum_shifted(shifted[:, : stop - start], dx[:, :, start:stop], window)
+        _sum_shifted(shifted[:, : stop - start], dx[:, :, start:stop], window)
 
 
 class _Run(NamedTuple):
@@ -270,15 +259,6 @@ def _overlaps(window: Window, width: int, out_width: int, apart: int) -> tuple[t
             source = slice(begin, begin + (last - first - 1) * step + 1, step) if last > first else slice(0, 0, step)
             found.append((j, g, slice(first, last), source))
     return tuple(sorted(found, key=lambda one: one[2].start - one[2].stop))
-
-
-def _sum_flat(shifted: Array, dx: Array, n: int) -> None:
-    """The same where columns have neither steps nor padding: dx (parts, channels, rows·width·n), shifted (parts,
-    channels, kw, at least as many), in which a row's last columns are zeros. So one sum is as long as all rows."""
-    length = dx.shape[2]
-    for j in range(shifted.shape[2]):
-        into, part = dx[..., j * n :], shifted[:, :, j, : length - j * n]
-        np.add(into if j else 0.0, part, out=into)
 
 
 def _sum_shifted(shifted: Array, dx: Array, window: Window) -> None:
