@@ -171,9 +171,9 @@ class Stacks:
             length = bounds[begin + 1] - bounds[begin]
             most = most_at_once(self._objective, length, self._params.flat.itemsize) or end - begin
             for first in range(begin, end, most):
-                own = range(first, min(first + most, end))
-                sums = _Sums([places[k] for k in own], length)
-                found.append(((first, own.stop), Stack(self._objective, len(own)), sums))
+                last = min(first + most, end)
+                sums = _Sums([places[k] for k in range(first, last)], length)
+                found.append(((first, last), Stack(self._objective, last - first), sums))
         return found
 
 
