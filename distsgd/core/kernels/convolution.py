@@ -20,11 +20,10 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from distsgd.core.device import Array
 from distsgd.core.kernels.pieces import multiply_pieces, products_along, small_dots
-from distsgd.core.kernels.vectors import empty, empty_rows
+from distsgd.core.kernels.vectors import empty, empty_rows, row_length, strided
 
 BLOCK_BYTES = 1 << 19
 """About how many bytes of shifted rows are in use at a time: half of a core's second-level cache."""
@@ -114,13 +113,12 @@ def gradients(
     margins = (window.after[1], window.before[1])
     rows, dx = _in_rows(dy, margins), empty(x.shape, dy.dtype)
     total = np.zeros((len(x), kw, kh * filters, channels), dy.dtype)
-    inside = rows[:, :, margins[0] * n : (margins[0] + width) * n]
     strides = (rows.strides[0], n * rows.itemsize, *rows.strides[1:])
-    for run in _gradient_rows(weight, inside, window, dx, 1):
+    for run in _gradient_rows(weight, rows, margins[0] * n, window, dx, 1):
         first, length = run.skipped * filters, (run.high - run.low) * filters
         for k in range(run.rows):
-            begin = (run.low + k) * filters
-            shifted = as_strided(rows[:, begin : begin + length], (len(x), kw, length, width * n), strides)
+            begin = (run.low + k) * filters * rows.strides[1]
+            shifted = strided(rows, (len(x), kw, length, width * n), strides, begin)
             total[:, :, first : first + length] += products_along(shifted, x[:, None, :, run.h + k])
     split = total.reshape(len(x), kw, kh, filters, channels)
     dweight[...] = split[:, ::-1, ::-1].transpose(0, 3, 4, 2, 1)
@@ -159,41 +157,40 @@ def _input_gradients(weight: Array, dy: Array, window: Window, height: int, widt
         matrix = weight.reshape(filters, -1).T
         np.matmul(matrix, dy.reshape(parts, filters, -1), out=dx.reshape(parts, channels, -1))
         return dx
-    for _ in _gradient_rows(weight, _in_rows(dy, (0, 0)), window, dx, apart):
+    for _ in _gradient_rows(weight, _in_rows(dy, (0, 0)), 0, window, dx, apart):
         pass
     return dx
 
 
 def _in_rows(dy: Array, margins: tuple[int, int]) -> Array:
-    """dy's rows (parts, out_height·filters, (before + out_width + after)·n), with columns of zeros before and after."""
+    """dy's rows (parts, out_height·filters, at least (before + out_width + after)·n), with columns of zeros before and
+    after; contiguous."""
     parts, filters, height, width = *dy.shape[:3], dy[0, 0, 0].size
     before, after = (columns * dy.shape[-1] for columns in margins)
-    rows = empty_rows((parts, height, filters, before + width + after), dy.dtype)
+    rows = empty((parts, height, filters, row_length(before + width + after, dy.dtype)), dy.dtype)
     rows[..., :before] = 0.0
-    rows[..., before + width :] = 0.0
+    rows[..., before + width : before + width + after] = 0.0
     rows[..., before : before + width] = dy.reshape(parts, filters, height, width).transpose(0, 2, 1, 3)
     return rows.reshape(parts, height * filters, -1)
 
 
-def _gradient_rows(weight: Array, dy_rows: Array, window: Window, dx: Array, apart: int) -> Iterator[_Run]:
-    """Fills dx from dy's rows (parts, out_height·filters, out_width·n).
+def _gradient_rows(weight: Array, dy_rows: Array, margin: int, window: Window, dx: Array, apart: int) -> Iterator[_Run]:
+    """Fills dx from dy's rows (parts, out_height·filters, more than margin + out_width·n).
 
     Gives each run after the products of its rows, while their operands are in the cache.
     """
-    (filters, channels, _, kw), (parts, _, height, _, n) = weight.shape, dx.shape
-    step, row = window.stride[0], dy_rows.shape[2]
+    (filters, channels, _, kw), (parts, _, height, width, n) = weight.shape, dx.shape
+    step, row = window.stride[0], window.output(height, width)[1] * n
     together = min(max(1, BLOCK_BYTES // (parts * channels * kw * row * dx.itemsize)), height)
     products = empty_rows((parts, together, channels * kw, row), dx.dtype)
     shifted = products.reshape(parts, together, channels, kw, apart, -1, n)
     matrices = [weight[:, :, i::step][:, :, ::-1].transpose(1, 3, 2, 0).reshape(channels * kw, -1) for i in range(step)]
-    (of_parts, line, number) = dy_rows.strides
+    of_parts, line, number = dy_rows.strides
     for start, stop, runs in _runs(window, height, dy_rows.shape[1] // filters, together):
         for run in runs:
             begin, length, first = run.low * filters, (run.high - run.low) * filters, run.skipped * filters
-            columns = dy_rows[:, None, begin : begin + length]
-            if run.rows > 1:
-                shape, strides = (parts, run.rows, length, row), (of_parts, filters * line, line, number)
-                columns = as_strided(columns, shape, strides)
+            shape, strides = (parts, run.rows, length, row), (of_parts, filters * line, line, number)
+            columns = strided(dy_rows, shape, strides, begin * line + margin * number)
             at = run.h - start
             into = products[:, at : at + (run.rows - 1) * step + 1 : step]
             multiply_pieces(matrices[run.i][:, first : first + length], columns, into)
@@ -288,26 +285,26 @@ def _column_blocks(x: Array, window: Window, apart: int) -> Iterator[tuple[slice
     several, length = 1, (together - 1) * step + kh
     if together == out_height:
         several = min(max(1, BLOCK_BYTES // (row * x.itemsize * length)), parts)
-    memory = empty_rows((several, length, channels * kw, out_width * n), x.dtype)
+    memory = empty((several, length, channels * kw, row_length(out_width * n, x.dtype)), x.dtype)
+    of_part, of_row, line, number = memory.strides
+    shape = (several, together, kh * channels * kw, out_width * n)
+    columns = strided(memory, shape, (of_part, step * of_row, line, number))
+    shifted = memory[..., : out_width * n].reshape(several, length, channels, kw, apart, -1, n)
     for part in range(0, parts, several):
         own = slice(part, min(part + several, parts))
-        shifted = memory[: own.stop - part]
-        rows = shifted.reshape(len(shifted), length, channels, kw, apart, -1, n)
-        strides = (shifted.strides[0], step * shifted.strides[1], *shifted.strides[2:])
-        kept = 0
+        rows, kept = shifted[: own.stop - part], 0
         for first in range(0, out_height, together):
             last = min(first + together, out_height)
             stop = (last - 1) * step + kh
-            _shift_rows(x[own], window, first * step + kept, rows[:, kept : stop - first * step])
-            shape = (len(shifted), last - first, kh * channels * kw, out_width * n)
-            yield own, first, last, as_strided(shifted, shape, strides)
+            _shift_rows(x, own, window, first * step + kept, rows[:, kept : stop - first * step])
+            yield own, first, last, columns[: own.stop - part, : last - first]
             if last < out_height:
                 kept = max(kh - step, 0)
                 rows[:, :kept] = rows[:, length - kept :]
 
 
-def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
-    """Fills rows (parts, …, channels, kw, apart, out_width, n): padded x from `start` on, shifted by each column."""
+def _shift_rows(x: Array, own: slice, window: Window, start: int, rows: Array) -> None:
+    """Fills rows (parts, …, channels, kw, apart, out_width, n): padded x[own] from `start` on, shifted by each one."""
     height, width, count, (apart, out_width) = x.shape[2], x.shape[3], rows.shape[1], rows.shape[4:6]
     top = min(max(window.before[0] - start, 0), count)
     bottom = max(min(window.before[0] + height - start, count), top)
@@ -315,14 +312,16 @@ def _shift_rows(x: Array, window: Window, start: int, rows: Array) -> None:
         rows[:, :top] = 0.0
     if bottom < count:
         rows[:, bottom:] = 0.0
-    first = start + top - window.before[0]
-    inside, into = x[:, :, first : first + bottom - top].transpose(0, 2, 1, 3, 4), rows[:, top:bottom]
+    if bottom == top:
+        return
+    first, into = start + top - window.before[0], rows[:, top:bottom]
     overlaps = _overlaps(window, width, out_width, apart)
     if overlaps[-1][2] == slice(0, out_width):  # without padding, all columns in one call
-        (part, row, channel, column, example), step = inside.strides, window.stride[1]
+        (part, channel, row, column, example), step = x.strides, window.stride[1]
         strides = (part, row, channel, column, step * column, step * apart * column, example)
-        np.copyto(into, as_strided(inside, into.shape, strides))
+        np.copyto(into, strided(x, into.shape, strides, own.start * part + first * row))
         return
+    inside = x[own, :, first : first + bottom - top].transpose(0, 2, 1, 3, 4)
     for j, g, to, source in overlaps:
         place = into[:, :, :, j, g]
         if to.start:

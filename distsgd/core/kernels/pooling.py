@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from distsgd.core.device import Array
 from distsgd.core.kernels.convolution import Window
+from distsgd.core.kernels.vectors import strided
 
 
 def max_pool(x: Array, window: Window) -> Array:
@@ -93,14 +93,14 @@ def _windows(x: Array, window: Window) -> Array:
     """What lies at each place of the window: a view (*window's size, channels, out_height, out_width, n)."""
     (step_h, step_w), (*outer, row, column, example) = window.stride, x.strides
     shape = (*window.size, *x.shape[:-3], *window.output(*x.shape[-3:-1]), x.shape[-1])
-    return as_strided(x, shape, (row, column, *outer, step_h * row, step_w * column, example))
+    return strided(x, shape, (row, column, *outer, step_h * row, step_w * column, example))
 
 
 def _apart(x: Array, rows: int) -> Array:
     """The same for windows that tile x, whose columns are kept apart."""
-    *outer, height, apart, width, n = x.shape
-    split = x.reshape(*outer, height // rows, rows, apart, width, n)
-    return np.moveaxis(split, (-4, -3), (0, 1))
+    (*outer, height, apart, width, n), (*steps, row, group, column, example) = x.shape, x.strides
+    shape = (rows, apart, *outer, height // rows, width, n)
+    return strided(x, shape, (row, group, *steps, rows * row, column, example))
 
 
 def _places(windows: Array) -> list[Array]:
