@@ -104,7 +104,7 @@ class NodeBuffers(Protocol):
 def stacks_of(parts: StepParts, nodes: Sequence[NodeBuffers], params: Views) -> Stacks | None:
     """The stacks of a worker that adds up these nodes; None where its microbatches are computed one after the other.
 
-    So they are on other devices, in models that aren't made of dense layers and activations, and where each
+    So they are on other devices, in models with other layers than `Stack` takes, and where each
     microbatch's gradient is looked at.
     """
     possible = parts.reduction.plan.device.host_memory and not parts.guarded and can_be_stacked(parts.objective)
