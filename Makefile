@@ -35,7 +35,7 @@ IN_VENV = .venv/bin/python
 IN_TURN = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv run test test-stand-ins test-long test-parallel test-gpu test-cluster test-integrations
-.PHONY: test-lowest test-pythons check format bench bench-gpu dist clean
+.PHONY: test-lowest test-pythons check format bench bench-gpu check-gpu dist clean
 .NOTPARALLEL:
 
 help: ## lists the targets
@@ -108,6 +108,9 @@ bench: .venv/.stamp-test ## all benchmarks, half an hour: ARGS=--quick for a smo
 
 bench-gpu: .venv/.stamp-cupy ## steps on a GPU beside PyTorch's: ARGS="--torch-python PATH --data-dir DIR", or --where
 	$(IN_VENV) -m benchmarks.gpu $(ARGS)
+
+check-gpu: .venv/.stamp-cupy ## all of it in nine minutes: does a GPU work, is it right, how fast; ARGS=--help for phases
+	$(IN_VENV) -m benchmarks.check_gpu $(ARGS)
 
 dist: .venv/.stamp-dev ## builds the wheel and the source archive into dist/, checks them, tries the wheel
 	rm -rf dist

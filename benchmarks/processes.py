@@ -121,8 +121,16 @@ def end(process: subprocess.Popen[str]) -> None:
 def measure(command: Sequence[str], limit: float = LIMIT) -> dict[str, Any]:
     """What the child reports, with `process_seconds`, the time of the whole process."""
     out, seconds = run(command, limit)
+    result = result_in(out)
+    if result is None:
+        raise Unavailable("it reported no result")
+    return {**result, "process_seconds": seconds}
+
+
+def result_in(out: str) -> dict[str, Any] | None:
+    """What a child reports in its standard output; None where it ended before."""
     for line in out.splitlines():
         _, marked, reported = line.partition(MARK)
         if marked:
-            return {**json.loads(reported), "process_seconds": seconds}
-    raise Unavailable("it reported no result")
+            return dict(json.loads(reported))
+    return None

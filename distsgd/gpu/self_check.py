@@ -24,7 +24,7 @@ def problem_of(device: Device) -> str | None:
     The message of an error of the compiler, the driver or a library is an answer, too.
     """
     try:
-        wrong = next((name for name, check in _CHECKS.items() if not check(device)), None)
+        wrong = next((name for name, check in CHECKS.items() if not check(device)), None)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return f"{device} can't be used ({type(error).__name__}: {lines[0]})"
@@ -70,4 +70,5 @@ def _sum(device: Device) -> bool:
     return bool(abs(found - np.square(values).sum(dtype=np.float64)) <= _TIGHT * found)
 
 
-_CHECKS = {"an update": _update, "a mask of dropout": _mask, "a product": _product, "a sum": _sum}
+CHECKS = {"an update": _update, "a mask of dropout": _mask, "a product": _product, "a sum": _sum}
+"""What is checked, by what a message calls it: each takes the device and says whether it is right."""

@@ -1,26 +1,37 @@
 """A network for several microbatches of one length at once: their examples lie side by side, their sums apart.
 
-What a dense layer or an activation computes of an example needs no other one, so all microbatches are computed in one
-go. Sums over examples are a microbatch's own: gradients, and the loss.
+What a layer computes of an example needs no other one, so all microbatches are computed in one go. Sums over examples
+are a microbatch's own: gradients, and the loss. Vectors of all microbatches are the columns of one array, (features,
+parts n). Images have the microbatches on an axis in front, (parts, channels, height, width, n), so that each one's lie
+in memory as they do alone.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from math import prod
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.several import Product, product_of_each
+from distsgd.core.kernels.several import Product, product_of_each, split
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
-from distsgd.nn.layers.activation import ACTIVATIONS, Activation
-from distsgd.nn.layers.dense import Dense
+from distsgd.nn.layers.activation import Activation
+from distsgd.nn.layers.base import Backward, Layer
+from distsgd.nn.layers.convolution import Convolution, PooledConvolution
+from distsgd.nn.layers.dense import Dense, Flatten
+from distsgd.nn.layers.pooling import AveragePooling, GlobalAveragePooling, MaxPooling
 from distsgd.nn.layers.sequential import Sequential
 from distsgd.nn.objective import Objective, Supervised
 
 _CAST_AT_ONCE = 8192
 """Numbers that NumPy casts at once: sums of more are cut there."""
+_BYTES_OF_IMAGES = 8 << 20
+"""About how many bytes of all layers' outputs there are at a time, where they are images."""
+_OF_IMAGES = (Convolution, MaxPooling, AveragePooling, GlobalAveragePooling)
+_KNOWN = (Dense, Activation, Flatten, *_OF_IMAGES)
 
 
 class GradientSums(Protocol):
@@ -29,11 +40,22 @@ class GradientSums(Protocol):
     def add(self, layer: str, dy: Array, x: Array) -> None:
         """Those of a dense layer, from the gradient of its outputs and its inputs."""
 
+    def of_each(self, layer: str) -> Views:
+        """Where another layer writes them, with the microbatches on an axis in front."""
+
+    def put(self, layer: str) -> None:
+        """Adds up what was written there."""
+
+
+_Backward: TypeAlias = Callable[[Array, GradientSums], Any]
+"""(dy, sums) -> dx, which the first layer with parameters may leave out."""
+
 
 def can_be_stacked(objective: Objective) -> bool:
-    """Whether it is a network of distsgd's own dense layers and activations, on vectors.
+    """Whether it is a network of distsgd's own layers without random numbers and statistics, one after the other.
 
-    NumPy and BLAS treat vectors in another way than matrices, so each layer has two inputs and two outputs at least.
+    NumPy and BLAS treat vectors in another way than matrices, so each dense layer has two inputs and two outputs at
+    least.
 
     Parameters
     ----------
@@ -48,13 +70,42 @@ def can_be_stacked(objective: Objective) -> bool:
     return (
         type(objective) is Supervised
         and objective.overwrites_gradients()
-        and len(objective.input_shape) == 1
         and type(objective.model) is Sequential
         and objective.loss_scale == 1
-        and all(type(layer) in (Dense, Activation) for layer in objective.model.layers)
-        and isinstance(objective.model.layers[0], Dense)
+        and all(type(layer) in _KNOWN for layer in objective.model.layers)
+        and isinstance(objective.model.layers[0], Dense if len(objective.input_shape) == 1 else _OF_IMAGES)
         and all(min(layer.fan_in, layer.fan_out) > 1 for layer in objective.model.layers if isinstance(layer, Dense))
     )
+
+
+def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
+    """How many microbatches of n examples are computed at once: as many images as the cache takes, with all outputs.
+
+    Larger microbatches gain nothing, and would need more memory.
+
+    Parameters
+    ----------
+    objective : Objective
+        One that `can_be_stacked`.
+    n : int
+        Examples of a microbatch.
+    itemsize : int
+        Bytes of a number.
+
+    Returns
+    -------
+    int or None
+        At least 1; None, without a limit, of vectors.
+    """
+    assert isinstance(objective, Supervised), "a model with a loss"
+    assert isinstance(objective.model, Sequential), "of several layers"
+    if len(objective.input_shape) == 1:
+        return None
+    shape, size = objective.input_shape, 0
+    for layer in objective.model.layers:
+        shape = layer.output_shape(shape)
+        size += prod(shape)
+    return max(1, _BYTES_OF_IMAGES // (size * n * itemsize))
 
 
 class Stack:
@@ -73,7 +124,8 @@ class Stack:
         assert isinstance(objective.model, Sequential), "of several layers"
         self._loss, self._parts = objective.loss, parts
         self._products: dict[str, Product] = {}
-        self._layers = tuple(zip(objective.model.names, objective.model.layers, strict=True))
+        self._layers = objective.model.computed
+        self._first = next((k for k, (_, layer) in enumerate(self._layers) if layer.parameter_shapes()), 0)
 
     def losses(self, params: Views, batch: Batch, sums: GradientSums) -> Array:
         """The sum of each microbatch's losses; its gradients go to `sums`.
@@ -93,31 +145,61 @@ class Stack:
             (parts,).
         """
         x, parts = batch.x, self._parts
-        kept: list[tuple[str | None, Any]] = []  # of each layer, for backward
-        for name, layer in self._layers:
-            if isinstance(layer, Dense):
-                kept.append((name, x))
-                own = params.scope(name)
-                x = self._multiply(name, own["weight"], x)
-                if layer.bias:
-                    x += own["bias"][:, None]
-            elif isinstance(layer, Activation):
-                x, backward = ACTIVATIONS[layer.name](x)
-                kept.append((None, backward))
+        if x.ndim > 2:
+            x = np.ascontiguousarray(np.moveaxis(x.reshape(*x.shape[:-1], parts, -1), -2, 0))
+        backwards: list[_Backward] = []
+        for index, (name, layer) in enumerate(self._layers):
+            x, backward = self._forward(name, layer, params, x, batch, index > self._first)
+            backwards.append(backward)
         losses, d = self._loss.losses_and_grad(x, batch.y, batch.weights)
-        for name, of_layer in reversed(kept):
-            if name is None:
-                d = of_layer(d, sums)
-                continue
-            sums.add(name, d, of_layer)
-            if of_layer is not batch.x:
-                d = self._multiply(f"{name}.dx", params.scope(name)["weight"].T, d)
+        for backward in reversed(backwards[self._first :]):
+            d = backward(d, sums)
         if parts == 1:
             return np.add.reduce(losses, dtype=np.float64)  # type: ignore[no-any-return]
         apart = losses.reshape(parts, -1)
         if apart.shape[1] > _CAST_AT_ONCE:
             return np.array([np.add.reduce(own, dtype=np.float64) for own in apart])
         return np.add.reduce(apart.astype(np.float64), axis=1)  # type: ignore[no-any-return]
+
+    def _forward(
+        self, name: str, layer: Layer, params: Views, x: Array, batch: Batch, needs_dx: bool
+    ) -> tuple[Array, _Backward]:
+        if isinstance(layer, Dense):
+            return self._dense(name, layer, params.scope(name), x, needs_dx)
+        if isinstance(layer, Convolution | PooledConvolution):
+            y, of_layer = layer.compute(params.scope(name), x, batch, name, needs_dx)
+
+            def backward(dy: Array, sums: GradientSums) -> Array | None:
+                dx = of_layer(dy, sums.of_each(name))
+                sums.put(name)
+                return dx
+
+            return y, backward
+        y, of_layer = layer.forward(params, x, batch, name)
+        if isinstance(layer, Flatten | GlobalAveragePooling) and x.ndim > 2:
+            return self._as_columns(y, of_layer)
+        return y, lambda dy, sums: of_layer(dy, params)
+
+    def _as_columns(self, y: Array, of_layer: Backward) -> tuple[Array, _Backward]:
+        """Vectors of one microbatch after the other, as a layer makes them of images, beside each other."""
+        parts, nothing = self._parts, Views({}, y)
+        apart = y.reshape(parts, -1, y.shape[-1])
+
+        def backward(dy: Array, sums: GradientSums) -> Array | None:
+            return of_layer(split(dy, parts).reshape(y.shape), nothing)
+
+        return apart.swapaxes(0, 1).reshape(apart.shape[1], -1), backward
+
+    def _dense(self, name: str, layer: Dense, own: Views, x: Array, needs_dx: bool) -> tuple[Array, _Backward]:
+        y = self._multiply(name, own["weight"], x)
+        if layer.bias:
+            y += own["bias"][:, None]
+
+        def backward(dy: Array, sums: GradientSums) -> Array | None:
+            sums.add(name, dy, x)
+            return self._multiply(f"{name}.dx", own["weight"].T, dy) if needs_dx else None
+
+        return y, backward
 
     def _multiply(self, name: str, a: Array, b: Array) -> Array:
         """a b, by the function that was chosen when this product was first computed."""

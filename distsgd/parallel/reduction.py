@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from distsgd.core.device import CPU, Array, Device, to_host
+from distsgd.core.kernels.squares import nearest_cut
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.transport import Transport
 from distsgd.parallel.tree import Span, TreeSum, maximal_subtrees, part, split_nodes, tree_sum
 
 BLOCK = 16_384
-"""Elements of a flat buffer that are updated together: they fit the cache. Shards are cut at block edges, and norms
-are sums over blocks, so that neither depends on the number of ranks."""
+"""Elements of a flat buffer that fit the cache. Norms are sums over blocks, so that they don't depend on the number of
+ranks; shards are cut at block edges or where `core.kernels.squares` cuts a block's sum in two."""
 
 UPDATE_CHUNK = 2 * BLOCK
 """Elements that are summed and updated together: enough to amortize NumPy's cost of a call, and few enough to stay in
@@ -47,6 +48,7 @@ class Partition:
     shares  how many microbatches each rank computes; (): as nearly the same number as can be
     wire_groups  so many nodes at one depth of the tree, a power of two, have sums that are rounded: see
                  `parallel.rounded_reduction`; 0 where none are
+    edges   elements at which sums of squares begin beside those of blocks, in order: see `training.norms`
     """
 
     microbatches: int
@@ -54,6 +56,7 @@ class Partition:
     elements: int
     shares: tuple[int, ...] = ()
     wire_groups: int = 0
+    edges: tuple[int, ...] = ()
 
     def microbatches_of(self, rank: int) -> Span:
         """The contiguous microbatches [first, last) of a rank."""
@@ -65,19 +68,10 @@ class Partition:
         """The nodes of the tree whose sums stand for microbatches [first, last); none is wider than a group."""
         return maximal_subtrees(first, last, self.microbatches, self.wire_groups)
 
-    @property
-    def blocks(self) -> int:
-        """Blocks of the flat buffer."""
-        return -(-self.elements // BLOCK)
-
-    def blocks_of(self, rank: int) -> range:
-        """The blocks whose elements a rank updates."""
-        return range(*part(self.blocks, self.ranks, rank))
-
     def elements_of(self, rank: int) -> slice:
-        """The elements that a rank updates."""
-        blocks = self.blocks_of(rank)
-        return slice(min(blocks.start * BLOCK, self.elements), min(blocks.stop * BLOCK, self.elements))
+        """The elements that a rank updates: as nearly the same number as can be."""
+        ideal = part(self.elements, self.ranks, rank)
+        return slice(*(nearest_cut(place, self.elements, BLOCK, self.edges) for place in ideal))
 
     def spans_of(self, rank: int) -> Sequence[slice]:
         """The elements that a rank updates, in order, where they need not be consecutive."""
@@ -292,6 +286,6 @@ class LocalReduction(OwnState):
 
 
 def update_chunks(span: slice, length: int = UPDATE_CHUNK) -> Iterator[slice]:
-    """The span in chunks of at most `length` elements."""
-    for start in range(span.start, span.stop, length):
-        yield slice(start, min(start + length, span.stop))
+    """The span in chunks of at most `length` elements, between which no block is divided."""
+    for start in range(span.start - span.start % BLOCK, span.stop, length):
+        yield slice(max(start, span.start), min(start + length, span.stop))

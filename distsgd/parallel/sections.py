@@ -1,6 +1,7 @@
-"""Which elements each rank updates where gradients leave while others are still computed: some of every part.
+"""Which elements each rank updates where ranks have whole blocks: on GPUs, and where gradients leave while others are
+still computed.
 
-The flat buffer is cut into sections, and each rank owns some blocks of each section. So every rank and host has
+Then the flat buffer is cut into sections, and each rank owns some blocks of each section. So every rank and host has
 something to send as soon as one section is there, and links are busy in both directions.
 """
 
@@ -21,7 +22,25 @@ LEAST = 3
 
 
 @dataclass(frozen=True)
-class Section(Partition):
+class BlockPartition(Partition):
+    """A partition in which a rank updates whole blocks, as devices need whose kernels add up a whole block."""
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the flat buffer."""
+        return -(-self.elements // BLOCK)
+
+    def blocks_of(self, rank: int) -> range:
+        """The blocks whose elements a rank updates."""
+        return range(*part(self.blocks, self.ranks, rank))
+
+    def elements_of(self, rank: int) -> slice:
+        blocks = self.blocks_of(rank)
+        return slice(min(blocks.start * BLOCK, self.elements), min(blocks.stop * BLOCK, self.elements))
+
+
+@dataclass(frozen=True)
+class Section(BlockPartition):
     """The blocks [first, last) of a flat buffer, which the ranks share."""
 
     first: int = 0
@@ -31,10 +50,6 @@ class Section(Partition):
         start, stop = part(self.last - self.first, self.ranks, rank)
         return range(self.first + start, self.first + stop)
 
-    def elements_of(self, rank: int) -> slice:
-        blocks = self.blocks_of(rank)
-        return slice(min(blocks.start * BLOCK, self.elements), min(blocks.stop * BLOCK, self.elements))
-
     @property
     def span(self) -> slice:
         """All of its elements."""
@@ -42,7 +57,7 @@ class Section(Partition):
 
 
 @dataclass(frozen=True)
-class Sectioned(Partition):
+class Sectioned(BlockPartition):
     """A partition in which a rank updates some elements of each section.
 
     most   sections at most

@@ -181,7 +181,11 @@ def build_step(
     threads = _threads(communicator, config, objective.multiply_adds(), batch_length)
     workers = Workers(threads if device.host_memory else 1)
     shares = parse_shares(config.shares, "shares")
-    partition = Partition(config.microbatches, communicator.size, layout.size, shares, config.wire_groups or 0)
+    of_layers = isinstance(optimizer, LayerwiseOptimizer)
+    edges = tuple(span.start for span in layout.spans.values()) if of_layers else ()
+    partition = _partition_for(device)(
+        config.microbatches, communicator.size, layout.size, shares, config.wire_groups or 0, edges
+    )
     least = layout.size * dtype.itemsize * (2 + len(optimizer.slots) + (partition.wire_groups > 0))
     communicator.everywhere(lambda: check_memory(least, f"a model of {layout.size:,} parameters"))
     there = least + layout.size * dtype.itemsize * (3 + scratch_levels(config.microbatches))
@@ -209,6 +213,14 @@ def build_step(
     step.load(params)
     communicator.transport.broadcast(running.flat)
     return step, note
+
+
+def _partition_for(device: Device) -> type[Partition]:
+    if device.host_memory:
+        return Partition
+    from distsgd.parallel.sections import BlockPartition
+
+    return BlockPartition
 
 
 def _threads(communicator: Communicator, config: TrainConfig, multiply_adds: int, batch_length: int) -> int:

@@ -216,9 +216,19 @@ def _has_stopped(config: TrainConfig, state: RunState) -> bool:
 
 
 _BY_CONTENT = ("dataset", "validation", "test")
-"""Options whose files are compared, when they are read, and not their paths: a data set may have moved."""
+"""Options whose files are compared, when they are read, and not their paths: a data set may have moved. Two names of
+data sets are no paths."""
 _MAY_CHANGE = ("early_stopping", "patience", "min_delta", "patience_increase", "improvement_threshold")
 """They say when to stop, as --epochs does; but they are part of a run's name."""
+
+
+def _may_differ(key: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a run continues where this option isn't what it was."""
+    if key not in _BY_CONTENT:
+        return key in _MAY_CHANGE
+    from distsgd.data.named.datasets import DATASETS
+
+    return not all(str(options[key]) in DATASETS for options in (then, now))
 
 
 def _without_paths(options: dict[str, Any]) -> dict[str, Any]:
@@ -247,7 +257,7 @@ def compare(config: TrainConfig, checkpoint: Checkpoint, where: str) -> TrainCon
     if has_horizon(config.schedule):  # the horizon is the first start's, whatever epochs says now
         theirs, mine = theirs | {"schedule_epochs": horizon}, mine | {"schedule_epochs": config.schedule_epochs}
     then, now = (theirs, mine) if metadata.identity is None else map(_without_paths, (theirs, mine))
-    differ = [key for key in mine if key in theirs and then[key] != now[key] and key not in _BY_CONTENT + _MAY_CHANGE]
+    differ = [key for key in mine if key in theirs and then[key] != now[key] and not _may_differ(key, then, now)]
     if differ:
         differences = "; ".join(f"{key} is {theirs[key]!r} there, {mine[key]!r} here" for key in differ)
         raise RunFolderError(

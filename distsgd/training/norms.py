@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import numpy as np
 
 from distsgd.core.device import Array, to_host
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernels import kernels_for
+from distsgd.core.kernels.squares import parts_of
 from distsgd.core.layout import Layout
 from distsgd.optim.layerwise import LayerwiseOptimizer
 from distsgd.optim.optimizers import Optimizer, Scalars
@@ -28,18 +29,25 @@ GRADIENT, PARAMS, DIRECTION = range(3)
 class SquareSums:
     """Σ x² of each piece, measured by the rank that owns it and gathered by all.
 
-    Pieces end at block edges, where shards do, and at `edges`; so the sums don't depend on the number of ranks.
+    Pieces end at block edges and at `edges`. Those that several ranks own are measured in parts, which `parts_of`
+    names, and joined as one rank adds them up; so the sums don't depend on the number of ranks. A piece's sum stands
+    at its first part, and 0 at the others.
     """
 
     def __init__(self, reduction: GradientReduction, edges: Sequence[int] = (), quantities: int = 1) -> None:
         partition, self._allgather = reduction.partition, reduction.allgather_on_host
-        self.starts = sorted({*range(0, partition.elements, BLOCK), *edges})
+        spans = [partition.spans_of(rank) for rank in range(partition.ranks)]
+        cuts = {span.start for of_rank in spans for span in of_rank} - {partition.elements}
+        pieces = sorted({*range(0, partition.elements, BLOCK), *edges})
+        self.starts, joins = _divided(pieces, partition.elements, sorted(cuts))
+        assert cuts <= set(self.starts), "a rank owns parts of sums"
+        places = [(self.first(left) * quantities, self.first(right) * quantities) for left, right in joins]
+        self._joins = [(left + which, right + which) for left, right in places for which in range(quantities)]
         self._sums = np.zeros((len(self.starts), quantities))
+        # Its numbers cost less one by one than the array's.
+        self._flat = cast("memoryview[float]", self._sums.reshape(-1).data)
         self._runs: dict[Span, list[Span]] = {}
-        owned = [
-            [piece for span in partition.spans_of(rank) for piece in self._pieces_of(span)]
-            for rank in range(partition.ranks)
-        ]
+        owned = [[piece for span in of_rank for piece in self._pieces_of(span)] for of_rank in spans]
         self._by_rank = np.concatenate(owned).astype(np.intp)
         self._counts = [len(pieces) * quantities for pieces in owned]
 
@@ -76,10 +84,24 @@ class SquareSums:
         found = self._sums[self._by_rank]
         self._allgather(found.reshape(-1), self._counts)
         self._sums[self._by_rank] = found
+        for left, right in self._joins:
+            self._flat[left] += self._flat[right]
+            self._flat[right] = 0.0
 
     def norm(self, quantity: int = GRADIENT, first: int = 0, stop: int | None = None) -> float:
         """The norm over pieces [first, stop), all by default, from the sums of the last `gather`."""
         return math.sqrt(math.fsum(self._sums[first:stop, quantity]))
+
+
+def _divided(pieces: Sequence[int], elements: int, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
+    """(the first elements of all parts, which additions join them): see `parts_of`."""
+    starts, joins = set(pieces), list[Span]()
+    for piece in sorted({bisect_right(pieces, cut) - 1 for cut in cuts if cut not in starts}):
+        stop = pieces[piece + 1] if piece + 1 < len(pieces) else elements
+        parts, additions = parts_of(pieces[piece], stop, cuts)
+        starts.update(parts)
+        joins += additions
+    return sorted(starts), joins
 
 
 @dataclass(frozen=True)

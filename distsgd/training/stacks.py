@@ -6,17 +6,19 @@ read once, and its gradients are added where they are computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import Protocol, final
 
+import numpy as np
+
 from distsgd.core.device import Array
-from distsgd.core.kernels.several import Addition, bias_gradients, weight_gradients
-from distsgd.core.layout import Views
+from distsgd.core.kernels.several import Addition, bias_gradients, placed, weight_gradients
+from distsgd.core.layout import Layout, Views
 from distsgd.data.loader import GatheredBatch
 from distsgd.nn.objective import Objective
-from distsgd.nn.stack import Stack, can_be_stacked
+from distsgd.nn.stack import Stack, can_be_stacked, most_at_once
 from distsgd.parallel.reduction import GradientReduction
 from distsgd.parallel.tree import Span, schedule
 from distsgd.training.minibatch import Minibatch
@@ -32,16 +34,39 @@ class _Sums:
 
     def __init__(self, places: Sequence[Addition[Views]], n: int) -> None:
         self._places, self._n = places, n
-        self._layers: dict[str, _LayerSums] = {}
+        self._dense: dict[str, _LayerSums] = {}
+        self._others: dict[str, tuple[Views, list[Callable[[], None]]]] = {}
 
     def add(self, layer: str, dy: Array, x: Array) -> None:
         """Those of a dense layer, from the gradient (m, parts n) of its outputs and its inputs (k, parts n)."""
-        sums = self._layers.get(layer)
+        sums = self._dense.get(layer)
         if sums is None:
-            sums = self._layers[layer] = _LayerSums(layer, self._places, self._n, x.strides[1] == x.itemsize)
+            sums = self._dense[layer] = _LayerSums(layer, self._places, self._n, x.strides[1] == x.itemsize)
+        self._enter(layer)
+        sums.add(dy, x)
+
+    def of_each(self, layer: str) -> Views:
+        """Where another layer writes them: arrays with the microbatches on an axis in front."""
+        found = self._others.get(layer)
+        if found is None:
+            found = self._others[layer] = self._apart(layer)
+        self._enter(layer)
+        return found[0]
+
+    def put(self, layer: str) -> None:
+        """Adds up what was written there."""
+        for place in self._others[layer][1]:
+            place()
+
+    def _apart(self, layer: str) -> tuple[Views, list[Callable[[], None]]]:
+        own = self._places[0].into.scope(layer)
+        layout = Layout.of({name: array.shape for name, array in own.items()})
+        views = layout.rows(np.empty((len(self._places), layout.size), own.flat.dtype))
+        return views, [placed(views[name], [_named(place, layer, name) for place in self._places]) for name in own]
+
+    def _enter(self, layer: str) -> None:
         for place in self._places:
             place.into.scope(layer)  # which says that the gradients of the layers after it are there
-        sums.add(dy, x)
 
 
 def _named(place: Addition[Views], layer: str, name: str) -> Addition[Array]:
@@ -79,7 +104,7 @@ class NodeBuffers(Protocol):
 def stacks_of(parts: StepParts, nodes: Sequence[NodeBuffers], params: Views) -> Stacks | None:
     """The stacks of a worker that adds up these nodes; None where its microbatches are computed one after the other.
 
-    So they are on other devices, in models that aren't made of dense layers and activations, and where each
+    So they are on other devices, in models with other layers than `Stack` takes, and where each
     microbatch's gradient is looked at.
     """
     possible = parts.reduction.plan.device.host_memory and not parts.guarded and can_be_stacked(parts.objective)
@@ -144,8 +169,11 @@ class Stacks:
         found = []
         for begin, end in runs(bounds, self._first, self._last):
             length = bounds[begin + 1] - bounds[begin]
-            sums = _Sums([places[k] for k in range(begin, end)], length)
-            found.append(((begin, end), Stack(self._objective, end - begin), sums))
+            most = most_at_once(self._objective, length, self._params.flat.itemsize) or end - begin
+            for first in range(begin, end, most):
+                last = min(first + most, end)
+                sums = _Sums([places[k] for k in range(first, last)], length)
+                found.append(((first, last), Stack(self._objective, last - first), sums))
         return found
 
 

@@ -16,7 +16,7 @@ from distsgd.core.device import Array
 from distsgd.optim.layerwise import LayerwiseOptimizer
 from distsgd.optim.optimizers import Scalars
 from distsgd.optim.regularization import Segment
-from distsgd.parallel.reduction import update_chunks
+from distsgd.parallel.reduction import BLOCK, update_chunks
 from distsgd.parallel.tree import Span, TreeSum, part, scratch_levels
 from distsgd.training.non_finite import all_finite
 from distsgd.training.norms import norms_of
@@ -85,8 +85,8 @@ class ShardedUpdate:
         self._sums, self._layers = norms_of(optimizer, reduction, parts.layout, segments)
         owned = reduction.partition.spans_of(reduction.communicator.rank)
         length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
-        count = sum(span.stop - span.start for span in owned)  # a second round of calls for a few costs more
-        self._length = max(count, 1) if 2 * count <= 3 * length else length
+        longest = max((span.stop - span.start + span.start % BLOCK for span in owned), default=0)
+        self._length = max(longest, 1) if 2 * longest <= 3 * length else length  # a few more cost less than more calls
         spans = [chunk for span in owned for chunk in update_chunks(span, self._length)]
         self.chunks = [
             self._prepare(spans[slice(*part(len(spans), self.workers.count, worker))], segments)

@@ -18,7 +18,7 @@ from tests.parallel.launch import Done, ends_with, module, run_command, summary,
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or bool(this_host().lacks("avx2")), reason="forces kernels of x86-64-v3"
 )
-SMALL = ("--epochs", 2, "--batch-size", 128, "--max-steps", 6, "--hidden", 16, "--quiet")
+SMALL = ("--epochs", 2, "--batch-size", 128, "--max-steps", 6, "--hidden", 128, "--quiet")  # ranks share a block
 PROGRAM = Path(__file__).with_name("kernel_ranks.py")
 
 
@@ -159,7 +159,7 @@ def test_the_users_own_choice_is_honoured(tmp_path: Path, alone: dict[str, str])
     done = train(None, tmp_path / "b", *SMALL, "--kernels", "avx2", status=2, extra={"OPENBLAS_CORETYPE": "nehalem"})
     ends_with(done, "OPENBLAS_CORETYPE is nehalem, which is sse42; unset that variable")
     train(None, tmp_path / "c", *SMALL, extra={"OPENBLAS_CORETYPE": "Sandybridge"})
-    assert family(tmp_path / "c") == "sandybridge+numpy-avx2"
+    assert family(tmp_path / "c").startswith("sandybridge+numpy-")  # which NumPy's own loops take by the CPU
 
 
 FIT = """

@@ -206,6 +206,7 @@ def test_fit_continues_as_the_command_does(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=x, y=y)
     cosine = ("--dataset", "data.npz", "--schedule", "cosine", "--hidden", 7, "--batch-size", 25)
     options: dict[str, Any] = {"hidden": (7,), "schedule": "cosine", "batch_size": 25, "out": str(tmp_path / "fit")}
+    options["validation_fraction"] = 0.1  # the command's default
     for epochs, steps in ((3, 7), (5, 1000)):
         train(None, tmp_path / "command", *cosine, "--epochs", epochs, "--max-steps", steps)
         distsgd.fit("mlp", (x, y), epochs=epochs, max_steps=steps, **options)
@@ -238,7 +239,7 @@ def test_going_back_in_the_same_folder(tmp_path: Path, undisturbed: Path) -> Non
 @pytest.mark.long
 def test_best_parameters_are_in_the_checkpoint(tmp_path: Path) -> None:
     """The best validation comes first, and later attempts only make it worse: it is still what the run returns."""
-    worse = ("--lr", 3, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)
+    worse = ("--lr", 2.2, "--optimizer", "sgd", "--hidden", 20, "--epochs", 4, "--batch-size", 500)
     whole, out = tmp_path / "whole", tmp_path / "run"
     train(None, whole, *worse)
     assert summary(whole)["best_epoch"] < 4

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.cases import first_of
 from tests.parallel.launch import records, result, summary, train
 
 QUICK = ("--epochs", 2, "--batch-size", 100, "--hidden", 64, 32)
@@ -60,6 +61,18 @@ def test_four_microbatches(tmp_path: Path, three: Path) -> None:
 
 def test_messages_and_shared_memory(tmp_path: Path, three: Path) -> None:
     assert compare(tmp_path, (3,), *QUICK, "--communication", "mpi") == result(three)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "hidden"), first_of([("lamb", (200, 60)), ("lars", (200, 60)), ("nesterov", (100,)), ("adam", (60,))])
+)
+def test_norms_of_blocks_that_ranks_share(tmp_path: Path, optimizer: str, hidden: tuple[int, ...]) -> None:
+    """Three ranks share a block, in networks of two blocks and of one: each gradient norm, and what norms scale."""
+    options = ("--hidden", *hidden, "--optimizer", optimizer, "--clip-norm", 0.5, "--l1", 1e-5, "--l2", 1e-4)
+    train(3, tmp_path / "messages", *QUICK[:4], *options, "--log-every", 1, "--quiet", "--communication", "mpi")
+    ran = compare(tmp_path, (None, 2, 3), *QUICK[:4], *options, "--log-every", 1)
+    assert ran == result(tmp_path / "messages")
+    assert {record["gradient_norm"] > 0 for record in ran[1]} == {True}
 
 
 @pytest.mark.long

@@ -8,13 +8,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import c_char, c_double, c_float, c_int, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from distsgd.core.device import Array
+from distsgd.core.kernels.vectors import address
 
 _NAMES = {"f": ("scipy_cblas_sgemm64_", c_float), "d": ("scipy_cblas_dgemm64_", c_double)}
 """cblas_sgemm and cblas_dgemm with 64-bit integers, and what they take as numbers."""
@@ -37,11 +38,6 @@ def gemm(kind: str) -> Callable[..., None] | None:
                 found.restype = None
                 return found  # type: ignore[no-any-return]
     return None
-
-
-def address(array: Array) -> int:
-    """Where a contiguous array begins. `array.ctypes` takes three times as long."""
-    return ctypes.addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
 
 
 class AddedProduct:

@@ -15,6 +15,7 @@ import numpy as np
 
 from distsgd.core.device import Array, Shape
 from distsgd.core.kernels.products import multiply
+from distsgd.core.kernels.squares import block_squares
 from distsgd.core.kernels.vectors import add_positive, masked, numbers_up_to, positive, row_sums
 from distsgd.core.lazy import lazily, names_in
 from distsgd.core.random import Stream, words_of
@@ -62,12 +63,6 @@ def softmax_cross_entropy(outputs: Array, labels: Array, want_grad: bool) -> tup
 def keep_mask(like: Array, shape: Shape, keep: float, place: Stream) -> Array:
     """A boolean mask where `like` lies, true with probability `keep`, from half a word of the stream an element."""
     return mask_of_words(shape, keep, words_of(place, (prod(shape) + 1) // 2))
-
-
-def block_squares(values: Array, block: int) -> Array:
-    """Σ v² of each block of a one-dimensional array, in float64; the last block may be shorter."""
-    sums = [np.sum(np.square(values[at : at + block], dtype=np.float64)) for at in range(0, values.size, block)]
-    return np.array(sums, np.float64)
 
 
 def add_scaled(target: Array, source: Array, factor: float, scratch: Array) -> None:

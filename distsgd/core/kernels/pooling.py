@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from distsgd.core.device import Array
 from distsgd.core.kernels.convolution import Window
+from distsgd.core.kernels.vectors import strided
 
 
 def max_pool(x: Array, window: Window) -> Array:
     """y[c, h, w] := the largest of x[c, h s + i, w s + j] over the window's i and j."""
-    return _largest(_views(x, window))
+    return _largest(_windows(x, window))
 
 
 def max_pool_backward(x: Array, y: Array, dy: Array, window: Window) -> Array:
     """dx: each dy goes to the first of its window's largest values, in the order of rows."""
+    chosen = _first_equals(_windows(x, window), y)
     if _tiles(x, window):
         dx = np.empty_like(x)
-        for chosen, into in zip(_first_equals(_views(x, window), y), _views(dx, window), strict=True):
-            np.multiply(dy, chosen, out=into)
+        np.multiply(dy, chosen, out=_windows(dx, window))
         return dx
     dx = np.zeros_like(x)
-    for chosen, into in zip(_first_equals(_views(x, window), y), _views(dx, window), strict=True):
-        into += dy * chosen
+    for place, into in zip(_places(chosen), _places(_windows(dx, window)), strict=True):
+        into += dy * place
     return dx
 
 
@@ -32,30 +31,27 @@ def max_pool_apart(x: Array, rows: int) -> tuple[Array, Array]:
     """As max_pool, where windows of `rows` rows tile x and its columns are kept apart as the window has columns.
 
     x is (channels, height, apart, out_width, n): see convolve. Returns y and which place of the window each y is from,
-    (rows·apart, channels, out_height, out_width, n), all that backward needs.
+    (rows, apart, channels, out_height, out_width, n), all that backward needs.
     """
-    y = _largest(_apart(x, rows))
-    chosen = np.empty((rows * x.shape[2], *y.shape), bool)
-    for place, out in zip(_first_equals(_apart(x, rows), y), chosen, strict=True):
-        out[...] = place
-    return y, chosen
+    windows = _apart(x, rows)
+    y = _largest(windows)
+    return y, _first_equals(windows, y)
 
 
 def max_pool_apart_backward(chosen: Array, dy: Array, rows: int) -> Array:
     """dx (channels, height, apart, out_width, n), from what max_pool_apart has chosen."""
-    channels, out_height, out_width, n = dy.shape
-    dx = np.empty((channels, out_height * rows, len(chosen) // rows, out_width, n), dy.dtype)
-    for place, into in zip(chosen, _apart(dx, rows), strict=True):
-        np.multiply(dy, place, out=into)
+    *outer, out_height, out_width, n = dy.shape
+    dx = np.empty((*outer, out_height * rows, chosen.shape[1], out_width, n), dy.dtype)
+    np.multiply(dy, chosen, out=_apart(dx, rows))
     return dx
 
 
 def average_pool(x: Array, window: Window) -> Array:
     """y[c, h, w] := the mean of x[c, h s + i, w s + j] over the window's i and j."""
-    views = _views(x, window)
-    y: Array = next(views).copy()
-    for view in views:
-        np.add(y, view, out=y)
+    first, *others = _places(_windows(x, window))
+    y: Array = first.copy()
+    for place in others:
+        np.add(y, place, out=y)
     y *= 1.0 / (window.size[0] * window.size[1])
     return y
 
@@ -64,45 +60,49 @@ def average_pool_backward(x: Array, dy: Array, window: Window) -> Array:
     """dx: each dy is spread evenly over its window."""
     dx = np.zeros_like(x)
     part = dy * (1.0 / (window.size[0] * window.size[1]))
-    for into in _views(dx, window):
+    for into in _places(_windows(dx, window)):
         into += part
     return dx
 
 
-def _largest(places: Iterator[Array]) -> Array:
-    y: Array = next(places).copy()
-    for place in places:
+def _largest(windows: Array) -> Array:
+    first, *others = _places(windows)
+    y: Array = np.maximum(first, others[0]) if others else first.copy()
+    for place in others[1:]:
         np.maximum(y, place, out=y)
     return y
 
 
-def _first_equals(places: Iterator[Array], y: Array) -> Iterator[Array]:
+def _first_equals(windows: Array, y: Array) -> Array:
     """For each place in the window, where y stands there and at no place before; each y is found once."""
-    free = np.ones(y.shape, bool)
-    chosen = np.empty(y.shape, bool)
-    for place in places:
-        np.equal(place, y, out=chosen)
-        chosen &= free
-        free ^= chosen
-        yield chosen
+    chosen = np.equal(windows, y, out=np.empty(windows.shape, bool))
+    first, *others = _places(chosen)
+    for k, place in enumerate(others):
+        np.greater(place, first, out=place)  # of truth values: the one and not the other
+        if k + 1 < len(others):
+            first = np.logical_or(first, place)
+    return chosen
 
 
 def _tiles(x: Array, window: Window) -> bool:
     """Whether each pixel lies in exactly one window."""
-    return window.size == window.stride and not x.shape[1] % window.size[0] and not x.shape[2] % window.size[1]
+    return window.size == window.stride and not x.shape[-3] % window.size[0] and not x.shape[-2] % window.size[1]
 
 
-def _views(x: Array, window: Window) -> Iterator[Array]:
-    """What lies at each place of the window, in the order of rows: (channels, out_height, out_width, n) views."""
-    height, width = window.output(x.shape[1], x.shape[2])
-    step_h, step_w = window.stride
-    for i in range(window.size[0]):
-        for j in range(window.size[1]):
-            yield x[:, i : i + step_h * (height - 1) + 1 : step_h, j : j + step_w * (width - 1) + 1 : step_w]
+def _windows(x: Array, window: Window) -> Array:
+    """What lies at each place of the window: a view (*window's size, channels, out_height, out_width, n)."""
+    (step_h, step_w), (*outer, row, column, example) = window.stride, x.strides
+    shape = (*window.size, *x.shape[:-3], *window.output(*x.shape[-3:-1]), x.shape[-1])
+    return strided(x, shape, (row, column, *outer, step_h * row, step_w * column, example))
 
 
-def _apart(x: Array, rows: int) -> Iterator[Array]:
+def _apart(x: Array, rows: int) -> Array:
     """The same for windows that tile x, whose columns are kept apart."""
-    for i in range(rows):
-        for j in range(x.shape[2]):
-            yield x[:, i::rows, j]
+    (*outer, height, apart, width, n), (*steps, row, group, column, example) = x.shape, x.strides
+    shape = (rows, apart, *outer, height // rows, width, n)
+    return strided(x, shape, (row, group, *steps, rows * row, column, example))
+
+
+def _places(windows: Array) -> list[Array]:
+    """The views of single places, in the order of rows."""
+    return [place for row in windows for place in row]

@@ -12,9 +12,9 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from distsgd.core.device import Array
-from distsgd.core.kernels.blas import LARGEST, AddedProduct, address, adds_as_numpy, filled, trials
+from distsgd.core.kernels.blas import LARGEST, AddedProduct, adds_as_numpy, filled, trials
 from distsgd.core.kernels.products import as_planned, multiply
-from distsgd.core.kernels.vectors import ones, row_sums
+from distsgd.core.kernels.vectors import address, ones, row_sums
 
 _SMALL = 1 << 12
 """Elements of dW up to which it is computed for all microbatches by one call of NumPy, and then added."""

@@ -125,7 +125,7 @@ class Convolution(DataLayer):
             The layer's own gradients.
         """
         if self.bias:
-            kernels_for(dy).row_sums(dy.reshape(len(dy), -1), grads["bias"])
+            kernels_for(dy).row_sums(dy.reshape(*dy.shape[:-3], -1), grads["bias"])
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ class PooledConvolution(DataLayer):
         if not kernels.FUSES:
             return self._one_after_the_other(params, x, batch, path, needs_dx)
         weight, (rows, apart) = params["weight"], self.pooling.window.size
-        images, (_, height, width, n) = xp.ascontiguousarray(x), x.shape
+        images, (height, width, n) = xp.ascontiguousarray(x), x.shape[-3:]
         window = self.convolution.window.cropped(height, width, (rows, apart))
         inside = kernels.convolve(images, weight, window, apart)
-        y, chosen = kernels.max_pool_apart(inside.reshape(*inside.shape[:2], apart, -1, n), rows)
+        y, chosen = kernels.max_pool_apart(inside.reshape(*inside.shape[: x.ndim - 2], apart, -1, n), rows)
         if self.convolution.bias:
             y += params["bias"][:, None, None, None]
 

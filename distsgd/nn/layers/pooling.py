@@ -99,12 +99,12 @@ class GlobalAveragePooling(Layer):
         return image_shape(shape, self.kind)[:1]
 
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
-        channels, height, width, n = x.shape
-        y: Array = np.add.reduce(array_module(x).ascontiguousarray(x).reshape(channels, height * width, n), axis=1)
+        *outer, height, width, n = x.shape
+        y: Array = np.add.reduce(array_module(x).ascontiguousarray(x).reshape(*outer, height * width, n), axis=-2)
         y *= 1.0 / (height * width)
 
         def backward(dy: Array, grads: Views) -> Array:
             part = dy * (1.0 / (height * width))
-            return np.repeat(part[:, None], height * width, axis=1).reshape(x.shape)
+            return np.repeat(part[..., None, :], height * width, axis=-2).reshape(x.shape)
 
         return y, backward

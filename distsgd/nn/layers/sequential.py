@@ -137,9 +137,9 @@ class Sequential(Composite):
 
     def _check_rest(self, name: str) -> None:
         """Raises ConfigurationError where a layer up to `name` needs the dx that the next layer didn't return."""
-        names = [known for known, _ in self._fused]
+        names = [known for known, _ in self.computed]
         rest = names.index(name) + 1
-        if any(layer.parameter_shapes() for _, layer in self._fused[:rest]):
+        if any(layer.parameter_shapes() for _, layer in self.computed[:rest]):
             raise ConfigurationError(
                 f"{names[rest]}: backward returned None, but {name} before it needs dx; return the gradient of the "
                 "layer's input"
@@ -150,7 +150,7 @@ class Sequential(Composite):
         return tuple(zip(self.names, self.layers, strict=True))
 
     @cached_property
-    def _fused(self) -> tuple[tuple[str, Layer], ...]:
+    def computed(self) -> tuple[tuple[str, Layer], ...]:
         """The layers that are computed: two that are faster together are one, under the first one's name."""
         found: list[tuple[str, Layer]] = []
         for name, layer in self._named:
@@ -170,7 +170,7 @@ class Sequential(Composite):
         if steps is None:
             found: list[_Step] = []
             still_data = on_data
-            for name, layer in self._fused:
+            for name, layer in self.computed:
                 found.append((name, layer.forward_on_data if still_data else layer.forward, join(path, name)))
                 still_data = still_data and not layer.parameter_shapes()
             steps = self._kept_steps[path, on_data] = tuple(found)

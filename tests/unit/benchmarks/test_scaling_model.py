@@ -74,7 +74,7 @@ def test_ranks_of_a_node_meet_twice() -> None:
     parts = step(Job(P, 256, 4, 4, 4), RATES, HOST)
     assert parts.gather == parts.all_gather == 2 * 5e-6  # four ranks hear of each other in two rounds
     assert parts.compute == pytest.approx(100e-6 + 200e-6 + 64 * 18e-6)
-    largest = P - 30 * 16_384  # the last 11 of 41 blocks, one of which is short
+    largest = 41 * 4_096  # a quarter, up to the nearest place where a sum of squares is cut
     assert parts.update == pytest.approx(10e-6 + largest * (5e-10 + 3 * 2.5e-10))
 
 

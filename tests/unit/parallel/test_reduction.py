@@ -20,7 +20,7 @@ from distsgd.core.status_table import Field, private_heartbeat
 from distsgd.data.sampling import microbatch_bounds
 from distsgd.parallel import Communicator
 from distsgd.parallel.message_reduction import MessageReduction
-from distsgd.parallel.reduction import BLOCK, SCALARS, LocalReduction, Partition, Plan
+from distsgd.parallel.reduction import BLOCK, SCALARS, LocalReduction, Partition, Plan, update_chunks
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.shared_barrier import has_core_each, shared_barrier
 from distsgd.parallel.shared_memory import shared_array
@@ -52,10 +52,6 @@ def expected(bounds: tuple[int, ...]) -> Array:
     return total.compute().copy()
 
 
-def block_of(index: int, elements: int) -> slice:
-    return slice(index * BLOCK, min((index + 1) * BLOCK, elements))
-
-
 def fill_rows(reduction: Any, bounds: tuple[int, ...]) -> None:
     for (first, last), row in reduction.rows.items():
         own = {(microbatch, microbatch + 1): GRADIENTS[microbatch] for microbatch in range(first, last)}
@@ -81,8 +77,7 @@ def one_step(communicator: Communicator, kind: str, workers: int, length: int) -
     ]
     flags, records = reduction.reduce_scatter(bounds)
     scratch = np.empty((scratch_levels(MICROBATCHES), BLOCK), F32)
-    for index in partition.blocks_of(communicator.rank):
-        block = block_of(index, ELEMENTS)
+    for block in update_chunks(partition.elements_of(communicator.rank), BLOCK):
         reduction.params[block] = reduction.total(bounds, block, scratch).compute()
     reduction.all_gather()
     return reduction.params.copy(), flags.copy(), records.copy()
@@ -183,14 +178,19 @@ def test_partition_tiles(microbatches: int, data: st.DataObject, elements: int) 
     own_microbatches = [microbatch for rank in range(ranks) for microbatch in range(*partition.microbatches_of(rank))]
     assert own_microbatches == list(range(microbatches))
     assert all(len(range(*partition.microbatches_of(rank))) >= 1 for rank in range(ranks))
-    assert [index for rank in range(ranks) for index in partition.blocks_of(rank)] == list(range(partition.blocks))
     position = 0
     for rank, count in enumerate(partition.counts()):
         span = partition.elements_of(rank)
         assert span == slice(position, position + count)
         position += count
-        assert count == sum(len(range(elements)[block_of(i, elements)]) for i in partition.blocks_of(rank))
     assert position == elements
+
+
+@pytest.mark.parametrize("elements", [12_730, 26_122, 39_760], ids=lambda elements: f"{elements} elements")
+def test_small_networks_are_cut_evenly(elements: int) -> None:
+    """Those of fewer blocks than two for each rank, too: 784-16-10, the default for digits, and 784-50-10."""
+    for ranks, most in ((2, 1.06), (4, 1.26)):
+        assert max(Partition(ranks, ranks, elements).counts()) <= most * elements / ranks
 
 
 @pytest.mark.parametrize("kind", ["shared", "mpi"])

@@ -21,7 +21,7 @@ from distsgd.data.sampling import microbatch_bounds
 from distsgd.parallel import Communicator
 from distsgd.parallel.bfloat16 import pack, round_to_bfloat16, unpack
 from distsgd.parallel.message_reduction import MessageReduction
-from distsgd.parallel.reduction import BLOCK, Partition, Plan
+from distsgd.parallel.reduction import BLOCK, Partition, Plan, update_chunks
 from distsgd.parallel.rounded_reduction import rounded_sum
 from distsgd.parallel.tree import maximal_subtrees, scratch_levels, split_nodes
 from distsgd.run.build_trainer import make_reduction
@@ -151,8 +151,7 @@ def a_step(communicator: Communicator, kind: str, microbatches: int, groups: int
     fill(reduction, bounds)
     reduction.reduce_scatter(bounds)
     scratch = np.full((scratch_levels(microbatches), BLOCK), np.nan, F32)
-    for block in partition.blocks_of(communicator.rank):
-        span = slice(block * BLOCK, min((block + 1) * BLOCK, ELEMENTS))
+    for span in update_chunks(partition.elements_of(communicator.rank), BLOCK):
         reduction.updated(span.start, span.stop)[:] = reduction.total(bounds, span, scratch).compute()
     reduction.all_gather()
     gathered = reduction.gather_slots()

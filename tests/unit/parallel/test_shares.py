@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from distsgd.core.device import Array
 from distsgd.data.sampling import microbatch_bounds
 from distsgd.parallel import Communicator
-from distsgd.parallel.reduction import BLOCK, GradientReduction, Partition, Plan
+from distsgd.parallel.reduction import BLOCK, GradientReduction, Partition, Plan, update_chunks
 from distsgd.parallel.shares import seconds_each, shares_by_speed, shares_of, slowest
 from distsgd.parallel.tree import scratch_levels
 from distsgd.run.build_trainer import make_reduction
 from tests.threads import run_on_threads
-from tests.unit.parallel.test_reduction import ELEMENTS, F32, MICROBATCHES, block_of, expected, fill_rows
+from tests.unit.parallel.test_reduction import ELEMENTS, F32, MICROBATCHES, expected, fill_rows
 
 
 def all_shares(microbatches: int, ranks: int) -> Iterator[tuple[int, ...]]:
@@ -78,8 +78,7 @@ def sums_of(reduction: GradientReduction, rank: int, bounds: tuple[int, ...]) ->
     reduction.records[:] = np.arange(reduction.first_microbatch, reduction.last_microbatch)[:, np.newaxis] * [1.0, 0.1]
     flags, records = reduction.reduce_scatter(bounds)
     scratch = np.empty((scratch_levels(MICROBATCHES), BLOCK), F32)
-    for index in reduction.partition.blocks_of(rank):
-        block = block_of(index, ELEMENTS)
+    for block in update_chunks(reduction.partition.elements_of(rank), BLOCK):
         reduction.params[block] = reduction.total(bounds, block, scratch).compute()
     reduction.all_gather()
     return reduction.params.copy(), flags.copy(), records.copy()

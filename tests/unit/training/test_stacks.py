@@ -24,6 +24,7 @@ RNG = np.random.default_rng(0)
 X = RNG.random((300, 40), dtype=np.float32)
 LABELS = RNG.integers(0, 7, 300)
 VALUES = RNG.random((300, 3), dtype=np.float32)
+IMAGES = RNG.standard_normal((300, 2, 11, 13), dtype=np.float32)
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 64, "threads": 1, "microbatches": 4, "validation_fraction": 0.0}
 
 
@@ -75,6 +76,32 @@ def test_bits_of_networks(options: dict[str, Any], stacks: list[int]) -> None:
     assert not stacks
 
 
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("conv 20 3x3, pool 2, relu, conv 8 3x3, relu, dense 30, tanh, dense", {}),  # pooled in the convolution
+        (
+            "conv 6 3x3 same, relu, conv 4 3x3 same stride 2, global-pool, dense",
+            {"microbatches": 7, "batch_size": 90},
+        ),
+        ("conv 3 1x1, sigmoid, conv 5 3x3 stride 2, average-pool 2, dense", {"batch_size": 77}),
+        ("pool 2, conv 12 3x3, relu, dense", {"threads": 2}),
+        ("conv 9 5x5, pool 3, relu, dense 20, gelu, dense", {"dtype": "float64", "microbatches": 3}),
+        ("conv 4 3x3, relu, dense", {"optimizer": "adam", "freeze": "conv1.bias", "batch_size": 12}),
+        ("conv 150 3x3 same, relu, conv 2 3x3, dense", {"batch_size": 200}),  # in several stacks
+    ],
+    ids=str,
+)
+def test_bits_of_networks_of_images(model: str, options: dict[str, Any], stacks: list[int]) -> None:
+    data = (IMAGES, LABELS)
+    found = bits(data, model, **options)
+    assert stacks
+    assert all(stacks)
+    stacks.clear()
+    assert found == bits(data, model, **options, on_non_finite="skip")
+    assert not stacks
+
+
 @pytest.mark.parametrize("loss", ["squared-error", "huber", "quantile", "binary-cross-entropy"])
 def test_bits_of_losses_of_values_with_weights(loss: str, stacks: list[int]) -> None:
     weights = RNG.random(300, dtype=np.float32)
@@ -104,17 +131,27 @@ def test_bits_without_blas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_bits_on_ranks(ranks: int) -> None:
-    def train(communicator: Communicator) -> Any:
-        return bits((X, LABELS), hidden=(50,), microbatches=8, communicator=communicator)
+@pytest.mark.parametrize(
+    ("data", "model"), [((X, LABELS), "mlp"), ((IMAGES, LABELS), "conv 20 3x3, pool 2, relu, dense 9, relu, dense")]
+)
+def test_bits_on_ranks(ranks: int, data: Any, model: str) -> None:
+    options = {"hidden": (50,)} if model == "mlp" else {}
 
-    assert run_on_threads(ranks, train) == [bits((X, LABELS), hidden=(50,), microbatches=8)] * ranks
+    def train(communicator: Communicator) -> Any:
+        return bits(data, model, **options, microbatches=8, communicator=communicator)
+
+    assert run_on_threads(ranks, train) == [bits(data, model, **options, microbatches=8)] * ranks
 
 
 def test_other_layers_are_computed_one_after_the_other(stacks: list[int]) -> None:
     class Own(nn.Activation):
         pass
 
+    def images(layer: nn.Layer) -> nn.Sequential:
+        return nn.Sequential([nn.Convolution(2, 3, 3), layer, nn.Flatten(), nn.Dense(297, 7)])
+
+    for layer in (nn.Dropout(0.5), nn.BatchNormalization(3), nn.Residual(nn.Activation("relu"))):
+        fit(images(layer), (IMAGES, LABELS), **QUICK, quiet=True)
     for model in (
         nn.Sequential([nn.Dense(40, 20), nn.Dropout(0.5), nn.Dense(20, 7)]),
         nn.Sequential([nn.Dense(40, 20), nn.BatchNormalization(20), nn.Dense(20, 7)]),
@@ -162,6 +199,25 @@ def test_bits_of_any_network(hidden: list[int], microbatches: int, batch_size: i
     options = {"hidden": tuple(hidden), "microbatches": microbatches, "batch_size": batch_size, "epochs": 1}
     data = (X[:, :features] - 0.5, LABELS)
     assert bits(data, **options, dtype=kind) == bits(data, **options, dtype=kind, on_non_finite="skip")
+
+
+@given(
+    layers=st.lists(
+        st.sampled_from(
+            ["conv 1 3x3", "conv 7 3x3 same", "conv 20 2x2, pool 2", "conv 4 3x3 same stride 2", "conv 5 1x1", "pool 2",
+             "average-pool 2", "relu", "softplus"]
+        ), min_size=1, max_size=4,
+    ),
+    microbatches=st.integers(2, 9),
+    batch_size=st.integers(18, 120),
+    kind=st.sampled_from(["float32", "float64"]),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_bits_of_any_network_of_images(layers: list[str], microbatches: int, batch_size: int, kind: str) -> None:
+    model = ", ".join(["conv 6 2x2", *layers, "dense 12, relu, dense"])
+    options = {"microbatches": microbatches, "batch_size": batch_size, "epochs": 1, "dtype": kind}
+    data = (np.pad(IMAGES, ((0, 0), (0, 0), (4, 4), (3, 3))), LABELS)
+    assert bits(data, model, **options) == bits(data, model, **options, on_non_finite="skip")
 
 
 def test_ranks_may_differ_in_what_they_compute_at_once() -> None:
