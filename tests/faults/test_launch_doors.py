@@ -210,7 +210,7 @@ mpi_start.load_mpi = MPI
 from distsgd.parallel import communicator_of_this_run
 
 me = communicator_of_this_run()
-if HOW == "sentence":
+if HOW == "everywhere":
     raise DataError("no data")
 if HOW == "defect" and me.rank == 0:
     raise KeyError("a defect")
@@ -219,9 +219,9 @@ if HOW == "defect":
 """
 
 
-@pytest.mark.parametrize(("how", "status"), first_of([("defect", 1), ("sentence", 2)]))
+@pytest.mark.parametrize("how", first_of(["defect", "everywhere"]))
 @pytest.mark.parametrize("ranks", first_of([3, 1]))
-def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, status: int, ranks: int) -> None:
+def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, ranks: int) -> None:
     path, reason = find_mpirun()
     if path is None:
         pytest.skip(reason)
@@ -230,11 +230,8 @@ def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, status
     line = [path, "-n", str(ranks), "sh", "-c", shell, "sh", sys.executable, "aborts.py"]
     ended = Job(line, tmp_path, environment()).end()
     assert ended.status != 0
-    assert f"aborted {status}" in ended.out
-    assert (tmp_path / "status-0").read_text() == f"{status}\n"
-    if how == "sentence":
-        assert "Traceback" not in ended.err
-        assert "distsgd: error: no data" in ended.lines
-    else:
-        assert ended.err.count("Traceback (most recent call last)") == 1
+    assert "aborted 1" in ended.out
+    assert (tmp_path / "status-0").read_text() == "1\n"
+    tracebacks = ended.err.count("Traceback (most recent call last)")  # by the program's own hook on each rank
+    assert tracebacks in ([1] if how == "defect" else range(1, ranks + 1))
     assert ended.processes == []
