@@ -231,7 +231,7 @@ def test_an_abort_that_returns_ends_its_process(tmp_path: Path, how: str, ranks:
     ended = Job(line, tmp_path, environment()).end()
     assert ended.status != 0
     assert "aborted 1" in ended.out
-    assert (tmp_path / "status-0").read_text() == "1\n"
+    assert {path.read_text() for path in tmp_path.glob("status-*")} == {"1\n"}  # mpirun may end others before that
     tracebacks = ended.err.count("Traceback (most recent call last)")  # by the program's own hook on each rank
     assert tracebacks in ([1] if how == "defect" else range(1, ranks + 1))
     assert ended.processes == []
