@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -77,9 +78,11 @@ def test_a_killed_rank_is_named_and_the_run_continues(tmp_path: Path, undisturbe
         (printed,) = ended.lines
         assert printed.startswith("distsgd.launch: rank 1 on ")
         assert "was killed by signal 9 (SIGKILL" in printed
-        assert printed.endswith("in step 23; continuing from step 21 with 3 rank(s), restart 1 of 3")
+        # The last checkpoint, or the one before it where a busy machine was still writing.
+        found = re.search(r"in step 23; continuing from step (18|21) with 3 rank\(s\), restart 1 of 3$", printed)
+        assert found, printed
     assert sha256(tmp_path) == undisturbed
-    assert (tmp_path / "first-step").read_text().split()[1] == "22"
+    assert int((tmp_path / "first-step").read_text().split()[1]) == int(found[1]) + 1
 
 
 @pytest.mark.long
@@ -88,7 +91,7 @@ def test_resume_never_is_not_printed_again(tmp_path: Path, undisturbed: str) -> 
     options = (*QUIET, "--resume", "never", "--callback", CALLBACK)
     ended = launch(3, tmp_path, *options, **fault(tmp_path, "SIGKILL", count=23)).end()
     assert ended.status == 0
-    assert "continuing from step 21" in ended.err
+    assert re.search(r"continuing from step (18|21) ", ended.err), ended.err
     assert sha256(tmp_path) == undisturbed
     assert (tmp_path / "run.1").is_dir()
     assert not (tmp_path / "run.2").exists()
