@@ -30,7 +30,7 @@ from benchmarks.gpu_findings import bench_lines, bits_words, look_lines, shorten
 from benchmarks.processes import ROOT, Unavailable, child, require, result_in, under_mpirun
 from benchmarks.side_by_side import GRACE, Ended, Running, side_by_side
 from benchmarks.workloads import CONV, GPU_WORKLOADS
-from distsgd.core.device import FULL, PRECISIONS
+from distsgd.core.device_options import FULL, PRECISIONS
 
 WEIGHTS = {"look": 90, "tests": 170, "same": 90, "bench": 180}
 """How the phases share the time out; what one leaves over goes to those that follow."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, sqrt
 
 import numpy as np
 
 from distsgd.core import random
 from distsgd.core.components import is_own
-from distsgd.core.device import Array, Shape
+from distsgd.core.device import CPU, Array, Shape, to_host
+from distsgd.core.device_options import FULL
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.base import Layer, StatefulLayer
@@ -79,7 +80,7 @@ def check_gradient(
     per_parameter: bool = False,
     epsilon: float = 1e-5,
     seed: int = 0,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
     start: float = 0.0,
 ) -> GradientCheck:
     """Compare the gradient of `function(params, grads, batch) -> (loss_sum, count)` with differences of loss_sum.
@@ -88,6 +89,13 @@ def check_gradient(
     array, or along every single element: grads·d against (f(p + h d) - f(p - h d)) / 2h, with h := epsilon · max(1, m)
     and m the largest magnitude in the array. The error is relative to the larger of the two, but for derivatives so
     small that rounding of f hides them. `params` isn't changed; nothing is raised for a wrong gradient.
+
+    Where `batch.device` is a GPU, the gradient is computed there, in the dtype of `params`. The differences are all the
+    same those of the CPU in float64, at the same point, so that a kernel of the GPU that is wrong, but consistent with
+    itself, is found; `function` has to take arrays of both. Rounded terms may cancel, so errors are then relative to no
+    less than the root mean square of the array's gradient, and than the largest element of all times the square root
+    of the unit of rounding. Products are those of float32, whatever the device's precision is: rounding moves values
+    across the kinks of ReLU, which changes a gradient as much as a mistake does.
 
     Functions with kinks, such as ReLU, have no derivative there: a step across one shows as a single error that goes
     away with another seed or a smaller epsilon.
@@ -99,7 +107,7 @@ def check_gradient(
     params : mapping of str to array
         The point at which the gradient is checked, by name.
     batch : Batch
-        The examples.
+        The examples, with arrays of its `device`.
     directions : int, default 10
         The number of random directions in each array.
     per_parameter : bool, default False
@@ -108,8 +116,9 @@ def check_gradient(
         The relative length of a difference.
     seed : int, default 0
         The seed of the directions.
-    tolerance : float, default 1e-06
-        The largest relative error that is right.
+    tolerance : float, optional
+        The largest relative error that is right. Default: 1e-6; of a GPU's gradient in float32 about 1e-3, four times
+        the square root of the unit of rounding, so that half of the digits are right.
     start : float, default 0.0
         The gradients before each call: zero, as in training; with NaN an element that the function doesn't write, or
         adds to, is found.
@@ -130,15 +139,14 @@ def check_gradient(
     True
     """
     layout = Layout.of({name: np.shape(array) for name, array in params.items()})
-    flat, gradient = np.empty(layout.size), np.full(layout.size, start)
-    views, grads = layout.views(flat), layout.views(gradient)
+    views, grads, scratch = (layout.views(np.full(layout.size, start)) for _ in range(3))
     read_only = views.read_only()
     for name, array in params.items():
         views[name][...] = array
-    weights = None if batch.weights is None else _wide(batch.weights)
-    batch = replace(batch, x=_wide(batch.x), y=_wide(batch.y), weights=weights)
+    given, batch = batch, _on_cpu(batch)
     loss = function(read_only, grads, batch)[0]
-    scratch = layout.views(np.empty(layout.size))
+    unit, scales = _computed_there(function, params, grads, given, start)
+    tolerance = max(1e-6, 4 * sqrt(unit)) if tolerance is None else tolerance
 
     def loss_at(view: Array, values: Array) -> float:
         view[...] = values
@@ -156,7 +164,7 @@ def check_gradient(
             view[...] = original
             inside = d != 0  # 0 · NaN would let one hole spoil every element's check
             analytic = float(np.sum(grads[name][inside] * d[inside]))
-            error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), noise / tolerance)
+            error = abs(numeric - analytic) / max(abs(numeric), abs(analytic), noise / tolerance, scales[name])
             error = error if isfinite(error) else float("inf")
             checked += 1
             if error > worst.max_relative_error or checked == 1:
@@ -280,6 +288,38 @@ def check_loss_gradient(
         )
     worst = max(found, key=lambda one: one.max_relative_error)
     return replace(worst, checked=sum(one.checked for one in found))
+
+
+def _on_cpu(batch: Batch) -> Batch:
+    """The same batch for the CPU, in float64."""
+    x, y = (_wide(to_host(array)) for array in (batch.x, batch.y))
+    weights = None if batch.weights is None else _wide(to_host(batch.weights))
+    if batch.device.host_memory:
+        return replace(batch, x=x, y=y, weights=weights)
+    state, statistics = (
+        {name: _wide(to_host(array)) for name, array in arrays.items()} for arrays in (batch.state, batch.statistics)
+    )
+    return replace(batch, x=x, y=y, weights=weights, state=state, statistics=statistics, device=CPU)
+
+
+def _computed_there(
+    function: LossFunction, params: Mapping[str, Array], grads: Views, batch: Batch, start: float
+) -> tuple[float, dict[str, float]]:
+    """Puts the gradient of the batch's device, where that isn't the CPU, in the place of the CPU's.
+
+    Returns (its unit of rounding, what errors of each array are relative to at least); zeros of the CPU's own.
+    """
+    if batch.device.host_memory:
+        return 0.0, dict.fromkeys(grads, 0.0)
+    dtype, device = np.result_type(*params.values()), batch.device.multiplying_in(FULL)
+    unit, largest = float(np.finfo(dtype).eps) / 2, float(np.abs(grads.flat).max())
+    scales = {name: max(sqrt(np.mean(np.square(one))), sqrt(unit) * largest) for name, one in grads.items()}
+    layout = Layout(tuple(params), tuple(map(np.shape, params.values())))
+    there = layout.views(device.put(np.full(layout.size, start, dtype)))
+    flat = np.concatenate([np.ravel(array).astype(dtype) for array in params.values()])
+    function(layout.views(device.put(flat)).read_only(), there, replace(batch, device=device))
+    grads.flat[...] = to_host(there.flat)
+    return unit, scales
 
 
 def _wide(array: Array) -> Array:

@@ -18,7 +18,7 @@ def look(name: str) -> dict[str, Any]:
 
     Raises ConfigurationError where there is no such device.
     """
-    from distsgd.core.device import FULL, PRECISIONS
+    from distsgd.core.device_options import FULL, PRECISIONS
     from distsgd.gpu.devices import choose_device
 
     device, _ = choose_device(name)

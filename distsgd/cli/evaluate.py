@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
+from distsgd.core.device_options import device_option, precision_option
 from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
@@ -39,6 +40,8 @@ class Options:
     axis: str | None = option(None, "The axis of examples, as --axis of training. Default: as in training.")
     top_k: int | None = option(None, "Adds top-k accuracy.", interval="[1, inf)")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
+    device: str = device_option("cpu")
+    precision: str = precision_option()
 
 
 def main() -> int:
@@ -56,12 +59,13 @@ def evaluate(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.run.files.records import finite
     from distsgd.run.kernels import choose_for
     from distsgd.run.trained.held_out import rows_of_run, score_source
-    from distsgd.run.trained.stored_model import load_model
+    from distsgd.run.trained.stored_model import load_model, on_devices
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.evaluate"))
     choose_for(communicator, options.run)
     stored = load_model(communicator, options.run, options.model)
     stored = replace(stored, config=replace(stored.config, top_k=options.top_k))
+    (stored,) = on_devices(communicator, [stored], options.device, options.precision)
     dataset, data_dir, asked = communicator.on_root(lambda: chosen(options, stored))
     source = open_source(communicator, dataset, data_dir, stored.config.seed, (), asked)
 

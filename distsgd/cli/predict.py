@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distsgd.cli.commands import run_command
+from distsgd.core.device_options import device_option, precision_option
 from distsgd.core.options import REQUIRED, option
 from distsgd.core.output import say
 
@@ -40,6 +41,8 @@ class Options:
     x: tuple[str, ...] = option((), "The inputs, as the option --x of training names them. Default: as in training.")
     axis: str | None = option(None, "The axis of examples, as --axis of training. Default: as in training.")
     model: str | None = option(None, "file.py:function, where the run's model is your own code.", code=True, path=True)
+    device: str = device_option("cpu")
+    precision: str = precision_option()
 
 
 def main() -> int:
@@ -57,6 +60,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
     from distsgd.run.trained.ensemble import check_alike
     from distsgd.run.trained.predicting import Predictor, in_use
     from distsgd.run.trained.prediction_files import check_kept, predictions_file
+    from distsgd.run.trained.stored_model import on_devices
 
     options = communicator.on_root(lambda: parse_arguments(Options, arguments, "python -m distsgd.predict"))
     choose_for(communicator, options.run[0])
@@ -64,6 +68,7 @@ def predict(communicator: Communicator, arguments: Sequence[str]) -> int:
         note_kernels(options.run)
     models = load(communicator, options.run, options.model)
     check_alike(options.run, [(one.task, one.signature) for one in models])
+    models = on_devices(communicator, models, options.device, options.precision)
     source, kept = communicator.on_root(lambda: opened(options, models[0]))
     communicator.on_root(lambda: check_kept(options.out, kept.kinds))
     examples = place_or_read(communicator, source, "train")

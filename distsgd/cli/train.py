@@ -121,12 +121,12 @@ def _callback(name: str, given: Any) -> Callback:
 
 
 def check_gradient(communicator: Communicator, attempt: Attempt) -> int:
-    """Compares the gradient with central differences in float64 on rank 0; 0 where it is right. Collective."""
-    from distsgd.cli.gradient_check import check_objective
+    """Compares the gradient with central differences on rank 0; 0 where it is right. Collective."""
+    from distsgd.cli.gradient_check import check_step
 
     def check() -> bool:
-        result = check_objective(attempt.trainer.step.objective.scaled(1), attempt.data.train, attempt.config.seed)
-        say(str(result))
+        result, where = check_step(attempt.trainer.step, attempt.data.train, attempt.config.seed)
+        say(f"{result}; computed in {where}")
         return result.ok
 
     return 0 if communicator.on_root(check) else 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from distsgd.core.device_options import FULL as FULL
 from distsgd.core.errors import ConfigurationError
 
 if TYPE_CHECKING:  # importing it loads NumPy
@@ -18,10 +19,6 @@ if TYPE_CHECKING:  # importing it loads NumPy
 else:
     Array = Any
 Shape: TypeAlias = tuple[int, ...]
-
-FULL = "float32"
-PRECISIONS = (FULL, "tf32", "bfloat16", "float16")
-"""What a device may round numbers of float32 to as it multiplies matrices; it adds in float32 always."""
 
 MODULES: dict[type, Any] = {}
 """The array module of each type of array that isn't NumPy's; filled when another device is chosen."""

@@ -19,10 +19,8 @@ from distsgd.core.kernels.several import Product, product_of_each, split
 from distsgd.core.layout import Views
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers.activation import Activation
-from distsgd.nn.layers.base import Backward, Layer
-from distsgd.nn.layers.convolution import Convolution, PooledConvolution
+from distsgd.nn.layers.base import Backward, DataLayer, Layer
 from distsgd.nn.layers.dense import Dense, Flatten
-from distsgd.nn.layers.pooling import AveragePooling, GlobalAveragePooling, MaxPooling
 from distsgd.nn.layers.sequential import Sequential
 from distsgd.nn.objective import Objective, Supervised
 
@@ -30,8 +28,7 @@ _CAST_AT_ONCE = 8192
 """Numbers that NumPy casts at once: sums of more are cut there."""
 _BYTES_OF_IMAGES = 8 << 20
 """About how many bytes of all layers' outputs, and of convolutions' gradients, there are at a time."""
-_OF_IMAGES = (Convolution, MaxPooling, AveragePooling, GlobalAveragePooling)
-_KNOWN = (Dense, Activation, Flatten, *_OF_IMAGES)
+_OF_VECTORS: tuple[type[Layer], ...] = (Dense, Activation, Flatten)
 
 
 class GradientSums(Protocol):
@@ -67,15 +64,27 @@ def can_be_stacked(objective: Objective) -> bool:
     bool
         Whether `Stack` takes it.
     """
-    return (
+    if not (
         type(objective) is Supervised
         and objective.overwrites_gradients()
         and type(objective.model) is Sequential
         and objective.loss_scale == 1
-        and all(type(layer) in _KNOWN for layer in objective.model.layers)
-        and isinstance(objective.model.layers[0], Dense if len(objective.input_shape) == 1 else _OF_IMAGES)
-        and all(min(layer.fan_in, layer.fan_out) > 1 for layer in objective.model.layers if isinstance(layer, Dense))
+    ):
+        return False
+    layers, begins = objective.model.layers, (Dense,) if len(objective.input_shape) == 1 else _of_images()
+    return (
+        all(type(layer) in (*_OF_VECTORS, *begins) for layer in layers)
+        and isinstance(layers[0], begins)
+        and all(min(layer.fan_in, layer.fan_out) > 1 for layer in layers if isinstance(layer, Dense))
     )
+
+
+def _of_images() -> tuple[type[Layer], ...]:
+    """Imported only where a model takes images."""
+    from distsgd.nn.layers.convolution import Convolution
+    from distsgd.nn.layers.pooling import AveragePooling, GlobalAveragePooling, MaxPooling
+
+    return Convolution, MaxPooling, AveragePooling, GlobalAveragePooling
 
 
 def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
@@ -106,7 +115,7 @@ def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
     for layer in objective.model.layers:
         shape = layer.output_shape(shape)
         size += prod(shape)
-        if isinstance(layer, Convolution):
+        if not isinstance(layer, Dense):
             gradients += sum(map(prod, layer.parameter_shapes().values()))
     return max(1, _BYTES_OF_IMAGES // ((size * n + gradients) * itemsize))
 
@@ -169,7 +178,7 @@ class Stack:
     ) -> tuple[Array, _Backward]:
         if isinstance(layer, Dense):
             return self._dense(name, layer, params.scope(name), x, needs_dx)
-        if isinstance(layer, Convolution | PooledConvolution):
+        if isinstance(layer, DataLayer):
             y, of_layer = layer.compute(params.scope(name), x, batch, name, needs_dx)
 
             def backward(dy: Array, sums: GradientSums) -> Array | None:
@@ -179,7 +188,7 @@ class Stack:
 
             return y, backward
         y, of_layer = layer.forward(params, x, batch, name)
-        if isinstance(layer, Flatten | GlobalAveragePooling) and x.ndim > 2:
+        if y.ndim < x.ndim:  # vectors are made of images
             return self._as_columns(y, of_layer)
         return y, lambda dy, sums: of_layer(dy, params)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from distsgd.core.device import FULL
+from distsgd.core.device_options import FULL
 from distsgd.core.errors import visible
 from distsgd.core.output import counted, field, field_of_path, say
 from distsgd.core.runtime import blas_description

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from distsgd.core.components import check_name
-from distsgd.core.device import CPU, Device, may_be_gpu
+from distsgd.core.device import Device
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
@@ -35,6 +35,7 @@ from distsgd.run.build import note_on_shape
 from distsgd.run.config import OPTIONS, TrainConfig
 from distsgd.run.config_checks import parse_shares
 from distsgd.run.data.loading import Data
+from distsgd.run.devices import check_computes
 from distsgd.training.callbacks import Callback
 from distsgd.training.checkpoint_store import CheckpointStore
 from distsgd.training.early_stopping import EpochsRule, PatienceRule, StoppingRule, monitor_mode
@@ -80,18 +81,6 @@ def _few(objective: Objective, longest: int) -> str | None:
     )
 
 
-def device_for(communicator: Communicator, config: TrainConfig) -> tuple[Device, list[str]]:
-    """(this rank's device, lines to print, the same on every rank). Collective.
-
-    Nothing of gpu/ is imported where no rank can have a GPU.
-    """
-    if not any(communicator.allgather_object(may_be_gpu(config.device))):
-        return CPU.multiplying_in(config.precision), []
-    from distsgd.gpu.devices import device_of_rank
-
-    return device_of_rank(communicator, config.device, config.precision)
-
-
 def build_trainer(
     communicator: Communicator,
     config: TrainConfig,
@@ -116,8 +105,7 @@ def build_trainer(
 
         order = order_of(config, data.train, batch_size, data.drawn_by, data.signature.num_classes)
     objective = objective.scaled(config.loss_scale or 1)
-    if objective.inputs_as_stored and not device.host_memory:
-        raise ConfigurationError(f"device {device.name}: this model computes on the CPU alone; give --device cpu")
+    check_computes(device, objective)
     if data.stream is not None:
         train, order = data.stream.windowed(communicator, config, data.train, order, objective)
         data = replace(data, train=train)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from distsgd.core.components import field_names
-from distsgd.core.device import FULL, PRECISIONS
+from distsgd.core.device_options import FULL, device_option, precision_option
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.options import check_options, option, options_of
 from distsgd.data.augmentation import parse_augmentation
@@ -198,8 +198,7 @@ class TrainConfig:
         "Microbatches of a minibatch. Results depend on this number, and on the number of ranks never.")
     seed: int = option(0, "Of everything random.", interval="[0, 9223372036854775808)")
     dtype: str = option("float32", "Of parameters and arithmetic.", choices=("float32", "float64"))
-    precision: str = option("float32", choices=PRECISIONS, help=
-        "What a GPU rounds numbers to as it multiplies matrices; parameters, gradients and sums stay float32.")
+    precision: str = precision_option()
     loss_scale: int | None = option(None, interval="[1, 16777216]", check=check_loss_scale, help=
         "Of --precision float16: a power of two that keeps small gradients from rounding to zero. Default: 1024.")
 
@@ -268,8 +267,7 @@ class TrainConfig:
     check_gradient: bool = option(False, operational=True, written=False, help=
         "Compare the gradient with central differences in float64, and stop.")
 
-    device: str = option("auto", group="Hardware and MPI", operational=True, help=
-        "cpu; gpu: one a rank, in turn; gpu:N: that one; auto: a GPU where CuPy finds one, else the CPU.")
+    device: str = device_option("auto", group="Hardware and MPI", operational=True)
     kernels: str = option("auto", check=check_kernels, operational=True, help=
         "The family of CPU kernels on all hosts, which decides the bits: avx512, avx2, sse42 or arm64. auto: that of "
         "the run in the folder, else the fastest that all hosts have.")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from distsgd.core.components import suggestion, wrong_name
-from distsgd.core.device import FULL
+from distsgd.core.device_options import FULL
 from distsgd.core.errors import ConfigurationError
 from distsgd.core.kernel_family import AUTO, NAMES, is_name
 from distsgd.run.user_code import names_code

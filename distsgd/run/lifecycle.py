@@ -32,13 +32,14 @@ from distsgd.run.build import (
     refuse_without_effect,
 )
 from distsgd.run.build_metrics import build_metrics, confusion_matrix
-from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, device_for, measured
+from distsgd.run.build_trainer import build_own_schedule, build_trainer, check_ranks, measured
 from distsgd.run.compared.agreement import agreed_family
 from distsgd.run.compared.digests import digest_of_rows
 from distsgd.run.config import TrainConfig
 from distsgd.run.config_file import to_toml
 from distsgd.run.data.loading import Data, in_use
 from distsgd.run.data.measuring import check_values
+from distsgd.run.devices import device_for
 from distsgd.run.files.summary import doubt, finish
 from distsgd.run.resume import Start, find_start, load_initial
 from distsgd.training.callbacks import Callback, pass_notes
@@ -131,7 +132,7 @@ def run(communicator: Communicator, spec: RunSpec) -> Attempt | None:
     communicator.watch(config.stall_seconds, config.stall_stacks)
     communicator.heartbeat.set_phase(Phase.START)
     _check(communicator, spec)
-    device, notes = device_for(communicator, config)
+    device, notes = device_for(communicator, config.device, config.precision)
     if device.host_memory:
         config = replace(config, kernels=agreed_family(communicator, config.kernels))
     with opened(communicator, config, spec.folder) as start:
@@ -357,8 +358,7 @@ def _finish(communicator: Communicator, attempt: Attempt, reason: StopReason) ->
     communicator.heartbeat.set_phase(Phase.END, trainer.progress.step)
     summary = finish(trainer, reason, confusion_matrix(attempt.task, attempt.metrics), attempt.doubt)
     trainer.step.objective.take_best(trainer.step.host_params().read_only(), trainer.step.running.read_only())
-    text = doubt(trainer, attempt.task, summary)
-    pass_notes(communicator, trainer.callbacks, [text] if text else [])
+    pass_notes(communicator, trainer.callbacks, [*filter(None, [doubt(trainer, attempt.task, summary)])])
     trainer.end(summary)
     trainer.step.device.synchronize()
     communicator.barrier()  # no messages are still in flight

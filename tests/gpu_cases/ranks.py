@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,12 @@ def test_the_same_bits_on_two_ranks_that_share_a_gpu(trainer: str, name: str, tm
     one, two = (trained(ranks, trainer, tmp_path / str(ranks), *RUNS[name]) for ranks in (None, 2))
     assert one["parameters_sha256"] == two["parameters_sha256"]
     assert one == two
+
+
+@pytest.mark.parametrize("name", list(RUNS))
+def test_the_gradient_that_training_there_uses_is_checked(trainer: str, name: str, tmp_path: Path) -> None:
+    options = ("--check-gradient", "--device", "gpu:0", "--microbatches", 2, "--out", tmp_path / "run", *RUNS[name])
+    done = run_command(None, [sys.executable, "-m", trainer, *map(str, options)], tmp_path, limit=50)
+    assert done.status == 0, done.text
+    assert re.match(r"gradient right: .* \(tolerance 0\.00098\).*; computed in float32 on .* \(gpu:0\)\n", done.out)
+    assert not (tmp_path / "run").exists()

@@ -83,7 +83,8 @@ def test_cifar_10(tmp_path: Path) -> None:
     options = ("--dataset", "cifar-10", "--data-dir", tmp_path, "--hidden", 40, "--epochs", 8, "--batch-size", 64)
     for ranks in (1, 2):
         done = train(ranks, tmp_path / f"run-{ranks}", *options, "--augment", "crop 1, flip", "--optimizer", "adam")
-        assert "270 training, 30 validation, 60 test examples; training images: shift 1, flip" in done.out
+        header = " ".join(done.out.split())  # which is wrapped
+        assert "270 training, 30 validation, 60 test examples; training images: shift 1, flip" in header
     assert result(tmp_path / "run-1") == result(tmp_path / "run-2")
     assert summary(tmp_path / "run-1")["test_loss"] < 2.2
     assert 'augment = [\n    "shift 1",\n    "flip",\n]' in (tmp_path / "run-1" / "config.toml").read_text()

@@ -251,7 +251,6 @@ def test_foreign_folder_is_left_alone(folder: Path) -> None:
     first_of(
         [
             ("evaluate", ("nowhere", "--dataset", "digits"), "nowhere"),
-            ("evaluate", ("nowhere",), "dataset"),
             ("predict", ("nowhere", "in.npz", "-o", "out.npz"), "nowhere"),
             ("predict", (), "RUN"),
         ]

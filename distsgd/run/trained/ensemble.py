@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from distsgd.core.device import Array
+from distsgd.core.device_options import FULL
 from distsgd.core.errors import ConfigurationError
 from distsgd.data.examples import Signature
 from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
+from distsgd.run.trained.answers import labels_of
 from distsgd.run.trained.predicting import mean_and_spread
-from distsgd.run.trained.trained_model import TrainedModel, labels_of
+from distsgd.run.trained.trained_model import TrainedModel
 from distsgd.training.metrics.base import Metric
 
 
@@ -37,6 +39,7 @@ class Ensemble:
         if not self.members or not all(isinstance(one, TrainedModel) for one in self.members):
             raise ConfigurationError(f"an ensemble has one or more TrainedModels, got {members!r}")
         named = tuple(f"member {number}" for number in range(len(self.members))) if names is None else tuple(names)
+        self._names = named
         check_alike(named, [(one.task, one._signature) for one in self.members])
 
     def __repr__(self) -> str:
@@ -49,6 +52,21 @@ class Ensemble:
     def task(self) -> Task:
         """What the outputs of each member stand for."""
         return self.members[0].task
+
+    def on(self, device: str, precision: str = FULL) -> Ensemble:
+        """The same ensemble, whose members predict on another device.
+
+        Parameters
+        ----------
+        device, precision : str
+            As `TrainedModel.on` takes them.
+
+        Returns
+        -------
+        Ensemble
+            Of the same members.
+        """
+        return Ensemble([one.on(device, precision) for one in self.members], self._names)
 
     def predict(self, x: Any) -> Array:
         """The mean of the members' predictions.

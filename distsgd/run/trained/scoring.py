@@ -41,7 +41,9 @@ def score(
     loader = stored.loader(examples, with_targets=True)
     evaluator = Evaluator(communicator, loader, [*measured, *([confusion] if confusion else [])], Workers(1))
     layout = Layout.of(stored.objective.parameter_shapes())
-    return dict(evaluator.run(stored.params, stored.state, [layout.views(np.zeros(layout.size, loader.dtype))]))
+    return dict(
+        evaluator.run(stored.params, stored.state, [layout.views(stored.device.empty((layout.size,), loader.dtype))])
+    )
 
 
 def score_predictions(

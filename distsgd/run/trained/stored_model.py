@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from distsgd.core.checkpoint_folder import find_checkpoint
-from distsgd.core.device import Array
+from distsgd.core.device import CPU, Array, Device
+from distsgd.core.device_options import FULL
 from distsgd.core.errors import CheckpointError, ConfigurationError, DataError
 from distsgd.core.layout import Layout, Views
+from distsgd.core.output import say
 from distsgd.core.runtime import check_memory
 from distsgd.data.examples import Examples, Signature
 from distsgd.data.loader import Loader
@@ -21,6 +24,7 @@ from distsgd.parallel import Communicator
 from distsgd.run.build import OWN_MODEL, build_loss, build_objective, build_task
 from distsgd.run.config import OWN_LOSS, TrainConfig
 from distsgd.run.config_file import from_mapping
+from distsgd.run.devices import arrays_on, check_computes, device_for
 from distsgd.run.user_code import names_code
 from distsgd.training.checkpoint_store import fill_model
 from distsgd.training.run_state import Metadata
@@ -28,7 +32,7 @@ from distsgd.training.run_state import Metadata
 
 @dataclass(frozen=True)
 class StoredModel:
-    """An objective with its trained parameters and running statistics, on every rank."""
+    """An objective with its trained parameters and running statistics, on every rank; these lie on the device."""
 
     config: TrainConfig
     signature: Signature
@@ -37,11 +41,33 @@ class StoredModel:
     params: Views
     state: Views
     metadata: Metadata
+    device: Device = CPU
+
+    def check(self, device: Device) -> None:
+        """Raises ConfigurationError where the model can't compute on this device."""
+        check_computes(device, self.objective)
+        if device.precision != FULL and self.config.dtype != FULL:
+            raise ConfigurationError(
+                f"precision {device.precision}: goes with float32 alone, and this model is of {self.config.dtype}; "
+                "leave --precision out"
+            )
+
+    def on(self, device: Device) -> StoredModel:
+        """A model of the host, with its arrays on this device.
+
+        Raises ConfigurationError where it can't compute there, OutOfMemoryError where there is no room.
+        """
+        self.check(device)
+        if device.host_memory:
+            return self
+        params, state = arrays_on(device, self.params, self.state)
+        return replace(self, params=params, state=state, device=device)
 
     def loader(self, examples: Examples, *, with_targets: bool = False) -> Loader:
         """What feeds these examples to the model. Raises DataError where they don't fit it."""
         config = self.config
-        loader = Loader(examples, self.objective, np.dtype(config.dtype), config.seed, with_targets=with_targets)
+        dtype = np.dtype(config.dtype)
+        loader = Loader(examples, self.objective, dtype, config.seed, with_targets=with_targets, device=self.device)
         loader.check()
         self.signature.check_axes(examples.x.shape[1:])
         return loader
@@ -169,3 +195,14 @@ def with_code(communicator: Communicator, stored: Stored, code: str | None) -> S
             "the shape of an example)"
         )
     return replace(stored, config=config).loaded(communicator, objective)
+
+
+def on_devices(
+    communicator: Communicator, models: Sequence[StoredModel], name: str, precision: str
+) -> list[StoredModel]:
+    """The models on this rank's device by `--device` and `--precision`; rank 0 prints what is to be said of it.
+    Collective."""
+    device, notes = device_for(communicator, name, precision)
+    for note in notes if communicator.is_root else ():
+        say(note, sys.stderr)
+    return communicator.everywhere(lambda: [one.on(device) for one in models])

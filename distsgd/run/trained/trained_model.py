@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from distsgd.core.device import Array
+from distsgd.core.components import check_name
+from distsgd.core.device import CPU, Array, Device
+from distsgd.core.device_options import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError, DataError
 from distsgd.core.layout import Views
 from distsgd.core.runtime import single_threaded_blas
@@ -23,6 +25,7 @@ from distsgd.nn.task import Task
 from distsgd.run.caller import numpys_defaults
 from distsgd.run.config import NOT_WRITTEN, TrainConfig
 from distsgd.run.data.given import has_columns, source_of
+from distsgd.run.devices import arrays_on, device_for, short_of_memory
 from distsgd.training.evaluator import predict_all
 from distsgd.training.metrics.base import Metric
 from distsgd.training.run_state import Metadata
@@ -33,9 +36,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from distsgd.run.trained.stored_model import StoredModel
-
-_SUM = 1e-3
-"""How far the probabilities of an example's classes may be from 1 together."""
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
@@ -69,6 +69,7 @@ class TrainedModel:
     _objective: Objective = field(repr=False)
     _metadata: Metadata = field(repr=False)
     _path: str | None = field(repr=False, default=None)
+    _device: tuple[str, str] = field(repr=False, default=(CPU.name, FULL))  # by name, for pickle
 
     def __repr__(self) -> str:
         """Five lines: the model, its task, how far it was trained, its scores, and its hash."""
@@ -77,6 +78,36 @@ class TrainedModel:
         return (
             f"{type(self).__name__}: {described(self._config, self._signature, self.task, self.params, self.summary)}"
         )
+
+    def on(self, device: str, precision: str = FULL) -> Self:
+        """The same model, which predicts and scores on another device; a model that `fit` returns or `load` reads does
+        so on the CPU.
+
+        Parameters
+        ----------
+        device : str
+            As the option `--device`: cpu, gpu, gpu:N or auto; `gpu` is the first that this process sees.
+        precision : str, default "float32"
+            As the option `--precision`: what a GPU rounds numbers to as it multiplies matrices.
+
+        Returns
+        -------
+        TrainedModel
+            With the same `params`, which stay NumPy's arrays, and are copied to a GPU in each call.
+
+        Raises
+        ------
+        ConfigurationError
+            Where there is no such device, or the model can't compute there.
+        """
+        from distsgd.parallel.serial import SerialCommunicator
+
+        check_name("precision", precision, PRECISIONS)
+        found, notes = device_for(SerialCommunicator(), device, precision)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        self._stored().check(found)
+        return replace(self, _device=(found.name, precision))
 
     def predict(self, x: Any) -> Array:
         """Predict with these parameters.
@@ -117,6 +148,8 @@ class TrainedModel:
         ConfigurationError
             Where the model's predictions are no probabilities.
         """
+        from distsgd.run.trained.answers import probabilities
+
         return probabilities(self._predicted(x, "predict_proba", self._objective), self.task)
 
     def labels(self, x: Any) -> Array:
@@ -138,6 +171,8 @@ class TrainedModel:
         ConfigurationError
             Where the model predicts values.
         """
+        from distsgd.run.trained.answers import labels_of
+
         return labels_of(self._predicted(x, "labels", self._objective), self.task)
 
     def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
@@ -208,7 +243,7 @@ class TrainedModel:
         from distsgd.run.trained.scoring import arrays_of, checked, score
 
         names, own = metrics_of(metrics, "evaluate")
-        stored = self._stored()
+        stored = self._stored().on(self._computes_on())
         if (source := source_of(x)) is not None:
             from distsgd.run.trained.held_out import read_for, score_source
 
@@ -264,6 +299,11 @@ class TrainedModel:
         params, state = (Views(arrays, np.empty(0)) for arrays in (self.params, self.state))
         return StoredModel(self._config, self._signature, self.task, self._objective, params, state, self._metadata)
 
+    def _computes_on(self) -> Device:
+        from distsgd.parallel.serial import SerialCommunicator
+
+        return device_for(SerialCommunicator(), *self._device)[0]
+
     def _predicted(self, x: Any, caller: str, objective: Objective) -> Array:
         """What an objective predicts with these parameters, (n, outputs)."""
         read = stored_array if objective.inputs_as_stored else as_array
@@ -287,7 +327,6 @@ class TrainedModel:
         example = self._signature.example_shape
         if x.shape == example and prod(x.shape[1:]) != prod(example):
             raise DataError(f"{caller}: x must be an array of examples, (n, …), got one {example}; make it x[None]")
-        params, state = (Views(arrays, np.empty(0, dtype)) for arrays in (self.params, self.state))
         loader = Loader(self._signature.examples(x), objective, dtype, 0, with_targets=False)
         with numpys_defaults(), single_threaded_blas():
             for name in x.dtype.names or ("",):
@@ -295,7 +334,10 @@ class TrainedModel:
             loader.check()
             self._signature.check_axes(x.shape[1:])
             self._warn(x, 4)
-            return predict_all(loader, params, state)
+            device = self._computes_on()
+            params, state = arrays_on(device, self.params, self.state)
+            with short_of_memory(caller, device):
+                return predict_all(replace(loader, device=device), params, state)
 
     def _rows(self) -> Array | None:
         """The rows of the training examples that the run held out, where they are known."""
@@ -346,30 +388,3 @@ def options_of_run(config: TrainConfig) -> dict[str, Any]:
     """The options of a configuration as `TrainedModel.config` has them."""
     values = {name: value for name, value in vars(config).items() if name not in NOT_WRITTEN}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def labels_of(predictions: Array, task: Task) -> Array:
-    """The labels that predictions stand for, by name where names are known. Raises ConfigurationError for values."""
-    found = task.labels(predictions)
-    if found is None:
-        raise ConfigurationError("labels: the model predicts values and not classes; predict gives them")
-    if not task.names or task.kind != "classification":
-        return found
-    return np.array([*task.names, ""])[found]
-
-
-def probabilities(predictions: Array, task: Task) -> Array:
-    """Predictions (n, k) as one probability for each class. Raises ConfigurationError where they are none."""
-    if task.kind not in ("classification", "multilabel"):
-        raise ConfigurationError("predict_proba: the model predicts values and not classes; predict gives them")
-    single = task.kind == "classification" and predictions.shape[1] == 1
-    total = predictions.sum(axis=1, keepdims=True)
-    wrong = (predictions < 0) | (predictions > 1)
-    if task.kind == "classification" and not single:
-        wrong |= abs(total - 1) > _SUM
-    if wrong.any() or (single and task.answer == "score"):
-        raise ConfigurationError(
-            "predict_proba: this model's predictions are scores and no probabilities, which the losses "
-            "softmax-cross-entropy and binary-cross-entropy give; predict returns them as they are"
-        )
-    return np.concatenate([1 - predictions, predictions], axis=1) if single else predictions

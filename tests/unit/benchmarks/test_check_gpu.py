@@ -15,7 +15,7 @@ import pytest
 from benchmarks import check_gpu, gpu_findings, side_by_side
 from benchmarks.children.gpu_look import look
 from benchmarks.processes import under_mpirun
-from distsgd.core.device import PRECISIONS
+from distsgd.core.device_options import PRECISIONS
 from distsgd.core.processes import can_look, stat
 from tests.unit.benchmarks.test_benchmarks import NOWHERE, ROOT, has_mpirun
 from tests.waiting import LIMIT, wait_until

@@ -10,6 +10,7 @@ from distsgd.core.device import Device
 from distsgd.gpu.devices import choose_device
 from tests import emulated_kernels
 from tests.gpu_cases.kernels import *  # noqa: F403
+from tests.gpu_cases.trained import *  # noqa: F403
 from tests.gpu_cases.trainings import *  # noqa: F403
 from tests.strict_device import StrictModule, strict_device
 

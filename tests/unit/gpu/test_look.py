@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.children import gpu_look
 from benchmarks.gpu_findings import look_lines
-from distsgd.core.device import PRECISIONS
+from distsgd.core.device_options import PRECISIONS
 from distsgd.core.errors import ConfigurationError
 from distsgd.gpu import cublas
 from distsgd.gpu.self_check import CHECKS

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distsgd.core.device import FULL, PRECISIONS, Device, to_host
+from distsgd.core.device import Device, to_host
+from distsgd.core.device_options import FULL, PRECISIONS
 from distsgd.core.errors import ConfigurationError, NonFiniteError, RunFolderError
 from distsgd.core.kernels import kernels_for
 from distsgd.core.layout import Layout

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.device import PRECISIONS
+from distsgd.core.device_options import PRECISIONS
 from distsgd.core.errors import ConfigurationError
 from distsgd.gpu import cublas
 from distsgd.gpu import kernels as gpu

@@ -7,16 +7,17 @@ import sys
 
 from tests.unit.project.test_structure import ROOT
 
-MOST = 113
-"""The last twenty-three: `optim.layerwise`, `optim.registry` and `training.norms`, for every step may need norms, three
+MOST = 115
+"""The last twenty-five: `optim.layerwise`, `optim.registry` and `training.norms`, for every step may need norms, three
 folders of `run/`, `core.kernel_family`, for every run says which kernels its bits are of, `run.caller`, for every fit
 takes back what it has set in the process, `data.features`, for every run keeps the ranges of its inputs, the two
 files that `run.fit` became, `run.fit_arguments` and `run.trained.trained_model`, and five where losses, metrics and
 `run.build` became several files, so that losses and metrics that aren't used are not imported: two `base`, two of
-classes, `run.build_metrics`, `parallel.owned_state`, for every run gathers its optimizer's state at the end, and five
+classes, `run.build_metrics`, `parallel.owned_state`, for every run gathers its optimizer's state at the end, five
 for dense networks, whose microbatches are computed at once: `core.kernels.blas`, `core.kernels.several`, `nn.stack`,
-`training.stacks` and `training.zero_gradients`, which was a part of `training.gradients`, and `core.kernels.squares`,
-which was a part of `core.kernels.cpu` and says where shards end."""
+`training.stacks` and `training.zero_gradients`, which was a part of `training.gradients`, `core.kernels.squares`,
+which was a part of `core.kernels.cpu` and says where shards end, and `run.devices` and
+`core.device_options`, for every run and every prediction chooses its device."""
 SMALL = """
 import sys
 sys.modules["cupy"] = None  # as where it isn't installed

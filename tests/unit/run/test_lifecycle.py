@@ -13,11 +13,11 @@ import pytest
 from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.parallel import Communicator
 from distsgd.parallel.serial import SerialCommunicator
-from distsgd.run import build_trainer
+from distsgd.run import devices
 from distsgd.run.build import build_objective
-from distsgd.run.build_trainer import device_for
 from distsgd.run.config import TrainConfig, own_optimizer, resolved
 from distsgd.run.data.loading import load_data
+from distsgd.run.devices import device_for
 from distsgd.run.files.folder import run_folder
 from distsgd.run.fit import fit
 from distsgd.run.lifecycle import Attempt, RunSpec, run
@@ -105,6 +105,6 @@ def test_what_needs_a_folder_is_refused_without(option: dict[str, Any]) -> None:
 def test_ranks_with_and_without_cupy_choose_a_device_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only some of them would do, the others would wait for."""
     answers = cycle([True, False])
-    monkeypatch.setattr(build_trainer, "may_be_gpu", lambda name: next(answers))
-    found = run_on_threads(2, lambda communicator: device_for(communicator, TrainConfig())[0].name)
+    monkeypatch.setattr(devices, "may_be_gpu", lambda name: next(answers))
+    found = run_on_threads(2, lambda communicator: device_for(communicator, "auto", "float32")[0].name)
     assert found == ["cpu", "cpu"]
