@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from benchmarks.processes import ROOT, environment
 from distsgd.core.processes import with_variable
@@ -25,7 +25,6 @@ _TAG = "DESCENDS_FROM_COMMAND"
 Launchers and benchmarks give their children groups of their own, and would leave them behind when they are killed.
 Its name is none of those that `environment` takes away.
 """
-_NUMBERS = itertools.count(1)
 _BANNER = re.compile(r"^=+\n= +BAD TERMINATION", re.MULTILINE)
 _PAUSE, _ROUNDS = 0.05, 20
 _NOT_FOUND = 127
@@ -67,7 +66,7 @@ class Running:
 
     def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
         self.name, self.log = name, folder / f"{name}.log"
-        self.tag = f"{os.getpid()}-{next(_NUMBERS)}"
+        self.tag = uuid4().hex  # process numbers come again: after a check that was killed, and in each container
         self.began = time.monotonic()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -27,7 +27,7 @@ from distsgd.nn.objective import Objective, Supervised
 _CAST_AT_ONCE = 8192
 """Numbers that NumPy casts at once: sums of more are cut there."""
 _BYTES_OF_IMAGES = 8 << 20
-"""About how many bytes of all layers' outputs there are at a time, where they are images."""
+"""About how many bytes of all layers' outputs, and of convolutions' gradients, there are at a time."""
 _OF_VECTORS: tuple[type[Layer], ...] = (Dense, Activation, Flatten)
 
 
@@ -88,7 +88,8 @@ def _of_images() -> tuple[type[Layer], ...]:
 
 
 def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
-    """How many microbatches of n examples are computed at once: as many images as the cache takes, with all outputs.
+    """How many microbatches of n examples are computed at once: as many images as the cache takes, with all outputs and
+    the gradients of convolutions, of which each microbatch has its own.
 
     Larger microbatches gain nothing, and would need more memory.
 
@@ -110,11 +111,13 @@ def most_at_once(objective: Objective, n: int, itemsize: int) -> int | None:
     assert isinstance(objective.model, Sequential), "of several layers"
     if len(objective.input_shape) == 1:
         return None
-    shape, size = objective.input_shape, 0
+    shape, size, gradients = objective.input_shape, 0, 0
     for layer in objective.model.layers:
         shape = layer.output_shape(shape)
         size += prod(shape)
-    return max(1, _BYTES_OF_IMAGES // (size * n * itemsize))
+        if not isinstance(layer, Dense):
+            gradients += sum(map(prod, layer.parameter_shapes().values()))
+    return max(1, _BYTES_OF_IMAGES // ((size * n + gradients) * itemsize))
 
 
 class Stack:

@@ -287,5 +287,5 @@ class LocalReduction(OwnState):
 
 def update_chunks(span: slice, length: int = UPDATE_CHUNK) -> Iterator[slice]:
     """The span in chunks of at most `length` elements, between which no block is divided."""
-    for start in range(span.start - span.start % BLOCK, span.stop, length):
+    for start in range(span.start - span.start % BLOCK, span.stop, length) if span.start < span.stop else ():
         yield slice(max(start, span.start), min(start + length, span.stop))

@@ -30,10 +30,11 @@ class _Sums:
 
     places   of each microbatch: where its gradient goes
     n        examples of a microbatch
+    memory   by layer, (microbatches, parameters): what a worker's stacks write one after the other
     """
 
-    def __init__(self, places: Sequence[Addition[Views]], n: int) -> None:
-        self._places, self._n = places, n
+    def __init__(self, places: Sequence[Addition[Views]], n: int, memory: dict[str, Array]) -> None:
+        self._places, self._n, self._memory = places, n, memory
         self._dense: dict[str, _LayerSums] = {}
         self._others: dict[str, tuple[Views, list[Callable[[], None]]]] = {}
 
@@ -59,9 +60,11 @@ class _Sums:
             place()
 
     def _apart(self, layer: str) -> tuple[Views, list[Callable[[], None]]]:
-        own = self._places[0].into.scope(layer)
-        layout = Layout.of({name: array.shape for name, array in own.items()})
-        views = layout.rows(np.empty((len(self._places), layout.size), own.flat.dtype))
+        own, parts = self._places[0].into.scope(layer), len(self._places)
+        layout, memory = Layout.of({name: array.shape for name, array in own.items()}), self._memory.get(layer)
+        if memory is None or len(memory) < parts:
+            memory = self._memory[layer] = np.empty((parts, layout.size), own.flat.dtype)
+        views = layout.rows(memory[:parts])
         return views, [placed(views[name], [_named(place, layer, name) for place in self._places]) for name in own]
 
     def _enter(self, layer: str) -> None:
@@ -134,6 +137,7 @@ class Stacks:
         self._first, self._last = nodes[0].node[0], nodes[-1].node[1]
         self._records = reduction.records[self._first - reduction.first_microbatch :]
         self._prepared: dict[tuple[int, ...], list[tuple[Span, Stack, _Sums]]] = {}
+        self._memory: dict[str, Array] = {}
 
     def compute(self, minibatch: Minibatch, gathered: GatheredBatch, state: Views) -> bool:
         """Computes all of the worker's microbatches, whose examples are gathered; does nothing where it can't, and
@@ -172,7 +176,7 @@ class Stacks:
             most = most_at_once(self._objective, length, self._params.flat.itemsize) or end - begin
             for first in range(begin, end, most):
                 last = min(first + most, end)
-                sums = _Sums([places[k] for k in range(first, last)], length)
+                sums = _Sums([places[k] for k in range(first, last)], length, self._memory)
                 found.append(((first, last), Stack(self._objective, last - first), sums))
         return found
 

@@ -226,8 +226,8 @@ def _runs(window: Window, height: int, out_height: int, together: int) -> tuple[
         for h in range(start, stop):
             top, i = divmod(h + window.before[0], step)
             bottom = top + 1 - len(range(i, window.size[0], step))
-            low, high = max(bottom, 0), min(top + 1, out_height)
-            own = _Run(h, 1, i, low - bottom, low, max(low, high))
+            low, high = (min(max(row, 0), out_height) for row in (bottom, top + 1))  # none for rows that are cut
+            own = _Run(h, 1, i, max(low - bottom, 0), low, high)
             before = runs[last[i]] if i in last else None
             if before is not None and own._replace(h=before.h, rows=before.rows) == before._replace(
                 low=before.low + before.rows, high=before.high + before.rows

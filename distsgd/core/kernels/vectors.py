@@ -56,8 +56,8 @@ def row_sums(rows: Array, out: Array) -> None:
 
 
 def positive(x: Array) -> Array:
-    """max(x, 0), along rows as long as there are."""
-    rows = x.reshape(x.shape[0] if x.ndim > 1 else 1, -1)
+    """max(x, 0), along rows as long as there are in one image: zeros of that length are kept."""
+    rows = x.reshape(prod(x.shape[: max(1, x.ndim - 3)]) if x.ndim > 1 else 1, -1)
     out = None if x.size < _BLOCK else empty(rows.shape, x.dtype)
     y: Array = np.maximum(rows, zeros(rows.shape[1], x.dtype), out=out)
     return y.reshape(x.shape)

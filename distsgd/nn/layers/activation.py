@@ -62,7 +62,7 @@ def tanh(x: Array) -> tuple[Array, Backward]:
 def relu(x: Array) -> tuple[Array, Backward]:
     """y := max(x, 0), dx := dy where y > 0, else 0."""
     y: Array = kernels_for(x).positive(x)
-    return y, lambda dy, grads: kernels_for(x).masked(dy, y)
+    return y, lambda dy, grads: kernels_for(y).masked(dy, y)  # of y: what x lay in is free for the next layer
 
 
 def leaky_relu(x: Array) -> tuple[Array, Backward]:

@@ -230,6 +230,24 @@ def test_what_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     wait_until(lambda: (found := stat(grandchild)) is None or found.ended, "the end of the process")
 
 
+@pytest.mark.skipif(not can_look(), reason="this system has no /proc")
+def test_what_others_have_started_goes_on(tmp_path: Path) -> None:
+    """What an earlier check has left that had this one's process number, or one in a container, is not its own."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom benchmarks.side_by_side import Running\nsys.stdin.readline()\n"
+        "Running('ends', [sys.executable, '-c', ''], Path(sys.argv[1])).end()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, text=True) as check:
+        tagged = {**os.environ, "DESCENDS_FROM_COMMAND": f"{check.pid}-1"}
+        waits = [sys.executable, "-c", "import sys; sys.stdin.readline()"]
+        with subprocess.Popen(waits, env=tagged, stdin=subprocess.PIPE, text=True) as other:
+            check.communicate("go on\n", timeout=LIMIT)
+            assert other.poll() is None
+            other.communicate("end\n", timeout=LIMIT)
+    assert (check.returncode, other.returncode) == (0, 0)
+
+
 def test_commands_run_side_by_side(tmp_path: Path) -> None:
     """Each waits for the other one's file, so that one after the other they would not end."""
     code = (

@@ -125,6 +125,7 @@ POOLED = [
     *((2, 3, 9, 8, kernel, stride, padding, 3, size) for kernel, stride, padding, size
       in product((1, 3, (3, 2)), (1, 2), ("valid", "same", 2), (1, 2, (1, 3), (2, 1)))),
     (1, 4, 28, 28, 5, 1, "valid", 10, 2), (16, 4, 32, 32, 3, 1, "same", 33, 3), (2, 3, 12, 9, 3, 1, "same", 4, (4, 9)),
+    (16, 2, 12, 12, 3, 1, "valid", 100, 7),  # blocks of rows that no window covers
 ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -328,3 +330,20 @@ def test_a_plain_layer_with_state_is_refused_where_its_class_is_made() -> None:
     with pytest.raises(ConfigurationError, match=r"^Mean: "):
         type("Mean", (Dense,), body)
     assert issubclass(type("Mean", (BatchNormalization,), body), BatchNormalization)
+
+
+@pytest.mark.parametrize("shape", [(12, 8, 8, 40), (1, 12, 8, 8, 40)], ids=["images", "a stack of images"])
+def test_relu_keeps_its_output_alone(shape):
+    """Neither its input nor zeros of that size: what a model's activations need is once their memory."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    size, of_x = x.nbytes, weakref.ref(x)
+    tracemalloc.start()
+    y, backward = Activation("relu").forward({}, x, None, "")
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 1.2 * size
+    np.testing.assert_array_equal(y, np.where(x > 0, x, 0.0))
+    expected = np.where(x > 0, 2.0, 0.0)
+    del x
+    assert of_x() is None
+    np.testing.assert_array_equal(backward(np.full(shape, 2.0), {}), expected)

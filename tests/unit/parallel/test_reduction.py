@@ -193,6 +193,17 @@ def test_small_networks_are_cut_evenly(elements: int) -> None:
         assert max(Partition(ranks, ranks, elements).counts()) <= most * elements / ranks
 
 
+@pytest.mark.parametrize("ranks", [1, 3, 5])
+@pytest.mark.parametrize("elements", [7, 5_000, 3 * BLOCK + 17])
+def test_chunks_of_an_update_have_elements(elements: int, ranks: int) -> None:
+    """A rank of a small network that owns none updates none, wherever its share would begin."""
+    partition = Partition(ranks, ranks, elements)
+    for rank in range(ranks):
+        chunks = list(update_chunks(partition.elements_of(rank)))
+        assert all(chunk.start < chunk.stop for chunk in chunks)
+        assert sum(chunk.stop - chunk.start for chunk in chunks) == partition.counts()[rank]
+
+
 @pytest.mark.parametrize("kind", ["shared", "mpi"])
 @pytest.mark.parametrize("sizes", [(3, 2), (1, 4), (5, 1)])
 def test_optimizer_state_moves_to_other_ranks(kind: str, sizes: tuple[int, int]) -> None:

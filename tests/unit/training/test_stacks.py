@@ -5,6 +5,7 @@ A run that looks at each microbatch's gradient computes them one after the other
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,22 @@ def test_bits_of_networks_of_images(model: str, options: dict[str, Any], stacks:
     stacks.clear()
     assert found == bits(data, model, **options, on_non_finite="skip")
     assert not stacks
+
+
+def test_memory_of_wide_convolutions_of_small_images(stacks: list[int]) -> None:
+    """Each microbatch has its own gradients of convolutions, which may be far larger than its images."""
+    data = (IMAGES[:64, :, :5, :5], LABELS[:64])
+
+    def peak(**options: Any) -> int:
+        tracemalloc.start()
+        bits(data, "conv 128 3x3, relu, conv 512 3x3, relu, dense", microbatches=16, **options)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    apart = peak(on_non_finite="skip")
+    assert peak() < 2 * apart
+    assert stacks
 
 
 @pytest.mark.parametrize("loss", ["squared-error", "huber", "quantile", "binary-cross-entropy"])
