@@ -86,7 +86,8 @@ class ShardedUpdate:
         owned = reduction.partition.spans_of(reduction.communicator.rank)
         length = reduction.plan.chunk * (1 if self.workers.count == 1 else _CHUNKS_OF_THREADS)
         longest = max((span.stop - span.start + span.start % BLOCK for span in owned), default=0)
-        self._length = max(longest, 1) if 2 * longest <= 3 * length else length  # a few more cost less than more calls
+        small = self.workers.count == 1 and 2 * longest <= 3 * length  # a few more cost less than more calls
+        self._length = max(longest, 1) if small else length
         spans = [chunk for span in owned for chunk in update_chunks(span, self._length)]
         self.chunks = [
             self._prepare(spans[slice(*part(len(spans), self.workers.count, worker))], segments)
