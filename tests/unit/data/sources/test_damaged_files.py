@@ -17,6 +17,6 @@ FORMATS = ("hdf5", "netcdf", "zarr 2", "zarr 3", "blosc", "parquet", "feather", 
 def test_damaged_files(files: int, tmp_path: object) -> None:
     words = [word for name in FORMATS for word in ("--format", name)]
     line = [sys.executable, "-m", "tests.fuzz_formats", "--files", str(files), "--keep", str(tmp_path), *words]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=10 * LIMIT)
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT * files)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(f"{name}: {files} files" in done.stdout for name in FORMATS), done.stdout
