@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import distsgd
@@ -234,7 +234,12 @@ def test_bits_of_any_network_of_images(layers: list[str], microbatches: int, bat
     model = ", ".join(["conv 6 2x2", *layers, "dense 12, relu, dense"])
     options = {"microbatches": microbatches, "batch_size": batch_size, "epochs": 1, "dtype": kind}
     data = (np.pad(IMAGES, ((0, 0), (0, 0), (4, 4), (3, 3))), LABELS)
-    assert bits(data, model, **options) == bits(data, model, **options, on_non_finite="skip")
+    try:
+        stacked = bits(data, model, **options)
+    except distsgd.ConfigurationError as error:
+        assume("doesn't fit" not in str(error))  # such layers make images smaller, down to nothing
+        raise
+    assert stacked == bits(data, model, **options, on_non_finite="skip")
 
 
 def test_ranks_may_differ_in_what_they_compute_at_once() -> None:
