@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from weakref import finalize
 
@@ -22,12 +22,12 @@ from distsgd.parallel.channels import Channels, Message
 from distsgd.parallel.communicator import Communicator
 from distsgd.parallel.message_reduction import MessageReduction, fill
 from distsgd.parallel.reduction import GradientReduction, Plan
-from distsgd.parallel.routes import Groups, Routes, routes
+from distsgd.parallel.routes import Groups, routes
+from distsgd.parallel.sectioned_reduction import SectionedReduction, SectionMessages
 from distsgd.parallel.sections import Section, Sectioned
 from distsgd.parallel.shared_barrier import IN_ORDER
 from distsgd.parallel.shared_memory import shared_array
 from distsgd.parallel.transport import Transport
-from distsgd.parallel.tree import Span, TreeSum, scratch_levels
 
 _TAGS, _TAGS_OF_ONE = 480, 64
 """Tags go round, so that a message that no rank has received is never taken for one of another reduction's."""
@@ -39,62 +39,30 @@ _abandoned: list[Message] = []
 
 
 @dataclass(eq=False)
-class _Messages:
-    """One section: what this rank owns of it, and its messages.
+class _Messages(SectionMessages):
+    """One section's messages."""
 
-    first     where the elements lie among all that this rank owns
-    sums      the rows' elements that this rank owns, by node of the tree: of its group, and of others as they arrive
-    to_send   (sum of the group's microbatches on a chunk, its place in the message), by the microbatches' bounds
-    """
-
-    span: slice
-    first: int
-    routes: Routes
-    sums: dict[Span, Array]
     sends: list[Message] = field(default_factory=list)
     receives: list[Message] = field(default_factory=list)
     params_sends: list[Message] = field(default_factory=list)
     params_receives: list[Message] = field(default_factory=list)
-    to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = field(default_factory=dict)
-    places: list[tuple[Span, slice, Array]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _ArrivingSum(TreeSum):
-    """A sum that waits until its rows are here."""
-
-    arrive: Callable[[], None] = lambda: None
-
-    def compute(self) -> Array:
-        self.arrive()
-        return TreeSum.compute(self)
-
-
-class OverlappedReduction(MessageReduction):
-    """One replica for each group. Raises NotShared, on all ranks, where a group can't share memory.
-
-    in_order   whether the model asks for its layers' parameters in their order, and writes their gradients in the
-               reverse order: then `finish` needs no wait, for `await_params` follows
-    alone      whether the main thread computes and updates all: messages are for it, so others neither send nor wait
-    """
+class OverlappedReduction(SectionedReduction[_Messages]):
+    """One replica for each group. Raises NotShared, on all ranks, where a group can't share memory."""
 
     def __init__(self, communicator: Communicator, plan: Plan, group: Communicator) -> None:
-        partition = plan.partition
-        assert isinstance(partition, Sectioned)
         channels: Channels | None = communicator.transport.channels(communicator.heartbeat)
         assert channels is not None
-        self.sections, self.channels = partition.sections, channels
-        self.in_order = False
+        self.channels = channels
         self._tag = communicator.broadcast_object(next(_numbers)) % _TAGS * _TAGS_OF_ONE
-        self._messages: list[_Messages] = []
         super().__init__(communicator, plan, group)
-        self.alone = True
         in_flight = [message for one in self._messages for message in _all_of(one)]
         self._release = finalize(self, _release, in_flight)
         self._release.atexit = False
         self._bounds: tuple[int, ...] | None = None
-        self._step = self._gathers = self._complete = self._sent = 0
-        self._params_sent = self._arrived = self._ready = len(self.sections)
+        self._step = self._gathers = self._complete = 0
+        self._arrived = self._ready = len(self.sections)
         self._prepare_words()
 
     # What is set up once.
@@ -108,21 +76,12 @@ class OverlappedReduction(MessageReduction):
         self._word, self._params_word = counts.pop(self.group.rank)
         self._neighbours = counts
 
-    def _prepare_messages(self, groups: Groups) -> None:
-        levels = scratch_levels(self.partition.microbatches)
-        self._scratch = np.empty((levels - 1, self.plan.chunk), self.plan.dtype)
-        first = 0
-        for index, section in enumerate(self.sections):
-            messages = self._of_section(section, groups, first, self._tag + 2 * index)
-            self._messages.append(messages)
-            first += messages.span.stop - messages.span.start
-
-    def _of_section(self, section: Section, groups: Groups, first: int, tag: int) -> _Messages:
-        """A section's messages: sums have the tag, parameters the next one."""
-        rank, channels, dtype = self.communicator.rank, self.channels, self.plan.dtype
+    def _of_section(self, index: int, section: Section, groups: Groups, first: int) -> _Messages:
+        """A section's messages: sums have a tag of their own, parameters the next one."""
+        rank, channels, dtype, tag = self.communicator.rank, self.channels, self.plan.dtype, self._tag + 2 * index
         found, span = routes(section, groups, rank), section.elements_of(rank)
         sums = {node: row[span] for node, row in self._rows.items()}
-        made = _Messages(span, first, found, sums)
+        made = _Messages(span, first, sums)
         for owner in found.owners:
             theirs = section.elements_of(owner)
             if theirs.start < theirs.stop:
@@ -188,13 +147,8 @@ class OverlappedReduction(MessageReduction):
         self._sent = len(self._messages)
 
     def _send_sums(self, messages: _Messages) -> None:
-        bounds = self._bounds
-        assert bounds is not None
-        planned = messages.to_send.get(bounds)
-        if planned is None:
-            places = messages.places
-            planned = [sums for node, span, row in places for sums in self._sums_of(node, span, row, bounds)]
-            messages.to_send[bounds] = planned
+        assert self._bounds is not None
+        planned = self._planned(messages, self._bounds)
         self.channels.wait(messages.sends)
         fill(planned)
         _start(messages.sends)
@@ -205,35 +159,13 @@ class OverlappedReduction(MessageReduction):
     def allgather_on_host(self, flat: Array, counts: Sequence[int]) -> None:
         self.channels.allgather_slices(flat, counts)
 
-    def _owning(self, element: int) -> _Messages:
-        """The section in which this rank owns an element."""
-        return next(messages for messages in self._messages if messages.span.start <= element < messages.span.stop)
-
-    def sums(self, span: slice) -> tuple[dict[Span, Array], slice]:
-        messages = self._owning(span.start)
-        return messages.sums, slice(span.start - messages.span.start, span.stop - messages.span.start)
-
-    def total(self, bounds: tuple[int, ...], span: slice, scratch: Sequence[Array]) -> TreeSum:
-        total, receives = super().total(bounds, span, scratch), self._owning(span.start).receives
-        planned = {one.name: getattr(total, one.name) for one in fields(total)}
-        return _ArrivingSum(**planned, arrive=lambda: self.channels.wait(receives))
+    def _arrive(self, messages: _Messages) -> None:
+        self.channels.wait(messages.receives)
 
     # Parameters.
 
-    def has_updated(self, span: slice) -> None:
-        if self.alone:
-            messages = self._owning(span.start)
-            if span.stop == messages.span.stop:
-                self._send_params(messages)
-
-    def _send_params(self, messages: _Messages) -> None:
-        """The parameters of all sections up to this one, which are updated."""
-        while self._params_sent < len(self._messages):
-            following = self._messages[self._params_sent]
-            if following.first > messages.first:
-                return
-            _start(following.params_sends)
-            self._params_sent += 1
+    def _start_params(self, index: int) -> None:
+        _start(self._messages[index].params_sends)
 
     def finish(self, wait: bool) -> None:
         if wait or not (self.in_order and self._sees_neighbours and self.alone):
@@ -281,13 +213,6 @@ class OverlappedReduction(MessageReduction):
     def load_params(self, params: Array | None) -> None:
         self.await_params()
         super().load_params(params)
-
-    # The optimizer's state: this rank's elements, section by section.
-
-    def slots(self, start: int, stop: int) -> tuple[Array, ...]:
-        messages = self._owning(start)
-        first = start - messages.span.start + messages.first
-        return tuple(self._slots[:, first : first + stop - start])
 
     def close(self) -> None:
         self._release()

@@ -13,7 +13,7 @@ from distsgd.core.device import Array
 from distsgd.core.layout import Layout, Views
 from distsgd.nn.layers.sequential import Sequential
 from distsgd.nn.objective import Objective, Supervised
-from distsgd.parallel.overlapped_reduction import OverlappedReduction
+from distsgd.parallel.sectioned_reduction import SectionedReduction
 from distsgd.training.steps import StepParts
 
 
@@ -65,7 +65,7 @@ def views_by_layer(parts: StepParts) -> tuple[Views, Callable[[Array], Views]]:
     """
     reduction, layout = parts.reduction, parts.layout
     params = layout.views(reduction.params).read_only()
-    if not isinstance(reduction, OverlappedReduction):
+    if not isinstance(reduction, SectionedReduction):
         return params, layout.views
     reduction.alone = parts.workers.count == 1  # those that update may be more than those that call the model
     reduction.in_order = goes_by_layer(parts.objective, layout)

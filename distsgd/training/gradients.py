@@ -78,7 +78,6 @@ class MicrobatchGradients:
 
     def compute(self, minibatch: Minibatch) -> None:
         """All of this rank's microbatches, by its workers."""
-        self.reduction.begin(minibatch.bounds)
         if self.statistics.are_copied:
             self._state = self.statistics.for_model()
         self._workers.run(lambda worker: self.compute_of_worker(worker, minibatch))

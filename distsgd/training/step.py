@@ -47,6 +47,7 @@ class TrainingStep(StepParts):
         """Makes a step; raises on all ranks what any rank raises. The arguments are those of `Steps.advance`."""
         minibatch = self.minibatch(order)
         self.gradients.clear()
+        self.reduction.begin(minibatch.bounds)
         if skip is None:
             self.gradients.compute(minibatch)
         given, scalars, records = self._reduce(minibatch, flags)
