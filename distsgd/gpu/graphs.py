@@ -37,8 +37,8 @@ class NotRecorded(Exception):
 class _Graph:
     """A graph, and what has to live as long as it: all memory whose addresses its kernels hold.
 
-    The pool is its own, see `_pool`. Another pool would reuse the memory when the recording's arrays are deleted, and a
-    later start of the graph would overwrite what is there then.
+    The pool is its own, see `memory_pool`. Another pool would reuse the memory when the recording's arrays are deleted,
+    and a later start of the graph would overwrite what is there then.
     """
 
     graph: Any
@@ -170,7 +170,7 @@ class StepGraphs:
         minibatch = RecordedMinibatch(
             self._loader, bounds, rows, numbers, self._inputs[:scalars].view(np.float64), self._non_finite, clock
         )
-        pool, stream = _pool(xp), xp.cuda.get_current_stream()
+        pool, stream = memory_pool(xp), xp.cuda.get_current_stream()
         with xp.cuda.using_allocator(pool.malloc):
             stream.begin_capture()
             try:
@@ -185,7 +185,7 @@ class StepGraphs:
         return _Graph(graph, pool, minibatch, others)
 
 
-def _pool(xp: Any) -> Any:
+def memory_pool(xp: Any) -> Any:
     """A memory pool that frees no memory as long as it exists.
 
     CuPy's own pool frees memory that no array uses when it runs short, and a graph's kernels write there.

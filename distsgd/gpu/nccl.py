@@ -1,4 +1,4 @@
-"""The NCCL transport, through CuPy: from GPU to GPU, on the computing stream, without the host.
+"""The NCCL transport, through CuPy: from GPU to GPU, on streams of the GPU, without the host.
 
 NCCL sends bytes and adds nothing, so that a step's bits are those of every other transport.
 """
@@ -37,7 +37,8 @@ class NcclTransport(Transport):
         self.rank, self.size = communicator.rank, communicator.size
         self.enter, self.exit = communicator.heartbeat.enter, communicator.heartbeat.exit
         self._device, self._nccl, self._comm = device, nccl, comm
-        self._sent = device.xp.cuda.Event(disable_timing=True)
+        self._aside = device.xp.cuda.Stream(non_blocking=True)
+        self._sent, self._begun = (device.xp.cuda.Event(disable_timing=True) for _ in range(2))
         self._in_flight = False
 
     def broadcast(self, array: Array) -> None:
@@ -69,6 +70,19 @@ class NcclTransport(Transport):
                 if count:
                     self._comm.broadcast(at, at, count * width, byte, root, stream)
                 at += count * width
+
+    @contextmanager
+    def aside(self, ended: Any) -> Iterator[None]:
+        """What is launched inside comes after all on the current stream so far, and runs beside what follows there.
+
+        The event `ended` is recorded at its end: what needs it has to wait for that. All that is launched so comes in
+        one order.
+        """
+        self._begun.record(self._device.xp.cuda.get_current_stream())
+        self._aside.wait_event(self._begun)
+        with self._aside:
+            yield
+        ended.record(self._aside)
 
     def launched(self) -> None:
         self._sent.record(self._device.xp.cuda.get_current_stream())

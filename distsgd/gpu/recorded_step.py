@@ -45,6 +45,7 @@ def compute_recorded(step: TrainingStep, minibatch: RecordedMinibatch) -> tuple[
     """Launches a whole step; returns its records, and other arrays that have to keep their addresses."""
     gradients, reduction, bounds = step.gradients, step.reduction, minibatch.bounds
     gradients.clear()
+    reduction.begin(bounds)
     gradients.compute_of_worker(0, minibatch)
     if gradients.error is not None:
         raise gradients.error

@@ -116,12 +116,17 @@ class MessageReduction(OwnState):
                 yield total, place
 
     def reduce_scatter(self, bounds: tuple[int, ...]) -> tuple[Array, Array]:
+        # No rank has all heads before every rank has come here: from now on the neighbours' rows are complete.
+        heads = self._gather_heads()
+        self.launch_sums(bounds)
+        return heads
+
+    def _gather_heads(self) -> tuple[Array, Array]:
+        """(flags, records) of all ranks, when this rank's GPU has ended what was launched on it."""
         self.transport.synchronize()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
-        # No rank has all heads before every rank has come here: from now on the neighbours' rows are complete.
         self.allgather_on_host(self._heads, self._head_counts)
-        self.launch_sums(bounds)
         return self._heads[self._flags_at], self._heads[self._records_at]
 
     def launch_sums(self, bounds: tuple[int, ...]) -> None:

@@ -353,16 +353,16 @@ def _exact(
         raise ConfigurationError("communication nccl: NCCL joins GPUs, and this run computes on the CPU; use auto")
     if communicator.size == 1:
         return LocalReduction(communicator, plan), None
-    from distsgd.parallel.message_reduction import MessageReduction
     from distsgd.parallel.overlapped_reduction import reduction_by_messages
     from distsgd.parallel.shared_memory import NotShared
     from distsgd.parallel.shared_reduction import SharedReduction
 
     if not plan.device.host_memory:
         from distsgd.gpu.choose_transport import between_gpus
+        from distsgd.gpu.nccl_reduction import reduction_by_nccl
 
         of_gpus, note = between_gpus(communicator, plan.device, communication)
-        return MessageReduction(communicator, plan, apart, of_gpus), note
+        return reduction_by_nccl(communicator, plan, of_gpus), note
     if communication == "mpi":
         return reduction_by_messages(communicator, plan, apart, transport), None
     try:

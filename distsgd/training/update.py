@@ -96,10 +96,12 @@ class ShardedUpdate:
 
     def _prepare(self, spans: Sequence[slice], segments: Sequence[Segment]) -> list[Chunk]:
         """One worker's chunks, which share its scratch memory."""
-        dtype, xp = self.reduction.plan.dtype, self.reduction.plan.device.xp
-        levels = scratch_levels(self.reduction.partition.microbatches, self.reduction.plan.device.one_pass)
+        device, dtype = self.reduction.plan.device, self.reduction.plan.dtype
+        xp, levels = device.xp, scratch_levels(self.reduction.partition.microbatches, device.one_pass)
         scratch = xp.empty((3 + levels, self._length), dtype)
-        prepared, once = [], self.clip_norm is None and self._layers is None
+        prepared = []
+        # A recorded step sums all up before it updates any; so does one that needs norms.
+        once = self.clip_norm is None and self._layers is None and (len(spans) < 2 or not device.one_pass)
         for span in spans:
             count = span.stop - span.start
             total = scratch[2, :count] if once else xp.empty(count, dtype)

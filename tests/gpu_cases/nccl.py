@@ -10,14 +10,15 @@ import pytest
 from distsgd.core.device import Array, Device, to_host
 from distsgd.core.random import normal
 from distsgd.gpu.devices import gpu_count
+from distsgd.gpu.graphs import memory_pool
 from distsgd.gpu.nccl import NcclTransport, open_nccl
 from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.transport import Parts
 from distsgd.parallel.tree import scratch_levels, tree_sum
 from tests.unit.gpu.test_training import SETTINGS, on_ranks, same, train
 
-DEEP: dict[str, Any] = {"hidden": (2000, 1000), "max_steps": 4}
-"""Eight megabytes of gradient."""
+DEEP: dict[str, Any] = {"hidden": (3000, 1500), "max_steps": 6}
+"""18 MB of gradient: several sections, whose messages travel while the GPU computes."""
 
 
 def alone(gpu: Device) -> NcclTransport:
@@ -43,6 +44,38 @@ def test_one_rank_of_nccl(gpu: Device) -> None:
     nccl.alltoall((whole * 2.0).view(np.uint8), parts, out.view(np.uint8), parts)
     np.testing.assert_array_equal(to_host(out), np.concatenate([2 * host[:100], np.zeros(900)]))
     assert nccl.description.startswith("by NCCL 2.")
+    nccl.close()
+
+
+def test_messages_beside_what_is_computed(gpu: Device) -> None:
+    """Launched one by one, and from a graph: what is aside comes after what was before it, and before what waits."""
+    nccl, host, cuda = alone(gpu), numbers(1000), gpu.xp.cuda
+    x, y, z, ended = gpu.put(host), gpu.put(host), gpu.put(host), cuda.Event(disable_timing=True)
+
+    def step() -> None:
+        np.multiply(x, 2.0, out=x)
+        with nccl.aside(ended):
+            nccl.allgather_slices(x, [1000])
+            np.add(x, 1.0, out=y)
+        np.multiply(z, 3.0, out=z)
+        cuda.get_current_stream().wait_event(ended)
+        np.add(x, y, out=x)
+
+    step()
+    pool = memory_pool(gpu.xp)
+    with cuda.using_allocator(pool.malloc):
+        cuda.get_current_stream().begin_capture()
+        step()
+        graph = cuda.get_current_stream().end_capture()
+    graph.launch()
+    graph.launch()
+    nccl.synchronize()
+    wanted = host.copy()
+    for _ in range(3):
+        wanted = 2 * wanted + (2 * wanted + np.float32(1))
+    np.testing.assert_array_equal(to_host(x), wanted)
+    np.testing.assert_array_equal(to_host(z), host * 3 * 3 * 3)
+    del graph
     nccl.close()
 
 
