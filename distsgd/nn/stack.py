@@ -9,6 +9,7 @@ in memory as they do alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -49,7 +50,7 @@ _Backward: TypeAlias = Callable[[Array, GradientSums], Any]
 
 
 def can_be_stacked(objective: Objective) -> bool:
-    """Whether it is a network of distsgd's own layers without random numbers and statistics, one after the other.
+    """Whether it is a network of distsgd's own layers without statistics, one after the other.
 
     NumPy and BLAS treat vectors in another way than matrices, so each dense layer has two inputs and two outputs at
     least.
@@ -71,12 +72,23 @@ def can_be_stacked(objective: Objective) -> bool:
         and objective.loss_scale == 1
     ):
         return False
-    layers, begins = objective.model.layers, (Dense,) if len(objective.input_shape) == 1 else _of_images()
+    begins = (Dense,) if len(objective.input_shape) == 1 else _of_images()
+    layers = [layer for layer in objective.model.layers if not _is_dropout(layer)]
     return (
-        all(type(layer) in (*_OF_VECTORS, *begins) for layer in layers)
+        bool(layers)
+        and all(type(layer) in (*_OF_VECTORS, *begins) for layer in layers)
         and isinstance(layers[0], begins)
         and all(min(layer.fan_in, layer.fan_out) > 1 for layer in layers if isinstance(layer, Dense))
     )
+
+
+def _is_dropout(layer: Layer) -> bool:
+    """Imports it only where a model has one."""
+    if layer.kind != "dropout":
+        return False
+    from distsgd.nn.layers.dropout import Dropout
+
+    return type(layer) is Dropout
 
 
 def _of_images() -> tuple[type[Layer], ...]:
@@ -187,10 +199,21 @@ class Stack:
                 return dx
 
             return y, backward
+        if layer.kind == "dropout":
+            return self._dropout(name, layer, x, batch)
         y, of_layer = layer.forward(params, x, batch, name)
         if y.ndim < x.ndim:  # vectors are made of images
             return self._as_columns(y, of_layer)
         return y, lambda dy, sums: of_layer(dy, params)
+
+    def _dropout(self, name: str, layer: Any, x: Array, batch: Batch) -> tuple[Array, _Backward]:
+        if layer.rate == 0.0:
+            return x, lambda dy, sums: dy
+        apart = split(x, self._parts) if x.ndim == 2 else x
+        numbered = (replace(batch, microbatch=batch.microbatch + part) for part in range(self._parts))
+        masks = [layer.mask(own, of_part, name) for own, of_part in zip(apart, numbered, strict=True)]
+        mask = np.concatenate(masks, axis=1) if x.ndim == 2 else np.stack(masks)
+        return layer.keep(x, mask), lambda dy, sums: layer.keep(dy, mask)
 
     def _as_columns(self, y: Array, of_layer: Backward) -> tuple[Array, _Backward]:
         """Vectors of one microbatch after the other, as a layer makes them of images, beside each other."""

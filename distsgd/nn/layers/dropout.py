@@ -49,14 +49,43 @@ class Dropout(Layer):
     def forward(self, params: Views, x: Array, batch: Batch, path: str) -> tuple[Array, Backward]:
         if not batch.training or self.rate == 0.0:
             return x, lambda dy, grads: dy
-        keep = 1.0 - self.rate
+        mask = self.mask(x, batch, path)
+        return self.keep(x, mask), lambda dy, grads: self.keep(dy, mask)
+
+    def mask(self, x: Array, batch: Batch, path: str) -> Array:
+        """Which values a microbatch keeps.
+
+        Parameters
+        ----------
+        x : array
+            Its inputs, (…, n).
+        batch : Batch
+            The microbatch, whose random numbers decide.
+        path : str
+            The layer's name in the model.
+
+        Returns
+        -------
+        array
+            Booleans that fit the inputs.
+        """
         shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if self.channels else x.shape
-        mask = kernels_for(x).keep_mask(x, shape, keep, batch.random_stream("dropout " + path))
-        scale = 1.0 / keep
+        found: Array = kernels_for(x).keep_mask(x, shape, 1.0 - self.rate, batch.random_stream("dropout " + path))
+        return found
 
-        def apply(values: Array) -> Array:
-            kept: Array = values * mask
-            kept *= scale
-            return kept
+    def keep(self, values: Array, mask: Array) -> Array:
+        """The values where the mask is true, divided by the probability of that; 0 elsewhere.
 
-        return apply(x), lambda dy, grads: apply(dy)
+        Parameters
+        ----------
+        values, mask : array
+            As `mask` has and returns them.
+
+        Returns
+        -------
+        array
+            Of the values' shape.
+        """
+        kept: Array = values * mask
+        kept *= 1.0 / (1.0 - self.rate)
+        return kept

@@ -160,6 +160,30 @@ def test_bits_on_ranks(ranks: int, data: Any, model: str) -> None:
     assert run_on_threads(ranks, train) == [bits(data, model, **options, microbatches=8)] * ranks
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        ((X, LABELS), "dropout 0.2, dense 30, relu, dropout 0.5, dense 20, dropout 0, dense"),
+        (
+            (IMAGES, LABELS),
+            "channel-dropout 0.1, conv 9 3x3, pool 2, relu, dropout 0.4, dense 9, relu, dropout 0.5, dense",
+        ),
+    ],
+    ids=["vectors", "images"],
+)
+def test_dropout_is_each_microbatchs_own(ranks: int, data: Any, model: str, stacks: list[int]) -> None:
+    """Its random numbers depend on the microbatch, whatever is computed with it."""
+
+    def train(communicator: Communicator) -> Any:
+        return bits(data, model, microbatches=8, communicator=communicator)
+
+    found = run_on_threads(ranks, train)
+    assert stacks
+    assert all(stacks)
+    assert found == [bits(data, model, microbatches=8, on_non_finite="skip")] * ranks
+
+
 def test_other_layers_are_computed_one_after_the_other(stacks: list[int]) -> None:
     class Own(nn.Activation):
         pass
@@ -167,10 +191,9 @@ def test_other_layers_are_computed_one_after_the_other(stacks: list[int]) -> Non
     def images(layer: nn.Layer) -> nn.Sequential:
         return nn.Sequential([nn.Convolution(2, 3, 3), layer, nn.Flatten(), nn.Dense(297, 7)])
 
-    for layer in (nn.Dropout(0.5), nn.BatchNormalization(3), nn.Residual(nn.Activation("relu"))):
+    for layer in (nn.BatchNormalization(3), nn.Residual(nn.Activation("relu"))):
         fit(images(layer), (IMAGES, LABELS), **QUICK, quiet=True)
     for model in (
-        nn.Sequential([nn.Dense(40, 20), nn.Dropout(0.5), nn.Dense(20, 7)]),
         nn.Sequential([nn.Dense(40, 20), nn.BatchNormalization(20), nn.Dense(20, 7)]),
         nn.Sequential([nn.Dense(40, 20), Own("relu"), nn.Dense(20, 7)]),
     ):
@@ -206,14 +229,18 @@ def test_products(m: int, k: int, n: int, x_in_order: bool, kind: str) -> None:
 
 @given(
     hidden=st.lists(st.integers(2, 70), min_size=1, max_size=2),
+    dropout=st.sampled_from([0.0, 0.4]),
     microbatches=st.integers(2, 9),
     batch_size=st.integers(12, 120),
     features=st.integers(2, 40),
     kind=st.sampled_from(["float32", "float64"]),
 )
 @settings(max_examples=15, deadline=None)
-def test_bits_of_any_network(hidden: list[int], microbatches: int, batch_size: int, features: int, kind: str) -> None:
+def test_bits_of_any_network(
+    hidden: list[int], dropout: float, microbatches: int, batch_size: int, features: int, kind: str
+) -> None:
     options = {"hidden": tuple(hidden), "microbatches": microbatches, "batch_size": batch_size, "epochs": 1}
+    options["dropout"] = dropout
     data = (X[:, :features] - 0.5, LABELS)
     assert bits(data, **options, dtype=kind) == bits(data, **options, dtype=kind, on_non_finite="skip")
 
@@ -222,7 +249,7 @@ def test_bits_of_any_network(hidden: list[int], microbatches: int, batch_size: i
     layers=st.lists(
         st.sampled_from(
             ["conv 1 3x3", "conv 7 3x3 same", "conv 20 2x2, pool 2", "conv 4 3x3 same stride 2", "conv 5 1x1", "pool 2",
-             "average-pool 2", "relu", "softplus"]
+             "average-pool 2", "relu", "softplus", "dropout 0.3", "channel-dropout 0.2"]
         ), min_size=1, max_size=4,
     ),
     microbatches=st.integers(2, 9),
