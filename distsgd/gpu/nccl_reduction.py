@@ -98,13 +98,17 @@ class NcclReduction(SectionedReduction[_Messages]):
         self._params_sent = 0
 
     def _send_sums(self) -> None:
-        """Of the last section whose sums haven't been sent."""
-        self._sent += 1
-        messages = self._messages[-self._sent]
+        """Of the last section whose sums haven't been sent.
+
+        It counts as sent at the end: what fails in backward is reported as the model's error, and `launch_sums` follows.
+        Without these messages the other ranks' GPUs would wait for ever.
+        """
+        messages = self._messages[-1 - self._sent]
         planned = self._planned(messages, self._bounds)
         with self.transport.aside(messages.arrived):
             fill(planned)
             self.transport.alltoall(messages.send, messages.sent, messages.receive, messages.received)
+        self._sent += 1
 
     def _arrive(self, messages: _Messages) -> None:
         self.plan.device.xp.cuda.get_current_stream().wait_event(messages.arrived)

@@ -21,7 +21,7 @@ from distsgd.parallel.message_reduction import MessageReduction
 from distsgd.parallel.reduction import BLOCK, Partition, Plan
 from distsgd.parallel.sections import MOST
 from distsgd.run.build_trainer import make_reduction
-from tests.strict_arrays import GRAPH, RECORDER
+from tests.strict_arrays import GRAPH, RECORDER, OutOfMemoryError
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
 from tests.threads import run_on_threads
@@ -163,6 +163,30 @@ def test_what_fails_on_one_rank_ends_all(monkeypatch: pytest.MonkeyPatch, where:
     def on_rank(communicator: Communicator) -> str:
         with pytest.raises(DistsgdError) as raised:
             train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": graphs})
+        return str(raised.value)
+
+    with strict_device(gpus(2)):
+        found = run_on_threads(2, on_rank)
+    assert len(set(found)) == 1
+    assert "rank 1" in found[0]
+
+
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_no_section_is_left_out_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """The other rank's GPU would wait for its sums for ever. Calls 1 and 2 are those of two sections of step 1."""
+    fill, calls = nccl_reduction.fill, list[bool]()
+
+    def failing(sums: Any) -> None:
+        calls.append(RECORDER.gpu == 1)
+        if calls[-1] and sum(calls) == call:
+            raise OutOfMemoryError("Out of memory allocating 512 bytes")
+        fill(sums)
+
+    monkeypatch.setattr(nccl_reduction, "fill", failing)
+
+    def on_rank(communicator: Communicator) -> str:
+        with pytest.raises(DistsgdError) as raised:
+            train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": False})
         return str(raised.value)
 
     with strict_device(gpus(2)):
