@@ -22,8 +22,9 @@ from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.transport import Parts, Transport
 
 SECTION_BYTES = 4 << 20
-"""Gradients of a section at least. Each is two more launches of messages, of some ten microseconds; in that time a link
-between two GPUs carries several megabytes, so less would make a step longer."""
+"""Gradients of a section, about this or more: it ends where all ranks have as many blocks. Each is two more launches of
+messages, of some ten microseconds; in that time a link between two GPUs carries several megabytes, so less would make a
+step longer."""
 
 
 @dataclass(eq=False)
@@ -93,18 +94,23 @@ class NcclReduction(SectionedReduction[_Messages]):
         return self._gather_heads()
 
     def launch_sums(self, bounds: tuple[int, ...]) -> None:
+        self._bounds = bounds
         while self._sent < len(self.sections):
             self._send_sums()
-        self._params_sent = 0
+        self._sent = self._params_sent = 0
 
     def _send_sums(self) -> None:
-        """Of the last section whose sums haven't been sent."""
-        self._sent += 1
-        messages = self._messages[-self._sent]
+        """Of the last section whose sums haven't been sent.
+
+        It counts as sent at the end. What fails in backward is the model's error, and `launch_sums` follows; the other
+        ranks' GPUs would wait for ever for a section that is left out.
+        """
+        messages = self._messages[-1 - self._sent]
         planned = self._planned(messages, self._bounds)
         with self.transport.aside(messages.arrived):
             fill(planned)
             self.transport.alltoall(messages.send, messages.sent, messages.receive, messages.received)
+        self._sent += 1
 
     def _arrive(self, messages: _Messages) -> None:
         self.plan.device.xp.cuda.get_current_stream().wait_event(messages.arrived)

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distsgd.core.device import Array
+from distsgd.core.device import Array, to_host
 from distsgd.core.errors import DistsgdError, NonFiniteError
 from distsgd.gpu import nccl_reduction
 from distsgd.gpu.devices import choose_device
 from distsgd.gpu.nccl_reduction import NcclReduction
 from distsgd.nn import Dense
 from distsgd.parallel import Communicator
-from distsgd.parallel.message_reduction import MessageReduction
+from distsgd.parallel.message_reduction import MessageReduction, fill
 from distsgd.parallel.reduction import BLOCK, Partition, Plan
 from distsgd.parallel.sections import MOST
 from distsgd.run.build_trainer import make_reduction
-from tests.strict_arrays import GRAPH, RECORDER
+from tests.strict_arrays import GRAPH, KERNEL, NCCL, RECORDER, OutOfMemoryError
 from tests.strict_device import StrictModule, strict_device
 from tests.strict_nccl import StrictNccl
 from tests.threads import run_on_threads
@@ -122,6 +122,41 @@ def test_gradients_leave_while_others_are_computed() -> None:
         assert sums[0] < biases[-1]
 
 
+def test_parameters_leave_while_others_are_updated() -> None:
+    """In a recorded step, after all ranks know that everything is finite."""
+    with strict_device(gpus(2), own_kernels=True) as recorder:
+        on_ranks(2, 2, **{**NET, "microbatches": 2, "max_steps": 3})
+    done = [event for event in recorder.events if event.gpu == 0]
+    known = [index for index, event in enumerate(done) if event.what == "hold_after_non_finite"]
+    recording = done[known[0] + 1 : next(index for index, event in enumerate(done) if event.kind == GRAPH)]
+    messages = [index for index, event in enumerate(recording) if event.kind == NCCL]
+    updates = [index for index, event in enumerate(recording) if event.kind == KERNEL]
+    assert messages[0] < updates[-1] < messages[-1]
+
+
+def test_sums_are_sent_in_each_reduction() -> None:
+    """Also where no step has begun, as in a loop without a model; then with other bounds."""
+
+    def of_rank(communicator: Communicator) -> list[float]:
+        device, _ = choose_device("gpu", communicator.rank)
+        device.use()
+        plan = Plan(Partition(2, 2, 4 * BLOCK), 1, np.dtype(np.float32), 1, 2, device)
+        reduction, _ = make_reduction(communicator, plan, "nccl")
+        found = []
+        for number, bounds in enumerate([(0, 1, 2), (0, 1, 2), (0, 0, 1)], 1):
+            for row in reduction.rows.values():
+                row[:] = float(number)
+            reduction.reduce_scatter(bounds)
+            span = reduction.partition.spans_of(communicator.rank)[0]
+            total = reduction.total(bounds, span, device.xp.zeros((1, 4 * BLOCK), np.float32))
+            found.append(float(to_host(total.compute())[0]))
+            reduction.all_gather()
+        return found
+
+    with strict_device(gpus(2)):
+        assert run_on_threads(2, of_rank) == [[2.0, 4.0, 3.0]] * 2
+
+
 def test_nothing_is_updated_where_a_loss_is_not_finite() -> None:
     x = X.copy()
     x[LABELS == 1] = 1e38
@@ -163,6 +198,30 @@ def test_what_fails_on_one_rank_ends_all(monkeypatch: pytest.MonkeyPatch, where:
     def on_rank(communicator: Communicator) -> str:
         with pytest.raises(DistsgdError) as raised:
             train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": graphs})
+        return str(raised.value)
+
+    with strict_device(gpus(2)):
+        found = run_on_threads(2, on_rank)
+    assert len(set(found)) == 1
+    assert "rank 1" in found[0]
+
+
+@pytest.mark.parametrize("call", [1, 2, 5])
+def test_no_section_is_left_out_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """The other rank's GPU would wait for its sums for ever. Calls 1 and 2 are those of two sections of step 1."""
+    calls = list[bool]()
+
+    def failing(sums: Any) -> None:
+        calls.append(RECORDER.gpu == 1)
+        if calls[-1] and sum(calls) == call:
+            raise OutOfMemoryError("Out of memory allocating 512 bytes")
+        fill(sums)
+
+    monkeypatch.setattr(nccl_reduction, "fill", failing)
+
+    def on_rank(communicator: Communicator) -> str:
+        with pytest.raises(DistsgdError) as raised:
+            train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": False})
         return str(raised.value)
 
     with strict_device(gpus(2)):
