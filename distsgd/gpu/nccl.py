@@ -40,6 +40,7 @@ class NcclTransport(Transport):
         self._aside = device.xp.cuda.Stream(non_blocking=True)
         self._sent, self._begun = (device.xp.cuda.Event(disable_timing=True) for _ in range(2))
         self._in_flight = False
+        self._failure: DistsgdError | None = None
 
     def broadcast(self, array: Array) -> None:
         at, count = _address(array), array.nbytes
@@ -108,15 +109,24 @@ class NcclTransport(Transport):
 
     @contextmanager
     def _group(self, collective: int) -> Iterator[int]:
-        """Group the calls inside into one launch; yields the current stream's number."""
+        """Group the calls inside into one launch; yields the current stream's number.
+
+        After an error all others have the same one: whether a part of that group was sent isn't known.
+        """
+        if self._failure is not None:
+            raise self._failure
         stream = self._device.xp.cuda.get_current_stream()
         self.enter(collective)  # the first message to a rank connects to it, and waits for that rank
-        with _as_sentence("NCCL failed"):
-            self._nccl.groupStart()
-            try:
-                yield stream.ptr
-            finally:
-                self._nccl.groupEnd()
+        try:
+            with _as_sentence("NCCL failed"):
+                self._nccl.groupStart()
+                try:
+                    yield stream.ptr
+                finally:
+                    self._nccl.groupEnd()
+        except DistsgdError as failure:
+            self._failure = failure
+            raise
         self.exit()
         if not stream.is_capturing():
             self.launched()

@@ -47,7 +47,8 @@ class _Messages(SectionMessages):
 
 @final
 class NcclReduction(SectionedReduction[_Messages]):
-    """One replica for each rank. Nothing here waits on the host but `reduce_scatter`."""
+    """One replica for each rank. `reduce_scatter` waits on the host; all else is launched, after the first messages, in
+    which NCCL connects ranks."""
 
     transport: NcclTransport
 

@@ -16,16 +16,17 @@ import pytest
 from distsgd import Layer
 from distsgd.cli import train as command
 from distsgd.core.device import Array, Shape, to_host
-from distsgd.core.errors import ConfigurationError
+from distsgd.core.errors import ConfigurationError, DistsgdError
 from distsgd.core.layout import Views
 from distsgd.gpu.choose_transport import between_gpus
 from distsgd.gpu.devices import choose_device
-from distsgd.gpu.nccl import version_words
+from distsgd.gpu.nccl import open_nccl, version_words
 from distsgd.gpu.report import describe_device
 from distsgd.nn.batch import Batch
 from distsgd.nn.layers import Dense, Sequential
 from distsgd.nn.layers.base import Backward
 from distsgd.parallel import Communicator
+from distsgd.parallel.serial import SerialCommunicator
 from distsgd.parallel.transport import Parts, Transport
 from tests.strict_arrays import MPI, NCCL, RECORDER, TO_DEVICE, TO_HOST, StrictArray
 from tests.strict_device import StrictModule, strict_device
@@ -186,6 +187,26 @@ def test_a_failure_in_the_middle_is_reported() -> None:
 
     with strict_device(gpus(2, fails=fail)), pytest.raises(Exception, match="NCCL failed between steps: NCCL_ERROR_RE"):
         on_ranks(2)
+
+
+def test_nothing_is_sent_after_an_error() -> None:
+    """Whether a part of the group was isn't known."""
+    fails = [True]
+
+    def fail(called: str, rank: int) -> None:
+        if called == "groupEnd" and fails.pop():
+            raise NcclError("NCCL_ERROR_SYSTEM_ERROR: unhandled system error")
+
+    module = gpus(1, fails=fail)
+    with strict_device(module):
+        device, _ = choose_device("gpu:0")
+        device.use()
+        nccl, _ = open_nccl(SerialCommunicator(), device)
+        assert nccl is not None
+        for _ in range(2):
+            with pytest.raises(DistsgdError, match="NCCL failed: NCCL_ERROR_SYSTEM_ERROR"):
+                nccl.broadcast(device.put(np.ones(4)))
+    assert not module.nccl.calls
 
 
 @dataclass(frozen=True)
