@@ -104,7 +104,7 @@ class NcclReduction(SectionedReduction[_Messages]):
         """Of the last section whose sums haven't been sent.
 
         It counts as sent at the end. What fails in backward is the model's error, and `launch_sums` follows; the other
-        ranks' GPUs would wait for ever for a section that is left out.
+        ranks' GPUs would wait for ever for a section that was skipped.
         """
         messages = self._messages[-1 - self._sent]
         planned = self._planned(messages, self._bounds)

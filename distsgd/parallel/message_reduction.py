@@ -122,7 +122,7 @@ class MessageReduction(OwnState):
         return heads
 
     def _gather_heads(self) -> tuple[Array, Array]:
-        """(flags, records) of all ranks, when this rank's GPU has ended what was launched on it."""
+        """(flags, records) of all ranks, when this rank's device has ended what was launched on it."""
         self.transport.synchronize()
         if self.records is not self._own_records:
             to_host(self.records, self._own_records)
