@@ -49,6 +49,8 @@ class MessageReduction(OwnState):
             raise NotShared(self.communicator.hosts[shared.index(False)])
         self._rows = dict(zip(nodes, rows, strict=True))
         self.rows = {node: self._rows[node] for node in self.nodes()}
+        levels = scratch_levels(plan.partition.microbatches, plan.device.one_pass)
+        self._scratch = plan.device.xp.empty((levels - 1, plan.chunk), plan.dtype)
         self._prepare_heads()
         self._prepare_messages(self._groups)
 
@@ -87,8 +89,6 @@ class MessageReduction(OwnState):
         for rank, nodes in found.arriving.items():
             arrived = self._receive[found.sums_received[rank]].view(self.plan.dtype).reshape(len(nodes), count)
             self._sums.update(zip(nodes, arrived, strict=True))
-        levels = scratch_levels(self.partition.microbatches, self.plan.device.one_pass)
-        self._scratch = xp.empty((levels - 1, self.plan.chunk), self.plan.dtype)
         self._to_send: dict[tuple[int, ...], list[tuple[TreeSum, Array]]] = {}
         params, self._lengths = self.params.view(_BYTES), self.partition.counts()
         self._mine = params[self.owned.start * width : self.owned.stop * width]

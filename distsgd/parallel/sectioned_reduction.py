@@ -18,7 +18,7 @@ from distsgd.parallel.reduction import Plan
 from distsgd.parallel.routes import Groups
 from distsgd.parallel.sections import Section, Sectioned
 from distsgd.parallel.transport import Transport
-from distsgd.parallel.tree import Span, TreeSum, scratch_levels
+from distsgd.parallel.tree import Span, TreeSum
 
 
 @dataclass(eq=False)
@@ -77,8 +77,6 @@ class SectionedReduction(MessageReduction, Generic[Messages]):
         self.alone = True
 
     def _prepare_messages(self, groups: Groups) -> None:
-        levels = scratch_levels(self.partition.microbatches, self.plan.device.one_pass)
-        self._scratch = self.plan.device.xp.empty((levels - 1, self.plan.chunk), self.plan.dtype)
         first = 0
         for index, section in enumerate(self.sections):
             messages = self._of_section(index, section, groups, first)

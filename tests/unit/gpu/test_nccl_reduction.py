@@ -174,6 +174,20 @@ def outcome(device: str, **options: Any) -> str:
         return str(error).partition(", microbatch")[0]
 
 
+def all_name_rank_1(graphs: bool) -> None:
+    """Training on two ranks ends with one sentence on both."""
+
+    def on_rank(communicator: Communicator) -> str:
+        with pytest.raises(DistsgdError) as raised:
+            train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": graphs})
+        return str(raised.value)
+
+    with strict_device(gpus(2)):
+        found = run_on_threads(2, on_rank)
+    assert len(set(found)) == 1
+    assert "rank 1" in found[0]
+
+
 @pytest.mark.parametrize("graphs", [True, False], ids=["recorded", "launched"])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_what_fails_on_one_rank_ends_all(monkeypatch: pytest.MonkeyPatch, where: str, graphs: bool) -> None:
@@ -195,15 +209,7 @@ def test_what_fails_on_one_rank_ends_all(monkeypatch: pytest.MonkeyPatch, where:
 
     monkeypatch.setattr(Dense, "forward", failing)
 
-    def on_rank(communicator: Communicator) -> str:
-        with pytest.raises(DistsgdError) as raised:
-            train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": graphs})
-        return str(raised.value)
-
-    with strict_device(gpus(2)):
-        found = run_on_threads(2, on_rank)
-    assert len(set(found)) == 1
-    assert "rank 1" in found[0]
+    all_name_rank_1(graphs)
 
 
 @pytest.mark.parametrize("call", [1, 2, 5])
@@ -219,12 +225,4 @@ def test_no_section_is_left_out_where_memory_runs_out(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(nccl_reduction, "fill", failing)
 
-    def on_rank(communicator: Communicator) -> str:
-        with pytest.raises(DistsgdError) as raised:
-            train("gpu", communicator=watched(communicator), **{**NET, "microbatches": 2, "cuda_graphs": False})
-        return str(raised.value)
-
-    with strict_device(gpus(2)):
-        found = run_on_threads(2, on_rank)
-    assert len(set(found)) == 1
-    assert "rank 1" in found[0]
+    all_name_rank_1(graphs=False)
