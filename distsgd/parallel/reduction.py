@@ -31,7 +31,8 @@ the second-level cache with the parameters, the optimizer's state and the tempor
 ROWS = 2
 """The fewest rows that a rank fills, where it has so many microbatches. Rows that a rank leaves apart are added where
 the sum is used, a chunk at a time in the cache, which saves a pass over memory. More than two rows overfill the
-third-level cache (measured on 1 and 2 ranks with 4 and 8 microbatches).
+third-level cache (measured on 1 and 2 ranks with 4 and 8 microbatches). Two microbatches have one row where their
+products are added by BLAS: see `Plan.adds_products`.
 """
 
 ROWS_OF_DEVICES = 4
@@ -92,6 +93,7 @@ class Plan:
     device   where this rank's parameters, gradients and state lie
     others   threads of each host that compute beside its ranks, such as those that read examples
     has_equal_shares  whether all ranks compute as nearly the same number of microbatches as can be, in all steps
+    adds_products  whether a worker adds a microbatch's gradient as it computes it, which takes less than writing it
     """
 
     partition: Partition
@@ -102,6 +104,7 @@ class Plan:
     device: Device = CPU
     others: int = 0
     has_equal_shares: bool = True
+    adds_products: bool = False
 
     @property
     def chunk(self) -> int:
@@ -158,7 +161,8 @@ class GradientReduction(ABC):
     def nodes(self) -> list[Span]:
         """The nodes of the tree that this rank's workers compute, a row for each."""
         limit = max(1, (ROWS_OF_DEVICES if self.plan.device.one_pass else ROWS) // self.plan.workers)
-        return [node for span in self.worker_spans for node in split_nodes(self.partition.subtrees(*span), limit)]
+        subtrees, narrow = self.partition.subtrees, 2 if self.plan.adds_products else 1
+        return [node for span in self.worker_spans for node in split_nodes(subtrees(*span), limit, narrow)]
 
     def begin(self, bounds: tuple[int, ...]) -> None:  # noqa: B027 (only what sends early has something to do)
         """A step begins whose microbatches have these bounds. `reduce_scatter` follows, whatever fails."""

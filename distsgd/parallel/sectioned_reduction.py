@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Generic, TypeVar
 
 from distsgd.core.device import Array
@@ -73,7 +73,8 @@ class SectionedReduction(MessageReduction, Generic[Messages]):
         self.sections, self._messages = partition.sections, list[Messages]()
         self.in_order = False
         self._sent, self._params_sent = 0, len(self.sections)
-        super().__init__(communicator, plan, group, transport)
+        # A row that only the last microbatch writes says by layer that it is complete.
+        super().__init__(communicator, replace(plan, adds_products=False), group, transport)
         self.alone = True
 
     def _prepare_messages(self, groups: Groups) -> None:

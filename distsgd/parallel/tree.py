@@ -51,16 +51,18 @@ def maximal_subtrees(first: int, last: int, microbatches: int, groups: int = 1) 
     return cover(0, microbatches, groups)
 
 
-def split_nodes(nodes: Sequence[Span], limit: int) -> list[Span]:
+def split_nodes(nodes: Sequence[Span], limit: int, narrow: int = 1) -> list[Span]:
     """The same microbatches in up to `limit` nodes of the tree: the widest node is split first.
 
-    >>> split_nodes([(0, 4)], 3)
-    [(0, 1), (1, 2), (2, 4)]
+    Nodes of up to `narrow` microbatches stay as they are.
+
+    >>> split_nodes([(0, 4)], 3), split_nodes([(0, 4)], 3, narrow=2)
+    ([(0, 1), (1, 2), (2, 4)], [(0, 2), (2, 4)])
     """
     found = list(nodes)
     while len(found) < limit:
         index, (first, last) = max(enumerate(found), key=lambda item: item[1][1] - item[1][0], default=(0, (0, 0)))
-        if last - first < 2:
+        if last - first <= narrow:
             break
         middle = (first + last) // 2
         found[index : index + 1] = [(first, middle), (middle, last)]

@@ -12,6 +12,7 @@ import numpy as np
 from distsgd.core.components import check_name
 from distsgd.core.device import Device
 from distsgd.core.errors import ConfigurationError
+from distsgd.core.kernels.blas import gemm
 from distsgd.core.layout import Layout
 from distsgd.core.runtime import affinity, check_memory, cores_per_rank
 from distsgd.data.augmentation import parse_augmentation
@@ -45,6 +46,7 @@ from distsgd.training.metrics.base import Metric
 from distsgd.training.non_finite import NonFinitePolicy
 from distsgd.training.running_statistics import check_filled, least_examples
 from distsgd.training.selection import Selection
+from distsgd.training.stacks import are_stacked
 from distsgd.training.step import TrainingStep
 from distsgd.training.steps import Steps
 from distsgd.training.trainer import Trainer
@@ -193,8 +195,11 @@ def build_step(
     communicator.everywhere(lambda: device.check_free_memory(there, what))
     record = 2 + Layout.of(objective.statistics_shapes()).size
     readers = config.readers if stays_in_files(train.x) else 0
-    count = workers.that_may_call(objective).count
-    plan = Plan(partition, count, dtype, len(optimizer.slots), record, device, readers, config.shares == "equal")
+    count, guarded = workers.that_may_call(objective).count, config.on_non_finite != "stop"
+    plan = Plan(
+        partition, count, dtype, len(optimizer.slots), record, device, readers, config.shares == "equal",
+        adds_products=are_stacked(objective, device, guarded) and gemm(dtype.char) is not None,
+    )  # fmt: skip
     reduction, note = make_reduction(communicator, plan, config.communication)
     running_layout = Layout.of(objective.state_shapes())
     running = running_layout.views(np.zeros(running_layout.size, dtype))
@@ -206,7 +211,7 @@ def build_step(
     regularization = Regularization(config.l1, config.l2, config.penalize, config.freeze)
     step = TrainingStep(
         objective, optimizer, regularization, reduction, workers, loader, layout, running, config.clip_norm,
-        guarded=config.on_non_finite != "stop",
+        guarded=guarded,
     )  # fmt: skip
     params = step.params_buffer()
     communicator.on_root(lambda: objective.initialize(params, running, config.seed))

@@ -13,7 +13,7 @@ from typing import Protocol, final
 
 import numpy as np
 
-from distsgd.core.device import Array
+from distsgd.core.device import Array, Device
 from distsgd.core.kernels.several import Addition, bias_gradients, placed, weight_gradients
 from distsgd.core.layout import Layout, Views
 from distsgd.data.loader import GatheredBatch
@@ -105,13 +105,18 @@ class NodeBuffers(Protocol):
 
 
 def stacks_of(parts: StepParts, nodes: Sequence[NodeBuffers], params: Views) -> Stacks | None:
-    """The stacks of a worker that adds up these nodes; None where its microbatches are computed one after the other.
+    """The stacks of a worker that adds up these nodes; None where its microbatches are computed one after the other."""
+    possible = nodes and are_stacked(parts.objective, parts.reduction.plan.device, parts.guarded)
+    return Stacks(parts.objective, nodes, params, parts.reduction) if possible else None
 
-    So they are on other devices, in models with other layers than `Stack` takes, and where each
-    microbatch's gradient is looked at.
+
+def are_stacked(objective: Objective, device: Device, guarded: bool) -> bool:
+    """Whether a worker computes its microbatches as stacks, and not one after the other.
+
+    Not so on other devices, in models with other layers than `Stack` takes, and where each microbatch's gradient is
+    looked at.
     """
-    possible = parts.reduction.plan.device.host_memory and not parts.guarded and can_be_stacked(parts.objective)
-    return Stacks(parts.objective, nodes, params, parts.reduction) if possible and nodes else None
+    return device.host_memory and not guarded and can_be_stacked(objective)
 
 
 @final

@@ -73,15 +73,20 @@ def test_maximal_subtrees_tile(data: st.DataObject, microbatches: int) -> None:
         assert not any(first <= node[0] and node[1] <= last for node in bigger)
 
 
-@given(st.data(), microbatch_counts, st.integers(1, 9))
-def test_splitting_keeps_the_microbatches_and_the_tree(data: st.DataObject, microbatches: int, limit: int) -> None:
+@given(st.data(), microbatch_counts, st.integers(1, 9), st.integers(1, 3))
+def test_splitting_keeps_the_microbatches_and_the_tree(
+    data: st.DataObject, microbatches: int, limit: int, narrow: int
+) -> None:
     first = data.draw(st.integers(0, microbatches - 1))
     last = data.draw(st.integers(first + 1, microbatches))
     before = maximal_subtrees(first, last, microbatches)
-    nodes = split_nodes(before, limit)
+    nodes = split_nodes(before, limit, narrow)
     assert [microbatch for a, b in nodes for microbatch in range(a, b)] == list(range(first, last))
     assert set(nodes) <= nodes_of(0, microbatches)
-    assert len(nodes) == max(len(before), min(limit, last - first))
+    assert len(nodes) == max(len(before), min(limit, last - first)) or (
+        narrow > 1 and len(nodes) < limit and all(b - a <= narrow for a, b in nodes)
+    )
+    assert all(b - a > narrow for a, b in before if (a, b) not in nodes)
 
 
 def test_no_microbatches_no_nodes() -> None:

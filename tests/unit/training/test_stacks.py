@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 import distsgd
 from distsgd import fit, nn
 from distsgd.core.kernels import several
+from distsgd.core.kernels.blas import gemm
 from distsgd.core.kernels.several import Addition, product_of_each, weight_gradients
 from distsgd.parallel import Communicator
+from distsgd.parallel.tree import TreeSum
 from distsgd.training.stacks import Stacks
 from tests.threads import run_on_threads
 
@@ -117,6 +119,26 @@ def test_memory_of_wide_convolutions_of_small_images(stacks: list[int]) -> None:
     apart = peak(on_non_finite="skip")
     assert peak() < 2 * apart
     assert stacks
+
+
+@pytest.mark.skipif(gemm("f") is None, reason="NumPy has another BLAS than OpenBLAS, whose products aren't added")
+@pytest.mark.parametrize(("microbatches", "rows"), [(1, 1), (2, 1), (3, 2), (4, 2), (9, 2)])
+def test_rows_of_gradients(microbatches: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A microbatch's gradients are added to those of the one before where they are computed, in pairs; what stays apart
+    is added in the update."""
+    added: set[int] = set()
+    divided = TreeSum.divided
+
+    def noted(self: TreeSum, *arguments: Any) -> Any:
+        added.add(self.rows)
+        return divided(self, *arguments)
+
+    monkeypatch.setattr(TreeSum, "divided", noted)
+    bits((X, LABELS), hidden=(20,), microbatches=microbatches)
+    assert added == {rows}
+    added.clear()
+    bits((X, LABELS), hidden=(20,), microbatches=microbatches, on_non_finite="skip")
+    assert added == {min(microbatches, 2)}
 
 
 @pytest.mark.parametrize("loss", ["squared-error", "huber", "quantile", "binary-cross-entropy"])
