@@ -14,7 +14,7 @@ import pytest
 import distsgd
 from distsgd.cli.command_line import load_config
 from distsgd.run.config_file import read_toml
-from examples import stand_in, tables
+from examples import reproduce, stand_in, tables
 from examples.collect import run_result
 from examples.rows import FOLDER, ROOT, Row, load_rows
 from tests.cases import first_of
@@ -84,9 +84,7 @@ def test_xor_is_learned(steps: int, batch: list[str], tmp_path: Path) -> None:
 @pytest.mark.skipif(not (REAL / "mnist").is_dir(), reason="the real MNIST files are not beside this checkout")
 def test_theanos_logistic_regression_to_the_digit(tmp_path: Path) -> None:
     row = ROWS["theano-logistic-9600"]
-    subprocess.run(row.command(0, tmp_path / "run", REAL), check=True, cwd=ROOT, capture_output=True)
-    found = run_result(row, tmp_path / "run", 0)
-    assert found is not None
+    found = reproduce.run(row, 0, tmp_path, REAL)
     assert found["figures"] == {"validation_error": 0.075, "test_error": pytest.approx(0.07489583), "best_epoch": 73}
 
 
